@@ -1,0 +1,103 @@
+"""The tree of errors.  Each knows its HTTP status, OpenAI type and code, and whether another try can help.
+
+    QproxyError
+    ├── RequestError            the client's request: 4xx, never retried
+    │   └── NotAuthenticated    the client's own qproxy key: the only 401 we send
+    ├── Overloaded              our own admission limits: 503, retry-after 1
+    └── UpstreamError           what Qwen, or the way to it, did; `retry` says what may help
+
+A foreign error becomes one of these at the line where the foreign call is made, and nowhere else.
+`body()` is OpenAI's error object with all four keys (openapi `Error`); `code` is never a number.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+
+class Retry(enum.Enum):
+    """What another try could help with, before the first byte of the answer."""
+
+    NEVER = "never"
+    QUICKLY = "quickly"
+    """Here or elsewhere, after a moment: connection trouble, 5xx, bursts."""
+    ELSEWHERE = "elsewhere"
+    """Only with another account: this one has no quota, no access or no such model."""
+    LATER = "later"
+    """The client should wait `retry_after` seconds; another account may serve it now."""
+    REFRESH = "refresh"
+    """The account's token was refused: renew it once, then try again."""
+
+
+class QproxyError(Exception):
+    """Anything a client may be told."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry = Retry.NEVER
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry: Retry | None = None,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        """Seconds to wait before another try, where known."""
+        self.request_id = request_id
+        """The upstream's own id of the failed request."""
+        if status is not None:
+            self.status = status
+        if type is not None:
+            self.type = type
+        if code is not None:
+            self.code = code
+        if retry is not None:
+            self.retry = retry
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        }
+
+
+class RequestError(QproxyError):
+    """The request cannot be served as it is."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotAuthenticated(RequestError):
+    """The client's own key for this server is missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Overloaded(QproxyError):
+    """More than this server is set to carry at once."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "overloaded"
+
+
+class UpstreamError(QproxyError):
+    """The upstream, or the way to it, failed."""
+
+    status = 502
+    code = "upstream_error"

@@ -1,0 +1,157 @@
+"""The one vocabulary: what a client asks (`Turn`) and what a model answers (events).
+
+Every endpoint decodes into a `Turn`, every upstream decodes into events, every endpoint encodes
+events: N + M modules, never N x M.
+
+The neutral shape of messages and tools is OpenAI's chat JSON (plain dicts and lists), because that
+is what Qwen's servers speak: wrapping each message in a class of ours would copy every prompt twice
+and know nothing more.  Whoever changes a message makes a new one; a `Turn` is never edited in place.
+
+Events are plain slotted records, not frozen ones: one is made for every chunk of every stream, and
+a frozen dataclass costs three times as much to make.  Treat them as immutable all the same.
+
+`ToolCallDelta` is what an upstream sent, whatever it was.  Only `toolcalls` may see it; what leaves
+`toolcalls` obeys the contract written down in `qproxy.wire` and uses `ToolCall` and `Arguments`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from qproxy.wire.errors import QproxyError
+
+JSON: TypeAlias = Any
+"""Whatever `json.loads` can return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request for one answer of a model, free of any endpoint's spelling.
+
+    `id` and `created` (Unix seconds) are made by the server when the request arrives, so that
+    everything below is a pure function of the turn and the upstream's bytes.
+    """
+
+    id: str
+    created: int
+    model: str
+    """The model as the client wrote it: what answers echo."""
+    messages: Sequence[JSON]
+    tools: Sequence[JSON] = ()
+    """OpenAI's nested tools, `{"type": "function", "function": {...}}`."""
+    tool_choice: JSON = None
+    """None (not said), "none", "auto", "required", or `{"type": "function", "function": {"name": ...}}`."""
+    params: Mapping[str, JSON] = field(default_factory=dict)
+    """Every other field, by OpenAI's or Qwen's name, zero values included."""
+    stream: bool = False
+    include_usage: bool = False
+    legacy_functions: bool = False
+    """The client spoke the deprecated `functions`/`function_call` and expects it back."""
+
+    @property
+    def parses_calls(self) -> bool:
+        """Whether calls written as text are to be looked for (policy P1: tools offered and not forbidden)."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def tool_names(self) -> list[str]:
+        """The names of the declared functions, in the client's order."""
+        return [tool["function"]["name"] for tool in self.tools if tool.get("type") == "function"]
+
+    def call_id(self, choice: int, number: int) -> str:
+        """An id for a call whose upstream sent none: `call_` and 24 hex digits, the same on every replay."""
+        digest = hashlib.sha256(f"{self.id}/{choice}/{number}".encode()).hexdigest()
+        return f"call_{digest[:24]}"
+
+
+@dataclass(slots=True)
+class Text:
+    """A piece of the visible answer."""
+
+    text: str
+    choice: int = 0
+    logprobs: JSON = None
+
+
+@dataclass(slots=True)
+class Reasoning:
+    """A piece of the model's thoughts."""
+
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A piece of OpenAI's `refusal` text."""
+
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ToolCallDelta:
+    """One `tool_calls` entry exactly as an upstream sent it; None where a key was absent or null."""
+
+    index: int | None = None
+    id: str | None = None
+    name: str | None = None
+    arguments: JSON = None
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A call begins.  `index` is ours: dense from 0 per choice; `id` is unique in the answer."""
+
+    index: int
+    id: str
+    name: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Arguments:
+    """A piece of the JSON text of call `index`'s arguments."""
+
+    index: int
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of the whole answer so far; a later one replaces an earlier one."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_details: dict[str, JSON] = field(default_factory=dict)
+    completion_details: dict[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Finish:
+    """A choice ends.  From an upstream: any string; after `toolcalls`: stop, length, tool_calls, content_filter."""
+
+    reason: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Done:
+    """The upstream said that its stream is whole (`data: [DONE]`, or the end of a whole body)."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """The answer failed; nothing follows."""
+
+    error: QproxyError
+
+
+Event: TypeAlias = (
+    Text | Reasoning | Refusal | ToolCallDelta | ToolCall | Arguments | Usage | Finish | Done | Failed
+)

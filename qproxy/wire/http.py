@@ -1,0 +1,20 @@
+"""The one HTTP request that `upstreams` build and `transport` sends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Header fields in order; names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPRequest:
+    """A request with its whole body.  `host`, `content-length` and `user-agent` are the transport's to add."""
+
+    method: str
+    url: str
+    """Absolute: `https://host[:port]/path?query`."""
+    headers: Headers = field(default=(), repr=False)  # it holds the account's token
+    body: bytes = field(default=b"", repr=False)  # it holds the client's prompt

@@ -1,0 +1,39 @@
+"""JSON text: one strict reader and one compact writer for all of `wire`.
+
+RFC 8259 with OpenAI's habits: no NaN or Infinity in, UTF-8 out.  A lone surrogate (a model may cut an
+emoji between two deltas) has no UTF-8 form, so a text that holds one is written with `\\u` escapes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+_write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_write_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_read = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def loads(text: str | bytes) -> Any:
+    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON or nests too deeply."""
+    if not isinstance(text, str):
+        text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
+    try:
+        return _read(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def dumps(value: Any) -> bytes:
+    """Compact UTF-8 JSON."""
+    text = _write(value)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _write_ascii(value).encode()

@@ -1,0 +1,50 @@
+"""Stages: the shape of everything that streams.
+
+A stage turns items into items: `feed(item)` gives what has become certain, `close()` what was held
+back, once, at the end.  Stages know nothing of time or sockets, so a whole answer and a streamed one
+take the same path and every stage is tested on any split of its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
+
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+
+
+class Stage(Protocol[In, Out]):
+    """Items in, items out, held items at the end."""
+
+    def feed(self, item: In, /) -> Iterable[Out]: ...
+
+    def close(self) -> Iterable[Out]: ...
+
+
+class Chain:
+    """Stages joined into one: what the first gives feeds the second, and so on."""
+
+    def __init__(self, *stages: Stage[Any, Any]) -> None:
+        self.stages = stages
+
+    def __repr__(self) -> str:
+        return f"<Chain {' → '.join(type(stage).__name__ for stage in self.stages)}>"
+
+    def feed(self, item: Any) -> list[Any]:
+        """What leaves the last stage because of `item`."""
+        return self._through([item], 0)
+
+    def close(self) -> list[Any]:
+        """Close the stages in order; what one held back passes through those after it."""
+        out: list[Any] = []
+        for position, stage in enumerate(self.stages):
+            out.extend(self._through(list(stage.close()), position + 1))
+        return out
+
+    def _through(self, items: list[Any], first: int) -> list[Any]:
+        for stage in self.stages[first:]:
+            if not items:
+                break
+            items = [out for item in items for out in stage.feed(item)]
+        return items
