@@ -41,7 +41,7 @@ class Turn:
     """The model as the client wrote it: what answers echo."""
     messages: Sequence[JSON]
     tools: Sequence[JSON] = ()
-    """OpenAI's nested tools, `{"type": "function", "function": {...}}`."""
+    """OpenAI's nested tools: `{"type": "function", "function": {...}}` or `{"type": "custom", "custom": {...}}`."""
     tool_choice: JSON = None
     """None (not said), "none", "auto", "required", or `{"type": "function", "function": {"name": ...}}`."""
     params: Mapping[str, JSON] = field(default_factory=dict)
@@ -110,11 +110,13 @@ class ToolCall:
     id: str
     name: str
     choice: int = 0
+    custom: bool = False
+    """OpenAI's `custom` tool: what follows is its free-form input, not JSON."""
 
 
 @dataclass(slots=True)
 class Arguments:
-    """A piece of the JSON text of call `index`'s arguments."""
+    """A piece of the JSON text of call `index`'s arguments (of a custom call's input)."""
 
     index: int
     text: str
