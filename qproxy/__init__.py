@@ -1,3 +1,63 @@
-"""qproxy."""
+"""qproxy: any program that speaks the OpenAI API uses Alibaba's Qwen models, with function calling that arrives right.
 
-__version__ = "0.1.0"
+    client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
+                                                 │   relay  (the only room    │
+    upstreams.X.request ← target, Turn ──────────┘   where wire meets Trio)   └─ events ← toolcalls ← upstreams.X.Decoder ← sse.Decoder ← bytes
+
+Bytes come in from a client and become a `Turn`; a Qwen account answers with bytes that become events; the events
+become the client's bytes.  `wire` is pure; `relay` takes one request through it; `server` speaks HTTP with the
+client, `transport` with Qwen; `serving` puts the parts together.
+
+Imports point one way: cli → serving → server → relay → {transport, accounts, auth, observe} → wire.
+`config` and `presets` are read by `serving` and `cli` only: the other rooms get what they need as arguments.
+
+    qproxy serve                                        the command
+    hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment
+    urls = await nursery.start(qproxy.serve, config)    in a Trio program
+    async with qproxy.in_process(app) as client: ...    in a Trio program, without a socket
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qproxy.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from qproxy.config import Config
+    from qproxy.inprocess import in_process
+    from qproxy.serving import create_app, serve
+
+__all__ = ["Config", "__version__", "app", "create_app", "in_process", "serve"]
+
+
+class _App:
+    """The ASGI app for `hypercorn qproxy:app`, built when the server first calls it."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from qproxy import hypercorn, serving
+            from qproxy.config import load
+
+            config = load()
+            config.check()
+            hypercorn.install(write_timeout=config.client_write_timeout)
+            hypercorn.install_signals()
+            self._app = serving.create_app(config)
+        await self._app(scope, receive, send)
+
+
+app = _App()
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: `import qproxy` alone costs nothing."""
+    from importlib import import_module
+
+    homes = {"Config": "config", "create_app": "serving", "serve": "serving", "in_process": "inprocess"}
+    if name not in homes:
+        raise AttributeError(f"module 'qproxy' has no attribute {name!r}")
+    return getattr(import_module(f"qproxy.{homes[name]}"), name)

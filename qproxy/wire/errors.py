@@ -68,9 +68,7 @@ class QproxyError(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class RequestError(QproxyError):
@@ -85,7 +83,7 @@ class NotAuthenticated(RequestError):
 
     status = 401
     type = "authentication_error"
-    code = "invalid_api_key"
+    code: str | None = "invalid_api_key"
 
 
 class Overloaded(QproxyError):
@@ -93,11 +91,11 @@ class Overloaded(QproxyError):
 
     status = 503
     type = "overloaded_error"
-    code = "overloaded"
+    code: str | None = "overloaded"
 
 
 class UpstreamError(QproxyError):
     """The upstream, or the way to it, failed."""
 
     status = 502
-    code = "upstream_error"
+    code: str | None = "upstream_error"

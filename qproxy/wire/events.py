@@ -50,6 +50,8 @@ class Turn:
     include_usage: bool = False
     legacy_functions: bool = False
     """The client spoke the deprecated `functions`/`function_call` and expects it back."""
+    ignored: tuple[str, ...] = ()
+    """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
 
     @property
     def parses_calls(self) -> bool:

@@ -1,0 +1,41 @@
+"""What our clients speak.
+
+`ENDPOINTS` is the table from which the server makes its routes, each with and without `/v1`: an endpoint
+decodes a body into a `Turn` and encodes the events of its answer, streamed or whole.  A new one is a
+module here and a row in the table; the server, the relay and the upstreams do not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qproxy.wire.endpoints import chat
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.events import Event, Turn
+
+
+class StreamEncoder(Protocol):
+    """A stage from events to the client's bytes, which can also say that the stream failed."""
+
+    def feed(self, event: Event, /) -> Iterable[bytes]: ...
+
+    def close(self) -> Iterable[bytes]: ...
+
+    def failure(self, error: QproxyError, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One way to ask for a turn."""
+
+    path: str
+    """Below `/v1`."""
+    id_prefix: str
+    decode: Callable[..., Turn]
+    encoder: Callable[[Turn], StreamEncoder]
+    whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
+
+
+ENDPOINTS = (Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),)

@@ -1,0 +1,34 @@
+"""What Qwen's servers speak.
+
+One module a dialect, each with `request`, `Decoder` and `whole` (the contract is in `qproxy.wire`).
+`errors` maps every way of refusing to one tree; `rules` mends requests the way each family wants;
+`catalogue` knows the limits of the models.  `DIALECTS` is the table: a new dialect is one more row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qproxy.wire.events import JSON, Event, Turn
+from qproxy.wire.http import HTTPRequest
+from qproxy.wire.sse import ServerSentEvent
+from qproxy.wire.stages import Stage
+from qproxy.wire.upstreams import compatible
+from qproxy.wire.upstreams.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way to speak to a Qwen server."""
+
+    request: Callable[[Turn, Target], HTTPRequest]
+    decoder: Callable[[Target], Stage[ServerSentEvent, Event]]
+    whole: Callable[[JSON, Target], list[Event]]
+
+
+DIALECTS = {
+    "compatible": Dialect(compatible.request, compatible.Decoder, compatible.whole),
+}
+
+__all__ = ["DIALECTS", "Dialect", "Target"]

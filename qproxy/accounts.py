@@ -1,0 +1,194 @@
+"""Who we speak as.
+
+`choose` is pure: given the accounts and the time it names one, or says why none will do and when one may.
+`Accounts.lease` acts on it: it waits (bounded) while every fitting account is at its limit, counts the
+request in and out, and remembers what upstream errors say about an account (`Account.failed`).
+
+Nothing here reads a token or sends a byte: that is `auth` and `transport`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import trio
+
+from qproxy.auth import CredentialSource
+from qproxy.wire.errors import Overloaded, QproxyError, RequestError, Retry, UpstreamError
+from qproxy.wire.http import Headers
+
+EXHAUSTED_SECONDS = 300.0
+"""How long an account whose quota is spent rests before it is asked again, when no reset time is known.
+Minutes, not for ever: the words of a quota error have been wrong before, and one request is cheap."""
+
+
+@dataclass(eq=False, slots=True)
+class Account:
+    """One way into a Qwen server, and how it has been doing."""
+
+    name: str
+    source: CredentialSource = field(repr=False)
+    family: str = "dashscope"
+    plan: str = "payg"
+    dialect: str = "compatible"
+    models: tuple[str, ...] = ("*",)
+    """Patterns of the models that it serves."""
+    weight: float = 1.0
+    max_in_flight: int | None = None
+    rules: Mapping[str, bool] = field(default_factory=dict, repr=False)
+    headers: Headers = field(default=(), repr=False)
+    tool_schema: str = "openai"
+    render_tools: bool = False
+
+    known_models: frozenset[str] | None = field(default=None, repr=False)
+    """What its server lists, once that has been asked; None before."""
+    in_flight: int = 0
+    resting_until: float = 0.0
+    """Trio's clock; the account is not chosen before."""
+    last_error: str | None = None
+    requests: int = 0
+
+    def offers(self, model: str) -> bool:
+        """Whether the operator lets this account serve the model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    @property
+    def full(self) -> bool:
+        return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
+
+    @property
+    def load(self) -> float:
+        return self.in_flight / self.weight
+
+    def state(self, now: float) -> str:
+        """One word for people: ready, full or resting."""
+        return "resting" if now < self.resting_until else "full" if self.full else "ready"
+
+    def failed(self, error: QproxyError, now: float) -> None:
+        """Remember what an upstream's error says about the account rather than about the request."""
+        self.last_error = f"{error.status} {error.code or error.type}"
+        if error.code == "insufficient_quota":
+            self.resting_until = now + (error.retry_after or EXHAUSTED_SECONDS)
+        elif error.retry is Retry.LATER:
+            self.resting_until = now + min(error.retry_after or 1.0, 60.0)
+
+    def succeeded(self) -> None:
+        self.last_error = None
+        self.resting_until = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Every fitting account is full: one may be free any moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No account will do; the error to answer with."""
+
+    error: QproxyError
+
+
+def _hash(affinity: str, account: Account) -> float:
+    """Weighted rendezvous hashing: one conversation keeps meeting the same account, whose prompt cache it has
+    filled, and losing an account moves only that account's conversations."""
+    digest = hashlib.blake2b(f"{affinity}/{account.name}".encode(), digest_size=8).digest()
+    uniform = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)
+    return -account.weight / math.log(uniform)
+
+
+def choose(
+    accounts: Sequence[Account],
+    model: str,
+    *,
+    now: float,
+    affinity: str = "",
+    without: Iterable[Account] = (),
+) -> Account | Wait | Nothing:
+    """The account for the next try at `model`; `without` lists those that this request has tried."""
+    fitting = [account for account in accounts if account.offers(model)]
+    if not fitting:
+        message = f"The model {model[:200]!r} does not exist or you do not have access to it."
+        return Nothing(RequestError(message, status=404, param="model", code="model_not_found"))
+    tried = set(without)
+    fresh = [account for account in fitting if account not in tried]
+    awake = [account for account in fresh if now >= account.resting_until]
+    if not awake:
+        return Nothing(_all_resting(fresh, now))
+    free = [account for account in awake if not account.full]
+    if not free:
+        return Wait()
+    knowing = [account for account in free if account.known_models is None or model in account.known_models]
+    free = knowing or free
+    if len(free) == 1:
+        return free[0]
+    # Bounded loads: the conversation's own account, unless that one is far busier than the rest.
+    bound = 1 + 1.25 * sum(account.load for account in free) / len(free)
+    return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
+
+
+def _all_resting(accounts: Sequence[Account], now: float) -> QproxyError:
+    if not accounts:
+        return UpstreamError("Every account that serves this model has been tried.")
+    wait = min(account.resting_until for account in accounts) - now
+    reasons = ", ".join(f"{account.name}: {account.last_error}" for account in accounts)
+    return QproxyError(
+        f"Every account that serves this model is resting after a refusal ({reasons}).",
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry=Retry.LATER,
+        retry_after=max(wait, 1.0),
+    )
+
+
+class Accounts:
+    """All accounts of the server."""
+
+    def __init__(self, accounts: Sequence[Account], *, queue_timeout: float = 1.0) -> None:
+        self.accounts = tuple(accounts)
+        self._queue_timeout = queue_timeout
+        self._freed = trio.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Accounts {', '.join(f'{account.name}:{account.in_flight}' for account in self.accounts)}>"
+
+    @asynccontextmanager
+    async def lease(
+        self, model: str, *, affinity: str = "", without: Iterable[Account] = ()
+    ) -> AsyncIterator[Account]:
+        """An account counted as in use inside the block; Overloaded when all stay full for `queue_timeout`."""
+        account = await self._free(model, affinity, list(without))
+        account.in_flight += 1
+        account.requests += 1
+        try:
+            yield account
+        finally:
+            account.in_flight -= 1
+            if account.max_in_flight is not None:
+                with trio.CancelScope(shield=True):  # two checkpoints, nothing that can block
+                    async with self._freed:
+                        self._freed.notify_all()
+
+    async def _free(self, model: str, affinity: str, without: list[Account]) -> Account:
+        account = self._chosen(model, affinity, without)
+        if account is not None:
+            return account
+        with trio.move_on_after(self._queue_timeout):
+            async with self._freed:
+                while (account := self._chosen(model, affinity, without)) is None:
+                    await self._freed.wait()
+                return account
+        message = "Every account that serves this model is at its limit of requests at once."
+        raise Overloaded(message, retry_after=1)
+
+    def _chosen(self, model: str, affinity: str, without: list[Account]) -> Account | None:
+        choice = choose(self.accounts, model, now=trio.current_time(), affinity=affinity, without=without)
+        if isinstance(choice, Nothing):
+            raise choice.error
+        return choice if isinstance(choice, Account) else None

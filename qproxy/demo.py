@@ -1,0 +1,125 @@
+"""`qproxy demo`: the whole way on one machine, without an account.
+
+Starts the built-in emulator and qproxy in front of it, in one Trio program; asks one streamed question with a
+tool over HTTP, as any OpenAI client would; shows what comes back, chunk by chunk; and goes on serving.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from qproxy import hypercorn, serving
+from qproxy.config import Config
+from qproxy.emulator import Emulator
+from qproxy.presets import AccountConfig
+from qproxy.transport import Transport
+from qproxy.wire import jsontext, sse
+from qproxy.wire.http import HTTPRequest
+
+MODEL = "qwen3.7-plus"
+QUESTION = "What is the weather in Hangzhou today?"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+REPORT = {"sky": "light rain", "temperature": 17}
+ANSWER_TIMEOUT = 30.0
+HOW_TO = """
+Serving until Ctrl-C. Point any OpenAI client at it, with any key:
+
+    export OPENAI_BASE_URL={url} OPENAI_API_KEY=any
+    curl {url}/chat/completions -H 'content-type: application/json' \\
+         -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+"""
+Say = Callable[[str], None]
+
+
+async def ask(url: str, messages: list[Any], say: Say) -> dict[str, Any]:
+    """Stream one answer, saying each piece; returns the assistant's message that the pieces add up to."""
+    body = {"model": MODEL, "messages": messages, "tools": [WEATHER], "stream": True}
+    headers = ((b"content-type", b"application/json"), (b"authorization", b"Bearer any-key"))
+    request = HTTPRequest("POST", f"{url}/chat/completions", headers, jsontext.dumps(body))
+    text = ""
+    calls: dict[int, Any] = {}
+    transport, decoder = Transport(), sse.Decoder()
+    async with await transport.send(request) as response:
+        if response.status != 200:
+            raise RuntimeError(f"status {response.status}: {(await response.read(10_000)).decode()}")
+        while data := await response.receive():
+            for event in decoder.feed(data):
+                say(f"  data: {event.data}")
+                chunk = {"choices": []} if event.data == "[DONE]" else json.loads(event.data)
+                for choice in chunk["choices"]:
+                    text += choice["delta"].get("content") or ""
+                    for entry in choice["delta"].get("tool_calls") or ():
+                        call = calls.setdefault(entry["index"], {**entry, "function": {"arguments": ""}})
+                        function = entry["function"]
+                        call["function"]["name"] = function.get("name") or call["function"]["name"]
+                        call["function"]["arguments"] += function.get("arguments") or ""
+    await transport.aclose()
+    return {
+        "role": "assistant",
+        "content": text or None,
+        **({"tool_calls": list(calls.values())} if calls else {}),
+    }
+
+
+async def converse(url: str, say: Say) -> str:
+    """Ask, answer the tool call, and return the model's last words."""
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    say(f"> {QUESTION}    (with the tool get_weather)")
+    with trio.fail_after(ANSWER_TIMEOUT):
+        reply = await ask(url, messages, say)
+        for call in reply.get("tool_calls", ()):
+            function = call["function"]
+            say(
+                f"\n< the model calls {function['name']}({function['arguments']}); it is told {json.dumps(REPORT)}\n"
+            )
+            result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(REPORT)}
+            messages += [reply, result]
+        if len(messages) > 1:
+            reply = await ask(url, messages, say)
+    say(f"\n< {reply['content']}")
+    return str(reply["content"])
+
+
+def run(port: int, once: bool, say: Say) -> int:
+    """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is there)."""
+    return trio.run(_main, port, once, say)
+
+
+async def _main(port: int, once: bool, say: Say) -> int:
+    emulator, stop = Emulator(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hypercorn.until_signal, stop, say)
+        await nursery.start(emulator.serve)
+        account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
+        config = Config(port=port, accounts=(account,), default_model=MODEL)
+
+        async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serving.serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        url = f"{(await nursery.start(serve))[0]}/v1"
+        say(f"qproxy serves {url} from the built-in emulator.\n")
+        await converse(url, say)
+        if once:
+            stop.set()
+        else:
+            say(HOW_TO.format(url=url, model=MODEL))
+    return 0

@@ -1,0 +1,249 @@
+"""What the emulated Qwen says: a request's JSON in, an answer's chunks out.  Pure and deterministic.
+
+The chunks have DashScope's documented shape, habits included: role and empty content first, `id: ""` on later
+pieces of a call, `usage: null` until the last chunk, which has no choices.  `refusal` says no in DashScope's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from qproxy.emulator.schema import arguments
+
+MODELS = (
+    "qwen3.8-max", "qwen3.8-flash", "qwen3.7-plus", "qwen3.7-max", "qwen3.5-plus", "qwen3-max", "qwen3-coder-plus",
+    "qwen-plus", "qwen-flash", "qwen-max", "text-embedding-v4", "text-embedding-v3", "qwen-image-plus",
+)  # fmt: skip
+CREATED = 1_760_000_000
+GREETING = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """The request is refused with this status and body."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None, kind: str = "invalid_request_error"
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {
+            "error": {"message": message, "type": kind, "param": None, "code": code},
+            "request_id": "emu-1",
+        }
+
+
+def _text(message: Any) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return content or ""
+
+
+def _bad(message: str) -> Refusal:
+    return Refusal(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "invalid_parameter_error")
+
+
+def check(body: Any) -> None:
+    """Raise the refusal that DashScope would answer with."""
+    messages = body.get("messages")
+    if not body.get("model"):
+        raise Refusal(400, "you must provide a model parameter", None)
+    if not str(body["model"]).startswith(("qwen", "qwq", "fault-", "quirk-", "text-embedding")):
+        text = f"The model `{body['model']}` does not exist or you do not have access to it."
+        raise Refusal(404, text, "model_not_found")
+    if not messages:
+        raise Refusal(400, "[] is too short - 'messages'", None)
+    roles = [message.get("role") for message in messages]
+    if "developer" in roles:
+        raise Refusal(
+            400,
+            "developer is not one of ['system', 'assistant', 'user', 'tool', 'function'] - 'messages.0.role'",
+            None,
+        )
+    if "system" in roles[1:]:
+        raise _bad("The system message must be at the beginning of messages.")
+    if body.get("tools") == []:
+        raise Refusal(400, "[] is too short - 'tools'", None)
+    if not body.get("stream") and "stream_options" in body:
+        raise Refusal(400, "'stream_options' only set this when you set stream: true", None)
+    if not 0 <= body.get("temperature", 1) < 2:
+        raise Refusal(400, "Temperature must be in the range [0, 2).", "invalid_parameter_error")
+    if not 0 < body.get("top_p", 1) <= 1:
+        raise Refusal(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
+    if body.get("max_tokens", 1) > 131_072:
+        raise _bad("Range of max_tokens should be [1, 131072]")
+    if body.get("tool_choice") not in (None, "auto", "none") and body.get("enable_thinking"):
+        raise _bad(
+            "The tool_choice parameter does not support being set to required or object in thinking mode"
+        )
+    wants_json = (body.get("response_format") or {}).get("type") == "json_object"
+    if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
+        raise _bad(
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
+        )
+    known = {call["id"] for m in messages for call in m.get("tool_calls") or ()}
+    if any(m.get("role") == "tool" and m.get("tool_call_id") not in known for m in messages):
+        raise _bad('messages with role "tool" must be a response to a preceding message with "tool_calls".')
+
+
+def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
+    """(thought, text, calls): what the model answers; calls are names with their arguments' JSON."""
+    last = body["messages"][-1]
+    question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
+    thought = f"The user says: {question[:60]}. I will answer." if body.get("enable_thinking") else ""
+    tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
+    choice = body.get("tool_choice")
+    forced = isinstance(choice, dict) or choice == "required"
+    if tools and choice != "none" and (forced or (last.get("role") != "tool" and not GREETING.match(question))):
+        return thought, "", [_call(function, question) for function in _chosen(tools, choice, question)]
+    if last.get("role") == "tool":
+        results = [_text(m) for m in body["messages"] if m.get("role") == "tool"]
+        return thought, f"The tool says: {'; '.join(results)}. That answers: {question}", []
+    if (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
+        schema = (body["response_format"].get("json_schema") or {}).get("schema")
+        value = arguments(schema, question) if schema else {"answer": question}
+        return thought, json.dumps(value, ensure_ascii=False), []
+    return thought, f"This is the emulator's {body['model']}. You said: {question}", []
+
+
+def _chosen(tools: list[Any], choice: Any, question: str) -> list[Any]:
+    if isinstance(choice, dict):
+        name = choice.get("function", {}).get("name")
+        return [tool for tool in tools if tool["name"] == name] or tools[:1]
+    words = set(re.findall(r"\w{3,}", question.lower()))
+
+    def fit(tool: Any) -> int:
+        said = f"{tool['name']} {tool.get('description') or ''}".lower().replace("_", " ")
+        return len(words & set(re.findall(r"\w{3,}", said)))
+
+    ranked = sorted(tools, key=fit, reverse=True)
+    return ranked[:2] if re.search(r"\b(two|both|parallel)\b", question.lower()) else ranked[:1]
+
+
+def _call(function: Any, question: str) -> tuple[str, str]:
+    return function["name"], json.dumps(
+        arguments(function.get("parameters") or {}, question), ensure_ascii=False
+    )
+
+
+def call_id(body: Any, number: int) -> str:
+    """An id that is the same for the same conversation."""
+    digest = hashlib.sha256(
+        f"{len(body['messages'])}/{number}/{_text(body['messages'][-1])}".encode()
+    ).hexdigest()
+    return f"call_{digest[:24]}"
+
+
+def usage(body: Any, thought: str, text: str, calls: list[tuple[str, str]]) -> dict[str, Any]:
+    """Counts of words, which is as good as tokens here."""
+    prompt = sum(len(_text(message).split()) + 4 for message in body["messages"])
+    reasoning = len(thought.split())
+    completion = reasoning + len(text.split()) + sum(len(a) // 3 + 5 for _, a in calls)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def pieces(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
+    """The deltas of a streamed answer, in DashScope's shape."""
+    thought, text, calls = reply(body)
+    yield {
+        "role": "assistant",
+        "content": "" if not thought else None,
+        **({"reasoning_content": ""} if thought else {}),
+    }
+    for piece in pieces(thought, size):
+        yield {"content": None, "reasoning_content": piece}
+    for piece in pieces(text, size):
+        yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
+    for index, (name, text_) in enumerate(calls):
+        head = {"name": name, "arguments": ""}
+        yield {
+            "content": "",
+            "tool_calls": [
+                {"index": index, "id": call_id(body, index), "type": "function", "function": head}
+            ],
+        }
+        for piece in pieces(text_, size):
+            entry = {"index": index, "id": "", "type": "function", "function": {"arguments": piece}}
+            yield {"content": "", "tool_calls": [entry]}
+
+
+def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
+    """The chunks of a streamed answer."""
+    thought, text, calls = reply(body)
+    head = {
+        "id": "chatcmpl-emulator",
+        "object": "chat.completion.chunk",
+        "created": CREATED,
+        "model": body["model"],
+    }
+    for delta in deltas(body, size):
+        yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None}
+    reason = "tool_calls" if calls else "stop"
+    yield {
+        **head,
+        "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": reason}],
+        "usage": None,
+    }
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield {**head, "choices": [], "usage": usage(body, thought, text, calls)}
+
+
+def whole(body: Any) -> dict[str, Any]:
+    """The answer in one piece."""
+    thought, text, calls = reply(body)
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [
+            {"id": call_id(body, n), "type": "function", "function": {"name": name, "arguments": text_}}
+            for n, (name, text_) in enumerate(calls)
+        ]
+    return {
+        "id": "chatcmpl-emulator",
+        "object": "chat.completion",
+        "created": CREATED,
+        "model": body["model"],
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
+        "usage": usage(body, thought, text, calls),
+    }
+
+
+def embeddings(body: Any) -> dict[str, Any]:
+    """Unit vectors from a hash of each text: equal texts are equal, others are not."""
+    texts = body.get("input")
+    texts = [texts] if isinstance(texts, str) else texts or []
+    if len(texts) > 10:
+        raise _bad("Value error, batch size is invalid, it should not be larger than 10.: input.contents")
+    size = body.get("dimensions") or 1024
+    data = [
+        {"object": "embedding", "index": n, "embedding": _vector(text, size)} for n, text in enumerate(texts)
+    ]
+    count = sum(len(str(text).split()) for text in texts)
+    return {
+        "object": "list",
+        "data": data,
+        "model": body.get("model"),
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+    }
+
+
+def _vector(text: Any, size: int) -> list[float]:
+    raw = hashlib.shake_128(str(text).encode()).digest(size * 2)
+    values = [int.from_bytes(raw[n : n + 2], "big") / 32767.5 - 1 for n in range(0, size * 2, 2)]
+    length = sum(value * value for value in values) ** 0.5 or 1.0
+    return [value / length for value in values]

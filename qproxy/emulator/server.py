@@ -1,0 +1,186 @@
+"""The emulated server: HTTP/1.1 by h11 over any Trio stream.
+
+Written by hand rather than on a framework because its point is control of the bytes: it cuts, hangs, and sends
+what is not HTTP.  While it answers it watches for the client's end, and notes it in `Seen.left`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import h11
+import trio
+
+from qproxy.emulator import chat
+from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, event, json_reply
+
+MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
+PREFIXES = ("/compatible-mode/v1", "/v1")
+
+
+@dataclass(eq=False)
+class Seen:
+    """A request that arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+    left: trio.Event = field(default_factory=trio.Event)
+    """Set when the client closed before its answer was over."""
+
+
+class Emulator:
+    """A Qwen server in the same Trio program."""
+
+    def __init__(self, *, keys: set[str] | None = None, delay: float = 0.0, piece: int = 12) -> None:
+        self.keys = keys
+        """Accepted bearer tokens; None accepts all."""
+        self.delay = delay
+        """Seconds between two chunks."""
+        self.piece = piece
+        """Characters in one chunk."""
+        self.requests: list[Seen] = []
+        self.open_connections = 0
+        self.connections = 0
+        self._script: deque[Reply] = deque()
+        self._port = 0
+
+    def __repr__(self) -> str:
+        return f"<Emulator on {self._port}, {len(self.requests)} requests>"
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
+
+    def script(self, *replies: Reply) -> None:
+        """Answer the next chat requests with these, in order."""
+        self._script.extend(replies)
+
+    async def serve(
+        self, port: int = 0, *, task_status: trio.TaskStatus[Emulator] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve on loopback until cancelled."""
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        self._port = listeners[0].socket.getsockname()[1]
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, self.handle, listeners)
+            task_status.started(self)
+
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection to its end."""
+        self.open_connections += 1
+        self.connections += 1
+        http = h11.Connection(h11.SERVER)
+        try:
+            async with stream:
+                while (seen := await self._read(stream, http)) is not None:
+                    self.requests.append(seen)
+                    if not await self._answer(stream, http, seen):
+                        return
+                    http.start_next_cycle()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
+            return
+        finally:
+            self.open_connections -= 1
+
+    async def _read(self, stream: trio.abc.Stream, http: h11.Connection) -> Seen | None:
+        head: h11.Request | None = None
+        body = b""
+        while True:
+            item = http.next_event()
+            if item is h11.NEED_DATA:
+                data = await stream.receive_some(65536)
+                http.receive_data(bytes(data))
+            elif isinstance(item, h11.Request):
+                head = item
+            elif isinstance(item, h11.Data):
+                body += item.data
+            elif isinstance(item, h11.EndOfMessage) and head is not None:
+                headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+                path = head.target.decode().partition("?")[0]
+                return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+            else:
+                return None
+
+    async def _answer(self, stream: trio.abc.Stream, http: h11.Connection, seen: Seen) -> bool:
+        """Send the reply; whether the connection can go on."""
+        whole = False
+
+        async def watch() -> None:
+            if not await stream.receive_some(1):  # this client does not pipeline: only its end can come
+                seen.left.set()
+                nursery.cancel_scope.cancel()
+
+        async def send() -> None:
+            nonlocal whole
+            reply = self._reply(seen)
+            fields = [("content-type", reply.content_type), ("x-request-id", "emu-1"), *reply.headers]
+            await self._send(stream, http, h11.Response(status_code=reply.status, headers=fields))
+            async for data in self._steps(stream, reply):
+                await self._send(stream, http, h11.Data(data=data))
+            if http.our_state is h11.SEND_BODY:
+                await self._send(stream, http, h11.EndOfMessage())
+            whole = http.our_state is h11.DONE
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            nursery.start_soon(send)
+        return whole
+
+    async def _send(self, stream: trio.abc.Stream, http: h11.Connection, item: h11.Event) -> None:
+        data = http.send(item)
+        if data:
+            await stream.send_all(data)
+
+    async def _steps(self, stream: trio.abc.Stream, reply: Reply) -> AsyncIterator[bytes]:
+        for number, step in enumerate(reply.steps):
+            if self.delay and number:
+                await trio.sleep(self.delay)
+            if isinstance(step, Pause):
+                await trio.sleep(step.seconds)
+            elif isinstance(step, Cut):
+                await trio.aclose_forcefully(stream)
+                raise trio.ClosedResourceError
+            elif isinstance(step, Raw):
+                await stream.send_all(step.data)
+            else:
+                yield step
+
+    def _reply(self, seen: Seen) -> Reply:
+        path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
+        token = seen.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.keys is not None and token not in self.keys:
+            return FAULTS["fault-401"][1]
+        try:
+            if path == MODELS_PATH:
+                data = [
+                    {"id": m, "object": "model", "created": chat.CREATED, "owned_by": "system"}
+                    for m in chat.MODELS
+                ]
+                return json_reply({"object": "list", "data": data})
+            if path == CHAT_PATH and seen.method == "POST":
+                return self._chat(seen.body)
+            if path == EMBEDDINGS_PATH and seen.method == "POST":
+                return json_reply(chat.embeddings(seen.body))
+        except chat.Refusal as refusal:
+            return json_reply(refusal.body, refusal.status)
+        return json_reply(
+            {"error": {"message": "not found", "type": "invalid_request_error", "code": "NotFound"}}, 404
+        )
+
+    def _chat(self, body: Any) -> Reply:
+        if self._script:
+            return self._script.popleft()
+        if body.get("model") in FAULTS:
+            return FAULTS[body["model"]][1]
+        chat.check(body)
+        if not body.get("stream"):
+            return json_reply(chat.whole(body))
+        return Reply((*(event(item) for item in chat.chunks(body, self.piece)), DONE))

@@ -1,0 +1,169 @@
+"""Accounts as an operator writes them down, and the base URLs that Alibaba publishes.
+
+`resolve` turns a preset into a base URL, a plan and a key; `key_warnings` says what is likely wrong about a key
+before a request finds out.  Sources: Model Studio's region and plan pages, qwen-code's provider presets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+_TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says why and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A base URL that Alibaba publishes."""
+
+    base_url: str
+    plan: str = "payg"
+    terms: str = ""
+
+
+PRESETS: dict[str, Preset] = {
+    "singapore": Preset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
+    "beijing": Preset("https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "us": Preset("https://dashscope-us.aliyuncs.com/compatible-mode/v1"),
+    "hongkong": Preset("https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1"),
+    "workspace": Preset("https://{workspace}.{region}.maas.aliyuncs.com/compatible-mode/v1"),
+    "coding-plan-cn": Preset("https://coding.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
+    "coding-plan-intl": Preset("https://coding-intl.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
+    "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
+    "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
+}  # fmt: skip
+WORKSPACE_REGIONS = (
+    "cn-beijing",
+    "ap-southeast-1",
+    "cn-hongkong",
+    "us-east-1",
+    "eu-central-1",
+    "ap-northeast-1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountConfig:
+    """One `[[accounts]]` table."""
+
+    name: str
+    kind: Literal["key", "open"] = "key"
+    preset: str | None = None
+    base_url: str | None = None
+    workspace: str | None = None
+    region: str | None = None
+    """Of the workspace."""
+    key: str | None = field(default=None, repr=False)
+    key_env: str | None = None
+    key_file: str | None = None
+    plan: str | None = None
+    models: list[str] = field(default_factory=lambda: ["*"])
+    weight: float = 1.0
+    max_in_flight: int | None = None
+    rules: dict[str, bool] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
+    """The account with its key read from `key_env` or `key_file`."""
+    return replace(account, key=account.key or _key(account, environ, f"account {account.name!r}"))
+
+
+def resolve(account: AccountConfig) -> AccountConfig:
+    """The account with its base URL, plan and key filled in; ConfigError names what is missing."""
+    where = f"account {account.name!r}"
+    base_url, plan = account.base_url, account.plan
+    if account.preset is not None:
+        if account.preset not in PRESETS:
+            raise ConfigError(
+                f"{where}: there is no preset {account.preset!r}; there are {', '.join(PRESETS)}."
+            )
+        preset = PRESETS[account.preset]
+        base_url, plan = base_url or _filled(account, preset, where), plan or preset.plan
+    if base_url is None:
+        raise ConfigError(f"{where}: set a preset or a base_url.")
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ConfigError(
+            f"{where}: base_url must be http(s)://host[:port]/path without a query or a password."
+        )
+    if account.weight <= 0:
+        raise ConfigError(f"{where}: weight must be above 0.")
+    key = account.key
+    if key is not None:
+        key = key.strip()
+        if not key.isascii() or any(char.isspace() for char in key):
+            raise ConfigError(f"{where}: the key has characters that no key has.")
+    if account.kind == "key" and not key:
+        raise ConfigError(f"{where}: set key, key_env or key_file.")
+    plan = plan or ("open" if account.kind == "open" else "payg")
+    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key)
+
+
+def _filled(account: AccountConfig, preset: Preset, where: str) -> str:
+    if "{workspace}" not in preset.base_url:
+        return preset.base_url
+    if not account.workspace or account.region not in WORKSPACE_REGIONS:
+        raise ConfigError(f"{where}: set workspace, and region to one of {', '.join(WORKSPACE_REGIONS)}.")
+    return preset.base_url.format(workspace=account.workspace, region=account.region)
+
+
+def _key(account: AccountConfig, environ: Mapping[str, str], where: str) -> str | None:
+    if account.key_env is not None:
+        if not environ.get(account.key_env):
+            raise ConfigError(f"{where}: the variable {account.key_env} is not set.")
+        return environ[account.key_env]
+    if account.key_file is not None:
+        try:
+            return Path(account.key_file).expanduser().read_text("utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"{where}: {account.key_file} cannot be read ({error.strerror}).") from None
+    return None
+
+
+def zero_configuration(environ: Mapping[str, str], region: str) -> tuple[AccountConfig, ...]:
+    """Accounts for the customary variables."""
+    accounts = []
+    if environ.get("DASHSCOPE_API_KEY"):
+        if region not in ("singapore", "beijing", "us", "hongkong"):
+            raise ConfigError(f"region: {region!r} is none of singapore, beijing, us, hongkong.")
+        accounts.append(AccountConfig("dashscope", preset=region, key=environ["DASHSCOPE_API_KEY"]))
+    china = "cn" if region == "beijing" else None
+    for variable, name, abroad in (
+        ("BAILIAN_CODING_PLAN_API_KEY", "coding-plan", "intl"),
+        ("BAILIAN_TOKEN_PLAN_API_KEY", "token-plan", "sg"),
+    ):
+        if environ.get(variable):
+            accounts.append(AccountConfig(name, preset=f"{name}-{china or abroad}", key=environ[variable]))
+    return tuple(accounts)
+
+
+def key_warnings(account: AccountConfig) -> list[str]:
+    """What is likely wrong about a resolved account's key, and its plan's terms."""
+    warnings = []
+    key, url = account.key or "", account.base_url or ""
+    host = urlsplit(url).hostname or ""
+    where = f"account {account.name!r}"
+    coding = host.startswith("coding") and host.endswith("dashscope.aliyuncs.com")
+    token = host.startswith("token-plan.")
+    if coding and not key.startswith("sk-sp-"):
+        warnings.append(f"{where}: {host} takes Coding Plan keys (sk-sp-...); it will refuse this one.")
+    elif key.startswith("sk-sp-") and not coding and host.endswith("aliyuncs.com"):
+        warnings.append(f"{where}: this is a Coding Plan key (sk-sp-...); {host} will refuse it.")
+    elif token and key.startswith("sk-"):
+        warnings.append(
+            f"{where}: {host} takes Token Plan keys; a key that begins with sk- is of another kind."
+        )
+    elif not coding and not token and host.endswith("aliyuncs.com") and not key.startswith("sk-"):
+        warnings.append(f"{where}: {host} takes keys that begin with sk-; it will refuse this one.")
+    if key and url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
+        warnings.append(f"{where}: the key goes to {host} unencrypted.")
+    terms = PRESETS[account.preset].terms if account.preset else ""
+    return [*warnings, f"{where}: {terms}"] if terms else warnings

@@ -1,0 +1,307 @@
+"""One request, start to end: lease an account, send, decode, and try elsewhere when that can help.
+
+The only room where `wire` meets Trio.  The idea: an `Answer` is *pulled*.  `Relay.open` returns once the
+first meaningful event is there (so that an early error keeps its true status), and each `Answer.receive`
+reads once from the upstream and returns every event that became certain: no queue, no pump task, no nursery
+and no cancel scope across a `yield`.  All that was opened is entered on the exit stack of the request, which
+closes it whatever happens.
+
+`decide` is pure: what to do after an error, as a function of the error and of what has been tried.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from qproxy.accounts import Account, Accounts, Nothing, choose
+from qproxy.auth import Credential
+from qproxy.observe import Story
+from qproxy.transport import Response, Transport
+from qproxy.wire import jsontext, sse, toolcalls
+from qproxy.wire.errors import QproxyError, Retry, UpstreamError
+from qproxy.wire.events import Done, Event, Failed, Turn, Usage
+from qproxy.wire.stages import Chain, Stage
+from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, rules
+
+MAX_ERROR_BODY = 64 * 1024
+MAX_WHOLE_BODY = 64 * 1024 * 1024
+MAX_TRIES = 3
+"""The first and two quick ones: the client's own retries come on top."""
+STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
+
+
+class Action(enum.Enum):
+    """What to do after an error before the first meaningful event."""
+
+    GIVE_UP = "give up"
+    AGAIN = "again"
+    """The same account, after a moment."""
+    ELSEWHERE = "elsewhere"
+    """Another account, at once."""
+    REFRESH = "refresh"
+    """The same account with a newer token."""
+
+
+def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool) -> Action:
+    """The one place that says whether to try again.
+
+    `tries` counts those made, `others` says whether an untried account is left, `refreshed` whether this
+    request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    """
+    if error.retry is Retry.REFRESH and not refreshed:
+        return Action.REFRESH
+    if tries >= MAX_TRIES or error.retry is Retry.NEVER:
+        return Action.GIVE_UP
+    if others:
+        return Action.ELSEWHERE
+    return Action.AGAIN if error.retry is Retry.QUICKLY else Action.GIVE_UP
+
+
+def pause_before(tries: int) -> float:
+    """Seconds before the next quick try: 0.2, then 0.4."""
+    return 0.2 * 2.0 ** (tries - 1)
+
+
+def starts_answer(event: Event) -> bool:
+    """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
+    return not isinstance(event, Usage | Done | Failed)
+
+
+class Answer:
+    """An answer under way: `receive()` until it returns nothing.
+
+    A failure is the last event, a `Failed`; nothing is raised but cancellation.
+    """
+
+    def __init__(
+        self, story: Story, *, source: Response | None, front: Chain, back: Stage[Event, Event]
+    ) -> None:
+        self._source = source
+        self._front = front
+        self._back = back
+        self._story = story
+        self._pending: list[Event] = []
+        self._over = False
+
+    def __repr__(self) -> str:
+        return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
+
+    async def receive(self) -> list[Event]:
+        """Every event that became certain with one read of the upstream; empty at the end."""
+        if self._pending:
+            events, self._pending = self._pending, []
+            return events
+        while not self._over:
+            events = await self._read()
+            if events:
+                return events
+        return []
+
+    async def all(self) -> list[Event]:
+        """The rest of the answer."""
+        events: list[Event] = []
+        while piece := await self.receive():
+            events.extend(piece)
+        return events
+
+    async def started(self) -> None:
+        """Return when the first event of the answer is there; raise the error when it never comes."""
+        events: list[Event] = []
+        while not any(starts_answer(event) for event in events):
+            piece = await self.receive()
+            if not piece:
+                raise UpstreamError(
+                    "The model's server ended its answer before it began.", retry=Retry.QUICKLY
+                )
+            events += piece
+            if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
+                raise piece[-1].error
+        self._pending = events
+
+    def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
+        """Events that are there already: a whole answer."""
+        self._pending = self._seen(event for item in events for event in self._back.feed(item))
+        if last and not self._over:
+            self._pending += self._close()
+
+    async def _read(self) -> list[Event]:
+        assert self._source is not None
+        before = trio.current_time()
+        try:
+            data = await self._source.receive()
+        except UpstreamError as error:
+            last = [*self._front.close(), Failed(error)]
+            self._over = True
+            return self._seen(event for item in last for event in self._back.feed(item))
+        finally:
+            self._story.upstream_seconds += trio.current_time() - before
+        if not data:
+            return self._close()
+        return self._seen(event for item in self._front.feed(data) for event in self._back.feed(item))
+
+    def _close(self) -> list[Event]:
+        self._over = True
+        events = [event for item in self._front.close() for event in self._back.feed(item)]
+        return self._seen([*events, *self._back.close()])
+
+    def _seen(self, events: Iterable[Event]) -> list[Event]:
+        seen = []
+        for event in events:
+            seen.append(event)
+            if isinstance(event, Usage):
+                self._story.usage = event
+            elif isinstance(event, Failed):
+                self._over = True
+                break
+        return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator decided about how requests are relayed."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    """Rules switched on or off by name."""
+    strict_params: bool = False
+    forced_tools: str = "thinking-off"
+    stream_upstream: str = "always"
+    profile: Callable[[str], toolcalls.Profile] = lambda model: toolcalls.Profile()
+
+
+class Relay:
+    """Takes turns to accounts and brings back answers."""
+
+    def __init__(self, accounts: Accounts, transport: Transport, policy: Policy = Policy()) -> None:
+        self.accounts = accounts
+        self.transport = transport
+        self.policy = policy
+
+    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+        """The answer to a turn, begun.  What it holds open is closed by `stack`.
+
+        Raises QproxyError when no account could begin one.
+        """
+        story.model = turn.model
+        model = self.policy.aliases.get(turn.model, turn.model)
+        affinity = conversation(turn)
+        tried: list[Account] = []
+        refused: tuple[Account, Credential] | None = None
+        learned = False
+        while True:
+            story.tries += 1
+            async with AsyncExitStack() as attempt:
+                account = await attempt.enter_async_context(
+                    self.accounts.lease(model, affinity=affinity, without=tried)
+                )
+                credential = None
+                try:
+                    credential = await account.source.credential()
+                    answer = await self._begin(turn, model, account, credential, story, attempt)
+                except UpstreamError as error:
+                    failure = error
+                    account.failed(error, trio.current_time())
+                else:
+                    account.succeeded()
+                    stack.push_async_exit(attempt.pop_all())
+                    return answer
+            story.upstream_request_id = failure.request_id or story.upstream_request_id
+            mended = None if learned else rules.learn_from(failure, turn)
+            if mended is not None:
+                learned, turn = True, mended
+                continue
+            others = self._others(model, [*tried, account])
+            action = decide(failure, tries=story.tries, others=others, refreshed=refused is not None)
+            if action is Action.REFRESH and credential is not None:
+                refused = account, credential
+                if await account.source.refused(credential):
+                    continue
+                action = Action.ELSEWHERE if others else Action.GIVE_UP
+            if action is Action.GIVE_UP:
+                raise failure
+            if action is Action.ELSEWHERE:
+                tried.append(account)
+            else:
+                await trio.sleep(pause_before(story.tries))
+
+    def _others(self, model: str, tried: list[Account]) -> bool:
+        choice = choose(self.accounts.accounts, model, now=trio.current_time(), without=tried)
+        return not isinstance(choice, Nothing)
+
+    async def _begin(
+        self,
+        turn: Turn,
+        model: str,
+        account: Account,
+        credential: Credential,
+        story: Story,
+        stack: AsyncExitStack,
+    ) -> Answer:
+        """One try with one account: its answer once the first event is there."""
+        target = Target(
+            credential.base_url, model, credential.token, account.family, account.plan, account.headers
+        )
+        dialect = DIALECTS[account.dialect]
+        sent = self._adapted(turn, target, account, story)
+        story.account, story.served_model = account.name, model
+        before = trio.current_time()
+        try:
+            response = await self.transport.send(dialect.request(sent, target))
+        finally:
+            story.upstream_seconds += trio.current_time() - before
+        await stack.enter_async_context(response)
+        story.upstream_status = response.status
+        story.upstream_request_id = response.header(b"x-request-id")
+        if response.status != 200:
+            body = await response.read(MAX_ERROR_BODY)
+            raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
+        back = toolcalls.open(sent, self.policy.profile(model), story.repairs)
+        content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if content_type in STREAM_TYPES or (not content_type and sent.stream):
+            front = Chain(sse.Decoder(), dialect.decoder(target))
+            answer = Answer(story, source=response, front=front, back=back)
+        else:
+            answer = Answer(story, source=None, front=Chain(), back=back)
+            answer.feed(await self._whole(response, dialect, target), last=True)
+        await answer.started()
+        return answer
+
+    async def _whole(self, response: Response, dialect: Dialect, target: Target) -> list[Event]:
+        body = await response.read(MAX_WHOLE_BODY)
+        try:
+            data = jsontext.loads(body)
+        except ValueError:
+            raise errors.upstream_error(502, response.headers, body, plan=target.plan) from None
+        return dialect.whole(data, target)
+
+    def _adapted(self, turn: Turn, target: Target, account: Account, story: Story) -> Turn:
+        """The turn as this account's server wants it."""
+        applied = rules.apply(
+            turn,
+            model=target.model,
+            family=target.family,
+            switches={**self.policy.switches, **account.rules},
+            strict_params=self.policy.strict_params,
+            forced_tools=self.policy.forced_tools,
+        )
+        story.rules, story.notes = applied.applied, applied.notes
+        story.ignored = (*turn.ignored, *applied.ignored)
+        if self.policy.stream_upstream == "always" and target.family == "dashscope":
+            return replace(applied.turn, stream=True)
+        return applied.turn
+
+
+def conversation(turn: Turn) -> str:
+    """A key that all turns of one conversation share: its first messages, up to the first of the user."""
+    digest = hashlib.blake2b(digest_size=8)
+    for message in turn.messages[:4]:
+        digest.update(str(message.get("content"))[:2000].encode("utf-8", "surrogatepass"))
+        if message.get("role") == "user":
+            break
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""From a `Config` to a server that runs: the parts are put together here and nowhere else.
+
+assemble(config)   the parts, for tests and for programs that embed
+create_app(config) the ASGI app
+serve(config)      within a Trio program: `await nursery.start(qproxy.serve, config)` gives the bound URLs
+run(config)        `qproxy serve`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import trio
+
+from qproxy import hypercorn
+from qproxy.accounts import Account, Accounts
+from qproxy.auth import StaticKey
+from qproxy.config import Config, load, proxy_environment
+from qproxy.discovery import Discovery
+from qproxy.observe import Formatter
+from qproxy.presets import AccountConfig, ConfigError
+from qproxy.relay import Policy, Relay
+from qproxy.server import Door, Server
+from qproxy.transport import Limits, Proxy, Transport
+from qproxy.wire.toolcalls import Profile
+from qproxy.wire.upstreams import rules
+
+
+def assemble(config: Config) -> Server:
+    """The server's parts, wired together."""
+    known = {rule.name for rule in rules.RULES}
+    unknown = {
+        name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
+    } - known
+    if unknown:
+        raise ConfigError(
+            f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
+        )
+    accounts = Accounts(
+        [_account(entry) for entry in config.all_accounts()], queue_timeout=config.queue_timeout
+    )
+    transport = _transport(config)
+    policy = Policy(
+        aliases=config.aliases,
+        switches=config.rules,
+        strict_params=config.strict_params,
+        forced_tools=config.forced_tools,
+        stream_upstream=config.stream_upstream,
+        profile=lambda model: Profile(any(fnmatchcase(model, pattern) for pattern in config.implied_think)),
+    )
+    discovery = Discovery(
+        accounts.accounts,
+        transport,
+        cache_seconds=config.models_cache_seconds,
+        aliases=config.aliases,
+        extra=config.models,
+    )
+    door = Door(
+        keys=tuple(_digest(key) for key in config.api_keys),
+        cors_origins=tuple(config.cors_origins),
+        max_body_bytes=config.max_body_bytes,
+        max_messages=config.max_messages,
+        body_timeout=config.body_timeout,
+        default_model=config.default_model,
+    )
+    return Server(Relay(accounts, transport, policy), discovery, door)
+
+
+def _digest(key: str) -> str:
+    """A client key's SHA-256, which is also how it may be written down."""
+    return key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else hashlib.sha256(key.encode()).hexdigest()
+
+
+def _account(entry: AccountConfig) -> Account:
+    assert entry.base_url is not None
+    return Account(
+        name=entry.name,
+        source=StaticKey(entry.base_url, entry.key),
+        family="open" if entry.kind == "open" else "dashscope",
+        plan=entry.plan or "payg",
+        models=tuple(entry.models),
+        weight=entry.weight,
+        max_in_flight=entry.max_in_flight,
+        rules=entry.rules,
+        headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
+    )
+
+
+def _transport(config: Config) -> Transport:
+    limits = Limits(
+        connect_timeout=config.connect_timeout,
+        write_timeout=config.write_timeout,
+        first_byte_timeout=config.first_byte_timeout or None,
+        idle_timeout=config.idle_timeout or None,
+        total_timeout=config.total_timeout or None,
+        pool_timeout=config.pool_timeout,
+        pool_idle=config.pool_idle,
+        max_connections=config.max_connections,
+    )
+    try:
+        named = config.proxy
+        proxy = (
+            Proxy.everywhere(named, config.no_proxy) if named else Proxy.from_environment(proxy_environment())
+        )
+    except ValueError:
+        raise ConfigError("proxy: expected http[s]://[user:password@]host:port.") from None
+    context = None
+    if config.ca_bundle is not None:
+        try:
+            context = ssl.create_default_context(cafile=config.ca_bundle)
+        except OSError as error:
+            raise ConfigError(f"ca_bundle: {config.ca_bundle} cannot be used ({error}).") from None
+    return Transport(limits, proxy=proxy, ssl_context=context)
+
+
+def create_app(config: Config | None = None) -> Any:
+    """The Quart-Trio app; without a config, from qproxy.toml and the environment."""
+    return assemble(config or load()).app()
+
+
+async def serve(
+    config: Config,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
+    server: Server | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs."""
+    config.check()
+    server = server or assemble(config)
+
+    async def draining() -> None:
+        if shutdown_trigger is None:
+            await trio.sleep_forever()
+        else:
+            await shutdown_trigger()
+        server.draining = True
+
+    await hypercorn.serve(
+        server.app(),
+        host=config.host,
+        port=config.port,
+        certfile=config.certfile,
+        keyfile=config.keyfile,
+        graceful_timeout=config.graceful_timeout,
+        write_timeout=config.client_write_timeout,
+        shutdown_trigger=draining,
+        task_status=task_status,
+    )
+
+
+def configure_logging(config: Config) -> None:
+    """Log to standard error in the configured shape."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
+    handler.setFormatter(Formatter(as_json=as_json))
+    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)
+    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def run(config: Config, say: Callable[[str], None]) -> int:
+    """`qproxy serve`: serve until a signal comes; returns the exit code."""
+    configure_logging(config)
+    for warning in config.warnings():
+        logging.getLogger("qproxy").warning("%s", warning)
+    trio.run(_run, config, say)
+    return 0
+
+
+async def _run(config: Config, say: Callable[[str], None]) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hypercorn.until_signal, stop, say)
+
+        async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        urls = await nursery.start(serving)
+        names = ", ".join(f"{account.name} ({account.base_url})" for account in config.all_accounts())
+        say(f"qproxy serves {urls[0]}/v1 from {names}")

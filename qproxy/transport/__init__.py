@@ -1,0 +1,19 @@
+"""HTTP/1.1 to the upstreams: h11 over Trio, ours, small.
+
+Here: connections, TLS, the keep-alive pool, the CONNECT proxy, and a named time limit on every await.  Not
+here: what a request says or what an answer means (`wire`), nor whether to try again (`relay`), with one
+exception that only this room can judge: a pooled connection that turns out to be dead before a byte of the
+answer came is replaced by a fresh one, once.
+
+The idea: a connection belongs to one `Response` until its body has been read to the end; whatever else
+happens (an error, a cancellation at any await) closes it.  There is no background task, so there is nothing
+to lose: the pool is a list of idle sockets and a count.
+
+RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6.
+"""
+
+from qproxy.transport.connection import Limits, Response
+from qproxy.transport.pool import Statistics, Transport
+from qproxy.transport.proxy import Proxy
+
+__all__ = ["Limits", "Proxy", "Response", "Statistics", "Transport"]

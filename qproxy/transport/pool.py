@@ -1,0 +1,242 @@
+"""The pool: which connection carries a request, and what becomes of it afterwards."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import h11
+import trio
+
+from qproxy.transport.connection import (
+    Connection,
+    Limits,
+    Response,
+    foreign_errors,
+    request_fields,
+    timed_out,
+)
+from qproxy.transport.proxy import Origin, Proxy, ProxyServer
+from qproxy.version import VERSION
+from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.http import HTTPRequest
+
+Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+Key: TypeAlias = tuple[Origin, ProxyServer | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the pool holds now."""
+
+    open: int
+    """Connections in use or idle."""
+    idle: int
+    made: int
+    """Connections made since the start."""
+
+
+class _Host:
+    """The connections to one origin through one proxy."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.slots = trio.CapacityLimiter(limits.max_connections)
+        self.idle: list[Connection] = []
+
+
+class Transport:
+    """Sends requests; keeps connections for the next one."""
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        proxy: Proxy | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        connect: Connect = trio.open_tcp_stream,
+        user_agent: str = f"qproxy/{VERSION}",
+    ) -> None:
+        self.limits = limits or Limits()
+        self._proxy = proxy or Proxy()
+        self._ssl_context = ssl_context
+        self._connect = connect
+        self._user_agent = user_agent
+        self._hosts: dict[Key, _Host] = {}
+        self._made = 0
+
+    def __repr__(self) -> str:
+        return f"<Transport {self.statistics()}>"
+
+    def statistics(self) -> Statistics:
+        idle = sum(len(host.idle) for host in self._hosts.values())
+        busy = sum(host.slots.borrowed_tokens for host in self._hosts.values())
+        return Statistics(open=busy + idle, idle=idle, made=self._made)
+
+    async def send(self, request: HTTPRequest) -> Response:
+        """Send a request; the response is there when its head is.  Close it (it is a context manager).
+
+        Raises UpstreamError: no connection, no answer in time, no HTTP.
+        """
+        try:
+            origin = Origin.of(request.url)
+        except ValueError as error:
+            raise UpstreamError(f"The account's base URL is {error}.") from None
+        key = origin, self._proxy.server_for(origin)
+        host = self._hosts.setdefault(key, _Host(self.limits))
+        total = self.limits.total_timeout
+        deadline = float("inf") if total is None else trio.current_time() + total
+        fields = request_fields(request, origin, self._user_agent)
+        connection = self._pooled(host)
+        if connection is not None:
+            try:
+                return await self._exchange(connection, request, fields, deadline, host)
+            except UpstreamError as error:
+                # RFC 9112 9.3.1: the server may have closed an idle connection just then.
+                if connection.answered or error.status == 504:
+                    raise
+        connection = await self._fresh(host, key)
+        return await self._exchange(connection, request, fields, deadline, host)
+
+    async def _exchange(
+        self,
+        connection: Connection,
+        request: HTTPRequest,
+        fields: tuple[tuple[bytes, bytes], ...],
+        deadline: float,
+        host: _Host,
+    ) -> Response:
+        async def release(connection: Connection, reusable: bool) -> None:
+            await self._release(host, connection, reusable)
+
+        try:
+            with trio.move_on_at(deadline):
+                head = await connection.ask(request, fields)
+                return Response(connection, head, deadline, release)
+            raise timed_out(f"{connection.host} did not end its answer", self.limits.total_timeout or 0)
+        except BaseException:
+            await self._release(host, connection, reusable=False)
+            raise
+
+    def _pooled(self, host: _Host) -> Connection | None:
+        """The most recently used idle connection that is alive, with its slot taken."""
+        now = trio.current_time()
+        kept = [c for c in host.idle if now - c.idle_since < self.limits.pool_idle and not c.stale]
+        for connection in set(host.idle) - set(kept):
+            _drop(connection)
+        host.idle = kept
+        if not kept:
+            return None
+        try:
+            host.slots.acquire_on_behalf_of_nowait(kept[-1])
+        except trio.WouldBlock:
+            return None
+        return kept.pop()
+
+    async def _fresh(self, host: _Host, key: Key) -> Connection:
+        """A new connection with its slot taken."""
+        origin, proxy = key
+        holder = object()
+        try:
+            with trio.fail_after(self.limits.pool_timeout):
+                await host.slots.acquire_on_behalf_of(holder)
+        except trio.TooSlowError:
+            message = f"All {self.limits.max_connections} connections to {origin.host} are in use."
+            raise UpstreamError(message, status=503, code="overloaded", retry=Retry.ELSEWHERE) from None
+        try:
+            with trio.move_on_after(self.limits.connect_timeout):
+                stream = await self._open(origin, proxy)
+                connection = Connection(stream, self.limits, origin.host)
+                host.slots.release_on_behalf_of(holder)
+                host.slots.acquire_on_behalf_of_nowait(connection)
+                self._made += 1
+                return connection
+        except BaseException:
+            host.slots.release_on_behalf_of(holder)
+            raise
+        host.slots.release_on_behalf_of(holder)
+        error = timed_out(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
+        error.retry = Retry.QUICKLY
+        raise error
+
+    async def _open(self, origin: Origin, proxy: ProxyServer | None) -> trio.abc.Stream:
+        if proxy is None:
+            stream = await self._tcp(origin, f"Cannot connect to {origin.host}")
+        else:
+            stream = await self._tunnel(origin, proxy)
+        return await self._encrypted(stream, origin) if origin.scheme == "https" else stream
+
+    async def _tcp(self, origin: Origin, doing: str) -> trio.abc.Stream:
+        with foreign_errors(doing, retry=Retry.QUICKLY):
+            return await self._connect(origin.host, origin.port)
+
+    async def _encrypted(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+        tls = trio.SSLStream(stream, self._ssl_context, server_hostname=origin.host, https_compatible=True)
+        try:
+            with foreign_errors(f"Cannot make a TLS connection to {origin.host}", retry=Retry.QUICKLY):
+                await tls.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return tls
+
+    async def _tunnel(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
+        """A connection to `origin` through the proxy's CONNECT (also for http: one way, one set of faults)."""
+        doing = f"Cannot connect to the proxy {proxy.origin.host}"
+        stream = await self._tcp(proxy.origin, doing)
+        if proxy.origin.scheme == "https":
+            stream = await self._encrypted(stream, proxy.origin)
+        try:
+            await self._ask_for_tunnel(stream, origin, proxy)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
+
+    async def _ask_for_tunnel(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
+        fields = [("host", origin.authority), ("user-agent", self._user_agent)]
+        if proxy.authorization is not None:
+            fields.append(("proxy-authorization", proxy.authorization))
+        http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
+        with foreign_errors(f"The proxy {proxy.origin.host} failed", retry=Retry.QUICKLY):
+            head = http.send(h11.Request(method="CONNECT", target=origin.authority, headers=fields))
+            await stream.send_all((head or b"") + (http.send(h11.EndOfMessage()) or b""))
+            while (event := http.next_event()) is h11.NEED_DATA or isinstance(
+                event, h11.InformationalResponse
+            ):
+                if event is h11.NEED_DATA:
+                    http.receive_data(bytes(await stream.receive_some(16 * 1024)))
+        if not isinstance(event, h11.Response) or not 200 <= event.status_code < 300:
+            status = event.status_code if isinstance(event, h11.Response) else "no answer"
+            message = f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({status})."
+            raise UpstreamError(message)
+
+    async def _release(self, host: _Host, connection: Connection, reusable: bool) -> None:
+        """Give the slot back; keep the connection when it may carry another request."""
+        if host.slots.borrowed_tokens:
+            host.slots.release_on_behalf_of(connection)
+        if reusable and self._hosts:
+            connection.http.start_next_cycle()
+            connection.idle_since = trio.current_time()
+            host.idle.append(connection)
+        else:
+            await connection.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections; those in use close when their responses do."""
+        hosts, self._hosts = self._hosts, {}
+        for host in hosts.values():
+            for connection in host.idle:
+                await connection.aclose()
+
+
+def _drop(connection: Connection) -> None:
+    """Close a connection that nobody waits for: a socket's close does not block."""
+    stream = getattr(connection.stream, "transport_stream", connection.stream)
+    while not isinstance(stream, trio.SocketStream) and hasattr(stream, "transport_stream"):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream):
+        stream.socket.close()

@@ -1,0 +1,128 @@
+"""Checks that every endpoint makes of its request's fields, with OpenAI's wording.
+
+A wrong field is a `RequestError` that names the path of the value (`messages[3].content[0].type`) in its
+message and in `param`.  `null` means "not said", as it does at OpenAI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NoReturn
+
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+
+_KINDS = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+}
+
+
+def kind(value: JSON) -> str:
+    """The JSON type of a value, in words."""
+    return "null" if value is None else _KINDS.get(type(value), "something else")
+
+
+def wrong_type(path: str, expected: str, value: JSON) -> NoReturn:
+    message = f"Invalid type for '{path}': expected {expected}, but got {kind(value)} instead."
+    raise RequestError(message, param=path, code="invalid_type")
+
+
+def wrong_value(path: str, message: str) -> NoReturn:
+    raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
+
+
+def missing(path: str) -> NoReturn:
+    raise RequestError(
+        f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
+    )
+
+
+def an_object(value: JSON, path: str) -> dict[str, JSON]:
+    return value if isinstance(value, dict) else wrong_type(path, "an object", value)
+
+
+def an_array(value: JSON, path: str) -> list[JSON]:
+    return value if isinstance(value, list) else wrong_type(path, "an array", value)
+
+
+def a_string(value: JSON, path: str) -> str:
+    return value if isinstance(value, str) else wrong_type(path, "a string", value)
+
+
+def a_boolean(value: JSON, path: str) -> bool:
+    return value if isinstance(value, bool) else wrong_type(path, "a boolean", value)
+
+
+def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
+    """A number within [low, high]."""
+
+    def check(value: JSON, path: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            wrong_type(path, "a number", value)
+        if not low <= value <= high:
+            wrong_value(path, f"expected a number between {low:g} and {high:g}, but got {value:.10g}.")
+        return value
+
+    return check
+
+
+def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
+    """An integer within [low, high]; 5.0 is one (JavaScript and YAML write it so)."""
+
+    def check(value: JSON, path: str) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            wrong_type(path, "an integer", value)
+        if not low <= value <= high:
+            wrong_value(path, f"expected an integer from {low} to {high}, but got {value}.")
+        return value
+
+    return check
+
+
+def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
+    def check(value: JSON, path: str) -> str:
+        if a_string(value, path) not in options:
+            wrong_value(path, f"{value[:80]!r} is none of {', '.join(sorted(options))}.")
+        return str(value)
+
+    return check
+
+
+def stop_sequences(value: JSON, path: str) -> JSON:
+    """A string or an array of strings."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            a_string(item, f"{path}[{number}]")
+        return value
+    return value if isinstance(value, str) else wrong_type(path, "a string or an array of strings", value)
+
+
+def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
+    """The body without its nulls, each field that has a check in `table` checked."""
+    checked = {}
+    for name, value in body.items():
+        if value is not None:
+            check = table.get(name)
+            checked[name] = value if check is None else check(value, name)
+    return checked
+
+
+def model(body: Mapping[str, JSON], default: str | None) -> str:
+    """The request's model, else the operator's default."""
+    value = body.get("model")
+    if value is None:
+        value = default
+    if value is None:
+        raise RequestError(
+            "you must provide a model parameter", param="model", code="missing_required_parameter"
+        )
+    if not a_string(value, "model").strip():
+        wrong_value("model", "it is empty.")
+    return str(value)

@@ -1,0 +1,148 @@
+"""Tool schemas between their shapes: whatever a client declares becomes OpenAI's nested `tools`.
+
+Accepted: OpenAI's nested functions, flat functions (the Responses shape), the deprecated `functions` with
+`function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case types.  A schema itself passes
+untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
+
+Tool kinds that no Qwen server knows (`web_search`, `namespace`, ...) are left out and named, never refused: agents
+send them to everyone.
+
+OpenAPI `ChatCompletionTool`, `ChatCompletionToolChoiceOption`, `ChatCompletionFunctions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The tools of a request in the neutral shape."""
+
+    tools: list[JSON]
+    tool_choice: JSON = None
+    legacy_functions: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+def _refuse(path: str, message: str) -> NoReturn:
+    raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
+
+
+def read(body: Mapping[str, JSON]) -> Declared:
+    """The tools that a chat request declares; RequestError names what is wrong with them."""
+    entries = body.get("tools")
+    legacy = entries is None and body.get("functions") is not None
+    if legacy:
+        entries, place = body["functions"], "functions"
+    else:
+        place = "tools"
+    if entries is None:
+        entries = []
+    if not isinstance(entries, list):
+        _refuse(place, "expected an array of tools.")
+    tools: list[JSON] = []
+    ignored: list[str] = []
+    for number, entry in enumerate(entries):
+        path = f"{place}[{number}]"
+        if not isinstance(entry, dict):
+            _refuse(path, "expected an object.")
+        found = [_function(entry, path)] if legacy else _tools(entry, path)
+        if not found:
+            ignored.append(path)
+        tools.extend(found)
+    _refuse_duplicates(tools, place)
+    choice = body.get("function_call") if legacy else body.get("tool_choice")
+    tools, choice = _choice(tools, choice, "function_call" if legacy else "tool_choice")
+    return Declared(tools, choice, legacy, tuple(ignored))
+
+
+def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
+    """The tools of one entry: one, several (declarations), or none of a kind that Qwen knows."""
+    for key in ("function_declarations", "functionDeclarations"):
+        if key in entry:
+            declarations = entry[key]
+            if not isinstance(declarations, list):
+                _refuse(f"{path}.{key}", "expected an array of function declarations.")
+            return [_function(_lowered(one), f"{path}.{key}[{n}]") for n, one in enumerate(declarations)]
+    kind = entry.get("type", "function" if "function" in entry else None)
+    if not isinstance(kind, str):
+        _refuse(f"{path}.type", "expected the name of a kind of tool.")
+    if kind != "function":
+        return []
+    if isinstance(entry.get("function"), dict):
+        _named(entry["function"], f"{path}.function")
+        return [entry if "type" in entry else {"type": "function", **entry}]
+    return [_function({key: value for key, value in entry.items() if key != "type"}, path)]
+
+
+def _function(function: JSON, path: str) -> JSON:
+    _named(function, path)
+    return {"type": "function", "function": function}
+
+
+def _named(function: JSON, path: str) -> None:
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
+        _refuse(f"{path}.name", "a function needs a name.")
+    if not isinstance(function.get("parameters", {}), dict | None):
+        _refuse(f"{path}.parameters", "expected a JSON schema (an object).")
+    if not isinstance(function.get("description", ""), str | None):
+        _refuse(f"{path}.description", "expected a string.")
+
+
+def _refuse_duplicates(tools: list[JSON], place: str) -> None:
+    seen: set[str] = set()
+    for number, tool in enumerate(tools):
+        name = tool["function"]["name"]
+        if name in seen:
+            _refuse(f"{place}[{number}].function.name", f"{name!r} is declared twice.")
+        seen.add(name)
+
+
+def _lowered(schema: JSON) -> JSON:
+    """A Gemini schema as JSON Schema: types in lower case, `nullable` as a type of its own."""
+    if isinstance(schema, list):
+        return [_lowered(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    lowered = {key: value if key == "enum" else _lowered(value) for key, value in schema.items()}
+    kind = schema.get("type")
+    if isinstance(kind, str) and kind.isupper():
+        nullable = lowered.pop("nullable", False) is True
+        lowered["type"] = [kind.lower(), "null"] if nullable else kind.lower()
+    return lowered
+
+
+def _choice(tools: list[JSON], choice: JSON, path: str) -> tuple[list[JSON], JSON]:
+    """The tools that remain allowed, and the choice as "none", "auto", "required" or one function."""
+    if choice is None or choice in ("none", "auto", "required"):
+        return tools, choice
+    if choice == "any":  # the word of other vendors
+        return tools, "required"
+    if not isinstance(choice, dict):
+        _refuse(path, "expected none, auto, required or an object that names a function.")
+    allowed = choice.get("allowed_tools")
+    if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
+        wanted = {_chosen(entry) for entry in allowed["tools"]}
+        kept = [tool for tool in tools if tool["function"]["name"] in wanted]
+        return kept, "required" if allowed.get("mode") == "required" else "auto"
+    name = _chosen(choice)
+    if name is None:
+        _refuse(path, "expected an object that names a function.")
+    if not any(tool["function"]["name"] == name for tool in tools):
+        _refuse(path, f"the function {name[:100]!r} is not among the tools.")
+    return tools, {"type": "function", "function": {"name": name}}
+
+
+def _chosen(choice: JSON) -> str | None:
+    if not isinstance(choice, dict):
+        return None
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    return name if isinstance(name, str) else None

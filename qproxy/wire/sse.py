@@ -1,0 +1,166 @@
+"""Server-sent events, both ways: bytes to events, incrementally, and events to bytes.
+
+WHATWG HTML 9.2: one byte-order mark is dropped; lines end with CRLF, LF or CR and nothing else (U+2028 is
+text); a line starting with a colon is a comment; one space after the colon of a field is dropped; several
+`data` lines join with LF; unknown fields are ignored.  `id` and `retry` mean nothing to a proxy.
+
+Leniencies, each for a server that exists:
+  * the last event needs no blank line when its data is whole (JSON or `[DONE]`);
+  * two `data` lines that are each whole JSON are two events (a gateway leaves the blank line out);
+  * `data: data: {...}` is read as `data: {...}`;
+  * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
+  * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
+
+The idea: any cut of the bytes gives the same events.  A read is split into lines once; a line that is not
+complete waits as pieces, so a line of many megabytes costs no more than its length.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+
+from qproxy.wire import jsontext
+from qproxy.wire.errors import UpstreamError
+
+MAX_EVENT = 32 * 1024 * 1024
+"""Characters that one unfinished event may hold: whole files arrive in one argument, no more than that."""
+MAX_BARE = 1024 * 1024
+
+_LINE_END = re.compile("\r\n|\n|\r")
+
+
+@dataclass(slots=True)
+class ServerSentEvent:
+    """One event: its data, its name, and the HTTP status that DashScope notes in a comment."""
+
+    data: str
+    event: str = "message"
+    status: int | None = None
+
+
+class Decoder:
+    """A stage from bytes to events."""
+
+    def __init__(self) -> None:
+        self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        self._pieces: list[str] = []
+        self._held = 0
+        self._skip_lf = False
+        self._data: list[str] = []
+        self._name = ""
+        self._status: int | None = None
+        self._bare: list[str] = []
+        self._bare_size = 0
+        self._fields_seen = False
+
+    def feed(self, item: bytes) -> list[ServerSentEvent]:
+        """The events that `item` completes.  UpstreamError when one grows beyond `MAX_EVENT`."""
+        return self._lines(self._text.decode(item))
+
+    def close(self) -> list[ServerSentEvent]:
+        """At the end of the stream: an unfinished event whose data is whole, or a bare JSON body."""
+        events = self._lines(self._text.decode(b"", True))
+        if self._pieces:
+            self._line("".join(self._pieces), events)
+            self._pieces = []
+        if self._data and _is_whole("\n".join(self._data)):
+            self._dispatch(events)
+        if not self._fields_seen and self._bare:
+            body = "\n".join(self._bare)
+            if _is_whole(body):
+                events.append(ServerSentEvent(body, "bare", self._status))
+        return events
+
+    def _lines(self, text: str) -> list[ServerSentEvent]:
+        events: list[ServerSentEvent] = []
+        if not text:
+            return events
+        if self._skip_lf:  # the CR that ended the last read may have been half of a CRLF
+            self._skip_lf = False
+            if text[0] == "\n":
+                text = text[1:]
+        lines = text.split("\n") if "\r" not in text else _LINE_END.split(text)
+        self._skip_lf = text.endswith("\r")
+        if len(lines) > 1 and self._pieces:
+            lines[0] = "".join([*self._pieces, lines[0]])
+            self._pieces, self._held = [], 0
+        last = lines.pop()
+        for line in lines:
+            self._line(line, events)
+        if last:
+            self._pieces.append(last)
+            self._held += len(last)
+        if self._held + sum(map(len, self._data)) > MAX_EVENT:
+            raise UpstreamError(
+                "The model's server sent an event of more than 32 MiB.", code="upstream_invalid_response"
+            )
+        return events
+
+    def _line(self, line: str, events: list[ServerSentEvent]) -> None:
+        if line.startswith("data:"):
+            value = line[6:] if line[5:6] == " " else line[5:]
+            self._add(value.removeprefix("data: "), events)
+        elif not line:
+            self._dispatch(events)
+        elif line[0] == ":":
+            if line.startswith(":HTTP_STATUS/") and line[13:].isdecimal():
+                self._status = int(line[13:])
+        else:
+            self._field(line)
+
+    def _field(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        if name == "event":
+            self._name = value.removeprefix(" ")
+            self._fields_seen = True
+        elif name == "data":
+            self._data.append("")
+            self._fields_seen = True
+        elif name in ("id", "retry"):
+            self._fields_seen = True
+        elif not self._fields_seen and self._bare_size < MAX_BARE:
+            self._bare.append(line)
+            self._bare_size += len(line)
+
+    def _add(self, value: str, events: list[ServerSentEvent]) -> None:
+        self._fields_seen = True
+        if self._data and _is_whole(value) and _is_whole("\n".join(self._data)):
+            self._dispatch(events, keep_name=True)
+        self._data.append(value)
+
+    def _dispatch(self, events: list[ServerSentEvent], *, keep_name: bool = False) -> None:
+        if self._data:
+            data = self._data[0] if len(self._data) == 1 else "\n".join(self._data)
+            if data:
+                events.append(ServerSentEvent(data, self._name or "message", self._status))
+            self._data = []
+        if not keep_name:
+            self._name, self._status = "", None
+
+
+def _is_whole(data: str) -> bool:
+    """Whether data is complete by itself: `[DONE]` or a JSON object or array."""
+    stripped = data.strip()
+    if stripped == "[DONE]":
+        return True
+    if not stripped or stripped[0] not in "{[":
+        return False
+    try:
+        jsontext.loads(stripped)
+    except ValueError:
+        return False
+    return True
+
+
+def encode(data: bytes, event: str | None = None) -> bytes:
+    """One event of one line of data (JSON has no line ends of its own)."""
+    if event is None:
+        return b"data: %b\n\n" % data
+    return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+
+
+def comment(text: str) -> bytes:
+    """A comment: keeps a silent connection open, and no client reads it."""
+    return b": %b\n\n" % text.encode()

@@ -1,0 +1,150 @@
+"""Where a JSON text stands: an incremental automaton that can say whether it is complete and whether a further
+piece could continue it.
+
+RFC 8259, but for two habits of models that change no structure: raw control characters inside strings are
+taken, and numbers are not looked at closely.  The inside of a string is skipped with one regular expression, so
+long arguments cost little.
+"""
+
+from __future__ import annotations
+
+import re
+
+_STRING_RUN = re.compile(r'[^"\\]*')
+_SPACE = " \t\r\n"
+_NUMBER = frozenset("+-0123456789.eE")
+_LITERALS = {"t": "rue", "f": "alse", "n": "ull"}
+
+
+class JSONState:
+    """State of a JSON text that is fed in pieces."""
+
+    __slots__ = ("_expect", "_in_key", "_literal", "_stack", "empty")
+
+    def __init__(self) -> None:
+        self._stack: list[str] = []
+        self._expect = "value"
+        self._in_key = False
+        self._literal = ""
+        self.empty = True
+        """Nothing but white space so far."""
+
+    def __repr__(self) -> str:
+        return f"<JSONState {''.join(self._stack)} expects {self._expect}>"
+
+    def copy(self) -> JSONState:
+        other = JSONState()
+        other._stack = self._stack[:]
+        other._expect, other._in_key = self._expect, self._in_key
+        other._literal, other.empty = self._literal, self.empty
+        return other
+
+    @property
+    def complete(self) -> bool:
+        """Whether a whole object or array (or string, or literal) has been read."""
+        return self._expect == "nothing"
+
+    @property
+    def in_string(self) -> bool:
+        return self._expect in ("string", "escape")
+
+    def accepts(self, text: str) -> bool:
+        """Whether `text` could follow."""
+        return self.copy().feed(text)
+
+    def feed(self, text: str) -> bool:
+        """Read on; False (and nothing more is understood) when `text` cannot follow."""
+        position, end = 0, len(text)
+        while position < end:
+            if self._expect == "string":
+                position = _STRING_RUN.match(text, position).end()  # type: ignore[union-attr]
+                if position < end:
+                    self._in_string(text[position])
+                    position += 1
+                continue
+            if not self._step(text[position]):
+                self._expect = "broken"
+                return False
+            position += 1
+        return True
+
+    def _in_string(self, char: str) -> None:
+        if char == "\\":
+            self._expect = "escape"
+        elif self._in_key:
+            self._in_key, self._expect = False, "colon"
+        else:
+            self._value_over()
+
+    def _value_over(self) -> None:
+        self._expect = "comma" if self._stack else "nothing"
+
+    def _step(self, char: str) -> bool:
+        expect = self._expect
+        if expect == "escape":
+            self._expect = "string"
+            return True
+        if expect == "literal":
+            if char != self._literal[:1]:
+                return False
+            self._literal = self._literal[1:]
+            if not self._literal:
+                self._value_over()
+            return True
+        if expect == "number":
+            if char in _NUMBER:
+                return True
+            self._value_over()
+            expect = self._expect
+        if char in _SPACE:
+            return expect != "broken"
+        self.empty = False
+        if expect in ("value", "value or ]"):
+            return self._value(char, expect)
+        if expect in ("key", "key or }"):
+            return self._key(char, expect)
+        if expect == "colon" and char == ":":
+            self._expect = "value"
+            return True
+        return expect == "comma" and self._comma(char)
+
+    def _value(self, char: str, expect: str) -> bool:
+        if char == '"':
+            self._expect = "string"
+        elif char == "{":
+            self._stack.append("}")
+            self._expect = "key or }"
+        elif char == "[":
+            self._stack.append("]")
+            self._expect = "value or ]"
+        elif char == "]" and expect == "value or ]":
+            self._close()
+        elif char in _LITERALS:
+            self._literal, self._expect = _LITERALS[char], "literal"
+        elif char == "-" or char.isdecimal():
+            self._expect = "number"
+        else:
+            return False
+        return True
+
+    def _key(self, char: str, expect: str) -> bool:
+        if char == '"':
+            self._in_key, self._expect = True, "string"
+        elif char == "}" and expect == "key or }":
+            self._close()
+        else:
+            return False
+        return True
+
+    def _comma(self, char: str) -> bool:
+        if char == ",":
+            self._expect = "key" if self._stack[-1] == "}" else "value"
+            return True
+        if char == self._stack[-1]:
+            self._close()
+            return True
+        return False
+
+    def _close(self) -> None:
+        self._stack.pop()
+        self._value_over()

@@ -1,0 +1,84 @@
+"""How a choice ends: once, last, and with the reason that fits what was sent.
+
+    calls sent | upstream says                            | we say
+    yes        | stop, tool_calls, function_call, "", ... | tool_calls
+    yes        | length, content_filter                   | the same
+    no         | tool_calls, function_call, "", ...       | stop
+    any        | error_finish                             | an error
+    any        | nothing, and the stream just ended       | an error: silence would look like success
+
+What comes after a choice's end is dropped, but for usage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.events import Done, Event, Failed, Finish, ToolCall, Usage
+
+KEPT = ("length", "content_filter")
+
+
+class Finishing:
+    """The stage."""
+
+    def __init__(self, repairs: Counter[str]) -> None:
+        self._repairs = repairs
+        self._open: dict[int, bool] = {}
+        """Choices under way, and whether calls were sent in each."""
+        self._finished: set[int] = set()
+        self._done = False
+        self._failed = False
+
+    def feed(self, item: Event) -> Iterator[Event]:
+        if self._failed:
+            return
+        if isinstance(item, Usage):
+            yield item
+        elif isinstance(item, Done):
+            yield from self._end()
+            yield item
+        elif isinstance(item, Failed):
+            if self._open or not self._finished:  # after the end of every choice it changes nothing
+                self._failed = True
+                yield item
+        elif isinstance(item, Finish):
+            yield from self._finish(item)
+        elif item.choice in self._finished:
+            self._repairs["after_finish"] += 1
+        else:
+            self._open[item.choice] = self._open.get(item.choice, False) or isinstance(item, ToolCall)
+            yield item
+
+    def _finish(self, item: Finish) -> Iterator[Event]:
+        if item.choice in self._finished:
+            self._repairs["finish_repeated"] += 1
+            return
+        if item.reason == "error_finish":
+            self._failed = True
+            yield Failed(UpstreamError("The model's server broke the answer off with an error."))
+            return
+        if item.reason in ("", "null") and not self._done:
+            return  # "still going", in the words of some servers
+        calls = self._open.pop(item.choice, False)
+        self._finished.add(item.choice)
+        reason = item.reason if item.reason in KEPT else "tool_calls" if calls else "stop"
+        if reason != item.reason:
+            self._repairs["finish_mended"] += 1
+        yield Finish(reason, item.choice)
+
+    def _end(self) -> Iterator[Event]:
+        """`[DONE]` ends what is open."""
+        self._done = True
+        for choice in list(self._open):
+            self._repairs["finish_missing"] += 1
+            yield from self._finish(Finish("", choice))
+
+    def close(self) -> Iterator[Event]:
+        """The end of the bytes: an error unless everything had ended."""
+        if not self._failed and not self._done and (self._open or not self._finished):
+            self._failed = True
+            message = "The model's server closed the connection in the middle of its answer."
+            yield Failed(UpstreamError(message, retry=Retry.QUICKLY))

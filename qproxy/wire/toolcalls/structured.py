@@ -1,0 +1,249 @@
+"""Structured tool-call deltas: from whatever an upstream sent to calls that obey OpenAI's contract.
+
+Servers reuse indices, leave them out, send empty, late, repeated and missing ids, repeat names, replay whole
+arguments, or send everything so far each time.  Which call an entry belongs to is decided by the entry and the
+state of the calls so far, in one step (`_Choice.route`):
+
+  * a known id names its call, unless it comes with another index and a name (the id was used twice);
+  * an unknown id opens a call, or is adopted by a waiting one that has none yet;
+  * without an id the index leads to the *latest* call opened on it, without an index the latest call is meant;
+    a name that is not just repeated opens a new call.
+
+A piece of arguments is appended whenever that can be JSON; only what cannot continue the text is looked at as a
+repetition of it (`_Call.new_part`).  Arguments are never repaired: a client validates them, and its model learns.
+
+A header is held until its name is settled: a name may come in two pieces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from qproxy.wire import jsontext
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall, ToolCallDelta, Turn
+from qproxy.wire.toolcalls.automaton import JSONState
+from qproxy.wire.toolcalls.finish import KEPT
+
+
+class _Call:
+    """One call of one choice."""
+
+    def __init__(self, upstream_index: int | None, upstream_id: str | None) -> None:
+        self.upstream_index = upstream_index
+        self.upstream_id = upstream_id
+        self.name = ""
+        self.index = -1
+        """Ours; -1 until the header has gone out."""
+        self.text = ""
+        self.json = JSONState()
+
+    @property
+    def sent(self) -> bool:
+        return self.index >= 0
+
+    def new_part(self, piece: str, repairs: Counter[str]) -> str:
+        """What `piece` adds to the arguments: all of it, its new end, or nothing."""
+        if self.json.complete:
+            if piece.strip():
+                repairs["arguments_replayed"] += 1
+            return ""
+        if len(piece) > 1 and self.text and not self.json.accepts(piece):
+            if piece.startswith(self.text):
+                repairs["arguments_snapshot"] += 1
+                return piece[len(self.text) :]
+            if self.text.startswith(piece) and piece[:1] in "{[":
+                repairs["arguments_replayed"] += 1
+                return ""
+        return piece
+
+
+class _Choice:
+    """The calls of one choice."""
+
+    def __init__(self, number: int, turn: Turn, names: Sequence[str], repairs: Counter[str]) -> None:
+        self.number = number
+        self.turn = turn
+        self.names = names
+        self.repairs = repairs
+        self.calls: list[_Call] = []
+        self.sent = 0
+        self.ids: set[str] = set()
+        self.by_id: dict[str, _Call] = {}
+        self.latest_on: dict[int, _Call] = {}
+
+    def feed(self, delta: ToolCallDelta) -> Iterator[Event]:
+        name = (delta.name or "").strip()
+        piece = self._piece(delta.arguments)
+        id_ = (delta.id or "").strip() or None
+        if id_ is None and not name and not piece.strip():
+            call = self._addressed(delta.index)
+            if call is None or not call.json.in_string:
+                self.repairs["blank_entry"] += 1
+                return
+        call = self.route(delta.index, id_, name)
+        if name:
+            self._named(call, name)
+        if any(other is not call and not other.sent and other.name for other in self.calls):
+            yield from self._settle(call)
+        if piece:
+            new = call.new_part(piece, self.repairs)
+            if new:
+                if call.name:
+                    yield from self._header(call)
+                call.text += new
+                call.json.feed(new)
+                if call.sent:
+                    yield Arguments(call.index, new, self.number)
+        elif call.name and not call.sent and self._final(call.name):
+            yield from self._header(call)
+
+    def _piece(self, arguments: object) -> str:
+        if arguments is None or isinstance(arguments, str):
+            return arguments or ""
+        self.repairs["arguments_object"] += 1
+        return jsontext.dumps(arguments).decode()
+
+    def _addressed(self, index: int | None) -> _Call | None:
+        """The call that an entry without an id belongs to."""
+        if index is None:
+            return self.calls[-1] if self.calls else None
+        return self.latest_on.get(index)
+
+    def route(self, index: int | None, id_: str | None, name: str) -> _Call:
+        """The call that an entry belongs to, opened if it is a new one."""
+        if index is None:
+            self.repairs["index_missing"] += 1
+        if id_ is not None and id_ in self.by_id:
+            call = self.by_id[id_]
+            if not (name and index is not None and index != call.upstream_index):
+                return call
+            self.repairs["id_duplicate"] += 1
+            return self._open(index, None)
+        waiting = self._addressed(index)
+        if id_ is not None:
+            if waiting is not None and self._adopts(waiting, index, name):
+                waiting.upstream_id = id_
+                self.by_id[id_] = waiting
+                self.repairs["id_late"] += 1
+                return waiting
+            if waiting is not None and index is not None:
+                self.repairs["index_reused"] += 1
+            return self._open(index, id_)
+        if waiting is None:
+            return self._open(index, None)
+        if name and waiting.name and not self._continues_name(waiting, name):
+            return self._open(index, None)
+        return waiting
+
+    def _adopts(self, call: _Call, index: int | None, name: str) -> bool:
+        """Whether a call without an id is the one that this id was meant for."""
+        if call.upstream_id is not None or call.json.complete:
+            return False
+        return not name or not call.name or name == call.name
+
+    def _continues_name(self, call: _Call, name: str) -> bool:
+        if call.json.complete:
+            return False
+        if name == call.name:
+            return True
+        return not call.sent and not call.text and self._joins(call.name, name)
+
+    def _joins(self, first: str, second: str) -> bool:
+        """Whether two pieces make (the beginning of) a declared name, of which the first alone is none."""
+        joined = first + second
+        return first not in self.names and any(known.startswith(joined) for known in self.names)
+
+    def _open(self, index: int | None, id_: str | None) -> _Call:
+        call = _Call(index, id_)
+        self.calls.append(call)
+        if index is not None:
+            self.latest_on[index] = call
+        if id_ is not None:
+            self.by_id[id_] = call
+        return call
+
+    def _named(self, call: _Call, name: str) -> None:
+        if not call.name:
+            call.name = name
+        elif call.sent or name == call.name:
+            self.repairs["name_repeated"] += 1
+        elif self._joins(call.name, name):
+            self.repairs["name_joined"] += 1
+            call.name += name
+        elif name.startswith(call.name):
+            call.name = name
+
+    def _final(self, name: str) -> bool:
+        """Whether a name cannot grow: it is declared and no longer declared name begins with it."""
+        return name in self.names and not any(n != name and n.startswith(name) for n in self.names)
+
+    def _settle(self, but: _Call | None) -> Iterator[Event]:
+        """Headers of named calls that are still held: another entry or the end has come."""
+        for call in self.calls:
+            if call is not but and call.name and not call.sent:
+                yield from self._header(call)
+
+    def _header(self, call: _Call) -> Iterator[Event]:
+        if call.sent:
+            return
+        call.index, self.sent = self.sent, self.sent + 1
+        if call.upstream_index is not None and call.upstream_index != call.index:
+            self.repairs["index_gap"] += 1
+        id_ = call.upstream_id
+        if id_ is None or id_ in self.ids:
+            self.repairs["id_missing"] += 1
+            id_ = self.turn.call_id(self.number, call.index)
+        self.ids.add(id_)
+        yield ToolCall(call.index, id_, call.name, self.number)
+        if call.text:  # it came before the name
+            yield Arguments(call.index, call.text, self.number)
+
+    def end(self, reason: str) -> Iterator[Event]:
+        """End every call: held headers, `{}` where no arguments came, and the reason that is true of them."""
+        yield from self._settle(None)
+        for call in self.calls:
+            if not call.sent:
+                self.repairs["nameless_call"] += 1
+            elif call.json.empty:
+                self.repairs["arguments_missing"] += 1
+                yield Arguments(call.index, "{}", self.number)
+        if self.calls and not self.sent:
+            message = "The model's server sent a tool call without a name."
+            yield Failed(UpstreamError(message, code="upstream_invalid_response"))
+        elif reason not in KEPT and any(
+            not c.json.complete and not c.json.empty for c in self.calls if c.sent
+        ):
+            self.repairs["finish_truncated"] += 1
+            yield Finish("length", self.number)
+        else:
+            yield Finish(reason, self.number)
+
+
+class Router:
+    """The stage: `ToolCallDelta` in, `ToolCall` and `Arguments` out; everything else passes in order."""
+
+    def __init__(self, turn: Turn, repairs: Counter[str]) -> None:
+        self._turn = turn
+        self._names = turn.tool_names()
+        self._repairs = repairs
+        self._choices: dict[int, _Choice] = {}
+
+    def feed(self, item: Event) -> Iterator[Event]:
+        if isinstance(item, ToolCallDelta):
+            if item.choice not in self._choices:
+                self._choices[item.choice] = _Choice(item.choice, self._turn, self._names, self._repairs)
+            yield from self._choices[item.choice].feed(item)
+            return
+        if isinstance(item, Finish) and item.choice in self._choices and item.reason not in ("", "null"):
+            yield from self._choices.pop(item.choice).end(item.reason)
+            return
+        if isinstance(item, Done):
+            while self._choices:
+                yield from self._choices.popitem()[1].end("tool_calls")
+        yield item
+
+    def close(self) -> Iterator[Event]:
+        """A cut stream: what is still held of a call has no end, and the error that follows says so."""
+        return iter(())

@@ -1,0 +1,228 @@
+"""OpenAI's chat completions as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
+llama.cpp, Ollama.
+
+Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
+tool call (`toolcalls`), nor which fields a server refuses (`rules`).
+
+The idea: read every field with suspicion, keep everything that carries content, and drop what carries
+none (`content: ""`, `tool_calls: []`, `usage: null`).  A whole answer is one big delta per choice.
+
+Sources: Qwen's chat reference; quirks by number as in the tests' recorded streams (content and calls in
+one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 200).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qproxy.wire import jsontext
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import (
+    JSON,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCallDelta,
+    Turn,
+    Usage,
+)
+from qproxy.wire.http import HTTPRequest
+from qproxy.wire.sse import ServerSentEvent
+from qproxy.wire.upstreams.errors import event_error
+from qproxy.wire.upstreams.target import Target
+
+
+def request(turn: Turn, target: Target) -> HTTPRequest:
+    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for."""
+    body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
+    if turn.tools:
+        body["tools"] = turn.tools
+    if turn.tool_choice is not None:
+        body["tool_choice"] = turn.tool_choice
+    body.update(turn.params)
+    body["stream"] = turn.stream
+    if turn.stream:
+        body["stream_options"] = {"include_usage": True}
+    accept = b"text/event-stream" if turn.stream else b"application/json"
+    return HTTPRequest(
+        "POST",
+        f"{target.base_url}/chat/completions",
+        target.authorised((b"accept", accept)),
+        jsontext.dumps(body),
+    )
+
+
+class Decoder:
+    """Server-sent events in, events out."""
+
+    def __init__(self, target: Target) -> None:
+        self._plan = target.plan
+        self._halves: dict[tuple[type, int], str] = {}
+
+    def feed(self, item: ServerSentEvent) -> list[Event]:
+        """The events of one chunk."""
+        data = item.data
+        if data == "[DONE]":
+            return [Done()]
+        try:
+            chunk = jsontext.loads(data)
+        except ValueError:
+            return self._not_json(item)
+        if not isinstance(chunk, dict):
+            return []
+        if "choices" not in chunk or "error" in chunk or item.event == "error":
+            error = event_error(chunk, item.status, plan=self._plan)
+            if error is not None:
+                return [Failed(error)]
+        return self._chunk(chunk)
+
+    def close(self) -> list[Event]:
+        """Nothing is held back but halves of characters, which a cut stream leaves behind."""
+        return self._unpaired()
+
+    def _not_json(self, item: ServerSentEvent) -> list[Event]:
+        if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
+            return []  # a ping in words; nothing of an answer is lost
+        error = UpstreamError(
+            "The model's server sent a chunk that is not JSON.", code="upstream_invalid_response"
+        )
+        return [Failed(error)]
+
+    def _chunk(self, chunk: JSON) -> list[Event]:
+        events: list[Event] = []
+        for position, choice in enumerate(chunk.get("choices") or ()):
+            if isinstance(choice, dict):
+                events.extend(self._choice(choice, position))
+        if isinstance(chunk.get("usage"), dict):
+            events.append(usage(chunk["usage"]))
+        return events
+
+    def _choice(self, choice: dict[str, JSON], position: int) -> Iterator[Event]:
+        number = choice.get("index")
+        number = number if isinstance(number, int) and number >= 0 else position
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = choice.get("message")
+        reason = choice.get("finish_reason")
+        if reason == "error_finish":
+            yield Failed(_error_finish(delta, self._plan))
+            return
+        if isinstance(delta, dict):
+            for event in payload(delta, number, choice.get("logprobs")):
+                whole = self._join_halves(event)
+                if whole is not None:
+                    yield whole
+        if isinstance(reason, str):
+            yield from self._unpaired(number)
+            yield Finish(reason, number)
+
+    def _join_halves(self, event: Event) -> Event | None:
+        """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
+        if not isinstance(event, Text | Reasoning):
+            return event
+        key = type(event), event.choice
+        if key in self._halves:
+            joined = self._halves.pop(key) + event.text
+            event.text = joined.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if "\ud800" <= event.text[-1] <= "\udbff":
+            self._halves[key] = event.text[-1]
+            event.text = event.text[:-1]
+        return event if event.text else None
+
+    def _unpaired(self, choice: int | None = None) -> list[Event]:
+        keys = [key for key in self._halves if choice is None or key[1] == choice]
+        return [kind(self._halves.pop((kind, number)), number) for kind, number in keys]
+
+
+def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Iterator[Event]:
+    """What a delta (or a whole message) carries: thoughts, then text, then calls."""
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    if thought and isinstance(thought, str):
+        yield Reasoning(thought, choice)
+    text = _text(delta.get("content"))
+    if text:
+        yield Text(text, choice, logprobs)
+    refusal = delta.get("refusal")
+    if refusal and isinstance(refusal, str):
+        yield Refusal(refusal, choice)
+    calls = delta.get("tool_calls")
+    for entry in calls if isinstance(calls, list) else ():
+        if isinstance(entry, dict):
+            yield _call(entry, entry.get("function"), choice)
+    legacy = delta.get("function_call")
+    if isinstance(legacy, dict):
+        yield _call({"index": 0}, legacy, choice)
+
+
+def _text(content: JSON) -> str:
+    """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
+    function = function if isinstance(function, dict) else {}
+    index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
+    return ToolCallDelta(
+        index if isinstance(index, int) else None,
+        id_ if isinstance(id_, str) else None,
+        name if isinstance(name, str) else None,
+        function.get("arguments"),
+        choice,
+    )
+
+
+def _error_finish(delta: JSON, plan: str) -> UpstreamError:
+    """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
+    text = _text(delta.get("content")) if isinstance(delta, dict) else ""
+    try:
+        data = jsontext.loads(text)
+    except ValueError:
+        data = {"error": {"message": text or "The model's server broke the answer off."}}
+    error = event_error(data, None, plan=plan)
+    return error or UpstreamError(text or "The model's server broke the answer off.")
+
+
+def whole(body: JSON, target: Target) -> list[Event]:
+    """The events of a whole answer; a body that is an error gives `Failed`."""
+    if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+        error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
+        message = "The model's server answered with something that is not a chat completion."
+        return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
+    decoder = Decoder(target)
+    events = decoder._chunk(body)
+    finished = {event.choice for event in events if isinstance(event, Finish)}
+    for position, choice in enumerate(body["choices"]):
+        number = choice.get("index", position) if isinstance(choice, dict) else position
+        if number not in finished:  # some servers leave it out of whole answers
+            events.append(Finish("stop", number))
+    return [*events, Done()]
+
+
+def _count(value: JSON) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def usage(counts: dict[str, JSON]) -> Usage:
+    """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
+    prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
+    completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
+    prompt_details = dict(counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {})
+    if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
+        prompt_details["cached_tokens"] = counts["cached_tokens"]
+    completion_details = dict(
+        counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
+    )
+    return Usage(
+        prompt,
+        completion,
+        _count(counts.get("total_tokens")) or prompt + completion,
+        prompt_details,
+        completion_details,
+    )

@@ -1,0 +1,113 @@
+"""The walls of the house: who may import what, kept by reading the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import qproxy
+
+ROOT = Path(qproxy.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+WIRE_MAY_IMPORT = {
+    "__future__", "base64", "binascii", "bisect", "codecs", "collections", "copy", "dataclasses", "email",
+    "enum", "fnmatch", "functools", "hashlib", "itertools", "json", "math", "operator", "re", "string", "struct",
+    "types", "typing", "unicodedata", "urllib",
+}  # fmt: skip
+
+# A foreign module, and the only rooms that may import it.
+ROOMS = {
+    "quart": ("server.py", "inprocess.py"),
+    "quart_trio": ("server.py",),
+    "werkzeug": ("server.py",),
+    "h11": ("transport", "transport.py", "hypercorn", "hypercorn.py", "emulator"),
+    "h2": ("hypercorn", "hypercorn.py"),
+    "hypercorn": ("hypercorn", "hypercorn.py"),
+    "argparse": ("cli.py",),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module or "")
+    return found
+
+
+def names(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    dotted = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    return called | dotted
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "wire").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_wire_is_pure(path):
+    """wire imports itself and the pure part of the standard library, and neither prints nor opens."""
+    for name in imports(path):
+        assert name.split(".")[0] in WIRE_MAY_IMPORT or name.startswith("qproxy.wire"), name
+    assert not names(path) & {"print", "open", "input", "exec", "eval"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_foreign_modules_stay_in_their_rooms(path):
+    """Each foreign library is known to one room."""
+    room = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        foreign = name.split(".")[0]
+        assert room in ROOMS.get(foreign, (room,)), f"{foreign} is not for {room}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_environment_and_printing_have_one_room(path):
+    """Only config reads the environment and only cli prints."""
+    room = path.relative_to(ROOT).parts[0]
+    used = names(path)
+    if room not in ("config", "config.py"):
+        assert not used & {"os.environ", "os.getenv"}
+    if room not in ("cli.py",):
+        assert "print" not in used
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_long_files_say_what_they_are(path):
+    """A file of over 80 lines opens with a header, and none is over 400 lines."""
+    text = path.read_text()
+    lines = text.count("\n")
+    assert lines <= 400
+    if lines > 80:
+        assert (ast.get_docstring(ast.parse(text)) or "").count("\n") >= 2
+
+
+def test_imports_have_no_cycles():
+    """The modules of qproxy import each other in one direction."""
+    graph = {}
+    for path in FILES:
+        module = ".".join(["qproxy", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        graph[module] = {name for name in imports(path) if name.split(".")[0] == "qproxy"}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join([*trail, module])
+        if module not in done:
+            for name in graph.get(module, ()):
+                visit(name, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())

@@ -1,0 +1,313 @@
+"""OpenAI's chat endpoint: requests in, chunks and whole answers out."""
+
+import json
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from qproxy.wire.endpoints import chat
+from qproxy.wire.errors import RequestError, UpstreamError
+from qproxy.wire.events import (
+    Arguments,
+    Done,
+    Failed,
+    Finish,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    Turn,
+    Usage,
+)
+
+USER = {"role": "user", "content": "hi"}
+
+
+def decode(**fields):
+    body = {"model": "qwen-plus", "messages": [USER], **fields}
+    return chat.decode(body, id="chatcmpl-1", created=1700000000)
+
+
+def turn(**fields) -> Turn:
+    return Turn(id="chatcmpl-1", created=1700000000, model="qwen-plus", messages=[USER], **fields)
+
+
+def encode(turn, *events):
+    encoder = chat.Encoder(turn)
+    out = b"".join(piece for event in events for piece in encoder.feed(event)) + b"".join(encoder.close())
+    return out.decode()
+
+
+def chunks(text):
+    """The parsed chunks of a stream that ends with [DONE]."""
+    frames = text.split("\n\n")
+    assert frames.pop() == ""
+    assert frames.pop() == "data: [DONE]"
+    parsed = [json.loads(frame.removeprefix("data: ")) for frame in frames]
+    for chunk in parsed:
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    return parsed
+
+
+def deltas(text):
+    return [choice["delta"] for chunk in chunks(text) for choice in chunk["choices"]]
+
+
+WRONG = {
+    "not an object": ([], None, "JSON object"),
+    "no model": ({"messages": [USER]}, "model", "model parameter"),
+    "empty model": ({"model": " ", "messages": [USER]}, "model", "empty"),
+    "model is a number": ({"model": 1, "messages": [USER]}, "model", "a string"),
+    "no messages": ({"model": "m"}, "messages", "Missing"),
+    "messages null": ({"model": "m", "messages": None}, "messages", "Missing"),
+    "messages empty": ({"model": "m", "messages": []}, "messages", "empty array"),
+    "messages a string": ({"model": "m", "messages": "hi"}, "messages", "an array"),
+    "message a string": ({"model": "m", "messages": ["hi"]}, "messages[0]", "an object"),
+    "no role": ({"model": "m", "messages": [{"content": "x"}]}, "messages[0].role", "Missing"),
+    "odd role": ({"model": "m", "messages": [USER, {"role": "god", "content": "x"}]}, "messages[1].role", "god"),
+    "content a number": ({"model": "m", "messages": [{"role": "user", "content": 1}]}, "messages[0].content", "array of content parts"),
+    "user without content": ({"model": "m", "messages": [{"role": "user"}]}, "messages[0].content", "Missing"),
+    "part without type": ({"model": "m", "messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type", "Missing"),
+    "odd part": ({"model": "m", "messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0].type", "smell"),
+    "text part without text": ({"model": "m", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "Missing"),
+    "image without url": ({"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].image_url.url", "a string"),
+    "tool message without id": ({"model": "m", "messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "Missing"),
+    "function message without name": ({"model": "m", "messages": [{"role": "function", "content": "x"}]}, "messages[0].name", "Missing"),
+    "call without function": ({"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function"}]}]}, "messages[0].tool_calls[0].function", "an object"),
+    "call without name": ({"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "messages[0].tool_calls[0].function.name", "a string"),
+    "legacy call without name": ({"model": "m", "messages": [{"role": "assistant", "function_call": {}}]}, "messages[0].function_call.name", "a string"),
+    "temperature a string": ({"temperature": "hot"}, "temperature", "a number"),
+    "temperature true": ({"temperature": True}, "temperature", "a boolean"),
+    "temperature too high": ({"temperature": 2.5}, "temperature", "between 0 and 2"),
+    "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "from 1"),
+    "max_tokens a fraction": ({"max_tokens": 1.5}, "max_tokens", "an integer"),
+    "stream a string": ({"stream": "true"}, "stream", "a boolean"),
+    "stop a number": ({"stop": 1}, "stop", "array of strings"),
+    "stop of numbers": ({"stop": [1]}, "stop[0]", "a string"),
+    "odd effort": ({"reasoning_effort": "heroic"}, "reasoning_effort", "heroic"),
+    "odd format": ({"response_format": {"type": "xml"}}, "response_format.type", "xml"),
+    "schema without schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "an object"),
+    "tools a string": ({"tools": "x"}, "tools", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "param", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_request_names_its_field(body, param, message):
+    """A wrong field is a 400 whose param and message name the path."""
+    if isinstance(body, dict) and "messages" not in body and "model" not in body:
+        body = {"model": "m", "messages": [USER], **body}
+    with pytest.raises(RequestError) as caught:
+        chat.decode(body, id="i", created=0)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+def test_zero_values_and_unknown_fields_pass():
+    """0, false and Qwen's own fields arrive as they were; null means not said."""
+    params = decode(
+        temperature=0, top_p=0.0, enable_thinking=False, thinking_budget=0, seed=None, xyz={"a": []}
+    ).params
+    assert params == {
+        "temperature": 0,
+        "top_p": 0.0,
+        "enable_thinking": False,
+        "thinking_budget": 0,
+        "xyz": {"a": []},
+    }
+
+
+def test_integral_floats_are_integers():
+    """5.0 is a fine max_tokens."""
+    assert decode(max_tokens=5.0).params == {"max_tokens": 5}
+
+
+def test_the_default_model_stands_in():
+    """A request without a model gets the operator's default."""
+    assert chat.decode({"messages": [USER]}, id="i", created=0, default_model="qwen-max").model == "qwen-max"
+
+
+def test_usage_is_only_wanted_in_streams():
+    """include_usage counts only together with stream."""
+    assert decode(stream=True, stream_options={"include_usage": True}).include_usage
+    assert not decode(stream_options={"include_usage": True}).include_usage
+
+
+def test_common_slips_in_parts_are_read():
+    """Strings in part lists, bare image URLs and Responses part names have one meaning each."""
+    content = ["a", {"type": "input_text", "text": "b"}, {"type": "image_url", "image_url": "http://x/y.png"}]
+    message = decode(messages=[{"role": "user", "content": content}]).messages[0]
+    assert message["content"] == [
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b"},
+        {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+    ]
+    assert content[0] == "a"
+
+
+def test_messages_that_need_no_change_are_not_copied():
+    """A prompt is checked without being copied."""
+    message = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+    assert decode(messages=[message]).messages[0] is message
+
+
+def test_too_many_messages_are_refused():
+    """The limit of messages is the operator's."""
+    with pytest.raises(RequestError, match="limit is 1"):
+        chat.decode({"model": "m", "messages": [USER, USER]}, id="i", created=0, max_messages=1)
+
+
+def test_text_stream():
+    """Role once, then text, then one finish with an empty delta."""
+    text = encode(turn(stream=True), Text("Hel"), Text('lo "\n'), Finish("stop"), Done())
+    assert deltas(text) == [
+        {"role": "assistant", "content": ""},
+        {"content": "Hel"},
+        {"content": 'lo "\n'},
+        {},
+    ]
+    parsed = chunks(text)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in parsed] == [None, None, None, "stop"]
+    assert {(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in parsed} == {
+        ("chatcmpl-1", 1700000000, "qwen-plus", "chat.completion.chunk")
+    }
+    assert "usage" not in text
+
+
+def test_call_stream():
+    """A call's id, type and name come once; content is null when a call comes first."""
+    text = encode(
+        turn(stream=True),
+        ToolCall(0, "call_1", "f"),
+        Arguments(0, '{"a"'),
+        Arguments(0, ":1}"),
+        Finish("tool_calls"),
+    )
+    assert deltas(text) == [
+        {"role": "assistant", "content": None},
+        {
+            "tool_calls": [
+                {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+            ]
+        },
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]},
+        {},
+    ]
+
+
+def test_reasoning_stream():
+    """Thoughts go out as reasoning_content."""
+    text = encode(turn(stream=True), Reasoning("hm"), Text("x"), Finish("stop"))
+    assert deltas(text) == [
+        {"role": "assistant", "content": None},
+        {"reasoning_content": "hm"},
+        {"content": "x"},
+        {},
+    ]
+
+
+def test_usage_chunk_comes_last_and_only_when_wanted():
+    """With include_usage every chunk has a usage, null but in the last, which has no choices."""
+    parsed = chunks(encode(turn(stream=True, include_usage=True), Text("x"), Usage(3, 4, 7), Finish("stop")))
+    assert [chunk["usage"] for chunk in parsed[:-1]] == [None, None, None]
+    assert parsed[-1]["choices"] == []
+    assert (parsed[-1]["usage"]["prompt_tokens"], parsed[-1]["usage"]["total_tokens"]) == (3, 7)
+
+
+def test_an_empty_answer_still_has_a_role():
+    """Finish alone makes a role chunk and a finish chunk."""
+    assert deltas(encode(turn(stream=True), Finish("stop"))) == [{"role": "assistant", "content": ""}, {}]
+
+
+def test_choices_are_kept_apart():
+    """Each choice has its own role and finish."""
+    parsed = chunks(
+        encode(turn(stream=True), Text("a", 0), Text("b", 1), Finish("stop", 1), Finish("length", 0))
+    )
+    assert [(c["choices"][0]["index"], c["choices"][0]["finish_reason"]) for c in parsed] == [
+        (0, None), (0, None), (1, None), (1, None), (1, "stop"), (0, "length"),
+    ]  # fmt: skip
+
+
+def test_a_failure_is_one_frame_and_the_end():
+    """After the first byte an error is one frame with all four keys, without [DONE]."""
+    text = encode(turn(stream=True, include_usage=True), Text("a"), Failed(UpstreamError("cut")))
+    last = text.split("\n\n")[-2]
+    assert json.loads(last.removeprefix("data: ")) == {
+        "error": {"message": "cut", "type": "server_error", "param": None, "code": "upstream_error"}
+    }
+    assert "[DONE]" not in text
+
+
+def test_half_a_surrogate_pair_does_not_break_the_stream():
+    """Text that has no UTF-8 form is written with an escape."""
+    assert deltas(encode(turn(stream=True), Text("\ud83c"), Finish("stop")))[1] == {"content": "\ud83c"}
+
+
+def test_legacy_functions():
+    """Who speaks `functions` hears `function_call`."""
+    asked = turn(stream=True, legacy_functions=True)
+    events = [ToolCall(0, "call_1", "f"), Arguments(0, "{}"), Finish("tool_calls")]
+    text = encode(asked, *events)
+    assert deltas(text)[1:3] == [
+        {"function_call": {"name": "f", "arguments": ""}},
+        {"function_call": {"arguments": "{}"}},
+    ]
+    assert chunks(text)[-1]["choices"][0]["finish_reason"] == "function_call"
+    choice = chat.whole(asked, events)["choices"][0]
+    assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
+    assert choice["finish_reason"] == "function_call"
+
+
+def test_whole_answer():
+    """The whole answer is the fold of the same events."""
+    body = chat.whole(
+        turn(),
+        [Reasoning("h"), Text("a", logprobs={"content": [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": []}]}),
+         Text("b"), Usage(1, 2, 3, {"cached_tokens": 1}, {"reasoning_tokens": 2}), Finish("stop"), Done()],
+    )  # fmt: skip
+    parsed = ChatCompletion.model_validate(body, strict=True)
+    assert parsed.choices[0].message.content == "ab"
+    assert body["choices"][0]["message"]["reasoning_content"] == "h"
+    assert parsed.usage is not None
+    assert parsed.usage.completion_tokens_details is not None
+    assert parsed.usage.completion_tokens_details.reasoning_tokens == 2
+    assert parsed.choices[0].logprobs is not None
+
+
+def test_whole_answer_with_calls():
+    """Content is null when there are calls and no text."""
+    body = chat.whole(
+        turn(), [ToolCall(0, "c", "f"), Arguments(0, "{"), Arguments(0, "}"), Finish("tool_calls")]
+    )
+    message = ChatCompletion.model_validate(body, strict=True).choices[0].message
+    assert message.content is None
+    assert message.tool_calls is not None
+    assert message.tool_calls[0].to_dict() == {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
+
+
+def test_whole_custom_call_and_refusal():
+    """A custom call keeps its free-form input; a refusal its text."""
+    events = [
+        Refusal("no"),
+        ToolCall(0, "c", "sql", custom=True),
+        Arguments(0, "select 1"),
+        Finish("tool_calls"),
+    ]
+    message = chat.whole(turn(), events)["choices"][0]["message"]
+    assert message["refusal"] == "no"
+    assert message["tool_calls"] == [
+        {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "select 1"}}
+    ]
+    assert '"custom":{"input":"select 1"}' in encode(turn(), *events)
+
+
+def test_whole_answer_raises_what_failed():
+    """A whole answer that failed is an error, whatever came before."""
+    with pytest.raises(UpstreamError, match="cut"):
+        chat.whole(turn(), [Text("a"), Failed(UpstreamError("cut"))])
