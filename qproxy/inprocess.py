@@ -7,7 +7,7 @@ second.  A piece of the answer is handed over when it is asked for, so a slow re
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -69,9 +69,13 @@ class InProcessClient:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        async def send(message: Any) -> None:
+            with suppress(trio.BrokenResourceError):  # as in ASGI: who has left is not sent to
+                await sender.send(message)
+
         async def run() -> None:
             async with sender:
-                await self._app(_scope(method, path, headers), receive, sender.send)
+                await self._app(_scope(method, path, headers), receive, send)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)

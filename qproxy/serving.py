@@ -29,12 +29,16 @@ from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.server import Door, Server
 from qproxy.transport import Limits, Proxy, Transport
+from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
 
 
-def assemble(config: Config) -> Server:
-    """The server's parts, wired together."""
+def assemble(config: Config, *, connect: Connect | None = None) -> Server:
+    """The server's parts, wired together.
+
+    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
+    """
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -46,7 +50,7 @@ def assemble(config: Config) -> Server:
     accounts = Accounts(
         [_account(entry) for entry in config.all_accounts()], queue_timeout=config.queue_timeout
     )
-    transport = _transport(config)
+    transport = _transport(config, connect or trio.open_tcp_stream)
     policy = Policy(
         aliases=config.aliases,
         switches=config.rules,
@@ -93,7 +97,7 @@ def _account(entry: AccountConfig) -> Account:
     )
 
 
-def _transport(config: Config) -> Transport:
+def _transport(config: Config, connect: Connect) -> Transport:
     limits = Limits(
         connect_timeout=config.connect_timeout,
         write_timeout=config.write_timeout,
@@ -117,7 +121,7 @@ def _transport(config: Config) -> Transport:
             context = ssl.create_default_context(cafile=config.ca_bundle)
         except OSError as error:
             raise ConfigError(f"ca_bundle: {config.ca_bundle} cannot be used ({error}).") from None
-    return Transport(limits, proxy=proxy, ssl_context=context)
+    return Transport(limits, proxy=proxy, ssl_context=context, connect=connect)
 
 
 def create_app(config: Config | None = None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,14 +112,22 @@ class Emulator:
     async def _answer(self, stream: trio.abc.Stream, http: h11.Connection, seen: Seen) -> bool:
         """Send the reply; whether the connection can go on."""
         whole = False
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError)
 
         async def watch() -> None:
-            if not await stream.receive_some(1):  # this client does not pipeline: only its end can come
-                seen.left.set()
-                nursery.cancel_scope.cancel()
+            with suppress(*gone):
+                await stream.receive_some(1)  # this client does not pipeline: only its end can come
+            seen.left.set()
+            nursery.cancel_scope.cancel()
 
         async def send() -> None:
             nonlocal whole
+            with suppress(*gone):
+                await write()
+                whole = http.our_state is h11.DONE
+            nursery.cancel_scope.cancel()
+
+        async def write() -> None:
             reply = self._reply(seen)
             fields = [("content-type", reply.content_type), ("x-request-id", "emu-1"), *reply.headers]
             await self._send(stream, http, h11.Response(status_code=reply.status, headers=fields))
@@ -126,8 +135,6 @@ class Emulator:
                 await self._send(stream, http, h11.Data(data=data))
             if http.our_state is h11.SEND_BODY:
                 await self._send(stream, http, h11.EndOfMessage())
-            whole = http.our_state is h11.DONE
-            nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)

@@ -143,7 +143,7 @@ class Connection:
 
     def there(self) -> Iterator[h11.Event]:
         """The further events that need no more reading."""
-        with foreign_errors(f"{self.host} broke its answer off", retry=Retry.NEVER):
+        with foreign_errors(f"{self.host} broke its answer off", retry=Retry.QUICKLY):
             while True:
                 event = self.http.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED:
@@ -208,7 +208,7 @@ class Response:
         connection = self._connection
         limit = connection.limits.idle_timeout
         with trio.move_on_at(min(self._deadline, trio.current_time() + _seconds(limit))):
-            event = await connection.event(f"{connection.host} broke its answer off", Retry.NEVER)
+            event = await connection.event(f"{connection.host} broke its answer off", Retry.QUICKLY)
             pieces = []
             if isinstance(event, h11.Data):
                 pieces.append(event.data)

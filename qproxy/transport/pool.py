@@ -1,4 +1,8 @@
-"""The pool: which connection carries a request, and what becomes of it afterwards."""
+"""The pool: which connection carries a request, and what becomes of it afterwards.
+
+A slot of its host is taken before a connection is made and given back when it is released, whatever happened in
+between; idle connections hold no slot.  The last one used is used first, so the others can grow old and go.
+"""
 
 from __future__ import annotations
 

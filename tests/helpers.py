@@ -1,0 +1,215 @@
+"""What several test files share: an app in front of an emulator, in memory, and real HTTP clients for it.
+
+`world()` gives a qproxy app whose upstream is an `Emulator` behind memory streams: no sockets, and Trio's clock can
+jump.  `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pair, with real HTTP bytes.
+"""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import h2.config
+import h2.connection
+import h2.events
+import h11
+import trio
+import trio.testing
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import wrap_app
+
+from qproxy import hypercorn as mended
+from qproxy.config import Config
+from qproxy.emulator import Emulator
+from qproxy.inprocess import InProcessClient, in_process
+from qproxy.presets import AccountConfig
+from qproxy.server import Server
+from qproxy.serving import assemble
+
+MODEL = "qwen3.7-plus"
+HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+@dataclass
+class World:
+    """An app, its parts, and the emulator behind it."""
+
+    emulator: Emulator
+    server: Server
+    app: object
+    client: InProcessClient
+
+    async def post(self, body, path="/v1/chat/completions", headers=()):
+        """(status, headers, parsed body) of a whole answer."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields = [(b"content-type", b"application/json"), *headers]
+        async with self.client.request("POST", path, headers=fields, body=raw) as response:
+            data = await response.read()
+        head = {name.decode(): value.decode() for name, value in response.headers}
+        return response.status, head, json.loads(data) if data else None
+
+    async def get(self, path, headers=()):
+        async with self.client.request("GET", path, headers=headers) as response:
+            data = await response.read()
+        return response.status, json.loads(data)
+
+    async def stream(self, body):
+        """(status, text) of a streamed answer."""
+        raw = json.dumps({**body, "stream": True}).encode()
+        fields = [(b"content-type", b"application/json")]
+        async with self.client.request("POST", "/v1/chat/completions", headers=fields, body=raw) as response:
+            return response.status, (await response.read()).decode()
+
+    def sound(self):
+        """Whether nothing is held: no lease, no connection in use."""
+        statistics = self.server.relay.transport.statistics()
+        leases = [account.in_flight for account in self.server.relay.accounts.accounts]
+        return statistics.open == statistics.idle and not any(leases)
+
+
+def frames(text):
+    """The data of a stream's events."""
+    return [frame.removeprefix("data: ") for frame in text.split("\n\n") if frame.startswith("data: ")]
+
+
+def accounts(*names, **settings):
+    return tuple(
+        AccountConfig(name, base_url=f"http://{name}.test/v1", key="sk-test-key", **settings)
+        for name in names
+    )
+
+
+@asynccontextmanager
+async def world(*, emulator=None, **settings) -> AsyncIterator[World]:
+    """An app in front of an emulator; `settings` are those of `Config`."""
+    emulator = emulator or Emulator()
+    settings.setdefault("accounts", accounts("one"))
+    async with trio.open_nursery() as nursery:
+
+        async def connect(host, port):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(emulator.handle, theirs)
+            return ours
+
+        server = assemble(Config(**settings), connect=connect)
+        app = server.app()
+        async with in_process(app) as client:
+            yield World(emulator, server, app, client)
+        nursery.cancel_scope.cancel()
+
+
+class _Socket:
+    """What Hypercorn asks a socket for."""
+
+    family = socket.AF_INET
+
+    def getpeername(self):
+        return ("127.0.0.1", 1)
+
+    def getsockname(self):
+        return ("127.0.0.1", 2)
+
+
+@asynccontextmanager
+async def served(app, server_class=mended.Server, **config):
+    """A client's end of a connection that Hypercorn serves."""
+    mended.install()
+    settings = HypercornConfig()
+    for name, value in config.items():
+        setattr(settings, name, value)
+    ours, theirs = trio.testing.memory_stream_pair()
+    theirs.socket = _Socket()  # type: ignore[attr-defined]
+    async with trio.open_nursery() as nursery:
+        server = server_class(wrap_app(app, 2**16, "asgi"), settings, WorkerContext(None), {}, theirs)
+        nursery.start_soon(server.run)
+        yield ours
+        nursery.cancel_scope.cancel()
+
+
+@dataclass
+class H1Client:
+    """One HTTP/1.1 connection."""
+
+    stream: trio.StapledStream
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+
+    async def send(self, method, path, body=b"", headers=()):
+        fields = [("host", "test"), ("content-length", str(len(body))), *headers]
+        data = self.http.send(h11.Request(method=method, target=path, headers=fields))
+        data += self.http.send(h11.Data(data=body)) + self.http.send(h11.EndOfMessage())
+        await self.stream.send_all(data)
+
+    async def event(self):
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            self.http.receive_data(bytes(await self.stream.receive_some(65536)))
+        return event
+
+    async def response(self):
+        """(status, body) of the whole answer."""
+        head = await self.event()
+        body = b""
+        while isinstance(event := await self.event(), h11.Data):
+            body += event.data
+        return head.status_code, body
+
+    async def aclose(self):
+        await trio.aclose_forcefully(self.stream)
+
+
+@dataclass
+class H2Client:
+    """One HTTP/2 connection with prior knowledge."""
+
+    stream: trio.StapledStream
+    http: h2.connection.H2Connection = field(
+        default_factory=lambda: h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    )
+    seen: list = field(default_factory=list)
+
+    async def begin(self):
+        self.http.initiate_connection()
+        await self.flush()
+
+    async def flush(self):
+        await self.stream.send_all(self.http.data_to_send())
+
+    async def send(self, method, path, body=b"", headers=(), end=True):
+        stream_id = self.http.get_next_available_stream_id()
+        fields = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "test"), *headers]
+        self.http.send_headers(stream_id, fields, end_stream=end and not body)
+        if body:
+            self.http.send_data(stream_id, body, end_stream=end)
+        await self.flush()
+        return stream_id
+
+    async def event(self, *kinds):
+        """The next event of one of these kinds."""
+        while True:
+            for event in self.seen:
+                if isinstance(event, kinds):
+                    self.seen.remove(event)
+                    return event
+            data = bytes(await self.stream.receive_some(65536))
+            if not data:
+                return None
+            for event in self.http.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                self.seen.append(event)
+            await self.flush()
+
+
+@asynccontextmanager
+async def h1(app, **config):
+    async with served(app, **config) as stream:
+        yield H1Client(stream)
+
+
+@asynccontextmanager
+async def h2c(app, **config):
+    async with served(app, **config) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        yield client
