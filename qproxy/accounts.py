@@ -118,8 +118,10 @@ def choose(
     tried = set(without)
     fresh = [account for account in fitting if account not in tried]
     awake = [account for account in fresh if now >= account.resting_until]
+    if not awake and fresh:  # none is sure to serve: the server's own word is better than a guess of ours
+        awake = [min(fresh, key=lambda account: account.resting_until)]
     if not awake:
-        return Nothing(_all_resting(fresh, now))
+        return Nothing(UpstreamError("Every account that serves this model has been tried."))
     free = [account for account in awake if not account.full]
     if not free:
         return Wait()
@@ -132,19 +134,10 @@ def choose(
     return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
 
 
-def _all_resting(accounts: Sequence[Account], now: float) -> QproxyError:
-    if not accounts:
-        return UpstreamError("Every account that serves this model has been tried.")
-    wait = min(account.resting_until for account in accounts) - now
-    reasons = ", ".join(f"{account.name}: {account.last_error}" for account in accounts)
-    return QproxyError(
-        f"Every account that serves this model is resting after a refusal ({reasons}).",
-        status=429,
-        type="rate_limit_error",
-        code="rate_limit_exceeded",
-        retry=Retry.LATER,
-        retry_after=max(wait, 1.0),
-    )
+def another(accounts: Sequence[Account], model: str, *, now: float, without: Iterable[Account]) -> bool:
+    """Whether an untried account is awake and may serve the model."""
+    tried = set(without)
+    return any(a.offers(model) and a not in tried and now >= a.resting_until for a in accounts)
 
 
 class Accounts:

@@ -224,9 +224,19 @@ def install(*, write_timeout: float = 30.0) -> None:
     setattr(hypercorn.protocol.h2, "StreamBuffer", StreamBuffer)  # noqa: B010
 
 
+def _is_hypercorns_command() -> bool:
+    """Whether this process was begun by `hypercorn`, `python -m hypercorn`, or as a worker of either."""
+    process = multiprocessing.current_process()
+    target = getattr(process, "_target", None)  # the only sign of a worker that was begun with -m
+    if getattr(target, "func", target) is hypercorn.trio.run.trio_worker:
+        return True
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return "hypercorn.__main__" in (getattr(spec, "name", None), *sys.modules)
+
+
 def install_signals() -> None:
     """For the `hypercorn` command only: an embedding program keeps its own signal handlers."""
-    if "hypercorn.__main__" not in sys.modules:
+    if not _is_hypercorns_command():
         return
     if multiprocessing.parent_process() is not None:  # the master's shutdown event drives the workers
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -125,7 +125,7 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
         try:
             yield InProcessClient(app)
         finally:
-            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):
+            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):  # the app's own end must run even so
                 await to_app.send({"type": "lifespan.shutdown"})
                 await from_app.receive()
             nursery.cancel_scope.cancel()

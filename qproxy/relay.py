@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from qproxy.accounts import Account, Accounts, Nothing, choose
+from qproxy.accounts import Account, Accounts, another
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.transport import Response, Transport
@@ -216,7 +216,8 @@ class Relay:
             if mended is not None:
                 learned, turn = True, mended
                 continue
-            others = self._others(model, [*tried, account])
+            now = trio.current_time()
+            others = another(self.accounts.accounts, model, now=now, without=[*tried, account])
             action = decide(failure, tries=story.tries, others=others, refreshed=refused is not None)
             if action is Action.REFRESH and credential is not None:
                 refused = account, credential
@@ -229,10 +230,6 @@ class Relay:
                 tried.append(account)
             else:
                 await trio.sleep(pause_before(story.tries))
-
-    def _others(self, model: str, tried: list[Account]) -> bool:
-        choice = choose(self.accounts.accounts, model, now=trio.current_time(), without=tried)
-        return not isinstance(choice, Nothing)
 
     async def _begin(
         self,

@@ -147,17 +147,21 @@ async def serve(
             await shutdown_trigger()
         server.draining = True
 
-    await hypercorn.serve(
-        server.app(),
-        host=config.host,
-        port=config.port,
-        certfile=config.certfile,
-        keyfile=config.keyfile,
-        graceful_timeout=config.graceful_timeout,
-        write_timeout=config.client_write_timeout,
-        shutdown_trigger=draining,
-        task_status=task_status,
-    )
+    try:
+        await hypercorn.serve(
+            server.app(),
+            host=config.host,
+            port=config.port,
+            certfile=config.certfile,
+            keyfile=config.keyfile,
+            graceful_timeout=config.graceful_timeout,
+            write_timeout=config.client_write_timeout,
+            shutdown_trigger=draining,
+            task_status=task_status,
+        )
+    finally:  # a caller who cancels skips the app's own end
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
+            await server.relay.transport.aclose()
 
 
 def configure_logging(config: Config) -> None:

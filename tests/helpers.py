@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -132,7 +133,7 @@ async def served(app, server_class=mended.Server, **config):
 class H1Client:
     """One HTTP/1.1 connection."""
 
-    stream: trio.StapledStream
+    stream: Any
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
 
     async def send(self, method, path, body=b"", headers=()):
@@ -162,7 +163,7 @@ class H1Client:
 class H2Client:
     """One HTTP/2 connection with prior knowledge."""
 
-    stream: trio.StapledStream
+    stream: Any
     http: h2.connection.H2Connection = field(
         default_factory=lambda: h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     )

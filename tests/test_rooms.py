@@ -35,7 +35,11 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found.add(node.module or "")
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {
+                name for name in inner if (ROOT.parent / name.replace(".", "/")).with_suffix(".py").exists()
+            }
+            found |= modules if len(modules) == len(inner) else modules | {node.module or ""}
     return found
 
 

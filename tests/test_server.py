@@ -13,7 +13,7 @@ from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
 from tests.helpers import HELLO, MODEL, accounts, frames, h1, h2c, world
 
-WEATHER = {
+WEATHER: dict = {
     "type": "function",
     "function": {
         "name": "get_weather",

@@ -10,6 +10,7 @@ from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import (
     Arguments,
     Done,
+    Event,
     Failed,
     Finish,
     Reasoning,
@@ -248,7 +249,7 @@ def test_half_a_surrogate_pair_does_not_break_the_stream():
 def test_legacy_functions():
     """Who speaks `functions` hears `function_call`."""
     asked = turn(stream=True, legacy_functions=True)
-    events = [ToolCall(0, "call_1", "f"), Arguments(0, "{}"), Finish("tool_calls")]
+    events: list[Event] = [ToolCall(0, "call_1", "f"), Arguments(0, "{}"), Finish("tool_calls")]
     text = encode(asked, *events)
     assert deltas(text)[1:3] == [
         {"function_call": {"name": "f", "arguments": ""}},
@@ -293,7 +294,7 @@ def test_whole_answer_with_calls():
 
 def test_whole_custom_call_and_refusal():
     """A custom call keeps its free-form input; a refusal its text."""
-    events = [
+    events: list[Event] = [
         Refusal("no"),
         ToolCall(0, "c", "sql", custom=True),
         Arguments(0, "select 1"),

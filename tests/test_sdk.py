@@ -1,0 +1,122 @@
+"""The official client against a served qproxy, over real sockets."""
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+
+import openai
+import pytest
+import trio
+from pydantic import BaseModel
+
+import qproxy
+from qproxy.config import Config
+from qproxy.emulator import FAULTS, Emulator
+from qproxy.presets import AccountConfig
+from tests.helpers import MODEL
+from tests.test_server import WEATHER
+
+STRICT: dict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@asynccontextmanager
+async def sdk():
+    """An OpenAI client of a qproxy that serves an emulator; its calls run in a thread."""
+    emulator = Emulator()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        config = Config(
+            port=0, accounts=(AccountConfig("emu", base_url=emulator.base_url, key="sk-test-key"),)
+        )
+        urls = await nursery.start(partial(qproxy.serve, config))
+        with openai.OpenAI(base_url=f"{urls[0]}/v1", api_key="any", max_retries=0) as client:
+            yield client, emulator
+        nursery.cancel_scope.cancel()
+
+
+async def run(function, *args, **kwargs):
+    return await trio.to_thread.run_sync(partial(function, *args, **kwargs))
+
+
+async def test_whole_and_models():
+    """create and models.list work as at OpenAI."""
+    async with sdk() as (client, _):
+        answer = await run(client.chat.completions.create, model=MODEL, messages=QUESTION, temperature=0)
+        assert "You said" in answer.choices[0].message.content
+        assert answer._request_id.startswith("req_")
+        names = await run(lambda: [model.id for model in client.models.list()])
+        assert MODEL in names
+
+
+async def test_stream_of_a_tool_call():
+    """The stream helper accumulates a call whose arguments are the whole JSON."""
+
+    def ask(client):
+        with client.chat.completions.stream(
+            model=MODEL,
+            messages=QUESTION,
+            tools=[STRICT],
+            stream_options={"include_usage": True},
+        ) as stream:
+            for _ in stream:
+                pass
+            return stream.get_final_completion()
+
+    async with sdk() as (client, _):
+        final = await run(ask, client)
+        call = final.choices[0].message.tool_calls[0]
+        assert json.loads(call.function.arguments) == {"city": "Paris"}
+        assert final.usage.total_tokens > 0
+
+
+async def test_parse_into_a_model():
+    """parse() with a pydantic response format gets what it asked for."""
+
+    class City(BaseModel):
+        name: str
+        people: int
+
+    async with sdk() as (client, _):
+        answer = await run(
+            client.chat.completions.parse, model=MODEL, messages=QUESTION, response_format=City
+        )
+        assert isinstance(answer.choices[0].message.parsed, City)
+
+
+async def test_error_classes():
+    """Each refusal arrives as the class that programs catch."""
+    async with sdk() as (client, _):
+        for model, error in (
+            ("nope", openai.NotFoundError),
+            ("fault-429", openai.RateLimitError),
+            ("fault-filter", openai.BadRequestError),
+            ("fault-401", openai.InternalServerError),
+        ):
+            with pytest.raises(error):
+                await run(client.chat.completions.create, model=model, messages=QUESTION)
+
+
+async def test_a_cut_stream_raises():
+    """A stream that is cut in the middle raises APIError instead of just ending."""
+
+    def read(client):
+        return list(client.chat.completions.create(model="fault-cut", messages=QUESTION, stream=True))
+
+    async with sdk() as (client, _):
+        with pytest.raises(openai.APIError, match="broke its answer off"):
+            await run(read, client)
+
+
+async def test_leaving_a_stream_frees_the_upstream():
+    """Closing a stream half-way closes the connection to the model's server."""
+
+    def leave(client):
+        with client.chat.completions.create(model="fault-hang", messages=QUESTION, stream=True) as stream:
+            next(iter(stream))
+
+    async with sdk() as (client, emulator):
+        assert "fault-hang" in FAULTS
+        await run(leave, client)
+        with trio.fail_after(5):
+            await emulator.requests[-1].left.wait()
