@@ -79,7 +79,7 @@ class _Choice:
         id_ = (delta.id or "").strip() or None
         if id_ is None and not name and not piece.strip():
             call = self._addressed(delta.index)
-            if call is None or not call.json.in_string:
+            if call is None or not piece or not call.text or call.json.complete:
                 self.repairs["blank_entry"] += 1
                 return
         call = self.route(delta.index, id_, name)

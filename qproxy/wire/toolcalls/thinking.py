@@ -30,6 +30,8 @@ class _Choice:
         self.state = "thought" if implied else "start"
         self.implied = implied
         self.held = ""
+        self.blank = True
+        """Nothing of the thought has been passed on yet: blanks before it are dropped."""
 
     def feed(self, text: str) -> Iterator[tuple[type[Text] | type[Reasoning], str]]:
         text = self.held + text
@@ -37,6 +39,9 @@ class _Choice:
         if self.state == "start" or (self.state == "thought" and self.implied):
             text = self._opening(text)
         if self.state == "thought" and text:
+            if self.blank:
+                text = text.lstrip()
+                self.blank = not text
             thought, closer, rest = text.partition(_CLOSE)
             if closer:
                 self.state = "after"
@@ -62,7 +67,7 @@ class _Choice:
         bare = text.lstrip()
         if bare.startswith(_OPEN):
             self.state, self.implied = "thought", False
-            return bare.removeprefix(_OPEN).lstrip("\n")
+            return bare.removeprefix(_OPEN)
         if _OPEN.startswith(bare) and (bare or len(text) < 64):
             self.held = text
             return ""
