@@ -140,6 +140,15 @@ class Connection:
                 data = await self.stream.receive_some(READ_SIZE)
                 self.answered = self.answered or bool(data)
                 self.http.receive_data(bytes(data))
+            if not data:
+                return self._at_end(doing, retry)
+
+    def _at_end(self, doing: str, retry: Retry) -> h11.Event | type[h11.PAUSED]:
+        """What the peer's end means: of a body without a length its end, of anything else that it broke off."""
+        try:
+            return self.http.next_event()  # type: ignore[return-value]
+        except h11.RemoteProtocolError:
+            raise UpstreamError(f"{doing}: it closed the connection.", retry=retry) from None
 
     def there(self) -> Iterator[h11.Event]:
         """The further events that need no more reading."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import h11
@@ -92,74 +93,54 @@ class Transport:
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         fields = request_fields(request, origin, self._user_agent)
-        connection = self._pooled(host)
-        if connection is not None:
+        while True:
+            slot = await self._slot(host, origin)
+            connection = self._pooled(host)
+            reused = connection is not None
             try:
-                return await self._exchange(connection, request, fields, deadline, host)
-            except UpstreamError as error:
+                if connection is None:
+                    connection = await self._fresh(key)
+                with trio.move_on_at(deadline):
+                    head = await connection.ask(request, fields)
+                    return Response(connection, head, deadline, partial(self._release, host, slot))
+                raise timed_out(f"{origin.host} did not end its answer", total or 0)
+            except BaseException as error:
+                await self._release(host, slot, connection, reusable=False)
                 # RFC 9112 9.3.1: the server may have closed an idle connection just then.
-                if connection.answered or error.status == 504:
+                stale = reused and isinstance(error, UpstreamError) and error.status != 504
+                if not stale or connection is None or connection.answered:
                     raise
-        connection = await self._fresh(host, key)
-        return await self._exchange(connection, request, fields, deadline, host)
+                for other in host.idle:  # those of the same age are no better
+                    _drop(other)
+                host.idle = []
 
-    async def _exchange(
-        self,
-        connection: Connection,
-        request: HTTPRequest,
-        fields: tuple[tuple[bytes, bytes], ...],
-        deadline: float,
-        host: _Host,
-    ) -> Response:
-        async def release(connection: Connection, reusable: bool) -> None:
-            await self._release(host, connection, reusable)
-
+    async def _slot(self, host: _Host, origin: Origin) -> object:
+        """One of the host's places for a connection; UpstreamError when none becomes free in time."""
+        slot = object()
         try:
-            with trio.move_on_at(deadline):
-                head = await connection.ask(request, fields)
-                return Response(connection, head, deadline, release)
-            raise timed_out(f"{connection.host} did not end its answer", self.limits.total_timeout or 0)
-        except BaseException:
-            await self._release(host, connection, reusable=False)
-            raise
+            with trio.fail_after(self.limits.pool_timeout):
+                await host.slots.acquire_on_behalf_of(slot)
+        except trio.TooSlowError:
+            message = f"All {self.limits.max_connections} connections to {origin.host} are in use."
+            raise UpstreamError(message, status=503, code="overloaded", retry=Retry.ELSEWHERE) from None
+        return slot
 
     def _pooled(self, host: _Host) -> Connection | None:
-        """The most recently used idle connection that is alive, with its slot taken."""
+        """The most recently used idle connection that is alive."""
         now = trio.current_time()
         kept = [c for c in host.idle if now - c.idle_since < self.limits.pool_idle and not c.stale]
         for connection in set(host.idle) - set(kept):
             _drop(connection)
         host.idle = kept
-        if not kept:
-            return None
-        try:
-            host.slots.acquire_on_behalf_of_nowait(kept[-1])
-        except trio.WouldBlock:
-            return None
-        return kept.pop()
+        return kept.pop() if kept else None
 
-    async def _fresh(self, host: _Host, key: Key) -> Connection:
-        """A new connection with its slot taken."""
+    async def _fresh(self, key: Key) -> Connection:
+        """A new connection."""
         origin, proxy = key
-        holder = object()
-        try:
-            with trio.fail_after(self.limits.pool_timeout):
-                await host.slots.acquire_on_behalf_of(holder)
-        except trio.TooSlowError:
-            message = f"All {self.limits.max_connections} connections to {origin.host} are in use."
-            raise UpstreamError(message, status=503, code="overloaded", retry=Retry.ELSEWHERE) from None
-        try:
-            with trio.move_on_after(self.limits.connect_timeout):
-                stream = await self._open(origin, proxy)
-                connection = Connection(stream, self.limits, origin.host)
-                host.slots.release_on_behalf_of(holder)
-                host.slots.acquire_on_behalf_of_nowait(connection)
-                self._made += 1
-                return connection
-        except BaseException:
-            host.slots.release_on_behalf_of(holder)
-            raise
-        host.slots.release_on_behalf_of(holder)
+        with trio.move_on_after(self.limits.connect_timeout):
+            stream = await self._open(origin, proxy)
+            self._made += 1
+            return Connection(stream, self.limits, origin.host)
         error = timed_out(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
         error.retry = Retry.QUICKLY
         raise error
@@ -218,10 +199,13 @@ class Transport:
             message = f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({status})."
             raise UpstreamError(message)
 
-    async def _release(self, host: _Host, connection: Connection, reusable: bool) -> None:
+    async def _release(
+        self, host: _Host, slot: object, connection: Connection | None, reusable: bool
+    ) -> None:
         """Give the slot back; keep the connection when it may carry another request."""
-        if host.slots.borrowed_tokens:
-            host.slots.release_on_behalf_of(connection)
+        host.slots.release_on_behalf_of(slot)
+        if connection is None:
+            return
         if reusable and self._hosts:
             connection.http.start_next_cycle()
             connection.idle_since = trio.current_time()
