@@ -205,7 +205,6 @@ class Server:
             events = await answer.all()
             _note(record, events)
             body = jsontext.dumps(endpoint.whole(turn, events))
-            record.outcome = "ok"
             return Response(body, 200, content_type=JSON_TYPE)
 
         return view
@@ -254,6 +253,8 @@ class Server:
     async def _finish_headers(self, response: Response) -> Response:
         record: Record = _record()
         record.status = response.status_code
+        if record.outcome == "client_left" and not record.stream:
+            record.outcome = "ok"  # an error has said so by now
         story, headers = record.story, response.headers
         headers["x-request-id"] = record.id
         headers["openai-processing-ms"] = str(round(record.seconds * 1000))

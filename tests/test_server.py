@@ -134,6 +134,7 @@ async def test_models():
         status, body = await it.get("/v1/models/org/none")
         assert (status, body["error"]["code"]) == (404, "model_not_found")
         assert len([r for r in it.emulator.requests if r.path.endswith("/models")]) == 1
+        assert it.server.counts.outcomes == {"ok": 3, "error": 1}
 
 
 async def test_models_of_a_silent_server_come_from_the_table(autojump_clock):

@@ -60,7 +60,10 @@ def foreign_errors(doing: str, *, retry: Retry) -> Iterator[None]:
     try:
         yield
     except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-        reason = str(error.__cause__ or error) or type(error).__name__
+        cause: BaseException = error.__cause__ or error
+        while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
+            cause = cause.exceptions[0]
+        reason = str(cause) or type(cause).__name__
         raise UpstreamError(f"{doing}: {reason[:200]}.", retry=retry) from error
     except h11.ProtocolError as error:
         message = f"{doing}: it does not speak proper HTTP ({str(error)[:200]})."
