@@ -116,7 +116,8 @@ class Emulator:
 
         async def watch() -> None:
             with suppress(*gone):
-                await stream.receive_some(1)  # this client does not pipeline: only its end can come
+                while data := await stream.receive_some(65536):
+                    http.receive_data(bytes(data))  # the next request, sent before we are done here
             seen.left.set()
             nursery.cancel_scope.cancel()
 
@@ -179,7 +180,14 @@ class Emulator:
         except chat.Refusal as refusal:
             return json_reply(refusal.body, refusal.status)
         return json_reply(
-            {"error": {"message": "not found", "type": "invalid_request_error", "code": "NotFound"}}, 404
+            {
+                "error": {
+                    "message": f"not found: {seen.method} {seen.path}",
+                    "type": "invalid_request_error",
+                    "code": "NotFound",
+                }
+            },
+            404,
         )
 
     def _chat(self, body: Any) -> Reply:
