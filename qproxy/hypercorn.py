@@ -235,13 +235,16 @@ def _is_hypercorns_command() -> bool:
 
 
 def install_signals() -> None:
-    """For the `hypercorn` command only: an embedding program keeps its own signal handlers."""
+    """For the `hypercorn` command only (an embedding program keeps its own handlers).  Call it within Trio."""
     if not _is_hypercorns_command():
         return
     if multiprocessing.parent_process() is not None:  # the master's shutdown event drives the workers
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:  # -w 0 has no handler: make it the orderly KeyboardInterrupt of Trio
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    else:
+        # -w 0 has no handler: make it the KeyboardInterrupt that Hypercorn ends on.  Raised from Trio's own task, it
+        # goes to the main task, and never into whichever request happens to run.
+        token = trio.lowlevel.current_trio_token()
+        signal.signal(signal.SIGTERM, lambda *_: token.run_sync_soon(signal.raise_signal, signal.SIGINT))
 
 
 async def serve(
