@@ -116,17 +116,15 @@ async def test_h2_data_after_an_early_answer(stock, monkeypatch, autojump_clock)
         assert await upload() is not None
 
 
-@pytest.mark.parametrize("stock", [True, False])
-async def test_bytes_after_a_request(stock, monkeypatch, autojump_clock):
-    """A stray byte after the request does not hide that the client has left."""
+async def test_bytes_after_a_request(monkeypatch, autojump_clock):
+    """Bytes after the request do not hide that the client has left (stock misses it when they come while it answers)."""
     app = Endless(b"")
-    async with connection(app, monkeypatch, stock=stock) as stream:
+    async with connection(app, monkeypatch) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
         await stream.receive_some(1000)
         await trio.aclose_forcefully(stream)
-        with trio.move_on_after(5):
+        with trio.fail_after(5):
             await app.left.wait()
-        assert app.left.is_set() is not stock
 
 
 async def test_a_reader_that_stops(monkeypatch, autojump_clock):
