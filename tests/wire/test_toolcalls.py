@@ -213,6 +213,63 @@ def test_thoughts(texts, thought, text):
         assert (folded["thought"], folded["text"]) == (thought, text)
 
 
+FOUND = {
+    "error_finish in a call": ((d(0, "x", "one", '{"a": '), Finish("error_finish"), Done()), [("Failed", None)]),
+    "blanks before a tag": ((Text(" " * 70 + "<think>t</think>hi"), *END), [("Text", " " * 70 + "<think>t</think>hi")]),
+    "second closer": ((Text("<think>t</think></think>hi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
+    "closer after structured": ((Reasoning("t"), Text("</think>\n\nhi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
+    "blanks after structured": ((Reasoning("t"), Text("\n\n"), Text("hi"), *END), [("Reasoning", "t"), ("Text", "\n\nhi")]),
+    "blanks before a call": ((Reasoning("t"), Text("\n\n"), d(0, "x", "one", "{}"), *END), [("Reasoning", "t")]),
+    "tag after a call": ((d(0, "x", "one", "{}"), Text("<think>a</think>b"), *END), [("Text", "<think>a</think>b")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "expected"), FOUND.values(), ids=FOUND.keys())
+def test_what_a_review_found(events, expected):
+    """Faults that a reader of the code found, each mended, at any cut of the text."""
+    for given in (
+        events,
+        [p for e in events for p in ([Text(c) for c in e.text] if isinstance(e, Text) else [e])],
+    ):
+        out = run(*given)
+        texts: dict[str, str] = {}
+        for event in out:
+            if isinstance(event, Text | Reasoning):
+                kind = type(event).__name__
+                texts[kind] = texts.get(kind, "") + event.text
+        if expected == [("Failed", None)]:
+            assert isinstance(out[-1], Failed)
+        else:
+            assert list(texts.items()) == expected
+
+
+def test_a_late_delta_of_a_finished_choice():
+    """What comes for a choice that has ended harms no other choice."""
+    late = d(0, "z", None, "{", 0)
+    out = run(
+        Text("a", 1),
+        Text("b", 0),
+        Finish("stop", 0),
+        late,
+        Finish("stop", 0),
+        Text("c", 1),
+        Finish("stop", 1),
+        Done(),
+    )
+    assert fold(out)[1]["text"] == "ac"
+
+
+def test_held_text_keeps_its_logprobs():
+    """The probabilities of held text leave with it."""
+    first, second = ({"content": [{"token": token}]} for token in ("<", "b>"))
+    (event,) = (
+        e
+        for e in run(Text("<", logprobs=first), Text("b>", logprobs=second), Finish("stop"), Done())
+        if isinstance(e, Text)
+    )
+    assert event.logprobs == {"content": [{"token": "<"}, {"token": "b>"}], "refusal": None}
+
+
 def test_implied_thought():
     """A model of the profile begins inside a thought; one that writes the tag all the same is read too."""
     profile = toolcalls.Profile(implied_think=True)

@@ -229,16 +229,22 @@ class Router:
         self._names = turn.tool_names()
         self._repairs = repairs
         self._choices: dict[int, _Choice] = {}
+        self._ended: set[int] = set()
 
     def feed(self, item: Event) -> Iterator[Event]:
         if isinstance(item, ToolCallDelta):
+            if item.choice in self._ended:
+                self._repairs["after_finish"] += 1
+                return
             if item.choice not in self._choices:
                 self._choices[item.choice] = _Choice(item.choice, self._turn, self._names, self._repairs)
             yield from self._choices[item.choice].feed(item)
             return
-        if isinstance(item, Finish) and item.choice in self._choices and item.reason not in ("", "null"):
-            yield from self._choices.pop(item.choice).end(item.reason)
-            return
+        if isinstance(item, Finish) and item.reason not in ("", "null", "error_finish"):
+            self._ended.add(item.choice)
+            if item.choice in self._choices:
+                yield from self._choices.pop(item.choice).end(item.reason)
+                return
         if isinstance(item, Done):
             while self._choices:
                 yield from self._choices.popitem()[1].end("tool_calls")

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from qproxy.wire.events import Event, Failed, Finish, Reasoning, Text, ToolCallDelta
+from qproxy.wire.events import JSON, Event, Failed, Finish, Reasoning, Text, ToolCallDelta
 
 _OPEN, _CLOSE = "<think>", "</think>"
+MAX_BLANK = 64
+"""Blanks at the start of an answer that are held to see whether a thought begins after them."""
 
 
 def _held_prefix(text: str, marker: str) -> int:
@@ -30,6 +32,10 @@ class _Choice:
         self.state = "thought" if implied else "start"
         self.implied = implied
         self.held = ""
+        self.structured = False
+        """The server splits thoughts off itself: the blanks of its text are its own."""
+        self.logprobs: list[JSON] = []
+        """Of the held text."""
         self.blank = True
         """Nothing of the thought has been passed on yet: blanks before it are dropped."""
 
@@ -56,19 +62,30 @@ class _Choice:
                     yield Reasoning, text[:keep]
                 return
         if self.state == "after":
-            text = text.lstrip()
-            if text:
-                self.state = "text"
+            text = self._after(text)
         if text and self.state == "text":
             yield Text, text
+
+    def _after(self, text: str) -> str:
+        """After a thought a second closer is swallowed, and blanks wait for what follows them."""
+        bare = text.lstrip()
+        if bare.startswith(_CLOSE):
+            self.structured = False
+            return self._after(bare.removeprefix(_CLOSE))
+        if _CLOSE.startswith(bare) and len(text) - len(bare) <= MAX_BLANK:
+            self.held = text
+            return ""
+        self.state = "text"
+        return text if self.structured else bare
 
     def _opening(self, text: str) -> str:
         """Decide whether the answer begins with `<think>`; hold while it may."""
         bare = text.lstrip()
-        if bare.startswith(_OPEN):
+        blank = len(text) - len(bare)
+        if bare.startswith(_OPEN) and blank <= MAX_BLANK:
             self.state, self.implied = "thought", False
             return bare.removeprefix(_OPEN)
-        if _OPEN.startswith(bare) and (bare or len(text) < 64):
+        if _OPEN.startswith(bare) and blank <= MAX_BLANK:
             self.held = text
             return ""
         self.state = "thought" if self.implied else "text"
@@ -79,8 +96,10 @@ class _Choice:
         held, self.held = self.held, ""
         if held and self.state == "thought" and held.strip():
             yield Reasoning, held.rstrip()
-        elif held and self.state == "start":
-            yield Text, held
+        elif held and (
+            self.state == "start" or (self.state == "after" and (self.structured or held.strip()))
+        ):
+            yield Text, held if self.structured or self.state == "start" else held.lstrip()
 
 
 class Thinking:
@@ -99,25 +118,41 @@ class Thinking:
             if choice.state == "text":
                 yield item
                 return
+            if isinstance(item.logprobs, dict):
+                choice.logprobs += item.logprobs.get("content") or []
             for kind, text in choice.feed(item.text):
-                if kind is Reasoning:
-                    self._repairs["think_tag"] += 1
-                yield Text(text, item.choice, item.logprobs) if kind is Text else Reasoning(text, item.choice)
+                yield self._said(choice, kind, text, item.choice)
             return
-        if isinstance(item, Finish | ToolCallDelta):
+        if isinstance(item, ToolCallDelta):
+            choice = self._choices.setdefault(item.choice, _Choice(False))
+            if choice.state == "after" and not choice.held.strip():
+                choice.held = ""  # blanks between a thought and a call belong to nobody
+            yield from self._flush(item.choice)
+            choice.state = "text"
+        elif isinstance(item, Finish):
             yield from self._flush(item.choice)
         elif isinstance(item, Failed):
             for number in self._choices:
                 yield from self._flush(number)
-        elif isinstance(item, Reasoning) and self._implied and item.choice not in self._choices:
-            self._choices[item.choice] = _Choice(False)  # the server splits thoughts itself
+        elif isinstance(item, Reasoning) and item.choice not in self._choices:
+            choice = self._choices[item.choice] = _Choice(False)
+            choice.state, choice.structured = "after", True
         yield item
+
+    def _said(self, choice: _Choice, kind: type[Text] | type[Reasoning], text: str, number: int) -> Event:
+        if kind is Reasoning:
+            self._repairs["think_tag"] += 1
+            choice.logprobs = []  # OpenAI's are those of the content
+            return Reasoning(text, number)
+        logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
+        choice.logprobs = []
+        return Text(text, number, logprobs)
 
     def _flush(self, number: int) -> Iterator[Event]:
         choice = self._choices.get(number)
         if choice is not None:
             for kind, text in choice.flush():
-                yield kind(text, number)
+                yield self._said(choice, kind, text, number)
 
     def close(self) -> Iterator[Event]:
         for number in self._choices:
