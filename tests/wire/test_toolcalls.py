@@ -227,11 +227,11 @@ FOUND = {
 @pytest.mark.parametrize(("events", "expected"), FOUND.values(), ids=FOUND.keys())
 def test_what_a_review_found(events, expected):
     """Faults that a reader of the code found, each mended, at any cut of the text."""
-    for given in (
+    for sent in (
         events,
         [p for e in events for p in ([Text(c) for c in e.text] if isinstance(e, Text) else [e])],
     ):
-        out = run(*given)
+        out = run(*sent)
         texts: dict[str, str] = {}
         for event in out:
             if isinstance(event, Text | Reasoning):
