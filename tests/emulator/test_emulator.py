@@ -1,0 +1,115 @@
+"""The emulated Qwen: it refuses what DashScope refuses, and its calls fit their schemas."""
+
+import json
+
+import pytest
+
+from qproxy.emulator import FAULTS, Emulator, chat
+from qproxy.emulator.schema import arguments
+from tests.helpers import H1Client
+
+USER = {"role": "user", "content": "hi"}
+TOOL: dict = {"type": "function", "function": {"name": "get_weather", "description": "weather"}}
+ASKS: dict = {"model": "qwen-plus", "messages": [{"role": "user", "content": "weather in New York"}]}
+
+REFUSALS: dict[str, tuple[dict, int]] = {
+    "no model": ({"messages": [USER]}, 400),
+    "unknown model": ({"model": "gpt", "messages": [USER]}, 404),
+    "no messages": ({"messages": []}, 400),
+    "developer": ({"messages": [{"role": "developer", "content": "x"}]}, 400),
+    "system later": ({"messages": [USER, {"role": "system", "content": "x"}]}, 400),
+    "empty tools": ({"tools": []}, 400),
+    "stream_options": ({"stream_options": {}}, 400),
+    "temperature": ({"temperature": 2}, 400),
+    "top_p": ({"top_p": 0}, 400),
+    "max_tokens": ({"max_tokens": 10**9}, 400),
+    "forced while thinking": ({"tool_choice": "required", "enable_thinking": True}, 400),
+    "json without the word": ({"response_format": {"type": "json_object"}}, 400),
+    "orphan tool message": ({"messages": [USER, {"role": "tool", "tool_call_id": "x", "content": "y"}]}, 400),
+}
+
+
+@pytest.mark.parametrize(("fields", "status"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refusals(fields, status):
+    """What DashScope refuses is refused with its status and its shape."""
+    base = {} if fields == {"messages": [USER]} else {"model": "qwen-plus", "messages": [USER]}
+    with pytest.raises(chat.Refusal) as caught:
+        chat.check({**base, **fields})
+    assert caught.value.status == status
+    assert caught.value.body["error"]["message"]
+
+
+SCHEMAS = {
+    "enum by the question": ({"enum": ["red", "blue"]}, "the blue one", "blue"),
+    "const": ({"const": 4}, "", 4),
+    "number of the question": ({"type": "integer"}, "add 7", 7),
+    "bounds": ({"type": "number", "minimum": 2, "maximum": 3}, "add 7", 3),
+    "boolean": ({"type": "boolean"}, "", True),
+    "array": ({"type": "array", "items": {"type": "integer"}, "minItems": 2}, "1 and 2", [1, 2]),
+    "nullable": ({"type": ["null", "boolean"]}, "", True),
+    "union": ({"anyOf": [{"type": "null"}, {"type": "boolean"}]}, "", True),
+    "reference": ({"$defs": {"c": {"type": "boolean"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/c"}}}, "", {"a": True}),
+    "place": ({"type": "object", "properties": {"city": {"type": "string"}}}, "weather in New York", {"city": "New York"}),
+    "quoted": ({"type": "object", "properties": {"q": {"type": "string"}}}, "search 'x y'", {"q": "x y"}),
+    "only what is required": ({"type": "object", "properties": {"a": {}, "b": {"type": "boolean"}}, "required": ["b"]}, "", {"b": True}),
+    "for ever": ({"$ref": "#"}, "", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "question", "value"), SCHEMAS.values(), ids=SCHEMAS.keys())
+def test_arguments(schema, question, value):
+    """Arguments fit their schema and use the question's words."""
+    assert arguments(schema, question) == value
+
+
+def test_thoughts_tools_and_json():
+    """Thinking, calls, parallel calls, forced calls and JSON mode."""
+    assert chat.reply({**ASKS, "enable_thinking": True})[0]
+    assert [name for name, _ in chat.reply({**ASKS, "tools": [TOOL]})[2]] == ["get_weather"]
+    other = {"type": "function", "function": {"name": "other"}}
+    both = {**ASKS, "messages": [{"role": "user", "content": "both please"}], "tools": [TOOL, other]}
+    assert len(chat.reply(both)[2]) == 2
+    assert chat.reply({**both, "tool_choice": other})[2][0][0] == "other"
+    assert chat.reply({**both, "tool_choice": "none"})[2] == []
+    assert json.loads(chat.reply({**ASKS, "response_format": {"type": "json_object"}})[1])
+
+
+def test_embeddings():
+    """Equal texts are equal, ten are the limit, and the length is the one asked for."""
+    answer = chat.embeddings({"input": ["a", "b", "a"], "dimensions": 64})
+    one, two, three = (entry["embedding"] for entry in answer["data"])
+    assert one == three != two
+    assert len(one) == 64
+    assert abs(sum(x * x for x in one) - 1) < 1e-9
+    with pytest.raises(chat.Refusal, match="10"):
+        chat.embeddings({"input": ["x"] * 11})
+
+
+def test_faults_have_lines():
+    """Each fault says what it does."""
+    assert all(line for line, _ in FAULTS.values())
+
+
+async def test_over_a_socket(nursery):
+    """It serves several requests on one connection, wants its keys, and knows its paths."""
+    emulator = Emulator(keys={"sk-1"})
+    await nursery.start(emulator.serve)
+    import trio
+
+    client = H1Client(
+        await trio.open_tcp_stream("127.0.0.1", int(emulator.base_url.split(":")[2].split("/")[0]))
+    )
+    for method, path, key, status in (
+        ("GET", "/v1/models", "sk-1", 200),
+        ("POST", "/v1/embeddings", "sk-1", 200),
+        ("GET", "/v1/models", "sk-2", 401),
+        ("GET", "/other", "sk-1", 404),
+    ):
+        await client.send(
+            method, path, b'{"input": "x"}' if method == "POST" else b"", [("authorization", f"Bearer {key}")]
+        )
+        assert (await client.response())[0] == status
+        client.http.start_next_cycle()
+    assert emulator.connections == 1
+    await client.aclose()
+    nursery.cancel_scope.cancel()

@@ -1,0 +1,96 @@
+"""Tool schemas: every shape that clients send, in the one that upstreams read."""
+
+import pytest
+
+from qproxy.wire import schemas
+from qproxy.wire.errors import RequestError
+
+F = {"name": "f", "parameters": {"type": "object"}}
+NESTED = {"type": "function", "function": F}
+CHOSEN = {"type": "function", "function": {"name": "f"}}
+
+SHAPES = {
+    "none": ({}, []),
+    "nested": ({"tools": [NESTED]}, [NESTED]),
+    "nested without a type": ({"tools": [{"function": F}]}, [NESTED]),
+    "flat": ({"tools": [{"type": "function", **F}]}, [NESTED]),
+    "legacy": ({"functions": [F]}, [NESTED]),
+    "declarations": (
+        {"tools": [{"function_declarations": [{"name": "f", "parameters": {"type": "OBJECT", "properties": {"a": {"type": "STRING", "nullable": True}, "b": {"type": "ARRAY", "items": {"type": "INTEGER"}}}}}]}]},
+        [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {"type": "array", "items": {"type": "integer"}}}}}}],
+    ),
+    "camel case declarations": ({"tools": [{"functionDeclarations": [F]}]}, [NESTED]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "tools"), SHAPES.values(), ids=SHAPES.keys())
+def test_shapes(body, tools):
+    """Whatever shape a client uses, the tools are OpenAI's nested ones."""
+    assert schemas.read(body).tools == tools
+
+
+def test_legacy_is_remembered():
+    """Who declares functions is answered with function_call."""
+    declared = schemas.read({"functions": [F], "function_call": {"name": "f"}})
+    assert declared.legacy_functions
+    assert declared.tool_choice == CHOSEN
+
+
+def test_unknown_kinds_are_named():
+    """Agents send web_search and namespaces to everyone: they are left out and said to be."""
+    declared = schemas.read({"tools": [{"type": "web_search"}, NESTED, {"type": "namespace", "name": "x"}]})
+    assert declared.tools == [NESTED]
+    assert declared.ignored == ("tools[0]", "tools[2]")
+
+
+def test_schemas_are_not_copied():
+    """A schema of any size passes as it is."""
+    assert schemas.read({"tools": [NESTED]}).tools[0] is NESTED
+
+
+CHOICES = {
+    "auto": ("auto", "auto"),
+    "none": ("none", "none"),
+    "required": ("required", "required"),
+    "any": ("any", "required"),
+    "a function": (CHOSEN, CHOSEN),
+    "a flat function": ({"type": "function", "name": "f"}, CHOSEN),
+    "allowed": (
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CHOSEN]}},
+        "required",
+    ),
+}
+
+
+@pytest.mark.parametrize(("choice", "expected"), CHOICES.values(), ids=CHOICES.keys())
+def test_choices(choice, expected):
+    """Every way to choose is one of four."""
+    other = {"type": "function", "function": {"name": "g"}}
+    declared = schemas.read({"tools": [NESTED, other], "tool_choice": choice})
+    assert declared.tool_choice == expected
+    assert len(declared.tools) == (1 if isinstance(choice, dict) and "allowed_tools" in choice else 2)
+
+
+WRONG = {
+    "not a list": ({"tools": {}}, "tools"),
+    "not an object": ({"tools": ["x"]}, "tools[0]"),
+    "no type": ({"tools": [{}]}, "tools[0].type"),
+    "no name": ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    "blank name": ({"tools": [{"type": "function", "name": " "}]}, "tools[0].name"),
+    "odd parameters": ({"tools": [{"type": "function", "function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
+    "odd description": ({"functions": [{"name": "f", "description": 1}]}, "functions[0].description"),
+    "twice": ({"tools": [NESTED, NESTED]}, "tools[1].function.name"),
+    "odd declarations": ({"tools": [{"function_declarations": {}}]}, "tools[0].function_declarations"),
+    "odd choice": ({"tools": [NESTED], "tool_choice": "maybe"}, "tool_choice"),
+    "unknown choice": ({"tools": [NESTED], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+    "nameless choice": ({"tools": [NESTED], "tool_choice": {"type": "function"}}, "tool_choice"),
+    "legacy choice": ({"functions": [F], "function_call": {"name": "x"}}, "function_call"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "param"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_tools(body, param):
+    """A wrong tool is a 400 that names its path."""
+    with pytest.raises(RequestError) as caught:
+        schemas.read(body)
+    assert caught.value.param == param
