@@ -30,7 +30,7 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {
+        self.body: dict[str, Any] = {
             "error": {"message": message, "type": kind, "param": None, "code": code},
             "request_id": "emu-1",
         }
