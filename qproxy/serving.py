@@ -57,7 +57,7 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
-        profile=lambda model: Profile(any(fnmatchcase(model, pattern) for pattern in config.implied_think)),
+        profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
         accounts.accounts,
@@ -77,6 +77,21 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
     return Server(Relay(accounts, transport, policy), discovery, door)
 
 
+def _profile(config: Config, model: str) -> Profile:
+    """How a model deviates, by the patterns of the settings."""
+    model = model.lower()
+
+    def listed(patterns: list[str]) -> bool:
+        return any(fnmatchcase(model, pattern.lower()) for pattern in patterns)
+
+    return Profile(
+        implied_think=listed(config.implied_think),
+        cumulative=listed(config.cumulative),
+        react=listed(config.react),
+        bare_json=listed(config.bare_json),
+    )
+
+
 def _digest(key: str) -> str:
     """A client key's SHA-256, which is also how it may be written down."""
     return key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else hashlib.sha256(key.encode()).hexdigest()
@@ -94,6 +109,9 @@ def _account(entry: AccountConfig) -> Account:
         max_in_flight=entry.max_in_flight,
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
+        dialect=entry.dialect,
+        tool_schema=entry.tool_schema,
+        render_tools=entry.render_tools,
     )
 
 
