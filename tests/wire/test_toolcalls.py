@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from qproxy.wire import toolcalls
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import Arguments, Done, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn, Usage
+from qproxy.wire.sse import ServerSentEvent
+from qproxy.wire.stages import Chain
 from qproxy.wire.toolcalls.automaton import JSONState
+from qproxy.wire.upstreams import DIALECTS, Target
 from tests.wire.toolcalls_contract import check, fold
 
 NAMES = ("lookup", "write", "write_note", "one", "two")
@@ -298,3 +301,42 @@ def test_the_automaton_agrees_with_json(value, cut):
 def test_the_automaton_refuses(text):
     """What is not JSON is said to be not."""
     assert not JSONState().feed(text)
+
+
+def test_a_nameless_call_is_not_held_for_ever():
+    """Arguments that never get a name end the answer at a limit."""
+    stage = toolcalls.open(TURN)
+    out = [e for n in range(10) for e in stage.feed(d(0, "x", None, "y" * 1_000_000 if n else '{"a": "'))]
+    assert isinstance(out[-1], Failed)
+    assert len(out) == 1
+
+
+def test_broken_arguments_are_passed_on():
+    """A model's bad JSON is the client's to see; only what stops in the middle is called cut."""
+    assert calls(d(0, "x", "one", "{'a': 1}"), *END) == ([("x", "one", "{'a': 1}")], "tool_calls")
+    assert calls(d(0, "x", "one", "{'a': [1"), *END) == ([("x", "one", "{'a': [1")], "length")
+
+
+def test_a_cut_before_the_arguments_is_not_closed():
+    """A call that was cut before its arguments began gets no {} that could be taken for them."""
+    assert calls(d(0, "x", "one"), Finish("length"), Done()) == ([("x", "one", "")], "length")
+
+
+def test_halves_of_a_character_in_arguments_are_joined():
+    """A character that a server cut into two escapes, one in each delta, arrives whole."""
+    decoder = DIALECTS["compatible"].decoder(Target("http://h/v1", "m"))
+    stage = Chain(decoder, toolcalls.open(TURN))
+    chunks = [
+        r'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"x","function":{"name":"one","arguments":"{\"a\": \"\ud83c"}}]}}]}',
+        r'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\udf0a\"}"}}]},"finish_reason":"stop"}]}',
+    ]
+    out = [event for chunk in chunks for event in stage.feed(ServerSentEvent(chunk))]
+    assert fold(out)[0]["calls"] == [["x", "one", '{"a": "🌊"}']]
+
+
+def test_entries_of_a_whole_answer_are_calls_of_their_own():
+    """Two calls of one function without arguments, indices and ids stay two."""
+    call = {"function": {"name": "one", "arguments": ""}}
+    body = {"choices": [{"message": {"tool_calls": [call, call]}, "finish_reason": "tool_calls"}]}
+    events = DIALECTS["compatible"].whole(body, Target("http://h/v1", "m"))
+    assert [name for _, name, _ in fold(run(*events))[0]["calls"]] == ["one", "one"]

@@ -285,6 +285,7 @@ BARE = {
     "an object": ('{"name": "get", "arguments": {"city": "Paris"}}', "", [GET]),
     "blanks around": ('\n {"name": "get", "arguments": {"city": "Paris"}}\n', "", [GET]),
     "double braces": ('{{"name": "get", "arguments": {"city": "Paris"}}}', "", [GET]),
+    "last brace missing": ('{"name": "get", "arguments": {"city": "Paris"}', "", [GET]),
     "all braces double": ('{{"name": "get", "arguments": {{"city": "Paris"}}}}', "", [GET]),
     "a list": ('[{"name": "get", "arguments": {"city": "Paris"}}, {"name": "now"}]', "", [GET, ("now", "{}")]),
     "one after the other": ('{"name": "get", "arguments": {"city": "Paris"}}\n{"name": "now", "arguments": {}}', "", [GET, ("now", "{}")]),

@@ -81,13 +81,11 @@ def parse(body: str, tools: Tools) -> list[str]:
 
 
 def _readings(body: str) -> list[str]:
-    """The text, or what it may mean if its braces are doubled."""
+    """The text, or what it means if its last brace is missing or its braces are doubled."""
     if not body.startswith("{{"):
-        return [body]
-    return [
-        body[1:-1].strip() if body.endswith("}}") else body[1:],
-        body.replace("{{", "{").replace("}}", "}"),
-    ]
+        return [body, body + "}"]
+    single = body[1:-1].strip() if body.endswith("}}") else body[1:]
+    return [single, body.replace("{{", "{").replace("}}", "}")]
 
 
 def _values(text: str) -> list[tuple[JSON, str]]:

@@ -27,6 +27,8 @@ from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall,
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.finish import KEPT
 
+MAX_NAMELESS = 8 * 1024 * 1024
+"""Characters of arguments that are held for a call without a name."""
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
@@ -113,7 +115,9 @@ class _Choice:
                     yield from self._header(call)
                 call.text += new
                 call.json.feed(new)
-                if call.sent:
+                if not call.sent and len(call.text) > MAX_NAMELESS:
+                    yield _nameless()
+                elif call.sent:
                     yield Arguments(call.index, new, self.number)
         elif call.name and not call.sent and self._final(call.name):
             yield from self._header(call)
@@ -241,13 +245,17 @@ class _Choice:
                 self.repairs["arguments_missing"] += 1
                 yield Arguments(call.index, "{}", self.number)
         if self.calls and not self.sent:
-            message = "The model's server sent a tool call without a name."
-            yield Failed(UpstreamError(message, code="upstream_invalid_response"))
+            yield _nameless()
         elif reason not in KEPT and any(c.cut for c in self.calls if c.sent):
             self.repairs["finish_truncated"] += 1
             yield Finish("length", self.number)
         else:
             yield Finish(reason, self.number)
+
+
+def _nameless() -> Failed:
+    message = "The model's server sent a tool call without a name."
+    return Failed(UpstreamError(message, code="upstream_invalid_response"))
 
 
 class Router:

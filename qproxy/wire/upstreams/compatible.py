@@ -14,10 +14,11 @@ one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 from qproxy.wire import jsontext, schemas
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Reasoning, Text, Turn
+from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.upstreams import dashscope, deltas
@@ -54,7 +55,7 @@ class Decoder:
         self._plan = target.plan
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
-        self._halves: dict[tuple[type, int], str] = {}
+        self._halves: dict[tuple[type, int, int | None], Event] = {}
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
@@ -119,20 +120,39 @@ class Decoder:
 
     def _join_halves(self, event: Event) -> Event | None:
         """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
-        if not isinstance(event, Text | Reasoning):
+        if isinstance(event, ToolCallDelta):
+            name = "arguments"
+            key: tuple[type, int, int | None] = (ToolCallDelta, event.choice, event.index)
+        elif isinstance(event, Text | Reasoning):
+            name, key = "text", (type(event), event.choice, None)
+        else:
             return event
-        key = type(event), event.choice
+        text = getattr(event, name)
+        if not isinstance(text, str) or not text:
+            return event
         if key in self._halves:
-            joined = self._halves.pop(key) + event.text
-            event.text = joined.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-        if "\ud800" <= event.text[-1] <= "\udbff":
-            self._halves[key] = event.text[-1]
-            event.text = event.text[:-1]
-        return event if event.text else None
+            joined = getattr(self._halves.pop(key), name) + text
+            text = joined.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if "\ud800" <= text[-1] <= "\udbff":
+            self._halves[key] = half = copy(event)
+            setattr(half, name, text[-1])
+            text = text[:-1]
+        setattr(event, name, text)
+        return event if text or isinstance(event, ToolCallDelta) else None
 
     def _unpaired(self, choice: int | None = None) -> list[Event]:
         keys = [key for key in self._halves if choice is None or key[1] == choice]
-        return [kind(self._halves.pop((kind, number)), number) for kind, number in keys]
+        return [self._halves.pop(key) for key in keys]
+
+
+def _number_calls(events: list[Event]) -> None:
+    """In a whole answer every entry is a call of its own, also where the server leaves its index out."""
+    counts: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            number = counts.get(event.choice, 0)
+            event.index = number if event.index is None else event.index
+            counts[event.choice] = number + 1
 
 
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
@@ -156,6 +176,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
+    _number_calls(events)
     finished = {event.choice for event in events if isinstance(event, Finish)}
     for position, choice in enumerate(body["choices"]):
         number = choice.get("index", position) if isinstance(choice, dict) else position
