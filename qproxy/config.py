@@ -65,6 +65,12 @@ class Config:
     queue_timeout: float = setting(1.0, "waiting for an account when all are at their max_in_flight")
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
+    request_timeout: float = setting(
+        3600.0, "for a client's whole request, from its first byte to its last; 0 is no limit"
+    )
+    keep_alive_interval: float = setting(
+        15.0, "of silence in a stream before a comment is sent; 0 sends none"
+    )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
     max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")
     max_messages: int = setting(10_000, "most messages in one request")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -92,13 +93,21 @@ class Answer:
     def __repr__(self) -> str:
         return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
 
-    async def receive(self) -> list[Event]:
-        """Every event that became certain with one read of the upstream; empty at the end."""
+    def interrupt(self) -> None:
+        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        if self._source is not None:
+            self._source.interrupt()
+
+    async def receive(self, until: float = math.inf) -> list[Event]:
+        """Every event that became certain with one read of the upstream; empty at the end.
+
+        Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
+        """
         if self._pending:
             events, self._pending = self._pending, []
             return events
         while not self._over:
-            events = await self._read()
+            events = await self._read(until)
             if events:
                 return events
         return []
@@ -130,11 +139,11 @@ class Answer:
         if last and not self._over:
             self._pending += self._close()
 
-    async def _read(self) -> list[Event]:
+    async def _read(self, until: float) -> list[Event]:
         assert self._source is not None
         before = trio.current_time()
         try:
-            data = await self._source.receive()
+            data = await self._source.receive(until)
         except UpstreamError as error:
             last = [*self._front.close(), Failed(error)]
             self._over = True

@@ -4,8 +4,7 @@ Here: HTTP with the client.  Not here: any field of a body (`wire.endpoints`), a
 
 The idea: every request owns an exit stack (`Connection`), and whatever is opened for it is entered there:
 leases, upstream responses.  Quart-Trio cancels the request's nursery when the client leaves; the stack then
-closes everything, in whatever state the request was.  A stream's body is an iterator without a generator,
-pulled at the client's pace, so nothing can be left running or never started.
+closes everything, in whatever state the request was.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
 from quart import Response, request
-from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
 from qproxy.discovery import Discovery
+from qproxy.lives import Lives
 from qproxy.observe import Counts, Record
-from qproxy.relay import Answer, Relay
+from qproxy.relay import Relay
+from qproxy.streaming import Stream, internal_error, note
 from qproxy.wire import jsontext
-from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder, models
+from qproxy.wire.endpoints import ENDPOINTS, Endpoint, models
 from qproxy.wire.errors import NotAuthenticated, QproxyError, RequestError
-from qproxy.wire.events import Failed, Finish
 
 log = logging.getLogger("qproxy.server")
 JSON_TYPE = "application/json"
@@ -56,61 +55,6 @@ class Connection(TrioASGIHTTPConnection):
             await super().__call__(receive, send)
 
 
-class Stream(ResponseBody):
-    """A streamed answer as Quart wants it: one piece of bytes for all events of one read."""
-
-    def __init__(self, answer: Answer, encoder: StreamEncoder, record: Record) -> None:
-        self._answer = answer
-        self._encoder = encoder
-        self._record = record
-        self._over = False
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass  # what is open is on the request's exit stack
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._over:
-            try:
-                events = await self._answer.receive()
-                if not events:
-                    self._over = True
-                    self._record.outcome = "failed" if self._record.error else "ok"
-                    events_out = self._encoder.close()
-                else:
-                    _note(self._record, events)
-                    events_out = [piece for event in events for piece in self._encoder.feed(event)]
-                data = b"".join(events_out)
-            except Exception:
-                log.exception("request %s failed after its answer had begun", self._record.id)
-                self._over = True
-                self._record.outcome, self._record.error = "failed", "internal_error"
-                data = self._encoder.failure(internal_error())
-            if data:
-                return data
-        raise StopAsyncIteration
-
-
-def _note(record: Record, events: list[Any]) -> None:
-    last = events[-1]
-    if isinstance(last, Failed):
-        record.error = last.error.code or last.error.type
-    else:
-        for event in events:
-            if isinstance(event, Finish):
-                record.finish = event.reason
-
-
-def internal_error() -> QproxyError:
-    """What a client is told of a fault of ours; the log has the rest."""
-    return QproxyError("qproxy had an internal error; its log has the details.", code="internal_error")
-
-
 @dataclass(frozen=True, slots=True)
 class Door:
     """What the server asks of a request before any endpoint sees it."""
@@ -121,6 +65,9 @@ class Door:
     max_body_bytes: int = 64 * 1024 * 1024
     max_messages: int = 10_000
     body_timeout: float = 60.0
+    request_timeout: float = math.inf
+    keep_alive: float = math.inf
+    """Seconds of silence in a stream after which a comment is sent."""
     default_model: str | None = None
 
     def authenticate(self, headers: Headers) -> None:
@@ -149,6 +96,7 @@ class Server:
         self.door = door
         self.counts = Counts()
         self.draining = False
+        self.lives = Lives()
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -186,26 +134,28 @@ class Server:
 
     def _ask(self, endpoint: Endpoint) -> Any:
         async def view() -> Response:
-            record = _record()
+            record, stack = _record(), _scope()["qproxy.stack"]
             self.door.authenticate(request.headers)
-            turn = endpoint.decode(
-                await _json_body(),
-                id=endpoint.id_prefix + secrets.token_hex(12),
-                created=int(time.time()),
-                default_model=self.door.default_model,
-                max_messages=self.door.max_messages,
-            )
-            record.stream = turn.stream
-            answer = await self.relay.open(turn, record.story, _scope()["qproxy.stack"])
-            record.first_byte = record.seconds
-            if turn.stream:
-                response = Response(Stream(answer, endpoint.encoder(turn), record), 200, dict(STREAM_HEADERS))
-                response.content_type = "text/event-stream; charset=utf-8"
-                return response
-            events = await answer.all()
-            _note(record, events)
-            body = jsontext.dumps(endpoint.whole(turn, events))
-            return Response(body, 200, content_type=JSON_TYPE)
+            life = stack.enter_context(self.lives.one(self.door.request_timeout))
+            with life.limited():
+                turn = endpoint.decode(
+                    await _json_body(),
+                    id=endpoint.id_prefix + secrets.token_hex(12),
+                    created=int(time.time()),
+                    default_model=self.door.default_model,
+                    max_messages=self.door.max_messages,
+                )
+                record.stream = turn.stream
+                answer = await self.relay.open(turn, record.story, stack)
+                record.first_byte = record.seconds
+                if not turn.stream:
+                    events = await answer.all()
+                    note(record, events)
+                    return Response(jsontext.dumps(endpoint.whole(turn, events)), 200, content_type=JSON_TYPE)
+            body = Stream(answer, endpoint.encoder(turn), record, life, keep_alive=self.door.keep_alive)
+            response = Response(body, 200, dict(STREAM_HEADERS))
+            response.content_type = "text/event-stream; charset=utf-8"
+            return response
 
         return view
 

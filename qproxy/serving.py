@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import ssl
 import sys
@@ -72,6 +73,8 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         max_body_bytes=config.max_body_bytes,
         max_messages=config.max_messages,
         body_timeout=config.body_timeout,
+        request_timeout=config.request_timeout or math.inf,
+        keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
     )
     return Server(Relay(accounts, transport, policy), discovery, door)

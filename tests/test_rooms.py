@@ -18,7 +18,7 @@ WIRE_MAY_IMPORT = {
 
 # A foreign module, and the only rooms that may import it.
 ROOMS = {
-    "quart": ("server.py", "inprocess.py"),
+    "quart": ("server.py", "streaming.py", "inprocess.py"),
     "quart_trio": ("server.py",),
     "werkzeug": ("server.py",),
     "h11": ("transport", "transport.py", "hypercorn", "hypercorn.py", "emulator"),
