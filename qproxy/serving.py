@@ -8,14 +8,13 @@ run(config)        `qproxy serve`
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import re
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -25,10 +24,12 @@ from qproxy.accounts import Account, Accounts
 from qproxy.auth import StaticKey
 from qproxy.config import Config, load, proxy_environment
 from qproxy.discovery import Discovery
+from qproxy.door import Door
+from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
-from qproxy.server import Door, Server
+from qproxy.server import Server
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
@@ -68,7 +69,9 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         extra=config.models,
     )
     door = Door(
-        keys=tuple(_digest(key) for key in config.api_keys),
+        keyring=_keyring(config),
+        allowed_hosts=tuple(config.allowed_hosts),
+        max_json_depth=config.max_json_depth,
         cors_origins=tuple(config.cors_origins),
         max_body_bytes=config.max_body_bytes,
         max_messages=config.max_messages,
@@ -80,9 +83,12 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
     return Server(Relay(accounts, transport, policy), discovery, door)
 
 
-def _digest(key: str) -> str:
-    """A client key's SHA-256, which is also how it may be written down."""
-    return key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else hashlib.sha256(key.encode()).hexdigest()
+def _keyring(config: Config) -> Keyring:
+    """The clients' keys: those of the settings and those of the file."""
+    try:
+        return Keyring(configured(config.api_keys), Path(config.keys_file) if config.keys_file else None)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _account(entry: AccountConfig) -> Account:

@@ -92,6 +92,7 @@ class Stream(ResponseBody):
 
 def note(record: Record, events: list[Event]) -> None:
     """What the log should know of some events."""
+    record.pieces += len(events)
     last: Any = events[-1]
     if isinstance(last, Failed):
         record.error = last.error.code or last.error.type
