@@ -63,7 +63,9 @@ class Config:
     pool_timeout: float = setting(5.0, "waiting for a connection to an upstream that is at max_connections")
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
     max_connections: int = setting(1000, "connections at once to one upstream host")
-    queue_timeout: float = setting(1.0, "waiting for an account when all are at their max_in_flight")
+    queue_timeout: float = setting(
+        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+    )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
     request_timeout: float = setting(
@@ -73,6 +75,11 @@ class Config:
         15.0, "of silence in a stream before a comment is sent; 0 sends none"
     )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
+    client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
+    max_clients: int = setting(5000, "connections of clients at once; more are turned away")
+    max_requests: int = setting(1000, "requests to models at once; more wait in line for queue_timeout")
+    max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")
+    max_header_bytes: int = setting(64 * 1024, "largest head of a request")
     max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")
     max_json_depth: int = setting(128, "deepest nesting of a request body")
     max_messages: int = setting(10_000, "most messages in one request")

@@ -23,6 +23,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
+from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import JSON_TYPE, SECURITY, Access, Door
 from qproxy.keys import Key
@@ -54,8 +55,11 @@ class Connection(TrioASGIHTTPConnection):
 class Server:
     """The app and what it stands on."""
 
-    def __init__(self, relay: Relay, discovery: Discovery, door: Door) -> None:
+    def __init__(
+        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+    ) -> None:
         self.relay = relay
+        self.admission = admission or Admission()
         self.discovery = discovery
         self.door = door
         self.counts = Counts()
@@ -114,6 +118,7 @@ class Server:
                 )
                 record.stream = turn.stream
                 self._charge(turn)
+                stack.callback(await self.admission.enter())
                 answer = await self.relay.open(turn, record.story, stack)
                 record.first_byte = record.seconds
                 if not turn.stream:

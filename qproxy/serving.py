@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ import trio
 
 from qproxy import hypercorn
 from qproxy.accounts import Account, Accounts
+from qproxy.admission import Admission
 from qproxy.auth import StaticKey
 from qproxy.config import Config, load, proxy_environment
 from qproxy.discovery import Discovery
@@ -34,6 +36,9 @@ from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
+
+SPARE_FILES = 64
+log = logging.getLogger("qproxy")
 
 
 def assemble(config: Config, *, connect: Connect | None = None) -> Server:
@@ -80,7 +85,8 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
     )
-    return Server(Relay(accounts, transport, policy), discovery, door)
+    admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
+    return Server(Relay(accounts, transport, policy), discovery, door, admission)
 
 
 def _keyring(config: Config) -> Keyring:
@@ -165,6 +171,9 @@ async def serve(
             keyfile=config.keyfile,
             graceful_timeout=config.graceful_timeout,
             write_timeout=config.client_write_timeout,
+            max_connections=config.max_clients,
+            max_header_bytes=config.max_header_bytes,
+            idle_timeout=config.client_idle_timeout,
             shutdown_trigger=draining,
             task_status=task_status,
         )
@@ -186,9 +195,21 @@ def run(config: Config, say: Callable[[str], None]) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code."""
     configure_logging(config)
     for warning in config.warnings():
-        logging.getLogger("qproxy").warning("%s", warning)
+        log.warning("%s", warning)
+    raise_file_limit(config)
     trio.run(_run, config, say)
     return 0
+
+
+def raise_file_limit(config: Config) -> None:
+    """Let this process open as many sockets as the settings speak of, or warn that it may not."""
+    wanted = config.max_clients + config.max_requests + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
 
 
 async def _run(config: Config, say: Callable[[str], None]) -> None:

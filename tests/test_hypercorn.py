@@ -15,6 +15,7 @@ from hypercorn.protocol.h11 import H11Protocol as StockH1
 from quart_trio import QuartTrio
 
 from qproxy import hypercorn as mended
+from qproxy.hypercorn import running
 from tests.helpers import H1Client, H2Client, served
 
 StockBuffer = mended.StreamBuffer.__mro__[1]
@@ -230,7 +231,7 @@ async def _hello():
 
 def test_another_version_is_left_alone(monkeypatch, caplog):
     """A Hypercorn that is not known is not touched, and the log says so."""
-    monkeypatch.setattr(mended, "version", lambda name: "0.19.0")
+    monkeypatch.setattr(running, "version", lambda name: "0.19.0")
     monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
     mended.install()
     assert vars(hypercorn.protocol)["H2Protocol"] is StockH2
