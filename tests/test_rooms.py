@@ -11,9 +11,9 @@ ROOT = Path(qproxy.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 WIRE_MAY_IMPORT = {
-    "__future__", "base64", "binascii", "bisect", "codecs", "collections", "copy", "dataclasses", "email",
+    "__future__", "base64", "binascii", "ast", "bisect", "codecs", "collections", "copy", "dataclasses", "email",
     "enum", "fnmatch", "functools", "hashlib", "itertools", "json", "math", "operator", "re", "string", "struct",
-    "types", "typing", "unicodedata", "urllib",
+    "types", "typing", "warnings", "unicodedata", "urllib",
 }  # fmt: skip
 
 # A foreign module, and the only rooms that may import it.

@@ -62,7 +62,7 @@ class Turn:
         """The names of the declared functions, in the client's order."""
         return [tool["function"]["name"] for tool in self.tools if tool.get("type") == "function"]
 
-    def call_id(self, choice: int, number: int) -> str:
+    def call_id(self, choice: int, number: int | str) -> str:
         """An id for a call whose upstream sent none: `call_` and 24 hex digits, the same on every replay."""
         digest = hashlib.sha256(f"{self.id}/{choice}/{number}".encode()).hexdigest()
         return f"call_{digest[:24]}"
@@ -83,6 +83,8 @@ class Reasoning:
 
     text: str
     choice: int = 0
+    inline: bool = False
+    """The server had left it in the text."""
 
 
 @dataclass(slots=True)
@@ -102,6 +104,8 @@ class ToolCallDelta:
     name: str | None = None
     arguments: JSON = None
     choice: int = 0
+    written: bool = False
+    """Read from a call that the model wrote as text: `id` is ours, and the pieces are exact."""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _read = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_lenient = json.JSONDecoder(parse_constant=_refuse_constant, strict=False)
 
 
 def loads(text: str | bytes) -> Any:
@@ -48,3 +49,24 @@ def dumps(value: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return _write_ascii(value).encode()
+
+
+def loads_leniently(text: str) -> Any:
+    """Like `loads`, with raw control characters in strings: models write them."""
+    try:
+        return _lenient.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def load_first(text: str, position: int) -> tuple[Any, int]:
+    """The JSON value at `position`, and where it ends; ValueError when there is none."""
+    try:
+        return _lenient.raw_decode(text, position)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def quote(text: str) -> str:
+    """A JSON string literal; what is not ASCII stays as it is."""
+    return _write(text)

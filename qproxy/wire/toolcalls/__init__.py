@@ -2,15 +2,23 @@
 
 `open` gives one stage from an upstream's events to events that keep the contract written in `qproxy.wire`:
 
+    snapshots    text that repeats everything so far becomes increments (a profile)
     thinking     `<think>` at the start of the text becomes Reasoning
+    written      calls that the model wrote into its text become `ToolCallDelta`s (when tools were offered)
     structured   `ToolCallDelta`s, however mangled, become `ToolCall` and `Arguments`
     finish       the finish reason that fits what was really sent, once per choice; a cut stream is an error
+
+The readers of written calls, one spelling each: `hermes` (JSON), `coder` (tags), `legacy` (marker words), `bare`
+(JSON without any marker, a profile).  `source` is how they wait for text, `sink` where they put what they find.
 
 Every repair is counted by kind, because each is an upstream's bug that somebody will want to see:
 
     index_missing, index_reused, index_gap, id_missing, id_duplicate, id_late, name_repeated, name_joined,
     blank_entry, arguments_replayed, arguments_snapshot, arguments_object, arguments_missing, nameless_call,
-    after_finish, finish_repeated, finish_mended, finish_truncated, finish_missing, think_tag
+    written_hermes, written_coder, written_legacy, written_react, call_bare, call_in_thought, closer_missing,
+    closer_stray, opener_missing, brace_extra, arguments_broken, arguments_encoded, parameter_twice,
+    result_invented, text_snapshot, after_finish, finish_repeated, finish_mended, finish_truncated,
+    finish_missing, think_tag
 """
 
 from __future__ import annotations
@@ -21,8 +29,10 @@ from dataclasses import dataclass
 from qproxy.wire.events import Event, Turn
 from qproxy.wire.stages import Chain, Stage
 from qproxy.wire.toolcalls.finish import Finishing
+from qproxy.wire.toolcalls.snapshots import Snapshots
 from qproxy.wire.toolcalls.structured import Router
 from qproxy.wire.toolcalls.thinking import Thinking
+from qproxy.wire.toolcalls.written import WrittenCalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,12 @@ class Profile:
 
     implied_think: bool = False
     """Answers begin inside a thought whose `<think>` was part of the prompt."""
+    cumulative: bool = False
+    """Each event repeats the whole text so far."""
+    react: bool = False
+    """Calls are written as `Action:` and `Action Input:`."""
+    bare_json: bool = False
+    """Calls are written as a JSON object that is the whole answer, or the whole of a code fence."""
 
 
 def open(
@@ -38,4 +54,8 @@ def open(
 ) -> Stage[Event, Event]:
     """The stage for one answer to `turn`; repairs are counted in `repairs`."""
     repairs = Counter() if repairs is None else repairs
-    return Chain(Thinking(profile.implied_think, repairs), Router(turn, repairs), Finishing(repairs))
+    stages: list[Stage[Event, Event]] = [Snapshots(repairs)] if profile.cumulative else []
+    stages.append(Thinking(profile.implied_think, repairs))
+    if turn.parses_calls:
+        stages.append(WrittenCalls(turn, repairs, react=profile.react, bare_json=profile.bare_json))
+    return Chain(*stages, Router(turn, repairs), Finishing(repairs))

@@ -45,6 +45,11 @@ class JSONState:
         return self._expect == "nothing"
 
     @property
+    def broken(self) -> bool:
+        """Whether something came that cannot be JSON."""
+        return self._expect == "broken"
+
+    @property
     def in_string(self) -> bool:
         return self._expect in ("string", "escape")
 
@@ -54,19 +59,35 @@ class JSONState:
 
     def feed(self, text: str) -> bool:
         """Read on; False (and nothing more is understood) when `text` cannot follow."""
-        position, end = 0, len(text)
+        end = self.read(text)
+        if end < len(text) and self._expect == "nothing" and not text[end:].strip(_SPACE):
+            return True
+        if end < len(text):
+            self._expect = "broken"
+        return self._expect != "broken"
+
+    def read(self, text: str, position: int = 0) -> int:
+        """Read on from `position` to the value's end; returns where the reading stopped.
+
+        That is after the value's last character (`complete`), at a character that cannot follow (`broken`), or
+        at the end of the text.
+        """
+        end = len(text)
         while position < end:
             if self._expect == "string":
                 position = _STRING_RUN.match(text, position).end()  # type: ignore[union-attr]
                 if position < end:
                     self._in_string(text[position])
                     position += 1
-                continue
-            if not self._step(text[position]):
-                self._expect = "broken"
-                return False
-            position += 1
-        return True
+            elif self._expect == "nothing":
+                return position
+            elif self._step(text[position]):
+                position += 1
+            else:
+                if self._expect != "nothing":
+                    self._expect = "broken"
+                return position
+        return position
 
     def _in_string(self, char: str) -> None:
         if char == "\\":

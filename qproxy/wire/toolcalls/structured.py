@@ -17,6 +17,7 @@ A header is held until its name is settled: a name may come in two pieces.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,8 @@ from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall, ToolCallDelta, Turn
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.finish import KEPT
+
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
 class _Call:
@@ -43,6 +46,19 @@ class _Call:
     def sent(self) -> bool:
         return self.index >= 0
 
+    @property
+    def cut(self) -> bool:
+        """Whether the arguments stop in the middle.  Those that are no JSON at all are judged by their brackets."""
+        if not self.json.broken:
+            return not self.json.complete and not self.json.empty
+        depth, in_string = 0, False
+        for mark in _MARKS.findall(self.text):
+            if mark == '"':
+                in_string = not in_string
+            elif not in_string and len(mark) == 1:
+                depth += 1 if mark in "{[" else -1
+        return in_string or depth > 0
+
     def new_part(self, piece: str, repairs: Counter[str]) -> str:
         """What `piece` adds to the arguments: all of it, its new end, or nothing."""
         if self.json.complete:
@@ -53,7 +69,7 @@ class _Call:
             if piece.startswith(self.text):
                 repairs["arguments_snapshot"] += 1
                 return piece[len(self.text) :]
-            if self.text.startswith(piece) and piece[:1] in "{[":
+            if piece == self.text:
                 repairs["arguments_replayed"] += 1
                 return ""
         return piece
@@ -74,6 +90,9 @@ class _Choice:
         self.latest_on: dict[int, _Call] = {}
 
     def feed(self, delta: ToolCallDelta) -> Iterator[Event]:
+        if delta.written:
+            yield from self._written(delta)
+            return
         name = (delta.name or "").strip()
         piece = self._piece(delta.arguments)
         id_ = (delta.id or "").strip() or None
@@ -98,6 +117,18 @@ class _Choice:
                     yield Arguments(call.index, new, self.number)
         elif call.name and not call.sent and self._final(call.name):
             yield from self._header(call)
+
+    def _written(self, delta: ToolCallDelta) -> Iterator[Event]:
+        """A call that was read from text: its pieces are exact, and are not looked at for repetitions."""
+        yield from self._settle(None)
+        call = self.by_id.get(delta.id or "") or self._open(None, delta.id)
+        if delta.name:
+            call.name = delta.name
+            yield from self._header(call)
+        if delta.arguments:
+            call.text += delta.arguments
+            call.json.feed(delta.arguments)
+            yield Arguments(call.index, delta.arguments, self.number)
 
     def _piece(self, arguments: object) -> str:
         if arguments is None or isinstance(arguments, str):
@@ -206,15 +237,13 @@ class _Choice:
         for call in self.calls:
             if not call.sent:
                 self.repairs["nameless_call"] += 1
-            elif call.json.empty:
+            elif call.json.empty and reason not in KEPT:  # what was cut is not closed
                 self.repairs["arguments_missing"] += 1
                 yield Arguments(call.index, "{}", self.number)
         if self.calls and not self.sent:
             message = "The model's server sent a tool call without a name."
             yield Failed(UpstreamError(message, code="upstream_invalid_response"))
-        elif reason not in KEPT and any(
-            not c.json.complete and not c.json.empty for c in self.calls if c.sent
-        ):
+        elif reason not in KEPT and any(c.cut for c in self.calls if c.sent):
             self.repairs["finish_truncated"] += 1
             yield Finish("length", self.number)
         else:

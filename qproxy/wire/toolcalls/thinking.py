@@ -143,7 +143,7 @@ class Thinking:
         if kind is Reasoning:
             self._repairs["think_tag"] += 1
             choice.logprobs = []  # OpenAI's are those of the content
-            return Reasoning(text, number)
+            return Reasoning(text, number, inline=True)
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
         choice.logprobs = []
         return Text(text, number, logprobs)

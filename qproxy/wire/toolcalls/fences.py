@@ -1,0 +1,79 @@
+"""Where a text stands among Markdown's fenced code blocks: what is inside one is an example, not a call.
+
+CommonMark 4.5: an opener is up to three spaces and three or more backticks or tildes at the start of a line (the
+rest of a backtick opener has no backtick); its closer is of the same character, at least as long, and alone on its
+line.  Inline code and indentation open nothing here.
+"""
+
+from __future__ import annotations
+
+
+class Fences:
+    """Fed with the text in order, in any pieces."""
+
+    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "last", "open")
+
+    def __init__(self) -> None:
+        self.open: tuple[str, int] | None = None
+        """Character and length of the fence that the text is in."""
+        self.last = "\n"
+        """The last character of the text; at its start as after a line's end."""
+        self._line()
+
+    def _line(self) -> None:
+        self._phase = "indent"
+        self._indent = 0
+        self._char = ""
+        self._run = 0
+        self._alone = True
+        self._spoiled = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether what comes next stands in a fenced block (or in the line that opens one)."""
+        return self.open is not None or (self._phase != "plain" and self._run >= 3)
+
+    @property
+    def line_start(self) -> bool:
+        return self.last == "\n"
+
+    def feed(self, text: str) -> None:
+        if not text:
+            return
+        self.last = text[-1]
+        if self._phase == "plain" and "\n" not in text:
+            return
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            if number:
+                self._line_over()
+            for char in line:
+                if self._phase == "plain":
+                    break
+                self._step(char)
+
+    def _step(self, char: str) -> None:
+        if self._phase == "indent":
+            if char == " " and self._indent < 3:
+                self._indent += 1
+            elif char in "`~":
+                self._phase, self._char, self._run = "run", char, 1
+            else:
+                self._phase = "plain"
+        elif self._phase == "run" and char == self._char:
+            self._run += 1
+        elif self._run < 3:
+            self._phase = "plain"
+        else:
+            self._phase = "info"
+            self._alone = self._alone and char in " \t\r"
+            self._spoiled = self._spoiled or (char == "`" and self._char == "`")
+
+    def _line_over(self) -> None:
+        if self._run >= 3 and self._phase != "plain":
+            if self.open is None:
+                if not self._spoiled:
+                    self.open = self._char, self._run
+            elif self._char == self.open[0] and self._run >= self.open[1] and self._alone:
+                self.open = None
+        self._line()

@@ -1,0 +1,369 @@
+"""Calls as JSON: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Qwen2.5, Qwen3, QwQ; the "Hermes" form).
+
+    block := "<tool_call>" WS? (call | "[" call ("," call)* "]") WS? "</tool_call>"
+    call  := an object with "name": string and "arguments" (or "parameters"): object | string | null, in any order
+
+A call ends where its object closes, not at the first closing tag: strings may hold any markup.  Nothing is committed
+before the name is known; from then on the arguments leave as they come, verbatim but for raw control characters in
+strings.  A missing outer brace, an extra one and a missing closing tag are forgiven; bad JSON inside the arguments
+is passed on up to the closing tag, for the client to see.
+
+Qwen-Agent's code mode: `<code>...</code>` after a call whose `code` argument is empty is that argument.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qproxy.wire import jsontext
+from qproxy.wire.toolcalls.automaton import JSONState
+from qproxy.wire.toolcalls.sink import Sink, Tools
+from qproxy.wire.toolcalls.source import Reading, Source
+
+MAX_HEAD = 64 * 1024
+"""Characters that are held while a call has no name yet; more are text."""
+OPENER, CLOSER = "<tool_call>", "</tool_call>"
+_ARGUMENTS = ("arguments", "parameters")
+_QUOTE = re.compile(r'["\\]')
+_CLOSER = re.compile(re.escape(CLOSER))
+_CODE_END = re.compile("</code>")
+_EMPTY_CODE = '{"code":""'
+_MARKS = re.compile(r'\\.|["\x00-\x1f]', re.DOTALL)
+_UNITS = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
+_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+
+
+class Escaper:
+    """Raw control characters inside the strings of a JSON text become escapes, as JSON wants them."""
+
+    def __init__(self) -> None:
+        self._in_string = False
+        self._backslash = ""
+
+    def feed(self, text: str) -> str:
+        text, self._backslash = self._backslash + text, ""
+        if (len(text) - len(text.rstrip("\\"))) % 2:
+            text, self._backslash = text[:-1], "\\"
+        return _MARKS.sub(self._escaped, text)
+
+    def _escaped(self, match: re.Match[str]) -> str:
+        mark = match[0]
+        if mark == '"':
+            self._in_string = not self._in_string
+        elif len(mark) == 1 and self._in_string:
+            return jsontext.quote(mark)[1:-1]
+        return mark
+
+    def close(self) -> str:
+        held, self._backslash = self._backslash, ""
+        return held
+
+
+@dataclass(slots=True)
+class _Head:
+    """A call whose name is known."""
+
+    name: str
+    arguments: str | None
+    """Their JSON text, where they came before the name."""
+    end: int
+
+
+def read(source: Source, sink: Sink, tools: Tools, start: int, *, declared: bool) -> Reading[bool]:
+    """Read the calls of a block whose JSON begins at `start`; False, with nothing consumed, when it is text.
+
+    With `declared`, only calls of declared functions count.
+    """
+    listed = source.starts("[", start)
+    offset = (yield from source.visible(start + 1)) if listed else start
+    found = False
+    while True:
+        head = yield from _head(source, offset)
+        if head is None or (declared and head.name not in tools):
+            return found
+        found = True
+        sink.opened(head.name, "hermes")
+        source.take(head.end)
+        held = yield from _body(source, sink, head.arguments)
+        offset, listed = yield from _after(source, sink, held, listed)
+        if offset < 0:
+            return True
+
+
+def _head(source: Source, start: int) -> Reading[_Head | None]:
+    """Look through an object's keys until its name is known."""
+    if not (yield from source.has(start + 1)) or not source.starts("{", start):
+        return None
+    arguments = None
+    offset = yield from source.visible(start + 1)
+    while offset - start <= MAX_HEAD:
+        end = yield from string_end(source, offset)
+        if end < 0:
+            return None
+        key = _decoded(source.piece(offset, end))
+        colon = yield from source.visible(end)
+        if not source.starts(":", colon):
+            return None
+        offset = yield from source.visible(colon + 1)
+        if key == "name":
+            end = yield from string_end(source, offset)
+            name = _decoded(source.piece(offset, end)).strip() if end > 0 else ""
+            return _Head(name, arguments, end) if name else None
+        end = yield from value_end(source, offset)
+        if end < 0:
+            return None
+        if key in _ARGUMENTS and arguments is None:
+            arguments = source.piece(offset, end)
+        comma = yield from source.visible(end)
+        if not source.starts(",", comma):
+            return None
+        offset = yield from source.visible(comma + 1)
+    return None
+
+
+def string_end(source: Source, offset: int) -> Reading[int]:
+    """Offset after the JSON string that begins at `offset`; -1 when none does, or when it does not end."""
+    start = offset
+    if not (yield from source.has(offset + 1)) or not source.starts('"', offset):
+        return -1
+    offset += 1
+    while True:
+        offset = yield from source.until(_QUOTE, offset, MAX_HEAD)
+        if offset < 0 or offset - start > MAX_HEAD:
+            return -1
+        if source.starts('"', offset):
+            return offset + 1
+        offset += 2
+
+
+def value_end(source: Source, offset: int) -> Reading[int]:
+    """Offset after the JSON value that begins at `offset`; -1 when it breaks, does not end, or is too long."""
+    state, start = JSONState(), offset
+    while True:
+        offset += state.read(source.piece(offset))
+        if state.complete:
+            return offset
+        if state.broken or offset - start > MAX_HEAD or not (yield from source.more()):
+            return -1
+
+
+def _decoded(literal: str) -> str:
+    try:
+        return str(jsontext.loads_leniently(literal))
+    except ValueError:
+        return ""
+
+
+def _body(source: Source, sink: Sink, before: str | None) -> Reading[str]:
+    """The rest of a call's object.  Returns arguments that wait for a `<code>` block."""
+    held, written = "", before is not None
+    if before is not None:
+        sub = Source()
+        sub.push(before)
+        sub.ended = True
+        held = yield from arguments(sub, sink)
+    while True:
+        offset = yield from source.visible()
+        if offset == len(source):
+            sink.truncated = sink.truncated or not written
+            return held
+        if source.starts("}", offset):
+            source.take(offset + 1)
+            return held
+        if not source.starts(",", offset):
+            if (yield from source.which((CLOSER, OPENER), offset)) is None:
+                yield from broken(source, sink)
+            return held
+        offset = yield from source.visible(offset + 1)
+        end = yield from string_end(source, offset)
+        if end < 0:
+            yield from _lost(source, sink)
+            return held
+        key = _decoded(source.piece(offset, end))
+        colon = yield from source.visible(end)
+        offset = yield from source.visible(colon + 1)
+        if not source.starts(":", colon):
+            yield from _lost(source, sink)
+            return held
+        if key in _ARGUMENTS and not written:
+            written = True
+            source.take(offset)
+            held = yield from arguments(source, sink)
+        else:
+            end = yield from value_end(source, offset)
+            if end < 0:
+                yield from _lost(source, sink)
+                return held
+            source.take(end)
+
+
+def _lost(source: Source, sink: Sink) -> Reading[None]:
+    """The object makes no sense after the name: what there is up to its end belongs to the call."""
+    if source.ended:
+        sink.truncated = True
+        source.take(len(source))
+    else:
+        yield from broken(source, sink)
+
+
+def arguments(source: Source, sink: Sink) -> Reading[str]:
+    """Pass on the arguments that begin at the source's start.  Returns them where they wait for a `<code>` block."""
+    if not (yield from source.has(1)):
+        sink.truncated = True
+        return ""
+    if source.starts("{") or source.starts("["):
+        return (yield from structure(source, sink))
+    if source.starts('"'):
+        yield from _encoded(source, sink)
+        return ""
+    end = yield from value_end(source, 0)
+    if end < 0:
+        if source.ended:
+            sink.wrote(source.take(len(source)))
+            sink.truncated = True
+        else:
+            yield from broken(source, sink)
+        return ""
+    literal = source.take(end)
+    sink.wrote("" if literal == "null" else literal)
+    return ""
+
+
+def structure(source: Source, sink: Sink) -> Reading[str]:
+    """Pass on an object or array as it comes."""
+    state, escaper, held, holding = JSONState(), Escaper(), "", True
+    while True:
+        text = source.take(state.read(source.piece(0)))
+        piece = escaper.feed(text) + (escaper.close() if state.complete or state.broken else "")
+        if holding:
+            held += piece
+            compact = "".join(held[:64].split())
+            holding = _EMPTY_CODE.startswith(compact[: len(_EMPTY_CODE)]) and len(held) <= MAX_HEAD
+            piece, held = ("", held) if holding else (held, "")
+        sink.wrote(piece)
+        if state.complete:
+            if holding and "".join(held.split()).startswith(_EMPTY_CODE):
+                return held
+            sink.wrote(held)
+            return ""
+        if state.broken:
+            sink.wrote(held)
+            sink.repairs["arguments_broken"] += 1
+            yield from broken(source, sink)
+            return ""
+        if not (yield from source.more()):
+            sink.wrote(held + escaper.close())
+            return ""
+
+
+def _encoded(source: Source, sink: Sink) -> Reading[None]:
+    """Arguments written as a string: decoded once where they hold an object, passed on as a string elsewhere."""
+    seen = _UNITS
+    while True:  # what does the string begin with?
+        text = source.piece(1)
+        units = seen.match(text)
+        inside = _decoded(f'"{units[0]}"').lstrip() if units else ""
+        if inside or (units and units.end() < len(text)) or len(text) > MAX_HEAD:
+            break
+        if not (yield from source.more()):
+            break
+    if not inside.startswith("{"):
+        end = yield from string_end(source, 0)
+        if end < 0:
+            sink.truncated = True
+            end = len(source)
+        literal = source.take(end)
+        sink.wrote("" if not _decoded(literal).strip() and end > 1 and literal.endswith('"') else literal)
+        return
+    sink.repairs["arguments_encoded"] += 1
+    source.take(1)
+    while True:
+        text = source.piece(0)
+        match = seen.match(text)
+        size = match.end() if match else 0
+        half = _HALF.search(text, max(0, size - 6), size)
+        if half and re.match(r"(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z", text[size:]) and not source.ended:
+            size -= 6  # the other half of a character is still to come
+        sink.wrote(_decoded(f'"{source.take(size)}"'))
+        if source.starts('"'):
+            source.take(1)
+            return
+        if len(source) >= 6 or (len(source) >= 2 and not source.starts("\\u")):
+            yield from broken(source, sink)
+            return
+        if not (yield from source.more()):
+            sink.wrote(source.take(len(source)))
+            return
+
+
+def broken(source: Source, sink: Sink) -> Reading[None]:
+    """Pass on what is no JSON up to the closing tag, but for the brace that closes the call."""
+    while True:
+        end = source.find(_CLOSER)
+        text = source.piece(0)
+        if end >= 0:
+            sink.wrote(_without_brace(text[:end]))
+            source.take(end)
+            return
+        if source.ended:
+            sink.wrote(source.take(len(source)))
+            return
+        partial = next((n for n in range(len(CLOSER) - 1, 0, -1) if text.endswith(CLOSER[:n])), 0)
+        sink.wrote(source.take(len(_without_brace(text[: len(text) - partial]))))
+        yield from source.more()
+
+
+def _without_brace(text: str) -> str:
+    text = text.rstrip()
+    return text[:-1].rstrip() if text.endswith("}") else text
+
+
+def _after(source: Source, sink: Sink, held: str, listed: bool) -> Reading[tuple[int, bool]]:
+    """After a call: offset of the next one in the block, or -1 at the block's end; whether a list is still open."""
+    comma = False
+    while True:
+        offset = yield from source.visible()
+        if offset == len(source):
+            sink.wrote(held)
+            if source.ended:
+                source.take(offset)
+            return -1, False
+        if source.starts("{", offset) and not held:
+            return offset, listed
+        if source.starts("}", offset) and not comma:
+            sink.repairs["brace_extra"] += 1
+            source.take(offset + 1)
+        elif listed and (source.starts(",", offset) or source.starts("]", offset)):
+            comma = source.starts(",", offset)
+            listed = comma
+            source.take(offset + 1)
+        else:
+            marker = yield from source.which((CLOSER, "<code>") if held else (CLOSER,), offset)
+            if marker == "<code>":
+                source.take(offset + len(marker))
+                yield from _code(source, sink, held)
+                held = ""
+                continue
+            sink.wrote(held)
+            if marker is not None:
+                source.take(offset + len(marker))
+            elif source.ended and CLOSER.startswith(source.piece(offset)):
+                source.take(len(source))  # cut within the closing tag
+            else:
+                sink.repairs["closer_missing"] += 1
+            return -1, False
+
+
+def _code(source: Source, sink: Sink, held: str) -> Reading[None]:
+    """The text of a `<code>` block in the place of the empty `code` argument."""
+    end = yield from source.until(_CODE_END, 0, MAX_HEAD * 64)
+    cut = end < 0
+    body = source.take(len(source) if cut else end)
+    source.take(len("</code>"))
+    body = body.removeprefix("\n")
+    body = body if cut else body.removesuffix("\n")
+    quote = held.index('""')
+    sink.wrote(held[:quote] + jsontext.quote(body)[: -1 if cut else None])
+    if not cut:
+        sink.wrote(held[quote + 2 :])

@@ -1,0 +1,123 @@
+"""Where the readers of written calls put what they find (`Sink`), and what they may know of the tools (`Tools`).
+
+The sink makes the events: text as `Text` or `Reasoning`, a call as one `ToolCallDelta` with its name and further
+ones with pieces of its arguments.  It also decides about blank text, which belongs to nobody beside a call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from qproxy.wire.events import JSON, Event, Reasoning, Text, ToolCallDelta, Turn
+
+
+class Tools:
+    """The functions that the client declared."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._schemas: dict[str, JSON] = {
+            tool["function"]["name"]: tool["function"].get("parameters")
+            for tool in turn.tools
+            if tool.get("type") == "function"
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._schemas
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self._schemas), default=0)
+
+    def schema(self, name: str) -> Mapping[str, JSON]:
+        """The JSON schema of a function's parameters; empty where there is none."""
+        schema = self._schemas.get(name)
+        return schema if isinstance(schema, dict) else {}
+
+    def properties(self, name: str) -> Mapping[str, JSON]:
+        properties = self.schema(name).get("properties")
+        return properties if isinstance(properties, dict) else {}
+
+
+class Sink:
+    """The text, the thoughts and the calls of one choice, as events.
+
+    Blank text is held until it is known what it belongs to: next to a call it belongs to nobody.
+    """
+
+    MAX_BLANK = 4096
+
+    def __init__(self, turn: Turn, choice: int, repairs: Counter[str]) -> None:
+        self.repairs = repairs
+        self.events: list[Event] = []
+        self.calls = 0
+        self.thought = False
+        """What is said is a thought."""
+        self.inline = False
+        """... that stood in the text, so that a call ends it."""
+        self.truncated = False
+        """A call was cut where its arguments cannot show it."""
+        self.beside_calls = False
+        """Blanks at the end stand beside a call."""
+        self.holds_blank = True
+        self.logprobs: list[JSON] = []
+        """Of the text that has not been said yet."""
+        self._turn = turn
+        self._choice = choice
+        self._id = ""
+        self._blank = ""
+
+    def said(self, text: str) -> None:
+        """Text of the answer, or of a thought."""
+        if self.holds_blank:
+            text = self._blank + text
+            if not text.strip() and len(text) <= self.MAX_BLANK:
+                self._blank = text
+                return
+            self._blank, self.holds_blank = "", False
+        if not text:
+            return
+        last = self.events[-1] if self.events else None
+        if isinstance(last, Reasoning if self.thought else Text):
+            last.text += text
+        elif self.thought:
+            self.events.append(Reasoning(text, self._choice))
+        else:
+            self.events.append(Text(text, self._choice))
+        if self.logprobs and not self.thought:
+            known = self.events[-1].logprobs or {"content": [], "refusal": None}  # type: ignore[union-attr]
+            self.events[-1].logprobs = {**known, "content": known["content"] + self.logprobs}  # type: ignore[union-attr]
+            self.logprobs = []
+
+    def opened(self, name: str, dialect: str) -> None:
+        """A call begins; `dialect` names its spelling, for the count of repairs."""
+        self.repairs[f"written_{dialect}"] += 1
+        if self.thought:
+            self.repairs["call_in_thought"] += 1
+            self.thought = not self.inline
+        self.before_call()
+        self._id = self._turn.call_id(self._choice, f"written/{self.calls}")
+        self.calls += 1
+        self.beside_calls = True
+        self.events.append(ToolCallDelta(None, self._id, name, "", self._choice, True))
+
+    def wrote(self, arguments: str) -> None:
+        """A piece of the open call's arguments."""
+        if arguments:
+            self.events.append(ToolCallDelta(None, self._id, None, arguments, self._choice, True))
+
+    def before_call(self) -> None:
+        """Forget blanks before a call, and hold those after it."""
+        self._blank, self.holds_blank, self.logprobs = "", True, []
+
+    def over(self) -> None:
+        """The end of a stretch of text or thought: blanks that stand beside no call are said after all."""
+        blank, self._blank = self._blank, ""
+        if blank and not self.beside_calls:
+            self.holds_blank = False
+            self.said(blank)
+        self.holds_blank = True
+
+    def drain(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
