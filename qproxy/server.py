@@ -246,8 +246,8 @@ async def _refusal(error: QproxyError) -> Response:
         seconds = min(error.retry_after, 120.0)
         response.headers["retry-after"] = str(math.ceil(seconds))
         response.headers["retry-after-ms"] = str(round(seconds * 1000))
-    if error.code in ("insufficient_quota", "upstream_credentials_exhausted"):
-        response.headers["x-should-retry"] = "false"
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = str(error.should_retry).lower()
     return response
 
 
