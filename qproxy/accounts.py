@@ -172,6 +172,10 @@ class Accounts:
     def __repr__(self) -> str:
         return f"<Accounts {', '.join(f'{account.name}:{account.in_flight}' for account in self.accounts)}>"
 
+    def renew(self, other: Accounts) -> None:
+        """Be what `other` is from now on; leases under way end where they began."""
+        self.accounts, self._queue_timeout = other.accounts, other._queue_timeout
+
     @asynccontextmanager
     async def lease(
         self, model: str, *, affinity: str = "", without: Iterable[Account] = ()

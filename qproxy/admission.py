@@ -21,6 +21,7 @@ class Admission:
         self._places = trio.CapacityLimiter(places)
         self._line = line
         self._patience = patience
+        self.limits = (places, line, patience)
         self.refused = 0
         """Since the start."""
 

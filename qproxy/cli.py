@@ -1,4 +1,4 @@
-"""The command line: `qproxy serve`, `qproxy demo` and `qproxy keys`.
+"""The command line: `qproxy serve`, `demo`, `reload` and `keys`.
 
 Options of `serve` are derived from the table of settings.  This is the only room that prints.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=int, default=8787, help="port to listen on (default 8787; 0 takes a free one)"
     )
     demo.add_argument("--once", action="store_true", help="stop after the answer instead of serving on")
+    reload = commands.add_parser(
+        "reload", help="have a running server read its settings, keys and accounts again"
+    )
+    reload.add_argument("--port", type=int, default=8787, help="the port that it serves (default 8787)")
     _keys_parser(commands.add_parser("keys", help="make, list and revoke the keys of your clients"))
     return parser
 
@@ -102,6 +106,14 @@ def _keys(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reload(port: int) -> int:
+    from qproxy import reloading
+
+    taken_up, said = reloading.ask_to_reload(configuration.home(), port)
+    print(f"qproxy: {said}", file=sys.stdout if taken_up else sys.stderr)
+    return 0 if taken_up else 1
+
+
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in configuration.SETTINGS}
     return {
@@ -121,11 +133,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.run(arguments.port, arguments.once, say)
         if arguments.command == "keys":
             return _keys(arguments)
-        config = configuration.load(path=arguments.config, flags=_flags(arguments))
+        if arguments.command == "reload":
+            return _reload(arguments.port)
+
+        def read() -> configuration.Config:
+            return configuration.load(path=arguments.config, flags=_flags(arguments))
+
+        config = read()
         config.check()
         from qproxy import serving
 
-        return serving.run(config, say)
+        return serving.run(config, say, read)
     except (ConfigError, keys.KeyFileError) as error:
         print(f"qproxy: {error}", file=sys.stderr)
         return 2

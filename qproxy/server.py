@@ -98,6 +98,17 @@ class Server:
             self.access[prefix + name] = Access.KEY
             app.add_url_rule(prefix + path, prefix + name, view, methods=methods)
 
+    async def take_up(self, parts: Server) -> None:
+        """Serve with other parts from the next request on; those of the requests under way end with them."""
+        before, accounts = self.relay.transport, self.relay.accounts
+        accounts.renew(parts.relay.accounts)
+        parts.relay.accounts = accounts
+        self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
+        if parts.admission.limits != self.admission.limits:
+            self.admission = parts.admission
+        if self.relay.transport is not before:
+            await before.aclose()
+
     async def _while_serving(self) -> AsyncGenerator[None, None]:
         yield
         await self.relay.transport.aclose()

@@ -114,7 +114,7 @@ class _Socket:
 
 
 @asynccontextmanager
-async def served(app, server_class=mended.Server, **config):
+async def served(app, server_class=mended.Server, context=None, **config):
     """A client's end of a connection that Hypercorn serves."""
     mended.install()
     settings = HypercornConfig()
@@ -123,7 +123,9 @@ async def served(app, server_class=mended.Server, **config):
     ours, theirs = trio.testing.memory_stream_pair()
     theirs.socket = _Socket()  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
-        server = server_class(wrap_app(app, 2**16, "asgi"), settings, WorkerContext(None), {}, theirs)
+        server = server_class(
+            wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
+        )
         nursery.start_soon(server.run)
         yield ours
         nursery.cancel_scope.cancel()

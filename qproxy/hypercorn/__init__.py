@@ -10,7 +10,8 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   Server     connections have a limit; one too many is told so
   H1         bytes after a request do not blind the reader to the client's end (h11 PAUSED), within a bound
   H1         what is not HTTP is answered in words
-  H1         the keep-alive timer is armed although Quart-Trio cancels the task that arms it
+  H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
+  H2         an answer that ends while the server stops keeps its END_STREAM
   H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)
   H2         an answer that breaks off is reset, instead of leaving the client waiting for ever
   H2         non-ASCII pseudo headers and CONNECT end their stream, PRIORITY changes nothing

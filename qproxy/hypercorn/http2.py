@@ -22,7 +22,22 @@ log = logging.getLogger("qproxy.hypercorn")
 
 
 class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
-    """Stock `pop` judges by what it took, so a closed window (nothing taken) lets the producer run on."""
+    """Stock `pop` judges by what it took, so a closed window (nothing taken) lets the producer run on.
+
+    Stock `drain` returns before END_STREAM is sent, so a connection that closes then (it does while the server
+    stops) loses it.
+    """
+
+    def __init__(self, event_class: Any) -> None:
+        super().__init__(event_class)
+        self.ended = event_class()
+
+    async def drain(self) -> None:
+        await (self.ended if self._complete else self._is_empty).wait()
+
+    async def close(self) -> None:
+        await super().close()
+        await self.ended.set()
 
     async def push(self, data: bytes) -> None:
         if self._complete:
@@ -83,7 +98,17 @@ class H2(hypercorn.protocol.h2.H2Protocol):
             if buffer is not None and not buffer._complete:
                 await self._reset(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
                 await buffer.close()
-        await super().stream_send(event)
+            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+            with trio.CancelScope(shield=True):
+                await super().stream_send(event)
+        else:
+            await super().stream_send(event)
+
+    async def _send_data(self, stream_id: int) -> None:
+        buffer: Any = self.stream_buffers.get(stream_id)
+        await super()._send_data(stream_id)
+        if buffer is not None and stream_id not in self.stream_buffers:
+            await buffer.ended.set()
 
     async def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
         try:

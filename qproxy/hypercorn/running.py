@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -111,6 +112,8 @@ async def until_signal(stop: trio.Event, say: Callable[[str], None]) -> None:
         async for number in signals:
             if stop.is_set():
                 say("Stopping at once.")
-                sys.exit(128 + number)
+                os._exit(
+                    128 + number
+                )  # whatever is in the way of an orderly end is in the way of an exception too
             say("Stopping: running requests may end; once more to stop at once.")
             stop.set()
