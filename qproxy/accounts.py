@@ -44,7 +44,8 @@ class Account:
     rules: Mapping[str, bool] = field(default_factory=dict, repr=False)
     headers: Headers = field(default=(), repr=False)
     tool_schema: str = "openai"
-    render_tools: bool = False
+    render_tools: str = ""
+    """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
 
     known_models: frozenset[str] | None = field(default=None, repr=False)
     """What its server lists, once that has been asked; None before."""

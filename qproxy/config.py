@@ -105,6 +105,14 @@ class Config:
     )
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
     implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
+    bare_json: list[str] = setting(
+        ["*qwen2.5-coder*", "*qwen2_5-coder*"],
+        "patterns of models that write calls as bare JSON or in a JSON fence",
+    )
+    react: list[str] = setting([], "patterns of models that write calls as Action and Action Input")
+    cumulative: list[str] = setting(
+        [], "patterns of models whose servers repeat the whole text in each event"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
     accounts: tuple[AccountConfig, ...] = field(default=(), metadata={"help": "the [[accounts]] tables"})

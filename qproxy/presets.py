@@ -69,6 +69,11 @@ class AccountConfig:
     max_in_flight: int | None = None
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
+    dialect: Literal["compatible", "dashscope"] = "compatible"
+    """"dashscope" is the native API."""
+    tool_schema: Literal["openai", "function_declarations"] = "openai"
+    render_tools: Literal["", "auto", "hermes", "coder"] = ""
+    """Write tools into the prompt, for a server without a tool parser."""
 
 
 def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:

@@ -24,11 +24,11 @@ from qproxy.accounts import Account, Accounts, another
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.transport import Response, Transport
-from qproxy.wire import jsontext, sse, toolcalls
+from qproxy.wire import adaptation, jsontext, sse, toolcalls
 from qproxy.wire.errors import QproxyError, Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain, Stage
-from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, rules
+from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
 MAX_ERROR_BODY = 64 * 1024
 MAX_WHOLE_BODY = 64 * 1024 * 1024
@@ -268,14 +268,22 @@ class Relay:
     ) -> Answer:
         """One try with one account: its answer once the first event is there."""
         target = Target(
-            credential.base_url, model, credential.token, account.family, account.plan, account.headers
+            credential.base_url,
+            model,
+            credential.token,
+            account.family,
+            account.plan,
+            account.headers,
+            account.tool_schema,
         )
         dialect = DIALECTS[account.dialect]
+        turn, undo = adaptation.adapt(turn, names=account.family == "dashscope")
         sent = self._adapted(turn, target, account, story)
+        written = prompt.written(sent, account.render_tools, model) if account.render_tools else sent
         story.account, story.served_model = account.name, model
         before = trio.current_time()
         try:
-            response = await self.transport.send(dialect.request(sent, target))
+            response = await self.transport.send(dialect.request(written, target))
         finally:
             story.upstream_seconds += trio.current_time() - before
         await stack.enter_async_context(response)
@@ -285,6 +293,8 @@ class Relay:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
         back = toolcalls.open(sent, self.policy.profile(model), story.repairs)
+        if undo is not None:
+            back = Chain(back, undo)
         content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
         if content_type in STREAM_TYPES or (not content_type and sent.stream):
             front = Chain(sse.Decoder(), dialect.decoder(target))

@@ -83,7 +83,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
-        profile=lambda model: Profile(any(fnmatchcase(model, pattern) for pattern in config.implied_think)),
+        profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
         accounts.accounts,
@@ -116,6 +116,21 @@ def _keyring(config: Config) -> Keyring:
         raise ConfigError(str(error)) from None
 
 
+def _profile(config: Config, model: str) -> Profile:
+    """How a model deviates, by the patterns of the settings."""
+    model = model.lower()
+
+    def listed(patterns: list[str]) -> bool:
+        return any(fnmatchcase(model, pattern.lower()) for pattern in patterns)
+
+    return Profile(
+        implied_think=listed(config.implied_think),
+        cumulative=listed(config.cumulative),
+        react=listed(config.react),
+        bare_json=listed(config.bare_json),
+    )
+
+
 def _account(entry: AccountConfig) -> Account:
     assert entry.base_url is not None
     return Account(
@@ -128,6 +143,9 @@ def _account(entry: AccountConfig) -> Account:
         max_in_flight=entry.max_in_flight,
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
+        dialect=entry.dialect,
+        tool_schema=entry.tool_schema,
+        render_tools=entry.render_tools,
     )
 
 

@@ -1,8 +1,8 @@
 """Tool schemas between their shapes: whatever a client declares becomes OpenAI's nested `tools`.
 
-Accepted: OpenAI's nested functions, flat functions (the Responses shape), the deprecated `functions` with
-`function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case types.  A schema itself passes
-untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
+Accepted: OpenAI's nested functions, flat functions (the Responses shape), custom tools (free-form input), the
+deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case
+types.  A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
 
 Tool kinds that no Qwen server knows (`web_search`, `namespace`, ...) are left out and named, never refused: agents
 send them to everyone.
@@ -12,7 +12,7 @@ OpenAPI `ChatCompletionTool`, `ChatCompletionToolChoiceOption`, `ChatCompletionF
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -73,6 +73,10 @@ def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
     kind = entry.get("type", "function" if "function" in entry else None)
     if not isinstance(kind, str):
         _refuse(f"{path}.type", "expected the name of a kind of tool.")
+    if kind == "custom":
+        custom = entry.get("custom") or {key: value for key, value in entry.items() if key != "type"}
+        _named(custom, f"{path}.custom" if "custom" in entry else path)
+        return [{"type": "custom", "custom": custom}]
     if kind != "function":
         return []
     if isinstance(entry.get("function"), dict):
@@ -99,10 +103,16 @@ def _named(function: JSON, path: str) -> None:
 def _refuse_duplicates(tools: list[JSON], place: str) -> None:
     seen: set[str] = set()
     for number, tool in enumerate(tools):
-        name = tool["function"]["name"]
+        name = _declared(tool)
         if name in seen:
-            _refuse(f"{place}[{number}].function.name", f"{name!r} is declared twice.")
+            _refuse(f"{place}[{number}].{tool['type']}.name", f"{name!r} is declared twice.")
         seen.add(name)
+
+
+def _declared(tool: JSON) -> str:
+    """The name of a tool in the neutral shape."""
+    name: str = tool[tool["type"]]["name"]
+    return name
 
 
 def _lowered(schema: JSON) -> JSON:
@@ -130,19 +140,25 @@ def _choice(tools: list[JSON], choice: JSON, path: str) -> tuple[list[JSON], JSO
     allowed = choice.get("allowed_tools")
     if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
         wanted = {_chosen(entry) for entry in allowed["tools"]}
-        kept = [tool for tool in tools if tool["function"]["name"] in wanted]
+        kept = [tool for tool in tools if _declared(tool) in wanted]
         return kept, "required" if allowed.get("mode") == "required" else "auto"
     name = _chosen(choice)
     if name is None:
         _refuse(path, "expected an object that names a function.")
-    if not any(tool["function"]["name"] == name for tool in tools):
+    kind = next((tool["type"] for tool in tools if _declared(tool) == name), None)
+    if kind is None:
         _refuse(path, f"the function {name[:100]!r} is not among the tools.")
-    return tools, {"type": "function", "function": {"name": name}}
+    return tools, {"type": kind, kind: {"name": name}}
 
 
 def _chosen(choice: JSON) -> str | None:
     if not isinstance(choice, dict):
         return None
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    inner = choice.get("function") or choice.get("custom")
+    name = inner.get("name") if isinstance(inner, dict) else choice.get("name")
     return name if isinstance(name, str) else None
+
+
+def declarations(tools: Sequence[JSON]) -> list[JSON]:
+    """The tools as one list of Gemini's `function_declarations`, for a server that wants them so."""
+    return [{"function_declarations": [tool["function"] for tool in tools]}] if tools else []

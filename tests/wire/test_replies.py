@@ -2,12 +2,12 @@
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import toolcalls
 from qproxy.wire.events import Done, Finish, Reasoning, Text, Turn
-from tests.wire.replies import TOOLS, joined, prose, replies
+from tests.wire.replies import TOOLS, examples, joined, prose, replies
 from tests.wire.toolcalls_contract import check, fold
 
 TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)
@@ -40,7 +40,7 @@ cuts = st.lists(st.floats(0, 1), max_size=12)
 
 
 @given(replies(), cuts)
-@settings(derandomize=True, deadline=None, max_examples=250)
+@examples(250)
 def test_what_was_composed_is_read_back(pieces, places):
     """Random replies in any mixture of spellings: the text and the calls that went in come out."""
     written, shown, calls = joined(pieces)
@@ -51,7 +51,7 @@ def test_what_was_composed_is_read_back(pieces, places):
 
 
 @given(replies(), prose, cuts)
-@settings(derandomize=True, deadline=None, max_examples=100)
+@examples(100)
 def test_thoughts_before_a_reply(pieces, thought, places):
     """A thought before the reply changes nothing about it."""
     written, shown, calls = joined(pieces)
@@ -69,14 +69,14 @@ FRAGMENTS = [
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join), cuts, st.sampled_from(["stop", "length", "tool_calls", ""]), st.sampled_from(PROFILES[:4]), st.sampled_from([Text, Reasoning]))  # fmt: skip
-@settings(derandomize=True, deadline=None, max_examples=500)
+@examples(500)
 def test_no_text_breaks_it(text, places, finish, profile, kind):
     """Whatever a model writes: nothing raises, the contract holds, and the cut makes no difference."""
     assert fold(play(cut(text, places), finish, profile, kind)) == fold(play([text], finish, profile, kind))
 
 
 @given(replies(), st.data(), cuts)
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(200)
 def test_mutated_replies(pieces, data, places):
     """A reply with pieces deleted, doubled or inserted anywhere: the same at any cut, and no word of prose is lost."""
     written = joined(pieces)[0]
@@ -87,12 +87,13 @@ def test_mutated_replies(pieces, data, places):
         written = written[:at] + put + written[at + size :]
     whole = fold(play([written]))[0]
     assert fold(play(cut(written, places)))[0] == whole
-    if not whole["calls"]:
-        assert written.replace("</think>", "").strip() in (whole["text"].strip(), written.strip())
+    if not whole["calls"] and not whole["thought"]:
+        closer = "</tool_call>"  # a stray one before another block is nobody's
+        assert whole["text"].replace(closer, "").strip() == written.replace(closer, "").strip()
 
 
 @given(st.text(max_size=60), cuts)
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(200)
 def test_text_without_markers_is_untouched(text, places):
     """Plain text passes byte for byte."""
     if "<" not in text and "✿" not in text and text:

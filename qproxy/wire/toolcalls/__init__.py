@@ -27,9 +27,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from qproxy.wire.events import Event, Turn
+from qproxy.wire.snapshots import Snapshots
 from qproxy.wire.stages import Chain, Stage
 from qproxy.wire.toolcalls.finish import Finishing
-from qproxy.wire.toolcalls.snapshots import Snapshots
 from qproxy.wire.toolcalls.structured import Router
 from qproxy.wire.toolcalls.thinking import Thinking
 from qproxy.wire.toolcalls.written import WrittenCalls

@@ -19,8 +19,10 @@ typed by the declared schema (`values`).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from qproxy.wire import jsontext
+from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.hermes import CLOSER, OPENER
 from qproxy.wire.toolcalls.sink import Sink, Tools
@@ -277,3 +279,54 @@ class _Value:
             return False
         key = source.piece(offset, end).strip().strip("\"'").strip()
         return key in self._function.properties and key not in self._function.given
+
+
+PROMPT = """# Tools
+
+You have access to the following functions:
+
+<tools>
+{tools}
+</tools>
+
+If you choose to call a function ONLY reply in the following format with NO suffix:
+
+<tool_call>
+<function=example_function_name>
+<parameter=example_parameter_1>
+value_1
+</parameter>
+<parameter=example_parameter_2>
+This is the value for the second parameter
+that can span
+multiple lines
+</parameter>
+</function>
+</tool_call>
+
+<IMPORTANT>
+Reminder:
+- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested within <tool_call></tool_call> XML tags
+- Required parameters MUST be specified
+- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after
+- If there is no function call available, answer the question like normal with your current knowledge and do not tell the user about function calls
+</IMPORTANT>"""
+"""As in the chat template of Qwen3.5; Qwen3-Coder lists the same functions as tags."""
+
+
+def render(tools: Sequence[JSON]) -> str:
+    """The tools as the model's own template writes them into the system prompt."""
+    return PROMPT.format(tools="\n".join(jsontext.dumps(tool).decode() for tool in tools))
+
+
+def render_call(name: str, arguments: str) -> str:
+    """A call of the history as the model would have written it; `arguments` is JSON text."""
+    try:
+        given = jsontext.loads(arguments or "{}")
+    except ValueError:
+        given = {}
+    parameters = "".join(
+        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else jsontext.dumps(value).decode()}\n{END_PARAMETER}\n"
+        for key, value in (given.items() if isinstance(given, dict) else ())
+    )
+    return f"{OPENER}\n{FUNCTION}{name}>\n{parameters}{END_FUNCTION}\n{CLOSER}"

@@ -14,50 +14,21 @@ Qwen-Agent's code mode: `<code>...</code>` after a call whose `code` argument is
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qproxy.wire import jsontext
+from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.sink import Sink, Tools
 from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.strings import MAX_HEAD, UNITS, Decoding, Escaper, decoded, string_end, value_end
 
-MAX_HEAD = 64 * 1024
-"""Characters that are held while a call has no name yet; more are text."""
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
 _ARGUMENTS = ("arguments", "parameters")
-_QUOTE = re.compile(r'["\\]')
 _CLOSER = re.compile(re.escape(CLOSER))
 _CODE_END = re.compile("</code>")
 _EMPTY_CODE = '{"code":""'
-_MARKS = re.compile(r'\\.|["\x00-\x1f]', re.DOTALL)
-_UNITS = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
-_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
-
-
-class Escaper:
-    """Raw control characters inside the strings of a JSON text become escapes, as JSON wants them."""
-
-    def __init__(self) -> None:
-        self._in_string = False
-        self._backslash = ""
-
-    def feed(self, text: str) -> str:
-        text, self._backslash = self._backslash + text, ""
-        if (len(text) - len(text.rstrip("\\"))) % 2:
-            text, self._backslash = text[:-1], "\\"
-        return _MARKS.sub(self._escaped, text)
-
-    def _escaped(self, match: re.Match[str]) -> str:
-        mark = match[0]
-        if mark == '"':
-            self._in_string = not self._in_string
-        elif len(mark) == 1 and self._in_string:
-            return jsontext.quote(mark)[1:-1]
-        return mark
-
-    def close(self) -> str:
-        held, self._backslash = self._backslash, ""
-        return held
 
 
 @dataclass(slots=True)
@@ -101,14 +72,14 @@ def _head(source: Source, start: int) -> Reading[_Head | None]:
         end = yield from string_end(source, offset)
         if end < 0:
             return None
-        key = _decoded(source.piece(offset, end))
+        key = decoded(source.piece(offset, end))
         colon = yield from source.visible(end)
         if not source.starts(":", colon):
             return None
         offset = yield from source.visible(colon + 1)
         if key == "name":
             end = yield from string_end(source, offset)
-            name = _decoded(source.piece(offset, end)).strip() if end > 0 else ""
+            name = decoded(source.piece(offset, end)).strip() if end > 0 else ""
             return _Head(name, arguments, end) if name else None
         end = yield from value_end(source, offset)
         if end < 0:
@@ -120,39 +91,6 @@ def _head(source: Source, start: int) -> Reading[_Head | None]:
             return None
         offset = yield from source.visible(comma + 1)
     return None
-
-
-def string_end(source: Source, offset: int) -> Reading[int]:
-    """Offset after the JSON string that begins at `offset`; -1 when none does, or when it does not end."""
-    start = offset
-    if not (yield from source.has(offset + 1)) or not source.starts('"', offset):
-        return -1
-    offset += 1
-    while True:
-        offset = yield from source.until(_QUOTE, offset, MAX_HEAD)
-        if offset < 0 or offset - start > MAX_HEAD:
-            return -1
-        if source.starts('"', offset):
-            return offset + 1
-        offset += 2
-
-
-def value_end(source: Source, offset: int) -> Reading[int]:
-    """Offset after the JSON value that begins at `offset`; -1 when it breaks, does not end, or is too long."""
-    state, start = JSONState(), offset
-    while True:
-        offset += state.read(source.piece(offset))
-        if state.complete:
-            return offset
-        if state.broken or offset - start > MAX_HEAD or not (yield from source.more()):
-            return -1
-
-
-def _decoded(literal: str) -> str:
-    try:
-        return str(jsontext.loads_leniently(literal))
-    except ValueError:
-        return ""
 
 
 def _body(source: Source, sink: Sink, before: str | None) -> Reading[str]:
@@ -180,7 +118,7 @@ def _body(source: Source, sink: Sink, before: str | None) -> Reading[str]:
         if end < 0:
             yield from _lost(source, sink)
             return held
-        key = _decoded(source.piece(offset, end))
+        key = decoded(source.piece(offset, end))
         colon = yield from source.visible(end)
         offset = yield from source.visible(colon + 1)
         if not source.starts(":", colon):
@@ -259,42 +197,37 @@ def structure(source: Source, sink: Sink) -> Reading[str]:
 
 def _encoded(source: Source, sink: Sink) -> Reading[None]:
     """Arguments written as a string: decoded once where they hold an object, passed on as a string elsewhere."""
-    seen = _UNITS
-    while True:  # what does the string begin with?
-        text = source.piece(1)
-        units = seen.match(text)
-        inside = _decoded(f'"{units[0]}"').lstrip() if units else ""
-        if inside or (units and units.end() < len(text)) or len(text) > MAX_HEAD:
-            break
-        if not (yield from source.more()):
-            break
-    if not inside.startswith("{"):
+    if not (yield from _holds_object(source)):
         end = yield from string_end(source, 0)
         if end < 0:
             sink.truncated = True
             end = len(source)
         literal = source.take(end)
-        sink.wrote("" if not _decoded(literal).strip() and end > 1 and literal.endswith('"') else literal)
+        blank = end > 1 and literal.endswith('"') and not decoded(literal).strip()
+        sink.wrote("" if blank else literal)
         return
     sink.repairs["arguments_encoded"] += 1
     source.take(1)
-    while True:
-        text = source.piece(0)
-        match = seen.match(text)
-        size = match.end() if match else 0
-        half = _HALF.search(text, max(0, size - 6), size)
-        if half and re.match(r"(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z", text[size:]) and not source.ended:
-            size -= 6  # the other half of a character is still to come
-        sink.wrote(_decoded(f'"{source.take(size)}"'))
-        if source.starts('"'):
-            source.take(1)
-            return
-        if len(source) >= 6 or (len(source) >= 2 and not source.starts("\\u")):
+    decoding = Decoding()
+    while not decoding.over:
+        sink.wrote(decoding.read(source))
+        if decoding.broken:
             yield from broken(source, sink)
             return
-        if not (yield from source.more()):
+        if not decoding.over and not (yield from source.more()):
             sink.wrote(source.take(len(source)))
             return
+
+
+def _holds_object(source: Source) -> Reading[bool]:
+    """Whether the string at the source's start begins, once decoded, with a brace."""
+    while True:
+        units = UNITS.match(source.piece(1))
+        inside = decoded(f'"{units[0]}"').lstrip() if units else ""
+        if inside or len(source) > MAX_HEAD or (units and units.end() + 1 < len(source)):
+            return inside.startswith("{")
+        if not (yield from source.more()):
+            return False
 
 
 def broken(source: Source, sink: Sink) -> Reading[None]:
@@ -367,3 +300,29 @@ def _code(source: Source, sink: Sink, held: str) -> Reading[None]:
     sink.wrote(held[:quote] + jsontext.quote(body)[: -1 if cut else None])
     if not cut:
         sink.wrote(held[quote + 2 :])
+
+
+PROMPT = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+"""As in the chat template of Qwen2.5 and Qwen3."""
+
+
+def render(tools: Sequence[JSON]) -> str:
+    """The tools as the model's own template writes them into the system prompt."""
+    return PROMPT.format(tools="\n".join(jsontext.dumps(tool).decode() for tool in tools))
+
+
+def render_call(name: str, arguments: str) -> str:
+    """A call of the history as the model would have written it; `arguments` is JSON text."""
+    return f'{OPENER}\n{{"name": {jsontext.quote(name)}, "arguments": {arguments or "{}"}}}\n{CLOSER}'

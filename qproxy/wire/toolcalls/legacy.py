@@ -14,10 +14,11 @@ import re
 from dataclasses import dataclass
 
 from qproxy.wire import jsontext
-from qproxy.wire.toolcalls import hermes, values
+from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.sink import Sink, Tools
 from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.strings import MAX_HEAD, Escaper
 
 _NAME_END = re.compile("[\n✿]")
 _LINE_END = re.compile("\n")
@@ -105,14 +106,14 @@ def _call(source: Source, sink: Sink, tools: Tools, name: str, words: Words) -> 
         yield from _json(source, sink, words)
         yield from _drop_line(source)
         return
-    end = yield from source.until(words.end, 0, hermes.MAX_HEAD)
+    end = yield from source.until(words.end, 0, MAX_HEAD)
     raw = source.take(len(source) if end < 0 else end).strip()
     sink.wrote(_wrapped(raw, tools, name) if raw else "")
 
 
 def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
     """An object, as it comes; what is no JSON up to the next marker."""
-    state, escaper = JSONState(), hermes.Escaper()
+    state, escaper = JSONState(), Escaper()
     while True:
         text = source.take(state.read(source.piece(0)))
         sink.wrote(escaper.feed(text) + (escaper.close() if state.complete or state.broken else ""))
@@ -120,7 +121,7 @@ def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
             return
         if state.broken:
             sink.repairs["arguments_broken"] += 1
-            end = yield from source.until(words.end, 0, hermes.MAX_HEAD)
+            end = yield from source.until(words.end, 0, MAX_HEAD)
             sink.wrote(source.take(len(source) if end < 0 else end).rstrip())
             return
         if not (yield from source.more()):
@@ -144,7 +145,7 @@ def _fenced(source: Source, sink: Sink, tools: Tools, name: str) -> Reading[None
     """Code in a fence: the value of the tool's one string parameter, or the arguments as they are."""
     line = yield from source.until(_LINE_END, 0, MAX_NAME)
     source.take(len(source) if line < 0 else line + 1)
-    end = yield from source.until(re.compile(r"(?m)^```"), 0, hermes.MAX_HEAD * 64)
+    end = yield from source.until(re.compile(r"(?m)^```"), 0, MAX_HEAD * 64)
     body = source.take(len(source) if end < 0 else end)
     source.take(3)
     body = body.removesuffix("\n") if end >= 0 else body

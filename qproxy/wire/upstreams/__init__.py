@@ -14,7 +14,7 @@ from qproxy.wire.events import JSON, Event, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.stages import Stage
-from qproxy.wire.upstreams import compatible
+from qproxy.wire.upstreams import compatible, dashscope
 from qproxy.wire.upstreams.target import Target
 
 
@@ -29,6 +29,7 @@ class Dialect:
 
 DIALECTS = {
     "compatible": Dialect(compatible.request, compatible.Decoder, compatible.whole),
+    "dashscope": Dialect(dashscope.request, dashscope.Decoder, dashscope.whole),
 }
 
 __all__ = ["DIALECTS", "Dialect", "Target"]

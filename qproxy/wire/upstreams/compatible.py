@@ -15,23 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qproxy.wire import jsontext
+from qproxy.wire import jsontext, schemas
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import (
-    JSON,
-    Done,
-    Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Refusal,
-    Text,
-    ToolCallDelta,
-    Turn,
-    Usage,
-)
+from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Reasoning, Text, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
+from qproxy.wire.upstreams import dashscope, deltas
 from qproxy.wire.upstreams.errors import event_error
 from qproxy.wire.upstreams.target import Target
 
@@ -40,7 +29,8 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     """`POST {base}/chat/completions` with the turn's fields; usage is always asked for."""
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
     if turn.tools:
-        body["tools"] = turn.tools
+        declared = target.tool_schema == "function_declarations"
+        body["tools"] = schemas.declarations(turn.tools) if declared else turn.tools
     if turn.tool_choice is not None:
         body["tool_choice"] = turn.tool_choice
     body.update(turn.params)
@@ -60,7 +50,10 @@ class Decoder:
     """Server-sent events in, events out."""
 
     def __init__(self, target: Target) -> None:
+        self._target = target
         self._plan = target.plan
+        self._native: dashscope.Decoder | None = None
+        """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int], str] = {}
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
@@ -74,6 +67,9 @@ class Decoder:
             return self._not_json(item)
         if not isinstance(chunk, dict):
             return []
+        if isinstance(chunk.get("output"), dict) and "choices" not in chunk:
+            self._native = self._native or dashscope.Decoder(self._target, asked=False)
+            return self._native.feed(item)
         if "choices" not in chunk or "error" in chunk or item.event == "error":
             error = event_error(chunk, item.status, plan=self._plan)
             if error is not None:
@@ -82,7 +78,8 @@ class Decoder:
 
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
-        return self._unpaired()
+        native = self._native.close() if self._native is not None else []
+        return [*self._unpaired(), *native]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -98,7 +95,7 @@ class Decoder:
             if isinstance(choice, dict):
                 events.extend(self._choice(choice, position))
         if isinstance(chunk.get("usage"), dict):
-            events.append(usage(chunk["usage"]))
+            events.append(deltas.usage(chunk["usage"]))
         return events
 
     def _choice(self, choice: dict[str, JSON], position: int) -> Iterator[Event]:
@@ -112,7 +109,7 @@ class Decoder:
             yield Failed(_error_finish(delta, self._plan))
             return
         if isinstance(delta, dict):
-            for event in payload(delta, number, choice.get("logprobs")):
+            for event in deltas.payload(delta, number, choice.get("logprobs")):
                 whole = self._join_halves(event)
                 if whole is not None:
                     yield whole
@@ -138,49 +135,9 @@ class Decoder:
         return [kind(self._halves.pop((kind, number)), number) for kind, number in keys]
 
 
-def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Iterator[Event]:
-    """What a delta (or a whole message) carries: thoughts, then text, then calls."""
-    thought = delta.get("reasoning_content") or delta.get("reasoning")
-    if thought and isinstance(thought, str):
-        yield Reasoning(thought, choice)
-    text = _text(delta.get("content"))
-    if text:
-        yield Text(text, choice, logprobs)
-    refusal = delta.get("refusal")
-    if refusal and isinstance(refusal, str):
-        yield Refusal(refusal, choice)
-    calls = delta.get("tool_calls")
-    for entry in calls if isinstance(calls, list) else ():
-        if isinstance(entry, dict):
-            yield _call(entry, entry.get("function"), choice)
-    legacy = delta.get("function_call")
-    if isinstance(legacy, dict):
-        yield _call({"index": 0}, legacy, choice)
-
-
-def _text(content: JSON) -> str:
-    """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
-
-
-def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
-    function = function if isinstance(function, dict) else {}
-    index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
-    return ToolCallDelta(
-        index if isinstance(index, int) else None,
-        id_ if isinstance(id_, str) else None,
-        name if isinstance(name, str) else None,
-        function.get("arguments"),
-        choice,
-    )
-
-
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
-    text = _text(delta.get("content")) if isinstance(delta, dict) else ""
+    text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
     try:
         data = jsontext.loads(text)
     except ValueError:
@@ -191,6 +148,8 @@ def _error_finish(delta: JSON, plan: str) -> UpstreamError:
 
 def whole(body: JSON, target: Target) -> list[Event]:
     """The events of a whole answer; a body that is an error gives `Failed`."""
+    if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
+        return dashscope.whole(body, target)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
         error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a chat completion."
@@ -203,26 +162,3 @@ def whole(body: JSON, target: Target) -> list[Event]:
         if number not in finished:  # some servers leave it out of whole answers
             events.append(Finish("stop", number))
     return [*events, Done()]
-
-
-def _count(value: JSON) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def usage(counts: dict[str, JSON]) -> Usage:
-    """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
-    prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
-    completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
-    prompt_details = dict(counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {})
-    if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
-        prompt_details["cached_tokens"] = counts["cached_tokens"]
-    completion_details = dict(
-        counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
-    )
-    return Usage(
-        prompt,
-        completion,
-        _count(counts.get("total_tokens")) or prompt + completion,
-        prompt_details,
-        completion_details,
-    )

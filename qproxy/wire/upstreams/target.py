@@ -22,6 +22,8 @@ class Target:
     """"payg", "coding", "token", "oauth" or "open": decides what a quota error means."""
     headers: Headers = field(default=(), repr=False)
     """The operator's additional header fields."""
+    tool_schema: str = "openai"
+    """"openai", or "function_declarations" for a server that wants tools in Gemini's shape."""
 
     def authorised(self, *extra: tuple[bytes, bytes]) -> Headers:
         """The header fields of a JSON request to this target."""

@@ -1,0 +1,73 @@
+"""What a delta, or a whole message, carries: OpenAI's shape, in which DashScope's native answers come too.
+
+Everything that carries content is kept, in the order thoughts, text, calls; what carries none is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
+
+
+def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Iterator[Event]:
+    """What a delta (or a whole message) carries: thoughts, then text, then calls."""
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    if thought and isinstance(thought, str):
+        yield Reasoning(thought, choice)
+    text = text_of(delta.get("content"))
+    if text:
+        yield Text(text, choice, logprobs)
+    refusal = delta.get("refusal")
+    if refusal and isinstance(refusal, str):
+        yield Refusal(refusal, choice)
+    calls = delta.get("tool_calls")
+    for entry in calls if isinstance(calls, list) else ():
+        if isinstance(entry, dict):
+            yield _call(entry, entry.get("function"), choice)
+    legacy = delta.get("function_call")
+    if isinstance(legacy, dict):
+        yield _call({"index": 0}, legacy, choice)
+
+
+def text_of(content: JSON) -> str:
+    """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
+    function = function if isinstance(function, dict) else {}
+    index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
+    return ToolCallDelta(
+        index if isinstance(index, int) else None,
+        id_ if isinstance(id_, str) else None,
+        name if isinstance(name, str) else None,
+        function.get("arguments"),
+        choice,
+    )
+
+
+def _count(value: JSON) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def usage(counts: dict[str, JSON]) -> Usage:
+    """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
+    prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
+    completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
+    prompt_details = dict(counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {})
+    if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
+        prompt_details["cached_tokens"] = counts["cached_tokens"]
+    completion_details = dict(
+        counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
+    )
+    return Usage(
+        prompt,
+        completion,
+        _count(counts.get("total_tokens")) or prompt + completion,
+        prompt_details,
+        completion_details,
+    )
