@@ -44,7 +44,7 @@ class _App:
 
             config = load()
             config.check()
-            hypercorn.install(write_timeout=config.client_write_timeout)
+            hypercorn.install(write_timeout=config.client_write_timeout, max_connections=config.max_clients)
             hypercorn.install_signals()
             self._app = serving.create_app(config)
         await self._app(scope, receive, send)

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 import trio
 
 from qproxy.auth import CredentialSource
+from qproxy.circuit import Circuit
 from qproxy.wire.errors import Overloaded, QproxyError, RequestError, Retry, UpstreamError
 from qproxy.wire.http import Headers
 
@@ -53,6 +54,7 @@ class Account:
     """Trio's clock; the account is not chosen before."""
     last_error: str | None = None
     requests: int = 0
+    circuit: Circuit = field(default_factory=Circuit)
 
     def offers(self, model: str) -> bool:
         """Whether the operator lets this account serve the model."""
@@ -73,6 +75,7 @@ class Account:
     def failed(self, error: QproxyError, now: float) -> None:
         """Remember what an upstream's error says about the account rather than about the request."""
         self.last_error = f"{error.status} {error.code or error.type}"
+        self.circuit.heard(error, now)
         if error.code == "insufficient_quota":
             self.resting_until = now + (error.retry_after or EXHAUSTED_SECONDS)
         elif error.retry is Retry.LATER:
@@ -81,6 +84,7 @@ class Account:
     def succeeded(self) -> None:
         self.last_error = None
         self.resting_until = 0.0
+        self.circuit.heard(None, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,10 @@ def choose(
         awake = [min(fresh, key=lambda account: account.resting_until)]
     if not awake:
         return Nothing(UpstreamError("Every account that serves this model has been tried."))
-    free = [account for account in awake if not account.full]
+    working = [account for account in awake if not account.circuit.wait(now)]
+    if not working:
+        return Nothing(_down(min(awake, key=lambda account: account.circuit.wait(now)), now))
+    free = [account for account in working if not account.full]
     if not free:
         return Wait()
     knowing = [account for account in free if account.known_models is None or model in account.known_models]
@@ -135,10 +142,24 @@ def choose(
     return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
 
 
+def _down(account: Account, now: float) -> UpstreamError:
+    wait = max(1.0, account.circuit.wait(now))
+    message = (
+        f"The model's server has failed {account.circuit.failures} times in a row (last: {account.last_error}). "
+        f"It is asked again in {wait:.0f} s."
+    )
+    return UpstreamError(
+        message, status=503, code="upstream_unavailable", retry=Retry.LATER, retry_after=wait
+    )
+
+
 def another(accounts: Sequence[Account], model: str, *, now: float, without: Iterable[Account]) -> bool:
     """Whether an untried account is awake and may serve the model."""
     tried = set(without)
-    return any(a.offers(model) and a not in tried and now >= a.resting_until for a in accounts)
+    return any(
+        a.offers(model) and a not in tried and now >= a.resting_until and not a.circuit.wait(now)
+        for a in accounts
+    )
 
 
 class Accounts:
@@ -152,12 +173,17 @@ class Accounts:
     def __repr__(self) -> str:
         return f"<Accounts {', '.join(f'{account.name}:{account.in_flight}' for account in self.accounts)}>"
 
+    def renew(self, other: Accounts) -> None:
+        """Be what `other` is from now on; leases under way end where they began."""
+        self.accounts, self._queue_timeout = other.accounts, other._queue_timeout
+
     @asynccontextmanager
     async def lease(
         self, model: str, *, affinity: str = "", without: Iterable[Account] = ()
     ) -> AsyncIterator[Account]:
         """An account counted as in use inside the block; Overloaded when all stay full for `queue_timeout`."""
         account = await self._free(model, affinity, list(without))
+        account.circuit.asked(trio.current_time())
         account.in_flight += 1
         account.requests += 1
         try:

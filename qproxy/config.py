@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from qproxy import keys
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve, with_key, zero_configuration
 
 FILE = "qproxy.toml"
@@ -62,16 +63,36 @@ class Config:
     pool_timeout: float = setting(5.0, "waiting for a connection to an upstream that is at max_connections")
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
     max_connections: int = setting(1000, "connections at once to one upstream host")
-    queue_timeout: float = setting(1.0, "waiting for an account when all are at their max_in_flight")
+    queue_timeout: float = setting(
+        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+    )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
+    request_timeout: float = setting(
+        3600.0, "for a client's whole request, from its first byte to its last; 0 is no limit"
+    )
+    keep_alive_interval: float = setting(
+        15.0, "of silence in a stream before a comment is sent; 0 sends none"
+    )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
+    client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
+    max_clients: int = setting(5000, "connections of clients at once; more are turned away")
+    max_requests: int = setting(1000, "requests to models at once; more wait in line for queue_timeout")
+    max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")
+    max_header_bytes: int = setting(64 * 1024, "largest head of a request")
     max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")
+    max_json_depth: int = setting(128, "deepest nesting of a request body")
     max_messages: int = setting(10_000, "most messages in one request")
     api_keys: list[str] = setting(
         [], "keys that clients must use (or their SHA-256 in hex); none: any key is taken", secret=True
     )
+    keys_file: str | None = setting(
+        None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
+    )
     insecure_no_auth: bool = setting(False, "serve other machines without api_keys")
+    allowed_hosts: list[str] = setting(
+        [], "further names by which requests to loopback may call the server when it has no keys; * is any"
+    )
     cors_origins: list[str] = setting([], "origins whose pages may use the server; * is any")
     strict_params: bool = setting(
         False, "refuse parameters without a meaning for Qwen instead of ignoring them"
@@ -113,12 +134,18 @@ class Config:
         """ConfigError when the settings cannot be served together."""
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("certfile and keyfile go together.")
-        if self.host not in LOOPBACK and not self.api_keys and not self.insecure_no_auth:
+        if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():
             raise ConfigError(
-                f"Serving on {self.host} without api_keys would let everyone use your accounts. Set api_keys, or say "
-                "insecure_no_auth = true (--insecure-no-auth)."
+                f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
+                "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
             )
         self.all_accounts()
+
+    def _has_keys(self) -> bool:
+        try:
+            return bool(self.api_keys or (self.keys_file and keys.read(Path(self.keys_file))))
+        except keys.KeyFileError as error:
+            raise ConfigError(str(error)) from None
 
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
@@ -146,12 +173,22 @@ def load(
     values = read_toml(chosen) if chosen else {}
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    values.setdefault("keys_file", str(home(environ) / "keys.json"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
     config = dataclasses.replace(config, accounts=accounts)
     if not config.accounts and config.upstream is None:
         config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
     return config
+
+
+def home(environ: Mapping[str, str] | None = None) -> Path:
+    """The data directory: $QPROXY_HOME, or the platform's custom."""
+    environ = os.environ if environ is None else environ
+    if environ.get("QPROXY_HOME"):
+        return Path(environ["QPROXY_HOME"])
+    data = environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
 
 
 def proxy_environment(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:

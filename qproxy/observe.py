@@ -54,6 +54,8 @@ class Record:
     first_byte: float | None = None
     """Seconds from the start to the answer's head."""
     finish: str | None = None
+    pieces: int = 0
+    """Events of the answer so far: about as many as tokens."""
     story: Story = field(default_factory=Story)
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,9 @@ MAX_ERROR_BODY = 64 * 1024
 MAX_WHOLE_BODY = 64 * 1024 * 1024
 MAX_TRIES = 3
 """The first and two quick ones: the client's own retries come on top."""
+RETRY_SECONDS = 20.0
+"""After that no further try begins: the client has waited long enough to be told."""
+LONGEST_PAUSE = 2.0
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
 
 
@@ -48,24 +52,29 @@ class Action(enum.Enum):
     """The same account with a newer token."""
 
 
-def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool) -> Action:
+def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, seconds: float = 0.0) -> Action:
     """The one place that says whether to try again.
 
-    `tries` counts those made, `others` says whether an untried account is left, `refreshed` whether this
-    request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
+    this request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
     """
+    if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
+        return Action.GIVE_UP
     if error.retry is Retry.REFRESH and not refreshed:
         return Action.REFRESH
     if tries >= MAX_TRIES or error.retry is Retry.NEVER:
         return Action.GIVE_UP
     if others:
         return Action.ELSEWHERE
-    return Action.AGAIN if error.retry is Retry.QUICKLY else Action.GIVE_UP
+    soon = (
+        error.retry_after or 0.0
+    ) <= LONGEST_PAUSE  # what is told to wait longer, the client should wait for
+    return Action.AGAIN if error.retry in (Retry.QUICKLY, Retry.ONCE) and soon else Action.GIVE_UP
 
 
-def pause_before(tries: int) -> float:
-    """Seconds before the next quick try: 0.2, then 0.4."""
-    return 0.2 * 2.0 ** (tries - 1)
+def pause_before(tries: int, error: QproxyError) -> float:
+    """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
+    return max(0.2 * 2.0 ** (tries - 1), error.retry_after or 0.0)
 
 
 def starts_answer(event: Event) -> bool:
@@ -88,17 +97,26 @@ class Answer:
         self._story = story
         self._pending: list[Event] = []
         self._over = False
+        self._bytes = 0
 
     def __repr__(self) -> str:
         return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
 
-    async def receive(self) -> list[Event]:
-        """Every event that became certain with one read of the upstream; empty at the end."""
+    def interrupt(self) -> None:
+        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        if self._source is not None:
+            self._source.interrupt()
+
+    async def receive(self, until: float = math.inf) -> list[Event]:
+        """Every event that became certain with one read of the upstream; empty at the end.
+
+        Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
+        """
         if self._pending:
             events, self._pending = self._pending, []
             return events
         while not self._over:
-            events = await self._read()
+            events = await self._read(until)
             if events:
                 return events
         return []
@@ -116,12 +134,11 @@ class Answer:
         while not any(starts_answer(event) for event in events):
             piece = await self.receive()
             if not piece:
-                raise UpstreamError(
-                    "The model's server ended its answer before it began.", retry=Retry.QUICKLY
-                )
+                raise self._empty()
             events += piece
             if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
-                raise piece[-1].error
+                error = piece[-1].error
+                raise self._empty() if error.retry is Retry.ONCE else error  # once: the end is all that came
         self._pending = events
 
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
@@ -130,11 +147,17 @@ class Answer:
         if last and not self._over:
             self._pending += self._close()
 
-    async def _read(self) -> list[Event]:
+    def _empty(self) -> UpstreamError:
+        """An answer without an answer, and what it consisted of, for whoever looks for the cause."""
+        came = f"{self._bytes} bytes without an event of an answer" if self._bytes else "an empty body"
+        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=Retry.ONCE)
+
+    async def _read(self, until: float) -> list[Event]:
         assert self._source is not None
         before = trio.current_time()
         try:
-            data = await self._source.receive()
+            data = await self._source.receive(until)
+            self._bytes += len(data)
         except UpstreamError as error:
             last = [*self._front.close(), Failed(error)]
             self._over = True
@@ -189,6 +212,7 @@ class Relay:
         Raises QproxyError when no account could begin one.
         """
         story.model = turn.model
+        began = trio.current_time()
         model = self.policy.aliases.get(turn.model, turn.model)
         affinity = conversation(turn)
         tried: list[Account] = []
@@ -218,7 +242,9 @@ class Relay:
                 continue
             now = trio.current_time()
             others = another(self.accounts.accounts, model, now=now, without=[*tried, account])
-            action = decide(failure, tries=story.tries, others=others, refreshed=refused is not None)
+            action = decide(
+                failure, tries=story.tries, others=others, refreshed=refused is not None, seconds=now - began
+            )
             if action is Action.REFRESH and credential is not None:
                 refused = account, credential
                 if await account.source.refused(credential):
@@ -229,7 +255,7 @@ class Relay:
             if action is Action.ELSEWHERE:
                 tried.append(account)
             else:
-                await trio.sleep(pause_before(story.tries))
+                await trio.sleep(pause_before(story.tries, failure))
 
     async def _begin(
         self,

@@ -4,47 +4,43 @@ Here: HTTP with the client.  Not here: any field of a body (`wire.endpoints`), a
 
 The idea: every request owns an exit stack (`Connection`), and whatever is opened for it is entered there:
 leases, upstream responses.  Quart-Trio cancels the request's nursery when the client leaves; the stack then
-closes everything, in whatever state the request was.  A stream's body is an iterator without a generator,
-pulled at the client's pace, so nothing can be left running or never started.
+closes everything, in whatever state the request was.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any, cast
 
+import trio
 from quart import Response, request
-from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
+from qproxy.admission import Admission
 from qproxy.discovery import Discovery
+from qproxy.door import JSON_TYPE, SECURITY, Access, Door
+from qproxy.keys import Key
+from qproxy.lives import Lives
+from qproxy.meters import Meters, estimate
 from qproxy.observe import Counts, Record
-from qproxy.relay import Answer, Relay
+from qproxy.relay import Relay
+from qproxy.streaming import Stream, internal_error, note
 from qproxy.wire import jsontext
-from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder, models
-from qproxy.wire.errors import NotAuthenticated, QproxyError, RequestError
-from qproxy.wire.events import Failed, Finish
+from qproxy.wire.endpoints import ENDPOINTS, Endpoint, models
+from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.events import Turn
 
 log = logging.getLogger("qproxy.server")
-JSON_TYPE = "application/json"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 QUIET = ("/livez", "/readyz")
 """Asked every few seconds by machines: no log line."""
-EXPOSED = (
-    "x-request-id, x-qproxy-upstream-request-id, x-qproxy-overhead-ms, x-qproxy-ignored-params, "
-    "openai-processing-ms, retry-after, retry-after-ms, x-should-retry"
-)
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -56,99 +52,22 @@ class Connection(TrioASGIHTTPConnection):
             await super().__call__(receive, send)
 
 
-class Stream(ResponseBody):
-    """A streamed answer as Quart wants it: one piece of bytes for all events of one read."""
-
-    def __init__(self, answer: Answer, encoder: StreamEncoder, record: Record) -> None:
-        self._answer = answer
-        self._encoder = encoder
-        self._record = record
-        self._over = False
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass  # what is open is on the request's exit stack
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._over:
-            try:
-                events = await self._answer.receive()
-                if not events:
-                    self._over = True
-                    self._record.outcome = "failed" if self._record.error else "ok"
-                    events_out = self._encoder.close()
-                else:
-                    _note(self._record, events)
-                    events_out = [piece for event in events for piece in self._encoder.feed(event)]
-                data = b"".join(events_out)
-            except Exception:
-                log.exception("request %s failed after its answer had begun", self._record.id)
-                self._over = True
-                self._record.outcome, self._record.error = "failed", "internal_error"
-                data = self._encoder.failure(internal_error())
-            if data:
-                return data
-        raise StopAsyncIteration
-
-
-def _note(record: Record, events: list[Any]) -> None:
-    last = events[-1]
-    if isinstance(last, Failed):
-        record.error = last.error.code or last.error.type
-    else:
-        for event in events:
-            if isinstance(event, Finish):
-                record.finish = event.reason
-
-
-def internal_error() -> QproxyError:
-    """What a client is told of a fault of ours; the log has the rest."""
-    return QproxyError("qproxy had an internal error; its log has the details.", code="internal_error")
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What the server asks of a request before any endpoint sees it."""
-
-    keys: tuple[str, ...] = ()
-    """SHA-256 hex digests of the accepted client keys; none means that every key is accepted."""
-    cors_origins: tuple[str, ...] = ()
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_messages: int = 10_000
-    body_timeout: float = 60.0
-    default_model: str | None = None
-
-    def authenticate(self, headers: Headers) -> None:
-        """NotAuthenticated unless the request carries an accepted key."""
-        if not self.keys:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = headers.get("x-api-key", "") or headers.get("api-key", "")
-        if not key.strip():
-            raise NotAuthenticated(
-                "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
-            )
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
-        accepted = [hmac.compare_digest(digest, known) for known in self.keys]  # all of them: constant time
-        if not any(accepted):
-            raise NotAuthenticated("Incorrect API key provided: this server does not know it.")
-
-
 class Server:
     """The app and what it stands on."""
 
-    def __init__(self, relay: Relay, discovery: Discovery, door: Door) -> None:
+    def __init__(
+        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+    ) -> None:
         self.relay = relay
+        self.admission = admission or Admission()
         self.discovery = discovery
         self.door = door
         self.counts = Counts()
         self.draining = False
+        self.lives = Lives()
+        self.meters = Meters()
+        self.access: dict[str, Access] = {}
+        """Who may use each route, by its name; one that is not named here wants a key."""
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -161,11 +80,11 @@ class Server:
         app.url_map.strict_slashes = False
         for endpoint in ENDPOINTS:
             self._route(app, endpoint.path, ["POST"], self._ask(endpoint), endpoint.path)
-        self._route(app, "/models", ["GET"], self._models, "models")
-        self._route(app, "/models/<path:name>", ["GET"], self._model, "model")
-        app.add_url_rule("/livez", "livez", self._livez, methods=["GET"])
-        app.add_url_rule("/readyz", "readyz", self._readyz, methods=["GET"])
-        app.add_url_rule("/", "root", self._root, methods=["GET"])
+        self._route(app, "/models", ["GET"], self._models, "/models")
+        self._route(app, "/models/<path:name>", ["GET"], self._model, "/models/name")
+        for path, view in (("/livez", self._livez), ("/readyz", self._readyz), ("/", self._root)):
+            self.access[path] = Access.OPEN
+            app.add_url_rule(path, path, view, methods=["GET"])
         app.register_error_handler(QproxyError, _refusal)
         app.register_error_handler(HTTPException, _http_refusal)
         app.register_error_handler(Exception, _fault)
@@ -175,8 +94,20 @@ class Server:
         return app
 
     def _route(self, app: QuartTrio, path: str, methods: list[str], view: Any, name: str) -> None:
-        app.add_url_rule(f"/v1{path}", f"v1 {name}", view, methods=methods)
-        app.add_url_rule(path, name, view, methods=methods)
+        for prefix in ("/v1", ""):
+            self.access[prefix + name] = Access.KEY
+            app.add_url_rule(prefix + path, prefix + name, view, methods=methods)
+
+    async def take_up(self, parts: Server) -> None:
+        """Serve with other parts from the next request on; those of the requests under way end with them."""
+        before, accounts = self.relay.transport, self.relay.accounts
+        accounts.renew(parts.relay.accounts)
+        parts.relay.accounts = accounts
+        self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
+        if parts.admission.limits != self.admission.limits:
+            self.admission = parts.admission
+        if self.relay.transport is not before:
+            await before.aclose()
 
     async def _while_serving(self) -> AsyncGenerator[None, None]:
         yield
@@ -186,35 +117,38 @@ class Server:
 
     def _ask(self, endpoint: Endpoint) -> Any:
         async def view() -> Response:
-            record = _record()
-            self.door.authenticate(request.headers)
-            turn = endpoint.decode(
-                await _json_body(),
-                id=endpoint.id_prefix + secrets.token_hex(12),
-                created=int(time.time()),
-                default_model=self.door.default_model,
-                max_messages=self.door.max_messages,
-            )
-            record.stream = turn.stream
-            answer = await self.relay.open(turn, record.story, _scope()["qproxy.stack"])
-            record.first_byte = record.seconds
-            if turn.stream:
-                response = Response(Stream(answer, endpoint.encoder(turn), record), 200, dict(STREAM_HEADERS))
-                response.content_type = "text/event-stream; charset=utf-8"
-                return response
-            events = await answer.all()
-            _note(record, events)
-            body = jsontext.dumps(endpoint.whole(turn, events))
-            return Response(body, 200, content_type=JSON_TYPE)
+            record, stack = _record(), _scope()["qproxy.stack"]
+            life = stack.enter_context(self.lives.one(self.door.request_timeout))
+            with life.limited():
+                turn = endpoint.decode(
+                    await self._json_body(),
+                    id=endpoint.id_prefix + secrets.token_hex(12),
+                    created=int(time.time()),
+                    default_model=self.door.default_model,
+                    max_messages=self.door.max_messages,
+                )
+                record.stream = turn.stream
+                self._charge(turn)
+                stack.callback(await self.admission.enter())
+                answer = await self.relay.open(turn, record.story, stack)
+                record.first_byte = record.seconds
+                if not turn.stream:
+                    events = await answer.all()
+                    note(record, events)
+                    return Response(jsontext.dumps(endpoint.whole(turn, events)), 200, content_type=JSON_TYPE)
+            body = Stream(answer, endpoint.encoder(turn), record, life, keep_alive=self.door.keep_alive)
+            response = Response(body, 200, dict(STREAM_HEADERS))
+            response.content_type = "text/event-stream; charset=utf-8"
+            return response
 
         return view
 
     async def _models(self) -> Response:
-        self.door.authenticate(request.headers)
-        return _json(models.listing(await self.discovery.models()))
+        found, key = await self.discovery.models(), _client()
+        return _json(models.listing([model for model in found if key is None or key.allows(model.id)]))
 
     async def _model(self, name: str) -> Response:
-        self.door.authenticate(request.headers)
+        self.door.check_model(_client(), name)
         return _json(models.one(await self.discovery.models(), name, self.relay.policy.aliases))
 
     async def _livez(self) -> Response:
@@ -233,22 +167,35 @@ class Server:
     async def _begin(self) -> Response | None:
         if request.path not in QUIET:
             _scope()["qproxy.stack"].callback(self.counts.finished, _record())
-        if request.method != "OPTIONS":
-            return None
-        response = Response(b"", 204)
-        if self._origin() is not None:
-            wanted = request.headers.get("access-control-request-headers", "authorization, content-type")
-            response.headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
-            response.headers["access-control-allow-headers"] = wanted
-            response.headers["access-control-max-age"] = "600"
-        return response
+        if request.method == "OPTIONS":
+            return Response(b"", 204, self.door.preflight(request.headers))
+        rule = request.url_rule
+        if rule is not None and self.access.get(rule.endpoint) is not Access.OPEN:
+            _scope()["qproxy.key"] = self.door.client(request.headers, _scope())
+        return None
 
-    def _origin(self) -> str | None:
-        origin = request.headers.get("origin")
-        allowed = self.door.cors_origins
-        if origin is None or not allowed:
-            return None
-        return "*" if "*" in allowed else origin if origin in allowed else None
+    async def _json_body(self) -> Any:
+        """The request's body as JSON; a RequestError says what is wrong with it."""
+        self.door.check_type(request.mimetype, from_page="origin" in request.headers)
+        return self.door.parse(cast("bytes", await request.get_data(cache=False)))
+
+    def _charge(self, turn: Turn) -> None:
+        """Reserve what the turn will use of its key's limits, and settle when the request is over."""
+        key, record, now = _client(), _record(), trio.current_time()
+        self.door.check_model(key, turn.model)
+        meter = self.meters.of(key, now)
+        if meter is None:
+            return
+        prompt, most = estimate(turn)
+        _scope()["qproxy.meter"] = meter
+        reservation = meter.reserve(prompt + most, now)
+
+        def settle() -> None:
+            story, begun = record.story, record.first_byte is not None
+            used = story.usage.total_tokens if story.usage else prompt + record.pieces if begun else 0
+            reservation.settle(used, trio.current_time(), counts=story.tries > 0)
+
+        _scope()["qproxy.stack"].callback(settle)
 
     async def _finish_headers(self, response: Response) -> Response:
         record: Record = _record()
@@ -258,7 +205,9 @@ class Server:
         story, headers = record.story, response.headers
         headers["x-request-id"] = record.id
         headers["openai-processing-ms"] = str(round(record.seconds * 1000))
-        headers["x-content-type-options"] = "nosniff"
+        headers.update({**SECURITY, **self.door.page_fields(request.headers)})
+        if "qproxy.meter" in _scope():
+            headers.update(_scope()["qproxy.meter"].headers(trio.current_time()))
         if not record.stream and story.tries:
             headers["x-qproxy-overhead-ms"] = f"{record.overhead * 1000:.1f}"
         if story.upstream_request_id:
@@ -267,11 +216,6 @@ class Server:
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
-        origin = self._origin()
-        if origin is not None:
-            headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = EXPOSED
-            headers["vary"] = "origin"
         return response
 
 
@@ -289,25 +233,14 @@ def _scope() -> dict[str, Any]:
     return cast("dict[str, Any]", request.scope)
 
 
+def _client() -> Key | None:
+    """Whose request is being served, where that is asked."""
+    return cast("Key | None", _scope().get("qproxy.key"))
+
+
 def _header_text(text: str) -> str:
     """Text that may stand in a header field: printable ASCII, at most 1,000 characters."""
     return "".join(char if " " <= char <= "~" else "?" for char in text[:1000])
-
-
-async def _json_body() -> Any:
-    """The request's body as JSON; a RequestError says what is wrong with it."""
-    mimetype = request.mimetype
-    if mimetype and mimetype != JSON_TYPE and not mimetype.endswith("+json"):
-        raise RequestError(
-            f"Unsupported content type '{mimetype[:100]}': send application/json.",
-            status=415,
-            code="unsupported_media_type",
-        )
-    data = await request.get_data(cache=False)
-    try:
-        return jsontext.loads(data)
-    except ValueError as error:
-        raise RequestError(f"The request body is not valid JSON: {error}.") from None
 
 
 def _json(body: Any, status: int = 200) -> Response:
@@ -324,8 +257,8 @@ async def _refusal(error: QproxyError) -> Response:
         seconds = min(error.retry_after, 120.0)
         response.headers["retry-after"] = str(math.ceil(seconds))
         response.headers["retry-after-ms"] = str(round(seconds * 1000))
-    if error.code in ("insufficient_quota", "upstream_credentials_exhausted"):
-        response.headers["x-should-retry"] = "false"
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = str(error.should_retry).lower()
     return response
 
 

@@ -8,30 +8,44 @@ run(config)        `qproxy serve`
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
+import math
+import resource
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from qproxy import hypercorn
 from qproxy.accounts import Account, Accounts
+from qproxy.admission import Admission
 from qproxy.auth import StaticKey
-from qproxy.config import Config, load, proxy_environment
+from qproxy.config import Config, home, load, proxy_environment
 from qproxy.discovery import Discovery
+from qproxy.door import Door
+from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
-from qproxy.server import Door, Server
+from qproxy.reloading import Reloader
+from qproxy.server import Server
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
+
+SPARE_FILES = 64
+FAREWELL_SECONDS = 2.0
+"""For those whose time is up to be told so."""
+TRANSPORT_SETTINGS = (
+    "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
+    "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
+)  # fmt: skip
+log = logging.getLogger("qproxy")
 
 
 def assemble(config: Config, *, connect: Connect | None = None) -> Server:
@@ -47,10 +61,22 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         raise ConfigError(
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
-    accounts = Accounts(
-        [_account(entry) for entry in config.all_accounts()], queue_timeout=config.queue_timeout
-    )
-    transport = _transport(config, connect or trio.open_tcp_stream)
+    accounts = [_account(entry) for entry in config.all_accounts()]
+    return _server(config, accounts, _transport(config, connect or trio.open_tcp_stream))
+
+
+def reassemble(config: Config, before: Config, server: Server) -> Server:
+    """The parts for another configuration; what its settings do not change is that of the running server."""
+    parts, known = assemble(config), before.all_accounts()
+    running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
+    same = {entry.name for entry in config.all_accounts() if entry in known}
+    accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
+    same_transport = all(getattr(config, name) == getattr(before, name) for name in TRANSPORT_SETTINGS)
+    return _server(config, accounts, (server if same_transport else parts).relay.transport)
+
+
+def _server(config: Config, entries: Sequence[Account], transport: Transport) -> Server:
+    accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
         switches=config.rules,
@@ -67,14 +93,27 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
         extra=config.models,
     )
     door = Door(
-        keys=tuple(_digest(key) for key in config.api_keys),
+        keyring=_keyring(config),
+        allowed_hosts=tuple(config.allowed_hosts),
+        max_json_depth=config.max_json_depth,
         cors_origins=tuple(config.cors_origins),
         max_body_bytes=config.max_body_bytes,
         max_messages=config.max_messages,
         body_timeout=config.body_timeout,
+        request_timeout=config.request_timeout or math.inf,
+        keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
     )
-    return Server(Relay(accounts, transport, policy), discovery, door)
+    admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
+    return Server(Relay(accounts, transport, policy), discovery, door, admission)
+
+
+def _keyring(config: Config) -> Keyring:
+    """The clients' keys: those of the settings and those of the file."""
+    try:
+        return Keyring(configured(config.api_keys), Path(config.keys_file) if config.keys_file else None)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _profile(config: Config, model: str) -> Profile:
@@ -90,11 +129,6 @@ def _profile(config: Config, model: str) -> Profile:
         react=listed(config.react),
         bare_json=listed(config.bare_json),
     )
-
-
-def _digest(key: str) -> str:
-    """A client key's SHA-256, which is also how it may be written down."""
-    return key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _account(entry: AccountConfig) -> Account:
@@ -157,6 +191,25 @@ async def serve(
     """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs."""
     config.check()
     server = server or assemble(config)
+    try:
+        async with trio.open_nursery() as nursery:
+            await _serve(config, shutdown_trigger, server, nursery, task_status)
+            nursery.cancel_scope.cancel()
+    finally:  # a caller who cancels skips the app's own end
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
+            await server.relay.transport.aclose()
+
+
+async def _serve(
+    config: Config,
+    shutdown_trigger: Callable[[], Awaitable[None]] | None,
+    server: Server,
+    nursery: trio.Nursery,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    async def end_the_rest() -> None:
+        await trio.sleep(config.graceful_timeout)
+        server.lives.end()
 
     async def draining() -> None:
         if shutdown_trigger is None:
@@ -164,22 +217,22 @@ async def serve(
         else:
             await shutdown_trigger()
         server.draining = True
+        nursery.start_soon(end_the_rest)
 
-    try:
-        await hypercorn.serve(
-            server.app(),
-            host=config.host,
-            port=config.port,
-            certfile=config.certfile,
-            keyfile=config.keyfile,
-            graceful_timeout=config.graceful_timeout,
-            write_timeout=config.client_write_timeout,
-            shutdown_trigger=draining,
-            task_status=task_status,
-        )
-    finally:  # a caller who cancels skips the app's own end
-        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+    await hypercorn.serve(
+        server.app(),
+        host=config.host,
+        port=config.port,
+        certfile=config.certfile,
+        keyfile=config.keyfile,
+        graceful_timeout=config.graceful_timeout + FAREWELL_SECONDS,
+        write_timeout=config.client_write_timeout,
+        max_connections=config.max_clients,
+        max_header_bytes=config.max_header_bytes,
+        idle_timeout=config.client_idle_timeout,
+        shutdown_trigger=draining,
+        task_status=task_status,
+    )
 
 
 def configure_logging(config: Config) -> None:
@@ -191,24 +244,52 @@ def configure_logging(config: Config) -> None:
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-def run(config: Config, say: Callable[[str], None]) -> int:
-    """`qproxy serve`: serve until a signal comes; returns the exit code."""
+def run(config: Config, say: Callable[[str], None], read: Callable[[], Config] = load) -> int:
+    """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew."""
     configure_logging(config)
     for warning in config.warnings():
-        logging.getLogger("qproxy").warning("%s", warning)
-    trio.run(_run, config, say)
+        log.warning("%s", warning)
+    raise_file_limit(config)
+    try:
+        trio.run(_run, config, say, read)
+    except BaseExceptionGroup as group:
+        error = _only(group)
+        if isinstance(error, OSError):
+            reason = f"cannot serve on {config.host}, port {config.port}: {error.strerror or error}"
+            raise OSError(reason) from None
+        raise
     return 0
 
 
-async def _run(config: Config, say: Callable[[str], None]) -> None:
-    stop = trio.Event()
+def _only(group: BaseException) -> BaseException:
+    """The one error that a group holds, or the group."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
+
+
+def raise_file_limit(config: Config) -> None:
+    """Let this process open as many sockets as the settings speak of, or warn that it may not."""
+    wanted = config.max_clients + config.max_requests + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
+
+
+async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Config]) -> None:
+    stop, server = trio.Event(), assemble(config)
+    reloader = Reloader(server, config, read, reassemble)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hypercorn.until_signal, stop, say)
 
         async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
-            await serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            await serve(config, shutdown_trigger=stop.wait, server=server, task_status=task_status)
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
+        nursery.start_soon(reloader.while_running, home(), int(urls[0].rpartition(":")[2]))
         names = ", ".join(f"{account.name} ({account.base_url})" for account in config.all_accounts())
         say(f"qproxy serves {urls[0]}/v1 from {names}")

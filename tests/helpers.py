@@ -39,7 +39,7 @@ class World:
 
     emulator: Emulator
     server: Server
-    app: object
+    app: Any
     client: InProcessClient
 
     async def post(self, body, path="/v1/chat/completions", headers=()):
@@ -110,11 +110,11 @@ class _Socket:
         return ("127.0.0.1", 1)
 
     def getsockname(self):
-        return ("127.0.0.1", 2)
+        return ("192.0.2.1", 2)
 
 
 @asynccontextmanager
-async def served(app, server_class=mended.Server, **config):
+async def served(app, server_class=mended.Server, context=None, **config):
     """A client's end of a connection that Hypercorn serves."""
     mended.install()
     settings = HypercornConfig()
@@ -123,7 +123,9 @@ async def served(app, server_class=mended.Server, **config):
     ours, theirs = trio.testing.memory_stream_pair()
     theirs.socket = _Socket()  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
-        server = server_class(wrap_app(app, 2**16, "asgi"), settings, WorkerContext(None), {}, theirs)
+        server = server_class(
+            wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
+        )
         nursery.start_soon(server.run)
         yield ours
         nursery.cancel_scope.cancel()
@@ -136,8 +138,8 @@ class H1Client:
     stream: Any
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
 
-    async def send(self, method, path, body=b"", headers=()):
-        fields = [("host", "test"), ("content-length", str(len(body))), *headers]
+    async def send(self, method, path, body=b"", headers=(), host="localhost"):
+        fields = [("host", host), ("content-length", str(len(body))), *headers]
         data = self.http.send(h11.Request(method=method, target=path, headers=fields))
         data += self.http.send(h11.Data(data=body)) + self.http.send(h11.EndOfMessage())
         await self.stream.send_all(data)
@@ -178,7 +180,13 @@ class H2Client:
 
     async def send(self, method, path, body=b"", headers=(), end=True):
         stream_id = self.http.get_next_available_stream_id()
-        fields = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "test"), *headers]
+        fields = [
+            (":method", method),
+            (":path", path),
+            (":scheme", "http"),
+            (":authority", "localhost"),
+            *headers,
+        ]
         self.http.send_headers(stream_id, fields, end_stream=end and not body)
         if body:
             self.http.send_data(stream_id, body, end_stream=end)

@@ -12,9 +12,11 @@ import trio
 import trio.testing
 from hypercorn.protocol.h2 import H2Protocol as StockH2
 from hypercorn.protocol.h11 import H11Protocol as StockH1
+from hypercorn.trio.worker_context import WorkerContext
 from quart_trio import QuartTrio
 
 from qproxy import hypercorn as mended
+from qproxy.hypercorn import running
 from tests.helpers import H1Client, H2Client, served
 
 StockBuffer = mended.StreamBuffer.__mro__[1]
@@ -224,13 +226,58 @@ async def test_the_keep_alive_timer(stock, monkeypatch, autojump_clock):
         assert ended is not stock
 
 
+@pytest.mark.parametrize("stock", [True, False])
+async def test_the_keep_alive_timer_of_http2(stock, monkeypatch, autojump_clock):
+    """The same for HTTP/2."""
+    app = QuartTrio(__name__)
+    app.add_url_rule("/", "hello", _hello)
+    async with connection(app, monkeypatch, stock=stock, keep_alive_timeout=3) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        await client.send("GET", "/")
+        assert await client.event(h2.events.StreamEnded) is not None
+        ended = False
+        with trio.move_on_after(60):
+            ended = await client.event(h2.events.ConnectionTerminated) is None
+        assert ended is not stock
+
+
+@pytest.mark.parametrize("stock", [True, False])
+async def test_an_h2_answer_that_ends_while_the_server_stops(stock, monkeypatch, autojump_clock):
+    """It ends with END_STREAM; stock Hypercorn forgets it."""
+    go = trio.Event()
+
+    async def pieces():
+        yield b"a"
+        await go.wait()
+        yield b"b"
+
+    async def view():
+        return pieces()
+
+    app = QuartTrio(__name__)
+    app.add_url_rule("/", "view", view)
+    context = WorkerContext(None)
+    async with connection(app, monkeypatch, stock=stock, context=context) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        await client.send("GET", "/")
+        await client.event(h2.events.DataReceived)
+        await context.terminated.set()
+        go.set()
+        ended = None
+        with trio.move_on_after(5):
+            ended = await client.event(h2.events.StreamEnded)
+        assert (ended is None) is stock
+
+
 async def _hello():
     return "hello"
 
 
 def test_another_version_is_left_alone(monkeypatch, caplog):
     """A Hypercorn that is not known is not touched, and the log says so."""
-    monkeypatch.setattr(mended, "version", lambda name: "0.19.0")
+    monkeypatch.setattr(running, "version", lambda name: "0.19.0")
     monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
     mended.install()
     assert vars(hypercorn.protocol)["H2Protocol"] is StockH2

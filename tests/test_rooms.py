@@ -18,7 +18,7 @@ WIRE_MAY_IMPORT = {
 
 # A foreign module, and the only rooms that may import it.
 ROOMS = {
-    "quart": ("server.py", "inprocess.py"),
+    "quart": ("server.py", "streaming.py", "inprocess.py"),
     "quart_trio": ("server.py",),
     "werkzeug": ("server.py",),
     "h11": ("transport", "transport.py", "hypercorn", "hypercorn.py", "emulator"),
@@ -36,11 +36,13 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {
-                name for name in inner if (ROOT.parent / name.replace(".", "/")).with_suffix(".py").exists()
-            }
+            modules = {name for name in inner if _is_module(ROOT.parent / name.replace(".", "/"))}
             found |= modules if len(modules) == len(inner) else modules | {node.module or ""}
     return found
+
+
+def _is_module(path: Path) -> bool:
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def names(path: Path) -> set[str]:

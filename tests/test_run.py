@@ -1,11 +1,14 @@
 """The ways to run qproxy, each as a user would: the command, Hypercorn's command, TLS with HTTP/2, a Trio program."""
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -24,6 +27,8 @@ from tests.helpers import HELLO, H1Client, H2Client
 BODY = json.dumps(HELLO).encode()
 JSON_HEADER = ("content-type", "application/json")
 START_TIMEOUT = 40
+HOME = tempfile.mkdtemp(prefix="qproxy-test-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 
 async def free_port():
@@ -39,7 +44,7 @@ async def process(*command, **environ):
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     child = await trio.lowlevel.open_process(
         [sys.executable, "-m", *command],
-        env={**kept, **environ},
+        env={**kept, "QPROXY_HOME": HOME, **environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

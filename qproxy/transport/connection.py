@@ -6,6 +6,7 @@ an `UpstreamError` at the line where it happens.  Messages name the host and not
 
 from __future__ import annotations
 
+import math
 import select
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ from types import TracebackType
 import h11
 import trio
 
+from qproxy.transport.patience import Patient, Quiet
 from qproxy.transport.proxy import Origin
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import Headers, HTTPRequest
@@ -75,6 +77,7 @@ class Connection:
 
     def __init__(self, stream: trio.abc.Stream, limits: Limits, host: str) -> None:
         self.stream = stream
+        self.patient = _bottom(stream)
         self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.max_header_bytes)
         self.limits = limits
         self.host = host
@@ -175,7 +178,16 @@ class Connection:
 
 
 def _seconds(limit: float | None) -> float:
-    return float("inf") if limit is None else limit
+    return math.inf if limit is None else limit
+
+
+def _bottom(stream: trio.abc.Stream) -> Patient | None:
+    """Where the stream waits for bytes, below TLS and proxies."""
+    while not isinstance(stream, Patient):
+        if not hasattr(stream, "transport_stream"):
+            return None
+        stream = stream.transport_stream
+    return stream
 
 
 def _readable(socket: trio.socket.SocketType) -> bool:
@@ -201,6 +213,8 @@ class Response:
         self._release = release
         self._over = False
         self._released = False
+        self._silence = 0.0
+        """Seconds waited since something last came."""
 
     def __repr__(self) -> str:
         return f"<Response {self.status} from {self._connection.host}{', over' if self._over else ''}>"
@@ -209,17 +223,37 @@ class Response:
         """The first field of this (lower-case) name."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
-    async def receive(self) -> bytes:
+    def interrupt(self) -> None:
+        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        if self._connection.patient is not None:
+            self._connection.patient.interrupt()
+
+    async def receive(self, until: float = math.inf) -> bytes:
         """Some of the body, everything that is there already in one piece; b"" at the end.
 
-        Raises UpstreamError when the body breaks off, pauses for longer than `idle_timeout`, or goes on
-        past `total_timeout`.
+        Raises Quiet at `until` (Trio's clock): nothing is lost then, ask again.  Raises UpstreamError when the body
+        breaks off, pauses for longer than `idle_timeout`, or goes on past `total_timeout`.
         """
         if self._over:
             return b""
+        began, patient = trio.current_time(), self._connection.patient
+        if patient is not None:
+            patient.until = until
+        try:
+            data = await self._receive(began)
+        except Quiet:
+            self._silence += trio.current_time() - began
+            raise
+        finally:
+            if patient is not None:
+                patient.until = math.inf
+        self._silence = 0.0
+        return data
+
+    async def _receive(self, now: float) -> bytes:
         connection = self._connection
         limit = connection.limits.idle_timeout
-        with trio.move_on_at(min(self._deadline, trio.current_time() + _seconds(limit))):
+        with trio.move_on_at(min(self._deadline, now + _seconds(limit) - self._silence)):
             event = await connection.event(f"{connection.host} broke its answer off", Retry.QUICKLY)
             pieces = []
             if isinstance(event, h11.Data):

@@ -23,6 +23,7 @@ from qproxy.transport.connection import (
     request_fields,
     timed_out,
 )
+from qproxy.transport.patience import Patient
 from qproxy.transport.proxy import Origin, Proxy, ProxyServer
 from qproxy.version import VERSION
 from qproxy.wire.errors import Retry, UpstreamError
@@ -154,7 +155,7 @@ class Transport:
 
     async def _tcp(self, origin: Origin, doing: str) -> trio.abc.Stream:
         with foreign_errors(doing, retry=Retry.QUICKLY):
-            return await self._connect(origin.host, origin.port)
+            return Patient(await self._connect(origin.host, origin.port))
 
     async def _encrypted(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
         if self._ssl_context is None:

@@ -22,6 +22,8 @@ class Retry(enum.Enum):
     NEVER = "never"
     QUICKLY = "quickly"
     """Here or elsewhere, after a moment: connection trouble, 5xx, bursts."""
+    ONCE = "once"
+    """As quickly, but only one more time: it is likely to fail again."""
     ELSEWHERE = "elsewhere"
     """Only with another account: this one has no quota, no access or no such model."""
     LATER = "later"
@@ -66,6 +68,15 @@ class QproxyError(Exception):
         if retry is not None:
             self.retry = retry
 
+    @property
+    def should_retry(self) -> bool | None:
+        """What `x-should-retry` tells a client; None leaves it to the client's own rules."""
+        if self.type == "insufficient_quota":
+            return False
+        if self.status == 429 or self.retry in (Retry.QUICKLY, Retry.ONCE, Retry.LATER):
+            return True
+        return False if self.status > 500 else None
+
     def body(self) -> dict[str, Any]:
         """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -92,6 +103,7 @@ class Overloaded(QproxyError):
     status = 503
     type = "overloaded_error"
     code: str | None = "overloaded"
+    retry = Retry.LATER
 
 
 class UpstreamError(QproxyError):

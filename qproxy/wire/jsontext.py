@@ -31,6 +31,17 @@ def loads(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def deeper_than(value: Any, depth: int) -> bool:
+    """Whether arrays and objects are nested more than `depth` deep.  Level by level, so depth costs no stack."""
+    level = [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        if depth == 0:
+            return True
+        depth -= 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return False
+
+
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON."""
     text = _write(value)

@@ -81,4 +81,4 @@ class Finishing:
         if not self._failed and not self._done and (self._open or not self._finished):
             self._failed = True
             message = "The model's server closed the connection in the middle of its answer."
-            yield Failed(UpstreamError(message, retry=Retry.QUICKLY))
+            yield Failed(UpstreamError(message, retry=Retry.ONCE))

@@ -200,7 +200,7 @@ def _not_json(status: int, body: bytes) -> UpstreamError:
     return UpstreamError(
         f"The model's server answered with {what} (status {status}): a firewall or a proxy may be in the way.",
         code="upstream_invalid_response",
-        retry=Retry.QUICKLY,
+        retry=Retry.ONCE,
     )
 
 

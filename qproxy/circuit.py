@@ -1,0 +1,66 @@
+"""A circuit per account: a server that fails again and again is left alone for a while.
+
+Closed, it counts failures in a row.  At `THRESHOLD` it opens: requests go elsewhere, or hear at once what is wrong
+instead of waiting for one more time-out.  After a pause, which doubles, one request at a time may try (half-open): its
+success closes the circuit.  A probe whose client leaves says nothing, and another one may follow after the pause.
+
+No clock, no I/O.  Any answer counts as success, also a refusal: this is about servers that are down, not about quota.
+"""
+
+from __future__ import annotations
+
+from qproxy.wire.errors import QproxyError, Retry
+
+THRESHOLD = 5
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
+
+
+def is_down(error: QproxyError) -> bool:
+    """Whether an error says that the server, or the way to it, is broken."""
+    if error.status < 500:
+        return False
+    return error.retry in (Retry.QUICKLY, Retry.ONCE) or error.code == "upstream_timeout"
+
+
+class Circuit:
+    """Of one account."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """In a row."""
+        self._until = 0.0
+        self._probing = False
+
+    def __repr__(self) -> str:
+        return f"<Circuit {self.failures} failures>"
+
+    def state(self, now: float) -> str:
+        """closed, open or half-open."""
+        if self.failures < THRESHOLD:
+            return "closed"
+        return "open" if now < self._until else "half-open"
+
+    def wait(self, now: float) -> float:
+        """Seconds until a request may go through."""
+        return 0.0 if self.failures < THRESHOLD else max(0.0, self._until - now)
+
+    def asked(self, now: float) -> None:
+        """A request goes through; a half-open circuit lets no other one until the pause is over."""
+        if self.failures >= THRESHOLD:
+            self._probing = True
+            self._until = now + self._pause()
+
+    def heard(self, error: QproxyError | None, now: float) -> None:
+        """How a request ended: with an answer (None) or with an error."""
+        if error is None or not is_down(error):
+            self.failures, self._probing = 0, False
+        elif (
+            self.failures < THRESHOLD or self._probing
+        ):  # those that were under way when it opened say nothing new
+            self.failures += 1
+            self._probing = False
+            self._until = now + self._pause()
+
+    def _pause(self) -> float:
+        return min(FIRST_PAUSE * 2.0 ** min(self.failures - THRESHOLD, 10), LONGEST_PAUSE)

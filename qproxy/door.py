@@ -1,0 +1,171 @@
+"""What the server asks of a request before any endpoint sees it: who is it, where does it come from, how much is it.
+
+Every route is declared `OPEN` or `KEY` (`Access`); one that is not declared is `KEY`.
+
+On loopback no key is needed, and so two things stand between a web page and your accounts.  A page whose name was
+made to point at this machine (DNS rebinding) shows in the Host field, which must then name this machine.  A page that
+posts blindly cannot say `application/json` without asking first (CORS), so with an Origin field that must be said.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from qproxy.keys import Key, Keyring
+from qproxy.wire import jsontext
+from qproxy.wire.errors import NotAuthenticated, RequestError
+
+Fields: TypeAlias = Any
+"""The header fields of a request: `get(name, default)` in whatever case."""
+JSON_TYPE = "application/json"
+EXPOSED = ", ".join(
+    (
+        "x-request-id", "x-qproxy-upstream-request-id", "x-qproxy-overhead-ms", "x-qproxy-ignored-params",
+        "x-qproxy-notes", "openai-processing-ms", "retry-after", "retry-after-ms", "x-should-retry",
+        *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    )
+)  # fmt: skip
+"""The response fields of ours that a page's script may read."""
+SECURITY = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Access(enum.Enum):
+    """Who may use a route."""
+
+    OPEN = "open"
+    """Anyone: health, and what the server is."""
+    KEY = "key"
+    """Whoever shows a key, where keys are demanded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The rules of entry."""
+
+    keyring: Keyring = field(default_factory=Keyring)
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names that a request to loopback may be for; * is any."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_json_depth: int = 128
+    max_messages: int = 10_000
+    body_timeout: float = 60.0
+    request_timeout: float = math.inf
+    keep_alive: float = math.inf
+    """Seconds of silence in a stream after which a comment is sent."""
+    default_model: str | None = None
+
+    def client(self, headers: Fields, scope: Mapping[str, Any]) -> Key | None:
+        """Whose request it is; None where nobody is asked.  RequestError when it may not come in."""
+        if not self.keyring.demanded():
+            self._check_host(headers.get("host", ""), scope)
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            key = headers.get("x-api-key", "") or headers.get("api-key", "")
+        if not key.strip():
+            raise NotAuthenticated(
+                "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
+            )
+        return self.keyring.find(key.strip())
+
+    def _check_host(self, host: str, scope: Mapping[str, Any]) -> None:
+        """Against DNS rebinding: whoever reaches us by loopback must also call us by a name of loopback."""
+        server = scope.get("server") or ("", 0)
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        name = name.strip("[]").lower().removesuffix(".")
+        if not is_loopback(str(server[0])) or is_loopback(name) or not name:
+            return
+        if name not in self.allowed_hosts and "*" not in self.allowed_hosts:
+            raise RequestError(
+                f"This server listens on loopback without keys and does not serve the host {name[:200]!r}. If a proxy "
+                "of yours passes that name on, add it to the setting allowed_hosts.",
+                status=403,
+                type="permission_error",
+                code="host_not_allowed",
+            )
+
+    def check_type(self, mimetype: str, *, from_page: bool) -> None:
+        """RequestError unless the body says that it is JSON; a program (not a page) may say nothing."""
+        if not mimetype and not from_page:
+            return
+        if mimetype != JSON_TYPE and not mimetype.endswith("+json"):
+            raise RequestError(
+                f"Unsupported content type '{mimetype[:100]}': send application/json.",
+                status=415,
+                code="unsupported_media_type",
+            )
+
+    def parse(self, data: bytes) -> Any:
+        """A body as JSON; a RequestError says what is wrong with it."""
+        try:
+            body = jsontext.loads(data)
+        except ValueError as error:
+            raise RequestError(f"The request body is not valid JSON: {error}.") from None
+        if jsontext.deeper_than(body, self.max_json_depth):
+            raise RequestError(
+                f"The request body nests more than {self.max_json_depth} levels deep.", code="invalid_value"
+            )
+        return body
+
+    def check_model(self, key: Key | None, model: str) -> None:
+        """RequestError unless the key may ask for the model."""
+        if key is not None and not key.allows(model):
+            raise RequestError(
+                f"The API key {key.name or key.id!r} may not use the model {model[:200]!r}.",
+                status=403,
+                type="permission_error",
+                param="model",
+                code="model_access_denied",
+            )
+
+    def allowed_origin(self, origin: str | None) -> str | None:
+        """What access-control-allow-origin says to this origin; None for nothing."""
+        if origin is None or not self.cors_origins:
+            return None
+        return "*" if "*" in self.cors_origins else origin if origin in self.cors_origins else None
+
+    def preflight(self, headers: Fields) -> dict[str, str]:
+        """The fields that answer a browser's question before a request."""
+        if self.allowed_origin(headers.get("origin")) is None:
+            return {}
+        fields = {
+            "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+            "access-control-allow-headers": headers.get(
+                "access-control-request-headers", "authorization, content-type"
+            ),
+            "access-control-max-age": "600",
+        }
+        if headers.get("access-control-request-private-network"):
+            fields["access-control-allow-private-network"] = "true"
+        return fields
+
+    def page_fields(self, headers: Fields) -> dict[str, str]:
+        """The fields that let an allowed page read any answer of ours."""
+        origin = self.allowed_origin(headers.get("origin"))
+        if origin is None:
+            return {"vary": "origin"} if self.cors_origins else {}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": EXPOSED,
+            "vary": "origin",
+        }
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

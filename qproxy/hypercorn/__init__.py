@@ -1,0 +1,36 @@
+"""What Hypercorn 0.18's Trio worker needs to be safe, and how qproxy serves with it.
+
+`install` replaces four classes by subclasses, here and nowhere else, so that plain
+`hypercorn qproxy:app --worker-class trio` is mended too.  Each cure says what it cures; `tests/test_hypercorn.py`
+shows that stock Hypercorn fails, so that a cure can go when upstream has it.
+
+  Server     an error in one connection ends that connection, not all workers (#228, #329)
+  Server     a write that makes no progress ends its connection, and the reader's end ends a blocked write:
+             a client that stopped reading pins nothing and delays no shutdown
+  Server     connections have a limit; one too many is told so
+  H1         bytes after a request do not blind the reader to the client's end (h11 PAUSED), within a bound
+  H1         what is not HTTP is answered in words
+  H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
+  H2         an answer that ends while the server stops keeps its END_STREAM
+  H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)
+  H2         an answer that breaks off is reset, instead of leaving the client waiting for ever
+  H2         non-ASCII pseudo headers and CONNECT end their stream, PRIORITY changes nothing
+  H2         a client that opens and resets streams in a flood is sent away (CVE-2023-44487)
+  H2 buffer  a full flow-control window stops the producer (stock: memory without bound at 100 % CPU)
+  signals    workers leave SIGTERM to their master; a single process stops in an orderly way
+
+Not curable here: the master's exit code 0 after a worker's failure (run it with Restart=always, or use
+`qproxy serve`), a client's GOAWAY ending its running streams, half-close counting as leaving.
+
+  connection.py   Server: one connection, whatever it speaks
+  http1.py        H1
+  http2.py        H2 and its buffers
+  running.py      install, signals, serve
+"""
+
+from qproxy.hypercorn.connection import Server
+from qproxy.hypercorn.http1 import H1
+from qproxy.hypercorn.http2 import H2, StreamBuffer
+from qproxy.hypercorn.running import install, install_signals, serve, until_signal
+
+__all__ = ["H1", "H2", "Server", "StreamBuffer", "install", "install_signals", "serve", "until_signal"]

@@ -1,0 +1,107 @@
+"""One connection, whatever it speaks: its failures are its own, its writes have a limit.
+
+The number of connections has a limit too, counted in the process and not by listener.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+import hypercorn.trio.tcp_server
+import trio
+from hypercorn.events import Closed, RawData
+
+from qproxy.wire import jsontext
+from qproxy.wire.errors import Overloaded
+
+TURN_AWAY_TIMEOUT = 1.0
+TURN_AWAY_READ = 64 * 1024
+TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+)
+log = logging.getLogger("qproxy.hypercorn")
+
+
+class Server(hypercorn.trio.tcp_server.TCPServer):
+    """One connection: its failures are its own, and its writes have a limit."""
+
+    write_timeout = 30.0
+    max_connections = 5000
+    connections = 0
+    """Open in this process."""
+    _write: trio.CancelScope | None = None
+    _gone = False
+
+    async def run(self) -> None:
+        """Serve the connection; whatever goes wrong is logged in a line and ends here."""
+        if Server.connections >= self.max_connections:
+            await self._turn_away()
+            return
+        Server.connections += 1
+        try:
+            await super().run()
+        except Exception as error:
+            _log_failure(error)
+        except BaseExceptionGroup as group:
+            cancelled, failures = group.split(trio.Cancelled)
+            if failures is not None:
+                if failures.split((KeyboardInterrupt, SystemExit))[0] is not None:
+                    raise
+                _log_failure(failures)
+            if cancelled is not None:
+                raise cancelled from None
+        finally:
+            Server.connections -= 1
+
+    async def _turn_away(self) -> None:
+        """Say in HTTP/1.1 that there are too many (over TLS there is no saying it cheaply), and close."""
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError)
+        with trio.move_on_after(TURN_AWAY_TIMEOUT), suppress(*gone):
+            if not hasattr(self.stream, "do_handshake"):
+                message = "The server has as many connections as it may have at once."
+                body = jsontext.dumps(Overloaded(message).body())
+                await self.stream.send_all(TURNED_AWAY % (len(body), body))
+                await self.stream.send_eof()
+                while await self.stream.receive_some(
+                    TURN_AWAY_READ
+                ):  # closing before it is read would reset it
+                    pass
+        await trio.aclose_forcefully(self.stream)
+
+    async def protocol_send(self, event: Any) -> None:
+        """Write with a limit on progress; a client that does not read is gone."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            if self._gone:
+                return
+            limit = trio.current_time() + self.write_timeout
+            try:
+                with trio.CancelScope(shield=True, deadline=limit) as scope:
+                    self._write = scope
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            else:
+                if scope.cancelled_caught:
+                    self._gone = True
+                    await trio.aclose_forcefully(self.stream)
+                    await self.protocol.handle(Closed())
+            finally:
+                self._write = None
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            self._gone = True
+            if self._write is not None:
+                self._write.cancel()
+
+
+def _log_failure(error: BaseException) -> None:
+    log.error("a connection failed: %s", type(error).__name__, exc_info=error)

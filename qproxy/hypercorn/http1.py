@@ -1,0 +1,85 @@
+"""HTTP/1.1 that keeps reading while it answers, and refuses in words.
+
+What is refused here never became a request, so no route could answer it; its error has OpenAI's shape all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h11
+import hypercorn.protocol.h11
+import trio
+from hypercorn.events import Closed, RawData
+
+from qproxy.wire import jsontext
+from qproxy.wire.errors import RequestError
+
+MAX_PIPELINED = 64 * 1024
+"""Bytes that a client may send ahead of the answer it waits for."""
+
+
+class _NeverPaused(h11.Connection):
+    """h11 says PAUSED when bytes of a next request wait; to the reader that must not look like the end."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        return h11.NEED_DATA if event is h11.PAUSED else event
+
+
+class H1(hypercorn.protocol.h11.H11Protocol):
+    """HTTP/1.1 that keeps reading while it answers."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = _NeverPaused(
+            h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
+        )
+        self._one_at_a_time = trio.Lock()
+
+    def _waiting(self) -> int:
+        connection = self.connection
+        return len(connection.trailing_data[0]) if isinstance(connection, h11.Connection) else 0
+
+    async def handle(self, event: Any) -> None:
+        await super().handle(event)
+        connection = self.connection
+        if isinstance(event, RawData) and self.stream is not None and isinstance(connection, h11.Connection):
+            ahead = connection.their_state is not h11.SEND_BODY
+            if ahead and self._waiting() > MAX_PIPELINED:
+                await self.send(Closed())
+
+    async def _handle_events(self) -> None:
+        async with self._one_at_a_time:
+            await super()._handle_events()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        what = "Its head is too large." if status_code == 431 else "It is not valid HTTP/1.1."
+        error = RequestError(f"The request cannot be read. {what}", status=status_code)
+        body = jsontext.dumps(error.body())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        # h11 bounds a head that comes in pieces; one that came in a single read must be bounded too.
+        size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+        if size > self.config.h11_max_incomplete_size:
+            await self._send_error_response(431)
+            await self.send(Closed())
+        else:
+            await super()._create_stream(request)
+
+    async def _maybe_recycle(self) -> None:
+        # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+        with trio.CancelScope(shield=True):
+            await super()._maybe_recycle()
+        connection = self.connection
+        if isinstance(connection, h11.Connection) and connection.our_state is h11.IDLE and self._waiting():
+            self.task_group.spawn(self._handle_events)

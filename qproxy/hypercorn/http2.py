@@ -1,0 +1,126 @@
+"""HTTP/2 whose odd frames end a stream, never the server, and whose buffers have a bound.
+
+The stream buffers belong to the sender: what a client's flow-control window does not take is not made.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import hypercorn.protocol.h2
+import trio
+from hypercorn.events import Closed
+from hypercorn.protocol.events import StreamClosed
+
+MAX_RESETS, RESETS_SECONDS = 200, 10.0
+"""Streams that a client may reset in a time, before it is a flood."""
+log = logging.getLogger("qproxy.hypercorn")
+
+
+class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
+    """Stock `pop` judges by what it took, so a closed window (nothing taken) lets the producer run on.
+
+    Stock `drain` returns before END_STREAM is sent, so a connection that closes then (it does while the server
+    stops) loses it.
+    """
+
+    def __init__(self, event_class: Any) -> None:
+        super().__init__(event_class)
+        self.ended = event_class()
+
+    async def drain(self) -> None:
+        await (self.ended if self._complete else self._is_empty).wait()
+
+    async def close(self) -> None:
+        await super().close()
+        await self.ended.set()
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise hypercorn.protocol.h2.BufferCompleteError()
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= hypercorn.protocol.h2.BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        length = min(len(self.buffer), max_length)
+        data = bytes(self.buffer[:length])
+        del self.buffer[:length]
+        if len(self.buffer) < hypercorn.protocol.h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class H2(hypercorn.protocol.h2.H2Protocol):
+    """HTTP/2 whose odd frames end a stream, never the server."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
+        self._resets = 0
+        self._resets_since = 0.0
+
+    def _floods(self) -> bool:
+        """Whether this reset is one too many."""
+        now = trio.current_time()
+        if now - self._resets_since > RESETS_SECONDS:
+            self._resets, self._resets_since = 0, now
+        self._resets += 1
+        return self._resets > MAX_RESETS
+
+    async def _handle_events(self, events: list[Any]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
+                try:
+                    self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                except h2.exceptions.ProtocolError:
+                    continue  # the stream is closed on both sides: there is nobody to tell
+                await self._flush()
+            elif isinstance(event, h2.events.StreamReset) and self._floods():
+                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                await self._flush()
+                await self.send(Closed())
+                return
+            elif not isinstance(event, h2.events.PriorityUpdated):
+                await super()._handle_events([event])
+
+    async def stream_send(self, event: Any) -> None:
+        if isinstance(event, StreamClosed):
+            buffer = self.stream_buffers.get(event.stream_id)
+            if buffer is not None and not buffer._complete:
+                await self._reset(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+                await buffer.close()
+            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+            with trio.CancelScope(shield=True):
+                await super().stream_send(event)
+        else:
+            await super().stream_send(event)
+
+    async def _send_data(self, stream_id: int) -> None:
+        buffer: Any = self.stream_buffers.get(stream_id)
+        await super()._send_data(stream_id)
+        if buffer is not None and stream_id not in self.stream_buffers:
+            await buffer.ended.set()
+
+    async def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
+        try:
+            self.connection.reset_stream(stream_id, code)
+            await self._flush()
+        except h2.exceptions.ProtocolError:
+            log.debug("stream %d is closed already", stream_id)
+
+    async def _create_stream(self, request: Any) -> None:
+        pseudo = dict(field for field in request.headers if field[0][:1] == b":")
+        path, method = pseudo.get(b":path", b"\xff"), pseudo.get(b":method", b"\xff")
+        if path.isascii() and method.isascii():
+            await super()._create_stream(request)
+        else:
+            await self._reset(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)

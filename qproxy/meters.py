@@ -1,0 +1,143 @@
+"""What a client key has left of its requests and tokens a minute.
+
+Two buckets a key, refilled evenly: a minute's worth at most.  A request reserves one request and an estimate of its
+tokens before it is sent; when it is over, the estimate is exchanged for what was used (a client that left pays for
+what it got), and a request that reached no model costs nothing.
+
+No clock and no I/O: whoever asks says what time it is.  A meter is this process's own; several processes behind one
+address each allow the whole limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qproxy.keys import Key
+from qproxy.wire import jsontext
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON, Turn
+
+MINUTE = 60.0
+TOKENS_OF_AN_IMAGE = 1000
+BYTES_OF_A_TOKEN = 4
+
+
+class Bucket:
+    """A count that refills to `capacity` in a minute."""
+
+    def __init__(self, capacity: int, now: float) -> None:
+        self.capacity = capacity
+        self._left = float(capacity)
+        self._at = now
+
+    def left(self, now: float) -> float:
+        self._left = min(self.capacity, self._left + self.capacity * (now - self._at) / MINUTE)
+        self._at = now
+        return self._left
+
+    def wait(self, count: float, now: float) -> float:
+        """Seconds until `count` can be taken; more than a minute's worth counts as that much."""
+        return max(0.0, (min(count, self.capacity) - self.left(now)) * MINUTE / self.capacity)
+
+    def take(self, count: float, now: float) -> None:
+        """Also more than is left, and less than nothing."""
+        self._left = min(self.capacity, self.left(now) - count)
+
+
+@dataclass(eq=False, slots=True)
+class Reservation:
+    """What one request has taken and may get back."""
+
+    meter: Meter
+    tokens: int
+    settled: bool = False
+
+    def settle(self, used: int, now: float, *, counts: bool = True) -> None:
+        """Exchange the estimate for `used` tokens; `counts` says whether the request itself stays taken.  Once."""
+        if not self.settled:
+            self.settled = True
+            self.meter.give_back(self.tokens - used, 0 if counts else 1, now)
+
+
+class Meter:
+    """The two buckets of one key."""
+
+    def __init__(self, key: Key, now: float) -> None:
+        self._name = key.name or key.id
+        self.requests = Bucket(key.rpm, now) if key.rpm else None
+        self.tokens = Bucket(key.tpm, now) if key.tpm else None
+
+    def reserve(self, tokens: int, now: float) -> Reservation:
+        """Take one request and so many tokens.  RequestError 429 when that must wait; then nothing is taken."""
+        for bucket, count, what in ((self.requests, 1, "requests"), (self.tokens, tokens, "tokens")):
+            wait = bucket.wait(count, now) if bucket else 0.0
+            if bucket and wait > 0:
+                raise RequestError(
+                    f"The API key {self._name!r} is limited to {bucket.capacity} {what} a minute. "
+                    f"Try again in {wait:.1f} s.",
+                    status=429,
+                    type="rate_limit_error",
+                    code="rate_limit_exceeded",
+                    retry_after=wait,
+                )
+        if self.tokens:
+            tokens = min(tokens, self.tokens.capacity)
+        self.give_back(-tokens, -1, now)
+        return Reservation(self, tokens)
+
+    def give_back(self, tokens: int, requests: int, now: float) -> None:
+        for bucket, count in ((self.tokens, tokens), (self.requests, requests)):
+            if bucket:
+                bucket.take(-count, now)
+
+    def headers(self, now: float) -> dict[str, str]:
+        """OpenAI's x-ratelimit-* fields."""
+        fields = {}
+        for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
+            if bucket:
+                fields[f"x-ratelimit-limit-{what}"] = str(bucket.capacity)
+                fields[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.left(now))))
+                fields[f"x-ratelimit-reset-{what}"] = span(bucket.wait(bucket.capacity, now))
+        return fields
+
+
+class Meters:
+    """The meters of all keys, made as they come.  A key whose limits have changed begins anew."""
+
+    def __init__(self) -> None:
+        self._meters: dict[Key, Meter] = {}
+
+    def of(self, key: Key | None, now: float) -> Meter | None:
+        """The key's meter; None for a key without limits."""
+        if key is None or not (key.rpm or key.tpm):
+            return None
+        if key not in self._meters:
+            self._meters = {known: meter for known, meter in self._meters.items() if known.id != key.id}
+            self._meters[key] = Meter(key, now)
+        return self._meters[key]
+
+
+def span(seconds: float) -> str:
+    """A duration as OpenAI writes it: 12ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{round(rest)}s" if minutes else f"{rest:.3g}s"
+
+
+def estimate(turn: Turn) -> tuple[int, int]:
+    """About how many tokens a turn's prompt is, and at most how many its answer was asked to be."""
+    text = sum(_size(message.get("content")) for message in turn.messages if isinstance(message, Mapping))
+    tools = len(jsontext.dumps(list(turn.tools))) // BYTES_OF_A_TOKEN if turn.tools else 0
+    most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
+    return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
+
+
+def _size(content: JSON) -> int:
+    if isinstance(content, str):
+        return len(content.encode("utf-8", "surrogatepass")) // BYTES_OF_A_TOKEN
+    if isinstance(content, list):
+        texts = (part.get("text") if isinstance(part, Mapping) else part for part in content)
+        return sum(_size(text) if isinstance(text, str) else TOKENS_OF_AN_IMAGE for text in texts)
+    return 0

@@ -1,0 +1,107 @@
+"""A streamed answer as Quart sends it: pulled at the client's pace.
+
+One piece of bytes leaves for all events of one read.  There is no queue, no task and no generator: what Quart asks
+for next is read next.  While the model says nothing a comment goes out every `keep_alive` seconds, so that nobody in
+between takes the silence for the end; the pull that it interrupts loses nothing (`transport.patience`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import trio
+from quart.wrappers.response import ResponseBody
+
+from qproxy.lives import Life
+from qproxy.observe import Record
+from qproxy.relay import Answer
+from qproxy.transport import Quiet
+from qproxy.wire.endpoints import StreamEncoder
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.events import Event, Failed, Finish
+
+log = logging.getLogger("qproxy.server")
+COMMENT = b": keep-alive\n\n"
+"""Server-sent events: a line that begins with a colon is skipped by every client."""
+
+
+class Stream(ResponseBody):
+    """The body of one streamed answer."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        encoder: StreamEncoder,
+        record: Record,
+        life: Life,
+        *,
+        keep_alive: float = math.inf,
+    ) -> None:
+        self._answer = answer
+        self._encoder = encoder
+        self._record = record
+        self._life = life
+        self._keep_alive = keep_alive
+        self._over = False
+        life.wakes(answer.interrupt)
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass  # what is open is on the request's exit stack
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._over:
+            try:
+                data = await self._next()
+            except Exception:
+                log.exception("request %s failed after its answer had begun", self._record.id)
+                data = self._fail(internal_error())
+            if data:
+                return data
+        raise StopAsyncIteration
+
+    async def _next(self) -> bytes:
+        error = self._life.over()
+        if error is not None:
+            return self._fail(error)
+        comment_at = trio.current_time() + self._keep_alive
+        try:
+            events = await self._answer.receive(min(comment_at, self._life.deadline))
+        except Quiet:
+            return COMMENT if trio.current_time() >= comment_at else b""
+        if not events:
+            self._over = True
+            self._record.outcome = "failed" if self._record.error else "ok"
+            return b"".join(self._encoder.close())
+        note(self._record, events)
+        return b"".join(piece for event in events for piece in self._encoder.feed(event))
+
+    def _fail(self, error: QproxyError) -> bytes:
+        self._over = True
+        self._record.outcome, self._record.error = "failed", error.code or error.type
+        return self._encoder.failure(error)
+
+
+def note(record: Record, events: list[Event]) -> None:
+    """What the log should know of some events."""
+    record.pieces += len(events)
+    last: Any = events[-1]
+    if isinstance(last, Failed):
+        record.error = last.error.code or last.error.type
+    else:
+        for event in events:
+            if isinstance(event, Finish):
+                record.finish = event.reason
+
+
+def internal_error() -> QproxyError:
+    """What a client is told of a fault of ours; the log has the rest."""
+    return QproxyError("qproxy had an internal error; its log has the details.", code="internal_error")

@@ -1,0 +1,134 @@
+"""The door: hosts, pages, types and shapes of what comes in."""
+
+import json
+
+import h2.events
+import pytest
+
+from qproxy.door import EXPOSED, Door, is_loopback
+from qproxy.keys import Keyring, configured
+from qproxy.wire import jsontext
+from qproxy.wire.errors import RequestError
+from tests.helpers import HELLO, h1, h2c, world
+
+LOOPBACK = {"server": ("127.0.0.1", 8787)}
+PATH = "/v1/chat/completions"
+ORIGIN = [(b"origin", b"https://app.test")]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8787", "127.0.0.1:80", "[::1]:8787", "a.localhost.", ""]
+)
+def test_names_of_this_machine(host):
+    """Whoever calls this machine by its own name may come in."""
+    assert Door().client({"host": host}, LOOPBACK) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1"]
+)
+def test_a_foreign_name_for_this_machine(host):
+    """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
+    with pytest.raises(RequestError, match="allowed_hosts") as refusal:
+        Door().client({"host": host}, LOOPBACK)
+    assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
+    assert Door().client({"host": host}, {"server": ("192.0.2.7", 8787)}) is None
+    assert Door(allowed_hosts=("*",)).client({"host": host}, LOOPBACK) is None
+    keyed = Door(keyring=Keyring(configured(["secret"])))
+    assert keyed.client({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
+
+
+def test_loopback_names():
+    """Only what can be nothing else counts as loopback."""
+    assert all(map(is_loopback, ("127.0.0.1", "127.8.9.1", "::1", "localhost", "x.localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "example.test", "localhost.test", "", "1")))
+
+
+async def test_the_host_is_checked_on_the_wire(monkeypatch):
+    """HTTP/1.1's Host and HTTP/2's :authority are both looked at, and health is not."""
+    from tests import helpers
+
+    monkeypatch.setattr(helpers._Socket, "getsockname", lambda self: ("127.0.0.1", 2))
+    async with world() as it:
+        for path, status in (("/v1/models", 403), ("/livez", 200)):
+            async with h1(it.app) as client:
+                await client.send("GET", path, host="evil.test")
+                assert (await client.response())[0] == status
+        async with h2c(it.app) as client:
+            fields = [
+                (":method", "GET"),
+                (":path", "/v1/models"),
+                (":scheme", "http"),
+                (":authority", "evil.test"),
+            ]
+            client.http.send_headers(1, fields, end_stream=True)
+            await client.flush()
+            assert dict((await client.event(h2.events.ResponseReceived)).headers)[b":status"] == b"403"
+
+
+async def test_a_page_must_say_json():
+    """A request with an Origin cannot be a form's or a blob's: those would come without a preflight."""
+    async with world() as it:
+        for headers, status in (([], 200), (ORIGIN, 415)):
+            async with it.client.request(
+                "POST", PATH, headers=headers, body=json.dumps(HELLO).encode()
+            ) as response:
+                assert response.status == status
+                await response.read()
+        assert (await it.post(HELLO, headers=ORIGIN))[0] == 200
+
+
+async def test_pages_that_are_allowed():
+    """An allowed page's preflight is answered and it may read every field of ours, of refusals too."""
+    async with world(cors_origins=["https://app.test"], api_keys=["k"]) as it:
+        asked = [
+            *ORIGIN,
+            (b"access-control-request-headers", b"x-own"),
+            (b"access-control-request-private-network", b"true"),
+        ]
+        async with it.client.request("OPTIONS", PATH, headers=asked) as response:
+            head = dict(response.headers)
+            assert response.status == 204
+        assert head[b"access-control-allow-headers"] == b"x-own"
+        assert head[b"access-control-allow-private-network"] == b"true"
+        status, headers, _ = await it.post(HELLO, headers=ORIGIN)
+        assert status == 401
+        assert headers["access-control-expose-headers"] == EXPOSED
+        ours = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
+        assert ours <= set(EXPOSED.split(", "))
+        assert headers["access-control-allow-origin"] == "https://app.test"
+        assert (
+            "access-control-allow-origin"
+            not in (await it.post(HELLO, headers=[(b"origin", b"https://b.test")]))[1]
+        )
+
+
+async def test_security_headers():
+    """Every answer says that it is neither a page nor to be guessed at."""
+    async with world() as it:
+        for path in ("/livez", "/v1/nope"):
+            async with it.client.request("GET", path) as response:
+                head = dict(response.headers)
+            assert head[b"x-content-type-options"] == b"nosniff"
+            assert head[b"content-security-policy"] == b"default-src 'none'; frame-ancestors 'none'"
+            assert head[b"referrer-policy"] == b"no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [("1", 0), ("[]", 1), ("[[],{}]", 2), ('{"a":[{"b":[]}]}', 4), ("[" * 500 + "]" * 500, 500)],
+)
+def test_depth(text, depth):
+    """A value is as deep as its arrays and objects are nested."""
+    value = jsontext.loads(text)
+    assert not jsontext.deeper_than(value, depth)
+    assert depth == 0 or jsontext.deeper_than(value, depth - 1)
+
+
+async def test_a_body_that_is_too_deep():
+    """max_json_depth is a clear 400."""
+    async with world(max_json_depth=5) as it:
+        assert (await it.post(HELLO))[0] == 200
+        status, _, body = await it.post({**HELLO, "metadata": [[[[[]]]]]})
+        assert (status, body["error"]["code"]) == (400, "invalid_value")
+        assert "5 levels" in body["error"]["message"]
