@@ -25,7 +25,7 @@ from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.transport import Response, Transport
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
-from qproxy.wire.errors import QproxyError, Retry, UpstreamError
+from qproxy.wire.errors import QproxyError, RequestError, Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain, Stage
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
@@ -211,6 +211,8 @@ class Relay:
 
         Raises QproxyError when no account could begin one.
         """
+        for request in turn.requested:
+            raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model
         began = trio.current_time()
         model = self.policy.aliases.get(turn.model, turn.model)
