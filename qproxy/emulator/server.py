@@ -10,10 +10,10 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import h11
 import trio
@@ -22,6 +22,7 @@ from qproxy.emulator import chat
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 
 MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
+Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 
 
@@ -57,12 +58,21 @@ class Emulator:
         return f"<Emulator on {self._port}, {len(self.requests)} requests>"
 
     @property
+    def port(self) -> int:
+        """Where it serves, once it does."""
+        return self._port
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
 
     def script(self, *replies: Reply) -> None:
         """Answer the next chat requests (as a proxy: the next CONNECT) with these, in order."""
         self._script.extend(replies)
+
+    def clear(self) -> None:
+        """Forget what is left of the script."""
+        self._script.clear()
 
     async def serve(
         self, port: int = 0, *, task_status: trio.TaskStatus[Emulator] = trio.TASK_STATUS_IGNORED
@@ -133,12 +143,15 @@ class Emulator:
         async def write() -> None:
             reply = self._reply(seen)
             if reply.status is None:
-                await self._wildly(stream, reply)
+                await self._play(stream, reply, stream.send_all)
                 return
+
+            async def say(data: bytes) -> None:
+                await self._send(stream, http, h11.Data(data=data))
+
             fields = [("content-type", reply.content_type), ("x-request-id", "emu-1"), *reply.headers]
             await self._send(stream, http, h11.Response(status_code=reply.status, headers=fields))
-            async for data in self._steps(stream, reply):
-                await self._send(stream, http, h11.Data(data=data))
+            await self._play(stream, reply, say)
             if http.our_state is h11.SEND_BODY:
                 await self._send(stream, http, h11.EndOfMessage())
 
@@ -152,7 +165,7 @@ class Emulator:
         if data:
             await stream.send_all(data)
 
-    async def _steps(self, stream: trio.abc.Stream, reply: Reply) -> AsyncIterator[bytes]:
+    async def _play(self, stream: trio.abc.Stream, reply: Reply, say: Say) -> None:
         for number, step in enumerate(unrolled(reply.steps)):
             if self.delay and number:
                 await trio.sleep(self.delay)
@@ -166,11 +179,7 @@ class Emulator:
             elif isinstance(step, Raw):
                 await stream.send_all(step.data)
             elif isinstance(step, bytes):
-                yield step
-
-    async def _wildly(self, stream: trio.abc.Stream, reply: Reply) -> None:
-        async for data in self._steps(stream, reply):
-            await stream.send_all(data)
+                await say(step)
 
     def _reply(self, seen: Seen) -> Reply:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
