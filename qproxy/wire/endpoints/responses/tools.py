@@ -44,15 +44,23 @@ def read(fields: Mapping[str, JSON]) -> Tools:
     elsewhere = _is_elsewhere(choice)
     declared = schemas.read({"tools": entries, "tool_choice": "auto" if elsewhere else _as_chat(choice)})
     ignored = (*declared.ignored, "tool_choice") if elsewhere else declared.ignored
-    echo = [_flat(entry) for entry in entries if entry.get("type", "function") in OFFERED]
+    echo = [_flat(entry) for entry in entries if _kind(entry) in OFFERED]
     return Tools(declared, ignored, echo, _choice_echo(declared.tool_choice, choice))
+
+
+def _kind(entry: dict[str, JSON]) -> str:
+    kind: str = entry.get("type") or ("function" if "name" in entry or "function" in entry else "")
+    return kind
 
 
 def _is_elsewhere(choice: JSON) -> bool:
     """Whether a choice wants a tool that is not run here."""
-    if not isinstance(choice, dict) or choice.get("type") == "allowed_tools":
+    if not isinstance(choice, dict):
         return False
-    return choice.get("type", "function") not in OFFERED or (choice["type"] == "mcp" and "name" not in choice)
+    kind = checks.a_string(choice.get("type", "function"), "tool_choice.type")
+    if kind == "mcp":  # a server, but none of its tools: nothing that can be forced
+        return choice.get("name") is None
+    return kind not in OFFERED and kind != "allowed_tools"
 
 
 def _as_chat(choice: JSON) -> JSON:
@@ -67,7 +75,7 @@ def _as_chat(choice: JSON) -> JSON:
 
 def _flat(entry: dict[str, JSON]) -> JSON:
     """A tool as a response shows it."""
-    kind = entry.get("type", "function")
+    kind = _kind(entry)
     inner = entry[kind] if isinstance(entry.get(kind), dict) else entry
     shown = {key: inner[key] for key in OFFERED[kind] if inner.get(key) is not None}
     if kind == "function":
