@@ -83,7 +83,7 @@ async def test_a_slow_reader_is_not_a_stalled_one(version, monkeypatch, autojump
                 if isinstance(event, h2.events.StreamEnded):
                     break
                 got += len(event.data)
-                await trio.sleep(5)
+                await trio.sleep(1.5)  # the window's four frames are read at once
         else:
             plain = H1Client(stream, most=40_000)
             await plain.send("GET", "/")
