@@ -149,7 +149,7 @@ async def served(
     for name, value in config.items():
         setattr(settings, name, value)
     ours, theirs = pair()
-    theirs.socket = _Socket()  # type: ignore[attr-defined]
+    theirs.socket = _Socket()
     async with trio.open_nursery() as nursery:
         server = server_class(
             wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
