@@ -10,8 +10,8 @@ connection ends it when it is idle, where stock starts one and cancels it for ev
 from __future__ import annotations
 
 import logging
-import math
 import os
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ import hypercorn.trio.tcp_server
 import trio
 from hypercorn.events import Closed, RawData, Updated
 
+from qproxy.hypercorn.idle import Idle
 from qproxy.wire import jsontext
 from qproxy.wire.errors import Overloaded
 
@@ -28,6 +29,10 @@ TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
 )
+WRITE_SIZE = 16 * 1024
+"""What must leave within the write timeout: slower than that is not reading."""
+PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
+"""Seconds of silence, seconds between two probes, and how many a vanished peer may leave unanswered."""
 log = logging.getLogger("qproxy.hypercorn")
 
 
@@ -43,7 +48,7 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.idle_task = _Idle(self.context, self.config.keep_alive_timeout)
+        self.idle_task: Idle = Idle(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
         """Serve the connection; whatever goes wrong is logged in a line and ends here."""
@@ -51,6 +56,7 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             await self._turn_away()
             return
         Server.connections += 1
+        _notice_vanished_peers(self.stream, self.write_timeout)
         try:
             await super().run()
         except Exception as error:
@@ -94,11 +100,11 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
 
     def _taken_now(self, data: bytes) -> bytes:
         """What the kernel does not take at once."""
-        socket = getattr(self.stream, "socket", None)
-        if socket is None or not data or self._gone or self.send_lock.locked():
+        tcp = getattr(self.stream, "socket", None)
+        if not isinstance(tcp, trio.socket.SocketType) or not data or self._gone or self.send_lock.locked():
             return data
         try:
-            return data[os.write(socket.fileno(), data) :]
+            return data[os.write(tcp.fileno(), data) :]
         except OSError:  # it would block, or nobody is there: the patient way finds out
             return data
 
@@ -106,11 +112,13 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         async with self.send_lock:
             if self._gone:
                 return
-            limit = trio.current_time() + self.write_timeout
+            rest = memoryview(data)
             try:
-                with trio.CancelScope(shield=True, deadline=limit) as scope:
+                with trio.CancelScope(shield=True) as scope:
                     self._write = scope
-                    await self.stream.send_all(data)
+                    for start in range(0, len(rest), WRITE_SIZE):
+                        scope.deadline = trio.current_time() + self.write_timeout
+                        await self.stream.send_all(rest[start : start + WRITE_SIZE])
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.protocol.handle(Closed())
             else:
@@ -134,43 +142,22 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
                 self._write.cancel()
 
 
+def _notice_vanished_peers(stream: Any, timeout: float) -> None:
+    """Let the kernel end a connection whose peer is gone without a word: a lost network, a machine switched off."""
+    tcp = getattr(getattr(stream, "transport_stream", stream), "socket", None)
+    if not isinstance(tcp, trio.socket.SocketType):
+        return
+    options = [(socket.SOL_SOCKET, "SO_KEEPALIVE", 1)]
+    options += [
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", round(timeout * 1000)),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", PROBE_AFTER),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", PROBE_EVERY),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", PROBES),
+    ]
+    for level, name, value in options:
+        with suppress(OSError, AttributeError):  # not TCP, or not Linux
+            tcp.setsockopt(level, getattr(socket, name), value)
+
+
 def _log_failure(error: BaseException) -> None:
     log.error("a connection failed: %s", type(error).__name__, exc_info=error)
-
-
-class _Idle:
-    """Ends a connection that has been idle for too long, or that is idle when the server stops."""
-
-    def __init__(self, context: Any, timeout: float) -> None:
-        self._context = context
-        self._timeout = timeout
-        self._scope = trio.CancelScope()
-        self._idle = trio.Event()
-
-    def set(self, idle: bool) -> None:
-        """Count from now, or not at all."""
-        if not idle:
-            self._idle = trio.Event()
-        else:
-            self._idle.set()
-        self._scope.deadline = trio.current_time() + self._timeout if idle else math.inf
-
-    async def restart(self, task_group: Any, action: Any) -> None:
-        """Begin, with the connection; `action` closes it."""
-        self.set(True)
-        task_group.spawn(self._watch, action)
-
-    async def stop(self) -> None:
-        """As stock is told when a request begins."""
-        self.set(False)
-
-    async def _watch(self, action: Any) -> None:
-        while True:
-            deadline = self._scope.deadline
-            with trio.CancelScope(deadline=deadline) as self._scope:
-                await self._context.terminated.wait()
-            if self._context.terminated.is_set():
-                await self._idle.wait()
-            if self._idle.is_set():  # else a request came at the last moment
-                break
-        await action()
