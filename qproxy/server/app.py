@@ -25,6 +25,8 @@ from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.responses import RememberedResponses, StoredResponses
+from qproxy.stored import Store
 from qproxy.wire.errors import QproxyError
 
 
@@ -41,10 +43,16 @@ class Server(Parts):
     """The app and what it stands on."""
 
     def __init__(
-        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+        self,
+        relay: Relay,
+        discovery: Discovery,
+        door: Door,
+        admission: Admission | None = None,
+        store: Store | None = None,
     ) -> None:
-        super().__init__(relay, discovery, door, admission)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        super().__init__(relay, discovery, door, admission, store)
+        asking = Asking(self, {"/responses": RememberedResponses})
+        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
 
@@ -84,10 +92,20 @@ class Server(Parts):
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
+        if self.store is not parts.store:
+            store, self.store = self.store, parts.store
+            if store is not None:
+                await store.aclose()
 
     async def _while_serving(self) -> AsyncGenerator[None, None]:
         yield
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what the parts hold open: idle connections and the store."""
         await self.relay.transport.aclose()
+        if self.store is not None:
+            await self.store.aclose()
 
     async def _begin(self) -> Response | None:
         """Before a request's view: who is it."""

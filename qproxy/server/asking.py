@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import trio
@@ -20,17 +21,39 @@ from qproxy.server import current
 from qproxy.server.parts import Parts, Route
 from qproxy.server.streaming import Stream, note
 from qproxy.wire import jsontext
-from qproxy.wire.endpoints import ENDPOINTS, Endpoint
+from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+class Memory:
+    """What one request knows of earlier ones and leaves to later ones: this one nothing.
+
+    It is made in the request's context, and used after it too: a stream outlives it.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    async def recall(self, body: Any) -> dict[str, Any]:
+        """What the request needs of earlier ones: further arguments for the endpoint's `decode`."""
+        return {}
+
+    async def keep(self, turn: Turn, answer: dict[str, Any]) -> None:
+        """Remember a whole answer.  What goes wrong here is not the answer's fault: nothing is raised."""
+
+    async def ended(self, turn: Turn, encoder: StreamEncoder) -> None:
+        """Remember a streamed answer, before its last bytes go out.  As `keep`, nothing is raised."""
+
+
 class Asking:
     """The views and their routes."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, memories: Mapping[str, Callable[[Parts], Memory]] | None = None) -> None:
         self._parts = parts
+        self._memories = memories or {}
+        """What makes the memory of a request, for the endpoints that have one, by path."""
 
     def routes(self) -> Iterator[Route]:
         for endpoint in ENDPOINTS:
@@ -41,12 +64,15 @@ class Asking:
             parts, record, stack = self._parts, current.record(), current.stack()
             life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
             with life.limited():
+                memory = self._memories.get(endpoint.path, Memory)(parts)
+                body = await self._json_body()
                 turn = endpoint.decode(
-                    await self._json_body(),
+                    body,
                     id=endpoint.id_prefix + secrets.token_hex(12),
                     created=int(time.time()),
                     default_model=parts.door.default_model,
                     max_messages=parts.door.max_messages,
+                    **await memory.recall(body),
                 )
                 record.stream = turn.stream
                 self._charge(turn)
@@ -56,9 +82,19 @@ class Asking:
                 if not turn.stream:
                     events = await answer.all()
                     note(record, events)
-                    return Response(jsontext.dumps(endpoint.whole(turn, events)), 200, content_type=JSON_TYPE)
-            body = Stream(answer, endpoint.encoder(turn), record, life, keep_alive=parts.door.keep_alive)
-            response = Response(body, 200, dict(STREAM_HEADERS))
+                    whole = endpoint.whole(turn, events)
+                    await memory.keep(turn, whole)
+                    return Response(jsontext.dumps(whole), 200, content_type=JSON_TYPE)
+            encoder = endpoint.encoder(turn)
+            stream = Stream(
+                answer,
+                encoder,
+                record,
+                life,
+                keep_alive=parts.door.keep_alive,
+                ended=partial(memory.ended, turn, encoder),
+            )
+            response = Response(stream, 200, dict(STREAM_HEADERS))
             response.content_type = "text/event-stream; charset=utf-8"
             return response
 
