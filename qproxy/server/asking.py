@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +17,10 @@ import trio
 from quart import Response, request
 
 from qproxy.door import JSON_TYPE
+from qproxy.lives import Life
 from qproxy.meters import estimate
+from qproxy.observe import Record
+from qproxy.relay import Answer
 from qproxy.server import current
 from qproxy.server.parts import Parts, Route
 from qproxy.server.streaming import Stream, note
@@ -62,64 +66,86 @@ class Asking:
     def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[Response]]:
         async def view() -> Response:
             parts, record, stack = self._parts, current.record(), current.stack()
+            memory = self._memories.get(endpoint.path, Memory)(parts)
             life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
             with life.limited():
-                memory = self._memories.get(endpoint.path, Memory)(parts)
-                body = await self._json_body()
-                turn = endpoint.decode(
-                    body,
-                    id=endpoint.id_prefix + secrets.token_hex(12),
-                    created=int(time.time()),
-                    default_model=parts.door.default_model,
-                    max_messages=parts.door.max_messages,
-                    **await memory.recall(body),
-                )
+                turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
                 self._charge(turn)
                 stack.callback(await parts.admission.enter())
                 answer = await parts.relay.open(turn, record.story, stack)
                 record.first_byte = record.seconds
                 if not turn.stream:
-                    events = await answer.all()
-                    note(record, events)
-                    whole = endpoint.whole(turn, events)
-                    await memory.keep(turn, whole)
-                    return Response(jsontext.dumps(whole), 200, content_type=JSON_TYPE)
-            encoder = endpoint.encoder(turn)
-            stream = Stream(
-                answer,
-                encoder,
-                record,
-                life,
-                keep_alive=parts.door.keep_alive,
-                ended=partial(memory.ended, turn, encoder),
-            )
-            response = Response(stream, 200, dict(STREAM_HEADERS))
-            response.content_type = "text/event-stream; charset=utf-8"
-            return response
+                    return await self._whole(endpoint, memory, turn, answer)
+            return self._streamed(endpoint, memory, turn, answer, life)
 
         return view
+
+    async def _turn(self, endpoint: Endpoint, memory: Memory) -> Turn:
+        body, door = await self._json_body(), self._parts.door
+        return endpoint.decode(
+            body,
+            id=endpoint.id_prefix + secrets.token_hex(12),
+            created=int(time.time()),
+            default_model=door.default_model,
+            max_messages=door.max_messages,
+            **await memory.recall(body),
+        )
+
+    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer) -> Response:
+        record, bodies = current.record(), self._parts.bodies
+        events = await answer.all()
+        note(record, events)
+        record.answered = record.seconds
+        whole = endpoint.whole(turn, events)
+        await memory.keep(turn, whole)
+        data = jsontext.dumps(whole)
+        if bodies:
+            bodies.answered(record, data)
+        return Response(data, 200, content_type=JSON_TYPE)
+
+    def _streamed(
+        self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer, life: Life
+    ) -> Response:
+        record, parts, encoder = current.record(), self._parts, endpoint.encoder(turn)
+        ended = partial(memory.ended, turn, encoder)
+        body = Stream(answer, encoder, record, life, keep_alive=parts.door.keep_alive, ended=ended)
+        if parts.bodies:
+            body.copies_to(current.stack().enter_context(closing(parts.bodies.streaming(record))))
+        response = Response(body, 200, dict(STREAM_HEADERS))
+        response.content_type = "text/event-stream; charset=utf-8"
+        return response
 
     async def _json_body(self) -> Any:
         """The request's body as JSON; a RequestError says what is wrong with it."""
         door = self._parts.door
         door.check_type(request.mimetype, from_page="origin" in request.headers)
-        return door.parse(cast("bytes", await request.get_data(cache=False)))
+        data = cast("bytes", await request.get_data(cache=False))
+        if self._parts.bodies:
+            self._parts.bodies.asked(current.record(), data)
+        return door.parse(data)
 
     def _charge(self, turn: Turn) -> None:
         """Reserve what the turn will use of its key's limits, and settle when the request is over."""
         key, record, now = current.client(), current.record(), trio.current_time()
+        record.story.model = turn.model
         self._parts.door.check_model(key, turn.model)
+        current.stack().callback(_guess, record, turn)
         meter = self._parts.meters.of(key, now)
         if meter is None:
             return
-        prompt, most = estimate(turn)
         current.scope()["qproxy.meter"] = meter
-        reservation = meter.reserve(prompt + most, now)
+        reservation = meter.reserve(sum(estimate(turn)), now)
 
         def settle() -> None:
-            story, begun = record.story, record.first_byte is not None
-            used = story.usage.total_tokens if story.usage else prompt + record.pieces if begun else 0
-            reservation.settle(used, trio.current_time(), counts=story.tries > 0)
+            _guess(record, turn)
+            used, counts = sum(record.tokens()), record.story.tries > 0
+            reservation.settle(used, trio.current_time(), counts=counts)
 
         current.stack().callback(settle)
+
+
+def _guess(record: Record, turn: Turn) -> None:
+    """About how long the prompt was, where the upstream did not say."""
+    if record.story.usage is None and record.first_byte is not None:
+        record.prompt_estimate = estimate(turn)[0]

@@ -16,6 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,7 +102,8 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         """Close the file, for good or until the next use; what is in memory is gone."""
-        await self._run(self._close)
+        with suppress(StoreError):  # a thread that hangs closes it in the end
+            await self._run(self._close)
 
     async def _run(self, use: Callable[[], T]) -> T:
         """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
