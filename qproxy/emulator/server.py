@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 import trio
 
 from qproxy.emulator import chat
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, event, json_reply
+from qproxy.emulator.identity import Identity
 
 MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
 PREFIXES = ("/compatible-mode/v1", "/v1")
@@ -31,6 +33,8 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: Any
+    """JSON, or the fields of a form."""
+    query: dict[str, str] = field(default_factory=dict)
     left: trio.Event = field(default_factory=trio.Event)
     """Set when the client closed before its answer was over."""
 
@@ -38,9 +42,17 @@ class Seen:
 class Emulator:
     """A Qwen server in the same Trio program."""
 
-    def __init__(self, *, keys: set[str] | None = None, delay: float = 0.0, piece: int = 12) -> None:
+    def __init__(
+        self,
+        *,
+        keys: set[str] | None = None,
+        delay: float = 0.0,
+        piece: int = 12,
+        identity: Identity | None = None,
+    ) -> None:
         self.keys = keys
-        """Accepted bearer tokens; None accepts all."""
+        """Accepted bearer tokens, besides those of the identity server; None accepts all others."""
+        self.identity = identity or Identity()
         self.delay = delay
         """Seconds between two chunks."""
         self.piece = piece
@@ -104,8 +116,10 @@ class Emulator:
                 body += item.data
             elif isinstance(item, h11.EndOfMessage) and head is not None:
                 headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-                path = head.target.decode().partition("?")[0]
-                return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+                path, _, query = head.target.decode().partition("?")
+                return Seen(
+                    head.method.decode(), path, headers, _parsed(headers, body), dict(parse_qsl(query))
+                )
             else:
                 return None
 
@@ -163,8 +177,15 @@ class Emulator:
 
     def _reply(self, seen: Seen) -> Reply:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
+        origin = f"http://{seen.headers.get('host', '')}"
+        identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
+        if identity is not None:
+            return identity
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.keys is not None and token not in self.keys:
+        if self.identity.knows(token):
+            if not self.identity.accepts(token):
+                return FAULTS["fault-token"][1]
+        elif self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
         try:
             if path == MODELS_PATH:
@@ -199,3 +220,9 @@ class Emulator:
         if not body.get("stream"):
             return json_reply(chat.whole(body))
         return Reply((*(event(item) for item in chat.chunks(body, self.piece)), DONE))
+
+
+def _parsed(headers: dict[str, str], body: bytes) -> Any:
+    if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return dict(parse_qsl(body.decode(), keep_blank_values=True))
+    return json.loads(body) if body else None
