@@ -85,9 +85,7 @@ class DeviceFlow:
         if self._device is None:
             return Progress(self._state, self._words)
         left = max(0.0, self._ends - trio.current_time()) if self._state == "pending" else 0.0
-        return Progress(
-            self._state, self._words, self._device.user_code, self._device.verification_uri, left
-        )
+        return Progress(self._state, self._words, self._device.user_code, self._device.verification_uri, left)
 
     async def run(self, task_status: trio.TaskStatus[Progress] = trio.TASK_STATUS_IGNORED) -> Progress:
         """Go through with it; reports started as soon as there is a code, or none to be had."""
@@ -115,7 +113,9 @@ class DeviceFlow:
         with trio.move_on_at(self._ends):
             answer = await self._decision(device)
         if isinstance(answer, Granted):
-            with trio.CancelScope(shield=True):  # it is granted once: what is left is bounded by the disk's timeouts
+            with trio.CancelScope(
+                shield=True
+            ):  # it is granted once: what is left is bounded by the disk's timeouts
                 await self._keep(answer)
         elif isinstance(answer, Ended):
             self._become(_ENDED.get(answer.kind, "failed"), answer.words)

@@ -1,4 +1,8 @@
-"""The credential source of an account that was signed in by the device flow, as requests see it."""
+"""The credential source of an account that was signed in by the device flow, as requests see it.
+
+Here: what a request waits for, where a token may go, and the errors that say why there is none.  Not here: any refresh
+(`auth.keeper`) and the states themselves (`auth.holding`).
+"""
 
 from __future__ import annotations
 

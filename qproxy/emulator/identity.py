@@ -185,7 +185,7 @@ class Identity:
         if not flow.decision:
             return json_reply({"error": "authorization_pending"}, 400)
         del self.flows[code]
-        return self._grant(Family(), origin)
+        return json_reply(self.issue(Family(), origin))
 
     def _refreshed(self, form: Mapping[str, str], origin: str) -> Reply:
         token = form.get("refresh_token", "")
@@ -196,9 +196,10 @@ class Identity:
             self.reused += 1
             family.revoked = True
             return REFUSED
-        return self._grant(family, origin)
+        return json_reply(self.issue(family, origin))
 
-    def _grant(self, family: Family, origin: str) -> Reply:
+    def issue(self, family: Family, origin: str) -> dict[str, Any]:
+        """The next tokens of a family."""
         self.issued += 1
         access = f"emu-access-{secrets.token_urlsafe(24)}"
         family.access[access] = self.clock() + self.token_lifetime
@@ -215,7 +216,7 @@ class Identity:
             answer["refresh_token"] = family.refresh_token
         if self.names_resource:
             answer["resource_url"] = self.resource_url or origin
-        return json_reply(answer)
+        return answer
 
     def _next(self, form: Mapping[str, str]) -> Reply:
         reply = FAULTS.get(form.get("fault", ""))

@@ -224,7 +224,7 @@ def read_polled(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Pol
 def read_refreshed(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Refreshed:
     """What the answer to `refresh` means: `Ended` only for 400 and 401 in JSON."""
     answer = _object(body)
-    if answer is None:
+    if answer is None or status >= 500:
         return Transient(_unproved(status, answer))
     if status in (400, 401):
         return Ended(
