@@ -7,8 +7,20 @@ faults     what it does wrong on demand
 identity   its identity server: device flow, page in the browser, rotating refresh tokens
 """
 
-from qproxy.emulator.faults import FAULTS, Cut, Pause, Raw, Reply
+from qproxy.emulator.faults import FAULTS, Cut, Pause, Raw, Repeat, Reply, Reset, wild
 from qproxy.emulator.identity import Identity
 from qproxy.emulator.server import Emulator, Seen
 
-__all__ = ["FAULTS", "Cut", "Emulator", "Identity", "Pause", "Raw", "Reply", "Seen"]
+__all__ = [
+    "FAULTS",
+    "Cut",
+    "Emulator",
+    "Identity",
+    "Pause",
+    "Raw",
+    "Repeat",
+    "Reply",
+    "Reset",
+    "Seen",
+    "wild",
+]

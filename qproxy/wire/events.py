@@ -70,6 +70,8 @@ class Turn:
     """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
+    asked: object = None
+    """What else its endpoint wants to know of the request when it answers; nobody else looks at it."""
 
     @property
     def parses_calls(self) -> bool:
