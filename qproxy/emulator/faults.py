@@ -133,7 +133,6 @@ def _framed(data: bytes) -> bytes:
 
 FAULTS: dict[str, tuple[str, Reply]] = {
     "fault-401": ("the key is refused", json_reply(_error("invalid_api_key", "Incorrect API key provided."), 401)),
-    "fault-token": ("the access token is refused", json_reply(_error("invalid_api_key", "invalid access token or token expired"), 401)),
     "fault-429": ("requests a minute are used up", json_reply(_error("limit_requests", "Requests rate limit exceeded, please try again later."), 429, retry_after="7")),
     "fault-quota": ("the plan is used up", json_reply(_error("insufficient_quota", "month allocated quota exceeded."), 429)),
     "fault-500": ("an internal error", json_reply(_error("internal_error", "An internal error has occurred."), 500)),

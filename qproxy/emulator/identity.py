@@ -44,6 +44,19 @@ FAULTS: dict[str, Reply] = {
     "denied": json_reply({"error": "access_denied"}, 400),
 }  # fmt: skip
 REFUSED = FAULTS["refused"]
+TOKEN_REFUSED = json_reply(
+    {
+        "error": {
+            "message": "invalid access token or token expired",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_api_key",
+        },
+        "request_id": "emu-token",
+    },
+    401,
+)
+"""What chat says to a token that has ended."""
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ import trio
 
 from qproxy.emulator import chat
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
-from qproxy.emulator.identity import Identity
+from qproxy.emulator.identity import TOKEN_REFUSED, Identity
 
 MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
 Say: TypeAlias = Callable[[bytes], Awaitable[None]]
@@ -204,7 +204,7 @@ class Emulator:
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
         if self.identity.knows(token):
             if not self.identity.accepts(token):
-                return FAULTS["fault-token"][1]
+                return TOKEN_REFUSED
         elif self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
         try:
