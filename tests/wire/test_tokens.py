@@ -46,10 +46,10 @@ def test_what_is_no_credential_is_none(data):
     assert tokens.load(data) is None
 
 
-@pytest.mark.parametrize("end", [None, "soon", 0, 1e400, [1]], ids=str)
+@pytest.mark.parametrize("end", [None, "soon", 0, 1e300, [1]], ids=str)
 def test_a_file_without_an_end_has_ended(end):
     """So it is refreshed, which mends what old releases wrote."""
-    found = tokens.load(json.dumps({**WHOLE, "expiry_date": end}).replace("Infinity", "1e999").encode())
+    found = tokens.load(json.dumps({**WHOLE, "expiry_date": end}).encode())
     assert found is not None
     assert found.left(1.0) < 0
 
