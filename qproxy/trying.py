@@ -110,9 +110,11 @@ class Tries:
                 credential = None
                 try:
                     credential = await account.source.credential()
+                    self._story.began_try(account.name, self._model, credential.base_url)
                     begun = await begin(account, credential, attempt)
                 except UpstreamError as error:
                     failure = error
+                    self._story.failed_try(account.name, error)
                     account.failed(error, trio.current_time())
                 else:
                     account.succeeded()

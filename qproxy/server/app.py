@@ -7,8 +7,10 @@ closes everything, in whatever state the request was.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import trio
@@ -20,12 +22,15 @@ from werkzeug.exceptions import HTTPException
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import SECURITY, Access, Door
+from qproxy.observe import BeginsTraces
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.wire.errors import QproxyError
+
+log = logging.getLogger("qproxy.server")
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -47,6 +52,9 @@ class Server(Parts):
         self.families: list[Family] = [Asking(self), Plain(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
+        self.background: list[Callable[[], Awaitable[None]]] = []
+        """What runs beside the requests, from the start until it is cancelled at the end."""
+        self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -65,7 +73,7 @@ class Server(Parts):
         app.register_error_handler(Exception, refusals.fault)
         app.before_request(self._begin)
         app.after_request(self._finish_headers)
-        app.while_serving(self._while_serving)
+        app.while_serving(partial(self._while_serving, app))
         return app
 
     def _add(self, app: QuartTrio, route: Route) -> None:
@@ -80,26 +88,41 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
+        self.bodies = parts.bodies
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
 
-    async def _while_serving(self) -> AsyncGenerator[None, None]:
+    async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
+        scope = trio.CancelScope()
+        app.nursery.start_soon(self._beside, scope)
         yield
+        scope.cancel()
         await self.relay.transport.aclose()
+
+    async def _beside(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for task in self.background:
+                    nursery.start_soon(_guarded, task)
 
     async def _begin(self) -> Response | None:
         """Before a request's view: who is it."""
         scope = current.scope()
+        record, rule = current.record(), request.url_rule
+        record.endpoint = "" if rule is None else rule.rule.removeprefix("/v1")
         if request.path not in QUIET:
-            current.stack().callback(self.counts.finished, current.record())
+            self.counts.began(record)
+            current.stack().callback(self.counts.finished, record)
+            if self.tracer is not None:
+                record.story.trace = self.tracer.begin(record, request.headers.get)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
-        rule = request.url_rule
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
         if rule is not None and access is Access.KEY:
-            scope["qproxy.key"] = self.door.client(request.headers, scope)
+            key = scope["qproxy.key"] = self.door.client(request.headers, scope)
+            record.key = None if key is None else key.name or key.id
         elif access is Access.ADMIN:
             self.door.admit_admin(request.headers, scope)
         return None
@@ -125,6 +148,14 @@ class Server(Parts):
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
         return response
+
+
+async def _guarded(task: Callable[[], Awaitable[None]]) -> None:
+    """A task whose fault is told, and ends nothing else."""
+    try:
+        await task()
+    except Exception:
+        log.exception("%r ended", task)
 
 
 def _header_text(text: str) -> str:
