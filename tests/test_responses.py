@@ -105,7 +105,7 @@ async def test_what_is_left_out_is_named():
     body = {
         **ASK,
         "input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}],
-        "tools": [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": []}],
+        "tools": [{"type": "web_search"}, {"type": "file_search", "vector_store_ids": ["v"]}],
         "client_metadata": {"a": "b"},
     }
     async with world() as w:

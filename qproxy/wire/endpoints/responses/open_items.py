@@ -160,10 +160,13 @@ def _chance(entry: JSON) -> dict[str, JSON]:
 class Call:
     """A call of a function, or of a custom tool with its free-form input."""
 
-    def __init__(self, id: str, index: int, kind: str, call: ToolCall) -> None:
+    def __init__(
+        self, id: str, index: int, kind: str, call: ToolCall, group: tuple[str, str] | None = None
+    ) -> None:
         self._at = {"item_id": id, "output_index": index}
         self._kind = kind
         self._call = call
+        self._name = {"name": call.name} if group is None else {"namespace": group[0], "name": group[1]}
         self._key = "input" if call.custom else "arguments"
         self._pieces: list[str] = []
 
@@ -193,7 +196,7 @@ class Call:
     def item(self, status: str) -> JSON:
         said = {
             "call_id": self._call.id,
-            "name": self._call.name,
+            **self._name,
             self._key: "" if status == "in_progress" else "".join(self._pieces),
         }
         item = {"id": self._at["item_id"], "type": self._kind, **said}
