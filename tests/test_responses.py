@@ -140,6 +140,9 @@ async def test_a_conversation_goes_on(streamed):
             "function_call_output",
         ]
         judge(ResponseItemList, listing)
+        await tell(w, "DELETE", f"/{first['id']}")
+        status, listing = await tell(w, "GET", f"/{last['id']}/input_items")
+        assert (status, len(listing["data"])) == (200, 1)
 
 
 async def asked(w, body, streamed=False):
