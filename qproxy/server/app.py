@@ -7,6 +7,7 @@ closes everything, in whatever state the request was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -32,6 +33,7 @@ class Connection(TrioASGIHTTPConnection):
     """One request: its exit stack outlives everything done for it, and nothing outlives the stack."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
+        self.scope["path"] = one_path(self.scope["path"])
         async with AsyncExitStack() as stack:
             self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
             await super().__call__(receive, send)
@@ -57,6 +59,7 @@ class Server(Parts):
         app.config["MAX_CONTENT_LENGTH"] = self.door.max_body_bytes
         app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         app.url_map.strict_slashes = False
+        app.url_map.merge_slashes = False  # or a redirect in HTML; see `one_path`
         for family in self.families:
             for route in family.routes():
                 self._add(app, route)
@@ -94,6 +97,7 @@ class Server(Parts):
         scope = current.scope()
         if request.path not in QUIET:
             current.stack().callback(self.counts.finished, current.record())
+        self.door.check_framing(request.headers)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
         rule = request.url_rule
@@ -125,6 +129,13 @@ class Server(Parts):
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
         return response
+
+
+def one_path(target: str) -> str:
+    """The path of a request, however it was written: absolute, with doubled slashes, or none at all."""
+    if not target.startswith("/"):
+        target = target.partition("://")[2].partition("/")[2] if "://" in target else target
+    return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
 
 
 def _header_text(text: str) -> str:
