@@ -24,6 +24,7 @@ from qproxy.door import SECURITY, Access, Door
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
+from qproxy.server.describing import Describing
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.wire.errors import QproxyError
@@ -47,6 +48,7 @@ class Server(Parts):
     ) -> None:
         super().__init__(relay, discovery, door, admission)
         self.families: list[Family] = [Asking(self), Plain(self)]
+        self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
 
