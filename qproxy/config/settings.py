@@ -8,6 +8,7 @@ keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`read
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -111,6 +112,15 @@ class Config:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
+    log_bodies: bool = setting(
+        False, "log what clients ask and get, without secrets and pictures: everybody's conversations"
+    )
+    metrics_access: Literal["admin", "key", "open"] = setting(
+        "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
+    )
+    tracing: bool = setting(
+        False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
+    )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
@@ -143,9 +153,26 @@ class Config:
         except keys.KeyFileError as error:
             raise ConfigError(str(error)) from None
 
+    def secrets(self) -> set[str]:
+        """Every value that no log may show: those of the fields that a repr hides."""
+        return set(_hidden(self))
+
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
         return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+
+
+def _hidden(record: Any) -> Iterator[str]:
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if dataclasses.is_dataclass(one):
+                yield from _hidden(one)
+            elif not item.repr and isinstance(one, dict):
+                yield from one.values()
+            elif not item.repr and isinstance(one, str):
+                yield one
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)

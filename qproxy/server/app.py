@@ -7,9 +7,11 @@ closes everything, in whatever state the request was.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import trio
@@ -21,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import SECURITY, Access, Door
+from qproxy.observe import BeginsTraces
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
@@ -28,6 +31,8 @@ from qproxy.server.describing import Describing
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.wire.errors import QproxyError
+
+log = logging.getLogger("qproxy.server")
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -51,6 +56,9 @@ class Server(Parts):
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
+        self.background: list[Callable[[], Awaitable[None]]] = []
+        """What runs beside the requests, from the start until it is cancelled at the end."""
+        self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -70,7 +78,7 @@ class Server(Parts):
         app.register_error_handler(Exception, refusals.fault)
         app.before_request(self._begin)
         app.after_request(self._finish_headers)
-        app.while_serving(self._while_serving)
+        app.while_serving(partial(self._while_serving, app))
         return app
 
     def _add(self, app: QuartTrio, route: Route) -> None:
@@ -85,27 +93,42 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
+        self.bodies = parts.bodies
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
 
-    async def _while_serving(self) -> AsyncGenerator[None, None]:
+    async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
+        scope = trio.CancelScope()
+        app.nursery.start_soon(self._beside, scope)
         yield
+        scope.cancel()
         await self.relay.transport.aclose()
+
+    async def _beside(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for task in self.background:
+                    nursery.start_soon(_guarded, task)
 
     async def _begin(self) -> Response | None:
         """Before a request's view: who is it."""
         scope = current.scope()
+        record, rule = current.record(), request.url_rule
+        record.endpoint = "" if rule is None else rule.rule.removeprefix("/v1")
         if request.path not in QUIET:
-            current.stack().callback(self.counts.finished, current.record())
+            self.counts.began(record)
+            current.stack().callback(self.counts.finished, record)
+            if self.tracer is not None:
+                record.story.trace = self.tracer.begin(record, request.headers.get)
         self.door.check_framing(request.headers)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
-        rule = request.url_rule
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
         if rule is not None and access is Access.KEY:
-            scope["qproxy.key"] = self.door.client(request.headers, scope)
+            key = scope["qproxy.key"] = self.door.client(request.headers, scope)
+            record.key = None if key is None else key.name or key.id
         elif access is Access.ADMIN:
             self.door.admit_admin(request.headers, scope)
         return None
@@ -138,6 +161,14 @@ def one_path(target: str) -> str:
     if not target.startswith("/"):
         target = target.partition("://")[2].partition("/")[2] if "://" in target else target
     return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
+
+
+async def _guarded(task: Callable[[], Awaitable[None]]) -> None:
+    """A task whose fault is told, and ends nothing else."""
+    try:
+        await task()
+    except Exception:
+        log.exception("%r ended", task)
 
 
 def _header_text(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import Any, cast
 
 import trio
@@ -16,6 +17,7 @@ from quart import Response, request
 
 from qproxy.door import JSON_TYPE
 from qproxy.meters import estimate
+from qproxy.observe import Record
 from qproxy.server import current
 from qproxy.server.parts import Parts, Route
 from qproxy.server.streaming import Stream, note
@@ -56,8 +58,14 @@ class Asking:
                 if not turn.stream:
                     events = await answer.all()
                     note(record, events)
-                    return Response(jsontext.dumps(endpoint.whole(turn, events)), 200, content_type=JSON_TYPE)
+                    record.answered = record.seconds
+                    data = jsontext.dumps(endpoint.whole(turn, events))
+                    if parts.bodies:
+                        parts.bodies.answered(record, data)
+                    return Response(data, 200, content_type=JSON_TYPE)
             body = Stream(answer, endpoint.encoder(turn), record, life, keep_alive=parts.door.keep_alive)
+            if parts.bodies:
+                body.copies_to(stack.enter_context(closing(parts.bodies.streaming(record))))
             response = Response(body, 200, dict(STREAM_HEADERS))
             response.content_type = "text/event-stream; charset=utf-8"
             return response
@@ -68,22 +76,32 @@ class Asking:
         """The request's body as JSON; a RequestError says what is wrong with it."""
         door = self._parts.door
         door.check_type(request.mimetype, from_page="origin" in request.headers)
-        return door.parse(cast("bytes", await request.get_data(cache=False)))
+        data = cast("bytes", await request.get_data(cache=False))
+        if self._parts.bodies:
+            self._parts.bodies.asked(current.record(), data)
+        return door.parse(data)
 
     def _charge(self, turn: Turn) -> None:
         """Reserve what the turn will use of its key's limits, and settle when the request is over."""
         key, record, now = current.client(), current.record(), trio.current_time()
+        record.story.model = turn.model
         self._parts.door.check_model(key, turn.model)
+        current.stack().callback(_guess, record, turn)
         meter = self._parts.meters.of(key, now)
         if meter is None:
             return
-        prompt, most = estimate(turn)
         current.scope()["qproxy.meter"] = meter
-        reservation = meter.reserve(prompt + most, now)
+        reservation = meter.reserve(sum(estimate(turn)), now)
 
         def settle() -> None:
-            story, begun = record.story, record.first_byte is not None
-            used = story.usage.total_tokens if story.usage else prompt + record.pieces if begun else 0
-            reservation.settle(used, trio.current_time(), counts=story.tries > 0)
+            _guess(record, turn)
+            used, counts = sum(record.tokens()), record.story.tries > 0
+            reservation.settle(used, trio.current_time(), counts=counts)
 
         current.stack().callback(settle)
+
+
+def _guess(record: Record, turn: Turn) -> None:
+    """About how long the prompt was, where the upstream did not say."""
+    if record.story.usage is None and record.first_byte is not None:
+        record.prompt_estimate = estimate(turn)[0]

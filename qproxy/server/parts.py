@@ -6,12 +6,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
+
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
+from qproxy.health import Health, health
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
+from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
 
 
@@ -51,4 +55,12 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.bodies: Bodies | None = None
+        """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
+
+    def health(self) -> Health:
+        """Whether the server can do its work."""
+        now = trio.current_time()
+        states = (account.state(now) for account in self.relay.accounts.accounts)
+        return health(states, draining=self.draining)

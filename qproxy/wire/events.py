@@ -191,6 +191,20 @@ class Usage:
     prompt_details: dict[str, JSON] = field(default_factory=dict)
     completion_details: dict[str, JSON] = field(default_factory=dict)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the server had in its cache."""
+        return _count(self.prompt_details.get("cached_tokens"))
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the answer that were thoughts."""
+        return _count(self.completion_details.get("reasoning_tokens"))
+
+
+def _count(value: JSON) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
 
 @dataclass(slots=True)
 class Finish:
