@@ -1,4 +1,8 @@
-"""`qproxy keys`: the keys of your clients."""
+"""`qproxy keys`: the keys of your clients.
+
+Here: the words of the command.  What a key is and where it is kept is `qproxy.keys`; the file is all that the command
+touches, and a running server sees the change by itself.
+"""
 
 from __future__ import annotations
 
