@@ -8,10 +8,12 @@ import trio
 from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
+from qproxy.emulator import Reply
 from tests.helpers import MODEL, world
 from tests.sdk_judge import judge, refusal
 from tests.test_sdk import run, sdk
 from tests.wire.endpoints.responses.test_answer import read
+from tests.wire.test_recorded import FILES, TOOLS, expected
 
 PATH = "/v1/responses"
 QUESTION = "What is the weather in Paris?"
@@ -80,6 +82,38 @@ def _without(ids, value):
     for id_, blank in ids.items():
         text = text.replace(id_, blank)
     return text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+async def test_recorded(path):
+    """The recorded streams arrive as items that say what the files say; one that fails says what had come."""
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    meaning = expected(path)
+    async with world() as w:
+        w.emulator.script(Reply((path.read_bytes(),)))
+        _, text = await stream(w, ASK | {"tools": tools})
+        events = read(text)
+        last = events[-2 if "failed" in meaning else -1]
+        status = (
+            "failed"
+            if "failed" in meaning
+            else "incomplete"
+            if meaning["reason"] == "length"
+            else "completed"
+        )
+        assert last["type"] == f"response.{status}"
+        output = last["response"]["output"]
+        parts = [part for item in output for part in item.get("content", ())]
+        assert "".join(part["text"] for part in parts) == meaning["text"]
+        thoughts = [part for item in output for part in item.get("summary", ())]
+        assert "".join(part["text"] for part in thoughts) == meaning["thought"]
+        calls = [[item["name"], item["arguments"]] for item in output if item["type"] == "function_call"]
+        assert calls == meaning["calls"]
+        if status != "failed":
+            w.emulator.script(Reply((path.read_bytes(),)))
+            _, _, whole = await w.post(ASK | {"tools": tools}, PATH)
+            assert judge(Response, whole).status == status
+            assert [item["type"] for item in whole["output"]] == [item["type"] for item in output]
 
 
 REFUSED = {
