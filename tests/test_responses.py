@@ -264,8 +264,8 @@ async def test_a_server_without_a_store():
 
 async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
     """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and counted."""
-    (tmp_path / "responses.db").mkdir()
-    async with world(responses_file=str(tmp_path / "responses.db")) as w:
+    (tmp_path / "responses.sqlite3").mkdir()
+    async with world(responses_file=str(tmp_path / "responses.sqlite3")) as w:
         for streamed in (False, True):
             first = await asked(w, ASK, streamed)
         status, body = await tell(w, "GET", f"/{first['id']}")
@@ -278,7 +278,7 @@ async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
 
 async def test_a_restart_keeps_conversations(tmp_path):
     """Another server with the same file goes on with the conversation."""
-    settings = {"responses_file": str(tmp_path / "responses.db")}
+    settings = {"responses_file": str(tmp_path / "responses.sqlite3")}
     async with world(**settings) as w:
         first = await asked(w, ASK)
     async with world(**settings) as w:
