@@ -58,6 +58,10 @@ def _reasoning(value: JSON, path: str) -> JSON:
     return value
 
 
+checks.says(
+    _metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
+)
+checks.says(_reasoning, type="object")
 FIELDS = {
     "temperature": checks.a_number(0, 2),
     "top_p": checks.a_number(0, 1),
