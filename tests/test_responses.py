@@ -1,6 +1,7 @@
 """The Responses API through the server: in memory, and with the official client over real sockets."""
 
 import json
+from dataclasses import replace
 
 import openai
 import pytest
@@ -8,8 +9,10 @@ import trio
 from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
+from qproxy.config import Config
 from qproxy.emulator import Reply
-from tests.helpers import MODEL, world
+from qproxy.serving import assemble, reassemble
+from tests.helpers import MODEL, accounts, world
 from tests.sdk_judge import judge, refusal
 from tests.test_sdk import run, sdk
 from tests.wire.endpoints.responses.test_answer import read
@@ -87,7 +90,8 @@ def _without(ids, value):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_recorded(path):
     """The recorded streams arrive as items that say what the files say; one that fails says what had come."""
-    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    functions: list = [tool["function"] for tool in TOOLS]
+    tools = [{"type": "function", **function} for function in functions]
     meaning = expected(path)
     async with world() as w:
         w.emulator.script(Reply((path.read_bytes(),)))
@@ -284,6 +288,23 @@ async def test_a_restart_keeps_conversations(tmp_path):
     async with world(**settings) as w:
         await asked(w, ASK | {"previous_response_id": first["id"]})
         assert len(w.emulator.requests[-1].body["messages"]) == 3
+
+
+async def test_a_reload_keeps_the_store():
+    """Another configuration takes another store only where it says so."""
+    before = Config(accounts=accounts("one"))
+    server = assemble(before)
+    store = server.store
+
+    async def reload(**settings):
+        await server.take_up(reassemble(replace(before, **settings), before, server))
+        return server.store
+
+    assert await reload(default_model=MODEL) is store
+    other = await reload(store_timeout=1.0)
+    assert other is not None
+    assert other is not store
+    assert await reload(store_responses=False) is None
 
 
 async def test_a_response_that_failed_is_not_kept():
