@@ -20,10 +20,11 @@ from typing import Literal, TypeAlias
 
 import trio
 
-from qproxy.auth import CredentialSource
+from qproxy.auth import Credential, CredentialSource
 from qproxy.circuit import Circuit
 from qproxy.wire.errors import Overloaded, QproxyError, RequestError, Retry, UpstreamError
 from qproxy.wire.http import Headers
+from qproxy.wire.upstreams import Target
 
 Task: TypeAlias = Literal["chat", "embedding"]
 """What an account is wanted for."""
@@ -70,6 +71,18 @@ class Account:
         """Whether the operator lets this account serve the model, and it can."""
         able = task == "chat" or self.embedding_batch > 0
         return able and any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def target(self, credential: Credential, model: str) -> Target:
+        """Whom a request for the model goes to."""
+        return Target(
+            credential.base_url,
+            model,
+            credential.token,
+            self.family,
+            self.plan,
+            self.headers,
+            self.tool_schema,
+        )
 
     @property
     def full(self) -> bool:

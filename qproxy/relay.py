@@ -153,6 +153,8 @@ class Policy:
     strict_params: bool = False
     forced_tools: str = "thinking-off"
     stream_upstream: str = "always"
+    embedding_requests: int = 8
+    """The most batches that one request for embeddings has under way at once."""
     profile: Callable[[str], toolcalls.Profile] = lambda model: toolcalls.Profile()
 
 
@@ -195,15 +197,7 @@ class Relay:
         stack: AsyncExitStack,
     ) -> Answer:
         """One try with one account: its answer once the first event is there."""
-        target = Target(
-            credential.base_url,
-            model,
-            credential.token,
-            account.family,
-            account.plan,
-            account.headers,
-            account.tool_schema,
-        )
+        target = account.target(credential, model)
         dialect = DIALECTS[account.dialect]
         turn, undo = adaptation.adapt(turn, names=account.family == "dashscope")
         sent = self._adapted(turn, target, account, story)
