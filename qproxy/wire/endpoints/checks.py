@@ -104,6 +104,14 @@ def stop_sequences(value: JSON, path: str) -> JSON:
     return value if isinstance(value, str) else wrong_type(path, "a string or an array of strings", value)
 
 
+def includes(value: JSON, what: str) -> bool:
+    """Whether the request's `qproxy` object, if it has one, asks to see something of ours in the answer."""
+    names = an_array((value or {}).get("include") or [], "qproxy.include")
+    for number, name in enumerate(names):
+        one_of(("tools",))(name, f"qproxy.include[{number}]")
+    return what in names
+
+
 def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
     """The body without its nulls, each field that has a check in `table` checked."""
     checked = {}
