@@ -39,6 +39,9 @@ PRESETS: dict[str, Preset] = {
     "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
     "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
+EMBEDDING_BATCHES = {"payg": 10, "open": 32}
+"""By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
+or token plan, or has logged in, cannot embed."""
 WORKSPACE_REGIONS = (
     "cn-beijing",
     "ap-southeast-1",
@@ -74,6 +77,8 @@ class AccountConfig:
     tool_schema: Literal["openai", "function_declarations"] = "openai"
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
     """Write tools into the prompt, for a server without a tool parser."""
+    embedding_batch: int | None = None
+    """The most texts in one request for embeddings; 0 for an account that cannot embed."""
 
 
 def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
@@ -109,7 +114,12 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
-    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key)
+    batch = account.embedding_batch
+    if batch is None:
+        batch = EMBEDDING_BATCHES.get(plan, 0)
+    elif batch < 0:
+        raise ConfigError(f"{where}: embedding_batch must be 0 or more.")
+    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key, embedding_batch=batch)
 
 
 def _filled(account: AccountConfig, preset: Preset, where: str) -> str:

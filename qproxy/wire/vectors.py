@@ -11,6 +11,7 @@ JSON: RFC 8259.  base64: RFC 4648; at OpenAI it holds little-endian IEEE 754 bin
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from base64 import b64decode, b64encode
@@ -76,8 +77,8 @@ def encode(row: bytes, *, base64: bool) -> bytes:
         numbers = _form(len(packed) // _SIZE).unpack(packed)
     except (ValueError, TypeError, OverflowError, struct.error):
         raise not_vectors("something that is not a vector of numbers") from None
-    if not numbers:
-        raise not_vectors("an empty vector")
+    if not numbers or not math.isfinite(sum(numbers)):
+        raise not_vectors("a vector that is empty or has a number beyond all bounds")
     if base64:
         return b'"%b"' % b64encode(packed)
     return jsontext.dumps(numbers) if isinstance(value, str) else row
