@@ -55,6 +55,8 @@ class Account:
     tool_schema: str = "openai"
     render_tools: str = ""
     """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
+    completions: tuple[str, ...] = ()
+    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat."""
     embedding_batch: int = 10
     """The most texts in one request for embeddings; 0: it cannot embed."""
 
@@ -82,6 +84,7 @@ class Account:
             self.plan,
             self.headers,
             self.tool_schema,
+            any(fnmatchcase(model, pattern) for pattern in self.completions),
         )
 
     @property

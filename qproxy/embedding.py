@@ -1,9 +1,7 @@
 """One request for embeddings, start to end: batches to accounts, side by side, and the vectors in order.
 
-A model's server takes a few texts at once (DashScope: ten), a client may send 2,048.  The batches run in a nursery of
-the request, a bounded number at a time; each takes the same way as a chat (`trying`: lease, failover, refresh).  The
-first that fails for good ends its siblings, and theirs is the one error that the client sees.  When the client leaves,
-the nursery is cancelled and every connection closed.
+A model's server takes a few texts at once (DashScope: ten), a client may send 2,048.  The batches run as `siblings`,
+a bounded number at a time; each takes the same way as a chat (`trying`: lease, failover, refresh).
 
 Writing the vectors down is work, not waiting: after each one others get their turn.
 """
@@ -20,9 +18,10 @@ from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.relay import MAX_ERROR_BODY, MAX_WHOLE_BODY, Relay
+from qproxy.siblings import absorb, side_by_side
 from qproxy.trying import Tries
 from qproxy.wire import vectors
-from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Usage
 from qproxy.wire.upstreams import DIALECTS, embeddings, errors
 from qproxy.wire.vectors import Texts, Vectors
@@ -60,39 +59,24 @@ class _Work:
         self._model = model
         self._batches = batches
         self._story = story
-        self._next = iter(range(len(batches)))
         self._written: list[list[bytes]] = [[] for _ in batches]
         self._tokens = 0
-        self._failure: QproxyError | None = None
         self._began = trio.current_time()
 
     async def done(self, at_once: int) -> Embedded:
-        async with trio.open_nursery() as nursery:
-            for _ in range(at_once):
-                nursery.start_soon(self._work, nursery.cancel_scope)
-        if self._failure is not None:
-            raise self._failure
+        await side_by_side(self._batch, len(self._batches), at_once)
         self._story.usage = Usage(self._tokens, 0, self._tokens)
         return Embedded([vector for batch in self._written for vector in batch], self._tokens)
 
-    async def _work(self, siblings: trio.CancelScope) -> None:
-        """Take the next batch while there is one."""
-        for number in self._next:
-            try:
-                await self._batch(number)
-            except QproxyError as error:
-                self._failure = self._failure or error
-                siblings.cancel()
-                return
-
     async def _batch(self, number: int) -> None:
-        batch, story = self._batches[number], Story()
+        batch, story = self._batches[number], Story(served_model=self._model)
         tries = Tries(self._relay.accounts, self._model, story, task="embedding")
         try:
             async with AsyncExitStack() as stack:
                 found = await tries.until_begun(partial(self._ask, batch, story), stack)
         finally:
-            self._tell(story)
+            absorb(self._story, story)
+            self._story.upstream_seconds = trio.current_time() - self._began
         self._tokens += found.tokens
         for row in found.rows:
             self._written[number].append(vectors.encode(row, base64=batch.base64))
@@ -112,13 +96,3 @@ class _Work:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
         return embeddings.read(await response.read(MAX_WHOLE_BODY), batch, target)
-
-    def _tell(self, batch: Story) -> None:
-        """Let the request's story know of a batch: that of the last one, and the most tries that one took."""
-        story = self._story
-        story.served_model = self._model
-        story.account = batch.account or story.account
-        story.upstream_status = batch.upstream_status or story.upstream_status
-        story.upstream_request_id = batch.upstream_request_id or story.upstream_request_id
-        story.tries = max(story.tries, batch.tries)
-        story.upstream_seconds = trio.current_time() - self._began

@@ -22,6 +22,7 @@ import trio
 from qproxy.accounts import Account, Accounts
 from qproxy.auth import Credential
 from qproxy.observe import Story
+from qproxy.prompts import Pulled, Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
@@ -166,11 +167,19 @@ class Relay:
         self.transport = transport
         self.policy = policy
 
-    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Pulled:
         """The answer to a turn, begun.  What it holds open is closed by `stack`.
 
         Raises QproxyError when no account could begin one.
         """
+        if turn.completion is None or len(turn.completion.prompts) == 1:
+            return await self._open(turn, story, stack)
+        series = Series(turn, story, stack, self._open)
+        await series.begin(stream=turn.stream)
+        return series
+
+    async def _open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+        """The answer to a turn of one conversation or prompt."""
         for request in turn.requested:
             raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model

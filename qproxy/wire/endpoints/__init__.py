@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat
+from qproxy.wire.endpoints import chat, completions
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, Turn
 
@@ -38,4 +38,7 @@ class Endpoint:
     whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
 
 
-ENDPOINTS = (Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),)
+ENDPOINTS = (
+    Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
+    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.whole),
+)

@@ -62,17 +62,11 @@ def _texts(value: JSON) -> list[str]:
         checks.wrong_type("input", "a string or an array of strings", value)
     if not value:
         checks.wrong_value("input", "the array is empty; send at least one text.")
-    if all(map(_is_token, value)) or all(
-        isinstance(item, list) and all(map(_is_token, item)) for item in value
-    ):
+    if checks.token_ids(value):
         _token_ids()
     if len(value) > MAX_TEXTS:
         checks.wrong_value("input", f"at most {MAX_TEXTS} texts in one request, but there are {len(value)}.")
     return [_text(item, f"input[{number}]") for number, item in enumerate(value)]
-
-
-def _is_token(value: JSON) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _text(value: JSON, path: str) -> str:

@@ -30,6 +30,29 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
         yield _call({"index": 0}, legacy, choice)
 
 
+def newer_logprobs(value: JSON) -> JSON:
+    """The probabilities of a completion in the shape that those of a chat have."""
+    if not isinstance(value, dict) or not isinstance(value.get("tokens"), list):
+        return value
+    count = len(value["tokens"])
+    logprobs = _of_length(value.get("token_logprobs"), count)
+    tops = _of_length(value.get("top_logprobs"), count)
+    entries = zip(value["tokens"], logprobs, tops, strict=True)
+    return {"content": [_entry(token, logprob, top) for token, logprob, top in entries], "refusal": None}
+
+
+def _of_length(value: JSON, count: int) -> list[JSON]:
+    return value if isinstance(value, list) and len(value) == count else [None] * count
+
+
+def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
+    rest = [
+        {"token": name, "logprob": number, "bytes": None}
+        for name, number in (top.items() if isinstance(top, dict) else ())
+    ]
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": rest}
+
+
 def text_of(content: JSON) -> str:
     """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
     if isinstance(content, list):

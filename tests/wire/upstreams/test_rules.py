@@ -1,12 +1,13 @@
 """The Qwen rules, each by example."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qproxy.wire.errors import RequestError, UpstreamError
-from qproxy.wire.events import Turn
+from qproxy.wire.events import Completion, Turn
 from qproxy.wire.upstreams import rules
 
 USER = {"role": "user", "content": "hi"}
@@ -76,6 +77,7 @@ CASES = {
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
     "json_thinking": (turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"}), "qwen3.5-plus", lambda t: t.params["enable_thinking"] is False),
+    "completion_thinking": (replace(turn(), completion=Completion(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "json_word": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
     "one_output_limit": (turn(max_completion_tokens=5), "qwen-max", lambda t: t.params == {"max_tokens": 5}),
     "output_limit": (turn(max_tokens=32000), "qwen-max", lambda t: t.params == {"max_tokens": 8192}),
