@@ -83,6 +83,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
+        embedding_requests=config.embedding_requests,
         profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
@@ -103,6 +104,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         request_timeout=config.request_timeout or math.inf,
         keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
+        admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     return Server(Relay(accounts, transport, policy), discovery, door, admission)
@@ -146,6 +148,8 @@ def _account(entry: AccountConfig) -> Account:
         dialect=entry.dialect,
         tool_schema=entry.tool_schema,
         render_tools=entry.render_tools,
+        completions=tuple(entry.completions or ()),
+        embedding_batch=entry.embedding_batch or 0,
     )
 
 

@@ -7,22 +7,25 @@ what is not HTTP.  While it answers it watches for the client's end, and notes i
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import h11
 import trio
 
 from qproxy.emulator import chat, completions, embeddings
-from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, event, json_reply
+from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 
 MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
     "/models", "/chat/completions", "/completions", "/embeddings",
 )  # fmt: skip
 NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
+Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 
 
@@ -64,12 +67,21 @@ class Emulator:
         return f"<Emulator on {self._port}, {len(self.requests)} requests>"
 
     @property
+    def port(self) -> int:
+        """Where it serves, once it does."""
+        return self._port
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
 
     def script(self, *replies: Reply) -> None:
-        """Answer the next requests to models with these, in order."""
+        """Answer the next requests to models (as a proxy: the next CONNECT) with these, in order."""
         self._script.extend(replies)
+
+    def clear(self) -> None:
+        """Forget what is left of the script."""
+        self._script.clear()
 
     async def serve(
         self, port: int = 0, *, task_status: trio.TaskStatus[Emulator] = trio.TASK_STATUS_IGNORED
@@ -109,12 +121,12 @@ class Emulator:
                 http.receive_data(bytes(data))
             elif isinstance(item, h11.Request):
                 head = item
+                if self._script and self._script[0].early:
+                    return _seen(head, b"")
             elif isinstance(item, h11.Data):
                 body += item.data
             elif isinstance(item, h11.EndOfMessage) and head is not None:
-                headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-                path = head.target.decode().partition("?")[0]
-                return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+                return _seen(head, body)
             else:
                 return None
 
@@ -139,10 +151,16 @@ class Emulator:
 
         async def write() -> None:
             reply = self._reply(seen)
+            if reply.status is None:
+                await self._play(stream, reply, stream.send_all)
+                return
+
+            async def say(data: bytes) -> None:
+                await self._send(stream, http, h11.Data(data=data))
+
             fields = [("content-type", reply.content_type), ("x-request-id", "emu-1"), *reply.headers]
             await self._send(stream, http, h11.Response(status_code=reply.status, headers=fields))
-            async for data in self._steps(stream, reply):
-                await self._send(stream, http, h11.Data(data=data))
+            await self._play(stream, reply, say)
             if http.our_state is h11.SEND_BODY:
                 await self._send(stream, http, h11.EndOfMessage())
 
@@ -156,22 +174,26 @@ class Emulator:
         if data:
             await stream.send_all(data)
 
-    async def _steps(self, stream: trio.abc.Stream, reply: Reply) -> AsyncIterator[bytes]:
-        for number, step in enumerate(reply.steps):
+    async def _play(self, stream: trio.abc.Stream, reply: Reply, say: Say) -> None:
+        for number, step in enumerate(unrolled(reply.steps)):
             if self.delay and number:
                 await trio.sleep(self.delay)
             if isinstance(step, Pause):
                 await trio.sleep(step.seconds)
-            elif isinstance(step, Cut):
+            elif isinstance(step, Cut | Reset):
+                if isinstance(step, Reset):
+                    _reset_on_close(stream)
                 await trio.aclose_forcefully(stream)
                 raise trio.ClosedResourceError
             elif isinstance(step, Raw):
                 await stream.send_all(step.data)
-            else:
-                yield step
+            elif isinstance(step, bytes):
+                await say(step)
 
     def _reply(self, seen: Seen) -> Reply:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
+        if seen.method == "CONNECT":
+            return self._script.popleft() if self._script else Reply(())
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
         if self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
@@ -214,3 +236,15 @@ class Emulator:
         if not body.get("stream"):
             return json_reply(completions.whole(body))
         return Reply((*(event(item) for item in completions.chunks(body, self.piece)), DONE))
+
+
+def _seen(head: h11.Request, body: bytes) -> Seen:
+    headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+    path = head.target.decode().partition("?")[0]
+    return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+
+
+def _reset_on_close(stream: trio.abc.Stream) -> None:
+    """Let a socket's close be a reset (in memory there is no such thing, and it is a close)."""
+    if isinstance(stream, trio.SocketStream):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -37,11 +37,11 @@ FIELDS = {
 _NOT_PARAMS = frozenset(("model", "input", "encoding_format", "user"))
 
 
-def decode(body: JSON, *, default_model: str | None = None) -> Texts:
+def decode(body: JSON) -> Texts:
     """What a request body asks for; RequestError names the field that is wrong."""
     if not isinstance(body, dict):
         raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
-    model = checks.model(body, default_model)
+    model = checks.model(body, None)  # the operator's default model chats
     fields = checks.fields(body, FIELDS)
     if "input" not in fields:
         checks.missing("input")
@@ -92,3 +92,9 @@ def pieces(asked: Texts, vectors: Sequence[bytes], tokens: int) -> Iterator[byte
         opening = b","
     rest = jsontext.dumps({"model": asked.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
     yield b"]," + rest[1:]
+
+
+def length(asked: Texts, vectors: Sequence[bytes], tokens: int) -> int:
+    """Of the whole body in bytes, without making it."""
+    empty = pieces(asked, [b""] * len(vectors), tokens)
+    return sum(map(len, empty)) + sum(map(len, vectors))

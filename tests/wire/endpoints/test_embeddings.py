@@ -62,10 +62,10 @@ def test_refusals_name_the_field(body, param, says):
     assert says in caught.value.message
 
 
-def test_default_model_and_ignored_fields():
-    """The operator's model stands in; user is left out and named."""
-    asked = embeddings.decode({"input": "x", "user": "u"}, default_model="m")
-    assert (asked.model, asked.ignored, asked.params) == ("m", ("user",), {})
+def test_ignored_fields():
+    """user is left out and named."""
+    asked = embeddings.decode(ASKED | {"user": "u"})
+    assert (asked.ignored, asked.params) == (("user",), {})
 
 
 @pytest.mark.parametrize("rows", [[b"[0.5]"], [b"[1,2]", b"[-3.0,4]"]])
@@ -73,6 +73,7 @@ def test_pieces_are_the_answer(rows):
     """The pieces add up to OpenAI's answer, one piece for each vector and one for the rest."""
     pieces = list(embeddings.pieces(embeddings.decode(ASKED), rows, 7))
     assert len(pieces) == len(rows) + 1
+    assert embeddings.length(embeddings.decode(ASKED), rows, 7) == sum(map(len, pieces))
     body = json.loads(b"".join(pieces))
     assert [item.pop("embedding") for item in body["data"]] == [json.loads(row) for row in rows]
     assert [item["index"] for item in body["data"]] == list(range(len(rows)))
