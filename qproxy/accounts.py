@@ -74,15 +74,15 @@ class Account:
         able = task == "chat" or self.embedding_batch > 0
         return able and any(fnmatchcase(model, pattern) for pattern in self.models)
 
-    def target(self, credential: Credential, model: str) -> Target:
-        """Whom a request for the model goes to."""
+    def target(self, credential: Credential, model: str, carried: Headers = ()) -> Target:
+        """Whom a request for the model goes to, and with which further header fields."""
         return Target(
             credential.base_url,
             model,
             credential.token,
             self.family,
             self.plan,
-            self.headers,
+            (*self.headers, *carried),
             self.tool_schema,
             any(fnmatchcase(model, pattern) for pattern in self.completions),
         )

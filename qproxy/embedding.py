@@ -1,6 +1,6 @@
 """One request for embeddings, start to end: batches to accounts, side by side, and the vectors in order.
 
-A model's server takes a few texts at once (DashScope: ten), a client may send 2,048.  The batches run as `siblings`,
+A model's server takes a few texts at once (DashScope: ten), a client may send 2,048.  The batches run `abreast`,
 a bounded number at a time; each takes the same way as a chat (`trying`: lease, failover, refresh).
 
 Writing the vectors down is work, not waiting: after each one others get their turn.
@@ -14,11 +14,11 @@ from functools import partial
 
 import trio
 
+from qproxy.abreast import absorb, side_by_side
 from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.relay import MAX_ERROR_BODY, MAX_WHOLE_BODY, Relay
-from qproxy.siblings import absorb, side_by_side
 from qproxy.trying import Tries
 from qproxy.wire import vectors
 from qproxy.wire.errors import RequestError
@@ -86,7 +86,7 @@ class _Work:
         self, batch: Texts, story: Story, account: Account, credential: Credential, stack: AsyncExitStack
     ) -> Vectors:
         """One try with one account."""
-        target = account.target(credential, self._model)
+        target = account.target(credential, self._model, story.carried)
         story.account = account.name
         response = await self._relay.transport.send(DIALECTS[account.dialect].embed(batch, target))
         await stack.enter_async_context(response)

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Protocol, TypeAlias
 
+from qproxy.abreast import absorb, side_by_side
 from qproxy.observe import Story
-from qproxy.siblings import absorb, side_by_side
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Done, Event, Failed, Finish, Reasoning, Refusal, Text, Turn, Usage
 

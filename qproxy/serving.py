@@ -12,7 +12,6 @@ import logging
 import math
 import resource
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn
+from qproxy import hypercorn, watching
 from qproxy.accounts import Account, Accounts
 from qproxy.admission import Admission
 from qproxy.auth import StaticKey
@@ -28,11 +27,12 @@ from qproxy.config import Config, home, load, proxy_environment
 from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
-from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
 from qproxy.server import Server
+from qproxy.stored import Store
+from qproxy.stored.sqlite import SQLiteStore
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
@@ -45,6 +45,9 @@ TRANSPORT_SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
+STORE_SETTINGS = (
+    "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
+)  # fmt: skip
 log = logging.getLogger("qproxy")
 
 
@@ -53,6 +56,12 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
 
     `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
     """
+    server = _assembled(config, connect or trio.open_tcp_stream)
+    watching.watch(server, config)
+    return server
+
+
+def _assembled(config: Config, connect: Connect) -> Server:
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -62,20 +71,24 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry) for entry in config.all_accounts()]
-    return _server(config, accounts, _transport(config, connect or trio.open_tcp_stream))
+    return _server(config, accounts, _transport(config, connect), _store(config))
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
     """The parts for another configuration; what its settings do not change is that of the running server."""
-    parts, known = assemble(config), before.all_accounts()
+    parts, known = _assembled(config, trio.open_tcp_stream), before.all_accounts()
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
     same = {entry.name for entry in config.all_accounts() if entry in known}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
-    same_transport = all(getattr(config, name) == getattr(before, name) for name in TRANSPORT_SETTINGS)
-    return _server(config, accounts, (server if same_transport else parts).relay.transport)
+    kept_by = {
+        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
+        for names in (TRANSPORT_SETTINGS, STORE_SETTINGS)
+    }
+    transport, store = kept_by[TRANSPORT_SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
+    return _server(config, accounts, transport, store)
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport) -> Server:
+def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
@@ -107,7 +120,22 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
-    return Server(Relay(accounts, transport, policy), discovery, door, admission)
+    server = Server(Relay(accounts, transport, policy), discovery, door, admission)
+    server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
+    server.store = store
+    return server
+
+
+def _store(config: Config) -> Store | None:
+    """Where responses are kept."""
+    if not config.store_responses:
+        return None
+    return SQLiteStore(
+        Path(config.responses_file) if config.responses_file else None,
+        max_age=config.responses_max_age,
+        max_bytes=config.responses_max_bytes,
+        timeout=config.store_timeout,
+    )
 
 
 def _keyring(config: Config) -> Keyring:
@@ -200,8 +228,8 @@ async def serve(
             await _serve(config, shutdown_trigger, server, nursery, task_status)
             nursery.cancel_scope.cancel()
     finally:  # a caller who cancels skips the app's own end
-        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
+            await server.aclose()
 
 
 async def _serve(
@@ -239,18 +267,10 @@ async def _serve(
     )
 
 
-def configure_logging(config: Config) -> None:
-    """Log to standard error in the configured shape."""
-    handler = logging.StreamHandler(sys.stderr)
-    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(Formatter(as_json=as_json))
-    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)
-    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-
-
 def run(config: Config, say: Callable[[str], None], read: Callable[[], Config] = load) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew."""
-    configure_logging(config)
+    watching.log_to_stderr(config)
+    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     for warning in config.warnings():
         log.warning("%s", warning)
     raise_file_limit(config)

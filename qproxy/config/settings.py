@@ -8,6 +8,7 @@ keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`read
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -24,6 +25,16 @@ def setting(default: Any, help: str, *, secret: bool = False) -> Any:
     if isinstance(default, dict | list | tuple):
         return field(default_factory=lambda: default, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True)
+class PriceConfig:
+    """A `[[prices]]` table: US dollars for a million tokens of one model."""
+
+    model: str
+    input: float
+    output: float
+    cached: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +123,34 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    store_responses: bool = setting(
+        True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
+    )
+    responses_file: str | None = setting(
+        None, "where responses are kept; by default responses.db in the data directory"
+    )
+    responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
+    responses_max_bytes: int = setting(
+        1024**3, "of responses that are kept; the longest unused are discarded"
+    )
+    store_timeout: float = setting(5.0, "for the store of responses to keep or find one")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
+    log_bodies: bool = setting(
+        False, "log what clients ask and get, without secrets and pictures: everybody's conversations"
+    )
+    metrics_access: Literal["admin", "key", "open"] = setting(
+        "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
+    )
+    ledger: str | None = setting(
+        None, "the file of the usage ledger; by default ledger.sqlite3 in the data directory, `none` for none"
+    )
+    ledger_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
+    tracing: bool = setting(
+        False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
+    )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""
@@ -146,9 +182,26 @@ class Config:
         except keys.KeyFileError as error:
             raise ConfigError(str(error)) from None
 
+    def secrets(self) -> set[str]:
+        """Every value that no log may show: those of the fields that a repr hides."""
+        return set(_hidden(self))
+
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
         return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+
+
+def _hidden(record: Any) -> Iterator[str]:
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if dataclasses.is_dataclass(one):
+                yield from _hidden(one)
+            elif not item.repr and isinstance(one, dict):
+                yield from one.values()
+            elif not item.repr and isinstance(one, str):
+                yield one
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)

@@ -5,6 +5,7 @@ parts      what it stands on; `Route` and `Family`: how routes are told
 asking     the routes that ask a model, whole and streamed (`streaming`)
 embedding  the route for embeddings
 plain      models, health
+describing the OpenAPI document
 refusals   errors as responses
 current    the request being served
 

@@ -14,7 +14,8 @@ from qproxy.door import JSON_TYPE
 from qproxy.embedding import embed
 from qproxy.meters import estimate_texts
 from qproxy.server import current
-from qproxy.server.asking import charge, json_body
+from qproxy.server.asking import json_body
+from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
 from qproxy.wire.endpoints import embeddings
 
@@ -35,10 +36,10 @@ class Embedding:
         life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
         with life.limited():
             asked = embeddings.decode(await json_body(parts))
-            charge(parts, asked.model, estimate_texts(asked), 0)
+            await charge(parts, asked.model, lambda: (estimate_texts(asked), 0))
             stack.callback(await parts.admission.enter())
             found = await embed(parts.relay, asked, record.story)
-            record.first_byte = record.seconds
+            record.first_byte = record.answered = record.seconds
         response = Response(
             _Pieces(embeddings.pieces(asked, found.vectors, found.tokens)), 200, content_type=JSON_TYPE
         )
