@@ -99,6 +99,8 @@ class Asked:
     sealed: bool
     """The client wants each thought as `encrypted_content` too."""
     logprobs: bool
+    groups: dict[str, tuple[str, str]]
+    """By the name that the model knows, the group and the name of a tool in it."""
 
     @property
     def previous(self) -> str | None:
@@ -176,6 +178,7 @@ def decode(
             store=keeps and fields.get("store", True),
             sealed="reasoning.encrypted_content" in fields.get("include", ()),
             logprobs="logprobs" in params,
+            groups=offered.groups,
         ),
     )
 
