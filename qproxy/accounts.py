@@ -20,10 +20,11 @@ from typing import Literal, TypeAlias
 
 import trio
 
-from qproxy.auth import CredentialSource
+from qproxy.auth import Credential, CredentialSource
 from qproxy.circuit import Circuit
 from qproxy.wire.errors import Overloaded, QproxyError, RequestError, Retry, UpstreamError
 from qproxy.wire.http import Headers
+from qproxy.wire.upstreams import Target
 
 Task: TypeAlias = Literal["chat", "embedding"]
 """What an account is wanted for."""
@@ -54,6 +55,8 @@ class Account:
     tool_schema: str = "openai"
     render_tools: str = ""
     """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
+    completions: tuple[str, ...] = ()
+    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat."""
     embedding_batch: int = 10
     """The most texts in one request for embeddings; 0: it cannot embed."""
 
@@ -70,6 +73,19 @@ class Account:
         """Whether the operator lets this account serve the model, and it can."""
         able = task == "chat" or self.embedding_batch > 0
         return able and any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def target(self, credential: Credential, model: str, carried: Headers = ()) -> Target:
+        """Whom a request for the model goes to, and with which further header fields."""
+        return Target(
+            credential.base_url,
+            model,
+            credential.token,
+            self.family,
+            self.plan,
+            (*self.headers, *carried),
+            self.tool_schema,
+            any(fnmatchcase(model, pattern) for pattern in self.completions),
+        )
 
     @property
     def full(self) -> bool:

@@ -17,6 +17,7 @@ from qproxy.keys import Key
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
+from qproxy.wire.vectors import Texts
 
 MINUTE = 60.0
 TOKENS_OF_AN_IMAGE = 1000
@@ -132,6 +133,11 @@ def estimate(turn: Turn) -> tuple[int, int]:
     tools = len(jsontext.dumps(list(turn.tools))) // BYTES_OF_A_TOKEN if turn.tools else 0
     most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
     return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
+
+
+def estimate_texts(asked: Texts) -> int:
+    """About how many tokens the texts of a request for embeddings are."""
+    return sum(map(_size, asked.texts)) + 1
 
 
 def _size(content: JSON) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
@@ -39,6 +39,11 @@ PRESETS: dict[str, Preset] = {
     "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
     "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
+EMBEDDING_BATCHES = {"payg": 10, "open": 32}
+"""By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
+or token plan, or has logged in, cannot embed."""
+COMPLETIONS = {"payg": ["qwen2.5-coder-*", "qwen-coder-turbo*"], "open": ["*"]}
+"""By plan: the models that the server's own `/completions` takes.  vLLM, SGLang, llama.cpp and Ollama have it for all."""
 WORKSPACE_REGIONS = (
     "cn-beijing",
     "ap-southeast-1",
@@ -74,6 +79,10 @@ class AccountConfig:
     tool_schema: Literal["openai", "function_declarations"] = "openai"
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
     """Write tools into the prompt, for a server without a tool parser."""
+    completions: list[str] | None = None
+    """Patterns of the models that the server's own `/completions` takes; others are asked in a chat."""
+    embedding_batch: int | None = None
+    """The most texts in one request for embeddings; 0 for an account that cannot embed."""
 
 
 def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
@@ -109,7 +118,18 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
-    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key)
+    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_abilities(account, plan))
+
+
+def _abilities(account: AccountConfig, plan: str) -> dict[str, Any]:
+    """What an account can do beside chat: as it says, else as its plan lets one expect."""
+    batch, completions = account.embedding_batch, account.completions
+    if batch is not None and batch < 0:
+        raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
+    return {
+        "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
+        "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
+    }
 
 
 def _filled(account: AccountConfig, preset: Preset, where: str) -> str:

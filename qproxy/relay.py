@@ -22,6 +22,7 @@ import trio
 from qproxy.accounts import Account, Accounts
 from qproxy.auth import Credential
 from qproxy.observe import Story
+from qproxy.prompts import Pulled, Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
@@ -154,6 +155,8 @@ class Policy:
     strict_params: bool = False
     forced_tools: str = "thinking-off"
     stream_upstream: str = "always"
+    embedding_requests: int = 8
+    """The most batches that one request for embeddings has under way at once."""
     profile: Callable[[str], toolcalls.Profile] = lambda model: toolcalls.Profile()
 
 
@@ -165,11 +168,19 @@ class Relay:
         self.transport = transport
         self.policy = policy
 
-    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Pulled:
         """The answer to a turn, begun.  What it holds open is closed by `stack`.
 
         Raises QproxyError when no account could begin one.
         """
+        if turn.completion is None or len(turn.completion.prompts) == 1:
+            return await self._open(turn, story, stack)
+        series = Series(turn, story, stack, self._open)
+        await series.begin(stream=turn.stream)
+        return series
+
+    async def _open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+        """The answer to a turn of one conversation or prompt."""
         for request in turn.requested:
             raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model
@@ -198,15 +209,7 @@ class Relay:
         stack: AsyncExitStack,
     ) -> Answer:
         """One try with one account: its answer once the first event is there."""
-        target = Target(
-            credential.base_url,
-            model,
-            credential.token,
-            account.family,
-            account.plan,
-            (*account.headers, *story.carried),
-            account.tool_schema,
-        )
+        target = account.target(credential, model, story.carried)
         dialect = DIALECTS[account.dialect]
         turn, undo = adaptation.adapt(turn, names=account.family == "dashscope")
         sent = self._adapted(turn, target, account, story)

@@ -98,6 +98,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
+        embedding_requests=config.embedding_requests,
         profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
@@ -178,6 +179,8 @@ def _account(entry: AccountConfig) -> Account:
         dialect=entry.dialect,
         tool_schema=entry.tool_schema,
         render_tools=entry.render_tools,
+        completions=tuple(entry.completions or ()),
+        embedding_batch=entry.embedding_batch or 0,
     )
 
 

@@ -110,6 +110,9 @@ class Config:
     stream_upstream: Literal["always", "asked"] = setting(
         "always", "whether whole answers are streamed from DashScope and assembled here"
     )
+    embedding_requests: int = setting(
+        8, "requests to models' servers that one request for embeddings makes at once"
+    )
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
     implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
     bare_json: list[str] = setting(

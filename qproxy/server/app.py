@@ -28,6 +28,7 @@ from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.describing import Describing
+from qproxy.server.embedding import Embedding
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.server.responses import RememberedResponses, StoredResponses
@@ -54,7 +55,7 @@ class Server(Parts):
     ) -> None:
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
-        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
+        self.families: list[Family] = [asking, Embedding(self), StoredResponses(self), Plain(self)]
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
