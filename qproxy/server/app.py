@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import trio
-from quart import Response, request
+from quart import Response, current_app, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -25,6 +25,7 @@ from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 
@@ -44,7 +45,7 @@ class Server(Parts):
         self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
         super().__init__(relay, discovery, door, admission)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        self.families: list[Family] = [Asking(self), Plain(self), SigningIn(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
 
@@ -80,14 +81,21 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
+        self._keep()
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
 
     async def _while_serving(self) -> AsyncGenerator[None, None]:
+        cast("QuartTrio", current_app).nursery.start_soon(self.keepers.run)
+        self._keep()
         yield
+        await self.keepers.stop()
         await self.relay.transport.aclose()
+
+    def _keep(self) -> None:
+        self.keepers.keep(account.source for account in self.relay.accounts.accounts)
 
     async def _begin(self) -> Response | None:
         """Before a request's view: who is it."""

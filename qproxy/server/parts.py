@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qproxy.admission import Admission
+from qproxy.auth.keepers import Keepers
+from qproxy.auth.logins import Logins
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.lives import Lives
@@ -51,4 +53,6 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.keepers = Keepers()
+        self.logins = Logins(self.keepers)
         self.draining = False
