@@ -28,6 +28,7 @@ from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -49,11 +50,12 @@ class Server(Parts):
         self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
         super().__init__(relay, discovery, door, admission)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        self.families: list[Family] = [Asking(self), Plain(self), SigningIn(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
-        self.background: list[Callable[[], Awaitable[None]]] = []
+        self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
+        self._keep()
         self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
@@ -89,6 +91,7 @@ class Server(Parts):
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
         self.bodies = parts.bodies
+        self._keep()
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
@@ -98,8 +101,12 @@ class Server(Parts):
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
         yield
+        await self.keepers.stop()
         scope.cancel()
         await self.relay.transport.aclose()
+
+    def _keep(self) -> None:
+        self.keepers.keep(account.source for account in self.relay.accounts.accounts)
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:

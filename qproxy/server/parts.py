@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import trio
 
 from qproxy.admission import Admission
+from qproxy.auth.keepers import Keepers
+from qproxy.auth.logins import Logins
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.health import Health, health
@@ -55,6 +57,8 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.keepers = Keepers()
+        self.logins = Logins(self.keepers)
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
