@@ -30,6 +30,8 @@ from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
 from qproxy.server import Server
+from qproxy.stored import Store
+from qproxy.stored.sqlite import SQLiteStore
 from qproxy.transport import Connect, Transport
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
@@ -37,6 +39,9 @@ from qproxy.wire.upstreams import rules
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
+STORE_SETTINGS = (
+    "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
+)  # fmt: skip
 log = logging.getLogger("qproxy")
 
 
@@ -60,7 +65,7 @@ def _assembled(config: Config, connect: Connect) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry, config, connect) for entry in config.all_accounts()]
-    return _server(config, accounts, outbound.transport(config, connect))
+    return _server(config, accounts, outbound.transport(config, connect), _store(config))
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
@@ -70,11 +75,15 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
     same_signing = all(getattr(config, name) == getattr(before, name) for name in signing.SETTINGS)
     same = {e.name for e in config.all_accounts() if e in known and (e.kind != "oauth" or same_signing)}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
-    same_transport = all(getattr(config, name) == getattr(before, name) for name in outbound.SETTINGS)
-    return _server(config, accounts, (server if same_transport else parts).relay.transport)
+    kept_by = {
+        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
+        for names in (outbound.SETTINGS, STORE_SETTINGS)
+    }
+    transport, store = kept_by[outbound.SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
+    return _server(config, accounts, transport, store)
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport) -> Server:
+def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
@@ -107,7 +116,20 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
     server.bodies = watching.bodies(config)
+    server.store = store
     return server
+
+
+def _store(config: Config) -> Store | None:
+    """Where responses are kept."""
+    if not config.store_responses:
+        return None
+    return SQLiteStore(
+        Path(config.responses_file) if config.responses_file else None,
+        max_age=config.responses_max_age,
+        max_bytes=config.responses_max_bytes,
+        timeout=config.store_timeout,
+    )
 
 
 def _keyring(config: Config) -> Keyring:
@@ -174,8 +196,8 @@ async def serve(
             await _serve(config, shutdown_trigger, server, nursery, task_status)
             nursery.cancel_scope.cancel()
     finally:  # a caller who cancels skips the app's own end
-        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
+            await server.aclose()
 
 
 async def _serve(

@@ -1,4 +1,8 @@
-"""`qproxy login`: sign in to a Qwen account by the device flow."""
+"""`qproxy login`: sign in to a Qwen account by the device flow.
+
+Here: which account, and what the person sees (the page, the code, a QR code, a countdown).  The flow itself is
+`auth.device`, and the server's admin routes run the same one.
+"""
 
 from __future__ import annotations
 
