@@ -1,14 +1,18 @@
 """`qproxy login`, `logout` and `emulator`: which account, what is shown, and the transcript in the documentation."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from qproxy import cli
 from qproxy.cli import login
 from qproxy.config import Config, load
+from qproxy.emulator import Emulator
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 from qproxy.signing import place
 
@@ -84,6 +88,35 @@ def test_signing_out_of_nothing_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     assert cli.main(["logout"]) == 1
     assert "nobody is signed in to the account qwen" in capsys.readouterr().err
+
+
+async def test_ctrl_c_is_an_orderly_end(tmp_path):
+    """While it waits for the approval: a line, the exit code 130, no traceback and no file."""
+    async with trio.open_nursery() as nursery:
+        emulator = await nursery.start(Emulator().serve)
+        environ = {
+            **os.environ,
+            "QPROXY_HOME": str(tmp_path),
+            "QPROXY_OAUTH_DEVICE_URL": f"{emulator.origin}/api/v1/oauth2/device/code",
+            "QPROXY_OAUTH_TOKEN_URL": f"{emulator.origin}/api/v1/oauth2/token",
+        }
+        child = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "qproxy", "login"],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        said = b""
+        assert child.stdout is not None
+        async for piece in child.stdout:
+            if b"Waiting" not in said and b"Waiting" in said + piece:
+                child.send_signal(signal.SIGINT)
+            said += piece
+        assert await child.wait() == login.INTERRUPTED
+        nursery.cancel_scope.cancel()
+    assert said.endswith(b"qproxy: stopped; nothing was saved.\n")
+    assert b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_transcript_is_what_happens():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 import webbrowser
 
@@ -38,9 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     account = chosen(config.accounts, arguments.account)
     source = signing.source(account, config)
     remark(f"Note: {FREE_TIER_ENDED}")
-    try:
-        progress = trio.run(_sign_in, source, not arguments.no_browser)
-    except KeyboardInterrupt:
+    progress = trio.run(_sign_in, source, not arguments.no_browser)
+    if progress.state == "cancelled":
         complain("stopped; nothing was saved.")
         return INTERRUPTED
     if progress.state != "signed_in":
@@ -71,12 +71,23 @@ def chosen(accounts: tuple[AccountConfig, ...], name: str | None) -> AccountConf
 async def _sign_in(source: OAuthSource, browser: bool) -> Progress:
     flow = source.flow()
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_interrupted, nursery.cancel_scope)
         nursery.start_soon(flow.run)
         await flow.begun.wait()
         if not flow.progress.over:
             await _show(flow.progress, browser and sys.stdout.isatty())
             await _until_over(flow)
+        nursery.cancel_scope.cancel()
+    if sys.stderr.isatty():
+        remark_over("")
     return flow.progress
+
+
+async def _until_interrupted(scope: trio.CancelScope) -> None:
+    """Let Ctrl-C be an orderly end: tokens that have just been granted are still saved."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 async def _show(progress: Progress, browser: bool) -> None:
@@ -120,5 +131,3 @@ async def _until_over(flow: DeviceFlow) -> None:
             said = progress.words
         with trio.move_on_after(1):
             await flow.ended.wait()
-    if sys.stderr.isatty():
-        remark_over("")

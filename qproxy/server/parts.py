@@ -11,9 +11,11 @@ import trio
 from qproxy.admission import Admission
 from qproxy.auth.keepers import Keepers
 from qproxy.auth.logins import Logins
+from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.health import Health, health
+from qproxy.ledger import Ledger, Pricing
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
@@ -62,6 +64,9 @@ class Parts:
         self.meters = Meters()
         self.keepers = Keepers()
         self.logins = Logins(self.keepers)
+        self.pricing = Pricing()
+        self.ledger: Ledger | None = None
+        self.budgets = Budgets(None)
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
