@@ -9,7 +9,7 @@ become the client's bytes.  `wire` is pure; `relay` takes one request through it
 client, `transport` with Qwen; `serving` puts the parts together.
 
 Imports point one way: cli → serving → server → relay → {transport, accounts, auth, observe} → wire.
-`config` and `presets` are read by `serving` and `cli` only: the other rooms get what they need as arguments.
+`config` and `presets` are read by `serving`, `signing`, `outbound`, and `cli` only: the other rooms get what they need as arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment

@@ -6,6 +6,7 @@ before a request finds out.  Sources: Model Studio's region and plan pages, qwen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
+
+
+FREE_TIER_ENDED = "Alibaba ended the free tier behind Qwen accounts on 2026-04-15: signing in may work while chat is refused."
 
 
 class ConfigError(Exception):
@@ -59,7 +63,8 @@ class AccountConfig:
     """One `[[accounts]]` table."""
 
     name: str
-    kind: Literal["key", "open"] = "key"
+    kind: Literal["key", "open", "oauth"] = "key"
+    """An API key; a server of your own; an account that `qproxy login` signs in."""
     preset: str | None = None
     base_url: str | None = None
     workspace: str | None = None
@@ -68,6 +73,8 @@ class AccountConfig:
     key: str | None = field(default=None, repr=False)
     key_env: str | None = None
     key_file: str | None = None
+    credentials: str | None = None
+    """Where the tokens of a signed-in account are, if not in our own directory: `~/.qwen` shares qwen-code's."""
     plan: str | None = None
     models: list[str] = field(default_factory=lambda: ["*"])
     weight: float = 1.0
@@ -101,6 +108,9 @@ def resolve(account: AccountConfig) -> AccountConfig:
             )
         preset = PRESETS[account.preset]
         base_url, plan = base_url or _filled(account, preset, where), plan or preset.plan
+    if account.kind == "oauth":
+        _check_name(account.name, where)
+        base_url, plan = base_url or PRESETS["beijing"].base_url, plan or "oauth"
     if base_url is None:
         raise ConfigError(f"{where}: set a preset or a base_url.")
     parts = urlsplit(base_url)
@@ -130,6 +140,14 @@ def _abilities(account: AccountConfig, plan: str) -> dict[str, Any]:
         "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
         "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
     }
+
+
+def _check_name(name: str, where: str) -> None:
+    """The name of a signed-in account is that of a directory."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}", name):
+        raise ConfigError(
+            f"{where}: the name of an account that is signed in has letters, digits and _ . @ - only."
+        )
 
 
 def _filled(account: AccountConfig, preset: Preset, where: str) -> str:
@@ -170,8 +188,19 @@ def zero_configuration(environ: Mapping[str, str], region: str) -> tuple[Account
     return tuple(accounts)
 
 
+def signed_in(folder: Path) -> tuple[AccountConfig, ...]:
+    """The accounts that `qproxy login` has signed in, by their directories."""
+    try:
+        names = sorted(path.parent.name for path in folder.glob("*/oauth_creds.json"))
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read ({error.strerror}).") from None
+    return tuple(AccountConfig(name, kind="oauth") for name in names)
+
+
 def key_warnings(account: AccountConfig) -> list[str]:
     """What is likely wrong about a resolved account's key, and its plan's terms."""
+    if account.kind == "oauth":
+        return [f"account {account.name!r}: {FREE_TIER_ENDED}"]
     warnings = []
     key, url = account.key or "", account.base_url or ""
     host = urlsplit(url).hostname or ""

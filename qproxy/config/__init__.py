@@ -16,7 +16,7 @@ from typing import Any
 
 from qproxy.config.reading import parse, read_environment, read_toml, words
 from qproxy.config.settings import SETTINGS, TYPES, Config
-from qproxy.presets import with_key, zero_configuration
+from qproxy.presets import signed_in, with_key, zero_configuration
 
 __all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
 
@@ -42,7 +42,8 @@ def load(
     accounts = tuple(with_key(account, environ) for account in config.accounts)
     config = dataclasses.replace(config, accounts=accounts)
     if not config.accounts and config.upstream is None:
-        config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
+        found = (*zero_configuration(environ, config.region), *signed_in(home(environ) / "accounts"))
+        config = dataclasses.replace(config, accounts=found)
     return config
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from qproxy import keys
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
@@ -123,6 +124,29 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    oauth_device_url: str = setting(
+        "https://chat.qwen.ai/api/v1/oauth2/device/code", "where a sign-in to a Qwen account begins"
+    )
+    oauth_token_url: str = setting(
+        "https://chat.qwen.ai/api/v1/oauth2/token", "where tokens of Qwen accounts come from"
+    )
+    oauth_client_id: str = setting("f0304373b74a44d2b584a3fb70ca9e56", "who signs in (a public client's id)")
+    oauth_scope: str = setting("openid profile email model.completion", "what a sign-in asks for")
+    oauth_hosts: list[str] = setting(
+        ["portal.qwen.ai", "*.qwen.ai", "*.aliyuncs.com"],
+        "hosts that may see the tokens of Qwen accounts, by https; a whole origin (http://127.0.0.1:8788) is also one",
+    )
+    oauth_interval: float = setting(
+        5.0, "between two questions whether a sign-in is approved, unless told otherwise"
+    )
+    oauth_timeout: float = setting(30.0, "for the identity server to answer")
+    oauth_refresh_ahead: float = setting(
+        1200.0,
+        "before its end at which a token is renewed, give or take a quarter; at the latest 30 s before it",
+    )
+    encrypt_credentials: bool = setting(
+        False, "encrypt the tokens on disk with a key in the system's keyring (pip install 'qproxy[keyring]')"
+    )
     store_responses: bool = setting(
         True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
     )
@@ -174,6 +198,10 @@ class Config:
                 f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
                 "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
             )
+        for name in ("oauth_device_url", "oauth_token_url"):
+            url = urlsplit(getattr(self, name))
+            if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
+                raise ConfigError(f"{name}: it must be https, or http on this machine.")
         self.all_accounts()
 
     def _has_keys(self) -> bool:

@@ -84,8 +84,12 @@ class Emulator:
         return self._port
 
     @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
+        return f"{self.origin}/compatible-mode/v1"
 
     def script(self, *replies: Reply) -> None:
         """Answer the next requests to models (as a proxy: the next CONNECT) with these, in order."""

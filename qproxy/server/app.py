@@ -32,6 +32,7 @@ from qproxy.server.embedding import Embedding
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.server.responses import RememberedResponses, StoredResponses
+from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -55,12 +56,15 @@ class Server(Parts):
     ) -> None:
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
-        self.families: list[Family] = [asking, Embedding(self), StoredResponses(self), Plain(self)]
+        self.families: list[Family] = [
+            asking, Embedding(self), StoredResponses(self), Plain(self), SigningIn(self),
+        ]  # fmt: skip
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
-        self.background: list[Callable[[], Awaitable[None]]] = []
+        self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
+        self._keep()
         self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
@@ -99,6 +103,7 @@ class Server(Parts):
         self.bodies, self.pricing = parts.bodies, parts.pricing
         if self.ledger is not None:
             self.ledger.pricing = parts.pricing
+        self._keep()
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
@@ -112,6 +117,7 @@ class Server(Parts):
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
         yield
+        await self.keepers.stop()
         scope.cancel()
         await self.aclose()
 
@@ -120,6 +126,9 @@ class Server(Parts):
         await self.relay.transport.aclose()
         if self.store is not None:
             await self.store.aclose()
+
+    def _keep(self) -> None:
+        self.keepers.keep(account.source for account in self.relay.accounts.accounts)
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:
