@@ -39,6 +39,8 @@ PRESETS: dict[str, Preset] = {
     "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
     "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
+LOGIN_RPM = 60
+"""What a login was allowed a minute, when there were free ones."""
 WORKSPACE_REGIONS = (
     "cn-beijing",
     "ap-southeast-1",
@@ -67,6 +69,10 @@ class AccountConfig:
     models: list[str] = field(default_factory=lambda: ["*"])
     weight: float = 1.0
     max_in_flight: int | None = None
+    rpm: int | None = None
+    """Requests a minute; 0 is no limit.  A login has 60 unless told otherwise."""
+    tpm: int | None = None
+    """Tokens a minute, in and out; 0 is no limit."""
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     dialect: Literal["compatible", "dashscope"] = "compatible"
@@ -109,7 +115,8 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
-    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key)
+    rpm = LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm
+    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key, rpm=rpm)
 
 
 def _filled(account: AccountConfig, preset: Preset, where: str) -> str:

@@ -91,9 +91,17 @@ class Tries:
         return f"<Tries {self._count} at {self._model}>"
 
     async def until_begun(
-        self, begin: Begin[T], stack: AsyncExitStack, *, mend: Callable[[UpstreamError], bool] = _never
+        self,
+        begin: Begin[T],
+        stack: AsyncExitStack,
+        *,
+        mend: Callable[[UpstreamError], bool] = _never,
+        tokens: int = 0,
+        used: Callable[[], int | None] = lambda: None,
     ) -> T:
         """What `begin` gives; what it opened, and the lease, is closed by `stack`.
+
+        An account that is paced by tokens has `tokens` reserved for it, and at the end `used` says how many it took.
 
         `mend(error)` may change the request and say that this is worth a try of its own.  Raises QproxyError when no
         account could begin.
@@ -104,18 +112,23 @@ class Tries:
             async with AsyncExitStack() as attempt:
                 account = await attempt.enter_async_context(
                     self._accounts.lease(
-                        self._model, task=self._task, affinity=self._affinity, without=self._tried
+                        self._model,
+                        task=self._task,
+                        affinity=self._affinity,
+                        without=self._tried,
+                        tokens=tokens,
+                        used=used,
                     )
                 )
-                credential = None
+                credential, asked = None, trio.current_time()
                 try:
                     credential = await account.source.credential()
                     begun = await begin(account, credential, attempt)
                 except UpstreamError as error:
                     failure = error
-                    account.failed(error, trio.current_time())
+                    account.failed(error, trio.current_time(), self._model)
                 else:
-                    account.succeeded()
+                    account.succeeded(self._model, asked)
                     stack.push_async_exit(attempt.pop_all())
                     return begun
             self._story.upstream_request_id = failure.request_id or self._story.upstream_request_id
