@@ -123,9 +123,11 @@ class Tries:
                 credential, asked = None, trio.current_time()
                 try:
                     credential = await account.source.credential()
+                    self._story.began_try(account.name, self._model, credential.base_url)
                     begun = await begin(account, credential, attempt)
                 except UpstreamError as error:
                     failure = error
+                    self._story.failed_try(account.name, error)
                     account.failed(error, trio.current_time(), self._model)
                 else:
                     account.succeeded(self._model, asked)

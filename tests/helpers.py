@@ -5,10 +5,12 @@ jump.  `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pa
 """
 
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import h2.config
@@ -70,6 +72,26 @@ class World:
         return statistics.open == statistics.idle and not any(leases)
 
 
+async def leftovers(it):
+    """What would grow if something leaked: connections, tasks and open files."""
+    await trio.testing.wait_all_tasks_blocked()
+    tasks, waiting = 0, [task for task in (trio.lowlevel.current_root_task(),) if task]
+    while waiting:
+        task = waiting.pop()
+        tasks += 1
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    statistics = it.server.relay.transport.statistics()
+    busy = statistics.open - statistics.idle
+    return {
+        "busy": busy,
+        "tasks": tasks - it.emulator.open_connections,
+        "files": len(os.listdir("/proc/self/fd")),
+        "leases": sum(account.in_flight for account in it.server.relay.accounts.accounts),
+        "lives": len(it.server.lives),
+        "places": it.server.admission.taken,
+    }
+
+
 def frames(text):
     """The data of a stream's events."""
     return [frame.removeprefix("data: ") for frame in text.split("\n\n") if frame.startswith("data: ")]
@@ -83,8 +105,11 @@ def accounts(*names, **settings):
 
 
 @asynccontextmanager
-async def world(*, emulator=None, **settings) -> AsyncIterator[World]:
-    """An app in front of an emulator; `settings` are those of `Config`."""
+async def world(*, emulator=None, through=None, **settings) -> AsyncIterator[World]:
+    """An app in front of an emulator; `settings` are those of `Config`.
+
+    `through(connect, host, port)` makes the connections where they are not to be plain and working ones.
+    """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
     async with trio.open_nursery() as nursery:
@@ -94,7 +119,8 @@ async def world(*, emulator=None, **settings) -> AsyncIterator[World]:
             nursery.start_soon(emulator.handle, theirs)
             return ours
 
-        server = assemble(Config(**settings), connect=connect)
+        way = connect if through is None else partial(through, connect)
+        server = assemble(Config(**settings), connect=way)
         app = server.app()
         async with in_process(app) as client:
             yield World(emulator, server, app, client)
@@ -114,14 +140,16 @@ class _Socket:
 
 
 @asynccontextmanager
-async def served(app, server_class=mended.Server, context=None, **config):
+async def served(
+    app, server_class=mended.Server, context=None, pair=trio.testing.memory_stream_pair, **config
+):
     """A client's end of a connection that Hypercorn serves."""
     mended.install()
     settings = HypercornConfig()
     for name, value in config.items():
         setattr(settings, name, value)
-    ours, theirs = trio.testing.memory_stream_pair()
-    theirs.socket = _Socket()  # type: ignore[attr-defined]
+    ours, theirs = pair()
+    theirs.socket = _Socket()
     async with trio.open_nursery() as nursery:
         server = server_class(
             wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
@@ -137,6 +165,8 @@ class H1Client:
 
     stream: Any
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+    most: int = 65536
+    """Bytes that are read at once."""
 
     async def send(self, method, path, body=b"", headers=(), host="localhost"):
         fields = [("host", host), ("content-length", str(len(body))), *headers]
@@ -146,7 +176,7 @@ class H1Client:
 
     async def event(self):
         while (event := self.http.next_event()) is h11.NEED_DATA:
-            self.http.receive_data(bytes(await self.stream.receive_some(65536)))
+            self.http.receive_data(bytes(await self.stream.receive_some(self.most)))
         return event
 
     async def response(self):
@@ -170,6 +200,8 @@ class H2Client:
         default_factory=lambda: h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     )
     seen: list = field(default_factory=list)
+    acknowledge: bool = True
+    """Whether what was read opens the window again."""
 
     async def begin(self):
         self.http.initiate_connection()
@@ -204,7 +236,7 @@ class H2Client:
             if not data:
                 return None
             for event in self.http.receive_data(data):
-                if isinstance(event, h2.events.DataReceived):
+                if isinstance(event, h2.events.DataReceived) and self.acknowledge:
                     self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 self.seen.append(event)
             await self.flush()

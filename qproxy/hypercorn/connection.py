@@ -6,6 +6,7 @@ The number of connections has a limit too, counted in the process and not by lis
 from __future__ import annotations
 
 import logging
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +23,10 @@ TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
 )
+WRITE_SIZE = 16 * 1024
+"""What must leave within the write timeout: slower than that is not reading."""
+PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
+"""Seconds of silence, seconds between two probes, and how many a vanished peer may leave unanswered."""
 log = logging.getLogger("qproxy.hypercorn")
 
 
@@ -41,6 +46,7 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             await self._turn_away()
             return
         Server.connections += 1
+        _notice_vanished_peers(self.stream, self.write_timeout)
         try:
             await super().run()
         except Exception as error:
@@ -79,11 +85,13 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         async with self.send_lock:
             if self._gone:
                 return
-            limit = trio.current_time() + self.write_timeout
+            data = memoryview(event.data)
             try:
-                with trio.CancelScope(shield=True, deadline=limit) as scope:
+                with trio.CancelScope(shield=True) as scope:
                     self._write = scope
-                    await self.stream.send_all(event.data)
+                    for start in range(0, len(data), WRITE_SIZE):
+                        scope.deadline = trio.current_time() + self.write_timeout
+                        await self.stream.send_all(data[start : start + WRITE_SIZE])
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.protocol.handle(Closed())
             else:
@@ -101,6 +109,23 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             self._gone = True
             if self._write is not None:
                 self._write.cancel()
+
+
+def _notice_vanished_peers(stream: Any, timeout: float) -> None:
+    """Let the kernel end a connection whose peer is gone without a word: a lost network, a machine switched off."""
+    tcp = getattr(getattr(stream, "transport_stream", stream), "socket", None)
+    if not isinstance(tcp, trio.socket.SocketType):
+        return
+    options = [(socket.SOL_SOCKET, "SO_KEEPALIVE", 1)]
+    options += [
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", round(timeout * 1000)),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", PROBE_AFTER),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", PROBE_EVERY),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", PROBES),
+    ]
+    for level, name, value in options:
+        with suppress(OSError, AttributeError):  # not TCP, or not Linux
+            tcp.setsockopt(level, getattr(socket, name), value)
 
 
 def _log_failure(error: BaseException) -> None:

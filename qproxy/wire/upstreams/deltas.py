@@ -17,7 +17,7 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
         yield Reasoning(thought, choice)
     text = text_of(delta.get("content"))
     if text:
-        yield Text(text, choice, logprobs)
+        yield Text(text, choice, chances(logprobs))
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
         yield Refusal(refusal, choice)
@@ -28,6 +28,30 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
     legacy = delta.get("function_call")
     if isinstance(legacy, dict):
         yield _call({"index": 0}, legacy, choice)
+
+
+def number_of(choice: dict[str, JSON], position: int) -> int:
+    """Which choice this is: its index, or its place where that is no index."""
+    index = choice.get("index")
+    return index if type(index) is int and index >= 0 else position
+
+
+def chances(logprobs: JSON) -> JSON:
+    """Log probabilities that have OpenAI's shape, entry by entry; None for what has another."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not all(map(_is_chance, content)):
+        return None
+    tops = (entry.get("top_logprobs") or [] for entry in content)
+    return logprobs if all(isinstance(top, list) and all(map(_is_chance, top)) for top in tops) else None
+
+
+def _is_chance(entry: JSON) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("token"), str)
+        and isinstance(entry.get("logprob"), int | float)
+        and isinstance(entry.get("bytes"), list | None)
+    )
 
 
 def text_of(content: JSON) -> str:
@@ -54,16 +78,20 @@ def _count(value: JSON) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
+def _details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
+    """The first of these that is an object."""
+    found = (counts.get(name) for name in names)
+    return next((dict(value) for value in found if value and isinstance(value, dict)), {})
+
+
 def usage(counts: dict[str, JSON]) -> Usage:
     """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
     prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
     completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
-    prompt_details = dict(counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {})
+    prompt_details = _details(counts, "prompt_tokens_details", "input_tokens_details")
     if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
         prompt_details["cached_tokens"] = counts["cached_tokens"]
-    completion_details = dict(
-        counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
-    )
+    completion_details = _details(counts, "completion_tokens_details", "output_tokens_details")
     return Usage(
         prompt,
         completion,
