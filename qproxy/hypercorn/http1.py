@@ -41,6 +41,10 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
         )
         self._one_at_a_time = trio.Lock()
+        self._head = b""
+        """Of a response whose body comes at once: they leave in one write."""
+        self._chunked = False
+        """Whether the response's body goes out in chunks."""
 
     def _waiting(self) -> int:
         connection = self.connection
@@ -53,6 +57,33 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             ahead = connection.their_state is not h11.SEND_BODY
             if ahead and self._waiting() > MAX_PIPELINED:
                 await self.send(Closed())
+
+    async def _send_h11_event(self, event: Any) -> None:
+        """Send a part of a response, in as few writes and with as little of h11 as it takes."""
+        if (
+            isinstance(event, h11.Data) and self._chunked
+        ):  # framed as h11 would (RFC 9112 7.1), without its events
+            data = b"%x\r\n%b\r\n" % (len(event.data), event.data)
+        else:
+            try:
+                data = self.connection.send(event)
+            except h11.LocalProtocolError:
+                if self.connection.their_state is not h11.ERROR:
+                    raise
+                return
+        if isinstance(event, h11.Response):
+            whole = any(name == b"content-length" for name, _ in event.headers)
+            self._chunked = not whole and self._peer_knows_chunks()
+            if whole:
+                self._head = data
+                return
+        if data or self._head:
+            data, self._head = self._head + (data or b""), b""
+            await self.send(RawData(data=data))
+
+    def _peer_knows_chunks(self) -> bool:
+        connection = self.connection
+        return isinstance(connection, h11.Connection) and connection.their_http_version != b"1.0"
 
     async def _handle_events(self) -> None:
         async with self._one_at_a_time:
