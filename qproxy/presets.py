@@ -6,6 +6,7 @@ before a request finds out.  Sources: Model Studio's region and plan pages, qwen
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +81,12 @@ class AccountConfig:
     tool_schema: Literal["openai", "function_declarations"] = "openai"
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
     """Write tools into the prompt, for a server without a tool parser."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others on disk, where its key is not: another key or server is another account."""
+        what = "\n".join((self.kind, self.name, self.base_url or "", self.key or ""))
+        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
 def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:

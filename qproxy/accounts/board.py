@@ -110,6 +110,8 @@ class Board(Protocol):
         """Post the news, by identity; returns what is known of the same accounts then."""
         ...
 
+    async def aclose(self) -> None: ...
+
 
 def left(standing: Standing, what: str, capacity: int, wall: float) -> Bucket:
     """One of an account's buckets as it stands."""

@@ -21,6 +21,8 @@ from qproxy.accounts.pacing import NOBODY, Ahead
 from qproxy.accounts.sharing import EVERY, Sharing
 from qproxy.wire.errors import Overloaded, QproxyError, RequestError
 
+FAREWELL_SECONDS = 2.0
+"""For the last words to the board."""
 LEAST_WAIT = 0.001
 """Seconds: a clock must have moved before the same question is asked again."""
 
@@ -71,7 +73,8 @@ class Accounts:
         self._queue_timeout = queue_timeout
         self._max_waiting = max_waiting
         self._line: list[_Wish] = []
-        self._sharing = sharing
+        self.sharing = sharing
+        """With whom; nobody, unless somebody says so."""
 
     def __repr__(self) -> str:
         names = ", ".join(f"{account.name}:{account.in_flight}" for account in self.accounts)
@@ -86,10 +89,6 @@ class Accounts:
         """Whether an account is paced by tokens, so that a request should say how many it will take."""
         return any(account.pace.tokens for account in self.accounts)
 
-    def usable(self, now: float) -> int:
-        """How many accounts would be asked for something now."""
-        return sum(account.state(now) not in ("resting", "down") for account in self.accounts)
-
     def renew(self, other: Accounts) -> None:
         """Be what `other` is from now on; leases under way end where they began."""
         self.accounts = other.accounts
@@ -98,15 +97,21 @@ class Accounts:
 
     async def share(self) -> None:
         """Exchange what is known of the accounts with other processes and with the disk, once."""
-        if self._sharing is not None:
-            await self._sharing.exchange(self.accounts)
+        if self.sharing is not None:
+            await self.sharing.exchange(self.accounts)
             self._serve()
 
     async def keep_sharing(self) -> None:
-        """Do so every second, for ever."""
-        while self._sharing is not None:
-            await self.share()
-            await trio.sleep(EVERY)
+        """Do so every second, and a last time when this is cancelled."""
+        try:
+            while True:
+                await self.share()
+                await trio.sleep(EVERY)
+        finally:
+            with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+                await self.share()
+                if self.sharing is not None:
+                    await self.sharing.aclose()
 
     @asynccontextmanager
     async def lease(
@@ -136,12 +141,14 @@ class Accounts:
     async def _granted(self, wish: _Wish) -> Account:
         """An account that everybody who shares it agrees to."""
         first = False
+        if self.sharing is not None and not self.sharing.begun:
+            await self.sharing.begin(self.accounts)
         while True:
             account = await self._from_line(wish, first=first)
-            if self._sharing is None or not account.identity or not account.pace.limited:
+            if self.sharing is None or not account.identity or not account.pace.limited:
                 return account
             try:
-                granted = await self._sharing.claimed(account, account.pace.reserved(wish.tokens))
+                granted = await self.sharing.claimed(account, account.pace.reserved(wish.tokens))
             except BaseException:
                 self._give_back(account, account.pace.reserved(wish.tokens))
                 raise

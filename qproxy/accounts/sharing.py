@@ -45,9 +45,21 @@ class Sharing:
         self._wall = wall
         self._posted: dict[str, _Posted] = {}
         self._works = True
+        self._beginning = trio.Lock()
+        self.begun = False
+        """Whether what was known before this process is known to it."""
 
     def __repr__(self) -> str:
         return f"<Sharing by {self._board}>"
+
+    async def begin(self, accounts: Sequence[Account]) -> None:
+        """The first exchange, once for all who wait for it."""
+        async with self._beginning:
+            if not self.begun:
+                await self.exchange(accounts)
+
+    async def aclose(self) -> None:
+        await self._board.aclose()
 
     async def exchange(self, accounts: Sequence[Account]) -> None:
         """Post and take up, once."""
@@ -59,6 +71,8 @@ class Sharing:
         except BoardError as error:
             self._failed(error)
             return
+        finally:
+            self.begun = True
         self._works = True
         for identity, account in shared.items():
             self._take_up(account, before[identity], standings.get(identity, Standing()))
