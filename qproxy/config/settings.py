@@ -114,6 +114,17 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    store_responses: bool = setting(
+        True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
+    )
+    responses_file: str | None = setting(
+        None, "where responses are kept; by default responses.db in the data directory"
+    )
+    responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
+    responses_max_bytes: int = setting(
+        1024**3, "of responses that are kept; the longest unused are discarded"
+    )
+    store_timeout: float = setting(5.0, "for the store of responses to keep or find one")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
     log_bodies: bool = setting(

@@ -28,6 +28,7 @@ from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.responses import RememberedResponses, StoredResponses
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -49,7 +50,8 @@ class Server(Parts):
         self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
         super().__init__(relay, discovery, door, admission)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        asking = Asking(self, {"/responses": RememberedResponses})
+        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
         self.background: list[Callable[[], Awaitable[None]]] = []
@@ -93,13 +95,23 @@ class Server(Parts):
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
+        if self.store is not parts.store:
+            store, self.store = self.store, parts.store
+            if store is not None:
+                await store.aclose()
 
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
         yield
         scope.cancel()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what the parts hold open: idle connections and the store."""
         await self.relay.transport.aclose()
+        if self.store is not None:
+            await self.store.aclose()
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:

@@ -17,6 +17,7 @@ from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
+from qproxy.stored import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Parts:
         self.discovery = discovery
         self.door = door
         self.admission = admission or Admission()
+        self.store: Store | None = None
+        """Where responses are kept; None keeps none."""
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()

@@ -132,7 +132,7 @@ def decode(
     max_messages: int = 10_000,
     before: Sequence[JSON] = (),
     known: Mapping[str, JSON] | None = None,
-    keeps: bool = True,
+    keeps: bool = False,
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong.
 
