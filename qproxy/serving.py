@@ -126,7 +126,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
-    server.bodies = watching.bodies(config)
+    server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
     server.store = store
     return server
 

@@ -28,6 +28,16 @@ def setting(default: Any, help: str, *, secret: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
+class PriceConfig:
+    """A `[[prices]]` table: US dollars for a million tokens of one model."""
+
+    model: str
+    input: float
+    output: float
+    cached: float | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting.  Times are in seconds."""
 
@@ -133,10 +143,15 @@ class Config:
     metrics_access: Literal["admin", "key", "open"] = setting(
         "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
     )
+    ledger: str | None = setting(
+        None, "the file of the usage ledger; by default ledger.sqlite3 in the data directory, `none` for none"
+    )
+    ledger_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""

@@ -90,7 +90,9 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
-        self.bodies = parts.bodies
+        self.bodies, self.pricing = parts.bodies, parts.pricing
+        if self.ledger is not None:
+            self.ledger.pricing = parts.pricing
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
@@ -134,7 +136,7 @@ class Server(Parts):
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
         if rule is not None and access is Access.KEY:
             key = scope["qproxy.key"] = self.door.client(request.headers, scope)
-            record.key = None if key is None else key.name or key.id
+            record.key = None if key is None else key.label
         elif access is Access.ADMIN:
             self.door.admit_admin(request.headers, scope)
         return None

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import trio
 
 from qproxy.admission import Admission
+from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.health import Health, health
+from qproxy.ledger import Ledger, Pricing
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
@@ -58,6 +60,9 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.pricing = Pricing()
+        self.ledger: Ledger | None = None
+        self.budgets = Budgets(None)
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
