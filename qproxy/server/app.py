@@ -8,6 +8,7 @@ closes everything, in whatever state the request was.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -26,6 +27,7 @@ from qproxy.observe import BeginsTraces
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
+from qproxy.server.describing import Describing
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.server.responses import RememberedResponses, StoredResponses
@@ -38,6 +40,7 @@ class Connection(TrioASGIHTTPConnection):
     """One request: its exit stack outlives everything done for it, and nothing outlives the stack."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
+        self.scope["path"] = one_path(self.scope["path"])
         async with AsyncExitStack() as stack:
             self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
             await super().__call__(receive, send)
@@ -52,6 +55,7 @@ class Server(Parts):
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
         self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
+        self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
         self.background: list[Callable[[], Awaitable[None]]] = []
@@ -67,6 +71,7 @@ class Server(Parts):
         app.config["MAX_CONTENT_LENGTH"] = self.door.max_body_bytes
         app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         app.url_map.strict_slashes = False
+        app.url_map.merge_slashes = False  # or a redirect in HTML; see `one_path`
         for family in self.families:
             for route in family.routes():
                 self._add(app, route)
@@ -131,6 +136,7 @@ class Server(Parts):
             current.stack().callback(self.counts.finished, record)
             if self.tracer is not None:
                 record.story.trace = self.tracer.begin(record, request.headers.get)
+        self.door.check_framing(request.headers)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
@@ -162,6 +168,13 @@ class Server(Parts):
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
         return response
+
+
+def one_path(target: str) -> str:
+    """The path of a request, however it was written: absolute, with doubled slashes, or none at all."""
+    if not target.startswith("/"):
+        target = target.partition("://")[2].partition("/")[2] if "://" in target else target
+    return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
 
 
 async def _guarded(task: Callable[[], Awaitable[None]]) -> None:

@@ -49,6 +49,12 @@ def _response_format(value: JSON, path: str) -> JSON:
     return value
 
 
+checks.says(
+    _response_format,
+    type="object",
+    required=["type"],
+    properties={"type": {"enum": ["text", "json_object", "json_schema"]}},
+)
 FIELDS = {
     "temperature": checks.a_number(0, 2),
     "top_p": checks.a_number(0, 1),
