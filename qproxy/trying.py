@@ -8,7 +8,7 @@ a function of the error and of what has been tried; `Tries` acts on it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeAlias, TypeVar
 
@@ -28,6 +28,8 @@ MAX_TRIES = 3
 RETRY_SECONDS = 20.0
 """After that no further try begins: the client has waited long enough to be told."""
 LONGEST_PAUSE = 2.0
+REFUSALS = frozenset((Retry.ELSEWHERE, Retry.LATER, Retry.REFRESH))
+"""The account will not, rather than the server cannot."""
 
 
 class Action(enum.Enum):
@@ -46,13 +48,14 @@ def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, sec
     """The one place that says whether to try again.
 
     `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
-    this request has renewed the account's token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    this request has renewed the account's token already.  Never for the client's own mistakes.  A refusal goes round all
+    accounts, for it comes at once and costs the upstream nothing; whatever else fails is tried `MAX_TRIES` times at most.
     """
     if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
         return Action.GIVE_UP
     if error.retry is Retry.REFRESH and not refreshed:
         return Action.REFRESH
-    if tries >= MAX_TRIES or error.retry is Retry.NEVER:
+    if error.retry is Retry.NEVER or (tries >= MAX_TRIES and not (others and error.retry in REFUSALS)):
         return Action.GIVE_UP
     if others:
         return Action.ELSEWHERE
@@ -65,6 +68,13 @@ def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, sec
 def pause_before(tries: int, error: QproxyError) -> float:
     """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
     return max(0.2 * 2.0 ** (tries - 1), error.retry_after or 0.0)
+
+
+def most_hopeful(failures: Sequence[UpstreamError]) -> UpstreamError:
+    """What to tell the client after several accounts have refused: the one that it may wait for, rather than another
+    account's "no such model"; else the last word that is about the account and not about its models."""
+    hope = [(failure.should_retry is True, failure.status not in (403, 404)) for failure in failures]
+    return max(zip(hope, range(len(failures)), failures, strict=True))[2]
 
 
 def _never(error: UpstreamError) -> bool:
@@ -84,6 +94,7 @@ class Tries:
         self._affinity = affinity
         self._began = trio.current_time()
         self._count = 0
+        self._failures: list[UpstreamError] = []
         self._tried: list[Account] = []
         self._refreshed: list[Account] = []
 
@@ -138,7 +149,8 @@ class Tries:
                 await self._go_on(failure, account, credential)
 
     async def _go_on(self, failure: UpstreamError, account: Account, credential: Credential | None) -> None:
-        """Return when another try may begin; raise the failure when none may."""
+        """Return when another try may begin; raise what to tell the client when none may."""
+        self._failures.append(failure)
         now = trio.current_time()
         others = another(
             self._accounts.accounts, self._model, task=self._task, now=now, without=[*self._tried, account]
@@ -155,10 +167,11 @@ class Tries:
             if action is Action.REFRESH:
                 self._refreshed.append(account)
                 if newer:
+                    account.renewed()
                     return
                 action = Action.ELSEWHERE if others else Action.GIVE_UP
         if action is Action.GIVE_UP:
-            raise failure
+            raise most_hopeful(self._failures)
         if action is Action.ELSEWHERE:
             self._tried.append(account)
         else:

@@ -142,6 +142,12 @@ class Account:
                 if rest.why in (Limit.QUOTA.value, Limit.FREE.value):
                     self.quota = None
 
+    def renewed(self) -> None:
+        """It has a new token: what was said about the old one is over."""
+        rest = self.rests.get("")
+        if rest is not None and rest.why == Limit.ACCESS.value:
+            del self.rests[""]
+
     def _forget_some(self, now: float) -> None:
         """Keep the rests few: those that are over go first, then those that end first."""
         if len(self.rests) > MAX_RESTS:

@@ -31,6 +31,8 @@ class Wait:
     paced: Account | None = None
     full: bool = True
     """One of them is full, so a place may be free any moment."""
+    wakes: float = math.inf
+    """When one that rests, or is down, may be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def choose(
     fit = awake or up
     free = [account for account in fit if not account.full(now) and not account.pace.wait(tokens, now)]
     if not free:
-        return _wait(fit, now, tokens)
+        later = [max(a.resting_until(model), now + a.circuit.wait(now)) for a in fresh]
+        return _wait(fit, now, tokens, min((at for at in later if at > now), default=math.inf))
     if not awake:
         return min(free, key=lambda account: account.resting_until(model))
     knowing = [account for account in free if account.known_models is None or model in account.known_models]
@@ -90,12 +93,12 @@ def _own(free: Sequence[Account], affinity: str) -> Account:
     return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
 
 
-def _wait(fit: Sequence[Account], now: float, tokens: int) -> Wait:
+def _wait(fit: Sequence[Account], now: float, tokens: int, wakes: float) -> Wait:
     paced = [account for account in fit if not account.full(now)]
     if not paced:
-        return Wait()
+        return Wait(wakes=wakes)
     first = min(paced, key=lambda account: account.pace.wait(tokens, now))
-    return Wait(first.pace.wait(tokens, now), first, full=len(paced) < len(fit))
+    return Wait(first.pace.wait(tokens, now), first, full=len(paced) < len(fit), wakes=wakes)
 
 
 def _no_such_model(accounts: Sequence[Account], model: str) -> RequestError:

@@ -53,9 +53,8 @@ class _Wish:
     def until(self, now: float) -> float:
         """When its turn comes by time alone."""
         paced = self.wait.paced
-        if paced is None:
-            return math.inf
-        return now + max(paced.pace.wait(self.tokens, now, self.ahead), LEAST_WAIT)
+        wait = math.inf if paced is None else paced.pace.wait(self.tokens, now, self.ahead)
+        return max(min(now + wait, self.wait.wakes), now + LEAST_WAIT)
 
 
 class Accounts:
@@ -154,8 +153,7 @@ class Accounts:
                 raise
             if granted:
                 return account
-            account.requests -= 1
-            self._give_back(account, 0)
+            self._take_back(account)
             wish.account, first = None, True
 
     async def _from_line(self, wish: _Wish, *, first: bool) -> Account:
@@ -168,7 +166,7 @@ class Accounts:
                 await self._turn(wish)
         except BaseException:
             if wish.account is not None:
-                self._give_back(wish.account, wish.account.pace.reserved(wish.tokens))
+                self._take_back(wish.account, wish.tokens)
             raise
         finally:
             if wish in self._line:
@@ -230,6 +228,13 @@ class Accounts:
             account.pace.give_back(tokens, trio.current_time())
         if self._line:
             self._serve()
+
+    def _take_back(self, account: Account, tokens: int | None = None) -> None:
+        """As if it had never been given; `tokens` where its pace does not know yet."""
+        account.requests -= 1
+        if tokens is not None:
+            account.pace.take(-account.pace.reserved(tokens), trio.current_time(), requests=-1)
+        self._give_back(account, 0)
 
     def _refusal(self, wish: _Wish) -> QproxyError:
         now = trio.current_time()

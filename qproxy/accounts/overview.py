@@ -123,5 +123,6 @@ def _remarks(row: Row, wall: float) -> list[str]:
 
 def moment(when: float, wall: float) -> str:
     """A time for people, in UTC: without the day where that is today's."""
+    when = round(when)  # it has been through two clocks
     day = "" if int(when // 86400) == int(wall // 86400) else "%Y-%m-%d "
     return time.strftime(f"{day}%H:%M:%S UTC", time.gmtime(when))

@@ -93,8 +93,8 @@ async def test_others_are_not_held_up(autojump_clock):
 
 
 async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
-    """A waiter that is cancelled in the moment in which it is served gives the account to the next one."""
-    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=9)
+    """A waiter that is cancelled in the moment in which it is served gives the account to the next one, and costs nothing."""
+    accounts = Accounts([account("a", max_in_flight=1, pace=Pace(rpm=2))], queue_timeout=9)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
@@ -104,6 +104,20 @@ async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
         nursery.start_soon(hold, accounts, 0, seen)
     assert seen[-1] == ("a", 1)
     assert accounts.accounts[0].in_flight == accounts.waiting == 0
+    assert accounts.accounts[0].requests == 2
+
+
+async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
+    """Those who wait for a place take the account whose rest ends first, although nothing was given back."""
+    a, b = account("a", max_in_flight=1), account("b")
+    accounts = Accounts([a, b], queue_timeout=9)
+    seen: list[Any] = []
+    b.failed(refusal(Limit.QUOTA, waits=2.0), 0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, accounts, 5)
+        await trio.testing.wait_all_tasks_blocked()
+        await hold(accounts, 0, seen)
+    assert seen == [("b", pytest.approx(2, abs=0.01))]
 
 
 async def test_a_lone_paced_account_is_waited_for(autojump_clock):

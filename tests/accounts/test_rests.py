@@ -213,6 +213,17 @@ def test_the_client_is_told_when_the_minute_is_over():
     assert error.retry_after == pytest.approx(55.0)
 
 
+def test_a_new_token_ends_the_rest_of_the_old_one():
+    """A token that was refused and renewed says nothing about the account; a quota that is gone stays gone."""
+    it = account("a", plan="oauth")
+    it.failed(refusal(Limit.ACCESS), 0.0, "m")
+    it.renewed()
+    assert not it.rests
+    it.failed(refusal(Limit.QUOTA), 0.0, "m")
+    it.renewed()
+    assert it.rests
+
+
 def test_clients_cannot_make_it_remember_without_end():
     """The models that an account has refused are few, however many names clients invent."""
     it = account("a")
