@@ -71,10 +71,15 @@ def pause_before(tries: int, error: QproxyError) -> float:
 
 
 def most_hopeful(failures: Sequence[UpstreamError]) -> UpstreamError:
-    """What to tell the client after several accounts have refused: the one that it may wait for, rather than another
-    account's "no such model"; else the last word that is about the account and not about its models."""
-    hope = [(failure.should_retry is True, failure.status not in (403, 404)) for failure in failures]
-    return max(zip(hope, range(len(failures)), failures, strict=True))[2]
+    """What to tell the client: the last word, but of several accounts' refusals rather one that it may wait for, and
+    rather one about an account than another account's "no such model"."""
+    last = failures[-1]
+    refusals = [failure for failure in failures if failure.retry in REFUSALS]
+    if last not in refusals:
+        return last
+    return max(
+        reversed(refusals), key=lambda error: (error.should_retry is True, error.status not in (403, 404))
+    )
 
 
 def _never(error: UpstreamError) -> bool:
