@@ -27,6 +27,16 @@ class BoardError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """How the tokens of an account that is signed in are; `auth.status` has the states and the words."""
+
+    state: str
+    words: str
+    usable: bool
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What everybody should know of one account."""
 
@@ -37,6 +47,7 @@ class Standing:
     last_error: str | None = None
     last_error_at: float | None = None
     quota: str | None = None
+    login: Login | None = None
     pace: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """What is left of requests and of tokens, and when that was."""
     slots: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +77,8 @@ class News:
     last_error_at: float | None = None
     quota: tuple[str | None] | None = None
     """In a tuple where it has changed."""
+    login: Login | None = None
+    """Where it has changed."""
     returned: float = 0.0
     """Tokens that were taken and not used."""
     limits: Limits | None = None
@@ -73,9 +86,8 @@ class News:
     @property
     def empty(self) -> bool:
         """Whether nobody would miss it."""
-        return not (
-            self.rests or self.requests or self.failures or self.in_flight or self.returned or self.quota
-        )
+        counts = self.requests or self.failures or self.in_flight or self.returned
+        return not (counts or self.rests or self.quota or self.login)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +167,7 @@ def merged(standing: Standing, news: News, process: str, wall: float) -> Standin
         last_error=news.last_error or standing.last_error,
         last_error_at=news.last_error_at or standing.last_error_at,
         quota=standing.quota if news.quota is None else news.quota[0],
+        login=news.login or standing.login,
         pace=pace,
         slots={key: count for key, count in slots.items() if count and int(key) > wall // SLOT - 7},
         in_flight={
@@ -175,6 +188,7 @@ def from_json(data: Mapping[str, Any]) -> Standing:
         for name in ("pace", "in_flight"):
             pairs: Sequence[tuple[str, Any]] = list(known.get(name, {}).items())
             known[name] = {key: (first, second) for key, (first, second) in pairs}
-        return Standing(rests=rests, **known)
+        login = known.pop("login", None)
+        return Standing(rests=rests, login=None if login is None else Login(**login), **known)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"not a standing: {error}") from None

@@ -27,11 +27,12 @@ class Row:
     plan: str | None
     host: str | None
     state: str
-    """ready, paced, resting, or unused where no server has asked it yet."""
+    """ready, paced, resting, or unused where no server has asked it yet; for a login that cannot be
+    used, its state."""
     words: str
     """The state for people."""
     expires_at: float | None
-    """When its login ends; a key does not."""
+    """When the token in use ends; it is renewed before.  A key does not end."""
     cool_down_until: float | None
     models_refused: Mapping[str, float]
     """Models that it is not asked for, and until when."""
@@ -60,7 +61,10 @@ def _row(account: AccountConfig, standing: Standing | None, wall: float) -> Row:
     resting = rest is not None and rest.until > wall
     limits = Limits(account.rpm or None, account.tpm or None)
     refused = {model: item.until for model, item in known.rests.items() if model and item.until > wall}
-    if rest is not None and resting:
+    login = known.login
+    if login is not None and not login.usable:
+        state, words = login.state, login.words
+    elif rest is not None and resting:
         state, words = "resting", f"resting until {moment(rest.until, wall)}: {rest.why}"
     elif standing is None:
         state, words = "unused", "not used yet"
@@ -77,7 +81,7 @@ def _row(account: AccountConfig, standing: Standing | None, wall: float) -> Row:
         host=urlsplit(account.base_url or "").hostname,
         state=state,
         words=words,
-        expires_at=None,
+        expires_at=login.expires_at if login is not None else None,
         cool_down_until=rest.until if rest is not None and resting else None,
         models_refused=refused,
         quota=known.quota,
@@ -111,7 +115,7 @@ def table(rows: Sequence[Row], wall: float) -> list[str]:
 def _remarks(row: Row, wall: float) -> list[str]:
     remarks = []
     if row.expires_at is not None:
-        remarks.append(f"{row.name}: the login ends {moment(row.expires_at, wall)}")
+        remarks.append(f"{row.name}: the token in use ends {moment(row.expires_at, wall)}")
     if row.quota_reset_at is not None and row.quota is not None:
         remarks.append(f"{row.name}: the quota is expected back {moment(row.quota_reset_at, wall)}")
     if row.quota is not None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import trio
 
 from qproxy.accounts.account import Account
-from qproxy.accounts.board import Board, BoardError, Limits, News, Standing, left
+from qproxy.accounts.board import Board, BoardError, Limits, Login, News, Standing, left
 from qproxy.accounts.rests import Rest
+from qproxy.auth.oauth import OAuthSource
 
 EVERY = 1.0
 log = logging.getLogger("qproxy.accounts")
@@ -31,6 +32,7 @@ class _Posted:
     returned: float = 0.0
     quota: str | None = None
     last_error_at: float | None = None
+    login: Login | None = None
     here: dict[str, Rest] = field(default_factory=dict)
     """The rests of the account, by Trio's clock."""
     there: Mapping[str, Rest] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Sharing:
             key: rest.shifted(ahead) for key, rest in account.rests.items() if posted.here.get(key) != rest
         }
         ended = dict.fromkeys(key for key in posted.here if key not in account.rests)
+        login = _login(account)
         fresh_error = account.last_error_at != posted.last_error_at
         return News(
             account.name,
@@ -109,6 +112,7 @@ class Sharing:
             last_error=account.last_error if fresh_error else None,
             last_error_at=account.last_error_at if fresh_error else None,
             quota=None if account.quota == posted.quota else (account.quota,),
+            login=None if login == posted.login else login,
             returned=account.pace.returned - posted.returned,
             limits=_limits(account),
         )
@@ -120,6 +124,7 @@ class Sharing:
             account.pace.returned,
             account.quota,
             account.last_error_at,
+            _login(account),
             dict(account.rests),
         )
 
@@ -148,6 +153,13 @@ class Sharing:
         account.pace.put(amounts.get("requests"), tokens, now)
         now_posted.there = standing.rests
         self._posted[account.identity] = now_posted
+
+
+def _login(account: Account) -> Login | None:
+    if not isinstance(account.source, OAuthSource):
+        return None
+    status = account.source.status()
+    return Login(status.state, status.words, status.usable, status.expires_at)
 
 
 def _limits(account: Account) -> Limits:

@@ -14,11 +14,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.accounts import Accounts
+from qproxy.accounts import Account, Accounts
 from qproxy.accounts.board import (
     HEARTBEAT,
     BoardError,
     Limits,
+    Login,
     News,
     Standing,
     claimed,
@@ -32,6 +33,7 @@ from qproxy.accounts.rests import Rest
 from qproxy.accounts.sharing import Sharing
 from qproxy.wire.errors import Limit, RequestError
 from tests.accounts.making import account, refusal
+from tests.auth.parts import signed
 
 REST = Rest(100.0, 0.0, "quota", 200.0)
 
@@ -39,7 +41,17 @@ REST = Rest(100.0, 0.0, "quota", 200.0)
 def test_standings_survive_json():
     """What is written can be read, also by a version that knows more or fewer fields."""
     standing = Standing(
-        "a", {"": REST}, 3, 1, "429 x", 5.0, "gone", {"tokens": (1.5, 2.0)}, {"7": 2}, {"p": (1, 70.0)}
+        "a",
+        {"": REST},
+        3,
+        1,
+        "429 x",
+        5.0,
+        "gone",
+        Login("ready", "signed in", True, 9.0),
+        {"tokens": (1.5, 2.0)},
+        {"7": 2},
+        {"p": (1, 70.0)},
     )
     data = json.loads(json.dumps(to_json(standing)))
     assert from_json(data) == standing
@@ -218,6 +230,25 @@ async def test_one_pace_for_two_processes(tmp_path):
         assert got == 20
         await it.share(0, 1, 0)
         assert [round(left_of(one), -2) for one in it.ones] == [800, 800]
+
+
+async def test_how_a_login_is_stands_on_the_board(tmp_path):
+    """Whoever reads the board knows whether somebody is signed in, and until when, but no token."""
+    board = BoardFile(tmp_path / "b.db")
+    async with signed(tmp_path) as it:
+        accounts = Accounts([Account("me", it.source(), identity="id")], sharing=Sharing(board))
+        await accounts.share()
+        login = read(board.path)["id"].login
+        assert login is not None
+        assert (login.usable, login.expires_at) == (False, None)
+        await it.sign_in()
+        await accounts.accounts[0].source.credential()
+        await accounts.share()
+        login = read(board.path)["id"].login
+        assert login is not None
+        assert (login.state, login.expires_at) == ("ready", it.on_disk().expiry_date / 1000)
+        assert it.on_disk().access_token not in repr(read(board.path))
+    await board.aclose()
 
 
 CLAIMS = """

@@ -7,7 +7,7 @@ import pytest
 
 from qproxy import cli
 from qproxy.accounts import overview
-from qproxy.accounts.board import Standing
+from qproxy.accounts.board import Login, Standing
 from qproxy.accounts.board_file import read
 from qproxy.accounts.rests import Rest
 from qproxy.emulator.faults import json_reply
@@ -23,6 +23,12 @@ STANDINGS = {
     "resting": (Standing("one", {"": QUOTA}), "resting", "resting until 11:05:45 UTC: quota"),
     "rested": (Standing("one", {"": QUOTA.shifted(-200)}), "ready", "ready"),
     "a model": (Standing("one", {"m": QUOTA}), "ready", "ready; not for m"),
+    "signed out": (
+        Standing("one", {"": QUOTA}, login=Login("login_needed", "nobody is signed in", False)),
+        "login_needed",
+        "nobody is signed in",
+    ),
+    "signed in": (Standing("one", login=Login("ready", "signed in", True, WALL + 9)), "ready", "ready"),
     "paced": (Standing("one", pace={"requests": (0.5, WALL)}), "paced", "at its limit for this minute"),
 }
 
@@ -38,6 +44,14 @@ def test_words(standing, state, words):
         "coding",
         "coding-intl.dashscope.aliyuncs.com",
     )
+
+
+def test_the_end_of_a_token_is_shown():
+    """A login says when its token ends."""
+    standing = Standing("one", login=Login("ready", "signed in", True, WALL + 9))
+    rows = overview.rows([ONE], {ONE.identity: standing}, WALL)
+    assert rows[0].expires_at == WALL + 9
+    assert "one: the token in use ends 11:04:14 UTC" in overview.table(rows, WALL)
 
 
 def test_another_key_is_another_account():
