@@ -21,6 +21,7 @@ import trio
 
 from qproxy.accounts import Account, Accounts
 from qproxy.auth import Credential
+from qproxy.meters import estimate
 from qproxy.observe import Story
 from qproxy.prompts import Pulled, Series
 from qproxy.transport import Response, Transport
@@ -55,6 +56,8 @@ class Answer:
         self._pending: list[Event] = []
         self._over = False
         self._bytes = 0
+        self._usage: Usage | None = None
+        self._pieces = 0
 
     def __repr__(self) -> str:
         return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
@@ -77,6 +80,10 @@ class Answer:
             if events:
                 return events
         return []
+
+    def tokens(self, prompt: int) -> int:
+        """How many it took: as the server says, else about so many as there are events, and the prompt's."""
+        return self._usage.total_tokens if self._usage else prompt + self._pieces
 
     async def all(self) -> list[Event]:
         """The rest of the answer, up to a size that nobody's answer has."""
@@ -137,8 +144,9 @@ class Answer:
         seen = []
         for event in events:
             seen.append(event)
+            self._pieces += 1
             if isinstance(event, Usage):
-                self._story.usage = event
+                self._story.usage = self._usage = event
             elif isinstance(event, Failed):
                 self._over = True
                 break
@@ -187,8 +195,15 @@ class Relay:
         model = self.policy.aliases.get(turn.model, turn.model)
         learned = False
 
+        prompt_tokens, most = estimate(turn) if self.accounts.counts_tokens else (0, 0)
+        begun: list[Answer] = []
+
         async def begin(account: Account, credential: Credential, attempt: AsyncExitStack) -> Answer:
-            return await self._begin(turn, model, account, credential, story, attempt)
+            begun[:] = [await self._begin(turn, model, account, credential, story, attempt)]
+            return begun[0]
+
+        def used() -> int:
+            return begun[0].tokens(prompt_tokens) if begun else 0
 
         def mend(error: UpstreamError) -> bool:
             nonlocal turn, learned
@@ -197,7 +212,7 @@ class Relay:
             return mended is not None
 
         tries = Tries(self.accounts, model, story, affinity=conversation(turn))
-        return await tries.until_begun(begin, stack, mend=mend)
+        return await tries.until_begun(begin, stack, mend=mend, tokens=prompt_tokens + most, used=used)
 
     async def _begin(
         self,
@@ -277,7 +292,9 @@ def _check_encoding(response: Response) -> None:
 
 
 def conversation(turn: Turn) -> str:
-    """A key that all turns of one conversation share: its first messages, up to the first of the user."""
+    """A key that all turns of one conversation share: its first messages, up to the first of the user; "" for none."""
+    if not turn.messages:
+        return ""
     digest = hashlib.blake2b(digest_size=8)
     for message in turn.messages[:4]:
         digest.update(str(message.get("content"))[:2000].encode("utf-8", "surrogatepass"))

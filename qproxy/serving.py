@@ -20,6 +20,9 @@ import trio
 
 from qproxy import hypercorn, outbound, signing, watching
 from qproxy.accounts import Account, Accounts
+from qproxy.accounts.board_file import BoardFile
+from qproxy.accounts.pacing import Pace
+from qproxy.accounts.sharing import Sharing
 from qproxy.admission import Admission
 from qproxy.auth import CredentialSource, StaticKey
 from qproxy.config import Config, home, load
@@ -54,6 +57,9 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
     """
     server = _assembled(config, connect or trio.open_tcp_stream)
     watching.watch(server, config)
+    if config.accounts_file:
+        server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
+        server.background.append(server.relay.accounts.keep_sharing)
     return server
 
 
@@ -86,7 +92,7 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
 
 
 def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
-    accounts = Accounts(entries, queue_timeout=config.queue_timeout)
+    accounts = Accounts(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
     policy = Policy(
         aliases=config.aliases,
         switches=config.rules,
@@ -172,6 +178,8 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
         models=tuple(entry.models),
         weight=entry.weight,
         max_in_flight=entry.max_in_flight,
+        identity=entry.identity,
+        pace=Pace(entry.rpm, entry.tpm),
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
         dialect=entry.dialect,

@@ -36,6 +36,7 @@ def load(
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
+    values.setdefault("accounts_file", str(home(environ) / "accounts.db"))
     values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
     values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
     config = Config(**values)

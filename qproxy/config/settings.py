@@ -67,7 +67,7 @@ class Config:
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
     max_connections: int = setting(1000, "connections at once to one upstream host")
     queue_timeout: float = setting(
-        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+        1.0, "waiting for a place when max_requests are taken, or for an account at its limits"
     )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
@@ -91,6 +91,10 @@ class Config:
     )
     keys_file: str | None = setting(
         None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
+    )
+    accounts_file: str | None = setting(
+        None,
+        "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
     )
     admin_key: str | None = setting(
         None,

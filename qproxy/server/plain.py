@@ -42,7 +42,8 @@ class Plain:
 
     async def _readyz(self) -> Response:
         health = self._parts.health()
-        body = {"status": "ok" if health.ready else health.state, "accounts": health.accounts}
+        status = "ok" if health.ready else health.state
+        body = {"status": status, "accounts": health.accounts, "usable": health.usable}
         return json(body, 200 if health.ready else 503)
 
     async def _root(self) -> Response:
