@@ -80,10 +80,13 @@ class Answer:
         return []
 
     async def all(self) -> list[Event]:
-        """The rest of the answer."""
+        """The rest of the answer, up to a size that nobody's answer has."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
+            if self._bytes > MAX_WHOLE_BODY:
+                message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
+                return [*events, Failed(UpstreamError(message, code="upstream_invalid_response"))]
         return events
 
     async def started(self) -> None:
@@ -222,6 +225,7 @@ class Relay:
         if response.status != 200:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
+        _check_encoding(response)
         back = toolcalls.open(sent, self.policy.profile(model), story.repairs)
         if undo is not None:
             back = Chain(back, undo)
@@ -240,7 +244,10 @@ class Relay:
         try:
             data = jsontext.loads(body)
         except ValueError:
-            raise errors.upstream_error(502, response.headers, body, plan=target.plan) from None
+            if not sse.looks_like_events(body):
+                raise errors.unreadable(response.status, body) from None
+            stages = Chain(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
+            return [*stages.feed(body), *stages.close()]
         return dialect.whole(data, target)
 
     def _adapted(self, turn: Turn, target: Target, account: Account, story: Story) -> Turn:
@@ -258,6 +265,14 @@ class Relay:
         if self.policy.stream_upstream == "always" and target.family == "dashscope":
             return replace(applied.turn, stream=True)
         return applied.turn
+
+
+def _check_encoding(response: Response) -> None:
+    """A compressed answer, though none was asked for, cannot be read; say so rather than find nothing in it."""
+    encoding = (response.header(b"content-encoding") or "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        message = f"The model's server compressed its answer ({encoding[:20]}) although it was asked not to."
+        raise UpstreamError(message, code="upstream_invalid_response", retry=Retry.ELSEWHERE)
 
 
 def conversation(turn: Turn) -> str:

@@ -103,6 +103,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         request_timeout=config.request_timeout or math.inf,
         keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
+        admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     return Server(Relay(accounts, transport, policy), discovery, door, admission)
