@@ -35,6 +35,10 @@ class Story:
     usage: Usage | None = None
     upstream_seconds: float = 0.0
     """Time spent waiting for the upstream."""
+    tools: list[tuple[str, bool, float]] = field(default_factory=list)
+    """Calls that this server ran: the tool, whether it went well, seconds."""
+    tool_seconds: float = 0.0
+    """Time spent waiting for them."""
 
 
 @dataclass(slots=True)
@@ -64,8 +68,8 @@ class Record:
 
     @property
     def overhead(self) -> float:
-        """Seconds spent here rather than waiting for the upstream."""
-        return max(0.0, self.seconds - self.story.upstream_seconds)
+        """Seconds spent here rather than waiting for the upstream or for tools."""
+        return max(0.0, self.seconds - self.story.upstream_seconds - self.story.tool_seconds)
 
     def fields(self) -> dict[str, Any]:
         """The record as flat, loggable values; what is not known is left out."""
@@ -89,6 +93,7 @@ class Record:
             "total_ms": round(self.seconds * 1000, 1),
             "upstream_request_id": story.upstream_request_id,
             "rules": ",".join(story.rules) or None,
+            "tools": ",".join(f"{name}:{'ok' if ok else 'failed'}" for name, ok, _ in story.tools) or None,
             "repairs": ",".join(f"{kind}:{count}" for kind, count in story.repairs.items()) or None,
         }
         return {name: value for name, value in values.items() if value is not None}

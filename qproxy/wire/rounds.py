@@ -169,8 +169,8 @@ def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
     return added
 
 
-def next_turn(turn: Turn, done: Round, *, number: int, last: bool) -> Turn:
-    """What the model is asked in round `number`; a forced choice holds for the first round only."""
+def next_turn(turn: Turn, done: Round, *, last: bool) -> Turn:
+    """What the model is asked next; a forced choice holds for the first round only."""
     choice = "none" if last else turn.tool_choice if turn.tool_choice in (None, "none") else "auto"
     return replace(
         turn,
