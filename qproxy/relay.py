@@ -25,7 +25,7 @@ from qproxy.observe import Story
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
-from qproxy.wire.errors import RequestError, Retry, UpstreamError
+from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain, Stage
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
@@ -172,8 +172,6 @@ class Relay:
 
         Raises QproxyError when no account could begin one.
         """
-        for request in turn.requested:
-            raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model
         model = self.policy.aliases.get(turn.model, turn.model)
         learned = False

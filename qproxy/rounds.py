@@ -119,6 +119,7 @@ class Rounds:
         return events
 
     async def _wait_for_news(self, until: float) -> None:
+        self._news = trio.Event()
         with trio.CancelScope(deadline=until) as self._waiting:
             try:
                 await self._news.wait()
@@ -148,7 +149,7 @@ class Rounds:
         if events and not self._round.failed:
             return
         if not events and self._round.pending:
-            self._answer, self._news = None, trio.Event()
+            self._answer = None
             self._nursery.start_soon(self._between_rounds)
         else:
             self._end()

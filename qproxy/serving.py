@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn
+from qproxy import hypercorn, toolmaking
 from qproxy.accounts import Account, Accounts
 from qproxy.admission import Admission
 from qproxy.auth import StaticKey
@@ -32,11 +32,14 @@ from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
+from qproxy.sandbox import Site
 from qproxy.server import Server
+from qproxy.tools import Tool
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
+from qproxy.workshop import Workshop
 
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
@@ -45,13 +48,21 @@ TRANSPORT_SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
+TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_memory_seconds")
 log = logging.getLogger("qproxy")
 
 
-def assemble(config: Config, *, connect: Connect | None = None) -> Server:
+def assemble(
+    config: Config,
+    *,
+    connect: Connect | None = None,
+    tools: Sequence[Tool | Callable[..., Any]] = (),
+    site: Site | None = None,
+) -> Server:
     """The server's parts, wired together.
 
-    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
+    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
+    program's functions that models may call, `site` its way to a sandbox.
     """
     known = {rule.name for rule in rules.RULES}
     unknown = {
@@ -62,7 +73,8 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry) for entry in config.all_accounts()]
-    return _server(config, accounts, _transport(config, connect or trio.open_tcp_stream))
+    transport = _transport(config, connect or trio.open_tcp_stream)
+    return _server(config, accounts, transport, toolmaking.workshop(config, tools, site))
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
@@ -72,10 +84,16 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
     same = {entry.name for entry in config.all_accounts() if entry in known}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
     same_transport = all(getattr(config, name) == getattr(before, name) for name in TRANSPORT_SETTINGS)
-    return _server(config, accounts, (server if same_transport else parts).relay.transport)
+    same_tools = all(getattr(config, name) == getattr(before, name) for name in TOOL_SETTINGS)
+    return _server(
+        config,
+        accounts,
+        (server if same_transport else parts).relay.transport,
+        (server if same_tools else parts).workshop,
+    )
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport) -> Server:
+def _server(config: Config, entries: Sequence[Account], transport: Transport, workshop: Workshop) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
@@ -106,7 +124,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
-    return Server(Relay(accounts, transport, policy), discovery, door, admission)
+    return Server(Relay(accounts, transport, policy), discovery, door, admission, workshop)
 
 
 def _keyring(config: Config) -> Keyring:
@@ -177,9 +195,9 @@ def _transport(config: Config, connect: Connect) -> Transport:
     return Transport(limits, proxy=proxy, ssl_context=context, connect=connect)
 
 
-def create_app(config: Config | None = None) -> Any:
-    """The Quart-Trio app; without a config, from qproxy.toml and the environment."""
-    return assemble(config or load()).app()
+def create_app(config: Config | None = None, *, tools: Sequence[Tool | Callable[..., Any]] = ()) -> Any:
+    """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
+    return assemble(config or load(), tools=tools).app()
 
 
 async def serve(

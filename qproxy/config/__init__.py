@@ -1,6 +1,7 @@
 """Configuration: one frozen `Config` from defaults < TOML < environment < flags.
 
 settings   the table of settings
+tools      the tables of tools
 reading    values from TOML, variables and flags, checked
 
 This is the only room that reads the environment.  Accounts and their presets are in `presets`.
@@ -16,6 +17,7 @@ from typing import Any
 
 from qproxy.config.reading import parse, read_environment, read_toml, words
 from qproxy.config.settings import SETTINGS, TYPES, Config
+from qproxy.config.tools import with_environment
 from qproxy.presets import with_key, zero_configuration
 
 __all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
@@ -38,7 +40,9 @@ def load(
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
-    config = dataclasses.replace(config, accounts=accounts)
+    tools = tuple(with_environment(entry, environ) for entry in config.tools)
+    servers = tuple(with_environment(entry, environ) for entry in config.mcp_servers)
+    config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
     if not config.accounts and config.upstream is None:
         config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qproxy import keys
+from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -111,7 +112,14 @@ class Config:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
+    tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
+    tool_memory_seconds: float = setting(
+        3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
+    )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
+    mcp_servers: tuple[ServerConfig, ...] = setting((), "MCP servers whose tools models may call")
+    tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 from qproxy.sandbox.bubblewrap import Bubblewrap, Refusal, find
 from qproxy.sandbox.child import Child, Finished, Starter, Unfenced, finish
 from qproxy.sandbox.fence import Fence, Limits
+from qproxy.sandbox.site import Site
 
 __all__ = [
-    "Bubblewrap", "Child", "Fence", "Finished", "Limits", "Refusal", "Starter", "Unfenced", "find", "finish",
+    "Bubblewrap", "Child", "Fence", "Finished", "Limits", "Refusal", "Site", "Starter", "Unfenced", "find", "finish",
 ]  # fmt: skip

@@ -58,9 +58,9 @@ class Bubblewrap:
     @asynccontextmanager
     async def _started(self, argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
         with ExitStack() as ours:
-            kill, child, info, gate = self._spawn(argv, allowed, ours)
+            end, child, info, gate = self._spawn(argv, allowed, ours)
             try:
-                await self._limit(kill, child, info, allowed.limits)
+                await self._limit(end, child, info, allowed.limits)
                 _open(gate)
                 yield child
             finally:
@@ -68,7 +68,7 @@ class Bubblewrap:
 
     def _spawn(
         self, argv: Sequence[str], allowed: Fence, ours: ExitStack
-    ) -> tuple[_Kill, Child, trio.lowlevel.FdStream, int]:
+    ) -> tuple[_Namespace, Child, trio.lowlevel.FdStream, int]:
         """bubblewrap, on its way to the gate: it, its news, and the gate's handle."""
         with ExitStack() as theirs:
             news, tells = os.pipe()
@@ -89,11 +89,13 @@ class Bubblewrap:
                 popen = start([self.path, *words, *argv], env, inherit=inherit, user=self._user)
             except OSError as error:
                 raise Refusal(f"{self.path} cannot be started: {error.strerror}.") from None
-        kill = _Kill(popen)
-        ours.callback(kill.close)
-        return kill, Child(popen, kill), info, gate
+        end = _Namespace(popen)
+        ours.callback(end.close)
+        return end, Child(popen, end), info, gate
 
-    async def _limit(self, kill: _Kill, child: Child, info: trio.lowlevel.FdStream, limits: Limits) -> None:
+    async def _limit(
+        self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, limits: Limits
+    ) -> None:
         """Learn who is the first within, and bound it and all that it will start."""
         told = bytearray()
         with trio.move_on_after(START_SECONDS) as slow:
@@ -106,13 +108,13 @@ class Bubblewrap:
                 raise Refusal(_sentence(words) or "bubblewrap ended without a word.") from None
         if slow.cancelled_caught:
             raise Refusal(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
-        kill.first = os.pidfd_open(first)
+        end.first = os.pidfd_open(first)
         with _in_the_name_of(self._user):
             _set_limits(first, limits)
         _stand_back(first)
 
 
-class _Kill:
+class _Namespace:
     """Ends a sandbox: its first process, with which the kernel ends all others, and bubblewrap itself."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
@@ -120,11 +122,15 @@ class _Kill:
         self.first: int | None = None
         """A descriptor of the process, which unlike its number cannot come to mean another one."""
 
-    def __call__(self) -> None:
+    def kill(self) -> None:
         if self.first is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.first, signal.SIGKILL)
         self._popen.kill()
+
+    async def gone(self) -> None:
+        if self.first is not None:  # its end is not told before that of all others in its namespace
+            await trio.lowlevel.wait_readable(self.first)
 
     def close(self) -> None:
         if self.first is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,10 +33,19 @@ class Starter(Protocol):
     def __call__(self, argv: Sequence[str], fence: Fence, /) -> AbstractAsyncContextManager[Child]: ...
 
 
-class Child:
-    """A program under way.  `kill` ends it and all it started."""
+class End(Protocol):
+    """How a program is ended with all it started."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], kill: Callable[[], None]) -> None:
+    def kill(self) -> None: ...
+
+    async def gone(self) -> None:
+        """Return when none of them is left."""
+
+
+class Child:
+    """A program under way."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], end: End) -> None:
         assert popen.stdin is not None
         assert popen.stdout is not None
         assert popen.stderr is not None
@@ -47,10 +56,14 @@ class Child:
         for pipe in (popen.stdin, popen.stdout, popen.stderr):
             pipe.close()
         self._popen = popen
-        self.kill = kill
+        self._end = end
 
     def __repr__(self) -> str:
         return f"<Child {self._popen.pid}, {'running' if self._popen.poll() is None else 'over'}>"
+
+    def kill(self) -> None:
+        """End it and all it started."""
+        self._end.kill()
 
     async def wait(self) -> int:
         """Return the exit code when the program has ended."""
@@ -61,7 +74,7 @@ class Child:
                     await trio.lowlevel.wait_readable(descriptor)
                 finally:
                     os.close(descriptor)
-            return self._popen.wait()
+            return self._popen.wait()  # it has ended
         return await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
 
     async def aclose(self) -> None:
@@ -69,6 +82,7 @@ class Child:
         self.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + REAP_SECONDS):
             await self.wait()
+            await self._end.gone()
             for stream in (self.stdin, self.stdout, self.stderr):
                 await stream.aclose()
 
@@ -138,16 +152,25 @@ class Unfenced:
 @asynccontextmanager
 async def _unfenced(argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
     popen = start(argv, fence.environment(allowed))
-    child = Child(popen, lambda: _kill_group(popen.pid))
+    child = Child(popen, _Group(popen.pid))
     try:
         yield child
     finally:
         await child.aclose()
 
 
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+class _Group:
+    """The end of a process group: what has left it is not reached."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)
+
+    async def gone(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 def start(

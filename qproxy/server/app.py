@@ -1,8 +1,8 @@
 """The Quart-Trio app: routes from its families, and what happens around every request.
 
-The idea: every request owns an exit stack (`Connection`), and whatever is opened for it is entered there:
-leases, upstream responses.  Quart-Trio cancels the request's nursery when the client leaves; the stack then
-closes everything, in whatever state the request was.
+The idea: every request owns an exit stack and a nursery (`Connection`).  Whatever is opened for it is entered on the
+stack: leases, upstream responses; what goes on beside it, tools, runs in the nursery.  Quart-Trio cancels the handler
+when the client leaves; then the nursery is cancelled, and the stack closes everything, in whatever state it was.
 """
 
 from __future__ import annotations
@@ -26,24 +26,32 @@ from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.wire.errors import QproxyError
+from qproxy.workshop import Workshop
 
 
 class Connection(TrioASGIHTTPConnection):
     """One request: its exit stack outlives everything done for it, and nothing outlives the stack."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
+            self.scope["qproxy.nursery"] = nursery  # type: ignore[typeddict-unknown-key]
             await super().__call__(receive, send)
+            nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
 
 class Server(Parts):
     """The app and what it stands on."""
 
     def __init__(
-        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+        self,
+        relay: Relay,
+        discovery: Discovery,
+        door: Door,
+        admission: Admission | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
-        super().__init__(relay, discovery, door, admission)
+        super().__init__(relay, discovery, door, admission, workshop)
         self.families: list[Family] = [Asking(self), Plain(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
@@ -66,6 +74,7 @@ class Server(Parts):
         app.before_request(self._begin)
         app.after_request(self._finish_headers)
         app.while_serving(self._while_serving)
+        self._app = app
         return app
 
     def _add(self, app: QuartTrio, route: Route) -> None:
@@ -82,10 +91,15 @@ class Server(Parts):
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
+        if parts.workshop is not self.workshop:
+            self.workshop.retire()
+            self.workshop = parts.workshop
+            await self.workshop.open(self._app.nursery)
         if self.relay.transport is not before:
             await before.aclose()
 
     async def _while_serving(self) -> AsyncGenerator[None, None]:
+        await self.workshop.open(self._app.nursery)
         yield
         await self.relay.transport.aclose()
 
@@ -124,7 +138,15 @@ class Server(Parts):
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
+        if story.tools and not record.stream:
+            headers["x-qproxy-tools"] = _header_text(", ".join(map(_ran, story.tools)))
         return response
+
+
+def _ran(tool: tuple[str, bool, float]) -> str:
+    """A call of a tool, as an item of a structured field (RFC 8941)."""
+    name, ok, seconds = tool
+    return f"{name};ok=?{ok:d};ms={seconds * 1000:.0f}"
 
 
 def _header_text(text: str) -> str:

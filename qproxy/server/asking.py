@@ -49,9 +49,12 @@ class Asking:
                     max_messages=parts.door.max_messages,
                 )
                 record.stream = turn.stream
+                turn, tools = parts.workshop.equip(turn, current.client())
                 self._charge(turn)
                 stack.callback(await parts.admission.enter())
-                answer = await parts.relay.open(turn, record.story, stack)
+                answer = await parts.workshop.answer(
+                    parts.relay, turn, tools, record.story, stack, current.nursery()
+                )
                 record.first_byte = record.seconds
                 if not turn.stream:
                     events = await answer.all()

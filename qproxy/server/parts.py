@@ -13,6 +13,7 @@ from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.relay import Relay
+from qproxy.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,18 @@ class Parts:
     """The parts of a running server; a reload changes them between two requests, so they are asked each time."""
 
     def __init__(
-        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+        self,
+        relay: Relay,
+        discovery: Discovery,
+        door: Door,
+        admission: Admission | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
         self.relay = relay
         self.discovery = discovery
         self.door = door
         self.admission = admission or Admission()
+        self.workshop = workshop or Workshop()
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()

@@ -18,6 +18,7 @@ from quart.wrappers.response import ResponseBody
 from qproxy.lives import Life
 from qproxy.observe import Record
 from qproxy.relay import Answer
+from qproxy.rounds import Rounds
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder
 from qproxy.wire.errors import QproxyError
@@ -33,7 +34,7 @@ class Stream(ResponseBody):
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Answer | Rounds,
         encoder: StreamEncoder,
         record: Record,
         life: Life,

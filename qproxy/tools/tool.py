@@ -39,10 +39,14 @@ class Tool:
     """The MCP server's label."""
     original: str = ""
     """The name that the MCP server gives it."""
-    refusal: str | None = None
-    """Why it cannot run here."""
+    refused: Callable[[], str | None] = field(default=lambda: None, repr=False)
+    """Why it cannot run here, where that is so."""
     fence: str = ""
     """What holds it: sandbox, none, or nothing to say."""
+
+    @property
+    def refusal(self) -> str | None:
+        return self.refused()
 
     def declaration(self) -> JSON:
         """The tool in OpenAI's nested shape."""

@@ -10,14 +10,21 @@ that forbids tools gets none.  A client's own tool wins over one of the same nam
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn, Protocol
 
+import trio
+
+from qproxy.sandbox import Site
 from qproxy.tools.tool import Offer, Tool
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Request, Turn
+
+RETIRED_SECONDS = 300.0
+log = logging.getLogger("qproxy.tools")
 
 
 class Source(Protocol):
@@ -31,6 +38,9 @@ class Source(Protocol):
 
     @property
     def state(self) -> str: ...
+
+    async def run(self) -> None:
+        """Stay connected, for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +63,44 @@ class Toolbox:
     """All tools of this server."""
 
     def __init__(
-        self, tools: Iterable[Tool] = (), sources: Sequence[Source] = (), rules: Sequence[Rule] = ()
+        self,
+        tools: Iterable[Tool] = (),
+        sources: Sequence[Source] = (),
+        rules: Sequence[Rule] = (),
+        site: Site | None = None,
     ) -> None:
         self._tools = tuple(tools)
         self.sources = sources
         self._rules = rules
+        self._site = site
+        """Where fenced ones run, if there are any."""
+        self._life = trio.CancelScope()
 
     def __repr__(self) -> str:
         return f"<Toolbox {len(self.tools())} tools>"
 
     def __bool__(self) -> bool:
         return bool(self._tools or self.sources)
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        """Try the sandbox out, say which tools cannot run, and keep the sources connected in the nursery."""
+        if self._site is not None:
+            await self._site.look()
+        for tool in self._tools:
+            if tool.refusal is not None:
+                log.warning("the tool %s is not offered: %s", tool.name, tool.refusal)
+        if self.sources:
+            nursery.start_soon(self._keep_connected)
+
+    async def _keep_connected(self) -> None:
+        with self._life:
+            async with trio.open_nursery() as nursery:
+                for source in self.sources:
+                    nursery.start_soon(source.run)
+
+    def retire(self) -> None:
+        """End the sources when the requests that may use them are over."""
+        self._life.deadline = trio.current_time() + RETIRED_SECONDS
 
     def tools(self) -> dict[str, Tool]:
         """The tools there are now, by name."""
