@@ -190,7 +190,6 @@ class Rounds:
         self._tell(ServerCall(call.id, call.name, call.arguments, server, original))
         outcome = await calling.call(self._tools.tools, call.name, call.arguments)
         call.output = outcome.text
-        self._story.tools.append((call.name, outcome.ok, outcome.seconds))
         self._tell(ServerResult(call.id, call.name, outcome.text, outcome.ok, outcome.seconds))
 
     async def _next(self) -> None:

@@ -12,7 +12,6 @@ import logging
 import math
 import resource
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn, toolmaking
+from qproxy import hypercorn, toolmaking, watching
 from qproxy.accounts import Account, Accounts
 from qproxy.admission import Admission
 from qproxy.auth import StaticKey
@@ -28,18 +27,18 @@ from qproxy.config import Config, home, load, proxy_environment
 from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
-from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
 from qproxy.sandbox import Site
 from qproxy.server import Server
-from qproxy.tools import Tool
+from qproxy.stored import Store
+from qproxy.stored.sqlite import SQLiteStore
+from qproxy.toolmaking import ToolLike
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
-from qproxy.workshop import Workshop
 
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
@@ -49,6 +48,9 @@ TRANSPORT_SETTINGS = (
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
 TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_memory_seconds")
+STORE_SETTINGS = (
+    "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
+)  # fmt: skip
 log = logging.getLogger("qproxy")
 
 
@@ -56,7 +58,7 @@ def assemble(
     config: Config,
     *,
     connect: Connect | None = None,
-    tools: Sequence[Tool | Callable[..., Any]] = (),
+    tools: Sequence[ToolLike] = (),
     site: Site | None = None,
 ) -> Server:
     """The server's parts, wired together.
@@ -64,6 +66,14 @@ def assemble(
     `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
     program's functions that models may call, `site` its way to a sandbox.
     """
+    server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
+    watching.watch(server, config)
+    return server
+
+
+def _assembled(
+    config: Config, connect: Connect, tools: Sequence[ToolLike] = (), site: Site | None = None
+) -> Server:
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -73,27 +83,28 @@ def assemble(
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry) for entry in config.all_accounts()]
-    transport = _transport(config, connect or trio.open_tcp_stream)
-    return _server(config, accounts, transport, toolmaking.workshop(config, tools, site))
+    server = _server(config, accounts, _transport(config, connect), _store(config))
+    server.workshop = toolmaking.workshop(config, tools, site)
+    return server
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
     """The parts for another configuration; what its settings do not change is that of the running server."""
-    parts, known = assemble(config), before.all_accounts()
+    parts, known = _assembled(config, trio.open_tcp_stream), before.all_accounts()
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
     same = {entry.name for entry in config.all_accounts() if entry in known}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
-    same_transport = all(getattr(config, name) == getattr(before, name) for name in TRANSPORT_SETTINGS)
-    same_tools = all(getattr(config, name) == getattr(before, name) for name in TOOL_SETTINGS)
-    return _server(
-        config,
-        accounts,
-        (server if same_transport else parts).relay.transport,
-        (server if same_tools else parts).workshop,
-    )
+    kept_by = {
+        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
+        for names in (TRANSPORT_SETTINGS, STORE_SETTINGS, TOOL_SETTINGS)
+    }
+    transport, store = kept_by[TRANSPORT_SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
+    made = _server(config, accounts, transport, store)
+    made.workshop = kept_by[TOOL_SETTINGS].workshop
+    return made
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport, workshop: Workshop) -> Server:
+def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
@@ -124,7 +135,22 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, wo
         admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
-    return Server(Relay(accounts, transport, policy), discovery, door, admission, workshop)
+    server = Server(Relay(accounts, transport, policy), discovery, door, admission)
+    server.bodies = watching.bodies(config)
+    server.store = store
+    return server
+
+
+def _store(config: Config) -> Store | None:
+    """Where responses are kept."""
+    if not config.store_responses:
+        return None
+    return SQLiteStore(
+        Path(config.responses_file) if config.responses_file else None,
+        max_age=config.responses_max_age,
+        max_bytes=config.responses_max_bytes,
+        timeout=config.store_timeout,
+    )
 
 
 def _keyring(config: Config) -> Keyring:
@@ -195,7 +221,7 @@ def _transport(config: Config, connect: Connect) -> Transport:
     return Transport(limits, proxy=proxy, ssl_context=context, connect=connect)
 
 
-def create_app(config: Config | None = None, *, tools: Sequence[Tool | Callable[..., Any]] = ()) -> Any:
+def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
     """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
     return assemble(config or load(), tools=tools).app()
 
@@ -215,8 +241,8 @@ async def serve(
             await _serve(config, shutdown_trigger, server, nursery, task_status)
             nursery.cancel_scope.cancel()
     finally:  # a caller who cancels skips the app's own end
-        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
+            await server.aclose()
 
 
 async def _serve(
@@ -254,18 +280,10 @@ async def _serve(
     )
 
 
-def configure_logging(config: Config) -> None:
-    """Log to standard error in the configured shape."""
-    handler = logging.StreamHandler(sys.stderr)
-    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(Formatter(as_json=as_json))
-    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)
-    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-
-
 def run(config: Config, say: Callable[[str], None], read: Callable[[], Config] = load) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew."""
-    configure_logging(config)
+    watching.log_to_stderr(config)
+    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     for warning in config.warnings():
         log.warning("%s", warning)
     raise_file_limit(config)

@@ -6,7 +6,7 @@ ConfigError names the tool and what is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
@@ -22,10 +22,11 @@ from qproxy.tools.tool import NAME, Tool
 from qproxy.tools.toolbox import Rule, Toolbox
 from qproxy.workshop import Workshop
 
+ToolLike: TypeAlias = Tool | Callable[..., Any]
+"""A function of a program that embeds qproxy, or what `functions.tool` made of it."""
 
-def workshop(
-    config: Config, own: Sequence[Tool | Callable[..., Any]] = (), site: Site | None = None
-) -> Workshop:
+
+def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = None) -> Workshop:
     """The tools of a configuration, and a program's own functions."""
     site = site or Site()
     fences = [(f"tool {entry.name!r}", fence(entry)) for entry in config.tools if entry.sandbox != "none"]

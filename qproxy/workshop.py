@@ -44,15 +44,18 @@ class Workshop:
         """No new request will come."""
         self.toolbox.retire()
 
-    def equip(self, turn: Turn, key: Key | None) -> tuple[Turn, Tools]:
-        """The turn with its whole conversation, and its tools; RequestError names one that it cannot have."""
+    def equip(self, turn: Turn, key: Key | None, *, remembers: bool = True) -> tuple[Turn, Tools]:
+        """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
+
+        `remembers` is for clients that do not see the calls of our tools and cannot send them back.
+        """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = (
             self.toolbox.for_turn(turn, name) if self.toolbox or turn.requested else {}
         )
-        if not tools and not len(self.memory):
-            return turn, Tools({})
-        where = place(turn, key.id if key else "")
+        if not remembers or not (tools or len(self.memory)):
+            return turn, Tools(tools, self.limit)
+        where = place(turn, key.digest if key else "")
         turn = replace(turn, messages=self.memory.restore(turn, where))
         return turn, Tools(tools, self.limit, self.memory, where)
 

@@ -8,6 +8,7 @@ keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`read
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -110,8 +111,28 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    store_responses: bool = setting(
+        True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
+    )
+    responses_file: str | None = setting(
+        None, "where responses are kept; by default responses.db in the data directory"
+    )
+    responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
+    responses_max_bytes: int = setting(
+        1024**3, "of responses that are kept; the longest unused are discarded"
+    )
+    store_timeout: float = setting(5.0, "for the store of responses to keep or find one")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
+    log_bodies: bool = setting(
+        False, "log what clients ask and get, without secrets and pictures: everybody's conversations"
+    )
+    metrics_access: Literal["admin", "key", "open"] = setting(
+        "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
+    )
+    tracing: bool = setting(
+        False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
+    )
     tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
     tool_memory_seconds: float = setting(
         3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
@@ -151,9 +172,26 @@ class Config:
         except keys.KeyFileError as error:
             raise ConfigError(str(error)) from None
 
+    def secrets(self) -> set[str]:
+        """Every value that no log may show: those of the fields that a repr hides."""
+        return set(_hidden(self))
+
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
         return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+
+
+def _hidden(record: Any) -> Iterator[str]:
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if dataclasses.is_dataclass(one):
+                yield from _hidden(one)
+            elif not item.repr and isinstance(one, dict):
+                yield from one.values()
+            elif not item.repr and isinstance(one, str):
+                yield one
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)

@@ -7,8 +7,10 @@ when the client leaves; then the nursery is cancelled, and the stack closes ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import trio
@@ -20,13 +22,16 @@ from werkzeug.exceptions import HTTPException
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import SECURITY, Access, Door
+from qproxy.observe import BeginsTraces, ToolRun
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.responses import RememberedResponses, StoredResponses
 from qproxy.wire.errors import QproxyError
-from qproxy.workshop import Workshop
+
+log = logging.getLogger("qproxy.server")
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -44,17 +49,16 @@ class Server(Parts):
     """The app and what it stands on."""
 
     def __init__(
-        self,
-        relay: Relay,
-        discovery: Discovery,
-        door: Door,
-        admission: Admission | None = None,
-        workshop: Workshop | None = None,
+        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
-        super().__init__(relay, discovery, door, admission, workshop)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        super().__init__(relay, discovery, door, admission)
+        asking = Asking(self, {"/responses": RememberedResponses})
+        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
+        self.background: list[Callable[[], Awaitable[None]]] = []
+        """What runs beside the requests, from the start until it is cancelled at the end."""
+        self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -73,8 +77,7 @@ class Server(Parts):
         app.register_error_handler(Exception, refusals.fault)
         app.before_request(self._begin)
         app.after_request(self._finish_headers)
-        app.while_serving(self._while_serving)
-        self._app = app
+        app.while_serving(partial(self._while_serving, app))
         return app
 
     def _add(self, app: QuartTrio, route: Route) -> None:
@@ -89,31 +92,57 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
-        if parts.admission.limits != self.admission.limits:
-            self.admission = parts.admission
+        self.bodies = parts.bodies
         if parts.workshop is not self.workshop:
             self.workshop.retire()
             self.workshop = parts.workshop
-            await self.workshop.open(self._app.nursery)
+            await self.workshop.open(self._nursery)
+        if parts.admission.limits != self.admission.limits:
+            self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
+        if self.store is not parts.store:
+            store, self.store = self.store, parts.store
+            if store is not None:
+                await store.aclose()
 
-    async def _while_serving(self) -> AsyncGenerator[None, None]:
-        await self.workshop.open(self._app.nursery)
+    async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
+        scope = trio.CancelScope()
+        app.nursery.start_soon(self._beside, scope)
+        self._nursery = app.nursery
+        await self.workshop.open(app.nursery)
         yield
+        scope.cancel()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what the parts hold open: idle connections and the store."""
         await self.relay.transport.aclose()
+        if self.store is not None:
+            await self.store.aclose()
+
+    async def _beside(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for task in self.background:
+                    nursery.start_soon(_guarded, task)
 
     async def _begin(self) -> Response | None:
         """Before a request's view: who is it."""
         scope = current.scope()
+        record, rule = current.record(), request.url_rule
+        record.endpoint = "" if rule is None else rule.rule.removeprefix("/v1")
         if request.path not in QUIET:
-            current.stack().callback(self.counts.finished, current.record())
+            self.counts.began(record)
+            current.stack().callback(self.counts.finished, record)
+            if self.tracer is not None:
+                record.story.trace = self.tracer.begin(record, request.headers.get)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
-        rule = request.url_rule
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
         if rule is not None and access is Access.KEY:
-            scope["qproxy.key"] = self.door.client(request.headers, scope)
+            key = scope["qproxy.key"] = self.door.client(request.headers, scope)
+            record.key = None if key is None else key.name or key.id
         elif access is Access.ADMIN:
             self.door.admit_admin(request.headers, scope)
         return None
@@ -138,15 +167,22 @@ class Server(Parts):
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
-        if story.tools and not record.stream:
-            headers["x-qproxy-tools"] = _header_text(", ".join(map(_ran, story.tools)))
+        if record.tools and not record.stream:
+            headers["x-qproxy-tools"] = _header_text(", ".join(map(_ran, record.tools)))
         return response
 
 
-def _ran(tool: tuple[str, bool, float]) -> str:
+def _ran(tool: ToolRun) -> str:
     """A call of a tool, as an item of a structured field (RFC 8941)."""
-    name, ok, seconds = tool
-    return f"{name};ok=?{ok:d};ms={seconds * 1000:.0f}"
+    return f"{tool.name};ok=?{tool.ok:d};ms={tool.seconds * 1000:.0f}"
+
+
+async def _guarded(task: Callable[[], Awaitable[None]]) -> None:
+    """A task whose fault is told, and ends nothing else."""
+    try:
+        await task()
+    except Exception:
+        log.exception("%r ended", task)
 
 
 def _header_text(text: str) -> str:

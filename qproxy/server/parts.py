@@ -6,13 +6,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
+
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
+from qproxy.health import Health, health
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
+from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
+from qproxy.stored import Store
 from qproxy.workshop import Workshop
 
 
@@ -43,19 +48,25 @@ class Parts:
     """The parts of a running server; a reload changes them between two requests, so they are asked each time."""
 
     def __init__(
-        self,
-        relay: Relay,
-        discovery: Discovery,
-        door: Door,
-        admission: Admission | None = None,
-        workshop: Workshop | None = None,
+        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
         self.relay = relay
         self.discovery = discovery
         self.door = door
         self.admission = admission or Admission()
-        self.workshop = workshop or Workshop()
+        self.store: Store | None = None
+        """Where responses are kept; None keeps none."""
+        self.workshop = Workshop()
+        """The tools that this server runs."""
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.bodies: Bodies | None = None
+        """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
+
+    def health(self) -> Health:
+        """Whether the server can do its work."""
+        now = trio.current_time()
+        states = (account.state(now) for account in self.relay.accounts.accounts)
+        return health(states, draining=self.draining)

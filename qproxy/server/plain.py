@@ -12,7 +12,7 @@ from qproxy.server.parts import Parts, Route
 from qproxy.server.refusals import json
 from qproxy.wire.endpoints import ENDPOINTS, models
 
-QUIET = ("/livez", "/readyz")
+QUIET = ("/livez", "/readyz", "/metrics")
 """Asked every few seconds by machines: no log line."""
 
 
@@ -41,9 +41,9 @@ class Plain:
         return json({"status": "ok"})
 
     async def _readyz(self) -> Response:
-        if self._parts.draining:
-            return json({"status": "draining"}, 503)
-        return json({"status": "ok", "accounts": len(self._parts.relay.accounts.accounts)})
+        health = self._parts.health()
+        body = {"status": "ok" if health.ready else health.state, "accounts": health.accounts}
+        return json(body, 200 if health.ready else 503)
 
     async def _root(self) -> Response:
         return json({"name": "qproxy", "endpoints": [f"/v1{e.path}" for e in ENDPOINTS] + ["/v1/models"]})
