@@ -47,7 +47,7 @@ TRANSPORT_SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
-TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_memory_seconds")
+TOOL_SETTINGS = ("tools", "tool_offers", "tool_rounds", "tool_memory_seconds")
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip
@@ -231,11 +231,12 @@ async def serve(
     *,
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     server: Server | None = None,
+    tools: Sequence[ToolLike] = (),
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs."""
+    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.  `tools`: as `assemble`."""
     config.check()
-    server = server or assemble(config)
+    server = server or assemble(config, tools=tools)
     try:
         async with trio.open_nursery() as nursery:
             await _serve(config, shutdown_trigger, server, nursery, task_status)

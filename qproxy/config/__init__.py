@@ -17,7 +17,7 @@ from typing import Any
 
 from qproxy.config.reading import parse, read_environment, read_toml, words
 from qproxy.config.settings import SETTINGS, TYPES, Config
-from qproxy.config.tools import with_environment
+from qproxy.config.tools import located, with_environment
 from qproxy.presets import with_key, zero_configuration
 
 __all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
@@ -41,9 +41,9 @@ def load(
     values.setdefault("responses_file", str(home(environ) / "responses.db"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
-    tools = tuple(with_environment(entry, environ) for entry in config.tools)
-    servers = tuple(with_environment(entry, environ) for entry in config.mcp_servers)
-    config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
+    folder = Path(chosen).parent if chosen else Path()
+    tools = tuple(located(with_environment(entry, environ), folder) for entry in config.tools)
+    config = dataclasses.replace(config, accounts=accounts, tools=tools)
     if not config.accounts and config.upstream is None:
         config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
     return config

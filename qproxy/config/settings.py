@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qproxy import keys
-from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
+from qproxy.config.tools import OfferConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -139,7 +139,6 @@ class Config:
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
-    mcp_servers: tuple[ServerConfig, ...] = setting((), "MCP servers whose tools models may call")
     tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:

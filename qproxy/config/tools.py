@@ -99,6 +99,22 @@ def with_environment(entry: T, environ: Mapping[str, str]) -> T:
     return changed
 
 
+def located(entry: T, folder: Path) -> T:
+    """The entry with its paths (`./x`, `../x`, `~/x`) where they are: seen from the folder of its file."""
+
+    def found(word: str) -> str:
+        if word in (".", "..") or word.startswith(("./", "../")):
+            return str((folder / word).resolve())
+        return str(Path(word).expanduser()) if word.startswith("~/") else word
+
+    changed = replace(entry, read=[*map(found, entry.read)], write=[*map(found, entry.write)])
+    if isinstance(changed, ToolConfig | ServerConfig):
+        changed = replace(changed, argv=[*map(found, changed.argv)])
+    if isinstance(changed, ToolConfig) and changed.parameters_file is not None:
+        changed = replace(changed, parameters_file=found(changed.parameters_file))
+    return changed
+
+
 def _variable(name: str, environ: Mapping[str, str], who: str) -> str:
     if name not in environ:
         raise ConfigError(f"{who}: the variable {name} is not set.")

@@ -42,6 +42,9 @@ class Source(Protocol):
     async def run(self) -> None:
         """Stay connected, for ever."""
 
+    async def settled(self) -> None:
+        """Return when the first attempt to connect is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -97,6 +100,12 @@ class Toolbox:
             async with trio.open_nursery() as nursery:
                 for source in self.sources:
                     nursery.start_soon(source.run)
+
+    async def settled(self, seconds: float) -> None:
+        """Return when every source has told its tools or failed to, or when the time is over."""
+        with trio.move_on_after(seconds):
+            for source in self.sources:
+                await source.settled()
 
     def retire(self) -> None:
         """End the sources when the requests that may use them are over."""
