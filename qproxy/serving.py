@@ -136,7 +136,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
-    server.bodies = watching.bodies(config)
+    server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
     server.store = store
     return server
 
@@ -319,7 +319,13 @@ def raise_file_limit(config: Config) -> None:
 
 async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Config]) -> None:
     stop, server = trio.Event(), assemble(config)
-    reloader = Reloader(server, config, read, reassemble)
+
+    def renewed(config: Config, before: Config, server: Server) -> Server:
+        parts = reassemble(config, before, server)
+        watching.log_to_stderr(config)  # other secrets, and perhaps another shape
+        return parts
+
+    reloader = Reloader(server, config, read, renewed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hypercorn.until_signal, stop, say)
 

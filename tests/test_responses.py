@@ -105,7 +105,7 @@ async def test_what_is_left_out_is_named():
     body = {
         **ASK,
         "input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}],
-        "tools": [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": []}],
+        "tools": [{"type": "web_search"}, {"type": "file_search", "vector_store_ids": ["v"]}],
         "client_metadata": {"a": "b"},
     }
     async with world() as w:
@@ -140,6 +140,9 @@ async def test_a_conversation_goes_on(streamed):
             "function_call_output",
         ]
         judge(ResponseItemList, listing)
+        await tell(w, "DELETE", f"/{first['id']}")
+        status, listing = await tell(w, "GET", f"/{last['id']}/input_items")
+        assert (status, len(listing["data"])) == (200, 1)
 
 
 async def asked(w, body, streamed=False):

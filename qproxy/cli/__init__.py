@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import demo, keys, reload, serve, tools
+from qproxy.cli import demo, keys, reload, serve, tools, usage
 from qproxy.cli.saying import complain
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "reload": reload,
     "keys": keys,
     "tools": tools,
+    "usage": usage,
 }
 
 

@@ -29,6 +29,16 @@ def setting(default: Any, help: str, *, secret: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
+class PriceConfig:
+    """A `[[prices]]` table: US dollars for a million tokens of one model."""
+
+    model: str
+    input: float
+    output: float
+    cached: float | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting.  Times are in seconds."""
 
@@ -130,6 +140,10 @@ class Config:
     metrics_access: Literal["admin", "key", "open"] = setting(
         "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
     )
+    ledger: str | None = setting(
+        None, "the file of the usage ledger; by default ledger.sqlite3 in the data directory, `none` for none"
+    )
+    ledger_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
@@ -140,6 +154,7 @@ class Config:
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
     tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
+    prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""
@@ -177,7 +192,10 @@ class Config:
 
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
-        return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+        found = [warning for account in self.all_accounts() for warning in key_warnings(account)]
+        if self.log_bodies:
+            found.append("log_bodies is on: the log has what everybody asks and is answered.")
+        return found
 
 
 def _hidden(record: Any) -> Iterator[str]:

@@ -86,8 +86,12 @@ READ: tuple[Row, ...] = (
     Row("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
     Row("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),
     Row("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
+    Row("qproxy_token_refreshes_total", "counter", ("account",), "Renewals of a signed-in account's token"),
+    Row("qproxy_token_refresh_failures", "gauge", ("account",), "Renewals that failed in a row"),
+    Row("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token ends; 0 without one"),
     Row("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests under way are leaks"),
     Row("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
+    Row("qproxy_stored_responses_total", "counter", ("what",), "Responses kept and discarded (too old, or one too many) by the store, and uses of it that failed"),
 )
 # fmt: on
 """Read from the server's parts when somebody asks."""

@@ -13,16 +13,15 @@ from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
-import trio
 from quart import Response, request
 
 from qproxy.door import JSON_TYPE
 from qproxy.lives import Life
 from qproxy.meters import estimate
-from qproxy.observe import Record
 from qproxy.relay import Answer
 from qproxy.rounds import Rounds
 from qproxy.server import current
+from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
 from qproxy.server.streaming import Stream, note
 from qproxy.wire import jsontext
@@ -75,7 +74,7 @@ class Asking:
                 equipped, tools = parts.workshop.equip(
                     turn, current.client(), remembers=not endpoint.shows_tools
                 )
-                self._charge(equipped)
+                await charge(parts, turn.model, partial(estimate, equipped))
                 stack.callback(await parts.admission.enter())
                 answer = await parts.workshop.answer(
                     parts.relay, equipped, tools, record.story, stack, current.nursery()
@@ -132,28 +131,3 @@ class Asking:
         if self._parts.bodies:
             self._parts.bodies.asked(current.record(), data)
         return door.parse(data)
-
-    def _charge(self, turn: Turn) -> None:
-        """Reserve what the turn will use of its key's limits, and settle when the request is over."""
-        key, record, now = current.client(), current.record(), trio.current_time()
-        record.story.model = turn.model
-        self._parts.door.check_model(key, turn.model)
-        current.stack().callback(_guess, record, turn)
-        meter = self._parts.meters.of(key, now)
-        if meter is None:
-            return
-        current.scope()["qproxy.meter"] = meter
-        reservation = meter.reserve(sum(estimate(turn)), now)
-
-        def settle() -> None:
-            _guess(record, turn)
-            used, counts = sum(record.tokens()), record.story.tries > 0
-            reservation.settle(used, trio.current_time(), counts=counts)
-
-        current.stack().callback(settle)
-
-
-def _guess(record: Record, turn: Turn) -> None:
-    """About how long the prompt was, where the upstream did not say."""
-    if record.story.usage is None and record.first_byte is not None:
-        record.prompt_estimate = estimate(turn)[0]

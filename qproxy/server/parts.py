@@ -1,4 +1,8 @@
-"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone."""
+"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone.
+
+Here: the parts, and what follows from all of them together (how the server and its accounts are).  Not here: how they
+are made (`serving`, `watching`), what a request does with them (`asking`, `charging`).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ from typing import Any, Protocol
 
 import trio
 
+from qproxy.accounts import Account
 from qproxy.admission import Admission
+from qproxy.auth.oauth import OAuthSource
+from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.health import Health, health
+from qproxy.ledger import Ledger, Pricing
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
@@ -61,12 +69,26 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.pricing = Pricing()
+        self.ledger: Ledger | None = None
+        self.budgets = Budgets(None)
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
 
     def health(self) -> Health:
         """Whether the server can do its work."""
+        return health(self.account_states().values(), draining=self.draining)
+
+    def account_states(self) -> dict[str, str]:
+        """One word for each account, by its name: how it serves, or why it cannot be spoken as."""
         now = trio.current_time()
-        states = (account.state(now) for account in self.relay.accounts.accounts)
-        return health(states, draining=self.draining)
+        return {account.name: _state(account, now) for account in self.relay.accounts.accounts}
+
+
+def _state(account: Account, now: float) -> str:
+    if isinstance(account.source, OAuthSource):
+        status = account.source.status()
+        if not status.usable:
+            return status.state
+    return account.state(now)

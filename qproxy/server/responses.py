@@ -127,11 +127,12 @@ class StoredResponses:
     async def _input_items(self, id: str) -> Response:
         """What the model was given: the conversation before the response, and the request's own items."""
         stored = await self._find(id)
-        before = (
-            [] if stored.previous is None else await _before(self._store(id), stored.owner, stored.previous)
-        )
-        names = ("limit", "after", "order")
-        query = {name: request.args[name] for name in names if name in request.args}
+        try:
+            chain = await self._store(id).chain(_owner(), id)
+        except Missing:  # its beginning has been deleted
+            chain = [stored]
+        before = [item for earlier in chain[:-1] for item in earlier.conversation()]
+        query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
         return json(responses.page([*before, *stored.items], **query))
 
     async def _cancel(self, id: str) -> Response:

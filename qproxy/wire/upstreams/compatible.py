@@ -13,7 +13,6 @@ one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 
 from qproxy.wire import jsontext, schemas
@@ -100,23 +99,22 @@ class Decoder:
             events.append(deltas.usage(chunk["usage"]))
         return events
 
-    def _choice(self, choice: dict[str, JSON], position: int) -> Iterator[Event]:
+    def _choice(self, choice: dict[str, JSON], position: int) -> list[Event]:
         number = deltas.number_of(choice, position)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
         reason = choice.get("finish_reason")
         if reason == "error_finish":
-            yield Failed(_error_finish(delta, self._plan))
-            return
+            return [Failed(_error_finish(delta, self._plan))]
+        events: list[Event] = []
         if isinstance(delta, dict):
-            for event in deltas.payload(delta, number, choice.get("logprobs")):
-                whole = self._join_halves(event)
-                if whole is not None:
-                    yield whole
+            events = deltas.payload(delta, number, choice.get("logprobs"))
+            if self._halves or any(map(_ends_in_half, events)):
+                events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str):
-            yield from self._unpaired(number)
-            yield Finish(reason, number)
+            events += [*self._unpaired(number), Finish(reason, number)]
+        return events
 
     def _join_halves(self, event: Event) -> Event | None:
         """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
@@ -143,6 +141,12 @@ class Decoder:
     def _unpaired(self, choice: int | None = None) -> list[Event]:
         keys = [key for key in self._halves if choice is None or key[1] == choice]
         return [self._halves.pop(key) for key in keys]
+
+
+def _ends_in_half(event: Event) -> bool:
+    """Whether an event's text ends with the first half of a surrogate pair."""
+    text = event.arguments if isinstance(event, ToolCallDelta) else getattr(event, "text", None)
+    return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
 def _number_calls(events: list[Event]) -> None:
