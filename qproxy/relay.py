@@ -27,7 +27,7 @@ from qproxy.prompts import Pulled, Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
-from qproxy.wire.errors import RequestError, Retry, UpstreamError
+from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
@@ -189,8 +189,6 @@ class Relay:
 
     async def _open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
         """The answer to a turn of one conversation or prompt."""
-        for request in turn.requested:
-            raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model
         model = self.policy.aliases.get(turn.model, turn.model)
         learned = False

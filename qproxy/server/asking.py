@@ -70,9 +70,14 @@ class Asking:
             with life.limited():
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
-                await charge(parts, turn.model, partial(estimate, turn))
+                equipped, tools = parts.workshop.equip(
+                    turn, current.client(), remembers=not endpoint.shows_tools
+                )
+                await charge(parts, turn.model, partial(estimate, equipped))
                 stack.callback(await parts.admission.enter())
-                answer = await parts.relay.open(turn, record.story, stack)
+                answer = await parts.workshop.answer(
+                    parts.relay, equipped, tools, record.story, stack, current.nursery()
+                )
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await self._whole(endpoint, memory, turn, answer)

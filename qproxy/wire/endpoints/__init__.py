@@ -36,10 +36,12 @@ class Endpoint:
     decode: Callable[..., Turn]
     encoder: Callable[[Turn], StreamEncoder]
     whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
+    shows_tools: bool = False
+    """Its clients see the calls of this server's tools, and send them back with the conversation."""
 
 
 ENDPOINTS = (
     Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
     Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.whole),
-    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole),
+    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole, shows_tools=True),
 )
