@@ -179,7 +179,9 @@ class _Value:
             self._pass_on(end - newline)
             if angle < 0:
                 if not (yield from source.more()):
-                    self._pass_on(len(source))
+                    if source.cut:
+                        self._pass_on(len(source))
+                    source.take(len(source))  # the newline of a closer that never came
                     break
                 continue
             swallowed = yield from self._ends_at(newline)

@@ -25,10 +25,15 @@ from qproxy.wire.toolcalls.source import Reading, Source
 from qproxy.wire.toolcalls.strings import MAX_HEAD, UNITS, Decoding, Escaper, decoded, string_end, value_end
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
+MAX_ENCODED_BLANK = 256
+"""Blanks at the start of a string that are looked through for a brace."""
 _ARGUMENTS = ("arguments", "parameters")
 _CLOSER = re.compile(re.escape(CLOSER))
 _CODE_END = re.compile("</code>")
-_EMPTY_CODE = '{"code":""'
+_EMPTY_CODE = re.compile(r'"code"\s{0,16}:\s{0,16}""\s{0,16}[,}]')
+_CODE_BEGUN = re.compile(
+    r'(?<![:\\])(?<!: )"(?:c(?:o(?:d(?:e(?:"\s{0,16}(?::\s{0,16}(?:"(?:"\s{0,16})?)?)?)?)?)?)?)?\Z'
+)
 
 
 @dataclass(slots=True)
@@ -169,30 +174,38 @@ def arguments(source: Source, sink: Sink) -> Reading[str]:
 
 
 def structure(source: Source, sink: Sink) -> Reading[str]:
-    """Pass on an object or array as it comes."""
-    state, escaper, held, holding = JSONState(), Escaper(), "", True
+    """Pass on an object or array as it comes, but what follows an empty `code`: that waits for a `<code>` block."""
+    state, escaper, held, waits = JSONState(), Escaper(), "", False
     while True:
         text = source.take(state.read(source.piece(0)))
-        piece = escaper.feed(text) + (escaper.close() if state.complete or state.broken else "")
-        if holding:
-            held += piece
-            compact = "".join(held[:64].split())
-            holding = _EMPTY_CODE.startswith(compact[: len(_EMPTY_CODE)]) and len(held) <= MAX_HEAD
-            piece, held = ("", held) if holding else (held, "")
-        sink.wrote(piece)
-        if state.complete:
-            if holding and "".join(held.split()).startswith(_EMPTY_CODE):
-                return held
+        held += escaper.feed(text) + (escaper.close() if state.complete or state.broken else "")
+        if not waits:
+            waits, sure = _empty_code(held)
+            sink.wrote(held[:sure])
+            held = held[sure:]
+        if state.complete and waits:
+            return held
+        if state.complete or state.broken or len(held) > MAX_HEAD:
             sink.wrote(held)
+            held, waits = "", False
+        if state.complete:
             return ""
         if state.broken:
-            sink.wrote(held)
             sink.repairs["arguments_broken"] += 1
             yield from broken(source, sink)
             return ""
         if not (yield from source.more()):
             sink.wrote(held + escaper.close())
             return ""
+
+
+def _empty_code(text: str) -> tuple[bool, int]:
+    """Whether a `code` argument is empty, and how much of the text is not part of one that is, or may become it."""
+    empty = _EMPTY_CODE.search(text)
+    if empty:
+        return True, empty.start()
+    begun = _CODE_BEGUN.search(text)
+    return False, begun.start() if begun else len(text)
 
 
 def _encoded(source: Source, sink: Sink) -> Reading[None]:
@@ -208,14 +221,15 @@ def _encoded(source: Source, sink: Sink) -> Reading[None]:
         return
     sink.repairs["arguments_encoded"] += 1
     source.take(1)
-    decoding = Decoding()
+    decoding, escaper = Decoding(), Escaper()
     while not decoding.over:
-        sink.wrote(decoding.read(source))
+        inside = escaper.feed(decoding.read(source))
+        sink.wrote(inside + (escaper.close() if decoding.over else ""))
         if decoding.broken:
             yield from broken(source, sink)
             return
         if not decoding.over and not (yield from source.more()):
-            sink.wrote(source.take(len(source)))
+            sink.wrote(escaper.close() + source.take(len(source)))
             return
 
 
@@ -224,7 +238,7 @@ def _holds_object(source: Source) -> Reading[bool]:
     while True:
         units = UNITS.match(source.piece(1))
         inside = decoded(f'"{units[0]}"').lstrip() if units else ""
-        if inside or len(source) > MAX_HEAD or (units and units.end() + 1 < len(source)):
+        if inside or len(source) > MAX_ENCODED_BLANK or (units and units.end() + 1 < len(source)):
             return inside.startswith("{")
         if not (yield from source.more()):
             return False

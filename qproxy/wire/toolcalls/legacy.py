@@ -58,7 +58,7 @@ def read(source: Source, sink: Sink, tools: Tools, words: Words) -> Reading[bool
             source.take(offset + len(marker))
             continue
         if marker in words.results:
-            yield from _swallow(source, sink)
+            yield from swallow(source, sink)
         elif marker == words.call:
             source.take(offset)
             head = yield from _head(source, tools, words)
@@ -161,8 +161,8 @@ def _wrapped(body: str, tools: Tools, name: str) -> str:
     return f"{{{jsontext.quote(texts[0])}: {jsontext.quote(body)}}}"
 
 
-def _swallow(source: Source, sink: Sink) -> Reading[None]:
-    """The rest of the answer is an invented result."""
+def swallow(source: Source, sink: Sink) -> Reading[None]:
+    """The rest of the answer, from a result's marker on, is invented."""
     sink.repairs["result_invented"] += 1
     while True:
         source.take(len(source))

@@ -22,11 +22,11 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
     if refusal and isinstance(refusal, str):
         yield Refusal(refusal, choice)
     calls = delta.get("tool_calls")
-    for entry in calls if isinstance(calls, list) else ():
-        if isinstance(entry, dict):
-            yield _call(entry, entry.get("function"), choice)
+    entries = [entry for entry in calls if isinstance(entry, dict)] if isinstance(calls, list) else []
+    for entry in entries:
+        yield _call(entry, entry.get("function"), choice)
     legacy = delta.get("function_call")
-    if isinstance(legacy, dict):
+    if isinstance(legacy, dict) and not entries:  # beside entries it says the same again
         yield _call({"index": 0}, legacy, choice)
 
 
