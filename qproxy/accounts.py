@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal, TypeAlias
 
 import trio
 
@@ -23,9 +25,15 @@ from qproxy.circuit import Circuit
 from qproxy.wire.errors import Overloaded, QproxyError, RequestError, Retry, UpstreamError
 from qproxy.wire.http import Headers
 
+Task: TypeAlias = Literal["chat", "embedding"]
+"""What an account is wanted for."""
 EXHAUSTED_SECONDS = 300.0
 """How long an account whose quota is spent rests before it is asked again, when no reset time is known.
 Minutes, not for ever: the words of a quota error have been wrong before, and one request is cheap."""
+CANNOT_EMBED = (
+    "No account of this server makes embeddings with this model: Coding Plans, Token Plans and logins only chat. "
+    "A pay-as-you-go key does, and so does a server of your own with an embedding model."
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +54,8 @@ class Account:
     tool_schema: str = "openai"
     render_tools: str = ""
     """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
+    embedding_batch: int = 10
+    """The most texts in one request for embeddings; 0: it cannot embed."""
 
     known_models: frozenset[str] | None = field(default=None, repr=False)
     """What its server lists, once that has been asked; None before."""
@@ -56,9 +66,10 @@ class Account:
     requests: int = 0
     circuit: Circuit = field(default_factory=Circuit)
 
-    def offers(self, model: str) -> bool:
-        """Whether the operator lets this account serve the model."""
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+    def offers(self, model: str, task: Task = "chat") -> bool:
+        """Whether the operator lets this account serve the model, and it can."""
+        able = task == "chat" or self.embedding_batch > 0
+        return able and any(fnmatchcase(model, pattern) for pattern in self.models)
 
     @property
     def full(self) -> bool:
@@ -112,11 +123,14 @@ def choose(
     model: str,
     *,
     now: float,
+    task: Task = "chat",
     affinity: str = "",
     without: Iterable[Account] = (),
 ) -> Account | Wait | Nothing:
     """The account for the next try at `model`; `without` lists those that this request has tried."""
-    fitting = [account for account in accounts if account.offers(model)]
+    fitting = [account for account in accounts if account.offers(model, task)]
+    if not fitting and any(account.offers(model) for account in accounts):
+        return Nothing(RequestError(CANNOT_EMBED, status=404, param="model", code="model_not_found"))
     if not fitting:
         message = f"The model {model[:200]!r} does not exist or you do not have access to it."
         return Nothing(RequestError(message, status=404, param="model", code="model_not_found"))
@@ -153,11 +167,18 @@ def _down(account: Account, now: float) -> UpstreamError:
     )
 
 
-def another(accounts: Sequence[Account], model: str, *, now: float, without: Iterable[Account]) -> bool:
+def another(
+    accounts: Sequence[Account],
+    model: str,
+    *,
+    now: float,
+    task: Task = "chat",
+    without: Iterable[Account],
+) -> bool:
     """Whether an untried account is awake and may serve the model."""
     tried = set(without)
     return any(
-        a.offers(model) and a not in tried and now >= a.resting_until and not a.circuit.wait(now)
+        a.offers(model, task) and a not in tried and now >= a.resting_until and not a.circuit.wait(now)
         for a in accounts
     )
 
@@ -179,10 +200,15 @@ class Accounts:
 
     @asynccontextmanager
     async def lease(
-        self, model: str, *, affinity: str = "", without: Iterable[Account] = ()
+        self,
+        model: str,
+        *,
+        task: Task = "chat",
+        affinity: str = "",
+        without: Iterable[Account] = (),
     ) -> AsyncIterator[Account]:
         """An account counted as in use inside the block; Overloaded when all stay full for `queue_timeout`."""
-        account = await self._free(model, affinity, list(without))
+        account = await self._free(partial(self._chosen, model, task, affinity, list(without)))
         account.circuit.asked(trio.current_time())
         account.in_flight += 1
         account.requests += 1
@@ -195,20 +221,22 @@ class Accounts:
                     async with self._freed:
                         self._freed.notify_all()
 
-    async def _free(self, model: str, affinity: str, without: list[Account]) -> Account:
-        account = self._chosen(model, affinity, without)
+    async def _free(self, chosen: Callable[[], Account | None]) -> Account:
+        account = chosen()
         if account is not None:
             return account
         with trio.move_on_after(self._queue_timeout):
             async with self._freed:
-                while (account := self._chosen(model, affinity, without)) is None:
+                while (account := chosen()) is None:
                     await self._freed.wait()
                 return account
         message = "Every account that serves this model is at its limit of requests at once."
         raise Overloaded(message, retry_after=1)
 
-    def _chosen(self, model: str, affinity: str, without: list[Account]) -> Account | None:
-        choice = choose(self.accounts, model, now=trio.current_time(), affinity=affinity, without=without)
+    def _chosen(self, model: str, task: Task, affinity: str, without: list[Account]) -> Account | None:
+        choice = choose(
+            self.accounts, model, now=trio.current_time(), task=task, affinity=affinity, without=without
+        )
         if isinstance(choice, Nothing):
             raise choice.error
         return choice if isinstance(choice, Account) else None

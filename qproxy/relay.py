@@ -6,12 +6,11 @@ reads once from the upstream and returns every event that became certain: no que
 and no cancel scope across a `yield`.  All that was opened is entered on the exit stack of the request, which
 closes it whatever happens.
 
-`decide` is pure: what to do after an error, as a function of the error and of what has been tried.
+Which account is asked, and whether another try follows an error, is `trying`'s.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -20,61 +19,20 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from qproxy.accounts import Account, Accounts, another
+from qproxy.accounts import Account, Accounts
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.transport import Response, Transport
+from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
-from qproxy.wire.errors import QproxyError, Retry, UpstreamError
+from qproxy.wire.errors import RequestError, Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain, Stage
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
 MAX_ERROR_BODY = 64 * 1024
 MAX_WHOLE_BODY = 64 * 1024 * 1024
-MAX_TRIES = 3
-"""The first and two quick ones: the client's own retries come on top."""
-RETRY_SECONDS = 20.0
-"""After that no further try begins: the client has waited long enough to be told."""
-LONGEST_PAUSE = 2.0
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
-
-
-class Action(enum.Enum):
-    """What to do after an error before the first meaningful event."""
-
-    GIVE_UP = "give up"
-    AGAIN = "again"
-    """The same account, after a moment."""
-    ELSEWHERE = "elsewhere"
-    """Another account, at once."""
-    REFRESH = "refresh"
-    """The same account with a newer token."""
-
-
-def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, seconds: float = 0.0) -> Action:
-    """The one place that says whether to try again.
-
-    `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
-    this request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
-    """
-    if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
-        return Action.GIVE_UP
-    if error.retry is Retry.REFRESH and not refreshed:
-        return Action.REFRESH
-    if tries >= MAX_TRIES or error.retry is Retry.NEVER:
-        return Action.GIVE_UP
-    if others:
-        return Action.ELSEWHERE
-    soon = (
-        error.retry_after or 0.0
-    ) <= LONGEST_PAUSE  # what is told to wait longer, the client should wait for
-    return Action.AGAIN if error.retry in (Retry.QUICKLY, Retry.ONCE) and soon else Action.GIVE_UP
-
-
-def pause_before(tries: int, error: QproxyError) -> float:
-    """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
-    return max(0.2 * 2.0 ** (tries - 1), error.retry_after or 0.0)
 
 
 def starts_answer(event: Event) -> bool:
@@ -122,10 +80,13 @@ class Answer:
         return []
 
     async def all(self) -> list[Event]:
-        """The rest of the answer."""
+        """The rest of the answer, up to a size that nobody's answer has."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
+            if self._bytes > MAX_WHOLE_BODY:
+                message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
+                return [*events, Failed(UpstreamError(message, code="upstream_invalid_response"))]
         return events
 
     async def started(self) -> None:
@@ -211,51 +172,23 @@ class Relay:
 
         Raises QproxyError when no account could begin one.
         """
+        for request in turn.requested:
+            raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
         story.model = turn.model
-        began = trio.current_time()
         model = self.policy.aliases.get(turn.model, turn.model)
-        affinity = conversation(turn)
-        tried: list[Account] = []
-        refused: tuple[Account, Credential] | None = None
         learned = False
-        while True:
-            story.tries += 1
-            async with AsyncExitStack() as attempt:
-                account = await attempt.enter_async_context(
-                    self.accounts.lease(model, affinity=affinity, without=tried)
-                )
-                credential = None
-                try:
-                    credential = await account.source.credential()
-                    answer = await self._begin(turn, model, account, credential, story, attempt)
-                except UpstreamError as error:
-                    failure = error
-                    account.failed(error, trio.current_time())
-                else:
-                    account.succeeded()
-                    stack.push_async_exit(attempt.pop_all())
-                    return answer
-            story.upstream_request_id = failure.request_id or story.upstream_request_id
-            mended = None if learned else rules.learn_from(failure, turn)
-            if mended is not None:
-                learned, turn = True, mended
-                continue
-            now = trio.current_time()
-            others = another(self.accounts.accounts, model, now=now, without=[*tried, account])
-            action = decide(
-                failure, tries=story.tries, others=others, refreshed=refused is not None, seconds=now - began
-            )
-            if action is Action.REFRESH and credential is not None:
-                refused = account, credential
-                if await account.source.refused(credential):
-                    continue
-                action = Action.ELSEWHERE if others else Action.GIVE_UP
-            if action is Action.GIVE_UP:
-                raise failure
-            if action is Action.ELSEWHERE:
-                tried.append(account)
-            else:
-                await trio.sleep(pause_before(story.tries, failure))
+
+        async def begin(account: Account, credential: Credential, attempt: AsyncExitStack) -> Answer:
+            return await self._begin(turn, model, account, credential, story, attempt)
+
+        def mend(error: UpstreamError) -> bool:
+            nonlocal turn, learned
+            mended = None if learned else rules.learn_from(error, turn)
+            learned, turn = learned or mended is not None, mended or turn
+            return mended is not None
+
+        tries = Tries(self.accounts, model, story, affinity=conversation(turn))
+        return await tries.until_begun(begin, stack, mend=mend)
 
     async def _begin(
         self,
@@ -292,6 +225,7 @@ class Relay:
         if response.status != 200:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
+        _check_encoding(response)
         back = toolcalls.open(sent, self.policy.profile(model), story.repairs)
         if undo is not None:
             back = Chain(back, undo)
@@ -310,7 +244,10 @@ class Relay:
         try:
             data = jsontext.loads(body)
         except ValueError:
-            raise errors.upstream_error(502, response.headers, body, plan=target.plan) from None
+            if not sse.looks_like_events(body):
+                raise errors.unreadable(response.status, body) from None
+            stages = Chain(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
+            return [*stages.feed(body), *stages.close()]
         return dialect.whole(data, target)
 
     def _adapted(self, turn: Turn, target: Target, account: Account, story: Story) -> Turn:
@@ -328,6 +265,14 @@ class Relay:
         if self.policy.stream_upstream == "always" and target.family == "dashscope":
             return replace(applied.turn, stream=True)
         return applied.turn
+
+
+def _check_encoding(response: Response) -> None:
+    """A compressed answer, though none was asked for, cannot be read; say so rather than find nothing in it."""
+    encoding = (response.header(b"content-encoding") or "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        message = f"The model's server compressed its answer ({encoding[:20]}) although it was asked not to."
+        raise UpstreamError(message, code="upstream_invalid_response", retry=Retry.ELSEWHERE)
 
 
 def conversation(turn: Turn) -> str:

@@ -5,10 +5,12 @@ jump.  `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pa
 """
 
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import h2.config
@@ -70,6 +72,26 @@ class World:
         return statistics.open == statistics.idle and not any(leases)
 
 
+async def leftovers(it):
+    """What would grow if something leaked: connections, tasks and open files."""
+    await trio.testing.wait_all_tasks_blocked()
+    tasks, waiting = 0, [task for task in (trio.lowlevel.current_root_task(),) if task]
+    while waiting:
+        task = waiting.pop()
+        tasks += 1
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    statistics = it.server.relay.transport.statistics()
+    busy = statistics.open - statistics.idle
+    return {
+        "busy": busy,
+        "tasks": tasks - it.emulator.open_connections,
+        "files": len(os.listdir("/proc/self/fd")),
+        "leases": sum(account.in_flight for account in it.server.relay.accounts.accounts),
+        "lives": len(it.server.lives),
+        "places": it.server.admission.taken,
+    }
+
+
 def frames(text):
     """The data of a stream's events."""
     return [frame.removeprefix("data: ") for frame in text.split("\n\n") if frame.startswith("data: ")]
@@ -83,8 +105,11 @@ def accounts(*names, **settings):
 
 
 @asynccontextmanager
-async def world(*, emulator=None, **settings) -> AsyncIterator[World]:
-    """An app in front of an emulator; `settings` are those of `Config`."""
+async def world(*, emulator=None, through=None, **settings) -> AsyncIterator[World]:
+    """An app in front of an emulator; `settings` are those of `Config`.
+
+    `through(connect, host, port)` makes the connections where they are not to be plain and working ones.
+    """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
     async with trio.open_nursery() as nursery:
@@ -94,7 +119,8 @@ async def world(*, emulator=None, **settings) -> AsyncIterator[World]:
             nursery.start_soon(emulator.handle, theirs)
             return ours
 
-        server = assemble(Config(**settings), connect=connect)
+        way = connect if through is None else partial(through, connect)
+        server = assemble(Config(**settings), connect=way)
         app = server.app()
         async with in_process(app) as client:
             yield World(emulator, server, app, client)

@@ -5,7 +5,7 @@ import trio
 
 from qproxy.accounts import Account, Accounts, Nothing, Wait, another, choose
 from qproxy.auth import StaticKey
-from qproxy.relay import Action, decide
+from qproxy.trying import Action, decide
 from qproxy.wire.errors import Overloaded, QproxyError, Retry, UpstreamError
 
 

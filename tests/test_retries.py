@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qproxy.circuit import LONGEST_PAUSE, THRESHOLD, Circuit, is_down
 from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
 from qproxy.emulator.faults import event, json_reply
-from qproxy.relay import Action, decide
+from qproxy.trying import Action, decide
 from qproxy.wire.errors import Overloaded, RequestError, Retry, UpstreamError
 from tests.helpers import HELLO, accounts, world
 

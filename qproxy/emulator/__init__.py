@@ -6,7 +6,7 @@ schema     arguments that fit a tool's schema (pure)
 faults     what it does wrong on demand
 """
 
-from qproxy.emulator.faults import FAULTS, Cut, Pause, Raw, Reply
+from qproxy.emulator.faults import FAULTS, Cut, Pause, Raw, Repeat, Reply, Reset, wild
 from qproxy.emulator.server import Emulator, Seen
 
-__all__ = ["FAULTS", "Cut", "Emulator", "Pause", "Raw", "Reply", "Seen"]
+__all__ = ["FAULTS", "Cut", "Emulator", "Pause", "Raw", "Repeat", "Reply", "Reset", "Seen", "wild"]

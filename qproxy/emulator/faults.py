@@ -1,12 +1,17 @@
 """Faults on demand: what a model server may do wrong, each under a model's name.
 
 Ask for the model `fault-cut` (through qproxy or directly) and the answer is cut in the middle.  Tests queue their
-own `Reply` instead (`Emulator.script`).
+own `Reply` instead (`Emulator.script`).  Here is only what is sent; `server` sends it.
+
+A reply is a list of steps.  One without a status has no head of ours: its steps are everything that is sent, and so
+it may be anything, HTTP or not.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -30,7 +35,20 @@ class Raw:
     data: bytes
 
 
-Step: TypeAlias = bytes | Pause | Cut | Raw
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The connection is reset here: what was sent before may be lost on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Some steps again and again, for ever unless a number of times is given."""
+
+    steps: tuple[Step, ...]
+    times: int | None = None
+
+
+Step: TypeAlias = "bytes | Pause | Cut | Raw | Reset | Repeat"
 HANG = Pause(3600.0)
 SSE = "text/event-stream"
 
@@ -40,9 +58,29 @@ class Reply:
     """An answer: status, header fields, and the body step by step."""
 
     steps: tuple[Step, ...] = ()
-    status: int = 200
+    status: int | None = 200
+    """None sends no head: the steps are all there is."""
     content_type: str = SSE
     headers: tuple[tuple[str, str], ...] = field(default=())
+    early: bool = False
+    """Answer when the request's head is there, and read no more of it."""
+
+
+def unrolled(steps: tuple[Step, ...]) -> Iterator[Step]:
+    """The steps with their repetitions written out, as far as one asks for them."""
+    for step in steps:
+        if isinstance(step, Repeat):
+            times = 0
+            while step.times is None or times < step.times:
+                yield from unrolled(step.steps)
+                times += 1
+        else:
+            yield step
+
+
+def wild(*steps: bytes | Step) -> Reply:
+    """Bytes in place of an HTTP answer, and then the end of the connection."""
+    return Reply(tuple(Raw(step) if isinstance(step, bytes) else step for step in steps), status=None)
 
 
 def json_reply(body: Any, status: int = 200, **headers: str) -> Reply:
@@ -83,6 +121,16 @@ def _error(code: str, message: str, kind: str = "invalid_request_error") -> Any:
 
 _HELLO = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hello"})
 
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+_CHUNKED = _HEAD + b"transfer-encoding: chunked\r\n\r\n"
+_PAGE = b"<html><body>It works!</body></html>"
+
+
+def _framed(data: bytes) -> bytes:
+    """One chunk of HTTP's chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 FAULTS: dict[str, tuple[str, Reply]] = {
     "fault-401": ("the key is refused", json_reply(_error("invalid_api_key", "Incorrect API key provided."), 401)),
     "fault-429": ("requests a minute are used up", json_reply(_error("limit_requests", "Requests rate limit exceeded, please try again later."), 429, retry_after="7")),
@@ -100,5 +148,27 @@ FAULTS: dict[str, tuple[str, Reply]] = {
     "fault-error-first": ("an error as the first event", Reply((event(_error("limit_burst_rate", "Request rate increased too quickly.")), ))),
     "fault-error-late": ("an error in mid-answer", Reply((_HELLO, event(_error("internal_error", "An internal error has occurred.")), ))),
     "fault-error-finish": ("error_finish with its text as content", Reply((_HELLO, chunk({"content": '{"error":{"code":"429","message":"Throttling: TPM(10/10)"}}'}, "error_finish"), DONE))),
+    "fault-reset": ("the connection is reset in mid-answer", Reply((_HELLO, Pause(0.05), Reset()))),
+    "fault-reset-first": ("the connection is reset before it answers", wild(Reset())),
+    "fault-drop": ("the connection closes before it answers", wild(Cut())),
+    "fault-drip": ("a byte every ten seconds, for ever", Reply((_HELLO, Repeat((Pause(10.0), b":"))))),
+    "fault-drip-head": ("a head of one byte every ten seconds, for ever", wild(b"HTTP/1.1 200 OK\r\nx: ", Repeat((Pause(10.0), Raw(b"y"))))),
+    "fault-not-http": ("not HTTP at all", wild(b"SSH-2.0-OpenSSH_9.6\r\n")),
+    "fault-interim": ("1xx answers before the real one", wild(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n", _CHUNKED, _framed(_HELLO + chunk({}, "stop") + DONE), b"0\r\n\r\n")),
+    "fault-interim-flood": ("1xx answers for ever", wild(Repeat((Raw(b"HTTP/1.1 102 Processing\r\n\r\n"),)))),
+    "fault-header-flood": ("ten thousand header fields", wild(_HEAD, b"".join(b"x-%d: y\r\n" % n for n in range(10_000)), b"\r\n")),
+    "fault-endless-head": ("a head that never ends", wild(_HEAD, Repeat((Raw(b"x-a: " + b"y" * 1000 + b"\r\n"),)))),
+    "fault-truncated": ("fewer bytes than content-length promised", wild(_HEAD + b"content-length: 100000\r\n\r\n", _HELLO)),
+    "fault-surplus": ("more bytes than content-length promised", wild(_HEAD + b"content-length: %d\r\n\r\n" % len(_HELLO), _HELLO, chunk({"content": " more"}), DONE)),
+    "fault-length": ("a content-length that is no number", wild(_HEAD + b"content-length: many\r\n\r\n", _HELLO)),
+    "fault-chunking": ("chunked coding that breaks in mid-answer", wild(_CHUNKED, _framed(_HELLO), b"zz\r\noops")),
+    "fault-gzip": ("a compressed answer although none was asked for", Reply((gzip.compress(_HELLO + chunk({}, "stop") + DONE, mtime=0),), headers=(("content-encoding", "gzip"),))),
+    "fault-type": ("a stream that calls itself a page", Reply((_HELLO, chunk({}, "stop"), DONE), content_type="text/html")),
+    "fault-page-error": ("a gateway's page with status 502", Reply((_PAGE,), 502, "text/html")),
+    "fault-json-cut": ("a whole answer that ends in mid-JSON", Reply((b'{"choices": [{"message": {"content": "Hel',), 200, "application/json")),
+    "fault-json-odd": ("JSON that is no answer", json_reply([1, 2, 3])),
+    "fault-flood": ("a hundred megabytes of answer", Reply((_HELLO, Repeat((chunk({"content": "x" * 65_000}),), 1600), chunk({}, "stop"), DONE))),
+    "fault-flood-whole": ("a hundred megabytes of whole answer", Reply((Repeat((b" " * 65_536,), 1600), b"{}"), 200, "application/json")),
+    "fault-flood-event": ("a hundred megabytes without the end of an event", Reply((b"data: ", Repeat((b"x" * 65_536,), 1600)))),
     "quirk-index": ("two calls on one index", Reply((chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "one", "arguments": "{}"}}]}), chunk({"tool_calls": [{"index": 0, "id": "b", "function": {"name": "two", "arguments": "{}"}}]}), chunk({}, "stop"), DONE))),
 }  # fmt: skip

@@ -7,19 +7,22 @@ what is not HTTP.  While it answers it watches for the client's end, and notes i
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import h11
 import trio
 
 from qproxy.emulator import chat
-from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, event, json_reply
+from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 
 MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
+Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 
 
@@ -55,12 +58,21 @@ class Emulator:
         return f"<Emulator on {self._port}, {len(self.requests)} requests>"
 
     @property
+    def port(self) -> int:
+        """Where it serves, once it does."""
+        return self._port
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
 
     def script(self, *replies: Reply) -> None:
-        """Answer the next chat requests with these, in order."""
+        """Answer the next chat requests (as a proxy: the next CONNECT) with these, in order."""
         self._script.extend(replies)
+
+    def clear(self) -> None:
+        """Forget what is left of the script."""
+        self._script.clear()
 
     async def serve(
         self, port: int = 0, *, task_status: trio.TaskStatus[Emulator] = trio.TASK_STATUS_IGNORED
@@ -100,12 +112,12 @@ class Emulator:
                 http.receive_data(bytes(data))
             elif isinstance(item, h11.Request):
                 head = item
+                if self._script and self._script[0].early:
+                    return _seen(head, b"")
             elif isinstance(item, h11.Data):
                 body += item.data
             elif isinstance(item, h11.EndOfMessage) and head is not None:
-                headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-                path = head.target.decode().partition("?")[0]
-                return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+                return _seen(head, body)
             else:
                 return None
 
@@ -130,10 +142,16 @@ class Emulator:
 
         async def write() -> None:
             reply = self._reply(seen)
+            if reply.status is None:
+                await self._play(stream, reply, stream.send_all)
+                return
+
+            async def say(data: bytes) -> None:
+                await self._send(stream, http, h11.Data(data=data))
+
             fields = [("content-type", reply.content_type), ("x-request-id", "emu-1"), *reply.headers]
             await self._send(stream, http, h11.Response(status_code=reply.status, headers=fields))
-            async for data in self._steps(stream, reply):
-                await self._send(stream, http, h11.Data(data=data))
+            await self._play(stream, reply, say)
             if http.our_state is h11.SEND_BODY:
                 await self._send(stream, http, h11.EndOfMessage())
 
@@ -147,22 +165,26 @@ class Emulator:
         if data:
             await stream.send_all(data)
 
-    async def _steps(self, stream: trio.abc.Stream, reply: Reply) -> AsyncIterator[bytes]:
-        for number, step in enumerate(reply.steps):
+    async def _play(self, stream: trio.abc.Stream, reply: Reply, say: Say) -> None:
+        for number, step in enumerate(unrolled(reply.steps)):
             if self.delay and number:
                 await trio.sleep(self.delay)
             if isinstance(step, Pause):
                 await trio.sleep(step.seconds)
-            elif isinstance(step, Cut):
+            elif isinstance(step, Cut | Reset):
+                if isinstance(step, Reset):
+                    _reset_on_close(stream)
                 await trio.aclose_forcefully(stream)
                 raise trio.ClosedResourceError
             elif isinstance(step, Raw):
                 await stream.send_all(step.data)
-            else:
-                yield step
+            elif isinstance(step, bytes):
+                await say(step)
 
     def _reply(self, seen: Seen) -> Reply:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
+        if seen.method == "CONNECT":
+            return self._script.popleft() if self._script else Reply(())
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
         if self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
@@ -174,7 +196,7 @@ class Emulator:
                 ]
                 return json_reply({"object": "list", "data": data})
             if path == CHAT_PATH and seen.method == "POST":
-                return self._chat(seen.body)
+                return self._script.popleft() if self._script else self._chat(seen.body)
             if path == EMBEDDINGS_PATH and seen.method == "POST":
                 return json_reply(chat.embeddings(seen.body))
         except chat.Refusal as refusal:
@@ -191,11 +213,21 @@ class Emulator:
         )
 
     def _chat(self, body: Any) -> Reply:
-        if self._script:
-            return self._script.popleft()
         if body.get("model") in FAULTS:
             return FAULTS[body["model"]][1]
         chat.check(body)
         if not body.get("stream"):
             return json_reply(chat.whole(body))
         return Reply((*(event(item) for item in chat.chunks(body, self.piece)), DONE))
+
+
+def _seen(head: h11.Request, body: bytes) -> Seen:
+    headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+    path = head.target.decode().partition("?")[0]
+    return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+
+
+def _reset_on_close(stream: trio.abc.Stream) -> None:
+    """Let a socket's close be a reset (in memory there is no such thing, and it is a close)."""
+    if isinstance(stream, trio.SocketStream):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -61,7 +61,7 @@ def foreign_errors(doing: str, *, retry: Retry) -> Iterator[None]:
     """Network and protocol errors become ours."""
     try:
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError) as error:
         cause: BaseException = error.__cause__ or error
         while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
             cause = cause.exceptions[0]
@@ -212,6 +212,8 @@ class Response:
         self._deadline = deadline
         self._release = release
         self._over = False
+        self._broken: UpstreamError | None = None
+        """What to raise next: the answer broke off behind bytes that were good."""
         self._released = False
         self._silence = 0.0
         """Seconds waited since something last came."""
@@ -236,6 +238,8 @@ class Response:
         """
         if self._over:
             return b""
+        if self._broken is not None:
+            raise self._broken
         began, patient = trio.current_time(), self._connection.patient
         if patient is not None:
             patient.until = until
@@ -255,20 +259,25 @@ class Response:
         limit = connection.limits.idle_timeout
         with trio.move_on_at(min(self._deadline, now + _seconds(limit) - self._silence)):
             event = await connection.event(f"{connection.host} broke its answer off", Retry.QUICKLY)
-            pieces = []
             if isinstance(event, h11.Data):
-                pieces.append(event.data)
-                for further in connection.there():
-                    if isinstance(further, h11.Data):
-                        pieces.append(further.data)
-                    else:
-                        self._over = True
-            else:
-                self._over = True
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return self._with_what_is_there(event.data)
+            self._over = True
+            return b""
         if trio.current_time() >= self._deadline:
             raise timed_out(f"{connection.host} did not end its answer", connection.limits.total_timeout or 0)
         raise timed_out(f"{connection.host} went silent in its answer and said nothing", limit or 0)
+
+    def _with_what_is_there(self, first: bytes) -> bytes:
+        pieces = [first]
+        try:
+            for event in self._connection.there():
+                if isinstance(event, h11.Data):
+                    pieces.append(event.data)
+                else:
+                    self._over = True
+        except UpstreamError as error:
+            self._broken = error
+        return first if len(pieces) == 1 else b"".join(pieces)
 
     async def read(self, limit: int) -> bytes:
         """The whole rest of the body; UpstreamError when it is longer than `limit` bytes."""

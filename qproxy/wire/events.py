@@ -28,6 +28,20 @@ JSON: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A client's request for a tool that this server runs: `{"type": "qproxy"}` or `{"type": "mcp"}` in `tools`."""
+
+    path: str
+    """Where it stands in the request (`tools[2]`), for errors."""
+    name: str | None = None
+    """One tool, by its name."""
+    server: str | None = None
+    """The tools of one MCP server, by its label."""
+    allowed: frozenset[str] | None = None
+    """Of a server's tools only these, by the names that the server gives them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One request for one answer of a model, free of any endpoint's spelling.
 
@@ -50,6 +64,10 @@ class Turn:
     include_usage: bool = False
     legacy_functions: bool = False
     """The client spoke the deprecated `functions`/`function_call` and expects it back."""
+    requested: tuple[Request, ...] = ()
+    """The tools of this server that the client asks for."""
+    reports_tools: bool = False
+    """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
 
@@ -130,6 +148,38 @@ class Arguments:
 
 
 @dataclass(slots=True)
+class ServerCall:
+    """The model called a tool that this server runs; it starts now.
+
+    A chat client does not see it; in the Responses API it is an `mcp_call` item.  Text and reasoning of the next
+    round follow after the results.
+    """
+
+    id: str
+    """Unique in the answer."""
+    name: str
+    """As the model knows it: `server__tool` for an MCP server's."""
+    arguments: str
+    """JSON text, as the model wrote it."""
+    server: str | None = None
+    """The MCP server's label."""
+    tool: str = ""
+    """The name that the MCP server gives it; else `name`."""
+
+
+@dataclass(slots=True)
+class ServerResult:
+    """What came of a `ServerCall`: every call has one, unless the answer fails or the client leaves first."""
+
+    id: str
+    name: str
+    output: str
+    """What the model reads: the result, or what went wrong."""
+    ok: bool
+    seconds: float
+
+
+@dataclass(slots=True)
 class Usage:
     """Token counts of the whole answer so far; a later one replaces an earlier one."""
 
@@ -161,5 +211,16 @@ class Failed:
 
 
 Event: TypeAlias = (
-    Text | Reasoning | Refusal | ToolCallDelta | ToolCall | Arguments | Usage | Finish | Done | Failed
+    Text
+    | Reasoning
+    | Refusal
+    | ToolCallDelta
+    | ToolCall
+    | Arguments
+    | ServerCall
+    | ServerResult
+    | Usage
+    | Finish
+    | Done
+    | Failed
 )

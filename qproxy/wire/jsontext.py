@@ -1,13 +1,17 @@
 """JSON text: one strict reader and one compact writer for all of `wire`.
 
-RFC 8259 with OpenAI's habits: no NaN or Infinity in, UTF-8 out.  A lone surrogate (a model may cut an
+RFC 8259 with OpenAI's habits: no NaN or Infinity in (nor a number that Python makes one of), UTF-8 out.  A lone surrogate (a model may cut an
 emoji between two deltas) has no UTF-8 form, so a text that holds one is written with `\\u` escapes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
+
+MAX_DIGITS = 1000
+"""Of an integer: time to read one grows with the square of its length (Python's own limit is 4,300)."""
 
 _write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _write_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
@@ -17,8 +21,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_read = json.JSONDecoder(parse_constant=_refuse_constant).decode
-_lenient = json.JSONDecoder(parse_constant=_refuse_constant, strict=False)
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+_strictly: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float, "parse_int": _int}
+_read = json.JSONDecoder(**_strictly).decode
+_lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
 def loads(text: str | bytes) -> Any:

@@ -4,6 +4,9 @@ Accepted: OpenAI's nested functions, flat functions (the Responses shape), custo
 deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case
 types.  A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
 
+Tools that this server runs are asked for as `{"type": "qproxy", "name": ...}` or `{"type": "mcp", "server_label": ...}`;
+which of them there are, `qproxy.tools` knows.
+
 Tool kinds that no Qwen server knows (`web_search`, `namespace`, ...) are left out and named, never refused: agents
 send them to everyone.
 
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON
+from qproxy.wire.events import JSON, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Declared:
     tool_choice: JSON = None
     legacy_functions: bool = False
     ignored: tuple[str, ...] = ()
+    requested: tuple[Request, ...] = ()
 
 
 def _refuse(path: str, message: str) -> NoReturn:
@@ -48,18 +52,56 @@ def read(body: Mapping[str, JSON]) -> Declared:
         _refuse(place, "expected an array of tools.")
     tools: list[JSON] = []
     ignored: list[str] = []
+    requested: list[Request] = []
     for number, entry in enumerate(entries):
         path = f"{place}[{number}]"
         if not isinstance(entry, dict):
             _refuse(path, "expected an object.")
+        ours = None if legacy else _request(entry, path)
+        if ours is not None:
+            requested.append(ours)
+            continue
         found = [_function(entry, path)] if legacy else _tools(entry, path)
         if not found:
             ignored.append(path)
         tools.extend(found)
     _refuse_duplicates(tools, place)
     choice = body.get("function_call") if legacy else body.get("tool_choice")
-    tools, choice = _choice(tools, choice, "function_call" if legacy else "tool_choice")
-    return Declared(tools, choice, legacy, tuple(ignored))
+    tools, choice = _choice(tools, choice, "function_call" if legacy else "tool_choice", requested)
+    return Declared(tools, choice, legacy, tuple(ignored), tuple(requested))
+
+
+def _request(entry: dict[str, JSON], path: str) -> Request | None:
+    """A tool of this server that the entry asks for; None where it declares one of the client's own."""
+    kind = entry.get("type")
+    if kind == "qproxy":
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            _refuse(f"{path}.name", "expected the name of a tool of this server.")
+        return Request(path, name=name)
+    if kind != "mcp":
+        return None
+    label = entry.get("server_label")
+    if not isinstance(label, str) or not label:
+        _refuse(
+            f"{path}.server_label", "expected the label of an MCP server that this server is connected to."
+        )
+    if entry.get("server_url") is not None or entry.get("connector_id") is not None:
+        key = "server_url" if entry.get("server_url") is not None else "connector_id"
+        _refuse(
+            f"{path}.{key}", "this server only connects to the MCP servers that its operator has declared."
+        )
+    return Request(path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools"))
+
+
+def _allowed(value: JSON, path: str) -> frozenset[str] | None:
+    """The names in `allowed_tools`: a list, or an object that holds one."""
+    names = value.get("tool_names") if isinstance(value, dict) else value
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        _refuse(path, "expected an array of names of tools.")
+    return frozenset(names)
 
 
 def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
@@ -129,7 +171,9 @@ def _lowered(schema: JSON) -> JSON:
     return lowered
 
 
-def _choice(tools: list[JSON], choice: JSON, path: str) -> tuple[list[JSON], JSON]:
+def _choice(
+    tools: list[JSON], choice: JSON, path: str, requested: Sequence[Request] = ()
+) -> tuple[list[JSON], JSON]:
     """The tools that remain allowed, and the choice as "none", "auto", "required" or one function."""
     if choice is None or choice in ("none", "auto", "required"):
         return tools, choice
@@ -146,6 +190,8 @@ def _choice(tools: list[JSON], choice: JSON, path: str) -> tuple[list[JSON], JSO
     if name is None:
         _refuse(path, "expected an object that names a function.")
     kind = next((tool["type"] for tool in tools if _declared(tool) == name), None)
+    if kind is None and requested:
+        kind = "function"  # one of this server's, as far as is known here
     if kind is None:
         _refuse(path, f"the function {name[:100]!r} is not among the tools.")
     return tools, {"type": kind, kind: {"name": name}}

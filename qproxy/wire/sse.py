@@ -29,6 +29,8 @@ MAX_EVENT = 32 * 1024 * 1024
 MAX_BARE = 1024 * 1024
 
 _LINE_END = re.compile("\r\n|\n|\r")
+_STATUS = re.compile(r":HTTP_STATUS/([0-9]{3})$")
+_BEGINNING = re.compile(rb"\s*(data|event|id|retry)?:")
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class Decoder:
         self._held = 0
         self._skip_lf = False
         self._data: list[str] = []
+        self._size = 0
+        """Characters in `_data`."""
         self._name = ""
         self._status: int | None = None
         self._bare: list[str] = []
@@ -92,7 +96,7 @@ class Decoder:
         if last:
             self._pieces.append(last)
             self._held += len(last)
-        if self._held + sum(map(len, self._data)) > MAX_EVENT:
+        if self._held + self._size > MAX_EVENT:
             raise UpstreamError(
                 "The model's server sent an event of more than 32 MiB.", code="upstream_invalid_response"
             )
@@ -107,8 +111,9 @@ class Decoder:
         elif not line:
             self._dispatch(events)
         elif line[0] == ":":
-            if line.startswith(":HTTP_STATUS/") and line[13:].isdecimal():
-                self._status = int(line[13:])
+            status = _STATUS.match(line)
+            if status is not None:
+                self._status = int(status[1])
         else:
             self._field(line)
 
@@ -119,6 +124,7 @@ class Decoder:
             self._fields_seen = True
         elif name == "data":
             self._data.append("")
+            self._size += 1
             self._fields_seen = True
         elif name in ("id", "retry"):
             self._fields_seen = True
@@ -128,16 +134,17 @@ class Decoder:
 
     def _add(self, value: str, events: list[ServerSentEvent]) -> None:
         self._fields_seen = True
-        if self._data and _is_whole(value) and _is_whole("\n".join(self._data)):
+        if len(self._data) == 1 and _is_whole(value) and _is_whole(self._data[0]):
             self._dispatch(events, keep_name=True)
         self._data.append(value)
+        self._size += len(value) + 1
 
     def _dispatch(self, events: list[ServerSentEvent], *, keep_name: bool = False) -> None:
         if self._data:
             data = self._data[0] if len(self._data) == 1 else "\n".join(self._data)
             if data:
                 events.append(ServerSentEvent(data, self._name or "message", self._status))
-            self._data = []
+            self._data, self._size = [], 0
         if not keep_name:
             self._name, self._status = "", None
 
@@ -154,6 +161,11 @@ def _is_whole(data: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def looks_like_events(body: bytes) -> bool:
+    """Whether a body that calls itself something else begins as a stream of events does."""
+    return _BEGINNING.match(body.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def encode(data: bytes, event: str | None = None) -> bytes:

@@ -4,6 +4,7 @@ import pytest
 
 from qproxy.wire import schemas
 from qproxy.wire.errors import RequestError
+from qproxy.wire.events import Request
 
 F = {"name": "f", "parameters": {"type": "object"}}
 NESTED = {"type": "function", "function": F}
@@ -41,6 +42,52 @@ def test_unknown_kinds_are_named():
     declared = schemas.read({"tools": [{"type": "web_search"}, NESTED, {"type": "namespace", "name": "x"}]})
     assert declared.tools == [NESTED]
     assert declared.ignored == ("tools[0]", "tools[2]")
+
+
+REQUESTS = {
+    "by name": ({"type": "qproxy", "name": "calculator"}, Request("tools[1]", name="calculator")),
+    "a server": ({"type": "mcp", "server_label": "files"}, Request("tools[1]", server="files")),
+    "some of a server": (
+        {"type": "mcp", "server_label": "files", "allowed_tools": ["read"], "require_approval": "never"},
+        Request("tools[1]", server="files", allowed=frozenset({"read"})),
+    ),
+    "a filter": (
+        {"type": "mcp", "server_label": "files", "allowed_tools": {"tool_names": ["read"]}},
+        Request("tools[1]", server="files", allowed=frozenset({"read"})),
+    ),
+}
+
+
+@pytest.mark.parametrize(("entry", "request_"), REQUESTS.values(), ids=REQUESTS.keys())
+def test_tools_of_this_server(entry, request_):
+    """A tool that this server runs is asked for, not declared, and may be named in the choice."""
+    declared = schemas.read(
+        {"tools": [NESTED, entry], "tool_choice": {"type": "function", "name": "calculator"}}
+    )
+    assert declared.tools == [NESTED]
+    assert declared.requested == (request_,)
+    assert declared.ignored == ()
+    assert declared.tool_choice == {"type": "function", "function": {"name": "calculator"}}
+
+
+BAD_REQUESTS = {
+    "no name": ({"type": "qproxy"}, "tools[0].name"),
+    "no label": ({"type": "mcp"}, "tools[0].server_label"),
+    "an address": (
+        {"type": "mcp", "server_label": "x", "server_url": "https://evil.test"},
+        "tools[0].server_url",
+    ),
+    "a connector": ({"type": "mcp", "server_label": "x", "connector_id": "c"}, "tools[0].connector_id"),
+    "not names": ({"type": "mcp", "server_label": "x", "allowed_tools": [1]}, "tools[0].allowed_tools"),
+}
+
+
+@pytest.mark.parametrize(("entry", "param"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+def test_bad_requests_for_tools(entry, param):
+    """What is wrong with a request for a tool of this server is named; a client never says where to connect to."""
+    with pytest.raises(RequestError) as caught:
+        schemas.read({"tools": [entry]})
+    assert caught.value.param == param
 
 
 def test_schemas_are_not_copied():

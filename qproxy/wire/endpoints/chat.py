@@ -9,7 +9,8 @@ written once; a text chunk is then two joins and one string escape.
 OpenAPI `CreateChatCompletionRequest`, `CreateChatCompletionStreamResponse`, `CreateChatCompletionResponse`.
 The streaming contract: role only in a choice's first delta; a call's id, type and name only in its first
 entry (openai-python *concatenates* repeated ones); one chunk with `finish_reason` and an empty delta, last;
-usage in one last chunk without choices, only when asked for; then `data: [DONE]`.
+usage in one last chunk without choices, only when asked for; then `data: [DONE]`.  Tools that this server ran are
+comments, and in the last chunk a `qproxy` object for who asks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from qproxy.wire import jsontext, schemas, sse
-from qproxy.wire.endpoints import checks, messages
+from qproxy.wire.endpoints import checks, messages, reports
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import (
     JSON,
@@ -29,6 +30,8 @@ from qproxy.wire.events import (
     Finish,
     Reasoning,
     Refusal,
+    ServerCall,
+    ServerResult,
     Text,
     ToolCall,
     Turn,
@@ -65,12 +68,23 @@ FIELDS = {
     "stop": checks.stop_sequences,
     "logit_bias": checks.an_object,
     "metadata": checks.an_object,
+    "qproxy": checks.an_object,
     "modalities": checks.an_array,
     "store": checks.a_boolean,
     "user": checks.a_string,
 }
 _NOT_PARAMS = frozenset(
-    ("model", "messages", "tools", "tool_choice", "functions", "function_call", "stream", "stream_options")
+    (
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "stream",
+        "stream_options",
+        "qproxy",
+    )
 )
 
 
@@ -101,6 +115,8 @@ def decode(
         stream=stream,
         include_usage=bool(options.get("include_usage")) and stream,
         legacy_functions=declared.legacy_functions,
+        requested=declared.requested,
+        reports_tools=checks.includes(fields.get("qproxy"), "tools"),
         ignored=declared.ignored,
     )
 
@@ -131,6 +147,7 @@ class Encoder:
         self._heads: dict[int, bytes] = {}
         self._usage: Usage | None = None
         self._custom: set[tuple[int, int]] = set()
+        self._report = reports.Report()
         self._over = False
 
     def feed(self, event: Event) -> list[bytes]:
@@ -148,6 +165,11 @@ class Encoder:
                 return self._delta(choice, b'"refusal":' + _string(text), b"null")
             case Finish(reason, choice):
                 return self._finish(reason, choice)
+            case ServerCall():
+                self._report.add(event)
+            case ServerResult():
+                self._report.add(event)
+                return [reports.comment(event)]
             case Usage():
                 self._usage = event
             case Failed(error):
@@ -162,8 +184,11 @@ class Encoder:
         out = []
         if self._turn.include_usage:
             counts = jsontext.dumps(usage_object(self._usage or Usage()))
-            out.append(b'%b,"choices":[],"usage":%b}\n\n' % (self._envelope, counts))
+            out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, self._reported()))
         return [*out, b"data: [DONE]\n\n"]
+
+    def _reported(self) -> bytes:
+        return b',"qproxy":' + jsontext.dumps(self._report.object()) if self._turn.reports_tools else b""
 
     def failure(self, error: QproxyError) -> bytes:
         """The one frame that says that a stream which has begun cannot go on."""
@@ -211,8 +236,10 @@ class Encoder:
         out = [] if choice in self._heads else self._head(choice, b'""')
         if self._turn.legacy_functions and reason == "tool_calls":
             reason = "function_call"
+        report = b"" if self._turn.include_usage else self._reported()
         out.append(
-            b'%b},"logprobs":null,"finish_reason":%b}]%b' % (self._heads[choice], _string(reason), self._end)
+            b'%b},"logprobs":null,"finish_reason":%b}]%b%b'
+            % (self._heads[choice], _string(reason), report, self._end)
         )
         return out
 
@@ -260,6 +287,7 @@ def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
     """The `chat.completion` that the events add up to; raises the error of a `Failed`."""
     choices: dict[int, _Choice] = {}
     usage = Usage()
+    events = list(events)
     for event in events:
         if isinstance(event, Usage):
             usage = event
@@ -274,6 +302,7 @@ def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
         "model": turn.model,
         "choices": [_choice_object(turn, number, choices[number]) for number in sorted(choices)],
         "usage": usage_object(usage),
+        **({"qproxy": reports.of(events)} if turn.reports_tools else {}),
     }
 
 

@@ -65,7 +65,7 @@ def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             wrong_type(path, "a number", value)
         if not low <= value <= high:
-            wrong_value(path, f"expected a number between {low:g} and {high:g}, but got {value:.10g}.")
+            wrong_value(path, f"expected a number between {low:g} and {high:g}, but got {str(value)[:40]}.")
         return value
 
     return check
@@ -80,7 +80,7 @@ def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
         if isinstance(value, bool) or not isinstance(value, int):
             wrong_type(path, "an integer", value)
         if not low <= value <= high:
-            wrong_value(path, f"expected an integer from {low} to {high}, but got {value}.")
+            wrong_value(path, f"expected an integer from {low} to {high}, but got {str(value)[:40]}.")
         return value
 
     return check
@@ -102,6 +102,14 @@ def stop_sequences(value: JSON, path: str) -> JSON:
             a_string(item, f"{path}[{number}]")
         return value
     return value if isinstance(value, str) else wrong_type(path, "a string or an array of strings", value)
+
+
+def includes(value: JSON, what: str) -> bool:
+    """Whether the request's `qproxy` object, if it has one, asks to see something of ours in the answer."""
+    names = an_array((value or {}).get("include") or [], "qproxy.include")
+    for number, name in enumerate(names):
+        one_of(("tools",))(name, f"qproxy.include[{number}]")
+    return what in names
 
 
 def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:

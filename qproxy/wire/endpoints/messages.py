@@ -105,7 +105,7 @@ def _calls(message: dict[str, JSON], path: str) -> None:
     if calls is not None:
         for number, call in enumerate(checks.an_array(calls, f"{path}.tool_calls")):
             where = f"{path}.tool_calls[{number}]"
-            kind = checks.an_object(call, where).get("type") or "function"
+            kind = checks.a_string(checks.an_object(call, where).get("type") or "function", f"{where}.type")
             function = checks.an_object(call.get(kind), f"{where}.{kind}")
             checks.a_string(function.get("name"), f"{where}.{kind}.name")
     legacy = message.get("function_call")

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Done, Event, Failed, Finish, ToolCall, Usage
+from qproxy.wire.events import Done, Event, Failed, Finish, ServerCall, ServerResult, ToolCall, Usage
 
 KEPT = ("length", "content_filter")
 
@@ -35,7 +35,7 @@ class Finishing:
     def feed(self, item: Event) -> Iterator[Event]:
         if self._failed:
             return
-        if isinstance(item, Usage):
+        if isinstance(item, Usage | ServerCall | ServerResult):
             yield item
         elif isinstance(item, Done):
             yield from self._end()

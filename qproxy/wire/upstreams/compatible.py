@@ -92,7 +92,8 @@ class Decoder:
 
     def _chunk(self, chunk: JSON) -> list[Event]:
         events: list[Event] = []
-        for position, choice in enumerate(chunk.get("choices") or ()):
+        choices = chunk.get("choices")
+        for position, choice in enumerate(choices if isinstance(choices, list) else ()):
             if isinstance(choice, dict):
                 events.extend(self._choice(choice, position))
         if isinstance(chunk.get("usage"), dict):
@@ -100,8 +101,7 @@ class Decoder:
         return events
 
     def _choice(self, choice: dict[str, JSON], position: int) -> Iterator[Event]:
-        number = choice.get("index")
-        number = number if isinstance(number, int) and number >= 0 else position
+        number = deltas.number_of(choice, position)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
@@ -179,7 +179,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
     _number_calls(events)
     finished = {event.choice for event in events if isinstance(event, Finish)}
     for position, choice in enumerate(body["choices"]):
-        number = choice.get("index", position) if isinstance(choice, dict) else position
+        number = deltas.number_of(choice, position) if isinstance(choice, dict) else position
         if number not in finished:  # some servers leave it out of whole answers
             events.append(Finish("stop", number))
     return [*events, Done()]

@@ -118,7 +118,7 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
     for position, choice in enumerate(choices):
         if not isinstance(choice, dict):
             continue
-        number = choice["index"] if isinstance(choice.get("index"), int) else position
+        number = deltas.number_of(choice, position)
         message = choice.get("message") or choice.get("delta")
         if isinstance(message, dict):
             yield from deltas.payload(message, number, choice.get("logprobs"))

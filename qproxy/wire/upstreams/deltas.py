@@ -30,6 +30,12 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
         yield _call({"index": 0}, legacy, choice)
 
 
+def number_of(choice: dict[str, JSON], position: int) -> int:
+    """Which choice this is: its index, or its place where that is no index."""
+    index = choice.get("index")
+    return index if type(index) is int and index >= 0 else position
+
+
 def text_of(content: JSON) -> str:
     """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
     if isinstance(content, list):
@@ -54,16 +60,20 @@ def _count(value: JSON) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
+def _details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
+    """The first of these that is an object."""
+    found = (counts.get(name) for name in names)
+    return next((dict(value) for value in found if value and isinstance(value, dict)), {})
+
+
 def usage(counts: dict[str, JSON]) -> Usage:
     """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
     prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
     completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
-    prompt_details = dict(counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {})
+    prompt_details = _details(counts, "prompt_tokens_details", "input_tokens_details")
     if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
         prompt_details["cached_tokens"] = counts["cached_tokens"]
-    completion_details = dict(
-        counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
-    )
+    completion_details = _details(counts, "completion_tokens_details", "output_tokens_details")
     return Usage(
         prompt,
         completion,

@@ -141,8 +141,8 @@ def event_error(data: JSON, status: int | None, *, plan: str = "payg") -> Upstre
         return None
     known = data.get("status") if isinstance(data.get("status"), int) else status
     code = _inner(data).get("code")
-    if not known and isinstance(code, int | str) and str(code).isdecimal():
-        known = int(code)
+    if not known and re.fullmatch("[1-9][0-9]{2}", str(code)):
+        known = int(str(code))
     return _from_object(data, known if known and known >= 400 else 0, plan)
 
 
@@ -196,12 +196,16 @@ def _not_json(status: int, body: bytes) -> UpstreamError:
         return _error(
             _classify(status, text, ""), text or f"The model's server answered with status {status}."
         )
-    what = "a web page" if text.startswith("<") else "something that is not JSON"
-    return UpstreamError(
-        f"The model's server answered with {what} (status {status}): a firewall or a proxy may be in the way.",
-        code="upstream_invalid_response",
-        retry=Retry.ONCE,
-    )
+    return unreadable(status, body)
+
+
+def unreadable(status: int, body: bytes) -> UpstreamError:
+    """The error for an answer that is no JSON; none of it is repeated, since it may be part of an answer."""
+    page = body[:500].lstrip().startswith(b"<")
+    what = "a web page" if page else "something that is not JSON" if body.strip() else "an empty body"
+    hint = ": a firewall or a proxy may be in the way" if page else ""
+    message = f"The model's server answered with {what} (status {status}){hint}."
+    return UpstreamError(message, code="upstream_invalid_response", retry=Retry.ONCE)
 
 
 def _retry_after(fields: Mapping[str, str]) -> float | None:

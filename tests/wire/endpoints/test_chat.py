@@ -15,6 +15,8 @@ from qproxy.wire.events import (
     Finish,
     Reasoning,
     Refusal,
+    ServerCall,
+    ServerResult,
     Text,
     ToolCall,
     Turn,
@@ -312,3 +314,36 @@ def test_whole_answer_raises_what_failed():
     """A whole answer that failed is an error, whatever came before."""
     with pytest.raises(UpstreamError, match="cut"):
         chat.whole(turn(), [Text("a"), Failed(UpstreamError("cut"))])
+
+
+RAN = (ServerCall("call_1", "sum", '{"a":1}'), ServerResult("call_1", "sum", "2", True, 0.0123))
+ANSWER = (Text("two"), Finish("stop"))
+
+
+def test_tools_that_ran_here_are_comments():
+    """A chat client sees no call of this server's tools, only a comment."""
+    text = encode(turn(), *RAN, *ANSWER)
+    assert text.startswith(": tool sum ok 12 ms\n\ndata: ")
+    assert "call_1" not in text
+    assert "tool" not in str(chat.whole(turn(), [*RAN, *ANSWER]))
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_tools_that_ran_here_are_reported_to_who_asks(usage):
+    """The last chunk, and a whole answer, have a `qproxy` object when the client asked for it."""
+    told = [{"id": "call_1", "name": "sum", "arguments": '{"a":1}', "output": "2", "ok": True, "ms": 12}]
+    asked = turn(reports_tools=True, include_usage=usage)
+    text = encode(asked, *RAN, *ANSWER).partition("\n\n")[2]
+    *others, last = chunks(text)
+    assert last["qproxy"] == {"tools": told}
+    assert not any("qproxy" in chunk for chunk in others)
+    assert chat.whole(asked, [*RAN, *ANSWER])["qproxy"] == {"tools": told}
+
+
+def test_what_to_include_is_checked():
+    """`qproxy.include` names what there is."""
+    assert decode(qproxy={"include": ["tools"]}).reports_tools
+    assert not decode(qproxy={}).reports_tools
+    with pytest.raises(RequestError) as caught:
+        decode(qproxy={"include": ["secrets"]})
+    assert caught.value.param == "qproxy.include[0]"

@@ -1,0 +1,148 @@
+"""The tries of one request: an account, and after an error the same or another one, while that can help.
+
+Here: how often, where and after what pause.  Not here: what a try does (`relay`, `embedding`), which account is
+chosen (`accounts`), what an error means (`wire.errors`).  The idea: `decide` is pure, what to do after an error as
+a function of the error and of what has been tried; `Tries` acts on it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeAlias, TypeVar
+
+import trio
+
+from qproxy.accounts import Account, Accounts, Task, another
+from qproxy.auth import Credential
+from qproxy.observe import Story
+from qproxy.wire.errors import QproxyError, Retry, UpstreamError
+
+T = TypeVar("T")
+Begin: TypeAlias = Callable[[Account, Credential, AsyncExitStack], Awaitable[T]]
+"""One try with one account; what it opens is entered on the stack."""
+
+MAX_TRIES = 3
+"""The first and two quick ones: the client's own retries come on top."""
+RETRY_SECONDS = 20.0
+"""After that no further try begins: the client has waited long enough to be told."""
+LONGEST_PAUSE = 2.0
+
+
+class Action(enum.Enum):
+    """What to do after an error before the first meaningful event."""
+
+    GIVE_UP = "give up"
+    AGAIN = "again"
+    """The same account, after a moment."""
+    ELSEWHERE = "elsewhere"
+    """Another account, at once."""
+    REFRESH = "refresh"
+    """The same account with a newer token."""
+
+
+def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, seconds: float = 0.0) -> Action:
+    """The one place that says whether to try again.
+
+    `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
+    this request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    """
+    if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
+        return Action.GIVE_UP
+    if error.retry is Retry.REFRESH and not refreshed:
+        return Action.REFRESH
+    if tries >= MAX_TRIES or error.retry is Retry.NEVER:
+        return Action.GIVE_UP
+    if others:
+        return Action.ELSEWHERE
+    soon = (
+        error.retry_after or 0.0
+    ) <= LONGEST_PAUSE  # what is told to wait longer, the client should wait for
+    return Action.AGAIN if error.retry in (Retry.QUICKLY, Retry.ONCE) and soon else Action.GIVE_UP
+
+
+def pause_before(tries: int, error: QproxyError) -> float:
+    """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
+    return max(0.2 * 2.0 ** (tries - 1), error.retry_after or 0.0)
+
+
+def _never(error: UpstreamError) -> bool:
+    return False
+
+
+class Tries:
+    """Those of one request."""
+
+    def __init__(
+        self, accounts: Accounts, model: str, story: Story, *, task: Task = "chat", affinity: str = ""
+    ) -> None:
+        self._accounts = accounts
+        self._model = model
+        self._story = story
+        self._task: Task = task
+        self._affinity = affinity
+        self._began = trio.current_time()
+        self._count = 0
+        self._tried: list[Account] = []
+        self._refreshed = False
+
+    def __repr__(self) -> str:
+        return f"<Tries {self._count} at {self._model}>"
+
+    async def until_begun(
+        self, begin: Begin[T], stack: AsyncExitStack, *, mend: Callable[[UpstreamError], bool] = _never
+    ) -> T:
+        """What `begin` gives; what it opened, and the lease, is closed by `stack`.
+
+        `mend(error)` may change the request and say that this is worth a try of its own.  Raises QproxyError when no
+        account could begin.
+        """
+        while True:
+            self._count += 1
+            self._story.tries += 1
+            async with AsyncExitStack() as attempt:
+                account = await attempt.enter_async_context(
+                    self._accounts.lease(
+                        self._model, task=self._task, affinity=self._affinity, without=self._tried
+                    )
+                )
+                credential = None
+                try:
+                    credential = await account.source.credential()
+                    begun = await begin(account, credential, attempt)
+                except UpstreamError as error:
+                    failure = error
+                    account.failed(error, trio.current_time())
+                else:
+                    account.succeeded()
+                    stack.push_async_exit(attempt.pop_all())
+                    return begun
+            self._story.upstream_request_id = failure.request_id or self._story.upstream_request_id
+            if not mend(failure):
+                await self._go_on(failure, account, credential)
+
+    async def _go_on(self, failure: UpstreamError, account: Account, credential: Credential | None) -> None:
+        """Return when another try may begin; raise the failure when none may."""
+        now = trio.current_time()
+        others = another(
+            self._accounts.accounts, self._model, task=self._task, now=now, without=[*self._tried, account]
+        )
+        action = decide(
+            failure,
+            tries=self._count,
+            others=others,
+            refreshed=self._refreshed,
+            seconds=now - self._began,
+        )
+        if action is Action.REFRESH and credential is not None:
+            self._refreshed = True
+            if await account.source.refused(credential):
+                return
+            action = Action.ELSEWHERE if others else Action.GIVE_UP
+        if action is Action.GIVE_UP:
+            raise failure
+        if action is Action.ELSEWHERE:
+            self._tried.append(account)
+        else:
+            await trio.sleep(pause_before(self._count, failure))

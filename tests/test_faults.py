@@ -1,0 +1,430 @@
+"""Faults survived: what goes wrong behind us, one row each, driven by the emulator.
+
+Each row asks for a whole answer and for a stream, and then checks the same four things: the right error, in bounded
+time, with nothing left over (sockets, tasks, leases, files), and that the next request works.
+"""
+
+import json
+import logging
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Repeat, Reply, Reset, wild
+from qproxy.emulator.faults import HANG, json_reply
+from tests.helpers import HELLO, MODEL, accounts, frames, leftovers, world
+
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a client is told of a fault."""
+
+    status: int
+    code: str | None
+    begun: bool = False
+    """A stream has begun by then: the error is its last frame."""
+    within: float = 5.0
+    """Seconds of Trio's clock."""
+    stream: int | None = None
+    """The stream's status where it differs: what a client can still read piece by piece."""
+
+
+FINE = Means(200, None)
+NO_HTTP = Means(502, "upstream_invalid_response")
+BROKE_OFF = Means(502, "upstream_error", begun=True)
+MEANS = {
+    "fault-401": Means(502, "upstream_credentials_exhausted"),
+    "fault-429": Means(429, "rate_limit_exceeded"),
+    "fault-quota": Means(429, "insufficient_quota"),
+    "fault-500": Means(502, "upstream_error"),
+    "fault-503": Means(503, "overloaded"),
+    "fault-html": NO_HTTP,
+    "fault-filter": Means(400, "content_filter"),
+    "fault-empty": Means(502, "upstream_error"),
+    "fault-cut": BROKE_OFF,
+    "fault-end": BROKE_OFF,
+    "fault-hang": Means(504, "upstream_timeout", begun=True, within=125),
+    "fault-silent": Means(504, "upstream_timeout", within=125),
+    "fault-garbage": Means(502, "upstream_invalid_response", begun=True),
+    "fault-error-first": Means(429, "rate_limit_exceeded"),
+    "fault-error-late": BROKE_OFF,
+    "fault-error-finish": Means(429, "rate_limit_exceeded", begun=True),
+    "fault-reset": BROKE_OFF,
+    "fault-reset-first": Means(502, "upstream_error"),
+    "fault-drop": Means(502, "upstream_error"),
+    "fault-drip": Means(504, "request_timeout", begun=True, within=3601),
+    "fault-drip-head": Means(504, "upstream_timeout", within=301),
+    "fault-not-http": Means(502, "upstream_error"),
+    "fault-interim": FINE,
+    "fault-interim-flood": NO_HTTP,
+    "fault-header-flood": NO_HTTP,
+    "fault-endless-head": NO_HTTP,
+    "fault-truncated": BROKE_OFF,
+    "fault-surplus": BROKE_OFF,
+    "fault-length": NO_HTTP,
+    "fault-chunking": Means(502, "upstream_invalid_response", begun=True),
+    "fault-gzip": NO_HTTP,
+    "fault-type": FINE,
+    "fault-page-error": NO_HTTP,
+    "fault-json-cut": NO_HTTP,
+    "fault-json-odd": NO_HTTP,
+    "fault-flood": Means(502, "upstream_invalid_response", stream=200),
+    "fault-flood-whole": NO_HTTP,
+    "fault-flood-event": NO_HTTP,
+    "quirk-index": FINE,
+}
+
+
+@dataclass
+class Told:
+    """What a client got: the status, the last of its body, and how much there was."""
+
+    status: int
+    tail: str
+    size: int
+
+    @property
+    def error(self):
+        """The error object, from the body or from a stream's last frame; None when the answer is whole."""
+        last = (
+            frames(self.tail)[-1]
+            if self.tail.startswith("data: ") or "\n\ndata: " in self.tail
+            else self.tail
+        )
+        if last == "[DONE]":
+            return None
+        body = json.loads(last)
+        assert "error" in body or body["object"] == "chat.completion", body
+        return body.get("error")
+
+
+async def told(it, body):
+    """Ask, and keep only the end of the answer: a flood must not be kept by the test either."""
+    raw = json.dumps(body).encode()
+    head = [(b"content-type", b"application/json")]
+    async with it.client.request("POST", "/v1/chat/completions", headers=head, body=raw) as response:
+        tail, size = b"", 0
+        while piece := await response.receive():
+            tail, size = (tail + piece)[-200_000:], size + len(piece)
+    return Told(response.status, tail.decode("utf-8", "ignore"), size)
+
+
+async def survives(it, means, body, caplog):
+    """Ask under a fault, and look at everything that must hold afterwards."""
+    before = await leftovers(it)
+    began = trio.current_time()
+    answer = await told(it, body)
+    assert trio.current_time() - began <= means.within
+    begun = means.begun and body["stream"]
+    status = means.stream if body["stream"] and means.stream else means.status
+    assert answer.status == (200 if begun else status), answer.tail[-500:]
+    if status != 200:
+        assert set(answer.error) == ERROR_KEYS
+        assert answer.error["code"] == means.code
+        assert answer.error["message"]
+    else:
+        assert answer.error is None
+    assert it.sound()
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+    assert (await told(it, {**HELLO, "stream": body["stream"]})).status == 200
+    assert await leftovers(it) == before
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", FAULTS)
+async def test_every_fault_of_the_emulator(name, stream, caplog, autojump_clock):
+    """Every fault that the emulator knows is survived."""
+    plan = "coding" if name == "fault-quota" else "payg"
+    async with world(accounts=accounts("one", plan=plan)) as it:
+        await told(it, HELLO)
+        answer = await survives(it, MEANS[name], {**HELLO, "model": name, "stream": stream}, caplog)
+        if name == "fault-flood" and stream:
+            assert answer.size > 100_000_000
+
+
+def test_every_fault_has_its_row():
+    """A fault that the emulator learns must say here what a client is told of it."""
+    assert MEANS.keys() == FAULTS.keys()
+
+
+# The way to the server
+
+
+async def refused(host, port):
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+async def no_such_name(host, port):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+async def no_possible_name(host, port):
+    raise UnicodeError("label empty or too long")
+
+
+async def every_address_fails(host, port):
+    causes = [OSError(101, "Network is unreachable"), TimeoutError(110, "Connection timed out")]
+    raise OSError("all attempts to connect failed") from ExceptionGroup("many", causes)
+
+
+async def black_hole(host, port):
+    await trio.sleep_forever()
+
+
+WAYS = {
+    "refused": (refused, Means(502, "upstream_error")),
+    "no such name": (no_such_name, Means(502, "upstream_error")),
+    "no possible name": (no_possible_name, Means(502, "upstream_error")),
+    "every address fails": (every_address_fails, Means(502, "upstream_error")),
+    "black hole": (black_hole, Means(504, "upstream_timeout", within=31)),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("way", "means"), WAYS.values(), ids=WAYS)
+async def test_no_way_to_the_server(way, means, stream, caplog, autojump_clock):
+    """A server that cannot be reached is a 502 or a 504, as soon as that is known."""
+    broken = False
+
+    async def connect(it, host, port):
+        return await (way(host, port) if broken else it(host, port))
+
+    async with world(through=connect) as it:
+        await told(it, HELLO)
+        await it.server.relay.transport.aclose()  # or the idle connection would serve
+        broken = True
+        before = await leftovers(it)
+        began = trio.current_time()
+        answer = await told(it, {**HELLO, "stream": stream})
+        assert (answer.status, answer.error["code"]) == (means.status, means.code)
+        assert "one.test" in answer.error["message"]
+        assert trio.current_time() - began <= means.within
+        assert await leftovers(it) == before
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+        broken = False
+        assert (await told(it, HELLO)).status == 200
+
+
+async def slow_to_connect(connect, host, port):
+    await trio.sleep(9)
+    return await connect(host, port)
+
+
+async def test_a_slow_way_to_the_server(autojump_clock):
+    """A connection that takes almost connect_timeout serves all the same."""
+    async with world(through=slow_to_connect) as it:
+        assert (await told(it, HELLO)).status == 200
+        assert 9 <= trio.current_time() <= 10
+
+
+# TLS
+
+
+def certificates(name, **issued):
+    """An authority's certificate for a server of this name: its context, and the authority."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name, **issued).configure_cert(context)
+    return context, authority
+
+
+async def over_tls(context, connect, host, port):
+    """A connection whose other end speaks TLS with the emulator behind it."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    behind = await connect(host, port)
+
+    async def copy(source, sink):
+        try:
+            while data := await source.receive_some(65536):
+                await sink.send_all(data)
+            await sink.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await trio.aclose_forcefully(sink)
+
+    tls = trio.SSLStream(theirs, context, server_side=True, https_compatible=True)
+    trio.lowlevel.spawn_system_task(copy, tls, behind)
+    trio.lowlevel.spawn_system_task(copy, behind, tls)
+    return ours
+
+
+async def no_tls(connect, host, port):
+    return await connect(host, port)
+
+
+async def tls_that_says(data, connect, host, port):
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(data)
+    trio.lowlevel.spawn_system_task(_hold, theirs)
+    return ours
+
+
+async def _hold(stream):
+    while await stream.receive_some(65536):
+        pass
+
+
+TLS = {
+    "plain HTTP": (no_tls, 502),
+    "garbage": (lambda *way: tls_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n", *way), 502),
+    "an alert": (lambda *way: tls_that_says(b"\x15\x03\x03\x00\x02\x02\x28", *way), 502),
+    "silence": (lambda *way: tls_that_says(b"\x16", *way), 504),
+}
+
+
+@pytest.mark.parametrize(("through", "status"), TLS.values(), ids=TLS)
+async def test_tls_that_fails(through, status, caplog, autojump_clock):
+    """A handshake that fails or never ends is a 502 or 504 that says so."""
+    account = accounts("one")[0]
+    async with world(
+        accounts=(type(account)("one", base_url="https://one.test/v1", key="k"),), through=through
+    ) as it:
+        answer = await told(it, HELLO)
+        assert answer.status == status
+        assert "one.test" in answer.error["message"]
+        assert trio.current_time() <= 32
+        assert it.sound()
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "says"),
+    [
+        ("one.test", False, "CERTIFICATE_VERIFY_FAILED"),
+        ("other.test", True, "CERTIFICATE_VERIFY_FAILED"),
+        ("one.test", True, None),
+    ],
+    ids=["unknown authority", "another name", "as it should be"],
+)
+async def test_certificates(name, trusted, says, tmp_path, autojump_clock):
+    """A certificate that proves nothing is refused with its reason, and one that does is not."""
+    context, authority = certificates(name)
+    bundle = tmp_path / "ca.pem"
+    (authority if trusted else trustme.CA()).cert_pem.write_to_path(str(bundle))
+    account = accounts("one")[0]
+    async with world(
+        accounts=(type(account)("one", base_url="https://one.test/v1", key="k"),),
+        through=lambda *way: over_tls(context, *way),
+        ca_bundle=str(bundle),
+    ) as it:
+        answer = await told(it, HELLO)
+        assert answer.status == (502 if says else 200)
+        if says:
+            assert says in answer.error["message"]
+        assert it.sound()
+
+
+# Proxies
+
+PROXY_REFUSES = {
+    "needs a password": (Reply((b"no",), 407, "text/html"), 502),
+    "forbids it": (Reply((b"<html>",), 403, "text/html"), 502),
+    "cannot reach it": (Reply((), 503), 502),
+    "is not HTTP": (wild(b"SSH-2.0-OpenSSH\r\n\r\n"), 502),
+    "closes": (wild(Cut()), 502),
+    "resets": (wild(Reset()), 502),
+    "says nothing": (wild(HANG), 504),
+    "floods": (wild(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), 502),
+    "drips": (wild(b"HTTP/1.1 200 ", Repeat((Pause(1), b"O"))), 504),
+    "opens and closes": (wild(b"HTTP/1.1 200 OK\r\n\r\n", Pause(0.1), Cut()), 502),
+    "opens onto garbage": (wild(b"HTTP/1.1 200 OK\r\n\r\n", b"garbage\r\n\r\n", Pause(0.1)), 502),
+}
+
+
+@pytest.mark.parametrize(("reply", "status"), PROXY_REFUSES.values(), ids=PROXY_REFUSES)
+async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
+    """A proxy that refuses, fails or lies is a 502 or 504 that names it."""
+    async with world(proxy="http://proxy.test:3128") as it:
+        it.emulator.script(*[reply] * 3)
+        answer = await told(it, HELLO)
+        assert answer.status == status
+        assert "one.test" in answer.error["message"] or "proxy.test" in answer.error["message"]
+        assert trio.current_time() <= 35
+        assert it.sound()
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+        assert it.emulator.open_connections == 0
+
+
+# What only real sockets can do
+
+
+@pytest.mark.parametrize("name", ["fault-reset", "fault-reset-first", "fault-cut", "refused"])
+async def test_over_real_sockets(name, caplog):
+    """Resets and refusals of a real TCP connection, with the process's open files counted."""
+    emulator = Emulator()
+
+    async def connect(in_memory, host, port):
+        return await trio.open_tcp_stream("127.0.0.1", emulator.port if host == "one.test" else 1)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        names = ("one", "refusing") if name == "refused" else ("one",)
+        async with world(emulator=emulator, accounts=accounts(*names), through=connect) as it:
+            await told(it, HELLO)
+            before = await leftovers(it)
+            for stream in (True,) if name == "fault-reset-first" else (False, True):
+                model = MODEL if name == "refused" else name
+                answer = await told(it, {**HELLO, "model": model, "stream": stream})
+                if name == "refused":
+                    assert answer.status == 200
+                else:
+                    assert answer.status == (200 if stream and name != "fault-reset-first" else 502)
+                    assert answer.error["code"] == "upstream_error"
+                assert (await told(it, HELLO)).status == 200
+            assert await leftovers(it) == before
+            assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_before_the_request_is_read(caplog, autojump_clock):
+    """A server that answers (413) without reading the body is heard, although the body cannot be sent."""
+    refusal = json_reply({"error": {"message": "too large", "code": "too_large"}}, 413)
+    async with world() as it:
+        it.emulator.script(Reply(refusal.steps, 413, "application/json", early=True))
+        answer = await told(it, {**HELLO, "messages": [{"role": "user", "content": "x" * 1_000_000}]})
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+        assert it.sound()
+        assert (await told(it, HELLO)).status == 200
+
+
+# Cut anywhere
+
+STORIES = {"dashscope/payload-on-the-finish": True, "vllm/reasoning-field": False}
+
+
+@pytest.mark.parametrize(("story", "stream"), STORIES.items(), ids=STORIES)
+async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
+    """Wherever an answer breaks off, the client has all of it or is told that it has not, and nothing is left."""
+    raw = (Path(__file__).parent / "recorded" / f"{story}.sse").read_bytes()
+    raw = raw[raw.index(b"\n\n") + 2 :] if raw.startswith(b":") else raw
+    async with world() as it:
+        await told(it, HELLO)
+        before = await leftovers(it)
+        account = it.server.relay.accounts.accounts[0]
+        finish = max(raw.index(reason) for reason in (b'"stop"', b'"tool_calls"') if reason in raw)
+        whole = 0
+        for cut in range(len(raw)):
+            it.emulator.script(*[Reply((raw[:cut], Cut()))] * 3)
+            answer = await told(it, {**HELLO, "stream": stream})
+            it.emulator.clear()
+            account.succeeded()  # this is not about its circuit
+            if answer.status == 200 and answer.error is None:
+                whole += 1
+                assert cut > finish
+                assert not stream or answer.tail.endswith("data: [DONE]\n\n")
+            else:
+                assert set(answer.error) == ERROR_KEYS
+                assert "[DONE]" not in answer.tail
+                assert answer.status in (200, 502)
+        assert whole > 0
+        assert await leftovers(it) == before
+        assert (await told(it, HELLO)).status == 200
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

@@ -1,0 +1,194 @@
+"""Whatever JSON comes in, from a client or from a server, is read or refused with an error of ours: never a surprise.
+
+A well-formed body is taken, any value in it is exchanged for any other JSON, and it goes the whole way through `wire`.
+"""
+
+import copy
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire import adaptation, sse, toolcalls
+from qproxy.wire.endpoints import ENDPOINTS
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.events import Turn
+from qproxy.wire.stages import Chain
+from qproxy.wire.upstreams import DIALECTS, Target, errors, prompt, rules
+from tests.wire.replies import TOOLS, examples
+
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "alpha", "arguments": '{"a": "x"}'}}
+DELTA = {"role": "assistant", "content": "hi", "reasoning_content": "hm", "tool_calls": [CALL]}
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "input_tokens": 3,
+    "output_tokens": 2,
+    "prompt_tokens_details": {"cached_tokens": 1},
+    "completion_tokens_details": {"reasoning_tokens": 1},
+}
+LOGPROBS = {"content": [{"token": "hi", "logprob": -0.5, "bytes": [104, 105], "top_logprobs": []}]}
+CHOICE = {"index": 0, "delta": DELTA, "message": DELTA, "finish_reason": "stop", "logprobs": LOGPROBS}
+ANSWERS = {
+    "compatible": {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [CHOICE],
+        "usage": USAGE,
+    },
+    "dashscope": {
+        "output": {"choices": [{"message": DELTA, "finish_reason": "stop"}]},
+        "usage": USAGE,
+        "request_id": "r",
+    },
+    "error": {
+        "error": {"message": "no", "type": "t", "param": None, "code": "Throttling"},
+        "request_id": "r",
+        "status": 429,
+    },
+    "native error": {"code": "InvalidParameter", "message": "no", "request_id": "r"},
+}
+ASK = {
+    "model": "qwen-plus",
+    "messages": [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ],
+    "input": "hi",
+    "prompt": "hi",
+    "instructions": "be kind",
+    "tools": [*TOOLS, {"type": "custom", "custom": {"name": "free", "format": {"type": "text"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "alpha"}},
+    "functions": [{"name": "f", "parameters": {"type": "object", "properties": {}}}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}},
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "temperature": 1,
+    "top_p": 0.5,
+    "n": 1,
+    "stop": ["x"],
+    "max_tokens": 10,
+    "max_completion_tokens": 10,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "logit_bias": {"1": 1},
+    "metadata": {"a": "b"},
+    "reasoning_effort": "low",
+    "seed": 1,
+    "user": "u",
+    "parallel_tool_calls": True,
+}  # fmt: skip
+odd_text = st.sampled_from(
+    ["", "x", "\ud800", "\x00", "9" * 5000, "٣", "function", "error", "{", "[DONE]", "🌊"]
+)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.just(10**400), st.floats(-1, 9e300), odd_text
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(odd_text, inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+def spots(value):
+    """Every place in a value, as the way to it."""
+    yield ()
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from ((key, *way) for way in spots(item))
+
+
+def changed(value, way, new):
+    """The value with another one at a place."""
+    if not way:
+        return new
+    value = copy.copy(value)
+    value[way[0]] = changed(value[way[0]], way[1:], new)
+    return value
+
+
+def mutations(value):
+    return st.lists(st.tuples(st.sampled_from(list(spots(value))), values), min_size=1, max_size=3)
+
+
+def mutated(value, changes):
+    for way, new in changes:
+        with suppress(LookupError, TypeError):  # an earlier change has taken the place away
+            value = changed(value, way, new)
+    return value
+
+
+def encoded(endpoint, turn, events):
+    """What a client gets of the events, streamed and whole."""
+    encoder = endpoint.encoder(turn)
+    for event in copy.deepcopy(events):
+        list(encoder.feed(event))
+    list(encoder.close())
+    with suppress(QproxyError):
+        json.dumps(endpoint.whole(turn, events))
+
+
+def turn_for(endpoint):
+    return endpoint.decode({**ASK, "response_format": {"type": "text"}}, **CONTEXT)
+
+
+CONTEXT = {"id": "x-1", "created": 1, "default_model": None, "max_messages": 100}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_any_answer(dialect, kind):
+    """Any JSON from a server is events or an error of ours, streamed and whole."""
+
+    @given(mutations(ANSWERS[kind]), st.booleans())
+    @examples(120)
+    def check(changes, named):
+        body = mutated(ANSWERS[kind], changes)
+        text = json.dumps(body).encode()
+        turn = Turn(id="c", created=0, model="m", messages=[], tools=TOOLS)
+        target = Target("http://h/v1", "m")
+        with suppress(QproxyError):
+            chain = Chain(sse.Decoder(), DIALECTS[dialect].decoder(target), toolcalls.open(turn))
+            data = b"event: error\n" * named + b"data: " + text + b"\n\n"
+            events = [*chain.feed(data * 2), *chain.close()]
+            for endpoint in ENDPOINTS:
+                encoded(endpoint, turn_for(endpoint), events)
+        with suppress(QproxyError):
+            DIALECTS[dialect].whole(json.loads(text), target)
+        for status in (400, 429, 500):
+            assert isinstance(errors.upstream_error(status, (), text), QproxyError)
+
+    check()
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_any_request(endpoint):
+    """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of 4xx."""
+
+    @given(mutations(ASK))
+    @examples(400)
+    def check(changes):
+        body, refusal = json.loads(json.dumps(mutated(ASK, changes))), None
+        try:
+            turn = endpoint.decode(body, **CONTEXT)
+            for dialect in DIALECTS.values():
+                for family in ("dashscope", "open"):
+                    adapted, _ = adaptation.adapt(turn, names=family == "dashscope")
+                    sent = rules.apply(adapted, model=turn.model, family=family).turn
+                    for form in (sent, prompt.written(sent, "auto", turn.model)):
+                        dialect.request(form, Target("http://h/v1", turn.model, family=family))
+        except QproxyError as error:
+            refusal = error
+        if refusal is not None:
+            assert 400 <= refusal.status < 500
+            json.dumps(refusal.body())
+
+    check()
