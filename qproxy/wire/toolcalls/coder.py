@@ -26,7 +26,7 @@ from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.hermes import CLOSER, OPENER
 from qproxy.wire.toolcalls.sink import Sink, Tools
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.source import LONGEST, Reading, Source
 
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
@@ -94,8 +94,8 @@ def _head(source: Source, start: int, wrapped: bool) -> Reading[tuple[str, int] 
 
 def cut_marker(source: Source, markers: tuple[str, ...], offset: int) -> bool:
     """Whether the text ended within one of the markers."""
-    rest = source.piece(offset)
-    return source.ended and bool(rest) and any(marker.startswith(rest) for marker in markers)
+    rest = source.piece(offset, offset + LONGEST) if source.ended else ""
+    return bool(rest) and any(marker.startswith(rest) for marker in markers)
 
 
 class _Function:

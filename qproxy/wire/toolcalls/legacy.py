@@ -17,11 +17,12 @@ from qproxy.wire import jsontext
 from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.sink import Sink, Tools
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.source import WINDOW, Reading, Source
 from qproxy.wire.toolcalls.strings import MAX_HEAD, Escaper
 
 _NAME_END = re.compile("[\n✿]")
 _LINE_END = re.compile("\n")
+_FENCE_END = re.compile(r"(?m)^```")
 MAX_NAME = 512
 
 
@@ -115,7 +116,7 @@ def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
     """An object, as it comes; what is no JSON up to the next marker."""
     state, escaper = JSONState(), Escaper()
     while True:
-        text = source.take(state.read(source.piece(0)))
+        text = source.take(state.read(source.piece(0, WINDOW)))
         sink.wrote(escaper.feed(text) + (escaper.close() if state.complete or state.broken else ""))
         if state.complete:
             return
@@ -124,7 +125,7 @@ def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
             end = yield from source.until(words.end, 0, MAX_HEAD)
             sink.wrote(source.take(len(source) if end < 0 else end).rstrip())
             return
-        if not (yield from source.more()):
+        if not len(source) and not (yield from source.more()):
             sink.wrote(escaper.close())
             return
 
@@ -145,7 +146,7 @@ def _fenced(source: Source, sink: Sink, tools: Tools, name: str) -> Reading[None
     """Code in a fence: the value of the tool's one string parameter, or the arguments as they are."""
     line = yield from source.until(_LINE_END, 0, MAX_NAME)
     source.take(len(source) if line < 0 else line + 1)
-    end = yield from source.until(re.compile(r"(?m)^```"), 0, MAX_HEAD * 64)
+    end = yield from source.until(_FENCE_END, 0, MAX_HEAD * 64)
     body = source.take(len(source) if end < 0 else end)
     source.take(3)
     body = body.removesuffix("\n") if end >= 0 else body

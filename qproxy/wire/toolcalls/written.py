@@ -74,7 +74,7 @@ class _Reader:
         if thought != sink.thought:
             if not self._in_call:
                 self.over()
-            sink.thought, sink.inline = thought, inline
+            sink.turn_to(thought, inline)
         plain = thought == isinstance(item, Reasoning) and not sink.holds_blank and self._idle
         if plain and self._mark.search(item.text) is None:
             self._fences.feed(item.text)

@@ -47,6 +47,19 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     )
 
 
+class _End:
+    """Whether a choice has said that it is over.  An empty reason says so only where those before it were null."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self._null = False
+
+    def feed(self, reason: JSON) -> None:
+        going_on = reason is None or reason == "null"
+        self._null = self._null or going_on
+        self.said = self._null if reason == "" else not going_on
+
+
 class Decoder:
     """Server-sent events in, events out."""
 
@@ -56,6 +69,7 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._ends: dict[int, _End] = {}
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
@@ -80,7 +94,8 @@ class Decoder:
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        return [*self._unpaired(), *native]
+        over = bool(self._ends) and all(end.said for end in self._ends.values())
+        return [*self._unpaired(), *native, *([Done()] if over else [])]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -115,8 +130,10 @@ class Decoder:
                 if whole is not None:
                     yield whole
         if isinstance(reason, str):
-            yield from self._unpaired(number)
+            if reason not in ("", "null"):
+                yield from self._unpaired(number)
             yield Finish(reason, number)
+        self._ends.setdefault(number, _End()).feed(reason)
 
     def _join_halves(self, event: Event) -> Event | None:
         """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
@@ -145,16 +162,6 @@ class Decoder:
         return [self._halves.pop(key) for key in keys]
 
 
-def _number_calls(events: list[Event]) -> None:
-    """In a whole answer every entry is a call of its own, also where the server leaves its index out."""
-    counts: dict[int, int] = {}
-    for event in events:
-        if isinstance(event, ToolCallDelta):
-            number = counts.get(event.choice, 0)
-            event.index = number if event.index is None else event.index
-            counts[event.choice] = number + 1
-
-
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
     text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
@@ -176,7 +183,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
-    _number_calls(events)
+    deltas.number_calls(events)
     finished = {event.choice for event in events if isinstance(event, Finish)}
     for position, choice in enumerate(body["choices"]):
         number = deltas.number_of(choice, position) if isinstance(choice, dict) else position

@@ -5,7 +5,7 @@ Everything that carries content is kept, in the order thoughts, text, calls; wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
 
@@ -81,3 +81,12 @@ def usage(counts: dict[str, JSON]) -> Usage:
         prompt_details,
         completion_details,
     )
+
+
+def number_calls(events: Iterable[Event]) -> None:
+    """In a whole answer every entry is a call of its own, whatever index it has, if any."""
+    counts: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            event.index = counts.get(event.choice, 0)
+            counts[event.choice] = event.index + 1
