@@ -39,11 +39,15 @@ class _App:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
-            from qproxy import hypercorn, serving
+            import logging
+
+            from qproxy import hypercorn, serving, watching
             from qproxy.config import load
 
             config = load()
             config.check()
+            if not logging.getLogger().handlers:  # else somebody has said where logs go
+                watching.log_to_stderr(config)
             hypercorn.install(write_timeout=config.client_write_timeout, max_connections=config.max_clients)
             hypercorn.install_signals()
             self._app = serving.create_app(config)

@@ -1,6 +1,6 @@
 """What the server asks of a request before any endpoint sees it: who is it, where does it come from, how much is it.
 
-Every route is declared `OPEN` or `KEY` (`Access`); one that is not declared is `KEY`.
+Every route is declared `OPEN`, `KEY` or `ADMIN` (`Access`); one that is not declared is `KEY`.
 
 On loopback no key is needed, and so two things stand between a web page and your accounts.  A page whose name was
 made to point at this machine (DNS rebinding) shows in the Host field, which must then name this machine.  A page that
@@ -10,11 +10,13 @@ posts blindly cannot say `application/json` without asking first (CORS), so with
 from __future__ import annotations
 
 import enum
+import hmac
 import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from qproxy.keys import Key, Keyring
 from qproxy.wire import jsontext
@@ -45,6 +47,8 @@ class Access(enum.Enum):
     """Anyone: health, and what the server is."""
     KEY = "key"
     """Whoever shows a key, where keys are demanded."""
+    ADMIN = "admin"
+    """Whoever runs the server: shows `admin_key`, or, where there is none, asks on the same machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +67,37 @@ class Door:
     keep_alive: float = math.inf
     """Seconds of silence in a stream after which a comment is sent."""
     default_model: str | None = None
+    admin_key: str | None = field(default=None, repr=False)
 
     def client(self, headers: Fields, scope: Mapping[str, Any]) -> Key | None:
         """Whose request it is; None where nobody is asked.  RequestError when it may not come in."""
         if not self.keyring.demanded():
             self._check_host(headers.get("host", ""), scope)
             return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = headers.get("x-api-key", "") or headers.get("api-key", "")
-        if not key.strip():
+        key = shown_key(headers)
+        if not key:
             raise NotAuthenticated(
                 "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
             )
-        return self.keyring.find(key.strip())
+        return self.keyring.find(key)
+
+    def admit_admin(self, headers: Fields, scope: Mapping[str, Any]) -> None:
+        """RequestError unless whoever runs the server asks."""
+        if self.admin_key is not None:
+            if not hmac.compare_digest(shown_key(headers).encode(), self.admin_key.encode()):
+                raise NotAuthenticated("This route wants the server's admin_key.")
+            return
+        server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
+        origin = headers.get("origin", "")
+        here = is_loopback(str(server[0])) and is_loopback(str(peer[0]))
+        if not here or (origin and not is_loopback(urlsplit(origin).hostname or "")):
+            raise RequestError(
+                "Without an admin_key this route is for programs on the server's own machine.",
+                status=403,
+                type="permission_error",
+                code="admin_key_required",
+            )
+        self._check_host(headers.get("host", ""), scope)
 
     def _check_host(self, host: str, scope: Mapping[str, Any]) -> None:
         """Against DNS rebinding: whoever reaches us by loopback must also call us by a name of loopback."""
@@ -159,6 +180,14 @@ class Door:
             "access-control-expose-headers": EXPOSED,
             "vary": "origin",
         }
+
+
+def shown_key(headers: Fields) -> str:
+    """The key that a request shows, in OpenAI's field or one of the two others in use; "" for none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "") or headers.get("api-key", "")
+    return str(key).strip()
 
 
 def is_loopback(name: str) -> bool:

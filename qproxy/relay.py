@@ -206,7 +206,7 @@ class Relay:
             credential.token,
             account.family,
             account.plan,
-            account.headers,
+            (*account.headers, *story.carried),
             account.tool_schema,
         )
         dialect = DIALECTS[account.dialect]

@@ -12,7 +12,6 @@ import logging
 import math
 import resource
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn
+from qproxy import hypercorn, watching
 from qproxy.accounts import Account, Accounts
 from qproxy.admission import Admission
 from qproxy.auth import StaticKey
@@ -28,7 +27,6 @@ from qproxy.config import Config, home, load, proxy_environment
 from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
-from qproxy.observe import Formatter
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
@@ -53,6 +51,12 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
 
     `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
     """
+    server = _assembled(config, connect or trio.open_tcp_stream)
+    watching.watch(server, config)
+    return server
+
+
+def _assembled(config: Config, connect: Connect) -> Server:
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -62,12 +66,12 @@ def assemble(config: Config, *, connect: Connect | None = None) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry) for entry in config.all_accounts()]
-    return _server(config, accounts, _transport(config, connect or trio.open_tcp_stream))
+    return _server(config, accounts, _transport(config, connect))
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
     """The parts for another configuration; what its settings do not change is that of the running server."""
-    parts, known = assemble(config), before.all_accounts()
+    parts, known = _assembled(config, trio.open_tcp_stream), before.all_accounts()
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
     same = {entry.name for entry in config.all_accounts() if entry in known}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
@@ -103,9 +107,12 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
         request_timeout=config.request_timeout or math.inf,
         keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
+        admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
-    return Server(Relay(accounts, transport, policy), discovery, door, admission)
+    server = Server(Relay(accounts, transport, policy), discovery, door, admission)
+    server.bodies = watching.bodies(config)
+    return server
 
 
 def _keyring(config: Config) -> Keyring:
@@ -235,18 +242,10 @@ async def _serve(
     )
 
 
-def configure_logging(config: Config) -> None:
-    """Log to standard error in the configured shape."""
-    handler = logging.StreamHandler(sys.stderr)
-    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(Formatter(as_json=as_json))
-    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)
-    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-
-
 def run(config: Config, say: Callable[[str], None], read: Callable[[], Config] = load) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew."""
-    configure_logging(config)
+    watching.log_to_stderr(config)
+    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     for warning in config.warnings():
         log.warning("%s", warning)
     raise_file_limit(config)

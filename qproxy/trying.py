@@ -46,7 +46,7 @@ def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, sec
     """The one place that says whether to try again.
 
     `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
-    this request has renewed a token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    this request has renewed the account's token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
     """
     if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
         return Action.GIVE_UP
@@ -85,7 +85,7 @@ class Tries:
         self._began = trio.current_time()
         self._count = 0
         self._tried: list[Account] = []
-        self._refreshed = False
+        self._refreshed: list[Account] = []
 
     def __repr__(self) -> str:
         return f"<Tries {self._count} at {self._model}>"
@@ -110,9 +110,11 @@ class Tries:
                 credential = None
                 try:
                     credential = await account.source.credential()
+                    self._story.began_try(account.name, self._model, credential.base_url)
                     begun = await begin(account, credential, attempt)
                 except UpstreamError as error:
                     failure = error
+                    self._story.failed_try(account.name, error)
                     account.failed(error, trio.current_time())
                 else:
                     account.succeeded()
@@ -132,14 +134,16 @@ class Tries:
             failure,
             tries=self._count,
             others=others,
-            refreshed=self._refreshed,
+            refreshed=account in self._refreshed,
             seconds=now - self._began,
         )
-        if action is Action.REFRESH and credential is not None:
-            self._refreshed = True
-            if await account.source.refused(credential):
-                return
-            action = Action.ELSEWHERE if others else Action.GIVE_UP
+        if failure.retry is Retry.REFRESH and credential is not None:
+            newer = await account.source.refused(credential, failure.message)
+            if action is Action.REFRESH:
+                self._refreshed.append(account)
+                if newer:
+                    return
+                action = Action.ELSEWHERE if others else Action.GIVE_UP
         if action is Action.GIVE_UP:
             raise failure
         if action is Action.ELSEWHERE:

@@ -140,14 +140,16 @@ class _Socket:
 
 
 @asynccontextmanager
-async def served(app, server_class=mended.Server, context=None, **config):
+async def served(
+    app, server_class=mended.Server, context=None, pair=trio.testing.memory_stream_pair, **config
+):
     """A client's end of a connection that Hypercorn serves."""
     mended.install()
     settings = HypercornConfig()
     for name, value in config.items():
         setattr(settings, name, value)
-    ours, theirs = trio.testing.memory_stream_pair()
-    theirs.socket = _Socket()  # type: ignore[attr-defined]
+    ours, theirs = pair()
+    theirs.socket = _Socket()
     async with trio.open_nursery() as nursery:
         server = server_class(
             wrap_app(app, 2**16, "asgi"), settings, context or WorkerContext(None), {}, theirs
@@ -163,6 +165,8 @@ class H1Client:
 
     stream: Any
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+    most: int = 65536
+    """Bytes that are read at once."""
 
     async def send(self, method, path, body=b"", headers=(), host="localhost"):
         fields = [("host", host), ("content-length", str(len(body))), *headers]
@@ -172,7 +176,7 @@ class H1Client:
 
     async def event(self):
         while (event := self.http.next_event()) is h11.NEED_DATA:
-            self.http.receive_data(bytes(await self.stream.receive_some(65536)))
+            self.http.receive_data(bytes(await self.stream.receive_some(self.most)))
         return event
 
     async def response(self):
@@ -196,6 +200,8 @@ class H2Client:
         default_factory=lambda: h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     )
     seen: list = field(default_factory=list)
+    acknowledge: bool = True
+    """Whether what was read opens the window again."""
 
     async def begin(self):
         self.http.initiate_connection()
@@ -230,7 +236,7 @@ class H2Client:
             if not data:
                 return None
             for event in self.http.receive_data(data):
-                if isinstance(event, h2.events.DataReceived):
+                if isinstance(event, h2.events.DataReceived) and self.acknowledge:
                     self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 self.seen.append(event)
             await self.flush()

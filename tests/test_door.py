@@ -5,8 +5,10 @@ import json
 import h2.events
 import pytest
 
-from qproxy.door import EXPOSED, Door, is_loopback
+from qproxy.door import EXPOSED, Access, Door, is_loopback
+from qproxy.inprocess import in_process
 from qproxy.keys import Keyring, configured
+from qproxy.server import Route
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 from tests.helpers import HELLO, h1, h2c, world
@@ -132,3 +134,46 @@ async def test_a_body_that_is_too_deep():
         status, _, body = await it.post({**HELLO, "metadata": [[[[[]]]]]})
         assert (status, body["error"]["code"]) == (400, "invalid_value")
         assert "5 levels" in body["error"]["message"]
+
+
+ADMIN_CASES = {
+    "with the key": ("s", {"authorization": "Bearer s"}, "192.0.2.7", None),
+    "with another key": ("s", {"authorization": "Bearer t"}, "127.0.0.1", 401),
+    "with no key though one is set": ("s", {}, "127.0.0.1", 401),
+    "on the same machine": (None, {"host": "localhost:1"}, "127.0.0.1", None),
+    "from another machine": (None, {"host": "localhost:1"}, "192.0.2.7", 403),
+    "by another name": (None, {"host": "evil.test"}, "127.0.0.1", 403),
+    "from a page": (None, {"host": "localhost", "origin": "https://evil.test"}, "127.0.0.1", 403),
+    "from a page of this machine": (None, {"host": "localhost", "origin": "http://localhost:1"}, "::1", None),
+}
+
+
+@pytest.mark.parametrize(("key", "headers", "peer", "status"), ADMIN_CASES.values(), ids=ADMIN_CASES)
+def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
+    """An admin route wants the admin key; without one, a direct request on the same machine."""
+    door, scope = Door(admin_key=key), {**LOOPBACK, "client": (peer, 1)}
+    if status is None:
+        door.admit_admin(headers, scope)
+    else:
+        with pytest.raises(RequestError) as refused:
+            door.admit_admin(headers, scope)
+        assert refused.value.status == status
+
+
+async def test_a_clients_key_opens_no_admin_route():
+    """What a route is declared decides which key it wants."""
+
+    class Ruling:
+        def routes(self):
+            yield Route("/rule", ("GET",), rule, Access.ADMIN, versioned=False)
+
+    async def rule():
+        return {"ruled": True}
+
+    async with world(api_keys=["client"], admin_key="admin") as it:
+        it.server.families.append(Ruling())
+        async with in_process(it.server.app()) as client:
+            for key, status in (("client", 401), ("admin", 200)):
+                headers = [(b"authorization", b"Bearer " + key.encode())]
+                async with client.request("GET", "/rule", headers=headers) as response:
+                    assert response.status == status

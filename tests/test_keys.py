@@ -109,7 +109,7 @@ def test_when_a_key_ends(text, expected):
 
 
 async def test_every_route_declares_who_may_use_it():
-    """Each route of the app is in the table; those that are not open refuse whoever has no key."""
+    """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no admin."""
     async with world(api_keys=["secret"]) as it:
         rules = list(it.app.url_map.iter_rules())
         assert {rule.endpoint for rule in rules} == set(it.server.access)
@@ -120,7 +120,10 @@ async def test_every_route_declares_who_may_use_it():
                 path = rule.rule.replace("<path:name>", "x")
                 async with it.client.request(method, path, body=b"{}") as response:
                     await response.read()
-                assert (response.status == 401) is (rule.rule not in opened), (method, path)
+                refused = {Access.OPEN: False, Access.KEY: 401, Access.ADMIN: 403}[
+                    it.server.access[rule.endpoint]
+                ]
+                assert (response.status in (401, 403) and response.status) == refused, (method, path)
 
 
 async def test_a_route_that_is_not_declared_wants_a_key():

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import h2.events
 import pytest
@@ -23,6 +24,7 @@ from qproxy.config import Config
 from qproxy.emulator import Emulator
 from qproxy.presets import AccountConfig
 from tests.helpers import HELLO, H1Client, H2Client
+from tests.observe.test_metrics import samples
 
 BODY = json.dumps(HELLO).encode()
 JSON_HEADER = ("content-type", "application/json")
@@ -92,15 +94,44 @@ async def test_the_command():
         nursery.cancel_scope.cancel()
 
 
+async def counted(port):
+    """How many requests /metrics tells of."""
+    client = await connected(port)
+    await client.send("GET", "/metrics")
+    status, text = await client.response()
+    await client.aclose()
+    assert status == 200
+    return sum(count for name, count in samples(text).items() if name[0] == "qproxy_requests_total")
+
+
+def sockets():
+    """Where workers of one master answer each other."""
+    return list(Path(HOME, "workers").glob("*/*"))
+
+
+async def everybody_counts(port, workers):
+    """Behind one port any worker answers /metrics for all of them."""
+    with trio.fail_after(START_TIMEOUT):
+        while True:
+            if workers < 2 or len(sockets()) == workers:
+                break
+            await trio.sleep(0.05)
+    for _ in range(8):
+        assert (await ask(port))[0] == 200
+    assert [await counted(port) for _ in range(6)] == [9] * 6
+
+
 @pytest.mark.parametrize("workers", ["0", "1", "2"])
 async def test_hypercorns_command(workers):
-    """`hypercorn qproxy:app --worker-class trio` serves from the environment, and a request survives SIGTERM."""
+    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one; a request
+    survives SIGTERM."""
     emulator, port = Emulator(delay=0.1), await free_port()
     command = ("hypercorn", "qproxy:app", "--worker-class", "trio", "-w", workers, "-b", f"127.0.0.1:{port}")
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         async with process(*command, QPROXY_UPSTREAM=emulator.base_url, QPROXY_HOST="127.0.0.1") as child:
             assert (await ask(port))[0] == 200
+            await everybody_counts(port, int(workers))
             client = await connected(port)
             await client.send(
                 "POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": True}).encode(), [JSON_HEADER]
@@ -113,6 +144,7 @@ async def test_hypercorns_command(workers):
             assert body.endswith(b"data: [DONE]\n\n")
             await client.aclose()
             await ended(child)
+        assert not sockets()
         nursery.cancel_scope.cancel()
 
 

@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
 
 import h11
 import trio
 
 from qproxy.emulator import chat
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
+from qproxy.emulator.identity import TOKEN_REFUSED, Identity
 
 MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
 Say: TypeAlias = Callable[[bytes], Awaitable[None]]
@@ -34,6 +36,8 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: Any
+    """JSON, or the fields of a form."""
+    query: dict[str, str] = field(default_factory=dict)
     left: trio.Event = field(default_factory=trio.Event)
     """Set when the client closed before its answer was over."""
 
@@ -41,9 +45,17 @@ class Seen:
 class Emulator:
     """A Qwen server in the same Trio program."""
 
-    def __init__(self, *, keys: set[str] | None = None, delay: float = 0.0, piece: int = 12) -> None:
+    def __init__(
+        self,
+        *,
+        keys: set[str] | None = None,
+        delay: float = 0.0,
+        piece: int = 12,
+        identity: Identity | None = None,
+    ) -> None:
         self.keys = keys
-        """Accepted bearer tokens; None accepts all."""
+        """Accepted bearer tokens, besides those of the identity server; None accepts all others."""
+        self.identity = identity or Identity()
         self.delay = delay
         """Seconds between two chunks."""
         self.piece = piece
@@ -185,8 +197,15 @@ class Emulator:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
         if seen.method == "CONNECT":
             return self._script.popleft() if self._script else Reply(())
+        origin = f"http://{seen.headers.get('host', '')}"
+        identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
+        if identity is not None:
+            return identity
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.keys is not None and token not in self.keys:
+        if self.identity.knows(token):
+            if not self.identity.accepts(token):
+                return TOKEN_REFUSED
+        elif self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
         try:
             if path == MODELS_PATH:
@@ -223,8 +242,14 @@ class Emulator:
 
 def _seen(head: h11.Request, body: bytes) -> Seen:
     headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-    path = head.target.decode().partition("?")[0]
-    return Seen(head.method.decode(), path, headers, json.loads(body) if body else None)
+    path, _, query = head.target.decode().partition("?")
+    return Seen(head.method.decode(), path, headers, _parsed(headers, body), dict(parse_qsl(query)))
+
+
+def _parsed(headers: dict[str, str], body: bytes) -> Any:
+    if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return dict(parse_qsl(body.decode(), keep_blank_values=True))
+    return json.loads(body) if body else None
 
 
 def _reset_on_close(stream: trio.abc.Stream) -> None:

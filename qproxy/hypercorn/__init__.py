@@ -7,15 +7,20 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   Server     an error in one connection ends that connection, not all workers (#228, #329)
   Server     a write that makes no progress ends its connection, and the reader's end ends a blocked write:
              a client that stopped reading pins nothing and delays no shutdown
+  Server     a peer that vanished (no FIN, no RST) is found out by the kernel: TCP_USER_TIMEOUT and keep-alive probes
   Server     connections have a limit; one too many is told so
   H1         bytes after a request do not blind the reader to the client's end (h11 PAUSED), within a bound
   H1         what is not HTTP is answered in words
+  H1         an upgrade to h2c with unsound settings, or to WebSocket (#225), is not made: the request is served as it is
   H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
   H2         an answer that ends while the server stops keeps its END_STREAM
   H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)
   H2         an answer that breaks off is reset, instead of leaving the client waiting for ever
+  H2         a frame that is announced longer than allowed ends its connection at once, not 16 MiB later
+  H2         a connection is not closed under its streams after keep_alive_max_requests
   H2         non-ASCII pseudo headers and CONNECT end their stream, PRIORITY changes nothing
   H2         a client that opens and resets streams in a flood is sent away (CVE-2023-44487)
+  H2 buffer  a client that opens no window for the write timeout has its stream reset
   H2 buffer  a full flow-control window stops the producer (stock: memory without bound at 100 % CPU)
   signals    workers leave SIGTERM to their master; a single process stops in an orderly way
 

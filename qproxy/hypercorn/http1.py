@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.exceptions
 import h11
 import hypercorn.protocol.h11
+import hyperframe.exceptions
 import trio
 from hypercorn.events import Closed, RawData
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 
+_SERVER_SIDE = h2.config.H2Configuration(client_side=False)
 MAX_PIPELINED = 64 * 1024
 """Bytes that a client may send ahead of the answer it waits for."""
 
@@ -36,6 +41,10 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
         )
         self._one_at_a_time = trio.Lock()
+        self._head = b""
+        """Of a response whose body comes at once: they leave in one write."""
+        self._chunked = False
+        """Whether the response's body goes out in chunks."""
 
     def _waiting(self) -> int:
         connection = self.connection
@@ -48,6 +57,33 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             ahead = connection.their_state is not h11.SEND_BODY
             if ahead and self._waiting() > MAX_PIPELINED:
                 await self.send(Closed())
+
+    async def _send_h11_event(self, event: Any) -> None:
+        """Send a part of a response, in as few writes and with as little of h11 as it takes."""
+        if (
+            isinstance(event, h11.Data) and self._chunked
+        ):  # framed as h11 would (RFC 9112 7.1), without its events
+            data = b"%x\r\n%b\r\n" % (len(event.data), event.data)
+        else:
+            try:
+                data = self.connection.send(event)
+            except h11.LocalProtocolError:
+                if self.connection.their_state is not h11.ERROR:
+                    raise
+                return
+        if isinstance(event, h11.Response):
+            whole = any(name == b"content-length" for name, _ in event.headers)
+            self._chunked = not whole and self._peer_knows_chunks()
+            if whole:
+                self._head = data
+                return
+        if data or self._head:
+            data, self._head = self._head + (data or b""), b""
+            await self.send(RawData(data=data))
+
+    def _peer_knows_chunks(self) -> bool:
+        connection = self.connection
+        return isinstance(connection, h11.Connection) and connection.their_http_version != b"1.0"
 
     async def _handle_events(self) -> None:
         async with self._one_at_a_time:
@@ -74,7 +110,11 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             await self._send_error_response(431)
             await self.send(Closed())
         else:
-            await super()._create_stream(request)
+            await super()._create_stream(_without_upgrade(request))
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if _can_upgrade(event):
+            await super()._check_protocol(event)
 
     async def _maybe_recycle(self) -> None:
         # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
@@ -83,3 +123,29 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         connection = self.connection
         if isinstance(connection, h11.Connection) and connection.our_state is h11.IDLE and self._waiting():
             self.task_group.spawn(self._handle_events)
+
+
+def _can_upgrade(request: h11.Request) -> bool:
+    """Whether a request to go on in HTTP/2 can be granted: RFC 7540 3.2.1 wants just one sound HTTP2-Settings."""
+    fields = dict(request.headers)
+    if fields.get(b"upgrade", b"").strip().lower() != b"h2c":
+        return True
+    settings = [value for name, value in request.headers if name == b"http2-settings"]
+    try:
+        h2.connection.H2Connection(_SERVER_SIDE).initiate_upgrade_connection(b"".join(settings))
+    except (ValueError, h2.exceptions.ProtocolError, hyperframe.exceptions.HyperframeError):
+        return False
+    return len(settings) == 1
+
+
+def _without_upgrade(request: h11.Request) -> h11.Request:
+    """The request as one that is answered in HTTP: there is no WebSocket here, and RFC 9110 7.8 lets a server go on.
+
+    Its `Upgrade` field stays, so that the app can say so.
+    """
+    fields = [(name, value) for name, value in request.headers if name != b"connection"]
+    if len(fields) == len(request.headers) or b"upgrade" not in dict(request.headers):
+        return request
+    return h11.Request(
+        method=request.method, target=request.target, headers=fields, http_version=request.http_version
+    )

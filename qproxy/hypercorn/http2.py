@@ -13,27 +13,41 @@ import h2.events
 import h2.exceptions
 import hypercorn.protocol.h2
 import trio
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.events import StreamClosed
+
+from qproxy.hypercorn.connection import Server
 
 MAX_RESETS, RESETS_SECONDS = 200, 10.0
 """Streams that a client may reset in a time, before it is a flood."""
 log = logging.getLogger("qproxy.hypercorn")
 
 
+class Stalled(Exception):
+    """The client has opened its flow-control window for nothing during the whole write timeout."""
+
+
 class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
     """Stock `pop` judges by what it took, so a closed window (nothing taken) lets the producer run on.
 
     Stock `drain` returns before END_STREAM is sent, so a connection that closes then (it does while the server
-    stops) loses it.
+    stops) loses it.  Both wait without a limit for a client that takes nothing.
     """
 
     def __init__(self, event_class: Any) -> None:
         super().__init__(event_class)
         self.ended = event_class()
+        self._waits = trio.CancelScope()
 
     async def drain(self) -> None:
-        await (self.ended if self._complete else self._is_empty).wait()
+        await self._progress(self.ended if self._complete else self._is_empty)
+
+    async def _progress(self, event: Any) -> None:
+        """Wait for an event for as long as the client takes something now and then."""
+        with trio.CancelScope(deadline=trio.current_time() + Server.write_timeout) as self._waits:
+            await event.wait()
+            return
+        raise Stalled
 
     async def close(self) -> None:
         await super().close()
@@ -46,12 +60,14 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
         await self._is_empty.clear()
         if len(self.buffer) >= hypercorn.protocol.h2.BUFFER_HIGH_WATER:
             await self._paused.clear()
-            await self._paused.wait()
+            await self._progress(self._paused)
 
     async def pop(self, max_length: int) -> bytes:
         length = min(len(self.buffer), max_length)
         data = bytes(self.buffer[:length])
         del self.buffer[:length]
+        if data:
+            self._waits.deadline = trio.current_time() + Server.write_timeout
         if len(self.buffer) < hypercorn.protocol.h2.BUFFER_LOW_WATER:
             await self._paused.set()
         if not self.buffer:
@@ -92,7 +108,28 @@ class H2(hypercorn.protocol.h2.H2Protocol):
             elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
 
+    async def handle(self, event: Any) -> None:
+        await super().handle(event)
+        if isinstance(event, RawData) and not self.closed and self._too_large():
+            self.connection.close_connection(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
+            await self._flush()
+            await self.send(Closed())
+
+    def _too_large(self) -> bool:
+        """Whether the frame that has begun is longer than allowed: h2 says so when all of it, up to 16 MiB, is there."""
+        begun = bytes(getattr(self.connection.incoming_buffer, "_data", b"")[:3])
+        return len(begun) == 3 and int.from_bytes(begun, "big") > self.connection.max_inbound_frame_size
+
     async def stream_send(self, event: Any) -> None:
+        try:
+            await self._stream_send(event)
+        except Stalled:
+            await self._reset(event.stream_id, h2.errors.ErrorCodes.CANCEL)
+            if event.stream_id in self.stream_buffers:
+                await self.stream_buffers[event.stream_id].close()
+            await self._close_stream(event.stream_id)
+
+    async def _stream_send(self, event: Any) -> None:
         if isinstance(event, StreamClosed):
             buffer = self.stream_buffers.get(event.stream_id)
             if buffer is not None and not buffer._complete:
@@ -120,7 +157,8 @@ class H2(hypercorn.protocol.h2.H2Protocol):
     async def _create_stream(self, request: Any) -> None:
         pseudo = dict(field for field in request.headers if field[0][:1] == b":")
         path, method = pseudo.get(b":path", b"\xff"), pseudo.get(b":method", b"\xff")
-        if path.isascii() and method.isascii():
+        if path.isascii() and method.isascii() and method != b"CONNECT":
             await super()._create_stream(request)
+            self.keep_alive_requests = 0  # stock closes the connection under its streams after so many
         else:
             await self._reset(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)

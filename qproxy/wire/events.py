@@ -70,6 +70,8 @@ class Turn:
     """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
+    asked: object = None
+    """What else its endpoint wants to know of the request when it answers; nobody else looks at it."""
 
     @property
     def parses_calls(self) -> bool:
@@ -188,6 +190,20 @@ class Usage:
     total_tokens: int = 0
     prompt_details: dict[str, JSON] = field(default_factory=dict)
     completion_details: dict[str, JSON] = field(default_factory=dict)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the server had in its cache."""
+        return _count(self.prompt_details.get("cached_tokens"))
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the answer that were thoughts."""
+        return _count(self.completion_details.get("reasoning_tokens"))
+
+
+def _count(value: JSON) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 @dataclass(slots=True)

@@ -85,6 +85,42 @@ ASK = {
     "user": "u",
     "parallel_tool_calls": True,
 }  # fmt: skip
+ITEMS = [
+    {"role": "developer", "content": "be kind"},
+    {"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image", "image_url": "data:x", "detail": "low"}]},
+    {"role": "user", "content": [{"type": "input_file", "file_data": "data:x", "filename": "f"}, {"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}]},
+    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}], "content": None, "encrypted_content": "qproxy-1.aA=="},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "so"}, {"type": "refusal", "refusal": "no"}]},
+    {"type": "function_call", "call_id": "c1", "name": "alpha", "arguments": '{"a": "x"}'},
+    {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sunny"}]},
+    {"type": "custom_tool_call", "call_id": "c2", "name": "free", "input": "x"},
+    {"type": "custom_tool_call_output", "call_id": "c2", "output": "y"},
+    {"type": "mcp_call", "id": "mcp_1", "server_label": "w", "name": "get", "arguments": "{}", "output": "z", "error": None},
+]  # fmt: skip
+RESPONSES = {
+    "model": "qwen-plus",
+    "input": ITEMS,
+    "instructions": "be kind",
+    "tools": [
+        {"type": "function", "name": "alpha", "parameters": {"type": "object", "properties": {}}, "strict": True},
+        {"type": "custom", "name": "free", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}},
+        {"type": "mcp", "server_label": "w", "allowed_tools": ["get"]},
+        {"type": "web_search"},
+    ],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "alpha"}]},
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+    "metadata": {"a": "b"},
+    "previous_response_id": "resp_1",
+    "stream": True,
+    "store": True,
+    "truncation": "auto",
+    "max_output_tokens": 10,
+    "top_logprobs": 2,
+    "background": False,
+}  # fmt: skip
+ASKS = {"/responses": RESPONSES}
 odd_text = st.sampled_from(
     ["", "x", "\ud800", "\x00", "9" * 5000, "٣", "function", "error", "{", "[DONE]", "🌊"]
 )
@@ -137,7 +173,8 @@ def encoded(endpoint, turn, events):
 
 
 def turn_for(endpoint):
-    return endpoint.decode({**ASK, "response_format": {"type": "text"}}, **CONTEXT)
+    asked = {**ASKS.get(endpoint.path, ASK), "response_format": {"type": "text"}}
+    return endpoint.decode(asked, **CONTEXT)
 
 
 CONTEXT = {"id": "x-1", "created": 1, "default_model": None, "max_messages": 100}
@@ -173,10 +210,12 @@ def test_any_answer(dialect, kind):
 def test_any_request(endpoint):
     """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of 4xx."""
 
-    @given(mutations(ASK))
+    asked = ASKS.get(endpoint.path, ASK)
+
+    @given(mutations(asked))
     @examples(400)
     def check(changes):
-        body, refusal = json.loads(json.dumps(mutated(ASK, changes))), None
+        body, refusal = json.loads(json.dumps(mutated(asked, changes))), None
         try:
             turn = endpoint.decode(body, **CONTEXT)
             for dialect in DIALECTS.values():

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat
+from qproxy.wire.endpoints import chat, responses
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, Turn
 
@@ -38,4 +39,9 @@ class Endpoint:
     whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
 
 
-ENDPOINTS = (Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),)
+ENDPOINTS = (
+    Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
+    Endpoint(
+        "/responses", "resp_", partial(responses.decode, keeps=False), responses.Encoder, responses.whole
+    ),
+)

@@ -17,7 +17,7 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Itera
         yield Reasoning(thought, choice)
     text = text_of(delta.get("content"))
     if text:
-        yield Text(text, choice, logprobs)
+        yield Text(text, choice, chances(logprobs))
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
         yield Refusal(refusal, choice)
@@ -34,6 +34,24 @@ def number_of(choice: dict[str, JSON], position: int) -> int:
     """Which choice this is: its index, or its place where that is no index."""
     index = choice.get("index")
     return index if type(index) is int and index >= 0 else position
+
+
+def chances(logprobs: JSON) -> JSON:
+    """Log probabilities that have OpenAI's shape, entry by entry; None for what has another."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not all(map(_is_chance, content)):
+        return None
+    tops = (entry.get("top_logprobs") or [] for entry in content)
+    return logprobs if all(isinstance(top, list) and all(map(_is_chance, top)) for top in tops) else None
+
+
+def _is_chance(entry: JSON) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("token"), str)
+        and isinstance(entry.get("logprob"), int | float)
+        and isinstance(entry.get("bytes"), list | None)
+    )
 
 
 def text_of(content: JSON) -> str:

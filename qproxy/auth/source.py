@@ -1,4 +1,4 @@
-"""Obtain and refresh one account's token.  (Being written.)"""
+"""What a request asks for: the token and the base URL to speak with."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CredentialSource(Protocol):
         """The current credential; waits for a refresh in flight.  Raises `UpstreamError` when there is none."""
         ...
 
-    async def refused(self, credential: Credential) -> bool:
-        """The upstream answered 401 to this credential.  True when a newer one is to be had now."""
+    async def refused(self, credential: Credential, why: str = "") -> bool:
+        """The upstream answered 401 to this credential, in these words.  True when a newer one is to be had now."""
         ...
 
 
@@ -40,5 +40,5 @@ class StaticKey:
     async def credential(self) -> Credential:
         return Credential(self.key, self.base_url)
 
-    async def refused(self, credential: Credential) -> bool:
+    async def refused(self, credential: Credential, why: str = "") -> bool:
         return False

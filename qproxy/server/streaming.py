@@ -16,12 +16,13 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from qproxy.lives import Life
-from qproxy.observe import Record
+from qproxy.observe import Record, ToolRun
+from qproxy.observe.bodies import Streamed
 from qproxy.relay import Answer
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import Event, Failed, Finish
+from qproxy.wire.events import Event, Failed, Finish, ServerResult
 
 log = logging.getLogger("qproxy.server")
 COMMENT = b": keep-alive\n\n"
@@ -46,7 +47,12 @@ class Stream(ResponseBody):
         self._life = life
         self._keep_alive = keep_alive
         self._over = False
+        self._copy: Streamed | None = None
         life.wakes(answer.interrupt)
+
+    def copies_to(self, copy: Streamed) -> None:
+        """Tell of every piece that is sent."""
+        self._copy = copy
 
     async def __aenter__(self) -> Stream:
         return self
@@ -64,6 +70,8 @@ class Stream(ResponseBody):
             except Exception:
                 log.exception("request %s failed after its answer had begun", self._record.id)
                 data = self._fail(internal_error())
+            if self._copy is not None:
+                self._copy.add(data)
             if data:
                 return data
         raise StopAsyncIteration
@@ -79,7 +87,8 @@ class Stream(ResponseBody):
             return COMMENT if trio.current_time() >= comment_at else b""
         if not events:
             self._over = True
-            self._record.outcome = "failed" if self._record.error else "ok"
+            self._record.answered = self._record.seconds
+            self._record.outcome = "upstream_cut" if self._record.error else "ok"
             return b"".join(self._encoder.close())
         note(self._record, events)
         return b"".join(piece for event in events for piece in self._encoder.feed(event))
@@ -96,10 +105,11 @@ def note(record: Record, events: list[Event]) -> None:
     last: Any = events[-1]
     if isinstance(last, Failed):
         record.error = last.error.code or last.error.type
-    else:
-        for event in events:
-            if isinstance(event, Finish):
-                record.finish = event.reason
+    for event in events:
+        if isinstance(event, Finish):
+            record.finish = event.reason
+        elif isinstance(event, ServerResult):
+            record.tools.append(ToolRun(event.name, event.ok, event.seconds))
 
 
 def internal_error() -> QproxyError:

@@ -1,0 +1,19 @@
+"""Obtain, keep and refresh the tokens of accounts.
+
+source      what a request asks for: `Credential`, and an API key's source
+oauth       the source of an account that was signed in, as requests see it
+holding     what such an account holds in memory, its state and its words
+keeper      the one task that watches the file and the clock, and refreshes
+device      the device flow that signs in; `logins` holds those that run in a server
+identity    the identity server over HTTP
+files       the credential file; `locks` who may write it; `disk` both off the event loop; `sealing` encrypted
+supervisor  tasks that are started again when they crash
+
+Whoever waits for a token waits for `keeper`'s round; nobody else touches lock, file or identity server.
+"""
+
+from qproxy.auth.oauth import OAuthSource
+from qproxy.auth.source import Credential, CredentialSource, StaticKey
+from qproxy.auth.status import Status
+
+__all__ = ["Credential", "CredentialSource", "OAuthSource", "StaticKey", "Status"]

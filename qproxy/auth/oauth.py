@@ -1,0 +1,103 @@
+"""The credential source of an account that was signed in by the device flow, as requests see it.
+
+Here: what a request waits for, where a token may go, and the errors that say why there is none.  Not here: any refresh
+(`auth.keeper`) and the states themselves (`auth.holding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from qproxy.auth.holding import Holding
+from qproxy.auth.keeper import Ask, Keeper
+from qproxy.auth.source import Credential
+from qproxy.auth.status import Status
+from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.oauth import base_url, clean
+from qproxy.wire.tokens import Tokens
+
+PATIENCE = 70.0
+"""How long a request waits for a round: the lock's 29 s, the refresh's 30 s, the disk."""
+
+
+class OAuthSource:
+    """A signed-in account; its `keep` must be running, supervised."""
+
+    def __init__(self, holding: Holding, keeper: Keeper, *, hosts: Sequence[str], fallback_url: str) -> None:
+        self.name = holding.name
+        self.keeper = keeper
+        self.keep = keeper.keep
+        self._holding = holding
+        self._hosts = tuple(hosts)
+        self._fallback_url = fallback_url
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return f"<OAuthSource {self.name}: {status.state}, generation {status.generation}>"
+
+    async def credential(self) -> Credential:
+        """The token to use now; waits for a refresh where the one before has ended."""
+        if self.keeper.left() <= self._holding.schedule.margin:
+            await self._round(Ask())
+        tokens = self._holding.tokens
+        if tokens is None or self.keeper.left() <= 0:
+            raise self._unusable()
+        return Credential(tokens.access_token, self._base_url(tokens), self._holding.generation)
+
+    async def refused(self, credential: Credential, why: str = "") -> bool:
+        """Chat answered 401 to this credential: refresh, once for each generation.  Whether there is a newer one now."""
+        holding = self._holding
+        if credential.generation == holding.generation:
+            if holding.newly_forced(trio.current_time()):
+                holding.chat = holding.generation, clean(why, holding.secrets())
+                return False
+            await self._round(Ask(holding.generation))
+        return credential.generation != holding.generation and self.keeper.left() > 0
+
+    def look_again(self) -> None:
+        """The file has just changed (a sign-in in this process): read it now."""
+        self.keeper.ask(Ask())
+
+    def status(self) -> Status:
+        """How the account is doing."""
+        holding, left = self._holding, self.keeper.left()
+        state = holding.state(left)
+        return Status(
+            account=self.name,
+            state=state,
+            words=holding.words(state),
+            usable=left > 0,
+            generation=holding.generation,
+            expires_at=holding.tokens.expiry_date / 1000 if holding.tokens is not None else None,
+            refreshed_at=holding.refreshed_at,
+            refreshes=holding.refreshes,
+            failures=holding.failures,
+            last_error=holding.said or holding.disk,
+            file=str(self.keeper.file.path),
+        )
+
+    async def _round(self, ask: Ask) -> None:
+        self.keeper.ask(ask)
+        with trio.move_on_after(PATIENCE):
+            await ask.done.wait()
+
+    def _base_url(self, tokens: Tokens) -> str:
+        if tokens.resource_url is None:
+            return self._fallback_url
+        try:
+            return base_url(tokens.resource_url, self._hosts)
+        except ValueError as error:
+            raise self._error(f"its token may not be used: {error} (setting oauth_hosts).") from None
+
+    def _unusable(self) -> UpstreamError:
+        status = self.status()
+        error = self._error(status.words)
+        if status.state != "login_needed":
+            error.retry_after = max(1.0, self._holding.not_before - trio.current_time())
+        return error
+
+    def _error(self, words: str) -> UpstreamError:
+        message = f"The Qwen account {self.name!r} cannot be used: {words}"
+        return UpstreamError(message, code="upstream_credentials_exhausted", retry=Retry.ELSEWHERE)

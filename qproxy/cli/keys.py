@@ -1,0 +1,62 @@
+"""`qproxy keys`: the keys of your clients."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from qproxy import config as configuration
+from qproxy import keys
+from qproxy.cli.saying import remark, say
+from qproxy.presets import ConfigError
+
+HELP = "make, list and revoke the keys of your clients"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="PATH", help="configuration file that may name keys_file")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key; it is shown once and kept nowhere")
+    create.add_argument("--name", default="", help="what the list calls it")
+    create.add_argument("--rpm", type=_count, help="requests a minute")
+    create.add_argument("--tpm", type=_count, help="tokens a minute, in and out")
+    create.add_argument(
+        "--models", default="", help="patterns of the models that it may ask for, comma-separated"
+    )
+    create.add_argument("--expires", metavar="WHEN", help="a span (12h, 30d) or a date (2027-01-31, UTC)")
+    actions.add_parser("list", help="show what is known of every key")
+    revoke = actions.add_parser("revoke", help="refuse a key from now on")
+    revoke.add_argument("key", help="its id or its name")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path, now = Path(configuration.load(path=arguments.config).keys_file or ""), time.time()
+    if arguments.action == "list":
+        for line in keys.table(keys.read(path), now):
+            say(line)
+    elif arguments.action == "revoke":
+        revoked = keys.revoke(path, arguments.key)
+        say(f"Revoked {revoked.id}. A running server refuses it from its next request on.")
+    else:
+        _create(arguments, path, now)
+    return 0
+
+
+def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:
+    try:
+        expires = keys.until(arguments.expires, now) if arguments.expires else None
+    except ValueError:
+        raise ConfigError(f"--expires: {arguments.expires!r} is neither a span (30d) nor a date.") from None
+    models = tuple(word.strip() for word in arguments.models.split(",") if word.strip())
+    key, secret = keys.create(
+        path, name=arguments.name, rpm=arguments.rpm, tpm=arguments.tpm, models=models, expires=expires
+    )
+    remark(f"{key.id}, in {path}. This is the key; it is not shown again:")
+    say(secret)

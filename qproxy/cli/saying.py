@@ -1,0 +1,20 @@
+"""What a person at the terminal reads."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(line: str) -> None:
+    """A line of a command's result."""
+    print(line, flush=True)
+
+
+def remark(line: str) -> None:
+    """A line beside the result, which a pipe does not carry on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def complain(line: str) -> None:
+    """Why a command failed."""
+    remark(f"qproxy: {line}")

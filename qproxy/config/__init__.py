@@ -1,0 +1,73 @@
+"""Configuration: one frozen `Config` from defaults < TOML < environment < flags.
+
+settings   the table of settings
+reading    values from TOML, variables and flags, checked
+
+This is the only room that reads the environment.  Accounts and their presets are in `presets`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qproxy.config.reading import parse, read_environment, read_toml, words
+from qproxy.config.settings import SETTINGS, TYPES, Config
+from qproxy.presets import with_key, zero_configuration
+
+__all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
+
+FILE = "qproxy.toml"
+
+
+def load(
+    *,
+    path: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration of this process; ConfigError says what is wrong and where."""
+    environ = os.environ if environ is None else environ
+    chosen = path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
+    values = read_toml(chosen) if chosen else {}
+    values |= read_environment(environ)
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    values.setdefault("keys_file", str(home(environ) / "keys.json"))
+    config = Config(**values)
+    accounts = tuple(with_key(account, environ) for account in config.accounts)
+    config = dataclasses.replace(config, accounts=accounts)
+    if not config.accounts and config.upstream is None:
+        config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
+    return config
+
+
+def home(environ: Mapping[str, str] | None = None) -> Path:
+    """The data directory: $QPROXY_HOME, or the platform's custom."""
+    environ = os.environ if environ is None else environ
+    if environ.get("QPROXY_HOME"):
+        return Path(environ["QPROXY_HOME"])
+    data = environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
+
+
+def proxy_environment(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """The variables in which an outbound proxy may be named."""
+    return dict(os.environ if environ is None else environ)
+
+
+def table() -> str:
+    """The settings as a Markdown table, for docs/configuration.md."""
+    rows = ["| setting | type | default | what it is |", "| --- | --- | --- | --- |"]
+    blank = Config()
+    for name, item in SETTINGS.items():
+        default = getattr(blank, name)
+        shown = (
+            ""
+            if default in (None, "", [], {})
+            else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        )
+        rows.append(f"| `{name}` | {words(TYPES[name])} | {shown} | {item.metadata['help']} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,190 @@
+"""The table of settings: one frozen `Config`.
+
+The fields are the table: name, type, default and help.  The flags of `qproxy serve`, the `QPROXY_*` variables, the
+keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`reading`).  A field of the type
+`tuple[Record, ...]` is an array of tables in the file, such as `[[accounts]]`; it has no flag and no variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from qproxy import keys
+from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def setting(default: Any, help: str, *, secret: bool = False) -> Any:
+    """A field of the table."""
+    metadata = {"help": help}
+    if isinstance(default, dict | list | tuple):
+        return field(default_factory=lambda: default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting.  Times are in seconds."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8787, "port to listen on; 0 takes a free one")
+    certfile: str | None = setting(None, "TLS certificate chain (PEM); with it HTTPS and HTTP/2 by ALPN")
+    keyfile: str | None = setting(None, "the certificate's private key (PEM)")
+    upstream: str | None = setting(None, "base URL of an OpenAI-compatible Qwen server, as one account")
+    upstream_key: str | None = setting(None, "the key for `upstream`", secret=True)
+    region: str = setting("singapore", "where DASHSCOPE_API_KEY belongs: singapore, beijing, us or hongkong")
+    default_model: str | None = setting(None, "model for requests that name none")
+    aliases: dict[str, str] = setting({}, "model names that clients may use, and what they stand for")
+    models: list[str] = setting([], "further models to list")
+    models_cache_seconds: float = setting(300.0, "how long the servers' lists of models are kept")
+    proxy: str | None = setting(
+        None, "outbound proxy for all upstreams; else HTTPS_PROXY, ALL_PROXY", secret=True
+    )
+    no_proxy: str = setting("", "hosts that `proxy` is not for, comma-separated")
+    ca_bundle: str | None = setting(None, "certificates to trust (PEM) instead of the system's")
+    connect_timeout: float = setting(10.0, "to reach an upstream, TLS included")
+    write_timeout: float = setting(30.0, "for an upstream to take a piece of the request")
+    first_byte_timeout: float = setting(300.0, "for an upstream to begin its answer")
+    idle_timeout: float = setting(120.0, "of silence within an upstream's answer")
+    total_timeout: float = setting(0.0, "for an upstream's whole answer; 0 is no limit")
+    pool_timeout: float = setting(5.0, "waiting for a connection to an upstream that is at max_connections")
+    pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
+    max_connections: int = setting(1000, "connections at once to one upstream host")
+    queue_timeout: float = setting(
+        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+    )
+    client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
+    body_timeout: float = setting(60.0, "for a client to send its request's body")
+    request_timeout: float = setting(
+        3600.0, "for a client's whole request, from its first byte to its last; 0 is no limit"
+    )
+    keep_alive_interval: float = setting(
+        15.0, "of silence in a stream before a comment is sent; 0 sends none"
+    )
+    graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
+    client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
+    max_clients: int = setting(5000, "connections of clients at once; more are turned away")
+    max_requests: int = setting(1000, "requests to models at once; more wait in line for queue_timeout")
+    max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")
+    max_header_bytes: int = setting(64 * 1024, "largest head of a request")
+    max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")
+    max_json_depth: int = setting(128, "deepest nesting of a request body")
+    max_messages: int = setting(10_000, "most messages in one request")
+    api_keys: list[str] = setting(
+        [], "keys that clients must use (or their SHA-256 in hex); none: any key is taken", secret=True
+    )
+    keys_file: str | None = setting(
+        None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
+    )
+    admin_key: str | None = setting(
+        None,
+        "the key for the admin routes; none: only programs on this machine, when it listens on loopback",
+        secret=True,
+    )
+    insecure_no_auth: bool = setting(False, "serve other machines without api_keys")
+    allowed_hosts: list[str] = setting(
+        [], "further names by which requests to loopback may call the server when it has no keys; * is any"
+    )
+    cors_origins: list[str] = setting([], "origins whose pages may use the server; * is any")
+    strict_params: bool = setting(
+        False, "refuse parameters without a meaning for Qwen instead of ignoring them"
+    )
+    forced_tools: Literal["thinking-off", "auto"] = setting(
+        "thinking-off", "what gives way when a forced tool meets thinking"
+    )
+    stream_upstream: Literal["always", "asked"] = setting(
+        "always", "whether whole answers are streamed from DashScope and assembled here"
+    )
+    rules: dict[str, bool] = setting({}, "rules switched on or off by name")
+    implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
+    bare_json: list[str] = setting(
+        ["*qwen2.5-coder*", "*qwen2_5-coder*"],
+        "patterns of models that write calls as bare JSON or in a JSON fence",
+    )
+    react: list[str] = setting([], "patterns of models that write calls as Action and Action Input")
+    cumulative: list[str] = setting(
+        [], "patterns of models whose servers repeat the whole text in each event"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
+    log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
+    log_bodies: bool = setting(
+        False, "log what clients ask and get, without secrets and pictures: everybody's conversations"
+    )
+    metrics_access: Literal["admin", "key", "open"] = setting(
+        "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
+    )
+    tracing: bool = setting(
+        False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
+    )
+    accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+
+    def all_accounts(self) -> tuple[AccountConfig, ...]:
+        """The accounts with `upstream` among them; ConfigError when there is none."""
+        accounts = self.accounts
+        if self.upstream is not None:
+            extra = AccountConfig("upstream", "open", base_url=self.upstream, key=self.upstream_key)
+            accounts = (extra, *accounts)
+        if not accounts:
+            raise ConfigError(
+                "No account is configured. Set DASHSCOPE_API_KEY, or give --upstream URL for your own Qwen server, "
+                "or write an [[accounts]] table into qproxy.toml. To try qproxy without any: qproxy demo"
+            )
+        return tuple(resolve(account) for account in accounts)
+
+    def check(self) -> None:
+        """ConfigError when the settings cannot be served together."""
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ConfigError("certfile and keyfile go together.")
+        if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():
+            raise ConfigError(
+                f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
+                "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
+            )
+        self.all_accounts()
+
+    def _has_keys(self) -> bool:
+        try:
+            return bool(self.api_keys or (self.keys_file and keys.read(Path(self.keys_file))))
+        except keys.KeyFileError as error:
+            raise ConfigError(str(error)) from None
+
+    def secrets(self) -> set[str]:
+        """Every value that no log may show: those of the fields that a repr hides."""
+        return set(_hidden(self))
+
+    def warnings(self) -> list[str]:
+        """What a person should know at the start."""
+        return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+
+
+def _hidden(record: Any) -> Iterator[str]:
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if dataclasses.is_dataclass(one):
+                yield from _hidden(one)
+            elif not item.repr and isinstance(one, dict):
+                yield from one.values()
+            elif not item.repr and isinstance(one, str):
+                yield one
+
+
+TYPES: dict[str, Any] = get_type_hints(Config)
+"""The type of every field."""
+
+
+def _record(kind: Any) -> Any:
+    """The record type of an array of tables; None for any other type."""
+    arguments = get_args(kind)
+    return arguments[0] if get_origin(kind) is tuple and dataclasses.is_dataclass(arguments[0]) else None
+
+
+TABLES: dict[str, Any] = {name: _record(kind) for name, kind in TYPES.items() if _record(kind) is not None}
+"""The arrays of tables, and what each of their tables is."""
+SETTINGS = {item.name: item for item in dataclasses.fields(Config) if item.name not in TABLES}

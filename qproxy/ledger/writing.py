@@ -1,0 +1,231 @@
+"""The thread that writes the ledger, and the way for the rest to hand it rows and questions.
+
+Nothing waits for the disk: `finished` puts a row into a queue.  The thread writes what has come within `LINGER`
+seconds of the first row in one transaction, so a killed process loses at most that.  Questions stand in the same
+queue: by the time one is answered, every row from before it is in the file.
+
+A file that cannot be written (a full disk, a lock that stays) is said once in the log; rows are kept for a while and
+then counted as lost.  The requests themselves never hear of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import trio
+
+from qproxy.ledger import schema
+from qproxy.ledger.prices import Pricing
+from qproxy.ledger.rows import Row, hour_of, row_of
+from qproxy.ledger.schema import LedgerError
+from qproxy.observe.record import Record
+
+T = TypeVar("T")
+LINGER = 0.25
+RETRY_SECONDS = 0.5
+MAX_BATCH = 1000
+MAX_WAITING = 20_000
+"""Rows kept while the file cannot be written."""
+ANSWER_TIMEOUT = 5.0
+STOP_TIMEOUT = 3.0
+PRUNE_SECONDS = 3600.0
+HOURS_DAYS = 400
+"""How long the hours' sums are kept: a year and a month."""
+DAY = 86400.0
+log = logging.getLogger("qproxy.ledger")
+_FOREVER = float("inf")
+
+
+class _Question(NamedTuple):
+    put: Callable[[sqlite3.Connection], Any]
+    answer: Callable[[Any, Exception | None], None]
+
+
+class _Stop(NamedTuple):
+    pass
+
+
+_Item: TypeAlias = Row | _Question | _Stop
+
+
+class Ledger:
+    """The ledger of this process; others may write to the same file."""
+
+    def __init__(
+        self,
+        path: Path,
+        pricing: Pricing | None = None,
+        *,
+        keep_days: int = 90,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.pricing = pricing or Pricing()
+        self.keep_days = keep_days
+        self.written = self.lost = 0
+        """Rows since the start."""
+        self._wall = wall
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._rows: list[Row] = []
+        self._pruned = -_FOREVER
+        self._healthy = True
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.path}: {self.written} rows written, {self.lost} lost>"
+
+    # What the server calls
+
+    def finished(self, record: Record) -> None:
+        """Keep a finished request, if it named a model."""
+        if record.story.model:
+            self._put(row_of(record, self._wall(), self.pricing))
+
+    async def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """What a question of the file gives, every row from before it included.  LedgerError when it has no answer."""
+        token, done = trio.lowlevel.current_trio_token(), trio.Event()
+        answers: list[tuple[Any, Exception | None]] = []
+
+        def answer(*outcome: Any) -> None:
+            answers.append(outcome)
+            done.set()
+
+        def from_thread(result: Any, error: Exception | None) -> None:
+            with suppress(trio.RunFinishedError):  # nobody waits any more
+                token.run_sync_soon(answer, result, error)
+
+        self._put(_Question(question, from_thread))
+        with trio.move_on_after(ANSWER_TIMEOUT):
+            await done.wait()
+        if not answers:
+            raise LedgerError(f"{self.path}: no answer within {ANSWER_TIMEOUT:.0f} s.")
+        result, error = answers[0]
+        if error is not None:
+            raise LedgerError(f"{self.path}: {error}.")
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Write what is left and end the thread; a row that comes later begins another one."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(_Stop())
+            thread.join(STOP_TIMEOUT)
+
+    def _put(self, item: _Item) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="qproxy-ledger", daemon=True)
+            self._thread.start()
+        self._queue.put(item)
+
+    # What the thread does
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            questions, stopping = self._gather()
+            try:
+                self._write()
+            except Exception:  # rows that no file would take: without them the next ones are written
+                log.exception("%d rows of the ledger are lost", len(self._rows))
+                self.lost += len(self._rows)
+                self._rows = []
+            for question in questions:
+                self._answer(question)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _gather(self) -> tuple[list[_Question], bool]:
+        """Rows until it is time to write; ends at once with a question or the word to stop."""
+        until = time.monotonic() + (RETRY_SECONDS if self._rows else _FOREVER)
+        while len(self._rows) < MAX_BATCH or not self._healthy:
+            left = until - time.monotonic()
+            try:
+                item = self._queue.get(timeout=None if left == _FOREVER else max(0.0, left))
+            except queue.Empty:
+                return [], False
+            if isinstance(item, _Stop):
+                return [], True
+            if isinstance(item, _Question):
+                return [item], False
+            self._keep(item)
+            until = min(until, time.monotonic() + LINGER)
+        return [], False
+
+    def _keep(self, row: Row) -> None:
+        if len(self._rows) < MAX_WAITING:
+            self._rows.append(row)
+        else:
+            self.lost += 1
+
+    def _write(self) -> None:
+        """Write the rows that wait; when that fails they go on waiting."""
+        if not self._rows:
+            return
+        try:
+            if self._connection is None:
+                self._connection = schema.open_for_writing(self.path)
+            _insert(self._connection, self._rows)
+            self._prune(self._connection)
+        except (sqlite3.Error, LedgerError) as error:
+            if self._healthy:
+                log.error("the ledger cannot be written, and waits: %s", error)
+            self._healthy = False
+            return
+        if not self._healthy:
+            log.warning("the ledger is written again; %d rows were lost", self.lost)
+        self._healthy = True
+        self.written += len(self._rows)
+        self._rows = []
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        """Forget what is older than the settings want to know."""
+        if time.monotonic() - self._pruned < PRUNE_SECONDS:
+            return
+        self._pruned, now = time.monotonic(), self._wall()
+        if self.keep_days:
+            connection.execute("DELETE FROM requests WHERE ended < ?", (now - self.keep_days * DAY,))
+        connection.execute("DELETE FROM hours WHERE hour < ?", (now - HOURS_DAYS * DAY,))
+
+    def _answer(self, question: _Question) -> None:
+        try:
+            if self._connection is None:
+                self._connection = schema.open_for_writing(self.path)
+            question.answer(question.put(self._connection), None)
+        except (sqlite3.Error, LedgerError) as error:
+            question.answer(None, error)
+
+
+_ROW = tuple(row_of(Record("", "", ""), 0.0, Pricing()))
+_INSERT = (
+    f"INSERT OR IGNORE INTO requests ({', '.join(_ROW)}) VALUES ({', '.join(f':{name}' for name in _ROW)})"
+)
+_ADD = """
+    INSERT INTO hours VALUES
+        (:hour, :key, :account, :model, 1, :failed, :prompt_tokens, :completion_tokens, :cost, :unpriced)
+    ON CONFLICT DO UPDATE SET
+        requests = requests + 1, failed = failed + excluded.failed, cost = cost + excluded.cost,
+        prompt_tokens = prompt_tokens + excluded.prompt_tokens, unpriced = unpriced + excluded.unpriced,
+        completion_tokens = completion_tokens + excluded.completion_tokens
+"""
+
+
+def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
+    """All of the rows and their hours, or none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(_INSERT, rows)
+        connection.executemany(_ADD, [hour for row in rows if (hour := hour_of(row)) is not None])
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

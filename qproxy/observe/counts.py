@@ -1,0 +1,56 @@
+"""What is happening and what has happened since the start; whoever wants to hear of a finished request, hears it here.
+
+A finished record is counted, logged, and given to each listener (the metrics, the ledger) in turn.  A listener must
+be quick and must not wait: it runs in the request's last moment, whether it ended, failed or was cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeAlias
+
+from qproxy.observe.record import Record
+
+log = logging.getLogger("qproxy.request")
+Listener: TypeAlias = Callable[[Record], None]
+
+
+class Counts:
+    """The requests of this process."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.rules: Counter[str] = Counter()
+        self.repairs: Counter[str] = Counter()
+        self.live: dict[str, Record] = {}
+        """The records of the requests under way, by id."""
+        self.listeners: list[Listener] = []
+
+    def __repr__(self) -> str:
+        return f"<Counts {len(self.live)} under way, {dict(self.outcomes)}>"
+
+    def began(self, record: Record) -> None:
+        """A request is under way until `finished`."""
+        self.live[record.id] = record
+
+    def finished(self, record: Record) -> None:
+        """Count a request, write its line, and tell the listeners."""
+        self.live.pop(record.id, None)
+        record.ended = time.perf_counter()
+        self.outcomes[record.outcome] += 1
+        self.statuses[record.status] += 1
+        self.rules.update(record.story.rules)
+        self.repairs.update(record.story.repairs)
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s", record.path, extra={"fields": record.fields()})
+        for listener in self.listeners:
+            try:
+                listener(record)
+            except (
+                Exception
+            ):  # one that fails must not keep the others, or the request's stack, from their work
+                log.exception("%r failed", listener)

@@ -1,0 +1,70 @@
+"""Secrets out of text that is about to be logged.
+
+Two nets.  What this process knows to be secret (keys and tokens of its settings) is replaced wherever it stands; what
+looks like a secret (an Authorization field, `sk-...`, a JWT, a value named token or password) is replaced too, so that
+somebody else's is not kept either.  Both are a last net: no code of ours logs a secret in the first place.
+
+`body` is for `log_bodies`: besides secrets it shortens what is large and says nothing (data: URIs, base64).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+SHORTEST = 8
+"""Characters; a configured secret that is shorter would blank ordinary words."""
+LONGEST_BODY = 64 * 1024
+HIDDEN = "[hidden]"
+
+_NAMED = re.compile(
+    r"""(?ix)
+    ( ["']? \b (?: [\w-]* (?:authorization|api[-_]?key|password|secret|verifier|cookie)
+                 | (?:access|refresh|id|device|session|bearer)[-_]?(?:token|code) | token ) \b ["']?
+      \s* [:=] \s* )
+    ( ["'] (?:\\.|[^"'\\])* ["'] | (?:(?:bearer|basic)\s+)? [^\s,;"'}\]]+ )
+    """
+)
+_SHAPED = re.compile(
+    r"""(?x)
+    \b (?i:bearer|basic) \s+ [A-Za-z0-9._~+/=-]{8,}     # RFC 9110 11.4
+    | \b sk-[A-Za-z0-9_-]{8,}                           # keys of OpenAI, DashScope, qproxy
+    | \b eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*   # JWT (RFC 7519)
+    | (?<=://) [^\s/@:"']+ : [^\s/@"']+ (?=@)           # a URL's user and password
+    """
+)
+_DATA_URI = re.compile(r"(data:[\w.+/-]*(?:;[\w=.-]+)*,)([A-Za-z0-9+/=_%-]{64,})")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{512,}={0,2}")
+
+
+class Redactor:
+    """Replaces secrets in text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def __repr__(self) -> str:
+        return "<Redactor>"
+
+    def text(self, text: str) -> str:
+        """The text without what is, or looks like, a secret."""
+        if self._known is not None:
+            text = self._known.sub(HIDDEN, text)
+        return _SHAPED.sub(HIDDEN, _NAMED.sub(_hide_value, text))
+
+    def body(self, data: bytes) -> str:
+        """A request's or an answer's body as text to be logged."""
+        text = data[:LONGEST_BODY].decode("utf-8", "replace")
+        text = _BASE64.sub(_shorten, _DATA_URI.sub(lambda uri: uri[1] + _shorten(uri, 2), text))
+        more = len(data) - LONGEST_BODY
+        return self.text(text) + (f"... ({more} bytes more)" if more > 0 else "")
+
+
+def _hide_value(match: re.Match[str]) -> str:
+    quote = match[2][0] if match[2][0] in "\"'" else ""
+    return f"{match[1]}{quote}{HIDDEN}{quote}"
+
+
+def _shorten(match: re.Match[str], group: int = 0) -> str:
+    return f"{match[group][:12]}...({len(match[group])} characters)"

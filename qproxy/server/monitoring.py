@@ -1,0 +1,86 @@
+"""`/metrics`: the numbers of this process and of its siblings behind the same address, and where gauges are read.
+
+Here: what the server's parts say of themselves when somebody asks.  Not here: what records add up to
+(`observe.metrics`), who the siblings are (`siblings`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import trio
+from quart import Response
+
+from qproxy import health
+from qproxy.door import Access
+from qproxy.observe.metrics import Metrics, Values, exposition
+from qproxy.server.parts import Parts, Route
+from qproxy.siblings import Siblings
+from qproxy.wire.upstreams import catalogue
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+QUESTION = "metrics"
+
+
+class Monitoring:
+    """The view and its route."""
+
+    def __init__(self, parts: Parts, siblings: Siblings, access: Access = Access.ADMIN) -> None:
+        self._parts = parts
+        self._siblings = siblings
+        self._access = access
+        self.metrics = Metrics(self.known)
+        self.metrics.read(
+            {
+                "qproxy_requests_in_flight": lambda: [((), len(parts.counts.live))],
+                "qproxy_requests_admitted": lambda: [((), parts.admission.taken)],
+                "qproxy_requests_waiting": lambda: [((), parts.admission.waiting)],
+                "qproxy_requests_refused_total": lambda: [((), parts.admission.refused)],
+                "qproxy_health": self._health,
+                "qproxy_account_state": self._account_states,
+                "qproxy_account_requests_in_flight": self._account_requests,
+                "qproxy_upstream_connections": self._connections,
+                "qproxy_upstream_connections_made_total": self._made,
+            }
+        )
+
+    def routes(self) -> Iterator[Route]:
+        yield Route("/metrics", ("GET",), self._view, self._access, versioned=False)
+
+    async def _view(self) -> Response:
+        others = [json.loads(answer) for answer in await self._siblings.ask(QUESTION) if answer]
+        return Response(exposition([self.metrics.families(), *others]), 200, content_type=TEXT)
+
+    def answer(self) -> bytes:
+        """This process's numbers, for a sibling."""
+        return json.dumps(self.metrics.families()).encode()
+
+    def known(self, model: str) -> bool:
+        """Whether somebody configured the model or a server listed it: others are no labels."""
+        relay = self._parts.relay
+        return (
+            model in catalogue.MODELS
+            or model in relay.policy.aliases
+            or any(
+                model in (a.known_models or a.models) or model in a.models for a in relay.accounts.accounts
+            )
+        )
+
+    def _health(self) -> Values:
+        now = self._parts.health().state
+        return [((state,), float(state == now)) for state in health.STATES]
+
+    def _account_states(self) -> Values:
+        now = trio.current_time()
+        return [((account.name, account.state(now)), 1.0) for account in self._parts.relay.accounts.accounts]
+
+    def _account_requests(self) -> Values:
+        return [((account.name,), account.in_flight) for account in self._parts.relay.accounts.accounts]
+
+    def _connections(self) -> Values:
+        pool = self._parts.relay.transport.statistics()
+        return [(("busy",), pool.open - pool.idle), (("idle",), pool.idle)]
+
+    def _made(self) -> Values:
+        return [((), self._parts.relay.transport.statistics().made)]

@@ -1,0 +1,66 @@
+"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from qproxy.admission import Admission
+from qproxy.discovery import Discovery
+from qproxy.door import Access, Door
+from qproxy.health import Health, health
+from qproxy.lives import Lives
+from qproxy.meters import Meters
+from qproxy.observe import Counts
+from qproxy.observe.bodies import Bodies
+from qproxy.relay import Relay
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path and who may use it."""
+
+    path: str
+    """As Quart writes it: `/models/<path:name>`."""
+    methods: tuple[str, ...]
+    view: Callable[..., Awaitable[Any]]
+    access: Access = Access.KEY
+    versioned: bool = True
+    """Whether it is OpenAI's: served under `/v1` and without."""
+
+    def paths(self) -> list[str]:
+        """The paths that lead to it."""
+        return [f"/v1{self.path}", self.path] if self.versioned else [self.path]
+
+
+class Family(Protocol):
+    """Some routes that belong together."""
+
+    def routes(self) -> Iterable[Route]: ...
+
+
+class Parts:
+    """The parts of a running server; a reload changes them between two requests, so they are asked each time."""
+
+    def __init__(
+        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+    ) -> None:
+        self.relay = relay
+        self.discovery = discovery
+        self.door = door
+        self.admission = admission or Admission()
+        self.counts = Counts()
+        self.lives = Lives()
+        self.meters = Meters()
+        self.bodies: Bodies | None = None
+        """Where requests and answers are logged; nowhere unless the operator asks for it."""
+        self.draining = False
+
+    def health(self) -> Health:
+        """Whether the server can do its work."""
+        now = trio.current_time()
+        states = (account.state(now) for account in self.relay.accounts.accounts)
+        return health(states, draining=self.draining)

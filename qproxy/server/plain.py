@@ -1,0 +1,49 @@
+"""Routes that ask no model: the list of models, health, and what this server is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quart import Response
+
+from qproxy.door import Access
+from qproxy.server import current
+from qproxy.server.parts import Parts, Route
+from qproxy.server.refusals import json
+from qproxy.wire.endpoints import ENDPOINTS, models
+
+QUIET = ("/livez", "/readyz", "/metrics")
+"""Asked every few seconds by machines: no log line."""
+
+
+class Plain:
+    """The views and their routes."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def routes(self) -> Iterator[Route]:
+        yield Route("/models", ("GET",), self._models)
+        yield Route("/models/<path:name>", ("GET",), self._model)
+        for path, view in (("/livez", self._livez), ("/readyz", self._readyz), ("/", self._root)):
+            yield Route(path, ("GET",), view, Access.OPEN, versioned=False)
+
+    async def _models(self) -> Response:
+        found, key = await self._parts.discovery.models(), current.client()
+        return json(models.listing([model for model in found if key is None or key.allows(model.id)]))
+
+    async def _model(self, name: str) -> Response:
+        self._parts.door.check_model(current.client(), name)
+        found = await self._parts.discovery.models()
+        return json(models.one(found, name, self._parts.relay.policy.aliases))
+
+    async def _livez(self) -> Response:
+        return json({"status": "ok"})
+
+    async def _readyz(self) -> Response:
+        health = self._parts.health()
+        body = {"status": "ok" if health.ready else health.state, "accounts": health.accounts}
+        return json(body, 200 if health.ready else 503)
+
+    async def _root(self) -> Response:
+        return json({"name": "qproxy", "endpoints": [f"/v1{e.path}" for e in ENDPOINTS] + ["/v1/models"]})

@@ -1,0 +1,69 @@
+"""Errors as responses: the one place where an error gets its status, its body and its fields.
+
+Quart's own refusals (no such route, a body that is too large) are put into OpenAI's shape here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from quart import Response, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
+
+from qproxy.door import JSON_TYPE
+from qproxy.server import current
+from qproxy.server.streaming import internal_error
+from qproxy.wire import jsontext
+from qproxy.wire.errors import QproxyError, RequestError
+
+log = logging.getLogger("qproxy.server")
+
+
+def json(body: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(jsontext.dumps(body), status, content_type=JSON_TYPE)
+
+
+async def refusal(error: QproxyError) -> Response:
+    """An error of ours."""
+    record = current.record()
+    record.outcome, record.error = "error", error.code or error.type
+    record.story.upstream_request_id = error.request_id or record.story.upstream_request_id
+    response = json(error.body(), error.status)
+    if error.retry_after is not None:
+        seconds = min(error.retry_after, 120.0)
+        response.headers["retry-after"] = str(math.ceil(seconds))
+        response.headers["retry-after-ms"] = str(round(seconds * 1000))
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = str(error.should_retry).lower()
+    return response
+
+
+async def http_refusal(error: HTTPException) -> Response:
+    """Quart's own."""
+    status = error.code or 500
+    if isinstance(error, RequestEntityTooLarge):
+        ours = RequestError("The request body is too large.", status=413, code="request_too_large")
+    elif isinstance(error, RequestTimeout):
+        ours = RequestError("The request body did not arrive in time.", status=408, code="request_timeout")
+    elif status == 404:
+        message = f"Unknown request URL: {request.method} {request.path}."
+        ours = RequestError(message, status=404, code="unknown_url")
+    elif status == 405:
+        message = f"Not allowed to {request.method} on {request.path}."
+        ours = RequestError(message, status=405, code="method_not_allowed")
+    else:
+        ours = RequestError(error.description or "The request cannot be served.", status=status)
+    response = await refusal(ours)
+    allow = dict(error.get_headers()).get("Allow")
+    if allow:
+        response.headers["allow"] = allow
+    return response
+
+
+async def fault(error: Exception) -> Response:
+    """A fault of ours: the client learns nothing but that, the log has the rest."""
+    log.error("request %s failed", current.record().id, exc_info=error)
+    return await refusal(internal_error())

@@ -1,0 +1,57 @@
+"""Who looks on while a server runs, put together from a `Config`: logs, metrics, traces.
+
+Beside `serving`, and like it the only one that knows both the settings and the parts.  All of them are fed from one
+place, the finished record (`observe.Counts`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from qproxy.config import Config, home
+from qproxy.door import Access
+from qproxy.observe import Formatter
+from qproxy.observe.bodies import Bodies
+from qproxy.observe.redaction import Redactor
+from qproxy.presets import ConfigError
+from qproxy.server import Server
+from qproxy.server.monitoring import QUESTION, Monitoring
+from qproxy.siblings import Siblings, family
+
+
+def watch(server: Server, config: Config) -> None:
+    """Have everybody who looks on hear of the server's requests."""
+    siblings = Siblings(family(home()))
+    monitoring = Monitoring(server, siblings, Access(config.metrics_access))
+    siblings.answers[QUESTION] = monitoring.answer
+    server.families.append(monitoring)
+    server.counts.listeners.append(monitoring.metrics.finished)
+    server.background.append(siblings.listen)
+    if config.tracing:
+        _trace(server)
+
+
+def _trace(server: Server) -> None:
+    try:
+        from qproxy.observe import tracing  # late: only who wants traces has what they need
+
+        tracer = tracing.exporting()
+    except ImportError as error:
+        raise ConfigError(f"tracing needs OpenTelemetry ({error}): pip install 'qproxy[otel]'") from None
+    server.tracer = tracer
+    server.counts.listeners.append(tracing.ended)
+    server.background.append(tracer.until_cancelled)
+
+
+def bodies(config: Config) -> Bodies | None:
+    """Where requests and answers are logged; nowhere unless the operator asks for it."""
+    return Bodies(Redactor(config.secrets())) if config.log_bodies else None
+
+
+def log_to_stderr(config: Config) -> None:
+    """Log to standard error in the configured shape, without secrets."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
+    handler.setFormatter(Formatter(as_json=as_json, redactor=Redactor(config.secrets())))
+    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)

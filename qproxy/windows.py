@@ -1,0 +1,71 @@
+"""Spans of time over which use is counted and budgets are given.  Pure: whoever asks says what time it is.
+
+Qwen's plans count in rolling five hours, in weeks that begin on Monday 00:00 in Beijing, and in months; people think
+in days, theirs or the server's.  Every window but the rolling one begins on a full hour of UTC, so that sums by the
+hour are enough for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+UTC = timezone.utc  # noqa: UP017 - beside BEIJING it reads better
+BEIJING = timezone(timedelta(hours=8))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One kind of span; times are Unix seconds."""
+
+    name: str
+    words: str
+    """As in "for this ..."."""
+    zone: timezone | None
+    """Where it begins; None for a rolling window."""
+    _begin: Callable[[datetime], datetime]
+    _next: Callable[[datetime], datetime]
+
+    @property
+    def rolling(self) -> bool:
+        return self.zone is None
+
+    def begins(self, now: float) -> float:
+        """When the window that holds `now` began."""
+        return self._begin(datetime.fromtimestamp(now, self.zone or UTC)).timestamp()
+
+    def ends(self, now: float) -> float:
+        """When it is over, and a new one begins; for a rolling one, when what is used now is forgotten."""
+        return self._next(self._begin(datetime.fromtimestamp(now, self.zone or UTC))).timestamp()
+
+
+def _midnight(when: datetime) -> datetime:
+    return when.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _monday(when: datetime) -> datetime:
+    return _midnight(when) - timedelta(days=when.weekday())
+
+
+def _first(when: datetime) -> datetime:
+    return _midnight(when).replace(day=1)
+
+
+def _after(days: int) -> Callable[[datetime], datetime]:
+    return lambda when: when + timedelta(days=days)
+
+
+_FIVE_HOURS = timedelta(hours=5)
+WINDOWS: dict[str, Window] = {
+    window.name: window
+    for window in (
+        Window(
+            "5h", "five hours", None, lambda now: now - _FIVE_HOURS, lambda begin: begin + 2 * _FIVE_HOURS
+        ),
+        Window("day", "day (UTC)", UTC, _midnight, _after(1)),
+        Window("day-beijing", "day (Beijing)", BEIJING, _midnight, _after(1)),
+        Window("week", "week (from Monday, Beijing)", BEIJING, _monday, _after(7)),
+        Window("month", "month (UTC)", UTC, _first, lambda begin: _first(begin + timedelta(days=32))),
+    )
+}

@@ -1,0 +1,124 @@
+"""The response object and what belongs to it: usage, errors, ids, pages of items.
+
+An id of an item holds the id of the response that it came with (`msg_` and the response's digits and a number), so
+that a reference to an item leads to the stored response without an index of items.
+
+OpenAPI `Response`, `ResponseUsage`, `ResponseError`, `ResponseItemList`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qproxy.wire.endpoints import checks
+from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.events import JSON, Turn, Usage
+
+PREFIXES = {
+    "message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc",
+    "function_call_output": "fco", "custom_tool_call_output": "ctco", "mcp_call": "mcp",
+}  # fmt: skip
+REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why a response is incomplete, by the finish reason."""
+OWN_TOOLS = "qproxy"
+"""The `server_label` of tools that this server runs and that no MCP server gives it."""
+MAX_PAGE = 100
+_ITEM = re.compile(r"[a-z]+_([0-9a-f]{24})i?[0-9]{4,}\Z")
+
+
+def output_id(kind: str, response: str, number: int) -> str:
+    return f"{PREFIXES[kind]}_{response.removeprefix('resp_')}{number:04d}"
+
+
+def input_id(kind: str, response: str, number: int) -> str:
+    return f"{PREFIXES[kind]}_{response.removeprefix('resp_')}i{number:04d}"
+
+
+def response_of(item: str) -> str | None:
+    """The id of the response that an item came with; None for an id that is not ours."""
+    match = _ITEM.match(item)
+    return f"resp_{match[1]}" if match else None
+
+
+def response(
+    turn: Turn,
+    echo: dict[str, JSON],
+    status: str,
+    output: Sequence[JSON] = (),
+    *,
+    usage: Usage | None = None,
+    reason: str | None = None,
+    error: QproxyError | None = None,
+) -> dict[str, JSON]:
+    """The response object; `reason` is the finish reason that left it incomplete."""
+    return {
+        "id": turn.id,
+        "object": "response",
+        "created_at": turn.created,
+        "status": status,
+        "background": False,
+        "error": None if error is None else error_object(error),
+        "incomplete_details": {"reason": REASONS[reason]} if reason in REASONS else None,
+        "model": turn.model,
+        "output": list(output),
+        "usage": None if usage is None else usage_object(usage),
+        **echo,
+    }
+
+
+def usage_object(usage: Usage) -> dict[str, JSON]:
+    """`ResponseUsage`; of the details those that it knows."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": _count(usage.prompt_details.get("cached_tokens")),
+            "cache_write_tokens": _count(usage.prompt_details.get("cache_creation_input_tokens")),
+        },
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {
+            "reasoning_tokens": _count(usage.completion_details.get("reasoning_tokens")),
+        },
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _count(value: JSON) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def error_object(error: QproxyError) -> dict[str, JSON]:
+    """`ResponseError`: its codes are a closed list, so ours stands in `type`."""
+    code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(error.status, "server_error")
+    return {"code": code, "message": error.message, "type": error.code or error.type, "param": error.param}
+
+
+def page(
+    items: Sequence[JSON], *, limit: str | None = None, after: str | None = None, order: str | None = None
+) -> dict[str, JSON]:
+    """A page of items, the newest first unless asked otherwise; the parameters are those of the query."""
+    size = _limit(limit)
+    if checks.one_of(("asc", "desc"))(order or "desc", "order") == "desc":
+        items = items[::-1]
+    ids = [item["id"] for item in items]
+    if after is not None:
+        if after not in ids:
+            message = f"There is no item {after[:100]!r} here to list items after."
+            raise RequestError(message, param="after", code="invalid_value")
+        items = items[ids.index(after) + 1 :]
+    shown = list(items[:size])
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else "",
+        "last_id": shown[-1]["id"] if shown else "",
+        "has_more": len(items) > size,
+    }
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return 20
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_PAGE:
+        checks.wrong_value("limit", f"expected an integer from 1 to {MAX_PAGE}, but got {text[:40]!r}.")
+    return int(text)

@@ -1,0 +1,261 @@
+"""`POST /v1/responses`, the request: its fields as a `Turn`, and what of it the answer repeats (`Asked`).
+
+The turn has the whole conversation: what the store remembers of earlier responses (`before`), then this request's
+items.  Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
+
+Left out and named: whatever has no meaning for a Qwen model.  Refused: what would change the meaning by being left
+out (`background`, `conversation`, `prompt`).
+
+OpenAPI `CreateResponse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qproxy.wire.endpoints import chat, checks
+from qproxy.wire.endpoints.responses import conversation, items, tools
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON, Turn
+
+# What a model's server may be told, by the same name in both APIs: OpenAI's fields and Qwen's own.
+PASSED = (
+    "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier", "prompt_cache_key",
+    "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
+    "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
+    "vl_high_resolution_images", "chat_template_kwargs",
+)  # fmt: skip
+# What is ours to keep, or decides nothing here.
+READ = frozenset((
+    "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
+    "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs", "background",
+    "truncation", "max_tool_calls",
+))  # fmt: skip
+REFUSED = {
+    "background": "Responses are not made in the background here.",
+    "conversation": "There are no conversations here: use previous_response_id.",
+    "prompt": "There are no stored prompts here: send instructions and input.",
+}
+
+
+def _metadata(value: JSON, path: str) -> JSON:
+    pairs = checks.an_object(value, path)
+    if len(pairs) > 16:
+        checks.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
+    for key, text in pairs.items():
+        if len(key) > 64:
+            checks.wrong_value(f"{path}.{key[:64]}", "a key has at most 64 characters.")
+        if len(checks.a_string(text, f"{path}.{key}")) > 512:
+            checks.wrong_value(f"{path}.{key}", "a value has at most 512 characters.")
+    return value
+
+
+def _reasoning(value: JSON, path: str) -> JSON:
+    summary = checks.an_object(value, path).get("summary")
+    if summary is not None:
+        checks.one_of(("auto", "concise", "detailed"))(summary, f"{path}.summary")
+    return value
+
+
+FIELDS = {
+    "temperature": checks.a_number(0, 2),
+    "top_p": checks.a_number(0, 1),
+    "max_output_tokens": checks.an_integer(1),
+    "max_tool_calls": checks.an_integer(1),
+    "top_logprobs": checks.an_integer(0, 20),
+    "parallel_tool_calls": checks.a_boolean,
+    "stream": checks.a_boolean,
+    "store": checks.a_boolean,
+    "background": checks.a_boolean,
+    "instructions": checks.a_string,
+    "previous_response_id": checks.a_string,
+    "include": checks.an_array,
+    "metadata": _metadata,
+    "text": checks.an_object,
+    "reasoning": _reasoning,
+    "truncation": checks.one_of(("auto", "disabled")),
+    "stop": checks.stop_sequences,
+    "user": checks.a_string,
+    "safety_identifier": checks.a_string,
+    "prompt_cache_key": checks.a_string,
+    "service_tier": checks.a_string,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says beside its turn."""
+
+    echo: dict[str, JSON]
+    """The fields of the response object that repeat the request."""
+    items: list[JSON]
+    """The request's own input, canonical."""
+    store: bool
+    sealed: bool
+    """The client wants each thought as `encrypted_content` too."""
+    logprobs: bool
+
+    @property
+    def previous(self) -> str | None:
+        """The response that this one continues."""
+        previous: str | None = self.echo["previous_response_id"]
+        return previous
+
+
+def asked(turn: Turn) -> Asked:
+    """What this endpoint's `decode` has kept with the turn."""
+    assert isinstance(turn.asked, Asked)
+    return turn.asked
+
+
+def references(body: JSON) -> tuple[str | None, list[str]]:
+    """The response that a request continues, and the ids of the items it refers to: what to look up first."""
+    if not isinstance(body, dict):
+        return None, []
+    previous, entries = body.get("previous_response_id"), body.get("input")
+    ids = [
+        entry["id"]
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+        if entry.get("type") == "item_reference" or ("type" not in entry and "role" not in entry)
+    ]
+    return previous if isinstance(previous, str) else None, ids
+
+
+def decode(
+    body: JSON,
+    *,
+    id: str,
+    created: int,
+    default_model: str | None = None,
+    max_messages: int = 10_000,
+    before: Sequence[JSON] = (),
+    known: Mapping[str, JSON] | None = None,
+    keeps: bool = True,
+) -> Turn:
+    """The turn that a request body asks for; RequestError names the field that is wrong.
+
+    `before` are the items of the responses that it continues, `known` those that it may refer to; `keeps` says
+    whether there is a store.
+    """
+    if not isinstance(body, dict):
+        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    model = checks.model(body, default_model)
+    fields = checks.fields(body, FIELDS)
+    _refuse(fields)
+    if "input" not in fields:
+        checks.missing("input")
+    own, dropped = items.read(
+        fields["input"], response=id, known=known or {}, before={item["id"] for item in before}
+    )
+    offered = tools.read(fields)
+    messages = conversation.messages([*before, *own])
+    if fields.get("instructions"):
+        messages.insert(0, {"role": "system", "content": fields["instructions"]})
+    _check_length(messages, max_messages)
+    params = _params(fields)
+    return Turn(
+        id=id,
+        created=created,
+        model=model,
+        messages=messages,
+        tools=offered.declared.tools,
+        tool_choice=offered.declared.tool_choice,
+        params=params,
+        stream=fields.get("stream", False),
+        requested=offered.declared.requested,
+        ignored=(*_ignored(fields), *dropped, *offered.ignored),
+        asked=Asked(
+            echo=_echo(fields, offered, keeps),
+            items=own,
+            store=keeps and fields.get("store", True),
+            sealed="reasoning.encrypted_content" in fields.get("include", ()),
+            logprobs="logprobs" in params,
+        ),
+    )
+
+
+def _refuse(fields: Mapping[str, JSON]) -> None:
+    for name, message in REFUSED.items():
+        if fields.get(name):
+            raise RequestError(message, param=name, code="unsupported_parameter")
+
+
+def _check_length(messages: Sequence[JSON], limit: int) -> None:
+    if not messages:
+        message = "Invalid 'input': there is nothing in it for the model."
+        raise RequestError(message, param="input", code="empty_array")
+    if len(messages) > limit:
+        message = f"Invalid 'input': {len(messages)} messages, the limit is {limit}."
+        raise RequestError(message, param="input", code="array_above_max_length")
+
+
+def _ignored(fields: Mapping[str, JSON]) -> list[str]:
+    names = [name for name in fields if name not in READ and name not in PASSED and name not in REFUSED]
+    if fields.get("truncation") == "auto":
+        names.append("truncation")
+    if "max_tool_calls" in fields:
+        names.append("max_tool_calls")
+    return names
+
+
+def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Chat's parameters: what keeps its name, and what has another one there."""
+    params = {name: fields[name] for name in PASSED if name in fields}
+    if "max_output_tokens" in fields:
+        params["max_completion_tokens"] = fields["max_output_tokens"]
+    effort = fields.get("reasoning", {}).get("effort")
+    if effort is not None:
+        params["reasoning_effort"] = checks.one_of(chat.EFFORTS)(effort, "reasoning.effort")
+    text = fields.get("text", {})
+    if text.get("verbosity") is not None:
+        params["verbosity"] = checks.one_of(("low", "medium", "high"))(text["verbosity"], "text.verbosity")
+    if text.get("format") is not None:
+        params |= _response_format(text["format"])
+    if fields.get("top_logprobs") or "message.output_text.logprobs" in fields.get("include", ()):
+        params["logprobs"] = True
+        params["top_logprobs"] = fields.get("top_logprobs", 0)
+    return params
+
+
+def _response_format(value: JSON) -> dict[str, JSON]:
+    """`text.format` as chat's `response_format`: the schema nested."""
+    form = checks.an_object(value, "text.format")
+    kind = checks.one_of(("text", "json_object", "json_schema"))(form.get("type"), "text.format.type")
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"response_format": {"type": kind}}
+    checks.an_object(form.get("schema"), "text.format.schema")
+    schema = {key: form[key] for key in ("description", "schema", "strict") if form.get(key) is not None}
+    name = checks.a_string(form.get("name"), "text.format.name")
+    return {"response_format": {"type": kind, "json_schema": {"name": name, **schema}}}
+
+
+def _echo(fields: Mapping[str, JSON], offered: tools.Tools, keeps: bool) -> dict[str, JSON]:
+    text, reasoning = fields.get("text", {}), fields.get("reasoning", {})
+    return {
+        "instructions": fields.get("instructions"),
+        "max_output_tokens": fields.get("max_output_tokens"),
+        "max_tool_calls": fields.get("max_tool_calls"),
+        "metadata": fields.get("metadata", {}),
+        "parallel_tool_calls": fields.get("parallel_tool_calls", True),
+        "previous_response_id": fields.get("previous_response_id"),
+        "prompt_cache_key": fields.get("prompt_cache_key"),
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "safety_identifier": fields.get("safety_identifier"),
+        "service_tier": "default",
+        "store": keeps and fields.get("store", True),
+        "temperature": fields.get("temperature"),
+        "text": {
+            "format": text.get("format") or {"type": "text"},
+            "verbosity": text.get("verbosity") or "medium",
+        },
+        "tool_choice": offered.choice_echo,
+        "tools": offered.echo,
+        "top_logprobs": fields.get("top_logprobs", 0),
+        "top_p": fields.get("top_p"),
+        "truncation": fields.get("truncation", "disabled"),
+        "user": fields.get("user"),
+    }

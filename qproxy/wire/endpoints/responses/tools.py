@@ -1,0 +1,94 @@
+"""The tools of a Responses request: flat where chat's are nested, and of many more kinds.
+
+A Qwen model can be offered functions and custom tools, and the tools of MCP servers that this server is connected to
+(`mcp` with a `server_label`); `schemas` reads all three.  The other kinds run on OpenAI's side (`web_search`,
+`file_search`, ...) or group tools for it (`namespace`): they are left out and named, because agents send them to
+everyone.  A `tool_choice` that wants one of those becomes `auto`, and is named too.
+
+OpenAPI `Tool`, `ToolChoiceParam`, `ToolChoiceAllowed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qproxy.wire import schemas
+from qproxy.wire.endpoints import checks
+from qproxy.wire.events import JSON
+
+# The kinds that are offered, each with the keys that a response shows of it.
+OFFERED = {
+    "function": ("name", "description", "parameters", "strict"),
+    "custom": ("name", "description", "format"),
+    "mcp": ("server_label", "server_description", "allowed_tools", "require_approval"),
+}
+DEMANDED = ("parameters", "strict")
+"""Those that a function shows also when nothing was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools for the turn, and as the answer repeats them."""
+
+    declared: schemas.Declared
+    ignored: tuple[str, ...]
+    echo: list[JSON]
+    choice_echo: JSON
+
+
+def read(fields: Mapping[str, JSON]) -> Tools:
+    """The tools that a request offers; RequestError names what is wrong with them."""
+    entries = checks.an_array(fields.get("tools", []), "tools")
+    choice = fields.get("tool_choice")
+    elsewhere = _is_elsewhere(choice)
+    declared = schemas.read({"tools": entries, "tool_choice": "auto" if elsewhere else _as_chat(choice)})
+    ignored = (*declared.ignored, "tool_choice") if elsewhere else declared.ignored
+    echo = [_flat(entry) for entry in entries if _kind(entry) in OFFERED]
+    return Tools(declared, ignored, echo, _choice_echo(declared.tool_choice, choice))
+
+
+def _kind(entry: dict[str, JSON]) -> str:
+    kind: str = entry.get("type") or ("function" if "name" in entry or "function" in entry else "")
+    return kind
+
+
+def _is_elsewhere(choice: JSON) -> bool:
+    """Whether a choice wants a tool that is not run here."""
+    if not isinstance(choice, dict):
+        return False
+    kind = checks.a_string(choice.get("type", "function"), "tool_choice.type")
+    if kind == "mcp":  # a server, but none of its tools: nothing that can be forced
+        return choice.get("name") is None
+    return kind not in OFFERED and kind != "allowed_tools"
+
+
+def _as_chat(choice: JSON) -> JSON:
+    """A choice in the shape that `schemas` reads; a tool of an MCP server by the name that the model knows."""
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        checks.an_array(choice.get("tools"), "tool_choice.tools")
+        return {"allowed_tools": choice}
+    if isinstance(choice, dict) and choice.get("type") == "mcp":
+        return {"type": "function", "name": f"{choice.get('server_label')}__{choice['name']}"}
+    return choice
+
+
+def _flat(entry: dict[str, JSON]) -> JSON:
+    """A tool as a response shows it."""
+    kind = _kind(entry)
+    inner = entry[kind] if isinstance(entry.get(kind), dict) else entry
+    shown = {key: inner[key] for key in OFFERED[kind] if inner.get(key) is not None}
+    if kind == "function":
+        shown = {**dict.fromkeys(DEMANDED), **shown}
+    return {"type": kind, **shown}
+
+
+def _choice_echo(read: JSON, sent: JSON) -> JSON:
+    """The choice as a response shows it: flat."""
+    if isinstance(sent, dict) and sent.get("type") == "allowed_tools":
+        return {"type": "allowed_tools", "mode": read, "tools": sent["tools"]}
+    if isinstance(sent, dict) and sent.get("type") == "mcp" and isinstance(read, dict):
+        return {key: sent[key] for key in ("type", "server_label", "name")}
+    if isinstance(read, dict):
+        return {"type": read["type"], "name": read[read["type"]]["name"]}
+    return read or "auto"

@@ -1,0 +1,324 @@
+"""OAuth 2.0's device flow as Qwen speaks it: the three requests, and what their answers mean.
+
+Here: bytes in, one of a few records out.  Not here: waiting, clocks, randomness (the verifier's bytes come in),
+files (`wire.tokens` has their format) and any decision to give up: `auth.device` and `auth.oauth` act.
+
+The idea: an answer is judged by what it proves.  A refusal is believed only when it is JSON that says so.  A web page
+(Qwen's firewall sends some, also with status 200), a 5xx and silence prove nothing and are `Transient`.  The server's
+own words may echo a secret, so of a body only `error` and `error_description` are kept, without what was sent.
+
+RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations where they stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from re import fullmatch
+from typing import Any, TypeAlias
+from urllib.parse import quote, urlsplit
+
+from qproxy.wire import jsontext
+from qproxy.wire.http import Headers, HTTPRequest
+
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+LONGEST_INTERVAL = 60.0
+SLOWER_BY = 5.0
+"""RFC 8628 3.5: what slow_down adds to the interval."""
+SHORTEST_FLOW, LONGEST_FLOW = 30.0, 3600.0
+MAX_WORDS = 200
+ENDINGS = {
+    "access_denied": "The sign-in was denied on the device page.",
+    "expired_token": "The code has expired before the sign-in was approved.",
+    "invalid_grant": "The server does not know this sign-in any more.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """An identity server and who we are to it (a public client: there is no secret)."""
+
+    device_url: str
+    token_url: str
+    client_id: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """PKCE's pair: the challenge opens a flow, the verifier ends it."""
+
+    verifier: str = field(repr=False)
+    challenge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A flow that has begun: what to show to the person, and what to poll with."""
+
+    device_code: str = field(repr=False)
+    user_code: str
+    verification_uri: str
+    """The page with the code filled in, where the server names one."""
+    expires_in: float
+    interval: float | None
+    """Seconds between two polls; Qwen names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A token, from a poll or a refresh."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)
+    """None: keep the one before."""
+    token_type: str
+    expires_in: float | None
+    resource_url: str | None
+    """None: keep the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Nobody has decided yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowDown:
+    """Poll less often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The server's last word; trying again cannot help."""
+
+    kind: str
+    """access_denied, expired_token, invalid_grant, refused (a refresh), or upstream_error."""
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """Nothing was proved: the network, a 5xx, a web page instead of JSON."""
+
+    words: str
+
+
+Begun: TypeAlias = Device | Ended | Transient
+Polled: TypeAlias = Granted | Pending | SlowDown | Ended | Transient
+Refreshed: TypeAlias = Granted | Ended | Transient
+
+
+def proof(random: bytes) -> Proof:
+    """PKCE by S256 from 32 random bytes."""
+    verifier = _base64url(random)
+    return Proof(verifier, _base64url(hashlib.sha256(verifier.encode("ascii")).digest()))
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+# Requests
+
+
+def form(fields: Mapping[str, str]) -> bytes:
+    """A form's body, a space as %20: Qwen's own client writes it so."""
+    return "&".join(
+        f"{quote(name, safe='')}={quote(text, safe='')}" for name, text in fields.items()
+    ).encode()
+
+
+def _post(url: str, fields: Mapping[str, str], extra: Headers = ()) -> HTTPRequest:
+    headers = (
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        (b"accept", b"application/json"),
+        (
+            b"connection",
+            b"close",
+        ),  # a rotating token must not be sent again by a pool that lost its connection
+    )
+    return HTTPRequest("POST", url, (*headers, *extra), form(fields))
+
+
+def begin(provider: Provider, challenge: str, request_id: str) -> HTTPRequest:
+    """Ask for a device code."""
+    fields = {
+        "client_id": provider.client_id,
+        "scope": provider.scope,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+    }
+    return _post(provider.device_url, fields, ((b"x-request-id", request_id.encode("ascii")),))
+
+
+def poll(provider: Provider, device_code: str, verifier: str) -> HTTPRequest:
+    """Ask whether the person has decided."""
+    fields = {
+        "grant_type": DEVICE_GRANT,
+        "client_id": provider.client_id,
+        "device_code": device_code,
+        "code_verifier": verifier,
+    }
+    return _post(provider.token_url, fields)
+
+
+def refresh(provider: Provider, refresh_token: str) -> HTTPRequest:
+    """Ask for a new token."""
+    fields = {
+        "grant_type": "refresh_token",
+        "refresh_token": refresh_token,
+        "client_id": provider.client_id,
+    }
+    return _post(provider.token_url, fields)
+
+
+# Answers
+
+
+def read_begun(status: int, body: bytes) -> Begun:
+    """What the answer to `begin` means."""
+    answer = _object(body)
+    if answer is None or status >= 500 or status == 429:
+        return Transient(_unproved(status, answer))
+    code = _text(answer, "device_code")
+    page = _text(answer, "verification_uri_complete") or _text(answer, "verification_uri")
+    if not 200 <= status < 300 or code is None:
+        return Ended("upstream_error", f"The identity server gives no device code ({_said(status, answer)}).")
+    if page is None or urlsplit(page).scheme not in ("http", "https"):
+        return Ended("upstream_error", "The identity server names no page to sign in on.")
+    lasts = _seconds(answer, "expires_in") or 300.0
+    return Device(
+        code,
+        _text(answer, "user_code") or "",
+        page,
+        min(max(lasts, SHORTEST_FLOW), LONGEST_FLOW),
+        _seconds(answer, "interval"),
+    )
+
+
+def read_polled(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Polled:
+    """What the answer to `poll` means; `secrets` are what was sent, and appear in no words."""
+    answer = _object(body)
+    if answer is None or status >= 500:
+        return Transient(_unproved(status, answer))
+    error, granted = _text(answer, "error"), _granted(answer)
+    if error == "authorization_pending" or (answer.get("status") == "pending" and granted is None):
+        return Pending()
+    if error == "slow_down" or status == 429:  # RFC 8628 says 400, Qwen sends 429
+        return SlowDown()
+    if 200 <= status < 300 and granted is not None and error is None:
+        return granted
+    if error in ENDINGS:
+        return Ended(error, ENDINGS[error])
+    if status == 401:
+        return Ended("invalid_grant", ENDINGS["invalid_grant"])
+    if error is not None:
+        return Ended("upstream_error", _said(status, answer, secrets))
+    return Transient(_unproved(status, answer))
+
+
+def read_refreshed(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Refreshed:
+    """What the answer to `refresh` means: `Ended` only for 400 and 401 in JSON."""
+    answer = _object(body)
+    if answer is None or status >= 500:
+        return Transient(_unproved(status, answer))
+    if status in (400, 401):
+        return Ended(
+            "refused", f"The identity server refuses the refresh token ({_said(status, answer, secrets)})."
+        )
+    granted = _granted(answer)
+    if 200 <= status < 300 and granted is not None and "error" not in answer:
+        return granted
+    return Transient(f"The identity server gives no token ({_said(status, answer, secrets)}).")
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = jsontext.loads(body)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _granted(answer: Mapping[str, Any]) -> Granted | None:
+    token = _text(answer, "access_token")
+    if token is None:
+        return None
+    return Granted(
+        token,
+        _text(answer, "refresh_token"),
+        _text(answer, "token_type") or "Bearer",
+        _seconds(answer, "expires_in"),
+        _text(answer, "resource_url"),
+    )
+
+
+def _text(answer: Mapping[str, Any], name: str) -> str | None:
+    value = answer.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
+    """A positive number of seconds, also when it comes as text; at most ten years."""
+    try:
+        value = float(answer[name])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if 0 < value < 3.2e8 else None
+
+
+def _said(status: int, answer: Mapping[str, Any], secrets: Iterable[str] = ()) -> str:
+    """The server's status and its own two fields, fit for a log."""
+    words = ": ".join(text for name in ("error", "error_description") if (text := _text(answer, name)))
+    return f"status {status}: {clean(words, secrets)}" if words else f"status {status}"
+
+
+def clean(words: str, secrets: Iterable[str] = ()) -> str:
+    """A foreign text for people: one line, not long, without any of the secrets."""
+    for secret in secrets:
+        words = words.replace(secret, "***") if secret else words
+    line = "".join(char if char.isprintable() else " " for char in words)
+    return line if len(line) <= MAX_WORDS else line[: MAX_WORDS - 1] + "…"
+
+
+def _unproved(status: int, answer: Mapping[str, Any] | None) -> str:
+    if answer is None:
+        return f"The identity server answers with something other than JSON (status {status})."
+    return f"The identity server is in trouble ({_said(status, {})})."
+
+
+# Where a token may be used
+
+
+def slower(interval: float) -> float:
+    """The interval after slow_down."""
+    return min(interval + SLOWER_BY, max(interval, LONGEST_INTERVAL))
+
+
+def base_url(resource_url: str, allowed: Iterable[str]) -> str:
+    """The API's base for a token's `resource_url`; ValueError when the token may not go there.
+
+    `allowed` holds patterns of hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest.
+    """
+    url = resource_url.strip().rstrip("/")
+    if "://" not in url:
+        url = f"https://{url}"
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.query or parts.fragment or parts.username or not fullmatch(r"[a-z0-9.:-]+", host):
+        raise ValueError(f"{clean(resource_url)!r} is no address of an API")
+    if not any(_allows(pattern, parts.scheme, host, parts.netloc.lower()) for pattern in allowed):
+        raise ValueError(
+            f"{parts.scheme}://{clean(parts.netloc)} is not among the hosts that may see the token"
+        )
+    return url if url.lower().endswith("/v1") else f"{url}/v1"
+
+
+def _allows(pattern: str, scheme: str, host: str, netloc: str) -> bool:
+    if "://" in pattern:
+        return f"{scheme}://{netloc}" == pattern.lower().rstrip("/")
+    return scheme == "https" and netloc in (host, f"{host}:443") and fnmatchcase(host, pattern.lower())

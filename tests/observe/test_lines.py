@@ -1,0 +1,95 @@
+"""One line a request: every field for machines, at a glance for people."""
+
+import json
+import logging
+
+from qproxy.observe import Counts, Formatter, Record
+from tests.observe.records import record
+
+
+def _formatted(as_json, fields):
+    made = logging.makeLogRecord(
+        {"name": "qproxy.request", "msg": "/v1", "levelname": "INFO", "created": 0.0, "msecs": 0}
+    )
+    made.fields = fields
+    return Formatter(as_json=as_json).format(made)
+
+
+def test_for_machines():
+    """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was mended."""
+    line = json.loads(_formatted(True, record().fields()))
+    assert line == {
+        "time": "1970-01-01T00:00:00.000Z",
+        "level": "info",
+        "logger": "qproxy.request",
+        "request_id": "req_1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "outcome": "ok",
+        "key": "bob",
+        "model": "qwen3.7-plus",
+        "account": "one",
+        "stream": True,
+        "finish": "stop",
+        "tries": 2,
+        "failures": "two:upstream_error",
+        "prompt_tokens": 100,
+        "completion_tokens": 21,
+        "first_byte_ms": 400.0,
+        "total_ms": 1500.0,
+        "overhead_ms": 100.0,
+        "upstream_request_id": "up-1",
+        "rules": "one_system,effort",
+        "repairs": "closer_missing:2",
+        "tools": "clock:1,clock!:1",
+    }
+
+
+def test_for_people():
+    """Status, time, tokens, model, who and where stand in columns; the rest follows by name."""
+    line = _formatted(False, record().fields())
+    head, _, rest = line.partition("  request_id=")
+    assert head == (
+        "00:00:00.000Z 200 ok              1.50s (400ms)    100→21 tok       qwen3.7-plus        "
+        "bob → one  POST /v1/chat/completions (stream)"
+    )
+    assert rest.startswith("req_1 finish=stop tries=2 failures=two:upstream_error")
+
+
+def test_a_request_without_a_model():
+    """A line is as readable when little is known."""
+    bare = record(
+        status=404,
+        outcome="error",
+        error="unknown_url",
+        key=None,
+        first_byte=None,
+        stream=False,
+        finish=None,
+        tools=[],
+    )
+    bare.story = type(bare.story)()
+    line = _formatted(False, bare.fields())
+    assert line.split() == [
+        "00:00:00.000Z", "404", "error", "1.50s", "-", "-", "POST", "/v1/chat/completions",
+        "request_id=req_1", "error=unknown_url",
+    ]  # fmt: skip
+
+
+def test_a_listener_that_fails(caplog):
+    """One listener's fault is logged and keeps nothing from the others."""
+    counts = Counts()
+    heard: list[Record] = []
+
+    def broken(record):
+        raise RuntimeError("disk")
+
+    counts.listeners += [broken, heard.append]
+    made = record()
+    counts.began(made)
+    assert counts.live == {"req_1": made}
+    counts.finished(made)
+    assert heard == [made]
+    assert not counts.live
+    assert "RuntimeError: disk" in caplog.text

@@ -1,0 +1,301 @@
+"""The Responses API's requests: fields, items and tools as a turn."""
+
+import pytest
+
+from qproxy.wire.endpoints import responses
+from qproxy.wire.endpoints.responses import items
+from qproxy.wire.errors import RequestError
+
+ID = "resp_" + "0" * 24
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a":1}'}
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "42"}
+USER = {"role": "user", "content": "hi"}
+CHAT_USER = {"role": "user", "content": "hi"}
+CHAT_CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+CHAT_CALLS = {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}
+CHAT_OUTPUT = {"role": "tool", "tool_call_id": "c1", "content": "42"}
+SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yes"}]}
+THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+
+
+def decode(**fields):
+    return responses.decode({"model": "qwen-plus", "input": "hi", **fields}, id=ID, created=1700000000)
+
+
+CONVERSATIONS = {
+    "a string": ("hi", [CHAT_USER]),
+    "a message without a type": ([USER], [CHAT_USER]),
+    "a message with parts": ([{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], [CHAT_USER]),
+    "two texts of a user stay two": (
+        [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+    ),
+    "system and developer": (
+        [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}, USER],
+        [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}, CHAT_USER],
+    ),
+    "a picture": (
+        [{"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image", "image_url": "data:x", "detail": "low"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "data:x", "detail": "low"}}]}],
+    ),
+    "a file": (
+        [{"role": "user", "content": [{"type": "input_file", "filename": "a.pdf", "file_data": "data:y"}]}],
+        [{"role": "user", "content": [{"type": "file", "file": {"filename": "a.pdf", "file_data": "data:y"}}]}],
+    ),
+    "a call and its output": ([USER, CALL, OUTPUT], [CHAT_USER, CHAT_CALLS, CHAT_OUTPUT]),
+    "a thought, a text and a call are one message": (
+        [USER, THOUGHT, SAID, CALL, OUTPUT],
+        [CHAT_USER, {**CHAT_CALLS, "content": "yes", "reasoning_content": "hm"}, CHAT_OUTPUT],
+    ),
+    "calls in parallel are one message": (
+        [USER, CALL, {**CALL, "call_id": "c2"}, OUTPUT, {**OUTPUT, "call_id": "c2"}],
+        [CHAT_USER, {**CHAT_CALLS, "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "c2"}]}, CHAT_OUTPUT, {**CHAT_OUTPUT, "tool_call_id": "c2"}],
+    ),
+    "calls one after the other are two": ([CALL, OUTPUT, CALL, OUTPUT], [CHAT_CALLS, CHAT_OUTPUT] * 2),
+    "texts one after the other are two": ([SAID, SAID], [{"role": "assistant", "content": "yes"}] * 2),
+    "a text after a call stays before the result": ([CALL, SAID, OUTPUT], [{**CHAT_CALLS, "content": "yes"}, CHAT_OUTPUT]),
+    "a thought that led to nothing": ([THOUGHT, USER], [CHAT_USER]),
+    "a refusal": ([{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}], [{"role": "assistant", "content": "no"}]),
+    "output in parts": ([CALL, {**OUTPUT, "output": [{"type": "input_text", "text": "42"}]}], [CHAT_CALLS, CHAT_OUTPUT]),
+    "output with a picture": (
+        [CALL, {**OUTPUT, "output": [{"type": "input_image", "image_url": "u"}]}],
+        [CHAT_CALLS, {**CHAT_OUTPUT, "content": [{"type": "image_url", "image_url": {"url": "u"}}]}],
+    ),
+    "output that is an object": ([CALL, {**OUTPUT, "output": {"ok": True}}], [CHAT_CALLS, {**CHAT_OUTPUT, "content": '{"ok":true}'}]),
+    "arguments that are an object": ([{**CALL, "arguments": {"a": 1}}], [CHAT_CALLS]),
+    "a custom call": (
+        [{"type": "custom_tool_call", "call_id": "c1", "name": "sql", "input": "select 1"}, {**OUTPUT, "type": "custom_tool_call_output"}],
+        [{**CHAT_CALLS, "tool_calls": [{"id": "c1", "type": "custom", "custom": {"name": "sql", "input": "select 1"}}]}, CHAT_OUTPUT],
+    ),
+    "a tool that this server ran": (
+        [{"type": "mcp_call", "id": "mcp_1", "server_label": "web", "name": "get", "arguments": "{}", "output": "page"}, SAID],
+        [
+            {**CHAT_CALLS, "tool_calls": [{"id": "mcp_1", "type": "function", "function": {"name": "web__get", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "mcp_1", "content": "page"},
+            {"role": "assistant", "content": "yes"},
+        ],
+    ),
+    "reasoning text": (
+        [{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}, SAID],
+        [{"role": "assistant", "content": "yes", "reasoning_content": "hm"}],
+    ),
+    "reasoning that was sealed": (
+        [{"type": "reasoning", "summary": [], "encrypted_content": items.sealed("hm\ud83c")}, SAID],
+        [{"role": "assistant", "content": "yes", "reasoning_content": "hm\ud83c"}],
+    ),
+    "reasoning sealed elsewhere": ([{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, SAID], [{"role": "assistant", "content": "yes"}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "messages"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_items_become_messages(value, messages):
+    """Each kind of item has its place in chat's messages."""
+    assert decode(input=value).messages == messages
+
+
+def test_what_an_agent_replays_is_left_out_and_named():
+    """Items of kinds that mean nothing to Qwen are no error."""
+    turn = decode(input=[{"type": "web_search_call", "id": "ws_1"}, USER, {"type": "local_shell_call"}])
+    assert turn.messages == [CHAT_USER]
+    assert turn.ignored == ("input[0]", "input[2]")
+
+
+def test_instructions_come_first_and_are_not_stored():
+    """Instructions are a system message before what the conversation has, and no item of it."""
+    before = [
+        {"type": "message", "id": "msg_0", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
+    ]
+    turn = responses.decode(
+        {"model": "m", "input": "hi", "instructions": "be brief"}, id=ID, created=0, before=before
+    )
+    assert [message["content"] for message in turn.messages] == ["be brief", "a", "hi"]
+    assert len(responses.asked(turn).items) == 1
+
+
+def test_references_lead_to_stored_items():
+    """A reference becomes what it refers to; one to an item of the same conversation is not said twice."""
+    body = {"input": [{"id": "msg_1"}, {"type": "item_reference", "id": "fc_2"}, USER]}
+    assert responses.references(body | {"previous_response_id": "resp_1"}) == ("resp_1", ["msg_1", "fc_2"])
+    known = {"fc_2": {"id": "fc_2", **CALL}}
+    before = [{"id": "msg_1", **SAID}]
+    turn = responses.decode({"model": "m", **body}, id=ID, created=0, before=before, known=known)
+    assert turn.messages == [{"role": "assistant", "content": "yes", "tool_calls": [CHAT_CALL]}, CHAT_USER]
+
+
+@pytest.mark.parametrize("body", [[], {"input": 1}, {"input": [1, {"id": 1}], "previous_response_id": 2}])
+def test_references_of_a_wrong_body(body):
+    """What decode will refuse refers to nothing."""
+    assert responses.references(body) == (None, [])
+
+
+def test_a_missing_item_is_a_404():
+    """A reference to an item that is not stored is answered as OpenAI does."""
+    with pytest.raises(RequestError, match="Items are not persisted") as caught:
+        decode(input=[{"type": "item_reference", "id": "rs_1"}])
+    assert (caught.value.status, caught.value.param, caught.value.code) == (404, "input", None)
+
+
+def test_ids_lead_back_to_the_response():
+    """Items that come without an id get one from which the response can be told; those with one keep it."""
+    own = responses.asked(decode(input=[USER, {**CALL, "id": "fc_mine"}, OUTPUT])).items
+    assert [responses.response_of(item["id"]) for item in own] == [ID, None, ID]
+    assert responses.response_of("msg_0123") is None
+
+
+PARAMS = {
+    "zero values": ({"temperature": 0, "top_p": 0.0, "enable_thinking": False}, {"temperature": 0, "top_p": 0.0, "enable_thinking": False}),
+    "output limit": ({"max_output_tokens": 9.0}, {"max_completion_tokens": 9}),
+    "effort": ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
+    "text": ({"text": {"format": {"type": "text"}}}, {}),
+    "verbosity": ({"text": {"verbosity": "low"}}, {"verbosity": "low"}),
+    "JSON": ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
+    "schema": (
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}}},
+    ),
+    "log probabilities": ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+    "log probabilities by include": ({"include": ["message.output_text.logprobs"]}, {"logprobs": True, "top_logprobs": 0}),
+    "parallel": ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
+    "ours to keep": ({"store": False, "metadata": {"a": "b"}, "include": [], "stream_options": {}, "tools": []}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "params"), PARAMS.values(), ids=PARAMS)
+def test_fields_become_chats_parameters(fields, params):
+    """Each field has chat's name and shape below."""
+    turn = decode(**fields)
+    assert turn.params == params
+    assert turn.ignored == ()
+
+
+def test_what_has_no_meaning_is_named():
+    """Unknown fields and those that cannot be honoured are left out, and named."""
+    turn = decode(client_metadata={"a": 1}, truncation="auto", max_tool_calls=3, moderation="auto", seed=None)
+    assert turn.params == {}
+    assert turn.ignored == ("client_metadata", "moderation", "truncation", "max_tool_calls")
+
+
+CUSTOM = {"type": "custom", "name": "p", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}}
+CHOICES = {
+    "not said": (None, None, "auto"),
+    "a word": ("required", "required", "required"),
+    "a function": ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}, {"type": "function", "name": "f"}),
+    "a custom tool": ({"type": "custom", "name": "p"}, {"type": "custom", "custom": {"name": "p"}}, {"type": "custom", "name": "p"}),
+    "elsewhere": ({"type": "web_search_preview"}, "auto", "auto"),
+    "a tool of an MCP server": ({"type": "mcp", "server_label": "w", "name": "g"}, {"type": "function", "function": {"name": "w__g"}}, {"type": "mcp", "server_label": "w", "name": "g"}),
+    "an MCP server": ({"type": "mcp", "server_label": "w"}, "auto", "auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "read", "echo"), CHOICES.values(), ids=CHOICES)
+def test_tools_and_choices(choice, read, echo):
+    """Functions, custom tools and MCP servers are offered, other kinds are named; the answer shows them flat."""
+    offered = [FUNCTION, CUSTOM, {"type": "web_search"}, {"type": "mcp", "server_label": "w"}]
+    turn = decode(tools=offered, tool_choice=choice)
+    assert [tool["type"] for tool in turn.tools] == ["function", "custom"]
+    assert turn.tools[0]["function"] == {key: FUNCTION[key] for key in ("name", "parameters", "strict")}
+    assert [request.server for request in turn.requested] == ["w"]
+    assert turn.ignored[0] == "tools[2]"
+    assert turn.tool_choice == read
+    shown = responses.asked(turn).echo
+    assert shown["tool_choice"] == echo
+    assert shown["tools"] == [FUNCTION, CUSTOM, {"type": "mcp", "server_label": "w"}]
+
+
+def test_allowed_tools():
+    """Of the tools only the allowed ones are offered."""
+    wanted = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+    turn = decode(tools=[FUNCTION, CUSTOM], tool_choice=wanted)
+    assert turn.tool_names() == ["f"]
+    assert len(turn.tools) == 1
+    assert turn.tool_choice == "required"
+    assert responses.asked(turn).echo["tool_choice"] == wanted
+
+
+def part(value, role="user"):
+    return {"input": [{"role": role, "content": [value]}]}
+
+
+WRONG = {
+    "no input": ({"input": None}, "input", "Missing"),
+    "input a number": ({"input": 1}, "input", "array of items"),
+    "input empty": ({"input": []}, "input", "nothing in it"),
+    "item a string": ({"input": ["hi"]}, "input[0]", "an object"),
+    "type a number": ({"input": [{"type": 1}]}, "input[0].type", "a string"),
+    "no role": ({"input": [{"content": "x"}]}, "input[0].role", "Missing"),
+    "odd role": ({"input": [{"role": "god", "content": "x"}]}, "input[0].role", "god"),
+    "no content": ({"input": [{"role": "user"}]}, "input[0].content", "Missing"),
+    "content a number": ({"input": [{"role": "user", "content": 1}]}, "input[0].content", "content parts"),
+    "part a number": (part(1), "input[0].content[0]", "an object"),
+    "part without a type": (part({"text": "x"}), "input[0].content[0].type", "Missing"),
+    "odd part": (part({"type": "smell"}), "input[0].content[0].type", "smell"),
+    "a picture said by the model": (part({"type": "input_image", "image_url": "u"}, "assistant"), "input[0].content[0].type", "output_text"),
+    "text a number": (part({"type": "input_text", "text": 1}), "input[0].content[0].text", "a string"),
+    "a picture by id": (part({"type": "input_image", "file_id": "f"}), "input[0].content[0].file_id", "no file store"),
+    "a picture without url": (part({"type": "input_image"}), "input[0].content[0].image_url", "Missing"),
+    "a file by id": (part({"type": "input_file", "file_id": "f"}), "input[0].content[0].file_id", "no file store"),
+    "a file by url": (part({"type": "input_file", "file_url": "f"}), "input[0].content[0].file_url", "not fetched"),
+    "audio without data": (part({"type": "input_audio", "input_audio": {}}), "input[0].content[0].input_audio.data", "a string"),
+    "call without id": ({"input": [{"type": "function_call", "name": "f", "arguments": ""}]}, "input[0].call_id", "Missing"),
+    "output without output": ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output", "Missing"),
+    "reference without id": ({"input": [{"type": "item_reference"}]}, "input[0].id", "a string"),
+    "background": ({"background": True}, "background", "background"),
+    "conversation": ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
+    "prompt": ({"prompt": {"id": "p"}}, "prompt", "stored prompts"),
+    "odd effort": ({"reasoning": {"effort": "heroic"}}, "reasoning.effort", "heroic"),
+    "odd summary": ({"reasoning": {"summary": "long"}}, "reasoning.summary", "long"),
+    "odd format": ({"text": {"format": {"type": "xml"}}}, "text.format.type", "xml"),
+    "a schema without one": ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "an object"),
+    "too much metadata": ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "16 pairs"),
+    "a long key": ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 64, "64 characters"),
+    "a long value": ({"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
+    "metadata a number": ({"metadata": {"k": 1}}, "metadata.k", "a string"),
+    "tool without a name": ({"tools": [{"type": "function"}]}, "tools[0].name", "needs a name"),
+    "an MCP server of the client's": ({"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://x"}]}, "tools[0].server_url", "declared"),
+    "a choice of an unknown function": ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "not among"),
+    "max_output_tokens 0": ({"max_output_tokens": 0}, "max_output_tokens", "from 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_request_names_its_field(fields, param, message):
+    """A wrong field is a 400 whose param and message name the path."""
+    with pytest.raises(RequestError) as caught:
+        decode(**fields)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+def test_too_many_messages_are_refused():
+    """The limit of messages is the operator's."""
+    with pytest.raises(RequestError, match="limit is 1"):
+        responses.decode({"model": "m", "input": [USER, USER]}, id=ID, created=0, max_messages=1)
+
+
+PAGES = {
+    "the newest first": ({}, ["i4", "i3", "i2", "i1", "i0"], False),
+    "the oldest first": ({"order": "asc", "limit": "2"}, ["i0", "i1"], True),
+    "after": ({"order": "asc", "limit": "2", "after": "i2"}, ["i3", "i4"], False),
+    "after the last": ({"after": "i0"}, [], False),
+}
+
+
+@pytest.mark.parametrize(("query", "ids", "more"), PAGES.values(), ids=PAGES)
+def test_pages(query, ids, more):
+    """A page is a cut of the items with its ends named."""
+    page = responses.page([{"id": f"i{n}"} for n in range(5)], **query)
+    assert [item["id"] for item in page["data"]] == ids
+    assert page["has_more"] is more
+    assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("query", "param"), [({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"after": "z"}, "after"), ({"order": "up"}, "order")]
+)  # fmt: skip
+def test_wrong_pages(query, param):
+    """A wrong query names its parameter."""
+    with pytest.raises(RequestError) as caught:
+        responses.page([], **query)
+    assert caught.value.param == param

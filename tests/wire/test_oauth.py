@@ -1,0 +1,237 @@
+"""Qwen's device flow on the wire: forms to the byte, and what each answer proves."""
+
+import json
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire import oauth
+from qproxy.wire.oauth import Device, Ended, Granted, Pending, Provider, SlowDown, Transient
+
+QWEN = Provider(
+    "https://chat.qwen.ai/api/v1/oauth2/device/code",
+    "https://chat.qwen.ai/api/v1/oauth2/token",
+    "client",
+    "openid profile email model.completion",
+)
+HTML = b"<html>aliyun_waf_</html>"
+TOKEN = {
+    "access_token": "at",
+    "refresh_token": "rt",
+    "token_type": "Bearer",
+    "expires_in": 60,
+    "resource_url": "h",
+}
+GRANTED = Granted("at", "rt", "Bearer", 60.0, "h")
+
+
+def body(value):
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+def test_the_challenge_is_rfc_7636s():
+    """Appendix B of RFC 7636, from its bytes."""
+    octets = [116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105, 214,
+              191, 240, 91, 88, 5, 88, 83, 132, 141, 121]  # fmt: skip
+    proof = oauth.proof(bytes(octets))
+    assert proof.verifier == "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+    assert proof.challenge == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    assert proof.verifier not in repr(proof)
+
+
+def test_forms_are_percent_encoded():
+    """A space is %20, a reserved character is encoded, and the device request alone has an id."""
+    begun = oauth.begin(QWEN, "ch", "an-id")
+    assert begun.body == (
+        b"client_id=client&scope=openid%20profile%20email%20model.completion"
+        b"&code_challenge=ch&code_challenge_method=S256"
+    )
+    assert (b"x-request-id", b"an-id") in begun.headers
+    polled, refreshed = oauth.poll(QWEN, "d+/=", "v"), oauth.refresh(QWEN, "r&t")
+    assert polled.body.startswith(b"grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Adevice_code&")
+    assert b"device_code=d%2B%2F%3D&code_verifier=v" in polled.body
+    assert refreshed.body == b"grant_type=refresh_token&refresh_token=r%26t&client_id=client"
+    for request in (polled, refreshed):
+        assert request.url == QWEN.token_url
+        assert dict(request.headers) == {
+            b"content-type": b"application/x-www-form-urlencoded",
+            b"accept": b"application/json",
+            b"connection": b"close",
+        }
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1)))
+def test_any_form_is_read_back(fields):
+    """What a form's reader understands is what was meant."""
+    fields = {
+        k.encode("utf-8", "replace").decode(): v.encode("utf-8", "replace").decode()
+        for k, v in fields.items()
+    }
+    assert dict(parse_qsl(oauth.form(fields).decode(), strict_parsing=bool(fields))) == fields
+
+
+START = {"device_code": "dc", "user_code": "AB", "verification_uri": "https://q/a", "expires_in": 900}
+BEGUN = {
+    "as Qwen answers": (
+        200,
+        {**START, "verification_uri_complete": "https://q/a?user_code=AB"},
+        Device("dc", "AB", "https://q/a?user_code=AB", 900.0, None),
+    ),
+    "without the complete page": (200, START, Device("dc", "AB", "https://q/a", 900.0, None)),
+    "with an interval": (200, {**START, "interval": 7}, Device("dc", "AB", "https://q/a", 900.0, 7.0)),
+    "numbers as text": (200, {**START, "expires_in": "60"}, Device("dc", "AB", "https://q/a", 60.0, None)),
+    "no end": (200, {**START, "expires_in": None}, Device("dc", "AB", "https://q/a", 300.0, None)),
+    "too short an end": (200, {**START, "expires_in": 1}, Device("dc", "AB", "https://q/a", 30.0, None)),
+    "too long an end": (200, {**START, "expires_in": 1e6}, Device("dc", "AB", "https://q/a", 3600.0, None)),
+    "no code": (200, {"error": "nope", "error_description": "why"}, Ended),
+    "refused": (400, {"error": "invalid_client"}, Ended),
+    "no page": (200, {"device_code": "dc", "user_code": "AB"}, Ended),
+    "a page that is a script": (200, {**START, "verification_uri": "javascript:alert(1)"}, Ended),
+    "a web page": (200, HTML, Transient),
+    "a web page, refused": (403, HTML, Transient),
+    "an overload": (503, {"error": "x"}, Transient),
+    "too many": (429, {"error": "x"}, Transient),
+    "a list": (200, [1], Transient),
+    "nothing": (200, b"", Transient),
+}
+
+
+@pytest.mark.parametrize(("status", "answer", "meaning"), BEGUN.values(), ids=BEGUN.keys())
+def test_answers_to_begin(status, answer, meaning):
+    """A code is what was asked for; JSON that has none is the end; the rest proves nothing."""
+    found = oauth.read_begun(status, body(answer))
+    assert found == meaning if isinstance(meaning, Device) else isinstance(found, meaning)
+
+
+POLLED = {
+    "pending": (400, {"error": "authorization_pending"}, Pending()),
+    "pending, the other way": (200, {"status": "pending"}, Pending()),
+    "slow down as Qwen says it": (429, {"error": "slow_down"}, SlowDown()),
+    "slow down as the RFC says it": (400, {"error": "slow_down"}, SlowDown()),
+    "too many requests": (429, {"error": "rate_limit"}, SlowDown()),
+    "granted": (200, TOKEN, GRANTED),
+    "granted with a null": (200, {**TOKEN, "refresh_token": None}, Granted("at", None, "Bearer", 60.0, "h")),
+    "granted, bare": (200, {"access_token": "at"}, Granted("at", None, "Bearer", None, None)),
+    "denied": (400, {"error": "access_denied"}, Ended("access_denied", oauth.ENDINGS["access_denied"])),
+    "expired": (400, {"error": "expired_token"}, Ended("expired_token", oauth.ENDINGS["expired_token"])),
+    "unknown code": (400, {"error": "invalid_grant"}, Ended("invalid_grant", oauth.ENDINGS["invalid_grant"])),
+    "unauthorised": (401, {"detail": "x"}, Ended("invalid_grant", oauth.ENDINGS["invalid_grant"])),
+    "another error": (
+        400,
+        {"error": "invalid_client", "error_description": "who?"},
+        Ended("upstream_error", "status 400: invalid_client: who?"),
+    ),
+    "an error with status 200": (
+        200,
+        {"error": "server_error"},
+        Ended("upstream_error", "status 200: server_error"),
+    ),
+    "an empty token": (200, {"access_token": ""}, Transient),
+    "neither": (200, {}, Transient),
+    "a web page": (200, HTML, Transient),
+    "a web page, unauthorised": (401, HTML, Transient),
+    "a web page, too many": (429, HTML, Transient),
+    "an error of theirs": (500, {"error": "access_denied"}, Transient),
+    "not JSON": (400, b"authorization_pending", Transient),
+    "not UTF-8": (200, b"\xff\xfe", Transient),
+    "deep": (200, b"[" * 100_000, Transient),
+}
+
+
+@pytest.mark.parametrize(("status", "answer", "meaning"), POLLED.values(), ids=POLLED.keys())
+def test_answers_to_a_poll(status, answer, meaning):
+    """Only JSON decides, and 400 and 429 say slow_down alike."""
+    found = oauth.read_polled(status, body(answer))
+    assert isinstance(found, Transient) if meaning is Transient else found == meaning
+
+
+DEAD = {"error": "invalid_request", "error_description": "Invalid refresh token or client_id"}
+REFRESHED = {
+    "granted": (200, TOKEN, GRANTED),
+    "granted without a new refresh token": (
+        200,
+        {"access_token": "at"},
+        Granted("at", None, "Bearer", None, None),
+    ),
+    "a dead refresh token": (400, DEAD, Ended),
+    "unauthorised": (401, {}, Ended),
+    "a web page": (200, HTML, Transient),
+    "a web page with 400": (400, HTML, Transient),
+    "a web page with 401": (401, HTML, Transient),
+    "forbidden": (403, {"error": "x"}, Transient),
+    "too many": (429, {"error": "x"}, Transient),
+    "a gateway": (502, b"bad gateway", Transient),
+    "an error with 200": (200, {"error": "invalid_grant"}, Transient),
+    "a token with an error": (200, {**TOKEN, "error": "x"}, Transient),
+    "no token": (200, {"expires_in": 1}, Transient),
+}
+
+
+@pytest.mark.parametrize(("status", "answer", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
+def test_answers_to_a_refresh(status, answer, meaning):
+    """A refresh token is dead only when JSON says so with 400 or 401."""
+    found = oauth.read_refreshed(status, body(answer))
+    assert found == meaning if isinstance(meaning, Granted) else isinstance(found, meaning)
+
+
+@given(
+    st.integers(100, 599), st.binary(max_size=60) | st.dictionaries(st.text(max_size=9), st.text(max_size=9))
+)
+def test_any_answer_has_a_meaning(status, answer):
+    """No bytes make a reader raise."""
+    for read in (oauth.read_begun, oauth.read_polled, oauth.read_refreshed):
+        assert read(status, body(answer)) is not None
+
+
+def test_words_hold_no_secret_and_stay_short():
+    """What the server echoes of ours is struck out, and a long or odd text is one short line."""
+    echo = {"error": "bad", "error_description": "no device_code=dc-secret\r\n\x1b[31m" + "x" * 500}
+    found = oauth.read_polled(400, body(echo), secrets=("dc-secret",))
+    assert isinstance(found, Ended)
+    assert "dc-secret" not in found.words
+    assert found.words.isprintable()
+    assert len(found.words) < 250
+
+
+ALLOWED = ("portal.qwen.ai", "*.qwen.ai", "*.aliyuncs.com", "http://127.0.0.1:8090")
+BASES = {
+    "a host": ("portal.qwen.ai", "https://portal.qwen.ai/v1"),
+    "with the path": ("portal.qwen.ai/v1", "https://portal.qwen.ai/v1"),
+    "with a slash": ("portal.qwen.ai/v1/", "https://portal.qwen.ai/v1"),
+    "in capitals": ("Portal.qwen.ai/V1", "https://Portal.qwen.ai/V1"),
+    "a url": (
+        "https://dashscope.aliyuncs.com/compatible-mode/v1",
+        "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    ),
+    "the standard port": ("https://portal.qwen.ai:443", "https://portal.qwen.ai:443/v1"),
+    "an origin by name": ("http://127.0.0.1:8090", "http://127.0.0.1:8090/v1"),
+    "unencrypted": ("http://portal.qwen.ai", None),
+    "another port": ("portal.qwen.ai:8443", None),
+    "another origin": ("http://127.0.0.1:8091", None),
+    "another host": ("portal.qwen.ai.evil.com", None),
+    "a suffix": ("evilqwen.ai", None),
+    "a user": ("https://portal.qwen.ai@evil.com/", None),
+    "a backslash": ("https://evil.com\\.qwen.ai/", None),
+    "a query": ("portal.qwen.ai/?x=", None),
+    "a fragment": ("https://evil.com#.qwen.ai", None),
+    "another scheme": ("ftp://portal.qwen.ai", None),
+    "no port": ("https://portal.qwen.ai:x", None),
+    "nothing": ("", None),
+}
+
+
+@pytest.mark.parametrize(("resource", "base"), BASES.values(), ids=BASES.keys())
+def test_a_token_goes_only_where_it_may(resource, base):
+    """https and a host of the list, or an origin that the list names whole."""
+    if base is None:
+        with pytest.raises(ValueError):
+            oauth.base_url(resource, ALLOWED)
+    else:
+        assert oauth.base_url(resource, ALLOWED) == base
+
+
+def test_slow_down_adds_five_seconds_up_to_sixty():
+    """RFC 8628's step, with an end; a longer interval of the server's stays."""
+    assert [oauth.slower(i) for i in (5.0, 10.0, 58.0, 60.0, 90.0)] == [10.0, 15.0, 60.0, 60.0, 90.0]
