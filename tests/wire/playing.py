@@ -8,6 +8,7 @@ import json
 import random
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 from qproxy.wire import adaptation, sse, toolcalls
 from qproxy.wire.endpoints import chat
@@ -51,7 +52,8 @@ def thought(*texts, key="reasoning_content"):
 
 def entry(index=None, id=None, name=None, args=None):
     """A `tool_calls` entry with only those keys that are given; "-" stands for null."""
-    made, inner = {}, {}
+    made: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
     for target, key, value in ((made, "index", index), (made, "id", id), (inner, "name", name), (inner, "arguments", args)):  # fmt: skip
         if value is not None:
             target[key] = None if value == "-" else value
@@ -99,7 +101,11 @@ def decoded(body, **more):
 def events(pieces, turn, *, profile=toolcalls.Profile(), repairs=None, dialect="compatible"):  # noqa: B008
     """The events that pieces of an answer's bytes mean."""
     sent, undo = adaptation.adapt(turn, names=True)
-    stages = [sse.Decoder(), DIALECTS[dialect].decoder(TARGET), toolcalls.open(sent, profile, repairs)]
+    stages: list[Any] = [
+        sse.Decoder(),
+        DIALECTS[dialect].decoder(TARGET),
+        toolcalls.open(sent, profile, repairs),
+    ]
     chain = Chain(*stages, *([undo] if undo is not None else []))
     out = [event for piece in pieces for event in chain.feed(piece)]
     return out + chain.close()

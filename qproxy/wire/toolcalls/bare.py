@@ -25,7 +25,9 @@ def read_answer(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
     """Read an answer that begins with a brace or a bracket; False when it is text."""
     while (yield from source.more()):
         if len(source) > MAX_HELD:
-            return False
+            break
+    if len(source) > MAX_HELD:
+        return False
     return _found(source, sink, tools, source.piece(0), len(source))
 
 

@@ -281,6 +281,8 @@ def _after(source: Source, sink: Sink, held: str, listed: bool) -> Reading[tuple
             sink.wrote(held)
             if source.ended:
                 source.take(offset)
+                if not source.cut:
+                    sink.repairs["closer_missing"] += 1
             return -1, False
         if source.starts("{", offset) and not held:
             return offset, listed

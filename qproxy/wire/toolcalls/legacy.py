@@ -73,7 +73,7 @@ def read(source: Source, sink: Sink, tools: Tools, words: Words) -> Reading[bool
 def _head(source: Source, tools: Tools, words: Words) -> Reading[tuple[str, int] | None]:
     """The declared name, and the offset of its arguments."""
     start = yield from _after_colon(source, len(words.call))
-    end = yield from source.until(_NAME_END, start, MAX_NAME)
+    end = yield from source.until(_NAME_END, start, MAX_NAME, tools.begins)
     name = source.piece(start, end).strip() if end >= 0 else ""
     if name not in tools:
         return None

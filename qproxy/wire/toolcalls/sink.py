@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from qproxy.wire.events import JSON, Event, Reasoning, Text, ToolCallDelta, Turn
 
 
+def bare_name(text: str) -> str:
+    """A name without the blanks and quotes that models put around it."""
+    return text.strip().strip("\"'").strip()
+
+
 class Tools:
     """The functions that the client declared."""
 
@@ -25,9 +30,10 @@ class Tools:
     def __contains__(self, name: str) -> bool:
         return name in self._schemas
 
-    @property
-    def longest(self) -> int:
-        return max(map(len, self._schemas), default=0)
+    def begins(self, text: str) -> bool:
+        """Whether a declared name begins with `text`, but for quotes and blanks around it."""
+        begun = bare_name(text)
+        return any(name.startswith(begun) for name in self._schemas)
 
     def schema(self, name: str) -> Mapping[str, JSON]:
         """The JSON schema of a function's parameters; empty where there is none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -132,24 +132,37 @@ class Source:
                 return None
 
     def visible(self, offset: int = 0) -> Reading[int]:
-        """Offset of the next character that is not white space; the length of the text when there is none."""
-        start = offset
-        while True:
-            found = self.find(_VISIBLE, offset)
-            if found >= 0:
-                return found
-            offset = len(self)
-            if offset - start > MAX_BLANK or not (yield from self.more()):
-                return offset
+        """Offset of the next character that is not white space; the length of the text when there is none.
 
-    def until(self, pattern: re.Pattern[str], offset: int, limit: int) -> Reading[int]:
-        """Offset of the first match after `offset`; -1 when the text ends or `limit` characters pass before it."""
-        position = offset
+        In a run of white space that is too long to be looked through it is a blank's.
+        """
+        last, position = offset + MAX_BLANK, offset
         while True:
-            found = self.find(pattern, position, limit)
+            found = self.find(_VISIBLE, position)
+            if found < 0:
+                position = len(self)
+            if found > last or position > last:
+                return last
             if found >= 0:
                 return found
+            if not (yield from self.more()):
+                return position
+
+    def until(
+        self, pattern: re.Pattern[str], offset: int, limit: int, may: Callable[[str], bool] | None = None
+    ) -> Reading[int]:
+        """Offset of the first match that begins within `limit` characters of `offset`; -1 when there is none.
+
+        `may` says of the text before it whether there is still a point in waiting for one.
+        """
+        position, last = offset, offset + limit
+        while True:
+            found = self.find(pattern, position, last - position)
+            if found >= 0:
+                return found if found <= last else -1
             size = len(self)
             position = max(offset, size - LONGEST)  # what is looked for may have begun
-            if size - offset > limit or not (yield from self.more()):
+            if position > last or (may is not None and not may(self.piece(offset, last))):
+                return -1
+            if not (yield from self.more()):
                 return -1

@@ -39,12 +39,12 @@ def string_end(source: Source, offset: int) -> Reading[int]:
 
 def value_end(source: Source, offset: int) -> Reading[int]:
     """Offset after the JSON value that begins at `offset`; -1 when it breaks, does not end, or is too long."""
-    state, start = JSONState(), offset
+    state, last = JSONState(), offset + MAX_HEAD
     while True:
-        offset += state.read(source.piece(offset, offset + WINDOW))
+        offset += state.read(source.piece(offset, min(offset + WINDOW, last)))
         if state.complete:
             return offset
-        if state.broken or offset - start > MAX_HEAD:
+        if state.broken or offset == last:
             return -1
         if offset == len(source) and not (yield from source.more()):
             return -1
