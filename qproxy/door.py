@@ -115,6 +115,22 @@ class Door:
                 code="host_not_allowed",
             )
 
+    def check_framing(self, headers: Fields) -> None:
+        """RequestError for a request that wants to be read in a way that this server does not have."""
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise RequestError(
+                f"The request body is encoded as '{encoding[:100]}': send it as it is.",
+                status=415,
+                code="unsupported_content_encoding",
+            )
+        if headers.get("upgrade", "").strip().lower() == "websocket":
+            raise RequestError(
+                "This server does not speak WebSocket: ask over plain HTTP.",
+                status=426,
+                code="websocket_not_supported",
+            )
+
     def check_type(self, mimetype: str, *, from_page: bool) -> None:
         """RequestError unless the body says that it is JSON; a program (not a page) may say nothing."""
         if not mimetype and not from_page:

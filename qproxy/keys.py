@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from qproxy.windows import WINDOWS
 from qproxy.wire.errors import NotAuthenticated
 
 PREFIX = "sk-qproxy-"
@@ -38,6 +39,23 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 class KeyFileError(Exception):
     """The key file cannot be used as it is; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a key may use within a window (`qproxy.windows`)."""
+
+    window: str
+    requests: int | None = None
+    tokens: int | None = None
+
+    def words(self) -> str:
+        """For a table: `day:100 requests`."""
+        limits = (
+            f"{self.requests} requests" if self.requests else "",
+            f"{self.tokens} tokens" if self.tokens else "",
+        )
+        return f"{self.window}: {' and '.join(filter(None, limits))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,12 @@ class Key:
     """Tokens a minute, in and out."""
     models: tuple[str, ...] = ()
     """Patterns of the models that it may ask for; none means all."""
+    budgets: tuple[Budget, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What logs, metrics and the ledger call it; a new key of the same name goes on with its budgets."""
+        return self.name or self.id
 
     def allows(self, model: str) -> bool:
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
@@ -101,7 +125,11 @@ def read(path: Path) -> list[Key]:
 
 def _key(entry: dict[str, Any]) -> Key:
     known = {name: value for name, value in entry.items() if name in Key.__dataclass_fields__}
-    key = Key(**{**known, "models": tuple(known.get("models", ()))})
+    known["models"] = tuple(known.get("models", ()))
+    known["budgets"] = tuple(Budget(**budget) for budget in known.get("budgets", ()))
+    key = Key(**known)
+    if any(budget.window not in WINDOWS for budget in key.budgets):
+        raise ValueError(f"key {key.id}: a budget for no window that there is")
     if not re.fullmatch("[0-9a-f]{64}", key.digest):
         raise ValueError(f"key {key.id}: no digest")
     return key
@@ -138,9 +166,10 @@ def create(path: Path, **fields: Any) -> tuple[Key, str]:
 
 def table(keys: Sequence[Key], now: float) -> list[str]:
     """The keys for people, a line each, without their secrets (which nobody has)."""
-    rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models")]
+    rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
     for key in keys:
-        limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all")
+        budgets = ", ".join(budget.words() for budget in key.budgets) or "-"
+        limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all", budgets)
         rows.append((key.id, key.name or "-", key.state(now), _day(key.created), _day(key.expires), *limits))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -64,7 +64,7 @@ class Meter:
     """The two buckets of one key."""
 
     def __init__(self, key: Key, now: float) -> None:
-        self._name = key.name or key.id
+        self._name = key.label
         self.requests = Bucket(key.rpm, now) if key.rpm else None
         self.tokens = Bucket(key.tpm, now) if key.tpm else None
 

@@ -27,7 +27,7 @@ from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
 from qproxy.wire.errors import RequestError, Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
-from qproxy.wire.stages import Chain, Stage
+from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
 MAX_ERROR_BODY = 64 * 1024
@@ -46,9 +46,7 @@ class Answer:
     A failure is the last event, a `Failed`; nothing is raised but cancellation.
     """
 
-    def __init__(
-        self, story: Story, *, source: Response | None, front: Chain, back: Stage[Event, Event]
-    ) -> None:
+    def __init__(self, story: Story, *, source: Response | None, front: Chain, back: Chain) -> None:
         self._source = source
         self._front = front
         self._back = back
@@ -104,7 +102,7 @@ class Answer:
 
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
         """Events that are there already: a whole answer."""
-        self._pending = self._seen(event for item in events for event in self._back.feed(item))
+        self._pending = self._seen(self._back.feed_many(list(events)))
         if last and not self._over:
             self._pending += self._close()
 
@@ -122,16 +120,16 @@ class Answer:
         except UpstreamError as error:
             last = [*self._front.close(), Failed(error)]
             self._over = True
-            return self._seen(event for item in last for event in self._back.feed(item))
+            return self._seen(self._back.feed_many(last))
         finally:
             self._story.upstream_seconds += trio.current_time() - before
         if not data:
             return self._close()
-        return self._seen(event for item in self._front.feed(data) for event in self._back.feed(item))
+        return self._seen(self._back.feed_many(self._front.feed(data)))
 
     def _close(self) -> list[Event]:
         self._over = True
-        events = [event for item in self._front.close() for event in self._back.feed(item)]
+        events = self._back.feed_many(self._front.close())
         return self._seen([*events, *self._back.close()])
 
     def _seen(self, events: Iterable[Event]) -> list[Event]:

@@ -31,6 +31,8 @@ from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
 from qproxy.server import Server
+from qproxy.stored import Store
+from qproxy.stored.sqlite import SQLiteStore
 from qproxy.transport import Limits, Proxy, Transport
 from qproxy.transport.pool import Connect
 from qproxy.wire.toolcalls import Profile
@@ -42,6 +44,9 @@ FAREWELL_SECONDS = 2.0
 TRANSPORT_SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
+)  # fmt: skip
+STORE_SETTINGS = (
+    "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip
 log = logging.getLogger("qproxy")
 
@@ -66,7 +71,7 @@ def _assembled(config: Config, connect: Connect) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry) for entry in config.all_accounts()]
-    return _server(config, accounts, _transport(config, connect))
+    return _server(config, accounts, _transport(config, connect), _store(config))
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
@@ -75,11 +80,15 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
     same = {entry.name for entry in config.all_accounts() if entry in known}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
-    same_transport = all(getattr(config, name) == getattr(before, name) for name in TRANSPORT_SETTINGS)
-    return _server(config, accounts, (server if same_transport else parts).relay.transport)
+    kept_by = {
+        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
+        for names in (TRANSPORT_SETTINGS, STORE_SETTINGS)
+    }
+    transport, store = kept_by[TRANSPORT_SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
+    return _server(config, accounts, transport, store)
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport) -> Server:
+def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout)
     policy = Policy(
         aliases=config.aliases,
@@ -111,8 +120,21 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport) ->
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
-    server.bodies = watching.bodies(config)
+    server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
+    server.store = store
     return server
+
+
+def _store(config: Config) -> Store | None:
+    """Where responses are kept."""
+    if not config.store_responses:
+        return None
+    return SQLiteStore(
+        Path(config.responses_file) if config.responses_file else None,
+        max_age=config.responses_max_age,
+        max_bytes=config.responses_max_bytes,
+        timeout=config.store_timeout,
+    )
 
 
 def _keyring(config: Config) -> Keyring:
@@ -203,8 +225,8 @@ async def serve(
             await _serve(config, shutdown_trigger, server, nursery, task_status)
             nursery.cancel_scope.cancel()
     finally:  # a caller who cancels skips the app's own end
-        with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+        with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
+            await server.aclose()
 
 
 async def _serve(

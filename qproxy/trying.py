@@ -149,4 +149,6 @@ class Tries:
         if action is Action.ELSEWHERE:
             self._tried.append(account)
         else:
-            await trio.sleep(pause_before(self._count, failure))
+            pause = pause_before(self._count, failure)
+            await trio.sleep(pause)
+            self._story.upstream_seconds += pause

@@ -1,4 +1,4 @@
-"""Who looks on while a server runs, put together from a `Config`: logs, metrics, traces.
+"""Who looks on while a server runs, put together from a `Config`: logs, metrics, traces, the ledger.
 
 Beside `serving`, and like it the only one that knows both the settings and the parts.  All of them are fed from one
 place, the finished record (`observe.Counts`).
@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
+from qproxy.budgets import Budgets
 from qproxy.config import Config, home
 from qproxy.door import Access
+from qproxy.ledger import Ledger, Pricing
+from qproxy.ledger.prices import Price, Tier
 from qproxy.observe import Formatter
 from qproxy.observe.bodies import Bodies
 from qproxy.observe.redaction import Redactor
@@ -18,6 +23,10 @@ from qproxy.presets import ConfigError
 from qproxy.server import Server
 from qproxy.server.monitoring import QUESTION, Monitoring
 from qproxy.siblings import Siblings, family
+
+NO_LEDGER = "none"
+SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
+"""The hosts that the prices of the package are about."""
 
 
 def watch(server: Server, config: Config) -> None:
@@ -28,8 +37,31 @@ def watch(server: Server, config: Config) -> None:
     server.families.append(monitoring)
     server.counts.listeners.append(monitoring.metrics.finished)
     server.background.append(siblings.listen)
+    if config.ledger not in (None, NO_LEDGER):
+        _keep(server, Path(config.ledger), config.ledger_days)
     if config.tracing:
         _trace(server)
+
+
+def _keep(server: Server, path: Path, days: int) -> None:
+    """Keep a ledger, and hold budgets against it."""
+    server.ledger = ledger = Ledger(path, server.pricing, keep_days=days)
+    server.budgets = Budgets(ledger)
+    server.counts.listeners.append(ledger.finished)
+    server.background.append(ledger.until_cancelled)
+
+
+def pricing(config: Config) -> Pricing:
+    """The operator's prices, and the accounts for which the package's list holds: those of its region and plan."""
+    own = {price.model: Price((Tier(price.input, price.output, price.cached),)) for price in config.prices}
+    listed_for = [
+        account.name
+        for account in config.all_accounts()
+        if account.kind == "key"
+        and account.plan in (None, "payg")
+        and (urlsplit(account.base_url or "").hostname or "").endswith(SINGAPORE)
+    ]
+    return Pricing(own, listed_for)
 
 
 def _trace(server: Server) -> None:

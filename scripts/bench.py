@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from statistics import median
 
@@ -103,7 +104,8 @@ def main() -> None:
     upstream, proxy = (f"http://127.0.0.1:{port}" for port in ports)
     environ = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     serve = ["serve", "--port", str(ports[1]), "--log-level", "warning", "--config", os.devnull]
-    account = {"DASHSCOPE_API_KEY": "", "QPROXY_UPSTREAM": f"{upstream}/v1"}
+    home = tempfile.TemporaryDirectory(prefix="qproxy-bench-")
+    account = {"DASHSCOPE_API_KEY": "", "QPROXY_UPSTREAM": f"{upstream}/v1", "QPROXY_HOME": home.name}
     children = [
         subprocess.Popen([sys.executable, "-c", EMULATOR, str(ports[0])]),
         subprocess.Popen(
@@ -118,6 +120,7 @@ def main() -> None:
         for child in children:
             child.kill()
             child.wait()
+        home.cleanup()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import H2Client, served, world
+from tests.wire.replies import FACTOR
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -166,7 +167,7 @@ def test_frames_at_random(caplog):
     """Any sequence of such frames is taken just so."""
 
     @given(st.lists(frames_at_random, min_size=10, max_size=10))
-    @settings(derandomize=True, deadline=None, max_examples=15)
+    @settings(derandomize=not FACTOR, deadline=None, max_examples=15 * max(1, FACTOR))
     def check(sequences):
         trio.run(play, sequences, clock=trio.testing.MockClock(autojump_threshold=0))
 

@@ -114,7 +114,7 @@ async def test_every_route_declares_who_may_use_it():
         rules = list(it.app.url_map.iter_rules())
         assert {rule.endpoint for rule in rules} == set(it.server.access)
         opened = {rule.rule for rule in rules if it.server.access[rule.endpoint] is Access.OPEN}
-        assert opened == {"/", "/livez", "/readyz"}
+        assert opened == {"/", "/livez", "/readyz", "/openapi.json"}
         for rule in rules:
             for method in rule.methods - {"HEAD", "OPTIONS"}:
                 path = rule.rule.replace("<path:name>", "x")

@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 import trio
-from openai.types.responses import Response
+from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
 from tests.helpers import MODEL, world
@@ -105,13 +105,173 @@ async def test_what_is_left_out_is_named():
     body = {
         **ASK,
         "input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}],
-        "tools": [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": []}],
+        "tools": [{"type": "web_search"}, {"type": "file_search", "vector_store_ids": ["v"]}],
         "client_metadata": {"a": "b"},
     }
     async with world() as w:
         status, head, _ = await w.post(body, PATH)
     assert status == 200
     assert head["x-qproxy-ignored-params"] == "client_metadata, input[0], tools[0], tools[1]"
+
+
+async def tell(w, method, path, headers=()):
+    """(status, body) of a request without one."""
+    async with w.client.request(method, PATH + path, headers=headers) as response:
+        return response.status, json.loads(await response.read())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_conversation_goes_on(streamed):
+    """previous_response_id brings back the whole conversation, but not its instructions."""
+    async with world() as w:
+        first, last = await asked(w, ASK | {"instructions": "Be brief.", "tools": [WEATHER]}, streamed), None
+        call = first["output"][0]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "17 degrees"}
+        last = await asked(w, ASK | {"input": [result], "previous_response_id": first["id"]}, streamed)
+        assert "The tool says: 17 degrees" in last["output"][0]["content"][0]["text"]
+        assert last["previous_response_id"] == first["id"]
+        sent = w.emulator.requests[-1].body["messages"]
+        assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
+        status, listing = await tell(w, "GET", f"/{last['id']}/input_items?order=asc")
+        assert status == 200
+        assert [item["type"] for item in listing["data"]] == [
+            "message",
+            "function_call",
+            "function_call_output",
+        ]
+        judge(ResponseItemList, listing)
+        await tell(w, "DELETE", f"/{first['id']}")
+        status, listing = await tell(w, "GET", f"/{last['id']}/input_items")
+        assert (status, len(listing["data"])) == (200, 1)
+
+
+async def asked(w, body, streamed=False):
+    """The response that has been completed."""
+    if not streamed:
+        status, _, body = await w.post(body, PATH)
+        assert status == 200, body
+        return body
+    status, text = await stream(w, body)
+    assert status == 200
+    return read(text)[-1]["response"]
+
+
+async def test_references():
+    """An item of a stored response can be sent by its id alone."""
+    async with world() as w:
+        first = await asked(w, ASK)
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        await asked(w, ASK | {"input": [reference, {"role": "user", "content": "And now?"}]})
+        sent = w.emulator.requests[-1].body["messages"]
+        assert [message["role"] for message in sent] == ["assistant", "user"]
+        reference["id"] = first["output"][0]["id"][:-1] + "9"
+        status, _, body = await w.post(ASK | {"input": [reference]}, PATH)
+        assert (status, body["error"]["param"]) == (404, "input")
+
+
+async def test_what_is_stored_can_be_read_and_deleted():
+    """GET gives the response as it was; after DELETE, and for store: false, there is none."""
+    async with world() as w:
+        first = await asked(w, ASK | {"metadata": {"a": "b"}})
+        assert await tell(w, "GET", f"/{first['id']}") == (200, first)
+        status, body = await tell(w, "POST", f"/{first['id']}/cancel")
+        assert (status, body["error"]["message"]) == (400, "Cannot cancel a synchronous response.")
+        status, body = await tell(w, "GET", f"/{first['id']}?stream=true")
+        assert (status, body["error"]["param"]) == (400, "stream")
+        assert await tell(w, "DELETE", f"/{first['id']}") == (
+            200,
+            {"id": first["id"], "object": "response", "deleted": True},
+        )
+        second = await asked(w, ASK | {"store": False})
+        assert second["store"] is False
+        for id_ in (first["id"], second["id"], "resp_1"):
+            await is_gone(w, id_)
+
+
+def statistics(w):
+    assert w.server.store is not None
+    return w.server.store.statistics()
+
+
+async def is_gone(w, id_, headers=()):
+    """Whatever one asks about the response, there is none."""
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")):
+        status, body = await tell(w, method, f"/{id_}{path}", headers)
+        refusal(body)
+        assert (status, body["error"]["message"]) == (404, f"Response with id '{id_}' not found.")
+    status, _, body = await w.post(ASK | {"previous_response_id": id_}, PATH, headers)
+    assert (status, body["error"]["code"]) == (400, "previous_response_not_found")
+    assert body["error"]["param"] == "previous_response_id"
+
+
+async def test_responses_are_their_keys_own():
+    """For another key a response does not exist."""
+    mine, yours = ([(b"authorization", b"Bearer " + key)] for key in (b"sk-mine", b"sk-yours"))
+    async with world(api_keys=["sk-mine", "sk-yours"]) as w:
+        _, _, first = await w.post(ASK, PATH, mine)
+        assert (await tell(w, "GET", f"/{first['id']}", mine))[0] == 200
+        await is_gone(w, first["id"], yours)
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        status, _, _ = await w.post(ASK | {"input": [reference]}, PATH, yours)
+        assert status == 404
+
+
+async def test_a_server_without_a_store():
+    """store_responses = false keeps nothing, and the responses say so."""
+    async with world(store_responses=False) as w:
+        first = await asked(w, ASK | {"store": True})
+        assert first["store"] is False
+        status, body = await tell(w, "GET", f"/{first['id']}")
+        assert status == 404
+        status, _, body = await w.post(ASK | {"previous_response_id": first["id"]}, PATH)
+        assert (status, body["error"]["code"]) == (400, "previous_response_not_found")
+        assert "keeps no responses" in body["error"]["message"]
+
+
+async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
+    """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and counted."""
+    (tmp_path / "responses.db").mkdir()
+    async with world(responses_file=str(tmp_path / "responses.db")) as w:
+        for streamed in (False, True):
+            first = await asked(w, ASK, streamed)
+        status, body = await tell(w, "GET", f"/{first['id']}")
+        assert (status, body["error"]["code"]) == (503, "store_unavailable")
+        assert statistics(w).failed == 3
+    said = [record.getMessage() for record in caplog.records if record.name == "qproxy.server"]
+    assert len(said) == 2
+    assert all("its response is not kept" in line and "Paris" not in line for line in said)
+
+
+async def test_a_restart_keeps_conversations(tmp_path):
+    """Another server with the same file goes on with the conversation."""
+    settings = {"responses_file": str(tmp_path / "responses.db")}
+    async with world(**settings) as w:
+        first = await asked(w, ASK)
+    async with world(**settings) as w:
+        await asked(w, ASK | {"previous_response_id": first["id"]})
+        assert len(w.emulator.requests[-1].body["messages"]) == 3
+
+
+async def test_a_response_that_failed_is_not_kept():
+    """Of a response that broke off nothing can be continued."""
+    async with world() as w:
+        _, text = await stream(w, {**ASK, "model": "fault-cut"})
+        await is_gone(w, read(text)[0]["response"]["id"])
+        assert statistics(w).kept == 0
+
+
+async def test_who_leaves_leaves_nothing():
+    """A client that leaves in mid-answer frees everything, and its response is not kept."""
+    async with world() as w:
+        body = json.dumps({**ASK, "model": "fault-hang", "stream": True}).encode()
+        async with w.client.request(
+            "POST", PATH, headers=[(b"content-type", b"application/json")], body=body
+        ) as response:
+            await response.receive()
+        with trio.fail_after(0.1):
+            await w.emulator.requests[-1].left.wait()
+        assert w.sound()
+        assert statistics(w).kept == 0
 
 
 async def test_a_break_in_mid_answer():
@@ -146,6 +306,15 @@ async def test_the_official_client():
         assert json.loads(final.output[0].arguments) == {"city": "Paris"}
         answer = await run(client.responses.parse, **ASK, text_format=City)
         assert isinstance(answer.output_parsed, City)
+        again = await run(client.responses.retrieve, answer.id)
+        assert again.output_text == answer.output_text
+        items = await run(lambda: list(client.responses.input_items.list(answer.id, limit=1)))
+        assert [item.content[0].text for item in items] == [QUESTION]
+        with pytest.raises(openai.BadRequestError, match="synchronous"):
+            await run(client.responses.cancel, answer.id)
+        await run(client.responses.delete, answer.id)
+        with pytest.raises(openai.NotFoundError):
+            await run(client.responses.retrieve, answer.id)
 
 
 async def test_a_cut_stream_raises():

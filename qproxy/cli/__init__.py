@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import demo, keys, reload, serve
+from qproxy.cli import demo, keys, reload, serve, usage
 from qproxy.cli.saying import complain
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "reload": reload,
     "keys": keys,
+    "usage": usage,
 }
 
 

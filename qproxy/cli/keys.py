@@ -1,4 +1,8 @@
-"""`qproxy keys`: the keys of your clients."""
+"""`qproxy keys`: the keys of your clients.
+
+Here: the words of the command.  What a key is and where it is kept is `qproxy.keys`; the file is all that the command
+touches, and a running server sees the change by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from qproxy import config as configuration
 from qproxy import keys
 from qproxy.cli.saying import remark, say
 from qproxy.presets import ConfigError
+from qproxy.windows import WINDOWS
 
 HELP = "make, list and revoke the keys of your clients"
 
@@ -24,6 +29,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--models", default="", help="patterns of the models that it may ask for, comma-separated"
     )
+    for what in ("requests", "tokens"):
+        create.add_argument(
+            f"--budget-{what}",
+            action="append",
+            default=[],
+            type=_budget,
+            metavar="WINDOW=COUNT",
+            help=f"{what} within a window ({', '.join(WINDOWS)}); may be given for several",
+        )
     create.add_argument("--expires", metavar="WHEN", help="a span (12h, 30d) or a date (2027-01-31, UTC)")
     actions.add_parser("list", help="show what is known of every key")
     revoke = actions.add_parser("revoke", help="refuse a key from now on")
@@ -34,6 +48,19 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _budget(text: str) -> tuple[str, int]:
+    window, _, count = text.partition("=")
+    if window not in WINDOWS:
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with a window: {', '.join(WINDOWS)}")
+    return window, _count(count)
+
+
+def _budgets(arguments: argparse.Namespace) -> tuple[keys.Budget, ...]:
+    requests, tokens = dict(arguments.budget_requests), dict(arguments.budget_tokens)
+    wanted = [window for window in WINDOWS if window in requests or window in tokens]
+    return tuple(keys.Budget(window, requests.get(window), tokens.get(window)) for window in wanted)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,7 +83,13 @@ def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:
         raise ConfigError(f"--expires: {arguments.expires!r} is neither a span (30d) nor a date.") from None
     models = tuple(word.strip() for word in arguments.models.split(",") if word.strip())
     key, secret = keys.create(
-        path, name=arguments.name, rpm=arguments.rpm, tpm=arguments.tpm, models=models, expires=expires
+        path,
+        name=arguments.name,
+        rpm=arguments.rpm,
+        tpm=arguments.tpm,
+        models=models,
+        expires=expires,
+        budgets=_budgets(arguments),
     )
     remark(f"{key.id}, in {path}. This is the key; it is not shown again:")
     say(secret)

@@ -36,6 +36,8 @@ def load(
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
+    values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
+    values.setdefault("responses_file", str(home(environ) / "responses.db"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
     config = dataclasses.replace(config, accounts=accounts)

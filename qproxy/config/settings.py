@@ -28,6 +28,16 @@ def setting(default: Any, help: str, *, secret: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
+class PriceConfig:
+    """A `[[prices]]` table: US dollars for a million tokens of one model."""
+
+    model: str
+    input: float
+    output: float
+    cached: float | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting.  Times are in seconds."""
 
@@ -110,6 +120,17 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    store_responses: bool = setting(
+        True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
+    )
+    responses_file: str | None = setting(
+        None, "where responses are kept; by default responses.db in the data directory"
+    )
+    responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
+    responses_max_bytes: int = setting(
+        1024**3, "of responses that are kept; the longest unused are discarded"
+    )
+    store_timeout: float = setting(5.0, "for the store of responses to keep or find one")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
     log_bodies: bool = setting(
@@ -118,10 +139,15 @@ class Config:
     metrics_access: Literal["admin", "key", "open"] = setting(
         "admin", "who may read /metrics: as admin_key says, any client's key, or anybody"
     )
+    ledger: str | None = setting(
+        None, "the file of the usage ledger; by default ledger.sqlite3 in the data directory, `none` for none"
+    )
+    ledger_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""

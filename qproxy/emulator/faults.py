@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from qproxy.wire import jsontext
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
@@ -91,7 +93,7 @@ def json_reply(body: Any, status: int = 200, **headers: str) -> Reply:
 
 def event(body: Any) -> bytes:
     """One chunk of a stream."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + jsontext.dumps(body) + b"\n\n"
 
 
 def chunk(delta: Any = None, finish: str | None = None, **extra: Any) -> bytes:

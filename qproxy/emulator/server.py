@@ -220,6 +220,9 @@ class Emulator:
                 return json_reply(chat.embeddings(seen.body))
         except chat.Refusal as refusal:
             return json_reply(refusal.body, refusal.status)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # a body of an odd shape
+            message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"
+            return json_reply({"error": {"message": message, "code": "invalid_parameter_error"}}, 400)
         return json_reply(
             {
                 "error": {

@@ -10,7 +10,8 @@ Several processes share a file (SQLite's write-ahead log lets one write while ot
 in it but names, numbers and codes.  Any SQLite tool, Datasette among them, reads it while the server runs.
 """
 
+from qproxy.ledger.prices import Pricing
 from qproxy.ledger.schema import LedgerError
 from qproxy.ledger.writing import Ledger
 
-__all__ = ["Ledger", "LedgerError"]
+__all__ = ["Ledger", "LedgerError", "Pricing"]

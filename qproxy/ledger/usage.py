@@ -14,8 +14,6 @@ from typing import Literal, TypeAlias
 from qproxy.windows import WINDOWS, Window
 
 By: TypeAlias = Literal["key", "account", "model"]
-EVER = "all"
-"""Not a window: everything that the ledger knows."""
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}
 """The columns of `hours` and of `requests` by which sums are made."""
 _OF_HOURS = """
@@ -52,7 +50,10 @@ class Use:
 def used(
     connection: sqlite3.Connection, by: By, window: str, now: float, only: str | None = None
 ) -> list[Use]:
-    """The use of everyone who used anything, the greatest first; `only` asks for one by name."""
+    """The use of everyone who used anything, the greatest first; `only` asks for one by name.
+
+    A `window` that is none of `WINDOWS` ("all") is everything that the ledger knows.
+    """
     of_hours, of_requests = _COLUMNS[by]
     rolling = window in WINDOWS and WINDOWS[window].rolling
     question, column = (_OF_REQUESTS, of_requests) if rolling else (_OF_HOURS, of_hours)

@@ -113,6 +113,15 @@ class Ledger:
             raise LedgerError(f"{self.path}: {error}.")
         return result  # type: ignore[no-any-return]
 
+    async def until_cancelled(self) -> None:
+        """Wait for the end, and then write what is left."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            if self._thread is not None:
+                with trio.CancelScope(shield=True):  # `close` waits for STOP_TIMEOUT at most
+                    await trio.to_thread.run_sync(self.close)
+
     def close(self) -> None:
         """Write what is left and end the thread; a row that comes later begins another one."""
         thread, self._thread = self._thread, None
@@ -198,6 +207,8 @@ class Ledger:
 
     def _answer(self, question: _Question) -> None:
         try:
+            if self._rows:
+                raise LedgerError("the ledger cannot be written")
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
             question.answer(question.put(self._connection), None)

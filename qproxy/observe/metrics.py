@@ -88,6 +88,7 @@ READ: tuple[Row, ...] = (
     Row("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
     Row("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests under way are leaks"),
     Row("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
+    Row("qproxy_stored_responses_total", "counter", ("what",), "Responses kept and discarded (too old, or one too many) by the store, and uses of it that failed"),
 )
 # fmt: on
 """Read from the server's parts when somebody asks."""

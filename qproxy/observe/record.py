@@ -76,7 +76,7 @@ class Story:
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
     upstream_seconds: float = 0.0
-    """Time spent waiting for the upstream."""
+    """Time spent waiting for the upstream, pauses before another try included."""
     trace: Trace | None = field(default=None, repr=False)
     carried: Headers = field(default=(), repr=False)
     """Header fields of the trace for the try under way."""
@@ -164,7 +164,7 @@ class Record:
             "error": self.error,
             "key": self.key,
             "model": story.model or None,
-            "served_model": story.served_model if story.served_model != story.model else None,
+            "served_model": story.served_model if story.served_model not in ("", story.model) else None,
             "account": story.account,
             "stream": self.stream,
             "finish": self.finish,

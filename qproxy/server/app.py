@@ -8,6 +8,7 @@ closes everything, in whatever state the request was.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -26,8 +27,10 @@ from qproxy.observe import BeginsTraces
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
+from qproxy.server.describing import Describing
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
+from qproxy.server.responses import RememberedResponses, StoredResponses
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -37,6 +40,7 @@ class Connection(TrioASGIHTTPConnection):
     """One request: its exit stack outlives everything done for it, and nothing outlives the stack."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
+        self.scope["path"] = one_path(self.scope["path"])
         async with AsyncExitStack() as stack:
             self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
             await super().__call__(receive, send)
@@ -49,7 +53,9 @@ class Server(Parts):
         self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
     ) -> None:
         super().__init__(relay, discovery, door, admission)
-        self.families: list[Family] = [Asking(self), Plain(self)]
+        asking = Asking(self, {"/responses": RememberedResponses})
+        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
+        self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
         self.background: list[Callable[[], Awaitable[None]]] = []
@@ -65,6 +71,7 @@ class Server(Parts):
         app.config["MAX_CONTENT_LENGTH"] = self.door.max_body_bytes
         app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         app.url_map.strict_slashes = False
+        app.url_map.merge_slashes = False  # or a redirect in HTML; see `one_path`
         for family in self.families:
             for route in family.routes():
                 self._add(app, route)
@@ -88,18 +95,30 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
-        self.bodies = parts.bodies
+        self.bodies, self.pricing = parts.bodies, parts.pricing
+        if self.ledger is not None:
+            self.ledger.pricing = parts.pricing
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
         if self.relay.transport is not before:
             await before.aclose()
+        if self.store is not parts.store:
+            store, self.store = self.store, parts.store
+            if store is not None:
+                await store.aclose()
 
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
         yield
         scope.cancel()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what the parts hold open: idle connections and the store."""
         await self.relay.transport.aclose()
+        if self.store is not None:
+            await self.store.aclose()
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:
@@ -117,12 +136,13 @@ class Server(Parts):
             current.stack().callback(self.counts.finished, record)
             if self.tracer is not None:
                 record.story.trace = self.tracer.begin(record, request.headers.get)
+        self.door.check_framing(request.headers)
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(request.headers))
         access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
         if rule is not None and access is Access.KEY:
             key = scope["qproxy.key"] = self.door.client(request.headers, scope)
-            record.key = None if key is None else key.name or key.id
+            record.key = None if key is None else key.label
         elif access is Access.ADMIN:
             self.door.admit_admin(request.headers, scope)
         return None
@@ -148,6 +168,13 @@ class Server(Parts):
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
         return response
+
+
+def one_path(target: str) -> str:
+    """The path of a request, however it was written: absolute, with doubled slashes, or none at all."""
+    if not target.startswith("/"):
+        target = target.partition("://")[2].partition("/")[2] if "://" in target else target
+    return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
 
 
 async def _guarded(task: Callable[[], Awaitable[None]]) -> None:

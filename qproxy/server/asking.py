@@ -8,31 +8,55 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, cast
 
-import trio
 from quart import Response, request
 
 from qproxy.door import JSON_TYPE
+from qproxy.lives import Life
 from qproxy.meters import estimate
-from qproxy.observe import Record
+from qproxy.relay import Answer
 from qproxy.server import current
+from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
 from qproxy.server.streaming import Stream, note
 from qproxy.wire import jsontext
-from qproxy.wire.endpoints import ENDPOINTS, Endpoint
+from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+class Memory:
+    """What one request knows of earlier ones and leaves to later ones: this one nothing.
+
+    It is made in the request's context, and used after it too: a stream outlives it.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    async def recall(self, body: Any) -> dict[str, Any]:
+        """What the request needs of earlier ones: further arguments for the endpoint's `decode`."""
+        return {}
+
+    async def keep(self, turn: Turn, answer: dict[str, Any]) -> None:
+        """Remember a whole answer.  What goes wrong here is not the answer's fault: nothing is raised."""
+
+    async def ended(self, turn: Turn, encoder: StreamEncoder) -> None:
+        """Remember a streamed answer, before its last bytes go out.  As `keep`, nothing is raised."""
+
+
 class Asking:
     """The views and their routes."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, memories: Mapping[str, Callable[[Parts], Memory]] | None = None) -> None:
         self._parts = parts
+        self._memories = memories or {}
+        """What makes the memory of a request, for the endpoints that have one, by path."""
 
     def routes(self) -> Iterator[Route]:
         for endpoint in ENDPOINTS:
@@ -41,36 +65,55 @@ class Asking:
     def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[Response]]:
         async def view() -> Response:
             parts, record, stack = self._parts, current.record(), current.stack()
+            memory = self._memories.get(endpoint.path, Memory)(parts)
             life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
             with life.limited():
-                turn = endpoint.decode(
-                    await self._json_body(),
-                    id=endpoint.id_prefix + secrets.token_hex(12),
-                    created=int(time.time()),
-                    default_model=parts.door.default_model,
-                    max_messages=parts.door.max_messages,
-                )
+                turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
-                self._charge(turn)
+                await charge(parts, turn.model, partial(estimate, turn))
                 stack.callback(await parts.admission.enter())
                 answer = await parts.relay.open(turn, record.story, stack)
                 record.first_byte = record.seconds
                 if not turn.stream:
-                    events = await answer.all()
-                    note(record, events)
-                    record.answered = record.seconds
-                    data = jsontext.dumps(endpoint.whole(turn, events))
-                    if parts.bodies:
-                        parts.bodies.answered(record, data)
-                    return Response(data, 200, content_type=JSON_TYPE)
-            body = Stream(answer, endpoint.encoder(turn), record, life, keep_alive=parts.door.keep_alive)
-            if parts.bodies:
-                body.copies_to(stack.enter_context(closing(parts.bodies.streaming(record))))
-            response = Response(body, 200, dict(STREAM_HEADERS))
-            response.content_type = "text/event-stream; charset=utf-8"
-            return response
+                    return await self._whole(endpoint, memory, turn, answer)
+            return self._streamed(endpoint, memory, turn, answer, life)
 
         return view
+
+    async def _turn(self, endpoint: Endpoint, memory: Memory) -> Turn:
+        body, door = await self._json_body(), self._parts.door
+        return endpoint.decode(
+            body,
+            id=endpoint.id_prefix + secrets.token_hex(12),
+            created=int(time.time()),
+            default_model=door.default_model,
+            max_messages=door.max_messages,
+            **await memory.recall(body),
+        )
+
+    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer) -> Response:
+        record, bodies = current.record(), self._parts.bodies
+        events = await answer.all()
+        note(record, events)
+        record.answered = record.seconds
+        whole = endpoint.whole(turn, events)
+        await memory.keep(turn, whole)
+        data = jsontext.dumps(whole)
+        if bodies:
+            bodies.answered(record, data)
+        return Response(data, 200, content_type=JSON_TYPE)
+
+    def _streamed(
+        self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer, life: Life
+    ) -> Response:
+        record, parts, encoder = current.record(), self._parts, endpoint.encoder(turn)
+        ended = partial(memory.ended, turn, encoder)
+        body = Stream(answer, encoder, record, life, keep_alive=parts.door.keep_alive, ended=ended)
+        if parts.bodies:
+            body.copies_to(current.stack().enter_context(closing(parts.bodies.streaming(record))))
+        response = Response(body, 200, dict(STREAM_HEADERS))
+        response.content_type = "text/event-stream; charset=utf-8"
+        return response
 
     async def _json_body(self) -> Any:
         """The request's body as JSON; a RequestError says what is wrong with it."""
@@ -80,28 +123,3 @@ class Asking:
         if self._parts.bodies:
             self._parts.bodies.asked(current.record(), data)
         return door.parse(data)
-
-    def _charge(self, turn: Turn) -> None:
-        """Reserve what the turn will use of its key's limits, and settle when the request is over."""
-        key, record, now = current.client(), current.record(), trio.current_time()
-        record.story.model = turn.model
-        self._parts.door.check_model(key, turn.model)
-        current.stack().callback(_guess, record, turn)
-        meter = self._parts.meters.of(key, now)
-        if meter is None:
-            return
-        current.scope()["qproxy.meter"] = meter
-        reservation = meter.reserve(sum(estimate(turn)), now)
-
-        def settle() -> None:
-            _guess(record, turn)
-            used, counts = sum(record.tokens()), record.story.tries > 0
-            reservation.settle(used, trio.current_time(), counts=counts)
-
-        current.stack().callback(settle)
-
-
-def _guess(record: Record, turn: Turn) -> None:
-    """About how long the prompt was, where the upstream did not say."""
-    if record.story.usage is None and record.first_byte is not None:
-        record.prompt_estimate = estimate(turn)[0]

@@ -14,6 +14,9 @@ from quart import request
 from qproxy.keys import Key
 from qproxy.observe import Record
 
+LONGEST_PATH = 200
+"""What a log line and an error repeat of a path that a client made up."""
+
 
 def scope() -> dict[str, Any]:
     """The request's ASGI scope."""
@@ -29,7 +32,8 @@ def record() -> Record:
     """The request's record, begun when it is first asked for."""
     here = scope()
     if "qproxy.record" not in here:
-        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), request.method, request.path)
+        path = request.path[:LONGEST_PATH]
+        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), request.method, path)
     return cast("Record", here["qproxy.record"])
 
 

@@ -42,6 +42,7 @@ class Monitoring:
                 "qproxy_account_requests_in_flight": self._account_requests,
                 "qproxy_upstream_connections": self._connections,
                 "qproxy_upstream_connections_made_total": self._made,
+                "qproxy_stored_responses_total": self._stored,
             }
         )
 
@@ -84,3 +85,9 @@ class Monitoring:
 
     def _made(self) -> Values:
         return [((), self._parts.relay.transport.statistics().made)]
+
+    def _stored(self) -> Values:
+        if self._parts.store is None:
+            return []
+        store = self._parts.store.statistics()
+        return [(("kept",), store.kept), (("discarded",), store.discarded), (("failed",), store.failed)]

@@ -9,14 +9,17 @@ from typing import Any, Protocol
 import trio
 
 from qproxy.admission import Admission
+from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
 from qproxy.health import Health, health
+from qproxy.ledger import Ledger, Pricing
 from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
+from qproxy.stored import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,14 @@ class Parts:
         self.discovery = discovery
         self.door = door
         self.admission = admission or Admission()
+        self.store: Store | None = None
+        """Where responses are kept; None keeps none."""
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.pricing = Pricing()
+        self.ledger: Ledger | None = None
+        self.budgets = Budgets(None)
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False

@@ -43,16 +43,16 @@ async def refusal(error: QproxyError) -> Response:
 
 async def http_refusal(error: HTTPException) -> Response:
     """Quart's own."""
-    status = error.code or 500
+    status, path = error.code or 500, request.path[: current.LONGEST_PATH]
     if isinstance(error, RequestEntityTooLarge):
         ours = RequestError("The request body is too large.", status=413, code="request_too_large")
     elif isinstance(error, RequestTimeout):
         ours = RequestError("The request body did not arrive in time.", status=408, code="request_timeout")
     elif status == 404:
-        message = f"Unknown request URL: {request.method} {request.path}."
+        message = f"Unknown request URL: {request.method} {path}."
         ours = RequestError(message, status=404, code="unknown_url")
     elif status == 405:
-        message = f"Not allowed to {request.method} on {request.path}."
+        message = f"Not allowed to {request.method} on {path}."
         ours = RequestError(message, status=405, code="method_not_allowed")
     else:
         ours = RequestError(error.description or "The request cannot be served.", status=status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import trio
@@ -40,12 +40,15 @@ class Stream(ResponseBody):
         life: Life,
         *,
         keep_alive: float = math.inf,
+        ended: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._answer = answer
         self._encoder = encoder
         self._record = record
         self._life = life
         self._keep_alive = keep_alive
+        self._ended = ended
+        """What is to be done when the answer is there, before its last bytes go out."""
         self._over = False
         self._copy: Streamed | None = None
         life.wakes(answer.interrupt)
@@ -89,7 +92,10 @@ class Stream(ResponseBody):
             self._over = True
             self._record.answered = self._record.seconds
             self._record.outcome = "upstream_cut" if self._record.error else "ok"
-            return b"".join(self._encoder.close())
+            last = b"".join(self._encoder.close())
+            if self._ended is not None:
+                await self._ended()
+            return last
         note(self._record, events)
         return b"".join(piece for event in events for piece in self._encoder.feed(event))
 

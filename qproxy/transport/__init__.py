@@ -12,9 +12,10 @@ to lose: the pool is a list of idle sockets and a count.
 RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6.
 """
 
-from qproxy.transport.connection import Limits, Response
+from qproxy.transport.connection import Limits
 from qproxy.transport.patience import Quiet
 from qproxy.transport.pool import Statistics, Transport
 from qproxy.transport.proxy import Proxy
+from qproxy.transport.response import Response
 
 __all__ = ["Limits", "Proxy", "Quiet", "Response", "Statistics", "Transport"]

@@ -18,13 +18,13 @@ import trio
 from qproxy.transport.connection import (
     Connection,
     Limits,
-    Response,
     foreign_errors,
     request_fields,
     timed_out,
 )
 from qproxy.transport.patience import Patient
 from qproxy.transport.proxy import Origin, Proxy, ProxyServer
+from qproxy.transport.response import Response
 from qproxy.version import VERSION
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import HTTPRequest
@@ -208,7 +208,6 @@ class Transport:
         if connection is None:
             return
         if reusable and self._hosts:
-            connection.http.start_next_cycle()
             connection.idle_since = trio.current_time()
             host.idle.append(connection)
         else:

@@ -7,7 +7,7 @@ take the same path and every stage is tested on any split of its input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 In = TypeVar("In", contravariant=True)
@@ -35,6 +35,10 @@ class Chain:
         """What leaves the last stage because of `item`."""
         return self._through([item], 0)
 
+    def feed_many(self, items: Sequence[Any]) -> list[Any]:
+        """The same for several items: each stage is walked through once for all of them."""
+        return self._through(items, 0)
+
     def close(self) -> list[Any]:
         """Close the stages in order; what one held back passes through those after it."""
         out: list[Any] = []
@@ -42,9 +46,10 @@ class Chain:
             out.extend(self._through(list(stage.close()), position + 1))
         return out
 
-    def _through(self, items: list[Any], first: int) -> list[Any]:
+    def _through(self, items: Sequence[Any], first: int) -> list[Any]:
         for stage in self.stages[first:]:
             if not items:
                 break
-            items = [out for item in items for out in stage.feed(item)]
-        return items
+            feed = stage.feed
+            items = [out for item in items for out in feed(item)]
+        return list(items)

@@ -106,6 +106,7 @@ RESPONSES = {
         {"type": "custom", "name": "free", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}},
         {"type": "mcp", "server_label": "w", "allowed_tools": ["get"]},
         {"type": "web_search"},
+        {"type": "namespace", "name": "g", "tools": [{"type": "function", "name": "beta", "parameters": {}}]},
     ],
     "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "alpha"}]},
     "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}, "verbosity": "low"},

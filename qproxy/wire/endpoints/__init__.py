@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from qproxy.wire.endpoints import chat, responses
@@ -41,7 +40,5 @@ class Endpoint:
 
 ENDPOINTS = (
     Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
-    Endpoint(
-        "/responses", "resp_", partial(responses.decode, keeps=False), responses.Encoder, responses.whole
-    ),
+    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole),
 )

@@ -15,7 +15,7 @@ comments, and in the last chunk a `qproxy` object for who asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -49,6 +49,12 @@ def _response_format(value: JSON, path: str) -> JSON:
     return value
 
 
+checks.says(
+    _response_format,
+    type="object",
+    required=["type"],
+    properties={"type": {"enum": ["text", "json_object", "json_schema"]}},
+)
 FIELDS = {
     "temperature": checks.a_number(0, 2),
     "top_p": checks.a_number(0, 1),
@@ -149,32 +155,47 @@ class Encoder:
         self._custom: set[tuple[int, int]] = set()
         self._report = reports.Report()
         self._over = False
+        self._sayings: dict[type, Callable[[Any], list[bytes]]] = {
+            Text: self._text,
+            Reasoning: self._reasoning,
+            Arguments: self._arguments,
+            ToolCall: self._call,
+            Refusal: self._refusal,
+            Finish: self._finish,
+            Usage: self._counted,
+            Failed: self._failed,
+            ServerCall: self._began_tool,
+            ServerResult: self._ran_tool,
+        }
 
     def feed(self, event: Event) -> list[bytes]:
         """The chunks that say `event`."""
-        match event:
-            case Text(text, choice, logprobs):
-                return self._delta(choice, b'"content":' + _string(text), b'""', logprobs)
-            case Reasoning(text, choice):
-                return self._delta(choice, b'"reasoning_content":' + _string(text), b"null")
-            case Arguments(index, text, choice):
-                return self._delta(choice, self._arguments(index, text, choice))
-            case ToolCall(index, id_, name, choice, custom):
-                return self._delta(choice, self._call(index, id_, name, choice, custom))
-            case Refusal(text, choice):
-                return self._delta(choice, b'"refusal":' + _string(text), b"null")
-            case Finish(reason, choice):
-                return self._finish(reason, choice)
-            case ServerCall():
-                self._report.add(event)
-            case ServerResult():
-                self._report.add(event)
-                return [reports.comment(event)]
-            case Usage():
-                self._usage = event
-            case Failed(error):
-                return [self.failure(error)]
+        say = self._sayings.get(type(event))
+        return [] if say is None else say(event)
+
+    def _text(self, event: Text) -> list[bytes]:
+        return self._delta(event.choice, b'"content":' + _string(event.text), b'""', event.logprobs)
+
+    def _reasoning(self, event: Reasoning) -> list[bytes]:
+        return self._delta(event.choice, b'"reasoning_content":' + _string(event.text))
+
+    def _refusal(self, event: Refusal) -> list[bytes]:
+        return self._delta(event.choice, b'"refusal":' + _string(event.text))
+
+    def _counted(self, event: Usage) -> list[bytes]:
+        self._usage = event
         return []
+
+    def _failed(self, event: Failed) -> list[bytes]:
+        return [self.failure(event.error)]
+
+    def _began_tool(self, event: ServerCall) -> list[bytes]:
+        self._report.add(event)
+        return []
+
+    def _ran_tool(self, event: ServerResult) -> list[bytes]:
+        self._report.add(event)
+        return [reports.comment(event)]
 
     def close(self) -> list[bytes]:
         """The usage chunk when it was asked for, and the end; nothing after a failure."""
@@ -211,28 +232,35 @@ class Encoder:
     def _delta(
         self, choice: int, delta: bytes, content: bytes = b"null", logprobs: JSON = None
     ) -> list[bytes]:
-        out = [] if choice in self._heads else self._head(choice, content)
         probabilities = b"null" if logprobs is None else jsontext.dumps(logprobs_object(logprobs))
-        out.append(self._chunk(choice, delta, probabilities))
-        return out
+        if choice in self._heads:
+            return [self._chunk(choice, delta, probabilities)]
+        return [*self._head(choice, content), self._chunk(choice, delta, probabilities)]
 
-    def _call(self, index: int, id_: str, name: str, choice: int, custom: bool) -> bytes:
+    def _call(self, event: ToolCall) -> list[bytes]:
+        name = _string(event.name)
         if self._turn.legacy_functions:
-            return b'"function_call":{"name":%b,"arguments":""}' % _string(name)
-        if custom:
-            self._custom.add((choice, index))
-        shape = b'"type":"custom","custom":{"name":%b,"input":""}' if custom else _FUNCTION
-        return b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (index, _string(id_), shape % _string(name))
+            return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
+        if event.custom:
+            self._custom.add((event.choice, event.index))
+        shape = b'"type":"custom","custom":{"name":%b,"input":""}' if event.custom else _FUNCTION
+        entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
+        return self._delta(event.choice, entry)
 
-    def _arguments(self, index: int, text: str, choice: int) -> bytes:
+    def _arguments(self, event: Arguments) -> list[bytes]:
+        text = _string(event.text)
         if self._turn.legacy_functions:
-            return b'"function_call":{"arguments":%b}' % _string(text)
-        shape = (
-            b'"custom":{"input":%b}' if (choice, index) in self._custom else b'"function":{"arguments":%b}'
+            return self._delta(event.choice, b'"function_call":{"arguments":%b}' % text)
+        if (event.choice, event.index) in self._custom:
+            return self._delta(
+                event.choice, b'"tool_calls":[{"index":%d,"custom":{"input":%b}}]' % (event.index, text)
+            )
+        return self._delta(
+            event.choice, b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]' % (event.index, text)
         )
-        return b'"tool_calls":[{"index":%d,%b}]' % (index, shape % _string(text))
 
-    def _finish(self, reason: str, choice: int) -> list[bytes]:
+    def _finish(self, event: Finish) -> list[bytes]:
+        reason, choice = event.reason, event.choice
         out = [] if choice in self._heads else self._head(choice, b'""')
         if self._turn.legacy_functions and reason == "tool_calls":
             reason = "function_call"

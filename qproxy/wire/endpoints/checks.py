@@ -1,16 +1,41 @@
 """Checks that every endpoint makes of its request's fields, with OpenAI's wording.
 
 A wrong field is a `RequestError` that names the path of the value (`messages[3].content[0].type`) in its
-message and in `param`.  `null` means "not said", as it does at OpenAI.
+message and in `param`.  `null` means "not said", as it does at OpenAI.  A check also knows the JSON Schema of what it
+takes (`says`, `properties`), for the document that describes this server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
+
+Check = TypeVar("Check", bound=Callable[[JSON, str], JSON])
+_SCHEMAS: dict[Callable[[JSON, str], JSON], dict[str, JSON]] = {}
+
+
+def says(check: Check, **schema: JSON) -> Check:
+    """The check, which takes what this JSON Schema describes."""
+    _SCHEMAS[check] = schema
+    return check
+
+
+def properties(table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
+    """A table of checks as JSON Schema's properties: each value, or null, which says nothing."""
+    found: dict[str, JSON] = {}
+    for name, check in table.items():
+        schema = dict(_SCHEMAS.get(check, {}))
+        kinds = schema.get("type", [])
+        if kinds:
+            schema["type"] = [*([kinds] if isinstance(kinds, str) else kinds), "null"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
+        found[name] = schema
+    return found
+
 
 _KINDS = {
     dict: "an object",
@@ -58,6 +83,12 @@ def a_boolean(value: JSON, path: str) -> bool:
     return value if isinstance(value, bool) else wrong_type(path, "a boolean", value)
 
 
+says(an_object, type="object")
+says(an_array, type="array")
+says(a_string, type="string")
+says(a_boolean, type="boolean")
+
+
 def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
     """A number within [low, high]."""
 
@@ -68,7 +99,7 @@ def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
             wrong_value(path, f"expected a number between {low:g} and {high:g}, but got {str(value)[:40]}.")
         return value
 
-    return check
+    return says(check, type="number", minimum=low, maximum=high)
 
 
 def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
@@ -83,7 +114,7 @@ def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
             wrong_value(path, f"expected an integer from {low} to {high}, but got {str(value)[:40]}.")
         return value
 
-    return check
+    return says(check, type="integer", minimum=low, maximum=high)
 
 
 def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
@@ -92,7 +123,7 @@ def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
             wrong_value(path, f"{value[:80]!r} is none of {', '.join(sorted(options))}.")
         return str(value)
 
-    return check
+    return says(check, type="string", enum=sorted(options))
 
 
 def stop_sequences(value: JSON, path: str) -> JSON:
@@ -102,6 +133,9 @@ def stop_sequences(value: JSON, path: str) -> JSON:
             a_string(item, f"{path}[{number}]")
         return value
     return value if isinstance(value, str) else wrong_type(path, "a string or an array of strings", value)
+
+
+says(stop_sequences, type=["string", "array"], items={"type": "string"})
 
 
 def includes(value: JSON, what: str) -> bool:

@@ -42,9 +42,7 @@ class Profile:
     """Calls are written as a JSON object that is the whole answer, or the whole of a code fence."""
 
 
-def open(
-    turn: Turn, profile: Profile = Profile(), repairs: Counter[str] | None = None
-) -> Stage[Event, Event]:
+def open(turn: Turn, profile: Profile = Profile(), repairs: Counter[str] | None = None) -> Chain:
     """The stage for one answer to `turn`; repairs are counted in `repairs`."""
     repairs = Counter() if repairs is None else repairs
     stages: list[Stage[Event, Event]] = [Snapshots(repairs)] if profile.cumulative else []

@@ -13,7 +13,6 @@ one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 
 from qproxy.wire import jsontext, schemas
@@ -47,19 +46,6 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     )
 
 
-class _End:
-    """Whether a choice has said that it is over.  An empty reason says so only where those before it were null."""
-
-    def __init__(self) -> None:
-        self.said = False
-        self._null = False
-
-    def feed(self, reason: JSON) -> None:
-        going_on = reason is None or reason == "null"
-        self._null = self._null or going_on
-        self.said = self._null if reason == "" else not going_on
-
-
 class Decoder:
     """Server-sent events in, events out."""
 
@@ -69,12 +55,16 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
-        self._ends: dict[int, _End] = {}
+        self._going: set[int] = set()
+        """Choices that have said, with a null for a finish reason, that they go on."""
+        self._over: set[int] = set()
+        """... and then had an empty reason: that is an end where it is news, and where no more comes."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
         data = item.data
         if data == "[DONE]":
+            self._over.clear()
             return [Done()]
         try:
             chunk = jsontext.loads(data)
@@ -94,8 +84,8 @@ class Decoder:
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        over = bool(self._ends) and all(end.said for end in self._ends.values())
-        return [*self._unpaired(), *native, *([Done()] if over else [])]
+        over = [Finish("stop", number) for number in sorted(self._over)]
+        return [*self._unpaired(), *native, *over]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -115,25 +105,29 @@ class Decoder:
             events.append(deltas.usage(chunk["usage"]))
         return events
 
-    def _choice(self, choice: dict[str, JSON], position: int) -> Iterator[Event]:
+    def _choice(self, choice: dict[str, JSON], position: int) -> list[Event]:
         number = deltas.number_of(choice, position)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
         reason = choice.get("finish_reason")
         if reason == "error_finish":
-            yield Failed(_error_finish(delta, self._plan))
-            return
+            return [Failed(_error_finish(delta, self._plan))]
+        events: list[Event] = []
         if isinstance(delta, dict):
-            for event in deltas.payload(delta, number, choice.get("logprobs")):
-                whole = self._join_halves(event)
-                if whole is not None:
-                    yield whole
+            events = deltas.payload(delta, number, choice.get("logprobs"))
+            if self._halves or any(map(_ends_in_half, events)):
+                events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str):
             if reason not in ("", "null"):
-                yield from self._unpaired(number)
-            yield Finish(reason, number)
-        self._ends.setdefault(number, _End()).feed(reason)
+                events += self._unpaired(number)
+            events.append(Finish(reason, number))
+        self._over.discard(number)
+        if reason is None:
+            self._going.add(number)
+        elif reason == "" and number in self._going:
+            self._over.add(number)
+        return events
 
     def _join_halves(self, event: Event) -> Event | None:
         """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
@@ -160,6 +154,12 @@ class Decoder:
     def _unpaired(self, choice: int | None = None) -> list[Event]:
         keys = [key for key in self._halves if choice is None or key[1] == choice]
         return [self._halves.pop(key) for key in keys]
+
+
+def _ends_in_half(event: Event) -> bool:
+    """Whether an event's text ends with the first half of a surrogate pair."""
+    text = event.arguments if isinstance(event, ToolCallDelta) else getattr(event, "text", None)
+    return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:

@@ -5,29 +5,30 @@ Everything that carries content is kept, in the order thoughts, text, calls; wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
 
 
-def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> Iterator[Event]:
+def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[Event]:
     """What a delta (or a whole message) carries: thoughts, then text, then calls."""
+    events: list[Event] = []
     thought = delta.get("reasoning_content") or delta.get("reasoning")
     if thought and isinstance(thought, str):
-        yield Reasoning(thought, choice)
+        events.append(Reasoning(thought, choice))
     text = text_of(delta.get("content"))
     if text:
-        yield Text(text, choice, chances(logprobs))
+        events.append(Text(text, choice, None if logprobs is None else chances(logprobs)))
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
-        yield Refusal(refusal, choice)
+        events.append(Refusal(refusal, choice))
     calls = delta.get("tool_calls")
-    entries = [entry for entry in calls if isinstance(entry, dict)] if isinstance(calls, list) else []
-    for entry in entries:
-        yield _call(entry, entry.get("function"), choice)
+    if isinstance(calls, list):
+        events += [_call(entry, entry.get("function"), choice) for entry in calls if isinstance(entry, dict)]
     legacy = delta.get("function_call")
-    if isinstance(legacy, dict) and not entries:  # beside entries it says the same again
-        yield _call({"index": 0}, legacy, choice)
+    if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
+        events.append(_call({"index": 0}, legacy, choice))
+    return events
 
 
 def number_of(choice: dict[str, JSON], position: int) -> int:
@@ -56,10 +57,12 @@ def _is_chance(entry: JSON) -> bool:
 
 def text_of(content: JSON) -> str:
     """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
+    if isinstance(content, str):
+        return content
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+    return ""
 
 
 def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:

@@ -10,6 +10,7 @@ stored, listed and sent to the model, and what a stored response says needs no s
     parts         content parts: canonical, and as chat's content
     items         the items of an input: canonical
     conversation  canonical items as chat messages
+    namespaces    tools in groups
     tools         tools and tool_choice
     request       the fields, and the turn that they ask for (`decode`); what of it an answer repeats (`Asked`)
     open_items    the kinds of output items while they grow

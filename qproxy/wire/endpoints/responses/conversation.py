@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qproxy.wire import jsontext
-from qproxy.wire.endpoints.responses import parts
+from qproxy.wire.endpoints.responses import namespaces, parts
 from qproxy.wire.endpoints.responses.objects import OWN_TOOLS
 from qproxy.wire.events import JSON
 
@@ -82,10 +82,11 @@ class _Said:
 
 
 def _call(item: JSON) -> JSON:
+    name = namespaces.joined(item.get("namespace"), item["name"])
     if item["type"] == "custom_tool_call":
-        custom = {"name": item["name"], "input": item["input"]}
+        custom = {"name": name, "input": item["input"]}
         return {"id": item["call_id"], "type": "custom", "custom": custom}
-    function = {"name": item["name"], "arguments": item["arguments"]}
+    function = {"name": name, "arguments": item["arguments"]}
     return {"id": item["call_id"], "type": "function", "function": function}
 
 

@@ -29,7 +29,7 @@ class Progress:
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._asked = asked(turn)
-        self._output = Output(turn.id, sealed=self._asked.sealed, logprobs=self._asked.logprobs)
+        self._output = Output(turn.id, self._asked)
         self._usage = Usage()
         self._reason = "stop"
 

@@ -90,15 +90,19 @@ def _named(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
     return {key: checks.a_string(item[key], f"{path}.{key}") for key in keys}
 
 
+def _group(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {} if item.get("namespace") is None else _named(item, path, "namespace")
+
+
 def _function_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     arguments = item.get("arguments")
     if not isinstance(arguments, str):
         arguments = "{}" if arguments is None else jsontext.dumps(arguments).decode()
-    return {**_named(item, path, "call_id", "name"), "arguments": arguments}
+    return {**_named(item, path, "call_id", "name"), **_group(item, path), "arguments": arguments}
 
 
 def _custom_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    return _named(item, path, "call_id", "name", "input")
+    return {**_named(item, path, "call_id", "name", "input"), **_group(item, path)}
 
 
 def _output(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from qproxy.wire import jsontext
 from qproxy.wire.endpoints.responses.items import sealed
 from qproxy.wire.endpoints.responses.objects import OWN_TOOLS
 from qproxy.wire.events import (
@@ -24,6 +23,7 @@ from qproxy.wire.events import (
     Text,
     ToolCall,
 )
+from qproxy.wire.toolcalls.automaton import JSONState
 
 Happening: TypeAlias = tuple[str, dict[str, JSON]]
 
@@ -160,12 +160,16 @@ def _chance(entry: JSON) -> dict[str, JSON]:
 class Call:
     """A call of a function, or of a custom tool with its free-form input."""
 
-    def __init__(self, id: str, index: int, kind: str, call: ToolCall) -> None:
+    def __init__(
+        self, id: str, index: int, kind: str, call: ToolCall, group: tuple[str, str] | None = None
+    ) -> None:
         self._at = {"item_id": id, "output_index": index}
         self._kind = kind
         self._call = call
+        self._name = {"name": call.name} if group is None else {"namespace": group[0], "name": group[1]}
         self._key = "input" if call.custom else "arguments"
         self._pieces: list[str] = []
+        self._json: JSONState | None = None
 
     def takes(self, event: Event) -> bool:
         return isinstance(event, Arguments) and event.index == self._call.index
@@ -174,16 +178,17 @@ class Call:
         """Whether nothing more can come; of a free-form input nobody knows before the end."""
         if self._call.custom:
             return False
-        try:
-            jsontext.loads("".join(self._pieces))
-        except ValueError:
-            return False
-        return True
+        if self._json is None:  # only a call that something waits for is read as it comes
+            self._json = JSONState()
+            self._json.feed("".join(self._pieces))
+        return self._json.complete
 
     def add(self, event: Any) -> list[Happening]:
         if not isinstance(event, Arguments) or not event.text:
             return []
         self._pieces.append(event.text)
+        if self._json is not None:
+            self._json.feed(event.text)
         return [(f"response.{self._kind}_{self._key}.delta", {**self._at, "delta": event.text})]
 
     def close(self) -> list[Happening]:
@@ -193,7 +198,7 @@ class Call:
     def item(self, status: str) -> JSON:
         said = {
             "call_id": self._call.id,
-            "name": self._call.name,
+            **self._name,
             self._key: "" if status == "in_progress" else "".join(self._pieces),
         }
         item = {"id": self._at["item_id"], "type": self._kind, **said}

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qproxy.wire.endpoints.responses.objects import output_id
 from qproxy.wire.endpoints.responses.open_items import Call, Happening, Message, OwnCall, Thought
+from qproxy.wire.endpoints.responses.request import Asked
 from qproxy.wire.events import (
     JSON,
     Arguments,
@@ -44,12 +45,11 @@ class _Item(Protocol):
 class Output:
     """The output items of one response."""
 
-    def __init__(self, response: str, *, sealed: bool = False, logprobs: bool = False) -> None:
+    def __init__(self, response: str, asked: Asked) -> None:
         self.items: list[JSON] = []
         """Those that are closed."""
         self._response = response
-        self._sealed = sealed
-        self._logprobs = logprobs
+        self._asked = asked
         self._open: _Item | None = None
         self._waiting: list[Event] = []
 
@@ -89,14 +89,16 @@ class Output:
         index = len(self.items)
         item: _Item
         if isinstance(event, Reasoning):
-            item = Thought(output_id("reasoning", self._response, index), index, self._sealed)
+            item = Thought(output_id("reasoning", self._response, index), index, self._asked.sealed)
         elif isinstance(event, ToolCall):
             kind = "custom_tool_call" if event.custom else "function_call"
-            item = Call(output_id(kind, self._response, index), index, kind, event)
+            item = Call(
+                output_id(kind, self._response, index), index, kind, event, self._asked.groups.get(event.name)
+            )
         elif isinstance(event, ServerCall):
             item = OwnCall(output_id("mcp_call", self._response, index), index, event)
         else:
-            item = Message(output_id("message", self._response, index), index, self._logprobs)
+            item = Message(output_id("message", self._response, index), index, self._asked.logprobs)
         self._open = item
         added = {"output_index": index, "item": item.item("in_progress")}
         return [("response.output_item.added", added), *item.add(event)]

@@ -58,6 +58,10 @@ def _reasoning(value: JSON, path: str) -> JSON:
     return value
 
 
+checks.says(
+    _metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
+)
+checks.says(_reasoning, type="object")
 FIELDS = {
     "temperature": checks.a_number(0, 2),
     "top_p": checks.a_number(0, 1),
@@ -95,6 +99,8 @@ class Asked:
     sealed: bool
     """The client wants each thought as `encrypted_content` too."""
     logprobs: bool
+    groups: dict[str, tuple[str, str]]
+    """By the name that the model knows, the group and the name of a tool in it."""
 
     @property
     def previous(self) -> str | None:
@@ -132,7 +138,7 @@ def decode(
     max_messages: int = 10_000,
     before: Sequence[JSON] = (),
     known: Mapping[str, JSON] | None = None,
-    keeps: bool = True,
+    keeps: bool = False,
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong.
 
@@ -172,6 +178,7 @@ def decode(
             store=keeps and fields.get("store", True),
             sealed="reasoning.encrypted_content" in fields.get("include", ()),
             logprobs="logprobs" in params,
+            groups=offered.groups,
         ),
     )
 

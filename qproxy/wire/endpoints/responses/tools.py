@@ -1,9 +1,9 @@
 """The tools of a Responses request: flat where chat's are nested, and of many more kinds.
 
-A Qwen model can be offered functions and custom tools, and the tools of MCP servers that this server is connected to
-(`mcp` with a `server_label`); `schemas` reads all three.  The other kinds run on OpenAI's side (`web_search`,
-`file_search`, ...) or group tools for it (`namespace`): they are left out and named, because agents send them to
-everyone.  A `tool_choice` that wants one of those becomes `auto`, and is named too.
+A Qwen model can be offered functions and custom tools, alone or in a group (`namespace`), and the tools of MCP servers
+that this server is connected to (`mcp` with a `server_label`); `schemas` reads them.  The other kinds run on OpenAI's
+side (`web_search`, `file_search`, ...): they are left out and named, because agents send them to everyone.  A
+`tool_choice` that wants one of those becomes `auto`, and is named too.
 
 OpenAPI `Tool`, `ToolChoiceParam`, `ToolChoiceAllowed`.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from qproxy.wire import schemas
 from qproxy.wire.endpoints import checks
+from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.events import JSON
 
 # The kinds that are offered, each with the keys that a response shows of it.
@@ -33,6 +34,8 @@ class Tools:
 
     declared: schemas.Declared
     ignored: tuple[str, ...]
+    groups: dict[str, tuple[str, str]]
+    """By the name that the model knows, the group and the name of a tool in it."""
     echo: list[JSON]
     choice_echo: JSON
 
@@ -42,10 +45,29 @@ def read(fields: Mapping[str, JSON]) -> Tools:
     entries = checks.an_array(fields.get("tools", []), "tools")
     choice = fields.get("tool_choice")
     elsewhere = _is_elsewhere(choice)
-    declared = schemas.read({"tools": entries, "tool_choice": "auto" if elsewhere else _as_chat(choice)})
-    ignored = (*declared.ignored, "tool_choice") if elsewhere else declared.ignored
-    echo = [_flat(entry) for entry in entries if _kind(entry) in OFFERED]
-    return Tools(declared, ignored, echo, _choice_echo(declared.tool_choice, choice))
+    groups = namespaces.read(entries)
+    declared = schemas.read(
+        {
+            "tools": [*entries, *groups.tools],
+            "tool_choice": "auto" if elsewhere else _as_chat(choice),
+        }
+    )
+    ignored = [path for path in declared.ignored if path not in groups.paths] + groups.ignored
+    return Tools(
+        declared,
+        (*ignored, "tool_choice") if elsewhere else tuple(ignored),
+        groups.names,
+        [shown for entry in entries for shown in _shown(entry)],
+        _choice_echo(declared.tool_choice, choice),
+    )
+
+
+def _shown(entry: dict[str, JSON]) -> list[JSON]:
+    """A tool as a response shows it; nothing where it is not offered."""
+    if namespaces.is_group(entry):
+        group = {"type": "namespace", "name": entry["name"], "description": entry.get("description") or ""}
+        return [{**group, "tools": [_flat(tool) for _, tool in namespaces.members(entry)]}]
+    return [_flat(entry)] if _kind(entry) in OFFERED else []
 
 
 def _kind(entry: dict[str, JSON]) -> str:
@@ -74,7 +96,7 @@ def _as_chat(choice: JSON) -> JSON:
 
 
 def _flat(entry: dict[str, JSON]) -> JSON:
-    """A tool as a response shows it."""
+    """A function, a custom tool or an MCP server as a response shows it."""
     kind = _kind(entry)
     inner = entry[kind] if isinstance(entry.get(kind), dict) else entry
     shown = {key: inner[key] for key in OFFERED[kind] if inner.get(key) is not None}

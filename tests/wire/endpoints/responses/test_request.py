@@ -1,10 +1,13 @@
 """The Responses API's requests: fields, items and tools as a turn."""
 
 import pytest
+from openai.types.responses import Response
 
 from qproxy.wire.endpoints import responses
 from qproxy.wire.endpoints.responses import items
 from qproxy.wire.errors import RequestError
+from qproxy.wire.events import Arguments, Event, Finish, ToolCall
+from tests.sdk_judge import judge
 
 ID = "resp_" + "0" * 24
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
@@ -213,6 +216,30 @@ def test_allowed_tools():
     assert responses.asked(turn).echo["tool_choice"] == wanted
 
 
+GROUP = {
+    "type": "namespace", "name": "mcp__web", "description": "d",
+    "tools": [{**FUNCTION, "name": "get"}, {"type": "web_search"}, {**CUSTOM, "name": "put"}],
+}  # fmt: skip
+
+
+def test_tools_in_groups():
+    """A tool of a group is offered under both names in one, and is called by the two apart."""
+    turn = decode(tools=[FUNCTION, GROUP, {"type": "namespace"}])
+    assert [tool[tool["type"]]["name"] for tool in turn.tools] == ["f", "mcp__web__get", "mcp__web__put"]
+    assert turn.ignored == ("tools[2]", "tools[1].tools[1]")
+    assert responses.asked(turn).echo["tools"] == [
+        FUNCTION,
+        {**GROUP, "tools": [GROUP["tools"][0], GROUP["tools"][2]]},
+    ]
+    events: list[Event] = [ToolCall(0, "c1", "mcp__web__get"), Arguments(0, "{}"), Finish("tool_calls")]
+    response = responses.whole(turn, events)
+    judge(Response, response)
+    call = response["output"][0]
+    assert (call["namespace"], call["name"]) == ("mcp__web", "get")
+    again = decode(input=[call]).messages[0]["tool_calls"][0]
+    assert again["function"]["name"] == "mcp__web__get"
+
+
 def part(value, role="user"):
     return {"input": [{"role": role, "content": [value]}]}
 
@@ -252,6 +279,7 @@ WRONG = {
     "a long value": ({"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
     "metadata a number": ({"metadata": {"k": 1}}, "metadata.k", "a string"),
     "tool without a name": ({"tools": [{"type": "function"}]}, "tools[0].name", "needs a name"),
+    "a tool of a group": ({"tools": [{**GROUP, "tools": [{**FUNCTION, "parameters": 1}]}]}, "tools[0].tools[0].parameters", "a JSON schema"),
     "an MCP server of the client's": ({"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://x"}]}, "tools[0].server_url", "declared"),
     "a choice of an unknown function": ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "not among"),
     "max_output_tokens 0": ({"max_output_tokens": 0}, "max_output_tokens", "from 1"),

@@ -1,0 +1,135 @@
+"""`qproxy usage`: what the ledger says, as a table, as JSON or as CSV.
+
+It reads the file, not the server: it works while one runs, and when none does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from qproxy import config as configuration
+from qproxy.cli.saying import complain, remark, say
+from qproxy.windows import WINDOWS
+
+HELP = "show who used how much: requests, tokens and their estimated cost"
+EVER = "all"
+USUAL = ("5h", "day", "week", "month")
+COLUMNS = (
+    "window",
+    "since",
+    "name",
+    "requests",
+    "failed",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost_usd",
+    "unpriced",
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="PATH", help="configuration file that may name the ledger")
+    parser.add_argument(
+        "--by", choices=("key", "account", "model"), default="key", help="whose use (default: key)"
+    )
+    parser.add_argument(
+        "--window",
+        action="append",
+        choices=(*WINDOWS, EVER),
+        help=f"the span of time, may be given several times (default: {', '.join(USUAL)})",
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print JSON")
+    shape.add_argument("--csv", action="store_true", help="print CSV")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from qproxy.ledger import LedgerError, schema  # late: `--help` should not wait for it
+    from qproxy.ledger.prices import listed
+
+    path, now = configuration.load(path=arguments.config).ledger or "", time.time()
+    try:
+        with closing(schema.open_for_reading(Path(path))) as ledger:
+            rows = [
+                row
+                for window in arguments.window or USUAL
+                for row in _rows(ledger, arguments.by, window, now)
+            ]
+    except LedgerError as error:
+        complain(str(error))
+        return 1
+    date = listed().date
+    if arguments.json:
+        say(json.dumps({"by": arguments.by, "prices_of": date, "usage": rows}, indent=1))
+    elif arguments.csv:
+        say(_csv(rows))
+    else:
+        for line in _table(rows, arguments.by):
+            say(line)
+        remark(
+            f"Costs are estimates by list prices of {date}, in US dollars; ? is for requests without a known price."
+        )
+    return 0
+
+
+def _rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
+    from qproxy.ledger.usage import used
+
+    since = WINDOWS[window].begins(now) if window in WINDOWS else None
+    return [
+        {
+            "window": window,
+            "since": None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since)),
+            "name": use.name,
+            "requests": use.requests,
+            "failed": use.failed,
+            "prompt_tokens": use.prompt_tokens,
+            "completion_tokens": use.completion_tokens,
+            "cost_usd": round(use.cost, 6),
+            "unpriced": use.unpriced,
+        }
+        for use in used(ledger, by, window, now)
+    ]
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
+    lines = [("window", "since (UTC)", by, "requests", "failed", "tokens in", "out", "cost")]
+    for row in rows:
+        since = "ever" if row["since"] is None else row["since"][:16].replace("T", " ")
+        counts = (row[name] for name in ("requests", "failed", "prompt_tokens", "completion_tokens"))
+        lines.append(
+            (row["window"], since, row["name"] or "-", *(f"{count:,}" for count in counts), _cost(row))
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Words to the left, numbers to the right."""
+    return [
+        word.ljust(width) if number < 3 else word.rjust(width)
+        for number, (word, width) in enumerate(zip(line, widths, strict=True))
+    ]
+
+
+def _cost(row: dict[str, Any]) -> str:
+    known = f"{row['cost_usd']:.4f}"
+    if not row["unpriced"]:
+        return known
+    return "?" if not row["cost_usd"] else f"{known} + ?"

@@ -1,0 +1,178 @@
+"""The body of a response, out of the bytes of its connection.
+
+`Framed` leaves it to h11, for bodies with a length and those that end with the connection.  `Chunked` reads RFC 9112
+7.1 itself: a streamed answer is thousands of small chunks, and h11 makes several objects for each.
+
+Both are fed what the connection gives, b"" at its end, and drained of what has become body.  What breaks off behind
+good bytes is an error only when those have been taken: `check`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import h11
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
+_DIGITS = [bytes([digit]) for digit in b"0123456789abcdefABCDEF"] + [b""]
+MAX_LINE = 4096
+"""Of a chunk's size with its extensions, and of one trailer field."""
+
+
+class Cut(Exception):
+    """The peer closed the connection in the middle of the body."""
+
+
+class Body(Protocol):
+    """Bytes in, body out."""
+
+    over: bool
+    """Whether all of the body has come."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing came behind it."""
+        ...
+
+    def feed(self, data: bytes) -> None: ...
+
+    def drain(self) -> bytes: ...
+
+    def check(self) -> None:
+        """Raise what was wrong with what came: `Cut` or an h11 error."""
+        ...
+
+
+def body_of(http: h11.Connection, head: h11.Response) -> Body:
+    """The body that follows a response's head; `http` may hold its beginning."""
+    for name, value in head.headers:
+        if name == b"transfer-encoding" and http.their_state is h11.SEND_BODY:
+            return Chunked(http.trailing_data[0]) if value.lower() == b"chunked" else Framed(http)
+    return Framed(http)
+
+
+class _Pieces:
+    """What both have: pieces to drain, and an error behind them."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._pieces: list[bytes] = []
+        self._error: Exception | None = None
+
+    def drain(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class Framed(_Pieces):
+    """By h11."""
+
+    def __init__(self, http: h11.Connection) -> None:
+        super().__init__()
+        self._http = http
+        self._read(at_end=False)
+
+    @property
+    def clean(self) -> bool:
+        return self._http.their_state is h11.DONE and not self._http.trailing_data[0]
+
+    def feed(self, data: bytes) -> None:
+        self._http.receive_data(data)
+        self._read(at_end=not data)
+
+    def _read(self, *, at_end: bool) -> None:
+        try:
+            while isinstance(event := self._http.next_event(), h11.Data):
+                self._pieces.append(bytes(event.data))
+        except h11.RemoteProtocolError as error:
+            self._error = Cut() if at_end else error
+        else:
+            self.over = event is not h11.NEED_DATA
+
+
+class Chunked(_Pieces):
+    """By hand."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        super().__init__()
+        self._rest = b""
+        """Bytes that begin a size, the end of a chunk, or a trailer."""
+        self._left = 0
+        """Bytes of the chunk that are still to come."""
+        self._ends_chunk = False
+        self._in_trailers = False
+        self.clean = True
+        if data:
+            self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        if not data:
+            self._error = self._error or Cut()
+        elif self._error is None:
+            try:
+                self._read(self._rest + data if self._rest else data)
+            except h11.RemoteProtocolError as error:
+                self._error = error
+
+    def _read(self, data: bytes) -> None:
+        position, before = 0, -1
+        while before < position < len(data) and not self.over:
+            before = position
+            if self._left:
+                position += self._some(data[position : position + self._left])
+            elif self._ends_chunk:
+                position += self._end(data[position : position + 2])
+            elif self._in_trailers:
+                position = self._trailer(data, position)
+            else:
+                position = self._size(data, self._whole_chunks(data, position))
+        self._rest = data[position:]
+        self.clean = not self._rest
+
+    def _whole_chunks(self, data: bytes, position: int) -> int:
+        """Where those chunks end that are there from their size to their end: nearly all are."""
+        while (size := _SIZE.match(data, position)) is not None:
+            begin = size.end()
+            end = begin + int(size[1], 16)
+            if begin == end or data[end : end + 2] != b"\r\n":
+                break
+            self._pieces.append(data[begin:end])
+            position = end + 2
+        return position
+
+    def _size(self, data: bytes, position: int) -> int:
+        size = _SIZE.match(data, position)
+        if size is not None:
+            self._left = int(size[1], 16)
+            self._ends_chunk = self._left > 0
+            self._in_trailers = self._left == 0
+            return size.end()
+        if data.find(b"\n", position) >= 0 or data[position : position + 1] not in _DIGITS:
+            raise h11.RemoteProtocolError("a chunk without a size")
+        if len(data) - position > MAX_LINE:
+            raise h11.RemoteProtocolError("a chunk whose size has no end")
+        return position
+
+    def _some(self, piece: bytes) -> int:
+        self._pieces.append(piece)
+        self._left -= len(piece)
+        return len(piece)
+
+    def _end(self, mark: bytes) -> int:
+        if not b"\r\n".startswith(mark):
+            raise h11.RemoteProtocolError("a chunk that is longer than its size")
+        self._ends_chunk = len(mark) < 2
+        return 0 if self._ends_chunk else 2
+
+    def _trailer(self, data: bytes, position: int) -> int:
+        """Where the next trailer field ends, `position` while it has no end; an empty one ends the body."""
+        end = data.find(b"\r\n", position)
+        if end < 0 and len(data) - position > MAX_LINE:
+            raise h11.RemoteProtocolError("a trailer without an end")
+        self.over = end == position
+        return end + 2 if end >= 0 else position

@@ -1,0 +1,110 @@
+"""The answer to one request: its head, and its body as it comes.
+
+Waiting for the next piece has two ends that are no loss, silence that the caller is not ready to wait through (`Quiet`)
+and an interruption, and two that are: the limits on silence and on the whole answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+import h11
+import trio
+
+from qproxy.transport.connection import Connection, seconds, timed_out
+from qproxy.transport.patience import Quiet
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.http import Headers
+
+
+class Response:
+    """The head of an answer, and its body as it comes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        head: h11.Response,
+        deadline: float,
+        release: Callable[[Connection, bool], Awaitable[None]],
+    ) -> None:
+        self.status: int = head.status_code
+        self.headers: Headers = tuple((bytes(name), bytes(value)) for name, value in head.headers)
+        self._connection = connection
+        self._deadline = deadline
+        self._release = release
+        self._over = False
+        self._released = False
+        self._silence = 0.0
+        """Seconds waited since something last came."""
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} from {self._connection.host}{', over' if self._over else ''}>"
+
+    def header(self, name: bytes) -> str | None:
+        """The first field of this (lower-case) name."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+
+    def interrupt(self) -> None:
+        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        if self._connection.patient is not None:
+            self._connection.patient.interrupt()
+
+    async def receive(self, until: float = math.inf) -> bytes:
+        """Some of the body, everything that is there already in one piece; b"" at the end.
+
+        Raises Quiet at `until` (Trio's clock): nothing is lost then, ask again.  Raises UpstreamError when the body
+        breaks off, pauses for longer than `idle_timeout`, or goes on past `total_timeout`.
+        """
+        if self._over:
+            return b""
+        began, patient = trio.current_time(), self._connection.patient
+        if patient is not None:
+            patient.until = until
+        try:
+            data = await self._receive(began)
+        except Quiet:
+            self._silence += trio.current_time() - began
+            raise
+        finally:
+            if patient is not None:
+                patient.until = math.inf
+        self._silence = 0.0
+        return data
+
+    async def _receive(self, now: float) -> bytes:
+        connection = self._connection
+        limit = connection.limits.idle_timeout
+        with trio.move_on_at(min(self._deadline, now + seconds(limit) - self._silence)):
+            data = await connection.receive()
+            self._over = not data
+            return data
+        if trio.current_time() >= self._deadline:
+            raise timed_out(f"{connection.host} did not end its answer", connection.limits.total_timeout or 0)
+        raise timed_out(f"{connection.host} went silent in its answer and said nothing", limit or 0)
+
+    async def read(self, limit: int) -> bytes:
+        """The whole rest of the body; UpstreamError when it is longer than `limit` bytes."""
+        pieces, size = [], 0
+        while data := await self.receive():
+            pieces.append(data)
+            size += len(data)
+            if size > limit:
+                message = f"{self._connection.host} sent an answer of more than {limit} bytes."
+                raise UpstreamError(message, code="upstream_invalid_response")
+        return b"".join(pieces)
+
+    async def aclose(self) -> None:
+        """Give the connection back if the body was read to its end, else close it at once.  Idempotent."""
+        if not self._released:
+            self._released = True
+            await self._release(self._connection, self._connection.reusable)
+
+    async def __aenter__(self) -> Response:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,77 @@
+"""Tools that a client groups under a name (`namespace`), as codex does with those of its MCP servers.
+
+Qwen knows no groups: a tool is offered by the group's name and its own in one, `group__tool`, and what the model calls
+so comes back with the two apart.  A group that is none, and what is no tool in one, is left out and named.
+
+OpenAPI `NamespaceToolParam`, `FunctionToolCall.namespace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from qproxy.wire import schemas
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+
+KINDS = ("function", "custom")
+
+
+@dataclass(slots=True)
+class Groups:
+    """The grouped tools of a request."""
+
+    tools: list[JSON] = field(default_factory=list)
+    """As they are offered, under their joined names."""
+    names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By joined name, the group's and the tool's own."""
+    paths: set[str] = field(default_factory=set)
+    """Where the groups stand in the request."""
+    ignored: list[str] = field(default_factory=list)
+
+
+def joined(namespace: str | None, name: str) -> str:
+    """The name by which the model knows a tool."""
+    return f"{namespace}__{name}" if namespace else name
+
+
+def is_group(entry: JSON) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.get("type") == "namespace"
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("tools"), list)
+    )
+
+
+def members(entry: JSON) -> Iterator[tuple[int, JSON]]:
+    """The tools of a group that can be offered, with their places."""
+    for number, tool in enumerate(entry["tools"]):
+        if isinstance(tool, dict) and tool.get("type") in KINDS and isinstance(tool.get("name"), str):
+            yield number, tool
+
+
+def read(entries: Iterable[JSON]) -> Groups:
+    """The grouped tools among the tools of a request; RequestError names what is wrong with one."""
+    groups = Groups()
+    for number, entry in enumerate(entries):
+        if is_group(entry):
+            path, found = f"tools[{number}]", dict(members(entry))
+            groups.paths.add(path)
+            groups.ignored += [f"{path}.tools[{n}]" for n in range(len(entry["tools"])) if n not in found]
+            for place, tool in found.items():
+                _check(tool, f"{path}.tools[{place}]")
+                name = joined(entry["name"], tool["name"])
+                groups.tools.append({**tool, "name": name})
+                groups.names[name] = (entry["name"], tool["name"])
+    return groups
+
+
+def _check(tool: JSON, path: str) -> None:
+    """RequestError, with the tool's own place, when it is not one."""
+    try:
+        schemas.read({"tools": [tool]})
+    except RequestError as error:
+        message, param = (text.replace("tools[0]", path) for text in (error.message, error.param or ""))
+        raise RequestError(message, param=param, code=error.code) from None
