@@ -302,7 +302,13 @@ def raise_file_limit(config: Config) -> None:
 
 async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Config]) -> None:
     stop, server = trio.Event(), assemble(config)
-    reloader = Reloader(server, config, read, reassemble)
+
+    def renewed(config: Config, before: Config, server: Server) -> Server:
+        parts = reassemble(config, before, server)
+        watching.log_to_stderr(config)  # other secrets, and perhaps another shape
+        return parts
+
+    reloader = Reloader(server, config, read, renewed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hypercorn.until_signal, stop, say)
 

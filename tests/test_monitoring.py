@@ -13,6 +13,7 @@ from qproxy.emulator.faults import chunk
 from qproxy.health import health
 from qproxy.siblings import Siblings
 from qproxy.watching import log_to_stderr
+from tests.auth.parts import signed
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.observe.test_metrics import samples, value
 
@@ -134,6 +135,19 @@ async def test_readyz_follows_the_accounts():
         assert await it.get("/livez") == (200, {"status": "ok"})
         it.server.draining = True
         assert (await it.get("/readyz"))[1]["status"] == "draining"
+
+
+async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
+    """Without a token that can be used an account does not count as usable, and /metrics tells of its renewals."""
+    async with signed(tmp_path) as identity, world(admin_key="the-admins", accounts=accounts("me")) as it:
+        (account,) = it.server.relay.accounts.accounts
+        account.source = identity.source(keep=False)
+        status, body = await it.get("/readyz")
+        assert (status, body["accounts"]) == (503, {"login_needed": 1})
+        found = await numbers(it)
+        assert value(found, "qproxy_account_state", account="me", state="login_needed") == 1
+        assert value(found, "qproxy_token_refreshes_total", account="me") == 0
+        assert value(found, "qproxy_token_expiry_timestamp_seconds", account="me") == 0
 
 
 async def test_siblings_answer_each_other(tmp_path):

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import qproxy
 from qproxy import cli, demo
 from qproxy.config import Config
 from qproxy.emulator import Emulator
+from qproxy.ledger import schema
 from qproxy.presets import AccountConfig
 from tests.helpers import HELLO, H1Client, H2Client
 from tests.observe.test_metrics import samples
@@ -122,14 +123,16 @@ async def everybody_counts(port, workers):
 
 
 @pytest.mark.parametrize("workers", ["0", "1", "2"])
-async def test_hypercorns_command(workers):
-    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one; a request
-    survives SIGTERM."""
+async def test_hypercorns_command(workers, tmp_path):
+    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one, and keep one
+    ledger; a request survives SIGTERM."""
+    ledger = str(tmp_path / "ledger.sqlite3")
     emulator, port = Emulator(delay=0.1), await free_port()
     command = ("hypercorn", "qproxy:app", "--worker-class", "trio", "-w", workers, "-b", f"127.0.0.1:{port}")
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
-        async with process(*command, QPROXY_UPSTREAM=emulator.base_url, QPROXY_HOST="127.0.0.1") as child:
+        environ = {"QPROXY_UPSTREAM": emulator.base_url, "QPROXY_HOST": "127.0.0.1", "QPROXY_LEDGER": ledger}
+        async with process(*command, **environ) as child:
             assert (await ask(port))[0] == 200
             await everybody_counts(port, int(workers))
             client = await connected(port)
@@ -145,6 +148,10 @@ async def test_hypercorns_command(workers):
             await client.aclose()
             await ended(child)
         assert not sockets()
+        with closing(schema.open_for_reading(Path(ledger))) as kept:
+            assert kept.execute("SELECT outcome, count(*) FROM requests GROUP BY 1").fetchall() == [
+                ("ok", 10)
+            ]
         nursery.cancel_scope.cancel()
 
 

@@ -185,7 +185,10 @@ class Config:
 
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
-        return [warning for account in self.all_accounts() for warning in key_warnings(account)]
+        found = [warning for account in self.all_accounts() for warning in key_warnings(account)]
+        if self.log_bodies:
+            found.append("log_bodies is on: the log has what everybody asks and is answered.")
+        return found
 
 
 def _hidden(record: Any) -> Iterator[str]:

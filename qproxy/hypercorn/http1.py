@@ -16,6 +16,7 @@ import hyperframe.exceptions
 import trio
 from hypercorn.events import Closed, RawData
 
+from qproxy.hypercorn.exchange import Exchange
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 
@@ -41,10 +42,6 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
         )
         self._one_at_a_time = trio.Lock()
-        self._head = b""
-        """Of a response whose body comes at once: they leave in one write."""
-        self._chunked = False
-        """Whether the response's body goes out in chunks."""
 
     def _waiting(self) -> int:
         connection = self.connection
@@ -58,32 +55,23 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             if ahead and self._waiting() > MAX_PIPELINED:
                 await self.send(Closed())
 
-    async def _send_h11_event(self, event: Any) -> None:
-        """Send a part of a response, in as few writes and with as little of h11 as it takes."""
-        if (
-            isinstance(event, h11.Data) and self._chunked
-        ):  # framed as h11 would (RFC 9112 7.1), without its events
-            data = b"%x\r\n%b\r\n" % (len(event.data), event.data)
-        else:
-            try:
-                data = self.connection.send(event)
-            except h11.LocalProtocolError:
-                if self.connection.their_state is not h11.ERROR:
-                    raise
-                return
-        if isinstance(event, h11.Response):
-            whole = any(name == b"content-length" for name, _ in event.headers)
-            self._chunked = not whole and self._peer_knows_chunks()
-            if whole:
-                self._head = data
-                return
-        if data or self._head:
-            data, self._head = self._head + (data or b""), b""
-            await self.send(RawData(data=data))
+    def framed(self, event: Any) -> bytes:
+        """The bytes that say a part of a response; none to a client that has broken the protocol."""
+        try:
+            return self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return b""
 
-    def _peer_knows_chunks(self) -> bool:
+    def peer_knows_chunks(self) -> bool:
+        """Whether the client can take a body in chunks (HTTP/1.1) or wants the connection's end (1.0)."""
         connection = self.connection
         return isinstance(connection, h11.Connection) and connection.their_http_version != b"1.0"
+
+    async def over(self) -> None:
+        """The exchange is over: the next request, or the end of the connection."""
+        await self._maybe_recycle()
 
     async def _handle_events(self) -> None:
         async with self._one_at_a_time:
@@ -99,9 +87,9 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             (b"connection", b"close"),
             *self.config.response_headers("h11"),
         ]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
+        head = h11.Response(status_code=status_code, headers=headers)
+        data = [self.framed(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
+        await self.send(RawData(data=b"".join(data)))
 
     async def _create_stream(self, request: h11.Request) -> None:
         # h11 bounds a head that comes in pieces; one that came in a single read must be bounded too.
@@ -109,11 +97,18 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         if size > self.config.h11_max_incomplete_size:
             await self._send_error_response(431)
             await self.send(Closed())
-        else:
+        elif self.config.server_names:
             await super()._create_stream(_without_upgrade(request))
+        else:
+            exchange = Exchange(self, _without_upgrade(request))
+            self.stream = exchange  # type: ignore[assignment]
+            self.task_group.spawn(exchange.run)
+            self.keep_alive_requests += 1
+            await self.context.mark_request()
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        if _can_upgrade(event):
+        names = {name for name, _ in event.headers}
+        if event.method == b"PRI" or (b"upgrade" in names and _can_upgrade(event)):
             await super()._check_protocol(event)
 
     async def _maybe_recycle(self) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import trio
 from quart import Response
 
 from qproxy import health
+from qproxy.auth.oauth import OAuthSource
+from qproxy.auth.status import Status
 from qproxy.door import Access
 from qproxy.observe.metrics import Metrics, Values, exposition
 from qproxy.server.parts import Parts, Route
@@ -40,6 +41,9 @@ class Monitoring:
                 "qproxy_health": self._health,
                 "qproxy_account_state": self._account_states,
                 "qproxy_account_requests_in_flight": self._account_requests,
+                "qproxy_token_refreshes_total": self._refreshes,
+                "qproxy_token_refresh_failures": self._refresh_failures,
+                "qproxy_token_expiry_timestamp_seconds": self._expiries,
                 "qproxy_upstream_connections": self._connections,
                 "qproxy_upstream_connections_made_total": self._made,
                 "qproxy_stored_responses_total": self._stored,
@@ -73,11 +77,24 @@ class Monitoring:
         return [((state,), float(state == now)) for state in health.STATES]
 
     def _account_states(self) -> Values:
-        now = trio.current_time()
-        return [((account.name, account.state(now)), 1.0) for account in self._parts.relay.accounts.accounts]
+        return [((name, state), 1.0) for name, state in self._parts.account_states().items()]
 
     def _account_requests(self) -> Values:
         return [((account.name,), account.in_flight) for account in self._parts.relay.accounts.accounts]
+
+    def _signed_in(self) -> dict[str, Status]:
+        """The accounts whose tokens are renewed here."""
+        accounts = self._parts.relay.accounts.accounts
+        return {a.name: a.source.status() for a in accounts if isinstance(a.source, OAuthSource)}
+
+    def _refreshes(self) -> Values:
+        return [((name,), status.refreshes) for name, status in self._signed_in().items()]
+
+    def _refresh_failures(self) -> Values:
+        return [((name,), status.failures) for name, status in self._signed_in().items()]
+
+    def _expiries(self) -> Values:
+        return [((name,), status.expires_at or 0.0) for name, status in self._signed_in().items()]
 
     def _connections(self) -> Values:
         pool = self._parts.relay.transport.statistics()

@@ -1,4 +1,8 @@
-"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone."""
+"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone.
+
+Here: the parts, and what follows from all of them together (how the server and its accounts are).  Not here: how they
+are made (`serving`, `watching`), what a request does with them (`asking`, `charging`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from typing import Any, Protocol
 
 import trio
 
+from qproxy.accounts import Account
 from qproxy.admission import Admission
+from qproxy.auth.oauth import OAuthSource
 from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
@@ -69,6 +75,17 @@ class Parts:
 
     def health(self) -> Health:
         """Whether the server can do its work."""
+        return health(self.account_states().values(), draining=self.draining)
+
+    def account_states(self) -> dict[str, str]:
+        """One word for each account, by its name: how it serves, or why it cannot be spoken as."""
         now = trio.current_time()
-        states = (account.state(now) for account in self.relay.accounts.accounts)
-        return health(states, draining=self.draining)
+        return {account.name: _state(account, now) for account in self.relay.accounts.accounts}
+
+
+def _state(account: Account, now: float) -> str:
+    if isinstance(account.source, OAuthSource):
+        status = account.source.status()
+        if not status.usable:
+            return status.state
+    return account.state(now)
