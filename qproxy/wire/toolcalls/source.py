@@ -8,7 +8,6 @@ how it was cut, and its result is the same for any cut.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Generator
 from typing import TypeAlias, TypeVar
 
@@ -24,6 +23,7 @@ MUCH = 4096
 """Characters that are copied when more comes; a longer text is kept in pieces."""
 WINDOW = 8192
 """Characters that a reader of JSON looks at in one go."""
+NO_LIMIT = 1 << 60
 _VISIBLE = re.compile(r"[^ \t\r\n]")
 
 
@@ -88,7 +88,7 @@ class Source:
             at = start
         return "".join(reversed(pieces))[start - at :]
 
-    def find(self, pattern: re.Pattern[str], start: int = 0, limit: int = sys.maxsize) -> int:
+    def find(self, pattern: re.Pattern[str], start: int = 0, limit: int = NO_LIMIT) -> int:
         """Offset of the first match that begins within `limit` characters of `start`, or -1."""
         text, base = self._text, self._at
         if self._pieces:
