@@ -79,11 +79,16 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._going: set[int] = set()
+        """Choices that have said, with a null for a finish reason, that they go on."""
+        self._over: set[int] = set()
+        """... and then had an empty reason: that is an end where it is news, and where no more comes."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
         data = item.data
         if data == "[DONE]":
+            self._over.clear()
             return [Done()]
         try:
             chunk = jsontext.loads(data)
@@ -103,7 +108,8 @@ class Decoder:
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        return [*self._unpaired(), *native]
+        over = [Finish("stop", number) for number in sorted(self._over)]
+        return [*self._unpaired(), *native, *over]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -140,7 +146,14 @@ class Decoder:
             if self._halves or any(map(_ends_in_half, events)):
                 events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str):
-            events += [*self._unpaired(number), Finish(reason, number)]
+            if reason not in ("", "null"):
+                events += self._unpaired(number)
+            events.append(Finish(reason, number))
+        self._over.discard(number)
+        if reason is None:
+            self._going.add(number)
+        elif reason == "" and number in self._going:
+            self._over.add(number)
         return events
 
     def _join_halves(self, event: Event) -> Event | None:
@@ -176,16 +189,6 @@ def _ends_in_half(event: Event) -> bool:
     return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
-def _number_calls(events: list[Event]) -> None:
-    """In a whole answer every entry is a call of its own, also where the server leaves its index out."""
-    counts: dict[int, int] = {}
-    for event in events:
-        if isinstance(event, ToolCallDelta):
-            number = counts.get(event.choice, 0)
-            event.index = number if event.index is None else event.index
-            counts[event.choice] = number + 1
-
-
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
     text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
@@ -207,7 +210,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
-    _number_calls(events)
+    deltas.number_calls(events)
     finished = {event.choice for event in events if isinstance(event, Finish)}
     for position, choice in enumerate(body["choices"]):
         number = deltas.number_of(choice, position) if isinstance(choice, dict) else position

@@ -138,6 +138,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         message = "The model's server answered with something that is not a generation."
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     events = list(_events(body))
+    deltas.number_calls(events)
     if not any(isinstance(event, Finish) for event in events):
         events.append(Finish("stop"))
     return [*events, Done()]

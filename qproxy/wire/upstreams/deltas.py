@@ -5,6 +5,8 @@ Everything that carries content is kept, in the order thoughts, text, calls; wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
 
 
@@ -24,7 +26,7 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[
     if isinstance(calls, list):
         events += [_call(entry, entry.get("function"), choice) for entry in calls if isinstance(entry, dict)]
     legacy = delta.get("function_call")
-    if isinstance(legacy, dict):
+    if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
         events.append(_call({"index": 0}, legacy, choice))
     return events
 
@@ -123,3 +125,12 @@ def usage(counts: dict[str, JSON]) -> Usage:
         prompt_details,
         completion_details,
     )
+
+
+def number_calls(events: Iterable[Event]) -> None:
+    """In a whole answer every entry is a call of its own, whatever index it has, if any."""
+    counts: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            event.index = counts.get(event.choice, 0)
+            counts[event.choice] = event.index + 1
