@@ -95,8 +95,8 @@ WAYS: dict[str, Ask] = {
 
 async def until(holds):
     """Return when it holds: what is waited for has no event of its own."""
-    while not holds():
-        await trio.sleep(0.001)  # noqa: ASYNC110
+    while not holds():  # noqa: ASYNC110
+        await trio.sleep(0.001)
 
 
 async def left(it, stream, ask, moment, caplog, *, within):
