@@ -25,7 +25,8 @@ import trio
 
 from qproxy.memory import Memory, Place
 from qproxy.observe import Story
-from qproxy.relay import Answer, Relay
+from qproxy.prompts import Pulled
+from qproxy.relay import Relay
 from qproxy.tools import calling
 from qproxy.tools.tool import Tool
 from qproxy.transport import Quiet
@@ -77,7 +78,7 @@ class Rounds:
         self._began_with = len(turn.messages)
         self._number = 1
         self._round = self._new_round(Usage())
-        self._answer: Answer | None = None
+        self._answer: Pulled | None = None
         self._ready: list[Event] = []
         self._over = False
         self._news = trio.Event()

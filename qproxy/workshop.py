@@ -16,7 +16,8 @@ import trio
 from qproxy.keys import Key
 from qproxy.memory import Memory, place
 from qproxy.observe import Story
-from qproxy.relay import Answer, Relay
+from qproxy.prompts import Pulled
+from qproxy.relay import Relay
 from qproxy.rounds import LIMIT, Rounds, Tools
 from qproxy.tools.tool import Tool
 from qproxy.tools.toolbox import Toolbox
@@ -50,9 +51,9 @@ class Workshop:
         `remembers` is for clients that do not see the calls of our tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
-        tools: Mapping[str, Tool] = (
-            self.toolbox.for_turn(turn, name) if self.toolbox or turn.requested else {}
-        )
+        tools: Mapping[str, Tool] = {}
+        if turn.completion is None and (self.toolbox or turn.requested):  # who completes a text calls nothing
+            tools = self.toolbox.for_turn(turn, name)
         if not remembers or not (tools or len(self.memory)):
             return turn, Tools(tools, self.limit)
         where = place(turn, key.digest if key else "")
@@ -67,7 +68,7 @@ class Workshop:
         story: Story,
         stack: AsyncExitStack,
         nursery: trio.Nursery,
-    ) -> Answer | Rounds:
+    ) -> Pulled:
         """The answer, begun; raises QproxyError when no account could begin one."""
         if not tools.tools:
             return await relay.open(turn, story, stack)

@@ -18,6 +18,9 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Usage
 from qproxy.wire.http import Headers
 
+LONGEST_NAME = 200
+"""Characters of a path or a model's name that are worth keeping: a client may send any."""
+
 
 class Failure(NamedTuple):
     """A try that failed."""
@@ -160,13 +163,15 @@ class Record:
         values: dict[str, Any] = {
             "request_id": self.id,
             "method": self.method,
-            "path": self.path,
+            "path": self.path[:LONGEST_NAME],
             "status": self.status,
             "outcome": self.outcome,
             "error": self.error,
             "key": self.key,
-            "model": story.model or None,
-            "served_model": story.served_model if story.served_model not in ("", story.model) else None,
+            "model": story.model[:LONGEST_NAME] or None,
+            "served_model": story.served_model[:LONGEST_NAME]
+            if story.served_model not in ("", story.model)
+            else None,
             "account": story.account,
             "stream": self.stream,
             "finish": self.finish,

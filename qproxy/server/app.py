@@ -28,9 +28,11 @@ from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.describing import Describing
+from qproxy.server.embedding import Embedding
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.server.responses import RememberedResponses, StoredResponses
+from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -56,12 +58,15 @@ class Server(Parts):
     ) -> None:
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
-        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
+        self.families: list[Family] = [
+            asking, Embedding(self), StoredResponses(self), Plain(self), SigningIn(self),
+        ]  # fmt: skip
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
-        self.background: list[Callable[[], Awaitable[None]]] = []
+        self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
+        self._keep()
         self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
@@ -100,6 +105,7 @@ class Server(Parts):
         self.bodies, self.pricing = parts.bodies, parts.pricing
         if self.ledger is not None:
             self.ledger.pricing = parts.pricing
+        self._keep()
         workshop, self.workshop = self.workshop, parts.workshop
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
@@ -119,6 +125,7 @@ class Server(Parts):
         self._nursery = app.nursery
         await self.workshop.open(app.nursery)
         yield
+        await self.keepers.stop()
         scope.cancel()
         await self.aclose()
 
@@ -127,6 +134,9 @@ class Server(Parts):
         await self.relay.transport.aclose()
         if self.store is not None:
             await self.store.aclose()
+
+    def _keep(self) -> None:
+        self.keepers.keep(account.source for account in self.relay.accounts.accounts)
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:

@@ -14,6 +14,8 @@ import trio
 
 from qproxy.accounts import Account
 from qproxy.admission import Admission
+from qproxy.auth.keepers import Keepers
+from qproxy.auth.logins import Logins
 from qproxy.auth.oauth import OAuthSource
 from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
@@ -69,6 +71,8 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.keepers = Keepers()
+        self.logins = Logins(self.keepers)
         self.pricing = Pricing()
         self.ledger: Ledger | None = None
         self.budgets = Budgets(None)

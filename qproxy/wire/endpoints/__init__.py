@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat, responses
+from qproxy.wire.endpoints import chat, completions, responses
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, Turn
 
@@ -42,5 +42,6 @@ class Endpoint:
 
 ENDPOINTS = (
     Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
+    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.whole),
     Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole, shows_tools=True),
 )
