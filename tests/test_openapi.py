@@ -107,7 +107,7 @@ def test_every_described_field_says_what_it_takes():
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_checking_leaves_nothing_behind(endpoint):
     """The same body, read again and again, adds no object to the process."""
-    sound = {"messages": HELLO["messages"] * 5, "input": "hi", "prompt": "hi"}
+    sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi"}
     body = {"model": MODEL, **{key: sound[key] for key in BODIES[endpoint.path]["required"]}}
 
     def objects_after(times):
