@@ -153,6 +153,31 @@ serve(lambda params: {"tools": [tool(name) for name in named]}, call)
         await until(lambda: len(one.tools) == 2)
 
 
+NEWER = """
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+server = MCPServer("newer")
+def second() -> str:
+    return "2"
+@server.tool()
+async def grow(context: Context) -> str:
+    server.add_tool(second)
+    await context.notify_tools_changed()
+    return "grown"
+server.run("stdio")
+"""
+
+
+async def test_a_change_of_the_list_is_noticed_in_the_protocol_of_2026():
+    """A server of the SDK's newest protocol tells its changes to who asks for them."""
+    one = server(NEWER)
+    async with connected(one):
+        assert [tool.name for tool in one.tools] == ["s__grow"]
+        assert (await ask(one, "s__grow")).text == "grown"
+        await until(lambda: len(one.tools) == 2)
+        assert (await ask(one, "s__second")).text == "2"
+
+
 async def test_a_server_that_dies_is_started_anew():
     """The call that it died of is an error for the model, and a moment later its tools are back."""
     one = server(TOOLS)
