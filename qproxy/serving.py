@@ -41,6 +41,8 @@ from qproxy.wire.upstreams import rules
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
+MEMORY_BYTES = 64 * 1024 * 1024
+"""Of responses that are kept in memory."""
 TRANSPORT_SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
     "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
@@ -126,13 +128,14 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
 
 
 def _store(config: Config) -> Store | None:
-    """Where responses are kept."""
+    """Where responses are kept: in memory, and not as many, where no file is named."""
     if not config.store_responses:
         return None
+    path = Path(config.responses_file) if config.responses_file else None
     return SQLiteStore(
-        Path(config.responses_file) if config.responses_file else None,
+        path,
         max_age=config.responses_max_age,
-        max_bytes=config.responses_max_bytes,
+        max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MEMORY_BYTES),
         timeout=config.store_timeout,
     )
 
