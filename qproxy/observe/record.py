@@ -80,6 +80,8 @@ class Story:
     usage: Usage | None = None
     upstream_seconds: float = 0.0
     """Time spent waiting for the upstream, pauses before another try included."""
+    tool_seconds: float = 0.0
+    """Time spent waiting for tools."""
     trace: Trace | None = field(default=None, repr=False)
     carried: Headers = field(default=(), repr=False)
     """Header fields of the trace for the try under way."""
@@ -134,8 +136,8 @@ class Record:
 
     @property
     def overhead(self) -> float:
-        """Seconds spent here rather than waiting for the upstream."""
-        return max(0.0, self.seconds - self.story.upstream_seconds)
+        """Seconds spent here rather than waiting for the upstream or for tools."""
+        return max(0.0, self.seconds - self.story.upstream_seconds - self.story.tool_seconds)
 
     def tokens(self) -> tuple[int, int]:
         """Tokens in and out: those that the upstream told, else a guess at what a client that left has got."""

@@ -4,6 +4,7 @@ import json
 import logging
 
 from qproxy.observe import Counts, Formatter, Record
+from qproxy.wire.toolcalls.repairs import KINDS
 from tests.observe.records import record
 
 
@@ -102,3 +103,20 @@ def test_a_listener_that_fails(caplog):
     assert heard == [made]
     assert not counts.live
     assert "RuntimeError: disk" in caplog.text
+
+
+def test_each_kind_of_repair_has_a_line_for_debugging(caplog):
+    """With debug on, a finished request says once what each kind of repair was, and no word of its answer."""
+    made = record()
+    made.story.repairs.update({"id_missing": 1})
+    with caplog.at_level(logging.DEBUG, "qproxy.repairs"):
+        Counts().finished(made)
+    told = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
+    assert [(line["repair"], line["count"], line["meaning"]) for line in told] == [
+        (kind, count, KINDS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
+    ]
+    assert all(line["request_id"] == "req_1" for line in told)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "qproxy.repairs"):
+        Counts().finished(made)
+    assert not [line for line in caplog.records if line.name == "qproxy.repairs"]
