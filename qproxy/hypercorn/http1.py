@@ -97,6 +97,8 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         if size > self.config.h11_max_incomplete_size:
             await self._send_error_response(431)
             await self.send(Closed())
+        elif _is_websocket(request):
+            await super()._create_stream(request)
         elif self.config.server_names:
             await super()._create_stream(_without_upgrade(request))
         else:
@@ -133,8 +135,17 @@ def _can_upgrade(request: h11.Request) -> bool:
     return len(settings) == 1
 
 
+def _is_websocket(request: h11.Request) -> bool:
+    """Whether a request asks for a WebSocket as RFC 6455 4.1 has it, whatever is wrong with the rest of it."""
+    fields = dict(request.headers)
+    wants = {token.strip().lower() for token in fields.get(b"connection", b"").split(b",")}
+    upgrade = fields.get(b"upgrade", b"").strip().lower()
+    has_body = b"content-length" in fields or b"transfer-encoding" in fields
+    return request.method == b"GET" and upgrade == b"websocket" and b"upgrade" in wants and not has_body
+
+
 def _without_upgrade(request: h11.Request) -> h11.Request:
-    """The request as one that is answered in HTTP: there is no WebSocket here, and RFC 9110 7.8 lets a server go on.
+    """The request as one that is answered in HTTP: it asks for nothing that there is, and RFC 9110 7.8 lets a server go on.
 
     Its `Upgrade` field stays, so that the app can say so.
     """

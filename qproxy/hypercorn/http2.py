@@ -160,7 +160,8 @@ class H2(hypercorn.protocol.h2.H2Protocol):
     async def _create_stream(self, request: Any) -> None:
         pseudo = dict(field for field in request.headers if field[0][:1] == b":")
         path, method = pseudo.get(b":path", b"\xff"), pseudo.get(b":method", b"\xff")
-        if path.isascii() and method.isascii() and method != b"CONNECT":
+        websocket = method == b"CONNECT" and pseudo.get(b":protocol") == b"websocket"  # RFC 8441 4
+        if path.isascii() and method.isascii() and (websocket or method != b"CONNECT"):
             await super()._create_stream(request)
             self.keep_alive_requests = 0  # stock closes the connection under its streams after so many
         else:

@@ -16,6 +16,7 @@ from typing import Any
 
 import hypercorn.protocol
 import hypercorn.protocol.h2
+import hypercorn.protocol.h11
 import hypercorn.trio
 import hypercorn.trio.run
 import trio
@@ -24,6 +25,7 @@ from hypercorn.config import Config
 from qproxy.hypercorn.connection import Server
 from qproxy.hypercorn.http1 import H1
 from qproxy.hypercorn.http2 import H2, StreamBuffer
+from qproxy.hypercorn.websocket import Socket
 
 MENDED = "0.18"
 log = logging.getLogger("qproxy.hypercorn")
@@ -42,6 +44,8 @@ def install(*, write_timeout: float | None = None, max_connections: int | None =
     setattr(hypercorn.protocol, "H11Protocol", H1)  # noqa: B010
     setattr(hypercorn.protocol, "H2Protocol", H2)  # noqa: B010
     setattr(hypercorn.protocol.h2, "StreamBuffer", StreamBuffer)  # noqa: B010
+    setattr(hypercorn.protocol.h11, "WSStream", Socket)  # noqa: B010
+    setattr(hypercorn.protocol.h2, "WSStream", Socket)  # noqa: B010
 
 
 def _is_hypercorns_command() -> bool:

@@ -1,0 +1,20 @@
+"""OpenAI's Realtime protocol, spoken with Qwen's realtime models, which speak almost the same one.
+
+Pure: the text of an event in, events out.  The differences are few and each has its place:
+
+  names.py        names of server events: the beta's and today's
+  settings.py     a session's settings: flat, nested, Qwen's; formats, voices, tools, turn detection
+  audio.py        24 kHz to 16 kHz
+  hearing.py      from the client: what Qwen hears
+  telling.py      from Qwen: what the client is told
+  session.py      events on their way, errors as events
+  translation.py  both ways at once
+
+Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, OpenAI's reference as its own client's types
+have it (the judge of the tests), qwen-code and DashScope's SDK for what the pages do not say.
+"""
+
+from qproxy.wire.realtime.session import Out, ToClient, ToQwen
+from qproxy.wire.realtime.translation import Translation
+
+__all__ = ["Out", "ToClient", "ToQwen", "Translation"]

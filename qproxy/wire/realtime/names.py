@@ -1,0 +1,90 @@
+"""The names of server events, and the shapes inside them, in OpenAI's beta and in its present (GA) API.
+
+Qwen speaks the beta's.  Some of its servers use newer names already, so everything is brought to the beta's first
+(`canonical`), and from there to what the client speaks: nothing at all for a beta client, `modern` for any other.
+Records are changed in place: they are ours, made from the text of one event.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qproxy.wire.events import JSON
+
+MODERN = {
+    "response.text.delta": "response.output_text.delta",
+    "response.text.done": "response.output_text.done",
+    "response.audio.delta": "response.output_audio.delta",
+    "response.audio.done": "response.output_audio.done",
+    "response.audio_transcript.delta": "response.output_audio_transcript.delta",
+    "response.audio_transcript.done": "response.output_audio_transcript.done",
+    "conversation.item.created": "conversation.item.added",
+}
+"""The beta's names, and today's."""
+CANONICAL = {new: old for old, new in MODERN.items()} | {"rate_limit.updated": "rate_limits.updated"}
+MODERN_PARTS = {"text": "output_text", "audio": "output_audio"}
+"""Kinds of content in an assistant's message."""
+PARTS = {new: old for old, new in MODERN_PARTS.items()}
+PCM = {"type": "audio/pcm", "rate": 24_000}
+"""What comes out of Qwen, and out of OpenAI."""
+
+
+def canonical(event: dict[str, Any]) -> None:
+    """A server event in the beta's words, whatever its server's age."""
+    event["type"] = CANONICAL.get(event["type"], event["type"])
+    for item in _items(event):
+        _rename_parts(item, PARTS)
+    response = event.get("response")
+    if isinstance(response, dict):
+        _tell_usage(response)
+
+
+def modern(event: dict[str, Any]) -> None:
+    """A canonical event in today's words."""
+    event["type"] = MODERN.get(event["type"], event["type"])
+    for item in _items(event):
+        _rename_parts(item, MODERN_PARTS)
+    response = event.get("response")
+    if isinstance(response, dict):
+        _modernise(response)
+
+
+def _items(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation's items that an event tells of."""
+    response = event.get("response")
+    output = response.get("output") if isinstance(response, dict) else None
+    found = [event.get("item"), *(output if isinstance(output, list) else ())]
+    return [item for item in found if isinstance(item, dict)]
+
+
+def _rename_parts(item: dict[str, Any], names: dict[str, str]) -> None:
+    content = item.get("content")
+    if item.get("role") != "assistant" or not isinstance(content, list):
+        return
+    for part in content:
+        if isinstance(part, dict):
+            part["type"] = names.get(str(part.get("type")), part.get("type"))
+
+
+def _tell_usage(response: dict[str, Any]) -> None:
+    """Token counts under OpenAI's names: `input_token_details`, where Qwen says `input_tokens_details`."""
+    usage = response.get("usage")
+    if isinstance(usage, dict):
+        for side in ("input", "output"):
+            details = usage.pop(f"{side}_tokens_details", None)
+            if details is not None:
+                usage.setdefault(f"{side}_token_details", details)
+
+
+def _modernise(response: dict[str, Any]) -> None:
+    modalities = response.pop("modalities", None)
+    if modalities is not None:
+        response["output_modalities"] = output_modalities(modalities)
+    voice, audio = response.pop("voice", None), response.pop("output_audio_format", None)
+    if voice is not None or audio is not None:
+        response.setdefault("audio", {"output": {"format": dict(PCM), "voice": voice}})
+
+
+def output_modalities(modalities: JSON) -> list[str]:
+    """Today one kind of output is named, and sound comes with its text; the beta named both."""
+    return ["audio"] if isinstance(modalities, list) and "audio" in modalities else ["text"]
