@@ -470,6 +470,13 @@ async def test_which_request_gets_which_tools(rules, fields, offer, offered):
         assert ("add" in names) is offered
 
 
+async def test_a_text_to_complete_gets_no_tools():
+    """A program that completes as one types is not kept waiting for tools."""
+    async with world(functions=[add]) as it:
+        assert (await it.post({"model": MODEL, "prompt": "def f("}, "/v1/completions"))[0] == 200
+        assert "tools" not in it.emulator.requests[0].body
+
+
 REFUSED = {
     "unknown": ([{"type": "qproxy", "name": "nothing"}], {}, "tools[0]", "unknown_tool"),
     "unknown server": ([THEIRS, {"type": "mcp", "server_label": "nowhere"}], {}, "tools[1]", "unknown_tool"),
