@@ -75,7 +75,7 @@ class Asking:
                 await charge(parts, turn.model, partial(estimate, equipped))
                 stack.callback(await parts.admission.enter())
                 answer = await parts.workshop.answer(
-                    parts.relay, equipped, tools, record.story, stack, current.nursery()
+                    parts.relay, equipped, tools, record.story, stack, current.nursery
                 )
                 record.first_byte = record.seconds
                 if not turn.stream:

@@ -5,8 +5,9 @@ client's end; that is as much work as all of the rest.  Here a view is called st
 these requests, as it is written most often, goes Quart's way, and so does all of it once somebody has added functions
 of their own to the app (`plain`).
 
-When the client leaves, the request's nursery is cancelled: by the server's `Exchange` where there is one, else by a
-task that waits for ASGI's message.
+When the client leaves, everything done for it is cancelled: by the server's `Exchange` where there is one, else by a
+task that waits for ASGI's message.  A nursery is opened only where something runs beside the handler: that task, or
+tools.
 """
 
 from __future__ import annotations
@@ -52,11 +53,33 @@ class Lane:
         if route is None:
             await self._otherwise(scope, receive, send)
             return
-        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-            incoming = _Incoming(receive, nursery, scope["extensions"].get(EXCHANGE))
-            current.enter(scope, stack, nursery, partial(self._body, incoming))
-            await self._serve(route, send)
-            nursery.cancel_scope.cancel()
+        exchange = scope["extensions"].get(EXCHANGE)
+        async with AsyncExitStack() as stack:
+            if (
+                exchange is not None and not self._parts.workshop.toolbox
+            ):  # nothing goes on beside the handler
+                with trio.CancelScope() as gone:
+                    await self._within(
+                        scope, stack, None, _Incoming(receive, gone, exchange=exchange), route, send
+                    )
+            else:
+                async with trio.open_nursery() as nursery:
+                    gone = nursery.cancel_scope
+                    incoming = _Incoming(receive, gone, nursery=nursery)
+                    await self._within(scope, stack, nursery, incoming, route, send)
+                    gone.cancel()
+
+    async def _within(
+        self,
+        scope: Any,
+        stack: AsyncExitStack,
+        nursery: trio.Nursery | None,
+        incoming: _Incoming,
+        route: Route,
+        send: Any,
+    ) -> None:
+        current.enter(scope, stack, nursery, partial(self._body, incoming))
+        await self._serve(route, send)
 
     async def _serve(self, route: Route, send: Any) -> None:
         reply = await self._reply(route)
@@ -103,12 +126,19 @@ class Lane:
 class _Incoming:
     """What comes from the client: a body, and then its end."""
 
-    def __init__(self, receive: Any, nursery: trio.Nursery, exchange: Any) -> None:
+    def __init__(
+        self,
+        receive: Any,
+        gone: trio.CancelScope,
+        *,
+        exchange: Any = None,
+        nursery: trio.Nursery | None = None,
+    ) -> None:
         self._receive = receive
+        self._gone = gone
         self._nursery = nursery
-        self._watched = exchange is not None
         if exchange is not None:
-            exchange.leave = nursery.cancel_scope.cancel
+            exchange.leave = gone.cancel
 
     async def body(self, limit: int) -> bytes:
         """The whole body; RequestError when it is longer than `limit`."""
@@ -119,8 +149,7 @@ class _Incoming:
             if size > limit:
                 raise refusals.too_large()
             if not message.get("more_body", False):
-                if not self._watched:
-                    self._watched = True
+                if self._nursery is not None:
                     self._nursery.start_soon(self._watch)
                 return b"".join(pieces)
         await self._left()
@@ -132,5 +161,5 @@ class _Incoming:
         await self._left()
 
     async def _left(self) -> None:
-        self._nursery.cancel_scope.cancel()
+        self._gone.cancel()
         await trio.lowlevel.checkpoint()
