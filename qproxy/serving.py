@@ -39,6 +39,8 @@ from qproxy.wire.upstreams import rules
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
+MEMORY_BYTES = 64 * 1024 * 1024
+"""Of responses that are kept in memory."""
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip
@@ -121,13 +123,14 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
 
 
 def _store(config: Config) -> Store | None:
-    """Where responses are kept."""
+    """Where responses are kept: in memory, and not as many, where no file is named."""
     if not config.store_responses:
         return None
+    path = Path(config.responses_file) if config.responses_file else None
     return SQLiteStore(
-        Path(config.responses_file) if config.responses_file else None,
+        path,
         max_age=config.responses_max_age,
-        max_bytes=config.responses_max_bytes,
+        max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MEMORY_BYTES),
         timeout=config.store_timeout,
     )
 

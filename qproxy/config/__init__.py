@@ -37,7 +37,7 @@ def load(
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
     values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
-    values.setdefault("responses_file", str(home(environ) / "responses.db"))
+    values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
     config = dataclasses.replace(config, accounts=accounts)

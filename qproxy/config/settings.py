@@ -148,7 +148,7 @@ class Config:
         True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
     )
     responses_file: str | None = setting(
-        None, "where responses are kept; by default responses.db in the data directory"
+        None, "where responses are kept; by default responses.sqlite3 in the data directory"
     )
     responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
     responses_max_bytes: int = setting(
