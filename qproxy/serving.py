@@ -18,8 +18,11 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn, outbound, signing, watching
+from qproxy import hypercorn, outbound, signing, toolmaking, watching
 from qproxy.accounts import Account, Accounts
+from qproxy.accounts.board_file import BoardFile
+from qproxy.accounts.pacing import Pace
+from qproxy.accounts.sharing import Sharing
 from qproxy.admission import Admission
 from qproxy.auth import CredentialSource, StaticKey
 from qproxy.config import Config, home, load
@@ -29,9 +32,11 @@ from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
+from qproxy.sandbox import Site
 from qproxy.server import Server
 from qproxy.stored import Store
 from qproxy.stored.sqlite import SQLiteStore
+from qproxy.toolmaking import ToolLike
 from qproxy.transport import Connect, Transport
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
@@ -41,23 +46,36 @@ FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
 MEMORY_BYTES = 64 * 1024 * 1024
 """Of responses that are kept in memory."""
+TOOL_SETTINGS = ("tools", "tool_offers", "tool_rounds", "tool_memory_seconds")
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip
 log = logging.getLogger("qproxy")
 
 
-def assemble(config: Config, *, connect: Connect | None = None) -> Server:
+def assemble(
+    config: Config,
+    *,
+    connect: Connect | None = None,
+    tools: Sequence[ToolLike] = (),
+    site: Site | None = None,
+) -> Server:
     """The server's parts, wired together.
 
-    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
+    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
+    program's functions that models may call, `site` its way to a sandbox.
     """
-    server = _assembled(config, connect or trio.open_tcp_stream)
+    server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
     watching.watch(server, config)
+    if config.accounts_file:
+        server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
+        server.background.append(server.relay.accounts.keep_sharing)
     return server
 
 
-def _assembled(config: Config, connect: Connect) -> Server:
+def _assembled(
+    config: Config, connect: Connect, tools: Sequence[ToolLike] = (), site: Site | None = None
+) -> Server:
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -67,7 +85,9 @@ def _assembled(config: Config, connect: Connect) -> Server:
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry, config, connect) for entry in config.all_accounts()]
-    return _server(config, accounts, outbound.transport(config, connect), _store(config))
+    server = _server(config, accounts, outbound.transport(config, connect), _store(config))
+    server.workshop = toolmaking.workshop(config, tools, site)
+    return server
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
@@ -79,20 +99,23 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
     kept_by = {
         names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
-        for names in (outbound.SETTINGS, STORE_SETTINGS)
+        for names in (outbound.SETTINGS, STORE_SETTINGS, TOOL_SETTINGS)
     }
     transport, store = kept_by[outbound.SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
-    return _server(config, accounts, transport, store)
+    made = _server(config, accounts, transport, store)
+    made.workshop = kept_by[TOOL_SETTINGS].workshop
+    return made
 
 
 def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
-    accounts = Accounts(entries, queue_timeout=config.queue_timeout)
+    accounts = Accounts(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
     policy = Policy(
         aliases=config.aliases,
         switches=config.rules,
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
+        embedding_requests=config.embedding_requests,
         profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
@@ -171,17 +194,21 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
         models=tuple(entry.models),
         weight=entry.weight,
         max_in_flight=entry.max_in_flight,
+        identity=entry.identity,
+        pace=Pace(entry.rpm, entry.tpm),
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
         dialect=entry.dialect,
         tool_schema=entry.tool_schema,
         render_tools=entry.render_tools,
+        completions=tuple(entry.completions or ()),
+        embedding_batch=entry.embedding_batch or 0,
     )
 
 
-def create_app(config: Config | None = None) -> Any:
-    """The Quart-Trio app; without a config, from qproxy.toml and the environment."""
-    return assemble(config or load()).app()
+def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
+    """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
+    return assemble(config or load(), tools=tools).app()
 
 
 async def serve(
@@ -189,11 +216,12 @@ async def serve(
     *,
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     server: Server | None = None,
+    tools: Sequence[ToolLike] = (),
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs."""
+    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.  `tools`: as `assemble`."""
     config.check()
-    server = server or assemble(config)
+    server = server or assemble(config, tools=tools)
     try:
         async with trio.open_nursery() as nursery:
             await _serve(config, shutdown_trigger, server, nursery, task_status)

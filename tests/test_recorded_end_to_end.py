@@ -1,42 +1,17 @@
 """The recorded streams through the whole server: what a client of OpenAI's API gets, streamed and whole."""
 
-import json
-
 import pytest
 
 from qproxy.emulator import Reply
-from tests.helpers import frames, world
+from tests.helpers import world
+from tests.wire.contract import read_stream, read_whole
 from tests.wire.test_recorded import FILES, TOOLS, expected
 
 BODY = {"model": "qwen3.7-plus", "messages": [{"role": "user", "content": "Weather?"}], "tools": TOOLS}
 
 
-def added_up(chunks):
-    """What a client adds up of chunks, with a check of each against OpenAI's contract."""
-    text, thought, reason = "", "", None
-    calls: list[list[str]] = []
-    for number, body in enumerate(chunks):
-        assert body["object"] == "chat.completion.chunk"
-        (choice,) = body["choices"]
-        delta = choice["delta"]
-        assert reason is None, "something follows the finish"
-        assert ("role" in delta) == (number == 0)
-        text += delta.get("content") or ""
-        thought += delta.get("reasoning_content") or ""
-        assert delta.get("tool_calls") != []
-        for entry in delta.get("tool_calls", ()):
-            if "id" in entry:
-                assert entry["index"] == len(calls)
-                assert entry["type"] == "function"
-                assert entry["function"]["arguments"] == ""
-                calls.append([entry["function"]["name"], ""])
-            else:
-                assert entry.keys() == {"index", "function"}
-                assert entry["function"].keys() == {"arguments"}
-                calls[entry["index"]][1] += entry["function"]["arguments"]
-        reason = choice["finish_reason"]
-        assert reason is None or delta == {}
-    return {"text": text, "thought": thought, "calls": calls, "reason": reason}
+def meaning(choice):
+    return {key: choice[key] for key in ("text", "thought", "calls", "reason")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -46,14 +21,10 @@ async def test_streamed(path):
         it.emulator.script(Reply((path.read_bytes(),)))
         status, text = await it.stream(BODY)
         assert status == 200
-        items = frames(text)
-        meaning = expected(path)
-        if "failed" in meaning:
-            assert "error" in json.loads(items[-1])
-            del items[-1], meaning["failed"]
-        else:
-            assert items.pop() == "[DONE]"
-        assert added_up([json.loads(item) for item in items]) == meaning
+        choices, error = read_stream(text.encode())
+        wanted = expected(path)
+        assert (error is not None) == (wanted.pop("failed", None) is not None)
+        assert meaning(choices[0]) == wanted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -62,14 +33,8 @@ async def test_whole(path):
     async with world() as it:
         it.emulator.script(Reply((path.read_bytes(),)))
         status, _, body = await it.post(BODY)
-        meaning = expected(path)
-        if "failed" in meaning:
-            assert status == meaning["failed"]
-            return
-        (choice,) = body["choices"]
-        message = choice["message"]
-        assert message["content"] == (meaning["text"] or None if meaning["calls"] else meaning["text"])
-        assert message.get("reasoning_content", "") == meaning["thought"]
-        found = [[c["function"]["name"], c["function"]["arguments"]] for c in message.get("tool_calls", ())]
-        assert found == meaning["calls"]
-        assert choice["finish_reason"] == meaning["reason"]
+        wanted = expected(path)
+        if "failed" in wanted:
+            assert status == wanted["failed"]
+        else:
+            assert meaning(read_whole(body)[0]) == wanted

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import demo, emulator, keys, login, logout, reload, serve, usage
+from qproxy.cli import accounts, demo, emulator, keys, login, logout, reload, serve, tools, usage
 from qproxy.cli.saying import complain
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "emulator": emulator,
     "reload": reload,
     "keys": keys,
+    "accounts": accounts,
+    "tools": tools,
     "usage": usage,
 }
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from qproxy import keys
+from qproxy.config.tools import OfferConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -67,7 +68,7 @@ class Config:
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
     max_connections: int = setting(1000, "connections at once to one upstream host")
     queue_timeout: float = setting(
-        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+        1.0, "waiting for a place when max_requests are taken, or for an account at its limits"
     )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
@@ -92,6 +93,10 @@ class Config:
     keys_file: str | None = setting(
         None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
     )
+    accounts_file: str | None = setting(
+        None,
+        "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
+    )
     admin_key: str | None = setting(
         None,
         "the key for the admin routes; none: only programs on this machine, when it listens on loopback",
@@ -110,6 +115,9 @@ class Config:
     )
     stream_upstream: Literal["always", "asked"] = setting(
         "always", "whether whole answers are streamed from DashScope and assembled here"
+    )
+    embedding_requests: int = setting(
+        8, "requests to models' servers that one request for embeddings makes at once"
     )
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
     implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
@@ -170,7 +178,13 @@ class Config:
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
+    tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
+    tool_memory_seconds: float = setting(
+        3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
+    )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
+    tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from qproxy.observe.record import Record
+from qproxy.wire.toolcalls.repairs import KINDS
 
 log = logging.getLogger("qproxy.request")
+repairs_log = logging.getLogger("qproxy.repairs")
 Listener: TypeAlias = Callable[[Record], None]
 
 
@@ -47,6 +49,8 @@ class Counts:
         self.repairs.update(record.story.repairs)
         if log.isEnabledFor(logging.INFO):
             log.info("%s", record.path, extra={"fields": record.fields()})
+        if repairs_log.isEnabledFor(logging.DEBUG):
+            _tell_repairs(record)
         for listener in self.listeners:
             try:
                 listener(record)
@@ -54,3 +58,18 @@ class Counts:
                 Exception
             ):  # one that fails must not keep the others, or the request's stack, from their work
                 log.exception("%r failed", listener)
+
+
+def _tell_repairs(record: Record) -> None:
+    """A line for each kind of repair that the answer needed, for whoever wants to see an upstream's bugs."""
+    story = record.story
+    for kind, count in story.repairs.items():
+        fields = {
+            "request_id": record.id,
+            "repair": kind,
+            "count": count,
+            "meaning": KINDS.get(kind),
+            "model": story.served_model,
+            "account": story.account,
+        }
+        repairs_log.debug("repair", extra={"fields": fields})

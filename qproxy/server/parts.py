@@ -28,6 +28,7 @@ from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
 from qproxy.stored import Store
+from qproxy.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Parts:
         self.admission = admission or Admission()
         self.store: Store | None = None
         """Where responses are kept; None keeps none."""
+        self.workshop = Workshop()
+        """The tools that this server runs."""
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()

@@ -20,20 +20,17 @@ class Snapshots:
 
     def __init__(self, repairs: Counter[str]) -> None:
         self._repairs = repairs
-        self._sofar: dict[tuple[type, int], str] = {}
+        self._sofar: dict[tuple[type, int], _SoFar] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:
         if not isinstance(item, Text | Reasoning):
             yield item
             return
-        key = type(item), item.choice
-        before = self._sofar.get(key, "")
-        if before and item.text.startswith(before):
+        before = self._sofar.setdefault((type(item), item.choice), _SoFar())
+        new = before.new_end(item.text)
+        if len(new) < len(item.text):
             self._repairs["text_snapshot"] += 1
-            self._sofar[key] = item.text
-            item = replace(item, text=item.text[len(before) :])
-        else:
-            self._sofar[key] = before + item.text
+            item = replace(item, text=new)
         if item.text:
             yield item
 
@@ -41,31 +38,53 @@ class Snapshots:
         return iter(())
 
 
-class _Unknown:
-    """One text of a stream that may be either: what has been passed on, and what is held."""
+class _SoFar:
+    """All of a text; a piece costs its own length."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def new_end(self, text: str) -> str:
+        """What `text` adds, as a repetition of everything and more or as it is."""
+        if len(text) >= self._size > 0:
+            self._pieces = ["".join(self._pieces)]
+            if text.startswith(self._pieces[0]):
+                text = text[self._size :]
+        self._pieces.append(text)
+        self._size += len(text)
+        return text
+
+
+class _Text:
+    """One text of a stream that may be either: what has been passed on, and what is held until it is known."""
 
     def __init__(self) -> None:
         self.said = ""
         self.held = ""
-        self.snapshots: bool | None = None
 
-    def feed(self, text: str) -> str:
-        if self.snapshots is None and self.said:
-            known = self.held or self.said
-            if not text.startswith(known):
-                self.snapshots = False
-                text, self.held = self.held + text, ""
-            elif not self.held:
+    def tells(self, text: str) -> bool | None:
+        """Whether `text` shows that the stream is of snapshots; None while it could be either."""
+        if not self.said:
+            return None
+        if not text.startswith(self.held or self.said):
+            return False
+        return True if self.held else None
+
+    def feed(self, text: str, snapshots: bool | None) -> str:
+        if snapshots is None:
+            if self.said:
                 self.held = text
                 return ""
-            else:
-                self.snapshots, self.held = True, ""
-        if self.snapshots:
-            new = text[len(self.said) :] if text.startswith(self.said) else text
-            self.said = text if text.startswith(self.said) else self.said + text
-            return new
-        self.said += text if self.snapshots is None else ""
-        return text
+            self.said = text
+            return text
+        if not snapshots:
+            text, self.held = self.held + text, ""
+            return text
+        self.held = ""
+        new = text[len(self.said) :] if text.startswith(self.said) else text
+        self.said += new
+        return new
 
     def end(self, snapshots: bool) -> str:
         held, self.held = self.held, ""
@@ -77,11 +96,16 @@ class Either:
 
     def __init__(self, *, asked: bool) -> None:
         self._asked = asked
-        self._texts: dict[tuple[type[Text] | type[Reasoning], int], _Unknown] = {}
+        self._snapshots: bool | None = None
+        """What one text of the stream has told is true of all."""
+        self._texts: dict[tuple[type[Text] | type[Reasoning], int], _Text] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:
         if isinstance(item, Text | Reasoning):
-            text = self._texts.setdefault((type(item), item.choice), _Unknown()).feed(item.text)
+            sofar = self._texts.setdefault((type(item), item.choice), _Text())
+            if self._snapshots is None:
+                self._snapshots = sofar.tells(item.text)
+            text = sofar.feed(item.text, self._snapshots)
             if text:
                 yield replace(item, text=text)
             return
@@ -90,7 +114,8 @@ class Either:
         yield item
 
     def close(self) -> Iterator[Event]:
-        for (kind, choice), unknown in self._texts.items():
-            text = unknown.end(not self._asked)
+        snapshots = not self._asked if self._snapshots is None else self._snapshots
+        for (kind, choice), sofar in self._texts.items():
+            text = sofar.end(snapshots)
             if text:
                 yield kind(text, choice)

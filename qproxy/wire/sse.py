@@ -104,8 +104,10 @@ class Decoder:
 
     def _line(self, line: str, events: list[ServerSentEvent]) -> None:
         if line.startswith("data:"):
-            value = line[6:] if line[5:6] == " " else line[5:]
-            self._add(value.removeprefix("data: "), events)
+            value = line[5:].removeprefix(" ")
+            if value.startswith("data:"):
+                value = value[5:].removeprefix(" ")
+            self._add(value, events)
         elif not line:
             self._dispatch(events)
         elif line[0] == ":":

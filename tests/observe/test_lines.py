@@ -4,6 +4,7 @@ import json
 import logging
 
 from qproxy.observe import Counts, Formatter, Record
+from qproxy.wire.toolcalls.repairs import KINDS
 from tests.observe.records import record
 
 
@@ -77,6 +78,15 @@ def test_a_request_without_a_model():
     ]  # fmt: skip
 
 
+def test_what_a_client_may_put_into_a_line():
+    """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones are cut."""
+    fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").fields()
+    line = _formatted(False, fields)
+    assert line.isprintable()
+    assert len(line) < 700
+    assert json.loads(_formatted(True, fields))["model"] == "a\r\nb"
+
+
 def test_a_listener_that_fails(caplog):
     """One listener's fault is logged and keeps nothing from the others."""
     counts = Counts()
@@ -93,3 +103,20 @@ def test_a_listener_that_fails(caplog):
     assert heard == [made]
     assert not counts.live
     assert "RuntimeError: disk" in caplog.text
+
+
+def test_each_kind_of_repair_has_a_line_for_debugging(caplog):
+    """With debug on, a finished request says once what each kind of repair was, and no word of its answer."""
+    made = record()
+    made.story.repairs.update({"id_missing": 1})
+    with caplog.at_level(logging.DEBUG, "qproxy.repairs"):
+        Counts().finished(made)
+    told = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
+    assert [(line["repair"], line["count"], line["meaning"]) for line in told] == [
+        (kind, count, KINDS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
+    ]
+    assert all(line["request_id"] == "req_1" for line in told)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "qproxy.repairs"):
+        Counts().finished(made)
+    assert not [line for line in caplog.records if line.name == "qproxy.repairs"]

@@ -5,20 +5,13 @@
     snapshots    text that repeats everything so far becomes increments (a profile)
     thinking     `<think>` at the start of the text becomes Reasoning
     written      calls that the model wrote into its text become `ToolCallDelta`s (when tools were offered)
-    structured   `ToolCallDelta`s, however mangled, become `ToolCall` and `Arguments`
+    structured   `ToolCallDelta`s, however mangled, become `ToolCall` and `Arguments` (`arguments`: what is new of each)
     finish       the finish reason that fits what was really sent, once per choice; a cut stream is an error
 
 The readers of written calls, one spelling each: `hermes` (JSON), `coder` (tags), `legacy` (marker words), `bare`
 (JSON without any marker, a profile).  `source` is how they wait for text, `sink` where they put what they find.
 
-Every repair is counted by kind, because each is an upstream's bug that somebody will want to see:
-
-    index_missing, index_reused, index_gap, id_missing, id_duplicate, id_late, name_repeated, name_joined,
-    blank_entry, arguments_replayed, arguments_snapshot, arguments_object, arguments_missing, nameless_call,
-    written_hermes, written_coder, written_legacy, written_react, call_bare, call_in_thought, closer_missing,
-    closer_stray, opener_missing, brace_extra, arguments_broken, arguments_encoded, parameter_twice,
-    result_invented, text_snapshot, after_finish, finish_repeated, finish_mended, finish_truncated,
-    finish_missing, think_tag
+Every repair is counted by kind (`repairs`), because each is an upstream's bug that somebody will want to see.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class JSONState:
         """Whether `text` could follow."""
         return self.copy().feed(text)
 
+    def completes(self, text: str) -> bool:
+        """Whether `text` would end the value."""
+        after = self.copy()
+        return after.feed(text) and after.complete
+
     def feed(self, text: str) -> bool:
         """Read on; False (and nothing more is understood) when `text` cannot follow."""
         end = self.read(text)

@@ -25,7 +25,9 @@ def read_answer(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
     """Read an answer that begins with a brace or a bracket; False when it is text."""
     while (yield from source.more()):
         if len(source) > MAX_HELD:
-            return False
+            break
+    if len(source) > MAX_HELD:
+        return False
     return _found(source, sink, tools, source.piece(0), len(source))
 
 
@@ -38,18 +40,19 @@ def read_fence(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
     start = yield from source.visible(opener.end())
     if not (source.starts("{", start) or source.starts("[", start)):
         return False
-    closer = re.compile(rf"(?m)^ {{0,3}}{opener[1]}`*[ \t]*\r?(?:\n|\Z)")
-    while True:
-        ended = source.ended
-        match = closer.search(source.piece(start))
-        if match and (match[0].endswith("\n") or ended):
-            body = source.piece(start, start + match.start())
-            return _found(source, sink, tools, body, start + match.end())
-        if ended:
-            return _found(source, sink, tools, source.piece(start), len(source))
-        if len(source) > MAX_HELD:
+    closer = re.compile(rf" {{0,3}}{opener[1]}`*[ \t]*\r?\n?\Z")
+    begun = opener.end()
+    while begun <= MAX_HELD:
+        end = yield from source.until(_LINE_END, begun, MAX_HELD)
+        if end < 0 and not source.ended:
             return False
-        yield from source.more()
+        stop = len(source) if end < 0 else end + 1
+        if closer.match(source.piece(begun, stop)):
+            return _found(source, sink, tools, source.piece(start, begun), stop)
+        if end < 0:
+            return _found(source, sink, tools, source.piece(start), stop)
+        begun = stop
+    return False
 
 
 def _found(source: Source, sink: Sink, tools: Tools, body: str, size: int) -> bool:
@@ -59,9 +62,7 @@ def _found(source: Source, sink: Sink, tools: Tools, body: str, size: int) -> bo
     source.take(size)
     for call in calls:
         sink.repairs["call_bare"] += 1
-        sub = Source()
-        sub.push(call)
-        sub.ended = True
+        sub = Source(call, ended=True)
         for _ in hermes.read(sub, sink, tools, 0, declared=True):
             pass  # an ended source never waits
     return True

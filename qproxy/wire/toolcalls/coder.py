@@ -25,8 +25,8 @@ from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.hermes import CLOSER, OPENER
-from qproxy.wire.toolcalls.sink import Sink, Tools
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.sink import Sink, Tools, bare_name
+from qproxy.wire.toolcalls.source import LONGEST, Reading, Source
 
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
@@ -48,8 +48,8 @@ def read(
     """
     found = False
     while True:
-        head = yield from _head(source, start, wrapped)
-        if head is None or (declared and head[0] not in tools):
+        head = yield from _head(source, start, wrapped, tools if declared else None)
+        if head is None:
             return found
         found = True
         name, end = head
@@ -63,8 +63,10 @@ def read(
             continue
         if marker == CLOSER:
             source.take(offset + len(CLOSER))
-        elif source.ended and CLOSER.startswith(source.piece(offset)):
+        elif source.ended and CLOSER.startswith(source.piece(offset, offset + LONGEST)):
             source.take(len(source))
+            if wrapped and not source.cut:
+                sink.repairs["closer_missing"] += 1
         elif wrapped:
             sink.repairs["closer_missing"] += 1
         if not wrapped:
@@ -72,14 +74,14 @@ def read(
         return True
 
 
-def _head(source: Source, start: int, wrapped: bool) -> Reading[tuple[str, int] | None]:
+def _head(
+    source: Source, start: int, wrapped: bool, declared: Tools | None
+) -> Reading[tuple[str, int] | None]:
     """The name, and the offset of what follows the tag, once that shows that it is a call."""
     offset = start + len(FUNCTION)
-    end = yield from source.until(_NAME_END, offset, MAX_NAME)
-    if end < 0:
-        return None
-    name = source.piece(offset, end).strip().strip("\"'").strip()
-    if not _SOUND.match(name):
+    end = yield from source.until(_NAME_END, offset, MAX_NAME, declared.begins if declared else None)
+    name = bare_name(source.piece(offset, end)) if end >= 0 else ""
+    if not _SOUND.match(name) or (declared is not None and name not in declared):
         return None
     end += source.starts(">", end)
     follows = yield from source.visible(end)
@@ -94,8 +96,8 @@ def _head(source: Source, start: int, wrapped: bool) -> Reading[tuple[str, int] 
 
 def cut_marker(source: Source, markers: tuple[str, ...], offset: int) -> bool:
     """Whether the text ended within one of the markers."""
-    rest = source.piece(offset)
-    return source.ended and bool(rest) and any(marker.startswith(rest) for marker in markers)
+    rest = source.piece(offset, offset + LONGEST) if source.ended else ""
+    return bool(rest) and any(marker.startswith(rest) for marker in markers)
 
 
 class _Function:
@@ -137,7 +139,7 @@ class _Function:
             sink.truncated = True
             source.take(len(source))
             return
-        key = source.take(end).strip().strip("\"'").strip()
+        key = bare_name(source.take(end))
         source.take(1 if source.starts(">") else 0)
         twice = key in self.given
         if twice:
@@ -179,7 +181,9 @@ class _Value:
             self._pass_on(end - newline)
             if angle < 0:
                 if not (yield from source.more()):
-                    self._pass_on(len(source))
+                    if source.cut:
+                        self._pass_on(len(source))
+                    source.take(len(source))  # the newline of a closer that never came
                     break
                 continue
             swallowed = yield from self._ends_at(newline)
@@ -277,7 +281,7 @@ class _Value:
         end = yield from source.until(_KEY_END, offset, MAX_NAME)
         if end < 0:
             return False
-        key = source.piece(offset, end).strip().strip("\"'").strip()
+        key = bare_name(source.piece(offset, end))
         return key in self._function.properties and key not in self._function.given
 
 

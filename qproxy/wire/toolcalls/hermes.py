@@ -21,14 +21,19 @@ from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.sink import Sink, Tools
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.source import WINDOW, Reading, Source
 from qproxy.wire.toolcalls.strings import MAX_HEAD, UNITS, Decoding, Escaper, decoded, string_end, value_end
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
 _ARGUMENTS = ("arguments", "parameters")
 _CLOSER = re.compile(re.escape(CLOSER))
 _CODE_END = re.compile("</code>")
-_EMPTY_CODE = '{"code":""'
+MAX_BLANKS = 256
+"""Blanks that are looked through for a brace."""
+_EMPTY_CODE = re.compile(r'"code"\s{0,16}:\s{0,16}""\s{0,16}[,}]')
+_CODE_BEGUN = re.compile(
+    r'(?<![:\\])(?<!: )"(?:c(?:o(?:d(?:e(?:"\s{0,16}(?::\s{0,16}(?:"(?:"\s{0,16})?)?)?)?)?)?)?)?\Z'
+)
 
 
 @dataclass(slots=True)
@@ -97,9 +102,7 @@ def _body(source: Source, sink: Sink, before: str | None) -> Reading[str]:
     """The rest of a call's object.  Returns arguments that wait for a `<code>` block."""
     held, written = "", before is not None
     if before is not None:
-        sub = Source()
-        sub.push(before)
-        sub.ended = True
+        sub = Source(before, ended=True)
         held = yield from arguments(sub, sink)
     while True:
         offset = yield from source.visible()
@@ -169,30 +172,38 @@ def arguments(source: Source, sink: Sink) -> Reading[str]:
 
 
 def structure(source: Source, sink: Sink) -> Reading[str]:
-    """Pass on an object or array as it comes."""
-    state, escaper, held, holding = JSONState(), Escaper(), "", True
+    """Pass on an object or array as it comes, but what follows an empty `code`: that waits for a `<code>` block."""
+    state, escaper, held, waits = JSONState(), Escaper(), "", False
     while True:
-        text = source.take(state.read(source.piece(0)))
-        piece = escaper.feed(text) + (escaper.close() if state.complete or state.broken else "")
-        if holding:
-            held += piece
-            compact = "".join(held[:64].split())
-            holding = _EMPTY_CODE.startswith(compact[: len(_EMPTY_CODE)]) and len(held) <= MAX_HEAD
-            piece, held = ("", held) if holding else (held, "")
-        sink.wrote(piece)
-        if state.complete:
-            if holding and "".join(held.split()).startswith(_EMPTY_CODE):
-                return held
+        text = source.take(state.read(source.piece(0, WINDOW)))
+        held += escaper.feed(text) + (escaper.close() if state.complete or state.broken else "")
+        if not waits:
+            waits, sure = _empty_code(held)
+            sink.wrote(held[:sure])
+            held = held[sure:]
+        if state.complete and waits:
+            return held
+        if state.complete or state.broken or len(held) > MAX_HEAD:
             sink.wrote(held)
+            held, waits = "", False
+        if state.complete:
             return ""
         if state.broken:
-            sink.wrote(held)
             sink.repairs["arguments_broken"] += 1
             yield from broken(source, sink)
             return ""
-        if not (yield from source.more()):
+        if not len(source) and not (yield from source.more()):
             sink.wrote(held + escaper.close())
             return ""
+
+
+def _empty_code(text: str) -> tuple[bool, int]:
+    """Whether a `code` argument is empty, and how much of the text is not part of one that is, or may become it."""
+    empty = _EMPTY_CODE.search(text)
+    if empty:
+        return True, empty.start()
+    begun = _CODE_BEGUN.search(text)
+    return False, begun.start() if begun else len(text)
 
 
 def _encoded(source: Source, sink: Sink) -> Reading[None]:
@@ -208,14 +219,15 @@ def _encoded(source: Source, sink: Sink) -> Reading[None]:
         return
     sink.repairs["arguments_encoded"] += 1
     source.take(1)
-    decoding = Decoding()
+    decoding, escaper = Decoding(), Escaper()
     while not decoding.over:
-        sink.wrote(decoding.read(source))
+        inside = escaper.feed(decoding.read(source))
+        sink.wrote(inside + (escaper.close() if decoding.over else ""))
         if decoding.broken:
             yield from broken(source, sink)
             return
         if not decoding.over and not (yield from source.more()):
-            sink.wrote(source.take(len(source)))
+            sink.wrote(escaper.close() + source.take(len(source)))
             return
 
 
@@ -224,7 +236,7 @@ def _holds_object(source: Source) -> Reading[bool]:
     while True:
         units = UNITS.match(source.piece(1))
         inside = decoded(f'"{units[0]}"').lstrip() if units else ""
-        if inside or len(source) > MAX_HEAD or (units and units.end() + 1 < len(source)):
+        if inside or len(source) > MAX_BLANKS or (units and units.end() + 1 < len(source)):
             return inside.startswith("{")
         if not (yield from source.more()):
             return False
@@ -234,22 +246,30 @@ def broken(source: Source, sink: Sink) -> Reading[None]:
     """Pass on what is no JSON up to the closing tag, but for the brace that closes the call."""
     while True:
         end = source.find(_CLOSER)
-        text = source.piece(0)
         if end >= 0:
-            sink.wrote(_without_brace(text[:end]))
+            sink.wrote(_without_brace(source.piece(0, end)))
             source.take(end)
             return
         if source.ended:
             sink.wrote(source.take(len(source)))
             return
+        text = source.piece(0)
         partial = next((n for n in range(len(CLOSER) - 1, 0, -1) if text.endswith(CLOSER[:n])), 0)
-        sink.wrote(source.take(len(_without_brace(text[: len(text) - partial]))))
+        sure = len(text) - partial
+        sink.wrote(source.take(len(_without_brace(text[:sure]))))
         yield from source.more()
 
 
 def _without_brace(text: str) -> str:
-    text = text.rstrip()
-    return text[:-1].rstrip() if text.endswith("}") else text
+    """Without the call's closing brace and the blanks around it, as far as blanks are looked through."""
+    end = _without_blanks(len(text), text)
+    if text[end - 1 : end] == "}":
+        end = _without_blanks(end - 1, text)
+    return text[:end]
+
+
+def _without_blanks(end: int, text: str) -> int:
+    return max(end - MAX_BLANKS, 0) + len(text[max(end - MAX_BLANKS, 0) : end].rstrip())
 
 
 def _after(source: Source, sink: Sink, held: str, listed: bool) -> Reading[tuple[int, bool]]:
@@ -261,6 +281,8 @@ def _after(source: Source, sink: Sink, held: str, listed: bool) -> Reading[tuple
             sink.wrote(held)
             if source.ended:
                 source.take(offset)
+                if not source.cut:
+                    sink.repairs["closer_missing"] += 1
             return -1, False
         if source.starts("{", offset) and not held:
             return offset, listed

@@ -17,11 +17,12 @@ from qproxy.wire import jsontext
 from qproxy.wire.toolcalls import values
 from qproxy.wire.toolcalls.automaton import JSONState
 from qproxy.wire.toolcalls.sink import Sink, Tools
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.source import WINDOW, Reading, Source
 from qproxy.wire.toolcalls.strings import MAX_HEAD, Escaper
 
 _NAME_END = re.compile("[\n✿]")
 _LINE_END = re.compile("\n")
+_FENCE_END = re.compile(r"(?m)^```")
 MAX_NAME = 512
 
 
@@ -58,7 +59,7 @@ def read(source: Source, sink: Sink, tools: Tools, words: Words) -> Reading[bool
             source.take(offset + len(marker))
             continue
         if marker in words.results:
-            yield from _swallow(source, sink)
+            yield from swallow(source, sink)
         elif marker == words.call:
             source.take(offset)
             head = yield from _head(source, tools, words)
@@ -72,7 +73,7 @@ def read(source: Source, sink: Sink, tools: Tools, words: Words) -> Reading[bool
 def _head(source: Source, tools: Tools, words: Words) -> Reading[tuple[str, int] | None]:
     """The declared name, and the offset of its arguments."""
     start = yield from _after_colon(source, len(words.call))
-    end = yield from source.until(_NAME_END, start, MAX_NAME)
+    end = yield from source.until(_NAME_END, start, MAX_NAME, tools.begins)
     name = source.piece(start, end).strip() if end >= 0 else ""
     if name not in tools:
         return None
@@ -115,7 +116,7 @@ def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
     """An object, as it comes; what is no JSON up to the next marker."""
     state, escaper = JSONState(), Escaper()
     while True:
-        text = source.take(state.read(source.piece(0)))
+        text = source.take(state.read(source.piece(0, WINDOW)))
         sink.wrote(escaper.feed(text) + (escaper.close() if state.complete or state.broken else ""))
         if state.complete:
             return
@@ -124,7 +125,7 @@ def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
             end = yield from source.until(words.end, 0, MAX_HEAD)
             sink.wrote(source.take(len(source) if end < 0 else end).rstrip())
             return
-        if not (yield from source.more()):
+        if not len(source) and not (yield from source.more()):
             sink.wrote(escaper.close())
             return
 
@@ -145,7 +146,7 @@ def _fenced(source: Source, sink: Sink, tools: Tools, name: str) -> Reading[None
     """Code in a fence: the value of the tool's one string parameter, or the arguments as they are."""
     line = yield from source.until(_LINE_END, 0, MAX_NAME)
     source.take(len(source) if line < 0 else line + 1)
-    end = yield from source.until(re.compile(r"(?m)^```"), 0, MAX_HEAD * 64)
+    end = yield from source.until(_FENCE_END, 0, MAX_HEAD * 64)
     body = source.take(len(source) if end < 0 else end)
     source.take(3)
     body = body.removesuffix("\n") if end >= 0 else body
@@ -161,8 +162,8 @@ def _wrapped(body: str, tools: Tools, name: str) -> str:
     return f"{{{jsontext.quote(texts[0])}: {jsontext.quote(body)}}}"
 
 
-def _swallow(source: Source, sink: Sink) -> Reading[None]:
-    """The rest of the answer is an invented result."""
+def swallow(source: Source, sink: Sink) -> Reading[None]:
+    """The rest of the answer, from a result's marker on, is invented."""
     sink.repairs["result_invented"] += 1
     while True:
         source.take(len(source))

@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from qproxy.wire.events import JSON, Event, Reasoning, Text, ToolCallDelta, Turn
 
 
+def bare_name(text: str) -> str:
+    """A name without the blanks and quotes that models put around it."""
+    return text.strip().strip("\"'").strip()
+
+
 class Tools:
     """The functions that the client declared."""
 
@@ -25,9 +30,10 @@ class Tools:
     def __contains__(self, name: str) -> bool:
         return name in self._schemas
 
-    @property
-    def longest(self) -> int:
-        return max(map(len, self._schemas), default=0)
+    def begins(self, text: str) -> bool:
+        """Whether a declared name begins with `text`, but for quotes and blanks around it."""
+        begun = bare_name(text)
+        return any(name.startswith(begun) for name in self._schemas)
 
     def schema(self, name: str) -> Mapping[str, JSON]:
         """The JSON schema of a function's parameters; empty where there is none."""
@@ -66,6 +72,8 @@ class Sink:
         self._choice = choice
         self._id = ""
         self._blank = ""
+        self._run: list[str] = []
+        self._arguments: list[str] = []
 
     def said(self, text: str) -> None:
         """Text of the answer, or of a thought."""
@@ -75,22 +83,26 @@ class Sink:
                 self._blank = text
                 return
             self._blank, self.holds_blank = "", False
-        if not text:
+        if text:
+            self._write()
+            self._run.append(text)
+
+    def _say(self) -> None:
+        """The text so far as one event."""
+        if not self._run:
             return
-        last = self.events[-1] if self.events else None
-        if isinstance(last, Reasoning if self.thought else Text):
-            last.text += text
-        elif self.thought:
+        text, self._run = "".join(self._run), []
+        if self.thought:
             self.events.append(Reasoning(text, self._choice))
-        else:
-            self.events.append(Text(text, self._choice))
-        if self.logprobs and not self.thought:
-            known = self.events[-1].logprobs or {"content": [], "refusal": None}  # type: ignore[union-attr]
-            self.events[-1].logprobs = {**known, "content": known["content"] + self.logprobs}  # type: ignore[union-attr]
-            self.logprobs = []
+            return
+        logprobs = {"content": self.logprobs, "refusal": None} if self.logprobs else None
+        self.logprobs = []
+        self.events.append(Text(text, self._choice, logprobs))
 
     def opened(self, name: str, dialect: str) -> None:
         """A call begins; `dialect` names its spelling, for the count of repairs."""
+        self._say()
+        self._write()
         self.repairs[f"written_{dialect}"] += 1
         if self.thought:
             self.repairs["call_in_thought"] += 1
@@ -104,7 +116,13 @@ class Sink:
     def wrote(self, arguments: str) -> None:
         """A piece of the open call's arguments."""
         if arguments:
-            self.events.append(ToolCallDelta(None, self._id, None, arguments, self._choice, True))
+            self._arguments.append(arguments)
+
+    def _write(self) -> None:
+        """The arguments so far as one event."""
+        if self._arguments:
+            piece, self._arguments = "".join(self._arguments), []
+            self.events.append(ToolCallDelta(None, self._id, None, piece, self._choice, True))
 
     def before_call(self) -> None:
         """Forget blanks before a call, and hold those after it."""
@@ -118,6 +136,13 @@ class Sink:
             self.said(blank)
         self.holds_blank = True
 
+    def turn_to(self, thought: bool, inline: bool) -> None:
+        """What is said from now on is a thought, or is none."""
+        self._say()
+        self.thought, self.inline = thought, inline
+
     def drain(self) -> list[Event]:
+        self._say()
+        self._write()
         events, self.events = self.events, []
         return events

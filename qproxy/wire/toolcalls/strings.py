@@ -10,7 +10,7 @@ import re
 
 from qproxy.wire import jsontext
 from qproxy.wire.toolcalls.automaton import JSONState
-from qproxy.wire.toolcalls.source import Reading, Source
+from qproxy.wire.toolcalls.source import WINDOW, Reading, Source
 
 MAX_HEAD = 64 * 1024
 """Characters that are held while a call has no name yet; more are text."""
@@ -39,12 +39,14 @@ def string_end(source: Source, offset: int) -> Reading[int]:
 
 def value_end(source: Source, offset: int) -> Reading[int]:
     """Offset after the JSON value that begins at `offset`; -1 when it breaks, does not end, or is too long."""
-    state, start = JSONState(), offset
+    state, last = JSONState(), offset + MAX_HEAD
     while True:
-        offset += state.read(source.piece(offset))
+        offset += state.read(source.piece(offset, min(offset + WINDOW, last)))
         if state.complete:
             return offset
-        if state.broken or offset - start > MAX_HEAD or not (yield from source.more()):
+        if state.broken or offset == last:
+            return -1
+        if offset == len(source) and not (yield from source.more()):
             return -1
 
 
@@ -92,16 +94,24 @@ class Decoding:
 
     def read(self, source: Source) -> str:
         """What is certain of the string; its closing quote is consumed."""
-        text = source.piece(0)
+        out: list[str] = []
+        size = -1
+        while not self.over and len(source) != size:
+            size = len(source)
+            out.append(self._window(source))
+        return "".join(out)
+
+    def _window(self, source: Source) -> str:
+        text = source.piece(0, WINDOW)
         match = UNITS.match(text)
         size = match.end() if match else 0
         half = _HALF.search(text, max(0, size - 6), size)
-        if half and _ESCAPE_BEGUN.match(text, size) and not source.ended:
+        if half and _ESCAPE_BEGUN.match(text, size) and not (source.ended and size == len(source)):
             size -= 6  # the other half of a character is still to come
         inside = decoded(f'"{source.take(size)}"')
         if source.starts('"'):
             source.take(1)
             self.over = True
-        elif not half and len(source) and not _ESCAPE_BEGUN.match(source.piece(0)):
+        elif not half and len(source) and source.starts("\\") and not _ESCAPE_BEGUN.match(source.piece(0, 6)):
             self.broken = self.over = True
         return inside

@@ -9,72 +9,43 @@ state of the calls so far, in one step (`_Choice.route`):
   * without an id the index leads to the *latest* call opened on it, without an index the latest call is meant;
     a name that is not just repeated opens a new call.
 
-A piece of arguments is appended whenever that can be JSON; only what cannot continue the text is looked at as a
-repetition of it (`_Call.new_part`).  Arguments are never repaired: a client validates them, and its model learns.
+What of each piece of arguments is new is `arguments`' question.  Each entry costs the same, however many came before.
 
 A header is held until its name is settled: a name may come in two pieces.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall, ToolCallDelta, Turn
-from qproxy.wire.toolcalls.automaton import JSONState
+from qproxy.wire.toolcalls.arguments import Received
 from qproxy.wire.toolcalls.finish import KEPT
 
 MAX_NAMELESS = 8 * 1024 * 1024
 """Characters of arguments that are held for a call without a name."""
-_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
 class _Call:
     """One call of one choice."""
 
-    def __init__(self, upstream_index: int | None, upstream_id: str | None) -> None:
+    def __init__(self, upstream_index: int | None, said_id: str | None, repairs: Counter[str]) -> None:
         self.upstream_index = upstream_index
-        self.upstream_id = upstream_id
+        self.said_id = said_id
+        """The id that the upstream gave it, also where another call has it already."""
         self.name = ""
         self.index = -1
         """Ours; -1 until the header has gone out."""
-        self.text = ""
-        self.json = JSONState()
+        self.arguments = Received(repairs)
+        self.announced_again = False
+        """Its name came once more after its arguments were complete: a repetition, or another such call."""
 
     @property
     def sent(self) -> bool:
         return self.index >= 0
-
-    @property
-    def cut(self) -> bool:
-        """Whether the arguments stop in the middle.  Those that are no JSON at all are judged by their brackets."""
-        if not self.json.broken:
-            return not self.json.complete and not self.json.empty
-        depth, in_string = 0, False
-        for mark in _MARKS.findall(self.text):
-            if mark == '"':
-                in_string = not in_string
-            elif not in_string and len(mark) == 1:
-                depth += 1 if mark in "{[" else -1
-        return in_string or depth > 0
-
-    def new_part(self, piece: str, repairs: Counter[str]) -> str:
-        """What `piece` adds to the arguments: all of it, its new end, or nothing."""
-        if self.json.complete:
-            if piece.strip():
-                repairs["arguments_replayed"] += 1
-            return ""
-        if len(piece) > 1 and self.text and not self.json.accepts(piece):
-            if piece.startswith(self.text):
-                repairs["arguments_snapshot"] += 1
-                return piece[len(self.text) :]
-            if piece == self.text:
-                repairs["arguments_replayed"] += 1
-                return ""
-        return piece
 
 
 class _Choice:
@@ -86,6 +57,8 @@ class _Choice:
         self.names = names
         self.repairs = repairs
         self.calls: list[_Call] = []
+        self.held: _Call | None = None
+        """The call whose name may not be settled; there is never more than one."""
         self.sent = 0
         self.ids: set[str] = set()
         self.by_id: dict[str, _Call] = {}
@@ -100,39 +73,35 @@ class _Choice:
         id_ = (delta.id or "").strip() or None
         if id_ is None and not name and not piece.strip():
             call = self._addressed(delta.index)
-            if call is None or not piece or not call.text or call.json.complete:
+            if call is None or not piece or not call.arguments.size or call.arguments.complete:
                 self.repairs["blank_entry"] += 1
                 return
-        call = self.route(delta.index, id_, name)
+        call = self.route(delta.index, id_, name, bool(piece.strip()))
         if name:
             self._named(call, name)
-        if any(other is not call and not other.sent and other.name for other in self.calls):
-            yield from self._settle(call)
-        if piece:
-            new = call.new_part(piece, self.repairs)
-            if new:
-                if call.name:
-                    yield from self._header(call)
-                call.text += new
-                call.json.feed(new)
-                if not call.sent and len(call.text) > MAX_NAMELESS:
-                    yield _nameless()
-                elif call.sent:
-                    yield Arguments(call.index, new, self.number)
-        elif call.name and not call.sent and self._final(call.name):
+        if self.held is not call:
+            yield from self._settle()
+        yield from self._grow(call, piece)
+        self.held = call if call.name and not call.sent else None
+
+    def _grow(self, call: _Call, piece: str) -> Iterator[Event]:
+        if call.name and (piece or self._final(call.name)):
             yield from self._header(call)
+        new = call.arguments.add(piece) if piece else ""
+        if call.sent and new:
+            yield Arguments(call.index, new, self.number)
+        elif call.arguments.size > MAX_NAMELESS and not call.sent:
+            yield _nameless()
 
     def _written(self, delta: ToolCallDelta) -> Iterator[Event]:
         """A call that was read from text: its pieces are exact, and are not looked at for repetitions."""
-        yield from self._settle(None)
+        yield from self._settle()
         call = self.by_id.get(delta.id or "") or self._open(None, delta.id)
         if delta.name:
             call.name = delta.name
             yield from self._header(call)
         if delta.arguments:
-            call.text += delta.arguments
-            call.json.feed(delta.arguments)
-            yield Arguments(call.index, delta.arguments, self.number)
+            yield Arguments(call.index, call.arguments.append(delta.arguments), self.number)
 
     def _piece(self, arguments: object) -> str:
         if arguments is None or isinstance(arguments, str):
@@ -146,44 +115,59 @@ class _Choice:
             return self.calls[-1] if self.calls else None
         return self.latest_on.get(index)
 
-    def route(self, index: int | None, id_: str | None, name: str) -> _Call:
-        """The call that an entry belongs to, opened if it is a new one."""
+    def route(self, index: int | None, id_: str | None, name: str, filled: bool) -> _Call:
+        """The call that an entry belongs to, opened if it is a new one; `filled`: whether it has arguments."""
         if index is None:
             self.repairs["index_missing"] += 1
-        if id_ is not None and id_ in self.by_id:
-            call = self.by_id[id_]
-            if not (name and index is not None and index != call.upstream_index):
-                return call
-            self.repairs["id_duplicate"] += 1
-            return self._open(index, None)
         waiting = self._addressed(index)
-        if id_ is not None:
-            if waiting is not None and self._adopts(waiting, index, name):
-                waiting.upstream_id = id_
-                self.by_id[id_] = waiting
-                self.repairs["id_late"] += 1
-                return waiting
-            if waiting is not None and index is not None:
-                self.repairs["index_reused"] += 1
-            return self._open(index, id_)
+        if id_ is None:
+            return self._without_id(index, waiting, name, filled)
+        if id_ in self.by_id:
+            return self._known(index, id_, waiting, name)
+        if waiting is not None and self._adopts(waiting, name):
+            waiting.said_id = id_
+            self.by_id[id_] = waiting
+            self.repairs["id_late"] += 1
+            return waiting
+        if waiting is not None and index is not None:
+            self.repairs["index_reused"] += 1
+        return self._open(index, id_)
+
+    def _known(self, index: int | None, id_: str, waiting: _Call | None, name: str) -> _Call:
+        if waiting is not None and waiting.said_id == id_:
+            return waiting
+        call = self.by_id[id_]
+        if not name or index is None or index == call.upstream_index:
+            return call
+        self.repairs["id_duplicate"] += 1
+        return self._open(index, id_)
+
+    def _without_id(self, index: int | None, waiting: _Call | None, name: str, filled: bool) -> _Call:
         if waiting is None:
             return self._open(index, None)
         if name and waiting.name and not self._continues_name(waiting, name):
-            return self._open(index, None)
+            repeated = name == waiting.name and (waiting.arguments.snapshots or not filled)
+            if not repeated:
+                return self._open(index, None)
+            waiting.announced_again = not filled
+        elif waiting.announced_again and filled:
+            again = self._open(index, None)
+            again.name = waiting.name
+            return again
         return waiting
 
-    def _adopts(self, call: _Call, index: int | None, name: str) -> bool:
+    def _adopts(self, call: _Call, name: str) -> bool:
         """Whether a call without an id is the one that this id was meant for."""
-        if call.upstream_id is not None or call.json.complete:
+        if call.said_id is not None or call.arguments.complete:
             return False
         return not name or not call.name or name == call.name
 
     def _continues_name(self, call: _Call, name: str) -> bool:
-        if call.json.complete:
+        if call.arguments.complete:
             return False
         if name == call.name:
             return True
-        return not call.sent and not call.text and self._joins(call.name, name)
+        return not call.sent and not call.arguments.size and self._joins(call.name, name)
 
     def _joins(self, first: str, second: str) -> bool:
         """Whether two pieces make (the beginning of) a declared name, of which the first alone is none."""
@@ -191,12 +175,12 @@ class _Choice:
         return first not in self.names and any(known.startswith(joined) for known in self.names)
 
     def _open(self, index: int | None, id_: str | None) -> _Call:
-        call = _Call(index, id_)
+        call = _Call(index, id_, self.repairs)
         self.calls.append(call)
         if index is not None:
             self.latest_on[index] = call
         if id_ is not None:
-            self.by_id[id_] = call
+            self.by_id.setdefault(id_, call)
         return call
 
     def _named(self, call: _Call, name: str) -> None:
@@ -214,11 +198,11 @@ class _Choice:
         """Whether a name cannot grow: it is declared and no longer declared name begins with it."""
         return name in self.names and not any(n != name and n.startswith(name) for n in self.names)
 
-    def _settle(self, but: _Call | None) -> Iterator[Event]:
-        """Headers of named calls that are still held: another entry or the end has come."""
-        for call in self.calls:
-            if call is not but and call.name and not call.sent:
-                yield from self._header(call)
+    def _settle(self) -> Iterator[Event]:
+        """The header that is still held: another entry or the end has come."""
+        if self.held is not None:
+            yield from self._header(self.held)
+            self.held = None
 
     def _header(self, call: _Call) -> Iterator[Event]:
         if call.sent:
@@ -226,27 +210,35 @@ class _Choice:
         call.index, self.sent = self.sent, self.sent + 1
         if call.upstream_index is not None and call.upstream_index != call.index:
             self.repairs["index_gap"] += 1
-        id_ = call.upstream_id
+        id_ = call.said_id
         if id_ is None or id_ in self.ids:
             self.repairs["id_missing"] += 1
             id_ = self.turn.call_id(self.number, call.index)
         self.ids.add(id_)
         yield ToolCall(call.index, id_, call.name, self.number)
-        if call.text:  # it came before the name
-            yield Arguments(call.index, call.text, self.number)
+        if call.arguments.text:  # they came before the name
+            yield Arguments(call.index, call.arguments.text, self.number)
+
+    def release(self) -> Iterator[Event]:
+        """The end, or a failure: what was held of names and arguments."""
+        yield from self._settle()
+        for call in self.calls:
+            rest = call.arguments.close()
+            if rest and call.sent:
+                yield Arguments(call.index, rest, self.number)
 
     def end(self, reason: str) -> Iterator[Event]:
         """End every call: held headers, `{}` where no arguments came, and the reason that is true of them."""
-        yield from self._settle(None)
+        yield from self.release()
         for call in self.calls:
             if not call.sent:
                 self.repairs["nameless_call"] += 1
-            elif call.json.empty and reason not in KEPT:  # what was cut is not closed
+            elif call.arguments.empty and reason not in KEPT:  # what was cut is not closed
                 self.repairs["arguments_missing"] += 1
                 yield Arguments(call.index, "{}", self.number)
         if self.calls and not self.sent:
             yield _nameless()
-        elif reason not in KEPT and any(c.cut for c in self.calls if c.sent):
+        elif reason not in KEPT and any(call.arguments.cut for call in self.calls if call.sent):
             self.repairs["finish_truncated"] += 1
             yield Finish("length", self.number)
         else:
@@ -282,11 +274,15 @@ class Router:
             if item.choice in self._choices:
                 yield from self._choices.pop(item.choice).end(item.reason)
                 return
-        if isinstance(item, Done):
+        if isinstance(item, Failed):
+            for choice in self._choices.values():
+                yield from choice.release()
+        elif isinstance(item, Done):
             while self._choices:
                 yield from self._choices.popitem()[1].end("tool_calls")
         yield item
 
     def close(self) -> Iterator[Event]:
-        """A cut stream: what is still held of a call has no end, and the error that follows says so."""
-        return iter(())
+        """A cut stream: what came is passed on, and the error that follows says that it is not all."""
+        for choice in self._choices.values():
+            yield from choice.release()

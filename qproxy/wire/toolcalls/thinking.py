@@ -15,6 +15,8 @@ from qproxy.wire.events import JSON, Event, Failed, Finish, Reasoning, Text, Too
 _OPEN, _CLOSE = "<think>", "</think>"
 MAX_BLANK = 64
 """Blanks at the start of an answer that are held to see whether a thought begins after them."""
+MAX_RUN = 4096
+"""Blanks in a thought that are held to see whether it ends after them."""
 
 
 def _held_prefix(text: str, marker: str) -> int:
@@ -34,6 +36,10 @@ class _Choice:
         self.held = ""
         self.structured = False
         """The server splits thoughts off itself: the blanks of its text are its own."""
+        self.long_run = False
+        """A run of blanks too long to be held is being passed on."""
+        self.begun = False
+        """Text of the answer has been passed on."""
         self.logprobs: list[JSON] = []
         """Of the held text."""
         self.blank = True
@@ -44,6 +50,8 @@ class _Choice:
         self.held = ""
         if self.state == "start" or (self.state == "thought" and self.implied):
             text = self._opening(text)
+        if self.state == "after":
+            text = self._after(text)
         if self.state == "thought" and text:
             if self.blank:
                 text = text.lstrip()
@@ -51,28 +59,43 @@ class _Choice:
             thought, closer, rest = text.partition(_CLOSE)
             if closer:
                 self.state = "after"
-                if thought.rstrip():
-                    yield Reasoning, thought.rstrip()
+                thought = thought[: self._without_run(thought)]
+                if thought:
+                    yield Reasoning, thought
                 text = rest
             else:
-                keep = len(text) - _held_prefix(text, _CLOSE)
-                keep = len(text[:keep].rstrip())  # a blank run before the closer is dropped
+                keep = self._without_run(text[: len(text) - _held_prefix(text, _CLOSE)])
                 self.held = text[keep:]
                 if keep:
                     yield Reasoning, text[:keep]
                 return
-        if self.state == "after":
             text = self._after(text)
         if text and self.state == "text":
+            self.begun = True
             yield Text, text
 
+    def _without_run(self, text: str) -> int:
+        """Length without the blanks at the end, which are dropped before a closer; but a long run is passed on."""
+        bare = len(text.rstrip())
+        self.long_run = (self.long_run and not bare) or len(text) - bare > MAX_RUN
+        return len(text) if self.long_run else bare
+
     def _after(self, text: str) -> str:
-        """After a thought a second closer is swallowed, and blanks wait for what follows them."""
+        """After a thought a second closer is swallowed, and blanks wait for what follows them.
+
+        A server that splits thoughts off may leave tags at the start of the text all the same.
+        """
         bare = text.lstrip()
-        if bare.startswith(_CLOSE):
+        while bare.startswith(_CLOSE):
             self.structured = False
-            return self._after(bare.removeprefix(_CLOSE))
-        if _CLOSE.startswith(bare) and len(text) - len(bare) <= MAX_BLANK:
+            text = bare.removeprefix(_CLOSE)
+            bare = text.lstrip()
+        opens = self.structured and not self.begun
+        if opens and bare.startswith(_OPEN):
+            self.state, self.structured = "thought", False
+            return bare.removeprefix(_OPEN)
+        may_come = _CLOSE.startswith(bare) or (opens and _OPEN.startswith(bare))
+        if may_come and len(text) - len(bare) <= MAX_BLANK:
             self.held = text
             return ""
         self.state = "text"
@@ -116,6 +139,7 @@ class Thinking:
             if choice is None:
                 choice = self._choices[item.choice] = _Choice(self._implied)
             if choice.state == "text":
+                choice.begun = True
                 yield item
                 return
             if isinstance(item.logprobs, dict):
@@ -134,9 +158,10 @@ class Thinking:
         elif isinstance(item, Failed):
             for number in self._choices:
                 yield from self._flush(number)
-        elif isinstance(item, Reasoning) and item.choice not in self._choices:
-            choice = self._choices[item.choice] = _Choice(False)
-            choice.state, choice.structured = "after", True
+        elif isinstance(item, Reasoning):
+            choice = self._choices.setdefault(item.choice, _Choice(False))
+            if choice.state in ("start", "text"):
+                choice.state, choice.structured = "after", True
         yield item
 
     def _said(self, choice: _Choice, kind: type[Text] | type[Reasoning], text: str, number: int) -> Event:

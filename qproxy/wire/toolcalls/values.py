@@ -18,11 +18,17 @@ from collections.abc import Mapping
 
 from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
+from qproxy.wire.toolcalls.strings import Escaper
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
 _BOOLEANS = {"true": "true", "True": "true", "1": "true", "false": "false", "False": "false", "0": "false"}
 _PYTHON = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array", type(None): "null"}  # fmt: skip
+_PYTHON_WORDS = {
+    "str": "string", "text": "string", "bool": "boolean", "int": "integer", "float": "number", "dict": "object",
+    "list": "array", "tuple": "array", "none": "null",
+}  # fmt: skip
+"""Types that are no JSON Schema, in the words of people who write their schemas by hand."""
 MAX_LITERAL = 64 * 1024
 _DEEPEST = 8
 
@@ -48,7 +54,7 @@ def kinds(schema: JSON, root: Mapping[str, JSON], depth: int = 0) -> set[str]:
         found = {kind for key, kind in (("properties", "object"), ("items", "array")) if key in schema}
     if found and schema.get("nullable") is True:
         found.add("null")
-    return {kind.lower() for kind in found}
+    return {_PYTHON_WORDS.get(kind.lower(), kind.lower()) for kind in found}
 
 
 def _resolved(reference: str, root: Mapping[str, JSON]) -> JSON:
@@ -113,10 +119,13 @@ def _structure(text: str, kind: JSON, openers: str) -> str | None:
     if text[:1] not in openers or not text:
         return None
     try:
-        value = jsontext.loads(text)
+        value = jsontext.loads_leniently(text)
     except ValueError:
         return _literal(text, kind)
-    return text if isinstance(value, kind) else None
+    if not isinstance(value, kind):
+        return None
+    escaper = Escaper()
+    return escaper.feed(text) + escaper.close()
 
 
 def _literal(text: str, kind: JSON) -> str | None:

@@ -36,6 +36,7 @@ from qproxy.wire.toolcalls.sink import Sink, Tools
 from qproxy.wire.toolcalls.source import Reading, Source
 
 _MARKERS = (hermes.OPENER, hermes.CLOSER, coder.FUNCTION, legacy.FLOWERS.call)
+_AFTER_LEGACY = (*_MARKERS, *legacy.FLOWERS.results)
 
 
 class _Reader:
@@ -49,6 +50,8 @@ class _Reader:
         self._mark = re.compile("[<✿" + ("A" if react else "") + ("`" if bare_json else "") + "]")
         self._calls_before = -1
         """Calls before the dialect that is reading; -1 when none is."""
+        self._legacy = False
+        """A call in marker words was read: a result's marker begins what the model invents."""
         self._thought_over = False
         """A call has ended the thought that stood in the text; its closing tag belongs to nobody."""
         self._begin()
@@ -71,7 +74,7 @@ class _Reader:
         if thought != sink.thought:
             if not self._in_call:
                 self.over()
-            sink.thought, sink.inline = thought, inline
+            sink.turn_to(thought, inline)
         plain = thought == isinstance(item, Reasoning) and not sink.holds_blank and self._idle
         if plain and self._mark.search(item.text) is None:
             self._fences.feed(item.text)
@@ -158,7 +161,7 @@ class _Reader:
             if marker is None or not fences.line_start or strict:
                 return False
             return (yield from legacy.read(source, sink, tools, legacy.REACT))
-        marker = yield from source.which(_MARKERS)
+        marker = yield from source.which(_AFTER_LEGACY if self._legacy else _MARKERS)
         if marker == hermes.OPENER:
             return (yield from self._block(strict))
         if marker == coder.FUNCTION:
@@ -167,7 +170,12 @@ class _Reader:
             return (yield from self._stray())
         if marker is None or not fences.line_start or strict:
             return False
-        return (yield from legacy.read(source, sink, tools, legacy.FLOWERS))
+        if marker in legacy.FLOWERS.results:
+            yield from legacy.swallow(source, sink)
+            return True
+        found = yield from legacy.read(source, sink, tools, legacy.FLOWERS)
+        self._legacy = self._legacy or found
+        return found
 
     def _block(self, strict: bool) -> Reading[bool]:
         """What stands after `<tool_call>`: JSON, tags, or text."""

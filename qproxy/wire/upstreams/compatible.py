@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
+"""OpenAI's chat completions, and its older completions, as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
 llama.cpp, Ollama.
 
 Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
@@ -17,7 +17,18 @@ from copy import copy
 
 from qproxy.wire import jsontext, schemas
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn
+from qproxy.wire.events import (
+    JSON,
+    Completion,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Text,
+    ToolCallDelta,
+    Turn,
+)
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.upstreams import dashscope, deltas
@@ -26,7 +37,13 @@ from qproxy.wire.upstreams.target import Target
 
 
 def request(turn: Turn, target: Target) -> HTTPRequest:
-    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for."""
+    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for.
+
+    Text to be continued goes to `/completions` where the server has that for the model: a chat model that is given it
+    as a user's message answers it, wrapped in its template, rather than going on.
+    """
+    if turn.completion is not None and target.completes:
+        return _completion(turn, turn.completion, target)
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
     if turn.tools:
         declared = target.tool_schema == "function_declarations"
@@ -34,16 +51,23 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     if turn.tool_choice is not None:
         body["tool_choice"] = turn.tool_choice
     body.update(turn.params)
-    body["stream"] = turn.stream
-    if turn.stream:
+    return _post("chat/completions", body, turn.stream, target)
+
+
+def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
+    """`POST {base}/completions`; one prompt, and probabilities in the older spelling."""
+    body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
+    if body.get("logprobs"):
+        body["logprobs"] = body.pop("top_logprobs", 0)
+    return _post("completions", body, turn.stream, target)
+
+
+def _post(path: str, body: dict[str, JSON], stream: bool, target: Target) -> HTTPRequest:
+    body["stream"] = stream
+    if stream:
         body["stream_options"] = {"include_usage": True}
-    accept = b"text/event-stream" if turn.stream else b"application/json"
-    return HTTPRequest(
-        "POST",
-        f"{target.base_url}/chat/completions",
-        target.authorised((b"accept", accept)),
-        jsontext.dumps(body),
-    )
+    headers = target.authorised((b"accept", b"text/event-stream" if stream else b"application/json"))
+    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, jsontext.dumps(body))
 
 
 class Decoder:
@@ -55,11 +79,16 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._going: set[int] = set()
+        """Choices that have said, with a null for a finish reason, that they go on."""
+        self._over: set[int] = set()
+        """... and then had an empty reason: that is an end where it is news, and where no more comes."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
         data = item.data
         if data == "[DONE]":
+            self._over.clear()
             return [Done()]
         try:
             chunk = jsontext.loads(data)
@@ -79,7 +108,8 @@ class Decoder:
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        return [*self._unpaired(), *native]
+        over = [Finish("stop", number) for number in sorted(self._over)]
+        return [*self._unpaired(), *native, *over]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -104,16 +134,26 @@ class Decoder:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
+        logprobs = choice.get("logprobs")
+        if delta is None and "text" in choice:  # of a completion
+            delta, logprobs = {"content": choice["text"]}, deltas.newer_logprobs(logprobs)
         reason = choice.get("finish_reason")
         if reason == "error_finish":
             return [Failed(_error_finish(delta, self._plan))]
         events: list[Event] = []
         if isinstance(delta, dict):
-            events = deltas.payload(delta, number, choice.get("logprobs"))
+            events = deltas.payload(delta, number, logprobs)
             if self._halves or any(map(_ends_in_half, events)):
                 events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str):
-            events += [*self._unpaired(number), Finish(reason, number)]
+            if reason not in ("", "null"):
+                events += self._unpaired(number)
+            events.append(Finish(reason, number))
+        self._over.discard(number)
+        if reason is None:
+            self._going.add(number)
+        elif reason == "" and number in self._going:
+            self._over.add(number)
         return events
 
     def _join_halves(self, event: Event) -> Event | None:
@@ -149,16 +189,6 @@ def _ends_in_half(event: Event) -> bool:
     return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
-def _number_calls(events: list[Event]) -> None:
-    """In a whole answer every entry is a call of its own, also where the server leaves its index out."""
-    counts: dict[int, int] = {}
-    for event in events:
-        if isinstance(event, ToolCallDelta):
-            number = counts.get(event.choice, 0)
-            event.index = number if event.index is None else event.index
-            counts[event.choice] = number + 1
-
-
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
     text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
@@ -180,7 +210,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
-    _number_calls(events)
+    deltas.number_calls(events)
     finished = {event.choice for event in events if isinstance(event, Finish)}
     for position, choice in enumerate(body["choices"]):
         number = deltas.number_of(choice, position) if isinstance(choice, dict) else position

@@ -47,11 +47,13 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
 
 
 def _url(base_url: str, multimodal: bool) -> str:
-    for suffix in _BASES:
-        if base_url.endswith(suffix):
-            base_url = base_url.removesuffix(suffix)
-            break
-    return base_url + _SERVICE.format("multimodal" if multimodal else "text")
+    return root(base_url) + _SERVICE.format("multimodal" if multimodal else "text")
+
+
+def root(base_url: str) -> str:
+    """The host's own part of an account's base URL, below which the native services are."""
+    suffix = next((suffix for suffix in _BASES if base_url.endswith(suffix)), "")
+    return base_url.removesuffix(suffix)
 
 
 def _has_media(message: JSON) -> bool:
@@ -136,6 +138,7 @@ def whole(body: JSON, target: Target) -> list[Event]:
         message = "The model's server answered with something that is not a generation."
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
     events = list(_events(body))
+    deltas.number_calls(events)
     if not any(isinstance(event, Finish) for event in events):
         events.append(Finish("stop"))
     return [*events, Done()]

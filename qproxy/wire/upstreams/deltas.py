@@ -5,6 +5,8 @@ Everything that carries content is kept, in the order thoughts, text, calls; wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
 
 
@@ -24,9 +26,32 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[
     if isinstance(calls, list):
         events += [_call(entry, entry.get("function"), choice) for entry in calls if isinstance(entry, dict)]
     legacy = delta.get("function_call")
-    if isinstance(legacy, dict):
+    if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
         events.append(_call({"index": 0}, legacy, choice))
     return events
+
+
+def newer_logprobs(value: JSON) -> JSON:
+    """The probabilities of a completion in the shape that those of a chat have."""
+    if not isinstance(value, dict) or not isinstance(value.get("tokens"), list):
+        return value
+    count = len(value["tokens"])
+    logprobs = _of_length(value.get("token_logprobs"), count)
+    tops = _of_length(value.get("top_logprobs"), count)
+    entries = zip(value["tokens"], logprobs, tops, strict=True)
+    return {"content": [_entry(token, logprob, top) for token, logprob, top in entries], "refusal": None}
+
+
+def _of_length(value: JSON, count: int) -> list[JSON]:
+    return value if isinstance(value, list) and len(value) == count else [None] * count
+
+
+def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
+    rest = [
+        {"token": name, "logprob": number, "bytes": None}
+        for name, number in (top.items() if isinstance(top, dict) else ())
+    ]
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": rest}
 
 
 def number_of(choice: dict[str, JSON], position: int) -> int:
@@ -100,3 +125,12 @@ def usage(counts: dict[str, JSON]) -> Usage:
         prompt_details,
         completion_details,
     )
+
+
+def number_calls(events: Iterable[Event]) -> None:
+    """In a whole answer every entry is a call of its own, whatever index it has, if any."""
+    counts: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            event.index = counts.get(event.choice, 0)
+            counts[event.choice] = event.index + 1
