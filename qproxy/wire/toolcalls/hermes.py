@@ -342,7 +342,7 @@ For each function call, return a json object with function name and arguments wi
 
 def render(tools: Sequence[JSON]) -> str:
     """The tools as the model's own template writes them into the system prompt."""
-    return PROMPT.format(tools="\n".join(jsontext.dumps(tool).decode() for tool in tools))
+    return PROMPT.format(tools="\n".join(map(jsontext.spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:
