@@ -8,8 +8,11 @@ Bytes come in from a client and become a `Turn`; a Qwen account answers with byt
 become the client's bytes.  `wire` is pure; `relay` takes one request through it; `server` speaks HTTP with the
 client, `transport` with Qwen; `serving` puts the parts together.
 
-Imports point one way: cli → serving → server → relay → {transport, accounts, auth, observe} → wire.
-`config` and `presets` are read by `serving` and `cli` only: the other rooms get what they need as arguments.
+Where the model calls a tool of this server, `rounds` runs it (`tools`, fenced by `sandbox`) and asks the model again.
+
+Imports point one way: cli → serving → server → rounds → {relay, tools} → {transport, accounts, auth, sandbox, observe} → wire.
+`config` and `presets` are read by `serving`, `signing`, `outbound`, `toolmaking` and `cli` only: the other rooms get what they need as
+arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment

@@ -13,36 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qproxy.bucket import Bucket
 from qproxy.keys import Key
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
+from qproxy.wire.vectors import Texts
 
-MINUTE = 60.0
 TOKENS_OF_AN_IMAGE = 1000
 BYTES_OF_A_TOKEN = 4
-
-
-class Bucket:
-    """A count that refills to `capacity` in a minute."""
-
-    def __init__(self, capacity: int, now: float) -> None:
-        self.capacity = capacity
-        self._left = float(capacity)
-        self._at = now
-
-    def left(self, now: float) -> float:
-        self._left = min(self.capacity, self._left + self.capacity * (now - self._at) / MINUTE)
-        self._at = now
-        return self._left
-
-    def wait(self, count: float, now: float) -> float:
-        """Seconds until `count` can be taken; more than a minute's worth counts as that much."""
-        return max(0.0, (min(count, self.capacity) - self.left(now)) * MINUTE / self.capacity)
-
-    def take(self, count: float, now: float) -> None:
-        """Also more than is left, and less than nothing."""
-        self._left = min(self.capacity, self.left(now) - count)
 
 
 @dataclass(eq=False, slots=True)
@@ -132,6 +111,11 @@ def estimate(turn: Turn) -> tuple[int, int]:
     tools = len(jsontext.dumps(list(turn.tools))) // BYTES_OF_A_TOKEN if turn.tools else 0
     most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
     return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
+
+
+def estimate_texts(asked: Texts) -> int:
+    """About how many tokens the texts of a request for embeddings are."""
+    return sum(map(_size, asked.texts)) + 1
 
 
 def _size(content: JSON) -> int:

@@ -6,13 +6,18 @@ before a request finds out.  Sources: Model Studio's region and plan pages, qwen
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
+
+
+FREE_TIER_ENDED = "Alibaba ended the free tier behind Qwen accounts on 2026-04-15: signing in may work while chat is refused."
 
 
 class ConfigError(Exception):
@@ -39,6 +44,13 @@ PRESETS: dict[str, Preset] = {
     "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
     "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
+EMBEDDING_BATCHES = {"payg": 10, "open": 32}
+"""By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
+or token plan, or has logged in, cannot embed."""
+COMPLETIONS = {"payg": ["qwen2.5-coder-*", "qwen-coder-turbo*"], "open": ["*"]}
+"""By plan: the models that the server's own `/completions` takes.  vLLM, SGLang, llama.cpp and Ollama have it for all."""
+LOGIN_RPM = 60
+"""What a login was allowed a minute, when there were free ones."""
 WORKSPACE_REGIONS = (
     "cn-beijing",
     "ap-southeast-1",
@@ -54,7 +66,8 @@ class AccountConfig:
     """One `[[accounts]]` table."""
 
     name: str
-    kind: Literal["key", "open"] = "key"
+    kind: Literal["key", "open", "oauth"] = "key"
+    """An API key; a server of your own; an account that `qproxy login` signs in."""
     preset: str | None = None
     base_url: str | None = None
     workspace: str | None = None
@@ -63,10 +76,16 @@ class AccountConfig:
     key: str | None = field(default=None, repr=False)
     key_env: str | None = None
     key_file: str | None = None
+    credentials: str | None = None
+    """Where the tokens of a signed-in account are, if not in our own directory: `~/.qwen` shares qwen-code's."""
     plan: str | None = None
     models: list[str] = field(default_factory=lambda: ["*"])
     weight: float = 1.0
     max_in_flight: int | None = None
+    rpm: int | None = None
+    """Requests a minute; 0 is no limit.  A login has 60 unless told otherwise."""
+    tpm: int | None = None
+    """Tokens a minute, in and out; 0 is no limit."""
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     dialect: Literal["compatible", "dashscope"] = "compatible"
@@ -74,6 +93,16 @@ class AccountConfig:
     tool_schema: Literal["openai", "function_declarations"] = "openai"
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
     """Write tools into the prompt, for a server without a tool parser."""
+    completions: list[str] | None = None
+    """Patterns of the models that the server's own `/completions` takes; others are asked in a chat."""
+    embedding_batch: int | None = None
+    """The most texts in one request for embeddings; 0 for an account that cannot embed."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others on disk, where its key is not: another key or server is another account."""
+        what = "\n".join((self.kind, self.name, self.base_url or "", self.key or ""))
+        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
 def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
@@ -92,6 +121,9 @@ def resolve(account: AccountConfig) -> AccountConfig:
             )
         preset = PRESETS[account.preset]
         base_url, plan = base_url or _filled(account, preset, where), plan or preset.plan
+    if account.kind == "oauth":
+        _check_name(account.name, where)
+        base_url, plan = base_url or PRESETS["beijing"].base_url, plan or "oauth"
     if base_url is None:
         raise ConfigError(f"{where}: set a preset or a base_url.")
     parts = urlsplit(base_url)
@@ -109,7 +141,27 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
-    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key)
+    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_abilities(account, plan))
+
+
+def _abilities(account: AccountConfig, plan: str) -> dict[str, Any]:
+    """What an account can do: as it says, else as its plan lets one expect."""
+    batch, completions = account.embedding_batch, account.completions
+    if batch is not None and batch < 0:
+        raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
+    return {
+        "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
+        "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
+        "rpm": LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm,
+    }
+
+
+def _check_name(name: str, where: str) -> None:
+    """The name of a signed-in account is that of a directory."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}", name):
+        raise ConfigError(
+            f"{where}: the name of an account that is signed in has letters, digits and _ . @ - only."
+        )
 
 
 def _filled(account: AccountConfig, preset: Preset, where: str) -> str:
@@ -150,8 +202,19 @@ def zero_configuration(environ: Mapping[str, str], region: str) -> tuple[Account
     return tuple(accounts)
 
 
+def signed_in(folder: Path) -> tuple[AccountConfig, ...]:
+    """The accounts that `qproxy login` has signed in, by their directories."""
+    try:
+        names = sorted(path.parent.name for path in folder.glob("*/oauth_creds.json"))
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read ({error.strerror}).") from None
+    return tuple(AccountConfig(name, kind="oauth") for name in names)
+
+
 def key_warnings(account: AccountConfig) -> list[str]:
     """What is likely wrong about a resolved account's key, and its plan's terms."""
+    if account.kind == "oauth":
+        return [f"account {account.name!r}: {FREE_TIER_ENDED}"]
     warnings = []
     key, url = account.key or "", account.base_url or ""
     host = urlsplit(url).hostname or ""

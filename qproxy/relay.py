@@ -21,11 +21,13 @@ import trio
 
 from qproxy.accounts import Account, Accounts
 from qproxy.auth import Credential
+from qproxy.meters import estimate
 from qproxy.observe import Story
+from qproxy.prompts import Pulled, Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
-from qproxy.wire.errors import RequestError, Retry, UpstreamError
+from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, Turn, Usage
 from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
@@ -54,6 +56,8 @@ class Answer:
         self._pending: list[Event] = []
         self._over = False
         self._bytes = 0
+        self._usage: Usage | None = None
+        self._pieces = 0
 
     def __repr__(self) -> str:
         return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
@@ -76,6 +80,10 @@ class Answer:
             if events:
                 return events
         return []
+
+    def tokens(self, prompt: int) -> int:
+        """How many it took: as the server says, else about so many as there are events, and the prompt's."""
+        return self._usage.total_tokens if self._usage else prompt + self._pieces
 
     async def all(self) -> list[Event]:
         """The rest of the answer, up to a size that nobody's answer has."""
@@ -136,8 +144,9 @@ class Answer:
         seen = []
         for event in events:
             seen.append(event)
+            self._pieces += 1
             if isinstance(event, Usage):
-                self._story.usage = event
+                self._story.usage = self._usage = event
             elif isinstance(event, Failed):
                 self._over = True
                 break
@@ -154,6 +163,8 @@ class Policy:
     strict_params: bool = False
     forced_tools: str = "thinking-off"
     stream_upstream: str = "always"
+    embedding_requests: int = 8
+    """The most batches that one request for embeddings has under way at once."""
     profile: Callable[[str], toolcalls.Profile] = lambda model: toolcalls.Profile()
 
 
@@ -165,19 +176,32 @@ class Relay:
         self.transport = transport
         self.policy = policy
 
-    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+    async def open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Pulled:
         """The answer to a turn, begun.  What it holds open is closed by `stack`.
 
         Raises QproxyError when no account could begin one.
         """
-        for request in turn.requested:
-            raise RequestError("This server runs no such tool.", param=request.path, code="unknown_tool")
+        if turn.completion is None or len(turn.completion.prompts) == 1:
+            return await self._open(turn, story, stack)
+        series = Series(turn, story, stack, self._open)
+        await series.begin(stream=turn.stream)
+        return series
+
+    async def _open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
+        """The answer to a turn of one conversation or prompt."""
         story.model = turn.model
         model = self.policy.aliases.get(turn.model, turn.model)
         learned = False
 
+        prompt_tokens, most = estimate(turn) if self.accounts.counts_tokens else (0, 0)
+        begun: list[Answer] = []
+
         async def begin(account: Account, credential: Credential, attempt: AsyncExitStack) -> Answer:
-            return await self._begin(turn, model, account, credential, story, attempt)
+            begun[:] = [await self._begin(turn, model, account, credential, story, attempt)]
+            return begun[0]
+
+        def used() -> int:
+            return begun[0].tokens(prompt_tokens) if begun else 0
 
         def mend(error: UpstreamError) -> bool:
             nonlocal turn, learned
@@ -186,7 +210,7 @@ class Relay:
             return mended is not None
 
         tries = Tries(self.accounts, model, story, affinity=conversation(turn))
-        return await tries.until_begun(begin, stack, mend=mend)
+        return await tries.until_begun(begin, stack, mend=mend, tokens=prompt_tokens + most, used=used)
 
     async def _begin(
         self,
@@ -198,15 +222,7 @@ class Relay:
         stack: AsyncExitStack,
     ) -> Answer:
         """One try with one account: its answer once the first event is there."""
-        target = Target(
-            credential.base_url,
-            model,
-            credential.token,
-            account.family,
-            account.plan,
-            (*account.headers, *story.carried),
-            account.tool_schema,
-        )
+        target = account.target(credential, model, story.carried)
         dialect = DIALECTS[account.dialect]
         turn, undo = adaptation.adapt(turn, names=account.family == "dashscope")
         sent = self._adapted(turn, target, account, story)
@@ -274,7 +290,9 @@ def _check_encoding(response: Response) -> None:
 
 
 def conversation(turn: Turn) -> str:
-    """A key that all turns of one conversation share: its first messages, up to the first of the user."""
+    """A key that all turns of one conversation share: its first messages, up to the first of the user; "" for none."""
+    if not turn.messages:
+        return ""
     digest = hashlib.blake2b(digest_size=8)
     for message in turn.messages[:4]:
         digest.update(str(message.get("content"))[:2000].encode("utf-8", "surrogatepass"))

@@ -32,7 +32,7 @@ from qproxy.server import Server
 
 AT_START = frozenset({
     "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout",
-    "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
+    "accounts_file", "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_days",
 })  # fmt: skip
 """Settings that a running server cannot take up."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import resource
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,49 +18,64 @@ from typing import Any
 
 import trio
 
-from qproxy import hypercorn, watching
+from qproxy import hypercorn, outbound, signing, toolmaking, watching
 from qproxy.accounts import Account, Accounts
+from qproxy.accounts.board_file import BoardFile
+from qproxy.accounts.pacing import Pace
+from qproxy.accounts.sharing import Sharing
 from qproxy.admission import Admission
-from qproxy.auth import StaticKey
-from qproxy.config import Config, home, load, proxy_environment
+from qproxy.auth import CredentialSource, StaticKey
+from qproxy.config import Config, home, load
 from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
+from qproxy.sandbox import Site
 from qproxy.server import Server
 from qproxy.stored import Store
 from qproxy.stored.sqlite import SQLiteStore
-from qproxy.transport import Limits, Proxy, Transport
-from qproxy.transport.pool import Connect
+from qproxy.toolmaking import ToolLike
+from qproxy.transport import Connect, Transport
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
 
 SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
-TRANSPORT_SETTINGS = (
-    "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
-    "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
-)  # fmt: skip
+MEMORY_BYTES = 64 * 1024 * 1024
+"""Of responses that are kept in memory."""
+TOOL_SETTINGS = ("tools", "tool_offers", "tool_rounds", "tool_memory_seconds")
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip
 log = logging.getLogger("qproxy")
 
 
-def assemble(config: Config, *, connect: Connect | None = None) -> Server:
+def assemble(
+    config: Config,
+    *,
+    connect: Connect | None = None,
+    tools: Sequence[ToolLike] = (),
+    site: Site | None = None,
+) -> Server:
     """The server's parts, wired together.
 
-    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own.
+    `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
+    program's functions that models may call, `site` its way to a sandbox.
     """
-    server = _assembled(config, connect or trio.open_tcp_stream)
+    server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
     watching.watch(server, config)
+    if config.accounts_file:
+        server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
+        server.background.append(server.relay.accounts.keep_sharing)
     return server
 
 
-def _assembled(config: Config, connect: Connect) -> Server:
+def _assembled(
+    config: Config, connect: Connect, tools: Sequence[ToolLike] = (), site: Site | None = None
+) -> Server:
     known = {rule.name for rule in rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
@@ -70,32 +84,38 @@ def _assembled(config: Config, connect: Connect) -> Server:
         raise ConfigError(
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
-    accounts = [_account(entry) for entry in config.all_accounts()]
-    return _server(config, accounts, _transport(config, connect), _store(config))
+    accounts = [_account(entry, config, connect) for entry in config.all_accounts()]
+    server = _server(config, accounts, outbound.transport(config, connect), _store(config))
+    server.workshop = toolmaking.workshop(config, tools, site)
+    return server
 
 
 def reassemble(config: Config, before: Config, server: Server) -> Server:
     """The parts for another configuration; what its settings do not change is that of the running server."""
     parts, known = _assembled(config, trio.open_tcp_stream), before.all_accounts()
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
-    same = {entry.name for entry in config.all_accounts() if entry in known}
+    same_signing = all(getattr(config, name) == getattr(before, name) for name in signing.SETTINGS)
+    same = {e.name for e in config.all_accounts() if e in known and (e.kind != "oauth" or same_signing)}
     accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
     kept_by = {
         names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
-        for names in (TRANSPORT_SETTINGS, STORE_SETTINGS)
+        for names in (outbound.SETTINGS, STORE_SETTINGS, TOOL_SETTINGS)
     }
-    transport, store = kept_by[TRANSPORT_SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
-    return _server(config, accounts, transport, store)
+    transport, store = kept_by[outbound.SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
+    made = _server(config, accounts, transport, store)
+    made.workshop = kept_by[TOOL_SETTINGS].workshop
+    return made
 
 
 def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
-    accounts = Accounts(entries, queue_timeout=config.queue_timeout)
+    accounts = Accounts(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
     policy = Policy(
         aliases=config.aliases,
         switches=config.rules,
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
+        embedding_requests=config.embedding_requests,
         profile=lambda model: _profile(config, model),
     )
     discovery = Discovery(
@@ -126,13 +146,14 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
 
 
 def _store(config: Config) -> Store | None:
-    """Where responses are kept."""
+    """Where responses are kept: in memory, and not as many, where no file is named."""
     if not config.store_responses:
         return None
+    path = Path(config.responses_file) if config.responses_file else None
     return SQLiteStore(
-        Path(config.responses_file) if config.responses_file else None,
+        path,
         max_age=config.responses_max_age,
-        max_bytes=config.responses_max_bytes,
+        max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MEMORY_BYTES),
         timeout=config.store_timeout,
     )
 
@@ -160,54 +181,34 @@ def _profile(config: Config, model: str) -> Profile:
     )
 
 
-def _account(entry: AccountConfig) -> Account:
+def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> Account:
     assert entry.base_url is not None
+    source: CredentialSource = StaticKey(entry.base_url, entry.key)
+    if entry.kind == "oauth":
+        source = signing.source(entry, config, connect)
     return Account(
         name=entry.name,
-        source=StaticKey(entry.base_url, entry.key),
+        source=source,
         family="open" if entry.kind == "open" else "dashscope",
         plan=entry.plan or "payg",
         models=tuple(entry.models),
         weight=entry.weight,
         max_in_flight=entry.max_in_flight,
+        identity=entry.identity,
+        pace=Pace(entry.rpm, entry.tpm),
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
         dialect=entry.dialect,
         tool_schema=entry.tool_schema,
         render_tools=entry.render_tools,
+        completions=tuple(entry.completions or ()),
+        embedding_batch=entry.embedding_batch or 0,
     )
 
 
-def _transport(config: Config, connect: Connect) -> Transport:
-    limits = Limits(
-        connect_timeout=config.connect_timeout,
-        write_timeout=config.write_timeout,
-        first_byte_timeout=config.first_byte_timeout or None,
-        idle_timeout=config.idle_timeout or None,
-        total_timeout=config.total_timeout or None,
-        pool_timeout=config.pool_timeout,
-        pool_idle=config.pool_idle,
-        max_connections=config.max_connections,
-    )
-    try:
-        named = config.proxy
-        proxy = (
-            Proxy.everywhere(named, config.no_proxy) if named else Proxy.from_environment(proxy_environment())
-        )
-    except ValueError:
-        raise ConfigError("proxy: expected http[s]://[user:password@]host:port.") from None
-    context = None
-    if config.ca_bundle is not None:
-        try:
-            context = ssl.create_default_context(cafile=config.ca_bundle)
-        except OSError as error:
-            raise ConfigError(f"ca_bundle: {config.ca_bundle} cannot be used ({error}).") from None
-    return Transport(limits, proxy=proxy, ssl_context=context, connect=connect)
-
-
-def create_app(config: Config | None = None) -> Any:
-    """The Quart-Trio app; without a config, from qproxy.toml and the environment."""
-    return assemble(config or load()).app()
+def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
+    """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
+    return assemble(config or load(), tools=tools).app()
 
 
 async def serve(
@@ -215,11 +216,12 @@ async def serve(
     *,
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     server: Server | None = None,
+    tools: Sequence[ToolLike] = (),
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs."""
+    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.  `tools`: as `assemble`."""
     config.check()
-    server = server or assemble(config)
+    server = server or assemble(config, tools=tools)
     try:
         async with trio.open_nursery() as nursery:
             await _serve(config, shutdown_trigger, server, nursery, task_status)
@@ -300,6 +302,11 @@ def raise_file_limit(config: Config) -> None:
         log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
 
 
+def _where(account: AccountConfig) -> str:
+    """Where an account's requests go, for people; the tokens of a signed-in one say it each time."""
+    return "signed in" if account.kind == "oauth" else str(account.base_url)
+
+
 async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Config]) -> None:
     stop, server = trio.Event(), assemble(config)
 
@@ -318,5 +325,5 @@ async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Co
 
         urls = await nursery.start(serving)
         nursery.start_soon(reloader.while_running, home(), int(urls[0].rpartition(":")[2]))
-        names = ", ".join(f"{account.name} ({account.base_url})" for account in config.all_accounts())
+        names = ", ".join(f"{account.name} ({_where(account)})" for account in config.all_accounts())
         say(f"qproxy serves {urls[0]}/v1 from {names}")

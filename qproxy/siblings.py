@@ -51,7 +51,8 @@ class Siblings:
             return
         with trio.socket.socket(trio.socket.AF_UNIX) as listening:
             try:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for folder in (*reversed(self._directory.parents[:2]), self._directory):
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._own.unlink(missing_ok=True)
                 await listening.bind(str(self._own))
                 listening.listen()

@@ -8,7 +8,7 @@ a function of the error and of what has been tried; `Tries` acts on it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeAlias, TypeVar
 
@@ -28,6 +28,8 @@ MAX_TRIES = 3
 RETRY_SECONDS = 20.0
 """After that no further try begins: the client has waited long enough to be told."""
 LONGEST_PAUSE = 2.0
+REFUSALS = frozenset((Retry.ELSEWHERE, Retry.LATER, Retry.REFRESH))
+"""The account will not, rather than the server cannot."""
 
 
 class Action(enum.Enum):
@@ -46,13 +48,14 @@ def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, sec
     """The one place that says whether to try again.
 
     `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
-    this request has renewed the account's token already.  Never for the client's own mistakes; never more than `MAX_TRIES`.
+    this request has renewed the account's token already.  Never for the client's own mistakes.  A refusal goes round all
+    accounts, for it comes at once and costs the upstream nothing; whatever else fails is tried `MAX_TRIES` times at most.
     """
     if seconds >= RETRY_SECONDS or (error.retry is Retry.ONCE and tries > 1):
         return Action.GIVE_UP
     if error.retry is Retry.REFRESH and not refreshed:
         return Action.REFRESH
-    if tries >= MAX_TRIES or error.retry is Retry.NEVER:
+    if error.retry is Retry.NEVER or (tries >= MAX_TRIES and not (others and error.retry in REFUSALS)):
         return Action.GIVE_UP
     if others:
         return Action.ELSEWHERE
@@ -65,6 +68,18 @@ def decide(error: QproxyError, *, tries: int, others: bool, refreshed: bool, sec
 def pause_before(tries: int, error: QproxyError) -> float:
     """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
     return max(0.2 * 2.0 ** (tries - 1), error.retry_after or 0.0)
+
+
+def most_hopeful(failures: Sequence[UpstreamError]) -> UpstreamError:
+    """What to tell the client: the last word, but of several accounts' refusals rather one that it may wait for, and
+    rather one about an account than another account's "no such model"."""
+    last = failures[-1]
+    refusals = [failure for failure in failures if failure.retry in REFUSALS]
+    if last not in refusals:
+        return last
+    return max(
+        reversed(refusals), key=lambda error: (error.should_retry is True, error.status not in (403, 404))
+    )
 
 
 def _never(error: UpstreamError) -> bool:
@@ -84,6 +99,7 @@ class Tries:
         self._affinity = affinity
         self._began = trio.current_time()
         self._count = 0
+        self._failures: list[UpstreamError] = []
         self._tried: list[Account] = []
         self._refreshed: list[Account] = []
 
@@ -91,9 +107,17 @@ class Tries:
         return f"<Tries {self._count} at {self._model}>"
 
     async def until_begun(
-        self, begin: Begin[T], stack: AsyncExitStack, *, mend: Callable[[UpstreamError], bool] = _never
+        self,
+        begin: Begin[T],
+        stack: AsyncExitStack,
+        *,
+        mend: Callable[[UpstreamError], bool] = _never,
+        tokens: int = 0,
+        used: Callable[[], int | None] = lambda: None,
     ) -> T:
         """What `begin` gives; what it opened, and the lease, is closed by `stack`.
+
+        An account that is paced by tokens has `tokens` reserved for it, and at the end `used` says how many it took.
 
         `mend(error)` may change the request and say that this is worth a try of its own.  Raises QproxyError when no
         account could begin.
@@ -104,10 +128,15 @@ class Tries:
             async with AsyncExitStack() as attempt:
                 account = await attempt.enter_async_context(
                     self._accounts.lease(
-                        self._model, task=self._task, affinity=self._affinity, without=self._tried
+                        self._model,
+                        task=self._task,
+                        affinity=self._affinity,
+                        without=self._tried,
+                        tokens=tokens,
+                        used=used,
                     )
                 )
-                credential = None
+                credential, asked = None, trio.current_time()
                 try:
                     credential = await account.source.credential()
                     self._story.began_try(account.name, self._model, credential.base_url)
@@ -115,9 +144,9 @@ class Tries:
                 except UpstreamError as error:
                     failure = error
                     self._story.failed_try(account.name, error)
-                    account.failed(error, trio.current_time())
+                    account.failed(error, trio.current_time(), self._model)
                 else:
-                    account.succeeded()
+                    account.succeeded(self._model, asked)
                     stack.push_async_exit(attempt.pop_all())
                     return begun
             self._story.upstream_request_id = failure.request_id or self._story.upstream_request_id
@@ -125,7 +154,8 @@ class Tries:
                 await self._go_on(failure, account, credential)
 
     async def _go_on(self, failure: UpstreamError, account: Account, credential: Credential | None) -> None:
-        """Return when another try may begin; raise the failure when none may."""
+        """Return when another try may begin; raise what to tell the client when none may."""
+        self._failures.append(failure)
         now = trio.current_time()
         others = another(
             self._accounts.accounts, self._model, task=self._task, now=now, without=[*self._tried, account]
@@ -142,10 +172,11 @@ class Tries:
             if action is Action.REFRESH:
                 self._refreshed.append(account)
                 if newer:
+                    account.renewed()
                     return
                 action = Action.ELSEWHERE if others else Action.GIVE_UP
         if action is Action.GIVE_UP:
-            raise failure
+            raise most_hopeful(self._failures)
         if action is Action.ELSEWHERE:
             self._tried.append(account)
         else:

@@ -105,10 +105,10 @@ def accounts(*names, **settings):
 
 
 @asynccontextmanager
-async def world(*, emulator=None, through=None, **settings) -> AsyncIterator[World]:
+async def world(*, emulator=None, through=None, functions=(), site=None, **settings) -> AsyncIterator[World]:
     """An app in front of an emulator; `settings` are those of `Config`.
 
-    `through(connect, host, port)` makes the connections where they are not to be plain and working ones.
+    `functions` are Python functions as tools, `site` a way to a sandbox; `through(connect, host, port)` makes the connections where they are not to be plain and working ones.
     """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
@@ -120,7 +120,7 @@ async def world(*, emulator=None, through=None, **settings) -> AsyncIterator[Wor
             return ours
 
         way = connect if through is None else partial(through, connect)
-        server = assemble(Config(**settings), connect=way)
+        server = assemble(Config(**settings), connect=way, tools=functions, site=site)
         app = server.app()
         async with in_process(app) as client:
             yield World(emulator, server, app, client)

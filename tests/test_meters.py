@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy import keys
+from qproxy.bucket import Bucket
 from qproxy.emulator import FAULTS, Pause, Reply
 from qproxy.emulator.faults import DONE, chunk
 from qproxy.keys import Key
-from qproxy.meters import Bucket, Meter, Meters, estimate, span
+from qproxy.meters import Meter, Meters, estimate, span
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
 from tests.helpers import HELLO, frames, world

@@ -7,12 +7,14 @@ import socket
 import pytest
 import trio
 
+from qproxy.circuit import THRESHOLD
 from qproxy.config import Config
 from qproxy.emulator import FAULTS, Pause, Reply
 from qproxy.emulator.faults import chunk
 from qproxy.health import health
 from qproxy.siblings import Siblings
 from qproxy.watching import log_to_stderr
+from qproxy.wire.errors import Retry, UpstreamError
 from tests.auth.parts import signed
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.observe.test_metrics import samples, value
@@ -114,7 +116,9 @@ async def test_who_may_read_the_metrics(access, headers, status):
     [
         (["ready", "resting"], False, "ready"),
         (["full"], False, "ready"),
-        (["resting", "down"], False, "unusable"),
+        (["resting", "down"], False, "ready"),
+        (["paced"], False, "ready"),
+        (["down", "down"], False, "unusable"),
         ([], False, "unusable"),
         (["ready"], True, "draining"),
     ],
@@ -126,12 +130,19 @@ def test_health(states, draining, state):
 
 
 async def test_readyz_follows_the_accounts():
-    """/readyz is 503 while every account rests, and says how many are how; /livez asks nobody."""
+    """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez asks nobody."""
     async with world(accounts=accounts("one", "two")) as it:
-        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}})
+        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}, "usable": 2})
         for account in it.server.relay.accounts.accounts:
-            account.resting_until = trio.current_time() + 100
-        assert await it.get("/readyz") == (503, {"status": "unusable", "accounts": {"resting": 2}})
+            account.failed(UpstreamError("x", code="insufficient_quota"), trio.current_time())
+        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"resting": 2}, "usable": 0})
+        for account in it.server.relay.accounts.accounts:
+            for _ in range(THRESHOLD):
+                account.failed(UpstreamError("x", retry=Retry.QUICKLY), trio.current_time())
+        assert await it.get("/readyz") == (
+            503,
+            {"status": "unusable", "accounts": {"down": 2}, "usable": 0},
+        )
         assert await it.get("/livez") == (200, {"status": "ok"})
         it.server.draining = True
         assert (await it.get("/readyz"))[1]["status"] == "draining"

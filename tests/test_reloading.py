@@ -183,7 +183,7 @@ async def test_what_did_not_change_is_kept():
     before = settings("one", "two", "three")
     server = assemble(before)
     one, two, _ = server.relay.accounts.accounts
-    one.resting_until, one.in_flight = 99.0, 3
+    one.requests, one.in_flight = 99, 3
     accounts, transport, admission = server.relay.accounts, server.relay.transport, server.admission
     after = settings("two", "one", "four", two="other", api_keys=["k"])
     await server.take_up(reassemble(after, before, server))

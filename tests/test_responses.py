@@ -1,6 +1,7 @@
 """The Responses API through the server: in memory, and with the official client over real sockets."""
 
 import json
+from dataclasses import replace
 
 import openai
 import pytest
@@ -8,10 +9,14 @@ import trio
 from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
-from tests.helpers import MODEL, world
+from qproxy.config import Config
+from qproxy.emulator import Reply
+from qproxy.serving import assemble, reassemble
+from tests.helpers import MODEL, accounts, world
 from tests.sdk_judge import judge, refusal
 from tests.test_sdk import run, sdk
 from tests.wire.endpoints.responses.test_answer import read
+from tests.wire.test_recorded import FILES, TOOLS, expected
 
 PATH = "/v1/responses"
 QUESTION = "What is the weather in Paris?"
@@ -80,6 +85,39 @@ def _without(ids, value):
     for id_, blank in ids.items():
         text = text.replace(id_, blank)
     return text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+async def test_recorded(path):
+    """The recorded streams arrive as items that say what the files say; one that fails says what had come."""
+    functions: list = [tool["function"] for tool in TOOLS]
+    tools = [{"type": "function", **function} for function in functions]
+    meaning = expected(path)
+    async with world() as w:
+        w.emulator.script(Reply((path.read_bytes(),)))
+        _, text = await stream(w, ASK | {"tools": tools})
+        events = read(text)
+        last = events[-2 if "failed" in meaning else -1]
+        status = (
+            "failed"
+            if "failed" in meaning
+            else "incomplete"
+            if meaning["reason"] == "length"
+            else "completed"
+        )
+        assert last["type"] == f"response.{status}"
+        output = last["response"]["output"]
+        parts = [part for item in output for part in item.get("content", ())]
+        assert "".join(part["text"] for part in parts) == meaning["text"]
+        thoughts = [part for item in output for part in item.get("summary", ())]
+        assert "".join(part["text"] for part in thoughts) == meaning["thought"]
+        calls = [[item["name"], item["arguments"]] for item in output if item["type"] == "function_call"]
+        assert calls == meaning["calls"]
+        if status != "failed":
+            w.emulator.script(Reply((path.read_bytes(),)))
+            _, _, whole = await w.post(ASK | {"tools": tools}, PATH)
+            assert judge(Response, whole).status == status
+            assert [item["type"] for item in whole["output"]] == [item["type"] for item in output]
 
 
 REFUSED = {
@@ -230,8 +268,8 @@ async def test_a_server_without_a_store():
 
 async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
     """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and counted."""
-    (tmp_path / "responses.db").mkdir()
-    async with world(responses_file=str(tmp_path / "responses.db")) as w:
+    (tmp_path / "responses.sqlite3").mkdir()
+    async with world(responses_file=str(tmp_path / "responses.sqlite3")) as w:
         for streamed in (False, True):
             first = await asked(w, ASK, streamed)
         status, body = await tell(w, "GET", f"/{first['id']}")
@@ -244,12 +282,29 @@ async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
 
 async def test_a_restart_keeps_conversations(tmp_path):
     """Another server with the same file goes on with the conversation."""
-    settings = {"responses_file": str(tmp_path / "responses.db")}
+    settings = {"responses_file": str(tmp_path / "responses.sqlite3")}
     async with world(**settings) as w:
         first = await asked(w, ASK)
     async with world(**settings) as w:
         await asked(w, ASK | {"previous_response_id": first["id"]})
         assert len(w.emulator.requests[-1].body["messages"]) == 3
+
+
+async def test_a_reload_keeps_the_store():
+    """Another configuration takes another store only where it says so."""
+    before = Config(accounts=accounts("one"))
+    server = assemble(before)
+    store = server.store
+
+    async def reload(**settings):
+        await server.take_up(reassemble(replace(before, **settings), before, server))
+        return server.store
+
+    assert await reload(default_model=MODEL) is store
+    other = await reload(store_timeout=1.0)
+    assert other is not None
+    assert other is not store
+    assert await reload(store_responses=False) is None
 
 
 async def test_a_response_that_failed_is_not_kept():

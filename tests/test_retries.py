@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qproxy.circuit import LONGEST_PAUSE, THRESHOLD, Circuit, is_down
 from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
 from qproxy.emulator.faults import event, json_reply
-from qproxy.trying import Action, decide
+from qproxy.trying import REFUSALS, Action, decide
 from qproxy.wire.errors import Overloaded, RequestError, Retry, UpstreamError
 from tests.helpers import HELLO, accounts, world
 
@@ -114,13 +114,33 @@ def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
     if action is not Action.GIVE_UP:
         assert seconds < 20
         assert retry is not Retry.NEVER
-        assert tries < 3 or action is Action.REFRESH
+        assert tries < 3 or action is Action.REFRESH or (action is Action.ELSEWHERE and retry in REFUSALS)
     if action is Action.AGAIN:
         assert (wait or 0) <= 2
     if action is Action.REFRESH:
         assert not refreshed
     if action is Action.ELSEWHERE:
         assert others
+
+
+async def test_every_account_is_asked_before_a_refusal_is_passed_on(autojump_clock):
+    """Four accounts without quota cost the client nothing when the fifth has some."""
+    names = ("one", "two", "three", "four", "five")
+    async with world(accounts=accounts(*names, plan="coding")) as it:
+        it.emulator.script(*[refusal(429, "insufficient_quota", "week allocated quota exceeded")] * 4)
+        assert (await it.post(HELLO))[0] == 200
+        assert {seen.headers["host"] for seen in it.emulator.requests} == {f"{name}.test" for name in names}
+        assert it.sound()
+
+
+async def test_the_most_hopeful_refusal_is_told(autojump_clock):
+    """A minute's limit of the account that has the model is the news, not that another one lacks it."""
+    for order in (1, -1):
+        async with world(accounts=accounts("one", "two")) as it:
+            it.emulator.script(*[refusal(429, "limit_requests"), refusal(404, "model_not_found")][::order])
+            status, headers, _ = await it.post(HELLO)
+            assert (status, headers["x-should-retry"]) == (429, "true")
+            assert 1 < int(headers["retry-after"]) <= 60
 
 
 def test_errors_of_ours_say_whether_to_retry():

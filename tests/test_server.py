@@ -3,15 +3,13 @@
 import json
 import logging
 
-import h2.events
-import h11
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
+from qproxy.emulator import FAULTS, Cut, Emulator, Reply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
-from tests.helpers import HELLO, MODEL, accounts, frames, h1, h2c, world
+from tests.helpers import HELLO, MODEL, accounts, frames, world
 
 WEATHER: dict = {
     "type": "function",
@@ -407,85 +405,6 @@ async def test_one_log_line_and_no_secret(caplog):
         everything = caplog.text + repr(it) + repr([line.__dict__ for line in caplog.records])
         for secret in ("sk-test-key", "client-secret", "Hello there"):
             assert secret not in everything
-
-
-# Cancellation
-
-
-def slow(*pieces):
-    return Reply((*pieces, Pause(1000), DONE))
-
-
-BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
-SITUATIONS = {
-    "before the head": (Reply((Pause(1000),)), True, 0),
-    "before the first event": (slow(b": wait\n\n"), True, 0),
-    "in mid-stream": (slow(BEGUN), True, 1),
-    "whole answer": (slow(BEGUN), False, 0),
-}
-
-
-@pytest.mark.parametrize(("reply", "stream", "read"), SITUATIONS.values(), ids=SITUATIONS.keys())
-@pytest.mark.parametrize("how", ["close", "half-close"])
-async def test_h1_client_leaves(reply, stream, read, how, autojump_clock):
-    """A client that leaves frees the upstream within 100 ms, whatever the request was waiting for."""
-    async with world() as it, h1(it.app) as client:
-        it.emulator.script(reply)
-        await client.send(
-            "POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": stream}).encode(), [JSON_HEADER]
-        )
-        if read:
-            assert (await client.event()).status_code == 200
-            assert isinstance(await client.event(), h11.Data)
-        await trio.testing.wait_all_tasks_blocked()
-        (seen,) = it.emulator.requests
-        with trio.fail_after(0.1):
-            if how == "close":
-                await client.aclose()
-            else:
-                await client.stream.send_eof()
-            await seen.left.wait()
-            await trio.testing.wait_all_tasks_blocked()
-        assert it.sound()
-        assert it.server.counts.outcomes == {"client_left": 1}
-
-
-@pytest.mark.parametrize(("reply", "stream", "read"), SITUATIONS.values(), ids=SITUATIONS.keys())
-@pytest.mark.parametrize("how", ["reset", "close"])
-async def test_h2_client_leaves(reply, stream, read, how, autojump_clock):
-    """RST_STREAM and a lost connection free the upstream just so."""
-    async with world() as it, h2c(it.app) as client:
-        it.emulator.script(reply)
-        body = json.dumps({**HELLO, "stream": stream}).encode()
-        stream_id = await client.send("POST", "/v1/chat/completions", body, [JSON_HEADER])
-        if read:
-            await client.event(h2.events.DataReceived)
-        await trio.testing.wait_all_tasks_blocked()
-        (seen,) = it.emulator.requests
-        with trio.fail_after(0.1):
-            if how == "reset":
-                client.http.reset_stream(stream_id)
-                await client.flush()
-            else:
-                await trio.aclose_forcefully(client.stream)
-            await seen.left.wait()
-            await trio.testing.wait_all_tasks_blocked()
-        assert it.sound()
-
-
-async def test_leaving_in_process_cancels_too(autojump_clock):
-    """An embedding program that leaves a response early frees the upstream."""
-    async with world() as it:
-        it.emulator.script(slow(BEGUN))
-        raw = json.dumps({**HELLO, "stream": True}).encode()
-        async with it.client.request(
-            "POST", "/v1/chat/completions", headers=[(b"content-type", b"application/json")], body=raw
-        ) as response:
-            assert await response.receive()
-        (seen,) = it.emulator.requests
-        with trio.fail_after(0.1):
-            await seen.left.wait()
-        assert it.sound()
 
 
 async def test_the_connection_to_the_upstream_is_kept():

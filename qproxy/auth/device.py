@@ -75,6 +75,8 @@ class DeviceFlow:
         self._ends = 0.0
         self._state: State = "starting"
         self._words = "Asking the identity server for a code."
+        self.begun, self.ended = trio.Event(), trio.Event()
+        """There is a code, or none to be had; and it is over."""
 
     def __repr__(self) -> str:
         return f"<DeviceFlow {self._state}>"
@@ -87,22 +89,26 @@ class DeviceFlow:
         left = max(0.0, self._ends - trio.current_time()) if self._state == "pending" else 0.0
         return Progress(self._state, self._words, self._device.user_code, self._device.verification_uri, left)
 
-    async def run(self, task_status: trio.TaskStatus[Progress] = trio.TASK_STATUS_IGNORED) -> Progress:
-        """Go through with it; reports started as soon as there is a code, or none to be had."""
+    async def run(self) -> Progress:
+        """Go through with it; to be called once."""
         try:
             begun = await self._identity.begin(self._proof)
             if isinstance(begun, Device):
                 self._device, self._ends = begun, trio.current_time() + begun.expires_in
                 self._become("pending", "Waiting for the sign-in to be approved in the browser.")
-                task_status.started(self.progress)
+                self.begun.set()
                 await self._until_decided(begun)
             else:
                 self._become("failed", begun.words)
-                task_status.started(self.progress)
         except trio.Cancelled:
             if not self.progress.over:
                 self._become("cancelled", "The sign-in was cancelled.")
             raise
+        finally:
+            if not self.progress.over:
+                self._become("failed", "The sign-in has crashed.")
+            self.begun.set()
+            self.ended.set()
         return self.progress
 
     def _become(self, state: State, words: str) -> None:

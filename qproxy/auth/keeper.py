@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from qproxy.auth.device import DeviceFlow
 from qproxy.auth.disk import LockBusy, Run, held, off_loop
 from qproxy.auth.files import CredentialFile, Draft, Stamp, StorageError
 from qproxy.auth.holding import Holding
@@ -95,6 +96,22 @@ class Keeper:
             self._tell()
             with trio.move_on_after(LOOK_EVERY):
                 await self._wake.wait()
+
+    def flow(self, interval: float) -> DeviceFlow:
+        """A sign-in whose tokens go into the file."""
+        return DeviceFlow(self._identity, self._sign_in, interval=interval, wall=self._wall)
+
+    async def _sign_in(self, tokens: Tokens) -> None:
+        await self._run(self.file.make_directory)
+        async with held(self._lock, self._run):
+            await self._run(self.file.save, tokens)
+
+    async def sign_out(self) -> bool:
+        """Remove the file; whether there was one."""
+        if await self._run(self.file.stamp) is None:
+            return False
+        async with held(self._lock, self._run):
+            return bool(await self._run(self.file.remove))
 
     def _tell(self) -> None:
         """Log the state when it is another one than last time."""
@@ -233,6 +250,7 @@ class Keeper:
         wall = self._wall()
         self._take_up(self._holding.tokens.renewed(answer, wall))
         self._holding.granted(sent, wall)
+        log.info("account %s: a new token, for %.0f s", self._holding.name, self.left())
         if draft is not None:
             try:
                 await self._run(draft.publish, self._holding.tokens)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import trio
 
+from qproxy.auth.device import DeviceFlow
 from qproxy.auth.holding import Holding
 from qproxy.auth.keeper import Ask, Keeper
 from qproxy.auth.source import Credential
@@ -25,13 +26,22 @@ PATIENCE = 70.0
 class OAuthSource:
     """A signed-in account; its `keep` must be running, supervised."""
 
-    def __init__(self, holding: Holding, keeper: Keeper, *, hosts: Sequence[str], fallback_url: str) -> None:
+    def __init__(
+        self,
+        holding: Holding,
+        keeper: Keeper,
+        *,
+        hosts: Sequence[str],
+        fallback_url: str,
+        interval: float = 5.0,
+    ) -> None:
         self.name = holding.name
         self.keeper = keeper
         self.keep = keeper.keep
         self._holding = holding
         self._hosts = tuple(hosts)
         self._fallback_url = fallback_url
+        self._interval = interval
 
     def __repr__(self) -> str:
         status = self.status()
@@ -55,6 +65,10 @@ class OAuthSource:
                 return False
             await self._round(Ask(holding.generation))
         return credential.generation != holding.generation and self.keeper.left() > 0
+
+    def flow(self) -> DeviceFlow:
+        """A sign-in to this account, not begun."""
+        return self.keeper.flow(self._interval)
 
     def look_again(self) -> None:
         """The file has just changed (a sign-in in this process): read it now."""

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import demo, keys, reload, serve, usage
+from qproxy.cli import accounts, demo, emulator, keys, login, logout, reload, serve, tools, usage
 from qproxy.cli.saying import complain
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
@@ -34,8 +34,13 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "serve": serve,
     "demo": demo,
+    "login": login,
+    "logout": logout,
+    "emulator": emulator,
     "reload": reload,
     "keys": keys,
+    "accounts": accounts,
+    "tools": tools,
     "usage": usage,
 }
 

@@ -15,6 +15,11 @@ def remark(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def remark_over(line: str) -> None:
+    """A remark in the place of the one before, in a terminal."""
+    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
 def complain(line: str) -> None:
     """Why a command failed."""
     remark(f"qproxy: {line}")

@@ -82,13 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
     from qproxy.ledger.usage import used
+    from qproxy.observe.lines import printable  # a model's name is the client's choice
 
     since = WINDOWS[window].begins(now) if window in WINDOWS else None
     return [
         {
             "window": window,
             "since": None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since)),
-            "name": use.name,
+            "name": printable(use.name),
             "requests": use.requests,
             "failed": use.failed,
             "prompt_tokens": use.prompt_tokens,

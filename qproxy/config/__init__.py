@@ -1,6 +1,7 @@
 """Configuration: one frozen `Config` from defaults < TOML < environment < flags.
 
 settings   the table of settings
+tools      the tables of tools
 reading    values from TOML, variables and flags, checked
 
 This is the only room that reads the environment.  Accounts and their presets are in `presets`.
@@ -16,7 +17,8 @@ from typing import Any
 
 from qproxy.config.reading import parse, read_environment, read_toml, words
 from qproxy.config.settings import SETTINGS, TYPES, Config
-from qproxy.presets import with_key, zero_configuration
+from qproxy.config.tools import located, with_environment
+from qproxy.presets import signed_in, with_key, zero_configuration
 
 __all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
 
@@ -36,13 +38,17 @@ def load(
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
+    values.setdefault("accounts_file", str(home(environ) / "accounts.db"))
     values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
-    values.setdefault("responses_file", str(home(environ) / "responses.db"))
+    values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
     config = Config(**values)
     accounts = tuple(with_key(account, environ) for account in config.accounts)
-    config = dataclasses.replace(config, accounts=accounts)
+    folder = Path(chosen).parent if chosen else Path()
+    tools = tuple(located(with_environment(entry, environ), folder) for entry in config.tools)
+    config = dataclasses.replace(config, accounts=accounts, tools=tools)
     if not config.accounts and config.upstream is None:
-        config = dataclasses.replace(config, accounts=zero_configuration(environ, config.region))
+        found = (*zero_configuration(environ, config.region), *signed_in(home(environ) / "accounts"))
+        config = dataclasses.replace(config, accounts=found)
     return config
 
 

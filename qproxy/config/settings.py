@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from qproxy import keys
+from qproxy.config.tools import OfferConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -66,7 +68,7 @@ class Config:
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
     max_connections: int = setting(1000, "connections at once to one upstream host")
     queue_timeout: float = setting(
-        1.0, "waiting for a place when max_requests are taken, or for an account at its max_in_flight"
+        1.0, "waiting for a place when max_requests are taken, or for an account at its limits"
     )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
     body_timeout: float = setting(60.0, "for a client to send its request's body")
@@ -91,6 +93,10 @@ class Config:
     keys_file: str | None = setting(
         None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
     )
+    accounts_file: str | None = setting(
+        None,
+        "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
+    )
     admin_key: str | None = setting(
         None,
         "the key for the admin routes; none: only programs on this machine, when it listens on loopback",
@@ -110,6 +116,9 @@ class Config:
     stream_upstream: Literal["always", "asked"] = setting(
         "always", "whether whole answers are streamed from DashScope and assembled here"
     )
+    embedding_requests: int = setting(
+        8, "requests to models' servers that one request for embeddings makes at once"
+    )
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
     implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
     bare_json: list[str] = setting(
@@ -120,11 +129,34 @@ class Config:
     cumulative: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
+    oauth_device_url: str = setting(
+        "https://chat.qwen.ai/api/v1/oauth2/device/code", "where a sign-in to a Qwen account begins"
+    )
+    oauth_token_url: str = setting(
+        "https://chat.qwen.ai/api/v1/oauth2/token", "where tokens of Qwen accounts come from"
+    )
+    oauth_client_id: str = setting("f0304373b74a44d2b584a3fb70ca9e56", "who signs in (a public client's id)")
+    oauth_scope: str = setting("openid profile email model.completion", "what a sign-in asks for")
+    oauth_hosts: list[str] = setting(
+        ["portal.qwen.ai", "*.qwen.ai", "*.aliyuncs.com"],
+        "hosts that may see the tokens of Qwen accounts, by https; a whole origin (http://127.0.0.1:8788) is also one",
+    )
+    oauth_interval: float = setting(
+        5.0, "between two questions whether a sign-in is approved, unless told otherwise"
+    )
+    oauth_timeout: float = setting(30.0, "for the identity server to answer")
+    oauth_refresh_ahead: float = setting(
+        1200.0,
+        "before its end at which a token is renewed, give or take a quarter; at the latest 30 s before it",
+    )
+    encrypt_credentials: bool = setting(
+        False, "encrypt the tokens on disk with a key in the system's keyring (pip install 'qproxy[keyring]')"
+    )
     store_responses: bool = setting(
         True, "keep responses, for previous_response_id and GET /v1/responses/{id}"
     )
     responses_file: str | None = setting(
-        None, "where responses are kept; by default responses.db in the data directory"
+        None, "where responses are kept; by default responses.sqlite3 in the data directory"
     )
     responses_max_age: float = setting(30 * 86400.0, "after which a response that is not used is discarded")
     responses_max_bytes: int = setting(
@@ -146,7 +178,13 @@ class Config:
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
+    tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
+    tool_memory_seconds: float = setting(
+        3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
+    )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
+    tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
+    tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
@@ -171,6 +209,10 @@ class Config:
                 f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
                 "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
             )
+        for name in ("oauth_device_url", "oauth_token_url"):
+            url = urlsplit(getattr(self, name))
+            if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
+                raise ConfigError(f"{name}: it must be https, or http on this machine.")
         self.all_accounts()
 
     def _has_keys(self) -> bool:

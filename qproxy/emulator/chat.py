@@ -225,29 +225,3 @@ def whole(body: Any) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
         "usage": usage(body, thought, text, calls),
     }
-
-
-def embeddings(body: Any) -> dict[str, Any]:
-    """Unit vectors from a hash of each text: equal texts are equal, others are not."""
-    texts = body.get("input")
-    texts = [texts] if isinstance(texts, str) else texts or []
-    if len(texts) > 10:
-        raise _bad("Value error, batch size is invalid, it should not be larger than 10.: input.contents")
-    size = body.get("dimensions") or 1024
-    data = [
-        {"object": "embedding", "index": n, "embedding": _vector(text, size)} for n, text in enumerate(texts)
-    ]
-    count = sum(len(str(text).split()) for text in texts)
-    return {
-        "object": "list",
-        "data": data,
-        "model": body.get("model"),
-        "usage": {"prompt_tokens": count, "total_tokens": count},
-    }
-
-
-def _vector(text: Any, size: int) -> list[float]:
-    raw = hashlib.shake_128(str(text).encode()).digest(size * 2)
-    values = [int.from_bytes(raw[n : n + 2], "big") / 32767.5 - 1 for n in range(0, size * 2, 2)]
-    length = sum(value * value for value in values) ** 0.5 or 1.0
-    return [value / length for value in values]

@@ -3,7 +3,7 @@
 Here: what it remembers and what it answers, without a socket.  It is as strict as the strictest real one: a verifier
 must fit its challenge, polls that come too fast are told to slow down, each refresh token works once, and one that is
 used twice takes its whole family with it.  `FAULTS` is what it does wrong on demand: `script(...)` in a test, or
-`curl -d fault=html URL/emulator/next` by hand.
+`curl -d fault=html URL/emulator/next` by hand; `curl -X POST URL/emulator/expire` ends every access token.
 
 RFC 8628, RFC 7636, RFC 6749 6, RFC 9700 4.14.2 (reuse detection); bodies and habits are Qwen's (slow_down with 429).
 """
@@ -24,7 +24,6 @@ import trio
 from qproxy.emulator.faults import Cut, Pause, Reply, json_reply
 
 DEVICE_PATH, TOKEN_PATH, PAGE_PATH = "/api/v1/oauth2/device/code", "/api/v1/oauth2/token", "/authorize"
-FAULT_PATH = "/emulator/next"
 CLIENT_ID = "f0304373b74a44d2b584a3fb70ca9e56"
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 HTML = "text/html; charset=utf-8"
@@ -165,6 +164,9 @@ class Identity:
                 )
             case "POST", "/emulator/next":
                 return self._next(form)
+            case "POST", "/emulator/expire":
+                self.expire()
+                return json_reply({"expired": True})
         return None
 
     def _begin(self, form: Mapping[str, str], origin: str) -> Reply:

@@ -19,11 +19,14 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
-from qproxy.emulator import chat
+from qproxy.emulator import chat, completions, embeddings
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 from qproxy.emulator.identity import TOKEN_REFUSED, Identity
 
-MODELS_PATH, CHAT_PATH, EMBEDDINGS_PATH = "/models", "/chat/completions", "/embeddings"
+MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
+    "/models", "/chat/completions", "/completions", "/embeddings",
+)  # fmt: skip
+NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
 Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 
@@ -64,6 +67,12 @@ class Emulator:
         self.open_connections = 0
         self.connections = 0
         self._script: deque[Reply] = deque()
+        self._models: dict[str, Callable[[Any], Reply]] = {
+            CHAT_PATH: self._chat,
+            COMPLETIONS_PATH: self._complete,
+            EMBEDDINGS_PATH: lambda body: json_reply(embeddings.compatible(body)),
+            NATIVE_EMBEDDINGS_PATH: lambda body: json_reply(embeddings.native(body)),
+        }
         self._port = 0
 
     def __repr__(self) -> str:
@@ -75,11 +84,15 @@ class Emulator:
         return self._port
 
     @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/compatible-mode/v1"
+        return f"{self.origin}/compatible-mode/v1"
 
     def script(self, *replies: Reply) -> None:
-        """Answer the next chat requests (as a proxy: the next CONNECT) with these, in order."""
+        """Answer the next requests to models (as a proxy: the next CONNECT) with these, in order."""
         self._script.extend(replies)
 
     def clear(self) -> None:
@@ -214,10 +227,8 @@ class Emulator:
                     for m in chat.MODELS
                 ]
                 return json_reply({"object": "list", "data": data})
-            if path == CHAT_PATH and seen.method == "POST":
-                return self._script.popleft() if self._script else self._chat(seen.body)
-            if path == EMBEDDINGS_PATH and seen.method == "POST":
-                return json_reply(chat.embeddings(seen.body))
+            if path in self._models and seen.method == "POST":
+                return self._scripted(seen.body) or self._models[path](seen.body)
         except chat.Refusal as refusal:
             return json_reply(refusal.body, refusal.status)
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # a body of an odd shape
@@ -234,13 +245,23 @@ class Emulator:
             404,
         )
 
+    def _scripted(self, body: Any) -> Reply | None:
+        """The reply that was asked for beforehand, or by the model's name."""
+        if self._script:
+            return self._script.popleft()
+        return FAULTS[body["model"]][1] if body.get("model") in FAULTS else None
+
     def _chat(self, body: Any) -> Reply:
-        if body.get("model") in FAULTS:
-            return FAULTS[body["model"]][1]
         chat.check(body)
         if not body.get("stream"):
             return json_reply(chat.whole(body))
         return Reply((*(event(item) for item in chat.chunks(body, self.piece)), DONE))
+
+    def _complete(self, body: Any) -> Reply:
+        completions.check(body)
+        if not body.get("stream"):
+            return json_reply(completions.whole(body))
+        return Reply((*(event(item) for item in completions.chunks(body, self.piece)), DONE))
 
 
 def _seen(head: h11.Request, body: bytes) -> Seen:

@@ -138,6 +138,7 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             await super()._read_data()
         finally:
             self._gone = True
+            self.idle_task.end()
             if self._write is not None:
                 self._write.cancel()
 

@@ -20,6 +20,7 @@ class Idle:
         self._deadline = math.inf
         self._scope: trio.CancelScope | None = None
         self._idle = trio.Event()
+        self._connection = trio.CancelScope()
 
     def __repr__(self) -> str:
         return f"<Idle until {self._deadline:.0f}>"
@@ -43,12 +44,17 @@ class Idle:
         """A request has begun."""
         self.set(False)
 
+    def end(self) -> None:
+        """The connection is over: there is nothing to wait for, and who waits for this task waits for nothing."""
+        self._connection.cancel()
+
     async def _watch(self, action: Any) -> None:
-        while not self._over():
-            with trio.CancelScope(deadline=self._deadline) as self._scope:
-                await self._terminated.wait()
-                await self._idle.wait()
-        await action()
+        with self._connection:
+            while not self._over():
+                with trio.CancelScope(deadline=self._deadline) as self._scope:
+                    await self._terminated.wait()
+                    await self._idle.wait()
+            await action()
 
     def _over(self) -> bool:
         """Asked when the wait has ended: a request may have come at the last moment."""

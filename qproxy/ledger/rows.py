@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from qproxy.ledger.prices import Pricing
-from qproxy.observe.record import Record, counted, milliseconds
+from qproxy.observe.record import LONGEST_NAME, Record, counted, milliseconds
 from qproxy.wire.events import Usage
 
 Row: TypeAlias = dict[str, str | int | float | None]
 HOUR = 3600
-LONGEST_NAME = 200
-"""Characters of a model's name: a client may send any."""
 
 
 def row_of(record: Record, ended: float, pricing: Pricing) -> Row:

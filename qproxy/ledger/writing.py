@@ -124,16 +124,24 @@ class Ledger:
 
     def close(self) -> None:
         """Write what is left and end the thread; a row that comes later begins another one."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        while self._thread is not None:
             self._queue.put(_Stop())
-            thread.join(STOP_TIMEOUT)
+            self._thread.join(STOP_TIMEOUT)
+            if self._thread.is_alive():
+                log.error("the ledger's file does not take its last rows in time")
+                return
+            self._thread = None
+            if not self._queue.empty():  # what came while it was ending
+                self._start()
 
     def _put(self, item: _Item) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="qproxy-ledger", daemon=True)
-            self._thread.start()
         self._queue.put(item)
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="qproxy-ledger", daemon=True)
+        self._thread.start()
 
     # What the thread does
 
@@ -184,7 +192,6 @@ class Ledger:
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
             _insert(self._connection, self._rows)
-            self._prune(self._connection)
         except (sqlite3.Error, LedgerError) as error:
             if self._healthy:
                 log.error("the ledger cannot be written, and waits: %s", error)
@@ -195,15 +202,19 @@ class Ledger:
         self._healthy = True
         self.written += len(self._rows)
         self._rows = []
+        self._prune(self._connection)
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         """Forget what is older than the settings want to know."""
         if time.monotonic() - self._pruned < PRUNE_SECONDS:
             return
         self._pruned, now = time.monotonic(), self._wall()
-        if self.keep_days:
-            connection.execute("DELETE FROM requests WHERE ended < ?", (now - self.keep_days * DAY,))
-        connection.execute("DELETE FROM hours WHERE hour < ?", (now - HOURS_DAYS * DAY,))
+        try:
+            if self.keep_days:
+                connection.execute("DELETE FROM requests WHERE ended < ?", (now - self.keep_days * DAY,))
+            connection.execute("DELETE FROM hours WHERE hour < ?", (now - HOURS_DAYS * DAY,))
+        except sqlite3.Error as error:  # in an hour it is tried again
+            log.warning("old rows of the ledger stay: %s", error)
 
     def _answer(self, question: _Question) -> None:
         try:
@@ -212,7 +223,7 @@ class Ledger:
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
             question.answer(question.put(self._connection), None)
-        except (sqlite3.Error, LedgerError) as error:
+        except Exception as error:  # whatever is wrong with a question, whoever asks must hear it
             question.answer(None, error)
 
 
@@ -231,12 +242,16 @@ _ADD = """
 
 
 def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
-    """All of the rows and their hours, or none."""
+    """All of the rows and what they add to their hours, or none; a row that is there already adds nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.executemany(_INSERT, rows)
-        connection.executemany(_ADD, [hour for row in rows if (hour := hour_of(row)) is not None])
+        for row in rows:
+            if connection.execute(_INSERT, row).rowcount:
+                hour = hour_of(row)
+                if hour is not None:
+                    connection.execute(_ADD, hour)
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")

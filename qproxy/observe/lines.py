@@ -47,11 +47,20 @@ class Formatter(logging.Formatter):
     def _words(self, record: logging.LogRecord) -> str:
         when, fields = _when(record)[11:], getattr(record, "fields", None)
         if fields is not None and "status" in fields:
-            return f"{when} {columns(fields)}"
+            return f"{when} {printable(columns(fields))}"
         words = [when, record.levelname.lower(), record.getMessage()]
         words += [f"{name}={value}" for name, value in (fields or {}).items() if name != "message"]
         tail = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return " ".join(words) + tail
+        return printable(" ".join(words)) + tail
+
+
+def printable(text: str) -> str:
+    """The text without what would break a line, or tell a terminal to do something: clients choose paths and names."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    )
 
 
 def _when(record: logging.LogRecord) -> str:

@@ -18,6 +18,9 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Usage
 from qproxy.wire.http import Headers
 
+LONGEST_NAME = 200
+"""Characters of a path or a model's name that are worth keeping: a client may send any."""
+
 
 class Failure(NamedTuple):
     """A try that failed."""
@@ -77,6 +80,8 @@ class Story:
     usage: Usage | None = None
     upstream_seconds: float = 0.0
     """Time spent waiting for the upstream, pauses before another try included."""
+    tool_seconds: float = 0.0
+    """Time spent waiting for tools."""
     trace: Trace | None = field(default=None, repr=False)
     carried: Headers = field(default=(), repr=False)
     """Header fields of the trace for the try under way."""
@@ -131,8 +136,8 @@ class Record:
 
     @property
     def overhead(self) -> float:
-        """Seconds spent here rather than waiting for the upstream."""
-        return max(0.0, self.seconds - self.story.upstream_seconds)
+        """Seconds spent here rather than waiting for the upstream or for tools."""
+        return max(0.0, self.seconds - self.story.upstream_seconds - self.story.tool_seconds)
 
     def tokens(self) -> tuple[int, int]:
         """Tokens in and out: those that the upstream told, else a guess at what a client that left has got."""
@@ -158,13 +163,15 @@ class Record:
         values: dict[str, Any] = {
             "request_id": self.id,
             "method": self.method,
-            "path": self.path,
+            "path": self.path[:LONGEST_NAME],
             "status": self.status,
             "outcome": self.outcome,
             "error": self.error,
             "key": self.key,
-            "model": story.model or None,
-            "served_model": story.served_model if story.served_model not in ("", story.model) else None,
+            "model": story.model[:LONGEST_NAME] or None,
+            "served_model": story.served_model[:LONGEST_NAME]
+            if story.served_model not in ("", story.model)
+            else None,
             "account": story.account,
             "stream": self.stream,
             "finish": self.finish,

@@ -3,6 +3,7 @@
 app        `Server`: the Quart-Trio app, and what happens around every request
 parts      what it stands on; `Route` and `Family`: how routes are told
 asking     the routes that ask a model, whole and streamed (`streaming`)
+embedding  the route for embeddings
 plain      models, health
 describing the OpenAPI document
 refusals   errors as responses

@@ -1,8 +1,8 @@
 """The Quart-Trio app: routes from its families, and what happens around every request.
 
-The idea: every request owns an exit stack (`Connection`), and whatever is opened for it is entered there:
-leases, upstream responses.  Quart-Trio cancels the request's nursery when the client leaves; the stack then
-closes everything, in whatever state the request was.
+The idea: every request owns an exit stack and a nursery (`Connection`).  Whatever is opened for it is entered on the
+stack: leases, upstream responses; what goes on beside it, tools, runs in the nursery.  Quart-Trio cancels the handler
+when the client leaves; then the nursery is cancelled, and the stack closes everything, in whatever state it was.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from werkzeug.exceptions import HTTPException
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
 from qproxy.door import SECURITY, Access, Door
-from qproxy.observe import BeginsTraces
+from qproxy.observe import BeginsTraces, ToolRun
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
 from qproxy.server.asking import Asking
 from qproxy.server.describing import Describing
+from qproxy.server.embedding import Embedding
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import QUIET, Plain
 from qproxy.server.responses import RememberedResponses, StoredResponses
+from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
@@ -41,9 +43,11 @@ class Connection(TrioASGIHTTPConnection):
 
     async def __call__(self, receive: Any, send: Any) -> None:
         self.scope["path"] = one_path(self.scope["path"])
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
+            self.scope["qproxy.nursery"] = nursery  # type: ignore[typeddict-unknown-key]
             await super().__call__(receive, send)
+            nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
 
 class Server(Parts):
@@ -54,12 +58,15 @@ class Server(Parts):
     ) -> None:
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
-        self.families: list[Family] = [asking, StoredResponses(self), Plain(self)]
+        self.families: list[Family] = [
+            asking, Embedding(self), StoredResponses(self), Plain(self), SigningIn(self),
+        ]  # fmt: skip
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
         """Who may use each route, by its name; one that is not named here wants a key."""
-        self.background: list[Callable[[], Awaitable[None]]] = []
+        self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
+        self._keep()
         self.tracer: BeginsTraces | None = None
 
     def app(self) -> QuartTrio:
@@ -98,8 +105,13 @@ class Server(Parts):
         self.bodies, self.pricing = parts.bodies, parts.pricing
         if self.ledger is not None:
             self.ledger.pricing = parts.pricing
+        self._keep()
+        workshop, self.workshop = self.workshop, parts.workshop
         if parts.admission.limits != self.admission.limits:
             self.admission = parts.admission
+        if workshop is not self.workshop:
+            workshop.retire()
+            await self.workshop.open(self._nursery)
         if self.relay.transport is not before:
             await before.aclose()
         if self.store is not parts.store:
@@ -110,7 +122,10 @@ class Server(Parts):
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
+        self._nursery = app.nursery
+        await self.workshop.open(app.nursery)
         yield
+        await self.keepers.stop()
         scope.cancel()
         await self.aclose()
 
@@ -119,6 +134,9 @@ class Server(Parts):
         await self.relay.transport.aclose()
         if self.store is not None:
             await self.store.aclose()
+
+    def _keep(self) -> None:
+        self.keepers.keep(account.source for account in self.relay.accounts.accounts)
 
     async def _beside(self, scope: trio.CancelScope) -> None:
         with scope:
@@ -167,6 +185,8 @@ class Server(Parts):
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
         if story.notes:
             headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
+        if record.tools and not record.stream:
+            headers["x-qproxy-tools"] = _header_text(", ".join(map(_ran, record.tools)))
         return response
 
 
@@ -175,6 +195,11 @@ def one_path(target: str) -> str:
     if not target.startswith("/"):
         target = target.partition("://")[2].partition("/")[2] if "://" in target else target
     return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
+
+
+def _ran(tool: ToolRun) -> str:
+    """A call of a tool, as an item of a structured field (RFC 8941)."""
+    return f"{tool.name};ok=?{tool.ok:d};ms={tool.seconds * 1000:.0f}"
 
 
 async def _guarded(task: Callable[[], Awaitable[None]]) -> None:

@@ -18,7 +18,7 @@ from quart import Response, request
 from qproxy.door import JSON_TYPE
 from qproxy.lives import Life
 from qproxy.meters import estimate
-from qproxy.relay import Answer
+from qproxy.prompts import Pulled
 from qproxy.server import current
 from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
@@ -70,9 +70,14 @@ class Asking:
             with life.limited():
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
-                await charge(parts, turn.model, partial(estimate, turn))
+                equipped, tools = parts.workshop.equip(
+                    turn, current.client(), remembers=not endpoint.shows_tools
+                )
+                await charge(parts, turn.model, partial(estimate, equipped))
                 stack.callback(await parts.admission.enter())
-                answer = await parts.relay.open(turn, record.story, stack)
+                answer = await parts.workshop.answer(
+                    parts.relay, equipped, tools, record.story, stack, current.nursery()
+                )
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await self._whole(endpoint, memory, turn, answer)
@@ -81,7 +86,7 @@ class Asking:
         return view
 
     async def _turn(self, endpoint: Endpoint, memory: Memory) -> Turn:
-        body, door = await self._json_body(), self._parts.door
+        body, door = await json_body(self._parts), self._parts.door
         return endpoint.decode(
             body,
             id=endpoint.id_prefix + secrets.token_hex(12),
@@ -91,7 +96,7 @@ class Asking:
             **await memory.recall(body),
         )
 
-    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer) -> Response:
+    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled) -> Response:
         record, bodies = current.record(), self._parts.bodies
         events = await answer.all()
         note(record, events)
@@ -104,7 +109,7 @@ class Asking:
         return Response(data, 200, content_type=JSON_TYPE)
 
     def _streamed(
-        self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Answer, life: Life
+        self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled, life: Life
     ) -> Response:
         record, parts, encoder = current.record(), self._parts, endpoint.encoder(turn)
         ended = partial(memory.ended, turn, encoder)
@@ -115,11 +120,11 @@ class Asking:
         response.content_type = "text/event-stream; charset=utf-8"
         return response
 
-    async def _json_body(self) -> Any:
-        """The request's body as JSON; a RequestError says what is wrong with it."""
-        door = self._parts.door
-        door.check_type(request.mimetype, from_page="origin" in request.headers)
-        data = cast("bytes", await request.get_data(cache=False))
-        if self._parts.bodies:
-            self._parts.bodies.asked(current.record(), data)
-        return door.parse(data)
+
+async def json_body(parts: Parts) -> Any:
+    """The request's body as JSON; a RequestError says what is wrong with it."""
+    parts.door.check_type(request.mimetype, from_page="origin" in request.headers)
+    data = cast("bytes", await request.get_data(cache=False))
+    if parts.bodies:
+        parts.bodies.asked(current.record(), data)
+    return parts.door.parse(data)

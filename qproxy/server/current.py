@@ -9,6 +9,7 @@ import secrets
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
+import trio
 from quart import request
 
 from qproxy.keys import Key
@@ -26,6 +27,11 @@ def scope() -> dict[str, Any]:
 def stack() -> AsyncExitStack:
     """What closes everything that is opened for the request, whatever happens."""
     return cast("AsyncExitStack", scope()["qproxy.stack"])
+
+
+def nursery() -> trio.Nursery:
+    """Where what goes on beside the request's handler runs; cancelled with the request."""
+    return cast("trio.Nursery", scope()["qproxy.nursery"])
 
 
 def record() -> Record:

@@ -14,6 +14,8 @@ import trio
 
 from qproxy.accounts import Account
 from qproxy.admission import Admission
+from qproxy.auth.keepers import Keepers
+from qproxy.auth.logins import Logins
 from qproxy.auth.oauth import OAuthSource
 from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
@@ -26,6 +28,7 @@ from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
 from qproxy.stored import Store
+from qproxy.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,13 @@ class Parts:
         self.admission = admission or Admission()
         self.store: Store | None = None
         """Where responses are kept; None keeps none."""
+        self.workshop = Workshop()
+        """The tools that this server runs."""
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.keepers = Keepers()
+        self.logins = Logins(self.keepers)
         self.pricing = Pricing()
         self.ledger: Ledger | None = None
         self.budgets = Budgets(None)

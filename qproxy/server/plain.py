@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quart import Response
+from quart import Response, current_app
 
 from qproxy.door import Access
 from qproxy.server import current
 from qproxy.server.parts import Parts, Route
 from qproxy.server.refusals import json
-from qproxy.wire.endpoints import ENDPOINTS, models
+from qproxy.wire.endpoints import models
 
 QUIET = ("/livez", "/readyz", "/metrics")
 """Asked every few seconds by machines: no log line."""
@@ -42,8 +42,12 @@ class Plain:
 
     async def _readyz(self) -> Response:
         health = self._parts.health()
-        body = {"status": "ok" if health.ready else health.state, "accounts": health.accounts}
+        status = "ok" if health.ready else health.state
+        body = {"status": status, "accounts": health.accounts, "usable": health.usable}
         return json(body, 200 if health.ready else 503)
 
     async def _root(self) -> Response:
-        return json({"name": "qproxy", "endpoints": [f"/v1{e.path}" for e in ENDPOINTS] + ["/v1/models"]})
+        paths = {rule.rule for rule in current_app.url_map.iter_rules() if "<" not in rule.rule}
+        return json(
+            {"name": "qproxy", "endpoints": sorted(path for path in paths if path.startswith("/v1/"))}
+        )

@@ -89,13 +89,14 @@ async def _before(store: Store | None, owner: str, previous: str) -> list[Item]:
 async def _known(store: Store, owner: str, ids: list[str]) -> dict[str, Item]:
     """Those of the items that are stored, by id."""
     known: dict[str, Item] = {}
+    wanted = frozenset(ids)
     for response in dict.fromkeys(map(responses.response_of, ids)):
         if response is not None:
             try:
                 stored = await store.find(owner, response)
             except Missing:
                 continue
-            known.update((item["id"], item) for item in stored.conversation())
+            known.update((item["id"], item) for item in stored.conversation() if item["id"] in wanted)
     return known
 
 

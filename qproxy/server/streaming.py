@@ -18,7 +18,7 @@ from quart.wrappers.response import ResponseBody
 from qproxy.lives import Life
 from qproxy.observe import Record, ToolRun
 from qproxy.observe.bodies import Streamed
-from qproxy.relay import Answer
+from qproxy.prompts import Pulled
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder
 from qproxy.wire.errors import QproxyError
@@ -34,7 +34,7 @@ class Stream(ResponseBody):
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Pulled,
         encoder: StreamEncoder,
         record: Record,
         life: Life,

@@ -102,8 +102,9 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         """Close the file, for good or until the next use; what is in memory is gone."""
-        with suppress(StoreError):  # a thread that hangs closes it in the end
-            await self._run(self._close)
+        if self._database is not None:
+            with suppress(StoreError):  # a thread that hangs closes it in the end
+                await self._run(self._close)
 
     async def _run(self, use: Callable[[], T]) -> T:
         """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
@@ -176,11 +177,11 @@ class SQLiteStore:
         if total > self._max_bytes:
             self._discarded += database.execute(DISCARD, (self._max_bytes,)).rowcount
 
-    def _row(self, owner: str, id: str) -> tuple[str | None, bytes]:
-        row: tuple[str | None, bytes] | None = (
+    def _row(self, owner: str, id: str) -> tuple[str | None, float, bytes]:
+        row: tuple[str | None, float, bytes] | None = (
             self._open()
             .execute(
-                "SELECT previous, body FROM responses WHERE owner = ? AND id = ? AND used >= ?",
+                "SELECT previous, used, body FROM responses WHERE owner = ? AND id = ? AND used >= ?",
                 (owner, id, self._wall() - self._max_age),
             )
             .fetchone()
@@ -190,28 +191,32 @@ class SQLiteStore:
         return row
 
     def _find(self, owner: str, id: str) -> Stored:
-        return _stored(owner, id, *self._row(owner, id))
+        previous, _, body = self._row(owner, id)
+        return _stored(owner, id, previous, body)
 
     def _chain(self, owner: str, id: str) -> list[Stored]:
         found: list[Stored] = []
-        size, wanted = 0, id
+        stale: list[str] = []
+        size, wanted, now = 0, id, self._wall()
         while wanted:
-            previous, body = self._row(owner, wanted)
+            previous, used, body = self._row(owner, wanted)
+            stale += [wanted] if used < now - TOUCH_SECONDS else []
             size += len(body)
             if size > self._max_chain:
                 message = f"The conversation is larger than {self._max_chain // 1024**2} MiB."
                 raise RequestError(message, param="previous_response_id", code="context_length_exceeded")
             found.append(_stored(owner, wanted, previous, body))
             wanted = previous or ""
-        self._touch(owner, [stored.id for stored in found])
+        self._touch(owner, stale, now)
         return found[::-1]
 
-    def _touch(self, owner: str, ids: list[str]) -> None:
-        now = self._wall()
-        self._open().executemany(
-            "UPDATE responses SET used = ? WHERE owner = ? AND id = ? AND used < ?",
-            [(now, owner, id_, now - TOUCH_SECONDS) for id_ in ids],
-        )
+    def _touch(self, owner: str, ids: list[str], now: float) -> None:
+        """Note that these were used; a reader waits for no writer, so not at any price."""
+        with suppress(sqlite3.OperationalError):
+            for id_ in ids:
+                self._open().execute(
+                    "UPDATE responses SET used = ? WHERE owner = ? AND id = ?", (now, owner, id_)
+                )
 
     def _forget(self, owner: str, id: str) -> None:
         if not self._open().execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, id)).rowcount:

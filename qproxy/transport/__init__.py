@@ -14,8 +14,8 @@ RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6.
 
 from qproxy.transport.connection import Limits
 from qproxy.transport.patience import Quiet
-from qproxy.transport.pool import Statistics, Transport
+from qproxy.transport.pool import Connect, Statistics, Transport
 from qproxy.transport.proxy import Proxy
 from qproxy.transport.response import Response
 
-__all__ = ["Limits", "Proxy", "Quiet", "Response", "Statistics", "Transport"]
+__all__ = ["Connect", "Limits", "Proxy", "Quiet", "Response", "Statistics", "Transport"]

@@ -32,6 +32,24 @@ class Retry(enum.Enum):
     """The account's token was refused: renew it once, then try again."""
 
 
+class Limit(enum.Enum):
+    """What a refusal says about the account that it came to, for the next request with it."""
+
+    NONE = "nothing"
+    """It is about the request, or about a server that is down."""
+    MOMENT = "a burst"
+    CONCURRENCY = "requests at once"
+    MINUTE = "a minute's limit"
+    QUOTA = "quota"
+    """Of a period, or paid for: gone until it is reset or paid."""
+    FREE = "free quota"
+    """Of one model: gone until somebody lets it cost money."""
+    MODEL = "this model"
+    """Not with this account; its other models are another matter."""
+    ACCESS = "access"
+    """The account itself is refused."""
+
+
 class QproxyError(Exception):
     """Anything a client may be told."""
 
@@ -111,3 +129,6 @@ class UpstreamError(QproxyError):
 
     status = 502
     code: str | None = "upstream_error"
+    limit = Limit.NONE
+    named_wait: float | None = None
+    """Seconds that the upstream itself named, as many as it named."""

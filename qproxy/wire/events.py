@@ -42,6 +42,20 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """A turn that is no conversation: text to go on from, as `/v1/completions` asks for it."""
+
+    prompts: tuple[str, ...]
+    """What the model is given, each by itself; also a turn's messages, one for each."""
+    shown: tuple[str, ...] = ()
+    """What the answers repeat in front (`echo`); none when they do not."""
+    choices: int = 1
+    """How many answers to each prompt the client gets; `params["n"]` are made."""
+    logprobs: bool = False
+    """Whether the client wants to see probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One request for one answer of a model, free of any endpoint's spelling.
 
@@ -68,6 +82,8 @@ class Turn:
     """The tools of this server that the client asks for."""
     reports_tools: bool = False
     """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
+    completion: Completion | None = None
+    """The client wants text continued rather than a message answered."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
     asked: object = None

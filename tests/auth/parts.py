@@ -12,7 +12,6 @@ import trio
 import trio.testing
 
 from qproxy.auth import OAuthSource
-from qproxy.auth.device import DeviceFlow
 from qproxy.auth.files import CredentialFile
 from qproxy.auth.holding import Holding
 from qproxy.auth.identity import Identity
@@ -71,19 +70,17 @@ class Signed:
             self.nursery.start_soon(source.keep)
         return source
 
-    def flow(self, **settings):
-        async def save(tokens):
-            await in_place(self.file.save, tokens)
+    def flow(self):
+        return self.source(keep=False).flow()
 
-        return DeviceFlow(self.identity, save, wall=self.wall, **settings)
-
-    async def sign_in(self):
-        """Go through a whole device flow, approved at once."""
+    async def sign_in(self, *, approve=True):
+        """Go through a whole device flow, decided at once; how it ended."""
+        flow = self.flow()
         async with trio.open_nursery() as nursery:
-            flow = self.flow()
-            progress = await nursery.start(flow.run)
-            assert self.emulator.identity.decide(progress.user_code)
-        assert flow.progress.state == "signed_in"
+            nursery.start_soon(flow.run)
+            await flow.begun.wait()
+            assert self.emulator.identity.decide(flow.progress.user_code, approve=approve)
+        return flow.progress
 
     def write(self, tokens):
         """Put a file there as another program would."""

@@ -17,7 +17,7 @@ def polls(it):
 async def test_a_sign_in_leaves_tokens_in_the_file(tmp_path, autojump_clock):
     """Code, page, approval, tokens: saved as they came, and no poll carries more than it must."""
     async with signed(tmp_path) as it:
-        await it.sign_in()
+        assert (await it.sign_in()).state == "signed_in"
         tokens = it.on_disk()
         assert tokens.access_token.startswith("emu-access-")
         assert tokens.left(it.wall()) == pytest.approx(LIFETIME, abs=1)
@@ -78,7 +78,7 @@ async def test_trouble_ends_nothing(fault, tmp_path, autojump_clock):
     """A web page, a 5xx, a cut or a senseless answer: the flow asks again and is signed in."""
     async with signed(tmp_path) as it:
         it.emulator.identity.script(FAULTS[fault])
-        await it.sign_in()
+        assert (await it.sign_in()).state == "signed_in"
         assert len(polls(it)) == 2
 
 
@@ -98,11 +98,7 @@ async def test_a_last_word_is_one(fault, state, tmp_path, autojump_clock):
 async def test_denied_on_the_page(tmp_path, autojump_clock):
     """The person's no ends the flow with the next poll."""
     async with signed(tmp_path) as it:
-        async with trio.open_nursery() as nursery:
-            flow = it.flow()
-            progress = await nursery.start(flow.run)
-            it.emulator.identity.decide(progress.user_code, approve=False)
-        assert flow.progress.state == "denied"
+        assert (await it.sign_in(approve=False)).state == "denied"
 
 
 async def test_a_code_has_an_end(tmp_path, autojump_clock):
@@ -134,12 +130,9 @@ async def test_tokens_that_cannot_be_saved_are_a_failure(tmp_path, autojump_cloc
             raise StorageError("oauth_creds.json cannot be saved: No space left on device.")
 
         it.file.save = full
-        async with trio.open_nursery() as nursery:
-            flow = it.flow()
-            progress = await nursery.start(flow.run)
-            it.emulator.identity.decide(progress.user_code)
-        assert flow.progress.state == "failed"
-        assert "No space left" in flow.progress.words
+        progress = await it.sign_in()
+        assert progress.state == "failed"
+        assert "No space left" in progress.words
 
 
 async def test_a_flow_can_be_cancelled(tmp_path, autojump_clock):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qproxy.emulator import FAULTS, Emulator, chat
+from qproxy.emulator import FAULTS, Emulator, chat, completions, embeddings
 from qproxy.emulator.schema import arguments
 from tests.helpers import H1Client
 
@@ -76,13 +76,64 @@ def test_thoughts_tools_and_json():
 
 def test_embeddings():
     """Equal texts are equal, ten are the limit, and the length is the one asked for."""
-    answer = chat.embeddings({"input": ["a", "b", "a"], "dimensions": 64})
+    answer = embeddings.compatible({"model": "text-embedding-v4", "input": ["a", "b", "a"], "dimensions": 64})
     one, two, three = (entry["embedding"] for entry in answer["data"])
     assert one == three != two
     assert len(one) == 64
     assert abs(sum(x * x for x in one) - 1) < 1e-9
-    with pytest.raises(chat.Refusal, match="10"):
-        chat.embeddings({"input": ["x"] * 11})
+    native = embeddings.native(
+        {"model": "text-embedding-v4", "input": {"texts": ["a", "b"]}, "parameters": {"dimension": 64}}
+    )
+    assert [row["text_index"] for row in native["output"]["embeddings"]] == [1, 0]
+    assert native["output"]["embeddings"][1]["embedding"] == one
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"input": ["x"] * 11}, 400, "not be larger than 10"),
+        ({"input": [[1, 2]]}, 400, "neither str nor list"),
+        ({"input": ""}, 400, "neither str nor list"),
+        ({"dimensions": 100}, 400, "not one of"),
+        ({"encoding_format": "base64"}, 400, "float"),
+        ({"model": "text-embedding-3-small"}, 404, "does not exist"),
+    ],
+)
+def test_embeddings_are_refused(change, status, says):
+    """What DashScope refuses is refused."""
+    with pytest.raises(chat.Refusal, match=says) as caught:
+        embeddings.compatible({"model": "text-embedding-v4", "input": "x"} | change)
+    assert caught.value.status == status
+
+
+CODER = {"model": "qwen3-coder-plus", "prompt": "def f(a, b):"}
+
+
+def test_completions():
+    """Text goes on, a gap is filled; chunks add up to the whole; probabilities come token by token."""
+    body = {**CODER, "n": 2, "logprobs": 1, "max_tokens": 3}
+    whole = completions.whole(body)
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["length"] * 2
+    texts = ["", ""]
+    for chunk in completions.chunks({**body, "stream_options": {"include_usage": True}}):
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == [choice["text"] for choice in whole["choices"]]
+    assert chunk["usage"] == whole["usage"]
+    tokens = whole["choices"][0]["logprobs"]["tokens"]
+    assert len(tokens) == 3
+    assert "".join(tokens) == texts[0]
+    gap = {**CODER, "prompt": "<|fim_prefix|>def f():\n<|fim_suffix|>\n<|fim_middle|>"}
+    assert "return" in completions.whole(gap)["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "qwen-plus"}, {"prompt": [1, 2]}, {"suffix": "x"}], ids=["model", "ids", "suffix"]
+)
+def test_completions_are_refused(change):
+    """No other models, no token ids, no field suffix."""
+    with pytest.raises(chat.Refusal):
+        completions.check({**CODER, **change})
 
 
 def test_faults_have_lines():
@@ -106,7 +157,10 @@ async def test_over_a_socket(nursery):
         ("GET", "/other", "sk-1", 404),
     ):
         await client.send(
-            method, path, b'{"input": "x"}' if method == "POST" else b"", [("authorization", f"Bearer {key}")]
+            method,
+            path,
+            b'{"model": "text-embedding-v4", "input": "x"}' if method == "POST" else b"",
+            [("authorization", f"Bearer {key}")],
         )
         assert (await client.response())[0] == status
         client.http.start_next_cycle()

@@ -137,6 +137,24 @@ async def test_a_question_sees_every_row_before_it(path):
         ledger.close()
 
 
+def test_a_row_that_comes_again(path, reading):
+    """The same request twice (after a write whose end was not heard of) is one row and counts once."""
+    kept(path, (0, {"id": "same"}), (1, {"id": "same"}))
+    assert reading().execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    assert reading().execute("SELECT sum(requests) FROM hours").fetchone() == (1,)
+
+
+async def test_a_question_that_is_wrong(path):
+    """A fault in a question is told to who asked, and the thread goes on."""
+    ledger = Ledger(path, wall=lambda: NOON)
+    try:
+        with pytest.raises(LedgerError, match="division"):
+            await ledger.ask(lambda file: 1 / 0)
+        assert await ledger.ask(lambda file: 7) == 7
+    finally:
+        ledger.close()
+
+
 def test_old_rows_are_forgotten(path, reading):
     """Rows older than the retention go; the sums of their hours stay, for a month's budget and the year's view."""
     kept(path, (-9 * 24 * HOUR, {}), (0, {}), keep_days=7)

@@ -78,6 +78,15 @@ def test_a_request_without_a_model():
     ]  # fmt: skip
 
 
+def test_what_a_client_may_put_into_a_line():
+    """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones are cut."""
+    fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").fields()
+    line = _formatted(False, fields)
+    assert line.isprintable()
+    assert len(line) < 700
+    assert json.loads(_formatted(True, fields))["model"] == "a\r\nb"
+
+
 def test_a_listener_that_fails(caplog):
     """One listener's fault is logged and keeps nothing from the others."""
     counts = Counts()

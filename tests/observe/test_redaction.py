@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.observe.lines import Formatter
-from qproxy.observe.redaction import HIDDEN, LONGEST_BODY, Redactor
+from qproxy.observe.redaction import _NAMED, _SHAPED, HIDDEN, LONGEST_BODY, Redactor, _hide_value
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dozjgNryP4J3jVmNHl0w5N"
 
@@ -59,6 +59,22 @@ def test_what_does_not(text):
     assert Redactor().text(text) == text
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            [secret for text, secret in SECRETS.values()]
+            + [t for t, _ in SECRETS.values()]
+            + list("\"':= \n\t,")
+            + ["token", "code", "device", "_", "ACCESS", "Api", "key", "x"]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_looking_first_changes_nothing(text):
+    """The words that are looked for first stand in everything that a pattern would find."""
+    assert Redactor().text(text) == _SHAPED.sub(HIDDEN, _NAMED.sub(_hide_value, text))
+
+
 @given(st.text(min_size=8, max_size=30), st.text(max_size=20), st.text(max_size=20))
 def test_known_secrets(secret, before, after):
     """A configured secret is hidden wherever it stands, whatever it looks like."""
@@ -69,6 +85,25 @@ def test_known_secrets(secret, before, after):
 def test_the_longest_secret_first():
     """A secret that begins another one does not leave the other's end behind."""
     assert Redactor(["12345678", "12345678-and-more"]).text("12345678-and-more") == HIDDEN
+
+
+LONG = {
+    "hyphens": "a-" * 50_000,
+    "names": "access-" * 20_000,
+    "jwt": "eyJaaaaaaaa-" * 10_000,
+    "base64": ("A" * 511 + " ") * 200,
+    "quotes": "token='" * 20_000,
+    "bearers": "bearer " * 20_000,
+    "urls": "://a:b" * 20_000,
+    "spaces": "token" + " " * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_text_made_to_take_long(text):
+    """A client's text cannot hold up the log: these would take minutes if time grew with the square."""
+    Redactor(["opaque-secret"]).body(text.encode())
+    Redactor(["opaque-secret"]).text(text)
 
 
 def test_bodies():

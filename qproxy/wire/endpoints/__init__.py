@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat, responses
+from qproxy.wire.endpoints import chat, completions, responses
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, Turn
 
@@ -36,9 +36,12 @@ class Endpoint:
     decode: Callable[..., Turn]
     encoder: Callable[[Turn], StreamEncoder]
     whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
+    shows_tools: bool = False
+    """Its clients see the calls of this server's tools, and send them back with the conversation."""
 
 
 ENDPOINTS = (
     Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
-    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole),
+    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.whole),
+    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole, shows_tools=True),
 )

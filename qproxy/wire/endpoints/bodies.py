@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qproxy.wire.endpoints import chat, checks, messages
+from qproxy.wire.endpoints import chat, checks, completions, embeddings, messages
 from qproxy.wire.endpoints.responses import request as responses
 from qproxy.wire.events import JSON
 
@@ -44,6 +44,16 @@ BODIES: dict[str, JSON] = {
         {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
         {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
         checks.properties(chat.FIELDS),
+    ),
+    "/completions": _object(
+        ["prompt"],
+        {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
+        checks.properties(completions.FIELDS),
+    ),
+    "/embeddings": _object(
+        ["model", "input"],
+        {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
+        checks.properties(embeddings.FIELDS),
     ),
     "/responses": _object(
         ["input"],

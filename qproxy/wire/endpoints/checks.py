@@ -126,6 +126,15 @@ def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
     return says(check, type="string", enum=sorted(options))
 
 
+def token_ids(items: list[JSON]) -> bool:
+    """Whether an array holds token ids, or arrays of them."""
+
+    def ids(values: list[JSON]) -> bool:
+        return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+    return ids(items) or all(isinstance(item, list) and ids(item) for item in items)
+
+
 def stop_sequences(value: JSON, path: str) -> JSON:
     """A string or an array of strings."""
     if isinstance(value, list):

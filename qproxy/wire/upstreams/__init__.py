@@ -14,8 +14,9 @@ from qproxy.wire.events import JSON, Event, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.stages import Stage
-from qproxy.wire.upstreams import compatible, dashscope
+from qproxy.wire.upstreams import compatible, dashscope, embeddings
 from qproxy.wire.upstreams.target import Target
+from qproxy.wire.vectors import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,12 @@ class Dialect:
     request: Callable[[Turn, Target], HTTPRequest]
     decoder: Callable[[Target], Stage[ServerSentEvent, Event]]
     whole: Callable[[JSON, Target], list[Event]]
+    embed: Callable[[Texts, Target], HTTPRequest]
 
 
 DIALECTS = {
-    "compatible": Dialect(compatible.request, compatible.Decoder, compatible.whole),
-    "dashscope": Dialect(dashscope.request, dashscope.Decoder, dashscope.whole),
+    "compatible": Dialect(compatible.request, compatible.Decoder, compatible.whole, embeddings.compatible),
+    "dashscope": Dialect(dashscope.request, dashscope.Decoder, dashscope.whole, embeddings.native),
 }
 
 __all__ = ["DIALECTS", "Dialect", "Target"]

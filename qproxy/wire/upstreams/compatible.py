@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
+"""OpenAI's chat completions, and its older completions, as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
 llama.cpp, Ollama.
 
 Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
@@ -17,7 +17,18 @@ from copy import copy
 
 from qproxy.wire import jsontext, schemas
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn
+from qproxy.wire.events import (
+    JSON,
+    Completion,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Text,
+    ToolCallDelta,
+    Turn,
+)
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.upstreams import dashscope, deltas
@@ -26,7 +37,13 @@ from qproxy.wire.upstreams.target import Target
 
 
 def request(turn: Turn, target: Target) -> HTTPRequest:
-    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for."""
+    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for.
+
+    Text to be continued goes to `/completions` where the server has that for the model: a chat model that is given it
+    as a user's message answers it, wrapped in its template, rather than going on.
+    """
+    if turn.completion is not None and target.completes:
+        return _completion(turn, turn.completion, target)
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
     if turn.tools:
         declared = target.tool_schema == "function_declarations"
@@ -34,16 +51,23 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     if turn.tool_choice is not None:
         body["tool_choice"] = turn.tool_choice
     body.update(turn.params)
-    body["stream"] = turn.stream
-    if turn.stream:
+    return _post("chat/completions", body, turn.stream, target)
+
+
+def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
+    """`POST {base}/completions`; one prompt, and probabilities in the older spelling."""
+    body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
+    if body.get("logprobs"):
+        body["logprobs"] = body.pop("top_logprobs", 0)
+    return _post("completions", body, turn.stream, target)
+
+
+def _post(path: str, body: dict[str, JSON], stream: bool, target: Target) -> HTTPRequest:
+    body["stream"] = stream
+    if stream:
         body["stream_options"] = {"include_usage": True}
-    accept = b"text/event-stream" if turn.stream else b"application/json"
-    return HTTPRequest(
-        "POST",
-        f"{target.base_url}/chat/completions",
-        target.authorised((b"accept", accept)),
-        jsontext.dumps(body),
-    )
+    headers = target.authorised((b"accept", b"text/event-stream" if stream else b"application/json"))
+    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, jsontext.dumps(body))
 
 
 class Decoder:
@@ -110,12 +134,15 @@ class Decoder:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
+        logprobs = choice.get("logprobs")
+        if delta is None and "text" in choice:  # of a completion
+            delta, logprobs = {"content": choice["text"]}, deltas.newer_logprobs(logprobs)
         reason = choice.get("finish_reason")
         if reason == "error_finish":
             return [Failed(_error_finish(delta, self._plan))]
         events: list[Event] = []
         if isinstance(delta, dict):
-            events = deltas.payload(delta, number, choice.get("logprobs"))
+            events = deltas.payload(delta, number, logprobs)
             if self._halves or any(map(_ends_in_half, events)):
                 events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str):

@@ -47,11 +47,13 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
 
 
 def _url(base_url: str, multimodal: bool) -> str:
-    for suffix in _BASES:
-        if base_url.endswith(suffix):
-            base_url = base_url.removesuffix(suffix)
-            break
-    return base_url + _SERVICE.format("multimodal" if multimodal else "text")
+    return root(base_url) + _SERVICE.format("multimodal" if multimodal else "text")
+
+
+def root(base_url: str) -> str:
+    """The host's own part of an account's base URL, below which the native services are."""
+    suffix = next((suffix for suffix in _BASES if base_url.endswith(suffix)), "")
+    return base_url.removesuffix(suffix)
 
 
 def _has_media(message: JSON) -> bool:

@@ -31,6 +31,29 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[
     return events
 
 
+def newer_logprobs(value: JSON) -> JSON:
+    """The probabilities of a completion in the shape that those of a chat have."""
+    if not isinstance(value, dict) or not isinstance(value.get("tokens"), list):
+        return value
+    count = len(value["tokens"])
+    logprobs = _of_length(value.get("token_logprobs"), count)
+    tops = _of_length(value.get("top_logprobs"), count)
+    entries = zip(value["tokens"], logprobs, tops, strict=True)
+    return {"content": [_entry(token, logprob, top) for token, logprob, top in entries], "refusal": None}
+
+
+def _of_length(value: JSON, count: int) -> list[JSON]:
+    return value if isinstance(value, list) and len(value) == count else [None] * count
+
+
+def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
+    rest = [
+        {"token": name, "logprob": number, "bytes": None}
+        for name, number in (top.items() if isinstance(top, dict) else ())
+    ]
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": rest}
+
+
 def number_of(choice: dict[str, JSON], position: int) -> int:
     """Which choice this is: its index, or its place where that is no index."""
     index = choice.get("index")

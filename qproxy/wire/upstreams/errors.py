@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from qproxy.wire import jsontext
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.errors import Limit, Retry, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http import Headers
 
@@ -45,6 +45,7 @@ class Row:
     when: tuple[int, ...] = ()
     """Upstream statuses that the row is for; none means any."""
     plans: tuple[str, ...] = ()
+    limit: Limit = Limit.NONE
 
 
 _BAD, _RATE, _QUOTA, _SERVER = (
@@ -65,42 +66,45 @@ ROWS: tuple[Row, ...] = (
     Row(r"enable_thinking.*(must be (set to )?true|restricted to true)", 400, _BAD, "unsupported_parameter", param="enable_thinking"),
     Row(r"notsupportenablethinking|enable_thinking", 400, _BAD, "unsupported_parameter", param="enable_thinking", when=(400,)),
     Row(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _BAD, "content_filter", gloss="Refused by the upstream's content inspection"),
-    Row(r"arrearage|overdue|good standing|commoditynotpurchased|billoverdue", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss=_OVERDUE),
+    Row(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss=_OVERDUE, limit=Limit.QUOTA),
     Row(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _BAD, "invalid_image_url", when=(400,)),
     Row(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400, _BAD, "invalid_image", when=(400,)),
-    Row(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|model .*(does not exist|not found)", 404, _BAD, "model_not_found", Retry.ELSEWHERE, param="model"),
+    Row(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _BAD, "model_not_found", Retry.ELSEWHERE, param="model", limit=Limit.MODEL, when=(400, 403, 404, 0, 200)),
     Row(r"invalid_value", 400, _BAD, "invalid_value", when=(400,)),
     Row(r"throttling\.allocationquota", 400, _BAD, None, when=(400,)),
     # Quota that is gone, told apart from a minute's limit
-    Row(r"freetieronly|free tier of the model has been exhausted|free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up"),
-    Row(r"(hour|week|month)\w* allocated quota exceeded|will reset|reset(s)? at|quota_exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period"),
-    Row(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 2),
-    Row(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60),
-    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, plans=("token",), gloss="The plan's credits are gone, or too many tokens for this minute", when=(429, 0)),
-    Row(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, plans=_PLANS, when=(429, 403, 0)),
-    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many tokens for this minute"),
-    Row(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2),
-    Row(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many requests for this minute"),
-    Row(r"throttling|rate.?limit|too many requests", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, when=(429, 0, 200, 503)),
+    Row(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.FREE),
+    Row(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.QUOTA),
+    Row(r"(hour|day|daily|week|month)\w* allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=Limit.QUOTA),
+    Row(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 2, limit=Limit.CONCURRENCY),
+    Row(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, limit=Limit.MINUTE),
+    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, plans=("token",), gloss="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=Limit.MINUTE),
+    Row(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, plans=_PLANS, when=(429, 403, 0), limit=Limit.QUOTA),
+    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many tokens for this minute", limit=Limit.MINUTE),
+    Row(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, limit=Limit.MOMENT),
+    Row(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many requests for this minute", limit=Limit.MINUTE),
+    Row(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, when=(429, 0, 200, 503, 1302, 1305), limit=Limit.MOMENT),
     # Who may
-    Row(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", Retry.ELSEWHERE, gloss="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs"),
-    Row(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", Retry.ELSEWHERE),
-    Row(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", Retry.ELSEWHERE, when=(401, 403)),
-    Row(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,)),
-    Row(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401, 403, 0), gloss="The upstream refuses this server's own key or token (it may belong to another region or plan)"),
+    Row(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", Retry.ELSEWHERE, gloss="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=Limit.ACCESS),
+    Row(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", Retry.ELSEWHERE, limit=Limit.MODEL),
+    Row(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", Retry.ELSEWHERE, when=(401, 403), limit=Limit.ACCESS),
+    Row(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
+    Row(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401, 403, 0), gloss="The upstream refuses this server's own key or token (it may belong to another region or plan)", limit=Limit.ACCESS),
     # What broke on their side
+    Row(r"url error, please check url", 400, _BAD, None, when=(400,)),
     Row(r"internalerror\.algo\.invalidparameter", 400, _BAD, "invalid_parameter", when=(400,)),
     Row(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", Retry.NEVER),
     Row(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(500, 503, 529, 0, 200)),
     Row(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", Retry.QUICKLY, when=(500, 502, 503, 0, 200)),
     Row(r"invalid_?parameter", 400, _BAD, "invalid_parameter", when=(400, 0, 200)),
     # By status alone
-    Row(r"", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401,), gloss="The upstream refuses this server's own key or token"),
-    Row(r"", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,)),
-    Row(r"", 404, _BAD, "not_found", Retry.ELSEWHERE, when=(404,)),
+    Row(r"", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401,), gloss="The upstream refuses this server's own key or token", limit=Limit.ACCESS),
+    Row(r"", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, when=(402,), gloss="The upstream account has to be paid for", limit=Limit.QUOTA),
+    Row(r"", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
+    Row(r"", 404, _BAD, "not_found", Retry.ELSEWHERE, when=(404,), limit=Limit.MODEL),
     Row(r"", 502, _SERVER, "upstream_error", when=(405,), gloss="The upstream does not offer this at its base URL"),
     Row(r"", 413, _BAD, "request_too_large", when=(413,)),
-    Row(r"", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 5, when=(429,)),
+    Row(r"", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 5, when=(429,), limit=Limit.MOMENT),
     Row(r"", 400, _BAD, None, when=(400, 422)),
     Row(r"", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(503, 529)),
     Row(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
@@ -124,7 +128,7 @@ def upstream_error(status: int, headers: Headers, body: bytes, *, plan: str = "p
     error.request_id = error.request_id or fields.get("x-request-id")
     wait = _retry_after(fields)
     if wait is not None:
-        error.retry_after = min(wait, MAX_RETRY_AFTER)
+        error.retry_after, error.named_wait = min(wait, MAX_RETRY_AFTER), wait
     return error
 
 
@@ -185,7 +189,7 @@ def _error(row: Row, message: str, param: str | None = None) -> UpstreamError:
         retry=row.retry,
         retry_after=row.wait,
     )
-    error.code = row.code
+    error.code, error.limit = row.code, row.limit
     return error
 
 

@@ -33,6 +33,7 @@ class Draft:
         self.tool_choice = turn.tool_choice
         self.params = dict(turn.params)
         self.stream = turn.stream
+        self.completion = turn.completion
         self.forced_tools = forced_tools
         self.ignored: list[str] = []
         self.notes: list[str] = []
@@ -183,6 +184,14 @@ def _effort(draft: Draft) -> bool:
     return True
 
 
+def _completion_thinking(draft: Draft) -> bool:
+    said = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
+    if draft.completion is None or said or not draft.thinking:
+        return False
+    draft.think(False)
+    return True
+
+
 def _output_limit(draft: Draft) -> bool:
     done = False
     for name in ("max_tokens", "max_completion_tokens"):
@@ -281,6 +290,7 @@ RULES = (
     Rule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
     Rule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
     Rule("effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _effort),
+    Rule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
     Rule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tools)", "dashscope", _forced_tool_thinking),
     Rule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
     Rule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),

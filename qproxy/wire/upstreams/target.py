@@ -25,6 +25,9 @@ class Target:
     tool_schema: str = "openai"
     """"openai", or "function_declarations" for a server that wants tools in Gemini's shape."""
 
+    completes: bool = False
+    """Whether the server goes on from a text itself (`/completions`), for this model."""
+
     def authorised(self, *extra: tuple[bytes, bytes]) -> Headers:
         """The header fields of a JSON request to this target."""
         fields = [(b"content-type", b"application/json"), *extra, *self.headers]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qproxy.wire.errors import Retry
+from qproxy.wire.errors import Limit, Retry
 from qproxy.wire.upstreams.errors import MAX_MESSAGE, event_error, upstream_error
 
 BAD, RATE, QUOTA, SERVER, PERMISSION = (
@@ -29,7 +29,7 @@ ROWS = [
     (400, "InvalidParameter", "Range of max_tokens should be [1, 8192]", "payg", (400, BAD, "invalid_value", NO)),
     (400, "InvalidParameter.NotSupportEnableThinking", "x", "payg", (400, BAD, "unsupported_parameter", NO)),
     (400, "InvalidParameter", "parameter.enable_thinking must be set to true", "payg", (400, BAD, "unsupported_parameter", NO)),
-    (400, "InvalidParameter", "url error, please check url!", "payg", (400, BAD, "invalid_parameter", NO)),
+    (400, "InvalidParameter", "url error, please check url!", "payg", (400, BAD, None, NO)),
     (400, "InternalError.Algo.InvalidParameter", "orphan tool message", "payg", (400, BAD, "invalid_parameter", NO)),
     (400, "InvalidSchema", "x", "payg", (400, BAD, None, NO)),
     (400, "InvalidSchemaFormat", "x", "payg", (400, BAD, None, NO)),
@@ -103,6 +103,13 @@ ROWS = [
     (503, "ServiceUnavailable", "x", "payg", (503, SERVER, "overloaded", FAST)),
     (504, "GatewayTimeout", "x", "payg", (504, SERVER, "upstream_timeout", NO)),
     (529, "", "overloaded", "payg", (503, SERVER, "overloaded", FAST)),
+    (402, "x", "Payment required", "open", EXHAUSTED),
+    (429, "1302", "x", "payg", (429, RATE, "rate_limit_exceeded", FAST)),
+    (429, "x", "Your token-plan 1-week quota has been exhausted. The quota will reset at 08-14 09:18:00 UTC.", "token", EXHAUSTED),
+    (400, "invalid_parameter_error", "unknown property overdue_since in tool invoice", "payg", (400, BAD, "invalid_parameter", NO)),
+    (400, "invalid_parameter_error", "credit and balance are no fields", "payg", (400, BAD, "invalid_parameter", NO)),
+    (500, "internal_error", "connection reset at peer", "payg", (502, SERVER, "upstream_error", FAST)),
+    (500, "internal_error", "model worker: file not found", "payg", (502, SERVER, "upstream_error", FAST)),
     (418, "", "teapot", "open", (502, SERVER, "upstream_error", NO)),
 ]  # fmt: skip
 
@@ -123,6 +130,38 @@ def test_every_row(status, code, message, plan, expected, native):
     error = upstream_error(status, (), json.dumps(body).encode(), plan=plan)
     assert (error.status, error.type, error.code, error.retry) == expected
     assert message in error.message
+
+
+LIMITS = {
+    "limit_burst_rate": (429, "Request rate increased too quickly", Limit.MOMENT),
+    "throttling": (429, "x", Limit.MOMENT),
+    "limit_requests": (429, "x", Limit.MINUTE),
+    "insufficient_quota": (429, "x", Limit.MINUTE),
+    "a": (429, "concurrency allocated quota exceeded", Limit.CONCURRENCY),
+    "b": (429, "week allocated quota exceeded", Limit.QUOTA),
+    "Arrearage": (400, "x", Limit.QUOTA),
+    "AllocationQuota.FreeTierOnly": (403, "x", Limit.FREE),
+    "Model.AccessDenied": (403, "x", Limit.MODEL),
+    "model_not_found": (404, "x", Limit.MODEL),
+    "Workspace.AccessDenied": (403, "x", Limit.ACCESS),
+    "invalid_api_key": (401, "x", Limit.ACCESS),
+    "invalid_parameter_error": (400, "x", Limit.NONE),
+    "internal_error": (500, "x", Limit.NONE),
+}
+
+
+@pytest.mark.parametrize(("code", "row"), LIMITS.items(), ids=LIMITS.keys())
+def test_what_a_refusal_says_about_the_account(code, row):
+    """Each kind of refusal names the limit that it speaks of; what is about the request names none."""
+    status, message, limit = row
+    body = json.dumps({"error": {"code": code, "message": message}}).encode()
+    assert upstream_error(status, (), body).limit is limit
+
+
+def test_a_named_wait_is_kept_whole():
+    """The client is told at most two minutes, the account rests for as long as the server said."""
+    error = upstream_error(429, ((b"retry-after", b"3600"),), b"{}")
+    assert (error.retry_after, error.named_wait) == (120, 3600)
 
 
 SHAPES = {

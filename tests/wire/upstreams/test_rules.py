@@ -1,12 +1,13 @@
 """The Qwen rules, each by example."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qproxy.wire.errors import RequestError, UpstreamError
-from qproxy.wire.events import Turn
+from qproxy.wire.events import Completion, Turn
 from qproxy.wire.upstreams import rules
 
 USER = {"role": "user", "content": "hi"}
@@ -73,6 +74,7 @@ CASES = {
     "tools_forbidden": (turn(tools=[TOOL], tool_choice="none"), "qwen-plus", lambda t: not t.tools and t.tool_choice is None),
     "parallel_calls": (turn(tools=[TOOL]), "qwen-plus", lambda t: t.params == {"parallel_tool_calls": True}),
     "effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
+    "completion_thinking": (replace(turn(), completion=Completion(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
     "json_thinking": (turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"}), "qwen3.5-plus", lambda t: t.params["enable_thinking"] is False),

@@ -1,0 +1,15 @@
+"""Who we speak as.
+
+    choose(accounts, model, now=...)     pure: an account, or why none will do (`choosing`)
+    async with accounts.lease(model)     acts on it: waits in a bounded line, counts in and out (`leasing`)
+    account.failed(error, now, model)    what an upstream's refusal says about the account (`account`, `rests`)
+    board                                what the processes on one machine agree on, and what outlives them (`board`)
+
+Nothing here reads a token or sends a byte: that is `auth` and `transport`.
+"""
+
+from qproxy.accounts.account import Account, Task
+from qproxy.accounts.choosing import Nothing, Wait, another, choose
+from qproxy.accounts.leasing import Accounts
+
+__all__ = ["Account", "Accounts", "Nothing", "Task", "Wait", "another", "choose"]

@@ -1,0 +1,171 @@
+"""One way into a Qwen server, and how it has been doing.
+
+Here: what is known of one account, and how an error or a success changes that.  Not here: which account is chosen
+(`choosing`), how long a rest is (`rests`).  Nothing is given up for ever: whatever an upstream says, the account is
+asked again, and one good answer ends a rest.  Times are Trio's clock; `wall` is only asked when a rest begins,
+because upstreams speak of calendars.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal, TypeAlias
+
+from qproxy.accounts import rests
+from qproxy.accounts.pacing import Pace
+from qproxy.accounts.rests import PROBE_SECONDS, Rest
+from qproxy.auth import Credential, CredentialSource
+from qproxy.circuit import Circuit
+from qproxy.wire.errors import Limit, QproxyError
+from qproxy.wire.http import Headers
+from qproxy.wire.upstreams import Target
+
+Task: TypeAlias = Literal["chat", "embedding"]
+"""What an account is wanted for."""
+MAX_RESTS = 200
+"""Models that an account is known to refuse: their names come from clients."""
+CEILING_SECONDS = 60.0
+"""How long an account that has said "too many at once" is asked for fewer at once."""
+MAX_WORDS = 300
+
+
+@dataclass(eq=False, slots=True)
+class Account:
+    """Its settings, and its state."""
+
+    name: str
+    source: CredentialSource = field(repr=False)
+    family: str = "dashscope"
+    plan: str = "payg"
+    dialect: str = "compatible"
+    models: tuple[str, ...] = ("*",)
+    """Patterns of the models that it serves."""
+    weight: float = 1.0
+    max_in_flight: int | None = None
+    rules: Mapping[str, bool] = field(default_factory=dict, repr=False)
+    headers: Headers = field(default=(), repr=False)
+    tool_schema: str = "openai"
+    render_tools: str = ""
+    """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
+    completions: tuple[str, ...] = ()
+    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat."""
+    embedding_batch: int = 10
+    """The most texts in one request for embeddings; 0: it cannot embed."""
+    identity: str = ""
+    """What the state on disk knows it by: another key under the same name is another account."""
+    pace: Pace = field(default_factory=Pace)
+    wall: Callable[[], float] = field(default=time.time, repr=False)
+
+    known_models: frozenset[str] | None = field(default=None, repr=False)
+    """What its server lists, once that has been asked; None before."""
+    in_flight: int = 0
+    rests: dict[str, Rest] = field(default_factory=dict)
+    """By model; the one for "" is for all of them."""
+    last_error: str | None = None
+    last_error_at: float | None = None
+    """By the wall clock."""
+    quota: str | None = None
+    """What its server last said about its quota."""
+    requests: int = 0
+    failures: int = 0
+    circuit: Circuit = field(default_factory=Circuit)
+    _ceiling: tuple[int, float] = (0, 0.0)
+
+    def offers(self, model: str, task: Task = "chat") -> bool:
+        """Whether the operator lets this account serve the model, and it can."""
+        able = task == "chat" or self.embedding_batch > 0
+        return able and any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def target(self, credential: Credential, model: str, carried: Headers = ()) -> Target:
+        """Whom a request for the model goes to, and with which further header fields."""
+        return Target(
+            credential.base_url,
+            model,
+            credential.token,
+            self.family,
+            self.plan,
+            (*self.headers, *carried),
+            self.tool_schema,
+            any(fnmatchcase(model, pattern) for pattern in self.completions),
+        )
+
+    def full(self, now: float) -> bool:
+        """Whether it has as many requests as it may have at once."""
+        most, until = self._ceiling
+        if now < until and self.in_flight >= most:
+            return True
+        return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
+
+    @property
+    def load(self) -> float:
+        return self.in_flight / self.weight
+
+    def resting_until(self, model: str) -> float:
+        """When it may be asked for the model again, while others can be asked."""
+        return max((self.rests[key].until for key in ("", model) if key in self.rests), default=0.0)
+
+    def state(self, now: float) -> str:
+        """One word for people: ready, paced, full, resting or down."""
+        if self.circuit.wait(now):
+            return "down"
+        if now < self.resting_until(""):
+            return "resting"
+        return "full" if self.full(now) else "paced" if self.pace.wait(1, now) else "ready"
+
+    def asked(self, model: str, now: float) -> None:
+        """A request goes out; where a rest is over it is the probe, and the others wait for what it hears."""
+        self.circuit.asked(now)
+        self.in_flight += 1
+        self.requests += 1
+        for key in ("", model):
+            rest = self.rests.get(key)
+            if rest is not None and now >= rest.until:
+                self.rests[key] = replace(rest, until=now + PROBE_SECONDS, probing=True)
+
+    def failed(self, error: QproxyError, now: float, model: str = "") -> None:
+        """Remember what an upstream's error says about the account rather than about the request."""
+        self.circuit.heard(error, now)
+        self.failures += 1
+        wall = self.wall()
+        self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall
+        limit = rests.limit_of(error)
+        if limit is Limit.NONE:
+            return
+        key = rests.scope(limit, self.plan, model)
+        before = self.rests.get(key)
+        strikes = 0 if before is None else before.strikes + before.probing
+        rest = rests.after(error, limit, strikes, wall).shifted(now - wall)
+        if before is None or before.probing or rest.until > before.until:
+            self.rests[key] = rest
+            self._forget_some(now)
+        if limit is Limit.MINUTE and getattr(error, "named_wait", None) is None:
+            error.retry_after = rest.until - now  # for the client: the error itself knows no clock
+        elif limit is Limit.CONCURRENCY:
+            self._ceiling = max(1, self.in_flight - 1), now + CEILING_SECONDS
+        elif limit in (Limit.QUOTA, Limit.FREE):
+            self.quota = error.message[:MAX_WORDS]
+
+    def succeeded(self, model: str = "", since: float | None = None) -> None:
+        """An answer has begun, to a request that was sent at `since`: what was said before that is over."""
+        self.circuit.heard(None, 0.0)
+        for key in ("", model):
+            rest = self.rests.get(key)
+            if rest is not None and (since is None or since >= rest.since):
+                del self.rests[key]
+                if rest.why in (Limit.QUOTA.value, Limit.FREE.value):
+                    self.quota = None
+
+    def renewed(self) -> None:
+        """It has a new token: what was said about the old one is over."""
+        rest = self.rests.get("")
+        if rest is not None and rest.why == Limit.ACCESS.value:
+            del self.rests[""]
+
+    def _forget_some(self, now: float) -> None:
+        """Keep the rests few: those that are over go first, then those that end first."""
+        if len(self.rests) > MAX_RESTS:
+            oldest = min((key for key in self.rests if key), key=lambda key: self.rests[key].until)
+            del self.rests[oldest]

@@ -1,0 +1,148 @@
+"""The board of the processes on one machine: a SQLite file in the data directory.
+
+One row an account, its standing as JSON, changed in one transaction.  SQLite because it survives a process that is
+killed in the middle, and because its lock is taken back from the dead.  All of it happens in a thread, one at a time:
+the event loop waits for no disk.  Nothing is forced to the disk either (WAL, synchronous=NORMAL): after a loss of
+power the last seconds may be missing, which costs an answer or two.
+
+A board that cannot be used raises BoardError, which its users survive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from qproxy.accounts.board import (
+    BoardError,
+    Claim,
+    Limits,
+    News,
+    Standing,
+    claimed,
+    from_json,
+    merged,
+    to_json,
+)
+
+T = TypeVar("T")
+LOCK_SECONDS = 2.0
+"""For others to finish writing."""
+FORGOTTEN = 90 * 86400.0
+"""Seconds after which an account that nobody has used is no longer known."""
+_SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (identity TEXT PRIMARY KEY, standing TEXT NOT NULL, at REAL NOT NULL)"
+
+
+class BoardFile:
+    """The file, as one process uses it."""
+
+    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.process = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._wall = wall
+        self._connection: sqlite3.Connection | None = None
+        self._one = trio.CapacityLimiter(1)
+
+    def __repr__(self) -> str:
+        return f"<BoardFile {self.path}>"
+
+    async def claim(self, identity: str, limits: Limits, tokens: int) -> Claim:
+        def change(rows: Mapping[str, Standing]) -> tuple[dict[str, Standing], Claim]:
+            known = rows.get(identity, Standing())
+            standing, claim = claimed(known, limits, tokens, self._wall())
+            return {identity: standing}, claim
+
+        return await self._in_thread(lambda: self._change([identity], change))
+
+    async def exchange(self, news: Mapping[str, News]) -> Mapping[str, Standing]:
+        def change(rows: Mapping[str, Standing]) -> tuple[dict[str, Standing], Mapping[str, Standing]]:
+            wall = self._wall()
+            changed = {
+                identity: merged(rows.get(identity, Standing()), item, self.process, wall)
+                for identity, item in news.items()
+                if not item.empty or self.process in rows.get(identity, Standing()).in_flight
+            }
+            return changed, {**rows, **changed}
+
+        return await self._in_thread(lambda: self._change(list(news), change))
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            await self._in_thread(self._connection.close)
+            self._connection = None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._one)
+
+    def _change(
+        self, identities: list[str], change: Callable[[Mapping[str, Standing]], tuple[dict[str, Standing], T]]
+    ) -> T:
+        """Read some rows, change some, as if nobody else were there."""
+        with _ours(self.path):
+            connection = self._connection = self._connection or _opened(self.path, self._wall())
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                changed, result = change(_rows(connection, identities))
+                now = self._wall()
+                connection.executemany(
+                    "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)",
+                    [(key, json.dumps(to_json(standing)), now) for key, standing in changed.items()],
+                )
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.rollback()
+                raise
+            return result
+
+
+def read(path: Path) -> dict[str, Standing]:
+    """What a board says, for people: nothing where there is none.  Raises BoardError."""
+    if not path.exists():
+        return {}
+    with _ours(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+        try:
+            return _rows(connection)
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise BoardError(f"{path}: {error}") from None
+
+
+def _opened(path: Path, wall: float) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(_SCHEMA)
+        connection.execute("DELETE FROM accounts WHERE at < ?", (wall - FORGOTTEN,))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _rows(connection: sqlite3.Connection, identities: list[str] | None = None) -> dict[str, Standing]:
+    rows = connection.execute("SELECT identity, standing FROM accounts").fetchall()
+    return {
+        identity: from_json(json.loads(text))
+        for identity, text in rows
+        if identities is None or identity in identities
+    }

@@ -1,0 +1,88 @@
+"""When a quota is back: what a refusal says about it, and the calendar of the plans.
+
+Pure: wall-clock seconds in, wall-clock seconds out.  The words decide how long an account rests, never that it is
+given up: what they do not name is not known (None), and what is not known is asked again.
+
+Seen in the wild: "The quota will reset at 08-14 09:18:00 UTC." (Token Plan), "week allocated quota exceeded"
+(Coding Plan: five rolling hours, weeks from Monday 00:00 UTC+8, months).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+CHINA = timezone(timedelta(hours=8))
+"""Alibaba's own calendar, and the guess for a time without a zone: the earlier one, for an early question is cheap."""
+LONGEST = 32 * 86400.0
+"""Seconds; nothing that Alibaba sells is reset less often than once a month."""
+_AT = re.compile(
+    r"resets?(?: time)?(?: is)?(?: at| on|:)? *(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/](?P<day>\d{1,2})[t ,]+)?"
+    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?:\.\d+)? *"
+    r"\(?(?P<zone>utc|gmt|z\b|cst|beijing)?(?: *(?P<sign>[+-])(?P<offset>\d{1,2})(?::?(?P<half>\d{2}))?)?"
+)
+_IN = re.compile(
+    r"(?:resets?|again|retry) +(?:in|after) +~?((?:\d+(?:\.\d+)? *(?:days?|d|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?: |,|and)*)+)"
+)
+_EPOCH = re.compile(r"resets?(?: at|:)? *(\d{10})(\d{3})?\b")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?) *([dhms])")
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? +(?:\w+ +)?quota|\b(dai)ly\b")
+
+
+def named(text: str, wall: float) -> float | None:
+    """The time of the reset that a message names."""
+    text = text.lower()
+    when: float | None = None
+    if match := _IN.search(text):
+        when = wall + sum(float(count) * _SECONDS[unit] for count, unit in _SPAN.findall(match[1]))
+    elif match := _EPOCH.search(text):
+        when = float(match[1])
+    elif match := _AT.search(text):
+        when = _moment(match.groupdict(), wall)
+    return when if when is not None and wall < when <= wall + LONGEST else None
+
+
+def _moment(parts: dict[str, str | None], wall: float) -> float | None:
+    zone = _zone(parts)
+    now = datetime.fromtimestamp(wall, zone)
+    try:
+        moment = now.replace(
+            year=int(parts["year"] or now.year),
+            month=int(parts["month"] or now.month),
+            day=int(parts["day"] or now.day),
+            hour=int(parts["hour"] or 0),
+            minute=int(parts["minute"] or 0),
+            second=int(parts["second"] or 0),
+            microsecond=0,
+        )
+        if parts["month"] is None and moment <= now:
+            moment += timedelta(days=1)
+        elif parts["year"] is None and moment < now - timedelta(days=180):
+            moment = moment.replace(year=now.year + 1)
+    except ValueError:  # no such day
+        return None
+    return moment.timestamp()
+
+
+def _zone(parts: dict[str, str | None]) -> timezone:
+    if parts["offset"] is not None and int(parts["offset"]) < 24:
+        offset = timedelta(hours=int(parts["offset"]), minutes=int(parts["half"] or 0) % 60)
+        return timezone(-offset if parts["sign"] == "-" else offset)
+    return UTC if parts["zone"] in ("utc", "gmt", "z") else CHINA
+
+
+def of_period(text: str, wall: float) -> float | None:
+    """The reset of the period that a message names (5 hours, a day, a week, a month), by the plans' calendar."""
+    match = _PERIOD.search(text.lower())
+    if match is None:
+        return None
+    period = match[1] or "day"
+    if period == "hour":
+        return wall + 5 * 3600.0
+    today = datetime.fromtimestamp(wall, CHINA).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        return (today + timedelta(days=1)).timestamp()
+    if period == "week":
+        return (today + timedelta(days=7 - today.weekday())).timestamp()
+    return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()

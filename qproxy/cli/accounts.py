@@ -1,0 +1,37 @@
+"""`qproxy accounts`: how your accounts are doing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from qproxy import config as configuration
+from qproxy.accounts import overview
+from qproxy.accounts.board import BoardError
+from qproxy.accounts.board_file import read
+from qproxy.cli.saying import complain, say
+
+HELP = "show how your accounts are doing"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="PATH", help="configuration file that names the accounts")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config, wall = configuration.load(path=arguments.config), time.time()
+    try:
+        standings = read(Path(config.accounts_file)) if config.accounts_file else {}
+    except BoardError as error:
+        complain(str(error))
+        return 1
+    rows = overview.rows(config.all_accounts(), standings, wall)
+    if arguments.json:
+        say(json.dumps({"accounts": [row.fields() for row in rows]}, indent=1, ensure_ascii=False))
+    else:
+        for line in overview.table(rows, wall):
+            say(line)
+    return 0

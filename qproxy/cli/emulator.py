@@ -1,0 +1,59 @@
+"""`qproxy emulator`: a Qwen server to play with, and what to set to use it."""
+
+from __future__ import annotations
+
+import argparse
+
+import trio
+
+from qproxy.cli.saying import say
+
+HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
+HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, chat and sign out, in another terminal:
+
+    export QPROXY_HOME=$(mktemp -d) QPROXY_OAUTH_HOSTS={origin}
+    export QPROXY_OAUTH_DEVICE_URL={origin}/api/v1/oauth2/device/code
+    export QPROXY_OAUTH_TOKEN_URL={origin}/api/v1/oauth2/token
+    qproxy login
+    qproxy serve
+
+and in a third: curl http://127.0.0.1:8787/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "qwen3.7-plus", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+Tokens last {lifetime:g} s; to end them now: curl -X POST {origin}/emulator/expire
+What the identity server does wrong next: curl -d fault=html {origin}/emulator/next (a wrong name lists them)."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--port", type=int, default=8788, help="port to listen on (default 8788; 0 takes a free one)"
+    )
+    parser.add_argument(
+        "--token-lifetime",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long its tokens last (default 120)",
+    )
+    parser.add_argument(
+        "--interval", type=float, metavar="SECONDS", help="between polls (default: as Qwen, unsaid)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    trio.run(_serve, arguments)
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    from qproxy import hypercorn
+    from qproxy.emulator import Emulator, Identity
+
+    identity = Identity(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
+    emulator, stop = Emulator(identity=identity), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hypercorn.until_signal, stop, say)
+        await nursery.start(emulator.serve, arguments.port)
+        say(HOW_TO.format(origin=emulator.origin, lifetime=arguments.token_lifetime))
+        await stop.wait()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,34 @@
+"""`qproxy logout`: forget an account's tokens."""
+
+from __future__ import annotations
+
+import argparse
+
+import trio
+
+from qproxy import config as configuration
+from qproxy.cli.login import chosen
+from qproxy.cli.saying import complain, remark, say
+
+HELP = "sign out of a Qwen account: remove its tokens from this machine"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--account", metavar="NAME", help="which account (default: the only one, else qwen)")
+    parser.add_argument("--config", metavar="PATH", help="configuration file that may name the account")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from qproxy import signing  # late: `--help` should not wait for its imports
+
+    config = configuration.load(path=arguments.config)
+    account = chosen(config.accounts, arguments.account)
+    source = signing.source(account, config)
+    if not trio.run(source.keeper.sign_out):
+        complain(f"nobody is signed in to the account {account.name} ({source.keeper.file.path}).")
+        return 1
+    say(f"Signed out: {source.keeper.file.path} is gone.")
+    if account.credentials is not None:
+        remark("Other programs that use this file are signed out as well.")
+    remark("Qwen names no way to revoke a token: one that was copied elsewhere works until it ends.")
+    return 0

@@ -1,0 +1,99 @@
+"""The emulated Qwen's own `/completions`: text goes on, or fills the gap between a prefix and a suffix.
+
+Only coder models have it, as at DashScope, and what stands before and after the gap comes in the prompt between
+Qwen-coder's marker words; the field `suffix` is refused, as by DashScope and vLLM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from qproxy.emulator.chat import CREATED, Refusal, pieces
+
+_GAP = re.compile(r"<\|fim_prefix\|>(.*)<\|fim_suffix\|>(.*)<\|fim_middle\|>", re.DOTALL)
+_TOKEN = re.compile(r"\s*\S+\s*?|\s+")
+
+
+def check(body: Any) -> None:
+    """Raise the refusal that the server would answer with."""
+    model = str(body.get("model"))
+    if "coder" not in model:
+        raise Refusal(404, f"Unsupported model `{model}` for completions.", "model_not_supported")
+    if not isinstance(body.get("prompt"), str):
+        raise Refusal(400, "prompt must be a string", "invalid_parameter_error")
+    if "suffix" in body:
+        raise Refusal(400, "suffix is not currently supported", "invalid_parameter_error")
+
+
+def continuation(prompt: str) -> str:
+    """What the model writes after a prompt, or into the gap of one."""
+    gap = _GAP.search(prompt)
+    if gap is not None:
+        return f"    return {len(gap[1])} + {len(gap[2])}"
+    return f" and so on, after {len(prompt)} characters."
+
+
+def _answers(body: Any) -> Iterator[tuple[int, list[str], str]]:
+    """(index, tokens, finish reason) of every choice."""
+    words = _TOKEN.findall(continuation(body["prompt"]))
+    most = body.get("max_tokens") or len(words)
+    for index in range(body.get("n") or 1):
+        yield index, words[:most], "length" if most < len(words) else "stop"
+
+
+def _logprobs(body: Any, words: list[str], offset: int) -> Any:
+    if body.get("logprobs") is None:
+        return None
+    starts = [offset + sum(map(len, words[:n])) for n in range(len(words))]
+    best = [{word: -0.5} if body["logprobs"] else {} for word in words]
+    return {
+        "tokens": words,
+        "token_logprobs": [-0.5] * len(words),
+        "top_logprobs": best,
+        "text_offset": starts,
+    }
+
+
+def _head(body: Any) -> dict[str, Any]:
+    return {
+        "id": "cmpl-emulator",
+        "object": "text_completion",
+        "created": CREATED,
+        "model": body["model"],
+    }
+
+
+def _usage(body: Any) -> dict[str, int]:
+    prompt = len(_TOKEN.findall(body["prompt"]))
+    said = sum(len(words) for _, words, _ in _answers(body))
+    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+def whole(body: Any) -> dict[str, Any]:
+    """The answer in one piece."""
+    choices = [
+        {
+            "index": index,
+            "text": "".join(words),
+            "logprobs": _logprobs(body, words, 0),
+            "finish_reason": reason,
+        }
+        for index, words, reason in _answers(body)
+    ]
+    return {**_head(body), "choices": choices, "usage": _usage(body)}
+
+
+def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
+    """The chunks of a streamed answer: a token each where probabilities are asked for."""
+    for index, words, reason in _answers(body):
+        offset = 0
+        for piece in words if body.get("logprobs") is not None else pieces("".join(words), size):
+            choice = {"index": index, "text": piece, "logprobs": _logprobs(body, [piece], offset)}
+            offset += len(piece)
+            yield {**_head(body), "choices": [{**choice, "finish_reason": None}]}
+        last = {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+        yield {**_head(body), "choices": [last]}
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield {**_head(body), "choices": [], "usage": _usage(body)}

@@ -1,0 +1,76 @@
+"""What the emulated Qwen makes of texts: unit vectors from a hash of each, so that equal texts are equal and others not.
+
+In both of DashScope's dialects, with its refusals: a batch above ten, dimensions that the model does not have, base64,
+token ids.  The native answer comes in reverse order, because its order is not promised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from qproxy.emulator.chat import Refusal
+
+BATCH = 10
+DIMENSIONS = {
+    "text-embedding-v4": (2048, 1536, 1024, 768, 512, 256, 128, 64),
+    "text-embedding-v3": (1024, 768, 512, 256, 128, 64),
+}
+DEFAULT_DIMENSIONS = 1024
+
+
+def _bad(message: str) -> Refusal:
+    return Refusal(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "InvalidParameter")
+
+
+def _check(model: Any, texts: Any, dimensions: Any) -> list[str]:
+    """The texts; raises the refusal that DashScope would answer with."""
+    if model not in DIMENSIONS:
+        raise Refusal(
+            404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found"
+        )
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise _bad("Value error, contents is neither str nor list of str.: input.contents")
+    if len(texts) > BATCH:
+        raise _bad(
+            f"Value error, batch size is invalid, it should not be larger than {BATCH}.: input.contents"
+        )
+    if dimensions not in (None, *DIMENSIONS[model]):
+        raise _bad(f"Value error, dimension {dimensions} is not one of {DIMENSIONS[model]}: parameters")
+    return texts
+
+
+def compatible(body: Any) -> dict[str, Any]:
+    """The answer of the compatible mode."""
+    texts = _check(body.get("model"), body.get("input"), body.get("dimensions"))
+    if body.get("encoding_format", "float") != "float":
+        raise _bad("Value error, encoding_format only supports with [float]: parameters.encoding_format")
+    size, count = body.get("dimensions") or DEFAULT_DIMENSIONS, tokens(texts)
+    data = [
+        {"object": "embedding", "index": n, "embedding": vector(text, size)} for n, text in enumerate(texts)
+    ]
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return {"object": "list", "data": data, "model": body["model"], "usage": usage, "id": "emu-1"}
+
+
+def native(body: Any) -> dict[str, Any]:
+    """The answer of the native service."""
+    parameters = body.get("parameters") or {}
+    texts = _check(body.get("model"), (body.get("input") or {}).get("texts"), parameters.get("dimension"))
+    size = parameters.get("dimension") or DEFAULT_DIMENSIONS
+    rows = [{"text_index": n, "embedding": vector(text, size)} for n, text in enumerate(texts)]
+    output = {"embeddings": rows[::-1]}
+    return {"output": output, "usage": {"total_tokens": tokens(texts)}, "request_id": "emu-1"}
+
+
+def tokens(texts: list[str]) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
+def vector(text: str, size: int) -> list[float]:
+    """The text's vector, of length one."""
+    raw = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(size * 2)
+    values = [int.from_bytes(raw[n : n + 2], "big") / 32767.5 - 1 for n in range(0, size * 2, 2)]
+    length = sum(value * value for value in values) ** 0.5 or 1.0
+    return [value / length for value in values]

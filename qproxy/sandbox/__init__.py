@@ -1,0 +1,25 @@
+"""Running a program that is not trusted: fenced by the kernel, through bubblewrap.
+
+Here: one program, started, fed, bounded and ended.  Not here: what a tool is or who may call it (`tools`).
+
+The idea: what a program may do is a `Fence`, a plain record; `fence.arguments` turns it into bubblewrap's words and
+`seccomp.program` into a filter of system calls, both pure; `Bubblewrap` starts the program behind them, and holds it
+at the gate until its limits are set from outside (`prlimit`), so that no helper, shell or interpreter of ours is
+inside.  Its end is the end of its pid namespace: nothing that it started outlives it.
+
+Where no sandbox can be made, `Refusal` says why; nothing falls back to running without one.  `Unfenced` is for the
+operator who writes `sandbox = "none"`.
+
+What the fence keeps and what it does not: docs/security.md.
+"""
+
+from __future__ import annotations
+
+from qproxy.sandbox.bubblewrap import Bubblewrap, Refusal, find
+from qproxy.sandbox.child import Child, Finished, Starter, Unfenced, finish
+from qproxy.sandbox.fence import Fence, Limits
+from qproxy.sandbox.site import Site
+
+__all__ = [
+    "Bubblewrap", "Child", "Fence", "Finished", "Limits", "Refusal", "Site", "Starter", "Unfenced", "find", "finish",
+]  # fmt: skip

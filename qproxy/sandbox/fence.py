@@ -1,0 +1,119 @@
+"""What a fenced program may see and use, and how bubblewrap is told so.
+
+Pure: paths are only named here.  The root is read-only and made of the system's programs and libraries, nothing of
+/etc but what they need to start, a /proc of its own, a /dev without devices, a small /tmp, and the declared paths.
+`bwrap(1)`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MIB = 1024 * 1024
+NOBODY = 65534
+PATH = "/usr/local/bin:/usr/bin:/bin"
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
+"""Programs and libraries."""
+SETTINGS = (
+    "/etc/alternatives", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/pki/tls/certs",
+    "/etc/ssl/certs",
+)  # fmt: skip
+NETWORK_SETTINGS = ("/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a fenced program may use; each is the kernel's, per process but for `processes`."""
+
+    cpu_seconds: int = 10
+    memory: int = 512 * MIB
+    """Address space of one process."""
+    processes: int = 32
+    """Processes and threads at once, together."""
+    file_size: int = 16 * MIB
+    open_files: int = 64
+    tmp: int = 64 * MIB
+    """All that is in /tmp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """All that a program gets besides the system's programs."""
+
+    read: tuple[str, ...] = ()
+    """Files and folders that it may read, under their own names."""
+    write: tuple[str, ...] = ()
+    """Files and folders that it may change."""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Its environment, besides PATH, HOME and LANG.  May hold secrets."""
+    network: bool = False
+    limits: Limits = Limits()
+
+
+def environment(fence: Fence) -> dict[str, str]:
+    """Every variable that the program sees."""
+    return {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **fence.env}
+
+
+def arguments(fence: Fence, *, gate: int, info: int, seccomp: int | None) -> list[str]:
+    """bubblewrap's words for a fence; the three are file descriptors that it inherits.
+
+    The environment is not among them: everyone on the machine can read a process's arguments.
+    """
+    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    words += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", "--hostname", "sandbox"]
+    words += ["--share-net"] if fence.network else []
+    for path in SYSTEM:
+        words += _system(path)
+    for path in (*SETTINGS, *(NETWORK_SETTINGS if fence.network else ())):
+        words += ["--ro-bind-try", os.path.realpath(path), path]
+    words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    words += ["--size", str(fence.limits.tmp), "--tmpfs", "/tmp"]
+    for path in sorted({*fence.read, *fence.write}):  # an outer folder before what is in it
+        words += ["--bind" if path in fence.write else "--ro-bind", path, path]
+    words += ["--remount-ro", "/", "--chdir", "/tmp"]
+    words += [] if seccomp is None else ["--seccomp", str(seccomp)]
+    return [*words, "--info-fd", str(info), "--block-fd", str(gate), "--"]
+
+
+def _system(path: str) -> list[str]:
+    """A folder of the system as it is here: a folder, or a link into /usr."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return []
+    return ["--symlink", os.readlink(path), path] if stat.S_ISLNK(mode) else ["--ro-bind", path, path]
+
+
+def unsafe(fences: Iterable[tuple[str, Fence]]) -> Iterator[str]:
+    """What is wrong with the declared paths of several tools, each with its name.
+
+    A path within a folder that some tool may change is refused: that tool could put a link there, and the next
+    program would be given what the link leads to.
+    """
+    fences = list(fences)
+    writable = [Path(path) for _, fence in fences for path in fence.write]
+    for name, fence in fences:
+        for path in (*fence.read, *fence.write):
+            here = Path(path)
+            if not here.is_absolute():
+                yield f"{name}: {path} is not an absolute path."
+            elif Path(os.path.realpath(path)) != here:
+                yield f"{name}: {path} leads to {os.path.realpath(path)}; declare that instead."
+            elif not here.exists():
+                yield f"{name}: there is no {path}."
+            elif here == Path("/") or any(here.is_relative_to(root) for root in _OURS):
+                yield f"{name}: {path} cannot be given to a tool."
+            else:
+                yield from (
+                    f"{name}: {path} is within {outer}, which a tool may change."
+                    for outer in writable
+                    if here != outer and here.is_relative_to(outer)
+                )
+
+
+_OURS = (Path("/proc"), Path("/sys"), Path("/dev"))

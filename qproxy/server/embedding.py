@@ -1,0 +1,73 @@
+"""The route for embeddings.
+
+Its answer comes whole, but may be 45 MB of text: it is sent piece by piece and never put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from quart import Response
+from quart.wrappers.response import ResponseBody
+
+from qproxy.door import JSON_TYPE
+from qproxy.embedding import embed
+from qproxy.meters import estimate_texts
+from qproxy.server import current
+from qproxy.server.asking import json_body
+from qproxy.server.charging import charge
+from qproxy.server.parts import Parts, Route
+from qproxy.wire.endpoints import embeddings
+
+PIECE_BYTES = 64 * 1024
+
+
+class Embedding:
+    """The view and its route."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def routes(self) -> Iterator[Route]:
+        yield Route("/embeddings", ("POST",), self._view)
+
+    async def _view(self) -> Response:
+        parts, record, stack = self._parts, current.record(), current.stack()
+        life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
+        with life.limited():
+            asked = embeddings.decode(await json_body(parts))
+            await charge(parts, asked.model, lambda: (estimate_texts(asked), 0))
+            stack.callback(await parts.admission.enter())
+            found = await embed(parts.relay, asked, record.story)
+            record.first_byte = record.answered = record.seconds
+        response = Response(
+            _Pieces(embeddings.pieces(asked, found.vectors, found.tokens)), 200, content_type=JSON_TYPE
+        )
+        response.content_length = embeddings.length(asked, found.vectors, found.tokens)
+        return response
+
+
+class _Pieces(ResponseBody):
+    """A body in pieces that are there already."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+
+    async def __aenter__(self) -> _Pieces:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        joined = bytearray()
+        for piece in self._pieces:
+            joined += piece
+            if len(joined) >= PIECE_BYTES:
+                break
+        if not joined:
+            raise StopAsyncIteration
+        return bytes(joined)

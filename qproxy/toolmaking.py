@@ -1,0 +1,89 @@
+"""From the settings to a workshop: every tool with its schema, its program and its fence, checked before the start.
+
+ConfigError names the tool and what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import trio
+
+from qproxy.config import Config
+from qproxy.config.tools import FenceConfig, ToolConfig, parameters
+from qproxy.memory import Memory
+from qproxy.presets import ConfigError
+from qproxy.sandbox import Fence, Limits, Site, Starter, Unfenced
+from qproxy.sandbox.fence import MIB, unsafe
+from qproxy.tools import functions, schema
+from qproxy.tools.commands import Command, missing_program
+from qproxy.tools.tool import NAME, Tool
+from qproxy.tools.toolbox import Rule, Toolbox
+from qproxy.workshop import Workshop
+
+ToolLike: TypeAlias = Tool | Callable[..., Any]
+"""A function of a program that embeds qproxy, or what `functions.tool` made of it."""
+
+
+def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = None) -> Workshop:
+    """The tools of a configuration, and a program's own functions."""
+    site = site or Site()
+    fences = [(f"tool {entry.name!r}", fence(entry)) for entry in config.tools if entry.sandbox != "none"]
+    for complaint in unsafe(fences):
+        raise ConfigError(complaint)
+    tools = [*(command(entry, site) for entry in config.tools), *map(functions.of, own)]
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"tools: {name!r} is declared twice.")
+    rules = [Rule(row.offer, row.tools, row.keys, row.models) for row in config.tool_offers]
+    toolbox = Toolbox(tools, (), rules, site if fences else None)
+    memory = Memory(trio.current_time, seconds=config.tool_memory_seconds)
+    return Workshop(toolbox, limit=config.tool_rounds, memory=memory)
+
+
+def fence(entry: FenceConfig) -> Fence:
+    """What an entry may see and use."""
+    limits = Limits(
+        cpu_seconds=entry.cpu_seconds,
+        memory=entry.memory_mb * MIB,
+        processes=entry.processes,
+        file_size=entry.file_mb * MIB,
+        open_files=entry.open_files,
+        tmp=entry.tmp_mb * MIB,
+    )
+    return Fence(tuple(entry.read), tuple(entry.write), entry.env, entry.network, limits)
+
+
+def command(entry: ToolConfig, site: Site) -> Tool:
+    """A command as a tool."""
+    where = f"tool {entry.name!r}"
+    if not NAME.match(entry.name):
+        raise ConfigError(f"{where}: a name has letters, digits, _ and -, and begins with a letter.")
+    if not entry.argv:
+        raise ConfigError(f"{where}: argv names no program.")
+    fenced = entry.sandbox != "none"
+    allowed = fence(entry)
+    missing = missing_program(entry.argv[0], allowed, fenced=fenced)
+    if missing is not None:
+        raise ConfigError(f"{where}: {missing}")
+    accepted = parameters(entry)
+    try:
+        check = schema.checker(accepted)
+    except schema.SchemaError as error:
+        raise ConfigError(f"{where}: parameters: {error}") from None
+    starter: Starter = site if fenced else Unfenced()
+    names = frozenset(accepted.get("properties") or ())
+    return Tool(
+        name=entry.name,
+        description=entry.description,
+        parameters=accepted,
+        check=check,
+        run=Command(entry.argv, starter, allowed, names=names, most=entry.max_output),
+        kind="command",
+        timeout=entry.timeout,
+        offer=entry.offer,
+        refused=(lambda: site.refusal) if fenced else (lambda: None),
+        fence=entry.sandbox,
+    )

@@ -1,0 +1,69 @@
+"""Calling a tool: checked arguments in, text for the model out, whatever happens.
+
+The one place where a tool runs.  Nothing is raised but cancellation: an unknown name, arguments that do not fit,
+a program that fails, hangs or says too much, and a fault in a function all become a result that says so, because
+the model can often mend its call.  Of a fault the log has the kind; its words may hold what a client wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+
+from qproxy.sandbox import Refusal
+from qproxy.tools.tool import Tool, ToolError
+
+log = logging.getLogger("qproxy.tools")
+MAX_RESULT = 256 * 1024
+"""Characters of one result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a call."""
+
+    text: str
+    ok: bool
+    seconds: float
+
+
+async def call(tools: Mapping[str, Tool], name: str, arguments: str) -> Outcome:
+    """Run one call that a model made."""
+    began = trio.current_time()
+    try:
+        text, ok = await _run(tools, name, arguments), True
+    except ToolError as error:
+        text, ok = f"Error: {error}", False
+    except Refusal as refusal:
+        log.warning("tool %s cannot run: %s", name, refusal)
+        text, ok = "Error: this tool cannot run on this server now.", False
+    except Exception as error:
+        log.error("tool %s failed: %s", name, _kind(error), exc_info=log.isEnabledFor(logging.DEBUG))
+        text, ok = "Error: the tool failed.", False
+    return Outcome(_bounded(text), ok, trio.current_time() - began)
+
+
+async def _run(tools: Mapping[str, Tool], name: str, arguments: str) -> str:
+    tool = tools.get(name)
+    if tool is None:
+        raise ToolError(f"There is no tool named {name[:64]!r}; there are: {', '.join(sorted(tools))}.")
+    given = tool.check(arguments)
+    with trio.move_on_after(tool.timeout):
+        return await tool.run(given)
+    raise ToolError(f"The tool did not finish within {tool.timeout:g} s and was stopped.")
+
+
+def _kind(error: BaseException) -> str:
+    """The kind of an error, and of those that a group holds."""
+    if isinstance(error, BaseExceptionGroup):
+        return ", ".join(_kind(inner) for inner in error.exceptions)
+    return type(error).__name__
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= MAX_RESULT:
+        return text
+    return f"{text[:MAX_RESULT]}\n[cut: {len(text) - MAX_RESULT} more characters]"

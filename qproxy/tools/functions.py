@@ -1,0 +1,180 @@
+"""Python functions as tools, for programs that embed qproxy.
+
+    @tools.function
+    async def lookup(city: str, days: int = 1) -> dict:
+        '''The weather of a city.
+
+        Args:
+            city: Its name.
+            days: How many days ahead.
+        '''
+
+    app = qproxy.create_app(config, tools=[lookup])
+
+The schema comes from the type hints, descriptions from the docstring.  An async function runs in the request's
+nursery and is cancelled with it; a plain one runs in a thread, which cannot be stopped, only left behind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, overload
+
+import trio
+
+from qproxy.tools import schema
+from qproxy.tools.tool import NAME, Offer, Tool
+from qproxy.wire import jsontext
+from qproxy.wire.events import JSON
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_PARAMETER = re.compile(r"^\s*(?::param\s+)?\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.+)$")
+_SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*:?\s*$")
+
+
+@overload
+def function(of: F) -> F: ...
+
+
+@overload
+def function(
+    *, name: str | None = None, description: str | None = None, timeout: float = 30.0, offer: Offer = "always"
+) -> Callable[[F], F]: ...
+
+
+def function(
+    of: F | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = 30.0,
+    offer: Offer = "always",
+) -> F | Callable[[F], F]:
+    """Mark a function as a tool; it stays the function that it was."""
+
+    def mark(function: F) -> F:
+        function.__qproxy_tool__ = tool(  # type: ignore[attr-defined]
+            function, name=name, description=description, timeout=timeout, offer=offer
+        )
+        return function
+
+    return mark if of is None else mark(of)
+
+
+def of(value: Tool | Callable[..., Any]) -> Tool:
+    """The tool that a program means: a tool, a marked function, or any function."""
+    if isinstance(value, Tool):
+        return value
+    marked: Tool | None = getattr(value, "__qproxy_tool__", None)
+    return marked or tool(value)
+
+
+def tool(
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = 30.0,
+    offer: Offer = "always",
+) -> Tool:
+    """A function as a tool; TypeError where it cannot be one."""
+    name = name or function.__name__
+    if not NAME.match(name):
+        raise TypeError(f"{name!r} cannot be a tool's name: letters, digits, _ and -, at most 64.")
+    about, parameters = _documented(inspect.getdoc(function) or "")
+    accepted = parameters_of(function, parameters)
+    return Tool(
+        name=name,
+        description=description or about,
+        parameters=accepted,
+        check=schema.checker(accepted),
+        run=_runner(function),
+        kind="function",
+        timeout=timeout,
+        offer=offer,
+    )
+
+
+def _runner(function: Callable[..., Any]) -> Callable[[dict[str, Any]], typing.Awaitable[str]]:
+    async def run(arguments: dict[str, Any]) -> str:
+        if inspect.iscoroutinefunction(function):
+            return _text(await function(**arguments))
+        return _text(await trio.to_thread.run_sync(lambda: function(**arguments), abandon_on_cancel=True))
+
+    return run
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else jsontext.dumps(value).decode()
+
+
+def parameters_of(function: Callable[..., Any], about: Mapping[str, str]) -> dict[str, JSON]:
+    """The JSON Schema of a function's parameters."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    properties: dict[str, JSON] = {}
+    required = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"{function.__name__}: a tool's parameters have names, but {name} has none.")
+        properties[name] = _typed(hints.get(name, Any))
+        if name in about:
+            properties[name].setdefault("description", about[name])
+        if parameter.default is parameter.empty:
+            required.append(name)
+        elif isinstance(parameter.default, str | int | float | bool):
+            properties[name]["default"] = parameter.default
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _typed(hint: Any) -> dict[str, JSON]:
+    """A type hint as a schema; TypeError for one that JSON cannot say."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return {}
+    if hint in _PLAIN:
+        return {"type": _PLAIN[hint]}
+    if origin is Annotated:
+        words = [extra for extra in arguments[1:] if isinstance(extra, str)]
+        return {**_typed(arguments[0]), **({"description": words[0]} if words else {})}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_typed(one) for one in arguments]}
+    if hint in (list, tuple) or origin in (list, tuple, typing.Sequence):
+        inner = [one for one in arguments if one is not ...]
+        return {"type": "array", **({"items": _typed(inner[0])} if len(set(inner)) == 1 else {})}
+    if hint is dict or origin is dict:
+        return {"type": "object", **({"additionalProperties": _typed(arguments[1])} if arguments else {})}
+    if typing.is_typeddict(hint):
+        fields = typing.get_type_hints(hint, include_extras=True)
+        properties = {name: _typed(inner) for name, inner in fields.items()}
+        return {"type": "object", "properties": properties, "required": sorted(hint.__required_keys__)}
+    raise TypeError(f"{hint!r} has no JSON Schema here.")
+
+
+def _documented(text: str) -> tuple[str, dict[str, str]]:
+    """What a docstring says of the function, and of each parameter (`Args:` or `:param x:`)."""
+    about: list[str] = []
+    parameters: dict[str, str] = {}
+    section = ""
+    for line in text.splitlines():
+        heading = _SECTION.match(line)
+        if heading:
+            section = heading[1]
+            continue
+        found = _PARAMETER.match(line)
+        if found and (section.startswith(("Arg", "Param")) or line.lstrip().startswith(":param")):
+            parameters[found[1]] = found[2].strip()
+        elif not section and not line.lstrip().startswith(":"):
+            about.append(line)
+    return "\n".join(about).strip(), parameters

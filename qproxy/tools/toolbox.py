@@ -1,0 +1,193 @@
+"""Which request gets which tools.
+
+The operator says it for each tool (`offer`) and, before that, by rows of `[[tool_offers]]` with patterns for tools,
+client keys and models; the first row that fits decides.  *always*: the model is told of the tool, whatever the client
+asks.  *on request*: when the client names it.  *never*: not even then.
+
+A client that forces the choice of a tool, or wants several answers at once, gets only what it asks for by name; one
+that forbids tools gets none.  A client's own tool wins over one of the same name that it did not ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NoReturn, Protocol
+
+import trio
+
+from qproxy.sandbox import Site
+from qproxy.tools.tool import Offer, Tool
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import Request, Turn
+
+RETIRED_SECONDS = 300.0
+log = logging.getLogger("qproxy.tools")
+
+
+class Source(Protocol):
+    """What tools come from, if they come and go: an MCP server."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+
+    @property
+    def state(self) -> str: ...
+
+    async def run(self) -> None:
+        """Stay connected, for ever."""
+
+    async def settled(self) -> None:
+        """Return when the first attempt to connect is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of `[[tool_offers]]`."""
+
+    offer: Offer
+    tools: Sequence[str] = ("*",)
+    keys: Sequence[str] = ("*",)
+    models: Sequence[str] = ("*",)
+
+    def fits(self, tool: Tool, key: str, model: str) -> bool:
+        return all(
+            any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)
+            for value, patterns in ((tool.name, self.tools), (key, self.keys), (model, self.models))
+        )
+
+
+class Toolbox:
+    """All tools of this server."""
+
+    def __init__(
+        self,
+        tools: Iterable[Tool] = (),
+        sources: Sequence[Source] = (),
+        rules: Sequence[Rule] = (),
+        site: Site | None = None,
+    ) -> None:
+        self._tools = tuple(tools)
+        self.sources = sources
+        self._rules = rules
+        self._site = site
+        """Where fenced ones run, if there are any."""
+        self._life = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<Toolbox {len(self.tools())} tools>"
+
+    def __bool__(self) -> bool:
+        return bool(self._tools or self.sources)
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        """Try the sandbox out, say which tools cannot run, and keep the sources connected in the nursery."""
+        if self._site is not None:
+            await self._site.look()
+        for tool in self._tools:
+            if tool.refusal is not None:
+                log.warning("the tool %s is not offered: %s", tool.name, tool.refusal)
+        if self.sources:
+            nursery.start_soon(self._keep_connected)
+
+    async def _keep_connected(self) -> None:
+        with self._life:
+            async with trio.open_nursery() as nursery:
+                for source in self.sources:
+                    nursery.start_soon(source.run)
+
+    async def settled(self, seconds: float) -> None:
+        """Return when every source has told its tools or failed to, or when the time is over."""
+        with trio.move_on_after(seconds):
+            for source in self.sources:
+                await source.settled()
+
+    def retire(self) -> None:
+        """End the sources when the requests that may use them are over."""
+        self._life.deadline = trio.current_time() + RETIRED_SECONDS
+
+    def tools(self) -> dict[str, Tool]:
+        """The tools there are now, by name."""
+        found = {tool.name: tool for source in self.sources for tool in source.tools}
+        return found | {tool.name: tool for tool in self._tools}
+
+    def offer(self, tool: Tool, key: str, model: str) -> Offer:
+        """Whether a request of this key for this model gets the tool."""
+        return next((rule.offer for rule in self._rules if rule.fits(tool, key, model)), tool.offer)
+
+    def for_turn(self, turn: Turn, key: str = "") -> dict[str, Tool]:
+        """The tools that this server runs for a request; RequestError names a request for one that it does not get."""
+        known = self.tools()
+        asked: dict[str, Tool] = {}
+        for request in turn.requested:
+            for tool in self._asked(request, known):
+                self._check(request, tool, turn, key)
+                asked[tool.name] = tool
+        if asked and turn.params.get("n", 1) != 1:
+            message = "This server runs tools for one answer at a time; 'n' must be 1."
+            raise RequestError(message, param="n", code="unsupported_value")
+        _check_choice(turn, asked)
+        return asked | self._unasked(turn, key, known, asked)
+
+    def _unasked(
+        self, turn: Turn, key: str, known: Mapping[str, Tool], asked: Mapping[str, Tool]
+    ) -> dict[str, Tool]:
+        if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
+            return {}
+        taken = {*client_names(turn), *asked}
+        return {
+            name: tool
+            for name, tool in known.items()
+            if name not in taken and tool.refusal is None and self.offer(tool, key, turn.model) == "always"
+        }
+
+    def _asked(self, request: Request, known: Mapping[str, Tool]) -> list[Tool]:
+        if request.name is not None:
+            tool = known.get(request.name)
+            return [tool] if tool else _unknown(request, f"This server runs no tool named {request.name!r}.")
+        source = next((source for source in self.sources if source.label == request.server), None)
+        if source is None:
+            _unknown(request, f"This server is connected to no MCP server labelled {request.server!r}.")
+        if not source.tools:
+            message = f"The MCP server {source.label!r} is not there now: {source.state}."
+            raise RequestError(message, status=503, param=request.path, code="tool_unavailable")
+        names = request.allowed
+        return [
+            tool for tool in source.tools if names is None or tool.original in names or tool.name in names
+        ]
+
+    def _check(self, request: Request, tool: Tool, turn: Turn, key: str) -> None:
+        if (
+            self.offer(tool, key, turn.model) == "never"
+        ):  # in the same words: who may not use it need not know of it
+            _unknown(request, f"This server runs no tool named {tool.name!r}.")
+        if tool.refusal is not None:
+            message = f"The tool {tool.name!r} cannot run on this server: {tool.refusal}"
+            raise RequestError(message, param=request.path, code="tool_unavailable")
+        if tool.name in client_names(turn):
+            message = f"Invalid value for '{request.path}': {tool.name!r} is declared twice."
+            raise RequestError(message, param=request.path, code="invalid_value")
+
+
+def client_names(turn: Turn) -> list[str]:
+    """The names of the client's own tools."""
+    return [str(tool[tool["type"]]["name"]) for tool in turn.tools]
+
+
+def _unknown(request: Request, message: str) -> NoReturn:
+    raise RequestError(message, param=request.path, code="unknown_tool")
+
+
+def _check_choice(turn: Turn, asked: Mapping[str, Tool]) -> None:
+    """A choice that names a tool must name one that is there."""
+    choice = turn.tool_choice
+    if isinstance(choice, dict):
+        name = choice[choice["type"]]["name"]
+        if name not in asked and name not in client_names(turn):
+            message = f"Invalid value for 'tool_choice': the function {name[:100]!r} is not among the tools."
+            raise RequestError(message, param="tool_choice", code="invalid_value")

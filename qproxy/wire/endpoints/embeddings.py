@@ -1,0 +1,100 @@
+"""`POST /v1/embeddings`: OpenAI's request as `Texts`, and the vectors as its answer.
+
+Here: the checks of the fields, and the body in pieces.  Not here: batches, accounts, Qwen's spellings.
+
+OpenAPI `CreateEmbeddingRequest`, `CreateEmbeddingResponse`.  Of the four kinds of `input` two are refused: token ids
+are numbers of a GPT model's vocabulary and mean other words, or none, to Qwen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from qproxy.wire import jsontext
+from qproxy.wire.endpoints import checks
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+from qproxy.wire.vectors import Texts
+
+MAX_TEXTS = 2048
+
+
+def _dense(value: JSON, path: str) -> JSON:
+    if value != "dense":
+        checks.wrong_value(path, "OpenAI's answer has room for dense vectors only.")
+    return value
+
+
+FIELDS = {
+    "encoding_format": checks.one_of(("float", "base64")),
+    "dimensions": checks.an_integer(1, 65_536),
+    "user": checks.a_string,
+    "text_type": checks.one_of(("query", "document")),
+    "instruct": checks.a_string,
+    "output_type": _dense,
+}
+_NOT_PARAMS = frozenset(("model", "input", "encoding_format", "user"))
+
+
+def decode(body: JSON) -> Texts:
+    """What a request body asks for; RequestError names the field that is wrong."""
+    if not isinstance(body, dict):
+        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    model = checks.model(body, None)  # the operator's default model chats
+    fields = checks.fields(body, FIELDS)
+    if "input" not in fields:
+        checks.missing("input")
+    return Texts(
+        model=model,
+        texts=_texts(fields["input"]),
+        params={name: value for name, value in fields.items() if name not in _NOT_PARAMS},
+        base64=fields.get("encoding_format") == "base64",
+        ignored=("user",) if "user" in fields else (),
+    )
+
+
+def _texts(value: JSON) -> list[str]:
+    """The texts of `input`: one, or an array of them."""
+    if isinstance(value, str):
+        return [_text(value, "input")]
+    if not isinstance(value, list):
+        checks.wrong_type("input", "a string or an array of strings", value)
+    if not value:
+        checks.wrong_value("input", "the array is empty; send at least one text.")
+    if checks.token_ids(value):
+        _token_ids()
+    if len(value) > MAX_TEXTS:
+        checks.wrong_value("input", f"at most {MAX_TEXTS} texts in one request, but there are {len(value)}.")
+    return [_text(item, f"input[{number}]") for number, item in enumerate(value)]
+
+
+def _text(value: JSON, path: str) -> str:
+    if not checks.a_string(value, path):
+        checks.wrong_value(path, "the text is empty.")
+    return str(value)
+
+
+def _token_ids() -> NoReturn:
+    raise RequestError(
+        "'input' holds token ids of a GPT model, which mean nothing to Qwen: send the texts themselves. "
+        "(LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False).)",
+        param="input",
+        code="unsupported_value",
+    )
+
+
+def pieces(asked: Texts, vectors: Sequence[bytes], tokens: int) -> Iterator[bytes]:
+    """The answer's body, a piece for each vector; those are as `vectors.encode` wrote them."""
+    opening = b'{"object":"list","data":['
+    for number, vector in enumerate(vectors):
+        yield b'%b{"object":"embedding","index":%d,"embedding":%b}' % (opening, number, vector)
+        opening = b","
+    rest = jsontext.dumps({"model": asked.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+    yield b"]," + rest[1:]
+
+
+def length(asked: Texts, vectors: Sequence[bytes], tokens: int) -> int:
+    """Of the whole body in bytes, without making it."""
+    empty = pieces(asked, [b""] * len(vectors), tokens)
+    return sum(map(len, empty)) + sum(map(len, vectors))

@@ -1,0 +1,214 @@
+"""One answer of several rounds: the model calls, this server runs what is its own, the model goes on.
+
+Here, pure: what of a round the client sees (`Round`), what the model is told next (`next_turn`), and how the hidden
+part of an earlier answer comes back into the history (`restored`).  What waits, runs and remembers is `qproxy.rounds`.
+
+The client's own calls pass as they come, renumbered without gaps; a round that has any is the last, because only the
+client can go on.  Ours are held back, text and thoughts of all rounds flow, usage adds up, one `Finish` ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from qproxy.wire.events import (
+    JSON,
+    Arguments,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Text,
+    ToolCall,
+    Turn,
+    Usage,
+)
+
+CUT = ("length", "content_filter")
+
+
+@dataclass(slots=True)
+class Call:
+    """A call in a round, and what it was answered with."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    custom: bool = False
+    output: str | None = None
+    """Set for ours, when it has run."""
+
+
+@dataclass
+class Round:
+    """What happens in one round, as its events pass: a stage."""
+
+    ours: Collection[str]
+    """The names of the tools that this server runs."""
+    theirs: Collection[str]
+    """The names of the client's."""
+    ids: Callable[[int], str]
+    """An id for our call number n: the model's may come twice in several rounds."""
+    before: Usage = field(default_factory=Usage)
+    last: bool = False
+    """No tools of ours any more."""
+    calls: list[Call] = field(default_factory=list)
+    sent: list[Call] = field(default_factory=list)
+    """Those that the client got."""
+    usage: Usage | None = None
+    reason: str | None = None
+    failed: bool = False
+
+    def __post_init__(self) -> None:
+        self._text: list[str] = []
+        self._thoughts: list[str] = []
+        self._by_index: dict[int, tuple[Call, int | None]] = {}
+
+    def feed(self, event: Event) -> Iterable[Event]:
+        """What the client gets because of an event."""
+        match event:
+            case Text(text):
+                self._text.append(text)
+            case Reasoning(text):
+                self._thoughts.append(text)
+            case ToolCall():
+                return self._call(event)
+            case Arguments(index, text):
+                return self._arguments(index, text)
+            case Usage():
+                self.usage = event
+                return [total(self.before, event)]
+            case Finish(reason):
+                self.reason = reason
+                return []
+            case Done():
+                return []
+            case Failed():
+                self.failed = True
+        return [event]
+
+    def close(self) -> list[Event]:
+        """The end of the answer, when this round was the last."""
+        if self.failed:
+            return []
+        reason = self.reason or "stop"
+        if reason not in CUT:
+            reason = "tool_calls" if self.sent else "stop" if reason == "tool_calls" else reason
+        return [Finish(reason), Done()]
+
+    @property
+    def pending(self) -> list[Call]:
+        """Our calls that are to be run: none in a round that failed, was cut short or is the last."""
+        if self.failed or self.last or self.reason in CUT:
+            return []
+        return [call for call in self.calls if call not in self.sent]
+
+    def message(self) -> JSON:
+        """The assistant's message of this round, as the model wrote it."""
+        said: JSON = {"role": "assistant", "content": "".join(self._text) or None}
+        if self._thoughts:
+            said["reasoning_content"] = "".join(self._thoughts)
+        said["tool_calls"] = [_entry(call) for call in self.calls]
+        return said
+
+    def results(self) -> list[JSON]:
+        """The messages that answer our calls."""
+        return [
+            {"role": "tool", "tool_call_id": call.id, "content": call.output}
+            for call in self.calls
+            if call.output is not None
+        ]
+
+    def _is_ours(self, name: str) -> bool:
+        """A name that nobody declared is the client's to refuse, when it has tools at all."""
+        return name in self.ours or not self.theirs
+
+    def _call(self, event: ToolCall) -> list[Event]:
+        ours = self._is_ours(event.name) and not event.custom
+        call = Call(self.ids(len(self.calls)) if ours else event.id, event.name, custom=event.custom)
+        self.calls.append(call)
+        if ours:
+            self._by_index[event.index] = call, None
+            return []
+        index = len(self.sent)
+        self.sent.append(call)
+        self._by_index[event.index] = call, index
+        return [replace(event, index=index)]
+
+    def _arguments(self, index: int, text: str) -> list[Event]:
+        call, sent_as = self._by_index[index]
+        call.arguments += text
+        return [] if sent_as is None else [Arguments(sent_as, text)]
+
+
+def _entry(call: Call) -> JSON:
+    if call.custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def total(before: Usage, now: Usage) -> Usage:
+    """The usage of several rounds."""
+    return Usage(
+        before.prompt_tokens + now.prompt_tokens,
+        before.completion_tokens + now.completion_tokens,
+        before.total_tokens + now.total_tokens,
+        _added(before.prompt_details, now.prompt_details),
+        _added(before.completion_details, now.completion_details),
+    )
+
+
+def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
+    """Counts added; what is not a count is the later one's."""
+    added = {**before, **now}
+    for name in before.keys() & now.keys():
+        if isinstance(before[name], int) and isinstance(now[name], int):
+            added[name] = before[name] + now[name]
+    return added
+
+
+def next_turn(turn: Turn, done: Round, *, last: bool) -> Turn:
+    """What the model is asked next; a forced choice holds for the first round only."""
+    choice = "none" if last else turn.tool_choice if turn.tool_choice in (None, "none") else "auto"
+    return replace(
+        turn,
+        messages=[*turn.messages, done.message(), *done.results()],
+        tool_choice=choice,
+    )
+
+
+def restored(
+    messages: Sequence[JSON], recall: Callable[[tuple[str, ...]], Sequence[JSON] | None]
+) -> list[JSON]:
+    """The history with the hidden rounds of earlier answers in their places.
+
+    `recall` gives the messages that stood behind an assistant's message with calls of these ids.  The client's own
+    calls are taken from its message: it may have changed them.
+    """
+    out: list[JSON] = []
+    for message in messages:
+        ids = call_ids(message)
+        hidden = recall(ids) if ids else None
+        if hidden is None:
+            out.append(message)
+        else:
+            kept = {call["id"]: call for call in message["tool_calls"]}
+            out.extend(_with_calls(one, kept) for one in hidden)
+    return out
+
+
+def call_ids(message: JSON) -> tuple[str, ...]:
+    """The ids of an assistant's calls."""
+    calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+    if not isinstance(calls, list):
+        return ()
+    return tuple(str(call.get("id")) for call in calls if isinstance(call, dict))
+
+
+def _with_calls(message: JSON, kept: dict[str, JSON]) -> JSON:
+    calls = message.get("tool_calls")
+    if not calls or not any(call["id"] in kept for call in calls):
+        return message
+    return {**message, "tool_calls": [kept.get(call["id"], call) for call in calls]}

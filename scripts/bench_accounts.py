@@ -1,0 +1,88 @@
+"""Measure what sharing the accounts' state costs: python scripts/bench_accounts.py
+
+A lease of an account without a pace is the unit.  Beside it: a paced account in one process, and with a shared file;
+and how long the event loop is held up while the file is exchanged once a second.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from qproxy.accounts import Account, Accounts
+from qproxy.accounts.board_file import BoardFile
+from qproxy.accounts.pacing import Pace
+from qproxy.accounts.sharing import Sharing
+from qproxy.auth import StaticKey
+
+ROUNDS = 2000
+PACE = 10**9
+
+
+def accounts(board: BoardFile | None, pace: Pace) -> Accounts:
+    ten = [Account(f"a{n}", StaticKey("http://x"), identity=f"id{n}", pace=pace) for n in range(10)]
+    return Accounts(ten, sharing=Sharing(board) if board else None)
+
+
+async def leases(all_of_them: Accounts) -> float:
+    """The median time of a lease, in microseconds."""
+    times = []
+    for number in range(ROUNDS):
+        begun = time.perf_counter()
+        async with all_of_them.lease("m", affinity=str(number)):
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6
+
+
+async def held_up(work: Callable[[], Awaitable[None]]) -> tuple[float, float]:
+    """How long some work takes, and how long it lets nobody else run at worst, in microseconds (medians of 200)."""
+    took, gaps = [], []
+
+    async def ticks(done: trio.Event) -> None:
+        worst, last = 0.0, time.perf_counter()
+        while not done.is_set():
+            await trio.lowlevel.checkpoint()
+            now = time.perf_counter()
+            worst, last = max(worst, now - last), now
+        gaps.append(worst)
+
+    for _ in range(200):
+        async with trio.open_nursery() as nursery:
+            done = trio.Event()
+            nursery.start_soon(ticks, done)
+            begun = time.perf_counter()
+            await work()
+            took.append(time.perf_counter() - begun)
+            done.set()
+    return statistics.median(took) * 1e6, statistics.median(gaps) * 1e6
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        board = BoardFile(Path(directory) / "accounts.db")
+        unit = await leases(accounts(None, Pace()))
+        print(f"a lease without a pace: {unit:.0f} us, the unit")
+        print(
+            f"with a pace, one process: {await leases(accounts(None, Pace(PACE, PACE))) / unit:.1f} times that"
+        )
+        shared = accounts(board, Pace(PACE, PACE))
+        print(f"with a pace and a shared file: {await leases(shared) / unit:.1f} times that")
+
+        async def exchange() -> None:
+            for account in shared.accounts:
+                account.requests += 1
+            await shared.share()
+
+        took, gap = await held_up(exchange)
+        print(f"an exchange of ten accounts: {took / unit:.0f} times that, in a thread")
+        print(f"the longest that the event loop waits for it: {gap / unit:.1f} times that")
+        await board.aclose()
+
+
+if __name__ == "__main__":
+    trio.run(main)

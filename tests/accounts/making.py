@@ -1,0 +1,16 @@
+"""Accounts and refusals for the tests of this directory."""
+
+from qproxy.accounts import Account
+from qproxy.auth import StaticKey
+from qproxy.wire.errors import Limit, UpstreamError
+
+
+def account(name, **fields) -> Account:
+    return Account(name, StaticKey("http://x"), **fields)
+
+
+def refusal(limit: Limit, message="no", *, waits: float | None = None) -> UpstreamError:
+    """What an upstream says about an account."""
+    error = UpstreamError(message, status=429, retry_after=waits)
+    error.limit, error.named_wait = limit, waits
+    return error
