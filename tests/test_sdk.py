@@ -11,10 +11,12 @@ from pydantic import BaseModel
 
 import qproxy
 from qproxy.config import Config
-from qproxy.emulator import FAULTS, Emulator
+from qproxy.emulator import FAULTS, Emulator, Reply
 from qproxy.presets import AccountConfig
 from tests.helpers import MODEL
 from tests.test_server import WEATHER
+from tests.wire.playing import cut
+from tests.wire.test_recorded import FILES, TOOLS, expected
 
 STRICT: dict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -68,6 +70,39 @@ async def test_stream_of_a_tool_call():
         call = final.choices[0].message.tool_calls[0]
         assert json.loads(call.function.arguments) == {"city": "Paris"}
         assert final.usage.total_tokens > 0
+
+
+async def test_recorded_streams_accumulate():
+    """The client's own accumulator makes of every recorded stream, in odd pieces, what its file says."""
+    tools: list = json.loads(json.dumps(TOOLS))
+    for tool in tools:
+        tool["function"]["strict"] = True  # the helper wants it
+
+    def streamed(client):
+        with client.chat.completions.stream(model=MODEL, messages=QUESTION, tools=tools) as stream:
+            stream.until_done()
+            return stream.get_final_completion()
+
+    def whole(client):
+        return client.chat.completions.create(model=MODEL, messages=QUESTION, tools=tools)
+
+    async with sdk() as (client, emulator):
+        for path in FILES:
+            meaning = expected(path)
+            if meaning["reason"] not in ("stop", "tool_calls"):
+                continue  # the helper raises for those
+            raw = path.read_bytes()
+            for ask in (streamed, whole):
+                emulator.script(Reply(tuple(cut(raw, range(61, len(raw), 211)))))
+                (choice,) = (await run(ask, client)).choices
+                calls = [
+                    [one.function.name, one.function.arguments] for one in choice.message.tool_calls or ()
+                ]
+                assert (calls, choice.finish_reason) == (meaning["calls"], meaning["reason"]), path
+                assert (choice.message.content or "") == meaning["text"]
+                ids = [one.id for one in choice.message.tool_calls or ()]
+                assert len(set(ids)) == len(ids)
+                assert all(ids)
 
 
 async def test_parse_into_a_model():

@@ -22,7 +22,8 @@ translates a client's format straight into an upstream's: N + M, never N × M.
 What leaves `toolcalls` (and so what every Encoder may rely on), per choice:
     1. `ToolCall` comes before its `Arguments`; indices are dense from 0 in order of appearance; ids are
        unique; a header is never sent without a name.
-    2. The concatenated `Arguments` of a call are what the model wrote; `{}` where it wrote nothing.
+    2. Calls come one after the other: no `Arguments` of a call after the next `ToolCall`.  The concatenated
+       `Arguments` of a call are what the model wrote; `{}` where it wrote nothing.
     3. Exactly one `Finish`, last, with stop, length, tool_calls or content_filter; `tool_calls` exactly
        when calls were sent and the model was not cut short.
     4. After `Failed` nothing follows.
