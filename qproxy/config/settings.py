@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from qproxy import keys
-from qproxy.config.tools import OfferConfig, ToolConfig
+from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -179,11 +179,15 @@ class Config:
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
     tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
+    tool_programs: int = setting(
+        16, "commands that run at once for all clients; more wait their turn, within their time limit"
+    )
     tool_memory_seconds: float = setting(
         3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
+    mcp_servers: tuple[ServerConfig, ...] = setting((), "MCP servers whose tools models may call")
     tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 

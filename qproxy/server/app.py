@@ -68,6 +68,8 @@ class Server(Parts):
         """What runs beside the requests, from the start until it is cancelled at the end."""
         self._keep()
         self.tracer: BeginsTraces | None = None
+        self._nursery: trio.Nursery | None = None
+        """While the app is served."""
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -111,7 +113,8 @@ class Server(Parts):
             self.admission = parts.admission
         if workshop is not self.workshop:
             workshop.retire()
-            await self.workshop.open(self._nursery)
+            if self._nursery is not None:
+                await self.workshop.open(self._nursery)
         if self.relay.transport is not before:
             await before.aclose()
         if self.store is not parts.store:

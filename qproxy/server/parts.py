@@ -27,8 +27,8 @@ from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
+from qproxy.rounds import Workshop
 from qproxy.stored import Store
-from qproxy.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from dataclasses import replace
 import trio
 
 from qproxy.keys import Key
-from qproxy.memory import Memory, place
 from qproxy.observe import Story
 from qproxy.prompts import Pulled
 from qproxy.relay import Relay
-from qproxy.rounds import LIMIT, Rounds, Tools
+from qproxy.rounds.memory import Memory, place
+from qproxy.rounds.rounds import LIMIT, Rounds, Tools
 from qproxy.tools.tool import Tool
 from qproxy.tools.toolbox import Toolbox
 from qproxy.wire.events import Turn
