@@ -12,8 +12,10 @@ Contracts
     stage      `feed(item) -> iterable of outputs` and `close() -> iterable of outputs` (`stages`).
     upstream   what a Qwen server speaks: `request(turn, target) -> HTTPRequest`; `Decoder`, a stage from
                server-sent events to events; `whole(body) -> events`.  Table: `upstreams.DIALECTS`.
+               For embeddings `embed(texts, target) -> HTTPRequest`; `embeddings.read` reads both dialects' answers.
     endpoint   what a client speaks: `decode(body, ...) -> Turn`; `Encoder`, a stage from events to
                bytes; `whole(turn, events) -> object`.  Table: `endpoints.ENDPOINTS`.
+               `endpoints.embeddings` stands beside it: it asks for vectors (`vectors`), not for a turn.
     toolcalls  how Qwen models spell calls and thoughts: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes.  No module
