@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager
@@ -369,7 +370,7 @@ async def test_a_result_that_looks_like_protocol_is_text():
 
 async def test_arguments_stay_in_their_words():
     """An argument in argv is one word of the program, whatever is in it: no shell, no splitting, no placeholders within."""
-    words = ["; touch /tmp/x", "$(id)", "a b\nc", "--help", "{b}", "'\"\\", "*"]
+    words = ["; touch /tmp/x $(id)", "a b\nc * '\"\\", "--help", "{b}"]
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "array"}}}
     code = "import sys, json; print(json.dumps(sys.argv[1:]))"
     argv = [PYTHON, "-I", "-c", code, "--a={a}", "{b}", "{unknown}", "{c}", "{"]
@@ -382,3 +383,40 @@ async def test_arguments_stay_in_their_words():
         async with ran(tool, {"a": bad}) as (_, told):
             if told is not None:
                 assert said in told
+
+
+DYING = """
+import sys, trio
+from qproxy.sandbox import Fence, Site
+async def main():
+    async with Site()([sys.argv[1], "-I", "-c", sys.argv[2]], Fence(read=tuple(sys.argv[4:]), write=(sys.argv[3],))) as child:
+        await child.wait()
+trio.run(main)
+"""
+
+
+async def test_no_tool_outlives_a_server_that_is_killed(place):
+    """SIGKILL gives a server no time to end its tools: the kernel does it."""
+    held = place / "held"
+    held.touch()
+    held.chmod(0o666)
+    site = Site()
+    await site.look()
+    code = HOLD.replace("PLACE", repr(str(held))) + "kept = hold()\ntime.sleep(1000)"
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", DYING, PYTHON, code, str(held), *NEEDED], stderr=subprocess.PIPE
+    )
+    if site.refusal is not None:
+        assert await process.wait() == 1
+        return
+    await written(held)
+    process.kill()
+    await process.wait()
+    for _ in range(100):
+        try:
+            with held.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            await trio.sleep(0.01)
+    raise AssertionError("the tool is still there")

@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import trio
 
 from qproxy import cli
+from qproxy.auth.device import State
+from qproxy.auth.status import STATES
 from qproxy.cli import login
 from qproxy.config import Config, load
 from qproxy.emulator import Emulator
@@ -130,3 +133,10 @@ def test_the_transcript_is_what_happens():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout in (ROOT / "docs" / "accounts.md").read_text(), done.stdout
+
+
+def test_the_page_names_every_state():
+    """docs/accounts.md says what each state of an account means, and lists those of a sign-in."""
+    page = (ROOT / "docs" / "accounts.md").read_text()
+    assert [state for state in STATES if f"| `{state}` |" not in page] == []
+    assert [state for state in get_args(State) if f"`{state}`" not in page] == []
