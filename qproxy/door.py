@@ -25,6 +25,7 @@ from qproxy.wire.errors import NotAuthenticated, RequestError
 Fields: TypeAlias = Any
 """The header fields of a request: `get(name, default)` in whatever case."""
 JSON_TYPE = "application/json"
+KEY_PROTOCOL = "openai-insecure-api-key."
 EXPOSED = ", ".join(
     (
         "x-request-id", "x-qproxy-upstream-request-id", "x-qproxy-overhead-ms", "x-qproxy-ignored-params",
@@ -125,10 +126,17 @@ class Door:
                 code="unsupported_content_encoding",
             )
         if headers.get("upgrade", "").strip().lower() == "websocket":
+            raise no_websocket()
+
+    def check_page(self, headers: Fields) -> None:
+        """RequestError for a page that opens a WebSocket without a key: no browser asks us first, as it does for HTTP."""
+        origin = headers.get("origin")
+        if origin and not self.keyring.demanded() and self.allowed_origin(origin) is None:
             raise RequestError(
-                "This server does not speak WebSocket: ask over plain HTTP.",
-                status=426,
-                code="websocket_not_supported",
+                "Pages may open a WebSocket here when their origin is in the setting cors_origins.",
+                status=403,
+                type="permission_error",
+                code="origin_not_allowed",
             )
 
     def check_type(self, mimetype: str, *, from_page: bool) -> None:
@@ -198,12 +206,24 @@ class Door:
         }
 
 
+def no_websocket() -> RequestError:
+    """For a WebSocket where there is none."""
+    message = "This path does not speak WebSocket: ask over plain HTTP."
+    return RequestError(message, status=426, code="websocket_not_supported")
+
+
 def shown_key(headers: Fields) -> str:
-    """The key that a request shows, in OpenAI's field or one of the two others in use; "" for none."""
+    """The key that a request shows, in OpenAI's field or one of the others in use; "" for none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        key = headers.get("x-api-key", "") or headers.get("api-key", "")
+        key = headers.get("x-api-key", "") or headers.get("api-key", "") or _key_of_a_page(headers)
     return str(key).strip()
+
+
+def _key_of_a_page(headers: Fields) -> str:
+    """A page's script can give a WebSocket no header field but the names of sub-protocols: OpenAI's holds the key."""
+    offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
+    return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), "")
 
 
 def is_loopback(name: str) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from qproxy.wire import realtime
+
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
 
 
@@ -97,6 +99,9 @@ class AccountConfig:
     """Patterns of the models that the server's own `/completions` takes; others are asked in a chat."""
     embedding_batch: int | None = None
     """The most texts in one request for embeddings; 0 for an account that cannot embed."""
+    realtime_url: str | None = None
+    """Where its realtime models are; by default Model Studio's place on the same host, for pay-as-you-go keys; "" for
+    an account that has none."""
 
     @property
     def identity(self) -> str:
@@ -141,15 +146,21 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
-    return replace(account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_abilities(account, plan))
+    return replace(
+        account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_abilities(account, plan, base_url)
+    )
 
 
-def _abilities(account: AccountConfig, plan: str) -> dict[str, Any]:
+def _abilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, Any]:
     """What an account can do: as it says, else as its plan lets one expect."""
+    given = account.realtime_url
+    if given and urlsplit(given).scheme not in ("http", "https", "ws", "wss"):
+        raise ConfigError(f"account {account.name!r}: realtime_url must be ws(s):// or http(s)://.")
     batch, completions = account.embedding_batch, account.completions
     if batch is not None and batch < 0:
         raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
     return {
+        "realtime_url": realtime.place(base_url) if plan == "payg" and given is None else given or "",
         "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
         "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
         "rpm": LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm,

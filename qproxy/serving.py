@@ -30,6 +30,7 @@ from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.presets import AccountConfig, ConfigError
+from qproxy.realtime import Bounds, Speech
 from qproxy.relay import Policy, Relay
 from qproxy.reloading import Reloader
 from qproxy.sandbox import Site
@@ -142,7 +143,17 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
     server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
     server.store = store
+    server.speech = Speech(_bounds(config), config.realtime_voices)
     return server
+
+
+def _bounds(config: Config) -> Bounds:
+    return Bounds(
+        timeout=config.realtime_timeout or math.inf,
+        idle_timeout=config.realtime_idle_timeout or math.inf,
+        ping_interval=config.realtime_ping_interval or math.inf,
+        max_message_bytes=config.realtime_max_message_bytes,
+    )
 
 
 def _store(config: Config) -> Store | None:
@@ -203,6 +214,7 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
         render_tools=entry.render_tools,
         completions=tuple(entry.completions or ()),
         embedding_batch=entry.embedding_batch or 0,
+        realtime_url=entry.realtime_url or "",
     )
 
 
@@ -261,6 +273,8 @@ async def _serve(
         max_connections=config.max_clients,
         max_header_bytes=config.max_header_bytes,
         idle_timeout=config.client_idle_timeout,
+        ping_interval=config.realtime_ping_interval or None,
+        max_message_bytes=config.realtime_max_message_bytes,
         shutdown_trigger=draining,
         task_status=task_status,
     )

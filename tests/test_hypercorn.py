@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from hypercorn.protocol.h2 import H2Protocol as StockH2
 from hypercorn.protocol.h11 import H11Protocol as StockH1
+from hypercorn.protocol.ws_stream import WSStream as StockSocket
 from hypercorn.trio.worker_context import WorkerContext
 from quart_trio import QuartTrio
 
@@ -31,6 +32,8 @@ async def connection(app, monkeypatch, *, stock=False, **config):
         monkeypatch.setattr(hypercorn.protocol, "H11Protocol", StockH1)
         monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
         monkeypatch.setattr(hypercorn.protocol.h2, "StreamBuffer", StockBuffer)
+        monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", StockSocket)
+        monkeypatch.setattr(hypercorn.protocol.h2, "WSStream", StockSocket)
         monkeypatch.setattr(mended, "install", lambda: None)
     async with served(app, StockServer if stock else mended.Server, **config) as stream:
         yield stream

@@ -165,25 +165,6 @@ async def test_an_upgrade_that_is_sound(monkeypatch, autojump_clock):
         assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 101")
 
 
-@BOTH
-async def test_a_websocket(stock, monkeypatch, autojump_clock):
-    """It is an ordinary request with an Upgrade field, and a byte after it changes nothing (#225)."""
-    kinds = []
-
-    async def app(scope, receive, send):
-        kinds.append(scope["type"])
-        await answer(scope, receive, send)
-
-    async with connection(app, monkeypatch, stock=stock, errorlog=None) as stream:
-        fields = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n"
-        await stream.send_all(f"GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n".encode())
-        if not stock:
-            await stream.send_all(b"x")
-            assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 401")
-        await trio.testing.wait_all_tasks_blocked()
-        assert kinds == (["websocket"] if stock else ["http"])
-
-
 async def test_a_peer_that_vanishes():
     """The kernel is told to look after silent peers: a lost network sends neither FIN nor RST."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -22,6 +22,8 @@ ROOMS = {
     "quart_trio": ("server",),
     "werkzeug": ("server",),
     "h11": ("transport", "transport.py", "hypercorn", "hypercorn.py", "emulator"),
+    "trio_websocket": ("transport", "emulator"),
+    "wsproto": ("transport", "hypercorn", "emulator"),
     "h2": ("hypercorn", "hypercorn.py"),
     "hypercorn": ("hypercorn", "hypercorn.py"),
     "jsonschema": ("tools",),

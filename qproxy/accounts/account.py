@@ -23,7 +23,7 @@ from qproxy.wire.errors import Limit, QproxyError
 from qproxy.wire.http import Headers
 from qproxy.wire.upstreams import Target
 
-Task: TypeAlias = Literal["chat", "embedding"]
+Task: TypeAlias = Literal["chat", "embedding", "realtime"]
 """What an account is wanted for."""
 MAX_RESTS = 200
 """Models that an account is known to refuse: their names come from clients."""
@@ -54,6 +54,8 @@ class Account:
     """Patterns of the models that its server completes (`/completions`); the others are asked in a chat."""
     embedding_batch: int = 10
     """The most texts in one request for embeddings; 0: it cannot embed."""
+    realtime_url: str = ""
+    """Where its realtime models are; "" where it has none."""
     identity: str = ""
     """What the state on disk knows it by: another key under the same name is another account."""
     pace: Pace = field(default_factory=Pace)
@@ -76,8 +78,8 @@ class Account:
 
     def offers(self, model: str, task: Task = "chat") -> bool:
         """Whether the operator lets this account serve the model, and it can."""
-        able = task == "chat" or self.embedding_batch > 0
-        return able and any(fnmatchcase(model, pattern) for pattern in self.models)
+        able = {"chat": True, "embedding": self.embedding_batch > 0, "realtime": bool(self.realtime_url)}
+        return able[task] and any(fnmatchcase(model, pattern) for pattern in self.models)
 
     def target(self, credential: Credential, model: str, carried: Headers = ()) -> Target:
         """Whom a request for the model goes to, and with which further header fields."""

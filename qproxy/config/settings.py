@@ -163,6 +163,20 @@ class Config:
         1024**3, "of responses that are kept; the longest unused are discarded"
     )
     store_timeout: float = setting(5.0, "for the store of responses to keep or find one")
+    realtime_timeout: float = setting(3600.0, "for a whole realtime session; 0 is no limit")
+    realtime_idle_timeout: float = setting(
+        600.0, "of silence from both ends of a realtime session; 0 is no limit"
+    )
+    realtime_ping_interval: float = setting(
+        20.0, "of silence before an end of a realtime session is asked whether it is there; 0 never asks"
+    )
+    realtime_max_message_bytes: int = setting(
+        16 * 1024 * 1024, "largest event of a realtime session, from either end"
+    )
+    realtime_voices: dict[str, str] = setting(
+        {},
+        "what clients may call voices, and Qwen's names for them; OpenAI's own names that are not here are left out",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level to log")
     log_format: Literal["auto", "json", "text"] = setting("auto", "log lines; auto is text on a terminal")
     log_bodies: bool = setting(

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
-from qproxy.emulator import chat, completions, embeddings
+from qproxy.emulator import chat, completions, embeddings, realtime
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 from qproxy.emulator.identity import TOKEN_REFUSED, Identity
 
@@ -64,6 +64,8 @@ class Emulator:
         self.piece = piece
         """Characters in one chunk."""
         self.requests: list[Seen] = []
+        self.sessions: list[realtime.Heard] = []
+        """What realtime sessions have heard."""
         self.open_connections = 0
         self.connections = 0
         self._script: deque[Reply] = deque()
@@ -119,7 +121,11 @@ class Emulator:
             async with stream:
                 while (seen := await self._read(stream, http)) is not None:
                     self.requests.append(seen)
-                    if not await self._answer(stream, http, seen):
+                    denied = self._denied(seen) if realtime.is_asked_for(seen) else None
+                    if denied is None and realtime.is_asked_for(seen):
+                        await realtime.serve(stream, http, seen, self.sessions)
+                        return
+                    if not await self._answer(stream, http, seen, denied):
                         return
                     http.start_next_cycle()
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
@@ -146,8 +152,10 @@ class Emulator:
             else:
                 return None
 
-    async def _answer(self, stream: trio.abc.Stream, http: h11.Connection, seen: Seen) -> bool:
-        """Send the reply; whether the connection can go on."""
+    async def _answer(
+        self, stream: trio.abc.Stream, http: h11.Connection, seen: Seen, given: Reply | None = None
+    ) -> bool:
+        """Send the reply, if none is given the request's own; whether the connection can go on."""
         whole = False
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -166,7 +174,7 @@ class Emulator:
             nursery.cancel_scope.cancel()
 
         async def write() -> None:
-            reply = self._reply(seen)
+            reply = given or self._reply(seen)
             if reply.status is None:
                 await self._play(stream, reply, stream.send_all)
                 return
@@ -212,14 +220,9 @@ class Emulator:
             return self._script.popleft() if self._script else Reply(())
         origin = f"http://{seen.headers.get('host', '')}"
         identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
-        if identity is not None:
-            return identity
-        token = seen.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.identity.knows(token):
-            if not self.identity.accepts(token):
-                return TOKEN_REFUSED
-        elif self.keys is not None and token not in self.keys:
-            return FAULTS["fault-401"][1]
+        denied = identity or self._denied(seen)
+        if denied is not None:
+            return denied
         try:
             if path == MODELS_PATH:
                 data = [
@@ -244,6 +247,18 @@ class Emulator:
             },
             404,
         )
+
+    def _denied(self, seen: Seen) -> Reply | None:
+        """The refusal of who has no right to a model, or of a realtime session that was asked for by a fault's name."""
+        token = seen.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.identity.knows(token):
+            if not self.identity.accepts(token):
+                return TOKEN_REFUSED
+        elif self.keys is not None and token not in self.keys:
+            return FAULTS["fault-401"][1]
+        if realtime.is_asked_for(seen):
+            return self._script.popleft() if self._script else realtime.refusal(seen.query.get("model", ""))
+        return None
 
     def _scripted(self, body: Any) -> Reply | None:
         """The reply that was asked for beforehand, or by the model's name."""

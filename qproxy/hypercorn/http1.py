@@ -136,12 +136,12 @@ def _can_upgrade(request: h11.Request) -> bool:
 
 
 def _is_websocket(request: h11.Request) -> bool:
-    """Whether a request asks for a WebSocket as RFC 6455 4.1 has it, whatever is wrong with the rest of it."""
+    """Whether a request asks for a WebSocket (RFC 6455 4.1), whatever is wrong with its version and its key."""
     fields = dict(request.headers)
     wants = {token.strip().lower() for token in fields.get(b"connection", b"").split(b",")}
     upgrade = fields.get(b"upgrade", b"").strip().lower()
-    has_body = b"content-length" in fields or b"transfer-encoding" in fields
-    return request.method == b"GET" and upgrade == b"websocket" and b"upgrade" in wants and not has_body
+    asks = b"sec-websocket-key" in fields and not {b"content-length", b"transfer-encoding"} & set(fields)
+    return request.method == b"GET" and upgrade == b"websocket" and b"upgrade" in wants and asks
 
 
 def _without_upgrade(request: h11.Request) -> h11.Request:

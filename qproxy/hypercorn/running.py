@@ -83,6 +83,8 @@ async def serve(
     max_connections: int = 5000,
     max_header_bytes: int = 64 * 1024,
     idle_timeout: float = 60.0,
+    ping_interval: float | None = 20.0,
+    max_message_bytes: int = 16 * 1024 * 1024,
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -98,6 +100,8 @@ async def serve(
     config.graceful_timeout = graceful_timeout
     config.keep_alive_timeout = idle_timeout
     config.h11_max_incomplete_size = config.h2_max_header_list_size = max_header_bytes
+    config.websocket_ping_interval = ping_interval
+    config.websocket_max_message_size = max_message_bytes
     config.backlog = 2048
     config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn.error")

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 import trio
-from quart import Response, request
+from quart import Response, request, websocket
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
 
 from qproxy.admission import Admission
@@ -29,9 +29,10 @@ from qproxy.server.around import Around
 from qproxy.server.asking import Asking
 from qproxy.server.describing import Describing
 from qproxy.server.embedding import Embedding
-from qproxy.server.lane import Lane
+from qproxy.server.lane import EXCHANGE, Lane
 from qproxy.server.parts import Family, Parts, Route
 from qproxy.server.plain import Plain
+from qproxy.server.realtime import Realtime
 from qproxy.server.reply import Reply
 from qproxy.server.responses import RememberedResponses, StoredResponses
 from qproxy.server.signing_in import SigningIn
@@ -51,6 +52,24 @@ class Connection(TrioASGIHTTPConnection):
             nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
 
+class SocketConnection(TrioASGIWebsocketConnection):
+    """A WebSocket, owned as a request is.  What its client says is read when it is asked for."""
+
+    def __init__(self, app: QuartTrio, scope: Any) -> None:
+        super().__init__(app, scope)
+        self.send_channel, self.receive_channel = trio.open_memory_channel[bytes | str](0)
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        self.scope["path"] = one_path(self.scope["path"])
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            exchange: Any = self.scope["extensions"].get(EXCHANGE)
+            if exchange is not None:
+                exchange.leave = nursery.cancel_scope.cancel
+            current.enter(self.scope, stack, nursery, _body)
+            await super().__call__(receive, send)
+            nursery.cancel_scope.cancel()
+
+
 class Server(Parts):
     """The app and what it stands on."""
 
@@ -60,7 +79,7 @@ class Server(Parts):
         super().__init__(relay, discovery, door, admission)
         asking = Asking(self, {"/responses": RememberedResponses})
         self.families: list[Family] = [
-            asking, Embedding(self), StoredResponses(self), Plain(self), SigningIn(self),
+            asking, Embedding(self), StoredResponses(self), Plain(self), SigningIn(self), Realtime(self),
         ]  # fmt: skip
         self.families.append(Describing(self, self.families))
         self.access: dict[str, Access] = {}
@@ -76,6 +95,7 @@ class Server(Parts):
         """A new Quart-Trio app with every route."""
         app = QuartTrio("qproxy", static_folder=None)
         app.asgi_http_class = Connection
+        app.asgi_websocket_class = SocketConnection
         app.config["RESPONSE_TIMEOUT"] = None  # Quart's 60 s would cut streams without a word
         app.config["BODY_TIMEOUT"] = self.door.body_timeout
         app.config["MAX_CONTENT_LENGTH"] = self.door.max_body_bytes
@@ -90,6 +110,8 @@ class Server(Parts):
         app.register_error_handler(Exception, refusals.failed)
         app.before_request(self._begin)
         app.after_request(self._finish)
+        app.before_websocket(self._begin_socket)
+        app.after_websocket(self._finish_socket)  # type: ignore[type-var]  # Quart calls it with None too
         app.while_serving(partial(self._while_serving, app))
         direct = {path: route for route in routes if route.direct for path in route.paths()}
         lane = Lane(self, self.around, direct, app.asgi_app, partial(_is_ours, app))
@@ -98,8 +120,11 @@ class Server(Parts):
 
     def _add(self, app: QuartTrio, route: Route) -> None:
         for path in route.paths():
-            name = f"{' '.join(route.methods)} {path}"
+            name = f"{' '.join(route.methods) or 'WebSocket'} {path}"
             self.access[name] = route.access
+            if route.websocket:
+                app.add_websocket(path, name, route.view)
+                continue
             app.add_url_rule(path, name, _quarts(route.view), methods=list(route.methods))
 
     async def take_up(self, parts: Server) -> None:
@@ -108,7 +133,7 @@ class Server(Parts):
         accounts.renew(parts.relay.accounts)
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
-        self.bodies, self.pricing = parts.bodies, parts.pricing
+        self.bodies, self.pricing, self.speech = parts.bodies, parts.pricing, parts.speech
         if self.ledger is not None:
             self.ledger.pricing = parts.pricing
         self._keep()
@@ -164,6 +189,19 @@ class Server(Parts):
     async def _finish(self, response: Response) -> Response:
         """After it."""
         self.around.finish(response.status_code, response.headers)
+        return response
+
+    async def _begin_socket(self) -> None:
+        """Before a WebSocket is accepted."""
+        rule = websocket.url_rule
+        self.around.begin("" if rule is None else rule.rule)
+        if rule is not None:
+            self.around.admit(self.access.get(rule.endpoint, Access.KEY))
+
+    async def _finish_socket(self, response: Response | None) -> Response | None:
+        """After it, where it was refused."""
+        if response is not None:
+            self.around.finish(response.status_code, response.headers)
         return response
 
 

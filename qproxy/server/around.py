@@ -31,7 +31,10 @@ class Around:
             current.stack().callback(self._parts.counts.finished, record)
             if self.tracer is not None:
                 record.story.trace = self.tracer.begin(record, headers.get)
-        self._parts.door.check_framing(headers)
+        if current.scope()["type"] == "websocket":
+            self._parts.door.check_page(headers)
+        else:
+            self._parts.door.check_framing(headers)
 
     def admit(self, access: Access) -> None:
         """RequestError unless whoever asks may use a route with this access."""

@@ -91,7 +91,7 @@ def record() -> Record:
     here = scope()
     if "qproxy.record" not in here:
         path = here["path"][:LONGEST_PATH]
-        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), here["method"], path)
+        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), here.get("method", "GET"), path)
     return cast("Record", here["qproxy.record"])
 
 

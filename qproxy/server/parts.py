@@ -26,6 +26,7 @@ from qproxy.lives import Lives
 from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
+from qproxy.realtime import Speech
 from qproxy.relay import Relay
 from qproxy.rounds import Workshop
 from qproxy.stored import Store
@@ -42,6 +43,8 @@ class Route:
     access: Access = Access.KEY
     versioned: bool = True
     """Whether it is OpenAI's: served under `/v1` and without."""
+    websocket: bool = False
+    """Whether it is asked for by a WebSocket's handshake; it has no methods then."""
     direct: bool = False
     """Whether its view knows nothing of Quart and gives a `Reply`, so that the lane can take it."""
 
@@ -75,6 +78,8 @@ class Parts:
         self.meters = Meters()
         self.keepers = Keepers()
         self.logins = Logins(self.keepers)
+        self.speech = Speech()
+        """How realtime sessions are."""
         self.pricing = Pricing()
         self.ledger: Ledger | None = None
         self.budgets = Budgets(None)

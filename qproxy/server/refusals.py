@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 
-from quart import Response, request
+from quart import Response
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
+from qproxy.door import no_websocket
 from qproxy.server import current
 from qproxy.server.reply import Reply, json
 from qproxy.server.streaming import internal_error
@@ -60,16 +61,20 @@ async def failed(error: Exception) -> Response:
 
 async def refused_by_quart(error: HTTPException) -> Response:
     """Quart's own."""
-    status, path = error.code or 500, request.path[: current.LONGEST_PATH]
+    scope = current.scope()
+    status, path = error.code or 500, scope["path"][: current.LONGEST_PATH]
+    method = scope.get("method", "GET")
+    if scope["type"] == "websocket":
+        return reply(no_websocket()).response()
     if isinstance(error, RequestEntityTooLarge):
         ours = too_large()
     elif isinstance(error, RequestTimeout):
         ours = too_slow()
     elif status == 404:
-        message = f"Unknown request URL: {request.method} {path}."
+        message = f"Unknown request URL: {method} {path}."
         ours = RequestError(message, status=404, code="unknown_url")
     elif status == 405:
-        message = f"Not allowed to {request.method} on {path}."
+        message = f"Not allowed to {method} on {path}."
         ours = RequestError(message, status=405, code="method_not_allowed")
     else:
         ours = RequestError(error.description or "The request cannot be served.", status=status)

@@ -9,7 +9,9 @@ The idea: a connection belongs to one `Response` until its body has been read to
 happens (an error, a cancellation at any await) closes it.  There is no background task, so there is nothing
 to lose: the pool is a list of idle sockets and a count.
 
-RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6.
+A WebSocket (`websocket`) takes its connection from here too, and keeps it to its own end.
+
+RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6; RFC 6455 (trio-websocket).
 """
 
 from qproxy.transport.connection import Limits
@@ -17,5 +19,8 @@ from qproxy.transport.patience import Quiet
 from qproxy.transport.pool import Connect, Statistics, Transport
 from qproxy.transport.proxy import Proxy
 from qproxy.transport.response import Response
+from qproxy.transport.websocket import Ended, Refused, WebSocket
 
-__all__ = ["Connect", "Limits", "Proxy", "Quiet", "Response", "Statistics", "Transport"]
+__all__ = [
+    "Connect", "Ended", "Limits", "Proxy", "Quiet", "Refused", "Response", "Statistics", "Transport", "WebSocket",
+]  # fmt: skip

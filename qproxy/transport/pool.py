@@ -7,7 +7,8 @@ between; idle connections hold no slot.  The last one used is used first, so the
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -85,12 +86,8 @@ class Transport:
 
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
-        try:
-            origin = Origin.of(request.url)
-        except ValueError as error:
-            raise UpstreamError(f"The account's base URL is {error}.") from None
-        key = origin, self._proxy.server_for(origin)
-        host = self._hosts.setdefault(key, _Host(self.limits))
+        key = self._key(request.url)
+        origin, host = key[0], self._host(key)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         fields = request_fields(request, origin, self._user_agent)
@@ -114,6 +111,32 @@ class Transport:
                 for other in host.idle:  # those of the same age are no better
                     _drop(other)
                 host.idle = []
+
+    @asynccontextmanager
+    async def stream(self, url: str) -> AsyncIterator[trio.abc.Stream]:
+        """A connection for another protocol than HTTP, closed at the end.
+
+        It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
+        """
+        key = self._key(url)
+        host = self._host(key)
+        slot = await self._slot(host, key[0])
+        connection = None
+        try:
+            connection = await self._fresh(key)
+            yield connection.stream
+        finally:
+            await self._release(host, slot, connection, reusable=False)
+
+    def _key(self, url: str) -> Key:
+        try:
+            origin = Origin.of(url)
+        except ValueError as error:
+            raise UpstreamError(f"The account's base URL is {error}.") from None
+        return origin, self._proxy.server_for(origin)
+
+    def _host(self, key: Key) -> _Host:
+        return self._hosts.setdefault(key, _Host(self.limits))
 
     async def _slot(self, host: _Host, origin: Origin) -> object:
         """One of the host's places for a connection; UpstreamError when none becomes free in time."""

@@ -9,12 +9,14 @@ Pure: the text of an event in, events out.  The differences are few and each has
   telling.py      from Qwen: what the client is told
   session.py      events on their way, errors as events
   translation.py  both ways at once
+  places.py       URLs
 
 Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, OpenAI's reference as its own client's types
 have it (the judge of the tests), qwen-code and DashScope's SDK for what the pages do not say.
 """
 
+from qproxy.wire.realtime.places import place, url
 from qproxy.wire.realtime.session import Out, ToClient, ToQwen
 from qproxy.wire.realtime.translation import Translation
 
-__all__ = ["Out", "ToClient", "ToQwen", "Translation"]
+__all__ = ["Out", "ToClient", "ToQwen", "Translation", "place", "url"]

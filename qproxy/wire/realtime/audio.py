@@ -49,6 +49,7 @@ class Resampler:
         self._position = (self._taps - 1) * self._up
         """Of the next output, counted in steps of the rate that both divide."""
         self._half = b""
+        self._began = False
 
     def feed(self, data: bytes) -> bytes:
         """The samples that these bytes let us know."""
@@ -56,6 +57,7 @@ class Resampler:
         self._half = data[len(data) & ~1 :]
         if self._up == self._down:
             return data[: len(data) & ~1]
+        self._began = True
         samples, phases, taps = self._samples, self._phases, self._taps
         samples += struct.unpack(f"<{len(data) // 2}h", data[: len(data) & ~1])
         position, end, out = self._position, len(samples) * self._up, []
@@ -71,8 +73,7 @@ class Resampler:
     def flush(self) -> bytes:
         """What the filter still holds; after it a new sound begins."""
         self._half = b""
-        began = self._position != (self._taps - 1) * self._up
-        rest = self.feed(bytes(2 * (self._taps // 2))) if began else b""
+        rest = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
         self.reset()
         return rest
 

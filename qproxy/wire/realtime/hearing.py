@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Request
 from qproxy.wire.realtime import names, settings
-from qproxy.wire.realtime.audio import MAX_PIECE, Resampler
+from qproxy.wire.realtime.audio import MAX_PIECE, RATE, Resampler
 from qproxy.wire.realtime.session import Out, Seen, ToQwen
 
 
@@ -40,7 +40,9 @@ class Hearing:
             yield from self._audio(event)
         elif kind in ("input_audio_buffer.commit", "input_audio_buffer.clear"):
             rest = self._ear.flush()
-            if rest and kind == "input_audio_buffer.commit":
+            if kind == "input_audio_buffer.clear":
+                self._seen.waiting = 0.0
+            elif rest:
                 yield _append(rest)
             yield ToQwen(event)
         elif kind == "conversation.item.create":
@@ -74,6 +76,7 @@ class Hearing:
         for start in range(0, len(data), MAX_PIECE):
             heard = self._ear.feed(data[start : start + MAX_PIECE])
             if heard:
+                self._seen.waiting += len(heard) / (2 * RATE)
                 yield _append(heard, event if start + MAX_PIECE >= len(data) else {})
 
     def _item(self, event: dict[str, Any]) -> Iterator[Out]:

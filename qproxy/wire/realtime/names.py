@@ -37,6 +37,8 @@ def canonical(event: dict[str, Any]) -> None:
     response = event.get("response")
     if isinstance(response, dict):
         _tell_usage(response)
+        if "output_audio_format" in response:
+            response["output_audio_format"] = "pcm16"
 
 
 def modern(event: dict[str, Any]) -> None:

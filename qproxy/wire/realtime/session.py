@@ -39,6 +39,8 @@ class Seen:
     finished: bool = False
     """The server has said its last word."""
     ignored: list[str] = field(default_factory=list)
+    waiting: float = 0.0
+    """Seconds of sound that went in since the last commit."""
 
 
 class Ids:

@@ -24,6 +24,10 @@ class Telling:
         self._events: dict[str, None] = {}
         self._heard: dict[str, str] = {}
         """What of a transcription is certain, by item."""
+        self._since = 0.0
+        """When speech has begun, in the server's milliseconds."""
+        self._spoken: dict[str, float] = {}
+        """Seconds of speech, by item."""
         self._calls: dict[str, str] = {}
         """Names of functions, by item."""
         self._open: dict[str, JSON] = {}
@@ -60,7 +64,12 @@ class Telling:
             yield from self._partial(event)
             return
         elif kind.startswith("conversation.item.input_audio_transcription."):
-            self._heard.pop(str(event.get("item_id")), None)
+            identity = str(event.get("item_id"))
+            self._heard.pop(identity, None)
+            if kind.endswith(".completed"):
+                event.setdefault("usage", {"type": "duration", "seconds": self._spoken.pop(identity, 0.0)})
+        elif kind.startswith("input_audio_buffer."):
+            self._listen(event)
         elif kind == "response.function_call_arguments.done":
             event.setdefault("name", self._calls.get(str(event.get("item_id")), ""))
         elif kind in ("response.created", "response.done"):
@@ -107,6 +116,18 @@ class Telling:
             kind = "conversation.item.input_audio_transcription.delta"
             yield {"content_index": 0, **kept, "type": kind, "delta": text[len(before) :]}
 
+    def _listen(self, event: dict[str, Any]) -> None:
+        """How long each piece of speech is: what its transcription costs is told in seconds."""
+        kind, identity = event["type"].rpartition(".")[2], str(event.get("item_id"))
+        if kind == "speech_started":
+            self._since = _number(event.get("audio_start_ms"))
+        elif kind == "speech_stopped":
+            spoken = max(0.0, _number(event.get("audio_end_ms")) - self._since) / 1000
+            keep(self._spoken, identity, spoken)
+        elif kind == "committed":
+            keep(self._spoken, identity, self._spoken.get(identity, self._seen.waiting))
+            self._seen.waiting = 0.0
+
     def _count_response(self, event: dict[str, Any]) -> None:
         response = event.get("response")
         if not isinstance(response, dict):
@@ -119,6 +140,10 @@ class Telling:
             usage = response.get("usage")
             if isinstance(usage, dict):
                 self._seen.usage = _added(self._seen.usage, usage)
+
+
+def _number(value: JSON) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _error_shape(error: JSON) -> dict[str, JSON]:

@@ -1,0 +1,184 @@
+"""The emulated realtime API: a WebSocket, and what may go wrong with one, each under a model's name.
+
+`speaking` says what is said.  A model that is called `fault-rt-…` does what its name says at its first response.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import h11
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+
+from qproxy.emulator.faults import FAULTS, Reply, json_reply
+from qproxy.emulator.speaking import Event, Speaker
+from qproxy.wire import jsontext
+from qproxy.wire.realtime.places import PATH
+
+CLOSE = {
+    "fault-rt-full": (1013, "too many sessions"),
+    "fault-rt-close": (1011, "internal"),
+    "fault-rt-bye": (1000, ""),
+}
+FAULT = "fault-rt-"
+QUIET = ("fault-rt-silent", "fault-rt-deaf", "fault-rt-stuck")
+"""They say nothing more; the second one does not even answer pings, the third one reads nothing."""
+ENDLESS = {
+    "type": "response.audio.delta",
+    "response_id": "r",
+    "item_id": "i",
+    "output_index": 0,
+    "content_index": 0,
+}
+
+
+class Request(Protocol):
+    """What `server.Seen` is here."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    query: dict[str, str]
+    left: trio.Event
+
+
+@dataclass(eq=False)
+class Heard:
+    """One session, as it was heard."""
+
+    model: str
+    headers: dict[str, str]
+    events: list[Any] = field(default_factory=list)
+    sent: int = 0
+    over: trio.Event = field(default_factory=trio.Event)
+    code: int | None = None
+    """Of the close frame that came."""
+
+
+def is_asked_for(seen: Request) -> bool:
+    """Whether a request wants a session."""
+    upgrade = seen.headers.get("upgrade", "").lower()
+    return seen.method == "GET" and seen.path == PATH and upgrade == "websocket"
+
+
+def refusal(model: str) -> Reply | None:
+    """The HTTP answer in place of a session."""
+    if model in FAULTS:
+        return FAULTS[model][1]
+    if "realtime" not in model and not model.startswith(FAULT):
+        message = f"The model `{model}` does not exist or you do not have access to it."
+        return json_reply({"error": {"message": message, "code": "model_not_found"}}, 404)
+    return None
+
+
+async def serve(stream: trio.abc.Stream, http: h11.Connection, seen: Request, sessions: list[Heard]) -> None:
+    """Hold a session over a connection whose first request has been read."""
+    heard = Heard(seen.query.get("model", ""), seen.headers)
+    sessions.append(heard)
+    again = _again(seen) + http.trailing_data[0]
+    try:
+        async with trio.open_nursery() as nursery:
+            replayed = _Replayed(stream, again)
+            request = await wrap_server_stream(nursery, replayed)
+            socket = await request.accept()
+            await _hold(replayed, socket, heard)
+            await socket.aclose()
+            nursery.cancel_scope.cancel()
+    finally:
+        heard.over.set()
+        seen.left.set()
+
+
+async def _hold(stream: _Replayed, socket: WebSocketConnection, heard: Heard) -> None:
+    speaker = Speaker(heard.model)
+    try:
+        if heard.model == "fault-rt-early":
+            error = {
+                "type": "server_error",
+                "code": "Throttling.RateQuota",
+                "message": "Requests rate limit exceeded",
+            }
+            await _say(socket, heard, [{"type": "error", "event_id": "e", "error": error}])
+            return
+        await _say(socket, heard, speaker.begin())
+        while not speaker.finished:
+            event = json.loads(await socket.get_message())
+            heard.events.append(event)
+            if heard.model.startswith(FAULT) and event["type"] == "response.create":
+                await _misbehave(stream, socket, heard)
+                return
+            await _say(socket, heard, speaker.hear(event))
+    except ConnectionClosed as closed:
+        heard.code = closed.reason.code if closed.reason else None
+
+
+async def _say(socket: WebSocketConnection, heard: Heard, events: Iterable[Event]) -> None:
+    for event in events:
+        await socket.send_message(jsontext.dumps(event).decode())
+        heard.sent += 1
+
+
+async def _misbehave(stream: _Replayed, socket: WebSocketConnection, heard: Heard) -> None:
+    model = heard.model
+    if model in CLOSE:
+        await socket.aclose(*CLOSE[model])
+    elif model == "fault-rt-garbage":
+        await socket.send_message("this is no JSON")
+        await socket.send_message('{"type": 1}')
+        await trio.sleep_forever()
+    elif model == "fault-rt-binary":
+        await socket.send_message(b"\x00\x01")
+        await trio.sleep_forever()
+    elif model == "fault-rt-flood":
+        event = jsontext.dumps({**ENDLESS, "delta": "A" * 64_000}).decode()
+        while True:
+            await socket.send_message(event)
+            heard.sent += 1
+    elif model in QUIET:
+        stream.deaf, stream.stuck = model == "fault-rt-deaf", model == "fault-rt-stuck"
+        await trio.sleep_forever()
+    else:
+        await trio.aclose_forcefully(stream)
+
+
+def _again(seen: Request) -> bytes:
+    """The head of a request that has been read, for a reader of its own."""
+    query = "&".join(f"{name}={value}" for name, value in seen.query.items())
+    fields = "".join(f"{name}: {value}\r\n" for name, value in seen.headers.items())
+    return f"GET {seen.path}?{query} HTTP/1.1\r\n{fields}\r\n".encode()
+
+
+class _Replayed(trio.abc.Stream):
+    """A stream with bytes in front of what comes."""
+
+    def __init__(self, stream: trio.abc.Stream, first: bytes) -> None:
+        self._stream = stream
+        self._first = first
+        self.deaf = False
+        """Whether what comes is dropped."""
+        self.stuck = False
+        """Whether it is not even read."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self.stuck:
+            await trio.sleep_forever()
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        data = await self._stream.receive_some(max_bytes)
+        while self.deaf and data:
+            data = await self._stream.receive_some(max_bytes)
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,198 @@
+"""A WebSocket to an upstream: trio-websocket over a connection of the transport.
+
+One task owns the connection and everything about it, and ends it when it is cancelled; others send, receive and wait.
+So its reader's faults (trio-websocket #184: a pong after the end) are caught in one place, its end is always the same,
+and no nursery is held open across what others do.
+
+Nothing is read ahead but one message: who does not ask for more makes the upstream wait.  Every wait has a limit; one
+that is quiet for `ping_interval` is asked whether it is there, once, and gone after as long again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from wsproto.utilities import ProtocolError
+
+from qproxy.transport.connection import seconds, timed_out
+from qproxy.transport.pool import Transport
+from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.http import Headers
+
+ABNORMAL = 1006
+"""RFC 6455 7.4.1: it ended without a close frame."""
+FAREWELL_SECONDS = 0.05
+"""For the close frame: who leaves has left within a tenth of a second."""
+
+
+class Refused(Exception):
+    """The server would not open it, and said so in HTTP."""
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class Ended(Exception):
+    """The other end has closed it."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class WebSocket:
+    """One connection."""
+
+    def __init__(self, url: str, headers: Headers, *, ping_interval: float, max_message_bytes: int) -> None:
+        self._url = url
+        self._headers = headers
+        self._ping_interval = ping_interval
+        self._most = max_message_bytes
+        self._host = urlsplit(url).hostname or ""
+        self._life = trio.CancelScope()
+        self._gone = trio.Event()
+        self._refused: Refused | None = None
+        self._asked = False
+        """Whether a ping is unanswered."""
+
+    def __repr__(self) -> str:
+        return f"<WebSocket to {self._host}{', gone' if self._gone.is_set() else ''}>"
+
+    async def run(self, transport: Transport, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own the connection until `aclose` or a cancellation; started when it is open.
+
+        Raises `Refused`, or UpstreamError when there is no connection or no answer.
+        """
+        try:
+            with self._life:
+                async with transport.stream(self._url) as stream, trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._limits = transport.limits
+                    self._connection = await self._handshake(stream, nursery)
+                    task_status.started()
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+                            await self._connection.aclose()
+                        nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+        finally:
+            self._gone.set()
+
+    async def _handshake(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> WebSocketConnection:
+        parts, limit = urlsplit(self._url), self._limits.first_byte_timeout
+        connection = None
+        with trio.move_on_after(seconds(limit)) as waiting:
+            connection = await wrap_client_stream(
+                cast("trio.Nursery", _Watched(nursery, self._read, waiting)),
+                cast("Any", stream),
+                parts.netloc.rpartition("@")[2],
+                f"{parts.path or '/'}?{parts.query}",
+                extra_headers=list(self._headers),
+                message_queue_size=0,
+                max_message_size=self._most,
+                receive_buffer_size=64 * 1024,
+            )
+        if connection is not None:
+            return connection
+        if self._refused is not None:
+            raise self._refused
+        if trio.current_time() >= waiting.deadline:
+            raise timed_out(f"{self._host} did not open the WebSocket", limit or 0)
+        message = f"{self._host} broke off before it opened the WebSocket."
+        raise UpstreamError(message, retry=Retry.QUICKLY)
+
+    async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """Run trio-websocket's reader; whatever ends it ends the connection and nothing else."""
+        try:
+            await reader()
+        except ConnectionRejected as error:
+            self._refused = Refused(error.status_code, tuple(error.headers or ()), error.body or b"")
+        except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+    async def receive(self) -> str | bytes:
+        """The next message.  `Ended` when the other end has closed it, UpstreamError when it is lost."""
+        while True:
+            try:
+                with trio.move_on_after(self._ping_interval):
+                    message = await self._connection.get_message()
+                    self._asked = False
+                    return message
+            except ConnectionClosed as closed:
+                raise _ended(closed) from None
+            if self._asked:
+                raise UpstreamError(
+                    f"{self._host} is silent: it does not answer a ping.", code="upstream_lost"
+                )
+            self._asked = True
+            self._nursery.start_soon(self._ping)
+
+    async def _ping(self) -> None:
+        try:
+            await self._connection.ping()
+        except (ConnectionClosed, ProtocolError):
+            return
+        self._asked = False
+
+    async def send(self, text: str) -> None:
+        """Send a message; UpstreamError when the other end does not take it in time."""
+        limit = self._limits.write_timeout
+        with trio.move_on_after(limit):
+            try:
+                await self._connection.send_message(text)
+            except (ConnectionClosed, ProtocolError) as error:
+                raise _ended(error) from None
+            return
+        raise timed_out(f"{self._host} did not take what was said", limit)
+
+    async def aclose(self) -> None:
+        """End it, and return when it has ended."""
+        self._life.cancel()
+        with trio.CancelScope(shield=True):  # bounded by the farewell
+            await self._gone.wait()
+
+
+class _Watched:
+    """What trio-websocket takes for a nursery: its reader's end is noticed, and cancels who waits for the handshake."""
+
+    def __init__(
+        self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], waiting: trio.CancelScope
+    ) -> None:
+        self._nursery = nursery
+        self._run = run
+        self._waiting = waiting
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._watch, reader)
+
+    async def _watch(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await self._run(reader)
+        finally:
+            self._waiting.cancel()
+
+
+def _ended(error: Exception) -> Ended:
+    reason = error.reason if isinstance(error, ConnectionClosed) else None
+    if reason is None:
+        return Ended(ABNORMAL, "")
+    return Ended(int(reason.code), reason.reason or "")
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that a group holds, or the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
