@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import trio
 
 from qproxy.config import Config
-from qproxy.config.tools import FenceConfig, ToolConfig, parameters
+from qproxy.config.tools import FenceConfig, ServerConfig, ToolConfig, parameters
 from qproxy.memory import Memory
 from qproxy.presets import ConfigError
 from qproxy.sandbox import Fence, Limits, Site, Starter, Unfenced
 from qproxy.sandbox.fence import MIB, unsafe
-from qproxy.tools import functions, schema
+from qproxy.tools import functions, mcp, schema
 from qproxy.tools.commands import Command, missing_program
+from qproxy.tools.pipes import over_pipes
 from qproxy.tools.tool import NAME, Tool
 from qproxy.tools.toolbox import Rule, Toolbox
 from qproxy.workshop import Workshop
@@ -30,6 +32,11 @@ def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = N
     """The tools of a configuration, and a program's own functions."""
     site = site or Site()
     fences = [(f"tool {entry.name!r}", fence(entry)) for entry in config.tools if entry.sandbox != "none"]
+    fences += [
+        (f"MCP server {entry.label!r}", fence(entry))
+        for entry in config.mcp_servers
+        if entry.argv and entry.sandbox != "none"
+    ]
     for complaint in unsafe(fences):
         raise ConfigError(complaint)
     tools = [*(command(entry, site) for entry in config.tools), *map(functions.of, own)]
@@ -38,7 +45,12 @@ def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = N
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
     rules = [Rule(row.offer, row.tools, row.keys, row.models) for row in config.tool_offers]
-    toolbox = Toolbox(tools, (), rules, site if fences else None)
+    sources = [mcp_server(entry, site) for entry in config.mcp_servers]
+    labels = [source.label for source in sources]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"mcp_servers: {label!r} is declared twice.")
+    toolbox = Toolbox(tools, sources, rules, site if fences else None)
     memory = Memory(trio.current_time, seconds=config.tool_memory_seconds)
     return Workshop(toolbox, limit=config.tool_rounds, memory=memory)
 
@@ -86,4 +98,32 @@ def command(entry: ToolConfig, site: Site) -> Tool:
         offer=entry.offer,
         refused=(lambda: site.refusal) if fenced else (lambda: None),
         fence=entry.sandbox,
+    )
+
+
+def mcp_server(entry: ServerConfig, site: Site) -> mcp.Server:
+    """An MCP server as a source of tools."""
+    where = f"MCP server {entry.label!r}"
+    if not NAME.match(entry.label):
+        raise ConfigError(f"{where}: a label has letters, digits, _ and -, and begins with a letter.")
+    if bool(entry.argv) == bool(entry.url):
+        raise ConfigError(f"{where}: set argv or url.")
+    fenced, allowed = entry.sandbox != "none", fence(entry)
+    if entry.url is not None:
+        parts = urlsplit(entry.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
+        connect = mcp.over_http(entry.url, entry.headers)
+    else:
+        missing = missing_program(entry.argv[0], allowed, fenced=fenced)
+        if missing is not None:
+            raise ConfigError(f"{where}: {missing}")
+        connect = over_pipes(entry.argv, site if fenced else Unfenced(), allowed)
+    return mcp.Server(
+        entry.label,
+        connect,
+        allow=entry.allow,
+        offer=entry.offer,
+        timeout=entry.timeout,
+        fence="elsewhere" if entry.url else entry.sandbox,
     )

@@ -93,26 +93,29 @@ WAYS: dict[str, Ask] = {
 }
 
 
+async def until(holds):
+    """Return when it holds: what is waited for has no event of its own."""
+    while not holds():  # noqa: ASYNC110
+        await trio.sleep(0.001)
+
+
 async def left(it, stream, ask, moment, caplog, *, within):
     """Leave at a moment; the upstream is closed in time, everything is given back, and the log has no error."""
     it.emulator.script(moment.reply)
     seen = len(it.emulator.requests)
     leave = await ask(stream, moment)
-    while len(it.emulator.requests) == seen:
-        await trio.lowlevel.checkpoint()
+    await until(lambda: len(it.emulator.requests) > seen)
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert not it.sound()
     with trio.fail_after(within):
         await leave()
         await it.emulator.requests[-1].left.wait()
-        while not it.sound() or len(it.server.lives) or it.server.admission.taken:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
     assert it.server.counts.outcomes["client_left"] == 1
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     await trio.aclose_forcefully(stream)
     with trio.fail_after(within):
-        while mended.Server.connections:  # the client's own socket is given back too
-            await trio.lowlevel.checkpoint()
+        await until(lambda: mended.Server.connections == 0)  # the client's own socket is given back too
 
 
 @asynccontextmanager

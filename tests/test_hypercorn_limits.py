@@ -124,6 +124,22 @@ async def test_many_requests_over_one_connection(stock, monkeypatch, autojump_cl
         assert (len([head for head in heads if head is not None]) == 6) is not stock
 
 
+@BOTH
+async def test_idle_after_a_reset(stock, monkeypatch, autojump_clock):
+    """A connection whose last stream was reset is closed as any other idle one; stock keeps it for ever."""
+    async with connection(Endless(b""), monkeypatch, stock=stock, keep_alive_timeout=3) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        number = await client.send("GET", "/")
+        await client.event(h2.events.DataReceived)
+        client.http.reset_stream(number)
+        await client.flush()
+        ended = False
+        with trio.move_on_after(60):
+            ended = await client.event(h2.events.ConnectionTerminated) is None
+        assert ended is not stock
+
+
 UPGRADE = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n%b\r\n"
 UNSOUND = {
     "no settings": b"",

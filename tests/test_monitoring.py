@@ -51,6 +51,7 @@ async def test_a_request_is_counted():
         assert value(found, "qproxy_account_state", account="one", state="ready") == 1
         assert value(found, "qproxy_upstream_connections", state="busy") == 0
         assert value(found, "qproxy_upstream_connections_made_total") == 1
+        assert [value(found, "qproxy_requests_waiting", what=what) for what in ("place", "account")] == [0, 0]
         assert value(found, "qproxy_tokens_total", model=MODEL, kind="prompt") > 0
 
 

@@ -3,6 +3,7 @@
 And what is made from it at random never gets a 500.
 """
 
+import gc
 import json
 import logging
 
@@ -101,6 +102,23 @@ def test_what_is_described_is_checked(endpoint, name, schema):
 def test_every_described_field_says_what_it_takes():
     """No check of a table is without its schema."""
     assert all("type" in schema for _, _, schema in FIELDS)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_checking_leaves_nothing_behind(endpoint):
+    """The same body, read again and again, adds no object to the process."""
+    sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi"}
+    body = {"model": MODEL, **{key: sound[key] for key in BODIES[endpoint.path]["required"]}}
+
+    def objects_after(times):
+        for _ in range(times):
+            endpoint.decode(body, id="x", created=0)
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects_after(5)
+    before = objects_after(5)
+    assert objects_after(100) - before < 20
 
 
 # At random

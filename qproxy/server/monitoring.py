@@ -36,7 +36,10 @@ class Monitoring:
             {
                 "qproxy_requests_in_flight": lambda: [((), len(parts.counts.live))],
                 "qproxy_requests_admitted": lambda: [((), parts.admission.taken)],
-                "qproxy_requests_waiting": lambda: [((), parts.admission.waiting)],
+                "qproxy_requests_waiting": lambda: [
+                    (("place",), parts.admission.waiting),
+                    (("account",), parts.relay.accounts.waiting),
+                ],
                 "qproxy_requests_refused_total": lambda: [((), parts.admission.refused)],
                 "qproxy_health": self._health,
                 "qproxy_account_state": self._account_states,

@@ -14,12 +14,11 @@ from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 Check = TypeVar("Check", bound=Callable[[JSON, str], JSON])
-_SCHEMAS: dict[Callable[[JSON, str], JSON], dict[str, JSON]] = {}
 
 
 def says(check: Check, **schema: JSON) -> Check:
     """The check, which takes what this JSON Schema describes."""
-    _SCHEMAS[check] = schema
+    vars(check)["schema"] = schema  # with the check, so that it goes with it
     return check
 
 
@@ -27,7 +26,7 @@ def properties(table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JS
     """A table of checks as JSON Schema's properties: each value, or null, which says nothing."""
     found: dict[str, JSON] = {}
     for name, check in table.items():
-        schema = dict(_SCHEMAS.get(check, {}))
+        schema = dict(getattr(check, "schema", {}))
         kinds = schema.get("type", [])
         if kinds:
             schema["type"] = [*([kinds] if isinstance(kinds, str) else kinds), "null"]

@@ -26,6 +26,7 @@ PARTS: dict[str, str] = {
     "video_url": "video_url",
 }
 # Clients that speak the Responses API elsewhere send its part names here too.
+_a_role = checks.one_of(ROLES)
 RESPONSES_TEXT = ("input_text", "output_text")
 
 
@@ -45,7 +46,7 @@ def _message(value: JSON, path: str) -> dict[str, JSON]:
     message = checks.an_object(value, path)
     if message.get("role") is None:
         checks.missing(f"{path}.role")
-    role = checks.one_of(ROLES)(message["role"], f"{path}.role")
+    role = _a_role(message["role"], f"{path}.role")
     content = message.get("content")
     if role == "assistant":
         _calls(message, path)

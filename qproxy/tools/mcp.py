@@ -1,0 +1,251 @@
+"""MCP servers: their tools as ours, and the connection to each, kept up.
+
+A `Server` is connected by its own task, which lives as long as the workshop: it asks for the list of tools, asks
+again when the server says that it changed (and now and then, for a server that does not say), and after a loss
+connects anew, with growing pauses.  While a server is away it offers nothing.  Calls go over the one session, from
+whatever request's task; the SDK tells them apart, and tells the server when one is given up.
+
+What a server says is a stranger's word: names are made sound, schemas are checked before they are used, and what does
+not fit is left out with a line in the log.  The SDK (the extra `qproxy[mcp]`) takes most of a second to import, so it
+is imported when the first server is connected to.  Model Context Protocol, revisions 2024-11-05 and later.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from qproxy.sandbox import Refusal
+from qproxy.tools import schema
+from qproxy.tools.pipes import Ended, Streams
+from qproxy.tools.tool import Offer, Tool, ToolError
+from qproxy.version import VERSION
+from qproxy.wire import jsontext
+
+if TYPE_CHECKING:
+    from mcp import Client
+
+log = logging.getLogger("qproxy.tools")
+CONNECT_SECONDS = 30.0
+"""For a server to start, shake hands and tell its tools."""
+REFRESH_SECONDS = 60.0
+"""Between two questions for the list, when nothing was heard."""
+PAUSES = (0.5, 60.0)
+"""Before the first and before any later attempt to connect anew; each is twice the one before."""
+STEADY_SECONDS = 60.0
+"""After a connection of this length the pauses begin anew."""
+MOST_TOOLS = 200
+MAX_NAME = 64
+_UNSOUND = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class Server:
+    """One MCP server: a source of tools."""
+
+    def __init__(
+        self,
+        label: str,
+        connect: Callable[[], AbstractAsyncContextManager[Streams]],
+        *,
+        allow: Sequence[str] = ("*",),
+        offer: Offer = "on request",
+        timeout: float = 30.0,
+        fence: str = "",
+    ) -> None:
+        self.label = label
+        self.state = "not connected yet"
+        self.tools: tuple[Tool, ...] = ()
+        self._connect = connect
+        self._allow = allow
+        self._offer = offer
+        self._timeout = timeout
+        self._fence = fence
+        self._client: Client | None = None
+        self._changed = trio.Event()
+        self._tried = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<MCP server {self.label}, {self.state}>"
+
+    async def settled(self) -> None:
+        """Return when the first attempt to connect is over."""
+        await self._tried.wait()
+
+    async def run(self) -> None:
+        """Stay connected, for ever; where that can never be, return."""
+        pause = PAUSES[0]
+        while True:
+            began = trio.current_time()
+            try:
+                why = await self._session()
+            except Refusal as refusal:
+                self._lost(f"refused: no sandbox can be made: {refusal}")
+                return
+            except Exception as error:
+                why = reason(error)
+            self._lost(f"not connected: {why}")
+            pause = PAUSES[0] if trio.current_time() - began > STEADY_SECONDS else pause
+            await trio.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])
+
+    def _lost(self, state: str) -> None:
+        self._client, self.tools = None, ()
+        if state != self.state:
+            log.warning("MCP server %s: %s", self.label, state)
+        self.state = state
+        self._tried.set()
+
+    async def _session(self) -> str:
+        """One connection, from its beginning to its end; why it ended."""
+        import mcp_types
+        from mcp import Client
+
+        with trio.CancelScope(deadline=trio.current_time() + CONNECT_SECONDS) as scope:
+            async with self._connect() as streams:
+                about = mcp_types.Implementation(name="qproxy", version=VERSION)
+                client = Client(_given(streams), client_info=about, message_handler=self._heard, cache=None)
+                async with client, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._listen, client)
+                    await self._list(client)
+                    self._client = client
+                    while True:
+                        scope.deadline = trio.current_time() + REFRESH_SECONDS + CONNECT_SECONDS
+                        with trio.move_on_after(REFRESH_SECONDS):
+                            await self._changed.wait()
+                        self._changed = trio.Event()
+                        await self._list(client)
+        return f"it did not answer within {CONNECT_SECONDS:g} s"
+
+    async def _heard(self, message: Any) -> None:
+        """A message that the server sent of itself, until 2025."""
+        if getattr(message, "method", None) == "notifications/tools/list_changed":
+            self._changed.set()
+        await trio.lowlevel.checkpoint()
+
+    async def _listen(self, client: Client) -> None:
+        """The same in the protocol of 2026, where one has to ask for it."""
+        from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+        from mcp.shared.exceptions import MCPError
+
+        with suppress(ListenNotSupportedError, SubscriptionLost, MCPError, TimeoutError):
+            async with client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    self._changed.set()
+
+    async def _list(self, client: Client) -> None:
+        listed: list[Any] = []
+        cursor = None
+        while len(listed) < MOST_TOOLS:
+            page = await client.list_tools(cursor=cursor)
+            listed += page.tools
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        made = [self._tool(one) for one in listed[:MOST_TOOLS] if self._allowed(one.name)]
+        unique = {tool.name: tool for tool in made if tool is not None}
+        self.tools = tuple(unique.values())
+        self.state = f"connected, {len(self.tools)} tools"
+        self._tried.set()
+
+    def _allowed(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._allow)
+
+    def _tool(self, told: Any) -> Tool | None:
+        try:
+            check = schema.checker(told.input_schema)
+        except schema.SchemaError as error:
+            log.warning("MCP server %s: its tool %.64r is left out: %s", self.label, told.name, error)
+            return None
+
+        async def run(arguments: dict[str, Any]) -> str:
+            return await self._call(told.name, arguments)
+
+        return Tool(
+            name=_UNSOUND.sub("_", f"{self.label}__{told.name}")[:MAX_NAME],
+            description=told.description or told.title or "",
+            parameters=told.input_schema,
+            check=check,
+            run=run,
+            kind="mcp",
+            timeout=self._timeout,
+            offer=self._offer,
+            server=self.label,
+            original=told.name,
+            fence=self._fence,
+        )
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> str:
+        from mcp.shared.exceptions import MCPError
+
+        client = self._client
+        if client is None:
+            raise ToolError(f"The server of this tool is {self.state}.")
+        try:
+            result = await client.call_tool(name, arguments)
+        except MCPError as error:
+            raise ToolError(f"The server of this tool says: {str(error)[:500]}") from None
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            raise ToolError("The server of this tool has gone.") from None
+        text = text_of(result)
+        if result.is_error:
+            raise ToolError(text)
+        return text
+
+
+def text_of(result: Any) -> str:
+    """A result as text for the model: its texts, what else there is by name, else its structure."""
+    parts = [_part(part) for part in result.content]
+    if not parts and result.structured_content is not None:
+        return jsontext.dumps(result.structured_content).decode()
+    return "\n".join(parts) or "(no output)"
+
+
+def _part(part: Any) -> str:
+    if part.type == "text":
+        return str(part.text)
+    resource = getattr(part, "resource", None)
+    if resource is not None and getattr(resource, "text", None) is not None:
+        return str(resource.text)
+    about = getattr(part, "mime_type", None) or getattr(part, "uri", None) or getattr(resource, "uri", None)
+    return f"[{part.type}: {about}]"
+
+
+def reason(error: BaseException) -> str:
+    """The first cause of a failed connection, in a line."""
+    while isinstance(error, BaseExceptionGroup):
+        ended = [inner for inner in error.exceptions if isinstance(inner, Ended)]
+        error = ended[0] if ended else error.exceptions[0]
+    if isinstance(error, Ended):
+        return str(error)
+    if isinstance(error, ImportError):
+        return "MCP servers need the package `mcp`: pip install 'qproxy[mcp]'"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+@asynccontextmanager
+async def _given(streams: Streams) -> AsyncIterator[Streams]:
+    yield streams
+
+
+def over_http(url: str, headers: Mapping[str, str]) -> Callable[[], AbstractAsyncContextManager[Streams]]:
+    """How to connect to a server that runs elsewhere."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Streams]:
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        limits = httpx2.Timeout(CONNECT_SECONDS, read=300.0)
+        async with (
+            httpx2.AsyncClient(headers=dict(headers), timeout=limits) as http,
+            streamable_http_client(url, http_client=http) as streams,
+        ):
+            yield streams
+
+    return connect

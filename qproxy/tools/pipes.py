@@ -1,0 +1,106 @@
+"""An MCP server that is started here, behind the fence, and its pipes as the SDK wants them.
+
+The SDK's own way of starting a server knows of no fence, and starts it from a thread of its own (`sandbox.child` says
+why that must not be).  One JSON-RPC message is one line.  When the server ends, so does the block, with `Ended`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeAlias
+
+import trio
+
+from qproxy.sandbox import Child, Fence, Starter
+
+Streams: TypeAlias = tuple[Any, Any]
+"""The SDK's: messages from the server, messages to it."""
+READ_SIZE = 64 * 1024
+MAX_LINE = 8 * 1024 * 1024
+MAX_WORDS = 200
+FAREWELL_SECONDS = 1.0
+"""For a server to end by itself when its input is closed."""
+log = logging.getLogger("qproxy.tools")
+
+
+class Ended(Exception):
+    """The server is no more; why."""
+
+
+def over_pipes(
+    argv: Sequence[str], starter: Starter, fence: Fence
+) -> Callable[[], AbstractAsyncContextManager[Streams]]:
+    """How to connect to a server that is to be started here."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Streams]:
+        import anyio
+
+        async with starter(argv, fence) as child:
+            incoming, received = anyio.create_memory_object_stream[Any](0)
+            to_send, outgoing = anyio.create_memory_object_stream[Any](0)
+            words = _LastWords()
+            async with incoming, received, to_send, outgoing, trio.open_nursery() as nursery:
+                nursery.start_soon(words.listen, child)
+                nursery.start_soon(_read, child, incoming, words)
+                nursery.start_soon(_write, child, outgoing)
+                yield received, to_send
+                await _farewell(child)
+                nursery.cancel_scope.cancel()
+
+    return connect
+
+
+async def _farewell(child: Child) -> None:
+    """Let a server that wants to end do so."""
+    with trio.move_on_after(FAREWELL_SECONDS):
+        await child.stdin.aclose()
+        await child.wait()
+
+
+class _LastWords:
+    """The last line of standard error: often the only one who knows why."""
+
+    def __init__(self) -> None:
+        self.line = ""
+
+    async def listen(self, child: Child) -> None:
+        rest = b""
+        while data := await child.stderr.receive_some(READ_SIZE):
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-MAX_WORDS:]
+            for line in lines:
+                self.line = line.decode("utf-8", "replace").strip()[:MAX_WORDS] or self.line
+
+
+async def _read(child: Child, incoming: Any, words: _LastWords) -> None:
+    """Messages from the server until it ends."""
+    from mcp.shared.message import SessionMessage
+    from mcp_types import jsonrpc_message_adapter
+
+    rest = b""
+    while data := await child.stdout.receive_some(READ_SIZE):
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_LINE:
+            raise Ended(f"it sent a line of more than {MAX_LINE} bytes")
+        for line in filter(None, map(bytes.strip, lines)):
+            try:
+                message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+            except ValueError:
+                log.debug("an MCP server sent a line that is no message")
+            else:
+                await incoming.send(SessionMessage(message))
+    code = await child.wait()
+    raise Ended(f"it ended with exit code {code}{': ' if words.line else ''}{words.line}")
+
+
+async def _write(child: Child, outgoing: Any) -> None:
+    """Messages to the server; what it does not take any more, its end will explain."""
+    async for message in outgoing:
+        text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+        try:
+            await child.stdin.send_all(text.encode() + b"\n")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
