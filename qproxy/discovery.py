@@ -93,7 +93,9 @@ class Discovery:
     def _stand_in(self, account: Account) -> list[str]:
         """Names to list for a server that lists none: the operator's patterns that are plain names, else Qwen's own."""
         plain = [pattern for pattern in account.models if not set(pattern) & set("*?[")]
-        return plain or (list(catalogue.names()) if account.family == "dashscope" else [])
+        if plain or account.family != "dashscope":
+            return plain
+        return list(catalogue.names(embedding=account.offers(catalogue.EMBEDDING[0], "embedding")))
 
 
 def _described(model: Model) -> Model:

@@ -46,7 +46,7 @@ FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
 MEMORY_BYTES = 64 * 1024 * 1024
 """Of responses that are kept in memory."""
-TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_memory_seconds")
+TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_programs", "tool_memory_seconds")
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip

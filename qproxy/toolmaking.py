@@ -13,8 +13,8 @@ import trio
 
 from qproxy.config import Config
 from qproxy.config.tools import FenceConfig, ServerConfig, ToolConfig, parameters
-from qproxy.memory import Memory
 from qproxy.presets import ConfigError
+from qproxy.rounds import Memory, Workshop
 from qproxy.sandbox import Fence, Limits, Site, Starter, Unfenced
 from qproxy.sandbox.fence import MIB, unsafe
 from qproxy.tools import functions, mcp, schema
@@ -22,7 +22,6 @@ from qproxy.tools.commands import Command, missing_program
 from qproxy.tools.pipes import over_pipes
 from qproxy.tools.tool import NAME, Tool
 from qproxy.tools.toolbox import Rule, Toolbox
-from qproxy.workshop import Workshop
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
 """A function of a program that embeds qproxy, or what `functions.tool` made of it."""
@@ -39,7 +38,8 @@ def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = N
     ]
     for complaint in unsafe(fences):
         raise ConfigError(complaint)
-    tools = [*(command(entry, site) for entry in config.tools), *map(functions.of, own)]
+    places = trio.CapacityLimiter(config.tool_programs)
+    tools = [*(command(entry, site, places) for entry in config.tools), *map(functions.of, own)]
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
@@ -68,7 +68,7 @@ def fence(entry: FenceConfig) -> Fence:
     return Fence(tuple(entry.read), tuple(entry.write), entry.env, entry.network, limits)
 
 
-def command(entry: ToolConfig, site: Site) -> Tool:
+def command(entry: ToolConfig, site: Site, places: trio.CapacityLimiter) -> Tool:
     """A command as a tool."""
     where = f"tool {entry.name!r}"
     if not NAME.match(entry.name):
@@ -92,7 +92,7 @@ def command(entry: ToolConfig, site: Site) -> Tool:
         description=entry.description,
         parameters=accepted,
         check=check,
-        run=Command(entry.argv, starter, allowed, names=names, most=entry.max_output),
+        run=Command(entry.argv, starter, allowed, names=names, most=entry.max_output, places=places),
         kind="command",
         timeout=entry.timeout,
         offer=entry.offer,

@@ -71,7 +71,7 @@ def _trace(server: Server) -> None:
         tracer = tracing.exporting()
     except ImportError as error:
         raise ConfigError(f"tracing needs OpenTelemetry ({error}): pip install 'qproxy[otel]'") from None
-    server.tracer = tracer
+    server.around.tracer = tracer
     server.counts.listeners.append(tracing.ended)
     server.background.append(tracer.until_cancelled)
 

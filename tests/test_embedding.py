@@ -144,6 +144,18 @@ async def test_accounts_that_cannot_embed_are_never_asked(settings):
         assert {seen.headers["host"] for seen in it.emulator.requests} == {"payg.test"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "listed"), [({}, True), ({"plan": "coding"}, False)], ids=["payg", "plan"]
+)
+async def test_a_server_without_a_list(settings, listed):
+    """Where Qwen's own names stand in for a list, those that embed are among them if the account can embed."""
+    async with world(accounts=accounts("one", **settings)) as it:
+        it.emulator._reply = lambda seen: Reply((b"no",), 404, "text/plain")  # type: ignore[method-assign]
+        names = [model["id"] for model in (await it.get("/v1/models"))[1]["data"]]
+        assert "qwen-plus" in names
+        assert (MODEL in names) is listed
+
+
 async def test_an_account_says_how_large_its_batches_are():
     """Where two accounts differ the smaller batch suits both."""
     both = (*accounts("one", embedding_batch=7), *accounts("two", embedding_batch=9))

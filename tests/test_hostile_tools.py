@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager
@@ -382,3 +383,40 @@ async def test_arguments_stay_in_their_words():
         async with ran(tool, {"a": bad}) as (_, told):
             if told is not None:
                 assert said in told
+
+
+DYING = """
+import sys, trio
+from qproxy.sandbox import Fence, Site
+async def main():
+    async with Site()([sys.argv[1], "-I", "-c", sys.argv[2]], Fence(read=tuple(sys.argv[4:]), write=(sys.argv[3],))) as child:
+        await child.wait()
+trio.run(main)
+"""
+
+
+async def test_no_tool_outlives_a_server_that_is_killed(place):
+    """SIGKILL gives a server no time to end its tools: the kernel does it."""
+    held = place / "held"
+    held.touch()
+    held.chmod(0o666)
+    site = Site()
+    await site.look()
+    code = HOLD.replace("PLACE", repr(str(held))) + "kept = hold()\ntime.sleep(1000)"
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", DYING, PYTHON, code, str(held), *NEEDED], stderr=subprocess.PIPE
+    )
+    if site.refusal is not None:
+        assert await process.wait() == 1
+        return
+    await written(held)
+    process.kill()
+    await process.wait()
+    for _ in range(100):
+        try:
+            with held.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            await trio.sleep(0.01)
+    raise AssertionError("the tool is still there")

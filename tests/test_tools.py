@@ -117,7 +117,7 @@ async def test_a_result_is_text_or_json():
         def said(value=value):
             return value
 
-        outcome = await calling.call({"f": functions.tool(said, name="f")}, "f", "")
+        outcome = await calling.call(functions.tool(said, name="f"), "")
         assert (outcome.text, outcome.ok) == (text, True)
 
 

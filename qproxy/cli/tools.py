@@ -14,11 +14,11 @@ import trio
 from qproxy import config as configuration
 from qproxy import toolmaking
 from qproxy.cli.saying import complain, remark, say
+from qproxy.rounds import Workshop
 from qproxy.sandbox import Site
 from qproxy.tools import calling
 from qproxy.tools.tool import Tool
 from qproxy.wire import jsontext
-from qproxy.workshop import Workshop
 
 HELP = "list the tools that this server runs, or try one"
 CONNECT_SECONDS = 10.0
@@ -55,13 +55,13 @@ async def _main(workshop: Workshop, site: Site, arguments: argparse.Namespace) -
 
 async def _call(tools: dict[str, Tool], name: str, given: str) -> int:
     if name not in tools:
-        complain(f"there is no tool {name!r}; there are: {', '.join(sorted(tools)) or 'none'}.")
+        complain(calling.unknown(tools, name))
         return 2
     refusal = tools[name].refusal
     if refusal is not None:
         complain(f"the tool {name!r} cannot run: {refusal}")
         return 1
-    outcome = await calling.call(tools, name, given)
+    outcome = await calling.call(tools[name], given)
     say(outcome.text)
     remark(f"{'ok' if outcome.ok else 'failed'}, {outcome.seconds * 1000:.0f} ms")
     return 0 if outcome.ok else 1

@@ -179,6 +179,9 @@ class Config:
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
     tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
+    tool_programs: int = setting(
+        16, "commands that run at once for all clients; more wait their turn, within their time limit"
+    )
     tool_memory_seconds: float = setting(
         3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
     )

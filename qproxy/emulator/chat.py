@@ -21,6 +21,8 @@ MODELS = (
 CREATED = 1_760_000_000
 GREETING = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
+_GAP = re.compile(r"<\|fim_prefix\|>(.*)<\|fim_suffix\|>(.*)<\|fim_middle\|>", re.DOTALL)
+
 
 class Refusal(Exception):
     """The request is refused with this status and body."""
@@ -90,10 +92,18 @@ def check(body: Any) -> None:
         raise _bad('messages with role "tool" must be a response to a preceding message with "tool_calls".')
 
 
+def in_gap(prompt: str) -> str | None:
+    """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is none."""
+    gap = _GAP.search(prompt)
+    return None if gap is None else f"    return {len(gap[1])} + {len(gap[2])}"
+
+
 def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     """(thought, text, calls): what the model answers; calls are names with their arguments' JSON."""
     last = body["messages"][-1]
     question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
+    if (filling := in_gap(question)) is not None:
+        return "", filling, []
     thought = f"The user says: {question[:60]}. I will answer." if body.get("enable_thinking") else ""
     tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
     choice = body.get("tool_choice")

@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qproxy.emulator.chat import CREATED, Refusal, pieces
+from qproxy.emulator.chat import CREATED, Refusal, in_gap, pieces
 
-_GAP = re.compile(r"<\|fim_prefix\|>(.*)<\|fim_suffix\|>(.*)<\|fim_middle\|>", re.DOTALL)
 _TOKEN = re.compile(r"\s*\S+\s*?|\s+")
 
 
@@ -29,10 +28,7 @@ def check(body: Any) -> None:
 
 def continuation(prompt: str) -> str:
     """What the model writes after a prompt, or into the gap of one."""
-    gap = _GAP.search(prompt)
-    if gap is not None:
-        return f"    return {len(gap[1])} + {len(gap[2])}"
-    return f" and so on, after {len(prompt)} characters."
+    return in_gap(prompt) or f" and so on, after {len(prompt)} characters."
 
 
 def _answers(body: Any) -> Iterator[tuple[int, list[str], str]]:

@@ -53,6 +53,10 @@ class _Stop(NamedTuple):
     pass
 
 
+class _Stopping(Exception):
+    """The word to stop has come."""
+
+
 _Item: TypeAlias = Row | _Question | _Stop
 
 
@@ -74,6 +78,8 @@ class Ledger:
         """Rows since the start."""
         self._wall = wall
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._hurry = threading.Event()
+        """Somebody waits for what stands in the queue."""
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
         self._rows: list[Row] = []
@@ -104,6 +110,7 @@ class Ledger:
                 token.run_sync_soon(answer, result, error)
 
         self._put(_Question(question, from_thread))
+        self._hurry.set()
         with trio.move_on_after(ANSWER_TIMEOUT):
             await done.wait()
         if not answers:
@@ -126,6 +133,7 @@ class Ledger:
         """Write what is left and end the thread; a row that comes later begins another one."""
         while self._thread is not None:
             self._queue.put(_Stop())
+            self._hurry.set()
             self._thread.join(STOP_TIMEOUT)
             if self._thread.is_alive():
                 log.error("the ledger's file does not take its last rows in time")
@@ -162,21 +170,33 @@ class Ledger:
             self._connection = None
 
     def _gather(self) -> tuple[list[_Question], bool]:
-        """Rows until it is time to write; ends at once with a question or the word to stop."""
-        until = time.monotonic() + (RETRY_SECONDS if self._rows else _FOREVER)
-        while len(self._rows) < MAX_BATCH or not self._healthy:
-            left = until - time.monotonic()
-            try:
-                item = self._queue.get(timeout=None if left == _FOREVER else max(0.0, left))
-            except queue.Empty:
-                return [], False
-            if isinstance(item, _Stop):
-                return [], True
-            if isinstance(item, _Question):
-                return [item], False
+        """Rows until it is time to write; a question, or the word to stop, makes it time at once.
+
+        The first row wakes the thread, the others wait for it: waking it for each would cost the event loop more
+        than they do.
+        """
+        questions: list[_Question] = []
+        try:
+            self._sort(self._queue.get(timeout=RETRY_SECONDS if self._rows else None), questions)
+            if not questions:
+                self._hurry.wait(LINGER)
+            while len(self._rows) < MAX_BATCH or not self._healthy:
+                self._sort(self._queue.get_nowait(), questions)
+        except queue.Empty:
+            pass
+        except _Stopping:
+            return questions, True
+        if self._queue.empty():
+            self._hurry.clear()
+        return questions, False
+
+    def _sort(self, item: _Item, questions: list[_Question]) -> None:
+        if isinstance(item, _Stop):
+            raise _Stopping
+        if isinstance(item, _Question):
+            questions.append(item)
+        else:
             self._keep(item)
-            until = min(until, time.monotonic() + LINGER)
-        return [], False
 
     def _keep(self, row: Row) -> None:
         if len(self._rows) < MAX_WAITING:

@@ -48,7 +48,7 @@ class Counts:
         self.rules.update(record.story.rules)
         self.repairs.update(record.story.repairs)
         if log.isEnabledFor(logging.INFO):
-            log.info("%s", record.path, extra={"fields": record.fields()})
+            _write_line(record)
         if repairs_log.isEnabledFor(logging.DEBUG):
             _tell_repairs(record)
         for listener in self.listeners:
@@ -58,6 +58,13 @@ class Counts:
                 Exception
             ):  # one that fails must not keep the others, or the request's stack, from their work
                 log.exception("%r failed", listener)
+
+
+def _write_line(record: Record) -> None:
+    """The request's line, without the search for the caller that `log.info` would begin with."""
+    line = logging.LogRecord(log.name, logging.INFO, "", 0, record.path, None, None)
+    line.fields = record.fields()
+    log.handle(line)
 
 
 def _tell_repairs(record: Record) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from qproxy.observe.redaction import Redactor
@@ -22,6 +23,8 @@ IN_COLUMNS = frozenset((
     "prompt_tokens", "completion_tokens", "first_byte_ms", "total_ms",
 ))  # fmt: skip
 """Fields of a request that have their place in a line for people."""
+
+_write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class Formatter(logging.Formatter):
@@ -42,7 +45,7 @@ class Formatter(logging.Formatter):
             fields = {"message": record.getMessage()}
             if record.exc_info:
                 fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({**head, **fields}, ensure_ascii=False, default=str)
+        return _write({**head, **fields})
 
     def _words(self, record: logging.LogRecord) -> str:
         when, fields = _when(record)[11:], getattr(record, "fields", None)
@@ -65,7 +68,12 @@ def printable(text: str) -> str:
 
 def _when(record: logging.LogRecord) -> str:
     """UTC, to the millisecond."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def columns(fields: Mapping[str, Any]) -> str:

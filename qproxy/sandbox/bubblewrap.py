@@ -26,7 +26,7 @@ from importlib import import_module
 import trio
 
 from qproxy.sandbox import fence, seccomp
-from qproxy.sandbox.child import Child, finish, start
+from qproxy.sandbox.child import Child, child_of, finish, start
 from qproxy.sandbox.fence import NOBODY, Fence, Limits
 
 START_SECONDS = 10.0
@@ -91,7 +91,7 @@ class Bubblewrap:
                 raise Refusal(f"{self.path} cannot be started: {error.strerror}.") from None
         end = _Namespace(popen)
         ours.callback(end.close)
-        return end, Child(popen, end), info, gate
+        return end, child_of(popen, end), info, gate
 
     async def _limit(
         self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, limits: Limits

@@ -67,13 +67,14 @@ class Child:
 
     async def wait(self) -> int:
         """Return the exit code when the program has ended."""
+        if self._popen.poll() is not None:  # its number may be another's by now
+            return self._popen.wait()
         if hasattr(os, "pidfd_open"):
-            with suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(self._popen.pid)
-                try:
-                    await trio.lowlevel.wait_readable(descriptor)
-                finally:
-                    os.close(descriptor)
+            descriptor = os.pidfd_open(self._popen.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
             return self._popen.wait()  # it has ended
         return await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
 
@@ -152,11 +153,21 @@ class Unfenced:
 @asynccontextmanager
 async def _unfenced(argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
     popen = start(argv, fence.environment(allowed))
-    child = Child(popen, _Group(popen.pid))
+    child = child_of(popen, _Group(popen.pid))
     try:
         yield child
     finally:
         await child.aclose()
+
+
+def child_of(popen: subprocess.Popen[bytes], end: End) -> Child:
+    """The child that a process is; one that cannot be looked after is ended."""
+    try:
+        return Child(popen, end)
+    except BaseException:
+        end.kill()
+        popen.wait()
+        raise
 
 
 class _Group:

@@ -22,15 +22,17 @@ from werkzeug.exceptions import HTTPException
 
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
-from qproxy.door import SECURITY, Access, Door
-from qproxy.observe import BeginsTraces, ToolRun
+from qproxy.door import Access, Door
 from qproxy.relay import Relay
 from qproxy.server import current, refusals
+from qproxy.server.around import Around
 from qproxy.server.asking import Asking
 from qproxy.server.describing import Describing
 from qproxy.server.embedding import Embedding
+from qproxy.server.lane import Lane
 from qproxy.server.parts import Family, Parts, Route
-from qproxy.server.plain import QUIET, Plain
+from qproxy.server.plain import Plain
+from qproxy.server.reply import Reply
 from qproxy.server.responses import RememberedResponses, StoredResponses
 from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
@@ -44,8 +46,7 @@ class Connection(TrioASGIHTTPConnection):
     async def __call__(self, receive: Any, send: Any) -> None:
         self.scope["path"] = one_path(self.scope["path"])
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-            self.scope["qproxy.stack"] = stack  # type: ignore[typeddict-unknown-key]
-            self.scope["qproxy.nursery"] = nursery  # type: ignore[typeddict-unknown-key]
+            current.enter(self.scope, stack, nursery, _body)
             await super().__call__(receive, send)
             nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
@@ -67,7 +68,9 @@ class Server(Parts):
         self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
         self._keep()
-        self.tracer: BeginsTraces | None = None
+        self.around = Around(self)
+        self._nursery: trio.Nursery | None = None
+        """While the app is served."""
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -79,22 +82,25 @@ class Server(Parts):
         app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False  # or a redirect in HTML; see `one_path`
-        for family in self.families:
-            for route in family.routes():
-                self._add(app, route)
-        app.register_error_handler(QproxyError, refusals.refusal)
-        app.register_error_handler(HTTPException, refusals.http_refusal)
-        app.register_error_handler(Exception, refusals.fault)
+        routes = [route for family in self.families for route in family.routes()]
+        for route in routes:
+            self._add(app, route)
+        app.register_error_handler(QproxyError, refusals.refused)
+        app.register_error_handler(HTTPException, refusals.refused_by_quart)
+        app.register_error_handler(Exception, refusals.failed)
         app.before_request(self._begin)
-        app.after_request(self._finish_headers)
+        app.after_request(self._finish)
         app.while_serving(partial(self._while_serving, app))
+        direct = {path: route for route in routes if route.direct for path in route.paths()}
+        lane = Lane(self, self.around, direct, app.asgi_app, partial(_is_ours, app))
+        setattr(app, "asgi_app", lane)  # noqa: B010 - as Quart documents it; typed modules do not let methods be replaced
         return app
 
     def _add(self, app: QuartTrio, route: Route) -> None:
         for path in route.paths():
             name = f"{' '.join(route.methods)} {path}"
             self.access[name] = route.access
-            app.add_url_rule(path, name, route.view, methods=list(route.methods))
+            app.add_url_rule(path, name, _quarts(route.view), methods=list(route.methods))
 
     async def take_up(self, parts: Server) -> None:
         """Serve with other parts from the next request on; those of the requests under way end with them."""
@@ -111,7 +117,8 @@ class Server(Parts):
             self.admission = parts.admission
         if workshop is not self.workshop:
             workshop.retire()
-            await self.workshop.open(self._nursery)
+            if self._nursery is not None:
+                await self.workshop.open(self._nursery)
         if self.relay.transport is not before:
             await before.aclose()
         if self.store is not parts.store:
@@ -145,49 +152,43 @@ class Server(Parts):
                     nursery.start_soon(_guarded, task)
 
     async def _begin(self) -> Response | None:
-        """Before a request's view: who is it."""
-        scope = current.scope()
-        record, rule = current.record(), request.url_rule
-        record.endpoint = "" if rule is None else rule.rule.removeprefix("/v1")
-        if request.path not in QUIET:
-            self.counts.began(record)
-            current.stack().callback(self.counts.finished, record)
-            if self.tracer is not None:
-                record.story.trace = self.tracer.begin(record, request.headers.get)
-        self.door.check_framing(request.headers)
+        """Before a request that goes Quart's way."""
+        rule = request.url_rule
+        self.around.begin("" if rule is None else rule.rule)
         if request.method == "OPTIONS":
-            return Response(b"", 204, self.door.preflight(request.headers))
-        access = Access.KEY if rule is None else self.access.get(rule.endpoint, Access.KEY)
-        if rule is not None and access is Access.KEY:
-            key = scope["qproxy.key"] = self.door.client(request.headers, scope)
-            record.key = None if key is None else key.label
-        elif access is Access.ADMIN:
-            self.door.admit_admin(request.headers, scope)
+            return Response(b"", 204, self.door.preflight(current.headers()))
+        if rule is not None:
+            self.around.admit(self.access.get(rule.endpoint, Access.KEY))
         return None
 
-    async def _finish_headers(self, response: Response) -> Response:
-        """After it: what every response says of itself."""
-        scope, record = current.scope(), current.record()
-        record.status = response.status_code
-        if record.outcome == "client_left" and not record.stream:
-            record.outcome = "ok"  # an error has said so by now
-        story, headers = record.story, response.headers
-        headers["x-request-id"] = record.id
-        headers["openai-processing-ms"] = str(round(record.seconds * 1000))
-        headers.update({**SECURITY, **self.door.page_fields(request.headers)})
-        if "qproxy.meter" in scope:
-            headers.update(scope["qproxy.meter"].headers(trio.current_time()))
-        if not record.stream and story.tries:
-            headers["x-qproxy-overhead-ms"] = f"{record.overhead * 1000:.1f}"
-        if story.upstream_request_id:
-            headers["x-qproxy-upstream-request-id"] = _header_text(story.upstream_request_id)
-        if story.ignored:
-            headers["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
-        if story.notes:
-            headers["x-qproxy-notes"] = _header_text("; ".join(story.notes))
-        if record.tools and not record.stream:
-            headers["x-qproxy-tools"] = _header_text(", ".join(map(_ran, record.tools)))
+    async def _finish(self, response: Response) -> Response:
+        """After it."""
+        self.around.finish(response.status_code, response.headers)
         return response
+
+
+async def _body() -> bytes:
+    """The body of the request that goes Quart's way."""
+    data = await request.get_data(cache=False)
+    assert isinstance(data, bytes)
+    return data
+
+
+def _is_ours(app: QuartTrio) -> bool:
+    """Whether nobody has added functions of their own around the requests of the app."""
+    before, after = app.before_request_funcs, app.after_request_funcs
+    hooks = (app.teardown_request_funcs, app.teardown_appcontext_funcs, app.url_value_preprocessors)
+    return len(before) == len(after) == 1 and len(before[None]) == len(after[None]) == 1 and not any(hooks)
+
+
+def _quarts(view: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A view for Quart."""
+
+    async def respond(**values: Any) -> Any:
+        reply = await view(**values)
+        return reply.response() if isinstance(reply, Reply) else reply
+
+    return respond
 
 
 def one_path(target: str) -> str:
@@ -197,19 +198,9 @@ def one_path(target: str) -> str:
     return "/" + re.sub("/{2,}", "/", target).removeprefix("/")
 
 
-def _ran(tool: ToolRun) -> str:
-    """A call of a tool, as an item of a structured field (RFC 8941)."""
-    return f"{tool.name};ok=?{tool.ok:d};ms={tool.seconds * 1000:.0f}"
-
-
 async def _guarded(task: Callable[[], Awaitable[None]]) -> None:
     """A task whose fault is told, and ends nothing else."""
     try:
         await task()
     except Exception:
         log.exception("%r ended", task)
-
-
-def _header_text(text: str) -> str:
-    """Text that may stand in a header field: printable ASCII, at most 1,000 characters."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text[:1000])

@@ -11,22 +11,21 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from quart import Response, request
-
-from qproxy.door import JSON_TYPE
 from qproxy.lives import Life
 from qproxy.meters import estimate
 from qproxy.prompts import Pulled
 from qproxy.server import current
 from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
+from qproxy.server.reply import Reply
 from qproxy.server.streaming import Stream, note
 from qproxy.wire import jsontext
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 
+STREAM_TYPE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -60,10 +59,10 @@ class Asking:
 
     def routes(self) -> Iterator[Route]:
         for endpoint in ENDPOINTS:
-            yield Route(endpoint.path, ("POST",), self._view(endpoint))
+            yield Route(endpoint.path, ("POST",), self._view(endpoint), direct=True)
 
-    def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[Response]]:
-        async def view() -> Response:
+    def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[Reply]]:
+        async def view() -> Reply:
             parts, record, stack = self._parts, current.record(), current.stack()
             memory = self._memories.get(endpoint.path, Memory)(parts)
             life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
@@ -76,7 +75,7 @@ class Asking:
                 await charge(parts, turn.model, partial(estimate, equipped))
                 stack.callback(await parts.admission.enter())
                 answer = await parts.workshop.answer(
-                    parts.relay, equipped, tools, record.story, stack, current.nursery()
+                    parts.relay, equipped, tools, record.story, stack, current.nursery
                 )
                 record.first_byte = record.seconds
                 if not turn.stream:
@@ -96,7 +95,7 @@ class Asking:
             **await memory.recall(body),
         )
 
-    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled) -> Response:
+    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled) -> Reply:
         record, bodies = current.record(), self._parts.bodies
         events = await answer.all()
         note(record, events)
@@ -106,25 +105,23 @@ class Asking:
         data = jsontext.dumps(whole)
         if bodies:
             bodies.answered(record, data)
-        return Response(data, 200, content_type=JSON_TYPE)
+        return Reply(data)
 
-    def _streamed(
-        self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled, life: Life
-    ) -> Response:
+    def _streamed(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled, life: Life) -> Reply:
         record, parts, encoder = current.record(), self._parts, endpoint.encoder(turn)
         ended = partial(memory.ended, turn, encoder)
         body = Stream(answer, encoder, record, life, keep_alive=parts.door.keep_alive, ended=ended)
         if parts.bodies:
             body.copies_to(current.stack().enter_context(closing(parts.bodies.streaming(record))))
-        response = Response(body, 200, dict(STREAM_HEADERS))
-        response.content_type = "text/event-stream; charset=utf-8"
-        return response
+        return Reply(body, content_type=STREAM_TYPE, fields=dict(STREAM_HEADERS))
 
 
 async def json_body(parts: Parts) -> Any:
     """The request's body as JSON; a RequestError says what is wrong with it."""
-    parts.door.check_type(request.mimetype, from_page="origin" in request.headers)
-    data = cast("bytes", await request.get_data(cache=False))
+    headers = current.headers()
+    mimetype = (headers.get("content-type") or "").partition(";")[0].strip().lower()
+    parts.door.check_type(mimetype, from_page="origin" in headers)
+    data = await current.body()
     if parts.bodies:
         parts.bodies.asked(current.record(), data)
     return parts.door.parse(data)

@@ -1,27 +1,73 @@
 """The request being served: what is known of it, wherever it is asked.
 
-All of it lives in the request's ASGI scope, so it ends with the request and needs no variable of its own.
+All of it lives in the request's ASGI scope, so it ends with the request.  The scope is found by a context variable,
+which is set by whoever begins to serve a request: a request has a task of its own.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from typing import Any, cast
+from contextvars import ContextVar
+from typing import Any, TypeVar, cast
 
 import trio
-from quart import request
 
 from qproxy.keys import Key
 from qproxy.observe import Record
+from qproxy.wire.errors import Overloaded
 
+Default = TypeVar("Default")
 LONGEST_PATH = 200
 """What a log line and an error repeat of a path that a client made up."""
+_scope: ContextVar[dict[str, Any]] = ContextVar("qproxy.request")
+
+
+class Fields:
+    """The header fields of a request, by name in whatever case; the first of several with one name."""
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values: dict[bytes, bytes] = {}
+        for name, value in raw:
+            self._values.setdefault(name.lower(), value)
+
+    def __repr__(self) -> str:
+        return f"<Fields {', '.join(name.decode('latin-1') for name in self._values)}>"
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower().encode() in self._values
+
+    def get(self, name: str, default: Default | None = None) -> str | Default | None:
+        """A field's value as text."""
+        value = self._values.get(name.lower().encode())
+        return default if value is None else value.decode("latin-1")
+
+
+def enter(
+    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery | None, body: Callable[[], Awaitable[bytes]]
+) -> None:
+    """Serve this request from here on, in this task and its children."""
+    scope["qproxy.stack"] = stack
+    scope["qproxy.nursery"] = nursery
+    scope["qproxy.body"] = body
+    scope["qproxy.headers"] = Fields(scope["headers"])
+    _scope.set(scope)
 
 
 def scope() -> dict[str, Any]:
     """The request's ASGI scope."""
-    return cast("dict[str, Any]", request.scope)
+    return _scope.get()
+
+
+def headers() -> Fields:
+    """The request's header fields."""
+    return cast("Fields", scope()["qproxy.headers"])
+
+
+async def body() -> bytes:
+    """The request's whole body; a RequestError when it is too large or too slow."""
+    return cast("bytes", await scope()["qproxy.body"]())
 
 
 def stack() -> AsyncExitStack:
@@ -30,16 +76,22 @@ def stack() -> AsyncExitStack:
 
 
 def nursery() -> trio.Nursery:
-    """Where what goes on beside the request's handler runs; cancelled with the request."""
-    return cast("trio.Nursery", scope()["qproxy.nursery"])
+    """Where what goes on beside the request's handler runs; cancelled with the request.
+
+    There is one wherever this server has tools; it may have got its first ones while the request's body came.
+    """
+    nursery: trio.Nursery | None = scope()["qproxy.nursery"]
+    if nursery is None:
+        raise Overloaded("The server has just got tools; ask again.", retry_after=0.1)
+    return nursery
 
 
 def record() -> Record:
     """The request's record, begun when it is first asked for."""
     here = scope()
     if "qproxy.record" not in here:
-        path = request.path[:LONGEST_PATH]
-        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), request.method, path)
+        path = here["path"][:LONGEST_PATH]
+        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), here["method"], path)
     return cast("Record", here["qproxy.record"])
 
 

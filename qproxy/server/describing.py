@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from quart import Response
-
 from qproxy.door import JSON_TYPE, Access
 from qproxy.server.parts import Family, Parts, Route
-from qproxy.server.refusals import json
+from qproxy.server.reply import Reply, json
 from qproxy.version import VERSION
 from qproxy.wire.endpoints import ENDPOINTS
 from qproxy.wire.endpoints.bodies import BODIES
@@ -61,7 +59,7 @@ class Describing:
     def routes(self) -> Iterator[Route]:
         yield Route("/openapi.json", ("GET",), self._view, Access.OPEN, versioned=False)
 
-    async def _view(self) -> Response:
+    async def _view(self) -> Reply:
         routes = (route for family in self._families for route in family.routes())
         return json(document(routes, keys=self._parts.door.keyring.demanded()))
 

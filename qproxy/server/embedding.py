@@ -5,18 +5,15 @@ Its answer comes whole, but may be 45 MB of text: it is sent piece by piece and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from quart import Response
-from quart.wrappers.response import ResponseBody
-
-from qproxy.door import JSON_TYPE
 from qproxy.embedding import embed
 from qproxy.meters import estimate_texts
 from qproxy.server import current
 from qproxy.server.asking import json_body
 from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
+from qproxy.server.reply import Pieces, Reply
 from qproxy.wire.endpoints import embeddings
 
 PIECE_BYTES = 64 * 1024
@@ -29,9 +26,9 @@ class Embedding:
         self._parts = parts
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/embeddings", ("POST",), self._view)
+        yield Route("/embeddings", ("POST",), self._view, direct=True)
 
-    async def _view(self) -> Response:
+    async def _view(self) -> Reply:
         parts, record, stack = self._parts, current.record(), current.stack()
         life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
         with life.limited():
@@ -40,27 +37,16 @@ class Embedding:
             stack.callback(await parts.admission.enter())
             found = await embed(parts.relay, asked, record.story)
             record.first_byte = record.answered = record.seconds
-        response = Response(
-            _Pieces(embeddings.pieces(asked, found.vectors, found.tokens)), 200, content_type=JSON_TYPE
-        )
-        response.content_length = embeddings.length(asked, found.vectors, found.tokens)
-        return response
+        pieces = _Pieces(embeddings.pieces(asked, found.vectors, found.tokens))
+        length = embeddings.length(asked, found.vectors, found.tokens)
+        return Reply(pieces, fields={"content-length": str(length)})
 
 
-class _Pieces(ResponseBody):
+class _Pieces(Pieces):
     """A body in pieces that are there already."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
-
-    async def __aenter__(self) -> _Pieces:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
     async def __anext__(self) -> bytes:
         joined = bytearray()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from quart import Response
-
 from qproxy import health
 from qproxy.auth.oauth import OAuthSource
 from qproxy.auth.status import Status
 from qproxy.door import Access
 from qproxy.observe.metrics import Metrics, Values, exposition
 from qproxy.server.parts import Parts, Route
+from qproxy.server.reply import Reply
 from qproxy.siblings import Siblings
 from qproxy.wire.upstreams import catalogue
 
@@ -56,9 +55,9 @@ class Monitoring:
     def routes(self) -> Iterator[Route]:
         yield Route("/metrics", ("GET",), self._view, self._access, versioned=False)
 
-    async def _view(self) -> Response:
+    async def _view(self) -> Reply:
         others = [json.loads(answer) for answer in await self._siblings.ask(QUESTION) if answer]
-        return Response(exposition([self.metrics.families(), *others]), 200, content_type=TEXT)
+        return Reply(exposition([self.metrics.families(), *others]), content_type=TEXT)
 
     def answer(self) -> bytes:
         """This process's numbers, for a sibling."""

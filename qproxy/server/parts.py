@@ -27,8 +27,8 @@ from qproxy.meters import Meters
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.relay import Relay
+from qproxy.rounds import Workshop
 from qproxy.stored import Store
-from qproxy.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Route:
     access: Access = Access.KEY
     versioned: bool = True
     """Whether it is OpenAI's: served under `/v1` and without."""
+    direct: bool = False
+    """Whether its view knows nothing of Quart and gives a `Reply`, so that the lane can take it."""
 
     def paths(self) -> list[str]:
         """The paths that lead to it."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quart import Response, current_app
+from quart import current_app
 
 from qproxy.door import Access
 from qproxy.server import current
 from qproxy.server.parts import Parts, Route
-from qproxy.server.refusals import json
+from qproxy.server.reply import Reply, json
 from qproxy.wire.endpoints import models
 
 QUIET = ("/livez", "/readyz", "/metrics")
@@ -28,25 +28,25 @@ class Plain:
         for path, view in (("/livez", self._livez), ("/readyz", self._readyz), ("/", self._root)):
             yield Route(path, ("GET",), view, Access.OPEN, versioned=False)
 
-    async def _models(self) -> Response:
+    async def _models(self) -> Reply:
         found, key = await self._parts.discovery.models(), current.client()
         return json(models.listing([model for model in found if key is None or key.allows(model.id)]))
 
-    async def _model(self, name: str) -> Response:
+    async def _model(self, name: str) -> Reply:
         self._parts.door.check_model(current.client(), name)
         found = await self._parts.discovery.models()
         return json(models.one(found, name, self._parts.relay.policy.aliases))
 
-    async def _livez(self) -> Response:
+    async def _livez(self) -> Reply:
         return json({"status": "ok"})
 
-    async def _readyz(self) -> Response:
+    async def _readyz(self) -> Reply:
         health = self._parts.health()
         status = "ok" if health.ready else health.state
         body = {"status": status, "accounts": health.accounts, "usable": health.usable}
         return json(body, 200 if health.ready else 503)
 
-    async def _root(self) -> Response:
+    async def _root(self) -> Reply:
         paths = {rule.rule for rule in current_app.url_map.iter_rules() if "<" not in rule.rule}
         return json(
             {"name": "qproxy", "endpoints": sorted(path for path in paths if path.startswith("/v1/"))}

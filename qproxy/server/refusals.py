@@ -7,47 +7,64 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 from quart import Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
-from qproxy.door import JSON_TYPE
 from qproxy.server import current
+from qproxy.server.reply import Reply, json
 from qproxy.server.streaming import internal_error
-from qproxy.wire import jsontext
 from qproxy.wire.errors import QproxyError, RequestError
 
 log = logging.getLogger("qproxy.server")
 
 
-def json(body: Any, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(jsontext.dumps(body), status, content_type=JSON_TYPE)
+def too_large() -> RequestError:
+    return RequestError("The request body is too large.", status=413, code="request_too_large")
 
 
-async def refusal(error: QproxyError) -> Response:
+def too_slow() -> RequestError:
+    return RequestError("The request body did not arrive in time.", status=408, code="request_timeout")
+
+
+def reply(error: QproxyError) -> Reply:
     """An error of ours."""
     record = current.record()
     record.outcome, record.error = "error", error.code or error.type
     record.story.upstream_request_id = error.request_id or record.story.upstream_request_id
-    response = json(error.body(), error.status)
+    reply = json(error.body(), error.status)
     if error.retry_after is not None:
         seconds = min(error.retry_after, 120.0)
-        response.headers["retry-after"] = str(math.ceil(seconds))
-        response.headers["retry-after-ms"] = str(round(seconds * 1000))
+        reply.fields["retry-after"] = str(math.ceil(seconds))
+        reply.fields["retry-after-ms"] = str(round(seconds * 1000))
     if error.should_retry is not None:
-        response.headers["x-should-retry"] = str(error.should_retry).lower()
-    return response
+        reply.fields["x-should-retry"] = str(error.should_retry).lower()
+    return reply
 
 
-async def http_refusal(error: HTTPException) -> Response:
+def fault(error: Exception) -> Reply:
+    """A fault of ours: the client learns nothing but that, the log has the rest."""
+    log.error("request %s failed", current.record().id, exc_info=error)
+    return reply(internal_error())
+
+
+async def refused(error: QproxyError) -> Response:
+    """An error of ours, for Quart."""
+    return reply(error).response()
+
+
+async def failed(error: Exception) -> Response:
+    """A fault of ours, for Quart."""
+    return fault(error).response()
+
+
+async def refused_by_quart(error: HTTPException) -> Response:
     """Quart's own."""
     status, path = error.code or 500, request.path[: current.LONGEST_PATH]
     if isinstance(error, RequestEntityTooLarge):
-        ours = RequestError("The request body is too large.", status=413, code="request_too_large")
+        ours = too_large()
     elif isinstance(error, RequestTimeout):
-        ours = RequestError("The request body did not arrive in time.", status=408, code="request_timeout")
+        ours = too_slow()
     elif status == 404:
         message = f"Unknown request URL: {request.method} {path}."
         ours = RequestError(message, status=404, code="unknown_url")
@@ -56,14 +73,8 @@ async def http_refusal(error: HTTPException) -> Response:
         ours = RequestError(message, status=405, code="method_not_allowed")
     else:
         ours = RequestError(error.description or "The request cannot be served.", status=status)
-    response = await refusal(ours)
+    answer = reply(ours)
     allow = dict(error.get_headers()).get("Allow")
     if allow:
-        response.headers["allow"] = allow
-    return response
-
-
-async def fault(error: Exception) -> Response:
-    """A fault of ours: the client learns nothing but that, the log has the rest."""
-    log.error("request %s failed", current.record().id, exc_info=error)
-    return await refusal(internal_error())
+        answer.fields["allow"] = allow
+    return answer.response()

@@ -14,12 +14,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from quart import Response, request
+from quart import request
 
 from qproxy.server import current
 from qproxy.server.asking import Memory
 from qproxy.server.parts import Parts, Route
-from qproxy.server.refusals import json
+from qproxy.server.reply import Reply, json
 from qproxy.stored import Missing, Store, Stored, StoreError
 from qproxy.wire.endpoints import StreamEncoder, responses
 from qproxy.wire.errors import RequestError
@@ -112,20 +112,20 @@ class StoredResponses:
         yield Route("/responses/<id>/input_items", ("GET",), self._input_items)
         yield Route("/responses/<id>/cancel", ("POST",), self._cancel)
 
-    async def _get(self, id: str) -> Response:
+    async def _get(self, id: str) -> Reply:
         if request.args.get("stream") in ("true", "1"):
             message = "Only a response made in the background can be streamed again."
             raise RequestError(message, param="stream", code="unsupported_parameter")
         return json((await self._find(id)).response)
 
-    async def _delete(self, id: str) -> Response:
+    async def _delete(self, id: str) -> Reply:
         try:
             await self._store(id).forget(_owner(), id)
         except Missing:
             _not_found(id)
         return json({"id": id, "object": "response", "deleted": True})
 
-    async def _input_items(self, id: str) -> Response:
+    async def _input_items(self, id: str) -> Reply:
         """What the model was given: the conversation before the response, and the request's own items."""
         stored = await self._find(id)
         try:
@@ -136,7 +136,7 @@ class StoredResponses:
         query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
         return json(responses.page([*before, *stored.items], **query))
 
-    async def _cancel(self, id: str) -> Response:
+    async def _cancel(self, id: str) -> Reply:
         await self._find(id)
         raise RequestError("Cannot cancel a synchronous response.")
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quart import Response
-
 from qproxy.auth import OAuthSource
 from qproxy.auth.device import Progress
 from qproxy.door import Access
 from qproxy.server.parts import Parts, Route
-from qproxy.server.refusals import json
+from qproxy.server.reply import Reply, json
 from qproxy.wire.errors import RequestError
 
 PATH = "/admin/accounts/<name>/login"
@@ -33,15 +31,15 @@ class SigningIn:
         for method, view in (("POST", self._start), ("GET", self._progress), ("DELETE", self._cancel)):
             yield Route(PATH, (method,), view, Access.ADMIN, versioned=False)
 
-    async def _start(self, name: str) -> Response:
+    async def _start(self, name: str) -> Reply:
         progress, new = await self._parts.logins.start(self._source(name))
         return _answer(name, progress, 201 if new else 200)
 
-    async def _progress(self, name: str) -> Response:
+    async def _progress(self, name: str) -> Reply:
         self._source(name)
         return _answer(name, self._parts.logins.progress(name))
 
-    async def _cancel(self, name: str) -> Response:
+    async def _cancel(self, name: str) -> Reply:
         self._source(name)
         return _answer(name, await self._parts.logins.cancel(name))
 
@@ -57,7 +55,7 @@ class SigningIn:
         return source
 
 
-def _answer(name: str, progress: Progress | None, status: int = 200) -> Response:
+def _answer(name: str, progress: Progress | None, status: int = 200) -> Reply:
     if progress is None:
         message = f"No sign-in of the account {name!r} is under way or has just ended."
         raise RequestError(message, status=404, code="login_not_found")

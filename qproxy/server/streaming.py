@@ -1,6 +1,6 @@
-"""A streamed answer as Quart sends it: pulled at the client's pace.
+"""A streamed answer as it is sent: pulled at the client's pace.
 
-One piece of bytes leaves for all events of one read.  There is no queue, no task and no generator: what Quart asks
+One piece of bytes leaves for all events of one read.  There is no queue, no task and no generator: what is asked
 for next is read next.  While the model says nothing a comment goes out every `keep_alive` seconds, so that nobody in
 between takes the silence for the end; the pull that it interrupts loses nothing (`transport.patience`).
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from quart.wrappers.response import ResponseBody
 
 from qproxy.lives import Life
 from qproxy.observe import Record, ToolRun
 from qproxy.observe.bodies import Streamed
 from qproxy.prompts import Pulled
+from qproxy.server.reply import Pieces
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder
 from qproxy.wire.errors import QproxyError
@@ -29,7 +29,7 @@ COMMENT = b": keep-alive\n\n"
 """Server-sent events: a line that begins with a colon is skipped by every client."""
 
 
-class Stream(ResponseBody):
+class Stream(Pieces):
     """The body of one streamed answer."""
 
     def __init__(
@@ -49,7 +49,6 @@ class Stream(ResponseBody):
         self._keep_alive = keep_alive
         self._ended = ended
         """What is to be done when the answer is there, before its last bytes go out."""
-        self._over = False
         self._copy: Streamed | None = None
         life.wakes(answer.interrupt)
 
@@ -57,17 +56,8 @@ class Stream(ResponseBody):
         """Tell of every piece that is sent."""
         self._copy = copy
 
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass  # what is open is on the request's exit stack
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
     async def __anext__(self) -> bytes:
-        while not self._over:
+        while not self.over:
             try:
                 data = await self._next()
             except Exception:
@@ -89,7 +79,7 @@ class Stream(ResponseBody):
         except Quiet:
             return COMMENT if trio.current_time() >= comment_at else b""
         if not events:
-            self._over = True
+            self.over = True
             self._record.answered = self._record.seconds
             self._record.outcome = "upstream_cut" if self._record.error else "ok"
             last = b"".join(self._encoder.close())
@@ -100,7 +90,7 @@ class Stream(ResponseBody):
         return b"".join(piece for event in events for piece in self._encoder.feed(event))
 
     def _fail(self, error: QproxyError) -> bytes:
-        self._over = True
+        self.over = True
         self._record.outcome, self._record.error = "failed", error.code or error.type
         return self._encoder.failure(error)
 

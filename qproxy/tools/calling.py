@@ -1,7 +1,6 @@
 """Calling a tool: checked arguments in, text for the model out, whatever happens.
 
-The one place where a tool runs.  Nothing is raised but cancellation: an unknown name, arguments that do not fit,
-a program that fails, hangs or says too much, and a fault in a function all become a result that says so, because
+The one place where a tool runs.  Nothing is raised but cancellation: arguments that do not fit, a program that fails, hangs or says too much, and a fault in a function all become a result that says so, because
 the model can often mend its call.  Of a fault the log has the kind; its words may hold what a client wrote.
 """
 
@@ -30,26 +29,28 @@ class Outcome:
     seconds: float
 
 
-async def call(tools: Mapping[str, Tool], name: str, arguments: str) -> Outcome:
+def unknown(tools: Mapping[str, Tool], name: str) -> str:
+    """What a model is told that called a tool which there is not."""
+    return f"There is no tool named {name[:64]!r}; there are: {', '.join(sorted(tools)) or 'none'}."
+
+
+async def call(tool: Tool, arguments: str) -> Outcome:
     """Run one call that a model made."""
     began = trio.current_time()
     try:
-        text, ok = await _run(tools, name, arguments), True
+        text, ok = await _run(tool, arguments), True
     except ToolError as error:
         text, ok = f"Error: {error}", False
     except Refusal as refusal:
-        log.warning("tool %s cannot run: %s", name, refusal)
+        log.warning("tool %s cannot run: %s", tool.name, refusal)
         text, ok = "Error: this tool cannot run on this server now.", False
     except Exception as error:
-        log.error("tool %s failed: %s", name, _kind(error), exc_info=log.isEnabledFor(logging.DEBUG))
+        log.error("tool %s failed: %s", tool.name, _kind(error), exc_info=log.isEnabledFor(logging.DEBUG))
         text, ok = "Error: the tool failed.", False
     return Outcome(_bounded(text), ok, trio.current_time() - began)
 
 
-async def _run(tools: Mapping[str, Tool], name: str, arguments: str) -> str:
-    tool = tools.get(name)
-    if tool is None:
-        raise ToolError(f"There is no tool named {name[:64]!r}; there are: {', '.join(sorted(tools))}.")
+async def _run(tool: Tool, arguments: str) -> str:
     given = tool.check(arguments)
     with trio.move_on_after(tool.timeout):
         return await tool.run(given)

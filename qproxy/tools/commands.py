@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from qproxy.sandbox import Fence, Finished, Starter, finish
 from qproxy.sandbox.fence import PATH
 from qproxy.tools.tool import ToolError
@@ -30,13 +32,21 @@ class Command:
     """What runs when the model calls a command: a program, started anew for each call."""
 
     def __init__(
-        self, argv: Sequence[str], starter: Starter, fence: Fence, *, names: frozenset[str], most: int
+        self,
+        argv: Sequence[str],
+        starter: Starter,
+        fence: Fence,
+        *,
+        names: frozenset[str],
+        most: int,
+        places: trio.CapacityLimiter,
     ) -> None:
         self._argv = argv
         self._starter = starter
         self._fence = fence
         self._names = names
         self._most = most
+        self._places = places
 
     def __repr__(self) -> str:
         return f"<Command {self._argv[0]}>"
@@ -45,7 +55,7 @@ class Command:
         words = placed(self._argv, arguments, self._names)
         given = jsontext.dumps(arguments)
         try:
-            async with self._starter(words, self._fence) as child:
+            async with self._places, self._starter(words, self._fence) as child:
                 finished = await finish(child, given, most=self._most)
         except OSError as error:  # no such program, where there is no sandbox to say so
             raise ToolError(f"The program cannot be started: {error.strerror}.") from None

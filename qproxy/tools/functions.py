@@ -32,6 +32,8 @@ from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
 
 F = TypeVar("F", bound=Callable[..., Any])
+_THREADS = trio.CapacityLimiter(40)
+"""Of its own: a function that hangs keeps its place, and must not take one that the server needs."""
 _PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _PARAMETER = re.compile(r"^\s*(?::param\s+)?\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.+)$")
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*:?\s*$")
@@ -104,7 +106,10 @@ def _runner(function: Callable[..., Any]) -> Callable[[dict[str, Any]], typing.A
     async def run(arguments: dict[str, Any]) -> str:
         if inspect.iscoroutinefunction(function):
             return _text(await function(**arguments))
-        return _text(await trio.to_thread.run_sync(lambda: function(**arguments), abandon_on_cancel=True))
+        value = await trio.to_thread.run_sync(
+            lambda: function(**arguments), abandon_on_cancel=True, limiter=_THREADS
+        )
+        return _text(value)
 
     return run
 

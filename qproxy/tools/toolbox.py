@@ -5,7 +5,7 @@ client keys and models; the first row that fits decides.  *always*: the model is
 asks.  *on request*: when the client names it.  *never*: not even then.
 
 A client that forces the choice of a tool, or wants several answers at once, gets only what it asks for by name; one
-that forbids tools gets none.  A client's own tool wins over one of the same name that it did not ask for.
+that forbids tools, or wants a text completed, gets none.  A client's own tool wins over one of the same name that it did not ask for.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Toolbox:
         known = self.tools()
         asked: dict[str, Tool] = {}
         for request in turn.requested:
-            for tool in self._asked(request, known):
-                self._check(request, tool, turn, key)
+            for tool in self._asked(request, known, turn, key):
+                self._check(request, tool, turn)
                 asked[tool.name] = tool
         if asked and turn.params.get("n", 1) != 1:
             message = "This server runs tools for one answer at a time; 'n' must be 1."
@@ -137,7 +137,11 @@ class Toolbox:
     def _unasked(
         self, turn: Turn, key: str, known: Mapping[str, Tool], asked: Mapping[str, Tool]
     ) -> dict[str, Tool]:
-        if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
+        if (
+            turn.tool_choice not in (None, "auto")
+            or turn.params.get("n", 1) != 1
+            or turn.completion is not None
+        ):
             return {}
         taken = {*client_names(turn), *asked}
         return {
@@ -146,10 +150,17 @@ class Toolbox:
             if name not in taken and tool.refusal is None and self.offer(tool, key, turn.model) == "always"
         }
 
-    def _asked(self, request: Request, known: Mapping[str, Tool]) -> list[Tool]:
+    def _asked(self, request: Request, known: Mapping[str, Tool], turn: Turn, key: str) -> list[Tool]:
+        """Those that a request means.  One that it may never have is as unknown as one that is not there."""
+
+        def may(tool: Tool) -> bool:
+            return self.offer(tool, key, turn.model) != "never"
+
         if request.name is not None:
             tool = known.get(request.name)
-            return [tool] if tool else _unknown(request, f"This server runs no tool named {request.name!r}.")
+            if tool is None or not may(tool):
+                _unknown(request, f"This server runs no tool named {request.name!r}.")
+            return [tool]
         source = next((source for source in self.sources if source.label == request.server), None)
         if source is None:
             _unknown(request, f"This server is connected to no MCP server labelled {request.server!r}.")
@@ -157,15 +168,14 @@ class Toolbox:
             message = f"The MCP server {source.label!r} is not there now: {source.state}."
             raise RequestError(message, status=503, param=request.path, code="tool_unavailable")
         names = request.allowed
-        return [
+        wanted = [
             tool for tool in source.tools if names is None or tool.original in names or tool.name in names
         ]
+        return [tool for tool in wanted if may(tool)] or _unknown(
+            request, f"The MCP server {source.label!r} has no such tools for this request."
+        )
 
-    def _check(self, request: Request, tool: Tool, turn: Turn, key: str) -> None:
-        if (
-            self.offer(tool, key, turn.model) == "never"
-        ):  # in the same words: who may not use it need not know of it
-            _unknown(request, f"This server runs no tool named {tool.name!r}.")
+    def _check(self, request: Request, tool: Tool, turn: Turn) -> None:
         if tool.refusal is not None:
             message = f"The tool {tool.name!r} cannot run on this server: {tool.refusal}"
             raise RequestError(message, param=request.path, code="tool_unavailable")

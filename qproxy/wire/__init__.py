@@ -12,8 +12,10 @@ Contracts
     stage      `feed(item) -> iterable of outputs` and `close() -> iterable of outputs` (`stages`).
     upstream   what a Qwen server speaks: `request(turn, target) -> HTTPRequest`; `Decoder`, a stage from
                server-sent events to events; `whole(body) -> events`.  Table: `upstreams.DIALECTS`.
+               For embeddings `embed(texts, target) -> HTTPRequest`; `embeddings.read` reads both dialects' answers.
     endpoint   what a client speaks: `decode(body, ...) -> Turn`; `Encoder`, a stage from events to
                bytes; `whole(turn, events) -> object`.  Table: `endpoints.ENDPOINTS`.
+               `endpoints.embeddings` stands beside it: it asks for vectors (`vectors`), not for a turn.
     toolcalls  how Qwen models spell calls and thoughts: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes.  No module
@@ -22,7 +24,8 @@ translates a client's format straight into an upstream's: N + M, never N × M.
 What leaves `toolcalls` (and so what every Encoder may rely on), per choice:
     1. `ToolCall` comes before its `Arguments`; indices are dense from 0 in order of appearance; ids are
        unique; a header is never sent without a name.
-    2. The concatenated `Arguments` of a call are what the model wrote; `{}` where it wrote nothing.
+    2. Calls come one after the other: no `Arguments` of a call after the next `ToolCall`.  The concatenated
+       `Arguments` of a call are what the model wrote; `{}` where it wrote nothing.
     3. Exactly one `Finish`, last, with stop, length, tool_calls or content_filter; `tool_calls` exactly
        when calls were sent and the model was not cut short.
     4. After `Failed` nothing follows.

@@ -14,6 +14,7 @@ MAX_DIGITS = 1000
 """Of an integer: time to read one grows with the square of its length (Python's own limit is 4,300)."""
 
 _write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_write_spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _write_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -67,6 +68,11 @@ def dumps(value: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return _write_ascii(value).encode()
+
+
+def spaced(value: Any) -> str:
+    """JSON with a space after each comma and colon, as chat templates write it."""
+    return _write_spaced(value)
 
 
 def loads_leniently(text: str) -> Any:

@@ -51,6 +51,7 @@ def read(body: Mapping[str, JSON]) -> Declared:
     if not isinstance(entries, list):
         _refuse(place, "expected an array of tools.")
     tools: list[JSON] = []
+    paths: dict[str, str] = {}
     ignored: list[str] = []
     requested: list[Request] = []
     for number, entry in enumerate(entries):
@@ -64,8 +65,14 @@ def read(body: Mapping[str, JSON]) -> Declared:
         found = [_function(entry, path)] if legacy else _tools(entry, path)
         if not found:
             ignored.append(path)
+        for tool in found:
+            name = _declared(tool)
+            if name in paths:
+                _refuse(
+                    f"{path}.{tool['type']}.name", f"{name!r} is declared twice, first by '{paths[name]}'."
+                )
+            paths[name] = path
         tools.extend(found)
-    _refuse_duplicates(tools, place)
     choice = body.get("function_call") if legacy else body.get("tool_choice")
     tools, choice = _choice(tools, choice, "function_call" if legacy else "tool_choice", requested)
     return Declared(tools, choice, legacy, tuple(ignored), tuple(requested))
@@ -142,15 +149,6 @@ def _named(function: JSON, path: str) -> None:
         _refuse(f"{path}.description", "expected a string.")
 
 
-def _refuse_duplicates(tools: list[JSON], place: str) -> None:
-    seen: set[str] = set()
-    for number, tool in enumerate(tools):
-        name = _declared(tool)
-        if name in seen:
-            _refuse(f"{place}[{number}].{tool['type']}.name", f"{name!r} is declared twice.")
-        seen.add(name)
-
-
 def _declared(tool: JSON) -> str:
     """The name of a tool in the neutral shape."""
     name: str = tool[tool["type"]]["name"]
@@ -163,12 +161,16 @@ def _lowered(schema: JSON) -> JSON:
         return [_lowered(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    lowered = {key: value if key == "enum" else _lowered(value) for key, value in schema.items()}
+    lowered = {key: value if _is_enum(key, value) else _lowered(value) for key, value in schema.items()}
     kind = schema.get("type")
     if isinstance(kind, str) and kind.isupper():
         nullable = lowered.pop("nullable", False) is True
         lowered["type"] = [kind.lower(), "null"] if nullable else kind.lower()
     return lowered
+
+
+def _is_enum(key: str, value: JSON) -> bool:
+    return key == "enum" and isinstance(value, list)  # a property may have that name
 
 
 def _choice(
@@ -181,11 +183,8 @@ def _choice(
         return tools, "required"
     if not isinstance(choice, dict):
         _refuse(path, "expected none, auto, required or an object that names a function.")
-    allowed = choice.get("allowed_tools")
-    if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
-        wanted = {_chosen(entry) for entry in allowed["tools"]}
-        kept = [tool for tool in tools if _declared(tool) in wanted]
-        return kept, "required" if allowed.get("mode") == "required" else "auto"
+    if choice.get("type") == "allowed_tools" or "allowed_tools" in choice:
+        return _among(tools, choice, path, requested)
     name = _chosen(choice)
     if name is None:
         _refuse(path, "expected an object that names a function.")
@@ -195,6 +194,27 @@ def _choice(
     if kind is None:
         _refuse(path, f"the function {name[:100]!r} is not among the tools.")
     return tools, {"type": kind, kind: {"name": name}}
+
+
+def _among(
+    tools: list[JSON], choice: dict[str, JSON], path: str, requested: Sequence[Request]
+) -> tuple[list[JSON], JSON]:
+    """The tools that `allowed_tools` leaves, nested (chat) or flat (Responses), and whether one must be called."""
+    nested = "allowed_tools" in choice
+    allowed, path = (choice["allowed_tools"], f"{path}.allowed_tools") if nested else (choice, path)
+    entries = allowed.get("tools") if isinstance(allowed, dict) else None
+    if not isinstance(entries, list) or not entries:
+        _refuse(f"{path}.tools", "expected an array that names the tools.")
+    mode = allowed.get("mode", "auto")
+    if mode not in ("auto", "required"):
+        _refuse(f"{path}.mode", "expected auto or required.")
+    known, wanted = {_declared(tool) for tool in tools}, set()
+    for number, entry in enumerate(entries):
+        name = _chosen(entry)
+        if name not in known and not requested:
+            _refuse(f"{path}.tools[{number}]", f"{str(name)[:100]!r} is not among the tools.")
+        wanted.add(name)
+    return [tool for tool in tools if _declared(tool) in wanted], mode
 
 
 def _chosen(choice: JSON) -> str | None:

@@ -23,7 +23,7 @@ def traced(server):
     """Where the spans of a server's requests will be."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    server.tracer = tracing.Tracer(provider)
+    server.around.tracer = tracing.Tracer(provider)
     server.counts.listeners.append(tracing.ended)
     return exporter
 

@@ -110,7 +110,7 @@ def _entry(sofar, entry):
         assert name == ("arguments" if "function" in entry else "input")
         assert isinstance(piece, str)
         assert piece
-        assert 0 <= entry["index"] < len(calls)
+        assert entry["index"] == len(calls) - 1, "calls are not one after the other"
         calls[entry["index"]][1] += piece
         return
     kind = entry["type"]

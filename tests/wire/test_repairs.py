@@ -27,7 +27,7 @@ def counted():
 def test_code_and_table_agree():
     """Every kind that is counted is in the table, and none besides."""
     found = set(counted()) - {"written_"}
-    spellings = {"hermes", "coder", legacy.FLOWERS.dialect, legacy.REACT.dialect}
+    spellings = {"hermes", "coder", "bare", legacy.FLOWERS.dialect, legacy.REACT.dialect}
     assert found | {f"written_{spelling}" for spelling in spellings} == set(repairs.KINDS)
 
 
@@ -61,7 +61,7 @@ MET = {
     "written_coder": [*said("<tool_call><function=now></function></tool_call>"), *END],
     "written_legacy": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}"), *END],
     "written_react": [*said("Action: now\nAction Input: {}"), *END],
-    "call_bare": [*said('{"name": "now"}'), *END],
+    "written_bare": [*said('{"name": "now"}'), *END],
     "call_in_thought": [*thought(HERMES % "{}"), *END],
     "opener_missing": [*said("<function=now></function>"), *END],
     "closer_missing": [*said('<tool_call>{"name": "now"}'), *END],
@@ -79,7 +79,7 @@ MET = {
 PROFILES = {
     "text_snapshot": Profile(cumulative=True),
     "written_react": Profile(react=True),
-    "call_bare": Profile(bare_json=True),
+    "written_bare": Profile(bare_json=True),
 }
 
 
@@ -90,6 +90,13 @@ def test_each_kind_is_met(kind):
     same(*MET[kind], repairs=found, profile=PROFILES.get(kind, Profile()))
     assert found[kind]
     assert set(found) <= set(repairs.KINDS)
+
+
+def test_a_bare_call_is_of_one_kind():
+    """What has no tags is not said to miss them."""
+    found: Counter[str] = Counter()
+    same(*MET["written_bare"], repairs=found, profile=Profile(bare_json=True))
+    assert found == {"written_bare": 1, "arguments_missing": 1}
 
 
 def test_a_clean_stream_needs_no_repair():

@@ -30,6 +30,14 @@ def test_shapes(body, tools):
     assert schemas.read(body).tools == tools
 
 
+def test_a_property_of_any_name_is_lowered():
+    """A declaration's property may be called enum, type or nullable."""
+    properties = {name: {"type": "STRING"} for name in ("enum", "type", "nullable")}
+    declared = [{"name": "f", "parameters": {"type": "OBJECT", "properties": properties}}]
+    (tool,) = schemas.read({"tools": [{"function_declarations": declared}]}).tools
+    assert {one["type"] for one in tool["function"]["parameters"]["properties"].values()} == {"string"}
+
+
 def test_legacy_is_remembered():
     """Who declares functions is answered with function_call."""
     declared = schemas.read({"functions": [F], "function_call": {"name": "f"}})
@@ -106,7 +114,9 @@ CHOICES = {
         {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CHOSEN]}},
         "required",
     ),
-}
+    "allowed, flat": ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}, "auto"),
+    "allowed, no mode": ({"type": "allowed_tools", "allowed_tools": {"tools": [CHOSEN]}}, "auto"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("choice", "expected"), CHOICES.values(), ids=CHOICES.keys())
@@ -115,7 +125,7 @@ def test_choices(choice, expected):
     other = {"type": "function", "function": {"name": "g"}}
     declared = schemas.read({"tools": [NESTED, other], "tool_choice": choice})
     assert declared.tool_choice == expected
-    assert len(declared.tools) == (1 if isinstance(choice, dict) and "allowed_tools" in choice else 2)
+    assert len(declared.tools) == (1 if "allowed_tools" in str(choice) else 2)
 
 
 WRONG = {
@@ -127,6 +137,12 @@ WRONG = {
     "odd parameters": ({"tools": [{"type": "function", "function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
     "odd description": ({"functions": [{"name": "f", "description": 1}]}, "functions[0].description"),
     "twice": ({"tools": [NESTED, NESTED]}, "tools[1].function.name"),
+    "twice, behind one that is ignored": ({"tools": [NESTED, {"type": "web_search"}, NESTED]}, "tools[2].function.name"),
+    "twice, in declarations": ({"tools": [{"function_declarations": [{"name": "g"}, F]}, NESTED]}, "tools[1].function.name"),
+    "twice, custom": ({"tools": [NESTED, {"type": "custom", "custom": {"name": "f"}}]}, "tools[1].custom.name"),
+    "allowed, unknown": ({"tools": [NESTED], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CHOSEN, {"type": "function", "function": {"name": "x"}}]}}}, "tool_choice.allowed_tools.tools[1]"),
+    "allowed, none": ({"tools": [NESTED], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "tool_choice.allowed_tools.tools"),
+    "allowed, odd mode": ({"tools": [NESTED], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "x", "tools": [CHOSEN]}}}, "tool_choice.allowed_tools.mode"),
     "odd declarations": ({"tools": [{"function_declarations": {}}]}, "tools[0].function_declarations"),
     "odd choice": ({"tools": [NESTED], "tool_choice": "maybe"}, "tool_choice"),
     "unknown choice": ({"tools": [NESTED], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),

@@ -8,6 +8,7 @@ import pytest
 
 from qproxy.wire import toolcalls
 from qproxy.wire.endpoints import chat
+from qproxy.wire.events import ToolCallDelta
 from qproxy.wire.upstreams import DIALECTS
 from tests.wire.contract import read_whole
 from tests.wire.playing import DONE, TARGET, call, calls, chunk, decoded, entry, meaning, said, same
@@ -155,6 +156,18 @@ def test_what_was_held_precedes_a_failure():
     assert choices[0]["calls"] == [[NAME, '{"a": {"a": 1']]
     choices, _ = same(call(0, "x", "write"))
     assert choices[0]["calls"] == [["write", ""]]
+
+
+def test_a_call_waits_for_the_one_before_it():
+    """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing up."""
+    stage = toolcalls.open(decoded({}))
+    flow = [
+        (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]), (1, "", None, 'ome"}', []),
+        (2, "z", "now", "", []), (0, "", None, '"Paris"}', [0, 1, 1, 1, 2]), (2, "", None, "{}", [2]), (3, "w", "now", "{}", [3, 3]),
+    ]  # fmt: skip
+    for index, id, name, arguments, left in flow:
+        assert [event.index for event in stage.feed(ToolCallDelta(index, id, name, arguments))] == left
+    assert meaning(call(0, "x", "now", ""), call(1, "y", NAME, A), *ENDS["stop"])[2] == [NOW, PARIS]
 
 
 @pytest.mark.parametrize("other", [0, 1])

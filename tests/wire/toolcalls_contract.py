@@ -25,7 +25,7 @@ def check(events):
             assert event.id not in {call.id for call in opened}, "an id is used twice"
             opened.append(event)
         elif isinstance(event, Arguments):
-            assert event.index < len(opened), "arguments before their call"
+            assert event.index == len(opened) - 1, "calls are not one after the other"
             assert event.text, "an empty piece"
         elif isinstance(event, Finish):
             assert event.reason in REASONS

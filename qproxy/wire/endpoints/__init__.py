@@ -2,7 +2,8 @@
 
 `ENDPOINTS` is the table from which the server makes its routes, each with and without `/v1`: an endpoint
 decodes a body into a `Turn` and encodes the events of its answer, streamed or whole.  A new one is a
-module here and a row in the table; the server, the relay and the upstreams do not move.
+module here and a row in the table; the server, the relay and the upstreams do not move.  `embeddings` is no row: what
+asks for vectors has no turn, no events and no stream, and so a family of routes of its own (`server.embedding`).
 """
 
 from __future__ import annotations

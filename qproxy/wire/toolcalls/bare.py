@@ -61,9 +61,8 @@ def _found(source: Source, sink: Sink, tools: Tools, body: str, size: int) -> bo
         return False
     source.take(size)
     for call in calls:
-        sink.repairs["call_bare"] += 1
-        sub = Source(call, ended=True)
-        for _ in hermes.read(sub, sink, tools, 0, declared=True):
+        sub = Source(call + hermes.CLOSER, ended=True)
+        for _ in hermes.read(sub, sink, tools, 0, declared=True, spelling="bare"):
             pass  # an ended source never waits
     return True
 

@@ -320,7 +320,7 @@ Reminder:
 
 def render(tools: Sequence[JSON]) -> str:
     """The tools as the model's own template writes them into the system prompt."""
-    return PROMPT.format(tools="\n".join(jsontext.dumps(tool).decode() for tool in tools))
+    return PROMPT.format(tools="\n".join(map(jsontext.spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:
@@ -330,7 +330,7 @@ def render_call(name: str, arguments: str) -> str:
     except ValueError:
         given = {}
     parameters = "".join(
-        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else jsontext.dumps(value).decode()}\n{END_PARAMETER}\n"
+        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else jsontext.spaced(value)}\n{END_PARAMETER}\n"
         for key, value in (given.items() if isinstance(given, dict) else ())
     )
     return f"{OPENER}\n{FUNCTION}{name}>\n{parameters}{END_FUNCTION}\n{CLOSER}"

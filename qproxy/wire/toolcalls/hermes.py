@@ -46,7 +46,9 @@ class _Head:
     end: int
 
 
-def read(source: Source, sink: Sink, tools: Tools, start: int, *, declared: bool) -> Reading[bool]:
+def read(
+    source: Source, sink: Sink, tools: Tools, start: int, *, declared: bool, spelling: str = "hermes"
+) -> Reading[bool]:
     """Read the calls of a block whose JSON begins at `start`; False, with nothing consumed, when it is text.
 
     With `declared`, only calls of declared functions count.
@@ -59,7 +61,7 @@ def read(source: Source, sink: Sink, tools: Tools, start: int, *, declared: bool
         if head is None or (declared and head.name not in tools):
             return found
         found = True
-        sink.opened(head.name, "hermes")
+        sink.opened(head.name, spelling)
         source.take(head.end)
         held = yield from _body(source, sink, head.arguments)
         offset, listed = yield from _after(source, sink, held, listed)
@@ -342,7 +344,7 @@ For each function call, return a json object with function name and arguments wi
 
 def render(tools: Sequence[JSON]) -> str:
     """The tools as the model's own template writes them into the system prompt."""
-    return PROMPT.format(tools="\n".join(jsontext.dumps(tool).decode() for tool in tools))
+    return PROMPT.format(tools="\n".join(map(jsontext.spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:

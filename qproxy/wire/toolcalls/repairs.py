@@ -28,7 +28,7 @@ KINDS = {
     "written_coder": "a call written as <function=...> is a call",
     "written_legacy": "a call written in marker words is a call",
     "written_react": "a call written as Action and Action Input is a call",
-    "call_bare": "a call written as bare or fenced JSON is a call",
+    "written_bare": "a call written as bare or fenced JSON is a call",
     "call_in_thought": "a call within a thought is a call",
     "opener_missing": "a call is read although its <tool_call> is missing",
     "closer_missing": "a call is read although its </tool_call> is missing",

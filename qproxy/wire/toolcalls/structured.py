@@ -11,13 +11,14 @@ state of the calls so far, in one step (`_Choice.route`):
 
 What of each piece of arguments is new is `arguments`' question.  Each entry costs the same, however many came before.
 
-A header is held until its name is settled: a name may come in two pieces.
+A header is held until its name is settled: a name may come in two pieces.  And calls leave one after the other:
+clients, openai-python's stream helper among them, take a call for whole when they see the next.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import UpstreamError
@@ -25,8 +26,8 @@ from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall,
 from qproxy.wire.toolcalls.arguments import Received
 from qproxy.wire.toolcalls.finish import KEPT
 
-MAX_NAMELESS = 8 * 1024 * 1024
-"""Characters of arguments that are held for a call without a name."""
+MAX_HELD = 8 * 1024 * 1024
+"""Characters of arguments that are held for a call without a name, or until a call before it is complete."""
 
 
 class _Call:
@@ -40,12 +41,19 @@ class _Call:
         self.index = -1
         """Ours; -1 until the header has gone out."""
         self.arguments = Received(repairs)
+        self.written = False
+        self.over = False
+        """No more of it will come, complete or not."""
         self.announced_again = False
         """Its name came once more after its arguments were complete: a repetition, or another such call."""
 
     @property
     def sent(self) -> bool:
         return self.index >= 0
+
+    @property
+    def ended(self) -> bool:
+        return self.over or self.arguments.complete
 
 
 class _Choice:
@@ -59,15 +67,35 @@ class _Choice:
         self.calls: list[_Call] = []
         self.held: _Call | None = None
         """The call whose name may not be settled; there is never more than one."""
-        self.sent = 0
+        self.sent: list[_Call] = []
+        """The calls whose header is made, by our index."""
+        self.speaking = 0
+        """Index of the call that leaves as it comes; those after it wait in `queued`."""
+        self.queued: dict[int, list[Event]] = {}
+        self.queued_size = 0
         self.ids: set[str] = set()
         self.by_id: dict[str, _Call] = {}
         self.latest_on: dict[int, _Call] = {}
 
     def feed(self, delta: ToolCallDelta) -> Iterator[Event]:
-        if delta.written:
-            yield from self._written(delta)
-            return
+        return self._in_turn(self._written(delta) if delta.written else self._entry(delta))
+
+    def _in_turn(self, events: Iterable[Event]) -> Iterator[Event]:
+        """One call after the other: clients take a call for whole when they see another, whatever its index."""
+        for event in events:
+            if isinstance(event, ToolCall | Arguments) and event.index > self.speaking:
+                self.queued.setdefault(event.index, []).append(event)
+                self.queued_size += len(event.text) if isinstance(event, Arguments) else 0
+            else:
+                yield event
+        while self.queued and (self.sent[self.speaking].ended or self.queued_size > MAX_HELD):
+            self.speaking += 1
+            yield from self.queued.pop(self.speaking, ())
+        if not self.queued:
+            self.queued_size = 0
+
+    def _entry(self, delta: ToolCallDelta) -> Iterator[Event]:
+        yield from self._written_before()
         name = (delta.name or "").strip()
         piece = self._piece(delta.arguments)
         id_ = (delta.id or "").strip() or None
@@ -90,7 +118,7 @@ class _Choice:
         new = call.arguments.add(piece) if piece else ""
         if call.sent and new:
             yield Arguments(call.index, new, self.number)
-        elif call.arguments.size > MAX_NAMELESS and not call.sent:
+        elif call.arguments.size > MAX_HELD and not call.sent:
             yield _nameless()
 
     def _written(self, delta: ToolCallDelta) -> Iterator[Event]:
@@ -99,9 +127,23 @@ class _Choice:
         call = self.by_id.get(delta.id or "") or self._open(None, delta.id)
         if delta.name:
             call.name = delta.name
+            yield from self._written_before()
             yield from self._header(call)
+            call.written = True
         if delta.arguments:
             yield Arguments(call.index, call.arguments.append(delta.arguments), self.number)
+
+    def _written_before(self) -> Iterator[Event]:
+        """A written call ends where another begins."""
+        if self.sent and self.sent[-1].written:
+            self.sent[-1].over = True
+            yield from self._filled(self.sent[-1])
+
+    def _filled(self, call: _Call) -> Iterator[Event]:
+        """`{}` where a call has no arguments."""
+        if call.arguments.empty:
+            self.repairs["arguments_missing"] += 1
+            yield Arguments(call.index, call.arguments.append("{}"), self.number)
 
     def _piece(self, arguments: object) -> str:
         if arguments is None or isinstance(arguments, str):
@@ -207,7 +249,8 @@ class _Choice:
     def _header(self, call: _Call) -> Iterator[Event]:
         if call.sent:
             return
-        call.index, self.sent = self.sent, self.sent + 1
+        call.index = len(self.sent)
+        self.sent.append(call)
         if call.upstream_index is not None and call.upstream_index != call.index:
             self.repairs["index_gap"] += 1
         id_ = call.said_id
@@ -219,26 +262,27 @@ class _Choice:
         if call.arguments.text:  # they came before the name
             yield Arguments(call.index, call.arguments.text, self.number)
 
-    def release(self) -> Iterator[Event]:
-        """The end, or a failure: what was held of names and arguments."""
-        yield from self._settle()
-        for call in self.calls:
+    def release(self, *, fill: bool = False) -> Iterator[Event]:
+        """The end, or a failure: what was held of names, arguments and calls; with `fill`, `{}` where none came."""
+        held = list(self._settle())
+        for call in self.sent:
             rest = call.arguments.close()
-            if rest and call.sent:
-                yield Arguments(call.index, rest, self.number)
+            held += [Arguments(call.index, rest, self.number)] if rest else []
+        yield from self._in_turn(held)
+        for call in self.sent[self.speaking :]:
+            yield from self.queued.pop(call.index, ())
+            if fill:
+                yield from self._filled(call)
+        self.speaking = len(self.sent)
 
     def end(self, reason: str) -> Iterator[Event]:
-        """End every call: held headers, `{}` where no arguments came, and the reason that is true of them."""
-        yield from self.release()
-        for call in self.calls:
-            if not call.sent:
-                self.repairs["nameless_call"] += 1
-            elif call.arguments.empty and reason not in KEPT:  # what was cut is not closed
-                self.repairs["arguments_missing"] += 1
-                yield Arguments(call.index, "{}", self.number)
+        """End every call, and give the reason that is true of them.  What was cut short is not filled."""
+        yield from self.release(fill=reason not in KEPT)
+        if len(self.calls) > len(self.sent):
+            self.repairs["nameless_call"] += len(self.calls) - len(self.sent)
         if self.calls and not self.sent:
             yield _nameless()
-        elif reason not in KEPT and any(call.arguments.cut for call in self.calls if call.sent):
+        elif reason not in KEPT and any(call.arguments.cut for call in self.sent):
             self.repairs["finish_truncated"] += 1
             yield Finish("length", self.number)
         else:

@@ -48,9 +48,13 @@ MODELS: dict[str, Limits] = {
 }
 
 
-def names() -> Iterable[str]:
-    """The models worth listing."""
-    return MODELS.keys()
+EMBEDDING = ("text-embedding-v4", "text-embedding-v3")
+"""They have no output to limit."""
+
+
+def names(*, embedding: bool = False) -> Iterable[str]:
+    """The models worth listing, with or without those that embed."""
+    return (*MODELS, *(EMBEDDING if embedding else ()))
 
 
 def lookup(model: str) -> Limits | None:

@@ -45,7 +45,8 @@ def written(turn: Turn, setting: str, model: str) -> Turn:
 
 
 def _result(messages: list[Any], text: str) -> None:
-    """A tool's result, joined to those before it."""
+    """A tool's result, joined to those before it.  It cannot end itself and go on as something else."""
+    text = text.replace("</tool_response>", "<\\/tool_response>")
     block = f"<tool_response>\n{text}\n</tool_response>"
     if messages and isinstance(messages[-1], _Results):
         messages[-1] = _Results(role="user", content=f"{messages[-1]['content']}\n{block}")

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from qproxy.memory import Memory, Place
 from qproxy.observe import Story
 from qproxy.prompts import Pulled
 from qproxy.relay import Relay
+from qproxy.rounds.memory import Memory, Place
 from qproxy.tools import calling
 from qproxy.tools.tool import Tool
 from qproxy.transport import Quiet
@@ -37,6 +37,9 @@ from qproxy.wire.rounds import Call, Round, next_turn, total
 log = logging.getLogger("qproxy.tools")
 LIMIT = 8
 """Rounds in which tools may run, unless the settings say otherwise; then one more, without."""
+
+MOST_CALLS = 32
+"""That are run of one round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +168,11 @@ class Rounds:
             await self._held.aclose()
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
-                for call in self._round.pending:
-                    nursery.start_soon(self._run, call)
+                for place, call in enumerate(self._round.pending):
+                    if place < MOST_CALLS:
+                        nursery.start_soon(self._run, call)
+                    else:
+                        call.output = f"Error: not run, because more than {MOST_CALLS} were called at once."
             self._story.tool_seconds += trio.current_time() - began
             if self._round.sent:
                 self._remember()
@@ -186,10 +192,11 @@ class Rounds:
 
     async def _run(self, call: Call) -> None:
         tool = self._tools.tools.get(call.name)
-        server = tool.server if tool else None
-        original = tool.original if tool and tool.original else call.name
-        self._tell(ServerCall(call.id, call.name, call.arguments, server, original))
-        outcome = await calling.call(self._tools.tools, call.name, call.arguments)
+        if tool is None:  # nothing runs, so nobody is told
+            call.output = f"Error: {calling.unknown(self._tools.tools, call.name)}"
+            return
+        self._tell(ServerCall(call.id, call.name, call.arguments, tool.server, tool.original or tool.name))
+        outcome = await calling.call(tool, call.arguments)
         call.output = outcome.text
         self._tell(ServerResult(call.id, call.name, outcome.text, outcome.ok, outcome.seconds))
 

@@ -7,18 +7,18 @@ before goes on for the requests that have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import trio
 
 from qproxy.keys import Key
-from qproxy.memory import Memory, place
 from qproxy.observe import Story
 from qproxy.prompts import Pulled
 from qproxy.relay import Relay
-from qproxy.rounds import LIMIT, Rounds, Tools
+from qproxy.rounds.memory import Memory, place
+from qproxy.rounds.rounds import LIMIT, Rounds, Tools
 from qproxy.tools.tool import Tool
 from qproxy.tools.toolbox import Toolbox
 from qproxy.wire.events import Turn
@@ -67,11 +67,11 @@ class Workshop:
         tools: Tools,
         story: Story,
         stack: AsyncExitStack,
-        nursery: trio.Nursery,
+        nursery: Callable[[], trio.Nursery],
     ) -> Pulled:
-        """The answer, begun; raises QproxyError when no account could begin one."""
+        """The answer, begun; tools run in the `nursery`.  Raises QproxyError when no account could begin one."""
         if not tools.tools:
             return await relay.open(turn, story, stack)
-        rounds = Rounds(relay, turn, tools, story, stack, nursery)
+        rounds = Rounds(relay, turn, tools, story, stack, nursery())
         await rounds.begin()
         return rounds

@@ -1,0 +1,165 @@
+"""The way of requests that ask a model, beside Quart's router: the same views, with less between.
+
+Quart makes a request, two contexts, a session and a response for every request, and a task that waits for the
+client's end; that is as much work as all of the rest.  Here a view is called straight from ASGI.  What is not one of
+these requests, as it is written most often, goes Quart's way, and so does all of it once somebody has added functions
+of their own to the app (`plain`).
+
+When the client leaves, everything done for it is cancelled: by the server's `Exchange` where there is one, else by a
+task that waits for ASGI's message.  A nursery is opened only where something runs beside the handler: that task, or
+tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import trio
+
+from qproxy.server import current, refusals
+from qproxy.server.around import Around
+from qproxy.server.parts import Parts, Route
+from qproxy.server.reply import Reply
+from qproxy.wire.errors import QproxyError
+
+EXCHANGE = "qproxy.exchange"
+"""ASGI extension of our Hypercorn: `leave` is called when the client has left."""
+
+
+class Lane:
+    """An ASGI app."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        around: Around,
+        routes: Mapping[str, Route],
+        otherwise: Callable[..., Awaitable[None]],
+        plain: Callable[[], bool],
+    ) -> None:
+        self._parts = parts
+        self._around = around
+        self._routes = routes
+        self._otherwise = otherwise
+        self._plain = plain
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        route = None
+        if scope["type"] == "http" and scope["method"] == "POST" and self._plain():
+            route = self._routes.get(scope["path"])
+        if route is None:
+            await self._otherwise(scope, receive, send)
+            return
+        exchange = scope["extensions"].get(EXCHANGE)
+        async with AsyncExitStack() as stack:
+            if (
+                exchange is not None and not self._parts.workshop.toolbox
+            ):  # nothing goes on beside the handler
+                with trio.CancelScope() as gone:
+                    await self._within(
+                        scope, stack, None, _Incoming(receive, gone, exchange=exchange), route, send
+                    )
+            else:
+                async with trio.open_nursery() as nursery:
+                    gone = nursery.cancel_scope
+                    incoming = _Incoming(receive, gone, nursery=nursery)
+                    await self._within(scope, stack, nursery, incoming, route, send)
+                    gone.cancel()
+
+    async def _within(
+        self,
+        scope: Any,
+        stack: AsyncExitStack,
+        nursery: trio.Nursery | None,
+        incoming: _Incoming,
+        route: Route,
+        send: Any,
+    ) -> None:
+        current.enter(scope, stack, nursery, partial(self._body, incoming))
+        await self._serve(route, send)
+
+    async def _serve(self, route: Route, send: Any) -> None:
+        reply = await self._reply(route)
+        fields, body = reply.fields, reply.body
+        fields["content-type"] = reply.content_type
+        if isinstance(body, bytes):
+            fields["content-length"] = str(len(body))
+        self._around.finish(reply.status, fields)
+        head = [(name.encode(), value.encode()) for name, value in fields.items()]
+        await send({"type": "http.response.start", "status": reply.status, "headers": head})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+            return
+        async for piece in body:
+            await send({"type": "http.response.body", "body": piece, "more_body": not body.over})
+        if not body.over:
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _reply(self, route: Route) -> Reply:
+        try:
+            self._around.begin(route.path)
+            self._around.admit(route.access)
+            reply: Reply = await route.view()
+        except QproxyError as error:
+            return refusals.reply(error)
+        except Exception as error:
+            return refusals.fault(error)
+        except BaseExceptionGroup as group:
+            faults = group.split(trio.Cancelled)[1]
+            if not isinstance(faults, ExceptionGroup):
+                raise
+            return refusals.fault(faults)
+        return reply
+
+    async def _body(self, incoming: _Incoming) -> bytes:
+        door = self._parts.door
+        if int(current.headers().get("content-length") or 0) > door.max_body_bytes:
+            raise refusals.too_large()
+        with trio.move_on_after(door.body_timeout):
+            return await incoming.body(door.max_body_bytes)
+        raise refusals.too_slow()
+
+
+class _Incoming:
+    """What comes from the client: a body, and then its end."""
+
+    def __init__(
+        self,
+        receive: Any,
+        gone: trio.CancelScope,
+        *,
+        exchange: Any = None,
+        nursery: trio.Nursery | None = None,
+    ) -> None:
+        self._receive = receive
+        self._gone = gone
+        self._nursery = nursery
+        if exchange is not None:
+            exchange.leave = gone.cancel
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; RequestError when it is longer than `limit`."""
+        pieces, size = [], 0
+        while (message := await self._receive())["type"] == "http.request":
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise refusals.too_large()
+            if not message.get("more_body", False):
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._watch)
+                return b"".join(pieces)
+        await self._left()
+        return b""
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        await self._left()
+
+    async def _left(self) -> None:
+        self._gone.cancel()
+        await trio.lowlevel.checkpoint()

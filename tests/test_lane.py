@@ -1,0 +1,121 @@
+"""The lane beside Quart's router: both ways serve the same, and who adds to the app gets Quart's way."""
+
+import json
+import re
+
+import h11
+import pytest
+import trio
+import trio.testing
+
+from tests.helpers import HELLO, h1, world
+
+PATH = "/v1/chat/completions"
+JSON = (b"content-type", b"application/json")
+KEY = (b"authorization", b"Bearer secret")
+VARYING = {"x-request-id", "openai-processing-ms", "x-qproxy-overhead-ms"}
+
+REQUESTS = {
+    "whole": (PATH, [KEY, JSON], HELLO),
+    "without v1": ("/chat/completions", [KEY, JSON], HELLO),
+    "a stream": (PATH, [KEY, JSON], {**HELLO, "stream": True}),
+    "a trailing slash": (PATH + "/", [KEY, JSON], HELLO),
+    "embeddings": ("/v1/embeddings", [KEY, JSON], {"model": "text-embedding-v4", "input": ["a", "b"]}),
+    "no key": (PATH, [JSON], HELLO),
+    "a wrong key": (PATH, [(b"authorization", b"Bearer no"), JSON], HELLO),
+    "a wrong type": (PATH, [KEY, (b"content-type", b"text/plain")], HELLO),
+    "not JSON": (PATH, [KEY, JSON], b"{"),
+    "nothing": (PATH, [KEY, JSON], b""),
+    "a wrong field": (PATH, [KEY, JSON], {**HELLO, "messages": 1}),
+    "too large": (PATH, [KEY, JSON], b" " * 2000),
+    "compressed": (PATH, [KEY, JSON, (b"content-encoding", b"gzip")], HELLO),
+    "from a page": (PATH, [KEY, JSON, (b"origin", b"https://app.test")], HELLO),
+    "a model's server that fails": (PATH, [KEY, JSON], {**HELLO, "model": "fault-500"}),
+    "a model's quota": (PATH, [KEY, JSON], {**HELLO, "model": "fault-quota"}),
+    "a stream that breaks": (PATH, [KEY, JSON], {**HELLO, "model": "fault-cut", "stream": True}),
+    "a model that is none": (PATH, [KEY, JSON], {**HELLO, "model": "gpt-x"}),
+    "ignored fields": (PATH, [KEY, JSON], {**HELLO, "user": "me", "logit_bias": {}}),
+}
+
+
+async def answered(it, path, headers, body):
+    """(status, the fields that do not vary, the body without what varies)."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with it.client.request("POST", path, headers=headers, body=raw) as response:
+        text = (await response.read()).decode()
+    fields = {name.decode().lower(): value.decode() for name, value in response.headers}
+    varying = re.sub(r'"(id|created)":("[^"]*"|\d+)', r'"\1":…', text)
+    return (
+        response.status,
+        {n: v for n, v in fields.items() if n not in VARYING | {"content-length"}},
+        varying,
+    )
+
+
+@pytest.mark.parametrize(("path", "headers", "body"), REQUESTS.values(), ids=REQUESTS)
+async def test_both_ways_serve_the_same(autojump_clock, path, headers, body):
+    """Status, fields and body are the same by the lane and by Quart's router, whatever is asked."""
+    found = []
+    for hooked in (False, True):
+        async with world(api_keys=["secret"], max_body_bytes=1000, cors_origins=["https://app.test"]) as it:
+            if hooked:
+                it.app.before_request(_nothing)
+            found.append(await answered(it, path, headers, body))
+            assert it.sound()
+    assert found[0] == found[1]
+
+
+async def _nothing():
+    return None
+
+
+async def test_who_adds_to_the_app_gets_quarts_way():
+    """A function that a program puts around the app's requests is called for all of them."""
+    async with world() as it:
+        seen = []
+
+        async def see():
+            seen.append(1)
+
+        await it.post(HELLO)
+        it.app.before_request(see)
+        await it.post(HELLO)
+        assert seen == [1]
+
+
+async def test_a_fault_of_ours_is_answered_and_logged(caplog, monkeypatch):
+    """An exception in a view becomes a 500 that tells nothing, and a line in the log."""
+    async with world() as it:
+        monkeypatch.setattr(it.server.admission, "enter", None)
+        status, _, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+        assert "TypeError" in caplog.text
+
+
+async def test_a_body_that_does_not_come(autojump_clock):
+    """A body that stops is given up after `body_timeout`."""
+    async with world(body_timeout=5.0) as it, h1(it.app) as client:
+        begun = trio.current_time()
+        await client.stream.send_all(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        )
+        client.http.send(
+            h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")])
+        )
+        head = await client.event()
+        assert head.status_code == 408
+        assert trio.current_time() - begun == pytest.approx(5.0, abs=0.5)
+
+
+async def test_a_client_that_leaves_before_its_body_is_whole(autojump_clock):
+    """Nothing is held for it, and nothing is logged as a fault."""
+    async with world() as it:
+        async with h1(it.app) as client:
+            await client.stream.send_all(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert it.sound()
+        assert it.server.counts.outcomes == {"client_left": 1}
