@@ -9,7 +9,7 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.doctor import exit_code, way
+from qproxy.doctor import Finding, exit_code, way
 from qproxy.doctor.accounts import Patient, patient
 from qproxy.emulator import Emulator
 from qproxy.emulator.faults import DONE, Reply, chunk
@@ -28,7 +28,7 @@ async def examined(emulator=None, entry=KEYED, **settings):
     """What an examination of one account finds."""
     async with world(emulator=emulator, accounts=(entry,), **settings) as it:
         relay = it.server.relay
-        found = []
+        found: list[Finding] = []
         await patient(
             resolve(entry), relay.accounts.accounts[0], relay, settings.get("default_model")
         ).online(found)
@@ -125,7 +125,7 @@ async def test_a_login(tmp_path, autojump_clock):
         one.wall, one.account.source = it.wall, it.source(keep=False)
         (nobody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
         assert (nobody.state, nobody.advice) == ("failed", "qproxy login --account me")
-        online = []
+        online: list[Finding] = []
         await one.online(online)
         assert (online[-1].state, online[-1].advice) == ("failed", "qproxy login --account me")
         assert (await it.sign_in()).state == "signed_in"
@@ -201,7 +201,7 @@ NOWHERE = {
 async def test_a_way_that_ends(url, name):
     """An address that is none, a name that nobody knows, a port that nobody serves: each with what to look at."""
 
-    class Resolver:
+    class Resolver(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *arguments):
             raise trio.socket.gaierror(-2, "Name or service not known")
 
