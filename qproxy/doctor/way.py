@@ -1,4 +1,7 @@
-"""The way to a server: its name, the proxy, the connection, the certificate, and whether its clock and ours agree."""
+"""The way to a server: its name, the proxy, the connection, the certificate, and whether its clock and ours agree.
+
+The connection is made as the transport makes one for a request, so it takes the same proxy, authorities and limits.
+"""
 
 from __future__ import annotations
 
