@@ -17,7 +17,7 @@ from qproxy import embedding
 from qproxy.accounts import Account, Accounts
 from qproxy.accounts.overview import moment
 from qproxy.auth import Credential, OAuthSource
-from qproxy.auth.disk import off_loop
+from qproxy.auth.disk import Run, off_loop
 from qproxy.auth.files import StorageError
 from qproxy.discovery import LIST_BYTES
 from qproxy.doctor import questions, way
@@ -47,6 +47,8 @@ class Patient:
     relay: Relay
     default_model: str | None = None
     wall: Callable[[], float] = time.time
+    run: Run = off_loop
+    """Reads files."""
 
     @property
     def area(self) -> str:
@@ -107,7 +109,7 @@ class Patient:
         if not isinstance(source, OAuthSource):
             return []
         try:
-            tokens = await off_loop(source.keeper.file.read)
+            tokens = await self.run(source.keeper.file.read)
         except StorageError as error:
             return [self.finding("signed in", "failed", str(error), login)]
         if tokens is None:

@@ -16,7 +16,7 @@ from qproxy.emulator.faults import DONE, Reply, chunk
 from qproxy.presets import AccountConfig, resolve
 from qproxy.transport import Transport
 from qproxy.wire.upstreams import catalogue
-from tests.auth.parts import signed
+from tests.auth.parts import in_place, signed
 from tests.helpers import world
 
 BASE = "http://127.0.0.1:1/v1"
@@ -122,7 +122,7 @@ async def test_a_login(tmp_path, autojump_clock):
     async with signed(tmp_path) as it, world() as server:
         entry = resolve(AccountConfig("me", kind="oauth"))
         one = patient(entry, server.server.relay.accounts.accounts[0], server.server.relay, None)
-        one.wall, one.account.source = it.wall, it.source(keep=False)
+        one.wall, one.run, one.account.source = it.wall, in_place, it.source(keep=False)
         (nobody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
         assert (nobody.state, nobody.advice) == ("failed", "qproxy login --account me")
         online: list[Finding] = []
