@@ -65,8 +65,38 @@ async def test_both_ways_serve_the_same(autojump_clock, path, headers, body):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("hooked", [False, True], ids=["lane", "quart"])
+async def test_a_broken_stream_leaves_the_connection_whole(hooked, autojump_clock):
+    """After the error frame the body has its regular end, and the connection serves the next request."""
+    body = json.dumps({**HELLO, "model": "fault-cut", "stream": True}).encode()
+    async with world() as it:
+        if hooked:
+            it.app.before_request(_nothing)
+        async with h1(it.app) as client:
+            for _ in range(2):
+                await client.send("POST", PATH, body, [JSON])
+                status, text = await client.response()
+                assert status == 200
+                assert b'data: {"error"' in text
+                client.http.start_next_cycle()
+
+
 async def _nothing():
     return None
+
+
+async def test_quart_serves_no_request_that_asks_a_model(monkeypatch):
+    """Its machinery is not touched by them, also after it has served others."""
+    async with world() as it:
+        await it.get("/livez")
+        await it.get("/nowhere")
+
+        async def never(request):
+            raise AssertionError
+
+        monkeypatch.setattr(it.app, "handle_request", never)
+        assert (await it.post(HELLO))[0] == 200
+        assert (await it.stream(HELLO))[0] == 200
 
 
 async def test_who_adds_to_the_app_gets_quarts_way():

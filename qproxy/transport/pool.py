@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -86,8 +86,8 @@ class Transport:
 
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
-        key = self._key(request.url)
-        origin, host = key[0], self._host(key)
+        key = origin, _ = self.way(request.url)
+        host = self._hosts.setdefault(key, _Host(self.limits))
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         fields = request_fields(request, origin, self._user_agent)
@@ -98,10 +98,8 @@ class Transport:
             try:
                 if connection is None:
                     connection = await self._fresh(key)
-                with trio.move_on_at(deadline):
-                    head = await connection.ask(request, fields)
-                    return Response(connection, head, deadline, partial(self._release, host, slot))
-                raise timed_out(f"{origin.host} did not end its answer", total or 0)
+                head = await connection.ask(request, fields, deadline)
+                return Response(connection, head, deadline, partial(self._release, host, slot))
             except BaseException as error:
                 await self._release(host, slot, connection, reusable=False)
                 # RFC 9112 9.3.1: the server may have closed an idle connection just then.
@@ -118,9 +116,9 @@ class Transport:
 
         It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
         """
-        key = self._key(url)
-        host = self._host(key)
-        slot = await self._slot(host, key[0])
+        key = origin, _ = self.way(url)
+        host = self._hosts.setdefault(key, _Host(self.limits))
+        slot = await self._slot(host, origin)
         connection = None
         try:
             connection = await self._fresh(key)
@@ -128,19 +126,24 @@ class Transport:
         finally:
             await self._release(host, slot, connection, reusable=False)
 
-    def _key(self, url: str) -> Key:
+    def way(self, url: str) -> Key:
+        """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
         try:
             origin = Origin.of(url)
         except ValueError as error:
             raise UpstreamError(f"The account's base URL is {error}.") from None
         return origin, self._proxy.server_for(origin)
 
-    def _host(self, key: Key) -> _Host:
-        return self._hosts.setdefault(key, _Host(self.limits))
+    async def connect(self, url: str) -> trio.abc.Stream:
+        """A connection of one's own the way that requests to a URL go, for who looks at that.  Raises as `send` does."""
+        return (await self._fresh(self.way(url))).stream
 
     async def _slot(self, host: _Host, origin: Origin) -> object:
         """One of the host's places for a connection; UpstreamError when none becomes free in time."""
         slot = object()
+        with suppress(trio.WouldBlock):
+            host.slots.acquire_on_behalf_of_nowait(slot)
+            return slot
         try:
             with trio.fail_after(self.limits.pool_timeout):
                 await host.slots.acquire_on_behalf_of(slot)
