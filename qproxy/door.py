@@ -49,6 +49,8 @@ class Access(enum.Enum):
     """Whoever shows a key, where keys are demanded."""
     ADMIN = "admin"
     """Whoever runs the server: shows `admin_key`, or, where there is none, asks on the same machine."""
+    SESSION = "session"
+    """The same person in a browser; the page itself asks (`dashboard.guard`), for it has a form to answer with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ class Door:
             if not hmac.compare_digest(shown_key(headers).encode(), self.admin_key.encode()):
                 raise NotAuthenticated("This route wants the server's admin_key.")
             return
+        self.admit_local(headers, scope)
+
+    def admit_local(self, headers: Fields, scope: Mapping[str, Any]) -> None:
+        """RequestError unless it comes straight from the server's own machine."""
         server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
         origin = headers.get("origin", "")
         here = is_loopback(str(server[0])) and is_loopback(str(peer[0]))
