@@ -11,6 +11,7 @@ from qproxy.config import Config
 from qproxy.config.tools import OfferConfig
 from qproxy.emulator import Reply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
+from qproxy.rounds import Memory
 from tests.helpers import HELLO, MODEL, accounts, frames, h1, h2c, world
 
 ASK: dict = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2 and 3?"}]}
@@ -336,13 +337,16 @@ async def test_a_failure_between_rounds_is_told(stream, autojump_clock):
         assert it.sound()
 
 
-async def test_retries_begin_anew_in_each_round(autojump_clock):
+async def test_retries_begin_anew_in_each_round(autojump_clock, caplog):
     """A busy upstream in the fourth round is tried again as in the first."""
     async with world(functions=[add], tool_rounds=8) as it:
         again, busy = calling(("add", {"a": 1, "b": 1})), json_reply({"error": {"message": "busy"}}, 503)
         it.emulator.script(again, again, again, busy, saying("done"))
-        status, _, body = await it.post(ASK)
+        with caplog.at_level("INFO", "qproxy.request"):
+            status, _, body = await it.post(ASK)
         assert (status, message(body)["content"]) == (200, "done")
+        fields = caplog.records[-1].fields
+        assert (fields["tries"], fields["rounds"], fields["tools"]) == (5, 4, "add:3")
 
 
 MIXED = calling(
@@ -545,3 +549,26 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
         assert answers[0][1]["x-qproxy-tools"].count("old;ok=?1") == 2
         await it.post(ASK)
         assert [tool["function"]["name"] for tool in it.emulator.requests[3].body["tools"]] == ["add"]
+
+
+def test_memory_is_bounded():
+    """What was not used for the longest time goes when there are too many, or too large ones; an hour ends all."""
+    now = [0.0]
+    memory = Memory(lambda: now[0], seconds=3600, entries=3, size=1000)
+    for number in range(4):
+        memory.keep(("place", (str(number),)), [{"content": "x"}])
+        memory.recall(("place", ("0",)))
+    assert [memory.recall(("place", (str(n),))) is not None for n in range(4)] == [True, False, True, True]
+    assert memory.recall(("elsewhere", ("0",))) is None
+    memory.keep(("place", ("large",)), [{"content": "x" * 980}])
+    assert len(memory) == 1
+    memory.keep(("place", ("too large",)), [{"content": "x" * 2000}])
+    assert len(memory) == 0
+    memory.keep(("place", ("0",)), [])
+    now[0] = 3599.0
+    assert memory.recall(("place", ("0",))) == []  # which is a use
+    now[0] = 7198.0
+    assert memory.recall(("place", ("0",))) == []
+    now[0] = 10798.0
+    assert memory.recall(("place", ("0",))) is None
+    assert repr(memory) == "<Memory of 0 answers, 0 bytes>"

@@ -1,6 +1,8 @@
 """Tools by themselves: functions and their schemas, commands, what a declaration may say, and `qproxy tools`."""
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -12,7 +14,7 @@ from qproxy import config as configuration
 from qproxy import sandbox, toolmaking, tools
 from qproxy.cli import main
 from qproxy.config import Config
-from qproxy.config.tools import ToolConfig
+from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import ConfigError
 from qproxy.sandbox import Fence, Refusal, Site, Unfenced, fence, seccomp
 from qproxy.tools import calling, functions, schema
@@ -304,3 +306,11 @@ def test_paths_and_variables_of_a_declaration(tmp_path):
     assert "sekret" not in repr(config)
     with pytest.raises(ConfigError, match="the variable TOKEN is not set"):
         configuration.load(path=str(tmp_path / "x.toml"), environ={})
+
+
+def test_the_page_has_every_key():
+    """docs/tools.md names every key of a tool, of an MCP server and of an offer."""
+    page = (EXAMPLES.parent.parent / "tools.md").read_text()
+    for record in (ToolConfig, ServerConfig, OfferConfig):
+        for field in dataclasses.fields(record):
+            assert re.search(rf"(`|^){field.name}(`| =)", page, re.MULTILINE), field.name

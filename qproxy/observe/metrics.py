@@ -172,8 +172,8 @@ class Metrics:
         duration = child("gen_ai_server_request_duration_seconds", operation, PROVIDER, model, error)
         duration.observe(record.seconds)
         child("qproxy_overhead_seconds", record.endpoint).observe(record.overhead)
-        if story.tries > 1:
-            child("qproxy_retries_total", record.endpoint).inc(story.tries - 1)
+        if story.retries:
+            child("qproxy_retries_total", record.endpoint).inc(story.retries)
         for account, code in story.failures:
             child("qproxy_upstream_errors_total", account, code).inc()
         for rule in story.rules:

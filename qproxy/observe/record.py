@@ -70,6 +70,8 @@ class Story:
     served_model: str = ""
     account: str | None = None
     tries: int = 0
+    rounds: int = 1
+    """In which this server's tools ran, and the last one; each takes a try at least."""
     failures: list[Failure] = field(default_factory=list)
     upstream_status: int | None = None
     upstream_request_id: str | None = None
@@ -85,6 +87,11 @@ class Story:
     trace: Trace | None = field(default=None, repr=False)
     carried: Headers = field(default=(), repr=False)
     """Header fields of the trace for the try under way."""
+
+    @property
+    def retries(self) -> int:
+        """Tries after one that failed."""
+        return max(0, self.tries - self.rounds)
 
     def began_try(self, account: str, model: str, url: str) -> None:
         """A request is about to go to an account's server."""
@@ -175,7 +182,8 @@ class Record:
             "account": story.account,
             "stream": self.stream,
             "finish": self.finish,
-            "tries": story.tries if story.tries > 1 else None,
+            "tries": story.tries if story.retries else None,
+            "rounds": story.rounds if story.rounds > 1 else None,
             "failures": ",".join(f"{account}:{code}" for account, code in story.failures) or None,
             "prompt_tokens": usage.prompt_tokens if usage else None,
             "completion_tokens": usage.completion_tokens if usage else None,

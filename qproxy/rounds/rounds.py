@@ -204,6 +204,7 @@ class Rounds:
         done = self._round
         before = total(done.before, done.usage) if done.usage else done.before
         self._number += 1
+        self._story.rounds = self._number
         self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
         self._round = self._new_round(before)
         turn = replace(self._turn, id=f"{self._asked.id}/{self._number}")  # ids of calls are made of it

@@ -5,7 +5,7 @@ client keys and models; the first row that fits decides.  *always*: the model is
 asks.  *on request*: when the client names it.  *never*: not even then.
 
 A client that forces the choice of a tool, or wants several answers at once, gets only what it asks for by name; one
-that forbids tools, or wants a text completed, gets none.  A client's own tool wins over one of the same name that it did not ask for.
+that forbids tools gets none.  A client's own tool wins over one of the same name that it did not ask for.
 """
 
 from __future__ import annotations
@@ -137,11 +137,7 @@ class Toolbox:
     def _unasked(
         self, turn: Turn, key: str, known: Mapping[str, Tool], asked: Mapping[str, Tool]
     ) -> dict[str, Tool]:
-        if (
-            turn.tool_choice not in (None, "auto")
-            or turn.params.get("n", 1) != 1
-            or turn.completion is not None
-        ):
+        if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
             return {}
         taken = {*client_names(turn), *asked}
         return {

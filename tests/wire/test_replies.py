@@ -87,7 +87,7 @@ def test_mutated_replies(pieces, data, places):
         written = written[:at] + put + written[at + size :]
     whole = fold(play([written]))[0]
     assert fold(play(cut(written, places)))[0] == whole
-    if not whole["calls"] and not whole["thought"]:
+    if not whole["calls"] and not written.lstrip().startswith("<think>"):
         closer = "</tool_call>"  # a stray one before another block is nobody's
         assert whole["text"].replace(closer, "").strip() == written.replace(closer, "").strip()
 

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from qproxy.wire.toolcalls import Profile
-from tests.wire.playing import DONE, TEXT, call, chunk, function, meaning, said, thought
+from tests.wire.playing import DONE, TEXT, call, chunk, function, meaning, play, said, stream, thought
 
 NAME = "get_weather"
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
@@ -29,7 +29,18 @@ def tags(name, *parameters, newline="\n", wrapped=True):
 
 
 def told(text, finish="stop", **options):
-    return meaning(*said(text), chunk(None, finish), DONE, **options)
+    """What an answer of this text means, the same however the text is cut into deltas."""
+    found = meaning(*said(text), chunk(None, finish), DONE, **options)
+    for size in (1, 4):
+        deltas = said(*(text[at : at + size] for at in range(0, len(text), size)))
+        choices, error = play([stream(deltas, chunk(None, finish), DONE)], **options)
+        assert (choices[0]["text"], choices[0]["thought"], choices[0]["reason"], error) == (
+            *found[:2],
+            found[3],
+            None,
+        )
+        assert [tuple(one) for one in choices[0]["calls"]] == found[2]
+    return found
 
 
 H, HN, CITY = block(GET), block(TIME), ("city", "Paris")
