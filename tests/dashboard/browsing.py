@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from qproxy.inprocess import InProcessClient
@@ -59,7 +60,7 @@ class Page(HTMLParser):
 class Browser:
     """Of one person; `server` and `peer` are where the app believes the request to come in and from."""
 
-    app: object
+    app: Any
     server: str = "in-process"
     peer: str = "127.0.0.1"
     host: str = "in-process"

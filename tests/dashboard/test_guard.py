@@ -1,5 +1,7 @@
 """Who may see the dashboard, and whose forms are taken."""
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -191,7 +193,7 @@ async def test_every_form_of_every_page_has_the_token():
             assert (await browser.post(action, {})).status == 403, action
 
 
-HERE = {"server": "127.0.0.1", "host": "localhost:8787"}
+HERE: dict[str, Any] = {"server": "127.0.0.1", "host": "localhost:8787"}
 LOCAL = {
     "on the same machine": (HERE, (), 200),
     "from another machine": ({**HERE, "peer": "192.0.2.7"}, (), 403),

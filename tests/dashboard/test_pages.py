@@ -83,7 +83,7 @@ async def test_every_page_is_whole_html_and_brings_its_own(tmp_path):
 
 
 def mark(page):
-    return re.search(r"style\.css\?(\w+)", page.html)[1]
+    return re.findall(r"style\.css\?(\w+)", page.html)[0]
 
 
 async def test_every_control_has_a_label(tmp_path):
@@ -283,7 +283,7 @@ async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
         made = await browser.fill(page, "/dashboard/keys", **wanted)
         assert made.status == 201
         assert made.headers["cache-control"] == "no-store"
-        secret = re.search(r"sk-qproxy-[\w-]+", made.html)[0]
+        secret = re.findall(r"sk-qproxy-[\w-]+", made.html)[0]
         (key,) = keys.read(tmp_path / "keys.json")
         assert (key.name, key.rpm, key.models) == ("bob", 60, ("qwen3*", "qwen-max"))
         assert (key.budgets[0].window, key.budgets[0].requests) == ("month", 100)

@@ -19,7 +19,12 @@ def row(number, ended, outcome="ok", **columns):
 @pytest.fixture
 def ledger(tmp_path):
     connection = schema.open_for_writing(tmp_path / "ledger.sqlite3")
-    yield lambda *rows: (_insert(connection, list(rows)), connection)[1]
+
+    def with_rows(*rows):
+        _insert(connection, list(rows))
+        return connection
+
+    yield with_rows
     connection.close()
 
 
@@ -80,7 +85,9 @@ def test_requests_are_looked_for_by_what_is_known(ledger):
     asked = ledger(row(1, 1.0, key="a"), row(2, 2.0, key="b"), row(3, 3.0, "error", key="b"))
     assert [r["id"] for r in history.requests(asked, 9, only={"key": "b", "outcome": "ok"})] == ["req_002"]
     assert len(history.requests(asked, 9, only={"1=1; DROP TABLE requests; --": "x"})) == 3
-    assert history.request(asked, "req_001")["key"] == "a"
+    found = history.request(asked, "req_001")
+    assert found is not None
+    assert found["key"] == "a"
     assert history.request(asked, "' OR 1=1") is None
 
 
