@@ -131,7 +131,7 @@ async def test_a_live_request_and_its_end(tmp_path):
 
 
 async def test_looking_is_not_counted(tmp_path):
-    """The moving part, asked every two seconds, leaves no line and no count."""
+    """The moving part, asked every second, leaves no line and no count."""
     async with shown(tmp_path) as it:
         browser = await entered(it)
         before = it.server.counts.outcomes.total()
