@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import trio
 
 from qproxy.config import Config
+from qproxy.folders import make_private
 from qproxy.presets import ConfigError
 from qproxy.server import Server
 
@@ -91,7 +92,7 @@ class Running:
     def __enter__(self) -> Running:
         file = None
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             file = self.path.open("a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file = file
@@ -120,6 +121,11 @@ class Running:
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "reloads": self._reloads, **outcome}))
         self._file.flush()
+
+
+def serves(home: Path, port: int) -> bool:
+    """Whether a server of ours serves this port."""
+    return _state(home / f"serving-{port}.json") is not None
 
 
 def ask_to_reload(home: Path, port: int) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import accounts, demo, emulator, keys, login, logout, reload, serve, tools, usage
+from qproxy.cli import accounts, check, demo, emulator, keys, login, logout, reload, serve, tools, usage
 from qproxy.cli.saying import complain
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "accounts": accounts,
     "tools": tools,
     "usage": usage,
+    "check": check,
 }
 
 
