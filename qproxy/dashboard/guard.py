@@ -86,6 +86,7 @@ class Guard:
 
     def admit(self, visit: Visit) -> None:
         """LoginNeededError or a RequestError unless the visitor runs the server."""
+        check_origin()
         if self.key is None:
             self._parts.door.admit_local(current.headers(), current.scope())
         elif not visit.session.signed_in:
@@ -93,11 +94,8 @@ class Guard:
 
     def check_form(self, visit: Visit) -> None:
         """RequestError unless the form was sent from a page that this session was given."""
-        headers = current.headers()
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
-            raise _foreign("it was sent from another site, or a proxy changes the Host field")
-        if site != "same-origin":
+        check_origin()
+        if current.headers().get("sec-fetch-site", "same-origin") != "same-origin":
             raise _foreign("it was sent from another site")
         shown = visit.form.get("token", "")
         if not hmac.compare_digest(shown.encode(), visit.session.token.encode()):
@@ -148,6 +146,14 @@ class Guard:
         return bucket
 
 
+def check_origin() -> None:
+    """RequestError for a request by a page of another origin, also one that may use the API (`cors_origins`)."""
+    headers = current.headers()
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+        raise _foreign("it was sent from another site, or a proxy changes the Host field")
+
+
 def form_of(body: bytes, content_type: str) -> dict[str, str]:
     """The fields of a form's body; RequestError when it is none."""
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
@@ -184,5 +190,5 @@ def _named(text: str) -> str:
 
 def _foreign(why: str) -> RequestError:
     return RequestError(
-        f"The form was not taken: {why}.", status=403, type="permission_error", code="form_refused"
+        f"The request was not taken: {why}.", status=403, type="permission_error", code="form_refused"
     )

@@ -38,12 +38,17 @@ def milliseconds(value: float | None) -> str:
 def ago(when: float, now: float) -> str:
     """How long ago something was."""
     seconds = max(0.0, now - when)
-    return "just now" if seconds < 2 else f"{span(round(seconds))} ago"
+    return "just now" if seconds < 2 else f"{_whole(seconds)} ago"
 
 
 def ahead(when: float, now: float) -> str:
     """How long it is until something."""
-    return "now" if when <= now else f"in {span(max(1, round(when - now)))}"
+    return "now" if when <= now else f"in {_whole(max(1.0, when - now))}"
+
+
+def _whole(seconds: float) -> str:
+    """A span of at least a second, without fractions."""
+    return f"{seconds:.0f} s" if seconds < 10 else span(seconds)
 
 
 def moment(when: float | None) -> str:

@@ -1,8 +1,8 @@
 """Questions to the ledger about what happened, for people who look: sums along time, speeds, single requests.
 
 Each takes an open connection, as those of `usage` do.  A long history is asked by whoever looks at a page, and the
-thread that answers also writes: so `bounded` gives up after a while, and speeds are read from a sample where there are
-many requests.
+thread that answers also writes: so whoever asks does it within `bounded`, which gives up after a while, and speeds are
+read from a sample where there are many requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from qproxy.ledger.schema import LedgerError
 
 SECONDS = 1.5
-"""For one question: rows wait meanwhile."""
+"""For all that one page asks at once: rows wait meanwhile."""
 SAMPLE = 20_000
 STEPS = 20_000
 """Of SQLite's machine between two looks at the clock."""
@@ -79,8 +79,7 @@ _SUMS = """
 def slots(connection: sqlite3.Connection, since: float, until: float, count: int) -> list[Slot]:
     """A span of time in `count` equal pieces."""
     width = (until - since) / count
-    with bounded(connection):
-        rows = connection.execute(_SUMS, (count - 1, since, width, since, until)).fetchall()
+    rows = connection.execute(_SUMS, (count - 1, since, width, since, until)).fetchall()
     known = {row[0]: row[1:] for row in rows}
     return [Slot(since + n * width, *known.get(n, ())) for n in range(count)]
 
@@ -103,16 +102,15 @@ def _sample(
 ) -> list[tuple[float, float | None, float]]:
     """Good answers of the span: all of them, or every so-manieth."""
     span = (since, until)
-    with bounded(connection):
-        (many,) = connection.execute(
-            "SELECT count(*) FROM requests WHERE ended >= ? AND ended < ?", span
-        ).fetchone()
-        step = max(1, many // SAMPLE)
-        return connection.execute(
-            "SELECT ended, first_byte_ms, total_ms FROM requests"
-            " WHERE ended >= ? AND ended < ? AND outcome = 'ok' AND rowid % ? = 0",
-            (*span, step),
-        ).fetchall()
+    (many,) = connection.execute(
+        "SELECT count(*) FROM requests WHERE ended >= ? AND ended < ?", span
+    ).fetchone()
+    step = max(1, many // SAMPLE)
+    return connection.execute(
+        "SELECT ended, first_byte_ms, total_ms FROM requests"
+        " WHERE ended >= ? AND ended < ? AND outcome = 'ok' AND rowid % ? = 0",
+        (*span, step),
+    ).fetchall()
 
 
 def _percentiles(values: list[float]) -> tuple[float, float] | None:
@@ -136,10 +134,9 @@ def requests(
     if before is not None:
         terms, values = [*terms, "(ended, id) < (?, ?)"], [*values, *before]
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    with bounded(connection):
-        return _rows(
-            connection, f"SELECT * FROM requests {where} ORDER BY ended DESC, id DESC LIMIT {limit:d}", values
-        )
+    return _rows(
+        connection, f"SELECT * FROM requests {where} ORDER BY ended DESC, id DESC LIMIT {limit:d}", values
+    )
 
 
 def request(connection: sqlite3.Connection, id: str) -> dict[str, Any] | None:

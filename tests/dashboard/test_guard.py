@@ -168,7 +168,7 @@ async def test_a_form_from_elsewhere_is_not_taken(tmp_path, fields, headers):
         filled = {**page.forms["/dashboard/keys"], "name": "x", **fields}
         answer = await browser.post("/dashboard/keys", filled, headers)
         assert answer.status == 403
-        assert "The form was not taken" in answer.text
+        assert "The request was not taken" in answer.text
         assert not (tmp_path / "keys.json").exists()
 
 
@@ -199,6 +199,8 @@ LOCAL = {
     "from another machine": ({**HERE, "peer": "192.0.2.7"}, (), 403),
     "on an address of the network": ({**HERE, "server": "192.0.2.1"}, (), 403),
     "by another name": ({**HERE, "host": "evil.test"}, (), 403),
+    "through a proxy": (HERE, [(b"x-forwarded-for", b"192.0.2.7")], 403),
+    "from a page of another program here": (HERE, [(b"origin", b"http://localhost:3000")], 403),
     "from a page elsewhere": (HERE, [(b"origin", b"https://evil.test")], 403),
 }
 

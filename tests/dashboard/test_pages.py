@@ -1,5 +1,6 @@
 """What the pages show, and what their forms do: HTML through the app in memory, read by a parser."""
 
+import fcntl
 import re
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from qproxy import keys
 from qproxy.config.tools import ToolConfig
 from qproxy.dashboard import stories
 from qproxy.dashboard.views import connect
+from qproxy.dashboard.views import keys as key_pages
 from qproxy.emulator import Emulator, Identity
 from qproxy.ledger.rows import row_of
 from qproxy.observe import Story
@@ -338,6 +340,19 @@ async def test_two_keys_of_one_name(tmp_path):
         assert gone.status == 409
 
 
+async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
+    """Waiting for its lock has an end, and the page says so."""
+    monkeypatch.setattr(key_pages, "FILE_SECONDS", 0.05)
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        page = await browser.get("/dashboard/keys")
+        with (tmp_path / "keys.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            answer = await browser.fill(page, "/dashboard/keys", name="bob")
+        assert answer.status == 503
+        assert "in use by somebody else" in answer.text
+
+
 async def test_tools_and_their_sandbox(tmp_path):
     """Each tool with what holds it; without a sandbox the fenced ones are refused, with the reason."""
     from qproxy.sandbox import Site
@@ -401,6 +416,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
         done = await browser.get(f"{path}/progress")
         assert "Signed in." in done.text
         assert "data-over" in done.html
+        await it.server.relay.accounts.accounts[0].source.credential()  # it reads the file on its own
         assert "token ends" in (await browser.get("/dashboard/accounts")).text
         assert (await browser.get("/dashboard/accounts/keyed/login")).status == 400
         assert (await browser.get("/dashboard/accounts/nobody/login")).status == 404

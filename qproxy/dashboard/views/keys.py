@@ -11,7 +11,8 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import trio
 
@@ -29,7 +30,9 @@ from qproxy.server.reply import Reply
 from qproxy.windows import WINDOWS
 from qproxy.wire.errors import RequestError
 
+T = TypeVar("T")
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,60}\Z")
+FILE_SECONDS = 5.0
 FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "tokens")
 
 
@@ -53,7 +56,7 @@ class KeyPages:
         path = self._path()
         try:
             wanted = fields(visit.form, self._wall())
-            key, secret = await trio.to_thread.run_sync(partial(keys.create, path, **wanted))
+            key, secret = await _in_time(partial(keys.create, path, **wanted))
         except ValueError as error:
             return await self._page(visit, 400, complaint=str(error))
         except KeyFileError as error:
@@ -62,12 +65,12 @@ class KeyPages:
 
     async def _revoke(self, visit: Visit) -> Reply:
         try:
-            await trio.to_thread.run_sync(keys.revoke, self._path(), visit.form.get("id", ""))
+            await _in_time(partial(keys.revoke, self._path(), visit.form.get("id", "")))
         except KeyFileError as error:
             return await self._page(visit, 409, complaint=str(error))
         return redirect("/dashboard/keys")
 
-    def _path(self) -> Any:
+    def _path(self) -> Path:
         path = self._parts.door.keyring.path
         if path is None:
             raise RequestError("This server has no file of keys (the setting keys_file).", code="no_key_file")
@@ -99,6 +102,16 @@ class KeyPages:
             writable=keyring.path is not None,
             now=now,
         )
+
+
+async def _in_time(change: Callable[[], T]) -> T:
+    """Change the file in a thread; a RequestError when somebody else has its lock for too long."""
+    with trio.move_on_after(FILE_SECONDS):
+        return await trio.to_thread.run_sync(change, abandon_on_cancel=True)
+    raise RequestError(
+        "The file of keys is in use by somebody else: look in a moment whether it has changed.",
+        status=503, code="key_file_busy",
+    )  # fmt: skip
 
 
 def fields(form: Mapping[str, str], now: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from qproxy.ledger import LedgerError
+from qproxy.ledger import LedgerError, history
 from qproxy.server.parts import Parts
 
 T = TypeVar("T")
@@ -24,6 +24,11 @@ async def ask(parts: Parts, question: Callable[[sqlite3.Connection], T]) -> T | 
     if parts.ledger is None:
         return Told(OFF)
     try:
-        return await parts.ledger.ask(question)
+        return await parts.ledger.ask(lambda connection: _within_bounds(connection, question))
     except LedgerError as error:
         return Told(f"The ledger has no answer: {error}")
+
+
+def _within_bounds(connection: sqlite3.Connection, question: Callable[[sqlite3.Connection], T]) -> T:
+    with history.bounded(connection):
+        return question(connection)

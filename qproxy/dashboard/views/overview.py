@@ -86,7 +86,11 @@ class OverviewPages:
         period, now = PERIODS.get(visit.query.get("period", ""), PERIODS["24h"]), self._wall()
         found = await ledger.ask(self._parts, partial(_history, now=now, period=period))
         recent = await ledger.ask(self._parts, partial(history.requests, limit=RECENT))
-        drawn, totals = ([], None) if isinstance(found, Told) else (_charts(*found, period), _totals(*found))
+        drawn, totals = (
+            ([], None)
+            if isinstance(found, Told)
+            else (_charts(*found[:2], period), _totals(found[0], found[2]))
+        )
         return self._pages.page(
             visit,
             "overview.html",
@@ -137,16 +141,18 @@ def _live(record: Record) -> Live:
     )
 
 
-def _history(connection: sqlite3.Connection, *, now: float, period: Period) -> tuple[list[Slot], list[Speed]]:
-    """A question to the ledger."""
-    span = (now - period.seconds, now + 1, period.pieces)
-    return history.slots(connection, *span), history.speeds(connection, *span)
+def _history(
+    connection: sqlite3.Connection, *, now: float, period: Period
+) -> tuple[list[Slot], list[Speed], Speed]:
+    """A question to the ledger: sums and speeds along time, and the speed of all."""
+    span, pieces = (now - period.seconds, now + 1), period.pieces
+    whole = history.speeds(connection, *span, 1)[0]
+    return history.slots(connection, *span, pieces), history.speeds(connection, *span, pieces), whole
 
 
-def _totals(slots: list[Slot], speeds: list[Speed]) -> dict[str, Any]:
-    """The sums of a span, and its busiest pieces' speeds."""
+def _totals(slots: list[Slot], whole: Speed) -> dict[str, Any]:
+    """The sums of a span, and its speed."""
     requests, failed = sum(slot.requests for slot in slots), sum(slot.failed for slot in slots)
-    firsts = sorted(speed.first_byte[0] for speed in speeds if speed.first_byte)
     return {
         "requests": requests,
         "failed": failed,
@@ -155,7 +161,7 @@ def _totals(slots: list[Slot], speeds: list[Speed]) -> dict[str, Any]:
         "prompt_tokens": sum(slot.prompt_tokens for slot in slots),
         "completion_tokens": sum(slot.completion_tokens for slot in slots),
         "cost": sum(slot.cost for slot in slots),
-        "first_byte": firsts[(len(firsts) - 1) // 2] if firsts else None,
+        "first_byte": whole.first_byte[0] if whole.first_byte else None,
     }
 
 
