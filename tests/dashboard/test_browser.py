@@ -63,7 +63,8 @@ class Person:
         self.driver.get(f"{self.url}/dashboard{path}")
 
     def finds(self, css):
-        return self.driver.find_element("css selector", css)
+        """The element, as soon as there is one."""
+        return self.waits(lambda: self.driver.find_element("css selector", css))
 
     def presses(self, css):
         self.finds(css).click()
