@@ -287,7 +287,8 @@ def _problem(wanted: Event) -> tuple[str, str] | None:
 def _heard(sound: bytes) -> str:
     """What there is to say of some sound: how long it is and how high, by its zero crossings."""
     samples = struct.unpack(f"<{len(sound) // 2}h", sound)
-    rises = sum(a < 0 <= b for a, b in itertools.pairwise(samples))
+    signs = [value > 0 for value in samples if abs(value) > LOUD]
+    rises = sum(b and not a for a, b in itertools.pairwise(signs))
     seconds = len(samples) / HEARD
     return f"{seconds:.2f} s of sound at about {round(rises / seconds, -1) if seconds else 0:.0f} Hz"
 
