@@ -518,6 +518,8 @@ async def test_through_a_proxy(secure, autojump_clock, tmp_path):
 async def test_the_example(capsys):
     """The script of docs/realtime.md says what the page shows, on the emulator."""
     spec = importlib.util.spec_from_file_location("example", ROOT / "scripts/realtime.py")
+    assert spec is not None
+    assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     asked = {"model": MODEL, "key": "any", "say": "Hello", "tone": None, "tool": True, "emulator": True}
