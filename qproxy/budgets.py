@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -98,6 +98,11 @@ class Claim:
     tokens: int
     settled: bool = False
 
+    def add(self, tokens: int) -> None:
+        """The request goes on, and has used more."""
+        self.tokens += tokens
+        self.tab.held_tokens += tokens
+
     def settle(self, used: int, *, counts: bool) -> None:
         """Exchange the estimate for `used` tokens; `counts` says whether the request reached a model.  Once."""
         if self.settled:
@@ -123,16 +128,27 @@ class Budgets:
 
     async def claim(self, key: Key, tokens: int) -> Claim:
         """Reserve a request of about so many tokens.  RequestError 429 when a budget is used up."""
-        tab, now = self._tabs.setdefault(key.label, Tab(key.label)), self._wall()
-        if tab.stale(key.budgets, now):
-            async with tab.lock:
-                if tab.stale(key.budgets, now):
-                    await self._refresh(tab, key, now)
+        tab, now = await self._tab(key), self._wall()
         for budget in key.budgets:
             tab.check(budget, now)
         tab.held_requests += 1
         tab.held_tokens += tokens
         return Claim(tab, tokens)
+
+    async def going_on(self, key: Key) -> None:
+        """RequestError 429 when the tokens of a budget are used up, for a request that has begun and goes on."""
+        tab, now = await self._tab(key), self._wall()
+        for budget in key.budgets:
+            tab.check(replace(budget, requests=None), now)
+
+    async def _tab(self, key: Key) -> Tab:
+        """The key's tab, with what the ledger said a moment ago."""
+        tab, now = self._tabs.setdefault(key.label, Tab(key.label)), self._wall()
+        if tab.stale(key.budgets, now):
+            async with tab.lock:
+                if tab.stale(key.budgets, now):
+                    await self._refresh(tab, key, now)
+        return tab
 
     async def _refresh(self, tab: Tab, key: Key, now: float) -> None:
         before = tab.requests, tab.tokens

@@ -49,7 +49,15 @@ class Meter:
 
     def reserve(self, tokens: int, now: float) -> Reservation:
         """Take one request and so many tokens.  RequestError 429 when that must wait; then nothing is taken."""
-        for bucket, count, what in ((self.requests, 1, "requests"), (self.tokens, tokens, "tokens")):
+        self.check(1, tokens, now)
+        if self.tokens:
+            tokens = min(tokens, self.tokens.capacity)
+        self.give_back(-tokens, -1, now)
+        return Reservation(self, tokens)
+
+    def check(self, requests: int, tokens: int, now: float) -> None:
+        """RequestError 429 when so many requests and tokens must wait; with 0, when more was taken than there was."""
+        for bucket, count, what in ((self.requests, requests, "requests"), (self.tokens, tokens, "tokens")):
             wait = bucket.wait(count, now) if bucket else 0.0
             if bucket and wait > 0:
                 raise RequestError(
@@ -60,10 +68,6 @@ class Meter:
                     code="rate_limit_exceeded",
                     retry_after=wait,
                 )
-        if self.tokens:
-            tokens = min(tokens, self.tokens.capacity)
-        self.give_back(-tokens, -1, now)
-        return Reservation(self, tokens)
 
     def give_back(self, tokens: int, requests: int, now: float) -> None:
         for bucket, count in ((self.tokens, tokens), (self.requests, requests)):

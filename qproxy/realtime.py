@@ -12,7 +12,7 @@ account may be tried (`trying`), as with any other request.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from qproxy.wire.upstreams import errors
 log = logging.getLogger("qproxy.realtime")
 NORMAL, GOING_AWAY, TOO_BIG, POLICY, FAULT, RESTART, LATER = 1000, 1001, 1009, 1008, 1011, 1012, 1013
 """RFC 6455 7.4.1 and IANA's registry of close codes."""
+MINUTE = 60.0
 PASSED_ON = frozenset((NORMAL, GOING_AWAY, POLICY, TOO_BIG, LATER))
 """Close codes of the server that mean the same to the client."""
 
@@ -154,14 +155,14 @@ class Session:
         translation: Translation,
         bounds: Bounds,
         *,
-        heard: Callable[[], object] = lambda: None,
+        pays: Callable[[int], Awaitable[object]],
     ) -> None:
         self._client = client
         self._server = server
         self._translation = translation
         self._bounds = bounds
-        self._heard = heard
-        """Called when a response is over."""
+        self._pays = pays
+        """Called with 1 every minute, with 0 after a response; raises QproxyError when the session may not go on."""
         self._responses = 0
         self._moved = 0.0
         self._ending = Ending(NORMAL)
@@ -177,6 +178,7 @@ class Session:
             nursery.start_soon(self._guarded, self._tell, first)
             nursery.start_soon(self._guarded, self._hear)
             nursery.start_soon(self._guarded, self._watch)
+            nursery.start_soon(self._guarded, self._pay)
         return self._ending
 
     async def fail(self, error: QproxyError) -> None:
@@ -191,7 +193,9 @@ class Session:
         except Ended as ended:
             ending = self._of(ended)
         except QproxyError as error:
-            ending = Ending(FAULT, error, "upstream_cut" if isinstance(error, UpstreamError) else "failed")
+            ending = (
+                Ending(FAULT, error, "upstream_cut") if isinstance(error, UpstreamError) else stopped(error)
+            )
         except Exception:
             log.exception("a realtime session failed")
             fault = QproxyError(
@@ -227,7 +231,7 @@ class Session:
             seen = self._translation.seen
             if seen.responses > self._responses:
                 self._responses = seen.responses
-                self._heard()
+                await self._pays(0)
             if not seen.finished:
                 text = await self._server.receive()
         return Ending(NORMAL)
@@ -240,6 +244,11 @@ class Session:
             else:
                 await self._client.send(_text(out.event))
             await trio.lowlevel.checkpoint()  # others have their turn between two pieces of sound
+
+    async def _pay(self) -> Ending:
+        while True:
+            await trio.sleep(MINUTE)
+            await self._pays(1)
 
     async def _watch(self) -> Ending:
         """Return when neither end has said anything for too long."""

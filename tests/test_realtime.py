@@ -1,28 +1,38 @@
 """Realtime sessions, from a client's WebSocket through the app to the emulator and back."""
 
+import argparse
 import base64
+import importlib.util
 import json
 import logging
 import socket
+import ssl
 import struct
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import h2.events
 import pytest
 import trio
 import trio.testing
+import trustme
 from trio_websocket import ConnectionClosed, ConnectionRejected
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from qproxy import hypercorn as mended
+from qproxy import keys
+from qproxy.config.settings import SETTINGS
 from qproxy.emulator import Emulator, Pause, Reply
 from qproxy.emulator.faults import json_reply
 from qproxy.emulator.speaking import tone
+from qproxy.keys import Budget
+from qproxy.presets import AccountConfig
 from tests.helpers import accounts, h2c, served, world
 from tests.leaving import real_world, until
 from tests.talking import BETA, MODEL, TOOL, UPGRADE, over, talk, user
 
+ROOT = Path(__file__).parents[1]
 TEXT_ONLY = {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["text"]}}
 RESPOND = {"type": "response.create"}
 KEY = (b"authorization", b"Bearer secret")
@@ -94,7 +104,7 @@ async def test_sound(autojump_clock):
             await client.say({"type": "input_audio_buffer.append", "audio": audio})
         await client.until("input_audio_buffer.speech_started")
         heard = await client.until("conversation.item.input_audio_transcription.completed")
-        assert heard["transcript"].endswith("at about 150 Hz") or "s of sound" in heard["transcript"]
+        assert heard["transcript"].endswith("at about 440 Hz")
         await client.until("response.done")
         back = b"".join(
             base64.b64decode(e["delta"]) for e in client.heard if e["type"] == "response.audio.delta"
@@ -410,3 +420,124 @@ async def test_over_http2(autojump_clock):
         await client.event(h2.events.StreamEnded)
         await trio.sleep(0.1)
         assert it.sound()
+
+
+async def _minted(tmp_path, **limits):
+    file = tmp_path / "keys.json"
+    _, secret = keys.create(file, name="bob", **limits)
+    return {"keys_file": str(file), "ledger": str(tmp_path / "ledger")}, [
+        (b"authorization", f"Bearer {secret}".encode())
+    ]
+
+
+async def test_sessions_and_minutes_count(tmp_path, autojump_clock):
+    """A session takes a request of its key's minute when it begins, and one for every minute that it lasts."""
+    settings, headers = await _minted(tmp_path, rpm=2)
+    async with world(**settings) as it:
+        async with talk(it.app, headers=headers), talk(it.app, headers=headers):
+            assert (await refusal(it.app, headers=headers))[1]["code"] == "rate_limit_exceeded"
+            await trio.sleep(59)  # two have come back, and two are taken at the minute's end
+            await trio.sleep(3)
+            assert (await refusal(it.app, headers=headers))[0] == 429
+        await trio.sleep(60)
+        async with talk(it.app, headers=headers):
+            pass
+
+
+async def _used_up(it, headers, code):
+    """Two answers are had, and then the session ends with this code."""
+    async with talk(it.app, headers=headers) as client:
+        await client.say(TEXT_ONLY)
+        for _ in range(2):
+            await client.say(user("Hello"))
+            await client.say(RESPOND)
+        events, closed, _ = await client.end()
+        assert (events[-1]["error"]["code"], closed) == (code, 1008)
+        assert [event["type"] for event in events].count("response.done") == 2
+        await client.socket.aclose()
+    await until(it.sound)
+    assert (await refusal(it.app, headers=headers))[0] == 429
+
+
+async def test_tokens_count_while_a_session_goes_on(tmp_path, autojump_clock):
+    """A key that has used up its minute's tokens is told so after the answer that did it, and each counts once."""
+    settings, headers = await _minted(tmp_path, tpm=20)
+    async with world(**settings) as it:
+        await _used_up(it, headers, "rate_limit_exceeded")
+        await trio.sleep(31)  # 30 of 20 were used: ten come back in half a minute
+        async with talk(it.app, headers=headers):
+            pass
+
+
+async def test_a_budget_holds_while_a_session_goes_on(tmp_path):
+    """So with a budget of tokens, though the ledger hears of a session at its end only."""
+    settings, headers = await _minted(tmp_path, budgets=(Budget("day", tokens=25),))
+    async with world(**settings) as it:
+        await _used_up(it, headers, "insufficient_quota")
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+async def test_through_a_proxy(secure, autojump_clock, tmp_path):
+    """The model's server is reached as all others are: by CONNECT, with the certificates of `ca_bundle`."""
+    emulator, asked = Emulator(), []
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("one.test").configure_cert(context)
+    async with trio.open_nursery() as nursery:
+
+        async def proxy(stream):
+            asked.append(bytes(await stream.receive_some(4096)).partition(b"\r\n")[0])
+            await stream.send_all(b"HTTP/1.1 200 Connected\r\n\r\n")
+            if secure:
+                stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+            await emulator.handle(stream)
+
+        async def through(connect, host, port):
+            assert (host, port) == ("proxy.test", 3128)
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(proxy, theirs)
+            return ours
+
+        scheme = "https" if secure else "http"
+        account = AccountConfig("one", base_url=f"{scheme}://one.test/v1", key="sk-test-key")
+        settings = {
+            "proxy": "http://proxy.test:3128",
+            "ca_bundle": str(tmp_path / "ca.pem"),
+            "accounts": (account,),
+        }
+        async with world(through=through, **settings) as it:
+            async with talk(it.app) as client:
+                await client.until("session.created")
+            await trio.sleep(1)
+            assert it.sound()
+        assert asked == [b"CONNECT one.test:%d HTTP/1.1" % (443 if secure else 80)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_example(capsys):
+    """The script of docs/realtime.md says what the page shows, on the emulator."""
+    spec = importlib.util.spec_from_file_location("example", ROOT / "scripts/realtime.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    asked = {"model": MODEL, "key": "any", "say": "Hello", "tone": None, "tool": True, "emulator": True}
+    with trio.fail_after(20):
+        await example.main(argparse.Namespace(**asked))
+    shown = capsys.readouterr().out
+    page = (ROOT / "docs/realtime.md").read_text()
+    for line in page.partition("--say Hello\n")[2].partition("…")[0].splitlines():
+        if not line.startswith("response.output_text"):
+            assert line in shown
+    assert "response.function_call_arguments.done" in shown
+    assert "light rain" in shown
+
+
+def test_the_page_has_every_setting_and_every_end():
+    """docs/realtime.md names the settings of sessions, and the codes that sessions end with."""
+    page = (ROOT / "docs/realtime.md").read_text()
+    names = [name for name in SETTINGS if name.startswith("realtime_")]
+    assert len(names) == 5
+    for name in [*names, *(code for _, code, _ in ENDS.values()), "shutting_down", "request_timeout"]:
+        assert f"`{name}`" in page

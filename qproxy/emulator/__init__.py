@@ -2,6 +2,8 @@
 
 server     `Emulator`: HTTP over any Trio stream
 chat       what it says (pure)
+speaking   what it says in a realtime session (pure)
+realtime   a realtime session, and what may go wrong with one
 schema     arguments that fit a tool's schema (pure)
 faults     what it does wrong on demand
 identity   its identity server: device flow, page in the browser, rotating refresh tokens

@@ -287,9 +287,10 @@ def _problem(wanted: Event) -> tuple[str, str] | None:
 def _heard(sound: bytes) -> str:
     """What there is to say of some sound: how long it is and how high, by its zero crossings."""
     samples = struct.unpack(f"<{len(sound) // 2}h", sound)
-    rises = sum(a < 0 <= b for a, b in itertools.pairwise(samples))
-    seconds = len(samples) / HEARD
-    return f"{seconds:.2f} s of sound at about {round(rises / seconds, -1) if seconds else 0:.0f} Hz"
+    loud = [place for place, value in enumerate(samples) if abs(value) > LOUD]
+    rises = sum(samples[a] < 0 < samples[b] for a, b in itertools.pairwise(loud))
+    hertz = rises * HEARD / (loud[-1] - loud[0] + 1) if loud else 0
+    return f"{len(samples) / HEARD:.2f} s of sound at about {round(hertz, -1):.0f} Hz"
 
 
 def tone(hertz: float, seconds: float, rate: int = SPOKEN) -> bytes:

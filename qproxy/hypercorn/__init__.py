@@ -1,6 +1,6 @@
 """What Hypercorn 0.18's Trio worker needs to be safe, and how qproxy serves with it.
 
-`install` replaces four classes by subclasses, here and nowhere else, so that plain
+`install` replaces five classes, four of them by subclasses, here and nowhere else, so that plain
 `hypercorn qproxy:app --worker-class trio` is mended too.  Each cure says what it cures; `tests/test_hypercorn.py`
 shows that stock Hypercorn fails, so that a cure can go when upstream has it.
 
@@ -11,7 +11,7 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   Server     connections have a limit; one too many is told so
   H1         bytes after a request do not blind the reader to the client's end (h11 PAUSED), within a bound
   H1         what is not HTTP is answered in words
-  H1         an upgrade to h2c with unsound settings, or to WebSocket (#225), is not made: the request is served as it is
+  H1         an upgrade to h2c with unsound settings is not made: the request is served as it is
   H2         a connection whose last stream was reset is idle: it ends after the keep-alive time, and at the server's end
   H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
   H2         an answer that ends while the server stops keeps its END_STREAM
@@ -23,6 +23,10 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   H2         a client that opens and resets streams in a flood is sent away (CVE-2023-44487)
   H2 buffer  a client that opens no window for the write timeout has its stream reset
   H2 buffer  a full flow-control window stops the producer (stock: memory without bound at 100 % CPU)
+  Socket     bytes before a WebSocket is accepted wait, and bytes after its end are dropped (#225)
+  Socket     what is no frame, no UTF-8 or too large ends it with the close code for that, and the app with it
+  Socket     what waits for the app is bounded in bytes; nothing is inflated; a ping must be answered
+  Socket     its close frame is not lost under what the client still sends; `leave` ends the app with its client
   signals    workers leave SIGTERM to their master; a single process stops in an orderly way
 
 Not curable here: the master's exit code 0 after a worker's failure (run it with Restart=always, or use
@@ -31,6 +35,7 @@ Not curable here: the master's exit code 0 after a worker's failure (run it with
   connection.py   Server: one connection, whatever it speaks
   http1.py        H1
   http2.py        H2 and its buffers
+  websocket.py    Socket: a WebSocket over either
   running.py      install, signals, serve
 """
 
@@ -38,5 +43,16 @@ from qproxy.hypercorn.connection import Server
 from qproxy.hypercorn.http1 import H1
 from qproxy.hypercorn.http2 import H2, StreamBuffer
 from qproxy.hypercorn.running import install, install_signals, serve, until_signal
+from qproxy.hypercorn.websocket import Socket
 
-__all__ = ["H1", "H2", "Server", "StreamBuffer", "install", "install_signals", "serve", "until_signal"]
+__all__ = [
+    "H1",
+    "H2",
+    "Server",
+    "Socket",
+    "StreamBuffer",
+    "install",
+    "install_signals",
+    "serve",
+    "until_signal",
+]

@@ -33,19 +33,41 @@ async def charge(parts: Parts, model: str, estimate: Callable[[], tuple[int, int
     stack.callback(guess)  # the last one in runs first: what is settled is what was guessed
 
 
+async def charge_more(parts: Parts, tokens: int, minutes: int) -> None:
+    """Charge a request that goes on for its tokens so far, and perhaps for a minute; RequestError when its key has no more.
+
+    A minute is another request to `rpm`; a budget counts the request once.
+    """
+    scope = current.scope()
+    key, more = current.client(), tokens - scope.get("qproxy.charged", 0)
+    scope["qproxy.charged"] = tokens
+    if "qproxy.meter" in scope:
+        now, meter = trio.current_time(), scope["qproxy.meter"]
+        meter.give_back(-more, -minutes, now)
+        meter.check(0, 0, now)
+    if key is not None and "qproxy.claim" in scope:
+        scope["qproxy.claim"].add(more)
+        await parts.budgets.going_on(key)
+
+
 async def _reserve(parts: Parts, key: Key, estimate: Callable[[], tuple[int, int]]) -> None:
     record, stack = current.record(), current.stack()
     meter = parts.meters.of(key, trio.current_time())
     tokens = sum(estimate()) if meter or key.budgets else 0
     if key.budgets:
-        claim = await parts.budgets.claim(key, tokens)
+        claim = current.scope()["qproxy.claim"] = await parts.budgets.claim(key, tokens)
         stack.callback(lambda: claim.settle(sum(record.tokens()), counts=record.story.account is not None))
     if meter is not None:
         current.scope()["qproxy.meter"] = meter
         reservation = meter.reserve(tokens, trio.current_time())
 
+        scope = current.scope()
+
+        def charged() -> int:
+            return int(scope.get("qproxy.charged", 0))
+
         def settle() -> None:
-            used, counts = sum(record.tokens()), record.story.tries > 0
+            used, counts = sum(record.tokens()) - charged(), record.story.tries > 0
             reservation.settle(used, trio.current_time(), counts=counts)
 
         stack.callback(settle)

@@ -17,7 +17,7 @@ from quart import websocket
 
 from qproxy.realtime import Ending, Session, connect, stopped
 from qproxy.server import current
-from qproxy.server.charging import charge
+from qproxy.server.charging import charge, charge_more
 from qproxy.server.parts import Parts, Route
 from qproxy.server.reply import Reply
 from qproxy.wire.errors import QproxyError, RequestError
@@ -75,7 +75,11 @@ class Realtime:
             strict=parts.relay.policy.strict_params,
             event_prefix=f"event_{secrets.token_hex(8)}_",
         )
-        session = Session(_Client(), server, translation, bounds)
+
+        async def pays(minutes: int) -> None:
+            await charge_more(parts, translation.seen.tokens, minutes)
+
+        session = Session(_Client(), server, translation, bounds, pays=pays)
         offered = websocket.requested_subprotocols
         await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
         record.status, record.stream, record.first_byte, record.outcome = SWITCHED, True, record.seconds, "ok"

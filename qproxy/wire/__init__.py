@@ -16,6 +16,7 @@ Contracts
     endpoint   what a client speaks: `decode(body, ...) -> Turn`; `Encoder`, a stage from events to
                bytes; `whole(turn, events) -> object`.  Table: `endpoints.ENDPOINTS`.
                `endpoints.embeddings` stands beside it: it asks for vectors (`vectors`), not for a turn.
+    realtime   beside both: one protocol in three spellings (OpenAI's two, Qwen's), event by event (`Translation`).
     toolcalls  how Qwen models spell calls and thoughts: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes.  No module

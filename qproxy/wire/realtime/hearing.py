@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON, Request
+from qproxy.wire.events import JSON
 from qproxy.wire.realtime import names, settings
 from qproxy.wire.realtime.audio import MAX_PIECE, RATE, Resampler
 from qproxy.wire.realtime.session import Out, Seen, ToQwen
@@ -23,8 +23,6 @@ class Hearing:
     """Of one session."""
 
     def __init__(self, told: settings.Told, seen: Seen, voices: Mapping[str, str], *, strict: bool) -> None:
-        self.requested: tuple[Request, ...] = ()
-        """Tools of this server that the client has asked for."""
         self._told = told
         self._seen = seen
         self._voices = voices
@@ -63,7 +61,7 @@ class Hearing:
             self._told.rate, self._ear = wanted.rate, Resampler(wanted.rate)
         self._told.voice = wanted.voice or self._told.voice
         if wanted.tools is not None:
-            self._told.tools, self.requested = wanted.tools, wanted.requested
+            self._told.tools = wanted.tools
         if wanted.tool_choice is not None:
             self._told.tool_choice = wanted.tool_choice
         session = wanted.session

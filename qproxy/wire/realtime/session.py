@@ -42,6 +42,11 @@ class Seen:
     waiting: float = 0.0
     """Seconds of sound that went in since the last commit."""
 
+    @property
+    def tokens(self) -> int:
+        """In and out, as far as the server has told."""
+        return 0 if self.usage is None else self.usage.prompt_tokens + self.usage.completion_tokens
+
 
 class Ids:
     """Of events of our own: a prefix and a count."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from qproxy.wire import schemas
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON, Request
+from qproxy.wire.events import JSON
 from qproxy.wire.realtime.audio import RATES
 from qproxy.wire.realtime.names import PCM, output_modalities
 
@@ -64,8 +64,6 @@ class Wanted:
     tools: list[JSON] | None = None
     """OpenAI's nested shape; None where nothing is said of them."""
     tool_choice: JSON = None
-    requested: tuple[Request, ...] = ()
-    """Tools of this server that are asked for."""
     voice: str | None = None
     """As the client calls it."""
 
@@ -189,7 +187,11 @@ def _read_tools(session: Mapping[str, JSON], wanted: Wanted) -> None:
         except RequestError as error:
             error.param = f"session.{error.param}"
             raise
-        wanted.tools, wanted.requested = declared.tools, declared.requested
+        if declared.requested:
+            _refuse(
+                f"session.{declared.requested[0].path}", "this server's own tools do not run in a session."
+            )
+        wanted.tools = declared.tools
         wanted.ignored += [f"session.{path}" for path in declared.ignored]
     if choice is not None:
         wanted.tool_choice = choice
@@ -212,12 +214,10 @@ class Told:
     rate: int = CLIENT_RATE
     tools: list[JSON] = field(default_factory=list)
     tool_choice: JSON = "auto"
-    offered: list[JSON] = field(default_factory=list)
-    """Tools of this server that the model is told of too."""
 
     def callable(self) -> list[JSON]:
         """All tools that the model may call: `tool_choice` itself is nothing that Qwen's sessions know."""
-        return [] if self.tool_choice == "none" else [*self.tools, *self.offered]
+        return [] if self.tool_choice == "none" else self.tools
 
 
 def for_client(session: Mapping[str, JSON], told: Told) -> dict[str, JSON]:

@@ -188,6 +188,7 @@ REFUSED = {
     "modalities": (session(modalities=["video"]), "session.modalities", "invalid_value"),
     "a voice": (session(voice=1), "session.voice", "invalid_value"),
     "a tool without a name": (session(tools=[{"type": "function"}]), "session.tools[0].name", "invalid_value"),
+    "a tool of this server": (session(tools=[{"type": "qproxy", "name": "f"}]), "session.tools[0]", "invalid_value"),
     "sound that is none": ({"type": "input_audio_buffer.append", "audio": "?"}, "audio", "invalid_value"),
     "no sound": ({"type": "input_audio_buffer.append"}, "audio", "invalid_value"),
     "sound in an item": (item({"type": "input_audio", "audio": ""}), "item.content[0].type", "invalid_value"),
