@@ -221,7 +221,10 @@ class Session:
         """From the client to the server."""
         while True:
             text = await self._client.receive()
-            await self._pass(self._translation.from_client(text))
+            try:
+                await self._pass(self._translation.from_client(text))
+            except Ended:
+                await trio.sleep_forever()  # what the server said before its end is still to be told
 
     async def _tell(self, first: str | bytes) -> Ending:
         """From the server to the client."""

@@ -341,7 +341,7 @@ async def _with_a_reset(client, stream):
 @pytest.mark.parametrize("leave", [_politely, _abruptly, _with_a_reset])
 @pytest.mark.parametrize("moment", ["quiet", "while the server speaks"])
 async def test_a_client_that_leaves(leave, moment, caplog):
-    """The server's end is closed within 100 ms, on real sockets, and everything is given back."""
+    """On real sockets too the server's end is closed, and everything is given back."""
     async with real_world() as (it, connect):
         stream = await connect()
         async with over(stream, "fault-rt-flood") as client:
@@ -350,13 +350,27 @@ async def test_a_client_that_leaves(leave, moment, caplog):
                 await client.say(RESPOND)
                 await client.until("response.output_audio.delta")
             (session,) = it.emulator.sessions
-            with trio.fail_after(0.1):
+            with trio.fail_after(2):
                 await leave(client, stream)
                 await session.over.wait()
                 await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
         assert it.server.counts.outcomes == {"ok": 1}
         await until(lambda: mended.Server.connections == 0)
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("leave", [_politely, _abruptly])
+async def test_a_client_that_leaves_in_time(leave, autojump_clock):
+    """The server's end is closed within 100 ms, though it does not answer the close frame."""
+    async with world() as it, served(it.app) as stream, over(stream, "fault-rt-deaf") as client:
+        await client.until("session.created")
+        await client.say(RESPOND)
+        await trio.sleep(1)
+        (session,) = it.emulator.sessions
+        with trio.fail_after(0.1):
+            await leave(client, stream)
+            await session.over.wait()
+            await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
 
 
 async def test_a_client_that_leaves_before_it_is_accepted():
@@ -370,10 +384,46 @@ async def test_a_client_that_leaves_before_it_is_accepted():
             await until(lambda: it.emulator.requests)
         await trio.sleep(0.01)
         assert not it.sound()
-        with trio.fail_after(0.1):
+        with trio.fail_after(2):
             await trio.aclose_forcefully(stream)
             await it.emulator.requests[-1].left.wait()
             await until(it.sound)
+
+
+async def test_a_refusal_over_http2(autojump_clock):
+    """It is a response with its status, and the connection goes on."""
+    async with world(api_keys=["secret"]) as it, h2c(it.app) as client:
+        for path, status in ((f"/v1/realtime?model={MODEL}", b"401"), ("/v1/models", b"426")):
+            number = client.http.get_next_available_stream_id()
+            head = [
+                (":method", "CONNECT"),
+                (":protocol", "websocket"),
+                (":scheme", "http"),
+                (":authority", "localhost"),
+            ]
+            client.http.send_headers(number, [*head, (":path", path), ("sec-websocket-version", "13")])
+            await client.flush()
+            with trio.fail_after(5):
+                response = await client.event(h2.events.ResponseReceived)
+                assert dict(response.headers)[b":status"] == status
+                assert "error" in json.loads((await client.event(h2.events.DataReceived)).data)
+                await client.event(h2.events.StreamEnded)
+            client.seen.clear()
+        await client.send("GET", "/livez")
+        assert await client.event(h2.events.ResponseReceived) is not None
+
+
+async def test_last_words_are_told(autojump_clock):
+    """What the server says right before it closes reaches the client, though that is still talking."""
+    async with world() as it, talk(it.app, "fault-rt-words") as client:
+        await client.say(RESPOND)
+        with suppress(ConnectionClosed):
+            for _ in range(5):
+                await client.say({"type": "response.cancel"})
+        events, code, _ = await client.end()
+        codes = [event["error"]["code"] for event in events if event["type"] == "error"]
+        assert codes == ["the_reason", "session_closed"]
+        assert code == 1008
 
 
 async def test_over_http2(autojump_clock):

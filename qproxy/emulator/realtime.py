@@ -19,10 +19,12 @@ from qproxy.emulator.speaking import Event, Speaker
 from qproxy.wire import jsontext
 from qproxy.wire.realtime.places import PATH
 
+LAST_WORDS = {"type": "server_error", "code": "the_reason", "message": "m"}
 CLOSE = {
     "fault-rt-full": (1013, "too many sessions"),
     "fault-rt-close": (1011, "internal"),
     "fault-rt-bye": (1000, ""),
+    "fault-rt-words": (1008, ""),
 }
 FAULT = "fault-rt-"
 QUIET = ("fault-rt-silent", "fault-rt-deaf", "fault-rt-stuck")
@@ -124,6 +126,8 @@ async def _say(socket: WebSocketConnection, heard: Heard, events: Iterable[Event
 
 async def _misbehave(stream: _Replayed, socket: WebSocketConnection, heard: Heard) -> None:
     model = heard.model
+    if model == "fault-rt-words":
+        await _say(socket, heard, [{"type": "error", "event_id": "e", "error": LAST_WORDS}])
     if model in CLOSE:
         await socket.aclose(*CLOSE[model])
     elif model == "fault-rt-garbage":

@@ -132,7 +132,7 @@ class Socket:
         )
         body = jsontext.dumps(error.body())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await self._answer({"status": error.status, "headers": [*headers, (b"connection", b"close")]})
+        await self._answer({"status": error.status, "headers": headers})
         await self._send(Body(stream_id=self._id, data=body))
         await self._send(EndBody(stream_id=self._id))
         await self._send(StreamClosed(stream_id=self._id))
@@ -273,12 +273,15 @@ class Socket:
     async def _answer(self, head: Any) -> None:
         self._answered = True
         headers = [(bytes(name).lower(), bytes(value)) for name, value in head["headers"]]
+        if (
+            self._connection is None and self._handshake.http_version == "1.1"
+        ):  # HTTP/2 goes on with other streams
+            headers = [*(field for field in headers if field[0] != b"connection"), (b"connection", b"close")]
         await self._send(Response(stream_id=self._id, status_code=int(head["status"]), headers=headers))
 
     async def _refuse(self, message: Any) -> None:
         if not self._answered:
-            fields = [field for field in self._refusal["headers"] if field[0] != b"connection"]
-            await self._answer({**self._refusal, "headers": [*fields, (b"connection", b"close")]})
+            await self._answer(self._refusal)
         body = bytes(message.get("body", b""))
         if body:
             await self._send(Body(stream_id=self._id, data=body))

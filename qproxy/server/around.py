@@ -1,4 +1,7 @@
-"""What happens around every request, whichever way it takes: who is it, what is counted, what every response says."""
+"""What happens around every request, whichever way it takes: who is it, what is counted, what every response says.
+
+A request that asks for a WebSocket is one of them, until it is accepted.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Realtime:
         offered = websocket.requested_subprotocols
         await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
         record.status, record.stream, record.first_byte, record.outcome = SWITCHED, True, record.seconds, "ok"
-        stack.callback(_note, translation)
+        stack.callback(_note, translation, record.overhead)
         try:
             with life.limited():
                 ending = await session.run(first)
@@ -98,9 +98,10 @@ def _wants_beta() -> bool:
     return BETA_FIELD in asked or BETA_PROTOCOL in websocket.requested_subprotocols
 
 
-def _note(translation: Translation) -> None:
-    """What the log should know of a session."""
+def _note(translation: Translation, overhead: float) -> None:
+    """What the log should know of a session; all but its beginning was waiting for one end or the other."""
     record, seen = current.record(), translation.seen
+    record.story.upstream_seconds = record.seconds - overhead
     record.story.usage = seen.usage
     record.story.ignored = tuple(seen.ignored)
     record.pieces, record.answered = seen.responses, record.seconds
