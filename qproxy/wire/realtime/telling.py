@@ -143,7 +143,7 @@ class Telling:
 
 
 def _number(value: JSON) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e12 else 0.0
 
 
 def _error_shape(error: JSON) -> dict[str, JSON]:

@@ -5,10 +5,13 @@ import json
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.beta.realtime import RealtimeServerEvent as BetaEvent
 from openai.types.realtime import RealtimeServerEvent as ModernEvent
 
 from qproxy.emulator.speaking import Speaker, tone
+from qproxy.wire import jsontext
 from qproxy.wire.realtime import ToClient, ToQwen, Translation, place, url
 
 
@@ -17,6 +20,65 @@ def _by_type(union):
     return {kind: model for model in members for kind in get_args(model.model_fields["type"].annotation)}
 
 
+WORDS = (
+    "session",
+    "response",
+    "item",
+    "error",
+    "type",
+    "id",
+    "event_id",
+    "item_id",
+    "content",
+    "role",
+    "status",
+    "output",
+    "usage",
+    "text",
+    "stash",
+    "audio",
+    "input",
+    "format",
+    "rate",
+    "voice",
+    "tools",
+    "tool_choice",
+    "name",
+    "function",
+    "modalities",
+    "output_modalities",
+    "turn_detection",
+    "silence_duration_ms",
+    "transcription",
+    "input_audio_transcription",
+    "image_url",
+    "audio_start_ms",
+    "audio_end_ms",
+    "input_tokens",
+    "input_tokens_details",
+    "conversation",
+    "max_output_tokens",
+)
+KINDS = (
+    "session.update",
+    "input_audio_buffer.append",
+    "input_audio_buffer.commit",
+    "conversation.item.create",
+    "response.create",
+    "session.created",
+    "conversation.item.created",
+    "conversation.item.done",
+    "response.output_item.done",
+    "response.done",
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.committed",
+    "error",
+    "conversation.item.input_audio_transcription.text",
+    "conversation.item.input_audio_transcription.completed",
+    "response.function_call_arguments.done",
+    "x",
+)
 JUDGES = {True: _by_type(ModernEvent), False: _by_type(BetaEvent)}
 
 
@@ -423,6 +485,32 @@ def test_odd_shapes_pass(kind, value, modern):
         translation(modern=modern),
     )
     assert told
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(KINDS), st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6)), max_size=4), st.booleans())  # fmt: skip
+def test_nothing_breaks_a_session(said, modern):
+    """Whatever JSON either end says, something goes out for it or nothing does, and it is JSON."""
+    given_one = translation(modern=modern)
+    for from_client, kind, event in said:
+        text = json.dumps({**event, "type": kind})
+        for out in given_one.from_client(text) if from_client else given_one.from_qwen(text):
+            jsontext.dumps(out.event)
+            assert isinstance(out.event["type"], str)
 
 
 def test_the_end_of_a_session_is_noted():
