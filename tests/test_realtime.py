@@ -58,7 +58,7 @@ async def test_text(autojump_clock):
     async with world() as it:
         async with talk(it.app) as client:
             await client.until("session.created")
-            await client.say(TEXT_ONLY)
+            await client.say({**TEXT_ONLY, "session": {**TEXT_ONLY["session"], "tracing": "auto"}})
             await client.until("session.updated")
             await client.say(user("Hello"))
             await client.say(RESPOND)
@@ -72,9 +72,17 @@ async def test_text(autojump_clock):
         fields = record.fields()
         told = {
             name: fields[name]
-            for name in ("path", "status", "account", "model", "prompt_tokens", "completion_tokens")
+            for name in (
+                "path",
+                "status",
+                "account",
+                "model",
+                "prompt_tokens",
+                "completion_tokens",
+                "ignored",
+            )
         }
-        assert told == {"path": "/v1/realtime", "status": 101, "account": "one", "model": MODEL, "prompt_tokens": 10, "completion_tokens": 5}  # fmt: skip
+        assert told == {"path": "/v1/realtime", "status": 101, "account": "one", "model": MODEL, "prompt_tokens": 10, "completion_tokens": 5, "ignored": "session.tracing"}  # fmt: skip
 
 
 async def test_a_tool(autojump_clock):

@@ -192,6 +192,7 @@ class Record:
             "overhead_ms": milliseconds(self.overhead) if story.tries else None,
             "upstream_status": story.upstream_status if story.upstream_status != 200 else None,
             "upstream_request_id": story.upstream_request_id,
+            "ignored": ",".join(story.ignored) or None,
             "rules": ",".join(story.rules) or None,
             "repairs": counted(story.repairs),
             "tools": counted(self.tool_counts()),
