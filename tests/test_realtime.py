@@ -10,6 +10,7 @@ import ssl
 import struct
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h2.events
 import pytest
@@ -33,7 +34,7 @@ from tests.leaving import real_world, until
 from tests.talking import BETA, MODEL, TOOL, UPGRADE, over, talk, user
 
 ROOT = Path(__file__).parents[1]
-TEXT_ONLY = {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["text"]}}
+TEXT_ONLY: Any = {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["text"]}}
 RESPOND = {"type": "response.create"}
 KEY = (b"authorization", b"Bearer secret")
 
