@@ -125,9 +125,12 @@ class Account:
             if rest is not None and now >= rest.until:
                 self.rests[key] = replace(rest, until=now + PROBE_SECONDS, probing=True)
 
-    def failed(self, error: QproxyError, now: float, model: str = "") -> None:
-        """Remember what an upstream's error says about the account rather than about the request."""
-        self.circuit.heard(error, now)
+    def failed(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
+        """Remember what an upstream's error says about the account rather than about the request.
+
+        `again`: the same request has failed with it before.
+        """
+        self.circuit.heard(error, now, again=again)
         self.failures += 1
         wall = self.wall()
         self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall
