@@ -1,7 +1,7 @@
 """The command line.
 
-One module a command, each with `HELP`, `add(parser)` for its arguments and `run(arguments)`, which returns the exit
-code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and one row of `COMMANDS`.
+One module a command, each with `HELP` (a line), `PAGE` (what `--help` says beside the options), `add(parser)` for its arguments
+and `run(arguments)`, which returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and one row of `COMMANDS`.
 
 This is the only room that prints: results to standard output (`saying.say`), everything else to standard error.
 """
@@ -12,8 +12,22 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qproxy.cli import accounts, check, demo, emulator, keys, login, logout, reload, serve, tools, usage
-from qproxy.cli.saying import complain
+from qproxy.cli import (
+    accounts,
+    check,
+    completion,
+    demo,
+    emulator,
+    keys,
+    login,
+    logout,
+    reload,
+    serve,
+    tools,
+    usage,
+)
+from qproxy.cli.pages import VARIABLES, Page
+from qproxy.cli.saying import complain, say
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
 from qproxy.version import VERSION
@@ -23,6 +37,7 @@ class Command(Protocol):
     """A module of this package."""
 
     HELP: str
+    PAGE: Page
 
     @property
     def add(self) -> Callable[[argparse.ArgumentParser], None]: ...
@@ -31,6 +46,16 @@ class Command(Protocol):
     def run(self) -> Callable[[argparse.Namespace], int]: ...
 
 
+PAGE = Page(
+    about="""An OpenAI-compatible server for Alibaba's Qwen models, with function calling that always arrives right. Every command has a
+    --help of its own, with examples.""",
+    examples={
+        "qproxy demo": "try it without an account",
+        "DASHSCOPE_API_KEY=sk-... qproxy serve": "serve a Model Studio key on http://127.0.0.1:8787/v1",
+        "qproxy check": "find what is wrong",
+    },
+    environment=VARIABLES,
+)
 COMMANDS: dict[str, Command] = {
     "serve": serve,
     "demo": demo,
@@ -43,26 +68,31 @@ COMMANDS: dict[str, Command] = {
     "tools": tools,
     "usage": usage,
     "check": check,
+    "completion": completion,
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    top = argparse.ArgumentParser(prog="qproxy", description="An OpenAI-compatible server for Qwen models.")
+    top = argparse.ArgumentParser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    PAGE.put_on(top)
+    top.set_defaults(parser=top)  # for the command that tells shells about it
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
-        command.add(
-            commands.add_parser(
-                name, help=command.HELP, description=command.HELP[:1].upper() + command.HELP[1:] + "."
-            )
-        )
+        one = commands.add_parser(name, help=command.HELP)
+        command.PAGE.put_on(one)
+        command.add(one)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments = top.parse_args(argv)
+    if arguments.command is None:
+        say(top.format_help().rstrip())
+        return 2
     try:
         return COMMANDS[arguments.command].run(arguments)
     except (ConfigError, KeyFileError) as error:
