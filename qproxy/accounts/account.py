@@ -145,7 +145,7 @@ class Account:
         rest = rests.after(error, limit, strikes, wall).shifted(now - wall)
         if before is None or before.probing or rest.until > before.until:
             self.rests[key] = rest
-            self._forget_some(now)
+            self._forget_one()
         if limit is Limit.MINUTE and getattr(error, "named_wait", None) is None:
             error.retry_after = rest.until - now  # for the client: the error itself knows no clock
         elif limit is Limit.CONCURRENCY:
@@ -169,8 +169,8 @@ class Account:
         if rest is not None and rest.why == Limit.ACCESS.value:
             del self.rests[""]
 
-    def _forget_some(self, now: float) -> None:
-        """Keep the rests few: those that are over go first, then those that end first."""
+    def _forget_one(self) -> None:
+        """Keep the rests few: the one that ends first goes, as it does where it is over already."""
         if len(self.rests) > MAX_RESTS:
             oldest = min((key for key in self.rests if key), key=lambda key: self.rests[key].until)
             del self.rests[oldest]
