@@ -1,7 +1,7 @@
 """A Qwen look-alike, for people without an account, for tests, and for developing against.
 
 server     `Emulator`: HTTP over any Trio stream
-chat       what it says (pure)
+chat       what it says (pure); `completions` and `embeddings` the same for those
 speaking   what it says in a realtime session (pure)
 realtime   a realtime session, and what may go wrong with one
 schema     arguments that fit a tool's schema (pure)
