@@ -13,8 +13,6 @@ from qproxy.accounts.board import BoardError
 from qproxy.accounts.board_file import read
 from qproxy.cli.saying import complain, say
 
-HELP = "show how your accounts are doing"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="PATH", help="configuration file that names the accounts")

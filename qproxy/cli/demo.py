@@ -6,8 +6,6 @@ import argparse
 
 from qproxy.cli.saying import say
 
-HELP = "try qproxy on the built-in emulator, without an account"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -8,7 +8,6 @@ import trio
 
 from qproxy.cli.saying import say
 
-HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
 HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, chat and sign out, in another terminal:
 
     export QPROXY_HOME=$(mktemp -d) QPROXY_OAUTH_HOSTS={origin}

@@ -16,8 +16,6 @@ from qproxy.cli.saying import remark, say
 from qproxy.presets import ConfigError
 from qproxy.windows import WINDOWS
 
-HELP = "make, list and revoke the keys of your clients"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="PATH", help="configuration file that may name keys_file")

@@ -20,7 +20,6 @@ from qproxy.auth.device import DeviceFlow, Progress
 from qproxy.cli.saying import complain, remark, remark_over, say
 from qproxy.presets import FREE_TIER_ENDED, AccountConfig, ConfigError
 
-HELP = "sign in to a Qwen account"
 DEFAULT_NAME = "qwen"
 TEXT_BROWSERS = ("lynx", "links", "elinks", "w3m", "www-browser")
 INTERRUPTED = 130

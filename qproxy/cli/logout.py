@@ -10,8 +10,6 @@ from qproxy import config as configuration
 from qproxy.cli.login import chosen
 from qproxy.cli.saying import complain, remark, say
 
-HELP = "sign out of a Qwen account: remove its tokens from this machine"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--account", metavar="NAME", help="which account (default: the only one, else qwen)")

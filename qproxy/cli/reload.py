@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from qproxy import config as configuration
+from qproxy import running
 from qproxy.cli.saying import complain, say
-
-HELP = "have a running server read its settings, keys and accounts again"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import reloading  # late, as in `serve`
-
-    taken_up, said = reloading.ask_to_reload(configuration.home(), arguments.port)
+    taken_up, said = running.ask_to_reload(configuration.home(), arguments.port)
     if not taken_up:
         complain(said)
         return 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import Any
 
 from qproxy import config as configuration
+from qproxy import workers
 from qproxy.cli.saying import say
-
-HELP = "serve your accounts"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, dest=name, action="store_const", const="true", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # what a supervisor gives its workers
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -42,6 +44,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read()
     config.check()
-    from qproxy import serving  # late: `--help` should not wait for the server's imports
+    if arguments.worker is None and workers.count(config.workers) > 1:
+        from qproxy.workers import supervisor  # late: `--help` should not wait for it
 
-    return serving.run(config, say, read)
+        return supervisor.run(config, _command(arguments), say)
+    from qproxy import process  # late, and more so
+    from qproxy.workers.post import Place
+
+    return process.run(config, say, read, arguments.worker and Place.parse(arguments.worker))
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    """This command once more, by the same Python and with the same modules to import."""
+    given = {name: getattr(arguments, name) for name in ("config", *configuration.SETTINGS)}
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if configuration.TYPES.get(name) is bool else f"={text}")
+        for name, text in given.items()
+        if text is not None
+    ]
+    safely = [] if os.getcwd() in sys.path or "" in sys.path else ["-P"]
+    return [sys.executable, *safely, "-m", "qproxy", "serve", *flags]

@@ -20,7 +20,6 @@ from qproxy.tools import calling
 from qproxy.tools.tool import Tool
 from qproxy.wire import jsontext
 
-HELP = "list the tools that this server runs, or try one"
 CONNECT_SECONDS = 10.0
 """For MCP servers to tell their tools."""
 

@@ -19,7 +19,6 @@ from qproxy import config as configuration
 from qproxy.cli.saying import complain, remark, say
 from qproxy.windows import WINDOWS
 
-HELP = "show who used how much: requests, tokens and their estimated cost"
 EVER = "all"
 USUAL = ("5h", "day", "week", "month")
 COLUMNS = (

@@ -45,6 +45,7 @@ class Config:
 
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8787, "port to listen on; 0 takes a free one")
+    workers: int = setting(1, "processes that serve (`qproxy serve` only); 0 is one for each core")
     certfile: str | None = setting(None, "TLS certificate chain (PEM); with it HTTPS and HTTP/2 by ALPN")
     keyfile: str | None = setting(None, "the certificate's private key (PEM)")
     upstream: str | None = setting(None, "base URL of an OpenAI-compatible Qwen server, as one account")
@@ -96,6 +97,11 @@ class Config:
     accounts_file: str | None = setting(
         None,
         "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
+    )
+    meters_file: str | None = setting(
+        None,
+        "what client keys have left of their requests and tokens a minute, shared by all processes; by default meters in "
+        "the data directory",
     )
     admin_key: str | None = setting(
         None,
