@@ -39,7 +39,10 @@ class Admission:
     async def enter(self) -> Callable[[], None]:
         """Take a place; returns what gives it back.  Overloaded when none is free in time."""
         place = object()
-        if self._places.available_tokens > 0 or self.waiting < self._line:
+        if self._places.available_tokens > 0 and not self.waiting:
+            self._places.acquire_on_behalf_of_nowait(place)
+            return lambda: self._places.release_on_behalf_of(place)
+        if self.waiting < self._line:
             with trio.move_on_after(self._patience):
                 await self._places.acquire_on_behalf_of(place)
                 return lambda: self._places.release_on_behalf_of(place)

@@ -69,6 +69,20 @@ async def _nothing():
     return None
 
 
+async def test_quart_serves_no_request_that_asks_a_model(monkeypatch):
+    """Its machinery is not touched by them, also after it has served others."""
+    async with world() as it:
+        await it.get("/livez")
+        await it.get("/nowhere")
+
+        async def never(request):
+            raise AssertionError
+
+        monkeypatch.setattr(it.app, "handle_request", never)
+        assert (await it.post(HELLO))[0] == 200
+        assert (await it.stream(HELLO))[0] == 200
+
+
 async def test_who_adds_to_the_app_gets_quarts_way():
     """A function that a program puts around the app's requests is called for all of them."""
     async with world() as it:

@@ -23,6 +23,7 @@ from qproxy.hypercorn.idle import Idle
 from qproxy.wire import jsontext
 from qproxy.wire.errors import Overloaded
 
+READ_SIZE = 64 * 1024
 TURN_AWAY_TIMEOUT = 1.0
 TURN_AWAY_READ = 64 * 1024
 TURNED_AWAY = (
@@ -134,8 +135,13 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             await self._initiate_server_close()
 
     async def _read_data(self) -> None:
+        """Read until the end.  Stock has a time limit around each read: it would count silence while we answer."""
         try:
-            await super()._read_data()
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while data := await self.stream.receive_some(READ_SIZE):
+                    await self.protocol.handle(RawData(bytes(data)))
+                await self.protocol.handle(RawData(b""))
+            await self.protocol.handle(Closed())
         finally:
             self._gone = True
             self.idle_task.end()

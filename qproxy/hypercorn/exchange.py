@@ -47,6 +47,8 @@ class Exchange:
         self._began = False
         self._ended = False
         self.closed = False
+        self.whole = False
+        """All of the request has come."""
         self.leave: Callable[[], object] | None = None
         self.scope = self._scope(request)
 
@@ -94,6 +96,7 @@ class Exchange:
                 await self._moved.park()
         elif isinstance(event, EndBody):
             self._inbox.append({"type": "http.request", "body": b"", "more_body": False})
+            self.whole = True
             self._moved.unpark_all()
         elif isinstance(event, StreamClosed):
             self.closed = True

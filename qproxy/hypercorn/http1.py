@@ -5,7 +5,7 @@ What is refused here never became a request, so no route could answer it; its er
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import h2.config
 import h2.connection
@@ -14,7 +14,7 @@ import h11
 import hypercorn.protocol.h11
 import hyperframe.exceptions
 import trio
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 
 from qproxy.hypercorn.exchange import Exchange
 from qproxy.wire import jsontext
@@ -112,12 +112,18 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             await super()._check_protocol(event)
 
     async def _maybe_recycle(self) -> None:
-        # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
-        with trio.CancelScope(shield=True):
-            await super()._maybe_recycle()
-        connection = self.connection
-        if isinstance(connection, h11.Connection) and connection.our_state is h11.IDLE and self._waiting():
-            self.task_group.spawn(self._handle_events)
+        connection, stream = self.connection, cast("Any", self.stream)
+        done = connection.our_state is h11.DONE and connection.their_state is h11.DONE
+        if done and isinstance(stream, Exchange) and not self.context.terminated.is_set():
+            await self._close_stream()  # neither of these waits for anything
+            connection.start_next_cycle()
+            await self.send(Updated(idle=True))
+            if self._waiting():
+                self.task_group.spawn(self._handle_events)
+        else:
+            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+            with trio.CancelScope(shield=True):
+                await super()._maybe_recycle()
 
 
 def _can_upgrade(request: h11.Request) -> bool:

@@ -36,9 +36,10 @@ _SHAPED = re.compile(
     """
 )
 _NAMES = (
-    *("authorization", "api-key", "api_key", "apikey", "password", "secret", "verifier", "cookie"),
-    *(word + end for word in ("token", "code") for end in "\"'=: \t\r\n"),
-)
+    "authorization", "api-key", "api_key", "apikey", "password", "secret", "verifier", "cookie", "token", "code",
+)  # fmt: skip
+_ENDS = tuple("\"'=: \t\r\n")
+"""What may follow a name that has a value."""
 _SHAPES = ("sk-", "eyj", "bearer", "basic", "://")
 """Without one of these words (in lower case) the patterns find nothing: looking for them costs a tenth."""
 _DATA_URI = re.compile(r"(data:[\w.+/-]*(?:;[\w=.-]+)*,)([A-Za-z0-9+/=_%-]{64,})")
@@ -50,17 +51,19 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+        self._secrets = known
+        self._known = re.compile("|".join(map(re.escape, known)))
 
     def __repr__(self) -> str:
         return "<Redactor>"
 
     def text(self, text: str) -> str:
         """The text without what is, or looks like, a secret."""
-        if self._known is not None:
+        if any(secret in text for secret in self._secrets):
             text = self._known.sub(HIDDEN, text)
         lowered = text.lower()
-        if any(name in lowered for name in _NAMES):
+        named = [name for name in _NAMES if name in lowered]
+        if any(name + end in lowered for name in named for end in _ENDS):
             text = _NAMED.sub(_hide_value, text)
         return _SHAPED.sub(HIDDEN, text) if any(shape in lowered for shape in _SHAPES) else text
 

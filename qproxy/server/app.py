@@ -176,9 +176,11 @@ async def _body() -> bytes:
 
 def _is_ours(app: QuartTrio) -> bool:
     """Whether nobody has added functions of their own around the requests of the app."""
-    before, after = app.before_request_funcs, app.after_request_funcs
-    hooks = (app.teardown_request_funcs, app.teardown_appcontext_funcs, app.url_value_preprocessors)
-    return len(before) == len(after) == 1 and len(before[None]) == len(after[None]) == 1 and not any(hooks)
+    tables = (
+        app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs, app.url_value_preprocessors,
+    )  # fmt: skip
+    added = sum(len(functions) for table in tables for functions in table.values())
+    return added == len(("_begin", "_finish")) and not app.teardown_appcontext_funcs
 
 
 def _quarts(view: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -118,6 +118,8 @@ class Lane:
         door = self._parts.door
         if int(current.headers().get("content-length") or 0) > door.max_body_bytes:
             raise refusals.too_large()
+        if incoming.is_there():
+            return await incoming.body(door.max_body_bytes)
         with trio.move_on_after(door.body_timeout):
             return await incoming.body(door.max_body_bytes)
         raise refusals.too_slow()
@@ -137,8 +139,13 @@ class _Incoming:
         self._receive = receive
         self._gone = gone
         self._nursery = nursery
+        self._exchange = exchange
         if exchange is not None:
             exchange.leave = gone.cancel
+
+    def is_there(self) -> bool:
+        """Whether the whole body has come already."""
+        return self._exchange is not None and self._exchange.whole
 
     async def body(self, limit: int) -> bytes:
         """The whole body; RequestError when it is longer than `limit`."""

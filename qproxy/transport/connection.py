@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import select
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import h11
@@ -56,20 +54,29 @@ def timed_out(what: str, seconds: float) -> UpstreamError:
     return UpstreamError(message, status=504, code="upstream_timeout", retry=Retry.NEVER)
 
 
-@contextmanager
-def foreign_errors(doing: str, *, retry: Retry) -> Iterator[None]:
+class foreign_errors:
     """Network and protocol errors become ours."""
-    try:
-        yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError) as error:
-        cause: BaseException = error.__cause__ or error
-        while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
-            cause = cause.exceptions[0]
-        reason = str(cause) or type(cause).__name__
-        raise UpstreamError(f"{doing}: {reason[:200]}.", retry=retry) from error
-    except h11.ProtocolError as error:
-        message = f"{doing}: it does not speak proper HTTP ({str(error)[:200]})."
-        raise UpstreamError(message, code="upstream_invalid_response", retry=retry) from error
+
+    __slots__ = ("_doing", "_retry")
+    NETWORK = (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError)
+
+    def __init__(self, doing: str, *, retry: Retry) -> None:
+        self._doing = doing
+        self._retry = retry
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, self.NETWORK):
+            cause: BaseException = error.__cause__ or error
+            while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
+                cause = cause.exceptions[0]
+            reason = str(cause) or type(cause).__name__
+            raise UpstreamError(f"{self._doing}: {reason[:200]}.", retry=self._retry) from error
+        if isinstance(error, h11.ProtocolError):
+            message = f"{self._doing}: it does not speak proper HTTP ({str(error)[:200]})."
+            raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
 
 
 class Connection:
@@ -101,15 +108,17 @@ class Connection:
             return False
         return bool(_readable(socket))
 
-    async def ask(self, request: HTTPRequest, fields: Headers) -> h11.Response:
-        """Send a request and return the head of its response."""
+    async def ask(self, request: HTTPRequest, fields: Headers, deadline: float) -> h11.Response:
+        """Send a request and return the head of its response; all of that until the deadline at most."""
         self.requests += 1
         self.answered = False
         self._begin()
         await self._write(request, fields)
         limit = self.limits.first_byte_timeout
-        with trio.move_on_after(seconds(limit)):
+        with trio.move_on_at(min(deadline, trio.current_time() + seconds(limit))):
             return await self._head()
+        if trio.current_time() >= deadline:
+            raise timed_out(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
         raise timed_out(f"{self.host} did not begin to answer", limit or 0)
 
     async def _write(self, request: HTTPRequest, fields: Headers) -> None:
@@ -154,6 +163,13 @@ class Connection:
                 self._http.receive_data(bytes(data))
             if not data:
                 raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY)
+
+    def there(self) -> bytes | None:
+        """All of the body that needs no more reading; b"" at its end, None when that is nothing."""
+        body = self._body
+        assert body is not None
+        data = body.drain()
+        return data if data or body.over else None
 
     async def receive(self) -> bytes:
         """Some of the response's body, all that is there in one piece; b"" at its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -101,10 +102,8 @@ class Transport:
             try:
                 if connection is None:
                     connection = await self._fresh(key)
-                with trio.move_on_at(deadline):
-                    head = await connection.ask(request, fields)
-                    return Response(connection, head, deadline, partial(self._release, host, slot))
-                raise timed_out(f"{origin.host} did not end its answer", total or 0)
+                head = await connection.ask(request, fields, deadline)
+                return Response(connection, head, deadline, partial(self._release, host, slot))
             except BaseException as error:
                 await self._release(host, slot, connection, reusable=False)
                 # RFC 9112 9.3.1: the server may have closed an idle connection just then.
@@ -118,6 +117,9 @@ class Transport:
     async def _slot(self, host: _Host, origin: Origin) -> object:
         """One of the host's places for a connection; UpstreamError when none becomes free in time."""
         slot = object()
+        with suppress(trio.WouldBlock):
+            host.slots.acquire_on_behalf_of_nowait(slot)
+            return slot
         try:
             with trio.fail_after(self.limits.pool_timeout):
                 await host.slots.acquire_on_behalf_of(slot)

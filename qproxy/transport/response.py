@@ -14,7 +14,7 @@ import h11
 import trio
 
 from qproxy.transport.connection import Connection, seconds, timed_out
-from qproxy.transport.patience import Quiet
+from qproxy.transport.patience import Patient, Quiet
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http import Headers
 
@@ -59,30 +59,46 @@ class Response:
         """
         if self._over:
             return b""
-        began, patient = trio.current_time(), self._connection.patient
-        if patient is not None:
-            patient.until = until
+        there = self._connection.there()
+        if there is not None:
+            self._over = not there
+            return there
+        connection, began = self._connection, trio.current_time()
+        limit = min(self._deadline, began + seconds(connection.limits.idle_timeout) - self._silence)
         try:
-            data = await self._receive(began)
+            data = await self._received(min(until, limit), limit)
         except Quiet:
+            if trio.current_time() >= limit:
+                raise self._late() from None
             self._silence += trio.current_time() - began
             raise
-        finally:
-            if patient is not None:
-                patient.until = math.inf
-        self._silence = 0.0
+        self._silence, self._over = 0.0, not data
         return data
 
-    async def _receive(self, now: float) -> bytes:
+    async def _received(self, until: float, limit: float) -> bytes:
+        """What comes next; Quiet at `until`.  Over TLS a read may have to write too, so the limit is around all of it."""
         connection = self._connection
-        limit = connection.limits.idle_timeout
-        with trio.move_on_at(min(self._deadline, now + seconds(limit) - self._silence)):
-            data = await connection.receive()
-            self._over = not data
-            return data
+        patient = connection.patient
+        if patient is None or patient is not connection.stream:
+            with trio.move_on_at(limit):
+                return await self._patiently(patient, until)
+            raise Quiet
+        return await self._patiently(patient, until)
+
+    async def _patiently(self, patient: Patient | None, until: float) -> bytes:
+        if patient is None:
+            return await self._connection.receive()
+        patient.until = until
+        try:
+            return await self._connection.receive()
+        finally:
+            patient.until = math.inf
+
+    def _late(self) -> UpstreamError:
+        limits, host = self._connection.limits, self._connection.host
         if trio.current_time() >= self._deadline:
-            raise timed_out(f"{connection.host} did not end its answer", connection.limits.total_timeout or 0)
-        raise timed_out(f"{connection.host} went silent in its answer and said nothing", limit or 0)
+            return timed_out(f"{host} did not end its answer", limits.total_timeout or 0)
+        return timed_out(f"{host} went silent in its answer and said nothing", limits.idle_timeout or 0)
 
     async def read(self, limit: int) -> bytes:
         """The whole rest of the body; UpstreamError when it is longer than `limit` bytes."""

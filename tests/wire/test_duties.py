@@ -164,7 +164,7 @@ def test_work_is_linear(make, size, monkeypatch):
 
 
 def test_structured_arguments_are_looked_at_once(monkeypatch):
-    """A megabyte of arguments in very many deltas is read once, and joined only where it is asked for."""
+    """A megabyte of arguments in very many deltas is read at most once, and joined only where it is asked for."""
     work = Work(monkeypatch)
     joined = []
 
@@ -184,7 +184,7 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
     ]
     out = [event for delta in deltas for event in stage.feed(delta)]
     assert [event.text for event in out if isinstance(event, Arguments)] == pieces
-    assert work.done == sum(map(len, pieces))
+    assert work.done <= sum(map(len, pieces))
     assert len(joined) <= 2
 
 

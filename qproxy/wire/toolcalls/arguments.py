@@ -76,6 +76,10 @@ class Received:
             return self._repetition(piece)
         return self.append(piece)
 
+    def continues(self, piece: str) -> bool:
+        """Whether a piece can only be more of the string that is open: it cannot repeat what came, nor end anything."""
+        return 0 < len(piece) < self.size and not self._held and self._json.inside(piece)
+
     def append(self, piece: str) -> str:
         """Take a piece as it is."""
         if piece:

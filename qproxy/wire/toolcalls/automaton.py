@@ -53,6 +53,10 @@ class JSONState:
     def in_string(self) -> bool:
         return self._expect in ("string", "escape")
 
+    def inside(self, text: str) -> bool:
+        """Whether `text` lies wholly within the string that is open, so that it changes nothing."""
+        return self._expect == "string" and '"' not in text and "\\" not in text
+
     def accepts(self, text: str) -> bool:
         """Whether `text` could follow."""
         return self.copy().feed(text)
@@ -64,6 +68,8 @@ class JSONState:
 
     def feed(self, text: str) -> bool:
         """Read on; False (and nothing more is understood) when `text` cannot follow."""
+        if self.inside(text):
+            return True
         end = self.read(text)
         if end < len(text) and self._expect == "nothing" and not text[end:].strip(_SPACE):
             return True

@@ -13,10 +13,21 @@ What comes after a choice's end is dropped, but for usage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Done, Event, Failed, Finish, ServerCall, ServerResult, ToolCall, Usage
+from qproxy.wire.events import (
+    Arguments,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    ServerCall,
+    ServerResult,
+    Text,
+    ToolCall,
+    Usage,
+)
 
 KEPT = ("length", "content_filter")
 
@@ -32,7 +43,12 @@ class Finishing:
         self._done = False
         self._failed = False
 
-    def feed(self, item: Event) -> Iterator[Event]:
+    def feed(self, item: Event) -> Iterable[Event]:
+        if isinstance(item, Text | Arguments) and item.choice in self._open and not self._failed:
+            return (item,)  # nearly all that comes
+        return self._decided(item)
+
+    def _decided(self, item: Event) -> Iterator[Event]:
         if self._failed:
             return
         if isinstance(item, Usage | ServerCall | ServerResult):

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, ToolCall, ToolCallDelta, Turn
+from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, Text, ToolCall, ToolCallDelta, Turn
 from qproxy.wire.toolcalls.arguments import Received
 from qproxy.wire.toolcalls.finish import KEPT
 
@@ -77,8 +77,24 @@ class _Choice:
         self.by_id: dict[str, _Call] = {}
         self.latest_on: dict[int, _Call] = {}
 
-    def feed(self, delta: ToolCallDelta) -> Iterator[Event]:
+    def feed(self, delta: ToolCallDelta) -> Iterable[Event]:
+        if self._continues(delta):
+            call = self.sent[self.speaking]
+            return (Arguments(call.index, call.arguments.append(delta.arguments), self.number),)
         return self._in_turn(self._written(delta) if delta.written else self._entry(delta))
+
+    def _continues(self, delta: ToolCallDelta) -> bool:
+        """Whether it is what nearly every one is: a piece of a string, for the call that leaves as it comes."""
+        if delta.id or delta.name or delta.written or self.queued or self.held is not None:
+            return False
+        call = self.latest_on.get(delta.index) if delta.index is not None else None
+        return (
+            call is not None
+            and call.index == self.speaking
+            and isinstance(delta.arguments, str)
+            and call.arguments.continues(delta.arguments)
+            and not self.sent[-1].written
+        )
 
     def _in_turn(self, events: Iterable[Event]) -> Iterator[Event]:
         """One call after the other: clients take a call for whole when they see another, whatever its index."""
@@ -304,15 +320,21 @@ class Router:
         self._choices: dict[int, _Choice] = {}
         self._ended: set[int] = set()
 
-    def feed(self, item: Event) -> Iterator[Event]:
+    def feed(self, item: Event) -> Iterable[Event]:
+        if isinstance(item, Text):
+            return (item,)
         if isinstance(item, ToolCallDelta):
             if item.choice in self._ended:
                 self._repairs["after_finish"] += 1
-                return
-            if item.choice not in self._choices:
-                self._choices[item.choice] = _Choice(item.choice, self._turn, self._names, self._repairs)
-            yield from self._choices[item.choice].feed(item)
-            return
+                return ()
+            choice = self._choices.get(item.choice)
+            if choice is None:
+                choice = _Choice(item.choice, self._turn, self._names, self._repairs)
+                self._choices[item.choice] = choice
+            return choice.feed(item)
+        return self._other(item)
+
+    def _other(self, item: Event) -> Iterator[Event]:
         if isinstance(item, Finish) and item.reason not in ("", "null", "error_finish"):
             self._ended.add(item.choice)
             if item.choice in self._choices:

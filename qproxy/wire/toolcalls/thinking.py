@@ -8,7 +8,7 @@ The blank run on each side of `</think>` belongs to nobody.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qproxy.wire.events import JSON, Event, Failed, Finish, Reasoning, Text, ToolCallDelta
 
@@ -133,15 +133,19 @@ class Thinking:
         self._repairs = repairs
         self._choices: dict[int, _Choice] = {}
 
-    def feed(self, item: Event) -> Iterator[Event]:
+    def feed(self, item: Event) -> Iterable[Event]:
+        if isinstance(item, Text | ToolCallDelta):  # nearly all that comes, and nearly all of it passes
+            choice = self._choices.get(item.choice)
+            if choice is not None and choice.state == "text":
+                choice.begun = choice.begun or isinstance(item, Text)
+                return (item,)
+        return self._decided(item)
+
+    def _decided(self, item: Event) -> Iterator[Event]:
         if isinstance(item, Text):
             choice = self._choices.get(item.choice)
             if choice is None:
                 choice = self._choices[item.choice] = _Choice(self._implied)
-            if choice.state == "text":
-                choice.begun = True
-                yield item
-                return
             if isinstance(item.logprobs, dict):
                 choice.logprobs += item.logprobs.get("content") or []
             for kind, text in choice.feed(item.text):

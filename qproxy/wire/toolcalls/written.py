@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qproxy.wire.events import (
     Done,
@@ -217,6 +217,8 @@ class WrittenCalls:
         self._react = react
         self._bare = bare_json
         self._readers: dict[int, _Reader] = {}
+        self._at_calls: set[int] = set()
+        """Choices whose last event was of a structured call: the next piece of one finds nothing held."""
 
     def _reader(self, choice: int) -> _Reader:
         reader = self._readers.get(choice)
@@ -226,13 +228,19 @@ class WrittenCalls:
             self._readers[choice] = reader
         return reader
 
-    def feed(self, item: Event) -> Iterator[Event]:
+    def feed(self, item: Event) -> Iterable[Event]:
         if isinstance(item, Text | Reasoning):
-            yield from self._reader(item.choice).feed(item)
-            return
+            self._at_calls.discard(item.choice)
+            return self._reader(item.choice).feed(item)
         if isinstance(item, ToolCallDelta):
-            yield from self._reader(item.choice).before_call()
-        elif isinstance(item, Finish) and item.reason not in ("", "null"):
+            if item.choice in self._at_calls:
+                return (item,)
+            self._at_calls.add(item.choice)
+            return [*self._reader(item.choice).before_call(), item]
+        return self._other(item)
+
+    def _other(self, item: Event) -> Iterator[Event]:
+        if isinstance(item, Finish) and item.reason not in ("", "null"):
             kept = item.reason in (*KEPT, "error_finish")
             yield from self._end(item.choice, cut=kept)
             reader = self._readers.pop(item.choice, None)
