@@ -11,8 +11,8 @@ client, `transport` with Qwen; `serving` puts the parts together.
 Where the model calls a tool of this server, `rounds` runs it (`tools`, fenced by `sandbox`) and asks the model again.
 
 Imports point one way: cli → serving → server → rounds → {relay, tools} → {transport, accounts, auth, sandbox, observe} → wire.
-`config` and `presets` are read by `serving`, `signing`, `outbound`, `toolmaking` and `cli` only: the other rooms get what they need as
-arguments.
+`config` and `presets` are read by `serving`, `signing`, `outbound`, `toolmaking`, `doctor` and `cli` only: the other rooms get what they
+need as arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment

@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from qproxy.folders import make_private
 from qproxy.windows import WINDOWS
 from qproxy.wire.errors import NotAuthenticated
 
@@ -138,7 +139,7 @@ def _key(entry: dict[str, Any]) -> Key:
 @contextmanager
 def _changing(path: Path) -> Iterator[list[Key]]:
     """The keys of the file, to be changed in the block; nobody else changes them meanwhile."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     with path.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = read(path)

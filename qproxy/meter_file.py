@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 
+from qproxy.folders import make_private
 from qproxy.meters import Buckets
 
 HEAD = b"qproxy meters 1\n"
@@ -86,7 +87,7 @@ class MeterFile:
 
     def _open(self) -> int:
         if self._fd is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if os.pread(fd, len(HEAD), 0) != HEAD:  # a new one, or none of ours
                 os.truncate(fd, 0)

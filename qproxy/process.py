@@ -59,11 +59,17 @@ def _only(group: BaseException) -> BaseException:
     return group
 
 
+def file_limit(config: Config) -> tuple[int, int]:
+    """How many files the settings may need open at once, and how many of them this process may open."""
+    wanted = config.max_clients + config.max_requests + SPARE_FILES
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return wanted, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
 def raise_file_limit(config: Config) -> None:
     """Let this process open as many sockets as the settings speak of, or warn that it may not."""
-    wanted = config.max_clients + config.max_requests + SPARE_FILES
+    wanted, allowed = file_limit(config)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:

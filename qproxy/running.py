@@ -1,8 +1,8 @@
 """The file that says which process serves a port, and the way to have that process reload.
 
 `Running` is a small file for the time of a block: the process, and how its last reload went.  The lock on it tells a
-living server from one that was killed.  Standard library only: the supervisor of workers and `qproxy reload` need no
-more than this.
+living server from one that was killed.  No Trio and nothing of the server: the supervisor of workers and `qproxy
+reload` need no more than this.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from qproxy.folders import make_private
 
 ANSWER_TIMEOUT = 10.0
 log = logging.getLogger("qproxy")
@@ -33,7 +35,7 @@ class Running:
     def __enter__(self) -> Running:
         file = None
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             file = self.path.open("a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file = file
@@ -62,6 +64,11 @@ class Running:
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "reloads": self._reloads, **outcome}))
         self._file.flush()
+
+
+def serves(home: Path, port: int) -> bool:
+    """Whether a server of ours serves this port."""
+    return _state(home / f"serving-{port}.json") is not None
 
 
 def ask_to_reload(home: Path, port: int) -> tuple[bool, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import trio
 
+from qproxy.folders import make_private
 from qproxy.workers import meeting_place
 
 ANSWER_TIMEOUT = 2.0
@@ -53,8 +54,7 @@ class Siblings:
             return
         with trio.socket.socket(trio.socket.AF_UNIX) as listening:
             try:
-                for folder in (*reversed(self._directory.parents[:2]), self._directory):
-                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(self._directory)
                 self._own.unlink(missing_ok=True)
                 await listening.bind(str(self._own))
                 listening.listen()

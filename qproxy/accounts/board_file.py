@@ -33,6 +33,7 @@ from qproxy.accounts.board import (
     merged,
     to_json,
 )
+from qproxy.folders import make_private
 
 T = TypeVar("T")
 LOCK_SECONDS = 2.0
@@ -125,7 +126,7 @@ def _ours(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path, wall: float) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     try:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from qproxy.folders import make_private
 from qproxy.wire import tokens as format
 from qproxy.wire.tokens import Tokens
 
@@ -94,8 +95,7 @@ class CredentialFile:
         """The directory, for its owner only; one that is shared with other programs stays as it is."""
         folder = self.path.parent
         try:
-            for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-                missing.mkdir(mode=0o700, exist_ok=True)
+            make_private(folder)
             if not self._shared and folder.stat().st_mode & 0o077:
                 folder.chmod(0o700)
         except OSError as error:

@@ -41,6 +41,7 @@ COMMANDS = {
     "accounts": "show how your accounts are doing",
     "tools": "list the tools that this server runs, or try one",
     "usage": "show who used how much: requests, tokens and their estimated cost",
+    "check": "look for what is wrong with settings, accounts and servers, and say what to do",
 }
 
 

@@ -20,7 +20,7 @@ from qproxy.config.settings import SETTINGS, TYPES, Config
 from qproxy.config.tools import located, with_environment
 from qproxy.presets import signed_in, with_key, zero_configuration
 
-__all__ = ["SETTINGS", "TYPES", "Config", "home", "load", "parse", "proxy_environment", "table"]
+__all__ = ["SETTINGS", "TYPES", "Config", "file", "home", "load", "parse", "proxy_environment", "table"]
 
 FILE = "qproxy.toml"
 
@@ -33,7 +33,7 @@ def load(
 ) -> Config:
     """The configuration of this process; ConfigError says what is wrong and where."""
     environ = os.environ if environ is None else environ
-    chosen = path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
+    chosen = file(path, environ)
     values = read_toml(chosen) if chosen else {}
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
@@ -52,6 +52,12 @@ def load(
         found = (*zero_configuration(environ, config.region), *signed_in(home(environ) / "accounts"))
         config = dataclasses.replace(config, accounts=found)
     return config
+
+
+def file(path: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
+    """The configuration file: the one named, else $QPROXY_CONFIG, else qproxy.toml if there is one here."""
+    environ = os.environ if environ is None else environ
+    return path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
 
 
 def home(environ: Mapping[str, str] | None = None) -> Path:

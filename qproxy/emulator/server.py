@@ -39,7 +39,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: Any
-    """JSON, or the fields of a form."""
+    """JSON, or the fields of a form; empty where it is neither."""
     query: dict[str, str] = field(default_factory=dict)
     left: trio.Event = field(default_factory=trio.Event)
     """Set when the client closed before its answer was over."""
@@ -273,7 +273,10 @@ def _seen(head: h11.Request, body: bytes) -> Seen:
 def _parsed(headers: dict[str, str], body: bytes) -> Any:
     if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         return dict(parse_qsl(body.decode(), keep_blank_values=True))
-    return json.loads(body) if body else None
+    try:
+        return json.loads(body) if body else None
+    except ValueError:
+        return {}  # which every path refuses
 
 
 def _reset_on_close(stream: trio.abc.Stream) -> None:

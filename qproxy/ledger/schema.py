@@ -13,6 +13,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from qproxy.folders import make_private
+
 BUSY_SECONDS = 5.0
 """For another process to end its write."""
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -90,7 +92,7 @@ class LedgerError(Exception):
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The ledger of this path, made or brought up to date.  LedgerError when it cannot be."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         path.touch(mode=0o600)
         connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import trio
 
+from qproxy.folders import make_private
 from qproxy.stored import Missing, Statistics, Stored, StoreError
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
@@ -132,7 +133,7 @@ class SQLiteStore:
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
             if self._path is not None:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(self._path.parent)
                 os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
             self._database = database = sqlite3.connect(
                 self._path or ":memory:",

@@ -86,11 +86,7 @@ class Transport:
 
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
-        try:
-            origin = Origin.of(request.url)
-        except ValueError as error:
-            raise UpstreamError(f"The account's base URL is {error}.") from None
-        key = origin, self._proxy.server_for(origin)
+        key = origin, _ = self.way(request.url)
         host = self._hosts.setdefault(key, _Host(self.limits))
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
@@ -113,6 +109,18 @@ class Transport:
                 for other in host.idle:  # those of the same age are no better
                     _drop(other)
                 host.idle = []
+
+    def way(self, url: str) -> Key:
+        """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
+        try:
+            origin = Origin.of(url)
+        except ValueError as error:
+            raise UpstreamError(f"The account's base URL is {error}.") from None
+        return origin, self._proxy.server_for(origin)
+
+    async def connect(self, url: str) -> trio.abc.Stream:
+        """A connection of one's own the way that requests to a URL go, for who looks at that.  Raises as `send` does."""
+        return (await self._fresh(self.way(url))).stream
 
     async def _slot(self, host: _Host, origin: Origin) -> object:
         """One of the host's places for a connection; UpstreamError when none becomes free in time."""

@@ -1,40 +1,12 @@
-"""The contract of `qproxy.wire` as a checker: what every stream of events must obey."""
+"""The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds up."""
 
-from qproxy.wire.events import Arguments, Failed, Finish, ToolCall, ToolCallDelta, Usage
-
-REASONS = {"stop", "length", "tool_calls", "content_filter"}
+from qproxy.wire.contract import breaches
 
 
 def check(events):
     """AssertionError when the events break the contract."""
-    calls: dict[int, list[ToolCall]] = {}
-    finished: dict[int, str] = {}
-    for position, event in enumerate(events):
-        assert not isinstance(event, ToolCallDelta), "an upstream's delta got through"
-        if isinstance(event, Failed):
-            assert position == len(events) - 1, "something follows a failure"
-            return
-        if isinstance(event, Usage) or not hasattr(event, "choice"):
-            continue
-        assert event.choice not in finished, "something follows a finish"
-        opened = calls.setdefault(event.choice, [])
-        if isinstance(event, ToolCall):
-            assert event.index == len(opened), "indices are not dense"
-            assert event.name, "a call has no name"
-            assert event.id, "a call has no id"
-            assert event.id not in {call.id for call in opened}, "an id is used twice"
-            opened.append(event)
-        elif isinstance(event, Arguments):
-            assert event.index == len(opened) - 1, "calls are not one after the other"
-            assert event.text, "an empty piece"
-        elif isinstance(event, Finish):
-            assert event.reason in REASONS
-            if event.reason == "tool_calls":
-                assert opened, "tool_calls without calls"
-            if event.reason == "stop":
-                assert not opened, "stop with calls"
-            finished[event.choice] = event.reason
-    assert set(calls) == set(finished), "a choice has no end"
+    found = list(breaches(events))
+    assert not found, found
 
 
 def fold(events):

@@ -1,0 +1,105 @@
+"""`qproxy check`: what is wrong, and what to do about it.
+
+Here: the words of the command.  The checks themselves are `qproxy.doctor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import trio
+
+from qproxy import config as configuration
+from qproxy.cli.saying import remark, say
+from qproxy.config import Config
+from qproxy.presets import ConfigError
+
+if TYPE_CHECKING:
+    from qproxy.doctor import Finding
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "url", nargs="?", help="base URL of any OpenAI-compatible server to check instead of your accounts"
+    )
+    parser.add_argument("--key", help="the server's key; - reads it from standard input")
+    parser.add_argument("--model", help="the model to ask (default: default_model, else the cheapest listed)")
+    parser.add_argument("--config", metavar="PATH", help="configuration file")
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="make no connections; with a URL, ask only what costs nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from qproxy import doctor  # late: `--help` should not wait for the server's imports
+    from qproxy.doctor.findings import CONFIGURATION
+
+    try:
+        found = _found(arguments)
+    except ConfigError as error:
+        found = [doctor.Finding(CONFIGURATION, "settings", "failed", str(error), "see docs/configuration.md")]
+    if arguments.json:
+        say(json.dumps(doctor.fields(found), indent=1, ensure_ascii=False))
+    else:
+        for line in doctor.lines(found):
+            say(line)
+    return doctor.exit_code(found)
+
+
+def _found(arguments: argparse.Namespace) -> Sequence[Finding]:
+    config = configuration.load(path=arguments.config)
+    if arguments.model is not None:
+        config = replace(config, default_model=arguments.model)
+    if arguments.url is not None:
+        return _probed(config, arguments)
+    if arguments.key is not None:
+        raise ConfigError("--key is for a server that is named by its URL.")
+    return _examined(config, arguments)
+
+
+def _examined(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
+    from qproxy import doctor
+
+    if not arguments.offline:
+        remark(
+            "Each account is asked a few small questions, which costs some hundred tokens; --offline asks none."
+        )
+    file = configuration.file(arguments.config)
+    return trio.run(partial(doctor.examine, config, configuration.home(), file, offline=arguments.offline))
+
+
+def _probed(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
+    from qproxy import doctor
+
+    key = sys.stdin.readline().strip() if arguments.key == "-" else arguments.key
+    if not arguments.offline:
+        remark(
+            "The server is asked a few small questions, which costs some hundred tokens; --offline: what is free."
+        )
+    ask = partial(
+        doctor.probe,
+        config,
+        base_url(arguments.url),
+        key=key,
+        model=arguments.model,
+        costs=not arguments.offline,
+    )
+    return trio.run(ask)
+
+
+def base_url(text: str) -> str:
+    """The base URL that is meant: `/v1` where there is no path."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ConfigError(f"{text!r} is not http(s)://host[:port]/path without a query or a password.")
+    return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"

@@ -1,0 +1,279 @@
+"""One account: whether it is signed in, whether its server is there, and whether chat, tools and embeddings work.
+
+It is asked through the server's own relay, with its rules and repairs, so what is found is what a client would get; but
+as the only account, so that no other one can answer for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import trio
+
+from qproxy import embedding
+from qproxy.accounts import Account, Accounts
+from qproxy.accounts.overview import moment
+from qproxy.auth import Credential, OAuthSource
+from qproxy.auth.disk import Run, off_loop
+from qproxy.auth.files import StorageError
+from qproxy.discovery import LIST_BYTES
+from qproxy.doctor import questions, way
+from qproxy.doctor.findings import Finding, State, stuck
+from qproxy.observe import Story
+from qproxy.presets import AccountConfig, key_warnings
+from qproxy.relay import MAX_ERROR_BODY, Relay
+from qproxy.wire import jsontext
+from qproxy.wire.contract import breaches, plain
+from qproxy.wire.contract.chat import calls
+from qproxy.wire.errors import Limit, QproxyError, Retry, UpstreamError
+from qproxy.wire.events import Event, Failed, Finish, Turn
+from qproxy.wire.http import HTTPRequest
+from qproxy.wire.upstreams import catalogue, errors
+from qproxy.wire.vectors import Texts
+
+PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
+
+
+@dataclass(slots=True)
+class Patient:
+    """An account under examination."""
+
+    entry: AccountConfig
+    """Resolved."""
+    account: Account
+    relay: Relay
+    default_model: str | None = None
+    wall: Callable[[], float] = time.time
+    run: Run = off_loop
+    """Reads files."""
+
+    @property
+    def area(self) -> str:
+        return f"account {self.entry.name}"
+
+    def finding(self, name: str, state: State, words: str, advice: str = "", tokens: int = 0) -> Finding:
+        return Finding(self.area, name, state, words, advice, tokens)
+
+    async def offline(self) -> list[Finding]:
+        """What can be said without asking anybody."""
+        return [*self._key(), *(await self._tokens())]
+
+    async def online(self, found: list[Finding]) -> None:
+        """What its server says to a few small questions, added to `found`."""
+        found += self._key()
+        async with trio.open_nursery() as nursery:
+            if isinstance(self.account.source, OAuthSource):
+                nursery.start_soon(self.account.source.keep)
+            await self._examine(found)
+            nursery.cancel_scope.cancel()
+
+    async def _examine(self, found: list[Finding]) -> None:
+        try:
+            credential = await self.account.source.credential()
+        except QproxyError as error:
+            login = f"qproxy login --account {self.entry.name}"
+            found.append(self.finding("signed in", "failed", error.message, login))
+            return
+        found += self._signed_in()
+        found += await way.to(credential.base_url, self.relay.transport, self.area, self.wall())
+        if stuck(found):
+            return
+        names = await self._models(credential, found)
+        model = self._model(names)
+        if model is None:
+            found.append(self.finding("chat", "skipped", "no model to ask is known", "set default_model"))
+        else:
+            for stream in (False, True):
+                found.append(await self._chat(model, stream))
+                if stuck(found):
+                    break
+            else:
+                found.append(await self._errand(model, stream=False))
+                found.append(await self._errand(model, stream=True))
+        found.append(await self._embeddings(names))
+
+    def _key(self) -> list[Finding]:
+        warnings = key_warnings(self.entry)
+        prefix = f"account {self.entry.name!r}: "
+        found = [self.finding("key", "warning", words.removeprefix(prefix)) for words in warnings]
+        if not found and self.entry.key:
+            found = [self.finding("key", "ok", "looks like one for its server")]
+        return found
+
+    async def _tokens(self) -> list[Finding]:
+        """What the file of a signed-in account says."""
+        source, login = self.account.source, f"qproxy login --account {self.entry.name}"
+        if not isinstance(source, OAuthSource):
+            return []
+        try:
+            tokens = await self.run(source.keeper.file.read)
+        except StorageError as error:
+            return [self.finding("signed in", "failed", str(error), login)]
+        if tokens is None:
+            return [self.finding("signed in", "failed", "nobody is signed in", login)]
+        ended = tokens.left(self.wall()) <= 0
+        until = f"the token {'ended' if ended else 'is good until'} {moment(tokens.expiry_date / 1000, self.wall())}"
+        if ended and not tokens.refresh_token:
+            return [self.finding("signed in", "failed", until, login)]
+        return [self.finding("signed in", "ok", f"{until}{', and will be renewed' if ended else ''}")]
+
+    def _signed_in(self) -> list[Finding]:
+        if not isinstance(self.account.source, OAuthSource):
+            return []
+        status = self.account.source.status()
+        words = f"{status.words} The token is good until {moment(status.expires_at or 0.0, self.wall())}"
+        return [self.finding("signed in", "ok" if status.state == "ready" else "warning", words)]
+
+    async def _models(self, credential: Credential, found: list[Finding]) -> list[str]:
+        """The names that its server lists."""
+        target = self.account.target(credential, "")
+        request = HTTPRequest("GET", f"{target.base_url}/models", target.authorised())
+        try:
+            async with await self.relay.transport.send(request) as response:
+                found.append(way.clock(response.header(b"date"), self.area, self.wall()))
+                if response.status != 200:
+                    body = await response.read(MAX_ERROR_BODY)
+                    raise errors.upstream_error(
+                        response.status, response.headers, body, plan=self.account.plan
+                    )
+                names, wrong = plain.models(jsontext.loads(await response.read(LIST_BYTES)))
+        except ValueError:
+            names, wrong = [], []
+            found.append(self.finding("models", "warning", "the list is not JSON"))
+            return names
+        except UpstreamError as error:
+            refused = error.retry is Retry.REFRESH
+            advice = (
+                self.advice(error) if refused else "some servers have no list: name models, or default_model"
+            )
+            found.append(self.finding("models", "failed" if refused else "warning", error.message, advice))
+            return []
+        if wrong:
+            found.append(self.finding("models", "warning", wrong[0].words))
+        else:
+            offered = [name for name in names if self.account.offers(name)]
+            found.append(
+                self.finding("models", "ok", f"{len(names)} are listed, {len(offered)} of them offered here")
+            )
+        return names
+
+    def _model(self, names: Sequence[str]) -> str | None:
+        """Whom to ask: the operator's default, else the cheapest that is offered."""
+        aliases = self.relay.policy.aliases
+        default = aliases.get(self.default_model or "", self.default_model or "")
+        if default and self.account.offers(default):
+            return default
+        own = [pattern for pattern in self.account.models if not set(pattern) & set("*?[")]
+        known = [*own, *names]
+        if not known and self.account.family == "dashscope":
+            known = list(catalogue.names())
+        return questions.chat_model(name for name in known if self.account.offers(name))
+
+    async def _chat(self, model: str, stream: bool) -> Finding:
+        name = f"chat, {'streamed' if stream else 'whole'}"
+        turn = self._turn(model, questions.GREETING, questions.GREETING_TOKENS, stream)
+        story, began = Story(), trio.current_time()
+        events = await self._ask(turn, story)
+        if (failure := self._failure(name, events, story)) is not None:
+            return failure
+        seconds = trio.current_time() - began
+        return self.finding(name, "ok", f"{model} answered in {seconds:.1f} s", tokens=_cost(story))
+
+    async def _errand(self, model: str, *, stream: bool) -> Finding:
+        name = f"tool call, {'streamed' if stream else 'whole'}"
+        turn = self._turn(model, questions.ERRAND, questions.ERRAND_TOKENS, stream, questions.TOOLS)
+        story = Story()
+        events = await self._ask(turn, story)
+        if (failure := self._failure(name, events, story)) is not None:
+            return failure
+        made = calls(events)
+        trouble = questions.errand_trouble(made, [e.reason for e in events if isinstance(e, Finish)])
+        if trouble is not None:
+            advice = "" if self.account.family == "dashscope" or made else PARSER
+            return self.finding(name, "warning", f"{model}: {trouble}", advice, _cost(story))
+        repairs = ", ".join(sorted(story.repairs))
+        mended = f" (mended: {repairs})" if repairs else ""
+        return self.finding(name, "ok", f"{made[0][0]}({made[0][1]:.60}){mended}", tokens=_cost(story))
+
+    async def _embeddings(self, names: Sequence[str]) -> Finding:
+        """Vectors of two texts, where the account can embed."""
+        fallback = catalogue.EMBEDDING[0] if self.account.family == "dashscope" and not names else None
+        model = questions.embedding_model(names) or fallback
+        if self.account.embedding_batch < 1:
+            return self.finding("embeddings", "skipped", "this plan cannot embed")
+        if model is None or not self.account.offers(model, "embedding"):
+            return self.finding("embeddings", "skipped", "no model that embeds is offered")
+        story = Story()
+        try:
+            found = await embedding.embed(self.relay, Texts(model, questions.TEXTS), story)
+        except QproxyError as error:
+            return self.finding("embeddings", "failed", f"{model}: {error.message}", self.advice(error))
+        return self.finding(
+            "embeddings", "ok", f"{model} gave {len(found.vectors)} vectors", tokens=_cost(story)
+        )
+
+    def _turn(
+        self, model: str, messages: object, tokens: int, stream: bool, tools: Sequence[object] = ()
+    ) -> Turn:
+        assert isinstance(messages, list)
+        return Turn(
+            "chatcmpl-check",
+            int(self.wall()),
+            model,
+            messages,
+            tools=tools,
+            params={"max_tokens": tokens},
+            stream=stream,
+        )
+
+    async def _ask(self, turn: Turn, story: Story) -> list[Event]:
+        """The events of an answer; a failure is the last of them."""
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await self.relay.open(turn, story, stack)
+                events: list[Event] = []
+                while piece := await answer.receive():
+                    events += piece
+            except QproxyError as error:
+                return [Failed(error)]
+        return events
+
+    def _failure(self, name: str, events: Sequence[Event], story: Story) -> Finding | None:
+        last = events[-1] if events else None
+        if isinstance(last, Failed):
+            words = f"{story.served_model or story.model}: {last.error.message}"
+            return self.finding(name, "failed", words, self.advice(last.error), _cost(story))
+        broken = next(breaches(events), None)
+        if broken is None:
+            return None
+        return self.finding(
+            name, "failed", broken.words, "this is a mistake of qproxy: please report it", _cost(story)
+        )
+
+    def advice(self, error: QproxyError) -> str:
+        """What to do about an error of this account's server."""
+        limit = getattr(error, "limit", Limit.NONE)
+        if error.retry is Retry.REFRESH and self.entry.kind == "oauth":
+            return f"qproxy login --account {self.entry.name}"
+        if error.retry is Retry.REFRESH:
+            return "see that the key is whole, not revoked, and of the server's region and plan"
+        return {
+            Limit.QUOTA: "pay for more, or wait until the quota is reset",
+            Limit.FREE: "allow the model to cost money in Model Studio's console, or name another one",
+            Limit.MINUTE: "wait a minute and check again",
+            Limit.MODEL: "set default_model, or the account's models, to what this account may use",
+            Limit.ACCESS: "see in the console what this key or account may be used for",
+        }.get(limit, "")
+
+
+def _cost(story: Story) -> int:
+    return story.usage.total_tokens if story.usage is not None else 0
+
+
+def patient(entry: AccountConfig, account: Account, relay: Relay, default_model: str | None) -> Patient:
+    """An account by itself: its own line, the server's transport and policy."""
+    alone = Relay(Accounts([account]), relay.transport, relay.policy)
+    return Patient(entry, account, alone, default_model)

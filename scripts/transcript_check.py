@@ -1,0 +1,42 @@
+"""The transcript of docs/check.md: a configuration and a server under examination, on the emulator, by the real command.
+
+As `transcript.py`: what differs from run to run is replaced, and a test compares the result with the page.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from transcript import Session
+
+
+def story(session: Session) -> None:
+    emulator = session.start("emulator", "--port", "0")
+    origin = session.until(emulator, r"serves (http://\S+)")[1]
+    session.same[origin.removeprefix("http://")] = "127.0.0.1:8080"
+    session.environ |= {"QPROXY_UPSTREAM": f"{origin}/v1", "QPROXY_PORT": "0", "no_proxy": "127.0.0.1"}
+    session.environ |= {
+        "QPROXY_MAX_CLIENTS": "100",
+        "QPROXY_MAX_REQUESTS": "100",
+    }  # any machine allows so many
+    session.run("check")
+    session.run("check", f"{origin}/v1")
+    session.environ["QPROXY_PROT"] = "8787"
+    session.run("check", "--offline")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        session = Session(Path(home))
+        try:
+            story(session)
+        finally:
+            session.end()
+    told = "\n".join(session.said).replace("port 0 is free", "port 8787 is free")
+    told = told.replace("264 may be needed", "6064 may be needed")
+    told = re.sub(r"answered in \d+\.\d s", "answered in 0.1 s", told)
+    print(told)
+
+
+if __name__ == "__main__":
+    main()
