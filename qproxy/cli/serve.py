@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from typing import Any
@@ -48,9 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         from qproxy.workers import supervisor  # late: `--help` should not wait for it
 
         return supervisor.run(config, _command(arguments), say)
+    gc.disable()  # what is imported stays: to look through it again and again for garbage is a tenth of the start
     from qproxy import process  # late, and more so
     from qproxy.workers.post import Place
 
+    gc.freeze()
+    gc.enable()
     return process.run(config, say, read, arguments.worker and Place.parse(arguments.worker))
 
 
