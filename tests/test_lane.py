@@ -65,6 +65,22 @@ async def test_both_ways_serve_the_same(autojump_clock, path, headers, body):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("hooked", [False, True], ids=["lane", "quart"])
+async def test_a_broken_stream_leaves_the_connection_whole(hooked, autojump_clock):
+    """After the error frame the body has its regular end, and the connection serves the next request."""
+    body = json.dumps({**HELLO, "model": "fault-cut", "stream": True}).encode()
+    async with world() as it:
+        if hooked:
+            it.app.before_request(_nothing)
+        async with h1(it.app) as client:
+            for _ in range(2):
+                await client.send("POST", PATH, body, [JSON])
+                status, text = await client.response()
+                assert status == 200
+                assert b'data: {"error"' in text
+                client.http.start_next_cycle()
+
+
 async def _nothing():
     return None
 

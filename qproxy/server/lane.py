@@ -93,9 +93,11 @@ class Lane:
         if isinstance(body, bytes):
             await send({"type": "http.response.body", "body": body})
             return
+        more = True
         async for piece in body:
-            await send({"type": "http.response.body", "body": piece, "more_body": not body.over})
-        if not body.over:
+            more = not body.over
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+        if more:  # nobody knew that the last piece was the last
             await send({"type": "http.response.body", "body": b""})
 
     async def _reply(self, route: Route) -> Reply:

@@ -217,9 +217,14 @@ class Encoder:
         return sse.encode(jsontext.dumps(error.body()))
 
     def _head(self, choice: int, content: bytes) -> list[bytes]:
-        """The choice's first chunk.  `content` is "" before text and null before anything else."""
+        """The choice's first chunk.  `content` is "" before text and null before anything else.
+
+        Choices begin in order, whichever speaks first: openai-python's stream helper keeps them in a list.
+        """
+        before = range(choice if choice < (self._turn.params.get("n") or 1) else 0)
+        out = [piece for lower in before if lower not in self._heads for piece in self._head(lower, b"null")]
         self._heads[choice] = b'%b,"choices":[{"index":%d,"delta":{' % (self._envelope, choice)
-        return [self._chunk(choice, b'"role":"assistant","content":' + content)]
+        return [*out, self._chunk(choice, b'"role":"assistant","content":' + content)]
 
     def _chunk(self, choice: int, delta: bytes, logprobs: bytes = b"null") -> bytes:
         return b'%b%b},"logprobs":%b,"finish_reason":null}]%b' % (

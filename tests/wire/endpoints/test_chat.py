@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qproxy.wire.endpoints import chat
@@ -231,6 +232,18 @@ def test_choices_are_kept_apart():
     assert [(c["choices"][0]["index"], c["choices"][0]["finish_reason"]) for c in parsed] == [
         (0, None), (0, None), (1, None), (1, None), (1, "stop"), (0, "length"),
     ]  # fmt: skip
+
+
+def test_choices_begin_in_order():
+    """Also where a later one speaks first, as openai-python's stream helper needs it."""
+    asked = turn(stream=True, params={"n": 3})
+    text = encode(asked, Text("c", 2), Text("a", 0), Text("b", 1), *(Finish("stop", n) for n in range(3)))
+    state = ChatCompletionStreamState()
+    for chunk in chunks(text):
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    assert [choice.message.content for choice in state.get_final_completion().choices] == ["a", "b", "c"]
+    assert text.count('"role"') == 3
+    assert encode(turn(stream=True), Text("a", 10**9)).count('"role"') == 1
 
 
 def test_a_failure_is_one_frame_and_the_end():
