@@ -34,6 +34,7 @@ from qproxy.accounts.board import (
     to_json,
 )
 from qproxy.folders import make_private
+from qproxy.wal import write_ahead
 
 T = TypeVar("T")
 LOCK_SECONDS = 2.0
@@ -130,7 +131,7 @@ def _opened(path: Path, wall: float) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        write_ahead(connection, LOCK_SECONDS)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)
         connection.execute("DELETE FROM accounts WHERE at < ?", (wall - FORGOTTEN,))

@@ -18,6 +18,7 @@ from qproxy import keys
 from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
+MOST_WORKERS = 256
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -212,6 +213,8 @@ class Config:
 
     def check(self) -> None:
         """ConfigError when the settings cannot be served together."""
+        if self.workers > MOST_WORKERS:
+            raise ConfigError(f"workers: at most {MOST_WORKERS}.")
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("certfile and keyfile go together.")
         if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():

@@ -14,6 +14,7 @@ import sqlite3
 from pathlib import Path
 
 from qproxy.folders import make_private
+from qproxy.wal import write_ahead
 
 BUSY_SECONDS = 5.0
 """For another process to end its write."""
@@ -98,7 +99,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            write_ahead(connection, BUSY_SECONDS)
             # A killed process loses nothing that was written, a lost power at most the last moments.
             connection.execute("PRAGMA synchronous = NORMAL")
             _migrate(connection, path)

@@ -24,6 +24,7 @@ import trio
 
 from qproxy.folders import make_private
 from qproxy.stored import Missing, Statistics, Stored, StoreError
+from qproxy.wal import write_ahead
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 
@@ -141,7 +142,7 @@ class SQLiteStore:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            database.execute("PRAGMA journal_mode = WAL")
+            write_ahead(database, self._timeout / 2)
             database.execute("PRAGMA synchronous = NORMAL")
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:

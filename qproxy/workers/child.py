@@ -23,6 +23,8 @@ class Child:
     def __init__(self, command: Sequence[str], number: int, listener: socket.socket, now: float) -> None:
         self.number = number
         self.since = now
+        self.silent = False
+        """Whether it has closed its end of the line, as it does when it dies."""
         self._heard = b""
         self.line, theirs = socket.socketpair()
         self.line.setblocking(False)
@@ -53,6 +55,7 @@ class Child:
         with suppress(OSError):
             while data := self.line.recv(65536):
                 self._heard += data
+            self.silent = True
         *lines, self._heard = self._heard.split(b"\n")
         yield from map(json.loads, lines)
 

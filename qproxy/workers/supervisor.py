@@ -138,6 +138,8 @@ class Supervisor:
                 self._has_begun(words["serves"])
             else:
                 self._has_reloaded(slot.child, (words["taken_up"], words["said"]))
+        if slot.child.silent:
+            self._forget(slot.child)  # or its end would be news again and again, until it is dead
 
     def _has_begun(self, where: str) -> None:
         if self._serves or self._until is not None:
@@ -185,7 +187,7 @@ class Supervisor:
 
     def _ended(self, slot: Slot, child: Child, code: int) -> None:
         slot.child = None
-        self._selector.unregister(child.line)
+        self._forget(child)
         child.close()
         self._has_reloaded(child)
         if self._until is None:
@@ -195,6 +197,11 @@ class Supervisor:
         self._faults = self._faults or code != 0
         if not self._children() and self._code is None:
             self._code = 1 if self._faults else 0
+
+    def _forget(self, child: Child) -> None:
+        """Wait for no more words of it."""
+        if child.line in self._selector.get_map():
+            self._selector.unregister(child.line)
 
     def _failed(self, slot: Slot, words: str, lived: float, code: int) -> None:
         """A worker is gone, or did not come: another one will, unless none has served yet."""
