@@ -1,7 +1,7 @@
 """The command line.
 
-One module a command, each with `add(parser)` for its arguments and `run(arguments)`, which returns the exit
-code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and one row of `COMMANDS`.
+One module a command, each with `HELP` (a line), `PAGE` (what `--help` says beside the options), `add(parser)` for its arguments
+and `run(arguments)`, which returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and its name in `COMMANDS`.
 
 This is the only room that prints: results to standard output (`saying.say`), everything else to standard error.
 """
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from qproxy.cli.saying import complain
+from qproxy.cli.pages import VARIABLES, Page
+from qproxy.cli.saying import complain, say
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
 from qproxy.version import VERSION
@@ -23,6 +24,9 @@ from qproxy.version import VERSION
 class Command(Protocol):
     """A module of this package."""
 
+    HELP: str
+    PAGE: Page
+
     @property
     def add(self) -> Callable[[argparse.ArgumentParser], None]: ...
 
@@ -30,45 +34,53 @@ class Command(Protocol):
     def run(self) -> Callable[[argparse.Namespace], int]: ...
 
 
-COMMANDS = {
-    "serve": "serve your accounts",
-    "demo": "try qproxy on the built-in emulator, without an account",
-    "login": "sign in to a Qwen account",
-    "logout": "sign out of a Qwen account: remove its tokens from this machine",
-    "emulator": "serve the built-in Qwen emulator alone, with its identity server, to try signing in",
-    "reload": "have a running server read its settings, keys and accounts again",
-    "keys": "make, list and revoke the keys of your clients",
-    "accounts": "show how your accounts are doing",
-    "tools": "list the tools that this server runs, or try one",
-    "usage": "show who used how much: requests, tokens and their estimated cost",
-    "check": "look for what is wrong with settings, accounts and servers, and say what to do",
-}
+PAGE = Page(
+    about="""An OpenAI-compatible server for Alibaba's Qwen models, with function calling that always arrives right. Every command has a
+    --help of its own, with examples.""",
+    examples={
+        "qproxy demo": "try it without an account",
+        "DASHSCOPE_API_KEY=sk-... qproxy serve": "serve a Model Studio key on http://127.0.0.1:8787/v1",
+        "qproxy check": "find what is wrong",
+    },
+    environment=VARIABLES,
+)
+COMMANDS = (
+    "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check", "completion",
+)  # fmt: skip
+ALL = "completion"
+"""The command that knows the others."""
 
 
-def _module(name: str) -> Command:
-    """The module of a command, imported when it is the one that is asked for: a supervisor needs no Trio."""
+def command(name: str) -> Command:
+    """The module of a command; imported by name, so that one that is not asked for costs nothing."""
     return cast(Command, import_module(f"qproxy.cli.{name}"))
 
 
-def parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of every command, with the arguments of the chosen one."""
-    top = argparse.ArgumentParser(prog="qproxy", description="An OpenAI-compatible server for Qwen models.")
+def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of these commands."""
+    top = argparse.ArgumentParser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=f"{help[:1].upper()}{help[1:]}.")
-        if name == chosen:
-            _module(name).add(command)
+    PAGE.put_on(top)
+    top.set_defaults(parser=top)  # for the command that tells shells about it
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in names:
+        one = commands.add_parser(name, help=command(name).HELP)
+        command(name).PAGE.put_on(one)
+        command(name).add(one)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    chosen = next((word for word in words if not word.startswith("-")), "")
-    arguments = parser(chosen).parse_args(words)
+    one = words[0] if words and words[0] in COMMANDS and words[0] != ALL else None
+    top = parser([one] if one else COMMANDS)
+    arguments = top.parse_args(words)
+    if arguments.command is None:
+        say(top.format_help().rstrip())
+        return 2
     try:
-        return _module(arguments.command).run(arguments)
+        return command(arguments.command).run(arguments)
     except (ConfigError, KeyFileError) as error:
         complain(str(error))
         return 2

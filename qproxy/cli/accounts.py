@@ -11,7 +11,19 @@ from qproxy import config as configuration
 from qproxy.accounts import overview
 from qproxy.accounts.board import BoardError
 from qproxy.accounts.board_file import read
+from qproxy.cli.pages import CONFIGURATION, Page
 from qproxy.cli.saying import complain, say
+
+HELP = "show how your accounts are doing"
+PAGE = Page(
+    about="""Show every account of the configuration, with what the servers of this data directory last wrote about it: its state and
+    its reason, cool-downs, quotas, requests and failures. Nobody is asked; `qproxy check` asks.""",
+    examples={
+        "qproxy accounts": "a table",
+        "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "those that cannot serve now",
+    },
+    files={**CONFIGURATION, "$QPROXY_HOME/accounts.db": "what is known of the accounts"},
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

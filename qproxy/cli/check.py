@@ -17,12 +17,33 @@ from urllib.parse import urlsplit
 import trio
 
 from qproxy import config as configuration
+from qproxy.cli.pages import Page
 from qproxy.cli.saying import remark, say
 from qproxy.config import Config
 from qproxy.presets import ConfigError
 
 if TYPE_CHECKING:
     from qproxy.doctor import Finding
+
+HELP = "look for what is wrong with settings, accounts and servers, and say what to do"
+PAGE = Page(
+    about="""Look at this machine, the settings, the tools and every account, and say in a line each what is well, what is not, and what to do.
+    It uses the server's own parts and changes nothing. Accounts are asked a few small questions, which costs some hundred tokens each.
+
+    With a URL, any OpenAI-compatible server is asked instead, and its answers are held to OpenAI's contract: what they break is named by
+    its rule (docs/check.md).""",
+    examples={
+        "qproxy check": "everything",
+        "qproxy check --offline": "what can be said without a connection",
+        "qproxy check http://127.0.0.1:8080/v1 --model qwen3": "a server of your own",
+        "qproxy check https://example.com/v1 --key - < key.txt": "with a key that no list of processes shows",
+    },
+    exits={
+        0: "all well; warnings are no failure",
+        1: "something failed",
+        2: "wrong usage, or the configuration cannot be served",
+    },
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +63,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from qproxy import doctor  # late: `--help` should not wait for the server's imports
-    from qproxy.doctor.findings import CONFIGURATION
 
     try:
         found = _found(arguments)
     except ConfigError as error:
-        found = [doctor.Finding(CONFIGURATION, "settings", "failed", str(error), "see docs/configuration.md")]
+        found = [
+            doctor.Finding("configuration", "settings", "failed", str(error), "see docs/configuration.md")
+        ]
     if arguments.json:
         say(json.dumps(doctor.fields(found), indent=1, ensure_ascii=False))
     else:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from qproxy.cli.pages import Page
 from qproxy.cli.saying import say
+
+HELP = "try qproxy on the built-in emulator, without an account"
+PAGE = Page(
+    about="""Show the whole way on this machine, without an account or a network: the built-in Qwen emulator, qproxy in front of it,
+    one streamed question with a tool call, one for which the server itself runs a tool in its sandbox. Then go on serving.""",
+    examples={
+        "qproxy demo": "show it, then serve the emulator's models on port 8787",
+        "qproxy demo --once --port 0": "show it and stop, on any free port",
+    },
+    files={},
+    environment={},
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,20 @@ import argparse
 
 import trio
 
+from qproxy.cli.pages import Page
 from qproxy.cli.saying import say
 
+HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
+PAGE = Page(
+    about="""Serve the built-in Qwen emulator alone, with the identity server of Qwen accounts, to try signing in, chat and faults without
+    an account. It prints what to set to use it. The models fault-... and quirk-... answer with what servers do wrong.""",
+    examples={
+        "qproxy emulator": "serve it on port 8788",
+        "qproxy emulator --token-lifetime 20": "with tokens that must be renewed all the time",
+    },
+    files={},
+    environment={},
+)
 HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, chat and sign out, in another terminal:
 
     export QPROXY_HOME=$(mktemp -d) QPROXY_OAUTH_HOSTS={origin}

@@ -12,9 +12,23 @@ from pathlib import Path
 
 from qproxy import config as configuration
 from qproxy import keys
+from qproxy.cli.pages import CONFIGURATION, Page
 from qproxy.cli.saying import remark, say
 from qproxy.presets import ConfigError
 from qproxy.windows import WINDOWS
+
+HELP = "make, list and revoke the keys of your clients"
+PAGE = Page(
+    about="""Make, list and revoke the keys that your clients show. A key is printed once and kept only as its SHA-256. A running server
+    sees a change with its next request. Each action has a --help of its own.""",
+    examples={
+        "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "a key with limits",
+        "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "a key with budgets",
+        "qproxy keys list": "what is known of every key, but for the key",
+        "qproxy keys revoke bob": "refuse it from now on",
+    },
+    files={**CONFIGURATION, "$QPROXY_HOME/keys.json": "the keys, or where the setting keys_file says"},
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -17,9 +17,26 @@ import trio
 from qproxy import config as configuration
 from qproxy.auth import OAuthSource
 from qproxy.auth.device import DeviceFlow, Progress
+from qproxy.cli.pages import CONFIGURATION, DONE, Page
 from qproxy.cli.saying import complain, remark, remark_over, say
 from qproxy.presets import FREE_TIER_ENDED, AccountConfig, ConfigError
 
+HELP = "sign in to a Qwen account"
+PAGE = Page(
+    about="""Sign in to a Qwen account by the device flow: a page opens in the browser (or is shown, with a QR code), you approve, and the
+    tokens are saved. A running server takes them up by itself and renews them.
+
+    The free tier behind Qwen accounts ended on 2026-04-15: signing in may work while chat is refused.""",
+    examples={
+        "qproxy login": "sign in to the only account, else to one called qwen",
+        "qproxy login --account work --no-browser": "on a machine without a browser",
+    },
+    exits={**DONE, 130: "stopped with Ctrl-C; nothing was saved"},
+    files={
+        **CONFIGURATION,
+        "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens, or where the account's credentials says",
+    },
+)
 DEFAULT_NAME = "qwen"
 TEXT_BROWSERS = ("lynx", "links", "elinks", "w3m", "www-browser")
 INTERRUPTED = 130

@@ -8,7 +8,17 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.cli.login import chosen
+from qproxy.cli.pages import CONFIGURATION, DONE, Page
 from qproxy.cli.saying import complain, remark, say
+
+HELP = "sign out of a Qwen account: remove its tokens from this machine"
+PAGE = Page(
+    about="""Remove the tokens of a signed-in account from this machine. Qwen names no way to revoke a token: one that was copied elsewhere
+    works until it ends.""",
+    examples={"qproxy logout": "sign out of the only account", "qproxy logout --account work": "of this one"},
+    exits={**DONE, 1: "nobody is signed in, or the file cannot be removed"},
+    files={**CONFIGURATION, "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens"},
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

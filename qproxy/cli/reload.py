@@ -6,7 +6,21 @@ import argparse
 
 from qproxy import config as configuration
 from qproxy import running
+from qproxy.cli.pages import DONE, VARIABLES, Page
 from qproxy.cli.saying import complain, say
+
+HELP = "have a running server read its settings, keys and accounts again"
+PAGE = Page(
+    about="""Have the server of this data directory and port read its settings, keys and accounts again. No stream is dropped. Settings that
+    cannot be served change nothing, and are said here.""",
+    examples={
+        "qproxy reload": "the server on port 8787",
+        "qproxy reload --port 8080": "the one on another port",
+    },
+    exits={**DONE, 1: "there is no such server, or it kept its old settings"},
+    files={"$QPROXY_HOME/serving-PORT.json": "which process serves a port, and how its last reload went"},
+    environment={"QPROXY_HOME": VARIABLES["QPROXY_HOME"]},
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

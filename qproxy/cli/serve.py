@@ -1,4 +1,8 @@
-"""`qproxy serve`: its options are the table of settings."""
+"""`qproxy serve`: its options are the table of settings.
+
+Here: the options, and whether this process serves, is one of several workers, or supervises them.  What each of these
+does is in `process` and `workers`, imported when it is known which.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,46 @@ from typing import Any
 
 from qproxy import config as configuration
 from qproxy import workers
+from qproxy.cli.pages import CONFIGURATION, VARIABLES, Page
 from qproxy.cli.saying import say
+
+HELP = "serve your accounts"
+PAGE = Page(
+    about="""Serve OpenAI's API from your Qwen accounts, until SIGINT or SIGTERM. Every option is also a key of qproxy.toml
+    and a variable QPROXY_NAME; flags win over variables, variables over the file. `qproxy check` says beforehand whether it
+    would work.
+
+    The first signal stops new requests and lets those under way finish (graceful_timeout), a second one ends at once. SIGHUP,
+    or `qproxy reload`, reads the settings again without dropping a stream.""",
+    examples={
+        "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION names another region",
+        "qproxy serve --upstream http://127.0.0.1:8080/v1": "a Qwen server of your own",
+        "qproxy serve --workers 0": "a process for each core, supervised",
+        "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "as a service (docs/deploy/)",
+    },
+    exits={
+        0: "stopped by a signal",
+        1: "the address cannot be served, or the server broke",
+        2: "wrong usage or configuration",
+    },
+    files={
+        **CONFIGURATION,
+        "$QPROXY_HOME/keys.json": "keys of clients (`qproxy keys`)",
+        "$QPROXY_HOME/accounts/": "tokens of signed-in accounts (`qproxy login`)",
+        "$QPROXY_HOME/accounts.db": "what is known of the accounts, shared by all processes",
+        "$QPROXY_HOME/meters": "what keys have left of their limits a minute, shared by all processes",
+        "$QPROXY_HOME/ledger.sqlite3": "who used how much (`qproxy usage`)",
+        "$QPROXY_HOME/responses.sqlite3": "stored responses",
+    },
+    environment={
+        **VARIABLES,
+        "DASHSCOPE_API_KEY": "a key; with no accounts configured it is one by itself, like the keys of the plans: BAILIAN_CODING_PLAN_API_KEY, BAILIAN_TOKEN_PLAN_API_KEY",
+        "HTTPS_PROXY, NO_PROXY": "the proxy to reach upstreams, unless the setting proxy names one",
+    },
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Serve OpenAI's API from Qwen accounts. Every option is also a key of qproxy.toml and a variable "
-        "QPROXY_NAME; flags win over variables, variables over the file."
-    )
     parser.add_argument(
         "--config", metavar="PATH", help="configuration file (default: qproxy.toml, if there is one)"
     )

@@ -13,6 +13,7 @@ import trio
 
 from qproxy import config as configuration
 from qproxy import toolmaking
+from qproxy.cli.pages import DONE, Page
 from qproxy.cli.saying import complain, remark, say
 from qproxy.rounds import Workshop
 from qproxy.sandbox import Site
@@ -20,6 +21,16 @@ from qproxy.tools import calling
 from qproxy.tools.tool import Tool
 from qproxy.wire import jsontext
 
+HELP = "list the tools that this server runs, or try one"
+PAGE = Page(
+    about="""List the tools that this server runs for models, with the sandbox and the MCP servers, or call one as a model would. What a tool
+    says goes to standard output, how it went to standard error (docs/tools.md).""",
+    examples={
+        "qproxy tools": "what there is",
+        'qproxy tools run run_python \'{"code": "print(2**64)"}\'': "call one",
+    },
+    exits={**DONE, 1: "the tool failed or cannot run", 2: "wrong usage or configuration, or no such tool"},
+)
 CONNECT_SECONDS = 10.0
 """For MCP servers to tell their tools."""
 

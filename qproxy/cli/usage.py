@@ -16,9 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from qproxy import config as configuration
+from qproxy.cli.pages import CONFIGURATION, Page
 from qproxy.cli.saying import complain, remark, say
 from qproxy.windows import WINDOWS
 
+HELP = "show who used how much: requests, tokens and their estimated cost"
+PAGE = Page(
+    about="""Show who used how much, from the usage ledger: requests, tokens and their estimated cost, by key, account or model, within
+    windows (the last five hours, days, weeks, months). A running server writes it at most a second late.""",
+    examples={
+        "qproxy usage": "by key, for the usual windows",
+        "qproxy usage --by model --window month --csv": "for a spreadsheet",
+    },
+    files={**CONFIGURATION, "$QPROXY_HOME/ledger.sqlite3": "the ledger, or where the setting ledger says"},
+)
 EVER = "all"
 USUAL = ("5h", "day", "week", "month")
 COLUMNS = (

@@ -1,0 +1,32 @@
+"""`qproxy completion`: what a shell needs to complete the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from qproxy.cli.pages import DONE, Page
+from qproxy.cli.saying import say
+from qproxy.cli.shells import SHELLS, tree
+
+HELP = "print a script with which a shell completes commands and options"
+PAGE = Page(
+    about="""Print a script for bash, zsh or fish that completes commands, options and their values. It is made from the commands
+    themselves, so print it again after an upgrade.""",
+    examples={
+        'eval "$(qproxy completion bash)"': "in ~/.bashrc",
+        'eval "$(qproxy completion zsh)"': "in ~/.zshrc, after compinit",
+        "qproxy completion fish > ~/.config/fish/completions/qproxy.fish": "once",
+    },
+    exits={code: DONE[code] for code in (0, 2)},
+    files={},
+    environment={},
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=sorted(SHELLS), help="the shell that runs it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    say(SHELLS[arguments.shell](tree(arguments.parser)).rstrip())
+    return 0
