@@ -17,7 +17,16 @@ from qproxy.emulator import Emulator, Pause, Reply
 from qproxy.emulator.faults import HANG, chunk
 from tests.helpers import HELLO
 from tests.test_reloading import listens
-from tests.test_run import BODY, JSON_HEADER, ask, connected, counted, ended, free_port, process
+from tests.test_run import (
+    BODY,
+    JSON_HEADER,
+    PATIENCE,
+    ask,
+    connected,
+    counted,
+    ended,
+    serving,
+)
 
 BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 SLOW = Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n"))
@@ -56,7 +65,7 @@ async def notified(path):
         await listening.bind(str(path))
 
         async def word():
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE):
                 return await listening.recv(100)
 
         yield word
@@ -65,7 +74,7 @@ async def notified(path):
 async def rest(client):
     """What is left of a stream."""
     body = b""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while data := getattr(await client.event(), "data", b""):
             body += data
     await client.aclose()
@@ -91,7 +100,7 @@ def complete(home, pid, without=()):
 
 async def until(condition, *arguments):
     """What a condition of other processes gives, once it is true."""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while not (found := condition(*arguments)):  # noqa: ASYNC110 - other processes
             await trio.sleep(0.02)
     return found
@@ -104,11 +113,11 @@ def gone(pids):
 async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
     """A killed worker is replaced while the other's stream goes on; any worker tells of all; a reload reaches all and a
     bad one none; SIGTERM lets streams end, with exit code 0."""
-    emulator, port = Emulator(), await free_port()
+    emulator = Emulator()
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
 
-    async def reload(extra):
+    async def reload(port, extra):
         path.write_text(SETTINGS.format(extra=extra, url=emulator.base_url))
         code = await trio.to_thread.run_sync(cli.main, ["reload", "--port", str(port)])
         return code, capsys.readouterr()
@@ -116,9 +125,8 @@ async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
     async with trio.open_nursery() as nursery, notified(tmp_path / "notify") as word:
         await nursery.start(emulator.serve)
         path.write_text(SETTINGS.format(extra="workers = 2", url=emulator.base_url))
-        command = ("qproxy", "serve", "--port", str(port), "--config", str(path))
         environ = {"QPROXY_HOME": str(tmp_path), "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        async with process(*command, **environ) as child:
+        async with serving("--config", str(path), **environ) as (child, port):
             assert await word() == b"READY=1"
             before = await until(complete, tmp_path, child.pid)
             emulator.script(SLOW)
@@ -130,9 +138,9 @@ async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
             after = await until(complete, tmp_path, child.pid, [victim])
             assert len(set(after) & set(before)) == 1
             assert [await counted(port) for _ in range(4)] == [2] * 4
-            code, said = await reload('workers = 2\ndefault_model = "m"')
+            code, said = await reload(port, 'workers = 2\ndefault_model = "m"')
             assert (code, "changed: default_model" in said.out) == (0, True)
-            code, said = await reload("[")
+            code, said = await reload(port, "[")
             assert (code, "qproxy.toml" in said.err) == (1, True)
             emulator.script(SLOW)
             client = await streaming(port)
@@ -146,12 +154,12 @@ async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
 
 async def test_a_second_signal(tmp_path):
     """It ends all workers at once, and the exit code says which signal it was."""
-    emulator, port = Emulator(), await free_port()
+    emulator = Emulator()
     emulator.script(Reply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
-        command = ("qproxy", "serve", "--port", str(port), "--workers", "2", "--upstream", emulator.base_url)
-        async with process(*command, QPROXY_HOME=str(tmp_path)) as child:
+        options = ("--workers", "2", "--upstream", emulator.base_url)
+        async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
             client = await streaming(port)
             pids = children(child.pid)
             child.send_signal(signal.SIGTERM)
@@ -181,14 +189,13 @@ async def connected_to(port, pid, pids):
 async def test_a_limit_for_all_and_no_orphans(tmp_path):
     """A key's requests a minute are those of the machine, whichever worker is asked; and workers whose supervisor was
     killed stop by themselves."""
-    emulator, port = Emulator(), await free_port()
+    emulator = Emulator()
     _, secret = keys.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
-        command = ("qproxy", "serve", "--port", str(port), "--workers", "2", "--upstream", emulator.base_url)
-        async with process(*command, QPROXY_HOME=str(tmp_path)) as child:
-            await (await connected(port)).aclose()
+        options = ("--workers", "2", "--upstream", emulator.base_url)
+        async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
             pids = await until(complete, tmp_path, child.pid)
             clients = [await connected_to(port, pid, pids) for pid in pids]
             statuses = []

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from qproxy.wal import write_ahead
+from qproxy.database import opened
 
 
 def test_all_at_once(tmp_path):
@@ -17,8 +17,7 @@ def test_all_at_once(tmp_path):
         start.wait()
         try:
             for _ in range(20):
-                with closing(sqlite3.connect(path, timeout=20, isolation_level=None)) as database:
-                    write_ahead(database, 20)
+                with closing(opened(path, patience=20)) as database:
                     database.execute("CREATE TABLE IF NOT EXISTS t (x)")
         except sqlite3.Error as error:
             failed.append(error)
@@ -34,10 +33,7 @@ def test_all_at_once(tmp_path):
 def test_a_lock_that_stays(tmp_path):
     """The wait has an end."""
     path = tmp_path / "x.sqlite3"
-    with (
-        closing(sqlite3.connect(path, isolation_level=None)) as one,
-        closing(sqlite3.connect(path, timeout=0)) as two,
-    ):
+    with closing(sqlite3.connect(path, isolation_level=None)) as one:
         one.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
-            write_ahead(two, 0.02)
+            opened(path, patience=0.02)
