@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from qproxy.budgets import Budgets
 from qproxy.config import Config, home
+from qproxy.dashboard import Dashboard
 from qproxy.door import Access
 from qproxy.ledger import Ledger, Pricing
 from qproxy.ledger.prices import Price, Tier
@@ -28,6 +29,7 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 
 def watch(server: Server, config: Config, meeting: Path | None = None) -> None:
     """Have everybody who looks on hear of the server's requests.  `meeting`: where its siblings are, if it is a worker."""
+    server.families.append(Dashboard(server))
     siblings = Siblings(meeting or family(home()))
     monitoring = Monitoring(server, siblings, Access(config.metrics_access))
     siblings.answers[QUESTION] = monitoring.answer

@@ -36,7 +36,8 @@ def _int(text: str) -> int:
 
 
 _strictly: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float, "parse_int": _int}
-_read = json.JSONDecoder(**_strictly).decode
+_strict = json.JSONDecoder(**_strictly)
+_read = _strict.decode
 _lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
@@ -46,6 +47,14 @@ def loads(text: str | bytes) -> Any:
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
         return _read(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def strictly_at(text: str, position: int) -> tuple[Any, int]:
+    """The JSON value at `position`, and where it ends; ValueError when there is none."""
+    try:
+        return _strict.raw_decode(text, position)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
