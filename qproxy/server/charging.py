@@ -42,9 +42,7 @@ async def charge_more(parts: Parts, tokens: int, minutes: int) -> None:
     key, more = current.client(), tokens - scope.get("qproxy.charged", 0)
     scope["qproxy.charged"] = tokens
     if "qproxy.meter" in scope:
-        now, meter = trio.current_time(), scope["qproxy.meter"]
-        meter.give_back(-more, -minutes, now)
-        meter.check(0, 0, now)
+        scope["qproxy.meter"].take_more(more, minutes, trio.current_time())
     if key is not None and "qproxy.claim" in scope:
         scope["qproxy.claim"].add(more)
         await parts.budgets.going_on(key)
