@@ -9,7 +9,10 @@ The idea: a connection belongs to one `Response` until its body has been read to
 happens (an error, a cancellation at any await) closes it.  There is no background task, so there is nothing
 to lose: the pool is a list of idle sockets and a count.
 
-A WebSocket (`websocket`) takes its connection from here too, and keeps it to its own end.
+pool        which connection carries a request (`connection`), and through which `proxy`
+response    the answer: its head, and its body as it comes (`bodies`)
+websocket   a WebSocket over a connection that it keeps to its own end
+patience    waiting for bytes in a way that can be given up
 
 RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6; RFC 6455 (trio-websocket).
 """
