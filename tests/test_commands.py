@@ -45,7 +45,8 @@ EXAMPLES = [(name, line) for name, command in cli.COMMANDS.items() for line in c
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
 def test_every_example_is_a_command_line(name, line):
     """What the pages show is understood as it stands."""
-    inner = re.search(r"qproxy .+?(?=$| [|<>] |\)\")", line)
+    line = line.removeprefix('eval "$(').removesuffix(')"')
+    inner = re.search(r"qproxy .+?(?=$| [|<>] )", line)
     assert inner is not None
     words = shlex.split(inner[0])
     assert cli.parser().parse_args(words[1:]).command == name

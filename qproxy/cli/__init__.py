@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
     PAGE.put_on(top)
+    top.set_defaults(parser=top)  # for the command that tells shells about it
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         one = commands.add_parser(name, help=command.HELP)

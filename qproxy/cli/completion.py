@@ -28,7 +28,5 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.cli import parser  # late: it knows this module
-
-    say(SHELLS[arguments.shell](tree(parser())).rstrip())
+    say(SHELLS[arguments.shell](tree(arguments.parser)).rstrip())
     return 0
