@@ -55,9 +55,7 @@ class Circuit:
         """How a request ended: with an answer (None) or with an error."""
         if error is None or not is_down(error):
             self.failures, self._probing = 0, False
-        elif (
-            self.failures < THRESHOLD or self._probing
-        ):  # those that were under way when it opened say nothing new
+        elif self.failures < THRESHOLD or self._probing:  # those under way when it opened say nothing new
             self.failures += 1
             self._probing = False
             self._until = now + self._pause()

@@ -16,9 +16,10 @@ import trio
 
 from qproxy.abreast import absorb, side_by_side
 from qproxy.accounts import Account
+from qproxy.answer import MAX_WHOLE_BODY
 from qproxy.auth import Credential
 from qproxy.observe import Story
-from qproxy.relay import MAX_ERROR_BODY, MAX_WHOLE_BODY, Relay
+from qproxy.relay import MAX_ERROR_BODY, Relay
 from qproxy.trying import Tries
 from qproxy.wire import vectors
 from qproxy.wire.errors import RequestError

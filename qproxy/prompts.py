@@ -11,27 +11,16 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from qproxy.abreast import absorb, side_by_side
+from qproxy.answer import Pulled
 from qproxy.observe import Story
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Done, Event, Failed, Finish, Reasoning, Refusal, Text, Turn, Usage
 
 AT_ONCE = 4
 """Whole answers that one request has under way."""
-
-
-class Pulled(Protocol):
-    """An answer under way, as `relay.Answer` is one."""
-
-    def interrupt(self) -> None: ...
-
-    async def receive(self, until: float = math.inf) -> list[Event]: ...
-
-    async def all(self) -> list[Event]: ...
-
-
 Open: TypeAlias = Callable[[Turn, Story, AsyncExitStack], Awaitable[Pulled]]
 
 
@@ -103,7 +92,7 @@ class Series:
             self._current.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """As `relay.Answer.receive`.  Between two answers `until` waits for the first event of the next."""
+        """As `Pulled` says.  Between two answers `until` waits for the first event of the next."""
         if self._pending:
             events, self._pending = self._pending, []
             return events

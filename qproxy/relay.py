@@ -1,10 +1,8 @@
 """One request, start to end: lease an account, send, decode, and try elsewhere when that can help.
 
-The only room where `wire` meets Trio.  The idea: an `Answer` is *pulled*.  `Relay.open` returns once the
-first meaningful event is there (so that an early error keeps its true status), and each `Answer.receive`
-reads once from the upstream and returns every event that became certain: no queue, no pump task, no nursery
-and no cancel scope across a `yield`.  All that was opened is entered on the exit stack of the request, which
-closes it whatever happens.
+Here `wire` meets Trio.  `Relay.open` returns once the first meaningful event of the answer is there (so that an early
+error keeps its true status); from then on the answer is pulled (`answer`).  All that was opened is entered on the exit
+stack of the request, which closes it whatever happens.
 
 Which account is asked, and whether another try follows an error, is `trying`'s.
 """
@@ -12,145 +10,28 @@ Which account is asked, and whether another try follows an error, is `trying`'s.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from qproxy.accounts import Account, Accounts
+from qproxy.answer import MAX_WHOLE_BODY, Answer, Pulled
 from qproxy.auth import Credential
 from qproxy.meters import estimate
 from qproxy.observe import Story
-from qproxy.prompts import Pulled, Series
+from qproxy.prompts import Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Done, Event, Failed, Turn, Usage
+from qproxy.wire.events import Event, Turn
 from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
 MAX_ERROR_BODY = 64 * 1024
-MAX_WHOLE_BODY = 64 * 1024 * 1024
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
-
-
-def starts_answer(event: Event) -> bool:
-    """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
-    return not isinstance(event, Usage | Done | Failed)
-
-
-class Answer:
-    """An answer under way: `receive()` until it returns nothing.
-
-    A failure is the last event, a `Failed`; nothing is raised but cancellation.
-    """
-
-    def __init__(self, story: Story, *, source: Response | None, front: Chain, back: Chain) -> None:
-        self._source = source
-        self._front = front
-        self._back = back
-        self._story = story
-        self._pending: list[Event] = []
-        self._over = False
-        self._bytes = 0
-        self._usage: Usage | None = None
-        self._pieces = 0
-
-    def __repr__(self) -> str:
-        return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
-
-    def interrupt(self) -> None:
-        """Make the `receive` that is waiting, if there is one, raise Quiet."""
-        if self._source is not None:
-            self._source.interrupt()
-
-    async def receive(self, until: float = math.inf) -> list[Event]:
-        """Every event that became certain with one read of the upstream; empty at the end.
-
-        Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
-        """
-        if self._pending:
-            events, self._pending = self._pending, []
-            return events
-        while not self._over:
-            events = await self._read(until)
-            if events:
-                return events
-        return []
-
-    def tokens(self, prompt: int) -> int:
-        """How many it took: as the server says, else about so many as there are events, and the prompt's."""
-        return self._usage.total_tokens if self._usage else prompt + self._pieces
-
-    async def all(self) -> list[Event]:
-        """The rest of the answer, up to a size that nobody's answer has."""
-        events: list[Event] = []
-        while piece := await self.receive():
-            events.extend(piece)
-            if self._bytes > MAX_WHOLE_BODY:
-                message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
-                return [*events, Failed(UpstreamError(message, code="upstream_invalid_response"))]
-        return events
-
-    async def started(self) -> None:
-        """Return when the first event of the answer is there; raise the error when it never comes."""
-        events: list[Event] = []
-        while not any(starts_answer(event) for event in events):
-            piece = await self.receive()
-            if not piece:
-                raise self._empty()
-            events += piece
-            if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
-                error = piece[-1].error
-                raise self._empty() if error.retry is Retry.ONCE else error  # once: the end is all that came
-        self._pending = events
-
-    def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
-        """Events that are there already: a whole answer."""
-        self._pending = self._seen(self._back.feed_many(list(events)))
-        if last and not self._over:
-            self._pending += self._close()
-
-    def _empty(self) -> UpstreamError:
-        """An answer without an answer, and what it consisted of, for whoever looks for the cause."""
-        came = f"{self._bytes} bytes without an event of an answer" if self._bytes else "an empty body"
-        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=Retry.ONCE)
-
-    async def _read(self, until: float) -> list[Event]:
-        assert self._source is not None
-        before = trio.current_time()
-        try:
-            data = await self._source.receive(until)
-            self._bytes += len(data)
-        except UpstreamError as error:
-            last = [*self._front.close(), Failed(error)]
-            self._over = True
-            return self._seen(self._back.feed_many(last))
-        finally:
-            self._story.upstream_seconds += trio.current_time() - before
-        if not data:
-            return self._close()
-        return self._seen(self._back.feed_many(self._front.feed(data)))
-
-    def _close(self) -> list[Event]:
-        self._over = True
-        events = self._back.feed_many(self._front.close())
-        return self._seen([*events, *self._back.close()])
-
-    def _seen(self, events: Iterable[Event]) -> list[Event]:
-        seen = []
-        for event in events:
-            seen.append(event)
-            self._pieces += 1
-            if isinstance(event, Usage):
-                self._story.usage = self._usage = event
-            elif isinstance(event, Failed):
-                self._over = True
-                break
-        return seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from qproxy.presets import AccountConfig, ConfigError
 from qproxy.reloading import Reloader, Running
 from qproxy.serving import assemble, reassemble
 from tests.helpers import HELLO, H1Client, H2Client, frames
-from tests.test_run import connected, ended, free_port, process
+from tests.test_run import connected, ended, process, serving
 
 JSON_HEADER = ("content-type", "application/json")
 PATH = "/v1/chat/completions"
@@ -81,11 +81,11 @@ async def listens(port):
 
 async def test_a_second_signal_ends_at_once():
     """The first lets a request go on, the second does not, and the exit code says which signal it was."""
-    emulator, port = Emulator(), await free_port()
+    emulator = Emulator()
     emulator.script(Reply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
-        async with process("qproxy", "serve", "--port", str(port), "--upstream", emulator.base_url) as child:
+        async with serving("--upstream", emulator.base_url) as (child, port):
             client = await connected(port)
             await client.send("POST", PATH, body(True), [JSON_HEADER])
             assert (await client.event()).status_code == 200
@@ -110,7 +110,7 @@ base_url = "{url}"
 
 async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
     """`qproxy reload` changes what requests meet without a dropped stream; a bad file changes nothing and says why."""
-    emulator, port = Emulator(), await free_port()
+    emulator, port = Emulator(), 0
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
 
@@ -125,8 +125,7 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         write("")
-        command = ("qproxy", "serve", "--port", str(port), "--config", str(path))
-        async with process(*command, QPROXY_HOME=str(tmp_path)) as child:
+        async with serving("--config", str(path), QPROXY_HOME=str(tmp_path)) as (child, port):
             client = await connected(port)
             emulator.script(Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n")))
             await client.send("POST", PATH, body(True), [JSON_HEADER])

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -29,7 +30,8 @@ from tests.observe.test_metrics import samples
 
 BODY = json.dumps(HELLO).encode()
 JSON_HEADER = ("content-type", "application/json")
-START_TIMEOUT = 40
+PATIENCE = 100
+"""Seconds that another process is waited for, however busy the machine is; longer only ever means never."""
 HOME = tempfile.mkdtemp(prefix="qproxy-test-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
@@ -42,14 +44,15 @@ async def free_port():
 
 
 @asynccontextmanager
-async def process(*command, **environ):
-    """A child process that is ended by pid whatever happens."""
+async def process(*command, stdout=subprocess.DEVNULL, inherited=(), **environ):
+    """A child process that is ended by pid whatever happens; `inherited` are descriptors that it may use."""
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     child = await trio.lowlevel.open_process(
         [sys.executable, "-m", *command],
         env={**kept, "QPROXY_HOME": HOME, **environ},
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.DEVNULL,
+        pass_fds=inherited,
     )
     try:
         yield child
@@ -59,9 +62,34 @@ async def process(*command, **environ):
         await child.wait()
 
 
+@asynccontextmanager
+async def serving(*options, **environ):
+    """`qproxy serve` on whatever port is free: the process, and the port that it says."""
+    command = ("qproxy", "serve", "--port", "0", *options)
+    async with process(*command, stdout=subprocess.PIPE, **environ) as child, child.stdout:
+        said = b""
+        with trio.fail_after(PATIENCE):
+            while not (found := re.search(rb"http://127\.0\.0\.1:(\d+)/v1", said)):
+                piece = await child.stdout.receive_some()
+                assert piece, said
+                said += piece
+        yield child, int(found[1])
+
+
+@asynccontextmanager
+async def listening():
+    """A socket that listens on whatever port is free, for a process to inherit; the socket, and its port.
+
+    Clients may connect before the process is there: nobody else can have taken the port meanwhile.
+    """
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        yield listener.socket, listener.socket.getsockname()[1]
+
+
 async def connected(port):
     """A client of a server that may still be starting."""
-    with trio.fail_after(START_TIMEOUT):
+    with trio.fail_after(PATIENCE):
         while True:
             try:
                 return H1Client(await trio.open_tcp_stream("127.0.0.1", port))
@@ -78,16 +106,16 @@ async def ask(port):
 
 
 async def ended(child):
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         return await child.wait()
 
 
 async def test_the_command():
     """`qproxy serve --upstream` serves an open server, and SIGTERM ends it with exit code 0."""
-    emulator, port = Emulator(), await free_port()
+    emulator = Emulator()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
-        async with process("qproxy", "serve", "--port", str(port), "--upstream", emulator.base_url) as child:
+        async with serving("--upstream", emulator.base_url) as (child, port):
             status, body = await ask(port)
             assert (status, body["object"]) == (200, "chat.completion")
             child.send_signal(signal.SIGTERM)
@@ -112,7 +140,7 @@ def sockets():
 
 async def everybody_counts(port, workers):
     """Behind one port any worker answers /metrics for all of them."""
-    with trio.fail_after(START_TIMEOUT):
+    with trio.fail_after(PATIENCE):
         while True:
             if workers < 2 or len(sockets()) == workers:
                 break
@@ -127,12 +155,13 @@ async def test_hypercorns_command(workers, tmp_path):
     """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one, and keep one
     ledger; a request survives SIGTERM."""
     ledger = str(tmp_path / "ledger.sqlite3")
-    emulator, port = Emulator(delay=0.1), await free_port()
-    command = ("hypercorn", "qproxy:app", "--worker-class", "trio", "-w", workers, "-b", f"127.0.0.1:{port}")
-    async with trio.open_nursery() as nursery:
+    emulator = Emulator(delay=0.1)
+    async with trio.open_nursery() as nursery, listening() as (listener, port):
         await nursery.start(emulator.serve)
         environ = {"QPROXY_UPSTREAM": emulator.base_url, "QPROXY_HOST": "127.0.0.1", "QPROXY_LEDGER": ledger}
-        async with process(*command, **environ) as child:
+        fd = listener.fileno()
+        command = ("hypercorn", "qproxy:app", "--worker-class", "trio", "-w", workers, "-b", f"fd://{fd}")
+        async with process(*command, inherited=(fd,), **environ) as child:
             assert (await ask(port))[0] == 200
             await everybody_counts(port, int(workers))
             client = await connected(port)

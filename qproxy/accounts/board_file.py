@@ -2,8 +2,8 @@
 
 One row an account, its standing as JSON, changed in one transaction.  SQLite because it survives a process that is
 killed in the middle, and because its lock is taken back from the dead.  All of it happens in a thread, one at a time:
-the event loop waits for no disk.  Nothing is forced to the disk either (WAL, synchronous=NORMAL): after a loss of
-power the last seconds may be missing, which costs an answer or two.
+the event loop waits for no disk.  After a loss of power the last seconds may be missing (`database`), which costs an
+answer or two.
 
 A board that cannot be used raises BoardError, which its users survive.
 """
@@ -33,7 +33,7 @@ from qproxy.accounts.board import (
     merged,
     to_json,
 )
-from qproxy.folders import make_private
+from qproxy.database import opened, opened_to_read, transaction
 
 T = TypeVar("T")
 LOCK_SECONDS = 2.0
@@ -90,18 +90,13 @@ class BoardFile:
         """Read some rows, change some, as if nobody else were there."""
         with _ours(self.path):
             connection = self._connection = self._connection or _opened(self.path, self._wall())
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 changed, result = change(_rows(connection, identities))
                 now = self._wall()
                 connection.executemany(
                     "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)",
                     [(key, json.dumps(to_json(standing)), now) for key, standing in changed.items()],
                 )
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.rollback()
-                raise
             return result
 
 
@@ -110,7 +105,7 @@ def read(path: Path) -> dict[str, Standing]:
     if not path.exists():
         return {}
     with _ours(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+        connection = opened_to_read(path, patience=LOCK_SECONDS)
         try:
             return _rows(connection)
         finally:
@@ -126,12 +121,8 @@ def _ours(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path, wall: float) -> sqlite3.Connection:
-    make_private(path.parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = opened(path, patience=LOCK_SECONDS)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)
         connection.execute("DELETE FROM accounts WHERE at < ?", (wall - FORGOTTEN,))
     except BaseException:

@@ -119,9 +119,8 @@ class DeviceFlow:
         with trio.move_on_at(self._ends):
             answer = await self._decision(device)
         if isinstance(answer, Granted):
-            with trio.CancelScope(
-                shield=True
-            ):  # it is granted once: what is left is bounded by the disk's timeouts
+            # It is granted once; what is left is bounded by the disk's timeouts.
+            with trio.CancelScope(shield=True):
                 await self._keep(answer)
         elif isinstance(answer, Ended):
             self._become(_ENDED.get(answer.kind, "failed"), answer.words)

@@ -89,10 +89,8 @@ class Lock:
             os.rename(self._file, aside)
         except FileNotFoundError:
             return True
-        if not os.path.samestat(
-            found, os.lstat(aside)
-        ):  # another thief was faster, and this is its living lock
-            with suppress(OSError):
+        if not os.path.samestat(found, os.lstat(aside)):
+            with suppress(OSError):  # another thief was faster, and this is its living lock
                 os.link(aside, self._file)
         os.unlink(aside)
         return True

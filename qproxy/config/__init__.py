@@ -79,10 +79,7 @@ def table() -> str:
     blank = Config()
     for name, item in SETTINGS.items():
         default = getattr(blank, name)
-        shown = (
-            ""
-            if default in (None, "", [], {})
-            else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-        )
+        said = str(default).lower() if isinstance(default, bool) else default
+        shown = "" if default in (None, "", [], {}) else f"`{said}`"
         rows.append(f"| `{name}` | {words(TYPES[name])} | {shown} | {item.metadata['help']} |")
     return "\n".join(rows) + "\n"

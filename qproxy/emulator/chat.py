@@ -108,11 +108,8 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
     choice = body.get("tool_choice")
     forced = isinstance(choice, dict) or choice == "required"
-    if (
-        tools
-        and choice != "none"
-        and (forced or (last.get("role") != "tool" and not GREETING.match(question)))
-    ):
+    asks = last.get("role") != "tool" and not GREETING.match(question)
+    if tools and choice != "none" and (forced or asks):
         return thought, "", [_call(function, question) for function in _chosen(tools, choice, question)]
     if last.get("role") == "tool":
         results = [_text(m) for m in body["messages"] if m.get("role") == "tool"]

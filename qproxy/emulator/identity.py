@@ -150,18 +150,15 @@ class Identity:
             case "POST", "/api/v1/oauth2/device/code":
                 return self._begin(form, origin)
             case "POST", "/api/v1/oauth2/token":
-                grant = form.get("grant_type")
-                return (
-                    self._refreshed(form, origin) if grant == "refresh_token" else self._polled(form, origin)
-                )
+                refresh = form.get("grant_type") == "refresh_token"
+                return self._refreshed(form, origin) if refresh else self._polled(form, origin)
             case "GET", "/authorize":
                 return _page(query.get("user_code", ""))
             case "POST", "/authorize":
                 approve = form.get("decision") == "approve"
-                done = self.decide(form.get("user_code", ""), approve=approve)
-                return _page(
-                    None, ("Signed in." if approve else "Denied.") if done else "There is no such code."
-                )
+                if not self.decide(form.get("user_code", ""), approve=approve):
+                    return _page(None, "There is no such code.")
+                return _page(None, "Signed in." if approve else "Denied.")
             case "POST", "/emulator/next":
                 return self._next(form)
             case "POST", "/emulator/expire":

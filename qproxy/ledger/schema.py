@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from qproxy.folders import make_private
+from qproxy.database import opened, opened_to_read, transaction
 
 BUSY_SECONDS = 5.0
 """For another process to end its write."""
@@ -92,15 +92,8 @@ class LedgerError(Exception):
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The ledger of this path, made or brought up to date.  LedgerError when it cannot be."""
     try:
-        make_private(path.parent)
-        path.touch(mode=0o600)
-        connection = sqlite3.connect(
-            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection = opened(path, patience=BUSY_SECONDS)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A killed process loses nothing that was written, a lost power at most the last moments.
-            connection.execute("PRAGMA synchronous = NORMAL")
             _migrate(connection, path)
         except BaseException:
             connection.close()
@@ -115,7 +108,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise LedgerError(f"{path}: there is no ledger yet; a server writes it with its first request.")
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+        connection = opened_to_read(path, patience=BUSY_SECONDS)
         if not 0 < version(connection) <= len(MIGRATIONS):
             connection.close()
             raise LedgerError(f"{path}: not written by this version of qproxy.")
@@ -134,8 +127,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the file to today's version; several processes may try at once."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         known = version(connection)
         if known > len(MIGRATIONS):
             raise LedgerError(f"{path}: written by a newer qproxy (version {known} of its tables).")
@@ -146,8 +138,3 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             for statement in statements:
                 connection.execute(statement)
             connection.execute("INSERT INTO schema_version VALUES (?, datetime('now'))", (number,))
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise

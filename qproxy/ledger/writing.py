@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
+from qproxy.database import transaction
 from qproxy.ledger import schema
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import Row, hour_of, row_of
@@ -263,15 +264,9 @@ _ADD = """
 
 def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
     """All of the rows and what they add to their hours, or none; a row that is there already adds nothing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for row in rows:
             if connection.execute(_INSERT, row).rowcount:
                 hour = hour_of(row)
                 if hour is not None:
                     connection.execute(_ADD, hour)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise

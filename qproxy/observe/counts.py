@@ -54,9 +54,7 @@ class Counts:
         for listener in self.listeners:
             try:
                 listener(record)
-            except (
-                Exception
-            ):  # one that fails must not keep the others, or the request's stack, from their work
+            except Exception:  # it must not keep the others, or the request's stack, from their work
                 log.exception("%r failed", listener)
 
 

@@ -59,11 +59,9 @@ class Formatter(logging.Formatter):
 
 def printable(text: str) -> str:
     """The text without what would break a line, or tell a terminal to do something: clients choose paths and names."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    )
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _when(record: logging.LogRecord) -> str:

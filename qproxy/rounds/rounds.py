@@ -1,6 +1,6 @@
 """An answer of several rounds, pulled like an answer of one.
 
-`Rounds` has the face of `relay.Answer`, so what streams or assembles an answer does not know of it: `receive` gives
+`Rounds` is `Pulled` as any other answer, so what streams or assembles an answer does not know of it: `receive` gives
 the events of the round under way, and between two rounds what the tools say as each ends.
 
 Who owns what: the tools of a round run in parallel, together with the opening of the next round, in *one* task of the
@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from qproxy.answer import Pulled
 from qproxy.observe import Story
-from qproxy.prompts import Pulled
 from qproxy.relay import Relay
 from qproxy.rounds.memory import Memory, Place
 from qproxy.tools import calling

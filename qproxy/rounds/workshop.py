@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import trio
 
+from qproxy.answer import Pulled
 from qproxy.keys import Key
 from qproxy.observe import Story
-from qproxy.prompts import Pulled
 from qproxy.relay import Relay
 from qproxy.rounds.memory import Memory, place
 from qproxy.rounds.rounds import LIMIT, Rounds, Tools

@@ -73,9 +73,8 @@ def program(machine: str) -> bytes | None:
     steps += [(LOAD, 0, 0, NUMBER)]
     if machine == "x86_64":
         steps += _unless(AT_LEAST, X32, errno.ENOSYS)
-    steps += _unless(
-        EQUAL, numbers.clone3, errno.ENOSYS
-    )  # its flags are out of a filter's sight; clone's are not
+    # Its flags are out of a filter's sight; clone's are not.
+    steps += _unless(EQUAL, numbers.clone3, errno.ENOSYS)
     for number in numbers.refused:
         steps += _unless(EQUAL, number, errno.EPERM)
     steps += [(EQUAL, 0, 3, numbers.clone), (LOAD, 0, 0, FIRST_ARGUMENT)]

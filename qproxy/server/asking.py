@@ -13,9 +13,9 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+from qproxy.answer import Pulled
 from qproxy.lives import Life
 from qproxy.meters import estimate
-from qproxy.prompts import Pulled
 from qproxy.server import current
 from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route

@@ -14,10 +14,10 @@ from typing import Any
 
 import trio
 
+from qproxy.answer import Pulled
 from qproxy.lives import Life
 from qproxy.observe import Record, ToolRun
 from qproxy.observe.bodies import Streamed
-from qproxy.prompts import Pulled
 from qproxy.server.reply import Pieces
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder

@@ -12,7 +12,6 @@ discarded from its beginning.  The file is for the owner's eyes only: it holds p
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import TypeVar
 
 import trio
 
-from qproxy.folders import make_private
+from qproxy.database import opened
 from qproxy.stored import Missing, Statistics, Stored, StoreError
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
@@ -132,17 +131,7 @@ class SQLiteStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            if self._path is not None:
-                make_private(self._path.parent)
-                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._database = database = sqlite3.connect(
-                self._path or ":memory:",
-                timeout=self._timeout / 2,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
+            self._database = database = opened(self._path, patience=self._timeout / 2)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:
                 raise sqlite3.DatabaseError(f"{self._path} was written by a newer qproxy")

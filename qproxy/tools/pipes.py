@@ -65,6 +65,8 @@ class _LastWords:
 
     def __init__(self) -> None:
         self.line = ""
+        self.over = trio.Event()
+        """Nothing more will be said."""
 
     async def listen(self, child: Child) -> None:
         rest = b""
@@ -73,6 +75,7 @@ class _LastWords:
             rest = rest[-MAX_WORDS:]
             for line in lines:
                 self.line = line.decode("utf-8", "replace").strip()[:MAX_WORDS] or self.line
+        self.over.set()
 
 
 async def _read(child: Child, incoming: Any, words: _LastWords) -> None:
@@ -93,6 +96,8 @@ async def _read(child: Child, incoming: Any, words: _LastWords) -> None:
             else:
                 await incoming.send(SessionMessage(message))
     code = await child.wait()
+    with trio.move_on_after(FAREWELL_SECONDS):  # a program that it started may keep standard error open
+        await words.over.wait()
     raise Ended(f"it ended with exit code {code}{': ' if words.line else ''}{words.line}")
 
 

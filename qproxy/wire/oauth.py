@@ -136,10 +136,8 @@ def _post(url: str, fields: Mapping[str, str], extra: Headers = ()) -> HTTPReque
     headers = (
         (b"content-type", b"application/x-www-form-urlencoded"),
         (b"accept", b"application/json"),
-        (
-            b"connection",
-            b"close",
-        ),  # a rotating token must not be sent again by a pool that lost its connection
+        # A rotating token must not be sent again by a pool that lost its connection.
+        (b"connection", b"close"),
     )
     return HTTPRequest("POST", url, (*headers, *extra), form(fields))
 

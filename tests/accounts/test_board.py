@@ -235,7 +235,7 @@ async def test_one_pace_for_two_processes(tmp_path):
 async def test_how_a_login_is_stands_on_the_board(tmp_path):
     """Whoever reads the board knows whether somebody is signed in, and until when, but no token."""
     board = BoardFile(tmp_path / "b.db")
-    async with signed(tmp_path) as it:
+    async with signed(tmp_path, interval=0.05) as it:  # polled in real time: the board works in a thread
         accounts = Accounts([Account("me", it.source(), identity="id")], sharing=Sharing(board))
         await accounts.share()
         login = read(board.path)["id"].login

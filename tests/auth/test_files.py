@@ -167,7 +167,7 @@ def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
 
 def test_processes_at_once_spend_each_refresh_token_once():
     """Eight processes on one account that ends again and again: no token is shown twice, all end with the newest."""
-    found = script("racing", "--processes", "8", "--seconds", "1.5")
+    found = script("racing", "--processes", "8", "--tokens", "4")
     assert found["reused"] == 0
-    assert found["refreshes"] >= 2
+    assert found["refreshes"] >= 3
     assert found["with_the_newest"] == 8

@@ -282,11 +282,9 @@ _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'
 
 def logprobs_object(value: JSON) -> JSON:
     """`choices[].logprobs` with both of its required keys."""
-    return (
-        {"content": value.get("content"), "refusal": value.get("refusal")}
-        if isinstance(value, dict)
-        else None
-    )
+    if not isinstance(value, dict):
+        return None
+    return {"content": value.get("content"), "refusal": value.get("refusal")}
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -174,11 +174,8 @@ def _audio_message(message: dict[str, JSON]) -> dict[str, JSON]:
     if not isinstance(content, list):
         return message
     parts = [_audio_part(part) for part in content]
-    return (
-        message
-        if all(new is old for new, old in zip(parts, content, strict=True))
-        else {**message, "content": parts}
-    )
+    same = all(new is old for new, old in zip(parts, content, strict=True))
+    return message if same else {**message, "content": parts}
 
 
 def _audio_part(part: JSON) -> JSON:
