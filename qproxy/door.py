@@ -33,6 +33,8 @@ EXPOSED = ", ".join(
     )
 )  # fmt: skip
 """The response fields of ours that a page's script may read."""
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+"""Fields by which a proxy says that somebody else asks."""
 SECURITY = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -49,6 +51,8 @@ class Access(enum.Enum):
     """Whoever shows a key, where keys are demanded."""
     ADMIN = "admin"
     """Whoever runs the server: shows `admin_key`, or, where there is none, asks on the same machine."""
+    SESSION = "session"
+    """The same person in a browser; the page itself asks (`dashboard.guard`), for it has a form to answer with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +91,26 @@ class Door:
             if not hmac.compare_digest(shown_key(headers).encode(), self.admin_key.encode()):
                 raise NotAuthenticated("This route wants the server's admin_key.")
             return
+        self.admit_local(headers, scope)
+
+    def admit_local(self, headers: Fields, scope: Mapping[str, Any]) -> None:
+        """RequestError unless it comes straight from the server's own machine; a proxy there is not the machine."""
         server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
-        origin = headers.get("origin", "")
-        here = is_loopback(str(server[0])) and is_loopback(str(peer[0]))
-        if not here or (origin and not is_loopback(urlsplit(origin).hostname or "")):
+        origin, name = headers.get("origin", ""), _name(headers.get("host", ""))
+        here = is_loopback(str(server[0])) and is_loopback(str(peer[0])) and (not name or is_loopback(name))
+        passed_on = any(headers.get(field) for field in FORWARDED)
+        if not here or passed_on or (origin and not is_loopback(urlsplit(origin).hostname or "")):
             raise RequestError(
                 "Without an admin_key this route is for programs on the server's own machine.",
                 status=403,
                 type="permission_error",
                 code="admin_key_required",
             )
-        self._check_host(headers.get("host", ""), scope)
 
     def _check_host(self, host: str, scope: Mapping[str, Any]) -> None:
         """Against DNS rebinding: whoever reaches us by loopback must also call us by a name of loopback."""
         server = scope.get("server") or ("", 0)
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        name = name.strip("[]").lower().removesuffix(".")
+        name = _name(host)
         if not is_loopback(str(server[0])) or is_loopback(name) or not name:
             return
         if name not in self.allowed_hosts and "*" not in self.allowed_hosts:
@@ -144,14 +151,15 @@ class Door:
 
     def parse(self, data: bytes) -> Any:
         """A body as JSON; a RequestError says what is wrong with it."""
+        message = f"The request body nests more than {self.max_json_depth} levels deep."
         try:
             body = jsontext.loads(data)
+        except jsontext.TooDeep:
+            raise RequestError(message, code="invalid_value") from None
         except ValueError as error:
             raise RequestError(f"The request body is not valid JSON: {error}.") from None
         if jsontext.deeper_than(body, self.max_json_depth):
-            raise RequestError(
-                f"The request body nests more than {self.max_json_depth} levels deep.", code="invalid_value"
-            )
+            raise RequestError(message, code="invalid_value")
         return body
 
     def check_model(self, key: Key | None, model: str) -> None:
@@ -196,6 +204,12 @@ class Door:
             "access-control-expose-headers": EXPOSED,
             "vary": "origin",
         }
+
+
+def _name(host: str) -> str:
+    """The name in a Host field, without its port."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    return name.strip("[]").lower().removesuffix(".")
 
 
 def shown_key(headers: Fields) -> str:

@@ -207,6 +207,16 @@ class Keyring:
     def __repr__(self) -> str:
         return f"<Keyring {len(self._keys)} keys>"
 
+    @property
+    def path(self) -> Path | None:
+        """The file of keys, where there is one."""
+        return self._path
+
+    def known(self) -> tuple[Key, ...]:
+        """All keys, those that are over too."""
+        self._refresh()
+        return self._keys
+
     def demanded(self) -> bool:
         """Whether a client must show a key."""
         self._refresh()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from qproxy.windows import WINDOWS
+
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
 
 
@@ -86,6 +88,8 @@ class AccountConfig:
     """Requests a minute; 0 is no limit.  A login has 60 unless told otherwise."""
     tpm: int | None = None
     """Tokens a minute, in and out; 0 is no limit."""
+    allowance: dict[str, int] = field(default_factory=dict)
+    """Requests that its plan allows, by window (`qproxy.windows`): the dashboard shows how many are used."""
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     dialect: Literal["compatible", "dashscope"] = "compatible"
@@ -114,6 +118,11 @@ def resolve(account: AccountConfig) -> AccountConfig:
     """The account with its base URL, plan and key filled in; ConfigError names what is missing."""
     where = f"account {account.name!r}"
     base_url, plan = account.base_url, account.plan
+    unknown = account.allowance.keys() - WINDOWS.keys()
+    if unknown:
+        raise ConfigError(
+            f"{where}: allowance has no window {min(unknown)!r}; there are {', '.join(WINDOWS)}."
+        )
     if account.preset is not None:
         if account.preset not in PRESETS:
             raise ConfigError(

@@ -194,6 +194,7 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
         models=tuple(entry.models),
         weight=entry.weight,
         max_in_flight=entry.max_in_flight,
+        allowance=entry.allowance,
         identity=entry.identity,
         pace=Pace(entry.rpm, entry.tpm),
         rules=entry.rules,

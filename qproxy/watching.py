@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from qproxy.budgets import Budgets
 from qproxy.config import Config, home
+from qproxy.dashboard import Dashboard
 from qproxy.door import Access
 from qproxy.ledger import Ledger, Pricing
 from qproxy.ledger.prices import Price, Tier
@@ -31,6 +32,7 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 
 def watch(server: Server, config: Config) -> None:
     """Have everybody who looks on hear of the server's requests."""
+    server.families.append(Dashboard(server))
     siblings = Siblings(family(home()))
     monitoring = Monitoring(server, siblings, Access(config.metrics_access))
     siblings.answers[QUESTION] = monitoring.answer

@@ -143,6 +143,13 @@ ADMIN_CASES = {
     "on the same machine": (None, {"host": "localhost:1"}, "127.0.0.1", None),
     "from another machine": (None, {"host": "localhost:1"}, "192.0.2.7", 403),
     "by another name": (None, {"host": "evil.test"}, "127.0.0.1", 403),
+    "by a name that is allowed to clients": (None, {"host": "proxied.test"}, "127.0.0.1", 403),
+    "through a proxy on the same machine": (
+        None,
+        {"host": "localhost", "x-forwarded-for": "192.0.2.7"},
+        "127.0.0.1",
+        403,
+    ),
     "from a page": (None, {"host": "localhost", "origin": "https://evil.test"}, "127.0.0.1", 403),
     "from a page of this machine": (None, {"host": "localhost", "origin": "http://localhost:1"}, "::1", None),
 }
@@ -151,7 +158,7 @@ ADMIN_CASES = {
 @pytest.mark.parametrize(("key", "headers", "peer", "status"), ADMIN_CASES.values(), ids=ADMIN_CASES)
 def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
     """An admin route wants the admin key; without one, a direct request on the same machine."""
-    door, scope = Door(admin_key=key), {**LOOPBACK, "client": (peer, 1)}
+    door, scope = Door(admin_key=key, allowed_hosts=("proxied.test",)), {**LOOPBACK, "client": (peer, 1)}
     if status is None:
         door.admit_admin(headers, scope)
     else:

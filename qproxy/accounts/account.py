@@ -45,6 +45,8 @@ class Account:
     """Patterns of the models that it serves."""
     weight: float = 1.0
     max_in_flight: int | None = None
+    allowance: Mapping[str, int] = field(default_factory=dict, repr=False)
+    """Requests that its plan allows, by window."""
     rules: Mapping[str, bool] = field(default_factory=dict, repr=False)
     headers: Headers = field(default=(), repr=False)
     tool_schema: str = "openai"

@@ -11,8 +11,10 @@ from qproxy.observe import BeginsTraces, ToolRun
 from qproxy.server import current
 from qproxy.server.parts import Parts
 
-QUIET = ("/livez", "/readyz", "/metrics")
-"""Asked every few seconds by machines: no log line."""
+QUIET = (
+    "/livez", "/readyz", "/metrics", "/dashboard/live", "/dashboard/accounts/<name>/login/progress",
+)  # fmt: skip
+"""Asked every few seconds by machines, and by open pages: no log line."""
 
 
 class Around:
@@ -26,7 +28,7 @@ class Around:
         """A request has come to the route with this path, "" where there is none."""
         record, headers = current.record(), current.headers()
         record.endpoint = template.removeprefix("/v1")
-        if record.path not in QUIET:
+        if template not in QUIET:
             self._parts.counts.began(record)
             current.stack().callback(self._parts.counts.finished, record)
             if self.tracer is not None:
@@ -51,7 +53,8 @@ class Around:
         story = record.story
         fields["x-request-id"] = record.id
         fields["openai-processing-ms"] = str(round(record.seconds * 1000))
-        fields.update(SECURITY)
+        for name, value in SECURITY.items():
+            fields.setdefault(name, value)  # a page says its own
         fields.update(self._parts.door.page_fields(current.headers()))
         if "qproxy.meter" in scope:
             fields.update(scope["qproxy.meter"].headers(trio.current_time()))

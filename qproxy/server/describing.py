@@ -60,7 +60,12 @@ class Describing:
         yield Route("/openapi.json", ("GET",), self._view, Access.OPEN, versioned=False)
 
     async def _view(self) -> Reply:
-        routes = (route for family in self._families for route in family.routes())
+        routes = (
+            route
+            for family in self._families
+            for route in family.routes()
+            if route.access is not Access.SESSION  # pages for people are no part of an API
+        )
         return json(document(routes, keys=self._parts.door.keyring.demanded()))
 
 

@@ -32,27 +32,28 @@ class SigningIn:
             yield Route(PATH, (method,), view, Access.ADMIN, versioned=False)
 
     async def _start(self, name: str) -> Reply:
-        progress, new = await self._parts.logins.start(self._source(name))
+        progress, new = await self._parts.logins.start(source_of(self._parts, name))
         return _answer(name, progress, 201 if new else 200)
 
     async def _progress(self, name: str) -> Reply:
-        self._source(name)
+        source_of(self._parts, name)
         return _answer(name, self._parts.logins.progress(name))
 
     async def _cancel(self, name: str) -> Reply:
-        self._source(name)
+        source_of(self._parts, name)
         return _answer(name, await self._parts.logins.cancel(name))
 
-    def _source(self, name: str) -> OAuthSource:
-        """The account's source; RequestError when it cannot be signed in."""
-        found = [account for account in self._parts.relay.accounts.accounts if account.name == name]
-        if not found:
-            raise RequestError(f"There is no account {name[:200]!r}.", status=404, code="account_not_found")
-        source = found[0].source
-        if not isinstance(source, OAuthSource):
-            message = f'The account {name!r} has a key; only accounts of the kind "oauth" are signed in.'
-            raise RequestError(message, code="account_has_a_key")
-        return source
+
+def source_of(parts: Parts, name: str) -> OAuthSource:
+    """The account's source; RequestError when it cannot be signed in."""
+    found = [account for account in parts.relay.accounts.accounts if account.name == name]
+    if not found:
+        raise RequestError(f"There is no account {name[:200]!r}.", status=404, code="account_not_found")
+    source = found[0].source
+    if not isinstance(source, OAuthSource):
+        message = f'The account {name!r} has a key; only accounts of the kind "oauth" are signed in.'
+        raise RequestError(message, code="account_has_a_key")
+    return source
 
 
 def _answer(name: str, progress: Progress | None, status: int = 200) -> Reply:

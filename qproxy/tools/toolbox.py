@@ -75,7 +75,7 @@ class Toolbox:
         self._tools = tuple(tools)
         self.sources = sources
         self._rules = rules
-        self._site = site
+        self.site = site
         """Where fenced ones run, if there are any."""
         self._life = trio.CancelScope()
 
@@ -87,8 +87,8 @@ class Toolbox:
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Try the sandbox out, say which tools cannot run, and keep the sources connected in the nursery."""
-        if self._site is not None:
-            await self._site.look()
+        if self.site is not None:
+            await self.site.look()
         for tool in self._tools:
             if tool.refusal is not None:
                 log.warning("the tool %s is not offered: %s", tool.name, tool.refusal)

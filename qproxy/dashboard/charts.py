@@ -1,0 +1,188 @@
+"""Numbers along time as shapes: bars in stacks and lines in steps, for a template to write as SVG.  Pure.
+
+The drawing is 1000 wide and 100 high and is stretched to its place; what must not be stretched (words, the thickness
+of lines) is left to the page around it.  A value is told three ways: as a shape, in the shape's title, and in a
+table below the chart for whoever does not see shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 1000.0, 100.0
+GAP = 0.18
+"""Between two bars, as a part of a piece's width."""
+LEAST = 0.8
+"""Height at which something is still seen."""
+TICKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A rectangle of a bar."""
+
+    series: int
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One piece of time: its shapes, where it is pointed at, and what it says."""
+
+    x: float
+    width: float
+    title: str
+    shapes: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One drawing."""
+
+    name: str
+    series: tuple[str, ...]
+    columns: tuple[Column, ...]
+    lines: tuple[str, ...]
+    """Path data, a line for each series; empty for bars."""
+    top: str
+    """The value at the upper edge, for people."""
+    middle: str
+    ticks: tuple[str, ...]
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """The table: pieces of time with anything in them."""
+    summary: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not self.rows
+
+
+def ceiling(value: float) -> float:
+    """The next round number: 1, 2 or 5 with zeros."""
+    if value <= 0:
+        return 1.0
+    size = 1.0
+    while size * 10 <= value:
+        size *= 10
+    while size > value:
+        size /= 10
+    return next(size * step for step in (1, 2, 5, 10) if size * step >= value)
+
+
+def bars(
+    name: str,
+    series: Sequence[str],
+    times: Sequence[str],
+    values: Sequence[Sequence[float]],
+    say: Callable[[float], str],
+    *,
+    whole: bool = True,
+) -> Chart:
+    """Stacks, a stack for each time; `whole` for what is counted: half of the scale is a whole number too."""
+    most = max((sum(stack) for stack in values), default=0.0)
+    top = 2 * ceiling(max(1.0, most / 2)) if whole else ceiling(most)
+    width = WIDTH / max(1, len(values))
+    columns = []
+    for place, (when, stack) in enumerate(zip(times, values, strict=True)):
+        shapes, floor = [], HEIGHT
+        for number, value in enumerate(stack):
+            if value > 0:
+                height = max(LEAST, value / top * HEIGHT)
+                floor -= height
+                shapes.append(
+                    Shape(number, (place + GAP / 2) * width, max(0.0, floor), width * (1 - GAP), height)
+                )
+        told = ", ".join(f"{say(value)} {which}" for which, value in zip(series, stack, strict=True) if value)
+        columns.append(Column(place * width, width, f"{when}: {told or 'nothing'}", tuple(shapes)))
+    rows = tuple(
+        (when, *(say(value) for value in stack))
+        for when, stack in zip(times, values, strict=True)
+        if any(stack)
+    )
+    return _chart(name, series, times, columns, (), top, say, rows)
+
+
+def steps(
+    name: str,
+    series: Sequence[str],
+    times: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    say: Callable[[float | None], str],
+) -> Chart:
+    """Lines that keep their height through each piece of time, and are interrupted where nothing is known."""
+    known = [value for row in values for value in row if value is not None]
+    top, width = ceiling(max(known, default=0.0)), WIDTH / max(1, len(values))
+    lines = tuple(_steps([row[number] for row in values], top, width) for number in range(len(series)))
+    rows = tuple(
+        (when, *(say(value) for value in row))
+        for when, row in zip(times, values, strict=True)
+        if any(value is not None for value in row)
+    )
+    columns = [
+        Column(place * width, width, f"{when}: " + _told(series, row, say))
+        for place, (when, row) in enumerate(zip(times, values, strict=True))
+    ]
+    return _chart(name, series, times, columns, lines, top, say, rows)
+
+
+def _told(series: Sequence[str], row: Sequence[float | None], say: Callable[[float | None], str]) -> str:
+    known = [f"{which} {say(value)}" for which, value in zip(series, row, strict=True) if value is not None]
+    return ", ".join(known) or "nothing"
+
+
+def _steps(values: Sequence[float | None], top: float, width: float) -> str:
+    """One line as path data: `H` along a piece, `V` to the next one's height."""
+    words, drawing = [], False
+    for place, value in enumerate(values):
+        if value is None:
+            drawing = False
+            continue
+        y = HEIGHT - value / top * HEIGHT
+        words.append(f"V{y:.2f}" if drawing else f"M{place * width:.2f} {y:.2f}")
+        words.append(f"H{(place + 1) * width:.2f}")
+        drawing = True
+    return "".join(words)
+
+
+def _chart(
+    name: str,
+    series: Sequence[str],
+    times: Sequence[str],
+    columns: Sequence[Column],
+    lines: tuple[str, ...],
+    top: float,
+    say: Callable[[float], str],
+    rows: tuple[tuple[str, ...], ...],
+) -> Chart:
+    step = max(1, -(-len(times) // TICKS))
+    return Chart(
+        name, tuple(series), tuple(columns), lines, say(top), say(top / 2),
+        tuple(times[::step]), ("time", *series), rows,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How much of something is used."""
+
+    label: str
+    words: str
+    percent: float
+    """Of the whole; 0 where no limit is known."""
+    level: str
+    """calm, near or full; none where no limit is known."""
+
+
+def used(label: str, use: float, limit: float | None, say: Callable[[float], str], unit: str = "") -> Bar:
+    """A bar for so much of a limit."""
+    tail = f" {unit}" if unit else ""
+    if not limit:
+        return Bar(label, f"{say(use)}{tail}", 0.0, "none")
+    percent = min(100.0, use / limit * 100)
+    level = "full" if percent >= 100 else "near" if percent >= 80 else "calm"
+    return Bar(label, f"{say(use)} of {say(limit)}{tail}", round(percent, 1), level)

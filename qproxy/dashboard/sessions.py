@@ -1,0 +1,72 @@
+"""What a browser's cookie says: who it is, until when, and that we said so.  Pure.
+
+A session is a random name and an end, signed with a key that is derived from `admin_key`.  So several workers accept
+each other's, and another admin_key ends them all.  The derivation is slow on purpose: a cookie that got into wrong
+hands must not serve to guess a short admin_key.
+
+A browser that has not signed in has a session too, signed with a key that is no secret: it names the browser to itself
+and gives its forms a token that no other page can know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+SECONDS = 12 * 3600
+NAME_BYTES = 16
+LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One browser's."""
+
+    name: str = field(repr=False)
+    ends: int
+    """Unix time."""
+    signed_in: bool
+    token: str = field(repr=False)
+    """What its forms must say, against other sites' forms (CSRF)."""
+
+
+@lru_cache(maxsize=4)
+def signing_key(admin_key: str | None) -> bytes:
+    """The key for the sessions of those who have shown this admin_key, or for everybody's."""
+    if admin_key is None:
+        return hashlib.sha256(b"qproxy dashboard, not signed in").digest()
+    return hashlib.scrypt(
+        admin_key.encode(), salt=b"qproxy dashboard, signed in", n=2**14, r=8, p=1, dklen=32
+    )
+
+
+def begin(admin_key: str | None, now: float) -> Session:
+    """A new session; with the admin_key, of somebody who has shown it."""
+    return _session(admin_key, secrets.token_urlsafe(NAME_BYTES), int(now) + SECONDS)
+
+
+def cookie(session: Session, admin_key: str | None) -> str:
+    """The session for the browser to keep."""
+    return f"{session.name}.{session.ends}.{_sign(admin_key, 'session', session.name, session.ends)}"
+
+
+def read(text: str, admin_key: str | None, now: float) -> Session | None:
+    """The session that a cookie names; None unless it was signed with this key and goes on."""
+    name, _, rest = text[:LONGEST].partition(".")
+    ends, _, signature = rest.partition(".")
+    if not (ends.isascii() and ends.isdecimal() and signature.isascii()):
+        return None
+    if not hmac.compare_digest(signature, _sign(admin_key, "session", name, int(ends))):
+        return None
+    return _session(admin_key, name, int(ends)) if now < int(ends) else None
+
+
+def _session(admin_key: str | None, name: str, ends: int) -> Session:
+    return Session(name, ends, admin_key is not None, _sign(admin_key, "form", name, ends))
+
+
+def _sign(admin_key: str | None, what: str, name: str, ends: int) -> str:
+    return hmac.new(signing_key(admin_key), f"{what} {name} {ends}".encode(), "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""How to reach this server: what to set in each program, and a box in which to try it.
+
+The box asks `/v1/chat/completions` from the browser, as any client would: what works there works elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+import trio
+
+from qproxy.dashboard.guard import Visit
+from qproxy.dashboard.pages import Pages
+from qproxy.server.parts import Parts
+from qproxy.server.reply import Reply
+from qproxy.wire.errors import QproxyError
+
+BASE_URL, MODEL, KEY = "http://127.0.0.1:8787/v1", "qwen3.7-plus", re.compile(r"\bany\b")
+"""What stands in a recipe for this server's address, a model and a key."""
+DEMANDED = "YOUR-KEY"
+MODELS_SECONDS = 3.0
+"""How long the page waits for the servers' lists."""
+CHAT_LAST = re.compile("embedding|rerank|tts|asr|ocr|image|audio|realtime|livetranslate", re.IGNORECASE)
+"""Models that are hardly meant for a chat: others are offered first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to set in one program."""
+
+    name: str
+    where: str
+    """The file, where it is one."""
+    text: str
+    then: str = ""
+    """A command to run after that."""
+
+    def filled(self, base_url: str, model: str, key: str) -> Recipe:
+        """The recipe for this server."""
+
+        def fill(text: str) -> str:
+            return KEY.sub(lambda _: key, text).replace(BASE_URL, base_url).replace(MODEL, model)
+
+        return Recipe(self.name, self.where, fill(self.text).strip(), fill(self.then).strip())
+
+
+def recipes() -> list[Recipe]:
+    """Those of the package."""
+    text = (files("qproxy.dashboard") / "recipes.toml").read_text(encoding="utf-8")
+    return [Recipe(**entry) for entry in tomllib.loads(text)["recipes"]]
+
+
+class ConnectPage:
+    """The page."""
+
+    def __init__(self, parts: Parts, pages: Pages) -> None:
+        self._parts = parts
+        self._pages = pages
+        self._recipes = recipes()
+
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+        yield "GET", "/connect", self._view
+
+    async def _view(self, visit: Visit) -> Reply:
+        demanded = self._parts.door.keyring.demanded()
+        base_url, models = f"{visit.origin}/v1", await self._models()
+        model = self._parts.door.default_model or (models[0] if models else MODEL)
+        key = DEMANDED if demanded else "any"
+        return self._pages.page(
+            visit,
+            "connect.html",
+            base_url=base_url,
+            models=models,
+            model=model,
+            demanded=demanded,
+            key=key,
+            recipes=[recipe.filled(base_url, model, key) for recipe in self._recipes],
+        )
+
+    async def _models(self) -> list[str]:
+        """The models that can be asked for, as far as is known within a moment."""
+        found: list[str] = []
+        with trio.move_on_after(MODELS_SECONDS):
+            try:
+                found = [model.id for model in await self._parts.discovery.models()]
+            except QproxyError:
+                found = []
+        return sorted(found, key=lambda name: (bool(CHAT_LAST.search(name)), name))

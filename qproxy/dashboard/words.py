@@ -1,0 +1,74 @@
+"""Numbers and times for people.  Pure; times are Unix seconds, shown in UTC."""
+
+from __future__ import annotations
+
+import time
+
+DAY = 86400
+
+
+def number(value: float | None) -> str:
+    """`12,345`, `123k`, `4.56M`; a dash for what is not known."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
+        if abs(value) >= size:
+            scaled = value / (1000 if letter == "k" else size)
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}{letter}"
+    return f"{value:,.0f}"
+
+
+def span(seconds: float | None) -> str:
+    """`340 ms`, `2.4 s`, `3 min`, `5 h`, `12 d`."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for size, name, upto in ((1, "s", 120), (60, "min", 120), (3600, "h", 48)):
+        if seconds < size * upto:
+            return f"{seconds / size:.{1 if size == 1 and seconds < 10 else 0}f} {name}"
+    return f"{seconds / DAY:.0f} d"
+
+
+def milliseconds(value: float | None) -> str:
+    """The same for a count of milliseconds."""
+    return span(None if value is None else value / 1000)
+
+
+def ago(when: float, now: float) -> str:
+    """How long ago something was."""
+    seconds = max(0.0, now - when)
+    return "just now" if seconds < 2 else f"{_whole(seconds)} ago"
+
+
+def ahead(when: float, now: float) -> str:
+    """How long it is until something."""
+    return "now" if when <= now else f"in {_whole(max(1.0, when - now))}"
+
+
+def _whole(seconds: float) -> str:
+    """A span of at least a second, without fractions."""
+    return f"{seconds:.0f} s" if seconds < 10 else span(seconds)
+
+
+def moment(when: float | None) -> str:
+    """A time, to the second."""
+    return "–" if when is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
+
+
+def clock(when: float, period: float) -> str:
+    """A time on an axis that is so long."""
+    shape = "%H:%M" if period <= 2 * DAY else "%d %b"
+    return time.strftime(shape, time.gmtime(when))
+
+
+def money(dollars: float | None) -> str:
+    """US dollars."""
+    if dollars is None:
+        return "–"
+    return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.4f}"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """`1 request`, `2 requests`."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"

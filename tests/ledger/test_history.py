@@ -1,0 +1,102 @@
+"""What happened, asked of a ledger."""
+
+import sqlite3
+
+import pytest
+
+from qproxy.ledger import LedgerError, history, schema
+from qproxy.ledger.prices import Pricing
+from qproxy.ledger.rows import row_of
+from qproxy.ledger.writing import _insert
+from qproxy.observe.record import Record
+
+
+def row(number, ended, outcome="ok", **columns):
+    made = row_of(Record(f"req_{number:03d}", "POST", "/v1/chat/completions"), ended, Pricing())
+    return {**made, "model": "m", "account": "a", "outcome": outcome, **columns}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    connection = schema.open_for_writing(tmp_path / "ledger.sqlite3")
+
+    def with_rows(*rows):
+        _insert(connection, list(rows))
+        return connection
+
+    yield with_rows
+    connection.close()
+
+
+def test_sums_along_time(ledger):
+    """Each request counts in the piece it ended in; those that the client left are not failures."""
+    asked = ledger(
+        row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5), row(3, 109.9, "client_left"),
+        row(4, 119.9, "upstream_cut"), row(5, 120.0),
+    )  # fmt: skip
+    found = history.slots(asked, 100.0, 120.0, 2)
+    assert [(s.begins, s.requests, s.ok, s.left, s.failed) for s in found] == [
+        (100, 2, 1, 1, 0),
+        (110, 1, 0, 0, 1),
+    ]
+    assert (found[0].prompt_tokens, found[0].completion_tokens, found[0].cost) == (5, 7, 0.5)
+
+
+def test_nothing_is_nothing(ledger):
+    """An empty ledger has pieces with nothing in them."""
+    found = ledger()
+    assert [s.requests for s in history.slots(found, 0.0, 10.0, 3)] == [0, 0, 0]
+    assert [s.total for s in history.speeds(found, 0.0, 10.0, 3)] == [None] * 3
+    assert history.requests(found, 5) == []
+
+
+def test_speeds_are_those_of_good_answers(ledger):
+    """The median and the 95th percentile by the nearest rank; failures and silent answers do not count."""
+    rows = [row(n, 10.0 + n / 100, first_byte_ms=float(n), total_ms=n * 10.0) for n in range(1, 101)]
+    asked = ledger(
+        *rows,
+        row(200, 11.5, "failed", first_byte_ms=9e9, total_ms=9e9),
+        row(201, 25.0, first_byte_ms=None, total_ms=3.0),
+    )
+    first, second = history.speeds(asked, 10.0, 30.0, 2)
+    assert (first.first_byte, first.total) == ((50.0, 95.0), (500.0, 950.0))
+    assert (second.first_byte, second.total) == (None, (3.0, 3.0))
+
+
+def test_a_long_history_is_sampled(ledger, monkeypatch):
+    """Where there are many requests, every so-manieth is read."""
+    monkeypatch.setattr(history, "SAMPLE", 10)
+    asked = ledger(*(row(n, 10.0, total_ms=float(n)) for n in range(1, 101)))
+    assert len(history._sample(asked, 0.0, 20.0)) == 10
+
+
+def test_the_newest_first_and_page_by_page(ledger):
+    """A page goes on exactly where the one before ended, also among those that ended together."""
+    asked = ledger(*(row(n, 10.0 + n // 4) for n in range(10)))
+    seen, before = [], None
+    while page := history.requests(asked, 3, before=before):
+        seen += [each["id"] for each in page]
+        before = (page[-1]["ended"], page[-1]["id"])
+    assert seen == [f"req_{n:03d}" for n in reversed(range(10))]
+
+
+def test_requests_are_looked_for_by_what_is_known(ledger):
+    """By key, account, model or outcome, and by nothing else: a column's name is never taken from outside."""
+    asked = ledger(row(1, 1.0, key="a"), row(2, 2.0, key="b"), row(3, 3.0, "error", key="b"))
+    assert [r["id"] for r in history.requests(asked, 9, only={"key": "b", "outcome": "ok"})] == ["req_002"]
+    assert len(history.requests(asked, 9, only={"1=1; DROP TABLE requests; --": "x"})) == 3
+    found = history.request(asked, "req_001")
+    assert found is not None
+    assert found["key"] == "a"
+    assert history.request(asked, "' OR 1=1") is None
+
+
+def test_a_question_that_takes_too_long_is_given_up(ledger):
+    """It says so, and the connection answers the next one."""
+    asked = ledger(*(row(n, 1.0) for n in range(200)))
+    endless = "SELECT count(*) FROM requests a, requests b, requests c, requests d"
+    with pytest.raises(LedgerError, match="too much"), history.bounded(asked, 0.01):
+        asked.execute(endless).fetchone()
+    with pytest.raises(sqlite3.OperationalError), history.bounded(asked):
+        asked.execute("SELECT nothing FROM nowhere")
+    assert len(history.requests(asked, 5)) == 5
