@@ -108,9 +108,15 @@ def span(seconds: float) -> str:
 def estimate(turn: Turn) -> tuple[int, int]:
     """About how many tokens a turn's prompt is, and at most how many its answer was asked to be."""
     text = sum(_size(message.get("content")) for message in turn.messages if isinstance(message, Mapping))
-    tools = len(jsontext.dumps(list(turn.tools))) // BYTES_OF_A_TOKEN if turn.tools else 0
+    tools = _written(turn) // BYTES_OF_A_TOKEN if turn.tools else 0
     most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
     return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
+
+
+def _written(turn: Turn) -> int:
+    """How long the tools are as text."""
+    text = None if turn.texts is None else turn.texts.text(turn.tools)
+    return len(jsontext.dumps(list(turn.tools))) if text is None else len(text)
 
 
 def estimate_texts(asked: Texts) -> int:

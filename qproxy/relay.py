@@ -26,10 +26,11 @@ from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Event, Turn
+from qproxy.wire.events import JSON, Event, Turn
 from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
+AFFINITY_CHARACTERS = 2000
 MAX_ERROR_BODY = 64 * 1024
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
 
@@ -176,7 +177,18 @@ def conversation(turn: Turn) -> str:
         return ""
     digest = hashlib.blake2b(digest_size=8)
     for message in turn.messages[:4]:
-        digest.update(str(message.get("content"))[:2000].encode("utf-8", "surrogatepass"))
+        digest.update(_beginning(message.get("content")).encode("utf-8", "surrogatepass"))
         if message.get("role") == "user":
             break
     return digest.hexdigest()
+
+
+def _beginning(content: JSON) -> str:
+    """The first characters of a message, of each of its parts; pictures in it may be megabytes."""
+    if isinstance(content, list):
+        return "".join(
+            _beginning(value) for part in content[:4] if isinstance(part, dict) for value in part.values()
+        )
+    if isinstance(content, dict):
+        return "".join(map(_beginning, content.values()))
+    return content[:AFFINITY_CHARACTERS] if isinstance(content, str) else str(content)[:AFFINITY_CHARACTERS]

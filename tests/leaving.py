@@ -52,6 +52,12 @@ MOMENTS = {
     "before the first event": Moment(slow(b": wait\n\n"), stream=True),
     "in mid-stream": Moment(slow(BEGUN), stream=True, begun=True),
     "whole answer": Moment(slow(BEGUN), stream=False),
+    "a batch of embeddings": Moment(
+        Reply((Pause(1000),)),
+        stream=False,
+        path="/v1/embeddings",
+        body={"model": "text-embedding-v4", "input": ["a", "b"]},
+    ),
 }
 Ask = Callable[[trio.abc.HalfCloseableStream, Moment], Awaitable[Callable[[], Awaitable[None]]]]
 """Ask, and come back with how to leave."""

@@ -84,6 +84,8 @@ class Turn:
     """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
     completion: Completion | None = None
     """The client wants text continued rather than a message answered."""
+    texts: Any = field(default=None, repr=False, compare=False)
+    """How the client wrote its fields (`verbatim.Verbatim`), where that is known."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
     asked: object = None

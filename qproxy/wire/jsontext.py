@@ -36,7 +36,8 @@ def _int(text: str) -> int:
 
 
 _strictly: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float, "parse_int": _int}
-_read = json.JSONDecoder(**_strictly).decode
+_strict = json.JSONDecoder(**_strictly)
+_read = _strict.decode
 _lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
@@ -52,6 +53,14 @@ def loads(text: str | bytes) -> Any:
         return _read(text)
     except RecursionError:  # each Python has a limit of its own
         raise TooDeep("nested too deeply") from None
+
+
+def strictly_at(text: str, position: int) -> tuple[Any, int]:
+    """The JSON value at `position`, and where it ends; ValueError when there is none."""
+    try:
+        return _strict.raw_decode(text, position)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def deeper_than(value: Any, depth: int) -> bool:

@@ -15,9 +15,10 @@ comments, and in the last chunk a `qproxy` object for who asks.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, TypeGuard
 
 from qproxy.wire import jsontext, schemas, sse
 from qproxy.wire.endpoints import checks, messages, reports
@@ -37,6 +38,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
+from qproxy.wire.verbatim import Body
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -105,6 +107,7 @@ def decode(
     if "messages" not in fields:
         checks.missing("messages")
     declared = schemas.read(fields)
+    said = fields.get("tools")
     options = fields.get("stream_options") or {}
     stream = fields.get("stream", False)
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
@@ -115,7 +118,7 @@ def decode(
         created=created,
         model=model,
         messages=messages.check(fields["messages"], limit=max_messages),
-        tools=declared.tools,
+        tools=said if _same(said, declared.tools) else declared.tools,
         tool_choice=declared.tool_choice,
         params=params,
         stream=stream,
@@ -123,8 +126,14 @@ def decode(
         legacy_functions=declared.legacy_functions,
         requested=declared.requested,
         reports_tools=checks.includes(fields.get("qproxy"), "tools"),
+        texts=body.texts if isinstance(body, Body) else None,
         ignored=declared.ignored,
     )
+
+
+def _same(said: JSON, read: list[JSON]) -> TypeGuard[list[JSON]]:
+    """Whether the client's array has just these entries."""
+    return isinstance(said, list) and len(said) == len(read) and all(map(operator.is_, said, read))
 
 
 def _string(text: str) -> bytes:

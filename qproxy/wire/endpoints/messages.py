@@ -7,6 +7,7 @@ OpenAPI: `ChatCompletionRequestMessage`.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from qproxy.wire.endpoints import checks
@@ -39,7 +40,8 @@ def check(value: JSON, path: str = "messages", limit: int = 10_000) -> list[JSON
     if len(messages) > limit:
         message = f"Invalid '{path}': {len(messages)} messages, the limit is {limit}."
         raise RequestError(message, param=path, code="array_above_max_length")
-    return [_message(message, f"{path}[{number}]") for number, message in enumerate(messages)]
+    checked = [_message(message, f"{path}[{number}]") for number, message in enumerate(messages)]
+    return messages if all(map(operator.is_, checked, messages)) else checked
 
 
 def _message(value: JSON, path: str) -> dict[str, JSON]:

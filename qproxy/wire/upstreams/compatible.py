@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from copy import copy
 
-from qproxy.wire import jsontext, schemas
+from qproxy.wire import jsontext, schemas, verbatim
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import (
     JSON,
@@ -51,7 +51,7 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     if turn.tool_choice is not None:
         body["tool_choice"] = turn.tool_choice
     body.update(turn.params)
-    return _post("chat/completions", body, turn.stream, target)
+    return _post("chat/completions", body, turn, target)
 
 
 def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
@@ -59,15 +59,16 @@ def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
     body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
     if body.get("logprobs"):
         body["logprobs"] = body.pop("top_logprobs", 0)
-    return _post("completions", body, turn.stream, target)
+    return _post("completions", body, turn, target)
 
 
-def _post(path: str, body: dict[str, JSON], stream: bool, target: Target) -> HTTPRequest:
+def _post(path: str, body: dict[str, JSON], turn: Turn, target: Target) -> HTTPRequest:
+    stream = turn.stream
     body["stream"] = stream
     if stream:
         body["stream_options"] = {"include_usage": True}
     headers = target.authorised((b"accept", b"text/event-stream" if stream else b"application/json"))
-    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, jsontext.dumps(body))
+    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, verbatim.dumps(body, turn.texts))
 
 
 class Decoder:
