@@ -159,15 +159,16 @@ class Door:
 
     def parse(self, data: bytes) -> Any:
         """A body as JSON; a RequestError says what is wrong with it."""
+        message = f"The request body nests more than {self.max_json_depth} levels deep."
         try:
             body = verbatim.read(data)
+        except jsontext.TooDeep:
+            raise RequestError(message, code="invalid_value") from None
         except ValueError as error:
             raise RequestError(f"The request body is not valid JSON: {error}.") from None
         brackets = data.count(b"{") + data.count(b"[")  # most bodies have fewer than they may be deep
         if brackets > self.max_json_depth and jsontext.deeper_than(body, self.max_json_depth):
-            raise RequestError(
-                f"The request body nests more than {self.max_json_depth} levels deep.", code="invalid_value"
-            )
+            raise RequestError(message, code="invalid_value")
         return body
 
     def check_model(self, key: Key | None, model: str) -> None:

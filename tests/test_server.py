@@ -171,7 +171,7 @@ async def test_ignored_parameters_are_named():
 REFUSED = {
     "bad json": (b"{", 400, None),
     "nan": (b'{"model": NaN}', 400, None),
-    "deep": (b"[" * 100_000, 400, None),
+    "deep": (b"[" * 100_000, 400, "invalid_value"),
     "not utf-8": (b'"\xff"', 400, None),
     "no messages": (b'{"model": "m"}', 400, "missing_required_parameter"),
     "unknown model": (json.dumps({**HELLO, "model": "nope"}).encode(), 404, "model_not_found"),

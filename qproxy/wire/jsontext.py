@@ -41,14 +41,18 @@ _read = _strict.decode
 _lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
+class TooDeep(ValueError):
+    """JSON or not: it nests deeper than can be read."""
+
+
 def loads(text: str | bytes) -> Any:
-    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON or nests too deeply."""
+    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON, TooDeep when it nests too deeply."""
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
         return _read(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except RecursionError:  # each Python has a limit of its own
+        raise TooDeep("nested too deeply") from None
 
 
 def strictly_at(text: str, position: int) -> tuple[Any, int]:
