@@ -6,7 +6,7 @@ import sys
 import pytest
 
 TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"}
-HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority"}
+HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority", "trio_websocket"}
 QUART = {
     "quart", "quart_trio", "flask", "werkzeug", "jinja2", "markupsafe", "click", "itsdangerous", "blinker", "aiofiles",
 }  # fmt: skip
