@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"}
-HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority", "trio_websocket"}
+TRIO = {"trio", "trio_websocket", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"}
+HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority"}
 QUART = {
     "quart", "quart_trio", "flask", "werkzeug", "jinja2", "markupsafe", "click", "itsdangerous", "blinker", "aiofiles",
 }  # fmt: skip
