@@ -100,7 +100,7 @@ def clock(date: str, area: str, wall: float) -> Finding:
     """Our clock beside the server's, by its Date field."""
     try:
         theirs = parsedate_to_datetime(date).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return Finding(area, "clock", "skipped", "the server does not say what time it is")
     skew = wall - theirs
     if abs(skew) > LARGEST_SKEW:
