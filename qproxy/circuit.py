@@ -1,15 +1,16 @@
 """A circuit per account: a server that fails again and again is left alone for a while.
 
-Closed, it counts failures in a row.  At `THRESHOLD` it opens: requests go elsewhere, or hear at once what is wrong
+Closed, it counts requests that failed in a row, each once, however often it was tried.  At `THRESHOLD` it opens: requests go elsewhere, or hear at once what is wrong
 instead of waiting for one more time-out.  After a pause, which doubles, one request at a time may try (half-open): its
 success closes the circuit.  A probe whose client leaves says nothing, and another one may follow after the pause.
 
-No clock, no I/O.  Any answer counts as success, also a refusal: this is about servers that are down, not about quota.
+No clock, no I/O.  Any answer counts as success, also a refusal and a 500: this is about servers that are down, not about quota, nor
+about a request that a server chokes on (llama.cpp has a 500 for those), which would else stop everybody's.
 """
 
 from __future__ import annotations
 
-from qproxy.wire.errors import QproxyError, Retry
+from qproxy.wire.errors import QproxyError, Retry, UpstreamError
 
 THRESHOLD = 5
 FIRST_PAUSE = 1.0
@@ -18,7 +19,7 @@ LONGEST_PAUSE = 30.0
 
 def is_down(error: QproxyError) -> bool:
     """Whether an error says that the server, or the way to it, is broken."""
-    if error.status < 500:
+    if error.status < 500 or (isinstance(error, UpstreamError) and error.answered):
         return False
     return error.retry in (Retry.QUICKLY, Retry.ONCE) or error.code == "upstream_timeout"
 
@@ -51,11 +52,12 @@ class Circuit:
             self._probing = True
             self._until = now + self._pause()
 
-    def heard(self, error: QproxyError | None, now: float) -> None:
-        """How a request ended: with an answer (None) or with an error."""
+    def heard(self, error: QproxyError | None, now: float, *, again: bool = False) -> None:
+        """How a request ended: with an answer (None) or with an error; `again`: one that has failed here before."""
         if error is None or not is_down(error):
             self.failures, self._probing = 0, False
-        elif self.failures < THRESHOLD or self._probing:  # those under way when it opened say nothing new
+        elif self._probing if self.failures >= THRESHOLD else not again:
+            # those that were under way when it opened say nothing new
             self.failures += 1
             self._probing = False
             self._until = now + self._pause()

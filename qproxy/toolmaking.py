@@ -77,7 +77,7 @@ def command(entry: ToolConfig, site: Site, places: trio.CapacityLimiter) -> Tool
         raise ConfigError(f"{where}: argv names no program.")
     fenced = entry.sandbox != "none"
     allowed = fence(entry)
-    missing = missing_program(entry.argv[0], allowed, fenced=fenced)
+    missing = missing_program(entry.argv[0], fenced=fenced)
     if missing is not None:
         raise ConfigError(f"{where}: {missing}")
     accepted = parameters(entry)
@@ -115,7 +115,7 @@ def mcp_server(entry: ServerConfig, site: Site) -> mcp.Server:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
         connect = mcp.over_http(entry.url, entry.headers)
     else:
-        missing = missing_program(entry.argv[0], allowed, fenced=fenced)
+        missing = missing_program(entry.argv[0], fenced=fenced)
         if missing is not None:
             raise ConfigError(f"{where}: {missing}")
         connect = over_pipes(entry.argv, site if fenced else Unfenced(), allowed)

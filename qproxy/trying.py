@@ -101,6 +101,7 @@ class Tries:
         self._count = 0
         self._failures: list[UpstreamError] = []
         self._tried: list[Account] = []
+        self._failed_at: list[Account] = []
         self._refreshed: list[Account] = []
 
     def __repr__(self) -> str:
@@ -144,7 +145,8 @@ class Tries:
                 except UpstreamError as error:
                     failure = error
                     self._story.failed_try(account.name, error)
-                    account.failed(error, trio.current_time(), self._model)
+                    account.failed(error, trio.current_time(), self._model, again=account in self._failed_at)
+                    self._failed_at.append(account)
                 else:
                     account.succeeded(self._model, asked)
                     stack.push_async_exit(attempt.pop_all())

@@ -71,8 +71,8 @@ def _trace(server: Server) -> None:
         from qproxy.observe import tracing  # late: only who wants traces has what they need
 
         tracer = tracing.exporting()
-    except ImportError as error:
-        raise ConfigError(f"tracing needs OpenTelemetry ({error}): pip install 'qproxy[otel]'") from None
+    except ImportError:
+        raise ConfigError("tracing needs OpenTelemetry: pip install 'qproxy[otel]'") from None
     server.around.tracer = tracer
     server.counts.listeners.append(tracing.ended)
     server.background.append(tracer.until_cancelled)

@@ -221,13 +221,35 @@ def test_a_refusal_is_an_answer():
 async def test_a_server_that_is_down_is_left_alone(autojump_clock):
     """With one account an open circuit answers at once; when the server is back, so is the account."""
     async with world() as it:
-        it.emulator.script(*[Reply((Cut(),))] * THRESHOLD)
-        assert (await it.post(HELLO))[0] == 502
+        await _down(it)
+        asked = len(it.emulator.requests)
         status, headers, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
         assert headers["x-should-retry"] == "true"
-        assert len(it.emulator.requests) == THRESHOLD
+        assert len(it.emulator.requests) == asked
         await trio.sleep(1.1)
+        assert (await it.post(HELLO))[0] == 200
+
+
+async def _down(it):
+    """Requests that fail, each at every try, until the last one's first opens the circuit."""
+    it.emulator.script(*[Reply((Cut(),))] * 3 * THRESHOLD)
+    for number in range(THRESHOLD):
+        assert (await it.post(HELLO))[0] == (503 if number == THRESHOLD - 1 else 502)
+    it.emulator.clear()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500), Reply((event({"error": {"message": "x", "code": "InternalError"}}),))],
+    ids=["500", "in a 200"],
+)  # fmt: skip
+async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autojump_clock):
+    """However often the server says itself that it failed, other requests go to it."""
+    async with world() as it:
+        it.emulator.script(*[reply] * 3 * 2 * THRESHOLD)
+        for _ in range(2 * THRESHOLD):
+            assert (await it.post(HELLO))[0] == 502
         assert (await it.post(HELLO))[0] == 200
 
 
@@ -252,11 +274,11 @@ async def test_an_open_circuit_moves_requests_elsewhere(autojump_clock):
 async def test_a_probe_is_one(autojump_clock):
     """While a probe is under way, others are not sent after it."""
     async with world() as it, trio.open_nursery() as nursery:
-        it.emulator.script(*[Reply((Cut(),))] * THRESHOLD, Reply((Pause(0.5), Cut())))
-        await it.post(HELLO)
-        await it.post(HELLO)
+        await _down(it)
+        asked = len(it.emulator.requests)
+        it.emulator.script(Reply((Pause(0.5), Cut())))
         await trio.sleep(1.1)
         for _ in range(10):
             nursery.start_soon(it.post, HELLO)
         await trio.sleep(0.2)
-        assert len(it.emulator.requests) == THRESHOLD + 1
+        assert len(it.emulator.requests) == asked + 1

@@ -127,9 +127,12 @@ class Account:
             if rest is not None and now >= rest.until:
                 self.rests[key] = replace(rest, until=now + PROBE_SECONDS, probing=True)
 
-    def failed(self, error: QproxyError, now: float, model: str = "") -> None:
-        """Remember what an upstream's error says about the account rather than about the request."""
-        self.circuit.heard(error, now)
+    def failed(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
+        """Remember what an upstream's error says about the account rather than about the request.
+
+        `again`: the same request has failed with it before.
+        """
+        self.circuit.heard(error, now, again=again)
         self.failures += 1
         wall = self.wall()
         self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall
@@ -142,7 +145,7 @@ class Account:
         rest = rests.after(error, limit, strikes, wall).shifted(now - wall)
         if before is None or before.probing or rest.until > before.until:
             self.rests[key] = rest
-            self._forget_some(now)
+            self._forget_one()
         if limit is Limit.MINUTE and getattr(error, "named_wait", None) is None:
             error.retry_after = rest.until - now  # for the client: the error itself knows no clock
         elif limit is Limit.CONCURRENCY:
@@ -166,8 +169,8 @@ class Account:
         if rest is not None and rest.why == Limit.ACCESS.value:
             del self.rests[""]
 
-    def _forget_some(self, now: float) -> None:
-        """Keep the rests few: those that are over go first, then those that end first."""
+    def _forget_one(self) -> None:
+        """Keep the rests few: the one that ends first goes, as it does where it is over already."""
         if len(self.rests) > MAX_RESTS:
             oldest = min((key for key in self.rests if key), key=lambda key: self.rests[key].until)
             del self.rests[oldest]

@@ -1,7 +1,7 @@
 """A Qwen look-alike, for people without an account, for tests, and for developing against.
 
 server     `Emulator`: HTTP over any Trio stream
-chat       what it says (pure)
+chat       what it says (pure); `completions` and `embeddings` the same for those
 schema     arguments that fit a tool's schema (pure)
 faults     what it does wrong on demand
 identity   its identity server: device flow, page in the browser, rotating refresh tokens

@@ -99,7 +99,7 @@ def result(finished: Finished, most: int) -> str:
     return output or "(no output)"
 
 
-def missing_program(program: str, fence: Fence, *, fenced: bool) -> str | None:
+def missing_program(program: str, *, fenced: bool) -> str | None:
     """What is wrong with the name of a program, as far as can be seen from outside the sandbox."""
     found = shutil.which(program, path=PATH) if "/" not in program else program
     if found is None or not Path(found).exists():

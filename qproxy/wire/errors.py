@@ -130,5 +130,7 @@ class UpstreamError(QproxyError):
     status = 502
     code: str | None = "upstream_error"
     limit = Limit.NONE
+    answered = False
+    """The server is up: it said itself that it failed at this request, which may be the request's fault."""
     named_wait: float | None = None
     """Seconds that the upstream itself named, as many as it named."""

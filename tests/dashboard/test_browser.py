@@ -76,12 +76,11 @@ class Person:
         return self.driver.execute_script(script, *arguments)
 
     def waits(self, condition):
-        """Until the condition holds; an element may be replaced while it is looked at."""
-        from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+        """Until the condition holds; meanwhile a page may be replaced, and what is looked at with it."""
+        from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        ignored = (NoSuchElementException, StaleElementReferenceException)
-        return WebDriverWait(self.driver, SECONDS, 0.05, ignored).until(lambda _: condition())
+        return WebDriverWait(self.driver, SECONDS, 0.05, (WebDriverException,)).until(lambda _: condition())
 
     def reads(self, text, css="main"):
         self.waits(lambda: text in self.finds(css).text)

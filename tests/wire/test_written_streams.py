@@ -29,10 +29,10 @@ def tags(name, *parameters, newline="\n", wrapped=True):
 
 
 def told(text, finish="stop", **options):
-    """What an answer of this text means, the same however the text is cut into deltas."""
+    """What an answer of this text means, however it is cut into deltas, and however those say that it goes on."""
     found = meaning(*said(text), chunk(None, finish), DONE, **options)
-    for size in (1, 4):
-        deltas = said(*(text[at : at + size] for at in range(0, len(text), size)))
+    for size, going in ((1, None), (4, "null"), (3, "")):
+        deltas = [chunk({"content": text[at : at + size]}, going) for at in range(0, len(text), size)]
         choices, error = play([stream(deltas, chunk(None, finish), DONE)], **options)
         assert (choices[0]["text"], choices[0]["thought"], choices[0]["reason"], error) == (
             *found[:2],

@@ -13,7 +13,6 @@ from qproxy.wire.endpoints import chat, checks, completions, embeddings, message
 from qproxy.wire.endpoints.responses import request as responses
 from qproxy.wire.events import JSON
 
-STRING: JSON = {"type": "string"}
 NAME: JSON = {"type": "string", "minLength": 1}
 CONTENT: JSON = {"type": ["string", "array", "null"], "items": {"type": "object"}}
 MESSAGE: JSON = {

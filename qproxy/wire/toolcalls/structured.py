@@ -4,7 +4,8 @@ Servers reuse indices, leave them out, send empty, late, repeated and missing id
 arguments, or send everything so far each time.  Which call an entry belongs to is decided by the entry and the
 state of the calls so far, in one step (`_Choice.route`):
 
-  * a known id names its call, unless it comes with another index and a name (the id was used twice);
+  * a known id names its call, unless it comes with another index and a name, or with another name after the
+    arguments (the id was used twice);
   * an unknown id opens a call, or is adopted by a waiting one that has none yet;
   * without an id the index leads to the *latest* call opened on it, without an index the latest call is meant;
     a name that is not just repeated opens a new call.
@@ -46,6 +47,8 @@ class _Call:
         """No more of it will come, complete or not."""
         self.announced_again = False
         """Its name came once more after its arguments were complete: a repetition, or another such call."""
+        self.repeats_name = False
+        """Its name has come again in the middle: that it comes says nothing."""
 
     @property
     def sent(self) -> bool:
@@ -120,7 +123,7 @@ class _Choice:
             if call is None or not piece or not call.arguments.size or call.arguments.complete:
                 self.repairs["blank_entry"] += 1
                 return
-        call = self.route(delta.index, id_, name, bool(piece.strip()))
+        call = self.route(delta.index, id_, name, piece.strip())
         if name:
             self._named(call, name)
         if self.held is not call:
@@ -173,13 +176,13 @@ class _Choice:
             return self.calls[-1] if self.calls else None
         return self.latest_on.get(index)
 
-    def route(self, index: int | None, id_: str | None, name: str, filled: bool) -> _Call:
-        """The call that an entry belongs to, opened if it is a new one; `filled`: whether it has arguments."""
+    def route(self, index: int | None, id_: str | None, name: str, piece: str) -> _Call:
+        """The call that an entry with this piece of arguments belongs to, opened if it is a new one."""
         if index is None:
             self.repairs["index_missing"] += 1
         waiting = self._addressed(index)
         if id_ is None:
-            return self._without_id(index, waiting, name, filled)
+            return self._without_id(index, waiting, name, piece)
         if id_ in self.by_id:
             return self._known(index, id_, waiting, name)
         if waiting is not None and self._adopts(waiting, name):
@@ -192,23 +195,30 @@ class _Choice:
         return self._open(index, id_)
 
     def _known(self, index: int | None, id_: str, waiting: _Call | None, name: str) -> _Call:
-        if waiting is not None and waiting.said_id == id_:
-            return waiting
-        call = self.by_id[id_]
-        if not name or index is None or index == call.upstream_index:
+        call = waiting if waiting is not None and waiting.said_id == id_ else self.by_id[id_]
+        elsewhere = call is not waiting and index is not None and index != call.upstream_index
+        if not name or not (elsewhere or self._is_another(call, name)):
             return call
         self.repairs["id_duplicate"] += 1
         return self._open(index, id_)
 
-    def _without_id(self, index: int | None, waiting: _Call | None, name: str, filled: bool) -> _Call:
+    def _is_another(self, call: _Call, name: str) -> bool:
+        """Whether this cannot be the call's name: it has one, and no arguments that are under way."""
+        under_way = not call.arguments.empty and not call.arguments.complete
+        return (
+            bool(call.name) and name != call.name and not under_way and not self._continues_name(call, name)
+        )
+
+    def _without_id(self, index: int | None, waiting: _Call | None, name: str, piece: str) -> _Call:
         if waiting is None:
             return self._open(index, None)
         if name and waiting.name and not self._continues_name(waiting, name):
-            repeated = name == waiting.name and (waiting.arguments.snapshots or not filled)
+            replayed = waiting.repeats_name and piece == waiting.arguments.text.strip()
+            repeated = name == waiting.name and (waiting.arguments.snapshots or not piece or replayed)
             if not repeated:
                 return self._open(index, None)
-            waiting.announced_again = not filled
-        elif waiting.announced_again and filled:
+            waiting.announced_again = not piece
+        elif waiting.announced_again and piece:
             again = self._open(index, None)
             again.name = waiting.name
             return again
@@ -245,6 +255,7 @@ class _Choice:
         if not call.name:
             call.name = name
         elif call.sent or name == call.name:
+            call.repeats_name = True
             self.repairs["name_repeated"] += 1
         elif self._joins(call.name, name):
             self.repairs["name_joined"] += 1

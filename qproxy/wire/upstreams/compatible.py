@@ -146,9 +146,8 @@ class Decoder:
             events = deltas.payload(delta, number, logprobs)
             if self._halves or any(map(_ends_in_half, events)):
                 events = [whole for event in events if (whole := self._join_halves(event)) is not None]
-        if isinstance(reason, str):
-            if reason not in ("", "null"):
-                events += self._unpaired(number)
+        if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
+            events += self._unpaired(number)
             events.append(Finish(reason, number))
         self._over.discard(number)
         if reason is None:

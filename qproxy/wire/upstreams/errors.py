@@ -125,6 +125,7 @@ def upstream_error(status: int, headers: Headers, body: bytes, *, plan: str = "p
         error = _not_json(status, body)
     else:
         error = _from_object(data if isinstance(data, dict) else {}, status, plan)
+    error.answered = status == 500
     error.request_id = error.request_id or fields.get("x-request-id")
     wait = _retry_after(fields)
     if wait is not None:
@@ -147,7 +148,9 @@ def event_error(data: JSON, status: int | None, *, plan: str = "payg") -> Upstre
     code = _inner(data).get("code")
     if not known and re.fullmatch("[1-9][0-9]{2}", str(code)):
         known = int(str(code))
-    return _from_object(data, known if known and known >= 400 else 0, plan)
+    error = _from_object(data, known if known and known >= 400 else 0, plan)
+    error.answered = True
+    return error
 
 
 def _inner(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
