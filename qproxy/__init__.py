@@ -44,13 +44,13 @@ class _App:
         if self._app is None:
             import logging
 
-            from qproxy import hypercorn, serving, watching
+            from qproxy import hypercorn, logs, serving
             from qproxy.config import load
 
             config = load()
             config.check()
             if not logging.getLogger().handlers:  # else somebody has said where logs go
-                watching.log_to_stderr(config)
+                logs.log_to_stderr(config)
             hypercorn.install(write_timeout=config.client_write_timeout, max_connections=config.max_clients)
             hypercorn.install_signals()
             self._app = serving.create_app(config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +31,28 @@ def opened(path: Path | None, *, patience: float) -> sqlite3.Connection:
         path or ":memory:", timeout=patience, isolation_level=None, check_same_thread=False
     )
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection, patience)
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
+    """Put the file into WAL mode.
+
+    SQLite's own busy timeout does not count here: of two who change the mode at once, one is refused at once.
+    """
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= limit:
+                raise
+            time.sleep(0.01)
 
 
 def opened_to_read(path: Path, *, patience: float) -> sqlite3.Connection:

@@ -4,14 +4,18 @@ Two buckets a key, refilled evenly: a minute's worth at most.  A request reserve
 tokens before it is sent; when it is over, the estimate is exchanged for what was used (a client that left pays for
 what it got), and a request that reached no model costs nothing.
 
-No clock and no I/O: whoever asks says what time it is.  A meter is this process's own; several processes behind one
-address each allow the whole limit.
+No clock and no I/O: whoever asks says what time it is.  A `Shelf` is where the buckets stand between two uses, for all
+processes that serve the same keys; the embedded member is a file (`meter_file`).  Without one a meter is this
+process's own.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from qproxy.bucket import Bucket
 from qproxy.keys import Key
@@ -39,16 +43,46 @@ class Reservation:
             self.meter.give_back(self.tokens - used, 0 if counts else 1, now)
 
 
+Buckets: TypeAlias = tuple[Bucket | None, Bucket | None]
+"""Of requests and of tokens."""
+
+
+class Shelf(Protocol):
+    """Where the buckets of all keys stand, for several processes."""
+
+    def held(self, identity: bytes, buckets: Buckets, now: float) -> AbstractContextManager[None]:
+        """The buckets are as everybody left them and nobody else's for the block, and left for others after it.
+
+        An error in the block leaves them as they were.
+        """
+        ...
+
+
 class Meter:
     """The two buckets of one key."""
 
-    def __init__(self, key: Key, now: float) -> None:
+    def __init__(self, key: Key, now: float, shelf: Shelf | None = None) -> None:
         self._name = key.label
+        self._shelf = shelf
+        self._identity = hashlib.sha256(f"{key.digest} {key.rpm} {key.tpm}".encode()).digest()
         self.requests = Bucket(key.rpm, now) if key.rpm else None
         self.tokens = Bucket(key.tpm, now) if key.tpm else None
 
+    def _held(self, now: float) -> AbstractContextManager[None]:
+        if self._shelf is None:
+            return nullcontext()
+        return self._shelf.held(self._identity, (self.requests, self.tokens), now)
+
     def reserve(self, tokens: int, now: float) -> Reservation:
         """Take one request and so many tokens.  RequestError 429 when that must wait; then nothing is taken."""
+        with self._held(now):
+            self._check(tokens, now)
+            if self.tokens:
+                tokens = min(tokens, self.tokens.capacity)
+            self._take(tokens, 1, now)
+        return Reservation(self, tokens)
+
+    def _check(self, tokens: int, now: float) -> None:
         for bucket, count, what in ((self.requests, 1, "requests"), (self.tokens, tokens, "tokens")):
             wait = bucket.wait(count, now) if bucket else 0.0
             if bucket and wait > 0:
@@ -60,18 +94,18 @@ class Meter:
                     code="rate_limit_exceeded",
                     retry_after=wait,
                 )
-        if self.tokens:
-            tokens = min(tokens, self.tokens.capacity)
-        self.give_back(-tokens, -1, now)
-        return Reservation(self, tokens)
 
     def give_back(self, tokens: int, requests: int, now: float) -> None:
+        with self._held(now):
+            self._take(-tokens, -requests, now)
+
+    def _take(self, tokens: int, requests: int, now: float) -> None:
         for bucket, count in ((self.tokens, tokens), (self.requests, requests)):
             if bucket:
-                bucket.take(-count, now)
+                bucket.take(count, now)
 
     def headers(self, now: float) -> dict[str, str]:
-        """OpenAI's x-ratelimit-* fields."""
+        """OpenAI's x-ratelimit-* fields, as of this process's last use."""
         fields = {}
         for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
             if bucket:
@@ -84,7 +118,8 @@ class Meter:
 class Meters:
     """The meters of all keys, made as they come.  A key whose limits have changed begins anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf
         self._meters: dict[Key, Meter] = {}
 
     def of(self, key: Key | None, now: float) -> Meter | None:
@@ -93,7 +128,7 @@ class Meters:
             return None
         if key not in self._meters:
             self._meters = {known: meter for known, meter in self._meters.items() if known.id != key.id}
-            self._meters[key] = Meter(key, now)
+            self._meters[key] = Meter(key, now, self._shelf)
         return self._meters[key]
 
 

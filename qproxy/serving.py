@@ -3,14 +3,12 @@
 assemble(config)   the parts, for tests and for programs that embed
 create_app(config) the ASGI app
 serve(config)      within a Trio program: `await nursery.start(qproxy.serve, config)` gives the bound URLs
-run(config)        `qproxy serve`
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import resource
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,13 +23,14 @@ from qproxy.accounts.pacing import Pace
 from qproxy.accounts.sharing import Sharing
 from qproxy.admission import Admission
 from qproxy.auth import CredentialSource, StaticKey
-from qproxy.config import Config, home, load
+from qproxy.config import Config, load
 from qproxy.discovery import Discovery
 from qproxy.door import Door
 from qproxy.keys import KeyFileError, Keyring, configured
+from qproxy.meter_file import MeterFile
+from qproxy.meters import Meters
 from qproxy.presets import AccountConfig, ConfigError
 from qproxy.relay import Policy, Relay
-from qproxy.reloading import Reloader
 from qproxy.sandbox import Site
 from qproxy.server import Server
 from qproxy.stored import Store
@@ -41,7 +40,6 @@ from qproxy.transport import Connect, Transport
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import rules
 
-SPARE_FILES = 64
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
 MEMORY_BYTES = 64 * 1024 * 1024
@@ -59,14 +57,17 @@ def assemble(
     connect: Connect | None = None,
     tools: Sequence[ToolLike] = (),
     site: Site | None = None,
+    meeting: Path | None = None,
 ) -> Server:
     """The server's parts, wired together.
 
     `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
-    program's functions that models may call, `site` its way to a sandbox.
+    program's functions that models may call, `site` its way to a sandbox.  `meeting` is where a worker's siblings are.
     """
     server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
-    watching.watch(server, config)
+    watching.watch(server, config, meeting)
+    if config.meters_file:
+        server.meters = Meters(MeterFile(Path(config.meters_file)))
     if config.accounts_file:
         server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
         server.background.append(server.relay.accounts.keep_sharing)
@@ -218,14 +219,18 @@ async def serve(
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     server: Server | None = None,
     tools: Sequence[ToolLike] = (),
+    listener: int | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.  `tools`: as `assemble`."""
+    """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.  `tools`: as `assemble`.
+
+    `listener`: the descriptor of a socket that listens already.
+    """
     config.check()
     server = server or assemble(config, tools=tools)
     try:
         async with trio.open_nursery() as nursery:
-            await _serve(config, shutdown_trigger, server, nursery, task_status)
+            await _serve(config, shutdown_trigger, server, listener, nursery, task_status)
             nursery.cancel_scope.cancel()
     finally:  # a caller who cancels skips the app's own end
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
@@ -236,6 +241,7 @@ async def _serve(
     config: Config,
     shutdown_trigger: Callable[[], Awaitable[None]] | None,
     server: Server,
+    listener: int | None,
     nursery: trio.Nursery,
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
@@ -255,6 +261,7 @@ async def _serve(
         server.app(),
         host=config.host,
         port=config.port,
+        listener=listener,
         certfile=config.certfile,
         keyfile=config.keyfile,
         graceful_timeout=config.graceful_timeout + FAREWELL_SECONDS,
@@ -265,72 +272,3 @@ async def _serve(
         shutdown_trigger=draining,
         task_status=task_status,
     )
-
-
-def run(config: Config, say: Callable[[str], None], read: Callable[[], Config] = load) -> int:
-    """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew."""
-    watching.log_to_stderr(config)
-    logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    for warning in config.warnings():
-        log.warning("%s", warning)
-    raise_file_limit(config)
-    try:
-        trio.run(_run, config, say, read)
-    except BaseExceptionGroup as group:
-        error = _only(group)
-        if isinstance(error, OSError):
-            reason = f"cannot serve on {config.host}, port {config.port}: {error.strerror or error}"
-            raise OSError(reason) from None
-        raise
-    return 0
-
-
-def _only(group: BaseException) -> BaseException:
-    """The one error that a group holds, or the group."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group
-
-
-def file_limit(config: Config) -> tuple[int, int]:
-    """How many files the settings may need open at once, and how many of them this process may open."""
-    wanted = config.max_clients + config.max_requests + SPARE_FILES
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return wanted, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-
-
-def raise_file_limit(config: Config) -> None:
-    """Let this process open as many sockets as the settings speak of, or warn that it may not."""
-    wanted, allowed = file_limit(config)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
-
-
-def _where(account: AccountConfig) -> str:
-    """Where an account's requests go, for people; the tokens of a signed-in one say it each time."""
-    return "signed in" if account.kind == "oauth" else str(account.base_url)
-
-
-async def _run(config: Config, say: Callable[[str], None], read: Callable[[], Config]) -> None:
-    stop, server = trio.Event(), assemble(config)
-
-    def renewed(config: Config, before: Config, server: Server) -> Server:
-        parts = reassemble(config, before, server)
-        watching.log_to_stderr(config)  # other secrets, and perhaps another shape
-        return parts
-
-    reloader = Reloader(server, config, read, renewed)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hypercorn.until_signal, stop, say)
-
-        async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
-            await serve(config, shutdown_trigger=stop.wait, server=server, task_status=task_status)
-            nursery.cancel_scope.cancel()
-
-        urls = await nursery.start(serving)
-        nursery.start_soon(reloader.while_running, home(), int(urls[0].rpartition(":")[2]))
-        names = ", ".join(f"{account.name} ({_where(account)})" for account in config.all_accounts())
-        say(f"qproxy serves {urls[0]}/v1 from {names}")

@@ -1,11 +1,11 @@
 """The worker processes behind one address know of each other, so that any of them can answer for all.
 
-`hypercorn -w 2` starts workers that share a port and nothing else; who is asked for `/metrics` is chance.  Each worker
+`qproxy serve --workers 2` and `hypercorn -w 2` start workers that share a port; who is asked for `/metrics` is chance.  Each worker
 listens on a Unix socket in a directory named after their common parent (only the owner may enter it) and answers
 questions there; `ask` puts one to all the others.  Nothing is sent while nobody asks, and a worker that is gone
 leaves a socket that refuses, which whoever finds it removes.
 
-A process without such a parent (`qproxy serve`, `hypercorn -w 0`) has no siblings and opens nothing.
+A process without such a parent (`qproxy serve` alone, `hypercorn -w 0`) has no siblings and opens nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from qproxy.folders import make_private
+from qproxy.workers import meeting_place
 
 ANSWER_TIMEOUT = 2.0
 """For all siblings together to answer: they are on this machine."""
@@ -31,7 +32,7 @@ log = logging.getLogger("qproxy")
 def family(home: Path) -> Path | None:
     """The directory of this process's siblings; None for a process that has none."""
     parent = multiprocessing.parent_process()
-    return None if parent is None else home / "workers" / str(parent.pid)
+    return None if parent is None or parent.pid is None else meeting_place(home, parent.pid)
 
 
 class Siblings:

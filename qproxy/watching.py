@@ -1,4 +1,4 @@
-"""Who looks on while a server runs, put together from a `Config`: logs, metrics, traces, the ledger.
+"""Who looks on while a server runs, put together from a `Config`: metrics, traces, the ledger.
 
 Beside `serving`, and like it the only one that knows both the settings and the parts.  All of them are fed from one
 place, the finished record (`observe.Counts`).
@@ -6,8 +6,6 @@ place, the finished record (`observe.Counts`).
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +15,6 @@ from qproxy.dashboard import Dashboard
 from qproxy.door import Access
 from qproxy.ledger import Ledger, Pricing
 from qproxy.ledger.prices import Price, Tier
-from qproxy.observe import Formatter
 from qproxy.observe.bodies import Bodies
 from qproxy.observe.redaction import Redactor
 from qproxy.presets import ConfigError
@@ -30,10 +27,10 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 """The hosts that the prices of the package are about."""
 
 
-def watch(server: Server, config: Config) -> None:
-    """Have everybody who looks on hear of the server's requests."""
+def watch(server: Server, config: Config, meeting: Path | None = None) -> None:
+    """Have everybody who looks on hear of the server's requests.  `meeting`: where its siblings are, if it is a worker."""
     server.families.append(Dashboard(server))
-    siblings = Siblings(family(home()))
+    siblings = Siblings(meeting or family(home()))
     monitoring = Monitoring(server, siblings, Access(config.metrics_access))
     siblings.answers[QUESTION] = monitoring.answer
     server.families.append(monitoring)
@@ -81,11 +78,3 @@ def _trace(server: Server) -> None:
 def bodies(config: Config) -> Bodies | None:
     """Where requests and answers are logged; nowhere unless the operator asks for it."""
     return Bodies(Redactor(config.secrets())) if config.log_bodies else None
-
-
-def log_to_stderr(config: Config) -> None:
-    """Log to standard error in the configured shape, without secrets."""
-    handler = logging.StreamHandler(sys.stderr)
-    as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(Formatter(as_json=as_json, redactor=Redactor(config.secrets())))
-    logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from qproxy import hypercorn as mended
-from qproxy import serving
+from qproxy import process
 from qproxy.admission import Admission
 from qproxy.config import Config
 from qproxy.emulator import Pause, Reply
@@ -223,10 +223,10 @@ def test_the_limit_on_open_files(monkeypatch, caplog):
     limits = {}
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
-    serving.raise_file_limit(Config(max_clients=1000, max_requests=500))
+    process.raise_file_limit(Config(max_clients=1000, max_requests=500))
     assert limits == {resource.RLIMIT_NOFILE: (1564, 4096)}
     assert not caplog.records
     caplog.set_level(logging.WARNING)
-    serving.raise_file_limit(Config(max_clients=50_000))
+    process.raise_file_limit(Config(max_clients=50_000))
     assert limits == {resource.RLIMIT_NOFILE: (4096, 4096)}
     assert "4096" in caplog.text

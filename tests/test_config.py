@@ -167,6 +167,7 @@ def test_what_cannot_be_served():
     Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check()
     for config in (
         Config(accounts=(account,), certfile="x"),
+        Config(accounts=(account,), workers=100_000),
         Config(accounts=(account,), host="0.0.0.0"),
         Config(),
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from qproxy import serving
+from qproxy import process, serving
 from qproxy.cli import parser
 from qproxy.config import SETTINGS, Config
 from tests.helpers import accounts
@@ -22,7 +22,7 @@ DOCKERFILE, COMPOSE, UNIT, TOOLS = (
 WALLS = {
     "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
     "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes", "MemoryDenyWriteExecute": "yes",
-    "StateDirectory": "qproxy", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
+    "StateDirectory": "qproxy", "Type": "notify", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_the_unit_keeps_its_walls():
         assert program == "/opt/qproxy/bin/qproxy"
         parser().parse_args(words)
     assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + serving.FAREWELL_SECONDS
-    wanted, _ = serving.file_limit(Config())
+    wanted, _ = process.file_limit(Config())
     assert wanted < int(service["LimitNOFILE"])
 
 

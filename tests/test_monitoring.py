@@ -12,8 +12,8 @@ from qproxy.config import Config
 from qproxy.emulator import FAULTS, Pause, Reply
 from qproxy.emulator.faults import chunk
 from qproxy.health import health
+from qproxy.logs import log_to_stderr
 from qproxy.siblings import Siblings
-from qproxy.watching import log_to_stderr
 from qproxy.wire.errors import Retry, UpstreamError
 from tests.auth.parts import signed
 from tests.helpers import HELLO, MODEL, accounts, world

@@ -9,12 +9,13 @@ import h2.events
 import trio
 
 import qproxy
-from qproxy import cli, reloading
+from qproxy import cli, reloading, running
 from qproxy.config import Config
 from qproxy.emulator import Emulator, Pause, Reply
 from qproxy.emulator.faults import HANG, chunk
 from qproxy.presets import AccountConfig, ConfigError
-from qproxy.reloading import Reloader, Running
+from qproxy.reloading import Reloader
+from qproxy.running import Running
 from qproxy.serving import assemble, reassemble
 from tests.helpers import HELLO, H1Client, H2Client, frames
 from tests.test_run import connected, ended, process, serving
@@ -234,21 +235,21 @@ async def test_a_restart_is_asked_for():
 def test_the_file_of_a_server(tmp_path):
     """It is there while the server is, one to a port; a file left behind by a killed one counts for nothing."""
     home = tmp_path / "home"
-    with Running(home, 80) as running:
-        state = reloading._state(running.path)
+    with Running(home, 80) as held:
+        state = running._state(held.path)
         assert state is not None
         assert state["reloads"] == 0
-        running.reloaded(True, "x")
+        held.reloaded(True, "x")
         with Running(home, 80):
             pass
-        state = reloading._state(running.path)
+        state = running._state(held.path)
         assert (state or {})["said"] == "x"
-    assert reloading._state(home / "serving-80.json") is None
+    assert running._state(home / "serving-80.json") is None
     (home / "serving-81.json").write_text('{"pid": 1, "reloads": 0}')
-    assert reloading.ask_to_reload(home, 81)[0] is False
+    assert running.ask_to_reload(home, 81)[0] is False
     (tmp_path / "file").write_text("")
-    with Running(tmp_path / "file", 80) as running:
-        running.reloaded(True, "nowhere to say so")
+    with Running(tmp_path / "file", 80) as held:
+        held.reloaded(True, "nowhere to say so")
 
 
 def test_only_settings_are_named():

@@ -1,7 +1,7 @@
 """The command line.
 
 One module a command, each with `HELP` (a line), `PAGE` (what `--help` says beside the options), `add(parser)` for its arguments
-and `run(arguments)`, which returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and one row of `COMMANDS`.
+and `run(arguments)`, which returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and its name in `COMMANDS`.
 
 This is the only room that prints: results to standard output (`saying.say`), everything else to standard error.
 """
@@ -9,23 +9,11 @@ This is the only room that prints: results to standard output (`saying.say`), ev
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
-from qproxy.cli import (
-    accounts,
-    check,
-    completion,
-    demo,
-    emulator,
-    keys,
-    login,
-    logout,
-    reload,
-    serve,
-    tools,
-    usage,
-)
 from qproxy.cli.pages import VARIABLES, Page
 from qproxy.cli.saying import complain, say
 from qproxy.keys import KeyFileError
@@ -56,45 +44,43 @@ PAGE = Page(
     },
     environment=VARIABLES,
 )
-COMMANDS: dict[str, Command] = {
-    "serve": serve,
-    "demo": demo,
-    "login": login,
-    "logout": logout,
-    "emulator": emulator,
-    "reload": reload,
-    "keys": keys,
-    "accounts": accounts,
-    "tools": tools,
-    "usage": usage,
-    "check": check,
-    "completion": completion,
-}
+COMMANDS = (
+    "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check", "completion",
+)  # fmt: skip
+ALL = "completion"
+"""The command that knows the others."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+def command(name: str) -> Command:
+    """The module of a command; imported by name, so that one that is not asked for costs nothing."""
+    return cast(Command, import_module(f"qproxy.cli.{name}"))
+
+
+def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of these commands."""
     top = argparse.ArgumentParser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
     PAGE.put_on(top)
     top.set_defaults(parser=top)  # for the command that tells shells about it
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, command in COMMANDS.items():
-        one = commands.add_parser(name, help=command.HELP)
-        command.PAGE.put_on(one)
-        command.add(one)
+    for name in names:
+        one = commands.add_parser(name, help=command(name).HELP)
+        command(name).PAGE.put_on(one)
+        command(name).add(one)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    top = parser()
-    arguments = top.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    one = words[0] if words and words[0] in COMMANDS and words[0] != ALL else None
+    top = parser([one] if one else COMMANDS)
+    arguments = top.parse_args(words)
     if arguments.command is None:
         say(top.format_help().rstrip())
         return 2
     try:
-        return COMMANDS[arguments.command].run(arguments)
+        return command(arguments.command).run(arguments)
     except (ConfigError, KeyFileError) as error:
         complain(str(error))
         return 2

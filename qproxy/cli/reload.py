@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qproxy import config as configuration
+from qproxy import running
 from qproxy.cli.pages import DONE, VARIABLES, Page
 from qproxy.cli.saying import complain, say
 
@@ -27,9 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import reloading  # late, as in `serve`
-
-    taken_up, said = reloading.ask_to_reload(configuration.home(), arguments.port)
+    taken_up, said = running.ask_to_reload(configuration.home(), arguments.port)
     if not taken_up:
         complain(said)
         return 1

@@ -1,11 +1,19 @@
-"""`qproxy serve`: its options are the table of settings."""
+"""`qproxy serve`: its options are the table of settings.
+
+Here: the options, and whether this process serves, is one of several workers, or supervises them.  What each of these
+does is in `process` and `workers`, imported when it is known which.
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
+import os
+import sys
 from typing import Any
 
 from qproxy import config as configuration
+from qproxy import workers
 from qproxy.cli.pages import CONFIGURATION, VARIABLES, Page
 from qproxy.cli.saying import say
 
@@ -20,6 +28,7 @@ PAGE = Page(
     examples={
         "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION names another region",
         "qproxy serve --upstream http://127.0.0.1:8080/v1": "a Qwen server of your own",
+        "qproxy serve --workers 0": "a process for each core, supervised",
         "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "as a service (docs/deploy/)",
     },
     exits={
@@ -32,6 +41,7 @@ PAGE = Page(
         "$QPROXY_HOME/keys.json": "keys of clients (`qproxy keys`)",
         "$QPROXY_HOME/accounts/": "tokens of signed-in accounts (`qproxy login`)",
         "$QPROXY_HOME/accounts.db": "what is known of the accounts, shared by all processes",
+        "$QPROXY_HOME/meters": "what keys have left of their limits a minute, shared by all processes",
         "$QPROXY_HOME/ledger.sqlite3": "who used how much (`qproxy usage`)",
         "$QPROXY_HOME/responses.sqlite3": "stored responses",
     },
@@ -53,6 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, dest=name, action="store_const", const="true", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # what a supervisor gives its workers
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -70,6 +81,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read()
     config.check()
-    from qproxy import serving  # late: `--help` should not wait for the server's imports
+    if arguments.worker is None and workers.count(config.workers) > 1:
+        from qproxy.workers import supervisor  # late: `--help` should not wait for it
 
-    return serving.run(config, say, read)
+        return supervisor.run(config, _command(arguments), say)
+    gc.disable()  # what is imported stays: to look through it again and again for garbage is a tenth of the start
+    from qproxy import process  # late, and more so
+    from qproxy.workers.post import Place
+
+    gc.freeze()
+    gc.enable()
+    return process.run(config, say, read, arguments.worker and Place.parse(arguments.worker))
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    """This command once more, by the same Python and with the same modules to import."""
+    given = {name: getattr(arguments, name) for name in ("config", *configuration.SETTINGS)}
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if configuration.TYPES.get(name) is bool else f"={text}")
+        for name, text in given.items()
+        if text is not None
+    ]
+    safely = [] if os.getcwd() in sys.path or "" in sys.path else ["-P"]
+    return [sys.executable, *safely, "-m", "qproxy", "serve", *flags]

@@ -39,6 +39,7 @@ def load(
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
     values.setdefault("accounts_file", str(home(environ) / "accounts.db"))
+    values.setdefault("meters_file", str(home(environ) / "meters"))
     values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
     values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
     config = Config(**values)
@@ -66,6 +67,11 @@ def home(environ: Mapping[str, str] | None = None) -> Path:
         return Path(environ["QPROXY_HOME"])
     data = environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
+
+
+def notify_socket() -> str | None:
+    """Where systemd wants to hear how this process is, if it does."""
+    return os.environ.get("NOTIFY_SOCKET")
 
 
 def proxy_environment(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:

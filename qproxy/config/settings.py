@@ -18,6 +18,7 @@ from qproxy import keys
 from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
+MOST_WORKERS = 256
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -45,6 +46,7 @@ class Config:
 
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8787, "port to listen on; 0 takes a free one")
+    workers: int = setting(1, "processes that serve (`qproxy serve` only); 0 is one for each core")
     certfile: str | None = setting(None, "TLS certificate chain (PEM); with it HTTPS and HTTP/2 by ALPN")
     keyfile: str | None = setting(None, "the certificate's private key (PEM)")
     upstream: str | None = setting(None, "base URL of an OpenAI-compatible Qwen server, as one account")
@@ -96,6 +98,11 @@ class Config:
     accounts_file: str | None = setting(
         None,
         "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
+    )
+    meters_file: str | None = setting(
+        None,
+        "what client keys have left of their requests and tokens a minute, shared by all processes; by default meters in "
+        "the data directory",
     )
     admin_key: str | None = setting(
         None,
@@ -206,6 +213,8 @@ class Config:
 
     def check(self) -> None:
         """ConfigError when the settings cannot be served together."""
+        if self.workers > MOST_WORKERS:
+            raise ConfigError(f"workers: at most {MOST_WORKERS}.")
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("certfile and keyfile go together.")
         if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import trio
 
-from qproxy import reloading, signing
+from qproxy import running, signing
 from qproxy.config import Config
 from qproxy.doctor.findings import Finding
-from qproxy.serving import file_limit
+from qproxy.process import file_limit
 from qproxy.watching import NO_LEDGER
 
 FILES, LIMITS = "files", "limits"
@@ -125,7 +125,7 @@ def limits(config: Config) -> Finding:
 async def port(config: Config, home: Path) -> Finding:
     """Whether the server could listen."""
     where = f"{config.host}, port {config.port}"
-    if await trio.to_thread.run_sync(reloading.serves, home, config.port):
+    if await trio.to_thread.run_sync(running.serves, home, config.port):
         return Finding(LIMITS, "port", "ok", f"{where} is served by a qproxy of yours now")
     try:
         listeners = await trio.open_tcp_listeners(config.port, host=config.host)

@@ -72,6 +72,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    listener: int | None = None,
     certfile: str | None = None,
     keyfile: str | None = None,
     graceful_timeout: float = 30.0,
@@ -84,12 +85,13 @@ async def serve(
 ) -> None:
     """Serve an ASGI app over HTTP/1.1 and HTTP/2 (h2c with prior knowledge; ALPN with a certificate).
 
-    Reports the bound URLs.  When `shutdown_trigger` returns, no new connection is taken and running requests have
+    Reports the bound URLs.  `listener`: the descriptor of a socket that listens already, instead of an address.  When `shutdown_trigger` returns, no new connection is taken and running requests have
     `graceful_timeout` seconds to end.
     """
     install(write_timeout=write_timeout, max_connections=max_connections)
     config = Config()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    config.bind = [address if listener is None else f"fd://{listener}"]
     config.certfile, config.keyfile = certfile, keyfile
     config.graceful_timeout = graceful_timeout
     config.keep_alive_timeout = idle_timeout
@@ -108,12 +110,14 @@ async def serve(
 
 async def until_signal(stop: trio.Event, say: Callable[[str], None]) -> None:
     """Set `stop` at the first SIGINT or SIGTERM; a second one ends the program at once."""
+    asked = False  # `stop` may be set from elsewhere too, and then the first signal is still the first
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
-            if stop.is_set():
+            if asked:
                 say("Stopping at once.")
                 os._exit(
                     128 + number
                 )  # whatever is in the way of an orderly end is in the way of an exception too
+            asked = True
             say("Stopping: running requests may end; once more to stop at once.")
             stop.set()

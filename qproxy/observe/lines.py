@@ -30,16 +30,22 @@ _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 class Formatter(logging.Formatter):
     """One line a record."""
 
-    def __init__(self, *, as_json: bool, redactor: Redactor | None = None) -> None:
+    def __init__(self, *, as_json: bool, redactor: Redactor | None = None, worker: int | None = None) -> None:
         super().__init__()
         self._as_json = as_json
+        self._whose = {} if worker is None else {"worker": worker}
         self._redactor = redactor or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
         return self._redactor.text(self._json(record) if self._as_json else self._words(record))
 
     def _json(self, record: logging.LogRecord) -> str:
-        head = {"time": _when(record), "level": record.levelname.lower(), "logger": record.name}
+        head: dict[str, Any] = {
+            "time": _when(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        head |= self._whose
         fields = getattr(record, "fields", None)
         if fields is None:
             fields = {"message": record.getMessage()}
@@ -50,9 +56,13 @@ class Formatter(logging.Formatter):
     def _words(self, record: logging.LogRecord) -> str:
         when, fields = _when(record)[11:], getattr(record, "fields", None)
         if fields is not None and "status" in fields:
-            return f"{when} {printable(columns(fields))}"
+            return f"{when} {printable(columns({**fields, **self._whose}))}"
         words = [when, record.levelname.lower(), record.getMessage()]
-        words += [f"{name}={value}" for name, value in (fields or {}).items() if name != "message"]
+        words += [
+            f"{name}={value}"
+            for name, value in {**(fields or {}), **self._whose}.items()
+            if name != "message"
+        ]
         tail = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
         return printable(" ".join(words)) + tail
 

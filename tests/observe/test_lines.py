@@ -8,12 +8,12 @@ from qproxy.wire.toolcalls.repairs import KINDS
 from tests.observe.records import record
 
 
-def _formatted(as_json, fields):
+def _formatted(as_json, fields, worker=None):
     made = logging.makeLogRecord(
         {"name": "qproxy.request", "msg": "/v1", "levelname": "INFO", "created": 0.0, "msecs": 0}
     )
     made.fields = fields
-    return Formatter(as_json=as_json).format(made)
+    return Formatter(as_json=as_json, worker=worker).format(made)
 
 
 def test_for_machines():
@@ -76,6 +76,13 @@ def test_a_request_without_a_model():
         "00:00:00.000Z", "404", "error", "1.50s", "-", "-", "POST", "/v1/chat/completions",
         "request_id=req_1", "error=unknown_url",
     ]  # fmt: skip
+
+
+def test_a_workers_lines():
+    """One of several workers says which one it is, in a request's line and in others."""
+    assert json.loads(_formatted(True, record().fields(), worker=2))["worker"] == 2
+    assert _formatted(False, record().fields(), worker=2).endswith(" worker=2")
+    assert _formatted(False, {"message": "x"}, worker=2).endswith(" worker=2")
 
 
 def test_what_a_client_may_put_into_a_line():

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import segno
 import trio
 
 from qproxy.accounts import Account
@@ -210,6 +209,8 @@ def _told(name: str, progress: Progress | None) -> dict[str, Any]:
 def qr_code(text: str) -> str:
     """A text as an SVG drawing that needs no style of its own."""
     drawn = io.BytesIO()
+    import segno  # late: only a sign-in needs it
+
     segno.make(text, error="m", micro=False).save(
         drawn, kind="svg", xmldecl=False, svgns=True, omitsize=True, border=3, dark="#000", light="#fff", svgclass="qr",
         lineclass=None,

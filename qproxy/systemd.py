@@ -1,0 +1,32 @@
+"""Telling systemd how this server is (`Type=notify`): a datagram to the socket that it named, if it did.
+
+https://www.freedesktop.org/software/systemd/man/sd_notify.html
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from qproxy.config import notify_socket
+
+
+class Notifier:
+    """Without a socket it tells nobody."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or notify_socket()
+
+    def ready(self) -> None:
+        self._tell("READY=1")
+
+    def stopping(self) -> None:
+        self._tell("STOPPING=1")
+
+    def _tell(self, state: str) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+            sending.setblocking(False)  # nobody who serves waits for whoever looks on
+            sending.sendto(state.encode(), address)

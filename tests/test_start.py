@@ -1,0 +1,58 @@
+"""What a command imports before it does anything: the time until the first answer, and a supervisor's memory, are mostly that."""
+
+import subprocess
+import sys
+
+import pytest
+
+TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"}
+HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority"}
+QUART = {
+    "quart", "quart_trio", "flask", "werkzeug", "jinja2", "markupsafe", "click", "itsdangerous", "blinker", "aiofiles",
+}  # fmt: skip
+OURS_FOR_OTHERS = {
+    "qproxy.emulator",
+    "qproxy.demo",
+    "qproxy.inprocess",
+    "qproxy.cli.login",
+    "qproxy.cli.demo",
+}
+COMMANDS = {
+    "a server": (
+        "qproxy.cli, qproxy.cli.serve, qproxy.process",
+        {"qproxy", "prometheus_client", *TRIO, *HYPERCORN, *QUART},
+        OURS_FOR_OTHERS,
+    ),
+    "a supervisor": (
+        "qproxy.cli, qproxy.cli.serve, qproxy.workers.supervisor",
+        {"qproxy"},
+        {
+            *OURS_FOR_OTHERS,
+            "qproxy.server",
+            "qproxy.serving",
+            "qproxy.relay",
+            "sqlite3",
+            "multiprocessing",
+            "asyncio",
+        },
+    ),
+    "qproxy reload": (
+        "qproxy.cli, qproxy.cli.reload",
+        {"qproxy"},
+        {*OURS_FOR_OTHERS, "qproxy.server", "sqlite3"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("modules", "packages", "late"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_what_is_imported(modules, packages, late):
+    """No package that only some need (jsonschema, mcp, keyring, segno, OpenTelemetry, …), and no part for something else."""
+    code = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
+    found = set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        ).stdout.split()
+    )
+    foreign = {name.partition(".")[0] for name in found} - sys.stdlib_module_names - {"__mp_main__"}
+    assert foreign <= packages, foreign - packages
+    assert not found & late
