@@ -165,23 +165,6 @@ def create(path: Path, **fields: Any) -> tuple[Key, str]:
     return key, secret
 
 
-def table(keys: Sequence[Key], now: float) -> list[str]:
-    """The keys for people, a line each, without their secrets (which nobody has)."""
-    rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
-    for key in keys:
-        budgets = ", ".join(budget.words() for budget in key.budgets) or "-"
-        limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all", budgets)
-        rows.append((key.id, key.name or "-", key.state(now), _day(key.created), _day(key.expires), *limits))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _day(when: int | None) -> str:
-    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(when))
-
-
 def revoke(path: Path, wanted: str) -> Key:
     """Revoke the key with this id or name.  KeyFileError when there is none."""
     with _changing(path) as keys:

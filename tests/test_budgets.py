@@ -7,6 +7,7 @@ import trio
 
 from qproxy import cli, keys
 from qproxy.budgets import FRESH_SECONDS, Budgets
+from qproxy.cli.keys import table
 from qproxy.keys import Budget, Key
 from qproxy.ledger import Ledger
 from qproxy.wire.errors import QproxyError, RequestError
@@ -150,7 +151,7 @@ async def test_end_to_end(tmp_path):
         assert (status, body["error"]["code"]) == (429, "insufficient_quota")
         assert head["x-should-retry"] == "false"
         assert "week (from Monday, Beijing)" in body["error"]["message"]
-    assert "week: 3 requests" in "".join(keys.table(keys.read(file), time.time()))
+    assert "week: 3 requests" in "".join(table(keys.read(file), time.time()))
 
 
 def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -131,9 +131,8 @@ async def test_what_one_read_gives_leaves_in_one_write(monkeypatch):
 async def test_a_whole_request():
     """A plain request is one task, and bounded calls; the emulator's own are among them."""
     counter = await counted([stream(TEXT)], HELLO, repeat=10)
-    assert counter.tasks == 10 * (
-        1 + 2
-    )  # the request; the emulator has one to send, and one to see its client leave
+    # The request's; the emulator has one to send, and one to see its client leave.
+    assert counter.tasks == 10 * (1 + 2)
     assert counter.calls / 10 <= 4100
 
 

@@ -1,6 +1,6 @@
 """How the accounts are, for `qproxy accounts`: from the settings and from the board that the servers write on.
 
-Pure: what the settings say, what the board says, and the time in; rows and lines out.  Nothing here is secret: names,
+Pure: what the settings say, what the board says, and the time in; rows out.  Nothing here is secret: names,
 hosts, states, times, counts, and what a server said about a quota.
 """
 
@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 from qproxy.accounts.board import Limits, Standing, left
 from qproxy.presets import AccountConfig
-
-COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,36 +91,6 @@ def _row(account: AccountConfig, standing: Standing | None, wall: float) -> Row:
         last_error=known.last_error,
         last_error_at=known.last_error_at,
     )
-
-
-def table(rows: Sequence[Row], wall: float) -> list[str]:
-    """The rows for people, a line each, and below them what there is to say about single ones."""
-    cells = [COLUMNS] + [
-        (
-            row.name, row.kind, row.plan or "-", row.host or "-", row.words,
-            str(row.requests), str(row.failures), str(row.last_minute), str(row.in_flight),
-        )
-        for row in rows
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
-    return lines + [line for row in rows for line in _remarks(row, wall)]
-
-
-def _remarks(row: Row, wall: float) -> list[str]:
-    remarks = []
-    if row.expires_at is not None:
-        remarks.append(f"{row.name}: the token in use ends {moment(row.expires_at, wall)}")
-    if row.quota_reset_at is not None and row.quota is not None:
-        remarks.append(f"{row.name}: the quota is expected back {moment(row.quota_reset_at, wall)}")
-    if row.quota is not None:
-        remarks.append(f"{row.name}: {row.quota}")
-    if row.last_error is not None and row.last_error_at is not None:
-        remarks.append(f"{row.name}: last error {row.last_error}, {moment(row.last_error_at, wall)}")
-    return remarks
 
 
 def moment(when: float, wall: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
@@ -12,8 +13,9 @@ from qproxy.accounts import overview
 from qproxy.accounts.board import BoardError
 from qproxy.accounts.board_file import read
 from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import complain, say
+from qproxy.cli.saying import complain, in_columns, say
 
+COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
 HELP = "show how your accounts are doing"
 PAGE = Page(
     about="""Show every account of the configuration, with what the servers of this data directory last wrote about it: its state and
@@ -42,6 +44,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(json.dumps({"accounts": [row.fields() for row in rows]}, indent=1, ensure_ascii=False))
     else:
-        for line in overview.table(rows, wall):
+        for line in table(rows, wall):
             say(line)
     return 0
+
+
+def table(rows: Sequence[overview.Row], wall: float) -> list[str]:
+    """The rows, a line each, and below them what there is to say about single ones."""
+    cells = [COLUMNS] + [
+        (
+            row.name, row.kind, row.plan or "-", row.host or "-", row.words,
+            str(row.requests), str(row.failures), str(row.last_minute), str(row.in_flight),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return in_columns(cells) + [line for row in rows for line in _remarks(row, wall)]
+
+
+def _remarks(row: overview.Row, wall: float) -> list[str]:
+    remarks = []
+    if row.expires_at is not None:
+        remarks.append(f"{row.name}: the token in use ends {overview.moment(row.expires_at, wall)}")
+    if row.quota_reset_at is not None and row.quota is not None:
+        remarks.append(f"{row.name}: the quota is expected back {overview.moment(row.quota_reset_at, wall)}")
+    if row.quota is not None:
+        remarks.append(f"{row.name}: {row.quota}")
+    if row.last_error is not None and row.last_error_at is not None:
+        remarks.append(f"{row.name}: last error {row.last_error}, {overview.moment(row.last_error_at, wall)}")
+    return remarks

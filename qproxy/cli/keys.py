@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
 from qproxy import keys
 from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import remark, say
+from qproxy.cli.saying import in_columns, remark, say
 from qproxy.presets import ConfigError
 from qproxy.windows import WINDOWS
 
@@ -78,7 +79,7 @@ def _budgets(arguments: argparse.Namespace) -> tuple[keys.Budget, ...]:
 def run(arguments: argparse.Namespace) -> int:
     path, now = Path(configuration.load(path=arguments.config).keys_file or ""), time.time()
     if arguments.action == "list":
-        for line in keys.table(keys.read(path), now):
+        for line in table(keys.read(path), now):
             say(line)
     elif arguments.action == "revoke":
         revoked = keys.revoke(path, arguments.key)
@@ -86,6 +87,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _create(arguments, path, now)
     return 0
+
+
+def table(known: Sequence[keys.Key], now: float) -> list[str]:
+    """The keys, a line each, without their secrets (which nobody has)."""
+    rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
+    for key in known:
+        budgets = ", ".join(budget.words() for budget in key.budgets) or "-"
+        limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all", budgets)
+        rows.append((key.id, key.name or "-", key.state(now), _day(key.created), _day(key.expires), *limits))
+    return in_columns(rows)
+
+
+def _day(when: int | None) -> str:
+    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(when))
 
 
 def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 
 
 def say(line: str) -> None:
     """A line of a command's result."""
     print(line, flush=True)
+
+
+def in_columns(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
+    """Rows of words as lines, each column as wide as its widest word; `numbers` are the columns that stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_padded(row, widths, numbers)).rstrip() for row in rows]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], numbers: Collection[int]) -> list[str]:
+    return [
+        word.rjust(width) if column in numbers else word.ljust(width)
+        for column, (word, width) in enumerate(zip(row, widths, strict=True))
+    ]
 
 
 def remark(line: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from qproxy import config as configuration
 from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import complain, remark, say
+from qproxy.cli.saying import complain, in_columns, remark, say
 from qproxy.windows import WINDOWS
 
 HELP = "show who used how much: requests, tokens and their estimated cost"
@@ -127,16 +127,7 @@ def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
         lines.append(
             (row["window"], since, row["name"] or "-", *(f"{count:,}" for count in counts), _cost(row))
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Words to the left, numbers to the right."""
-    return [
-        word.ljust(width) if number < 3 else word.rjust(width)
-        for number, (word, width) in enumerate(zip(line, widths, strict=True))
-    ]
+    return in_columns(lines, numbers=range(3, len(lines[0])))
 
 
 def _cost(row: dict[str, Any]) -> str:

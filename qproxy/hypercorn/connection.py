@@ -82,10 +82,8 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
                 body = jsontext.dumps(Overloaded(message).body())
                 await self.stream.send_all(TURNED_AWAY % (len(body), body))
                 await self.stream.send_eof()
-                while await self.stream.receive_some(
-                    TURN_AWAY_READ
-                ):  # closing before it is read would reset it
-                    pass
+                while await self.stream.receive_some(TURN_AWAY_READ):
+                    pass  # closing before it is read would reset it
         await trio.aclose_forcefully(self.stream)
 
     async def protocol_send(self, event: Any) -> None:

@@ -55,13 +55,10 @@ class Lane:
             return
         exchange = scope["extensions"].get(EXCHANGE)
         async with AsyncExitStack() as stack:
-            if (
-                exchange is not None and not self._parts.workshop.toolbox
-            ):  # nothing goes on beside the handler
-                with trio.CancelScope() as gone:
-                    await self._within(
-                        scope, stack, None, _Incoming(receive, gone, exchange=exchange), route, send
-                    )
+            if exchange is not None and not self._parts.workshop.toolbox:
+                with trio.CancelScope() as gone:  # nothing goes on beside the handler
+                    incoming = _Incoming(receive, gone, exchange=exchange)
+                    await self._within(scope, stack, None, incoming, route, send)
             else:
                 async with trio.open_nursery() as nursery:
                     gone = nursery.cancel_scope

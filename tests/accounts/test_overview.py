@@ -10,6 +10,7 @@ from qproxy.accounts import overview
 from qproxy.accounts.board import Login, Standing
 from qproxy.accounts.board_file import read
 from qproxy.accounts.rests import Rest
+from qproxy.cli.accounts import table
 from qproxy.emulator.faults import json_reply
 from qproxy.presets import AccountConfig, resolve
 from tests.helpers import HELLO, accounts, world
@@ -51,7 +52,7 @@ def test_the_end_of_a_token_is_shown():
     standing = Standing("one", login=Login("ready", "signed in", True, WALL + 9))
     rows = overview.rows([ONE], {ONE.identity: standing}, WALL)
     assert rows[0].expires_at == WALL + 9
-    assert "one: the token in use ends 11:04:14 UTC" in overview.table(rows, WALL)
+    assert "one: the token in use ends 11:04:14 UTC" in table(rows, WALL)
 
 
 def test_another_key_is_another_account():
