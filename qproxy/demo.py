@@ -55,6 +55,8 @@ Serving until Ctrl-C. Point any OpenAI client at it, with any key:
     export OPENAI_BASE_URL={url} OPENAI_API_KEY=any
     curl {url}/chat/completions -H 'content-type: application/json' \\
          -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+See it in a browser: {origin}/dashboard
 """
 Say = Callable[[str], None]
 
@@ -179,5 +181,5 @@ async def _main(port: int, once: bool, say: Say) -> int:
         if once:
             stop.set()
         else:
-            say(HOW_TO.format(url=url, model=MODEL))
+            say(HOW_TO.format(url=url, model=MODEL, origin=url.removesuffix("/v1")))
     return 0

@@ -4,22 +4,28 @@ import fcntl
 import re
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import trio
 
 from qproxy import keys
+from qproxy.accounts.rests import Rest
 from qproxy.config.tools import ToolConfig
 from qproxy.dashboard import stories
 from qproxy.dashboard.views import connect
 from qproxy.dashboard.views import keys as key_pages
 from qproxy.emulator import Emulator, Identity
+from qproxy.ledger import Pricing
 from qproxy.ledger.rows import row_of
 from qproxy.observe import Story
 from qproxy.observe.record import Failure, Record, ToolRun
 from qproxy.presets import AccountConfig, ConfigError, resolve
-from qproxy.wire.errors import UpstreamError
+from qproxy.sandbox import Site
+from qproxy.sandbox.bubblewrap import Refusal
+from qproxy.wire.errors import Limit
 from qproxy.wire.events import Usage
+from tests.accounts.making import refusal
 from tests.dashboard.browsing import ADMIN_KEY, Browser
 from tests.helpers import HELLO, accounts, world
 
@@ -221,8 +227,6 @@ def test_a_story_tells_everything():
         Usage(100, 50, 150, {"cached_tokens": 10}, {"reasoning_tokens": 20}),
     )
     story.repairs["index_missing"] = 2
-    from qproxy.ledger import Pricing
-
     told = stories.story(row_of(made, 1.0, Pricing()))
     assert told[0] == "The key bob asked /chat/completions for qwen3.7-plus, as a stream."
     assert told[1] == "The account one did not answer: rate_limit_exceeded."
@@ -238,6 +242,16 @@ def test_a_story_tells_everything():
     assert told[8].startswith("Repaired 2 times, index_missing: an entry without an index")
 
 
+def test_the_story_of_a_request_that_nobody_served():
+    """It reached no account, and has neither tokens nor a first event."""
+    made = record(outcome="error", error="account_unavailable", status=503)
+    made.story.account, made.story.tries = None, 0
+    told = stories.story(row_of(made, 1.0, Pricing()))
+    assert told[1] == "It reached no account."
+    assert told[2] == "It was over after 2.5 s: refused, status 503, error account_unavailable."
+    assert len(told) == 3
+
+
 async def test_accounts_in_words(tmp_path):
     """State, rests, refused models, quota and its windows as bars."""
     names = accounts("one", allowance={"5h": 10}, rpm=60) + accounts("two")
@@ -247,9 +261,8 @@ async def test_accounts_in_words(tmp_path):
         now = trio.current_time()
         for number in range(9):
             it.server.ledger.finished(record(number))
-        quota = UpstreamError("You have used up your plan.", status=429, code="insufficient_quota")
-        two.failed(quota, now)
-        two.failed(UpstreamError("no such model", status=404, code="model_not_found"), now, "qwen-x")
+        two.failed(refusal(Limit.QUOTA, "Your plan is used up."), now)
+        two.failed(refusal(Limit.MODEL, "No such model."), now, "qwen-x")
         page = await browser.get("/dashboard/accounts")
         assert "9 of 10 requests" in page.text
         assert "0 of 60 requests" in page.text
@@ -258,9 +271,11 @@ async def test_accounts_in_words(tmp_path):
         assert any(v["aria-label"] == "90.0 % used" for v in bars)
         assert one.state(now) == "ready"
         assert "Ready to serve." in page.text
-        assert two.last_error in page.text
-        assert ("cools down until" in page.text) is bool(two.resting_until("") > now)
-        assert ("not for qwen-x" in page.text) is ("qwen-x" in two.rests)
+        assert "Resting after quota; asked again in 5 min." in page.text
+        assert "cools down until" in page.text
+        assert "quota, in its server's words Your plan is used up." in page.text
+        assert "last error 429" in page.text
+        assert "not for qwen-x this model; asked again in 10 min" in page.text
 
 
 def test_an_allowance_is_for_a_window_that_there_is():
@@ -355,8 +370,6 @@ async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
 
 async def test_tools_and_their_sandbox(tmp_path):
     """Each tool with what holds it; without a sandbox the fenced ones are refused, with the reason."""
-    from qproxy.sandbox import Site
-    from qproxy.sandbox.bubblewrap import Refusal
 
     async def none():
         return Refusal("there is no bubblewrap here")
@@ -450,9 +463,6 @@ async def test_nothing_from_outside_becomes_html(tmp_path):
     evil = EVIL
     one = AccountConfig("e" + evil.replace("/", ""), base_url="http://one.test/v1", key="k", plan=evil)
 
-    def tool():
-        pass
-
     tools = (ToolConfig(name="t", description=evil, argv=["/bin/true"], sandbox="none"),)
     async with shown(tmp_path, accounts=(one,), tools=tools, default_model=evil, models=[evil]) as it:
         browser = await entered(it)
@@ -493,14 +503,10 @@ async def test_nothing_from_outside_becomes_html(tmp_path):
 
 
 def _rest(why):
-    from qproxy.accounts.rests import Rest
-
     return Rest(trio.current_time() + 1000, trio.current_time(), why)
 
 
 def _quoted(text):
-    from urllib.parse import quote
-
     return quote(text, safe="")
 
 

@@ -135,7 +135,7 @@ def card(account: Account, state: str, at: float, ahead: float) -> Card:
     url = account.source.base_url if isinstance(account.source, StaticKey) else ""
     return Card(
         name=account.name,
-        kind="signed in" if status else "own server" if account.family == "open" else "key",
+        kind="Qwen account" if status else "own server" if account.family == "open" else "key",
         plan=account.plan,
         host=urlsplit(url).hostname or "",
         state=state,
