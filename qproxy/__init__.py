@@ -1,8 +1,8 @@
 """qproxy: any program that speaks the OpenAI API uses Alibaba's Qwen models, with function calling that arrives right.
 
     client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
-                                                 │   relay  (the only room    │
-    upstreams.X.request ← target, Turn ──────────┘   where wire meets Trio)   └─ events ← toolcalls ← upstreams.X.Decoder ← sse.Decoder ← bytes
+                                                 │   relay  (where wire       │
+    upstreams.X.request ← target, Turn ──────────┘   meets Trio)              └─ events ← toolcalls ← upstreams.X.Decoder ← sse.Decoder ← bytes
 
 Bytes come in from a client and become a `Turn`; a Qwen account answers with bytes that become events; the events
 become the client's bytes.  `wire` is pure; `relay` takes one request through it; `server` speaks HTTP with the
@@ -11,8 +11,8 @@ client, `transport` with Qwen; `serving` puts the parts together.
 Where the model calls a tool of this server, `rounds` runs it (`tools`, fenced by `sandbox`) and asks the model again.
 
 Imports point one way: cli → serving → server → rounds → {relay, tools} → {transport, accounts, auth, sandbox, observe} → wire.
-`config` and `presets` are read by `serving`, `signing`, `outbound`, `toolmaking`, `doctor` and `cli` only: the other rooms get what they
-need as arguments.
+The settings (`config`) are read where parts are put together (`serving`, `outbound`, `signing`, `toolmaking`, `watching`,
+`reloading`) and by `doctor`, `demo` and `cli`: the other rooms get what they need as arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment

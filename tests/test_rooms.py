@@ -32,6 +32,13 @@ ROOMS = {
     "jinja2": ("dashboard",),
 }
 
+# Rooms that get what they need as arguments, and so read no settings.
+UNSET = {
+    "wire", "transport", "accounts", "auth", "tools", "sandbox", "observe", "ledger", "stored", "rounds", "server",
+    "hypercorn", "emulator", "relay.py", "trying.py", "answer.py", "prompts.py", "embedding.py", "abreast.py",
+    "door.py", "keys.py", "meters.py", "budgets.py", "admission.py", "lives.py", "discovery.py", "database.py",
+}  # fmt: skip
+
 
 def imports(path: Path) -> set[str]:
     found = set()
@@ -93,6 +100,14 @@ def test_environment_and_printing_have_one_room(path):
         assert not used & {"os.environ", "os.getenv"}
     if room != "cli":
         assert "print" not in used
+
+
+def test_settings_are_read_where_parts_are_put_together():
+    """Whoever does the work is told what to do, and can be tested and embedded without a configuration."""
+    rooms = [path for path in FILES if path.relative_to(ROOT).parts[0] in UNSET]
+    assert {path.relative_to(ROOT).parts[0] for path in rooms} == UNSET
+    readers = [path for path in rooms if any(name.startswith("qproxy.config") for name in imports(path))]
+    assert readers == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -36,13 +36,6 @@ HOME = tempfile.mkdtemp(prefix="qproxy-test-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 
-async def free_port():
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener.socket.getsockname()[1]
-    await listener.aclose()
-    return port
-
-
 @asynccontextmanager
 async def process(*command, stdout=subprocess.DEVNULL, inherited=(), **environ):
     """A child process that is ended by pid whatever happens; `inherited` are descriptors that it may use."""

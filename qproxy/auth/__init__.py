@@ -7,6 +7,8 @@ keeper      the one task that watches the file and the clock, and refreshes
 device      the device flow that signs in; `logins` holds those that run in a server
 identity    the identity server over HTTP
 files       the credential file; `locks` who may write it; `disk` both off the event loop; `sealing` encrypted
+status      how such an account is doing, in words; `schedule` when its token is renewed
+keepers     the tasks of a server's accounts
 supervisor  tasks that are started again when they crash
 
 Whoever waits for a token waits for `keeper`'s round; nobody else touches lock, file or identity server.

@@ -29,7 +29,9 @@ Not curable here: the master's exit code 0 after a worker's failure (run it with
 `qproxy serve`), a client's GOAWAY ending its running streams, half-close counting as leaving.
 
   connection.py   Server: one connection, whatever it speaks
+  idle.py         its keep-alive timer
   http1.py        H1
+  exchange.py     one request and its answer, between h11 and the app
   http2.py        H2 and its buffers
   running.py      install, signals, serve
 """

@@ -115,9 +115,8 @@ async def until_signal(stop: trio.Event, say: Callable[[str], None]) -> None:
         async for number in signals:
             if asked:
                 say("Stopping at once.")
-                os._exit(
-                    128 + number
-                )  # whatever is in the way of an orderly end is in the way of an exception too
+                # Whatever is in the way of an orderly end is in the way of an exception too.
+                os._exit(128 + number)
             asked = True
             say("Stopping: running requests may end; once more to stop at once.")
             stop.set()

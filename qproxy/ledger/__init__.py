@@ -5,6 +5,7 @@
     prices    what tokens cost, as far as that is known
     writing   the thread that writes: a batch at a time, never later than a second
     usage     the questions: sums by key, account or model over a window
+    history   the same for people who look: sums along time, speeds, single requests
 
 Several processes share a file (SQLite's write-ahead log lets one write while others read); nothing of a request is
 in it but names, numbers and codes.  Any SQLite tool, Datasette among them, reads it while the server runs.

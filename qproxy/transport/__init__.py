@@ -9,6 +9,10 @@ The idea: a connection belongs to one `Response` until its body has been read to
 happens (an error, a cancellation at any await) closes it.  There is no background task, so there is nothing
 to lose: the pool is a list of idle sockets and a count.
 
+pool        which connection carries a request (`connection`), and through which `proxy`
+response    the answer: its head, and its body as it comes (`bodies`)
+patience    waiting for bytes in a way that can be given up
+
 RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6.
 """
 
