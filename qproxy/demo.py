@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -154,10 +155,11 @@ async def no_tools() -> str | None:
 
 def run(port: int, once: bool, say: Say) -> int:
     """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is there)."""
-    return trio.run(_main, port, once, say)
+    with tempfile.TemporaryDirectory(prefix="qproxy-demo-") as folder:  # its ledger, for the dashboard
+        return trio.run(_main, port, once, say, f"{folder}/ledger.sqlite3")
 
 
-async def _main(port: int, once: bool, say: Say) -> int:
+async def _main(port: int, once: bool, say: Say, ledger: str) -> int:
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hypercorn.until_signal, stop, say)
@@ -165,7 +167,7 @@ async def _main(port: int, once: bool, say: Say) -> int:
         account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
         missing = await no_tools()
         tools = () if missing else (calculator(),)
-        config = Config(port=port, accounts=(account,), default_model=MODEL, tools=tools)
+        config = Config(port=port, accounts=(account,), default_model=MODEL, tools=tools, ledger=ledger)
 
         async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
             await serving.serve(config, shutdown_trigger=stop.wait, task_status=task_status)

@@ -36,6 +36,7 @@ WRONG_FILES = {
     "unknown key": ("# c\nprot = 1\n", "line 2: there is no setting 'prot'. Did you mean 'port'?"),
     "wrong type": ('port = "x"\n', "line 1, port: expected a whole number"),
     "true is no number": ("port = true\n", "expected a whole number"),
+    "endless": ("idle_timeout = inf\n", "cannot be inf"),
     "negative": ("idle_timeout = -1\n", "cannot be negative"),
     "none of the words": ('log_level = "loud"\n', "one of debug, info, warning, error"),
     "a list of numbers": ("api_keys = [1]\n", "a list of strings"),
@@ -161,12 +162,14 @@ def test_no_warning_where_nothing_is_wrong():
 
 
 def test_what_cannot_be_served():
-    """Half a certificate, an open door, and no account are refused."""
+    """Half a certificate, one that is not there, a port beyond all ports, an open door, and no account are refused."""
     account = AccountConfig("a", preset="us", key="sk-1")
     Config(accounts=(account,)).check()
     Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check()
     for config in (
         Config(accounts=(account,), certfile="x"),
+        Config(accounts=(account,), certfile="nowhere.pem", keyfile="nowhere.pem"),
+        Config(accounts=(account,), port=65536),
         Config(accounts=(account,), workers=100_000),
         Config(accounts=(account,), host="0.0.0.0"),
         Config(),

@@ -4,6 +4,7 @@ As in test_hypercorn: mended it holds, and stock Hypercorn still needs it.
 """
 
 import socket
+from typing import Any
 
 import h2.events
 import pytest
@@ -194,3 +195,48 @@ async def test_a_peer_that_vanishes():
         assert theirs.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         await trio.aclose_forcefully(theirs)
         assert ours is not None
+
+
+async def test_a_reset_stream_takes_nothing_with_it(monkeypatch, autojump_clock):
+    """A request that is cancelled while its head waits to be written: the heads of the others are read aright.
+
+    The fields of all streams are compressed with one state; stock loses those bytes, and with them the connection.
+    """
+    begin, taken = trio.Event(), trio.Event()
+
+    async def app(scope, receive, send):
+        async def watch():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await begin.wait()
+            path = scope["path"].encode()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-path", path)]})
+            await send({"type": "http.response.body"})
+            nursery.cancel_scope.cancel()
+
+    ours, theirs = trio.testing.memory_stream_pair()
+    carry: Any = theirs.send_stream.send_all_hook
+
+    async def later():
+        await taken.wait()
+        await carry()
+
+    async with connection(app, monkeypatch, pair=lambda: (ours, theirs)) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        streams = [await client.send("GET", f"/{number}") for number in range(6)]
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.send_stream.send_all_hook = later
+        begin.set()
+        await trio.testing.wait_all_tasks_blocked()
+        client.http.reset_stream(streams[2])
+        await client.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        taken.set()
+        heads = [await client.event(h2.events.ResponseReceived) for _ in range(5)]
+        paths = {head.stream_id: dict(head.headers)[b"x-path"] for head in heads}
+        assert paths == {stream: b"/%d" % number for number, stream in enumerate(streams) if number != 2}

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import io
 import json
 import stat
 
@@ -188,3 +189,13 @@ def test_the_command(path, capsys, monkeypatch):
     assert cli.main(["keys", "create", "--expires", "soon"]) == 2
     with pytest.raises(SystemExit):
         cli.main(["keys", "create", "--rpm", "0"])
+
+
+def test_a_terminal_without_the_letter(path, monkeypatch):
+    """What a locale cannot write is written by its number."""
+    monkeypatch.setenv("QPROXY_HOME", str(path.parent))
+    keys.create(path, name="Zoë")
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii"))
+    assert cli.main(["keys", "list"]) == 0
+    assert b"Zo\\xeb" in shown.getvalue()

@@ -68,6 +68,8 @@ def test_for_programs(capsys):
 
 
 def test_without_a_ledger(home, capsys):
-    """Where no server has written yet the command says so, and fails."""
-    assert cli.main(["usage"]) == 1
-    assert "there is no ledger yet" in capsys.readouterr().err
+    """Where no server has written yet the command says so, and fails; also when the disk was full when it began."""
+    for _ in range(2):
+        assert cli.main(["usage"]) == 1
+        assert "there is no ledger yet" in capsys.readouterr().err
+        (home / "ledger.sqlite3").touch()

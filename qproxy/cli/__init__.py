@@ -9,6 +9,7 @@ This is the only room that prints: results to standard output (`saying.say`), ev
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -72,6 +73,8 @@ def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without the letter: say it by its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else argv
     one = words[0] if words and words[0] in COMMANDS and words[0] != ALL else None
     top = parser([one] if one else COMMANDS)

@@ -6,6 +6,7 @@ What is unknown or of the wrong type is refused with the place where it stands a
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -120,6 +121,8 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}: expected {words(kind)}, but it is {value!r:.80}.")
     if kind in (int, float) and value < 0:
         raise ConfigError(f"{where}: it cannot be negative.")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: it cannot be {value}.")
     return value
 
 

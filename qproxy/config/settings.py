@@ -8,6 +8,7 @@ keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`read
 from __future__ import annotations
 
 import dataclasses
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +218,10 @@ class Config:
             raise ConfigError(f"workers: at most {MOST_WORKERS}.")
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("certfile and keyfile go together.")
+        if self.certfile is not None:
+            self._check_certificate()
+        if self.port > 65535:
+            raise ConfigError("port: it is at most 65535.")
         if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():
             raise ConfigError(
                 f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
@@ -227,6 +232,14 @@ class Config:
             if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
                 raise ConfigError(f"{name}: it must be https, or http on this machine.")
         self.all_accounts()
+
+    def _check_certificate(self) -> None:
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(str(self.certfile), self.keyfile, password="")
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"certfile {self.certfile}, keyfile {self.keyfile}: {reason}.") from None
 
     def _has_keys(self) -> bool:
         try:

@@ -55,7 +55,6 @@ class Chart:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     """The table: pieces of time with anything in them."""
-    summary: str = ""
 
     @property
     def empty(self) -> bool:

@@ -108,25 +108,29 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             return data
 
     async def _send_patiently(self, data: bytes) -> None:
-        async with self.send_lock:
-            if self._gone:
-                return
-            rest = memoryview(data)
-            try:
-                with trio.CancelScope(shield=True) as scope:
-                    self._write = scope
-                    for start in range(0, len(rest), WRITE_SIZE):
-                        scope.deadline = trio.current_time() + self.write_timeout
-                        await self.stream.send_all(rest[start : start + WRITE_SIZE])
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
-            else:
-                if scope.cancelled_caught:
-                    self._gone = True
-                    await trio.aclose_forcefully(self.stream)
-                    await self.protocol.handle(Closed())
-            finally:
-                self._write = None
+        """Shielded from the first moment: what a cancelled request has written is the connection's, and over HTTP/2 it
+        is part of the state of all its streams.  Those before it in the line have their time limit."""
+        with trio.CancelScope(shield=True):
+            async with self.send_lock:
+                lost = not self._gone and not await self._sent_in_time(memoryview(data))
+        if lost:
+            await self.protocol.handle(Closed())
+
+    async def _sent_in_time(self, rest: memoryview) -> bool:
+        try:
+            with trio.CancelScope() as scope:
+                self._write = scope
+                for start in range(0, len(rest), WRITE_SIZE):
+                    scope.deadline = trio.current_time() + self.write_timeout
+                    await self.stream.send_all(rest[start : start + WRITE_SIZE])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        finally:
+            self._write = None
+        if scope.cancelled_caught:
+            self._gone = True
+            await trio.aclose_forcefully(self.stream)
+        return not scope.cancelled_caught
 
     async def _idle_timeout(self) -> None:
         with trio.CancelScope(shield=True):

@@ -105,7 +105,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """The ledger as it is.  LedgerError when there is none."""
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # begun on a disk that was full
         raise LedgerError(f"{path}: there is no ledger yet; a server writes it with its first request.")
     try:
         connection = opened_to_read(path, patience=BUSY_SECONDS)
