@@ -13,6 +13,7 @@ import sys
 import tempfile
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 ASK = {"model": "qwen3.7-plus", "messages": [{"role": "user", "content": "Hello"}]}
@@ -114,15 +115,16 @@ def story(session: Session) -> None:
     session.run("logout")
 
 
-def main() -> None:
+def told(story: Callable[[Session], None]) -> str:
+    """What a session says, from beginning to end."""
     with tempfile.TemporaryDirectory() as home:
         session = Session(Path(home))
         try:
             story(session)
         finally:
             session.end()
-    print("\n".join(session.said))
+    return "\n".join(session.said)
 
 
 if __name__ == "__main__":
-    main()
+    print(told(story))

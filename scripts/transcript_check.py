@@ -4,10 +4,8 @@ As `transcript.py`: what differs from run to run is replaced, and a test compare
 """
 
 import re
-import tempfile
-from pathlib import Path
 
-from transcript import Session
+from transcript import Session, told
 
 
 def story(session: Session) -> None:
@@ -24,16 +22,9 @@ def story(session: Session) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as home:
-        session = Session(Path(home))
-        try:
-            story(session)
-        finally:
-            session.end()
-    told = "\n".join(session.said).replace("port 0 is free", "port 8787 is free")
-    told = told.replace("264 may be needed", "6064 may be needed")
-    told = re.sub(r"answered in \d+\.\d s", "answered in 0.1 s", told)
-    print(told)
+    text = told(story).replace("port 0 is free", "port 8787 is free")
+    text = text.replace("264 may be needed", "6064 may be needed")
+    print(re.sub(r"answered in \d+\.\d s", "answered in 0.1 s", text))
 
 
 if __name__ == "__main__":

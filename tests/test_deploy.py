@@ -22,7 +22,7 @@ DOCKERFILE, COMPOSE, UNIT, TOOLS = (
 WALLS = {
     "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
     "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes", "MemoryDenyWriteExecute": "yes",
-    "StateDirectory": "qproxy", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
+    "StateDirectory": "qproxy", "Type": "notify", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ findings    one line of a report, and what a script makes of the whole
 machine     files and their permissions, limits, the port
 workshop    the sandbox, MCP servers and tools
 way         the way to a server: DNS, proxy, TLS, clock
+replies     an answer as it came
 questions   the few tiny things that are asked, and of which model
 accounts    one account, asked as a client of ours would ask it
 probing     any OpenAI-compatible server, asked directly, its answers held to OpenAI's contract (`wire.contract`)

@@ -19,13 +19,13 @@ from qproxy.accounts.overview import moment
 from qproxy.auth import Credential, OAuthSource
 from qproxy.auth.disk import Run, off_loop
 from qproxy.auth.files import StorageError
-from qproxy.discovery import LIST_BYTES
 from qproxy.doctor import questions, way
 from qproxy.doctor.findings import Finding, State, stuck
+from qproxy.doctor.questions import PARSER
+from qproxy.doctor.replies import Got, asked
 from qproxy.observe import Story
 from qproxy.presets import AccountConfig, key_warnings
-from qproxy.relay import MAX_ERROR_BODY, Relay
-from qproxy.wire import jsontext
+from qproxy.relay import Relay
 from qproxy.wire.contract import breaches, plain
 from qproxy.wire.contract.chat import calls
 from qproxy.wire.errors import Limit, QproxyError, Retry, UpstreamError
@@ -33,8 +33,6 @@ from qproxy.wire.events import Event, Failed, Finish, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.upstreams import catalogue, errors
 from qproxy.wire.vectors import Texts
-
-PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
 
 
 @dataclass(slots=True)
@@ -53,6 +51,11 @@ class Patient:
     @property
     def area(self) -> str:
         return f"account {self.entry.name}"
+
+    @property
+    def login(self) -> str:
+        """How to sign in to it."""
+        return f"qproxy login --account {self.entry.name}"
 
     def finding(self, name: str, state: State, words: str, advice: str = "", tokens: int = 0) -> Finding:
         return Finding(self.area, name, state, words, advice, tokens)
@@ -74,8 +77,7 @@ class Patient:
         try:
             credential = await self.account.source.credential()
         except QproxyError as error:
-            login = f"qproxy login --account {self.entry.name}"
-            found.append(self.finding("signed in", "failed", error.message, login))
+            found.append(self.finding("signed in", "failed", error.message, self.login))
             return
         found += self._signed_in()
         found += await way.to(credential.base_url, self.relay.transport, self.area, self.wall())
@@ -98,26 +100,27 @@ class Patient:
     def _key(self) -> list[Finding]:
         warnings = key_warnings(self.entry)
         prefix = f"account {self.entry.name!r}: "
-        found = [self.finding("key", "warning", words.removeprefix(prefix)) for words in warnings]
+        name = "plan" if self.entry.kind == "oauth" else "key"
+        found = [self.finding(name, "warning", words.removeprefix(prefix)) for words in warnings]
         if not found and self.entry.key:
             found = [self.finding("key", "ok", "looks like one for its server")]
         return found
 
     async def _tokens(self) -> list[Finding]:
         """What the file of a signed-in account says."""
-        source, login = self.account.source, f"qproxy login --account {self.entry.name}"
+        source = self.account.source
         if not isinstance(source, OAuthSource):
             return []
         try:
             tokens = await self.run(source.keeper.file.read)
         except StorageError as error:
-            return [self.finding("signed in", "failed", str(error), login)]
+            return [self.finding("signed in", "failed", str(error), self.login)]
         if tokens is None:
-            return [self.finding("signed in", "failed", "nobody is signed in", login)]
+            return [self.finding("signed in", "failed", "nobody is signed in", self.login)]
         ended = tokens.left(self.wall()) <= 0
         until = f"the token {'ended' if ended else 'is good until'} {moment(tokens.expiry_date / 1000, self.wall())}"
         if ended and not tokens.refresh_token:
-            return [self.finding("signed in", "failed", until, login)]
+            return [self.finding("signed in", "failed", until, self.login)]
         return [self.finding("signed in", "ok", f"{until}{', and will be renewed' if ended else ''}")]
 
     def _signed_in(self) -> list[Finding]:
@@ -129,36 +132,34 @@ class Patient:
 
     async def _models(self, credential: Credential, found: list[Finding]) -> list[str]:
         """The names that its server lists."""
+        try:
+            got = await self._list(credential)
+            if got.status == 401 and await self.account.source.refused(credential):
+                got = await self._list(await self.account.source.credential())
+        except UpstreamError as error:
+            found.append(self.finding("models", "warning", error.message))
+            return []
+        found.append(way.clock(got.header(b"date"), self.area, self.wall()))
+        if got.status != 200:
+            refusal = errors.upstream_error(got.status, got.headers, got.body, plan=self.account.plan)
+            found.append(self._no_list(refusal))
+            return []
+        names, wrong = plain.models(got.json())
+        offered = [name for name in names if self.account.offers(name)]
+        words = wrong[0].words if wrong else f"{len(names)} are listed, {len(offered)} of them offered here"
+        found.append(self.finding("models", "warning" if wrong else "ok", words))
+        return names
+
+    async def _list(self, credential: Credential) -> Got:
         target = self.account.target(credential, "")
         request = HTTPRequest("GET", f"{target.base_url}/models", target.authorised())
-        try:
-            async with await self.relay.transport.send(request) as response:
-                found.append(way.clock(response.header(b"date"), self.area, self.wall()))
-                if response.status != 200:
-                    body = await response.read(MAX_ERROR_BODY)
-                    raise errors.upstream_error(
-                        response.status, response.headers, body, plan=self.account.plan
-                    )
-                names, wrong = plain.models(jsontext.loads(await response.read(LIST_BYTES)))
-        except ValueError:
-            names, wrong = [], []
-            found.append(self.finding("models", "warning", "the list is not JSON"))
-            return names
-        except UpstreamError as error:
-            refused = error.retry is Retry.REFRESH
-            advice = (
-                self.advice(error) if refused else "some servers have no list: name models, or default_model"
-            )
-            found.append(self.finding("models", "failed" if refused else "warning", error.message, advice))
-            return []
-        if wrong:
-            found.append(self.finding("models", "warning", wrong[0].words))
-        else:
-            offered = [name for name in names if self.account.offers(name)]
-            found.append(
-                self.finding("models", "ok", f"{len(names)} are listed, {len(offered)} of them offered here")
-            )
-        return names
+        return await asked(self.relay.transport, request)
+
+    def _no_list(self, error: UpstreamError) -> Finding:
+        if error.retry is Retry.REFRESH:
+            return self.finding("models", "failed", error.message, self.advice(error))
+        advice = "some servers have no list: name models, or default_model"
+        return self.finding("models", "warning", error.message, advice)
 
     def _model(self, names: Sequence[str]) -> str | None:
         """Whom to ask: the operator's default, else the cheapest that is offered."""
@@ -257,7 +258,7 @@ class Patient:
         """What to do about an error of this account's server."""
         limit = getattr(error, "limit", Limit.NONE)
         if error.retry is Retry.REFRESH and self.entry.kind == "oauth":
-            return f"qproxy login --account {self.entry.name}"
+            return self.login
         if error.retry is Retry.REFRESH:
             return "see that the key is whole, not revoked, and of the server's region and plan"
         return {

@@ -33,10 +33,15 @@ async def examine(config: Config, home: Path, file: str | None, *, offline: bool
     """Everything about a configuration.  ConfigError when it cannot be served; `offline` makes no connections."""
     site = Site()
     config.check()
-    patient_config = replace(
-        impatient(config), accounts_file=None, ledger=NO_LEDGER, store_responses=False, tracing=False
+    untouched = replace(
+        impatient(config),
+        accounts_file=None,
+        meters_file=None,
+        ledger=NO_LEDGER,
+        store_responses=False,
+        tracing=False,
     )
-    server = assemble(patient_config, site=site)
+    server = assemble(untouched, site=site)
     try:
         entries = config.all_accounts()
         source = file or "no configuration file"

@@ -10,47 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qproxy.discovery import LIST_BYTES
 from qproxy.doctor import questions, way
-from qproxy.doctor.accounts import PARSER
 from qproxy.doctor.findings import Finding, State, stuck
+from qproxy.doctor.questions import PARSER
+from qproxy.doctor.replies import Got, asked
 from qproxy.relay import STREAM_TYPES
 from qproxy.transport import Transport
 from qproxy.wire import jsontext, sse
 from qproxy.wire.contract import RULES, Breach, chat, plain
 from qproxy.wire.contract.chat import Reading
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http import Headers, HTTPRequest
-
-LARGEST = 4 * 1024 * 1024
-"""Of an answer to a question as small as these."""
-
-
-@dataclass(frozen=True, slots=True)
-class Got:
-    """An answer as it came."""
-
-    status: int
-    headers: Headers
-    body: bytes
-
-    def header(self, name: bytes) -> str:
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
-
-    def json(self) -> Any:
-        """What the body says; None where it is not JSON."""
-        try:
-            return jsontext.loads(self.body)
-        except ValueError:
-            return None
-
-    @property
-    def said(self) -> str:
-        """Why there is no answer."""
-        body = self.json()
-        error = body.get("error", body.get("message")) if isinstance(body, dict) else None
-        words = error.get("message") if isinstance(error, dict) else error
-        return f"status {self.status}: {str(words or self.body[:200].decode(errors='replace'))[:300]}"
+from qproxy.wire.http import HTTPRequest
 
 
 @dataclass(slots=True)
@@ -93,7 +63,7 @@ class Probe:
 
     async def _models(self, found: list[Finding]) -> list[str]:
         got = await self._send("GET", "/models")
-        found.append(way.clock(got.header(b"date") or None, self.url, self.wall()))
+        found.append(way.clock(got.header(b"date"), self.url, self.wall()))
         if got.status != 200:
             advice = "give its key with --key" if got.status in (401, 403) else ""
             found.append(self._finding("models", "failed", got.said, advice))
@@ -190,9 +160,7 @@ class Probe:
             fields.append((b"authorization", b"Bearer " + self.key.encode()))
         data = raw if raw is not None else jsontext.dumps(body) if body is not None else b""
         request = HTTPRequest(method, f"{self.url}{path}", tuple(fields), data)
-        async with await self.transport.send(request) as response:
-            limit = LIST_BYTES if method == "GET" else LARGEST
-            return Got(response.status, response.headers, await response.read(limit))
+        return await asked(self.transport, request)
 
 
 def read(got: Got, *, stream: bool, usage: bool) -> Reading:

@@ -38,6 +38,8 @@ OTHERS = (
     "*omni*", "*video*", "*guard*",
 )  # fmt: skip
 """Models that do not chat, or not by text."""
+PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
+"""What to do about a server whose model writes its calls as text."""
 CHEAP = ("qwen-flash*", "qwen-turbo*", "*flash*", "*turbo*", "*mini*", "*lite*", "*")
 
 

@@ -96,11 +96,11 @@ def certificate(peer: dict[str, Any], version: str, area: str, wall: float) -> F
     return Finding(area, "TLS", "ok", words)
 
 
-def clock(date: str | None, area: str, wall: float) -> Finding:
+def clock(date: str, area: str, wall: float) -> Finding:
     """Our clock beside the server's, by its Date field."""
     try:
-        theirs = parsedate_to_datetime(date or "").timestamp()
-    except ValueError:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
         return Finding(area, "clock", "skipped", "the server does not say what time it is")
     skew = wall - theirs
     if abs(skew) > LARGEST_SKEW:

@@ -140,7 +140,7 @@ CLOCKS = {
     "right": ("Thu, 01 Jan 1970 00:16:40 GMT", "ok"),
     "ahead": ("Thu, 01 Jan 1970 00:10:00 GMT", "warning"),
     "behind": ("Thu, 01 Jan 1970 01:10:00 GMT", "warning"),
-    "unsaid": (None, "skipped"),
+    "unsaid": ("", "skipped"),
     "nonsense": ("soon", "skipped"),
 }
 
@@ -190,6 +190,18 @@ async def test_certificates():
         assert (refused.state, "ca_bundle" in refused.advice) == ("failed", True)
 
 
+class Resolver(trio.abc.HostnameResolver):
+    """Knows the names that end in .test."""
+
+    async def getaddrinfo(self, host, port, *rest):
+        if not host.endswith(b".test"):
+            raise trio.socket.gaierror(-2, "Name or service not known")
+        return [(trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+    async def getnameinfo(self, *arguments):
+        raise NotImplementedError
+
+
 NOWHERE = {
     "no url": ("ftp://x", "address"),
     "no such name": ("http://nowhere.invalid/v1", "DNS"),
@@ -201,13 +213,6 @@ NOWHERE = {
 async def test_a_way_that_ends(url, name):
     """An address that is none, a name that nobody knows, a port that nobody serves: each with what to look at."""
 
-    class Resolver(trio.abc.HostnameResolver):
-        async def getaddrinfo(self, *arguments):
-            raise trio.socket.gaierror(-2, "Name or service not known")
-
-        async def getnameinfo(self, *arguments):
-            raise NotImplementedError
-
     trio.socket.set_custom_hostname_resolver(Resolver())
 
     async def connect(host, port):
@@ -215,3 +220,20 @@ async def test_a_way_that_ends(url, name):
 
     found = await way.to(url, Transport(connect=connect), "x", 0.0)
     assert (found[-1].name, found[-1].failed, bool(found[-1].advice)) == (name, True, True)
+
+
+async def test_a_token_that_has_just_been_refused(tmp_path, autojump_clock):
+    """It is renewed, as the server would, before anything is called a failure."""
+    async with signed(tmp_path) as it, world(emulator=it.emulator) as server:
+        await it.sign_in()
+        entry = resolve(AccountConfig("me", kind="oauth"))
+        relay = server.server.relay
+        one = patient(entry, relay.accounts.accounts[0], relay, None)
+        one.wall, one.account.source = it.wall, it.source(keep=False)
+        before = it.on_disk().access_token
+        it.emulator.identity.expire()
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        found: list[Finding] = []
+        await one.online(found)
+        assert [(f.name, f.words) for f in found if f.failed] == []
+        assert it.on_disk().access_token != before

@@ -5,6 +5,8 @@ import json
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qproxy.wire.contract import RULES, breaches, chat, plain
 from qproxy.wire.errors import UpstreamError
@@ -200,6 +202,38 @@ def test_embeddings():
         ({**answer(row), "usage": None}, True),
     ]:  # fmt: skip
         assert plain.embeddings(wrong, 1, as_base64=as_base64)
+
+
+WORDS = (
+    "choices",
+    "delta",
+    "message",
+    "tool_calls",
+    "function",
+    "index",
+    "id",
+    "usage",
+    "error",
+    "data",
+    "role",
+    "object",
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats(allow_nan=False) | st.sampled_from(("", "assistant", "{", *WORDS)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@given(st.lists(ANYTHING, max_size=4))
+def test_nothing_that_a_server_says_is_too_odd(bodies):
+    """Whatever JSON comes, it is judged and nothing is raised."""
+    chat.stream([json.dumps(body) for body in bodies], usage=True)
+    for answer in bodies:
+        chat.whole(answer)
+        plain.models(answer)
+        plain.error(404, answer)
+        plain.embeddings(answer, 1, as_base64=True)
 
 
 def test_every_rule_is_tried():
