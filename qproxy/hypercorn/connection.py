@@ -139,8 +139,17 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     async def _read_data(self) -> None:
         """Read until the end.  Stock has a time limit around each read: it would count silence while we answer."""
         try:
+            tcp = getattr(self.stream, "socket", None)
+            plain = tcp if isinstance(tcp, trio.socket.SocketType) else None
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while data := await self.stream.receive_some(READ_SIZE):
+                while True:
+                    if (
+                        plain is not None
+                    ):  # the next request is hardly ever there already, and asking in vain costs more
+                        await trio.lowlevel.wait_readable(plain)
+                    data = await self.stream.receive_some(READ_SIZE)
+                    if not data:
+                        break
                     await self.protocol.handle(RawData(bytes(data)))
                 await self.protocol.handle(RawData(b""))
             await self.protocol.handle(Closed())

@@ -25,6 +25,9 @@ class Patient(trio.abc.Stream):
         self.until = math.inf
         """Trio's clock."""
         self._reading: trio.CancelScope | None = None
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._drained = True
+        """The last read took all that was there, so that the next one will have to wait."""
 
     def __repr__(self) -> str:
         return f"<Patient {self.transport_stream!r}>"
@@ -42,7 +45,11 @@ class Patient(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with trio.CancelScope(deadline=self.until) as self._reading:
             try:
-                return await self.transport_stream.receive_some(max_bytes)
+                if self._drained and self._socket is not None:  # asking the kernel first would be in vain
+                    await trio.lowlevel.wait_readable(self._socket)
+                data = await self.transport_stream.receive_some(max_bytes)
+                self._drained = max_bytes is not None and len(data) < max_bytes
+                return data
             finally:
                 self._reading = None
         raise Quiet
