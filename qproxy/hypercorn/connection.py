@@ -143,9 +143,8 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             plain = tcp if isinstance(tcp, trio.socket.SocketType) else None
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while True:
-                    if (
-                        plain is not None
-                    ):  # the next request is hardly ever there already, and asking in vain costs more
+                    # The next request is hardly ever there already, and asking in vain costs more than waiting.
+                    if plain is not None and plain.fileno() >= 0:
                         await trio.lowlevel.wait_readable(plain)
                     data = await self.stream.receive_some(READ_SIZE)
                     if not data:

@@ -45,7 +45,8 @@ class Patient(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with trio.CancelScope(deadline=self.until) as self._reading:
             try:
-                if self._drained and self._socket is not None:  # asking the kernel first would be in vain
+                # After a read that took all, asking the kernel before waiting would be in vain.
+                if self._drained and self._socket is not None and self._socket.fileno() >= 0:
                     await trio.lowlevel.wait_readable(self._socket)
                 data = await self.transport_stream.receive_some(max_bytes)
                 self._drained = max_bytes is not None and len(data) < max_bytes
