@@ -45,7 +45,7 @@ static void done(int fd, int ok) {
     if (!ok || o->status != 200) errors++;
     if (count == room) times = realloc(times, (room = room * 2 + 1024) * sizeof *times);
     times[count++] = now() - o->began;
-    if (ok) ask(fd); else { close(fd); ask(dial()); }
+    if (ok && !strcasestr(o->header, "\r\nconnection: close")) ask(fd); else { close(fd); ask(dial()); }
 }
 
 static void receive(int fd) {
@@ -90,7 +90,7 @@ int main(int argc, char **argv) {
     while (now() < end) {
         int n = epoll_wait(poll_fd, events, 512, 50);
         for (int i = 0; i < n; i++) receive(events[i].data.fd);
-        if (held && !said) { int got = 0; for (int i = 0; i < MOST; i++) got += ones[i].got; if (got >= connections) { printf("held %d\n", got); fflush(stdout); said = 1; end = now() + seconds; } else if (now() + 1000 > end) end += 1000, seconds += 0; }
+        if (held && !said) { int got = 0; for (int i = 0; i < MOST; i++) got += ones[i].got; if (got >= connections) { printf("held %d\n", got); fflush(stdout); said = 1; end = now() + seconds; } else if (now() + 1000 > end && now() < began + 30000) end += 1000; }
     }
     double took = now() - began; qsort(times, count, sizeof *times, order);
     printf("%ld %ld %ld %.3f %.3f %.3f %ld\n", count, errors, bytes, took / 1e3, count ? times[count / 2] : 0, count ? times[(long)(count * .99)] : 0, chunks);

@@ -143,7 +143,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each case, server and round")
     parser.add_argument("--only", help=f"some of {', '.join(CASES)}")
-    parser.add_argument("--held", type=int, default=2000, help="streams to hold open; 0 leaves that out")
+    parser.add_argument(
+        "--held",
+        type=int,
+        default=800,
+        help="streams to hold open (qproxy takes 1000 requests at once); 0 leaves that out",
+    )
     parser.add_argument(
         "--other", action="append", default=[], metavar="NAME=PORT[:PID]", help="a server that runs"
     )
