@@ -115,7 +115,8 @@ class Lane:
 
     async def _body(self, incoming: _Incoming) -> bytes:
         door = self._parts.door
-        if int(current.headers().get("content-length") or 0) > door.max_body_bytes:
+        length = current.headers().get("content-length") or ""
+        if length.isdecimal() and int(length) > door.max_body_bytes:
             raise refusals.too_large()
         if incoming.is_there():
             return await incoming.body(door.max_body_bytes)

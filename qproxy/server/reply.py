@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +28,8 @@ class Pieces(ResponseBody):
     def __aiter__(self) -> Pieces:
         return self
 
-    async def __anext__(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    async def __anext__(self) -> bytes: ...
 
 
 @dataclass(slots=True)

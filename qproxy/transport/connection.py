@@ -177,7 +177,7 @@ class Connection:
         assert body is not None
         doing = f"{self.host} broke its answer off"
         with foreign_errors(doing, retry=Retry.QUICKLY):
-            while not (data := body.drain()) and not body.over:
+            while (data := self.there()) is None:
                 try:
                     body.check()
                 except Cut:
