@@ -22,7 +22,7 @@ from typing import Any, TypeGuard
 
 from qproxy.wire import jsontext, schemas, sse
 from qproxy.wire.endpoints import checks, messages, reports
-from qproxy.wire.errors import QproxyError, RequestError
+from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
     Arguments,
@@ -100,8 +100,7 @@ def decode(
     body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
-    if not isinstance(body, dict):
-        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    body = checks.a_body(body)
     model = checks.model(body, default_model)
     fields = checks.fields(body, FIELDS)
     if "messages" not in fields:

@@ -154,6 +154,13 @@ def includes(value: JSON, what: str) -> bool:
     return what in names
 
 
+def a_body(value: JSON) -> dict[str, JSON]:
+    """The whole body of a request, which has no path to be named by."""
+    if not isinstance(value, dict):
+        raise RequestError(f"The request body must be a JSON object, but it is {kind(value)}.")
+    return value
+
+
 def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
     """The body without its nulls, each field that has a check in `table` checked."""
     checked = {}

@@ -50,8 +50,7 @@ def decode(
     body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
-    if not isinstance(body, dict):
-        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    body = checks.a_body(body)
     model = checks.model(body, default_model)
     fields = checks.fields(body, FIELDS)
     if "prompt" not in fields:

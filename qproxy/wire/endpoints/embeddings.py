@@ -39,8 +39,7 @@ _NOT_PARAMS = frozenset(("model", "input", "encoding_format", "user"))
 
 def decode(body: JSON) -> Texts:
     """What a request body asks for; RequestError names the field that is wrong."""
-    if not isinstance(body, dict):
-        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    body = checks.a_body(body)
     model = checks.model(body, None)  # the operator's default model chats
     fields = checks.fields(body, FIELDS)
     if "input" not in fields:

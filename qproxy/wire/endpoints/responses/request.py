@@ -145,8 +145,7 @@ def decode(
     `before` are the items of the responses that it continues, `known` those that it may refer to; `keeps` says
     whether there is a store.
     """
-    if not isinstance(body, dict):
-        raise RequestError(f"The request body must be a JSON object, but it is {checks.kind(body)}.")
+    body = checks.a_body(body)
     model = checks.model(body, default_model)
     fields = checks.fields(body, FIELDS)
     _refuse(fields)
