@@ -10,13 +10,11 @@ import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-import h11
 import trio
 
-from qproxy.transport.connection import Connection, seconds, timed_out
+from qproxy.transport.connection import Connection, Head, seconds, timed_out
 from qproxy.transport.patience import Patient, Quiet
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http import Headers
 
 
 class Response:
@@ -25,12 +23,12 @@ class Response:
     def __init__(
         self,
         connection: Connection,
-        head: h11.Response,
+        head: Head,
         deadline: float,
         release: Callable[[Connection, bool], Awaitable[None]],
     ) -> None:
-        self.status: int = head.status_code
-        self.headers: Headers = tuple((bytes(name), bytes(value)) for name, value in head.headers)
+        self.status = head.status
+        self.headers = head.fields
         self._connection = connection
         self._deadline = deadline
         self._release = release
