@@ -12,20 +12,24 @@ from __future__ import annotations
 import math
 import select
 import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import h11
 import trio
 
 from qproxy.transport.bodies import Body, Chunked, Cut, Sized, body_of
-from qproxy.transport.patience import Patient
+from qproxy.transport.patience import Patient, Quiet
 from qproxy.transport.proxy import Origin
 from qproxy.wire import heads
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import Headers, HTTPRequest
 
 READ_SIZE = 64 * 1024
+T = TypeVar("T")
 MAX_INTERIM = 20
 """1xx responses before the real one; more is a server gone wrong."""
 
@@ -127,8 +131,9 @@ class Connection:
         self._http, self._body, self._stays = None, None, True
         await self._write(request, fields)
         limit = self.limits.first_byte_timeout
-        with trio.move_on_at(min(deadline, trio.current_time() + seconds(limit))):
-            return await self._head(request, fields)
+        until = min(deadline, trio.current_time() + seconds(limit))
+        with suppress(Quiet):
+            return await self.waiting_until(until, until, partial(self._head, request, fields))
         if trio.current_time() >= deadline:
             raise timed_out(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
         raise timed_out(f"{self.host} did not begin to answer", limit or 0)
@@ -139,10 +144,11 @@ class Connection:
             with foreign_errors(f"Cannot send the request to {self.host}", retry=Retry.QUICKLY):
                 head = self._by_h11(request, fields)
         data = head + request.body
+        rest = data[self.patient.send_now(data) :] if self.patient is self.stream else data
         try:
-            for start in range(0, len(data), READ_SIZE):
+            for start in range(0, len(rest), READ_SIZE):
                 with trio.fail_after(self.limits.write_timeout):
-                    await self.stream.send_all(data[start : start + READ_SIZE])
+                    await self.stream.send_all(rest[start : start + READ_SIZE])
         except trio.TooSlowError:
             raise timed_out(f"{self.host} did not take the request", self.limits.write_timeout) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
@@ -204,18 +210,33 @@ class Connection:
         return data if data or body.over else None
 
     async def receive(self) -> bytes:
-        """Some of the response's body, all that is there in one piece; b"" at its end."""
+        """Read some more of the response's body; b"" at its end."""
         body = self._body
         assert body is not None
         doing = f"{self.host} broke its answer off"
         with foreign_errors(doing, retry=Retry.QUICKLY):
-            while (data := self.there()) is None:
+            while True:
                 try:
                     body.check()
                 except Cut:
                     raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY) from None
                 body.feed(bytes(await self.stream.receive_some(READ_SIZE)))
-        return data
+                data = self.there()
+                if data is not None:
+                    return data
+
+    async def waiting_until(self, until: float, limit: float, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` reads; Quiet when nothing came until then.
+
+        `limit` is for all of it: over TLS a read may have to write too.
+        """
+        if self.patient is not None:
+            self.patient.until = until
+        if self.patient is self.stream:
+            return await read()
+        with trio.move_on_at(limit):
+            return await read()
+        raise Quiet
 
     @property
     def reusable(self) -> bool:

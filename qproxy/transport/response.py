@@ -13,7 +13,7 @@ from types import TracebackType
 import trio
 
 from qproxy.transport.connection import Connection, Head, seconds, timed_out
-from qproxy.transport.patience import Patient, Quiet
+from qproxy.transport.patience import Quiet
 from qproxy.wire.errors import UpstreamError
 
 
@@ -64,7 +64,7 @@ class Response:
         connection, began = self._connection, trio.current_time()
         limit = min(self._deadline, began + seconds(connection.limits.idle_timeout) - self._silence)
         try:
-            data = await self._received(min(until, limit), limit)
+            data = await connection.waiting_until(min(until, limit), limit, connection.receive)
         except Quiet:
             if trio.current_time() >= limit:
                 raise self._late() from None
@@ -72,25 +72,6 @@ class Response:
             raise
         self._silence, self._over = 0.0, not data
         return data
-
-    async def _received(self, until: float, limit: float) -> bytes:
-        """What comes next; Quiet at `until`.  Over TLS a read may have to write too, so the limit is around all of it."""
-        connection = self._connection
-        patient = connection.patient
-        if patient is None or patient is not connection.stream:
-            with trio.move_on_at(limit):
-                return await self._patiently(patient, until)
-            raise Quiet
-        return await self._patiently(patient, until)
-
-    async def _patiently(self, patient: Patient | None, until: float) -> bytes:
-        if patient is None:
-            return await self._connection.receive()
-        patient.until = until
-        try:
-            return await self._connection.receive()
-        finally:
-            patient.until = math.inf
 
     def _late(self) -> UpstreamError:
         limits, host = self._connection.limits, self._connection.host
