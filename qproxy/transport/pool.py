@@ -7,6 +7,7 @@ between; idle connections hold no slot.  The last one used is used first, so the
 from __future__ import annotations
 
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class _Host:
 
     def __init__(self, limits: Limits) -> None:
         self.slots = trio.CapacityLimiter(limits.max_connections)
-        self.idle: list[Connection] = []
+        self.idle: deque[Connection] = deque()
+        """The one that was used last is the last."""
 
 
 class Transport:
@@ -108,7 +110,7 @@ class Transport:
                     raise
                 for other in host.idle:  # those of the same age are no better
                     _drop(other)
-                host.idle = []
+                host.idle.clear()
 
     @asynccontextmanager
     async def stream(self, url: str) -> AsyncIterator[trio.abc.Stream]:
@@ -155,11 +157,14 @@ class Transport:
     def _pooled(self, host: _Host) -> Connection | None:
         """The most recently used idle connection that is alive."""
         now = trio.current_time()
-        kept = [c for c in host.idle if now - c.idle_since < self.limits.pool_idle and not c.stale]
-        for connection in set(host.idle) - set(kept):
+        while host.idle and now - host.idle[0].idle_since >= self.limits.pool_idle:
+            _drop(host.idle.popleft())
+        while host.idle:
+            connection = host.idle.pop()
+            if not connection.stale:
+                return connection
             _drop(connection)
-        host.idle = kept
-        return kept.pop() if kept else None
+        return None
 
     async def _fresh(self, key: Key) -> Connection:
         """A new connection."""
