@@ -21,7 +21,7 @@ def plain_socket(stream: Any) -> trio.socket.SocketType | None:
 async def read_when_there(socket: trio.socket.SocketType, size: int) -> bytes:
     """At most `size` bytes, after waiting for them; b"" at the end."""
     while True:
-        await trio.lowlevel.wait_readable(socket)
+        await trio.lowlevel.wait_readable(_number(socket))
         data = read_now(socket, size)
         if data is not None:
             return data
@@ -29,9 +29,7 @@ async def read_when_there(socket: trio.socket.SocketType, size: int) -> bytes:
 
 def read_now(socket: trio.socket.SocketType, size: int) -> bytes | None:
     """What is there, at most `size` bytes; b"" at the end, None for nothing yet."""
-    number = socket.fileno()
-    if number < 0:
-        raise trio.ClosedResourceError("this socket was already closed")
+    number = _number(socket)
     try:
         return os.read(number, size)
     except BlockingIOError:
@@ -46,3 +44,10 @@ def write_now(socket: trio.socket.SocketType, data: bytes) -> int:
         return os.write(socket.fileno(), data)
     except OSError:
         return 0
+
+
+def _number(socket: trio.socket.SocketType) -> int:
+    number = socket.fileno()
+    if number < 0:
+        raise trio.ClosedResourceError("this socket was already closed")
+    return number

@@ -89,7 +89,7 @@ class Transport:
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
         key = origin, _ = self.way(request.url)
-        host = self._hosts.setdefault(key, _Host(self.limits))
+        host = self._host(key)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         fields = request_fields(request, origin, self._user_agent)
@@ -119,7 +119,7 @@ class Transport:
         It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
         """
         key = origin, _ = self.way(url)
-        host = self._hosts.setdefault(key, _Host(self.limits))
+        host = self._host(key)
         slot = await self._slot(host, origin)
         connection = None
         try:
@@ -127,6 +127,12 @@ class Transport:
             yield connection.stream
         finally:
             await self._release(host, slot, connection, reusable=False)
+
+    def _host(self, key: Key) -> _Host:
+        host = self._hosts.get(key)
+        if host is None:
+            host = self._hosts[key] = _Host(self.limits)
+        return host
 
     def way(self, url: str) -> Key:
         """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
