@@ -53,26 +53,28 @@ class Exchange:
         self.whole = False
         """All of the request has come."""
         self.leave: Callable[[], object] | None = None
-        self.scope = self._scope(method, version, target, headers)
+        self._method, self._version = method, version
+        self._target, self._headers = target, headers
 
     def __repr__(self) -> str:
         began, closed = " begun" if self.began else "", " closed" if self.closed else ""
-        return f"<Exchange {self.scope['method']}{began}{closed}>"
+        return f"<Exchange {self._method}{began}{closed}>"
 
-    def _scope(self, method: str, version: str, target: bytes, headers: Headers) -> dict[str, Any]:
+    def scope(self) -> dict[str, Any]:
+        """ASGI's scope.  It holds the exchange, which does not hold it: nothing is left for the garbage collector."""
         protocol = self._protocol
-        path, _, query = target.partition(b"?")
+        path, _, query = self._target.partition(b"?")
         return {
             "type": "http",
-            "http_version": version,
+            "http_version": self._version,
             "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": method,
+            "method": self._method,
             "scheme": "https" if protocol.ssl else "http",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,
             "root_path": protocol.config.root_path,
-            "headers": headers,
+            "headers": self._headers,
             "client": protocol.client,
             "server": protocol.server,
             "state": protocol.connection_state.copy(),
@@ -81,9 +83,9 @@ class Exchange:
 
     async def run(self) -> None:
         """Call the app, in a task of the connection; what it raises is logged and ends its answer."""
-        protocol = self._protocol
+        protocol, scope = self._protocol, self.scope()
         spawn, call = trio.to_thread.run_sync, trio.from_thread.run
-        await run_app(protocol.app, protocol.config, self.scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
+        await run_app(protocol.app, protocol.config, scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
 
     # From the client
 
