@@ -8,6 +8,7 @@ import gc
 import json
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import h11
 import pytest
@@ -135,7 +136,7 @@ async def test_a_whole_request():
     assert counter.calls / 10 <= 4100
 
 
-ASKED: dict[str, dict[str, object]] = {
+ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": HELLO,
     "/v1/completions": {"model": "qwen-plus", "prompt": "hi"},
     "/v1/responses": {"model": "qwen-plus", "input": "hi"},
