@@ -91,7 +91,8 @@ class Relay:
             learned, turn = learned or mended is not None, mended or turn
             return mended is not None
 
-        tries = Tries(self.accounts, model, story, affinity=conversation(turn))
+        alone = len(self.accounts.accounts) == 1  # then there is nothing to choose
+        tries = Tries(self.accounts, model, story, affinity="" if alone else conversation(turn))
         return await tries.until_begun(begin, stack, mend=mend, tokens=prompt_tokens + most, used=used)
 
     async def _begin(

@@ -105,7 +105,7 @@ class Exchange:
         self._inbox.append({"type": "http.request", "body": data, "more_body": not whole})
         self._held += len(data)
         self.whole = whole
-        self._moved.unpark_all()
+        self._tell()
         while self._held > MAX_HELD and not self.closed:
             await self._moved.park()
 
@@ -119,7 +119,7 @@ class Exchange:
     def end(self) -> None:
         """All is said."""
         self.closed = True
-        self._moved.unpark_all()
+        self._tell()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`."""
@@ -131,8 +131,12 @@ class Exchange:
         message = self._inbox.popleft()
         if self._held:
             self._held -= len(message["body"])
-            self._moved.unpark_all()
+            self._tell()
         return message
+
+    def _tell(self) -> None:
+        if self._moved:  # somebody waits
+            self._moved.unpark_all()
 
     # From the app
 
@@ -156,7 +160,7 @@ class Exchange:
             (bytes(name).strip().lower(), bytes(value).strip()) for name, value in message.get("headers", ())
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
-        headers += protocol.config.response_headers("h11")
+        headers += protocol.own_fields()
         if protocol.keep_alive_requests >= protocol.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
         self.began = True

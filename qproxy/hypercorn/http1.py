@@ -8,6 +8,8 @@ What is refused here never became a request, so no route could answer it; its er
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from typing import Any, cast
 
 import h2.config
@@ -17,6 +19,7 @@ import h11
 import hypercorn.protocol.h11
 import hyperframe.exceptions
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 
 from qproxy.hypercorn.exchange import Exchange
@@ -108,6 +111,10 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             if ahead and self._waiting() > MAX_PIPELINED:
                 await self.send(Closed())
 
+    def own_fields(self) -> list[tuple[bytes, bytes]]:
+        """The server's fields of a response."""
+        return _own_fields(self.config, int(time.time()))
+
     async def over(self) -> None:
         """The exchange is over: the next request, or the end of the connection."""
         await self._maybe_recycle()
@@ -124,7 +131,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
-            *self.config.response_headers("h11"),
+            *self.own_fields(),
         ]
         framing = ByH11(self.connection, "")
         data = framing.head(status_code, headers) + framing.data(body) + framing.end()
@@ -174,6 +181,12 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
             with trio.CancelScope(shield=True):
                 await super()._maybe_recycle()
+
+
+@lru_cache(maxsize=8)
+def _own_fields(config: Config, second: int) -> list[tuple[bytes, bytes]]:
+    """They change once a second: the date is among them."""
+    return config.response_headers("h11")
 
 
 def _can_upgrade(request: h11.Request) -> bool:
