@@ -46,6 +46,9 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     """Open in this process."""
     _write: trio.CancelScope | None = None
     _gone = False
+    """Nobody is there to write to."""
+    _at_end = False
+    """Nothing more is to be read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -134,17 +137,20 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             await self._initiate_server_close()
 
     async def _some(self) -> bytes:
+        """What comes next; b"" at the end.  Nobody here keeps it while the next is waited for."""
         if self._plain is None:
-            return bytes(await self.stream.receive_some(READ_SIZE))
-        return await read_when_there(self._plain, READ_SIZE)
+            data = bytes(await self.stream.receive_some(READ_SIZE))
+        else:
+            data = await read_when_there(self._plain, READ_SIZE)
+        self._at_end = not data
+        return data
 
     async def _read_data(self) -> None:
         """Read until the end.  Stock has a time limit around each read: it would count silence while we answer."""
         try:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while data := await self._some():
-                    await self.protocol.handle(RawData(data))
-                await self.protocol.handle(RawData(b""))
+                while not self._at_end:
+                    await self.protocol.handle(RawData(await self._some()))
             await self.protocol.handle(Closed())
         finally:
             self._gone = True

@@ -10,7 +10,6 @@ the server calls what is set there, once, instead of leaving that to a message.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
@@ -40,7 +39,7 @@ class Exchange:
         self._protocol = protocol
         """Its `http1.H1`."""
         self.framing = framing
-        self._inbox: deque[dict[str, Any]] = deque()
+        self._inbox: list[dict[str, Any]] = []
         self._held = 0
         self._moved = trio.lowlevel.ParkingLot()
         """Where the app waits for a message, or the reader for the app."""
@@ -128,7 +127,7 @@ class Exchange:
             if self.closed:
                 return {"type": "http.disconnect"}
             await self._moved.park()
-        message = self._inbox.popleft()
+        message = self._inbox.pop(0)
         if self._held:
             self._held -= len(message["body"])
             self._tell()

@@ -9,7 +9,7 @@ What is refused here never became a request, so no route could answer it; its er
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import h2.config
@@ -45,17 +45,30 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.connection = _NeverPaused(
-            h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
-        )
-        self._one_at_a_time = trio.Lock()
+        self._h11: Any = None
         self._ahead = b""
         """What came behind a request that is answered by hand."""
         self._ended = False
         """The connection carries no further request: nothing more is read."""
 
+    @property
+    def connection(self) -> Any:
+        """h11's, or what came after it; made when it is first needed, which is never on most connections."""
+        if self._h11 is None:
+            limit = self.config.h11_max_incomplete_size
+            self._h11 = _NeverPaused(h11.SERVER, max_incomplete_event_size=limit)
+        return self._h11
+
+    @connection.setter
+    def connection(self, connection: Any) -> None:
+        self._h11 = connection
+
+    @cached_property
+    def _one_at_a_time(self) -> trio.Lock:
+        return trio.Lock()
+
     def _waiting(self) -> int:
-        connection = self.connection
+        connection = self._h11
         return len(connection.trailing_data[0]) if isinstance(connection, h11.Connection) else 0
 
     async def handle(self, event: Event) -> None:
@@ -79,10 +92,12 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 
     def _plain_head(self, data: bytes) -> heads.Request | None:
         """The head of a request that is read and answered by hand, while h11 has nothing under way."""
-        connection = self.connection
-        if not isinstance(connection, h11.Connection) or connection.our_state is not h11.IDLE:
+        connection = self._h11
+        if connection is not None and (
+            connection.our_state is not h11.IDLE or connection.their_state is not h11.IDLE or self._waiting()
+        ):
             return None
-        if connection.their_state is not h11.IDLE or self._waiting() or self.config.server_names:
+        if self.config.server_names:
             return None
         return heads.read_request(data, self.config.h11_max_incomplete_size)
 

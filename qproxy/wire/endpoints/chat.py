@@ -160,7 +160,7 @@ class Encoder:
         self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
         self._heads: dict[int, bytes] = {}
         self._usage: Usage | None = None
-        self._custom: set[tuple[int, int]] = set()
+        self._custom: frozenset[tuple[int, int]] = frozenset()
         self._report = reports.Report()
         self._over = False
 
@@ -243,7 +243,7 @@ class Encoder:
         if self._turn.legacy_functions:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
         if event.custom:
-            self._custom.add((event.choice, event.index))
+            self._custom |= {(event.choice, event.index)}
         shape = b'"type":"custom","custom":{"name":%b,"input":""}' if event.custom else _FUNCTION
         entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
         return self._delta(event.choice, entry)
