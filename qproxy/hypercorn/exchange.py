@@ -41,8 +41,8 @@ class Exchange:
         self.framing = framing
         self._inbox: list[dict[str, Any]] = []
         self._held = 0
-        self._moved = trio.lowlevel.ParkingLot()
-        """Where the app waits for a message, or the reader for the app."""
+        self._moved: trio.Event | None = None
+        """What the app waits for when there is no message, or the reader when the app is behind."""
         self._head = b""
         """Of a response whose body comes at once: they leave in one write."""
         self.began = False
@@ -106,7 +106,7 @@ class Exchange:
         self.whole = whole
         self._tell()
         while self._held > MAX_HELD and not self.closed:
-            await self._moved.park()
+            await self._wait()
 
     def lose(self) -> None:
         """The client has left."""
@@ -126,16 +126,21 @@ class Exchange:
         while not self._inbox:
             if self.closed:
                 return {"type": "http.disconnect"}
-            await self._moved.park()
+            await self._wait()
         message = self._inbox.pop(0)
         if self._held:
             self._held -= len(message["body"])
             self._tell()
         return message
 
+    async def _wait(self) -> None:
+        self._moved = self._moved or trio.Event()
+        await self._moved.wait()
+
     def _tell(self) -> None:
-        if self._moved:  # somebody waits
-            self._moved.unpark_all()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
 
     # From the app
 

@@ -65,7 +65,7 @@ class Asking:
         async def view() -> Reply:
             parts, record, stack = self._parts, current.record(), current.stack()
             memory = self._memories.get(endpoint.path, Memory)(parts)
-            life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
+            life = parts.lives.one(stack, parts.door.request_timeout)
             with life.limited():
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream

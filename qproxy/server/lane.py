@@ -80,6 +80,7 @@ class Lane:
         async for piece in body:
             more = not body.over
             await send({"type": "http.response.body", "body": piece, "more_body": more})
+            del piece  # the next one may be long in coming
         if more:  # nobody knew that the last piece was the last
             await send({"type": "http.response.body", "body": b""})
 

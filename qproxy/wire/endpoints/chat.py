@@ -160,7 +160,8 @@ class Encoder:
         self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
         self._heads: dict[int, bytes] = {}
         self._usage: Usage | None = None
-        self._custom: frozenset[tuple[int, int]] = frozenset()
+        self._custom: tuple[tuple[int, int], ...] = ()
+        """Choices and numbers of the calls to custom tools."""
         self._report = reports.Report()
         self._over = False
 
@@ -243,7 +244,7 @@ class Encoder:
         if self._turn.legacy_functions:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
         if event.custom:
-            self._custom |= {(event.choice, event.index)}
+            self._custom += ((event.choice, event.index),)
         shape = b'"type":"custom","custom":{"name":%b,"input":""}' if event.custom else _FUNCTION
         entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
         return self._delta(event.choice, entry)
