@@ -69,7 +69,7 @@ class Config:
     total_timeout: float = setting(0.0, "for an upstream's whole answer; 0 is no limit")
     pool_timeout: float = setting(5.0, "waiting for a connection to an upstream that is at max_connections")
     pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
-    max_connections: int = setting(1000, "connections at once to one upstream host")
+    max_connections: int = setting(5000, "connections at once to one upstream host")
     queue_timeout: float = setting(
         1.0, "waiting for a place when max_requests are taken, or for an account at its limits"
     )
@@ -83,8 +83,8 @@ class Config:
     )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
     client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
-    max_clients: int = setting(5000, "connections of clients at once; more are turned away")
-    max_requests: int = setting(1000, "requests to models at once; more wait in line for queue_timeout")
+    max_clients: int = setting(6000, "connections of clients at once; more are turned away")
+    max_requests: int = setting(5000, "requests to models at once; more wait in line for queue_timeout")
     max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")
     max_header_bytes: int = setting(64 * 1024, "largest head of a request")
     max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")

@@ -41,7 +41,7 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     """One connection: its failures are its own, and its writes have a limit."""
 
     write_timeout = 30.0
-    max_connections = 5000
+    max_connections = 6000
     connections = 0
     """Open in this process."""
     _write: trio.CancelScope | None = None

@@ -81,7 +81,7 @@ async def serve(
     keyfile: str | None = None,
     graceful_timeout: float = 30.0,
     write_timeout: float = 30.0,
-    max_connections: int = 5000,
+    max_connections: int = 6000,
     max_header_bytes: int = 64 * 1024,
     idle_timeout: float = 60.0,
     ping_interval: float | None = 20.0,

@@ -52,7 +52,7 @@ class Limits:
     """Waiting for a free connection to a host that is at `max_connections`."""
     pool_idle: float = 60.0
     """How long an unused connection is kept."""
-    max_connections: int = 1000
+    max_connections: int = 5000
     """At once, to one host."""
     max_header_bytes: int = 64 * 1024
 
