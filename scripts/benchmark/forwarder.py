@@ -5,6 +5,7 @@ checks nothing, changes nothing, limits nothing.  usage: forwarder.py PORT UPSTR
 """
 
 import re
+import resource
 import sys
 
 import trio
@@ -72,4 +73,6 @@ async def main(port, upstream_port):
     await trio.serve_listeners(serve, listeners)
 
 
+files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 trio.run(main, int(sys.argv[1]), int(sys.argv[2]))

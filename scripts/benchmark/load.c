@@ -77,7 +77,7 @@ static int order(const void *a, const void *b) { double x = *(double *)a, y = *(
 
 int main(int argc, char **argv) {
     if (argc < 5) return 2;
-    struct rlimit files = { MOST, MOST }; setrlimit(RLIMIT_NOFILE, &files);
+    struct rlimit files; getrlimit(RLIMIT_NOFILE, &files); files.rlim_cur = files.rlim_max < MOST ? files.rlim_max : MOST; setrlimit(RLIMIT_NOFILE, &files);
     int connections = atoi(argv[2]); double seconds = atof(argv[3]) * 1e3; held = argc > 5;
     FILE *file = fopen(argv[4], "rb"); static char body[16 << 20]; size_t length = fread(body, 1, sizeof body, file); fclose(file);
     request = malloc(length + 512);

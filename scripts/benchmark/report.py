@@ -18,8 +18,11 @@ class Report(NamedTuple):
     found: Mapping[tuple[str, str], Any]
     idle: Mapping[str, float]
     after: Mapping[str, float]
-    held: Mapping[str, tuple[float, float]]
+    held: tuple[int, Mapping[str, tuple[float, float]]]
+    """How many streams, and what they took of each server."""
     start: Mapping[str, float]
+    twice: float | None
+    """What two workers do, to what one does."""
 
     def table(self) -> str:
         """Markdown."""
@@ -64,13 +67,16 @@ class Report(NamedTuple):
         rows.append(
             f"| memory after all of this, MB | {' | '.join(f'{self.after[n] / 1024:.0f}' for n in pair)} |"
         )
-        if self.held:
+        count, held = self.held
+        if held:
             rows.append(
-                f"| memory a held stream, KB | {' | '.join(f'{self.held[n][0]:.0f}' for n in pair)} |"
+                f"| {count} held streams, KB each | {' | '.join(f'{held[n][0]:.0f}' for n in pair)} |"
             )
             rows.append(
-                f"| CPU for all held streams, of a core | {' | '.join(f'{self.held[n][1]:.1%}' for n in pair)} |"
+                f"| CPU for all held streams, of a core | {' | '.join(f'{held[n][1]:.1%}' for n in pair)} |"
             )
+        if self.twice is not None:
+            rows.append(f"| two workers to one, requests a second | | {self.twice:.2f} × |")
         return rows
 
     def picture(self) -> str:

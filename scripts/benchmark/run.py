@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import resource
 import subprocess
 import tempfile
 import time
@@ -73,15 +74,19 @@ class Measured(NamedTuple):
     errors: int
 
 
-def loaded(load: Path, server: Server, case: Case, seconds: float) -> Measured:
-    """Ask one server for some seconds."""
+def loaded(load: Path, server: Server, case: Case, seconds: float, *, everywhere: bool = False) -> Measured:
+    """Ask one server for some seconds, from other cores than its own or from everywhere."""
     with tempfile.NamedTemporaryFile() as body:
         body.write(case.body())
         body.flush()
         before, began = server.cpu(), time.perf_counter()
         command = [load, str(server.port), str(case.connections), str(seconds), body.name]
         said = subprocess.run(
-            command, capture_output=True, text=True, check=True, preexec_fn=server.leave_its_core
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            preexec_fn=None if everywhere else server.leave_its_core,
         ).stdout
         used, took = server.cpu() - before, time.perf_counter() - began
     count, errors, _, _, p50, p99, chunks = said.split()
@@ -109,10 +114,20 @@ def held(load: Path, server: Server, count: int) -> tuple[float, float]:
     return memory, idle
 
 
+def doubled(load: Path, servers: list[Server], rounds: int, seconds: float) -> float:
+    """How much more two workers do than one, on two cores that they share with the upstream and the load."""
+    case, rates = CASES["whole"]._replace(connections=64), []
+    for number in range(rounds):
+        print(f"round {number + 1}: one worker, two workers", flush=True)
+        one, two = (loaded(load, server, case, seconds, everywhere=True).rate for server in servers)
+        rates.append(two / one)
+    return median(rates)
+
+
 def measure(options: argparse.Namespace) -> report.Report:
     cases = {name: CASES[name] for name in options.only.split(",")} if options.only else CASES
     found: dict[tuple[str, str], list[Measured]] = {}
-    with started(HERE, options.other) as (load, servers):
+    with started(HERE, options.other) as (load, servers, several):
         start = {s.name: s.first_answer for s in servers if s.first_answer}
         idle = {s.name: s.memory() for s in servers}
         for number in range(options.rounds):
@@ -123,18 +138,25 @@ def measure(options: argparse.Namespace) -> report.Report:
                         loaded(load, server, case, options.seconds)
                     )
         after = {s.name: s.memory() for s in servers}
+        count = min(options.held, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 500)
         held_by = {
-            s.name: held(load, s, options.held)
-            for s in servers
-            if options.held and s.name in ("forwarder", "qproxy")
+            s.name: held(load, s, count) for s in servers if count > 0 and s.name in ("forwarder", "qproxy")
         }
+        twice = doubled(load, several(), options.rounds, options.seconds) if options.workers else None
     best = {
         key: Measured(*(median(column) for column in zip(*rounds, strict=True)))
         for key, rounds in found.items()
     }
     names = [server.name for server in servers]
     return report.Report(
-        names, {key: case.name for key, case in cases.items()}, best, idle, after, held_by, start
+        names,
+        {key: case.name for key, case in cases.items()},
+        best,
+        idle,
+        after,
+        (count, held_by),
+        start,
+        twice,
     )
 
 
@@ -146,8 +168,11 @@ def main() -> None:
     parser.add_argument(
         "--held",
         type=int,
-        default=800,
-        help="streams to hold open (qproxy takes 1000 requests at once); 0 leaves that out",
+        default=5000,
+        help="streams to hold open (as many as files may be open, at most); 0 leaves that out",
+    )
+    parser.add_argument(
+        "--workers", action=argparse.BooleanOptionalAction, default=True, help="compare one worker with two"
     )
     parser.add_argument(
         "--other", action="append", default=[], metavar="NAME=PORT[:PID]", help="a server that runs"

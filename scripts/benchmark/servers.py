@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -82,10 +83,16 @@ def _on_first_core() -> None:
     os.sched_setaffinity(0, CORES[:1])
 
 
-def _run(stack: ExitStack, name: str, port: int, command: list[object], *, measured: bool = True) -> Server:
+def _run(
+    stack: ExitStack,
+    name: str,
+    port: int,
+    command: list[object],
+    *,
+    move: Callable[[], None] | None = _on_first_core,
+) -> Server:
     """Start a process and wait until it answers."""
     began = time.perf_counter()
-    move = _on_first_core if measured else Server.leave_its_core
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=move
     )
@@ -115,8 +122,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def started(here: Path, others: list[str]) -> Iterator[tuple[Path, list[Server]]]:
-    """The load generator, and everything that is measured."""
+def started(here: Path, others: list[str]) -> Iterator[tuple[Path, list[Server], Callable[[], list[Server]]]]:
+    """The load generator, everything that is measured, and what starts qproxy with one worker and with two."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("The benchmark needs a C compiler for its upstream and its load generator.")
@@ -125,17 +132,17 @@ def started(here: Path, others: list[str]) -> Iterator[tuple[Path, list[Server]]
         for name in ("upstream", "load"):
             subprocess.run([compiler, "-O2", "-o", home / name, here / f"{name}.c"], check=True)
         up = free_port()
-        direct = _run(stack, "direct", up, [home / "upstream", up], measured=False)
+        direct = _run(stack, "direct", up, [home / "upstream", up], move=Server.leave_its_core)
         direct.pid = direct.first_answer = None
         servers = [direct, _forwarder(stack, here, up)]
         if shutil.which("nginx"):
             servers.append(_nginx(stack, home, up))
-        servers.append(_qproxy(stack, home, up))
+        servers.append(_qproxy(stack, home, up, "qproxy"))
         for other in others:
             name, _, where = other.partition("=")
             port, _, pid = where.partition(":")
             servers.append(Server(name, int(port), int(pid) if pid else None))
-        yield home / "load", servers
+        yield home / "load", servers, partial(_several, stack, home, up)
 
 
 def _forwarder(stack: ExitStack, here: Path, up: int) -> Server:
@@ -149,8 +156,16 @@ def _nginx(stack: ExitStack, home: Path, up: int) -> Server:
     return _run(stack, "nginx", port, ["nginx", "-e", home / "nginx.log", "-c", home / "nginx.conf"])
 
 
-def _qproxy(stack: ExitStack, home: Path, up: int) -> Server:
+def _qproxy(stack: ExitStack, home: Path, up: int, name: str, *more: object, pinned: bool = True) -> Server:
     port = free_port()
-    os.environ["QPROXY_HOME"] = str(home / "qproxy")
+    os.environ["QPROXY_HOME"] = str(home / name)
     command = [Path(sys.executable).with_name("qproxy"), "serve", "--port", port, "--api-keys", "sk-bench"]
-    return _run(stack, "qproxy", port, [*command, "--upstream", f"http://127.0.0.1:{up}/v1"])
+    command += ["--upstream", f"http://127.0.0.1:{up}/v1", *more]
+    return _run(stack, name, port, command, move=_on_first_core if pinned else None)
+
+
+def _several(stack: ExitStack, home: Path, up: int) -> list[Server]:
+    """On all cores."""
+    return [
+        _qproxy(stack, home, up, f"workers-{count}", "--workers", count, pinned=False) for count in (1, 2)
+    ]

@@ -163,7 +163,7 @@ static void receive(int fd, int poll) {
 }
 
 int main(int argc, char **argv) {
-    struct rlimit files = { CONNECTIONS, CONNECTIONS }; setrlimit(RLIMIT_NOFILE, &files);
+    struct rlimit files; getrlimit(RLIMIT_NOFILE, &files); files.rlim_cur = files.rlim_max < CONNECTIONS ? files.rlim_max : CONNECTIONS; setrlimit(RLIMIT_NOFILE, &files);
     signal(SIGPIPE, SIG_IGN);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1, poll = epoll_create1(0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
