@@ -38,10 +38,10 @@ def read_now(socket: trio.socket.SocketType, size: int) -> bytes | None:
         raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
 
-def write_now(socket: trio.socket.SocketType, data: bytes) -> int:
+def write_now(socket: trio.socket.SocketType, *pieces: bytes) -> int:
     """How many bytes the kernel took at once; none when nobody is there, which the patient way finds out."""
     try:
-        return os.write(socket.fileno(), data)
+        return os.writev(socket.fileno(), pieces)
     except OSError:
         return 0
 

@@ -19,7 +19,7 @@ import trio
 from hypercorn.events import Closed, RawData, Updated
 
 from qproxy.hypercorn.idle import Idle
-from qproxy.sockets import plain_socket, read_when_there, write_now
+from qproxy.sockets import plain_socket, read_now, read_when_there, write_now
 from qproxy.wire import jsontext
 from qproxy.wire.errors import Overloaded
 
@@ -47,6 +47,8 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     _write: trio.CancelScope | None = None
     _gone = False
     """Nobody is there to write to."""
+    _more = False
+    """The last read may have left something.  Others have their turn after the next one."""
     _at_end = False
     """Nothing more is to be read."""
 
@@ -141,7 +143,9 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         if self._plain is None:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         else:
-            data = await read_when_there(self._plain, READ_SIZE)
+            more = read_now(self._plain, READ_SIZE) if self._more else None
+            data = await read_when_there(self._plain, READ_SIZE) if more is None else more
+            self._more = more is None and len(data) == READ_SIZE
         self._at_end = not data
         return data
 

@@ -143,12 +143,18 @@ class Connection:
         if head is None:
             with foreign_errors(f"Cannot send the request to {self.host}", retry=Retry.QUICKLY):
                 head = self._by_h11(request, fields)
-        data = head + request.body
-        rest = data[self.patient.send_now(data) :] if self.patient is self.stream else data
+        sent = self.patient.send_now(head, request.body) if self.patient is self.stream else 0
+        if sent < len(head) + len(request.body):
+            await self._write_rest(head[sent:], memoryview(request.body)[max(0, sent - len(head)) :])
+
+    async def _write_rest(self, head: bytes, body: memoryview) -> None:
+        first = max(0, READ_SIZE - len(head))
         try:
-            for start in range(0, len(rest), READ_SIZE):
+            with trio.fail_after(self.limits.write_timeout):
+                await self.stream.send_all(head + body[:first])
+            for start in range(first, len(body), READ_SIZE):
                 with trio.fail_after(self.limits.write_timeout):
-                    await self.stream.send_all(rest[start : start + READ_SIZE])
+                    await self.stream.send_all(body[start : start + READ_SIZE])
         except trio.TooSlowError:
             raise timed_out(f"{self.host} did not take the request", self.limits.write_timeout) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):

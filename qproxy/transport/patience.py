@@ -64,9 +64,9 @@ class Patient(trio.abc.Stream):
         self._more = len(data) == size
         return data
 
-    def send_now(self, data: bytes) -> int:
-        """How many of the bytes left without waiting; none is no error yet."""
-        return 0 if self._plain is None else write_now(self._plain, data)
+    def send_now(self, *pieces: bytes) -> int:
+        """How many bytes left without waiting; none is no error yet."""
+        return 0 if self._plain is None else write_now(self._plain, *pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.transport_stream.send_all(data)
