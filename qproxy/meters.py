@@ -156,9 +156,9 @@ def estimate(turn: Turn) -> tuple[int, int]:
 
 
 def _written(turn: Turn) -> int:
-    """How long the tools are as text."""
+    """How many bytes the tools are as text."""
     text = None if turn.texts is None else turn.texts.text(turn.tools)
-    return len(jsontext.dumps(list(turn.tools))) if text is None else len(text)
+    return len(jsontext.dumps(list(turn.tools)) if text is None else text)
 
 
 def estimate_texts(asked: Texts) -> int:
@@ -168,7 +168,8 @@ def estimate_texts(asked: Texts) -> int:
 
 def _size(content: JSON) -> int:
     if isinstance(content, str):
-        return len(content.encode("utf-8", "surrogatepass")) // BYTES_OF_A_TOKEN
+        size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
+        return size // BYTES_OF_A_TOKEN
     if isinstance(content, list):
         texts = (part.get("text") if isinstance(part, Mapping) else part for part in content)
         return sum(_size(text) if isinstance(text, str) else TOKENS_OF_AN_IMAGE for text in texts)

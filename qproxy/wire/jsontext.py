@@ -41,6 +41,9 @@ _read = _strict.decode
 _lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
+_NESTING = frozenset((dict, list))
+
+
 class TooDeep(ValueError):
     """JSON or not: it nests deeper than can be read."""
 
@@ -64,13 +67,17 @@ def strictly_at(text: str, position: int) -> tuple[Any, int]:
 
 
 def deeper_than(value: Any, depth: int) -> bool:
-    """Whether arrays and objects are nested more than `depth` deep.  Level by level, so depth costs no stack."""
-    level = [value]
-    while level := [item for item in level if isinstance(item, dict | list)]:
+    """Whether arrays and objects of JSON that was read are nested more than `depth` deep.
+
+    Level by level, so depth costs no stack.  Only values are looked at, none of their text.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
         if depth == 0:
             return True
         depth -= 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [one for values in inner for one in values if type(one) in _NESTING]
     return False
 
 

@@ -1,6 +1,7 @@
 """What a client wrote goes on as it was written, unless somebody has changed it."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,45 @@ def test_a_value_that_is_changed_is_written_anew():
     assert verbatim.dumps({"messages": body["messages"]}, body.texts).count(b"\n") > 2
     assert verbatim.dumps({"messages": list(body["messages"])}, body.texts).count(b"\n") == 0
     assert verbatim.dumps({"messages": body["messages"]}, None).count(b"\n") == 0
+
+
+@given(
+    st.lists(st.text(alphabet='aé好🙂\\"', max_size=2 * LEAST).map(lambda text: [text]), max_size=4),
+    st.booleans(),
+    st.sampled_from(["", "\ufeff"]),
+)
+def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
+    """Whatever characters stand before, in and behind a value, its own bytes are those that were read."""
+    value = {f"å{number}": one for number, one in enumerate(values)}
+    data = (mark + json.dumps(value, indent=1, ensure_ascii=ascii_only)).encode()
+    body = verbatim.read(data)
+    for name in body:
+        written = json.dumps(body[name], ensure_ascii=ascii_only, indent=1).replace("\n", "\n ")
+        said = body.texts.text(body[name]) if isinstance(body, Body) else None
+        assert (said is None) is (len(written) < LEAST)
+        assert said is None or bytes(said).decode() == written
+    assert json.loads(verbatim.dumps(body, getattr(body, "texts", None))) == value
+
+
+def test_what_is_large_is_copied_once():
+    """A body is read in room for its text and its values, and written in room for what is sent."""
+    data = json.dumps({"model": "m", "messages": [{"content": "x" * 1_000_000}], "tools": LONG}).encode()
+
+    def room(work):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = work()
+        return result, (tracemalloc.get_traced_memory()[1] - before) / len(data)
+
+    tracemalloc.start()
+    try:
+        body, reading = room(lambda: verbatim.read(data))
+        sent, writing = room(lambda: verbatim.dumps(dict(body), body.texts))
+    finally:
+        tracemalloc.stop()
+    assert json.loads(sent) == json.loads(data)
+    assert reading < 2.1
+    assert writing < 1.1
 
 
 async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
