@@ -56,7 +56,7 @@ def read(data: bytes) -> JSON:
     """A body; ValueError when it is not JSON.  An object is a `Body`."""
     data = data.removeprefix(codecs.BOM_UTF8)
     text = data.decode()
-    return _object(text, data) or jsontext.loads(text)
+    return _object(text, data) or jsontext.strictly(text)
 
 
 def _object(text: str, data: bytes) -> Body | None:

@@ -253,7 +253,7 @@ class Encoder:
         text = _string(event.text)
         if self._turn.legacy_functions:
             return self._delta(event.choice, b'"function_call":{"arguments":%b}' % text)
-        if (event.choice, event.index) in self._custom:
+        if self._custom and (event.choice, event.index) in self._custom:
             return self._delta(
                 event.choice, b'"tool_calls":[{"index":%d,"custom":{"input":%b}}]' % (event.index, text)
             )

@@ -76,9 +76,13 @@ class Received:
             return self._repetition(piece)
         return self.append(piece)
 
-    def continues(self, piece: str) -> bool:
-        """Whether a piece can only be more of the string that is open: it cannot repeat what came, nor end anything."""
-        return 0 < len(piece) < self.size and not self._held and self._json.inside(piece)
+    def goes_on(self, piece: str) -> bool:
+        """Take a piece, if it can only be more of the string that is open: it cannot repeat what came, nor end anything."""
+        if not 0 < len(piece) < self.size or self._held or not self._json.inside(piece):
+            return False
+        self._pieces.append(piece)
+        self.size += len(piece)
+        return True
 
     def append(self, piece: str) -> str:
         """Take a piece as it is."""

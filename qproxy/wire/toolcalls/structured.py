@@ -81,23 +81,13 @@ class _Choice:
         self.latest_on: dict[int, _Call] = {}
 
     def feed(self, delta: ToolCallDelta) -> Iterable[Event]:
-        if self._continues(delta):
-            call = self.sent[self.speaking]
-            return (Arguments(call.index, call.arguments.append(delta.arguments), self.number),)
+        piece = delta.arguments
+        said = delta.id or delta.name or delta.written or self.queued or self.held is not None
+        call = None if said or delta.index is None else self.latest_on.get(delta.index)
+        in_turn = call is not None and call.index == self.speaking and not self.sent[-1].written
+        if call is not None and in_turn and isinstance(piece, str) and call.arguments.goes_on(piece):
+            return (Arguments(call.index, piece, self.number),)  # what nearly every one is
         return self._in_turn(self._written(delta) if delta.written else self._entry(delta))
-
-    def _continues(self, delta: ToolCallDelta) -> bool:
-        """Whether it is what nearly every one is: a piece of a string, for the call that leaves as it comes."""
-        if delta.id or delta.name or delta.written or self.queued or self.held is not None:
-            return False
-        call = self.latest_on.get(delta.index) if delta.index is not None else None
-        return (
-            call is not None
-            and call.index == self.speaking
-            and isinstance(delta.arguments, str)
-            and call.arguments.continues(delta.arguments)
-            and not self.sent[-1].written
-        )
 
     def _in_turn(self, events: Iterable[Event]) -> Iterator[Event]:
         """One call after the other: clients take a call for whole when they see another, whatever its index."""

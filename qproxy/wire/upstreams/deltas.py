@@ -24,7 +24,9 @@ def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[
         events.append(Refusal(refusal, choice))
     calls = delta.get("tool_calls")
     if isinstance(calls, list):
-        events += [_call(entry, entry.get("function"), choice) for entry in calls if isinstance(entry, dict)]
+        for entry in calls:
+            if isinstance(entry, dict):
+                events.append(_call(entry, entry.get("function"), choice))
     legacy = delta.get("function_call")
     if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
         events.append(_call({"index": 0}, legacy, choice))
