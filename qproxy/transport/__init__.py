@@ -1,4 +1,4 @@
-"""HTTP/1.1 to the upstreams: h11 over Trio, ours, small.
+"""HTTP/1.1 to the upstreams: over Trio, ours, small; h11 has what is not plain (`wire.heads`).
 
 Here: connections, TLS, the keep-alive pool, the CONNECT proxy, and a named time limit on every await.  Not
 here: what a request says or what an answer means (`wire`), nor whether to try again (`relay`), with one
