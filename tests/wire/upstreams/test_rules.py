@@ -213,7 +213,9 @@ CONTENT = st.sampled_from(
         [{"type": "input_audio", "input_audio": {"data": "UklG"}}],
     ]
 )
-EXTRAS: dict[str, st.SearchStrategy] = {name: st.sampled_from([None, "x", []]) for name in ("refusal", "annotations", "reasoning")}
+EXTRAS: dict[str, st.SearchStrategy[object]] = {
+    name: st.sampled_from([None, "x", []]) for name in ("refusal", "annotations", "reasoning")
+}
 CALLS = {
     "tool_calls": st.sampled_from([None, [], call(None)["tool_calls"]]),
     "function_call": st.sampled_from([None, {"name": "f", "arguments": "{}"}]),
