@@ -12,7 +12,6 @@ process's own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -149,7 +148,7 @@ def span(seconds: float) -> str:
 
 def estimate(turn: Turn) -> tuple[int, int]:
     """About how many tokens a turn's prompt is, and at most how many its answer was asked to be."""
-    text = sum(_size(message.get("content")) for message in turn.messages if isinstance(message, Mapping))
+    text = sum(_size(message.get("content")) for message in turn.messages if isinstance(message, dict))
     tools = _written(turn) // BYTES_OF_A_TOKEN if turn.tools else 0
     most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
     return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
@@ -171,6 +170,6 @@ def _size(content: JSON) -> int:
         size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
         return size // BYTES_OF_A_TOKEN
     if isinstance(content, list):
-        texts = (part.get("text") if isinstance(part, Mapping) else part for part in content)
+        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
         return sum(_size(text) if isinstance(text, str) else TOKENS_OF_AN_IMAGE for text in texts)
     return 0

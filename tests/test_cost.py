@@ -190,9 +190,24 @@ async def test_a_request_leaves_no_cycles(path, streamed):
     assert [kind for kind in left if not kind.__module__.startswith("qproxy.emulator")] == []
 
 
-@pytest.mark.parametrize("kilobytes", [1, 64])
-async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, kilobytes):
-    """However long it is: one reading of the body, and no encoding of the messages."""
+def said(text, times=1):
+    return {"messages": [{"role": "user", "content": text}] * times}
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 100_000}}
+LONG = {
+    "1 KB": said("word " * 205),
+    "64 KB": said("word " * 13_000),
+    "many messages": said("word " * 280, 48),
+    "many tools": {**said("word "), "tools": [{"type": "function", "function": {"name": f"f{n}", "description": "word " * 50}} for n in range(40)]},
+    "pictures": said([{"type": "text", "text": "What is this?"}, PICTURE, PICTURE, PICTURE]),
+    "not ASCII": said("快速的棕色狐狸" * 3000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", LONG.values(), ids=LONG.keys())
+async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prompt):
+    """However long it is: one reading of the body, and no encoding of the messages or the tools."""
     read, written = [], []
     plain_read, plain_write = verbatim.read, jsontext.dumps
 
@@ -210,9 +225,7 @@ async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, kilo
     emulator = Emulator()
     async with world(emulator=emulator) as it:
         emulator.script(stream(TEXT))
-        status, _, _ = await it.post(
-            {**HELLO, "messages": [{"role": "user", "content": "word " * (kilobytes * 205)}]}
-        )
+        status, _, _ = await it.post({**HELLO, **prompt})
     assert status == 200
     assert len(read) == 1
     assert sum(written) < 2000

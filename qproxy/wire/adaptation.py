@@ -32,8 +32,9 @@ REFUSED = frozenset({"search"})
 def adapt(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]:
     """The turn for Qwen, and the stage that undoes the change; `names`: whether the server is picky about names."""
     customs = {_name(tool) for tool in turn.tools if tool.get("type") == "custom"}
-    stand_ins = _stand_ins(turn) if names else {}
-    if not customs and not stand_ins and not _has_custom_calls(turn):
+    calls = [call for message in turn.messages if "tool_calls" in message for call in _calls(message)]
+    stand_ins = _stand_ins({_name(one) for one in (*turn.tools, *calls)}) if names else {}
+    if not customs and not stand_ins and not any(call.get("type") == "custom" for call in calls):
         return turn, None
     changed = replace(
         turn,
@@ -56,14 +57,8 @@ def _calls(message: JSON) -> list[JSON]:
     return calls if isinstance(calls, list) else []
 
 
-def _has_custom_calls(turn: Turn) -> bool:
-    return any(call.get("type") == "custom" for message in turn.messages for call in _calls(message))
-
-
-def _stand_ins(turn: Turn) -> dict[str, str]:
+def _stand_ins(used: set[str]) -> dict[str, str]:
     """A stand-in for each name that Qwen would refuse; the same one in every turn of a conversation."""
-    used = {_name(tool) for tool in turn.tools}
-    used |= {_name(call) for message in turn.messages for call in _calls(message)}
     return {name: stand_in(name, used) for name in used if not (_SOUND.match(name) and name not in REFUSED)}
 
 

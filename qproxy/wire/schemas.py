@@ -143,9 +143,10 @@ def _named(function: JSON, path: str) -> None:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name.strip():
         _refuse(f"{path}.name", "a function needs a name.")
-    if not isinstance(function.get("parameters", {}), dict | None):
+    parameters, description = function.get("parameters"), function.get("description")
+    if parameters is not None and not isinstance(parameters, dict):
         _refuse(f"{path}.parameters", "expected a JSON schema (an object).")
-    if not isinstance(function.get("description", ""), str | None):
+    if description is not None and not isinstance(description, str):
         _refuse(f"{path}.description", "expected a string.")
 
 

@@ -74,7 +74,7 @@ def _object(text: str, data: bytes) -> Body | None:
                 return None
             start = _skip(text, position + 1)
             body[name], position = jsontext.strictly_at(text, start)
-            if position - start >= LEAST and isinstance(body[name], list | dict):
+            if position - start >= LEAST and isinstance(body[name], list | dict | str):
                 places.append((body[name], start, position))
             position = _skip(text, position) + 1
             if text[position - 1 : position] != ",":

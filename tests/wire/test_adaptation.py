@@ -60,6 +60,14 @@ def test_names(name):
     assert list(undo.feed(Arguments(0, "{}"))) == [Arguments(0, "{}")]
 
 
+def test_a_name_that_is_no_longer_declared():
+    """A call of the history gets a stand-in for its name also where no tool has it any more."""
+    call = {"id": "1", "type": "function", "function": {"name": "a.b", "arguments": "{}"}}
+    changed, undo = adapted([], [{"role": "assistant", "tool_calls": [call]}])
+    assert changed.messages[0]["tool_calls"][0]["function"]["name"] == "a_b"
+    assert undo is not None
+
+
 def test_stand_ins_do_not_collide():
     """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same one."""
     used = {"a.b", "a/b", "c.d", "c_d", "x" * 65, "x" * 66}

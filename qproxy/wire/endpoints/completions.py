@@ -21,6 +21,7 @@ from qproxy.wire.endpoints import checks
 from qproxy.wire.endpoints.chat import usage_object
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON, Completion, Event, Failed, Finish, Refusal, Text, Turn, Usage
+from qproxy.wire.verbatim import Body
 
 MAX_PROMPTS = 256
 FIELDS = {
@@ -73,6 +74,7 @@ def decode(
             choices=fields.get("n", 1),
             logprobs=fields.get("logprobs") is not None,
         ),
+        texts=body.texts if isinstance(body, Body) else None,
     )
 
 

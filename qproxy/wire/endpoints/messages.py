@@ -26,8 +26,9 @@ PARTS: dict[str, str] = {
     "video": "video",
     "video_url": "video_url",
 }
-# Clients that speak the Responses API elsewhere send its part names here too.
+_SPEAKERS = ("user", "system", "developer")
 _a_role = checks.one_of(ROLES)
+# Clients that speak the Responses API elsewhere send its part names here too.
 RESPONSES_TEXT = ("input_text", "output_text")
 
 
@@ -40,8 +41,23 @@ def check(value: JSON, path: str = "messages", limit: int = 10_000) -> list[JSON
     if len(messages) > limit:
         message = f"Invalid '{path}': {len(messages)} messages, the limit is {limit}."
         raise RequestError(message, param=path, code="array_above_max_length")
-    checked = [_message(message, f"{path}[{number}]") for number, message in enumerate(messages)]
+    checked = [
+        message if _is_plain(message) else _message(message, f"{path}[{number}]")
+        for number, message in enumerate(messages)
+    ]
     return messages if all(map(operator.is_, checked, messages)) else checked
+
+
+def _is_plain(message: JSON) -> bool:
+    """Whether it is right at a glance, before any path is made: a text, and for a tool's result what it answers."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        return False
+    role = message.get("role")
+    if role == "tool":
+        return isinstance(message.get("tool_call_id"), str)
+    if role == "assistant":
+        return message.get("tool_calls") is None and message.get("function_call") is None
+    return role in _SPEAKERS
 
 
 def _message(value: JSON, path: str) -> dict[str, JSON]:

@@ -2,6 +2,8 @@
 
 Each takes the messages and returns them changed, as a new list with new messages where one had to change, or
 the very same list where none had to.
+
+`marks` is one look at the messages for all of them: most have nothing to do for most conversations.
 """
 
 from __future__ import annotations
@@ -14,6 +16,16 @@ from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
 
 Messages: TypeAlias = Sequence[Any]
+Change: TypeAlias = Callable[[Messages], Messages]
+Mark: TypeAlias = str | type
+EXTRAS = frozenset(("refusal", "audio", "annotations", "function_call", "reasoning"))
+
+
+def marks(messages: Messages) -> frozenset[Mark]:
+    """What occurs in the messages: keys, roles and types of content."""
+    roles = [message.get("role") for message in messages]
+    contents = [type(message.get("content")) for message in messages]
+    return frozenset().union(roles, contents, *messages)
 
 
 def _each(messages: Messages, change: Callable[[dict[str, JSON]], dict[str, JSON]]) -> Messages:
@@ -133,7 +145,7 @@ def null_content(messages: Messages) -> Messages:
 
 def assistant_extras(messages: Messages) -> Messages:
     def change(message: dict[str, JSON]) -> dict[str, JSON]:
-        extra = message.keys() & {"refusal", "audio", "annotations", "function_call", "reasoning"}
+        extra = message.keys() & EXTRAS
         if message.get("role") != "assistant" or not extra:
             return message
         kept = {key: value for key, value in message.items() if key not in extra}

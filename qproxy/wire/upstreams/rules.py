@@ -13,9 +13,9 @@ Sources: Qwen's chat reference; the threads that users of other proxies filed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from types import NoneType
 
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import JSON, Turn
@@ -28,7 +28,7 @@ class Draft:
     def __init__(self, turn: Turn, model: str, forced_tools: str, strict: bool) -> None:
         self.model = model
         self.limits = catalogue.lookup(model)
-        self.messages: Sequence[Any] = turn.messages
+        self.say(turn.messages)
         self.tools = turn.tools
         self.tool_choice = turn.tool_choice
         self.params = dict(turn.params)
@@ -38,6 +38,10 @@ class Draft:
         self.ignored: list[str] = []
         self.notes: list[str] = []
         self._strict = strict
+
+    def say(self, messages: history.Messages) -> None:
+        """Have these messages."""
+        self.messages, self.marks = messages, history.marks(messages)
 
     def drop(self, name: str) -> bool:
         """Leave a parameter out and say so; False when it was not there."""
@@ -85,13 +89,19 @@ class Rule:
     apply: Apply
 
 
-def _messages(change: Callable[[Sequence[Any]], Sequence[Any]]) -> Apply:
-    """A rule about messages; a function that changes nothing returns the very list that it was given."""
+def _messages(change: history.Change, *about: history.Mark) -> Apply:
+    """A rule about messages that have one of these marks.
+
+    A function that changes nothing returns the very list that it was given; without the marks it is not asked.
+    """
 
     def apply(draft: Draft) -> bool:
+        if draft.marks.isdisjoint(about):
+            return False
         changed = change(draft.messages)
         done = changed is not draft.messages
-        draft.messages = changed
+        if done:
+            draft.say(changed)
         return done
 
     return apply
@@ -148,7 +158,7 @@ def _json_word(draft: Draft) -> bool:
         return False
     if any("json" in history.text_of(message).lower() for message in draft.messages):
         return False
-    draft.messages = history.with_system(draft.messages, "Answer in JSON.")
+    draft.say(history.with_system(draft.messages, "Answer in JSON."))
     return True
 
 
@@ -278,14 +288,14 @@ def _meaningless(draft: Draft) -> bool:
 
 
 RULES = (
-    Rule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(history.developer_to_system)),
-    Rule("one_system", "all system messages become one, at the start", "dashscope", _messages(history.one_system)),
-    Rule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(history.function_to_tool)),
-    Rule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(history.mend_calls)),
-    Rule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(history.null_content)),
-    Rule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(history.assistant_extras)),
-    Rule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(history.tool_content)),
-    Rule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(history.audio_uris)),
+    Rule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(history.developer_to_system, "developer")),
+    Rule("one_system", "all system messages become one, at the start", "dashscope", _messages(history.one_system, "system")),
+    Rule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(history.function_to_tool, "function", "function_call")),
+    Rule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(history.mend_calls, "tool_calls")),
+    Rule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(history.null_content, NoneType)),
+    Rule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(history.assistant_extras, *history.EXTRAS)),
+    Rule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(history.tool_content, list)),
+    Rule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(history.audio_uris, list)),
     Rule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
     Rule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
     Rule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),

@@ -78,6 +78,8 @@ WRONG = {
     "tool message without id": ({"model": "m", "messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "Missing"),
     "function message without name": ({"model": "m", "messages": [{"role": "function", "content": "x"}]}, "messages[0].name", "Missing"),
     "call without function": ({"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function"}]}]}, "messages[0].tool_calls[0].function", "an object"),
+    "call beside a text": ({"model": "m", "messages": [{"role": "assistant", "content": "x", "tool_calls": ""}]}, "messages[0].tool_calls", "an array"),
+    "old call beside a text": ({"model": "m", "messages": [{"role": "assistant", "content": "x", "function_call": []}]}, "messages[0].function_call", "an object"),
     "call without name": ({"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "messages[0].tool_calls[0].function.name", "a string"),
     "legacy call without name": ({"model": "m", "messages": [{"role": "assistant", "function_call": {}}]}, "messages[0].function_call.name", "a string"),
     "temperature a string": ({"temperature": "hot"}, "temperature", "a number"),

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import Completion, Turn
-from qproxy.wire.upstreams import rules
+from qproxy.wire.upstreams import history, rules
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -193,6 +195,44 @@ def test_arguments_in_the_history(given, expected):
     """A server wants JSON text for the arguments of earlier calls."""
     changed = apply(turn([USER, call(given, type="function")])).turn
     assert changed.messages[1]["tool_calls"][0]["function"]["arguments"] == expected
+
+
+class Every(frozenset):
+    """Marks of which none is missing."""
+
+    def isdisjoint(self, other):
+        return False
+
+
+CONTENT = st.sampled_from(
+    [
+        None,
+        "",
+        "x",
+        [{"type": "text", "text": "x"}, PNG],
+        [{"type": "input_audio", "input_audio": {"data": "UklG"}}],
+    ]
+)
+EXTRAS: dict[str, st.SearchStrategy[object]] = {
+    name: st.sampled_from([None, "x", []]) for name in ("refusal", "annotations", "reasoning")
+}
+CALLS = {
+    "tool_calls": st.sampled_from([None, [], call(None)["tool_calls"]]),
+    "function_call": st.sampled_from([None, {"name": "f", "arguments": "{}"}]),
+}
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["developer", "system", "user", "assistant", "tool", "function"])},
+    optional={"content": CONTENT, **EXTRAS, **CALLS},
+)  # fmt: skip
+
+
+@drawn(st.lists(MESSAGES, min_size=1, max_size=4))
+def test_no_rule_is_passed_over_that_has_something_to_do(messages):
+    """A rule about messages is asked only where they have its marks; asking it always would come to the same."""
+    told = apply(turn(messages))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "marks", lambda messages: Every())
+        assert apply(turn(messages)) == told
 
 
 LEARNT = {
