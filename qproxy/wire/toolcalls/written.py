@@ -229,14 +229,14 @@ class WrittenCalls:
         return reader
 
     def feed(self, item: Event) -> Iterable[Event]:
-        if isinstance(item, Text | Reasoning):
-            self._at_calls.discard(item.choice)
-            return self._reader(item.choice).feed(item)
         if isinstance(item, ToolCallDelta):
             if item.choice in self._at_calls:
                 return (item,)
             self._at_calls.add(item.choice)
             return [*self._reader(item.choice).before_call(), item]
+        if isinstance(item, Text | Reasoning):
+            self._at_calls.discard(item.choice)
+            return self._reader(item.choice).feed(item)
         return self._other(item)
 
     def _other(self, item: Event) -> Iterator[Event]:

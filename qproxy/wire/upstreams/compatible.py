@@ -80,6 +80,8 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._escaped = True
+        """Characters of this chunk are `\\u` escapes, of which a surrogate pair takes two."""
         self._going: dict[int, bool] = {}
         """Choices that have said, with a null for a finish reason, that they go on; False when they have an empty reason
         then: that is an end where it is news, and where no more comes."""
@@ -87,6 +89,7 @@ class Decoder:
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
         data = item.data
+        self._escaped = "\\u" in data
         if data == "[DONE]":
             self._going = dict.fromkeys(self._going, True)
             return [Done()]
@@ -143,7 +146,7 @@ class Decoder:
         events: list[Event] = []
         if isinstance(delta, dict):
             events = deltas.payload(delta, number, logprobs)
-            if self._halves or any(map(_ends_in_half, events)):
+            if self._halves or (self._escaped and any(map(_ends_in_half, events))):
                 events = [whole for event in events if (whole := self._join_halves(event)) is not None]
         if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
             events += self._unpaired(number)
