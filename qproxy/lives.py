@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import trio
 
@@ -71,15 +71,12 @@ class Lives:
     def __len__(self) -> int:
         return len(self._lives)
 
-    @contextmanager
-    def one(self, timeout: float = math.inf) -> Iterator[Life]:
-        """A life for the block."""
+    def one(self, stack: AsyncExitStack, timeout: float = math.inf) -> Life:
+        """A life that lasts as long as the stack."""
         life = Life(timeout)
         self._lives.add(life)
-        try:
-            yield life
-        finally:
-            self._lives.remove(life)
+        stack.callback(self._lives.remove, life)
+        return life
 
     def end(self) -> None:
         """End them all: the server stops."""

@@ -91,7 +91,8 @@ class Relay:
             learned, turn = learned or mended is not None, mended or turn
             return mended is not None
 
-        tries = Tries(self.accounts, model, story, affinity=conversation(turn))
+        alone = len(self.accounts.accounts) == 1  # then there is nothing to choose
+        tries = Tries(self.accounts, model, story, affinity="" if alone else conversation(turn))
         return await tries.until_begun(begin, stack, mend=mend, tokens=prompt_tokens + most, used=used)
 
     async def _begin(
@@ -122,7 +123,8 @@ class Relay:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
         _check_encoding(response)
-        back = toolcalls.open(sent, self.policy.profile(model), story.repairs)
+        answered = sent.without_prompt() if sent.stream else sent
+        back = toolcalls.open(answered, self.policy.profile(model), story.repairs)
         if undo is not None:
             back = Chain(back, undo)
         content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()

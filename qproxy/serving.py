@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
         embedding_requests=config.embedding_requests,
-        profile=lambda model: _profile(config, model),
+        profile=lru_cache(maxsize=256)(partial(_profile, config)),
     )
     discovery = Discovery(
         accounts.accounts,

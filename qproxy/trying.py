@@ -126,31 +126,32 @@ class Tries:
         while True:
             self._count += 1
             self._story.tries += 1
-            async with AsyncExitStack() as attempt:
-                account = await attempt.enter_async_context(
-                    self._accounts.lease(
-                        self._model,
-                        task=self._task,
-                        affinity=self._affinity,
-                        without=self._tried,
-                        tokens=tokens,
-                        used=used,
-                    )
+            attempt = AsyncExitStack()
+            stack.push_async_exit(attempt)
+            account = await attempt.enter_async_context(
+                self._accounts.lease(
+                    self._model,
+                    task=self._task,
+                    affinity=self._affinity,
+                    without=self._tried,
+                    tokens=tokens,
+                    used=used,
                 )
-                credential, asked = None, trio.current_time()
-                try:
-                    credential = await account.source.credential()
-                    self._story.began_try(account.name, self._model, credential.base_url)
-                    begun = await begin(account, credential, attempt)
-                except UpstreamError as error:
-                    failure = error
-                    self._story.failed_try(account.name, error)
-                    account.failed(error, trio.current_time(), self._model, again=account in self._failed_at)
-                    self._failed_at.append(account)
-                else:
-                    account.succeeded(self._model, asked)
-                    stack.push_async_exit(attempt.pop_all())
-                    return begun
+            )
+            credential, asked = None, trio.current_time()
+            try:
+                credential = await account.source.credential()
+                self._story.began_try(account.name, self._model, credential.base_url)
+                begun = await begin(account, credential, attempt)
+            except UpstreamError as error:
+                failure = error
+                self._story.failed_try(account.name, error)
+                account.failed(error, trio.current_time(), self._model, again=account in self._failed_at)
+                self._failed_at.append(account)
+                await attempt.aclose()
+            else:
+                account.succeeded(self._model, asked)
+                return begun
             self._story.upstream_request_id = failure.request_id or self._story.upstream_request_id
             if not mend(failure):
                 await self._go_on(failure, account, credential)

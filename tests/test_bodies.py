@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.transport.bodies import MAX_LINE, Chunked, Cut, Framed, body_of
+from qproxy.transport.bodies import MAX_LINE, Chunked, Cut, Framed, Sized, body_of
 
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n"
 
@@ -78,6 +78,34 @@ def test_what_comes_behind_a_body_spoils_the_connection():
     assert body.over
     assert body.clean
     assert not Chunked(b"0\r\n\r\nHTTP/1.1").clean
+
+
+SIZED = {
+    "all of it": (5, b"hello", b"hello", True, None),
+    "nothing": (0, b"", b"", True, None),
+    "unfinished": (5, b"hel", b"hel", False, None),
+}
+
+
+@pytest.mark.parametrize(("length", "data", "drained", "over", "error"), SIZED.values(), ids=SIZED)
+@pytest.mark.parametrize("size", [1, 2, 10_000])
+def test_sized(length, data, drained, over, error, size):
+    """A body with a length, whole and in small pieces, with its first bytes in the head's read and without."""
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert read(Sized(length), pieces) == (drained, over, error)
+    assert read(Sized(length, data[:1]), [data[1:]] if data[1:] else []) == (drained, over, error)
+
+
+def test_the_end_of_a_sized_body():
+    """The peer's end before it cut the body off; bytes behind it are not of it, and spoil the connection."""
+    assert read(Sized(5), [b"hel", b""]) == (b"hel", False, Cut)
+    assert read(Sized(5), [b"hello", b""]) == (b"hello", True, None)
+    body = Sized(2, b"hi!")
+    assert (body.drain(), body.over, body.clean) == (b"hi", True, False)
+    late = Sized(2, b"hi")
+    assert late.clean
+    late.feed(b"HTTP")
+    assert (late.drain(), late.clean) == (b"hi", False)
 
 
 def test_which_body_follows_a_head():

@@ -4,9 +4,11 @@ A clock would tell of the machine; these tell of the code.  Each ceiling is abou
 it was written (Python 3.11): raise one only with a reason, and lower it when you have made something cheaper.
 """
 
+import gc
 import json
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import h11
 import pytest
@@ -55,11 +57,9 @@ class Counter(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self)
 
 
-async def answered(client, body):
+async def answered(client, body, path="/v1/chat/completions"):
     """Ask, and read the whole answer."""
-    await client.send(
-        "POST", "/v1/chat/completions", json.dumps(body).encode(), [("content-type", "application/json")]
-    )
+    await client.send("POST", path, json.dumps(body).encode(), [("content-type", "application/json")])
     while not isinstance(event := client.http.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
             client.http.receive_data(bytes(await client.stream.receive_some(1 << 20)))
@@ -134,6 +134,37 @@ async def test_a_whole_request():
     # The request's; the emulator has one to send, and one to see its client leave.
     assert counter.tasks == 10 * (1 + 2)
     assert counter.calls / 10 <= 4100
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": HELLO,
+    "/v1/completions": {"model": "qwen-plus", "prompt": "hi"},
+    "/v1/responses": {"model": "qwen-plus", "input": "hi"},
+    "/v1/embeddings": {"model": "text-embedding-v4", "input": "hi"},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_request_leaves_no_cycles(path, streamed):
+    """What was made for a request goes with it: nothing of ours waits for the garbage collector."""
+    body = {**ASKED[path], "stream": True} if streamed and "embed" not in path else ASKED[path]
+    async with world(log_level="error") as it, h1(it.app) as client:
+        await answered(client, body, path)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                await answered(client, body, path)
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            left = [type(thing) for thing in gc.garbage if type(thing).__module__.startswith("qproxy.")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert [kind for kind in left if not kind.__module__.startswith("qproxy.emulator")] == []
 
 
 def said(text, times=1):

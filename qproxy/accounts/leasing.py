@@ -9,9 +9,9 @@ those who want something else are not held up by them.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import trio
 
@@ -43,18 +43,41 @@ class _Wish:
     wait: Wait = Wait()
     ahead: Ahead = NOBODY
     """Those before it that want the same."""
-    changed: trio.Event = field(default_factory=trio.Event)
+    changed: trio.Event | None = None
+    """For the time that it waits."""
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Those of one kind can be served by the same accounts."""
         return (self.model, self.task, self.without)
 
+    def tell(self) -> None:
+        """Something has changed for it."""
+        if self.changed is not None:
+            self.changed.set()
+
     def until(self, now: float) -> float:
         """When its turn comes by time alone."""
         paced = self.wait.paced
         wait = math.inf if paced is None else paced.pace.wait(self.tokens, now, self.ahead)
         return max(min(now + wait, self.wait.wakes), now + LEAST_WAIT)
+
+
+class _Lease(AbstractAsyncContextManager[Account]):
+    """An account in somebody's hands."""
+
+    def __init__(self, accounts: Accounts, wish: _Wish, used: Callable[[], int | None]) -> None:
+        self._accounts = accounts
+        self._wish = wish
+        self._used = used
+
+    async def __aenter__(self) -> Account:
+        return await self._accounts.granted(self._wish)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        account, tokens, spent = self._wish.account, self._wish.tokens, self._used()
+        assert account is not None
+        self._accounts.give_back(account, 0 if spent is None else account.pace.reserved(tokens) - spent)
 
 
 class Accounts:
@@ -112,8 +135,7 @@ class Accounts:
                 if self.sharing is not None:
                     await self.sharing.aclose()
 
-    @asynccontextmanager
-    async def lease(
+    def lease(
         self,
         model: str,
         *,
@@ -122,23 +144,17 @@ class Accounts:
         without: Iterable[Account] = (),
         tokens: int = 0,
         used: Callable[[], int | None] = lambda: None,
-    ) -> AsyncIterator[Account]:
+    ) -> AbstractAsyncContextManager[Account]:
         """An account counted as in use inside the block.
 
         Of an account that is paced by tokens `tokens` are reserved, and exchanged at the end for those that `used` tells
         (None: not known).  Overloaded, or a 429 with the time to wait, when none is to be had within `queue_timeout`.
         """
         deadline = trio.current_time() + self._queue_timeout
-        wish = _Wish(model, task, affinity, tuple(without), tokens, deadline)
-        account = await self._granted(wish)
-        try:
-            yield account
-        finally:
-            spent = used()
-            self._give_back(account, 0 if spent is None else account.pace.reserved(tokens) - spent)
+        return _Lease(self, _Wish(model, task, affinity, tuple(without), tokens, deadline), used)
 
-    async def _granted(self, wish: _Wish) -> Account:
-        """An account that everybody who shares it agrees to."""
+    async def granted(self, wish: _Wish) -> Account:
+        """What a lease begins with: an account that everybody who shares it agrees to."""
         first = False
         if self.sharing is not None and not self.sharing.begun:
             await self.sharing.begin(self.accounts)
@@ -149,7 +165,7 @@ class Accounts:
             try:
                 granted = await self.sharing.claimed(account, account.pace.reserved(wish.tokens))
             except BaseException:
-                self._give_back(account, account.pace.reserved(wish.tokens))
+                self.give_back(account, account.pace.reserved(wish.tokens))
                 raise
             if granted:
                 return account
@@ -200,7 +216,7 @@ class Accounts:
                 wish.wait, wish.ahead = choice, ahead
                 stuck[wish.kind] = choice, Ahead(ahead.requests + 1, ahead.tokens + wish.tokens)
                 if wish.until(now) < before:
-                    wish.changed.set()
+                    wish.tell()
                 continue
             self._line.remove(wish)
             if isinstance(choice, Nothing):
@@ -209,7 +225,7 @@ class Accounts:
                 wish.account = choice
                 choice.asked(wish.model, now)
                 choice.pace.take(choice.pace.reserved(wish.tokens), now)
-            wish.changed.set()
+            wish.tell()
 
     def _chosen(self, wish: _Wish, now: float) -> Account | Wait | Nothing:
         return choose(
@@ -222,7 +238,8 @@ class Accounts:
             tokens=wish.tokens,
         )
 
-    def _give_back(self, account: Account, tokens: int) -> None:
+    def give_back(self, account: Account, tokens: int) -> None:
+        """What a lease ends with; so many `tokens` of those that it reserved are left."""
         account.in_flight -= 1
         if tokens:
             account.pace.give_back(tokens, trio.current_time())
@@ -234,7 +251,7 @@ class Accounts:
         account.requests -= 1
         if tokens is not None:
             account.pace.take(-account.pace.reserved(tokens), trio.current_time(), requests=-1)
-        self._give_back(account, 0)
+        self.give_back(account, 0)
 
     def _refusal(self, wish: _Wish) -> QproxyError:
         now = trio.current_time()

@@ -34,8 +34,9 @@ Not curable here: the master's exit code 0 after a worker's failure (run it with
 
   connection.py   Server: one connection, whatever it speaks
   idle.py         its keep-alive timer
-  http1.py        H1
-  exchange.py     one request and its answer, between h11 and the app
+  http1.py        H1: what is read by hand, and what is h11's
+  exchange.py     one request and its answer, between the connection and the app
+  framing.py      how an answer is written: by hand, or by h11
   http2.py        H2 and its buffers
   websocket.py    Socket: a WebSocket over either
   running.py      install, signals, serve

@@ -10,7 +10,6 @@ connection ends it when it is idle, where stock starts one and cancels it for ev
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ import trio
 from hypercorn.events import Closed, RawData, Updated
 
 from qproxy.hypercorn.idle import Idle
+from qproxy.sockets import plain_socket, read_when_there, write_now
 from qproxy.wire import jsontext
 from qproxy.wire.errors import Overloaded
 
@@ -46,9 +46,13 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     """Open in this process."""
     _write: trio.CancelScope | None = None
     _gone = False
+    """Nobody is there to write to."""
+    _at_end = False
+    """Nothing more is to be read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._plain = plain_socket(self.stream)
         self.idle_task: Idle = Idle(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
@@ -99,13 +103,9 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
 
     def _taken_now(self, data: bytes) -> bytes:
         """What the kernel does not take at once."""
-        tcp = getattr(self.stream, "socket", None)
-        if not isinstance(tcp, trio.socket.SocketType) or not data or self._gone or self.send_lock.locked():
+        if self._plain is None or not data or self._gone or self.send_lock.locked():
             return data
-        try:
-            return data[os.write(tcp.fileno(), data) :]
-        except OSError:  # it would block, or nobody is there: the patient way finds out
-            return data
+        return data[write_now(self._plain, data) :]
 
     async def _send_patiently(self, data: bytes) -> None:
         """Shielded from the first moment: what a cancelled request has written is the connection's, and over HTTP/2 it
@@ -136,21 +136,21 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         with trio.CancelScope(shield=True):
             await self._initiate_server_close()
 
+    async def _some(self) -> bytes:
+        """What comes next; b"" at the end.  Nobody here keeps it while the next is waited for."""
+        if self._plain is None:
+            data = bytes(await self.stream.receive_some(READ_SIZE))
+        else:
+            data = await read_when_there(self._plain, READ_SIZE)
+        self._at_end = not data
+        return data
+
     async def _read_data(self) -> None:
         """Read until the end.  Stock has a time limit around each read: it would count silence while we answer."""
         try:
-            tcp = getattr(self.stream, "socket", None)
-            plain = tcp if isinstance(tcp, trio.socket.SocketType) else None
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while True:
-                    # The next request is hardly ever there already, and asking in vain costs more than waiting.
-                    if plain is not None and plain.fileno() >= 0:
-                        await trio.lowlevel.wait_readable(plain)
-                    data = await self.stream.receive_some(READ_SIZE)
-                    if not data:
-                        break
-                    await self.protocol.handle(RawData(bytes(data)))
-                await self.protocol.handle(RawData(b""))
+                while not self._at_end:
+                    await self.protocol.handle(RawData(await self._some()))
             await self.protocol.handle(Closed())
         finally:
             self._gone = True

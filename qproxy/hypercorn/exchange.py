@@ -1,8 +1,8 @@
-"""One request over HTTP/1.1 and its answer, between h11 and the app.
+"""One request over HTTP/1.1 and its answer, between the connection and the app.
 
 Stock makes an event object for every step, passes it through three objects, and gives the app its messages by a
-memory channel.  Here a message of the app becomes bytes in one step, and leaves in one write: a head waits for the
-body that comes with it, and a chunk is framed without h11 (RFC 9112 7.1).
+memory channel.  Here a message of the app becomes bytes in one step (`framing` says how), and leaves in one write: a
+head waits for the body that comes with it.
 
 `leave` is for an app that wants to be cancelled when its client leaves without a task of its own that waits for it:
 the server calls what is set there, once, instead of leaving that to a message.
@@ -10,17 +10,17 @@ the server calls what is set there, once, instead of leaving that to a message.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-import h11
 import trio
 from hypercorn.events import RawData
 from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from hypercorn.trio.task_group import _handle as run_app
-from hypercorn.utils import UnexpectedMessageError, suppress_body
+from hypercorn.utils import UnexpectedMessageError
+
+from qproxy.hypercorn.framing import Framing, Headers
 
 MAX_HELD = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
@@ -33,34 +33,39 @@ class Exchange:
 
     idle = False
 
-    def __init__(self, protocol: Any, request: h11.Request) -> None:
+    def __init__(
+        self, protocol: Any, framing: Framing, method: str, version: str, target: bytes, headers: Headers
+    ) -> None:
         self._protocol = protocol
         """Its `http1.H1`."""
-        self._method = request.method.decode("ascii").upper()
-        self._inbox: deque[dict[str, Any]] = deque()
+        self.framing = framing
+        self._inbox: list[dict[str, Any]] = []
         self._held = 0
-        self._moved = trio.lowlevel.ParkingLot()
-        """Where the app waits for a message, or the reader for the app."""
+        self._moved: trio.Event | None = None
+        """What the app waits for when there is no message, or the reader when the app is behind."""
         self._head = b""
         """Of a response whose body comes at once: they leave in one write."""
-        self._frame: Callable[[bytes], bytes] = _nothing
-        self._began = False
+        self.began = False
+        """The head of its response is written."""
         self._ended = False
         self.closed = False
         self.whole = False
         """All of the request has come."""
         self.leave: Callable[[], object] | None = None
-        self.scope = self._scope(request)
+        self._method, self._version = method, version
+        self._target, self._headers = target, headers
 
     def __repr__(self) -> str:
-        return f"<Exchange {self._method}{' begun' if self._began else ''}{' closed' if self.closed else ''}>"
+        began, closed = " begun" if self.began else "", " closed" if self.closed else ""
+        return f"<Exchange {self._method}{began}{closed}>"
 
-    def _scope(self, request: h11.Request) -> dict[str, Any]:
+    def scope(self) -> dict[str, Any]:
+        """ASGI's scope.  It holds the exchange, which does not hold it: nothing is left for the garbage collector."""
         protocol = self._protocol
-        path, _, query = request.target.partition(b"?")
+        path, _, query = self._target.partition(b"?")
         return {
             "type": "http",
-            "http_version": request.http_version.decode("ascii"),
+            "http_version": self._version,
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "method": self._method,
             "scheme": "https" if protocol.ssl else "http",
@@ -68,7 +73,7 @@ class Exchange:
             "raw_path": path,
             "query_string": query,
             "root_path": protocol.config.root_path,
-            "headers": list(request.headers),
+            "headers": self._headers,
             "client": protocol.client,
             "server": protocol.server,
             "state": protocol.connection_state.copy(),
@@ -77,32 +82,43 @@ class Exchange:
 
     async def run(self) -> None:
         """Call the app, in a task of the connection; what it raises is logged and ends its answer."""
-        protocol = self._protocol
+        protocol, scope = self._protocol, self.scope()
         spawn, call = trio.to_thread.run_sync, trio.from_thread.run
-        await run_app(protocol.app, protocol.config, self.scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
+        await run_app(protocol.app, protocol.config, scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
 
     # From the client
 
     async def handle(self, event: Any) -> None:
-        """A part of the request, or its client's end."""
+        """What h11 made of it: a part of the request, or its client's end."""
+        if isinstance(event, Body):
+            await self.more(bytes(event.data), whole=False)
+        elif isinstance(event, EndBody):
+            await self.more(b"", whole=True)
+        elif isinstance(event, StreamClosed):
+            self.lose()
+
+    async def more(self, data: bytes, *, whole: bool) -> None:
+        """Some of the request's body; when the app is behind with it, return when it is not."""
         if self.closed:
             return
-        if isinstance(event, Body):
-            data = bytes(event.data)
-            self._inbox.append({"type": "http.request", "body": data, "more_body": True})
-            self._held += len(data)
-            self._moved.unpark_all()
-            while self._held > MAX_HELD and not self.closed:
-                await self._moved.park()
-        elif isinstance(event, EndBody):
-            self._inbox.append({"type": "http.request", "body": b"", "more_body": False})
-            self.whole = True
-            self._moved.unpark_all()
-        elif isinstance(event, StreamClosed):
-            self.closed = True
-            self._moved.unpark_all()
+        self._inbox.append({"type": "http.request", "body": data, "more_body": not whole})
+        self._held += len(data)
+        self.whole = whole
+        self._tell()
+        while self._held > MAX_HELD and not self.closed:
+            await self._wait()
+
+    def lose(self) -> None:
+        """The client has left."""
+        if not self.closed:
+            self.end()
             if self.leave is not None:
                 self.leave()
+
+    def end(self) -> None:
+        """All is said."""
+        self.closed = True
+        self._tell()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`."""
@@ -110,12 +126,21 @@ class Exchange:
         while not self._inbox:
             if self.closed:
                 return {"type": "http.disconnect"}
-            await self._moved.park()
-        message = self._inbox.popleft()
+            await self._wait()
+        message = self._inbox.pop(0)
         if self._held:
             self._held -= len(message["body"])
-            self._moved.unpark_all()
+            self._tell()
         return message
+
+    async def _wait(self) -> None:
+        self._moved = self._moved or trio.Event()
+        await self._moved.wait()
+
+    def _tell(self) -> None:
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
 
     # From the app
 
@@ -123,46 +148,38 @@ class Exchange:
         """ASGI's `send`; None when the app is over."""
         if message is None:
             await self._app_is_over()
-        elif message["type"] == "http.response.start" and not self._began:
+        elif message["type"] == "http.response.start" and not self.began:
             await self._start(message)
-        elif message["type"] == "http.response.body" and self._began and not self._ended:
+        elif message["type"] == "http.response.body" and self.began and not self._ended:
             await self._body(message)
         elif not self.closed:
             raise UnexpectedMessageError(self._state(), message["type"])
 
     def _state(self) -> Any:
-        return "over" if self._ended else "under way" if self._began else "not begun"
+        return "over" if self._ended else "under way" if self.began else "not begun"
 
     async def _start(self, message: Any) -> None:
-        protocol, status = self._protocol, int(message["status"])
+        protocol = self._protocol
         headers = [
             (bytes(name).strip().lower(), bytes(value).strip()) for name, value in message.get("headers", ())
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
-        headers += protocol.config.response_headers("h11")
+        headers += protocol.own_fields()
         if protocol.keep_alive_requests >= protocol.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
-        self._began = True
-        head = protocol.framed(h11.Response(status_code=status, headers=headers))
-        if suppress_body(self._method, status):
-            self._frame = _nothing
-        else:
-            self._frame = self._by_h11 if has_length or not protocol.peer_knows_chunks() else _chunk
+        self.began = True
+        head = self.framing.head(int(message["status"]), headers)
         if has_length:
             self._head = head
         else:
             await protocol.send(RawData(data=head))
 
-    def _by_h11(self, data: bytes) -> bytes:
-        framed: bytes = self._protocol.framed(h11.Data(data=data))
-        return framed
-
     async def _body(self, message: Any) -> None:
         data, more = bytes(message.get("body", b"")), message.get("more_body", False)
-        framed = self._frame(data) if data else b""
+        framed = self.framing.data(data) if data else b""
         if not more:
             self._ended = True
-            framed += self._protocol.framed(h11.EndOfMessage())
+            framed += self.framing.end()
         if framed or not more:
             framed, self._head = self._head + framed, b""
         if framed:
@@ -173,18 +190,10 @@ class Exchange:
     async def _app_is_over(self) -> None:
         if self.closed:
             return
-        if not self._began:
+        if not self.began:
             await self._start(
                 {"status": 500, "headers": [(b"content-length", b"0"), (b"connection", b"close")]}
             )
             await self._body({})
         else:  # in the middle of its answer: the connection's end says so
             await self._protocol.over()
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _nothing(data: bytes) -> bytes:
-    return b""

@@ -1,10 +1,15 @@
 """HTTP/1.1 that keeps reading while it answers, and refuses in words.
 
+A request that is written as nearly all are (`wire.heads`) is read and answered by hand, and h11 hears nothing of it;
+every other one is h11's, from the first byte on.
+
 What is refused here never became a request, so no route could answer it; its error has OpenAI's shape all the same.
 """
 
 from __future__ import annotations
 
+import time
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import h2.config
@@ -14,10 +19,12 @@ import h11
 import hypercorn.protocol.h11
 import hyperframe.exceptions
 import trio
-from hypercorn.events import Closed, RawData, Updated
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
 
 from qproxy.hypercorn.exchange import Exchange
-from qproxy.wire import jsontext
+from qproxy.hypercorn.framing import ByH11, ByHand
+from qproxy.wire import heads, jsontext
 from qproxy.wire.errors import RequestError
 
 _SERVER_SIDE = h2.config.H2Configuration(client_side=False)
@@ -38,36 +45,90 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.connection = _NeverPaused(
-            h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
-        )
-        self._one_at_a_time = trio.Lock()
+        self._h11: Any = None
+        self._ahead = b""
+        """What came behind a request that is answered by hand."""
+        self._ended = False
+        """The connection carries no further request: nothing more is read."""
+
+    @property
+    def connection(self) -> Any:
+        """h11's, or what came after it; made when it is first needed, which is never on most connections."""
+        if self._h11 is None:
+            limit = self.config.h11_max_incomplete_size
+            self._h11 = _NeverPaused(h11.SERVER, max_incomplete_event_size=limit)
+        return self._h11
+
+    @connection.setter
+    def connection(self, connection: Any) -> None:
+        self._h11 = connection
+
+    @cached_property
+    def _one_at_a_time(self) -> trio.Lock:
+        return trio.Lock()
 
     def _waiting(self) -> int:
-        connection = self.connection
+        connection = self._h11
         return len(connection.trailing_data[0]) if isinstance(connection, h11.Connection) else 0
 
-    async def handle(self, event: Any) -> None:
-        await super().handle(event)
+    async def handle(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().handle(event)
+        elif not self._ended:
+            await self._read(event.data)
+
+    async def _read(self, data: bytes) -> None:
+        stream = cast("Any", self.stream)
+        if isinstance(stream, Exchange) and isinstance(stream.framing, ByHand):
+            await (self._take(stream, stream.framing, data) if data else self._end(stream, stream.framing))
+        elif stream is None and (head := self._plain_head(data)) is not None:
+            framing = ByHand(head.length)
+            exchange = Exchange(self, framing, "POST", "1.1", head.target, head.fields)
+            await self.send(Updated(idle=False))
+            await self._begin(exchange)
+            await self._take(exchange, framing, data[head.end :])
+        else:
+            await self._read_by_h11(data)
+
+    def _plain_head(self, data: bytes) -> heads.Request | None:
+        """The head of a request that is read and answered by hand, while h11 has nothing under way."""
+        connection = self._h11
+        if connection is not None and (
+            connection.our_state is not h11.IDLE or connection.their_state is not h11.IDLE or self._waiting()
+        ):
+            return None
+        if self.config.server_names:
+            return None
+        return heads.read_request(data, self.config.h11_max_incomplete_size)
+
+    async def _take(self, exchange: Exchange, framing: ByHand, data: bytes) -> None:
+        """Some of the body of a request that is answered by hand, and what comes behind it."""
+        body, ahead = data[: framing.coming], data[framing.coming :]
+        framing.coming -= len(body)
+        self._ahead += ahead
+        if body or not exchange.whole:
+            await exchange.more(body, whole=not framing.coming)
+        if len(self._ahead) > MAX_PIPELINED:
+            await self.send(Closed())
+
+    async def _end(self, exchange: Exchange, framing: ByHand) -> None:
+        """The client says no more: in the middle of its request that is an error."""
+        if framing.coming:
+            if not exchange.began:
+                await self._send_error_response(400)
+            await self.send(Closed())
+
+    async def _read_by_h11(self, data: bytes) -> None:
+        await super().handle(RawData(data))
         connection = self.connection
-        if isinstance(event, RawData) and self.stream is not None and isinstance(connection, h11.Connection):
+        if self.stream is not None and isinstance(connection, h11.Connection):
             ahead = connection.their_state is not h11.SEND_BODY
             if ahead and self._waiting() > MAX_PIPELINED:
                 await self.send(Closed())
 
-    def framed(self, event: Any) -> bytes:
-        """The bytes that say a part of a response; none to a client that has broken the protocol."""
-        try:
-            return self.connection.send(event) or b""
-        except h11.LocalProtocolError:
-            if self.connection.their_state is not h11.ERROR:
-                raise
-            return b""
-
-    def peer_knows_chunks(self) -> bool:
-        """Whether the client can take a body in chunks (HTTP/1.1) or wants the connection's end (1.0)."""
-        connection = self.connection
-        return isinstance(connection, h11.Connection) and connection.their_http_version != b"1.0"
+    def own_fields(self) -> list[tuple[bytes, bytes]]:
+        """The server's fields of a response."""
+        return _own_fields(self.config, int(time.time()))
 
     async def over(self) -> None:
         """The exchange is over: the next request, or the end of the connection."""
@@ -85,11 +146,11 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
-            *self.config.response_headers("h11"),
+            *self.own_fields(),
         ]
-        head = h11.Response(status_code=status_code, headers=headers)
-        data = [self.framed(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
-        await self.send(RawData(data=b"".join(data)))
+        framing = ByH11(self.connection, "")
+        data = framing.head(status_code, headers) + framing.data(body) + framing.end()
+        await self.send(RawData(data=data))
 
     async def _create_stream(self, request: h11.Request) -> None:
         # h11 bounds a head that comes in pieces; one that came in a single read must be bounded too.
@@ -102,11 +163,16 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         elif self.config.server_names:
             await super()._create_stream(_without_upgrade(request))
         else:
-            exchange = Exchange(self, _without_upgrade(request))
-            self.stream = exchange  # type: ignore[assignment]
-            self.task_group.spawn(exchange.run)
-            self.keep_alive_requests += 1
-            await self.context.mark_request()
+            request = _without_upgrade(request)
+            method, version = request.method.decode("ascii").upper(), request.http_version.decode("ascii")
+            framing = ByH11(self.connection, method)
+            await self._begin(Exchange(self, framing, method, version, request.target, list(request.headers)))
+
+    async def _begin(self, exchange: Exchange) -> None:
+        self.stream = exchange  # type: ignore[assignment]
+        self.task_group.spawn(exchange.run)
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
 
     async def _check_protocol(self, event: h11.Request) -> None:
         names = {name for name, _ in event.headers}
@@ -114,18 +180,28 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             await super()._check_protocol(event)
 
     async def _maybe_recycle(self) -> None:
-        connection, stream = self.connection, cast("Any", self.stream)
-        done = connection.our_state is h11.DONE and connection.their_state is h11.DONE
-        if done and isinstance(stream, Exchange) and not self.context.terminated.is_set():
-            await self._close_stream()  # neither of these waits for anything
-            connection.start_next_cycle()
-            await self.send(Updated(idle=True))
+        stream = cast("Any", self.stream)
+        stops = self.context.terminated.is_set()
+        if isinstance(stream, Exchange) and not stops and stream.framing.begin_another():
+            stream.end()
+            self.stream = None
+            await self.send(Updated(idle=True))  # waits for nothing
+            if self._ahead:
+                self.connection.receive_data(self._ahead)
+                self._ahead = b""
             if self._waiting():
                 self.task_group.spawn(self._handle_events)
         else:
+            self._ended = True
             # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
             with trio.CancelScope(shield=True):
                 await super()._maybe_recycle()
+
+
+@lru_cache(maxsize=8)
+def _own_fields(config: Config, second: int) -> list[tuple[bytes, bytes]]:
+    """They change once a second: the date is among them."""
+    return config.response_headers("h11")
 
 
 def _can_upgrade(request: h11.Request) -> bool:

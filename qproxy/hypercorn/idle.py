@@ -1,8 +1,11 @@
-"""The end of idle connections: one task for the whole connection, where stock starts and cancels one for every request."""
+"""The end of idle connections: one task for the whole connection, where stock starts and cancels one for every request.
+
+A request costs that task nothing: it is told when the connection is idle and when it is not, and looks for itself, at
+the latest when the time would be over.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import trio
@@ -17,23 +20,25 @@ class Idle:
     def __init__(self, context: Any, timeout: float) -> None:
         self._terminated = context.terminated
         self._timeout = timeout
-        self._deadline = math.inf
+        self._idle = False
+        self._until = 0.0
+        """When it will have been idle for too long."""
+        self._ended = False
         self._scope: trio.CancelScope | None = None
-        self._idle = trio.Event()
-        self._connection = trio.CancelScope()
+        """The wait of its task."""
+        self._last: trio.Event | None = None
+        """When the server stops: set once the connection is idle."""
 
     def __repr__(self) -> str:
-        return f"<Idle until {self._deadline:.0f}>"
+        return f"<Idle until {self._until:.0f}>" if self._idle else "<Idle, not now>"
 
     def set(self, idle: bool) -> None:
         """Count from now, or not at all."""
-        self._deadline = trio.current_time() + self._timeout if idle else math.inf
-        if self._scope is not None:
-            self._scope.deadline = self._deadline
+        self._idle = idle
         if idle:
-            self._idle.set()
-        elif self._idle.is_set():
-            self._idle = trio.Event()
+            self._until = trio.current_time() + self._timeout
+            if self._last is not None:
+                self._last.set()
 
     async def restart(self, task_group: Any, action: Any) -> None:
         """Begin, with the connection; `action` closes it."""
@@ -46,17 +51,22 @@ class Idle:
 
     def end(self) -> None:
         """The connection is over: there is nothing to wait for, and who waits for this task waits for nothing."""
-        self._connection.cancel()
+        self._ended = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def _watch(self, action: Any) -> None:
-        with self._connection:
-            while not self._over():
-                with trio.CancelScope(deadline=self._deadline) as self._scope:
-                    await self._terminated.wait()
-                    await self._idle.wait()
+        while not self._ended and not self._over():
+            look = self._until if self._idle else trio.current_time() + self._timeout
+            with trio.CancelScope(deadline=look) as self._scope:
+                await self._terminated.wait()
+                while not self._idle:
+                    self._last = trio.Event()
+                    await self._last.wait()
+        if not self._ended:
             await action()
 
     def _over(self) -> bool:
         """Asked when the wait has ended: a request may have come at the last moment."""
-        late = trio.current_time() >= self._deadline
-        return self._idle.is_set() and (late or bool(self._terminated.is_set()))
+        late = trio.current_time() >= self._until
+        return self._idle and (late or bool(self._terminated.is_set()))

@@ -43,7 +43,7 @@ def row_of(record: Record, ended: float, pricing: Pricing) -> Row:
         "overhead_ms": milliseconds(record.overhead) if story.tries else None,
         "rules": ",".join(story.rules) or None,
         "repairs": counted(story.repairs),
-        "tools": counted(record.tool_counts()),
+        "tools": record.tool_counts(),
         "upstream_request_id": story.upstream_request_id,
     }
 

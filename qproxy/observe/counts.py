@@ -7,6 +7,7 @@ be quick and must not wait: it runs in the request's last moment, whether it end
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,8 +46,10 @@ class Counts:
         record.ended = time.perf_counter()
         self.outcomes[record.outcome] += 1
         self.statuses[record.status] += 1
-        self.rules.update(record.story.rules)
-        self.repairs.update(record.story.repairs)
+        if record.story.rules:
+            self.rules.update(record.story.rules)
+        if record.story.repairs:
+            self.repairs.update(record.story.repairs)
         if log.isEnabledFor(logging.INFO):
             _write_line(record)
         if repairs_log.isEnabledFor(logging.DEBUG):
@@ -58,10 +61,22 @@ class Counts:
                 log.exception("%r failed", listener)
 
 
+_LINE = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None)
+"""What every request's line says of where it was written."""
+
+
 def _write_line(record: Record) -> None:
-    """The request's line, without the search for the caller that `log.info` would begin with."""
-    line = logging.LogRecord(log.name, logging.INFO, "", 0, record.path, None, None)
-    line.fields = record.fields()
+    """The request's line, without the search for its caller, its process and its thread."""
+    line, now = logging.LogRecord.__new__(logging.LogRecord), time.time()
+    line.__dict__.update(
+        _LINE.__dict__,
+        process=os.getpid(),
+        created=now,
+        msecs=now % 1 * 1000,
+        relativeCreated=_LINE.relativeCreated + (now - _LINE.created) * 1000,
+        msg=record.path,
+        fields=record.fields(),
+    )
     log.handle(line)
 
 

@@ -160,9 +160,11 @@ class Record:
             return None
         return (self.answered - self.first_byte) / (usage.completion_tokens - 1)
 
-    def tool_counts(self) -> Counter[str]:
-        """How often each tool ran; `name!` for runs that failed."""
-        return Counter(tool.name if tool.ok else f"{tool.name}!" for tool in self.tools)
+    def tool_counts(self) -> str | None:
+        """How often each tool ran (`name:2,name!:1`, `!` for runs that failed); None where none did."""
+        if not self.tools:
+            return None
+        return counted(Counter(tool.name if tool.ok else f"{tool.name}!" for tool in self.tools))
 
     def fields(self) -> dict[str, Any]:
         """The record as flat, loggable values; what is not known is left out."""
@@ -195,7 +197,7 @@ class Record:
             "ignored": ",".join(story.ignored) or None,
             "rules": ",".join(story.rules) or None,
             "repairs": counted(story.repairs),
-            "tools": counted(self.tool_counts()),
+            "tools": self.tool_counts(),
         }
         return {name: value for name, value in values.items() if value is not None}
 

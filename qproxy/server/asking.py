@@ -65,14 +65,14 @@ class Asking:
         async def view() -> Reply:
             parts, record, stack = self._parts, current.record(), current.stack()
             memory = self._memories.get(endpoint.path, Memory)(parts)
-            life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
+            life = parts.lives.one(stack, parts.door.request_timeout)
             with life.limited():
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
                 equipped, tools = parts.workshop.equip(
                     turn, current.client(), remembers=not endpoint.shows_tools
                 )
-                await charge(parts, turn.model, partial(estimate, equipped))
+                await charge(parts, turn.model, _guess(equipped))
                 stack.callback(await parts.admission.enter())
                 answer = await parts.workshop.answer(
                     parts.relay, equipped, tools, record.story, stack, current.nursery
@@ -80,7 +80,7 @@ class Asking:
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await self._whole(endpoint, memory, turn, answer)
-            return self._streamed(endpoint, memory, turn, answer, life)
+            return self._streamed(endpoint, memory, turn.without_prompt(), answer, life)
 
         return view
 
@@ -114,6 +114,14 @@ class Asking:
         if parts.bodies:
             body.copies_to(current.stack().enter_context(closing(parts.bodies.streaming(record))))
         return Reply(body, content_type=STREAM_TYPE, fields=dict(STREAM_HEADERS))
+
+
+def _guess(turn: Turn) -> Callable[[], tuple[int, int]]:
+    """`estimate`, made now for a stream: it does not keep its prompt for as long as it lasts."""
+    if not turn.stream:
+        return partial(estimate, turn)
+    estimated = estimate(turn)
+    return lambda: estimated
 
 
 async def json_body(parts: Parts) -> Any:

@@ -30,7 +30,7 @@ class Embedding:
 
     async def _view(self) -> Reply:
         parts, record, stack = self._parts, current.record(), current.stack()
-        life = stack.enter_context(parts.lives.one(parts.door.request_timeout))
+        life = parts.lives.one(stack, parts.door.request_timeout)
         with life.limited():
             asked = embeddings.decode(await json_body(parts))
             await charge(parts, asked.model, lambda: (estimate_texts(asked), 0))

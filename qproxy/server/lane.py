@@ -58,35 +58,21 @@ class Lane:
             if exchange is not None and not self._parts.workshop.toolbox:
                 with trio.CancelScope() as gone:  # nothing goes on beside the handler
                     incoming = _Incoming(receive, gone, exchange=exchange)
-                    await self._within(scope, stack, None, incoming, route, send)
+                    current.enter(scope, stack, None, partial(self._body, incoming))
+                    await self._serve(route, send)
             else:
                 async with trio.open_nursery() as nursery:
                     gone = nursery.cancel_scope
                     incoming = _Incoming(receive, gone, nursery=nursery)
-                    await self._within(scope, stack, nursery, incoming, route, send)
+                    current.enter(scope, stack, nursery, partial(self._body, incoming))
+                    await self._serve(route, send)
                     gone.cancel()
-
-    async def _within(
-        self,
-        scope: Any,
-        stack: AsyncExitStack,
-        nursery: trio.Nursery | None,
-        incoming: _Incoming,
-        route: Route,
-        send: Any,
-    ) -> None:
-        current.enter(scope, stack, nursery, partial(self._body, incoming))
-        await self._serve(route, send)
 
     async def _serve(self, route: Route, send: Any) -> None:
         reply = await self._reply(route)
-        fields, body = reply.fields, reply.body
-        fields["content-type"] = reply.content_type
-        if isinstance(body, bytes):
-            fields["content-length"] = str(len(body))
-        self._around.finish(reply.status, fields)
-        head = [(name.encode(), value.encode()) for name, value in fields.items()]
-        await send({"type": "http.response.start", "status": reply.status, "headers": head})
+        await send({"type": "http.response.start", "status": reply.status, "headers": self._head(reply)})
+        body = reply.body
+        del reply  # a stream may last
         if isinstance(body, bytes):
             await send({"type": "http.response.body", "body": body})
             return
@@ -94,8 +80,17 @@ class Lane:
         async for piece in body:
             more = not body.over
             await send({"type": "http.response.body", "body": piece, "more_body": more})
+            del piece  # the next one may be long in coming
         if more:  # nobody knew that the last piece was the last
             await send({"type": "http.response.body", "body": b""})
+
+    def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
+        fields = reply.fields
+        fields["content-type"] = reply.content_type
+        if isinstance(reply.body, bytes):
+            fields["content-length"] = str(len(reply.body))
+        self._around.finish(reply.status, fields)
+        return [(name.encode(), value.encode()) for name, value in fields.items()]
 
     async def _reply(self, route: Route) -> Reply:
         try:

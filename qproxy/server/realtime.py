@@ -60,7 +60,7 @@ class Realtime:
     async def _view(self) -> None:
         parts, record, stack = self._parts, current.record(), current.stack()
         bounds = parts.speech.bounds
-        life = stack.enter_context(parts.lives.one(bounds.timeout))
+        life = parts.lives.one(stack, bounds.timeout)
         with life.limited():
             model = websocket.args.get("model") or parts.door.default_model
             if not model:

@@ -1,7 +1,7 @@
 """The body of a response, out of the bytes of its connection.
 
-`Framed` leaves it to h11, for bodies with a length and those that end with the connection.  `Chunked` reads RFC 9112
-7.1 itself: a streamed answer is thousands of small chunks, and h11 makes several objects for each.
+`Sized` and `Chunked` (RFC 9112 6.2 and 7.1) are read by hand: a streamed answer is thousands of small chunks, and h11
+makes several objects for each.  `Framed` leaves to h11 what comes behind a head that was h11's to judge.
 
 Both are fed what the connection gives, b"" at its end, and drained of what has become body.  What breaks off behind
 good bytes is an error only when those have been taken: `check`.
@@ -67,6 +67,28 @@ class _Pieces:
     def check(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+class Sized(_Pieces):
+    """By hand: of so many bytes."""
+
+    def __init__(self, length: int, data: bytes = b"") -> None:
+        super().__init__()
+        self._left = length
+        self.clean = True
+        self.over = not length
+        if data:
+            self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        if not data and self._left:
+            self._error = Cut()
+        elif data:
+            piece = data[: self._left]
+            self._pieces.append(piece)
+            self._left -= len(piece)
+            self.over = not self._left
+            self.clean = self.clean and len(piece) == len(data)
 
 
 class Framed(_Pieces):

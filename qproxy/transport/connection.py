@@ -1,5 +1,8 @@
 """One HTTP/1.1 connection and the exchange that it carries.
 
+A request's head, and a response's that is written as nearly all are, is written and read by `wire.heads`; for any
+other one h11 is told what was sent, and given what came.
+
 Every await here stands under a limit named in `Limits`; what the limit, the network or the peer does becomes
 an `UpstreamError` at the line where it happens.  Messages name the host and nothing else of a request.
 """
@@ -9,18 +12,24 @@ from __future__ import annotations
 import math
 import select
 import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import h11
 import trio
 
-from qproxy.transport.bodies import Body, Cut, body_of
-from qproxy.transport.patience import Patient
+from qproxy.transport.bodies import Body, Chunked, Cut, Sized, body_of
+from qproxy.transport.patience import Patient, Quiet
 from qproxy.transport.proxy import Origin
+from qproxy.wire import heads
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import Headers, HTTPRequest
 
 READ_SIZE = 64 * 1024
+T = TypeVar("T")
 MAX_INTERIM = 20
 """1xx responses before the real one; more is a server gone wrong."""
 
@@ -79,6 +88,13 @@ class foreign_errors:
             raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
 
 
+class Head(NamedTuple):
+    """The head of a response."""
+
+    status: int
+    fields: Headers
+
+
 class Connection:
     """An open stream, and the exchange that it carries."""
 
@@ -88,17 +104,17 @@ class Connection:
         self.limits = limits
         self.host = host
         self.requests = 0
-        self._begin()
+        self._http: h11.Connection | None = None
+        """For an exchange that is not plain."""
+        self._body: Body | None = None
+        self._stays = True
+        """Nothing has been said or happened by which this exchange is the last one."""
         self.answered = False
         """Whether a byte of the current answer has come."""
         self.idle_since = 0.0
 
     def __repr__(self) -> str:
-        return f"<Connection to {self.host}, {self.requests} requests, {self._http.our_state}>"
-
-    def _begin(self) -> None:
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
-        self._body: Body | None = None
+        return f"<Connection to {self.host}, {self.requests} requests, {self._body or 'no answer yet'}>"
 
     @property
     def stale(self) -> bool:
@@ -108,61 +124,83 @@ class Connection:
             return False
         return bool(_readable(socket))
 
-    async def ask(self, request: HTTPRequest, fields: Headers, deadline: float) -> h11.Response:
+    async def ask(self, request: HTTPRequest, fields: Headers, deadline: float) -> Head:
         """Send a request and return the head of its response; all of that until the deadline at most."""
         self.requests += 1
         self.answered = False
-        self._begin()
+        self._http, self._body, self._stays = None, None, True
         await self._write(request, fields)
         limit = self.limits.first_byte_timeout
-        with trio.move_on_at(min(deadline, trio.current_time() + seconds(limit))):
-            return await self._head()
+        until = min(deadline, trio.current_time() + seconds(limit))
+        with suppress(Quiet):
+            return await self.waiting_until(until, until, partial(self._head, request, fields))
         if trio.current_time() >= deadline:
             raise timed_out(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
         raise timed_out(f"{self.host} did not begin to answer", limit or 0)
 
     async def _write(self, request: HTTPRequest, fields: Headers) -> None:
-        target = request.url.partition("://")[2]
-        path = "/" + target.partition("/")[2]
-        message = f"Cannot send the request to {self.host}"
-        with foreign_errors(message, retry=Retry.QUICKLY):
-            head = self._http.send(h11.Request(method=request.method, target=path, headers=list(fields)))
-            body = self._http.send(h11.Data(data=request.body)) if request.body else b""
-            end = self._http.send(h11.EndOfMessage())
-        data = b"".join((head or b"", body or b"", end or b""))
+        head = heads.write_request(request.method.encode(), _path(request), fields)
+        if head is None:
+            with foreign_errors(f"Cannot send the request to {self.host}", retry=Retry.QUICKLY):
+                head = self._by_h11(request, fields)
+        data = head + request.body
+        rest = data[self.patient.send_now(data) :] if self.patient is self.stream else data
         try:
-            for start in range(0, len(data), READ_SIZE):
+            for start in range(0, len(rest), READ_SIZE):
                 with trio.fail_after(self.limits.write_timeout):
-                    await self.stream.send_all(data[start : start + READ_SIZE])
+                    await self.stream.send_all(rest[start : start + READ_SIZE])
         except trio.TooSlowError:
             raise timed_out(f"{self.host} did not take the request", self.limits.write_timeout) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             # A server may answer (413, 401) without reading the body to its end: look before giving up.
-            self._http.send_failed()
+            self._stays = False
 
-    async def _head(self) -> h11.Response:
+    def _by_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
+        """Let h11 have the exchange from here on; the request's head as it writes it."""
+        http = self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
+        head = http.send(h11.Request(method=request.method, target=_path(request), headers=list(fields)))
+        if request.body:
+            http.send(h11.Data(data=request.body))
+        http.send(h11.EndOfMessage())
+        return head or b""
+
+    async def _head(self, request: HTTPRequest, fields: Headers) -> Head:
+        doing = f"{self.host} broke off before it answered"
+        with foreign_errors(doing, retry=Retry.QUICKLY):
+            data = await self._more(doing)
+            plain = heads.read_response(data) if self._http is None and request.method != "HEAD" else None
+            if plain is not None:
+                rest = data[plain.end :]
+                self._body = Chunked(rest) if plain.length is None else Sized(plain.length, rest)
+                self._stays = self._stays and plain.stays
+                return Head(plain.status, tuple(plain.fields))
+            if self._http is None:
+                self._by_h11(request, fields)
+            return await self._head_by_h11(data, doing)
+
+    async def _head_by_h11(self, data: bytes, doing: str) -> Head:
+        http = self._http
+        assert http is not None
+        http.receive_data(data)
         for _ in range(MAX_INTERIM):
-            event = await self._event(f"{self.host} broke off before it answered")
+            while (event := http.next_event()) is h11.NEED_DATA:
+                http.receive_data(await self._more(doing))
             if isinstance(event, h11.Response):
-                self._body = body_of(self._http, event)
-                return event
+                self._body = body_of(http, event)
+                fields = tuple((bytes(name), bytes(value)) for name, value in event.headers)
+                return Head(event.status_code, fields)
             if not isinstance(event, h11.InformationalResponse):
                 break
         message = f"{self.host} does not answer in HTTP."
         raise UpstreamError(message, code="upstream_invalid_response", retry=Retry.QUICKLY)
 
-    async def _event(self, doing: str) -> h11.Event | type[h11.PAUSED]:
-        """The next event of the response's head, reading as often as it takes."""
-        while True:
-            with foreign_errors(doing, retry=Retry.QUICKLY):
-                event = self._http.next_event()
-                if event is not h11.NEED_DATA:
-                    return event  # type: ignore[return-value]
-                data = await self.stream.receive_some(READ_SIZE)
-                self.answered = self.answered or bool(data)
-                self._http.receive_data(bytes(data))
-            if not data:
-                raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY)
+    async def _more(self, doing: str) -> bytes:
+        """What comes next of the response's head."""
+        data = bytes(await self.stream.receive_some(READ_SIZE))
+        self.answered = self.answered or bool(data)
+        if not data:
+            raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY)
+        return data
 
     def there(self) -> bytes | None:
         """All of the body that needs no more reading; b"" at its end, None when that is nothing."""
@@ -172,24 +210,40 @@ class Connection:
         return data if data or body.over else None
 
     async def receive(self) -> bytes:
-        """Some of the response's body, all that is there in one piece; b"" at its end."""
+        """Read some more of the response's body; b"" at its end."""
         body = self._body
         assert body is not None
         doing = f"{self.host} broke its answer off"
         with foreign_errors(doing, retry=Retry.QUICKLY):
-            while (data := self.there()) is None:
+            while True:
                 try:
                     body.check()
                 except Cut:
                     raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY) from None
                 body.feed(bytes(await self.stream.receive_some(READ_SIZE)))
-        return data
+                data = self.there()
+                if data is not None:
+                    return data
+
+    async def waiting_until(self, until: float, limit: float, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` reads; Quiet when nothing came until then.
+
+        `limit` is for all of it: over TLS a read may have to write too.
+        """
+        if self.patient is not None:
+            self.patient.until = until
+        if self.patient is self.stream:
+            return await read()
+        with trio.move_on_at(limit):
+            return await read()
+        raise Quiet
 
     @property
     def reusable(self) -> bool:
         """Whether both sides have ended this exchange and may begin another."""
-        body = self._body
-        return body is not None and body.over and body.clean and self._http.our_state is h11.DONE
+        body, http = self._body, self._http
+        over = body is not None and body.over and body.clean
+        return over and self._stays and (http is None or http.our_state is h11.DONE)
 
     async def aclose(self) -> None:
         """Close the socket at once, without TLS's farewell (which could block)."""
@@ -214,6 +268,10 @@ def _readable(socket: trio.socket.SocketType) -> bool:
     poll = select.poll()
     poll.register(socket.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _path(request: HTTPRequest) -> bytes:
+    return b"/" + request.url.partition("://")[2].partition("/")[2].encode()
 
 
 def request_fields(request: HTTPRequest, origin: Origin, user_agent: str) -> Headers:

@@ -12,6 +12,8 @@ import math
 
 import trio
 
+from qproxy.sockets import plain_socket, read_now, read_when_there, write_now
+
 
 class Quiet(Exception):
     """Nothing came while one was ready to wait.  Nothing is lost: ask again."""
@@ -25,9 +27,9 @@ class Patient(trio.abc.Stream):
         self.until = math.inf
         """Trio's clock."""
         self._reading: trio.CancelScope | None = None
-        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._drained = True
-        """The last read took all that was there, so that the next one will have to wait."""
+        self._plain = plain_socket(stream)
+        self._more = False
+        """The last read may have left something."""
 
     def __repr__(self) -> str:
         return f"<Patient {self.transport_stream!r}>"
@@ -45,15 +47,26 @@ class Patient(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with trio.CancelScope(deadline=self.until) as self._reading:
             try:
-                # After a read that took all, asking the kernel before waiting would be in vain.
-                if self._drained and self._socket is not None and self._socket.fileno() >= 0:
-                    await trio.lowlevel.wait_readable(self._socket)
-                data = await self.transport_stream.receive_some(max_bytes)
-                self._drained = max_bytes is not None and len(data) < max_bytes
-                return data
+                if self._plain is None or max_bytes is None:
+                    return await self.transport_stream.receive_some(max_bytes)
+                return await self._read(self._plain, max_bytes)
             finally:
                 self._reading = None
         raise Quiet
+
+    async def _read(self, socket: trio.socket.SocketType, size: int) -> bytes:
+        data = None
+        if self._more:
+            await trio.lowlevel.checkpoint()
+            data = read_now(socket, size)
+        if data is None:
+            data = await read_when_there(socket, size)
+        self._more = len(data) == size
+        return data
+
+    def send_now(self, data: bytes) -> int:
+        """How many of the bytes left without waiting; none is no error yet."""
+        return 0 if self._plain is None else write_now(self._plain, data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.transport_stream.send_all(data)

@@ -7,6 +7,7 @@ between; idle connections hold no slot.  The last one used is used first, so the
 from __future__ import annotations
 
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class _Host:
 
     def __init__(self, limits: Limits) -> None:
         self.slots = trio.CapacityLimiter(limits.max_connections)
-        self.idle: list[Connection] = []
+        self.idle: deque[Connection] = deque()
+        """The one that was used last is the last."""
 
 
 class Transport:
@@ -87,7 +89,7 @@ class Transport:
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
         key = origin, _ = self.way(request.url)
-        host = self._hosts.setdefault(key, _Host(self.limits))
+        host = self._host(key)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         fields = request_fields(request, origin, self._user_agent)
@@ -108,7 +110,7 @@ class Transport:
                     raise
                 for other in host.idle:  # those of the same age are no better
                     _drop(other)
-                host.idle = []
+                host.idle.clear()
 
     @asynccontextmanager
     async def stream(self, url: str) -> AsyncIterator[trio.abc.Stream]:
@@ -117,7 +119,7 @@ class Transport:
         It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
         """
         key = origin, _ = self.way(url)
-        host = self._hosts.setdefault(key, _Host(self.limits))
+        host = self._host(key)
         slot = await self._slot(host, origin)
         connection = None
         try:
@@ -125,6 +127,12 @@ class Transport:
             yield connection.stream
         finally:
             await self._release(host, slot, connection, reusable=False)
+
+    def _host(self, key: Key) -> _Host:
+        host = self._hosts.get(key)
+        if host is None:
+            host = self._hosts[key] = _Host(self.limits)
+        return host
 
     def way(self, url: str) -> Key:
         """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
@@ -155,11 +163,14 @@ class Transport:
     def _pooled(self, host: _Host) -> Connection | None:
         """The most recently used idle connection that is alive."""
         now = trio.current_time()
-        kept = [c for c in host.idle if now - c.idle_since < self.limits.pool_idle and not c.stale]
-        for connection in set(host.idle) - set(kept):
+        while host.idle and now - host.idle[0].idle_since >= self.limits.pool_idle:
+            _drop(host.idle.popleft())
+        while host.idle:
+            connection = host.idle.pop()
+            if not connection.stale:
+                return connection
             _drop(connection)
-        host.idle = kept
-        return kept.pop() if kept else None
+        return None
 
     async def _fresh(self, key: Key) -> Connection:
         """A new connection."""

@@ -10,6 +10,7 @@ import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 
@@ -22,6 +23,7 @@ class Origin:
     port: int
 
     @classmethod
+    @lru_cache(maxsize=256)  # each request asks for its account's
     def of(cls, url: str) -> Origin:
         """The origin of an absolute http or https URL; ValueError when it is none."""
         parts = urlsplit(url)

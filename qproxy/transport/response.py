@@ -10,13 +10,11 @@ import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-import h11
 import trio
 
-from qproxy.transport.connection import Connection, seconds, timed_out
-from qproxy.transport.patience import Patient, Quiet
+from qproxy.transport.connection import Connection, Head, seconds, timed_out
+from qproxy.transport.patience import Quiet
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http import Headers
 
 
 class Response:
@@ -25,12 +23,12 @@ class Response:
     def __init__(
         self,
         connection: Connection,
-        head: h11.Response,
+        head: Head,
         deadline: float,
         release: Callable[[Connection, bool], Awaitable[None]],
     ) -> None:
-        self.status: int = head.status_code
-        self.headers: Headers = tuple((bytes(name), bytes(value)) for name, value in head.headers)
+        self.status = head.status
+        self.headers = head.fields
         self._connection = connection
         self._deadline = deadline
         self._release = release
@@ -66,7 +64,7 @@ class Response:
         connection, began = self._connection, trio.current_time()
         limit = min(self._deadline, began + seconds(connection.limits.idle_timeout) - self._silence)
         try:
-            data = await self._received(min(until, limit), limit)
+            data = await connection.waiting_until(min(until, limit), limit, connection.receive)
         except Quiet:
             if trio.current_time() >= limit:
                 raise self._late() from None
@@ -74,25 +72,6 @@ class Response:
             raise
         self._silence, self._over = 0.0, not data
         return data
-
-    async def _received(self, until: float, limit: float) -> bytes:
-        """What comes next; Quiet at `until`.  Over TLS a read may have to write too, so the limit is around all of it."""
-        connection = self._connection
-        patient = connection.patient
-        if patient is None or patient is not connection.stream:
-            with trio.move_on_at(limit):
-                return await self._patiently(patient, until)
-            raise Quiet
-        return await self._patiently(patient, until)
-
-    async def _patiently(self, patient: Patient | None, until: float) -> bytes:
-        if patient is None:
-            return await self._connection.receive()
-        patient.until = until
-        try:
-            return await self._connection.receive()
-        finally:
-            patient.until = math.inf
 
     def _late(self) -> UpstreamError:
         limits, host = self._connection.limits, self._connection.host

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from qproxy.wire.errors import QproxyError
@@ -95,6 +95,10 @@ class Turn:
     def parses_calls(self) -> bool:
         """Whether calls written as text are to be looked for (policy P1: tools offered and not forbidden)."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    def without_prompt(self) -> Turn:
+        """For whom only the answer concerns: a prompt may be megabytes, and an answer may take minutes."""
+        return replace(self, messages=(), texts=None)
 
     def tool_names(self) -> list[str]:
         """The names of the declared functions, in the client's order."""

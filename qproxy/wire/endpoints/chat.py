@@ -160,26 +160,15 @@ class Encoder:
         self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
         self._heads: dict[int, bytes] = {}
         self._usage: Usage | None = None
-        self._custom: set[tuple[int, int]] = set()
+        self._custom: tuple[tuple[int, int], ...] = ()
+        """Choices and numbers of the calls to custom tools."""
         self._report = reports.Report()
         self._over = False
-        self._sayings: dict[type, Callable[[Any], list[bytes]]] = {
-            Text: self._text,
-            Reasoning: self._reasoning,
-            Arguments: self._arguments,
-            ToolCall: self._call,
-            Refusal: self._refusal,
-            Finish: self._finish,
-            Usage: self._counted,
-            Failed: self._failed,
-            ServerCall: self._began_tool,
-            ServerResult: self._ran_tool,
-        }
 
     def feed(self, event: Event) -> list[bytes]:
         """The chunks that say `event`."""
-        say = self._sayings.get(type(event))
-        return [] if say is None else say(event)
+        say = _SAYINGS.get(type(event))
+        return [] if say is None else say(self, event)
 
     def _text(self, event: Text) -> list[bytes]:
         return self._delta(event.choice, b'"content":' + _string(event.text), b'""', event.logprobs)
@@ -255,7 +244,7 @@ class Encoder:
         if self._turn.legacy_functions:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
         if event.custom:
-            self._custom.add((event.choice, event.index))
+            self._custom += ((event.choice, event.index),)
         shape = b'"type":"custom","custom":{"name":%b,"input":""}' if event.custom else _FUNCTION
         entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
         return self._delta(event.choice, entry)
@@ -285,6 +274,18 @@ class Encoder:
         return out
 
 
+_SAYINGS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
+    Text: Encoder._text,
+    Reasoning: Encoder._reasoning,
+    Arguments: Encoder._arguments,
+    ToolCall: Encoder._call,
+    Refusal: Encoder._refusal,
+    Finish: Encoder._finish,
+    Usage: Encoder._counted,
+    Failed: Encoder._failed,
+    ServerCall: Encoder._began_tool,
+    ServerResult: Encoder._ran_tool,
+}
 _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'
 
 

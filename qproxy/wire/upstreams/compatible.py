@@ -80,16 +80,15 @@ class Decoder:
         self._native: dashscope.Decoder | None = None
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
-        self._going: set[int] = set()
-        """Choices that have said, with a null for a finish reason, that they go on."""
-        self._over: set[int] = set()
-        """... and then had an empty reason: that is an end where it is news, and where no more comes."""
+        self._going: dict[int, bool] = {}
+        """Choices that have said, with a null for a finish reason, that they go on; False when they have an empty reason
+        then: that is an end where it is news, and where no more comes."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """The events of one chunk."""
         data = item.data
         if data == "[DONE]":
-            self._over.clear()
+            self._going = dict.fromkeys(self._going, True)
             return [Done()]
         try:
             chunk = jsontext.loads(data)
@@ -109,7 +108,7 @@ class Decoder:
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        over = [Finish("stop", number) for number in sorted(self._over)]
+        over = [Finish("stop", number) for number in sorted(self._going) if not self._going[number]]
         return [*self._unpaired(), *native, *over]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
@@ -149,11 +148,8 @@ class Decoder:
         if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
             events += self._unpaired(number)
             events.append(Finish(reason, number))
-        self._over.discard(number)
-        if reason is None:
-            self._going.add(number)
-        elif reason == "" and number in self._going:
-            self._over.add(number)
+        if reason is None or number in self._going:
+            self._going[number] = reason != ""
         return events
 
     def _join_halves(self, event: Event) -> Event | None:

@@ -1,0 +1,133 @@
+"""The heads of HTTP/1.1 messages, written as nearly all of them are.
+
+A head is the costliest part of a short exchange, and nearly every head says the same few things: a length or chunks, a
+connection that stays.  Those are read and written here, with one regular expression each.  Whatever is longer, older,
+rarer or wrong (another method or version, line folding, bare line feeds, two lengths, a coding, an upgrade, `Expect`,
+`Connection: close` of a request) is not read: the functions give None, and h11 has the word.  Nothing is accepted that
+h11 refuses, and it is read as h11 reads it (`tests/wire/test_heads.py` compares them).
+
+RFC 9112 2-6, RFC 9110 5.5 and 5.6.2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+Fields: TypeAlias = list[tuple[bytes, bytes]]
+"""In order; names in lower case."""
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
+_VALUE = rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?"
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*(" + _VALUE + rb")[ \t]*\r\n")
+_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[ \t]*" + _VALUE + rb"[ \t]*\r\n)*")
+_POST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
+_STATUS = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2})(?: (?:[ \t]|[^\x00\s])*)?\r\n")
+_METHOD = re.compile(_TOKEN)
+_TARGET = re.compile(rb"[\x21-\x7e]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_FOR_H11 = (b"transfer-encoding", b"expect", b"upgrade")
+"""Fields of a request that change what follows it."""
+
+
+class Request(NamedTuple):
+    """A POST whose body has a length, on a connection that stays."""
+
+    target: bytes
+    fields: Fields
+    length: int
+    """Bytes of its body."""
+    end: int
+    """Where its body begins."""
+
+
+class Response(NamedTuple):
+    """A final answer with a body in chunks, or with a length."""
+
+    status: int
+    fields: Fields
+    length: int | None
+    """Bytes of its body; None for chunks."""
+    stays: bool
+    """Whether the connection may carry another exchange."""
+    end: int
+    """Where its body begins."""
+
+
+def read_request(data: bytes, limit: int) -> Request | None:
+    """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
+    line = _POST.match(data)
+    if line is None:
+        return None
+    fields, end = _read_fields(data, line.end())
+    if fields is None or end > limit:
+        return None
+    lengths = hosts = 0
+    length = b""
+    for name, value in fields:
+        if name == b"content-length":
+            lengths, length = lengths + 1, value
+        elif name == b"host":
+            hosts += 1
+        elif name in _FOR_H11 or (name == b"connection" and value.lower() != b"keep-alive"):
+            return None
+    if hosts != 1 or lengths != 1 or not _LENGTH.fullmatch(length):
+        return None
+    return Request(line[1], fields, int(length), end)
+
+
+def read_response(data: bytes) -> Response | None:
+    """The head at the beginning of `data`; None when it is not whole, or h11's to judge."""
+    line = _STATUS.match(data)
+    if line is None or line[1] in (b"204", b"304"):
+        return None
+    fields, end = _read_fields(data, line.end())
+    if fields is None:
+        return None
+    length, chunked, stays = b"", False, True
+    for name, value in fields:
+        if name == b"content-length":
+            if length or chunked or not _LENGTH.fullmatch(value):
+                return None
+            length = value
+        elif name == b"transfer-encoding":
+            if length or chunked or value.lower() != b"chunked":
+                return None
+            chunked = True
+        elif name == b"connection":
+            if value.lower() not in (b"keep-alive", b"close"):
+                return None
+            stays = stays and value.lower() == b"keep-alive"
+    if not length and not chunked:
+        return None
+    return Response(int(line[1]), fields, None if chunked else int(length), stays, end)
+
+
+def _read_fields(data: bytes, start: int) -> tuple[Fields | None, int]:
+    """The fields from `start` to the empty line, None when they are not plain; and where the body begins."""
+    end = data.find(b"\r\n\r\n", start - 2) + 2
+    if end < start or not _FIELDS.fullmatch(data, start, end):
+        return None, 0
+    return [(name.lower(), value) for name, value in _FIELD.findall(data, start, end)], end + 2
+
+
+def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """A request's head with these fields, a host and at most one length among them; None when h11 must judge it."""
+    names = [name for name, _ in fields]
+    if names.count(b"host") != 1 or names.count(b"content-length") > 1 or b"transfer-encoding" in names:
+        return None
+    if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target):
+        return None
+    return _written(b"%b %b HTTP/1.1" % (method, target), fields)
+
+
+def write_response(status: int, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """A response's head; None when a field has what no field may have."""
+    return _written(b"HTTP/1.1 %d " % status, fields)
+
+
+def _written(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+    sound = _FIELDS.fullmatch(lines) and lines.count(b"\n") == len(fields)  # a field may not make another
+    return b"%b\r\n%b\r\n" % (first, lines) if sound else None
