@@ -156,6 +156,7 @@ class Encoder:
             "model": turn.model,
         }
         self._turn = turn
+        self._legacy = turn.legacy_functions
         self._envelope = b"data: " + jsontext.dumps(head)[:-1]
         self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
         self._heads: dict[int, bytes] = {}
@@ -241,7 +242,7 @@ class Encoder:
 
     def _call(self, event: ToolCall) -> list[bytes]:
         name = _string(event.name)
-        if self._turn.legacy_functions:
+        if self._legacy:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
         if event.custom:
             self._custom += ((event.choice, event.index),)
@@ -251,7 +252,7 @@ class Encoder:
 
     def _arguments(self, event: Arguments) -> list[bytes]:
         text = _string(event.text)
-        if self._turn.legacy_functions:
+        if self._legacy:
             return self._delta(event.choice, b'"function_call":{"arguments":%b}' % text)
         if self._custom and (event.choice, event.index) in self._custom:
             return self._delta(
@@ -264,7 +265,7 @@ class Encoder:
     def _finish(self, event: Finish) -> list[bytes]:
         reason, choice = event.reason, event.choice
         out = [] if choice in self._heads else self._head(choice, b'""')
-        if self._turn.legacy_functions and reason == "tool_calls":
+        if self._legacy and reason == "tool_calls":
             reason = "function_call"
         report = b"" if self._turn.include_usage else self._reported()
         out.append(

@@ -325,11 +325,11 @@ class Router:
         if isinstance(item, Text):
             return (item,)
         if isinstance(item, ToolCallDelta):
-            if item.choice in self._ended:
-                self._repairs["after_finish"] += 1
-                return ()
             choice = self._choices.get(item.choice)
             if choice is None:
+                if item.choice in self._ended:
+                    self._repairs["after_finish"] += 1
+                    return ()
                 choice = _Choice(item.choice, self._turn, self._names, self._repairs)
                 self._choices[item.choice] = choice
             return choice.feed(item)

@@ -91,7 +91,8 @@ def text_of(content: JSON) -> str:
 
 
 def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
-    function = function if isinstance(function, dict) else {}
+    if not isinstance(function, dict):
+        function = {}
     index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
     return ToolCallDelta(
         index if isinstance(index, int) else None,
