@@ -70,6 +70,11 @@ async def body() -> bytes:
     return cast("bytes", await scope()["qproxy.body"]())
 
 
+def listen() -> None:
+    """Let a WebSocket's next message be read."""
+    scope()["qproxy.listen"]()
+
+
 def stack() -> AsyncExitStack:
     """What closes everything that is opened for the request, whatever happens."""
     return cast("AsyncExitStack", scope()["qproxy.stack"])

@@ -35,6 +35,7 @@ class _Client:
     """The client's end, as Quart has it."""
 
     async def receive(self) -> str | bytes:
+        current.listen()
         message: str | bytes = await websocket.receive()
         return message
 
