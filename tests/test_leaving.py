@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from qproxy import hypercorn as mended
-from tests.helpers import HELLO, served, world
-from tests.leaving import BEGUN, MOMENTS, WAYS, left, real_world, slow
+from tests.helpers import HELLO, H1Client, served, world
+from tests.leaving import BEGUN, MOMENTS, WAYS, left, real_world, slow, until
 
 EVERY = [
     pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS),
@@ -45,4 +45,19 @@ async def test_leaving_in_process(autojump_clock):
         (seen,) = it.emulator.requests
         with trio.fail_after(0.1):
             await seen.left.wait()
+        assert it.sound()
+
+
+async def test_clients_that_leave_at_once():
+    """Whoever asks and leaves in one breath has nothing done for it, however its server's tasks take turns."""
+    body = json.dumps({**HELLO, "model": "fault-silent"}).encode()
+    async with real_world() as (it, dial):
+        for _ in range(60):
+            stream = await dial()
+            await H1Client(stream).send(
+                "POST", "/v1/chat/completions", body, [("content-type", "application/json")]
+            )
+            await trio.aclose_forcefully(stream)
+        with trio.fail_after(5):
+            await until(lambda: not it.server.lives and not mended.Server.connections)
         assert it.sound()

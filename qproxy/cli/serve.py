@@ -18,7 +18,7 @@ from qproxy.cli.pages import CONFIGURATION, VARIABLES, Page
 from qproxy.cli.saying import say
 
 HELP = "serve your accounts"
-SELDOM = (10_000, 20, 20)
+SELDOM = (2_000, 10, 10)
 """Thresholds of the garbage collector (Python's are 700, 10, 10): requests leave it nothing, so it looks less often."""
 PAGE = Page(
     about="""Serve OpenAI's API from your Qwen accounts, until SIGINT or SIGTERM. Every option is also a key of qproxy.toml

@@ -137,6 +137,8 @@ class _Incoming:
         self._exchange = exchange
         if exchange is not None:
             exchange.leave = gone.cancel
+            if exchange.closed:  # it has left before anybody asked
+                gone.cancel()
 
     def is_there(self) -> bool:
         """Whether the whole body has come already."""
