@@ -20,7 +20,8 @@ from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from hypercorn.trio.task_group import _handle as run_app
 from hypercorn.utils import UnexpectedMessageError
 
-from qproxy.hypercorn.framing import Framing, Headers
+from qproxy.hypercorn.framing import Framing
+from qproxy.wire.heads import Fields
 
 MAX_HELD = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
@@ -28,13 +29,36 @@ EXTENSION = "qproxy.exchange"
 """The name in the ASGI scope's extensions under which an app finds its `Exchange`."""
 
 
-class Exchange:
+class Leaving:
+    """The client's leaving, which an app may hear of."""
+
+    closed = False
+    """The client has left, or all is said."""
+    _leave: Callable[[], object] | None = None
+
+    @property
+    def leave(self) -> Callable[[], object] | None:
+        """What is called when the client leaves; at once, when it has left before anybody asked."""
+        return self._leave
+
+    @leave.setter
+    def leave(self, call: Callable[[], object]) -> None:
+        self._leave = call
+        if self.closed:
+            call()
+
+    def _left(self) -> None:
+        if self._leave is not None:
+            self._leave()
+
+
+class Exchange(Leaving):
     """What h11's protocol calls its stream."""
 
     idle = False
 
     def __init__(
-        self, protocol: Any, framing: Framing, method: str, version: str, target: bytes, headers: Headers
+        self, protocol: Any, framing: Framing, method: str, version: str, target: bytes, headers: Fields
     ) -> None:
         self._protocol = protocol
         """Its `http1.H1`."""
@@ -48,10 +72,8 @@ class Exchange:
         self.began = False
         """The head of its response is written."""
         self._ended = False
-        self.closed = False
         self.whole = False
         """All of the request has come."""
-        self.leave: Callable[[], object] | None = None
         self._method, self._version = method, version
         self._target, self._headers = target, headers
 
@@ -112,8 +134,7 @@ class Exchange:
         """The client has left."""
         if not self.closed:
             self.end()
-            if self.leave is not None:
-                self.leave()
+            self._left()
 
     def end(self) -> None:
         """All is said."""

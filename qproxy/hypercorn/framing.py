@@ -13,13 +13,11 @@ from hypercorn.utils import suppress_body
 
 from qproxy.wire import heads
 
-Headers = list[tuple[bytes, bytes]]
-
 
 class Framing(Protocol):
     """The bytes of one response: its head, its body piece by piece, its end."""
 
-    def head(self, status: int, headers: Headers) -> bytes: ...
+    def head(self, status: int, headers: heads.Fields) -> bytes: ...
 
     def data(self, data: bytes) -> bytes: ...
 
@@ -42,7 +40,7 @@ class ByH11:
     def __repr__(self) -> str:
         return f"<ByH11 {self._connection.our_state}>"
 
-    def head(self, status: int, headers: Headers) -> bytes:
+    def head(self, status: int, headers: heads.Fields) -> bytes:
         head = self._sent(h11.Response(status_code=status, headers=headers))
         self._silent = suppress_body(self._method, status)
         has_length = any(name == b"content-length" for name, _ in headers)
@@ -89,7 +87,7 @@ class ByHand:
     def __repr__(self) -> str:
         return f"<ByHand, {self.coming} bytes to come>"
 
-    def head(self, status: int, headers: Headers) -> bytes:
+    def head(self, status: int, headers: heads.Fields) -> bytes:
         fields = [
             field for field in headers if field[0] != b"transfer-encoding"
         ]  # how it goes is ours to say

@@ -25,7 +25,7 @@ from wsproto.connection import Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from qproxy.hypercorn.exchange import EXTENSION, MAX_HELD
+from qproxy.hypercorn.exchange import EXTENSION, MAX_HELD, Leaving
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 
@@ -36,7 +36,7 @@ FAREWELL_SECONDS = 1.0
 NORMAL, ABNORMAL, TOO_BIG, FAULT = 1000, 1006, 1009, 1011
 
 
-class Socket:
+class Socket(Leaving):
     """What the protocols call their stream."""
 
     def __init__(
@@ -76,8 +76,6 @@ class Socket:
         self._failed = False
         self._farewell = trio.Event()
         self._life = trio.CancelScope()
-        self.closed = False
-        self.leave: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Socket {'closed' if self.closed else 'open' if self._connection else 'asked for'}>"
@@ -202,8 +200,7 @@ class Socket:
         await self._frame(CloseConnection(code=code, reason=reason))
         self._failed = True
         self._moved.unpark_all()
-        if self.leave is not None:
-            self.leave()
+        self._left()
 
     async def _end(self) -> None:
         if not self.closed:
@@ -215,8 +212,7 @@ class Socket:
         self._farewell.set()
         self._life.cancel()
         self._moved.unpark_all()
-        if self.leave is not None:
-            self.leave()
+        self._left()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`."""

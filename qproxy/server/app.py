@@ -68,8 +68,6 @@ class SocketConnection(TrioASGIWebsocketConnection):
             exchange: Any = self.scope["extensions"].get(EXCHANGE)
             if exchange is not None:
                 exchange.leave = nursery.cancel_scope.cancel
-                if exchange.closed:  # it has left before anybody asked
-                    nursery.cancel_scope.cancel()
             current.enter(self.scope, stack, nursery, _body)
             current.scope()["qproxy.listen"] = self._listen
             self._listen()  # to the handshake

@@ -26,7 +26,7 @@ from qproxy.server.reply import Reply
 from qproxy.wire.errors import QproxyError
 
 EXCHANGE = "qproxy.exchange"
-"""ASGI extension of our Hypercorn: `leave` is called when the client has left."""
+"""ASGI extension of our Hypercorn: `leave` is called when the client has left, or at once when it has already."""
 
 
 class Lane:
@@ -137,8 +137,6 @@ class _Incoming:
         self._exchange = exchange
         if exchange is not None:
             exchange.leave = gone.cancel
-            if exchange.closed:  # it has left before anybody asked
-                gone.cancel()
 
     def is_there(self) -> bool:
         """Whether the whole body has come already."""

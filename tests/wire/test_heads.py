@@ -79,6 +79,12 @@ def test_a_head_that_is_not_whole():
     assert not any(heads.read_request(whole[:end], LIMIT) for end in range(len(whole)))
 
 
+def spoiled(head, where, spoil, cut):
+    """A whole head with something else in place of `cut` of its bytes."""
+    place = where % (len(head) + 1)
+    return head[:place] + spoil + head[place + cut :] + b"\r\n"
+
+
 SPOILS = [
     b"",
     b"\r",
@@ -105,8 +111,7 @@ SPOILS = [
 )
 def test_requests_agree_with_h11(head, where, spoil, cut):
     """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
-    place = where % (len(head) + 1)
-    data = head[:place] + spoil + head[place + cut :] + b"\r\n"
+    data = spoiled(head, where, spoil, cut)
     found = heads.read_request(data, LIMIT)
     if found is not None:
         assert (found.target, found.fields) == by_h11(data[: found.end])
@@ -177,8 +182,7 @@ def test_responses_that_are_left_to_h11(head):
 )
 def test_responses_agree_with_h11(head, where, spoil, cut):
     """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
-    place = where % (len(head) + 1)
-    data = head[:place] + spoil + head[place + cut :] + b"\r\n"
+    data = spoiled(head, where, spoil, cut)
     found = heads.read_response(data)
     if found is not None:
         status, fields = answer_by_h11(data[: found.end])
