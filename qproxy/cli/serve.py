@@ -18,8 +18,6 @@ from qproxy.cli.pages import CONFIGURATION, VARIABLES, Page
 from qproxy.cli.saying import say
 
 HELP = "serve your accounts"
-SELDOM = (2_000, 10, 10)
-"""Thresholds of the garbage collector (Python's are 700, 10, 10): requests leave it nothing, so it looks less often."""
 PAGE = Page(
     about="""Serve OpenAI's API from your Qwen accounts, until SIGINT or SIGTERM. Every option is also a key of qproxy.toml
     and a variable QPROXY_NAME; flags win over variables, variables over the file. `qproxy check` says beforehand whether it
@@ -92,7 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
     from qproxy.workers.post import Place
 
     gc.freeze()
-    gc.set_threshold(*SELDOM)
     gc.enable()
     return process.run(config, say, read, arguments.worker and Place.parse(arguments.worker))
 
