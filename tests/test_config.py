@@ -72,6 +72,36 @@ def test_a_wrong_variable(environ, message):
         load(environ=environ)
 
 
+SERVICE_LINKS = {
+    "QPROXY_SERVICE_HOST": "10.96.0.7",
+    "QPROXY_SERVICE_PORT": "8787",
+    "QPROXY_SERVICE_PORT_HTTP": "8787",
+    "QPROXY_PORT": "tcp://10.96.0.7:8787",
+    "QPROXY_PORT_8787_TCP": "tcp://10.96.0.7:8787",
+    "QPROXY_PORT_8787_TCP_PROTO": "tcp",
+    "QPROXY_PORT_8787_TCP_PORT": "8787",
+    "QPROXY_PORT_8787_TCP_ADDR": "10.96.0.7",
+    "QPROXY_METRICS_SERVICE_HOST": "10.96.0.8",
+    "QPROXY_METRICS_SERVICE_PORT": "9090",
+    "QPROXY_METRICS_PORT": "udp://10.96.0.8:9090",
+    "QPROXY_METRICS_PORT_9090_UDP_ADDR": "10.96.0.8",
+}
+"""What a Pod gets beside Services named `qproxy` and `qproxy-metrics` (kubelet's envvars.FromServices)."""
+
+
+def test_variables_of_a_service_in_kubernetes():
+    """A Service whose name begins with qproxy sets nothing, and does not stop the start."""
+    assert load(environ=SERVICE_LINKS) == load(environ={})
+    assert load(environ={**SERVICE_LINKS, "QPROXY_PORT": "8080"}).port == 8080
+
+
+@pytest.mark.parametrize("name", ["QPROXY_SERVICE", "QPROXY_PORTS", "QPROXY_PORT_X_TCP", "QPROXY_TCP"])
+def test_a_slip_is_none_of_those(name):
+    """What only resembles such a variable is still refused by name."""
+    with pytest.raises(ConfigError, match=name):
+        load(environ={name: "tcp://10.96.0.7:8787"})
+
+
 def test_words_of_variables():
     """Lists, tables and switches as words."""
     environ = {

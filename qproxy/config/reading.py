@@ -17,6 +17,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from qproxy.config.settings import SETTINGS, TABLES, TYPES
 from qproxy.presets import ConfigError
 
+_SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)(?:_|$)")
+"""In the name of a variable that tells a Pod of a Service."""
+_SERVICE_URLS = ("tcp://", "udp://", "sctp://")
+
 
 def read_toml(path: str) -> dict[str, Any]:
     """The values of a TOML file, checked."""
@@ -75,11 +79,21 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for variable, text in environ.items():
         name = variable.removeprefix("QPROXY_").lower()
-        if not variable.startswith("QPROXY_") or name in ("config", "home"):
+        if not variable.startswith("QPROXY_") or name in ("config", "home") or _links_service(variable, text):
             continue
         _known(name, SETTINGS, variable)
         values[name] = parse(name, text, variable)
     return values
+
+
+def _links_service(variable: str, text: str) -> bool:
+    """Return whether Kubernetes has set the variable, to tell of a Service whose name begins with `qproxy`.
+
+    A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more, unless its
+    `enableServiceLinks` is false (kubernetes.io/docs/concepts/services-networking/service, "Environment variables").
+    """
+    url = variable.endswith("_PORT") and text.startswith(_SERVICE_URLS)
+    return url or _SERVICE_LINK.search(variable) is not None
 
 
 def parse(name: str, text: str, where: str) -> Any:
