@@ -8,13 +8,14 @@ has no list, the table of Qwen's published models stands in for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import trio
 
 from qproxy.accounts import Account
 from qproxy.transport import Transport
 from qproxy.wire import jsontext
+from qproxy.wire.aliases import Aliases, is_pattern
 from qproxy.wire.endpoints import models
 from qproxy.wire.endpoints.models import Model
 from qproxy.wire.errors import QproxyError
@@ -35,13 +36,13 @@ class Discovery:
         transport: Transport,
         *,
         cache_seconds: float = 300.0,
-        aliases: Mapping[str, str] | None = None,
+        aliases: Aliases | None = None,
         extra: Sequence[str] = (),
     ) -> None:
         self._accounts = accounts
         self._transport = transport
         self._cache_seconds = cache_seconds
-        self._aliases = aliases or {}
+        self._aliases = aliases or Aliases()
         self._extra = extra
         self._lock = trio.Lock()
         self._found: list[Model] = []
@@ -57,7 +58,7 @@ class Discovery:
                 self._found = await self._ask_all()
                 self._asked = trio.current_time()
         named = [_described(Model(name)) for name in self._extra]
-        aliases = [Model(name, owned_by="alias") for name in self._aliases]
+        aliases = [Model(name, owned_by="alias") for name in self._aliases.names]
         return [*named, *self._found, *aliases]
 
     async def _ask_all(self) -> list[Model]:
@@ -92,7 +93,7 @@ class Discovery:
 
     def _stand_in(self, account: Account) -> list[str]:
         """Names to list for a server that lists none: the operator's patterns that are plain names, else Qwen's own."""
-        plain = [pattern for pattern in account.models if not set(pattern) & set("*?[")]
+        plain = [pattern for pattern in account.models if not is_pattern(pattern)]
         if plain or account.family != "dashscope":
             return plain
         return list(catalogue.names(embedding=account.offers(catalogue.EMBEDDING[0], "embedding")))

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from qproxy.keys import Key, Keyring
 from qproxy.wire import jsontext, verbatim
+from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import NotAuthenticated, RequestError
 
 Fields: TypeAlias = Any
@@ -29,7 +30,7 @@ KEY_PROTOCOL = "openai-insecure-api-key."
 EXPOSED = ", ".join(
     (
         "x-request-id", "x-qproxy-upstream-request-id", "x-qproxy-overhead-ms", "x-qproxy-ignored-params",
-        "x-qproxy-notes", "openai-processing-ms", "retry-after", "retry-after-ms", "x-should-retry",
+        "x-qproxy-notes", "x-qproxy-tools", "openai-processing-ms", "retry-after", "retry-after-ms", "x-should-retry",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     )
 )  # fmt: skip
@@ -72,6 +73,7 @@ class Door:
     keep_alive: float = math.inf
     """Seconds of silence in a stream after which a comment is sent."""
     default_model: str | None = None
+    aliases: Aliases = Aliases()
     admin_key: str | None = field(default=None, repr=False)
 
     def client(self, headers: Fields, scope: Mapping[str, Any]) -> Key | None:
@@ -170,9 +172,14 @@ class Door:
             raise RequestError(message, code="invalid_value")
         return body
 
+    def allows(self, key: Key | None, model: str) -> bool:
+        """Whether the key may ask for the model, by this name or by the one that it stands for."""
+        return key is None or key.allows(model) or key.allows(self.aliases.resolve(model))
+
     def check_model(self, key: Key | None, model: str) -> None:
         """RequestError unless the key may ask for the model."""
-        if key is not None and not key.allows(model):
+        if not self.allows(key, model):
+            assert key is not None
             raise RequestError(
                 f"The API key {key.name or key.id!r} may not use the model {model[:200]!r}.",
                 status=403,

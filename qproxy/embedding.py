@@ -43,7 +43,7 @@ async def embed(relay: Relay, asked: Texts, story: Story) -> Embedded:
     if asked.ignored and relay.policy.strict_params:
         message = f"Unsupported parameter: '{asked.ignored[0]}' has no meaning for this model's server."
         raise RequestError(message, param=asked.ignored[0], code="unsupported_parameter")
-    model = relay.policy.aliases.get(asked.model, asked.model)
+    model = relay.policy.aliases.resolve(asked.model)
     able = [account for account in relay.accounts.accounts if account.offers(model, "embedding")]
     size = min((account.embedding_batch for account in able), default=1)
     batches = list(asked.batches(size))

@@ -85,7 +85,7 @@ async def connect(
 ) -> tuple[WebSocket, str | bytes]:
     """A model's server's end, and its first word.  Raises QproxyError when no account could have one."""
     story.model = model
-    story.served_model = served = relay.policy.aliases.get(model, model)
+    story.served_model = served = relay.policy.aliases.resolve(model)
     tries = Tries(relay.accounts, served, story, task="realtime")
     began = trio.current_time()
     try:

@@ -25,6 +25,7 @@ from qproxy.prompts import Series
 from qproxy.transport import Response, Transport
 from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
+from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.events import JSON, Event, Turn
 from qproxy.wire.stages import Chain
@@ -39,7 +40,7 @@ STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream
 class Policy:
     """What the operator decided about how requests are relayed."""
 
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Aliases = Aliases()
     switches: Mapping[str, bool] = field(default_factory=dict)
     """Rules switched on or off by name."""
     strict_params: bool = False
@@ -72,7 +73,7 @@ class Relay:
     async def _open(self, turn: Turn, story: Story, stack: AsyncExitStack) -> Answer:
         """The answer to a turn of one conversation or prompt."""
         story.model = turn.model
-        model = self.policy.aliases.get(turn.model, turn.model)
+        model = self.policy.aliases.resolve(turn.model)
         learned = False
 
         prompt_tokens, most = estimate(turn) if self.accounts.counts_tokens else (0, 0)

@@ -39,8 +39,9 @@ from qproxy.stored import Store
 from qproxy.stored.sqlite import SQLiteStore
 from qproxy.toolmaking import ToolLike
 from qproxy.transport import Connect, Transport
+from qproxy.wire.aliases import Aliases
 from qproxy.wire.toolcalls import Profile
-from qproxy.wire.upstreams import rules
+from qproxy.wire.upstreams import catalogue, rules
 
 FAREWELL_SECONDS = 2.0
 """For those whose time is up to be told so."""
@@ -112,8 +113,9 @@ def reassemble(config: Config, before: Config, server: Server) -> Server:
 
 def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
     accounts = Accounts(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
+    aliases = _aliases(config, entries)
     policy = Policy(
-        aliases=config.aliases,
+        aliases=aliases,
         switches=config.rules,
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
@@ -125,7 +127,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         accounts.accounts,
         transport,
         cache_seconds=config.models_cache_seconds,
-        aliases=config.aliases,
+        aliases=aliases,
         extra=config.models,
     )
     door = Door(
@@ -139,6 +141,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         request_timeout=config.request_timeout or math.inf,
         keep_alive=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
+        aliases=aliases,
         admin_key=config.admin_key,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
@@ -147,6 +150,13 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
     server.store = store
     server.speech = Speech(_bounds(config), config.realtime_voices)
     return server
+
+
+def _aliases(config: Config, accounts: Sequence[Account]) -> Aliases:
+    """The settings' aliases; a model that they or an account name, or that is Qwen's own, is left to itself by `*`."""
+    named = {*config.models, *(name for account in accounts for name in account.models)}
+    dashscope = any(account.family == "dashscope" for account in accounts)
+    return Aliases(config.aliases, lambda name: name in named or (dashscope and catalogue.is_qwen(name)))
 
 
 def _bounds(config: Config) -> Bounds:

@@ -1,10 +1,13 @@
 """The door: hosts, pages, types and shapes of what comes in."""
 
 import json
+import re
+from pathlib import Path
 
 import h2.events
 import pytest
 
+import qproxy
 from qproxy.door import EXPOSED, Access, Door, is_loopback
 from qproxy.inprocess import in_process
 from qproxy.keys import Keyring, configured
@@ -103,6 +106,14 @@ async def test_pages_that_are_allowed():
             "access-control-allow-origin"
             not in (await it.post(HELLO, headers=[(b"origin", b"https://b.test")]))[1]
         )
+
+
+def test_pages_may_read_every_field_of_ours():
+    """No response field of ours is written anywhere that a page's script may not read."""
+    sources = (path.read_text("utf-8") for path in Path(qproxy.__file__).parent.rglob("*.py"))
+    written = {name for source in sources for name in re.findall(r'"(x-(?:qproxy|should)-[a-z-]+)"', source)}
+    assert "x-qproxy-tools" in written
+    assert written <= set(EXPOSED.split(", "))
 
 
 async def test_security_headers():

@@ -54,7 +54,9 @@ class Config:
     upstream_key: str | None = setting(None, "the key for `upstream`", secret=True)
     region: str = setting("singapore", "where DASHSCOPE_API_KEY belongs: singapore, beijing, us or hongkong")
     default_model: str | None = setting(None, "model for requests that name none")
-    aliases: dict[str, str] = setting({}, "model names that clients may use, and what they stand for")
+    aliases: dict[str, str] = setting(
+        {}, "model names and patterns (`gpt-*`, `*`) that clients may use, and what they stand for"
+    )
     models: list[str] = setting([], "further models to list")
     models_cache_seconds: float = setting(300.0, "how long the servers' lists of models are kept")
     proxy: str | None = setting(

@@ -26,6 +26,7 @@ from qproxy.doctor.replies import Got, asked
 from qproxy.observe import Story
 from qproxy.presets import AccountConfig, key_warnings
 from qproxy.relay import Relay
+from qproxy.wire.aliases import is_pattern
 from qproxy.wire.contract import breaches, plain
 from qproxy.wire.contract.chat import calls
 from qproxy.wire.errors import Limit, QproxyError, Retry, UpstreamError
@@ -163,11 +164,10 @@ class Patient:
 
     def _model(self, names: Sequence[str]) -> str | None:
         """Whom to ask: the operator's default, else the cheapest that is offered."""
-        aliases = self.relay.policy.aliases
-        default = aliases.get(self.default_model or "", self.default_model or "")
+        default = self.relay.policy.aliases.resolve(self.default_model) if self.default_model else None
         if default and self.account.offers(default):
             return default
-        own = [pattern for pattern in self.account.models if not set(pattern) & set("*?[")]
+        own = [pattern for pattern in self.account.models if not is_pattern(pattern)]
         known = [*own, *names]
         if not known and self.account.family == "dashscope":
             known = list(catalogue.names())

@@ -68,7 +68,7 @@ class Monitoring:
         relay = self._parts.relay
         return (
             model in catalogue.MODELS
-            or model in relay.policy.aliases
+            or model in relay.policy.aliases.names
             or any(
                 model in (a.known_models or a.models) or model in a.models for a in relay.accounts.accounts
             )

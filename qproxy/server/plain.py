@@ -30,7 +30,7 @@ class Plain:
 
     async def _models(self) -> Reply:
         found, key = await self._parts.discovery.models(), current.client()
-        return json(models.listing([model for model in found if key is None or key.allows(model.id)]))
+        return json(models.listing([model for model in found if self._parts.door.allows(key, model.id)]))
 
     async def _model(self, name: str) -> Reply:
         self._parts.door.check_model(current.client(), name)

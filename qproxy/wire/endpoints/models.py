@@ -6,11 +6,12 @@ cannot chat or embed, and our own list.  OpenAPI `ListModelsResponse`, `Model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
@@ -81,12 +82,12 @@ def listing(models: Iterable[Model]) -> dict[str, Any]:
     return {"object": "list", "data": [model.body() for model in unique.values()]}
 
 
-def one(models: Iterable[Model], name: str, aliases: Mapping[str, str]) -> dict[str, Any]:
+def one(models: Iterable[Model], name: str, aliases: Aliases) -> dict[str, Any]:
     """The answer to `GET /v1/models/{id}`; RequestError 404 when there is no such model."""
     known = {model.id: model for model in models}
     if name in known:
         return known[name].body()
-    if name in aliases:
+    if aliases.lookup(name) is not None:
         return Model(name, owned_by="alias").body()
     raise RequestError(
         f"The model {name[:200]!r} does not exist or you do not have access to it.",

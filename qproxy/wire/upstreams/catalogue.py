@@ -52,9 +52,18 @@ EMBEDDING = ("text-embedding-v4", "text-embedding-v3")
 """They have no output to limit."""
 
 
+LINES = ("qwen", "qwq-", "qvq-", "text-embedding-v")
+"""How the names of Qwen's own models begin, also of those to come."""
+
+
 def names(*, embedding: bool = False) -> Iterable[str]:
     """The models worth listing, with or without those that embed."""
     return (*MODELS, *(EMBEDDING if embedding else ()))
+
+
+def is_qwen(model: str) -> bool:
+    """Whether a name is that of one of Qwen's models, published or to come."""
+    return model.lower().startswith(LINES)
 
 
 def lookup(model: str) -> Limits | None:

@@ -1,0 +1,51 @@
+"""Names that clients may use for models, and the models that they stand for.
+
+An alias is a name or a pattern (`gpt-*`, as in `fnmatch`).  The exact name decides, then the longest pattern that fits,
+of equally long ones the first.  `*` is the catch-all: it takes every name that is not a model's own (`is_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+CATCH_ALL = "*"
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name in the configuration stands for many."""
+    return not set(name).isdisjoint("*?[")
+
+
+class Aliases:
+    """The operator's aliases."""
+
+    def __init__(
+        self, table: Mapping[str, str] | None = None, is_model: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        self._exact = dict(table or {})
+        patterns = (name for name in self._exact if is_pattern(name) and name != CATCH_ALL)
+        self._patterns = sorted(patterns, key=len, reverse=True)
+        self._is_model = is_model
+
+    def __repr__(self) -> str:
+        return f"<Aliases {len(self._exact)} names and patterns>"
+
+    @property
+    def names(self) -> list[str]:
+        """The aliases that can be listed: patterns are no models."""
+        return [name for name in self._exact if not is_pattern(name)]
+
+    def lookup(self, name: str) -> str | None:
+        """The model that a client's name stands for; None where it is no alias."""
+        if name in self._exact:
+            return self._exact[name]
+        for pattern in self._patterns:
+            if fnmatchcase(name, pattern):
+                return self._exact[pattern]
+        return None if self._is_model(name) else self._exact.get(CATCH_ALL)
+
+    def resolve(self, name: str) -> str:
+        """The model to ask an account for."""
+        found = self.lookup(name)
+        return name if found is None else found
