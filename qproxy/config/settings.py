@@ -148,8 +148,12 @@ class Config:
     oauth_client_id: str = setting("f0304373b74a44d2b584a3fb70ca9e56", "who signs in (a public client's id)")
     oauth_scope: str = setting("openid profile email model.completion", "what a sign-in asks for")
     oauth_hosts: list[str] = setting(
-        ["portal.qwen.ai", "*.qwen.ai", "*.aliyuncs.com"],
-        "hosts that may see the tokens of Qwen accounts, by https; a whole origin (http://127.0.0.1:8788) is also one",
+        [
+            *("portal.qwen.ai", "chat.qwen.ai", "dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"),
+            *("dashscope-us.aliyuncs.com", "cn-hongkong.dashscope.aliyuncs.com"),
+        ],
+        "hosts that may see the tokens of Qwen accounts, by https; `*` stands within one label; a whole origin "
+        "(http://127.0.0.1:8788) is also one",
     )
     oauth_interval: float = setting(
         5.0, "between two questions whether a sign-in is approved, unless told otherwise"

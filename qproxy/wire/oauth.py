@@ -300,7 +300,9 @@ def slower(interval: float) -> float:
 def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     """The API's base for a token's `resource_url`; ValueError when the token may not go there.
 
-    `allowed` holds patterns of hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest.
+    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest.  A `*` in a host
+    stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain the deeper names are
+    its tenants', such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
     """
     url = resource_url.strip().rstrip("/")
     if "://" not in url:
@@ -319,4 +321,10 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
 def _allows(pattern: str, scheme: str, host: str, netloc: str) -> bool:
     if "://" in pattern:
         return f"{scheme}://{netloc}" == pattern.lower().rstrip("/")
-    return scheme == "https" and netloc in (host, f"{host}:443") and fnmatchcase(host, pattern.lower())
+    return scheme == "https" and netloc in (host, f"{host}:443") and _covers(pattern.lower(), host)
+
+
+def _covers(pattern: str, host: str) -> bool:
+    """Whether the pattern stands for the host, label by label."""
+    labels, wanted = host.split("."), pattern.split(".")
+    return len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted))

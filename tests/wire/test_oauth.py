@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qproxy.config import Config
 from qproxy.wire import oauth
 from qproxy.wire.oauth import Device, Ended, Granted, Pending, Provider, SlowDown, Transient
 
@@ -230,6 +231,42 @@ def test_a_token_goes_only_where_it_may(resource, base):
             oauth.base_url(resource, ALLOWED)
     else:
         assert oauth.base_url(resource, ALLOWED) == base
+
+
+TENANTS = (
+    "mine.oss-cn-hangzhou.aliyuncs.com", "dashscope.oss-cn-beijing.aliyuncs.com", "oss-cn-beijing.aliyuncs.com",
+    "1234567890.cn-beijing.fc.aliyuncs.com", "ws-1.cn-beijing.maas.aliyuncs.com", "x.dashscope.aliyuncs.com",
+    "dashscope.aliyuncs.com.oss-cn-hangzhou.aliyuncs.com", "deploy.qwen.ai", "a.portal.qwen.ai",
+)  # fmt: skip
+"""Hosts under the domains of the servers whose names somebody else may choose."""
+
+
+@pytest.mark.parametrize("host", TENANTS)
+def test_no_token_goes_to_a_host_that_a_tenant_named(host):
+    """The default list has whole names only."""
+    assert not any("*" in name for name in Config().oauth_hosts)
+    with pytest.raises(ValueError, match="not among the hosts"):
+        oauth.base_url(host, Config().oauth_hosts)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "covered"),
+    [
+        ("*.aliyuncs.com", "dashscope.aliyuncs.com", True),
+        ("*.aliyuncs.com", "mine.oss-cn-hangzhou.aliyuncs.com", False),
+        ("*", "evil.com", False),
+        ("*.*.maas.aliyuncs.com", "ws-1.cn-beijing.maas.aliyuncs.com", True),
+        ("dashscope*.aliyuncs.com", "dashscope-us.aliyuncs.com", True),
+        ("dashscope*.aliyuncs.com", "dashscope.oss-cn-hangzhou.aliyuncs.com", False),
+    ],
+)
+def test_a_wildcard_stands_within_one_label(pattern, host, covered):
+    """An operator's pattern for a cloud's services does not cover the names below them."""
+    if covered:
+        assert oauth.base_url(host, [pattern]) == f"https://{host}/v1"
+    else:
+        with pytest.raises(ValueError, match="not among the hosts"):
+            oauth.base_url(host, [pattern])
 
 
 def test_slow_down_adds_five_seconds_up_to_sixty():
