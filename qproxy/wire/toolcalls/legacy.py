@@ -24,6 +24,8 @@ _NAME_END = re.compile("[\n✿]")
 _LINE_END = re.compile("\n")
 _FENCE_END = re.compile(r"(?m)^```")
 MAX_NAME = 512
+MAX_PROPERTIES = 64
+"""Parameters among which the one of text is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ def _fenced(source: Source, sink: Sink, tools: Tools, name: str) -> Reading[None
 
 def _wrapped(body: str, tools: Tools, name: str) -> str:
     properties = tools.properties(name)
+    if len(properties) > MAX_PROPERTIES:
+        return body
     texts = [key for key in properties if values.kinds(properties[key], tools.schema(name)) == {"string"}]
     if len(texts) != 1:
         return body

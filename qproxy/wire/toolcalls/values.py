@@ -14,7 +14,7 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
@@ -31,23 +31,31 @@ _PYTHON_WORDS = {
 """Types that are no JSON Schema, in the words of people who write their schemas by hand."""
 MAX_LITERAL = 64 * 1024
 _DEEPEST = 8
+MAX_NODES = 256
+"""Subschemas of one parameter, and items of one list, that are looked at."""
 
 
-def kinds(schema: JSON, root: Mapping[str, JSON], depth: int = 0) -> set[str]:
-    """The JSON types that a schema allows; empty when it does not say."""
-    if not isinstance(schema, dict) or depth > _DEEPEST:
+def kinds(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
+    """Return the JSON types that a schema allows; empty when it does not say.
+
+    Looks at MAX_NODES subschemas in all, because a `$ref` lets a short schema unfold without end.
+    """
+    return _kinds(schema, root, 0, iter(range(MAX_NODES)))
+
+
+def _kinds(schema: JSON, root: Mapping[str, JSON], depth: int, budget: Iterator[int]) -> set[str]:
+    if not isinstance(schema, dict) or depth > _DEEPEST or next(budget, None) is None:
         return set()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return kinds(_resolved(reference, root), root, depth + 1)
+        return _kinds(_resolved(reference, root), root, depth + 1, budget)
     said = schema.get("type")
-    found = {said} if isinstance(said, str) else {one for one in said or () if isinstance(one, str)}
+    found = {said} if isinstance(said, str) else {one for one in _first(said) if isinstance(one, str)}
     for key in ("anyOf", "oneOf", "allOf"):
-        branches = schema.get(key)
-        for branch in branches if isinstance(branches, list) else ():
-            found |= kinds(branch, root, depth + 1)
+        for branch in _first(schema.get(key)):
+            found |= _kinds(branch, root, depth + 1, budget)
     if not found and isinstance(schema.get("enum"), list):
-        found = {_PYTHON.get(type(value), "string") for value in schema["enum"]}
+        found = {_PYTHON.get(type(value), "string") for value in _first(schema["enum"])}
     if not found and "const" in schema:
         found = {_PYTHON.get(type(schema["const"]), "string")}
     if not found:
@@ -55,6 +63,11 @@ def kinds(schema: JSON, root: Mapping[str, JSON], depth: int = 0) -> set[str]:
     if found and schema.get("nullable") is True:
         found.add("null")
     return {_PYTHON_WORDS.get(kind.lower(), kind.lower()) for kind in found}
+
+
+def _first(value: JSON) -> list[JSON]:
+    """Return the first MAX_NODES items of a list, and none of anything else."""
+    return value[:MAX_NODES] if isinstance(value, list) else []
 
 
 def _resolved(reference: str, root: Mapping[str, JSON]) -> JSON:
