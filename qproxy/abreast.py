@@ -1,6 +1,7 @@
 """Several upstream requests for one request of a client: side by side, as one.
 
-The first that fails for good ends the others, and its error is the one that the client sees.  Cancelled, all are.
+The first that fails for good ends the others, and its error is the one that the client sees.  Cancelled, all are: their
+nursery is within the request's own, and does not outlive the call.
 """
 
 from __future__ import annotations

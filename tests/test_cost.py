@@ -77,9 +77,11 @@ async def counted(replies, body, repeat=1):
         emulator.script(*replies * (repeat + 2))
         for _ in range(2):
             await answered(client, body)
+        await trio.testing.wait_all_tasks_blocked()
         with counter.counting():
             for _ in range(repeat):
                 await answered(client, body)
+            await trio.testing.wait_all_tasks_blocked()  # the last one's end is part of what it costs
     return counter
 
 

@@ -4,7 +4,7 @@
 the events of the round under way, and between two rounds what the tools say as each ends.
 
 Who owns what: the tools of a round run in parallel, together with the opening of the next round, in *one* task of the
-request's nursery, which `Connection` opens around everything that is done for a request and cancels when the client
+request's nursery, which the server opens around everything that is done for a request and cancels when the client
 has left or the answer is whole.  It is not a nursery of `receive`'s own: a pull may give up at its time (`Quiet`), so
 that a comment can go out, and the tools must go on meanwhile.  Nor is it one on the request's exit stack: a nursery
 belongs to the task that opened it, and the stack outlives the request's handler.  The task is over before the stack

@@ -1,8 +1,9 @@
 """The Quart-Trio app: routes from its families, and what happens around every request.
 
-The idea: every request owns an exit stack and a nursery (`Connection`).  Whatever is opened for it is entered on the
-stack: leases, upstream responses; what goes on beside it, tools, runs in the nursery.  Quart-Trio cancels the handler
-when the client leaves; then the nursery is cancelled, and the stack closes everything, in whatever state it was.
+The idea: every request owns an exit stack and a nursery, whichever way it takes (`Connection`, `SocketConnection`,
+`lane.Lane`).  Whatever is opened for it is entered on the stack: leases, upstream responses; what goes on beside its
+handler, tools, runs in the nursery.  When the client leaves the handler is cancelled and the nursery with it, and the
+stack closes everything, in whatever state it was.
 """
 
 from __future__ import annotations

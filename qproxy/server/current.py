@@ -16,7 +16,6 @@ import trio
 
 from qproxy.keys import Key
 from qproxy.observe import Record
-from qproxy.wire.errors import Overloaded
 
 Default = TypeVar("Default")
 LONGEST_PATH = 200
@@ -45,11 +44,12 @@ class Fields:
 
 
 def enter(
-    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery | None, body: Callable[[], Awaitable[bytes]]
+    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery, body: Callable[[], Awaitable[bytes]]
 ) -> None:
     """Serve this request from here on, in this task and its children."""
     scope["qproxy.stack"] = stack
     scope["qproxy.nursery"] = nursery
+    stack.callback(scope.pop, "qproxy.nursery")  # it refers to the task, whose context refers to the scope
     scope["qproxy.body"] = body
     scope["qproxy.headers"] = Fields(scope["headers"])
     _scope.set(scope)
@@ -81,14 +81,8 @@ def stack() -> AsyncExitStack:
 
 
 def nursery() -> trio.Nursery:
-    """Where what goes on beside the request's handler runs; cancelled with the request.
-
-    There is one wherever this server has tools; it may have got its first ones while the request's body came.
-    """
-    nursery: trio.Nursery | None = scope()["qproxy.nursery"]
-    if nursery is None:
-        raise Overloaded("The server has just got tools; ask again.", retry_after=0.1)
-    return nursery
+    """What owns the tasks beside the request's handler; cancelled when the client leaves or the answer is whole."""
+    return cast("trio.Nursery", scope()["qproxy.nursery"])
 
 
 def record() -> Record:

@@ -5,9 +5,9 @@ client's end; that is as much work as all of the rest.  Here a view is called st
 these requests, as it is written most often, goes Quart's way, and so does all of it once somebody has added functions
 of their own to the app (`plain`).
 
-When the client leaves, everything done for it is cancelled: by the server's `Exchange` where there is one, else by a
-task that waits for ASGI's message.  A nursery is opened only where something runs beside the handler: that task, or
-tools.
+Every request has a nursery, which owns what runs beside the handler (a round's tools, the task that waits for the
+client's leaving) and whose cancel scope ends the request when the client leaves: called by the server's `Exchange` where
+there is one, else by that task, at ASGI's message.
 """
 
 from __future__ import annotations
@@ -53,20 +53,11 @@ class Lane:
         if route is None:
             await self._otherwise(scope, receive, send)
             return
-        exchange = scope["extensions"].get(EXCHANGE)
-        async with AsyncExitStack() as stack:
-            if exchange is not None and not self._parts.workshop.toolbox:
-                with trio.CancelScope() as gone:  # nothing goes on beside the handler
-                    incoming = _Incoming(receive, gone, exchange=exchange)
-                    current.enter(scope, stack, None, partial(self._body, incoming))
-                    await self._serve(route, send)
-            else:
-                async with trio.open_nursery() as nursery:
-                    gone = nursery.cancel_scope
-                    incoming = _Incoming(receive, gone, nursery=nursery)
-                    current.enter(scope, stack, nursery, partial(self._body, incoming))
-                    await self._serve(route, send)
-                    gone.cancel()
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            incoming = _Incoming(receive, nursery.cancel_scope, scope["extensions"].get(EXCHANGE))
+            current.enter(scope, stack, nursery, partial(self._body, incoming))
+            await self._serve(route, send)
+            nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
     async def _serve(self, route: Route, send: Any) -> None:
         reply = await self._reply(route)
@@ -123,17 +114,9 @@ class Lane:
 class _Incoming:
     """What comes from the client: a body, and then its end."""
 
-    def __init__(
-        self,
-        receive: Any,
-        gone: trio.CancelScope,
-        *,
-        exchange: Any = None,
-        nursery: trio.Nursery | None = None,
-    ) -> None:
+    def __init__(self, receive: Any, gone: trio.CancelScope, exchange: Any) -> None:
         self._receive = receive
         self._gone = gone
-        self._nursery = nursery
         self._exchange = exchange
         if exchange is not None:
             exchange.leave = gone.cancel
@@ -151,8 +134,8 @@ class _Incoming:
             if size > limit:
                 raise refusals.too_large()
             if not message.get("more_body", False):
-                if self._nursery is not None:
-                    self._nursery.start_soon(self._watch)
+                if self._exchange is None:
+                    current.nursery().start_soon(self._watch)
                 return b"".join(pieces)
         await self._left()
         return b""
