@@ -2,7 +2,8 @@
 
 Every route is declared `OPEN`, `KEY` or `ADMIN` (`Access`); one that is not declared is `KEY`.
 
-On loopback no key is needed, and so two things stand between a web page and your accounts.  A page whose name was
+Where no key is demanded, only connections to this machine's own addresses are served (`insecure_no_auth` serves all):
+this holds whatever started the server.  On loopback no key is needed, and so two things stand between a web page and your accounts.  A page whose name was
 made to point at this machine (DNS rebinding) shows in the Host field, which must then name this machine.  A page that
 posts blindly cannot say `application/json` without asking first (CORS), so with an Origin field that must be said.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import enum
 import hmac
-import ipaddress
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from qproxy.exposure import is_loopback, without_keys
 from qproxy.keys import Key, Keyring
 from qproxy.wire import jsontext, verbatim
 from qproxy.wire.aliases import Aliases
@@ -42,6 +44,9 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
 }
+
+
+log = logging.getLogger("qproxy.server")
 
 
 class Access(enum.Enum):
@@ -75,11 +80,15 @@ class Door:
     default_model: str | None = None
     aliases: Aliases = Aliases()
     admin_key: str | None = field(default=None, repr=False)
+    insecure_no_auth: bool = False
+    """Serve addresses that other machines reach without keys."""
+    _warned: set[str] = field(default_factory=set, repr=False, compare=False)
+    """The addresses of which the log has said that they are refused."""
 
     def client(self, headers: Fields, scope: Mapping[str, Any]) -> Key | None:
         """Whose request it is; None where nobody is asked.  RequestError when it may not come in."""
         if not self.keyring.demanded():
-            self._check_host(headers.get("host", ""), scope)
+            self._check_address(headers.get("host", ""), scope)
             return None
         key = shown_key(headers)
         if not key:
@@ -110,20 +119,35 @@ class Door:
                 code="admin_key_required",
             )
 
-    def _check_host(self, host: str, scope: Mapping[str, Any]) -> None:
-        """Against DNS rebinding: whoever reaches us by loopback must also call us by a name of loopback."""
-        server = scope.get("server") or ("", 0)
-        name = _name(host)
-        if not is_loopback(str(server[0])) or is_loopback(name) or not name:
+    def _check_address(self, host: str, scope: Mapping[str, Any]) -> None:
+        """RequestError unless the connection came to this machine's own address, by one of its names.
+
+        A connection without an address (a Unix socket, a call in this process) is this machine's too.
+        """
+        server = scope.get("server")
+        if server is None:
             return
-        if name not in self.allowed_hosts and "*" not in self.allowed_hosts:
-            raise RequestError(
-                f"This server listens on loopback without keys and does not serve the host {name[:200]!r}. If a proxy "
-                "of yours passes that name on, add it to the setting allowed_hosts.",
-                status=403,
-                type="permission_error",
-                code="host_not_allowed",
-            )
+        if not is_loopback(str(server[0])):
+            if not self.insecure_no_auth:
+                raise self._exposed(str(server[0]))
+            return
+        name = _name(host)  # against DNS rebinding
+        if not name or is_loopback(name) or name in self.allowed_hosts or "*" in self.allowed_hosts:
+            return
+        raise RequestError(
+            f"This server listens on loopback without keys and does not serve the host {name[:200]!r}. If a proxy "
+            "of yours passes that name on, add it to the setting allowed_hosts.",
+            status=403,
+            type="permission_error",
+            code="host_not_allowed",
+        )
+
+    def _exposed(self, address: str) -> RequestError:
+        message = without_keys(address)
+        if address not in self._warned:
+            self._warned.add(address)
+            log.warning("refused a request: %s", message)
+        return RequestError(message, status=403, type="permission_error", code="keys_required")
 
     def check_framing(self, headers: Fields) -> None:
         """RequestError for a request that wants to be read in a way that this server does not have."""
@@ -245,13 +269,3 @@ def _key_of_a_page(headers: Fields) -> str:
     """A page's script can give a WebSocket no header field but the names of sub-protocols: OpenAI's holds the key."""
     offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
     return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), "")
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host's name or address is this machine's own."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

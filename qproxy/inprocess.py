@@ -103,7 +103,7 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
         "root_path": "",
         "headers": [(b"host", b"in-process"), *headers],
         "client": ("127.0.0.1", 0),
-        "server": ("in-process", 0),
+        "server": None,
         "state": {},
         "extensions": {},
     }

@@ -143,6 +143,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         default_model=config.default_model,
         aliases=aliases,
         admin_key=config.admin_key,
+        insecure_no_auth=config.insecure_no_auth,
     )
     admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)

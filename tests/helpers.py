@@ -112,6 +112,7 @@ async def world(*, emulator=None, through=None, functions=(), site=None, **setti
     """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
+    settings.setdefault("insecure_no_auth", True)  # the connections of `served` come to a public address
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):

@@ -8,7 +8,8 @@ import h2.events
 import pytest
 
 import qproxy
-from qproxy.door import EXPOSED, Access, Door, is_loopback
+from qproxy.door import EXPOSED, Access, Door
+from qproxy.exposure import is_loopback
 from qproxy.inprocess import in_process
 from qproxy.keys import Keyring, configured
 from qproxy.server import Route
@@ -37,16 +38,34 @@ def test_a_foreign_name_for_this_machine(host):
     with pytest.raises(RequestError, match="allowed_hosts") as refusal:
         Door().client({"host": host}, LOOPBACK)
     assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
-    assert Door().client({"host": host}, {"server": ("192.0.2.7", 8787)}) is None
+    assert Door(insecure_no_auth=True).client({"host": host}, {"server": ("192.0.2.7", 8787)}) is None
     assert Door(allowed_hosts=("*",)).client({"host": host}, LOOPBACK) is None
     keyed = Door(keyring=Keyring(configured(["secret"])))
     assert keyed.client({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
 
 
+@pytest.mark.parametrize("address", ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"])
+def test_another_machines_way_in_without_keys(address, caplog):
+    """An address that other machines reach is served with keys or on the operator's word only, whatever started the server;
+    the log says so once."""
+    door, scope = Door(), {"server": (address, 8787)}
+    for _ in range(2):
+        with pytest.raises(RequestError, match="qproxy keys create") as refusal:
+            door.client({"host": "localhost"}, scope)
+        assert (refusal.value.status, refusal.value.code) == (403, "keys_required")
+    assert [address in record.getMessage() for record in caplog.records] == [True]
+    assert Door(insecure_no_auth=True).client({}, scope) is None
+    assert Door().client({"host": "localhost"}, {"server": None}) is None
+
+
 def test_loopback_names():
     """Only what can be nothing else counts as loopback."""
-    assert all(map(is_loopback, ("127.0.0.1", "127.8.9.1", "::1", "localhost", "x.localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "example.test", "localhost.test", "", "1")))
+    assert all(
+        map(is_loopback, ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "localhost", "x.localhost"))
+    )
+    assert not any(
+        map(is_loopback, ("0.0.0.0", "::", "::ffff:192.0.2.1", "example.test", "localhost.test", "", "1"))
+    )
 
 
 async def test_the_host_is_checked_on_the_wire(monkeypatch):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from qproxy import keys
 from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
+from qproxy.exposure import is_loopback, without_keys
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 MOST_WORKERS = 256
@@ -242,16 +243,17 @@ class Config:
             self._check_certificate()
         if self.port > 65535:
             raise ConfigError("port: it is at most 65535.")
-        if self.host not in LOOPBACK and not self.insecure_no_auth and not self._has_keys():
-            raise ConfigError(
-                f"Serving on {self.host} without keys would let everyone use your accounts. Make one with "
-                "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
-            )
+        self.check_address(self.host)
         for name in ("oauth_device_url", "oauth_token_url"):
             url = urlsplit(getattr(self, name))
             if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
                 raise ConfigError(f"{name}: it must be https, or http on this machine.")
         self.all_accounts()
+
+    def check_address(self, host: str) -> None:
+        """ConfigError when this host's name or address may not be served without keys, and there are none."""
+        if not is_loopback(host) and not self.insecure_no_auth and not self._has_keys():
+            raise ConfigError(without_keys(host))
 
     def _check_certificate(self) -> None:
         try:
