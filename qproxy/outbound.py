@@ -32,12 +32,12 @@ def transport(config: Config, connect: Connect | None = None, *, pool_idle: floa
         max_connections=config.max_connections,
     )
     try:
-        named = config.proxy
-        proxy = (
-            Proxy.everywhere(named, config.no_proxy) if named else Proxy.from_environment(proxy_environment())
-        )
-    except ValueError:
-        raise ConfigError("proxy: expected http[s]://[user:password@]host:port.") from None
+        if config.proxy:
+            proxy = Proxy.everywhere(config.proxy, config.no_proxy)
+        else:
+            proxy = Proxy.from_environment(proxy_environment(), config.no_proxy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     context = None
     if config.ca_bundle is not None:
         try:

@@ -1,4 +1,4 @@
-"""HTTP to the upstreams: keep-alive, limits, faults, proxies, TLS, and soundness after cancellation."""
+"""HTTP to the upstreams: keep-alive, limits, faults, TLS, and soundness after cancellation."""
 
 import ssl
 from functools import partial
@@ -9,8 +9,7 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.transport import Limits, Proxy, Transport
-from qproxy.transport.proxy import Origin, ProxyServer
+from qproxy.transport import Limits, Transport
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import HTTPRequest
 
@@ -292,71 +291,6 @@ async def test_cancelled_at_any_moment_the_pool_is_sound(nursery, autojump_clock
     assert sound(transport)
     assert [await fetch(transport) for _ in range(10)] == [(200, b"hi")] * 10
     assert sound(transport)
-
-
-NO_PROXY = {
-    "suffix": ("test", True),
-    "dotted suffix": (".test", True),
-    "exact": ("host.test", True),
-    "port": ("host.test:80", True),
-    "other port": ("host.test:81", False),
-    "star": ("*", True),
-    "not a suffix": ("st.test", False),
-    "network": ("10.0.0.0/8", False),
-}
-
-
-@pytest.mark.parametrize(("entry", "direct"), NO_PROXY.values(), ids=NO_PROXY.keys())
-def test_no_proxy(entry, direct):
-    """NO_PROXY's spellings."""
-    proxy = Proxy.everywhere("http://proxy.test:3128", entry)
-    assert (proxy.server_for(Origin.of("http://host.test/x")) is None) == direct
-
-
-def test_no_proxy_for_networks_and_the_environment():
-    """Addresses match networks; the customary variables are read."""
-    proxy = Proxy.from_environment(
-        {"HTTPS_PROXY": "http://u:p@proxy.test:3128", "NO_PROXY": "10.0.0.0/8, ::1"}
-    )
-    assert proxy.server_for(Origin.of("https://10.1.2.3/")) is None
-    assert proxy.server_for(Origin.of("https://[::1]:9/")) is None
-    assert proxy.server_for(Origin.of("http://a.test/")) is None
-    server = proxy.server_for(Origin.of("https://a.test/"))
-    assert server == ProxyServer.of("http://u:p@proxy.test:3128")
-    assert "u:p" not in repr(proxy)
-    assert "dTpw" not in repr(proxy)
-
-
-async def test_connect_through_a_proxy(nursery):
-    """CONNECT with Basic credentials, then the request inside; a refusal names proxy and host only."""
-    seen = []
-
-    async def serve(stream, answer):
-        seen.append(bytes(await stream.receive_some(65536)))
-        await stream.send_all(answer)
-        if b"200" in answer:
-            seen.append(bytes(await stream.receive_some(65536)))
-            await stream.send_all(OK)
-
-    for answer in (b"HTTP/1.1 200 Connected\r\n\r\n", b"HTTP/1.1 407 Who\r\ncontent-length: 0\r\n\r\n"):
-
-        async def connect(host, port, answer=answer):
-            assert (host, port) == ("proxy.test", 3128)
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(serve, theirs, answer)
-            return ours
-
-        transport = Transport(proxy=Proxy.everywhere("http://user:pass@proxy.test:3128"), connect=connect)
-        if b"200" in answer:
-            assert await fetch(transport) == (200, b"hi")
-            assert seen[0].startswith(b"CONNECT host.test:80 HTTP/1.1\r\n")
-            assert b"Basic dXNlcjpwYXNz" in seen[0]
-            assert b"proxy-authorization" not in seen[1].lower()
-        else:
-            with pytest.raises(UpstreamError, match="407") as caught:
-                await fetch(transport)
-            assert "pass" not in caught.value.message
-            assert transport.statistics().open == 0
 
 
 async def test_tls(nursery):

@@ -61,9 +61,14 @@ class Config:
     models: list[str] = setting([], "further models to list")
     models_cache_seconds: float = setting(300.0, "how long the servers' lists of models are kept")
     proxy: str | None = setting(
-        None, "outbound proxy for all upstreams; else HTTPS_PROXY, ALL_PROXY", secret=True
+        None,
+        "outbound proxy for all upstreams, `http[s]://` or `socks5[h]://`; else HTTPS_PROXY, http_proxy, ALL_PROXY",
+        secret=True,
     )
-    no_proxy: str = setting("", "hosts that `proxy` is not for, comma-separated")
+    no_proxy: str = setting(
+        "",
+        "hosts that are reached without a proxy, comma-separated; beside NO_PROXY where a variable names the proxy",
+    )
     ca_bundle: str | None = setting(None, "certificates to trust (PEM) instead of the system's")
     connect_timeout: float = setting(10.0, "to reach an upstream, TLS included")
     write_timeout: float = setting(30.0, "for an upstream to take a piece of the request")

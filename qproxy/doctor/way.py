@@ -31,7 +31,7 @@ async def to(url: str, transport: Transport, area: str, wall: float) -> list[Fin
     found = []
     if proxy is not None:
         found.append(Finding(area, "proxy", "ok", f"by way of {proxy.origin.authority}"))
-    elif not _is_address(origin.host):
+    if (proxy is None or not proxy.resolves_names) and not _is_address(origin.host):
         found.append(await _name(origin.host, origin.port, area))
         if stuck(found):
             return found
@@ -42,7 +42,8 @@ async def to(url: str, transport: Transport, area: str, wall: float) -> list[Fin
             Finding(area, "connection", "failed", error.message, _advice(error, url, proxy is not None))
         )
         return found
-    found.append(Finding(area, "connection", "ok", f"{origin.authority} answers"))
+    reached = proxy.origin if proxy is not None and proxy.forwards(origin) else origin
+    found.append(Finding(area, "connection", "ok", f"{reached.authority} answers"))
     if isinstance(stream, trio.SSLStream):
         found.append(certificate(stream.getpeercert(), str(stream.version()), area, wall))
     await trio.aclose_forcefully(stream)
@@ -82,7 +83,7 @@ def _advice(error: UpstreamError, url: str, proxied: bool) -> str:
     if "tls" in words:
         return "see whether the port speaks TLS, and whether something in between breaks it open"
     if proxied:
-        return "see the setting proxy, or the variables HTTPS_PROXY and NO_PROXY"
+        return "see the setting proxy, or the variables HTTPS_PROXY, ALL_PROXY and NO_PROXY"
     host = url.partition("://")[2].partition("/")[0]
     return f"see whether the server at {host} runs, and firewalls; behind a proxy set proxy or HTTPS_PROXY"
 

@@ -1,6 +1,6 @@
 """HTTP/1.1 to the upstreams: over Trio, ours, small; h11 has what is not plain (`wire.heads`).
 
-Here: connections, TLS, the keep-alive pool, the CONNECT proxy, and a named time limit on every await.  Not
+Here: connections, TLS, the keep-alive pool, proxies (HTTP and `socks`), and a named time limit on every await.  Not
 here: what a request says or what an answer means (`wire`), nor whether to try again (`relay`), with one
 exception that only this room can judge: a pooled connection that turns out to be dead before a byte of the
 answer came is replaced by a fresh one, once.

@@ -39,7 +39,7 @@ class Limits:
     """Seconds, counts and bytes.  A time of None means no limit."""
 
     connect_timeout: float = 10.0
-    """Name look-up, TCP, the proxy's CONNECT and TLS together."""
+    """Name look-up, TCP, the proxy's part (CONNECT, SOCKS) and TLS together."""
     write_timeout: float = 30.0
     """For one write of the request to make progress."""
     first_byte_timeout: float | None = 300.0
@@ -98,8 +98,10 @@ class Head(NamedTuple):
 class Connection:
     """An open stream, and the exchange that it carries."""
 
-    def __init__(self, stream: trio.abc.Stream, limits: Limits, host: str) -> None:
+    def __init__(self, stream: trio.abc.Stream, limits: Limits, host: str, origin: bytes = b"") -> None:
         self.stream = stream
+        self._origin = origin
+        """What goes before a path: a proxy that forwards a request is told of its origin."""
         self.patient = _bottom(stream)
         self.limits = limits
         self.host = host
@@ -138,8 +140,12 @@ class Connection:
             raise timed_out(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
         raise timed_out(f"{self.host} did not begin to answer", limit or 0)
 
+    def _target(self, request: HTTPRequest) -> bytes:
+        """The request's target: its path, in absolute form for a proxy (RFC 9112 3.2)."""
+        return self._origin + b"/" + request.url.partition("://")[2].partition("/")[2].encode()
+
     async def _write(self, request: HTTPRequest, fields: Headers) -> None:
-        head = heads.write_request(request.method.encode(), _path(request), fields)
+        head = heads.write_request(request.method.encode(), self._target(request), fields)
         if head is None:
             with foreign_errors(f"Cannot send the request to {self.host}", retry=Retry.QUICKLY):
                 head = self._by_h11(request, fields)
@@ -164,7 +170,9 @@ class Connection:
     def _by_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
         """Let h11 have the exchange from here on; the request's head as it writes it."""
         http = self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
-        head = http.send(h11.Request(method=request.method, target=_path(request), headers=list(fields)))
+        head = http.send(
+            h11.Request(method=request.method, target=self._target(request), headers=list(fields))
+        )
         if request.body:
             http.send(h11.Data(data=request.body))
         http.send(h11.EndOfMessage())
@@ -276,16 +284,16 @@ def _readable(socket: trio.socket.SocketType) -> bool:
     return bool(poll.poll(0))
 
 
-def _path(request: HTTPRequest) -> bytes:
-    return b"/" + request.url.partition("://")[2].partition("/")[2].encode()
-
-
-def request_fields(request: HTTPRequest, origin: Origin, user_agent: str) -> Headers:
+def request_fields(
+    request: HTTPRequest, origin: Origin, user_agent: str, proxy_authorization: str | None = None
+) -> Headers:
     """The request's header fields with those that are the transport's to add."""
-    own = (
+    own: Headers = (
         (b"host", origin.host_field.encode()),
         (b"user-agent", user_agent.encode()),
         (b"accept-encoding", b"identity"),  # one decoding less for every chunk, and nothing buffers
     )
     length = ((b"content-length", str(len(request.body)).encode()),) if request.body else ()
+    if proxy_authorization is not None:
+        own = (*own, (b"proxy-authorization", proxy_authorization.encode()))
     return (*own, *request.headers, *length)

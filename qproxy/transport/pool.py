@@ -17,6 +17,7 @@ from typing import TypeAlias
 import h11
 import trio
 
+from qproxy.transport import socks
 from qproxy.transport.connection import (
     Connection,
     Limits,
@@ -32,6 +33,7 @@ from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import HTTPRequest
 
 Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+PROXY_AUTHENTICATION_REQUIRED = 407
 Key: TypeAlias = tuple[Origin, ProxyServer | None]
 
 
@@ -88,11 +90,13 @@ class Transport:
 
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
-        key = origin, _ = self.way(request.url)
+        key = origin, proxy = self.way(request.url)
         host = self._host(key)
+        forwarded = proxy is not None and proxy.forwards(origin)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
-        fields = request_fields(request, origin, self._user_agent)
+        authorization = proxy.authorization if proxy is not None and forwarded else None
+        fields = request_fields(request, origin, self._user_agent, authorization)
         while True:
             slot = await self._slot(host, origin)
             connection = self._pooled(host)
@@ -101,6 +105,8 @@ class Transport:
                 if connection is None:
                     connection = await self._fresh(key)
                 head = await connection.ask(request, fields, deadline)
+                if head.status == PROXY_AUTHENTICATION_REQUIRED and proxy is not None and forwarded:
+                    raise _proxy_refusal(proxy, origin, str(head.status))
                 return Response(connection, head, deadline, partial(self._release, host, slot))
             except BaseException as error:
                 await self._release(host, slot, connection, reusable=False)
@@ -123,7 +129,7 @@ class Transport:
         slot = await self._slot(host, origin)
         connection = None
         try:
-            connection = await self._fresh(key)
+            connection = await self._fresh(key, tunnel=True)
             yield connection.stream
         finally:
             await self._release(host, slot, connection, reusable=False)
@@ -172,13 +178,16 @@ class Transport:
             _drop(connection)
         return None
 
-    async def _fresh(self, key: Key) -> Connection:
-        """A new connection."""
+    async def _fresh(self, key: Key, *, tunnel: bool = False) -> Connection:
+        """A new connection; with `tunnel` to the origin itself, also where a proxy would forward requests."""
         origin, proxy = key
         with trio.move_on_after(self.limits.connect_timeout):
-            stream = await self._open(origin, proxy)
+            if proxy is None or tunnel or not proxy.forwards(origin):
+                stream, prefix = await self._open(origin, proxy), b""
+            else:
+                stream, prefix = await self._proxied(origin, proxy), f"http://{origin.host_field}".encode()
             self._made += 1
-            return Connection(stream, self.limits, origin.host)
+            return Connection(stream, self.limits, origin.host, prefix)
         error = timed_out(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
         error.retry = Retry.QUICKLY
         raise error
@@ -206,18 +215,31 @@ class Transport:
             raise
         return tls
 
+    async def _proxied(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
+        """A connection to the proxy itself."""
+        stream = await self._tcp(proxy.origin, f"Cannot connect to the proxy {proxy.origin.host}")
+        return await self._encrypted(stream, proxy.origin) if proxy.origin.scheme == "https" else stream
+
     async def _tunnel(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
-        """A connection to `origin` through the proxy's CONNECT (also for http: one way, one set of faults)."""
-        doing = f"Cannot connect to the proxy {proxy.origin.host}"
-        stream = await self._tcp(proxy.origin, doing)
-        if proxy.origin.scheme == "https":
-            stream = await self._encrypted(stream, proxy.origin)
+        """A connection to `origin` that the proxy makes."""
+        stream = await self._proxied(origin, proxy)
         try:
-            await self._ask_for_tunnel(stream, origin, proxy)
+            await (self._ask_for_socks if proxy.is_socks else self._ask_for_tunnel)(stream, origin, proxy)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
         return stream
+
+    async def _ask_for_socks(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
+        host = origin.host
+        if not proxy.resolves_names:
+            with foreign_errors(f"Cannot connect to {host}", retry=Retry.QUICKLY):
+                host = await _address(host, origin.port)
+        with foreign_errors(f"The proxy {proxy.origin.host} failed", retry=Retry.QUICKLY):
+            try:
+                await socks.connect(stream, host, origin.port, proxy.credentials)
+            except socks.SOCKSError as error:
+                raise _proxy_refusal(proxy, origin, str(error)) from None
 
     async def _ask_for_tunnel(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
         fields = [("host", origin.authority), ("user-agent", self._user_agent)]
@@ -234,8 +256,7 @@ class Transport:
                     http.receive_data(bytes(await stream.receive_some(16 * 1024)))
         if not isinstance(event, h11.Response) or not 200 <= event.status_code < 300:
             status = event.status_code if isinstance(event, h11.Response) else "no answer"
-            message = f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({status})."
-            raise UpstreamError(message)
+            raise _proxy_refusal(proxy, origin, str(status))
 
     async def _release(
         self, host: _Host, slot: object, connection: Connection | None, reusable: bool
@@ -256,6 +277,17 @@ class Transport:
         for host in hosts.values():
             for connection in host.idle:
                 await connection.aclose()
+
+
+def _proxy_refusal(proxy: ProxyServer, origin: Origin, reason: str) -> UpstreamError:
+    return UpstreamError(f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({reason}).")
+
+
+async def _address(host: str, port: int) -> str:
+    """An address of a host: IPv4 where it has one, which every proxy reaches."""
+    entries = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    entries.sort(key=lambda entry: entry[0] != trio.socket.AF_INET)
+    return str(entries[0][4][0])
 
 
 def _drop(connection: Connection) -> None:

@@ -11,7 +11,14 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from qproxy.transport.socks import MAX_TEXT, Credentials
+
+SOCKS = ("socks5", "socks5h")
+"""Schemes; with the `h` the proxy looks names up."""
+SOCKS_PORT = 1080
+"""RFC 1928 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +55,49 @@ class ProxyServer:
     """One proxy and the credentials for it."""
 
     origin: Origin
-    authorization: str | None = field(default=None, repr=False)
+    credentials: Credentials | None = field(default=None, repr=False)
+    """User name and password."""
 
     @classmethod
-    def of(cls, url: str) -> ProxyServer:
-        """A proxy from `http[s]://[user:password@]host:port`; ValueError when it is none."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        origin = Origin.of(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-        if parts.username is None:
-            return cls(origin)
-        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return cls(origin, "Basic " + base64.b64encode(credentials.encode()).decode())
+    def of(cls, url: str, source: str = "proxy") -> ProxyServer:
+        """A proxy from its URL; ValueError, which names `source` and no part of the URL, when it is none."""
+        try:
+            return cls._of(urlsplit(url if "://" in url else f"http://{url}"))
+        except ValueError:
+            raise ValueError(
+                f"{source}: expected http[s]://[user:password@]host:port or socks5[h]://[user:password@]host:port."
+            ) from None
+
+    @classmethod
+    def _of(cls, parts: SplitResult) -> ProxyServer:
+        credentials = None
+        if parts.username is not None:
+            credentials = unquote(parts.username), unquote(parts.password or "")
+        if parts.scheme not in SOCKS:
+            return cls(Origin.of(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"), credentials)
+        if not parts.hostname or any(len(text.encode()) > MAX_TEXT for text in credentials or ()):
+            raise ValueError("not a SOCKS proxy")
+        return cls(Origin(parts.scheme, parts.hostname, parts.port or SOCKS_PORT), credentials)
+
+    @property
+    def authorization(self) -> str | None:
+        """The credentials as a field of HTTP (RFC 7617)."""
+        if self.credentials is None:
+            return None
+        return "Basic " + base64.b64encode(":".join(self.credentials).encode()).decode()
+
+    @property
+    def is_socks(self) -> bool:
+        return self.origin.scheme in SOCKS
+
+    @property
+    def resolves_names(self) -> bool:
+        """Whether it looks names up; `socks5` leaves that to its client, as in curl."""
+        return self.origin.scheme != "socks5"
+
+    def forwards(self, target: Origin) -> bool:
+        """Whether it takes requests to `target` itself, rather than making a connection (RFC 9112 3.2.2)."""
+        return target.scheme == "http" and not self.is_socks
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +110,23 @@ class Proxy:
 
     @classmethod
     def everywhere(cls, url: str, no_proxy: str = "") -> Proxy:
-        """One proxy for all targets but those in `no_proxy` (comma-separated)."""
+        """One proxy for all targets but those in `no_proxy` (comma-separated); ValueError when it is none."""
         server = ProxyServer.of(url)
         return cls(server, server, _hosts(no_proxy))
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Proxy:
-        """HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY."""
+    def from_environment(cls, environ: Mapping[str, str], no_proxy: str = "") -> Proxy:
+        """HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
 
-        def read(*names: str) -> str:
-            return next((environ[name] for name in names if environ.get(name)), "")
+        `no_proxy` adds to the last.  ValueError, which names the variable, when one holds no proxy.
+        """
 
-        everything = read("all_proxy", "ALL_PROXY")
-        http = read("http_proxy") or everything
-        https = read("https_proxy", "HTTPS_PROXY") or everything
-        return cls(
-            ProxyServer.of(http) if http else None,
-            ProxyServer.of(https) if https else None,
-            _hosts(read("no_proxy", "NO_PROXY")),
-        )
+        def read(*names: str) -> ProxyServer | None:
+            name = next((name for name in (*names, "all_proxy", "ALL_PROXY") if environ.get(name)), None)
+            return None if name is None else ProxyServer.of(environ[name], name)
+
+        exempt = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+        return cls(read("http_proxy"), read("https_proxy", "HTTPS_PROXY"), _hosts(f"{exempt},{no_proxy}"))
 
     def server_for(self, target: Origin) -> ProxyServer | None:
         """The proxy to reach `target` through; None for a direct connection."""

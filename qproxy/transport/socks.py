@@ -1,0 +1,111 @@
+"""SOCKS 5, the client's side: a connection to a host by way of a proxy that does not look at what it carries.
+
+`handshake` is pure: it says what to send and how many bytes to receive next.  No byte of what follows is read.
+
+RFC 1928; user name and password: RFC 1929.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Generator
+from typing import TypeAlias
+
+import trio
+
+VERSION = 5
+PASSWORD_VERSION = 1
+NO_AUTHENTICATION, PASSWORD = 0, 2
+CONNECT = 1
+IPV4, NAME, IPV6 = 1, 3, 4
+ADDRESS_SIZES = {IPV4: 4, IPV6: 16}
+MAX_TEXT = 255
+"""Bytes of a name, a user name or a password: their length is one byte."""
+REPLIES = {
+    1: "general failure",
+    2: "not allowed by its rules",
+    3: "network unreachable",
+    4: "host unreachable",
+    5: "connection refused",
+    6: "time to live expired",
+    7: "command not supported",
+    8: "address type not supported",
+}
+NO_SOCKS = "it does not speak SOCKS 5"
+Credentials: TypeAlias = tuple[str, str]
+Handshake: TypeAlias = Generator[tuple[bytes, int], bytes, None]
+"""Yields what to send and how many bytes to receive, is sent those, and returns when the connection is made."""
+
+
+class SOCKSError(Exception):
+    """The proxy makes no connection; the message says why."""
+
+
+def handshake(host: str, port: int, credentials: Credentials | None) -> Handshake:
+    """Ask for a connection to a name or an address.  Raises SOCKSError when there is none."""
+    methods = bytes([NO_AUTHENTICATION] if credentials is None else [NO_AUTHENTICATION, PASSWORD])
+    version, method = yield bytes([VERSION, len(methods)]) + methods, 2
+    if version != VERSION:
+        raise SOCKSError(NO_SOCKS)
+    if method == PASSWORD and credentials is not None:
+        user, password = map(_text, credentials)
+        version, status = yield bytes([PASSWORD_VERSION]) + user + password, 2
+        if status:
+            raise SOCKSError("it rejects the user name or the password")
+    elif method != NO_AUTHENTICATION:
+        wanted = "a user name and a password" if credentials is None else "other credentials"
+        raise SOCKSError(f"it wants {wanted}")
+    request = bytes([VERSION, CONNECT, 0]) + _address(host) + port.to_bytes(2, "big")
+    version, reply, _, kind = yield request, 4
+    if version != VERSION:
+        raise SOCKSError(NO_SOCKS)
+    if reply:
+        raise SOCKSError(REPLIES.get(reply, f"reply {reply}"))
+    size = ADDRESS_SIZES.get(kind)
+    if kind == NAME:
+        (size,) = yield b"", 1
+    if size is None:
+        raise SOCKSError(NO_SOCKS)
+    yield b"", size + 2  # the address that the proxy connects from: nobody's concern
+
+
+def _text(text: str) -> bytes:
+    """A text behind its length."""
+    data = text.encode()
+    return bytes([len(data)]) + data
+
+
+def _address(host: str) -> bytes:
+    """A destination: an address as such, anything else as a name for the proxy to look up."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        name = host.encode("idna")
+        if len(name) > MAX_TEXT:
+            raise SOCKSError("the host's name is too long for it") from None
+        return bytes([NAME, len(name)]) + name
+    return bytes([IPV4 if address.version == 4 else IPV6]) + address.packed
+
+
+async def connect(stream: trio.abc.Stream, host: str, port: int, credentials: Credentials | None) -> None:
+    """Make of a stream to a proxy one to the host.  Raises SOCKSError, and what the stream raises."""
+    steps = handshake(host, port, credentials)
+    data, size = next(steps)
+    while True:
+        if data:
+            await stream.send_all(data)
+        received = await _receive_exactly(stream, size)
+        try:
+            data, size = steps.send(received)
+        except StopIteration:
+            return
+
+
+async def _receive_exactly(stream: trio.abc.Stream, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        data = await stream.receive_some(size - len(received))
+        if not data:
+            raise SOCKSError("it closed the connection")
+        received += data
+    return received
