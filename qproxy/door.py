@@ -23,7 +23,7 @@ from qproxy.exposure import is_loopback, without_keys
 from qproxy.keys import Key, Keyring
 from qproxy.wire import jsontext, verbatim
 from qproxy.wire.aliases import Aliases
-from qproxy.wire.errors import NotAuthenticated, RequestError
+from qproxy.wire.errors import NotAuthenticated, RequestError, WrongKey
 
 Fields: TypeAlias = Any
 """The header fields of a request: `get(name, default)` in whatever case."""
@@ -100,10 +100,17 @@ class Door:
     def admit_admin(self, headers: Fields, scope: Mapping[str, Any]) -> None:
         """RequestError unless whoever runs the server asks."""
         if self.admin_key is not None:
-            if not hmac.compare_digest(shown_key(headers).encode(), self.admin_key.encode()):
-                raise NotAuthenticated("This route wants the server's admin_key.")
+            self.check_admin_key(shown_key(headers))
             return
         self.admit_local(headers, scope)
+
+    def check_admin_key(self, shown: str) -> None:
+        """NotAuthenticated, a WrongKey where one is shown, unless it is the admin_key."""
+        if not shown:
+            raise NotAuthenticated("This route wants the server's admin_key.")
+        expected = self.admin_key
+        if expected is None or not hmac.compare_digest(_bytes(shown), _bytes(expected)):
+            raise WrongKey("This is not the server's admin_key.")
 
     def admit_local(self, headers: Fields, scope: Mapping[str, Any]) -> None:
         """RequestError unless it comes straight from the server's own machine; a proxy there is not the machine."""
@@ -249,6 +256,11 @@ def no_websocket() -> RequestError:
     """For a WebSocket where there is none."""
     message = "This path does not speak WebSocket: ask over plain HTTP."
     return RequestError(message, status=426, code="websocket_not_supported")
+
+
+def _bytes(key: str) -> bytes:
+    """A key to be compared; a setting may have any string."""
+    return key.encode("utf-8", "surrogatepass")
 
 
 def _name(host: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from qproxy.folders import make_private
 from qproxy.windows import WINDOWS
-from qproxy.wire.errors import NotAuthenticated
+from qproxy.wire.errors import NotAuthenticated, WrongKey
 
 PREFIX = "sk-qproxy-"
 MAX_KEY = 1000
@@ -209,7 +209,7 @@ class Keyring:
         # How far a look-up in a dictionary gets tells at most of the digest, and nobody can aim at one of those.
         key = self._by_digest.get(digest_of(secret[:MAX_KEY]))
         if key is None:
-            raise NotAuthenticated("Incorrect API key provided: this server does not know it.")
+            raise WrongKey("Incorrect API key provided: this server does not know it.")
         state = key.state(self._wall())
         if state != "active":
             raise NotAuthenticated(f"The API key provided is {state}.")

@@ -103,7 +103,7 @@ class MeterFile:
 
     def _failed(self, error: OSError) -> None:
         if self._works:
-            log.warning("keys' limits a minute are kept by this process alone: %s", error)
+            log.warning("%s: limits a minute are kept by this process alone: %s", self.path.name, error)
         self._works = False
 
 

@@ -25,6 +25,7 @@ AT_START = frozenset({
     "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout",
     "accounts_file", "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_days", "workers", "meters_file",
+    "wrong_keys_file", "wrong_keys_per_minute", "access_file",
 })  # fmt: skip
 """Settings that a running server cannot take up."""
 log = logging.getLogger("qproxy")

@@ -22,11 +22,13 @@ from qproxy.accounts import Account, Accounts
 from qproxy.accounts.board_file import BoardFile
 from qproxy.accounts.pacing import Pace
 from qproxy.accounts.sharing import Sharing
+from qproxy.addresses import UNIX, TrustedProxies
 from qproxy.admission import Admission
 from qproxy.auth import CredentialSource, StaticKey
 from qproxy.config import Config, load
 from qproxy.discovery import Discovery
 from qproxy.door import Door
+from qproxy.grants_file import SQLiteGrants
 from qproxy.keys import KeyFileError, Keyring, configured
 from qproxy.meter_file import MeterFile
 from qproxy.meters import Meters
@@ -71,6 +73,9 @@ def assemble(
     watching.watch(server, config, meeting)
     if config.meters_file:
         server.meters = Meters(MeterFile(Path(config.meters_file)))
+    shelf = MeterFile(Path(config.wrong_keys_file)) if config.wrong_keys_file else None
+    grants = SQLiteGrants(Path(config.access_file) if config.access_file else None)
+    server.limit_secrets(grants, shelf, config.wrong_keys_per_minute)
     if config.accounts_file:
         server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
         server.background.append(server.relay.accounts.keep_sharing)
@@ -149,6 +154,7 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
     server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
     server.store = store
+    server.proxies = _proxies(config)
     server.speech = Speech(_bounds(config), config.realtime_voices)
     return server
 
@@ -188,6 +194,16 @@ def _keyring(config: Config) -> Keyring:
         return Keyring(configured(config.api_keys), Path(config.keys_file) if config.keys_file else None)
     except KeyFileError as error:
         raise ConfigError(str(error)) from None
+
+
+def _proxies(config: Config) -> TrustedProxies:
+    """The proxies that may say for whom they ask."""
+    try:
+        return TrustedProxies(config.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError(
+            f"trusted_proxies: {error}. Name addresses, networks (10.0.0.0/8) or {UNIX!r} for Unix sockets."
+        ) from None
 
 
 def _profile(config: Config, model: str) -> Profile:
@@ -234,7 +250,9 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
 
 def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
     """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
-    return assemble(config or load(), tools=tools).app()
+    config = config or load()
+    config.check_admin_key()
+    return assemble(config, tools=tools).app()
 
 
 async def serve(

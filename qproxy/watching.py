@@ -29,7 +29,9 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 
 def watch(server: Server, config: Config, meeting: Path | None = None) -> None:
     """Have everybody who looks on hear of the server's requests.  `meeting`: where its siblings are, if it is a worker."""
-    server.families.append(Dashboard(server))
+    dashboard = Dashboard(server)
+    server.families.append(dashboard)
+    server.background.append(dashboard.forget_other_keys)
     siblings = Siblings(meeting or family(home()))
     monitoring = Monitoring(server, siblings, Access(config.metrics_access))
     siblings.answers[QUESTION] = monitoring.answer

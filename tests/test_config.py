@@ -10,6 +10,8 @@ import pytest
 from qproxy import config as configuration
 from qproxy.config import Config, load
 from qproxy.presets import PRESETS, AccountConfig, ConfigError, key_warnings, resolve, with_key
+from qproxy.serving import create_app
+from tests.helpers import accounts
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -236,3 +238,23 @@ def test_the_readme_and_the_page_have_a_file_that_loads(tmp_path):
     config = load(path=str(tmp_path / "e.toml"), environ={"DASHSCOPE_API_KEY": "sk-1"})
     config.check()
     assert [account.name for account in config.accounts] == ["singapore", "home"]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "admin", "the-admin-key", "fourteen-chars", "a" * 40, "abcde" * 8, "1234123412341234"]
+)
+def test_an_admin_key_that_can_be_guessed(key):
+    """It is refused at the start, by every way to start, with how to make a better one."""
+    config = Config(accounts=accounts("one"), admin_key=key)
+    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed.*15 characters.*openssl rand"):
+        config.check()
+    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed"):
+        create_app(config)
+
+
+@pytest.mark.parametrize(
+    "key", [None, "fifteen-chars-x", "k2Jp0nIzOAYIFcmE2GqkXtBJ8KJxwH5Q", "пароль-администратора"]
+)
+def test_an_admin_key_that_is_long_enough(key):
+    """So is none at all: then only this machine comes in."""
+    Config(accounts=accounts("one"), admin_key=key).check()

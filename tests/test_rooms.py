@@ -39,6 +39,7 @@ UNSET = {
     "wire", "transport", "accounts", "auth", "tools", "sandbox", "observe", "ledger", "stored", "rounds", "server",
     "hypercorn", "emulator", "relay.py", "trying.py", "answer.py", "prompts.py", "embedding.py", "abreast.py",
     "door.py", "keys.py", "meters.py", "budgets.py", "admission.py", "lives.py", "discovery.py", "database.py",
+    "addresses.py", "secret_limiter.py", "grants.py", "grants_file.py",
 }  # fmt: skip
 
 

@@ -42,6 +42,8 @@ PAGE = Page(
         "$QPROXY_HOME/accounts/": "tokens of signed-in accounts (`qproxy login`)",
         "$QPROXY_HOME/accounts.db": "what is known of the accounts, shared by all processes",
         "$QPROXY_HOME/meters": "what keys have left of their limits a minute, shared by all processes",
+        "$QPROXY_HOME/wrong_keys": "what addresses have left of their wrong keys a minute, shared by all processes",
+        "$QPROXY_HOME/access.sqlite3": "digests of the dashboard's sessions and of accepted keys, shared by all processes",
         "$QPROXY_HOME/ledger.sqlite3": "who used how much (`qproxy usage`)",
         "$QPROXY_HOME/responses.sqlite3": "stored responses",
     },

@@ -40,6 +40,8 @@ def load(
     values.setdefault("keys_file", str(home(environ) / "keys.json"))
     values.setdefault("accounts_file", str(home(environ) / "accounts.db"))
     values.setdefault("meters_file", str(home(environ) / "meters"))
+    values.setdefault("wrong_keys_file", str(home(environ) / "wrong_keys"))
+    values.setdefault("access_file", str(home(environ) / "access.sqlite3"))
     values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
     values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
     config = Config(**values)

@@ -21,6 +21,9 @@ from qproxy.exposure import is_loopback, without_keys
 from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
 
 MOST_WORKERS = 256
+MIN_ADMIN_KEY = 15
+"""Characters of a secret that stands alone (NIST SP 800-63B-4 3.1.1.2)."""
+MIN_ADMIN_KEY_VARIETY = 6
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -117,6 +120,26 @@ class Config:
         None,
         "the key for the admin routes; none: only programs on this machine, when it listens on loopback",
         secret=True,
+    )
+    wrong_keys_per_minute: int = setting(
+        10,
+        "wrong client keys, and wrong admin keys, that an address may show a minute; then it waits, but not with keys that "
+        "were accepted from it before; 0 is no limit",
+    )
+    wrong_keys_file: str | None = setting(
+        None,
+        "what addresses have left of their wrong keys a minute, shared by all processes; by default wrong_keys in the data "
+        "directory",
+    )
+    access_file: str | None = setting(
+        None,
+        "the digests of the dashboard's sessions and of accepted keys, shared by all processes; by default access.sqlite3 in "
+        "the data directory",
+    )
+    trusted_proxies: list[str] = setting(
+        [],
+        "addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For and Forwarded fields say who asks; `unix` is "
+        "the peer of a Unix socket",
     )
     insecure_no_auth: bool = setting(False, "serve other machines without api_keys")
     allowed_hosts: list[str] = setting(
@@ -249,6 +272,7 @@ class Config:
         if self.port > 65535:
             raise ConfigError("port: it is at most 65535.")
         self.check_address(self.host)
+        self.check_admin_key()
         for name in ("oauth_device_url", "oauth_token_url"):
             url = urlsplit(getattr(self, name))
             if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
@@ -259,6 +283,16 @@ class Config:
         """ConfigError when this host's name or address may not be served without keys, and there are none."""
         if not is_loopback(host) and not self.insecure_no_auth and not self._has_keys():
             raise ConfigError(without_keys(host))
+
+    def check_admin_key(self) -> None:
+        """ConfigError for an admin_key that can be guessed."""
+        key = self.admin_key
+        if key is None or (len(key) >= MIN_ADMIN_KEY and len(set(key)) >= MIN_ADMIN_KEY_VARIETY):
+            return
+        raise ConfigError(
+            f"admin_key: it can be guessed. Choose one of at least {MIN_ADMIN_KEY} characters, "
+            f"{MIN_ADMIN_KEY_VARIETY} of them different, such as the output of: openssl rand -base64 24"
+        )
 
     def _check_certificate(self) -> None:
         try:

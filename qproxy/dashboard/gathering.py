@@ -6,6 +6,7 @@ keys, cookies or refusals is left to it.  A new family of pages is a class with 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from qproxy.dashboard.views.overview import OverviewPages
 from qproxy.dashboard.views.requests import RequestPages
 from qproxy.dashboard.views.tools import ToolPages
 from qproxy.door import Access
+from qproxy.grants import GrantsError
 from qproxy.server import current, refusals
 from qproxy.server.parts import Parts, Route
 from qproxy.server.reply import Reply
@@ -31,6 +33,7 @@ from qproxy.wire.errors import QproxyError, RequestError
 View: TypeAlias = Callable[..., Awaitable[Reply]]
 LOGIN = "/dashboard/login"
 MAX_FORM = 64 * 1024
+log = logging.getLogger("qproxy.dashboard")
 
 
 class Views(Protocol):
@@ -52,6 +55,13 @@ class Dashboard:
             KeyPages(parts, pages, wall), ToolPages(parts, pages), ConnectPage(parts, pages),
         ]  # fmt: skip
 
+    async def forget_other_keys(self) -> None:
+        """End the sessions that were begun with another admin_key, at the start."""
+        try:
+            await self._guard.forget_other_keys()
+        except GrantsError as error:  # the first visit tries again, and says so
+            log.warning("sessions of another admin_key may be on record: %s", error)
+
     def routes(self) -> Iterator[Route]:
         yield self._route("/login", "GET", self._form, admitted=False)
         yield self._route("/login", "POST", self._login, admitted=False)
@@ -69,7 +79,7 @@ class Dashboard:
         """A view's page, or the page that says why there is none."""
         visit = None
         try:
-            visit = self._guard.visit()
+            visit = await self._guard.visit()
             if admitted:
                 self._guard.admit(visit)
             if method == "POST":
@@ -124,7 +134,7 @@ class Dashboard:
         return redirect(ours(visit.form.get("next", "")), {"set-cookie": cookie})
 
     async def _logout(self, visit: Visit) -> Reply:
-        self._guard.logout(visit.session)
+        await self._guard.logout(visit.session)
         return redirect(LOGIN, {"set-cookie": guard.no_cookie(secure=visit.secure)})
 
 

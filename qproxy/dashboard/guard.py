@@ -1,11 +1,11 @@
 """Who may come in by a browser, and what a form must show.
 
-With an `admin_key` whoever has typed it in, for as long as the session lasts; without one, browsers on the server's own
+With an `admin_key` whoever has typed it in, for as long as the session is on record; without one, browsers on the server's own
 machine, as for the admin routes (`Door.admit_local`).  A form is taken only from a page of this server: the browser says
 where it comes from (Origin, Sec-Fetch-Site), the session's cookie is not sent along from elsewhere (SameSite), and the
 form repeats the session's token.
 
-Guesses at the admin_key wait, and each address has few of them a minute.
+Guesses at the admin_key wait, and count against their address together with those at other routes (`secret_limiter`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ import hmac
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlsplit
 
 import trio
 
-from qproxy.bucket import Bucket
 from qproxy.dashboard import sessions
 from qproxy.dashboard.sessions import Session
 from qproxy.server import current
 from qproxy.server.parts import Parts
-from qproxy.wire.errors import RequestError
+from qproxy.wire.errors import NotAuthenticated, RequestError
 
 COOKIE = "qproxy_dashboard"
 PATH = "/dashboard"
-GUESSES = 5
-"""A minute, from one address."""
+KIND = "dashboard session"
+"""Of grants."""
 GUESS_SECONDS = 0.5
 """How long a wrong one waits for its answer."""
-MAX_ADDRESSES = 1000
 MAX_FIELDS = 50
 FORM_TYPE = "application/x-www-form-urlencoded"
 
@@ -62,27 +61,27 @@ class Guard:
     def __init__(self, parts: Parts, *, wall: Callable[[], float] = time.time) -> None:
         self._parts = parts
         self._wall = wall
-        self._ended: dict[str, int] = {}
-        """Sessions that were logged out before their end."""
-        self._guesses: dict[str, Bucket] = {}
+        self._epoch = ""
+        """Of the admin_key whose sessions are on record, as far as this process has seen to it."""
 
     def __repr__(self) -> str:
-        return f"<Guard {len(self._ended)} logged out, {len(self._guesses)} addresses with guesses>"
+        return f"<Guard {'without' if self.key is None else 'with'} an admin_key>"
 
     @property
     def key(self) -> str | None:
         """The admin_key now."""
         return self._parts.door.admin_key
 
-    def visit(self) -> Visit:
-        """The request being served."""
+    async def visit(self) -> Visit:
+        """The request being served.  GrantsError when it cannot be told whether the visitor has signed in."""
         scope, headers = current.scope(), current.headers()
         host = headers.get("host") or ""
         forwarded = (headers.get("x-forwarded-proto") or "").strip().lower()
         secure = scope["scheme"] == "https" or forwarded == "https"
         query = _fields(scope["query_string"])
         origin = f"{'https' if secure else 'http'}://{host}"
-        return Visit(self._session(headers.get("cookie") or ""), secure, query, {}, scope["path"], origin)
+        session = await self._session(headers.get("cookie") or "")
+        return Visit(session, secure, query, {}, scope["path"], origin)
 
     def admit(self, visit: Visit) -> None:
         """LoginNeededError or a RequestError unless the visitor runs the server."""
@@ -103,24 +102,28 @@ class Guard:
 
     async def login(self, shown: str) -> Session | None:
         """A session for whoever shows the admin_key; None for a wrong one, RequestError for too many."""
-        key, guesses = self.key, self._bucket()
-        if wait := guesses.wait(1, trio.current_time()):
-            raise RequestError(
-                f"Too many wrong keys from your address: wait {wait:.0f} s.",
-                status=429, code="too_many_attempts", retry_after=wait,
-            )  # fmt: skip
-        guesses.take(1, trio.current_time())
-        if key is not None and hmac.compare_digest(shown.strip().encode(), key.encode()):
-            guesses.put(GUESSES, trio.current_time())
-            return sessions.begin(key, self._wall())
-        await trio.sleep(GUESS_SECONDS)
-        return None
+        parts, key, shown = self._parts, self.key, shown.strip()
+        address = current.record().client or ""
+        try:
+            await parts.admin_keys.verify(shown, address, partial(parts.door.check_admin_key, shown))
+        except NotAuthenticated:
+            await trio.sleep(GUESS_SECONDS)
+            return None
+        session = sessions.begin(key, self._wall())
+        await parts.grants.add(KIND, sessions.digest(session, key), session.ends, epoch=sessions.epoch(key))
+        return session
 
-    def logout(self, session: Session) -> None:
-        """The session's cookie is worth nothing any more."""
-        now = self._wall()
-        self._ended = {name: ends for name, ends in self._ended.items() if ends > now}
-        self._ended[session.name] = session.ends
+    async def logout(self, session: Session) -> None:
+        """The session's cookie is worth nothing any more, in every process.  GrantsError when that cannot be written."""
+        if session.signed_in:
+            await self._parts.grants.revoke(KIND, sessions.digest(session, self.key))
+
+    async def forget_other_keys(self) -> None:
+        """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
+        epoch = sessions.epoch(self.key)
+        if epoch != self._epoch:
+            await self._parts.grants.retain(KIND, epoch)
+            self._epoch = epoch
 
     def set_cookie(self, session: Session, *, secure: bool) -> str:
         """The header field that gives a browser its session."""
@@ -128,22 +131,15 @@ class Guard:
         left = max(0, session.ends - int(self._wall()))
         return _cookie(value, left, secure=secure)
 
-    def _session(self, text: str) -> Session:
+    async def _session(self, text: str) -> Session:
         """The session that the browser names, or a new one for somebody who has not signed in."""
-        value, now = _named(text), self._wall()
-        for key in (None,) if self.key is None else (self.key, None):
+        value, now, key = _named(text), self._wall(), self.key
+        if key is not None:
+            await self.forget_other_keys()
             session = sessions.read(value, key, now)
-            if session is not None and session.name not in self._ended:
+            if session and await self._parts.grants.has(KIND, sessions.digest(session, key)):
                 return session
-        return sessions.begin(None, now)
-
-    def _bucket(self) -> Bucket:
-        address = str((current.scope().get("client") or ("", 0))[0])
-        bucket = self._guesses.pop(address, None) or Bucket(GUESSES, trio.current_time())
-        self._guesses[address] = bucket
-        if len(self._guesses) > MAX_ADDRESSES:  # the one that guessed longest ago
-            del self._guesses[next(iter(self._guesses))]
-        return bucket
+        return sessions.read(value, None, now) or sessions.begin(None, now)
 
 
 def check_origin() -> None:

@@ -2,7 +2,8 @@
 
 A session is a random name and an end, signed with a key that is derived from `admin_key`.  So several workers accept
 each other's, and another admin_key ends them all.  The derivation is slow on purpose: a cookie that got into wrong
-hands must not serve to guess a short admin_key.
+hands must not serve to guess the admin_key.  The signature alone lets nobody in: a session of somebody who has signed
+in is also on record, by its `digest`, until it is logged out.
 
 A browser that has not signed in has a session too, signed with a key that is no secret: it names the browser to itself
 and gives its forms a token that no other page can know.
@@ -62,6 +63,16 @@ def read(text: str, admin_key: str | None, now: float) -> Session | None:
     if not hmac.compare_digest(signature, _sign(admin_key, "session", name, int(ends))):
         return None
     return _session(admin_key, name, int(ends)) if now < int(ends) else None
+
+
+def digest(session: Session, admin_key: str | None) -> bytes:
+    """What is on record of the session; the cookie cannot be made from it."""
+    return bytes.fromhex(_sign(admin_key, "record", session.name, session.ends))
+
+
+def epoch(admin_key: str | None) -> str:
+    """A name for the time during which this is the admin_key."""
+    return _sign(admin_key, "epoch", "", 0)
 
 
 def _session(admin_key: str | None, name: str, ends: int) -> Session:

@@ -117,6 +117,8 @@ class Record:
     """The route that it took (`/chat/completions`), with or without /v1; empty for an unknown one."""
     key: str | None = None
     """The name, else the id, of the client's key."""
+    client: str | None = None
+    """The address that the request came from (`addresses`)."""
     began: float = field(default_factory=time.perf_counter)
     ended: float | None = None
     status: int = 0
@@ -176,6 +178,7 @@ class Record:
             "status": self.status,
             "outcome": self.outcome,
             "error": self.error,
+            "client": self.client,
             "key": self.key,
             "model": story.model[:LONGEST_NAME] or None,
             "served_model": story.served_model[:LONGEST_NAME]

@@ -149,6 +149,7 @@ class Server(Parts):
         parts.relay.accounts = accounts
         self.relay, self.discovery, self.door = parts.relay, parts.discovery, parts.door
         self.bodies, self.pricing, self.speech = parts.bodies, parts.pricing, parts.speech
+        self.proxies = parts.proxies
         if self.ledger is not None:
             self.ledger.pricing = parts.pricing
         self._keep()
@@ -181,6 +182,7 @@ class Server(Parts):
         await self.relay.transport.aclose()
         if self.store is not None:
             await self.store.aclose()
+        await self.grants.aclose()
 
     def _keep(self) -> None:
         self.keepers.keep(account.source for account in self.relay.accounts.accounts)
@@ -198,7 +200,7 @@ class Server(Parts):
         if request.method == "OPTIONS":
             return Response(b"", 204, self.door.preflight(current.headers()))
         if rule is not None:
-            self.around.admit(self.access.get(rule.endpoint, Access.KEY))
+            await self.around.admit(self.access.get(rule.endpoint, Access.KEY))
         return None
 
     async def _finish(self, response: Response) -> Response:
@@ -211,7 +213,7 @@ class Server(Parts):
         rule = websocket.url_rule
         self.around.begin("" if rule is None else rule.rule)
         if rule is not None:
-            self.around.admit(self.access.get(rule.endpoint, Access.KEY))
+            await self.around.admit(self.access.get(rule.endpoint, Access.KEY))
 
     async def _finish_socket(self, response: Response | None) -> Response | None:
         """After it, where it was refused."""

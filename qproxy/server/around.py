@@ -5,15 +5,19 @@ A request that asks for a WebSocket is one of them, until it is accepted.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import trio
 
-from qproxy.door import SECURITY, Access
+from qproxy.door import SECURITY, Access, shown_key
 from qproxy.observe import BeginsTraces, ToolRun
+from qproxy.secret_limiter import SecretLimiter
 from qproxy.server import current
 from qproxy.server.parts import Parts
 
+T = TypeVar("T")
 QUIET = (
     "/livez", "/readyz", "/metrics", "/dashboard/live", "/dashboard/accounts/<name>/login/progress",
 )  # fmt: skip
@@ -31,6 +35,7 @@ class Around:
         """A request has come to the route with this path, "" where there is none."""
         record, headers = current.record(), current.headers()
         record.endpoint = template.removeprefix("/v1")
+        record.client = self._parts.proxies.client(*current.peer())
         if template not in QUIET:
             self._parts.counts.began(record)
             current.stack().callback(self._parts.counts.finished, record)
@@ -41,14 +46,18 @@ class Around:
         else:
             self._parts.door.check_framing(headers)
 
-    def admit(self, access: Access) -> None:
+    async def admit(self, access: Access) -> None:
         """RequestError unless whoever asks may use a route with this access."""
-        scope, headers, door = current.scope(), current.headers(), self._parts.door
+        scope, headers, parts = current.scope(), current.headers(), self._parts
+        door, record = parts.door, current.record()
         if access is Access.KEY:
-            key = scope["qproxy.key"] = door.client(headers, scope)
-            current.record().key = None if key is None else key.label
+            compare = partial(door.client, headers, scope)
+            shown = shown_key(headers) if door.keyring.demanded() else ""
+            key = await _verified(parts.client_keys, shown, compare)
+            scope["qproxy.key"], record.key = key, None if key is None else key.label
         elif access is Access.ADMIN:
-            door.admit_admin(headers, scope)
+            shown = shown_key(headers) if door.admin_key is not None else ""
+            await _verified(parts.admin_keys, shown, partial(door.admit_admin, headers, scope))
 
     def finish(self, status: int, fields: Any) -> None:
         """A response with this status goes out; `fields` (a dict, or Quart's headers) gets its header fields."""
@@ -74,6 +83,13 @@ class Around:
             fields["x-qproxy-notes"] = _header_text("; ".join(story.notes))
         if record.tools and not record.stream:
             fields["x-qproxy-tools"] = _header_text(", ".join(map(_ran, record.tools)))
+
+
+async def _verified(limiter: SecretLimiter, shown: str, compare: Callable[[], T]) -> T:
+    """What `compare` returns; a secret that is shown passes the limiter of wrong ones."""
+    if not shown:
+        return compare()
+    return await limiter.verify(shown, current.record().client or "", compare)
 
 
 def _ran(tool: ToolRun) -> str:

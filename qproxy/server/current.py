@@ -70,6 +70,13 @@ async def body() -> bytes:
     return cast("bytes", await scope()["qproxy.body"]())
 
 
+def peer() -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:
+    """The address of the socket's other end, None for a Unix socket, and the header fields as they came."""
+    here = scope()
+    client = here.get("client")
+    return None if client is None else str(client[0]), here["headers"]
+
+
 def listen() -> None:
     """Let a WebSocket's next message be read."""
     scope()["qproxy.listen"]()

@@ -86,7 +86,7 @@ class Lane:
     async def _reply(self, route: Route) -> Reply:
         try:
             self._around.begin(route.path)
-            self._around.admit(route.access)
+            await self._around.admit(route.access)
             reply: Reply = await route.view()
         except QproxyError as error:
             return refusals.reply(error)

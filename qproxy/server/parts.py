@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from qproxy.accounts import Account
+from qproxy.addresses import TrustedProxies
 from qproxy.admission import Admission
 from qproxy.auth.keepers import Keepers
 from qproxy.auth.logins import Logins
@@ -20,15 +21,18 @@ from qproxy.auth.oauth import OAuthSource
 from qproxy.budgets import Budgets
 from qproxy.discovery import Discovery
 from qproxy.door import Access, Door
+from qproxy.grants import Grants
+from qproxy.grants_file import SQLiteGrants
 from qproxy.health import Health, health
 from qproxy.ledger import Ledger, Pricing
 from qproxy.lives import Lives
-from qproxy.meters import Meters
+from qproxy.meters import Meters, Shelf
 from qproxy.observe import Counts
 from qproxy.observe.bodies import Bodies
 from qproxy.realtime import Speech
 from qproxy.relay import Relay
 from qproxy.rounds import Workshop
+from qproxy.secret_limiter import SecretLimiter
 from qproxy.stored import Store
 
 
@@ -76,6 +80,8 @@ class Parts:
         self.counts = Counts()
         self.lives = Lives()
         self.meters = Meters()
+        self.proxies = TrustedProxies()
+        self.limit_secrets(SQLiteGrants())
         self.keepers = Keepers()
         self.logins = Logins(self.keepers)
         self.speech = Speech()
@@ -86,6 +92,12 @@ class Parts:
         self.bodies: Bodies | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
+
+    def limit_secrets(self, grants: Grants, shelf: Shelf | None = None, per_minute: int = 0) -> None:
+        """Limit the wrong keys of an address; without a number there is no limit."""
+        self.grants = grants
+        self.client_keys = SecretLimiter("client key", per_minute, grants, shelf)
+        self.admin_keys = SecretLimiter("admin key", per_minute, grants, shelf)
 
     def health(self) -> Health:
         """Whether the server can do its work."""

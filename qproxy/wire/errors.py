@@ -3,6 +3,7 @@
     QproxyError
     ├── RequestError            the client's request: 4xx, never retried
     │   └── NotAuthenticated    the client's own qproxy key: the only 401 we send
+    │       └── WrongKey        it is none of ours: a guess, as far as we know
     ├── Overloaded              our own admission limits: 503, retry-after 1
     └── UpstreamError           what Qwen, or the way to it, did; `retry` says what may help
 
@@ -113,6 +114,10 @@ class NotAuthenticated(RequestError):
     status = 401
     type = "authentication_error"
     code: str | None = "invalid_api_key"
+
+
+class WrongKey(NotAuthenticated):
+    """The key is none of ours: it counts against its address."""
 
 
 class Overloaded(QproxyError):

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import trio
 
+from qproxy.config import Config
 from qproxy.dashboard import sessions
 from qproxy.dashboard.gathering import ours
-from qproxy.dashboard.guard import GUESSES
 from qproxy.door import Access
 from tests.dashboard.browsing import ADMIN_KEY, Browser
 from tests.helpers import world
@@ -106,10 +106,10 @@ async def test_the_cookie_is_for_this_server_alone(scheme):
 
 
 async def test_a_wrong_key_waits_and_few_may_guess(autojump_clock):
-    """Each wrong key takes half a second; after five the address hears to wait, and after a while may go on."""
+    """Each wrong key takes half a second; after ten the address hears to wait, and after a while may go on."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
-        for _ in range(GUESSES):
+        for _ in range(Config().wrong_keys_per_minute):
             began = trio.current_time()
             wrong = await browser.login("wrong")
             assert wrong.status == 401
@@ -134,6 +134,66 @@ async def test_logging_out_ends_the_session():
         assert "Max-Age=0" in left.headers["set-cookie"]
         browser.cookie = kept
         assert (await browser.get("/dashboard")).status == 303
+
+
+async def test_a_logout_is_known_everywhere(tmp_path):
+    """A cookie after its logout is good in no other worker, and in none that starts later."""
+    settings = {"admin_key": ADMIN_KEY, "access_file": str(tmp_path / "access.sqlite3")}
+    async with world(**settings) as one, world(**settings) as two:
+        browser, other = Browser(one.app), Browser(two.app)
+        page = await browser.login()
+        other.cookie = browser.cookie
+        assert (await other.get("/dashboard")).status == 200, "workers accept each other's"
+        async with world(**settings) as restarted:
+            browser.app = restarted.app
+            assert (await browser.get("/dashboard")).status == 200, "a restart ends no session"
+            await browser.fill(page, "/dashboard/logout")
+        assert (await other.get("/dashboard")).status == 303
+        async with world(**settings) as restarted:
+            other.app = restarted.app
+            assert (await other.get("/dashboard")).status == 303
+
+
+async def test_an_admin_key_that_comes_back_brings_no_session_back(tmp_path):
+    """Another admin_key ends the sessions of the one before, also for when that is set again."""
+    settings = {"access_file": str(tmp_path / "access.sqlite3")}
+    async with world(admin_key=ADMIN_KEY, **settings) as it:
+        browser = Browser(it.app)
+        await browser.login()
+        kept = browser.cookie
+    async with world(admin_key="another-admin-key", **settings) as it:
+        browser.app = it.app
+        assert (await browser.get("/dashboard")).status == 303
+    async with world(admin_key=ADMIN_KEY, **settings) as it:
+        browser.app, browser.cookie = it.app, kept
+        assert (await browser.get("/dashboard")).status == 303
+
+
+async def test_a_record_of_sessions_holds_digests_only(tmp_path):
+    """Neither the cookie nor the form's token can be made from it."""
+    path = tmp_path / "access.sqlite3"
+    async with world(admin_key=ADMIN_KEY, access_file=str(path)) as it:
+        browser = Browser(it.app)
+        page = await browser.login()
+        name, _, signature = browser.cookie.partition("=")[2].split(".")
+        kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        texts = [secret.encode() for secret in (name, signature, page.token, ADMIN_KEY)]
+        for secret in (*texts, bytes.fromhex(signature), bytes.fromhex(page.token)):
+            assert secret not in kept
+
+
+async def test_a_record_that_cannot_be_read_lets_nobody_in(tmp_path):
+    """It is a 503 that says so, not a page."""
+    path = tmp_path / "access.sqlite3"
+    async with world(admin_key=ADMIN_KEY, access_file=str(path)) as it:
+        browser = Browser(it.app)
+        await browser.login()
+        for file in tmp_path.iterdir():
+            file.write_bytes(b"no database at all" * 100)
+        await it.server.grants.aclose()
+        page = await browser.get("/dashboard")
+        assert page.status == 503
+        assert "access_file" in page.html
 
 
 async def test_another_admin_key_ends_every_session():
