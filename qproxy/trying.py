@@ -151,6 +151,7 @@ class Tries:
                 await attempt.aclose()
             else:
                 account.succeeded(self._model, asked)
+                account.source.accepted(credential)
                 return begun
             self._story.upstream_request_id = failure.request_id or self._story.upstream_request_id
             if not mend(failure):

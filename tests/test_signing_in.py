@@ -148,6 +148,17 @@ async def test_a_refused_token_is_renewed_within_the_request(tmp_path):
         ] == "refresh_token"
 
 
+async def test_a_token_that_is_revoked_again_is_renewed_again(tmp_path):
+    """Each time within the request: the new token has worked in between."""
+    async with signing(tmp_path) as it:
+        await sign_in(it)
+        for count in range(1, 4):
+            assert (await it.post(HELLO))[0] == 200
+            it.emulator.identity.expire()
+            assert (await it.post(HELLO))[0] == 200
+            assert source(it).status().refreshes == count
+
+
 async def test_chat_that_refuses_every_token_is_said(tmp_path):
     """Refreshing works and chat refuses: 502 for the client, one refresh in all, and the reason in the state."""
     async with signing(tmp_path) as it:

@@ -9,14 +9,17 @@ wall clock that is set back does not make a token last longer, and one that is s
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 
 from qproxy.auth.schedule import Schedule, backoff, schedule
 from qproxy.auth.status import State
-from qproxy.wire.tokens import Tokens
+from qproxy.wire.tokens import LIFETIME, Tokens
 
-FORCE_EVERY = 600.0
-"""A token that a forced refresh brought is not replaced by force so soon: chat would refuse the next one too."""
+FORCE_WINDOW, MAX_FORCED = 600.0, 10
+"""Seconds in which a token that a forced refresh brought, and that chat has never let in, is not replaced by force: chat would
+refuse the next one too; and forced refreshes in them at most, whatever chat lets in between."""
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +40,8 @@ class Holding:
     refreshes: int = 0
     refreshed_at: float | None = None
     """Unix time."""
+    granted_at: float = float("-inf")
+    """The same, by Trio's clock."""
     failures: int = 0
     """Refreshes that failed in a row."""
     not_before: float = 0.0
@@ -51,8 +56,12 @@ class Holding:
     """Refresh tokens that were used up while the file could not be written, and which it may still hold."""
     dead: str = field(default="", repr=False)
     """A refresh token that was refused."""
-    forced: tuple[int, float] = (0, float("-inf"))
-    """The generation that a forced refresh brought, and when by Trio's clock."""
+    forced: int = 0
+    """The generation that the last forced refresh brought."""
+    forced_at: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FORCED))
+    """When forced refreshes brought tokens, by Trio's clock."""
+    accepted: int = 0
+    """The generation that chat has let in."""
     chat: tuple[int, str] = (0, "")
     """The generation that chat refuses though it is new, and chat's words."""
 
@@ -61,25 +70,50 @@ class Holding:
         return float("-inf") if self.tokens is None else min(self.tokens.left(wall), self.ends - now)
 
     def take_up(self, tokens: Tokens, wall: float, now: float, spread: float) -> None:
-        """Hold these tokens from now on."""
+        """Hold these tokens from now on, issued just now or long ago."""
         if tokens == self.tokens:
             return
         if self.tokens is None or tokens.access_token != self.tokens.access_token:
             self.generation += 1
         left = max(0.0, tokens.left(wall))
-        self.tokens, self.ends, self.schedule = tokens, now + left, schedule(left, self.ahead, spread)
+        lifetime = tokens.lifetime or max(left, LIFETIME)
+        self.tokens, self.ends = tokens, now + min(left, lifetime)
+        self.schedule = schedule(lifetime, self.ahead, spread)
         self.not_before, self.failures, self.said = 0.0, 0, None
+
+    def usable(self, left: float) -> bool:
+        """Whether a request may begin with the token."""
+        return left > self.schedule.margin
+
+    def renewable(self) -> bool:
+        """Whether there is a refresh token that was not refused."""
+        return self.tokens is not None and self.tokens.refresh_token not in ("", self.dead)
 
     def wanted(self, left: float, forced: int | None) -> bool:
         """Whether to refresh: it is time, or, with `forced`, the token is still the one of that generation."""
-        if self.tokens is None or not self.tokens.refresh_token or self.tokens.refresh_token == self.dead:
-            return False
-        return forced == self.generation or left <= self.schedule.ahead
+        return self.renewable() and (forced == self.generation or left <= self.schedule.ahead)
 
-    def newly_forced(self, now: float) -> bool:
-        """Whether the token is what a forced refresh has just brought."""
-        generation, when = self.forced
-        return generation == self.generation and now - when < FORCE_EVERY
+    def until_due(self, left: float, now: float) -> float:
+        """Seconds until a refresh is to be tried, as things are."""
+        return max(left - self.schedule.ahead, self.not_before - now) if self.renewable() else math.inf
+
+    def may_force(self, now: float) -> bool:
+        """Whether a token that chat refuses is refreshed before its time."""
+        recent = sum(now - when < FORCE_WINDOW for when in self.forced_at)
+        untried = self.forced == self.generation != self.accepted
+        return recent < MAX_FORCED and not (recent and untried)
+
+    def note_forced(self, now: float) -> None:
+        """A forced refresh has brought the token."""
+        self.forced = self.generation
+        self.forced_at.append(now)
+
+    def note_accepted(self, generation: int) -> None:
+        """Chat has let the token of this generation in."""
+        if generation == self.generation != self.accepted:
+            self.accepted = generation
+        if self.chat[0] == generation:
+            self.chat = (0, "")
 
     def failed(self, words: str, now: float, spread: float) -> None:
         """A refresh has failed; the next one is put off."""
@@ -88,12 +122,15 @@ class Holding:
         self.put_off(now, spread)
 
     def put_off(self, now: float, spread: float) -> None:
-        self.not_before = now + backoff(max(self.failures, 1), spread)
+        """Try no sooner than in a while, but once more when requests begin to wait."""
+        latest = self.ends - self.schedule.margin
+        pause_ends = now + backoff(max(self.failures, 1), spread)
+        self.not_before = min(pause_ends, latest) if now < latest else pause_ends
 
-    def granted(self, sent: str, wall: float) -> None:
+    def granted(self, sent: str, wall: float, now: float) -> None:
         """A refresh has brought the tokens that were taken up just now, for the refresh token `sent`."""
         self.refreshes += 1
-        self.refreshed_at = wall
+        self.refreshed_at, self.granted_at = wall, now
         self.spent.add(sent)
         self.unsaved = True
 
@@ -108,10 +145,10 @@ class Holding:
 
     def state(self, left: float) -> State:
         """One word for people (`status.STATES`)."""
-        dead = self.tokens is not None and self.tokens.refresh_token in ("", self.dead)
+        dead = self.tokens is not None and not self.renewable()
         if self.refreshing:
             return "refreshing"
-        if left <= 0:
+        if not self.usable(left):
             return "login_needed" if self.tokens is None or dead else "expired"
         if self.chat[0] == self.generation:
             return "refused"
@@ -141,7 +178,7 @@ class Holding:
             case "not_saved":
                 return f"{self.disk or 'The tokens are not saved.'} {consequence}"
             case "retrying" | "expired":
-                return self.said or self.disk or "The token has ended and is being renewed."
+                return self.said or self.disk or "The token has ended, or is about to, and is being renewed."
             case "refreshing":
                 return "A new token is being fetched."
             case "ready":

@@ -34,7 +34,10 @@ from qproxy.wire.oauth import Ended, Granted
 from qproxy.wire.tokens import Tokens
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks at the file and the wall clock."""
+"""Seconds between two looks at the file and the wall clock at most: both may change without a word, and a machine that
+was suspended has not counted the time."""
+SHORTEST_PAUSE = 0.05
+"""Seconds between two rounds that nobody asked for, at least."""
 log = logging.getLogger("qproxy.auth")
 
 
@@ -94,8 +97,17 @@ class Keeper:
                 for ask in asks:
                     ask.done.set()
             self._tell()
-            with trio.move_on_after(LOOK_EVERY):
+            with trio.move_on_after(self._pause()):
                 await self._wake.wait()
+
+    def _pause(self) -> float:
+        """Seconds until the next round: the refresh is slept to, not come upon.
+
+        A server whose tokens last no time is not asked the faster for it.
+        """
+        holding, now = self._holding, trio.current_time()
+        rested = holding.granted_at + LOOK_EVERY - now
+        return min(LOOK_EVERY, max(SHORTEST_PAUSE, rested, holding.until_due(self.left(), now)))
 
     def flow(self, interval: float) -> DeviceFlow:
         """A sign-in whose tokens go into the file."""
@@ -136,7 +148,7 @@ class Keeper:
         if trio.current_time() >= self._holding.not_before and self._wanted(forced):
             await self._refresh(forced)
             if forced is not None and self._holding.generation != forced:
-                self._holding.forced = self._holding.generation, trio.current_time()
+                self._holding.note_forced(trio.current_time())
 
     def _wanted(self, forced: int | None) -> bool:
         return self._holding.wanted(self.left(), forced)
@@ -167,7 +179,7 @@ class Keeper:
                 self._holding.saved()
 
     async def _refresh(self, forced: int | None) -> None:
-        urgent = forced is not None or self.left() <= self._holding.schedule.margin
+        urgent = forced is not None or not self._holding.usable(self.left())
         self._holding.refreshing = True
         try:
             async with AsyncExitStack() as stack:
@@ -221,7 +233,7 @@ class Keeper:
         sent = self._holding.tokens.refresh_token
         answer = await self._identity.refresh(sent)
         if isinstance(answer, Ended) and await self._another_than(sent):
-            if self.left() > self._holding.schedule.margin:
+            if self._holding.usable(self.left()):
                 return
             sent = self._holding.tokens.refresh_token
             answer = await self._identity.refresh(sent)
@@ -249,7 +261,7 @@ class Keeper:
         assert self._holding.tokens is not None
         wall = self._wall()
         self._take_up(self._holding.tokens.renewed(answer, wall))
-        self._holding.granted(sent, wall)
+        self._holding.granted(sent, wall, trio.current_time())
         log.info("account %s: a new token, for %.0f s", self._holding.name, self.left())
         if draft is not None:
             try:

@@ -48,23 +48,30 @@ class OAuthSource:
         return f"<OAuthSource {self.name}: {status.state}, generation {status.generation}>"
 
     async def credential(self) -> Credential:
-        """The token to use now; waits for a refresh where the one before has ended."""
-        if self.keeper.left() <= self._holding.schedule.margin:
+        """The token to use now; waits for a refresh where the one before is about to end."""
+        if not self._usable():
             await self._round(Ask())
         tokens = self._holding.tokens
-        if tokens is None or self.keeper.left() <= 0:
+        if tokens is None or not self._usable():
             raise self._unusable()
         return Credential(tokens.access_token, self._base_url(tokens), self._holding.generation)
 
     async def refused(self, credential: Credential, why: str = "") -> bool:
-        """Chat answered 401 to this credential: refresh, once for each generation.  Whether there is a newer one now."""
+        """Chat answered 401 to this credential: refresh, once for each generation.  Whether there is a newer one now.
+
+        A token that a refresh of this kind has brought is refreshed again if chat has let it in since.
+        """
         holding = self._holding
         if credential.generation == holding.generation:
-            if holding.newly_forced(trio.current_time()):
+            if not holding.may_force(trio.current_time()):
                 holding.chat = holding.generation, clean(why, holding.secrets())
                 return False
             await self._round(Ask(holding.generation))
-        return credential.generation != holding.generation and self.keeper.left() > 0
+        return credential.generation != holding.generation and self._usable()
+
+    def accepted(self, credential: Credential) -> None:
+        """Chat has let this credential in."""
+        self._holding.note_accepted(credential.generation)
 
     def flow(self) -> DeviceFlow:
         """A sign-in to this account, not begun."""
@@ -82,7 +89,7 @@ class OAuthSource:
             account=self.name,
             state=state,
             words=holding.words(state),
-            usable=left > 0,
+            usable=holding.usable(left),
             generation=holding.generation,
             expires_at=holding.tokens.expiry_date / 1000 if holding.tokens is not None else None,
             refreshed_at=holding.refreshed_at,
@@ -91,6 +98,9 @@ class OAuthSource:
             last_error=holding.said or holding.disk,
             file=str(self.keeper.file.path),
         )
+
+    def _usable(self) -> bool:
+        return self._holding.usable(self.keeper.left())
 
     async def _round(self, ask: Ask) -> None:
         self.keeper.ask(ask)

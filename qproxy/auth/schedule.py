@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MARGIN = 30.0
-"""At the latest so many seconds before its end a token is renewed, and no request is begun with it."""
+"""With so many seconds left at most, no request is begun with a token: by then it is to be renewed."""
+LEAD = 2.0
+"""So many seconds before the margin a renewal begins at the latest."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 2.0, 60.0
 
 
@@ -16,16 +18,18 @@ class Schedule:
     ahead: float
     """From here on the background renews it."""
     margin: float
-    """From here on requests wait for the renewal."""
+    """From here on requests wait for the renewal; the token serves none any more."""
 
 
-def schedule(lasts: float, ahead: float, spread: float) -> Schedule:
-    """The schedule of a token that lasts so many seconds from now; `spread`, in 0..1, keeps many accounts apart.
+def schedule(lifetime: float, ahead: float, spread: float) -> Schedule:
+    """The schedule of a token that lasts so many seconds from its issue; `spread`, in 0..1, keeps many accounts apart.
 
     A token that lasts minutes is renewed in its second half: it would otherwise be renewed as soon as it is there.
+    One of less than two minutes has a quarter of its lifetime as its margin.
     """
-    margin = min(MARGIN, max(lasts, 0.0) / 4)
-    return Schedule(max(margin, min(ahead * (0.75 + spread / 2), lasts / 2)), margin)
+    margin = min(MARGIN, lifetime / 4)
+    latest = margin + min(LEAD, lifetime / 20)
+    return Schedule(max(latest, min(ahead * (0.75 + spread / 2), lifetime / 2)), margin)
 
 
 def backoff(failures: int, spread: float) -> float:

@@ -29,6 +29,10 @@ class CredentialSource(Protocol):
         """The upstream answered 401 to this credential, in these words.  True when a newer one is to be had now."""
         ...
 
+    def accepted(self, credential: Credential) -> None:
+        """The upstream has let this credential in."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StaticKey:
@@ -42,3 +46,6 @@ class StaticKey:
 
     async def refused(self, credential: Credential, why: str = "") -> bool:
         return False
+
+    def accepted(self, credential: Credential) -> None:
+        pass

@@ -15,7 +15,7 @@ STATES: dict[State, str] = {
     "not_saved": "the credential file cannot be used; the tokens in memory are",
     "ending": "the refresh token was refused; the token in use is good until it ends",
     "refused": "refreshing works, but chat refuses the tokens",
-    "expired": "the token has ended and refreshing it fails, which is tried again",
+    "expired": "the token has ended, or has less than 30 s left, and refreshing it fails, which is tried again",
     "login_needed": "nobody is signed in, or no longer",
 }
 
@@ -33,7 +33,7 @@ class Status:
     generation: int
     """How many tokens it has had since the start."""
     expires_at: float | None
-    """Unix time at which the token in use ends."""
+    """Unix time at which the token in use ends; `usable` ends before it."""
     refreshed_at: float | None
     """Unix time of the last refresh by this process."""
     refreshes: int

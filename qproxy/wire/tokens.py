@@ -7,6 +7,10 @@ what its answer names and nothing else (qwen-code loses `resource_url` when an a
 
 A file without an access token holds no credentials.  One without an end (old releases of qwen-code wrote such) counts
 as ended, so it is refreshed; one without a refresh token works until it ends.
+
+How long a token lasts from its issue stands in the file too, as `expires_in`: how long before its end it is renewed
+follows from that, and must not depend on when a process came to read it.  Where another program has written the file,
+it is not known.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from qproxy.wire.oauth import Granted
 
 LIFETIME = 3600.0
 """Assumed where the server does not say how long a token lasts."""
-_KNOWN = ("access_token", "refresh_token", "token_type", "expiry_date", "resource_url")
+_KNOWN = ("access_token", "refresh_token", "token_type", "expiry_date", "resource_url", "expires_in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Tokens:
     resource_url: str | None = None
     others: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Fields of the file that are not ours."""
+    lifetime: float | None = None
+    """Seconds from its issue to its end."""
 
     def left(self, now: float) -> float:
         """Seconds until the access token ends; `now` is Unix time."""
@@ -57,7 +63,12 @@ def issued(granted: Granted, now: float) -> Tokens:
     lasts = granted.expires_in if granted.expires_in is not None else LIFETIME
     end = int((now + lasts) * 1000)
     return Tokens(
-        granted.access_token, granted.refresh_token or "", granted.token_type, end, granted.resource_url
+        granted.access_token,
+        granted.refresh_token or "",
+        granted.token_type,
+        end,
+        granted.resource_url,
+        lifetime=lasts,
     )
 
 
@@ -76,6 +87,7 @@ def load(data: bytes) -> Tokens | None:
         _milliseconds(value.get("expiry_date")),
         _text(value, "resource_url") or None,
         {name: item for name, item in value.items() if name not in _KNOWN},
+        _seconds(value.get("expires_in")),
     )
 
 
@@ -88,6 +100,11 @@ def _milliseconds(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and abs(value) < 1e16 else 0
 
 
+def _seconds(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and 0 < value < 1e13 else None
+
+
 def dump(tokens: Tokens) -> bytes:
     """The file's bytes: one object, indented as qwen-code does."""
     fields: dict[str, Any] = {
@@ -96,6 +113,7 @@ def dump(tokens: Tokens) -> bytes:
         "token_type": tokens.token_type,
         "resource_url": tokens.resource_url,
         "expiry_date": tokens.expiry_date,
+        "expires_in": tokens.lifetime,
     }
     known = {name: value for name, value in fields.items() if value is not None}
     return json.dumps({**known, **tokens.others}, indent=2, ensure_ascii=True).encode()

@@ -9,6 +9,8 @@ import trio
 
 from qproxy.auth import files
 from qproxy.auth.files import StorageError
+from qproxy.auth.holding import FORCE_WINDOW, MAX_FORCED
+from qproxy.auth.keeper import LOOK_EVERY
 from qproxy.auth.schedule import LONGEST_BACKOFF, backoff, schedule
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
 from qproxy.wire.errors import UpstreamError
@@ -40,6 +42,145 @@ async def test_a_token_is_renewed_ahead_of_its_end(tmp_path, autojump_clock):
         assert (second.generation, second.token) == (first.generation + 1, it.on_disk().access_token)
         assert it.emulator.identity.accepts(second.token)
         assert source.status().state == "ready"
+
+
+def refreshed_at(it):
+    """Trio's clock at every refresh from now on; a list that grows."""
+    times, reply = [], it.emulator.identity.reply
+
+    def watched(method, path, query, body, origin):
+        if path == TOKEN_PATH and "refresh_token" in body:
+            times.append(trio.current_time())
+        return reply(method, path, query, body, origin)
+
+    it.emulator.identity.reply = watched
+    return times
+
+
+@pytest.mark.parametrize("ahead", [0.0, 30.0, 1200.0])
+@pytest.mark.parametrize("lifetime", [45.0, 120.0, 3601.3, LIFETIME])
+async def test_a_renewal_is_slept_to(lifetime, ahead, tmp_path, autojump_clock):
+    """It begins when it is due, wherever that is between two looks, and before requests would have to wait."""
+    async with signed(tmp_path, token_lifetime=lifetime) as it:
+        await it.sign_in()
+        times, ends = refreshed_at(it), (it.on_disk().expiry_date / 1000) - EPOCH
+        await trio.sleep(1.7)
+        source = it.source(ahead=ahead)
+        await trio.sleep(lifetime - 2)
+        plan = schedule(lifetime, ahead, 0.5)
+        assert ends - times[0] == pytest.approx(plan.ahead, abs=0.1)
+        assert plan.ahead > plan.margin == min(30.0, lifetime / 4)
+        assert source.status().refreshes >= 1
+
+
+@pytest.mark.parametrize("lifetime", [40.0, 120.0, LIFETIME])
+async def test_no_request_begins_with_a_token_that_is_about_to_end(lifetime, tmp_path, autojump_clock):
+    """Whatever the identity server does: it has more left than the margin, or there is none."""
+    async with signed(tmp_path, token_lifetime=lifetime) as it:
+        await it.sign_in()
+        source, margin = it.source(), min(30.0, lifetime / 4)
+        last = await source.credential()
+        it.emulator.identity.script(*[FAULTS["503"]] * 1000)
+        await trio.sleep(lifetime - margin - 3)
+        refused = 0
+        for _ in range(int(margin) * 2):
+            await trio.sleep(0.5)
+            left = it.on_disk().left(it.wall())
+            try:
+                assert (await source.credential()).token == last.token
+            except UpstreamError:
+                refused += 1
+                assert left <= margin
+                assert source.status().state in ("expired", "refreshing")
+            else:
+                assert left > margin
+        assert refused > margin
+        it.emulator.identity._script[TOKEN_PATH].clear()
+        await trio.sleep(LONGEST_BACKOFF)
+        assert it.emulator.identity.accepts((await source.credential()).token)
+
+
+async def test_a_renewal_that_failed_is_tried_again_before_requests_wait(tmp_path, autojump_clock):
+    """A pause of up to a minute does not go beyond the thirty seconds before the end."""
+    async with signed(tmp_path) as it:
+        await it.sign_in()
+        times, ends = refreshed_at(it), (it.on_disk().expiry_date / 1000) - EPOCH
+        it.source()
+        it.emulator.identity.script(*[FAULTS["503"]] * 1000)
+        await trio.sleep(LIFETIME - 29.5)
+        assert times[-1] == pytest.approx(ends - 30, abs=0.1)
+        assert times[-1] - times[-2] < times[-2] - times[-3] == LONGEST_BACKOFF * 0.75
+
+
+@pytest.mark.parametrize("left", [100.0, 29.0, 12.0, 1.0])
+@pytest.mark.parametrize("lifetime", [60.0, 120.0, LIFETIME])
+async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, autojump_clock):
+    """The margin is the token's own, whenever its file was read: the first request has more left, or waits."""
+    async with signed(tmp_path, token_lifetime=lifetime) as it:
+        await it.sign_in()
+        first = it.on_disk()
+        await trio.sleep(max(0.0, lifetime - left))
+        source = it.source()
+        credential = await source.credential()
+        assert source._holding.schedule == schedule(lifetime, 1200.0, 0.5)
+        assert (credential.token == first.access_token) == (left >= lifetime / 2 and lifetime < 1200)
+        assert it.on_disk().left(it.wall()) > min(30.0, lifetime / 4)
+
+
+async def test_a_file_that_does_not_say_how_long_its_token_lasts(tmp_path, autojump_clock):
+    """Another program's: the margin is the whole one, and the next token is known."""
+    async with signed(tmp_path, token_lifetime=40.0) as it:
+        await it.sign_in()
+        found = it.on_disk()
+        it.write(Tokens(found.access_token, found.refresh_token, "Bearer", found.expiry_date, HOST))
+        await trio.sleep(15)
+        source = it.source()
+        assert (await source.credential()).token == it.on_disk().access_token != found.access_token
+        assert it.on_disk().lifetime == 40.0
+        await trio.sleep(15)
+        assert source.status().refreshes == 1
+
+
+@pytest.mark.parametrize("lifetime", [0.01, 1.0, 4.0])
+async def test_tokens_that_last_no_time_set_no_pace(lifetime, tmp_path, autojump_clock):
+    """The identity server is asked once a look at most, while no request wants a token."""
+    async with signed(tmp_path, token_lifetime=lifetime) as it:
+        await it.sign_in()
+        it.source()
+        await trio.sleep(20 * LOOK_EVERY)
+        assert 1 < len(refreshes(it)) <= 21
+
+
+async def test_a_machine_that_was_suspended_is_noticed(tmp_path, autojump_clock):
+    """Only the wall clock has gone on: the token is renewed within one look, without a request."""
+    async with signed(tmp_path) as it:
+        await it.sign_in()
+        source = it.source()
+        await source.credential()
+        it.wall.shift = LIFETIME - 20
+        await trio.sleep(LOOK_EVERY + 0.1)
+        assert source.status().refreshes == 1
+
+
+async def test_a_token_that_worked_is_renewed_whenever_it_is_revoked(tmp_path, autojump_clock):
+    """At once, and again and again, up to a bound that no identity server would mind."""
+    async with signed(tmp_path) as it:
+        await it.sign_in()
+        source = it.source()
+        for _ in range(MAX_FORCED):
+            credential = await source.credential()
+            source.accepted(credential)
+            it.emulator.identity.expire()
+            assert await source.refused(credential, "no")
+        credential = await source.credential()
+        source.accepted(credential)
+        assert not await source.refused(credential, "no")
+        assert source.status().state == "refused"
+        source.accepted(credential)
+        assert source.status().state == "ready"
+        await trio.sleep(FORCE_WINDOW + 1)
+        assert await source.refused(credential, "no")
+        assert len(refreshes(it)) == MAX_FORCED + 1
 
 
 async def test_requests_that_find_an_ended_token_wait_for_one_refresh(tmp_path, autojump_clock):
@@ -394,7 +535,7 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
 
 
 @pytest.mark.parametrize(
-    ("lasts", "ahead", "spread", "expected"),
+    ("lifetime", "ahead", "spread", "expected"),
     [
         (21600, 1200, 0.5, (1200, 30)),
         (21600, 1200, 0.0, (900, 30)),
@@ -402,13 +543,15 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
         (600, 1200, 0.5, (300, 30)),
         (60, 1200, 0.5, (30, 15)),
         (8, 1200, 0.5, (4, 2)),
-        (21600, 0, 0.5, (30, 30)),
+        (21600, 0, 0.5, (32, 30)),
+        (120, 0, 0.5, (32, 30)),
+        (40, 0, 0.5, (12, 10)),
         (0, 1200, 0.5, (0, 0)),
     ],
 )
-def test_schedules(lasts, ahead, spread, expected):
+def test_schedules(lifetime, ahead, spread, expected):
     """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts minutes."""
-    found = schedule(lasts, ahead, spread)
+    found = schedule(lifetime, ahead, spread)
     assert (found.ahead, found.margin) == expected
 
 

@@ -58,9 +58,23 @@ def test_a_refresh_keeps_what_its_answer_does_not_name():
     """The refresh token, the resource and the unknown fields of before."""
     before = Tokens("a1", "r1", "Bearer", 1, "portal.qwen.ai", {"x": 1})
     after = before.renewed(Granted("a2", None, "Bearer", 60.0, None), 1000.0)
-    assert after == Tokens("a2", "r1", "Bearer", 1_060_000, "portal.qwen.ai", {"x": 1})
+    assert after == Tokens("a2", "r1", "Bearer", 1_060_000, "portal.qwen.ai", {"x": 1}, 60.0)
     moved = before.renewed(Granted("a2", "r2", "Bearer", None, "other.qwen.ai"), 1000.0)
-    assert moved == Tokens("a2", "r2", "Bearer", 4_600_000, "other.qwen.ai", {"x": 1})
+    assert moved == Tokens("a2", "r2", "Bearer", 4_600_000, "other.qwen.ai", {"x": 1}, 3600.0)
+
+
+@pytest.mark.parametrize("lifetime", [None, "long", 0, -1, True, 1e300, [1]], ids=str)
+def test_a_lifetime_that_is_none_is_not_known(lifetime):
+    """Only a positive number of seconds is one."""
+    found = tokens.load(json.dumps({**WHOLE, "expires_in": lifetime}).encode())
+    assert found is not None
+    assert found.lifetime is None
+
+
+def test_a_lifetime_survives_the_file():
+    """Whoever reads the file later knows how long the token lasts in all."""
+    before = tokens.issued(Granted("a1", "r1", "Bearer", 120.0, None), 1000.0)
+    assert tokens.load(tokens.dump(before)) == before
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text())))
