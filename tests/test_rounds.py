@@ -1,6 +1,7 @@
 """Answers in rounds: the model calls this server's tools, and the client sees one answer."""
 
 import json
+import re
 
 import pytest
 import trio
@@ -149,6 +150,30 @@ async def test_who_asks_is_told_what_ran(stream):
         (ran,) = told["qproxy"]["tools"]
         assert (ran["name"], ran["output"], ran["ok"]) == ("add", "5", True)
         assert "qproxy" not in it.emulator.requests[0].body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_report_in_the_order_of_their_calls(stream, autojump_clock):
+    """However long each of them takes: in the header, in the comments and in the report."""
+
+    @tools.function
+    async def wait(seconds: float) -> float:
+        """Wait."""
+        await trio.sleep(seconds)
+        return seconds
+
+    times = [3, 1, 2, 0, 5, 4]
+    async with world(functions=[wait]) as it:
+        it.emulator.script(calling(*[("wait", {"seconds": seconds}) for seconds in times]), saying("Done."))
+        ask = {**ASK, "qproxy": {"include": ["tools"]}}
+        if stream:
+            _, text = await it.stream(ask)
+            told, body = re.findall(r": tool wait ok (\d+) ms", text), chunks(text)[-1]
+        else:
+            _, headers, body = await it.post(ask)
+            told = re.findall(r"wait;ok=\?1;ms=(\d+)", headers["x-qproxy-tools"])
+        assert told == [f"{seconds}000" if seconds else "0" for seconds in times]
+        assert [json.loads(ran["arguments"])["seconds"] for ran in body["qproxy"]["tools"]] == times
 
 
 WRONG = {

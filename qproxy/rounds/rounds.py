@@ -1,7 +1,7 @@
 """An answer of several rounds, pulled like an answer of one.
 
 `Rounds` is `Pulled` as any other answer, so what streams or assembles an answer does not know of it: `receive` gives
-the events of the round under way, and between two rounds what the tools say as each ends.
+the events of the round under way, and between two rounds what the tools say, in the order of their calls.
 
 Who owns what: the tools of a round run in parallel, together with the opening of the next round, in *one* task of the
 request's nursery, which the server opens around everything that is done for a request and cancels when the client
@@ -86,6 +86,8 @@ class Rounds:
         self._over = False
         self._news = trio.Event()
         self._waiting: trio.CancelScope | None = None
+        self._results: dict[str, ServerResult | None] = {}
+        """Of the calls that run, in their order; one that has ended waits until those before it have."""
 
     def __repr__(self) -> str:
         return f"<Rounds, in round {self._number} {'over' if self._over else 'under way'}>"
@@ -170,7 +172,7 @@ class Rounds:
             async with trio.open_nursery() as nursery:
                 for place, call in enumerate(self._round.pending):
                     if place < MOST_CALLS:
-                        nursery.start_soon(self._run, call)
+                        self._start(call, nursery)
                     else:
                         call.output = f"Error: not run, because more than {MOST_CALLS} were called at once."
             self._story.tool_seconds += trio.current_time() - began
@@ -190,15 +192,22 @@ class Rounds:
         self._over = True
         self._tell(Failed(error))
 
-    async def _run(self, call: Call) -> None:
+    def _start(self, call: Call, nursery: trio.Nursery) -> None:
         tool = self._tools.tools.get(call.name)
         if tool is None:  # nothing runs, so nobody is told
             call.output = f"Error: {calling.unknown(self._tools.tools, call.name)}"
             return
+        self._results[call.id] = None
         self._tell(ServerCall(call.id, call.name, call.arguments, tool.server, tool.original or tool.name))
+        nursery.start_soon(self._run, call, tool)
+
+    async def _run(self, call: Call, tool: Tool) -> None:
         outcome = await calling.call(tool, call.arguments)
         call.output = outcome.text
-        self._tell(ServerResult(call.id, call.name, outcome.text, outcome.ok, outcome.seconds))
+        self._results[call.id] = ServerResult(call.id, call.name, outcome.text, outcome.ok, outcome.seconds)
+        while self._results and (result := next(iter(self._results.values()))) is not None:
+            del self._results[result.id]
+            self._tell(result)
 
     async def _next(self) -> None:
         done = self._round
