@@ -96,7 +96,7 @@ def command(entry: ToolConfig, site: Site, places: trio.CapacityLimiter) -> Tool
         kind="command",
         timeout=entry.timeout,
         offer=entry.offer,
-        refused=(lambda: site.refusal) if fenced else (lambda: None),
+        refused=lambda: (site.refusal if fenced else None) or check.refusal,
         fence=entry.sandbox,
     )
 

@@ -41,6 +41,8 @@ async def call(tool: Tool, arguments: str) -> Outcome:
         text, ok = await _run(tool, arguments), True
     except ToolError as error:
         text, ok = f"Error: {error}", False
+        if tool.refusal is not None:
+            log.warning("tool %s is not available: %s", tool.name, tool.refusal)
     except Refusal as refusal:
         log.warning("tool %s cannot run: %s", tool.name, refusal)
         text, ok = "Error: this tool cannot run on this server now.", False
@@ -51,7 +53,7 @@ async def call(tool: Tool, arguments: str) -> Outcome:
 
 
 async def _run(tool: Tool, arguments: str) -> str:
-    given = tool.check(arguments)
+    given = await tool.check(arguments)
     with trio.move_on_after(tool.timeout):
         return await tool.run(given)
     raise ToolError(f"The tool did not finish within {tool.timeout:g} s and was stopped.")

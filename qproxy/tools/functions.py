@@ -90,15 +90,17 @@ def tool(
         raise TypeError(f"{name!r} cannot be a tool's name: letters, digits, _ and -, at most 64.")
     about, parameters = _documented(inspect.getdoc(function) or "")
     accepted = parameters_of(function, parameters)
+    check = schema.checker(accepted)
     return Tool(
         name=name,
         description=description or about,
         parameters=accepted,
-        check=schema.checker(accepted),
+        check=check,
         run=_runner(function),
         kind="function",
         timeout=timeout,
         offer=offer,
+        refused=lambda: check.refusal,
     )
 
 

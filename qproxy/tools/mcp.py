@@ -24,6 +24,7 @@ import trio
 from qproxy.sandbox import Refusal
 from qproxy.tools import schema
 from qproxy.tools.pipes import Ended, Streams
+from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import Offer, Tool, ToolError
 from qproxy.version import VERSION
 from qproxy.wire import jsontext
@@ -42,6 +43,10 @@ STEADY_SECONDS = 60.0
 """After a connection of this length the pauses begin anew."""
 MOST_TOOLS = 200
 MAX_NAME = 64
+MAX_DECLARED = 1024 * 1024
+"""Bytes of all descriptions and schemas of one server: they go into the requests that get its tools."""
+MAX_EXCEEDED = 3
+"""Schemas of one list that may take too long to check; after them no new one is checked."""
 _UNSOUND = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -66,6 +71,9 @@ class Server:
         self._offer = offer
         self._timeout = timeout
         self._fence = fence
+        self._evaluator = Evaluator()
+        self._checkers: dict[bytes, schema.Checker] = {}
+        """Of the tools there are, by schema: what was found out about one lasts while it is the same."""
         self._client: Client | None = None
         self._changed = trio.Event()
         self._tried = trio.Event()
@@ -147,22 +155,44 @@ class Server:
             cursor = page.next_cursor
             if cursor is None:
                 break
-        made = [self._tool(one) for one in listed[:MOST_TOOLS] if self._allowed(one.name)]
-        unique = {tool.name: tool for tool in made if tool is not None}
-        self.tools = tuple(unique.values())
+        tools = await self._make([one for one in listed[:MOST_TOOLS] if self._allowed(one.name)])
+        self.tools = tuple({tool.name: tool for tool in tools}.values())
         self.state = f"connected, {len(self.tools)} tools"
         self._tried.set()
 
     def _allowed(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._allow)
 
-    def _tool(self, told: Any) -> Tool | None:
-        try:
-            check = schema.checker(told.input_schema)
-        except schema.SchemaError as error:
-            log.warning("MCP server %s: its tool %.64r is left out: %s", self.label, told.name, error)
-            return None
+    async def _make(self, listed: Sequence[Any]) -> list[Tool]:
+        """Make a tool of each that was listed; leave out what cannot be used."""
+        checkers, tools, declared, exceeded = self._checkers, [], 0, 0
+        self._checkers = {}
+        for one in listed:
+            try:
+                check = await self._checker(one.input_schema, checkers, may_exceed=exceeded < MAX_EXCEEDED)
+                declared += len(check.text) + len(one.description or "")
+                if declared > MAX_DECLARED:
+                    raise schema.SchemaError(f"the tools before it have {MAX_DECLARED} bytes.")
+            except (schema.SchemaError, Exceeded) as error:
+                exceeded += isinstance(error, Exceeded)
+                log.warning("MCP server %s: its tool %.64r is left out: %s", self.label, one.name, error)
+            else:
+                self._checkers[check.text] = check
+                tools.append(self._tool(one, check))
+        return tools
 
+    async def _checker(
+        self, given: Mapping[str, Any], known: Mapping[bytes, schema.Checker], *, may_exceed: bool
+    ) -> schema.Checker:
+        await trio.lowlevel.checkpoint()
+        text = schema.bounded(given)
+        if text in known:
+            return known[text]
+        if not may_exceed:
+            raise schema.SchemaError(f"{MAX_EXCEEDED} before it took too long to check.")
+        return await schema.foreign_checker(given, text, self._evaluator)
+
+    def _tool(self, told: Any, check: schema.Checker) -> Tool:
         async def run(arguments: dict[str, Any]) -> str:
             return await self._call(told.name, arguments)
 
@@ -178,6 +208,7 @@ class Server:
             server=self.label,
             original=told.name,
             fence=self._fence,
+            refused=lambda: check.refusal,
         )
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:

@@ -3,57 +3,185 @@
 The library is `jsonschema`: it interprets a schema instead of compiling it to code, because an MCP server's schemas
 are a stranger's; and with a registry of its own, because a `$ref` must never make this server fetch an address.
 It is imported when the first schema is used: a server without tools does without it.
+
+What an evaluation costs is the schema's and the model's to say, so it happens here only where it is known to be
+short: the schema has none but PLAIN keywords, each of which looks at a part of the arguments once, and is small, and
+so are the arguments.  That is nearly every call.  Everything else goes to a process that can be killed
+(`schema_process`): patterns, references, `uniqueItems`, what is long, and the check of a stranger's schema itself,
+once while it is the same.  A schema that goes beyond the limits there
+makes its tool unavailable for REST_SECONDS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
 
+import trio
+
+from qproxy.tools import schema_worker
+from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import ToolError
 from qproxy.wire import jsontext
 from qproxy.wire.events import JSON
 
 MAX_ARGUMENTS = 256 * 1024
 MAX_DEPTH = 64
-MAX_COMPLAINT = 500
+MAX_SCHEMA = 128 * 1024
+"""Bytes of a stranger's schema."""
+MAX_SHORT = 8 * 1024
+"""Bytes of a schema, and characters of arguments, that may be evaluated in this process."""
+MAX_PAIRS = 2000
+"""Values in the schema times values in the arguments that may be evaluated in this process: some milliseconds."""
+REST_SECONDS = 60.0
 MISSING = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
+
+_ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly",
+                "title", "writeOnly"}  # fmt: skip
+_ASSERTIONS = {"const", "enum", "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength", "maxProperties",
+               "maximum", "minItems", "minLength", "minProperties", "minimum", "required", "type"}  # fmt: skip
+_ONE_SCHEMA, _NAMED_SCHEMAS, _SCHEMAS = (
+    {"additionalProperties", "items", "not"},
+    {"properties"},
+    {"allOf", "anyOf", "oneOf"},
+)
+PLAIN = _ANNOTATIONS | _ASSERTIONS | _ONE_SCHEMA | _NAMED_SCHEMAS | _SCHEMAS
+"""Keywords whose work is at most values of the schema times values of the arguments."""
+
+_own: trio.lowlevel.RunVar[Evaluator] = trio.lowlevel.RunVar("qproxy.tools.schema")
 
 
 class SchemaError(ValueError):
     """A schema that cannot be used, and why."""
 
 
-Checker: TypeAlias = Callable[[str], dict[str, Any]]
+class Checker:
+    """Turns the model's JSON text into arguments that fit a schema; raises ToolError."""
+
+    def __init__(self, schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator | None = None) -> None:
+        self.text = text
+        self._short = is_short(schema, text)
+        self._values = count_values(schema) if self._short else 0
+        self._validator = schema_worker.validator(schema) if self._short else None
+        self._evaluator = evaluator
+        self._refusal = ""
+        self._until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Checker, {'here' if self._short else 'in a process'}>"
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the schema is not evaluated now, where that is so."""
+        return self._refusal if self._refusal and trio.current_time() < self._until else None
+
+    async def __call__(self, arguments: str) -> dict[str, Any]:
+        given = parse(arguments)
+        if self._short and len(arguments) <= MAX_SHORT and self._values * count_values(given) <= MAX_PAIRS:
+            found = schema_worker.complain(self._validator, given)
+        else:
+            found = await self._elsewhere(given)
+        if "fault" in found:
+            raise ToolError(f"The arguments cannot be checked: {found['fault']}.")
+        if found:
+            raise ToolError("Invalid arguments at {}: {}".format(*found["arguments"]))
+        return given
+
+    async def _elsewhere(self, given: JSON) -> dict[str, Any]:
+        if self.refusal is None:
+            try:
+                return await (self._evaluator or own()).evaluate(self.text, jsontext.dumps(given))
+            except Exceeded as error:
+                self._refusal = f"its schema cannot be checked: {error}"
+                self._until = trio.current_time() + REST_SECONDS
+        raise ToolError(f"This tool is not available now: {self._refusal}")
+
+
+def own() -> Evaluator:
+    """Return the evaluator of this Trio program for tools of its operator."""
+    try:
+        return _own.get()
+    except LookupError:
+        _own.set(Evaluator())
+        return _own.get()
 
 
 def checker(schema: Mapping[str, JSON]) -> Checker:
-    """A function from the model's JSON text to arguments that fit the schema; it raises ToolError."""
+    """Return the checker for a schema of the operator's, which is checked in this process; raises SchemaError."""
+    _require_jsonschema()
+    _refuse(schema_worker.complain_of_schema(schema), schema)
+    return Checker(schema, jsontext.dumps(schema))
+
+
+async def foreign_checker(schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator) -> Checker:
+    """Return the checker for a stranger's schema; raises SchemaError, and Exceeded when that cannot be checked."""
+    _require_jsonschema()
+    _refuse(await evaluator.evaluate(text), schema)
+    return Checker(schema, text, evaluator)
+
+
+def bounded(schema: Mapping[str, JSON]) -> bytes:
+    """Return the text of a stranger's schema; raises SchemaError when it has no usable one."""
+    if jsontext.deeper_than(schema, MAX_DEPTH):
+        raise SchemaError(f"it is nested more than {MAX_DEPTH} deep.")
     try:
-        import jsonschema
-        from referencing import Registry
-    except ImportError:
-        raise SchemaError(MISSING) from None
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise SchemaError(f"{error.json_path}: {error.message[:MAX_COMPLAINT]}") from None
+        text = jsontext.dumps(schema)
+    except ValueError as error:  # a number that JSON or Python cannot write
+        raise SchemaError(f"{error}.") from None
+    if len(text) > MAX_SCHEMA:
+        raise SchemaError(f"it has more than {MAX_SCHEMA} bytes.")
+    return text
+
+
+def _refuse(found: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
+    if "fault" in found:
+        raise SchemaError(f"it cannot be checked: {found['fault']}.")
+    if found:
+        raise SchemaError("{}: {}".format(*found["schema"]))
     if schema.get("type", "object") != "object":
         raise SchemaError("the parameters of a tool are an object.")
-    validator = kind(schema, registry=Registry())
 
-    def check(arguments: str) -> dict[str, Any]:
-        given = parse(arguments)
-        try:
-            error = jsonschema.exceptions.best_match(validator.iter_errors(given))
-        except Exception as fault:  # a $ref to nowhere, a schema that goes in circles
-            raise ToolError(f"The arguments cannot be checked: {type(fault).__name__}.") from None
-        if error is not None:
-            raise ToolError(f"Invalid arguments at {error.json_path}: {error.message[:MAX_COMPLAINT]}")
-        return given
 
-    return check
+def _require_jsonschema() -> None:
+    if find_spec("jsonschema") is None:
+        raise SchemaError(MISSING)
+
+
+def is_short(schema: JSON, text: bytes) -> bool:
+    """Return whether a schema is small and has none but PLAIN keywords."""
+    return len(text) <= MAX_SHORT and _is_plain(schema) and count_values(schema) <= MAX_PAIRS
+
+
+def _is_plain(schema: JSON) -> bool:
+    if isinstance(schema, bool):
+        return True
+    if not isinstance(schema, dict) or not schema.keys() <= PLAIN:
+        return False
+    return all(_is_plain(inner) for key, value in schema.items() for inner in _subschemas(key, value))
+
+
+def _subschemas(key: str, value: JSON) -> list[JSON]:
+    """Return the schemas in a keyword's value; where it should have some and is of another type, one that is not plain."""
+    if key in _ONE_SCHEMA:
+        return [value]
+    if key in _NAMED_SCHEMAS:
+        return list(value.values()) if isinstance(value, dict) else [None]
+    if key in _SCHEMAS:
+        return value if isinstance(value, list) else [None]
+    return []
+
+
+def count_values(value: JSON) -> int:
+    """Return how many values JSON has, containers included."""
+    count, level = 0, [value]
+    while level:
+        count += len(level)
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        level = [one for values in inner for one in values]
+    return count
 
 
 def parse(arguments: str) -> dict[str, Any]:

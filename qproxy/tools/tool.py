@@ -27,7 +27,7 @@ class Tool:
     description: str
     parameters: Mapping[str, JSON]
     """A JSON Schema of an object."""
-    check: Callable[[str], dict[str, Any]] = field(repr=False)
+    check: Callable[[str], Awaitable[dict[str, Any]]] = field(repr=False)
     """The model's JSON text as arguments that fit; raises ToolError."""
     run: Run = field(repr=False)
     """Given checked arguments, the result as text; raises ToolError."""
