@@ -96,6 +96,7 @@ class AccountConfig:
     dialect: Literal["compatible", "dashscope"] = "compatible"
     """"dashscope" is the native API."""
     tool_schema: Literal["openai", "function_declarations"] = "openai"
+    """How its server speaks of functions, in either dialect."""
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
     """Write tools into the prompt, for a server without a tool parser."""
     completions: list[str] | None = None
@@ -143,6 +144,11 @@ def resolve(account: AccountConfig) -> AccountConfig:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(
             f"{where}: base_url must be http(s)://host[:port]/path without a query or a password."
+        )
+    if account.tool_schema != "openai" and account.render_tools:
+        raise ConfigError(
+            f"{where}: tool_schema and render_tools exclude each other: either the request declares tools or the prompt "
+            "describes them. Leave one out."
         )
     if account.weight <= 0:
         raise ConfigError(f"{where}: weight must be above 0.")
@@ -232,12 +238,16 @@ def signed_in(folder: Path) -> tuple[AccountConfig, ...]:
 
 def key_warnings(account: AccountConfig) -> list[str]:
     """What is likely wrong about a resolved account's key, and its plan's terms."""
-    if account.kind == "oauth":
-        return [f"account {account.name!r}: {FREE_TIER_ENDED}"]
-    warnings = []
     key, url = account.key or "", account.base_url or ""
     host = urlsplit(url).hostname or ""
     where = f"account {account.name!r}"
+    warnings = []
+    if account.tool_schema != "openai" and host.endswith("aliyuncs.com"):
+        warnings.append(
+            f"{where}: {host} takes tools in OpenAI's form only; it will reject {account.tool_schema}."
+        )
+    if account.kind == "oauth":
+        return [*warnings, f"{where}: {FREE_TIER_ENDED}"]
     coding = host.startswith("coding") and host.endswith("dashscope.aliyuncs.com")
     token = host.startswith("token-plan.")
     if coding and not key.startswith("sk-sp-"):

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -341,8 +341,9 @@ PROXY_REFUSES = {
 
 @pytest.mark.parametrize(("reply", "status"), PROXY_REFUSES.values(), ids=PROXY_REFUSES)
 async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
-    """A proxy that refuses, fails or lies is a 502 or 504 that names it."""
-    async with world(proxy="http://proxy.test:3128") as it:
+    """A proxy that refuses a tunnel, fails or lies is a 502 or 504 that names it."""
+    secure = replace(accounts("one")[0], base_url="https://one.test/v1")
+    async with world(proxy="http://proxy.test:3128", accounts=(secure,)) as it:
         it.emulator.script(*[reply] * 3)
         answer = await told(it, HELLO)
         assert answer.status == status
@@ -351,6 +352,25 @@ async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
         assert it.sound()
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
         assert it.emulator.open_connections == 0
+
+
+PROXY_FORWARDS = {
+    "forwards": (None, 200),
+    **{name: case for name, case in PROXY_REFUSES.items() if name not in ("forbids it", "cannot reach it")},
+    "cannot reach it": (Reply((b"<html>",), 503, "text/html"), 502),
+    "waits too long": (Reply((b"<html>",), 504, "text/html"), 502),
+}
+
+
+@pytest.mark.parametrize(("reply", "status"), PROXY_FORWARDS.values(), ids=PROXY_FORWARDS)
+async def test_a_proxy_that_forwards(reply, status, caplog, autojump_clock):
+    """A server over plain http is asked by way of the proxy; a proxy that fails to is an error."""
+    async with world(proxy="http://proxy.test:3128", first_byte_timeout=10.0, idle_timeout=10.0) as it:
+        it.emulator.script(*[reply] * 3 if reply else ())
+        answer = await told(it, HELLO)
+        assert answer.status == status
+        assert it.sound()
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
 # What only real sockets can do

@@ -281,7 +281,10 @@ class Emulator:
 
 def _seen(head: h11.Request, body: bytes) -> Seen:
     headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-    path, _, query = head.target.decode().partition("?")
+    target = head.target.decode()
+    if target.startswith("http://"):  # as a proxy is asked; RFC 9112 3.2.2: every server takes it
+        target = "/" + target.removeprefix("http://").partition("/")[2]
+    path, _, query = target.partition("?")
     return Seen(head.method.decode(), path, headers, _parsed(headers, body), dict(parse_qsl(query)))
 
 

@@ -224,8 +224,3 @@ def _chosen(choice: JSON) -> str | None:
     inner = choice.get("function") or choice.get("custom")
     name = inner.get("name") if isinstance(inner, dict) else choice.get("name")
     return name if isinstance(name, str) else None
-
-
-def declarations(tools: Sequence[JSON]) -> list[JSON]:
-    """The tools as one list of Gemini's `function_declarations`, for a server that wants them so."""
-    return [{"function_declarations": [tool["function"] for tool in tools]}] if tools else []

@@ -148,10 +148,3 @@ def test_inputs_flow():
     list(undo.feed(ToolCall(0, "1", "patch")))
     assert list(undo.feed(Arguments(0, '{"input": "abc'))) == [Arguments(0, "abc")]
     assert list(undo.feed(Arguments(0, "def"))) == [Arguments(0, "def")]
-
-
-def test_declarations():
-    """For a server that wants them so, the tools are one list of declarations."""
-    (entry,) = schemas.declarations(named("a", "b"))
-    assert [function["name"] for function in entry["function_declarations"]] == ["a", "b"]
-    assert schemas.declarations([]) == []

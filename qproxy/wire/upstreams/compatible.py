@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from copy import copy
 
-from qproxy.wire import jsontext, schemas, verbatim
+from qproxy.wire import jsontext, verbatim
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import (
     JSON,
@@ -31,7 +31,7 @@ from qproxy.wire.events import (
 )
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
-from qproxy.wire.upstreams import dashscope, deltas
+from qproxy.wire.upstreams import dashscope, declarations, deltas
 from qproxy.wire.upstreams.errors import event_error
 from qproxy.wire.upstreams.target import Target
 
@@ -45,11 +45,13 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     if turn.completion is not None and target.completes:
         return _completion(turn, turn.completion, target)
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
-    if turn.tools:
-        declared = target.tool_schema == "function_declarations"
-        body["tools"] = schemas.declarations(turn.tools) if declared else turn.tools
-    if turn.tool_choice is not None:
-        body["tool_choice"] = turn.tool_choice
+    if target.tool_schema == declarations.NAME:
+        body |= {"messages": declarations.messages(turn.messages), **declarations.fields(turn)}
+    else:
+        if turn.tools:
+            body["tools"] = turn.tools
+        if turn.tool_choice is not None:
+            body["tool_choice"] = turn.tool_choice
     body.update(turn.params)
     return _post("chat/completions", body, turn, target)
 
@@ -78,6 +80,7 @@ class Decoder:
         self._target = target
         self._plan = target.plan
         self._native: dashscope.Decoder | None = None
+        self._declared = declarations.reader(target)
         """For a server that answers in DashScope's native shape all the same."""
         self._halves: dict[tuple[type, int, int | None], Event] = {}
         self._escaped = True
@@ -102,6 +105,8 @@ class Decoder:
         if isinstance(chunk.get("output"), dict) and "choices" not in chunk:
             self._native = self._native or dashscope.Decoder(self._target, asked=False)
             return self._native.feed(item)
+        if self._declared is not None:
+            chunk = self._declared.read(chunk)
         if "choices" not in chunk or "error" in chunk or item.event == "error":
             error = event_error(chunk, item.status, plan=self._plan)
             if error is not None:
@@ -203,6 +208,8 @@ def whole(body: JSON, target: Target) -> list[Event]:
     """The events of a whole answer; a body that is an error gives `Failed`."""
     if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
         return dashscope.whole(body, target)
+    if isinstance(body, dict) and (declared := declarations.reader(target)) is not None:
+        body = declared.read(body)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
         error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a chat completion."

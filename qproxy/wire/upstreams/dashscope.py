@@ -11,7 +11,7 @@ Source: Model Studio's DashScope reference and the dashscope SDK.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import UpstreamError
@@ -19,7 +19,7 @@ from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.snapshots import Either
 from qproxy.wire.sse import ServerSentEvent
-from qproxy.wire.upstreams import deltas
+from qproxy.wire.upstreams import declarations, deltas
 from qproxy.wire.upstreams.errors import event_error
 from qproxy.wire.upstreams.target import Target
 
@@ -33,15 +33,19 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     """The turn as a native request; a stream is asked for in a header, and as increments."""
     multimodal = bool(_MULTIMODAL.search(target.model)) or any(map(_has_media, turn.messages))
     parameters: dict[str, JSON] = {**turn.params, "result_format": "message"}
-    if turn.tools:
-        parameters["tools"] = turn.tools
-    if turn.tool_choice is not None:
-        parameters["tool_choice"] = turn.tool_choice
+    messages: Sequence[JSON] = [_message(message, multimodal) for message in turn.messages]
+    if target.tool_schema == declarations.NAME:
+        messages = declarations.messages(messages)
+        parameters |= declarations.fields(turn)
+    else:
+        if turn.tools:
+            parameters["tools"] = turn.tools
+        if turn.tool_choice is not None:
+            parameters["tool_choice"] = turn.tool_choice
     headers = target.authorised((b"accept", b"application/json"))
     if turn.stream:
         parameters["incremental_output"] = True
         headers = target.authorised((b"accept", b"text/event-stream"), (b"x-dashscope-sse", b"enable"))
-    messages = [_message(message, multimodal) for message in turn.messages]
     body = {"model": target.model, "input": {"messages": messages}, "parameters": parameters}
     return HTTPRequest("POST", _url(target.base_url, multimodal), headers, jsontext.dumps(body))
 
@@ -87,6 +91,7 @@ class Decoder:
 
     def __init__(self, target: Target, *, asked: bool = True) -> None:
         self._plan = target.plan
+        self._declared = declarations.reader(target)
         self._texts = Either(asked=asked)
         self._finished = False
 
@@ -103,6 +108,8 @@ class Decoder:
         if item.event == "error" or not isinstance(data.get("output"), dict):
             error = event_error(data, item.status, plan=self._plan)
             return [Failed(error)] if error is not None else []
+        if self._declared is not None:
+            data = self._declared.read(data)
         events = [event for one in _events(data) for event in self._texts.feed(one)]
         self._finished = self._finished or any(isinstance(event, Finish) for event in events)
         return events
@@ -137,6 +144,8 @@ def whole(body: JSON, target: Target) -> list[Event]:
         error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a generation."
         return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
+    if (declared := declarations.reader(target)) is not None:
+        body = declared.read(body)
     events = list(_events(body))
     deltas.number_calls(events)
     if not any(isinstance(event, Finish) for event in events):

@@ -23,7 +23,7 @@ class Target:
     headers: Headers = field(default=(), repr=False)
     """The operator's additional header fields."""
     tool_schema: str = "openai"
-    """"openai", or "function_declarations" for a server that wants tools in Gemini's shape."""
+    """"openai", or "function_declarations" for a server that speaks of functions as Gemini does (`declarations`)."""
 
     completes: bool = False
     """Whether the server goes on from a text itself (`/completions`), for this model."""
