@@ -21,7 +21,7 @@ ROOMS = {
     "quart": ("server", "inprocess.py"),
     "quart_trio": ("server",),
     "werkzeug": ("server",),
-    "h11": ("transport", "hypercorn", "emulator"),
+    "h11": ("transport", "hypercorn", "emulator", "h11_bounds.py"),
     "trio_websocket": ("transport", "emulator"),
     "wsproto": ("transport", "hypercorn", "emulator"),
     "h2": ("hypercorn",),

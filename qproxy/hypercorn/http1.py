@@ -22,6 +22,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 
+from qproxy.h11_bounds import BoundedConnection
 from qproxy.hypercorn.exchange import Exchange
 from qproxy.hypercorn.framing import ByH11, ByHand
 from qproxy.wire import heads, jsontext
@@ -32,7 +33,7 @@ MAX_PIPELINED = 64 * 1024
 """Bytes that a client may send ahead of the answer it waits for."""
 
 
-class _NeverPaused(h11.Connection):
+class _Connection(BoundedConnection):
     """h11 says PAUSED when bytes of a next request wait; to the reader that must not look like the end."""
 
     def next_event(self) -> Any:
@@ -55,8 +56,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
     def connection(self) -> Any:
         """h11's, or what came after it; made when it is first needed, which is never on most connections."""
         if self._h11 is None:
-            limit = self.config.h11_max_incomplete_size
-            self._h11 = _NeverPaused(h11.SERVER, max_incomplete_event_size=limit)
+            self._h11 = _Connection(h11.SERVER, self.config.h11_max_incomplete_size)
         return self._h11
 
     @connection.setter
@@ -139,7 +139,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             await super()._handle_events()
 
     async def _send_error_response(self, status_code: int) -> None:
-        what = "Its head is too large." if status_code == 431 else "It is not valid HTTP/1.1."
+        what = _too_large(self.config) if status_code == 431 else "It is not valid HTTP/1.1."
         error = RequestError(f"The request cannot be read. {what}", status=status_code)
         body = jsontext.dumps(error.body())
         headers = [
@@ -153,12 +153,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         await self.send(RawData(data=data))
 
     async def _create_stream(self, request: h11.Request) -> None:
-        # h11 bounds a head that comes in pieces; one that came in a single read must be bounded too.
-        size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
-        if size > self.config.h11_max_incomplete_size:
-            await self._send_error_response(431)
-            await self.send(Closed())
-        elif _is_websocket(request):
+        if _is_websocket(request):
             await super()._create_stream(request)
         elif self.config.server_names:
             await super()._create_stream(_without_upgrade(request))
@@ -196,6 +191,13 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
             with trio.CancelScope(shield=True):
                 await super()._maybe_recycle()
+
+
+def _too_large(config: Config) -> str:
+    return (
+        f"Its head is too large: it may have {config.h11_max_incomplete_size} bytes (the setting max_header_bytes), "
+        f"{heads.MAX_LINES} lines and {heads.MAX_BLANKS} blanks in a row."
+    )
 
 
 @lru_cache(maxsize=8)

@@ -14,10 +14,12 @@ from typing import Protocol
 
 import h11
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)[ \t]{0,256}+(?:;[^\r\n]{0,4096}+)?+\r\n")
 _DIGITS = [bytes([digit]) for digit in b"0123456789abcdefABCDEF"] + [b""]
 MAX_LINE = 4096
-"""Of a chunk's size with its extensions, and of one trailer field."""
+"""Of what follows a chunk's size, and of one trailer field."""
+MAX_TRAILERS = 64 * 1024
+"""Bytes of all of them."""
 
 
 class Cut(Exception):
@@ -128,6 +130,8 @@ class Chunked(_Pieces):
         """Bytes of the chunk that are still to come."""
         self._ends_chunk = False
         self._in_trailers = False
+        self._trailers = 0
+        """Bytes of them that have come."""
         self.clean = True
         if data:
             self.feed(data)
@@ -194,7 +198,11 @@ class Chunked(_Pieces):
     def _trailer(self, data: bytes, position: int) -> int:
         """Where the next trailer field ends, `position` while it has no end; an empty one ends the body."""
         end = data.find(b"\r\n", position)
-        if end < 0 and len(data) - position > MAX_LINE:
-            raise h11.RemoteProtocolError("a trailer without an end")
+        size = (len(data) if end < 0 else end) - position
+        if size > MAX_LINE:
+            raise h11.RemoteProtocolError(f"a trailer of more than {MAX_LINE} bytes")
+        self._trailers += size if end >= 0 else 0
+        if self._trailers > MAX_TRAILERS:
+            raise h11.RemoteProtocolError(f"trailers of more than {MAX_TRAILERS} bytes")
         self.over = end == position
         return end + 2 if end >= 0 else position

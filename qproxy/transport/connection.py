@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 import h11
 import trio
 
+from qproxy.h11_bounds import BoundedConnection
 from qproxy.transport.bodies import Body, Chunked, Cut, Sized, body_of
 from qproxy.transport.patience import Patient, Quiet
 from qproxy.transport.proxy import Origin
@@ -169,7 +170,7 @@ class Connection:
 
     def _by_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
         """Let h11 have the exchange from here on; the request's head as it writes it."""
-        http = self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
+        http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
         head = http.send(
             h11.Request(method=request.method, target=self._target(request), headers=list(fields))
         )
@@ -182,7 +183,8 @@ class Connection:
         doing = f"{self.host} broke off before it answered"
         with foreign_errors(doing, retry=Retry.QUICKLY):
             data = await self._more(doing)
-            plain = heads.read_response(data) if self._http is None and request.method != "HEAD" else None
+            by_hand, limit = self._http is None and request.method != "HEAD", self.limits.max_header_bytes
+            plain = heads.read_response(data, limit) if by_hand else None
             if plain is not None:
                 rest = data[plain.end :]
                 self._body = Chunked(rest) if plain.length is None else Sized(plain.length, rest)

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import h11
 import trio
 
+from qproxy.h11_bounds import BoundedConnection
 from qproxy.transport import socks
 from qproxy.transport.connection import (
     Connection,
@@ -245,7 +246,7 @@ class Transport:
         fields = [("host", origin.authority), ("user-agent", self._user_agent)]
         if proxy.authorization is not None:
             fields.append(("proxy-authorization", proxy.authorization))
-        http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self.limits.max_header_bytes)
+        http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
         with foreign_errors(f"The proxy {proxy.origin.host} failed", retry=Retry.QUICKLY):
             head = http.send(h11.Request(method="CONNECT", target=origin.authority, headers=fields))
             await stream.send_all((head or b"") + (http.send(h11.EndOfMessage()) or b""))

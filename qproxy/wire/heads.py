@@ -6,6 +6,9 @@ rarer or wrong (another method or version, line folding, bare line feeds, two le
 `Connection: close` of a request) is not read: the functions give None, and h11 has the word.  Nothing is accepted that
 h11 refuses, and it is read as h11 reads it (`tests/wire/test_heads.py` compares them).
 
+Every repeat here is possessive: a pattern never tries a byte twice, so what it costs is linear in what it is given.
+`check` bounds a head of either end before any pattern, these or h11's, looks at it.
+
 RFC 9112 2-6, RFC 9110 5.5 and 5.6.2.
 """
 
@@ -18,17 +21,27 @@ from typing import NamedTuple, TypeAlias
 Fields: TypeAlias = list[tuple[bytes, bytes]]
 """In order; names in lower case."""
 
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
-_VALUE = rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?"
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*(" + _VALUE + rb")[ \t]*\r\n")
-_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[ \t]*" + _VALUE + rb"[ \t]*\r\n)*")
-_POST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
-_STATUS = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2})(?: (?:[ \t]|[^\x00\s])*)?\r\n")
+MAX_LINES = 2048
+"""Of a head: as many as HTTP/2 takes in 64 KiB, where each field counts 32 bytes more (RFC 9113 6.5.2)."""
+MAX_BLANKS = 256
+"""In a row: h11's pattern for a field tries every cut of a run of blanks, so its cost is the square of this."""
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
+_VALUE = rb"(?:[^\x00\s]++(?:[ \t]++[^\x00\s]++)*+)?+"
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")[ \t]*+\r\n")
+_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[ \t]*+" + _VALUE + rb"[ \t]*+\r\n)*+")
+_POST = re.compile(rb"POST ([\x21-\x7e]++) HTTP/1\.1\r\n")
+_STATUS = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2})(?: [^\x00\n\v\f\r]*+)?+\r\n")
 _METHOD = re.compile(_TOKEN)
-_TARGET = re.compile(rb"[\x21-\x7e]+")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_TARGET = re.compile(rb"[\x21-\x7e]++")
+_LENGTH = re.compile(rb"[0-9]{1,18}+")
+_LONG_BLANKS = b" " * (MAX_BLANKS + 1)
 _FOR_H11 = (b"transfer-encoding", b"expect", b"upgrade")
 """Fields of a request that change what follows it."""
+
+
+class TooLarge(ValueError):
+    """A head is beyond a bound; the message names it."""
 
 
 class Request(NamedTuple):
@@ -55,13 +68,24 @@ class Response(NamedTuple):
     """Where its body begins."""
 
 
+def check(data: bytes | bytearray, limit: int) -> None:
+    """Raise TooLarge when a head, or the trailers of a body, have more bytes, lines or blanks than they may have."""
+    if len(data) > limit:
+        raise TooLarge(f"It has more than max_header_bytes ({limit}).")
+    if data.count(b"\n") > MAX_LINES:
+        raise TooLarge(f"It has more than {MAX_LINES} lines.")
+    if _LONG_BLANKS in data.replace(b"\t", b" "):
+        raise TooLarge(f"It has more than {MAX_BLANKS} blanks in a row.")
+
+
 def read_request(data: bytes, limit: int) -> Request | None:
     """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
-    line = _POST.match(data)
+    end = _end(data, limit)
+    line = _POST.match(data, 0, end)
     if line is None:
         return None
-    fields, end = _read_fields(data, line.end())
-    if fields is None or end > limit:
+    fields = _read_fields(data, line.end(), end)
+    if fields is None:
         return None
     lengths = hosts = 0
     length = b""
@@ -77,12 +101,13 @@ def read_request(data: bytes, limit: int) -> Request | None:
     return Request(line[1], fields, int(length), end)
 
 
-def read_response(data: bytes) -> Response | None:
-    """The head at the beginning of `data`; None when it is not whole, or h11's to judge."""
-    line = _STATUS.match(data)
+def read_response(data: bytes, limit: int) -> Response | None:
+    """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
+    end = _end(data, limit)
+    line = _STATUS.match(data, 0, end)
     if line is None or line[1] in (b"204", b"304"):
         return None
-    fields, end = _read_fields(data, line.end())
+    fields = _read_fields(data, line.end(), end)
     if fields is None:
         return None
     length, chunked, stays = b"", False, True
@@ -104,12 +129,23 @@ def read_response(data: bytes) -> Response | None:
     return Response(int(line[1]), fields, None if chunked else int(length), stays, end)
 
 
-def _read_fields(data: bytes, start: int) -> tuple[Fields | None, int]:
-    """The fields from `start` to the empty line, None when they are not plain; and where the body begins."""
-    end = data.find(b"\r\n\r\n", start - 2) + 2
-    if end < start or not _FIELDS.fullmatch(data, start, end):
-        return None, 0
-    return [(name.lower(), value) for name, value in _FIELD.findall(data, start, end)], end + 2
+def _end(data: bytes, limit: int) -> int:
+    """Where the body begins behind a head that is whole and within the bounds; 0 for any other."""
+    end = data.find(b"\r\n\r\n", 0, limit) + 4
+    if end < 4:
+        return 0
+    try:
+        check(data[:end], limit)
+    except TooLarge:
+        return 0
+    return end
+
+
+def _read_fields(data: bytes, start: int, end: int) -> Fields | None:
+    """The fields between the first line and the body; None when they are not plain."""
+    if not _FIELDS.fullmatch(data, start, end - 2):
+        return None
+    return [(name.lower(), value) for name, value in _FIELD.findall(data, start, end - 2)]
 
 
 def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:

@@ -151,7 +151,7 @@ OTHER_ANSWERS = {
 @pytest.mark.parametrize(("head", "length", "stays"), ANSWERS.values(), ids=ANSWERS)
 def test_a_plain_response(head, length, stays):
     """It is what h11 makes of it."""
-    found = heads.read_response(head + b"\r\nhello")
+    found = heads.read_response(head + b"\r\nhello", LIMIT)
     assert found is not None
     assert (found.length, found.stays, found.end) == (length, stays, len(head) + 2)
     assert (found.status, found.fields) == answer_by_h11(head + b"\r\n")
@@ -171,7 +171,7 @@ def answer_by_h11(data):
 @pytest.mark.parametrize("head", OTHER_ANSWERS.values(), ids=OTHER_ANSWERS)
 def test_responses_that_are_left_to_h11(head):
     """What is older, rarer or wrong."""
-    assert heads.read_response(head + b"\r\n") is None
+    assert heads.read_response(head + b"\r\n", LIMIT) is None
 
 
 @given(
@@ -183,7 +183,7 @@ def test_responses_that_are_left_to_h11(head):
 def test_responses_agree_with_h11(head, where, spoil, cut):
     """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
     data = spoiled(head, where, spoil, cut)
-    found = heads.read_response(data)
+    found = heads.read_response(data, LIMIT)
     if found is not None:
         status, fields = answer_by_h11(data[: found.end])
         fields_here = [(n, b"Chunked" if n == b"transfer-encoding" else v) for n, v in found.fields]
