@@ -17,7 +17,7 @@ import trio
 from qproxy.observe import Story
 from qproxy.transport import Response
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Done, Event, Failed, Usage
+from qproxy.wire.events import Done, Event, Failed, SearchInfo, Usage
 from qproxy.wire.stages import Chain
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
@@ -38,7 +38,7 @@ class Pulled(Protocol):
 
 def starts_answer(event: Event) -> bool:
     """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
-    return not isinstance(event, Usage | Done | Failed)
+    return not isinstance(event, SearchInfo | Usage | Done | Failed)
 
 
 class Answer:

@@ -204,6 +204,14 @@ class ServerResult:
 
 
 @dataclass(slots=True)
+class SearchInfo:
+    """What the model's server found on the web for the answer; a later one replaces an earlier one."""
+
+    info: dict[str, JSON]
+    """As it wrote it: DashScope's `{"search_results": [{"index", "title", "url", ...}]}`."""
+
+
+@dataclass(slots=True)
 class Usage:
     """Token counts of the whole answer so far; a later one replaces an earlier one."""
 
@@ -257,6 +265,7 @@ Event: TypeAlias = (
     | Arguments
     | ServerCall
     | ServerResult
+    | SearchInfo
     | Usage
     | Finish
     | Done

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from tests.wire.playing import DONE, call, chunk, cut, meaning, play, said, same, stream
+from qproxy.wire.endpoints import chat, responses
+from tests.wire.playing import DONE, call, chunk, cut, decoded, meaning, play, said, same, stream
+from tests.wire.playing import events as said_by
 
 NAME = "get_weather"
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
@@ -75,6 +77,55 @@ def test_native(items, expected, dialect):
     """Native answers are understood where they are expected and recognised where they are not."""
     assert meaning(events(*items), dialect=dialect) == expected
     assert meaning(events(*items).replace(b"\n", b"\r\n"), dialect=dialect) == expected
+
+
+FOUND = {
+    "search_results": [{"index": 1, "title": "Weather", "url": "https://example.com", "site_name": "Example"}]
+}
+MORE = {
+    "search_results": [*FOUND["search_results"], {"index": 2, "title": "More", "url": "https://example.org"}]
+}
+
+
+def searched(found, item):
+    return {**item, "output": {**item["output"], "search_info": found}}
+
+
+SEARCHES = {
+    "in the first event": ([searched(FOUND, native()), native("a"), native("b", "stop")], [FOUND]),
+    "in every event": ([searched(FOUND, native(text)) for text in "ab"] + [searched(FOUND, native("", "stop"))], [FOUND]),
+    "growing": ([searched(FOUND, native("a")), searched(MORE, native("b", "stop"))], [FOUND, MORE]),
+    "behind the text": ([native("a"), native("b"), searched(FOUND, native("", "stop"))], [FOUND]),
+    "behind the end": ([native("a"), native("b", "stop"), {"output": {"choices": [], "search_info": FOUND}}], [FOUND]),
+    "in the older format": ([searched(FOUND, older("a")), older("b", "stop")], [FOUND]),
+    "nothing": ([searched({}, native("a")), searched(None, native("b")), searched("x", native("", "stop"))], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("items", "expected"), SEARCHES.values(), ids=SEARCHES.keys())
+@pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
+def test_what_a_search_found_reaches_the_client(items, expected, dialect):
+    """Once, under its own name, in a chunk or an answer that keeps OpenAI's contract; the last word in a whole one."""
+    raw = events(*items)
+    assert meaning(raw, dialect=dialect) == ("ab", "", [], "stop")
+    turn = decoded({"stream_options": {"include_usage": True}}, stream=True)
+    encoder = chat.Encoder(turn)
+    answer = said_by([raw], turn, dialect=dialect)
+    out = b"".join([*(part for event in answer for part in encoder.feed(event)), *encoder.close()])
+    frames = [json.loads(line.removeprefix("data: ")) for line in out.decode().split("\n\n")[:-2]]
+    assert [frame["search_info"] for frame in frames if "search_info" in frame] == expected
+    for whole in (chat.whole(turn, answer), responses_of(answer)):
+        assert whole.get("search_info") == (expected[-1] if expected else None)
+
+
+def responses_of(answer):
+    """The response that events add up to, by the last event of a stream, which the whole one equals."""
+    turn = responses.decode({"model": "m", "input": "hi", "stream": True}, id="resp_1", created=7)
+    encoder = responses.Encoder(turn)
+    frames = [part for event in answer for part in encoder.feed(event)] + encoder.close()
+    last = json.loads(frames[-1].split(b"data: ")[1])["response"]
+    assert last == json.loads(json.dumps(responses.whole(turn, answer)))
+    return last
 
 
 BROKEN = {

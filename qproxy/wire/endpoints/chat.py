@@ -31,6 +31,7 @@ from qproxy.wire.events import (
     Finish,
     Reasoning,
     Refusal,
+    SearchInfo,
     ServerCall,
     ServerResult,
     Text,
@@ -164,12 +165,17 @@ class Encoder:
         self._custom: tuple[tuple[int, int], ...] = ()
         """Choices and numbers of the calls to custom tools."""
         self._report = reports.Report()
+        self._found = b""
+        """What a search found, for the next chunk."""
         self._over = False
 
     def feed(self, event: Event) -> list[bytes]:
         """The chunks that say `event`."""
         say = _SAYINGS.get(type(event))
-        return [] if say is None else say(self, event)
+        chunks = [] if say is None else say(self, event)
+        if self._found and chunks and chunks[-1].startswith(self._envelope):
+            chunks[-1] = self._with_found(chunks[-1])
+        return chunks
 
     def _text(self, event: Text) -> list[bytes]:
         return self._delta(event.choice, b'"content":' + _string(event.text), b'""', event.logprobs)
@@ -195,6 +201,15 @@ class Encoder:
         self._report.add(event)
         return [reports.comment(event)]
 
+    def _searched(self, event: SearchInfo) -> list[bytes]:
+        self._found = b',"search_info":' + jsontext.dumps(event.info)
+        return []
+
+    def _with_found(self, chunk: bytes) -> bytes:
+        """The chunk with what a search found; a chunk of its own would have no delta, and there are clients that want one."""
+        found, self._found = self._found, b""
+        return chunk.removesuffix(self._end) + found + self._end
+
     def close(self) -> list[bytes]:
         """The usage chunk when it was asked for, and the end; nothing after a failure."""
         if self._over:
@@ -203,7 +218,8 @@ class Encoder:
         out = []
         if self._turn.include_usage:
             counts = jsontext.dumps(usage_object(self._usage or Usage()))
-            out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, self._reported()))
+            more = self._found + self._reported()
+            out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, more))
         return [*out, b"data: [DONE]\n\n"]
 
     def _reported(self) -> bytes:
@@ -286,6 +302,7 @@ _SAYINGS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
     Failed: Encoder._failed,
     ServerCall: Encoder._began_tool,
     ServerResult: Encoder._ran_tool,
+    SearchInfo: Encoder._searched,
 }
 _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'
 
@@ -327,11 +344,13 @@ class _Choice:
 def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
     """The `chat.completion` that the events add up to; raises the error of a `Failed`."""
     choices: dict[int, _Choice] = {}
-    usage = Usage()
+    usage, found = Usage(), None
     events = list(events)
     for event in events:
         if isinstance(event, Usage):
             usage = event
+        elif isinstance(event, SearchInfo):
+            found = event.info
         elif isinstance(event, Failed):
             raise event.error
         elif hasattr(event, "choice"):
@@ -343,6 +362,7 @@ def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
         "model": turn.model,
         "choices": [_choice_object(turn, number, choices[number]) for number in sorted(choices)],
         "usage": usage_object(usage),
+        **({} if found is None else {"search_info": found}),
         **({"qproxy": reports.of(events)} if turn.reports_tools else {}),
     }
 

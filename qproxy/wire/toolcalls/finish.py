@@ -7,7 +7,7 @@
     any        | error_finish                             | an error
     any        | nothing, and the stream just ended       | an error: silence would look like success
 
-What comes after a choice's end is dropped, but for usage.
+What comes after a choice's end is dropped, but for what is no choice's: usage, what a search found.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from qproxy.wire.events import (
     Event,
     Failed,
     Finish,
+    SearchInfo,
     ServerCall,
     ServerResult,
     Text,
@@ -51,7 +52,7 @@ class Finishing:
     def _decided(self, item: Event) -> Iterator[Event]:
         if self._failed:
             return
-        if isinstance(item, Usage | ServerCall | ServerResult):
+        if isinstance(item, Usage | ServerCall | ServerResult | SearchInfo):
             yield item
         elif isinstance(item, Done):
             yield from self._end()

@@ -1,7 +1,8 @@
 """DashScope's native generation API: `POST /api/v1/services/aigc/{text,multimodal}-generation/generation`.
 
 The body is `{"model", "input": {"messages"}, "parameters"}`; an answer is `{"output": {"choices": [...]}, "usage"}`,
-or `output.text` in the older format.  A stream has no `[DONE]`: it just ends, so its end is good only after a finish
+or `output.text` in the older format.  What a search found is `output.search_info`, in the first events of a stream or in
+all of them.  A stream has no `[DONE]`: it just ends, so its end is good only after a finish
 reason (which is the *string* "null" until then).  Usage is in every event, cumulative.  A stream is made of
 increments where they were asked for, of everything so far elsewhere (`snapshots.Either`).
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from qproxy.wire import jsontext
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Turn
+from qproxy.wire.events import JSON, Done, Event, Failed, Finish, SearchInfo, Turn
 from qproxy.wire.http import HTTPRequest
 from qproxy.wire.snapshots import Either
 from qproxy.wire.sse import ServerSentEvent
@@ -94,6 +95,7 @@ class Decoder:
         self._declared = declarations.reader(target)
         self._texts = Either(asked=asked)
         self._finished = False
+        self._found: dict[str, JSON] = {}
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         if item.data == "[DONE]":
@@ -110,9 +112,16 @@ class Decoder:
             return [Failed(error)] if error is not None else []
         if self._declared is not None:
             data = self._declared.read(data)
-        events = [event for one in _events(data) for event in self._texts.feed(one)]
+        events = [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
         self._finished = self._finished or any(isinstance(event, Finish) for event in events)
         return events
+
+    def _is_new(self, event: Event) -> bool:
+        """Whether it is not what a search found, once more."""
+        if not isinstance(event, SearchInfo):
+            return True
+        before, self._found = self._found, event.info
+        return event.info != before
 
     def close(self) -> list[Event]:
         """The end of the bytes is the end of the answer, if it had finished."""
@@ -121,6 +130,9 @@ class Decoder:
 
 def _events(data: dict[str, JSON]) -> Iterator[Event]:
     output = data["output"]
+    found = output.get("search_info")
+    if found and isinstance(found, dict):
+        yield SearchInfo(found)
     choices = output.get("choices")
     if not isinstance(choices, list):  # the older format
         choices = [{"message": {"content": output.get("text")}, "finish_reason": output.get("finish_reason")}]

@@ -20,7 +20,7 @@ from qproxy.wire.endpoints.responses.open_items import Happening
 from qproxy.wire.endpoints.responses.output import Output
 from qproxy.wire.endpoints.responses.request import asked
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, Turn, Usage
+from qproxy.wire.events import JSON, Done, Event, Failed, Finish, SearchInfo, Turn, Usage
 
 
 class Progress:
@@ -32,6 +32,8 @@ class Progress:
         self._output = Output(turn.id, self._asked)
         self._usage = Usage()
         self._reason = "stop"
+        self._found: dict[str, JSON] = {}
+        """`search_info`, where the model's server has searched."""
 
     def begin(self) -> list[Happening]:
         response = objects.response(self._turn, self._asked.echo, "in_progress")
@@ -46,6 +48,8 @@ class Progress:
             self._usage = event
         elif isinstance(event, Finish):
             self._reason = event.reason
+        elif isinstance(event, SearchInfo):
+            self._found = {"search_info": event.info}
         elif not isinstance(event, Done | Failed) and getattr(event, "choice", 0) == 0:
             return self._output.feed(event)
         return []
@@ -66,7 +70,7 @@ class Progress:
     def response(self) -> dict[str, JSON]:
         """The response that is over."""
         status = "incomplete" if self._reason in objects.REASONS else "completed"
-        return objects.response(
+        response = objects.response(
             self._turn,
             self._asked.echo,
             status,
@@ -74,6 +78,7 @@ class Progress:
             usage=self._usage,
             reason=self._reason,
         )
+        return {**response, **self._found}
 
 
 class Encoder:
