@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import qproxy
-from qproxy import cli
+from qproxy import cli, demo
 from qproxy.config import Config
 from qproxy.serving import assemble
 from tests.helpers import accounts
@@ -30,6 +30,20 @@ def rows(text, title):
 def test_the_readme_is_short():
     """It is read in one go."""
     assert README.count("\n") < 150
+
+
+def test_the_readmes_transcript_is_what_the_demo_prints():
+    """All of it, but for ports and times; where no tool can run, up to what the demo says instead."""
+    said: list[str] = []
+    assert demo.run(0, True, said.append) == 0
+    lines = [
+        line for line in "\n".join(said).splitlines() if line and "data:" not in line
+    ]  # as its grep does
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(lines))
+    printed = re.sub(r"\b\d+ ms\b", "30 ms", printed)
+    shown = README.partition("$ qproxy demo --once | grep -v -e data: -e '^$'\n")[2].partition("\n```")[0]
+    printed, _, missing = printed.partition("\nA tool that the server runs is not shown: ")
+    assert printed == (shown.partition("\n> What is '")[0] if missing else shown)
 
 
 def test_every_command_is_in_the_readme():
