@@ -51,7 +51,7 @@ class Formatter(logging.Formatter):
             fields = {"message": record.getMessage()}
             if record.exc_info:
                 fields["traceback"] = self.formatException(record.exc_info)
-        return _write({**head, **fields})
+        return escaped(_write({**head, **fields}))
 
     def _words(self, record: logging.LogRecord) -> str:
         when, fields = _when(record)[11:], getattr(record, "fields", None)
@@ -63,8 +63,21 @@ class Formatter(logging.Formatter):
             for name, value in {**(fields or {}), **self._whose}.items()
             if name != "message"
         ]
-        tail = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return printable(" ".join(words)) + tail
+        lines = [printable(" ".join(words))]
+        if record.exc_info:  # indented: what an exception says cannot pose as a line of the log
+            lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """JSON in which every character that is not printable is escaped.
+
+    JSON itself (RFC 8259 7) wants that of C0 controls only.  U+0085, U+2028 and U+2029 end a line for some readers, C1
+    controls drive a terminal, marks of direction disguise a line, and half a surrogate pair cannot be written at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def printable(text: str) -> str:

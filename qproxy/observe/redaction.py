@@ -4,7 +4,12 @@ Two nets.  What this process knows to be secret (keys and tokens of its settings
 looks like a secret (an Authorization field, `sk-...`, a JWT, a value named token or password) is replaced too, so that
 somebody else's is not kept either.  Both are a last net: no code of ours logs a secret in the first place.
 
-Clients choose part of what is logged, so every pattern takes a time that grows with the text and no faster.
+Clients choose part of what is logged, so every pattern takes a time that grows with the text and no faster: what is
+repeated is possessive, and a value that was begun is taken to its end, whether it is closed or cut off.
+
+JSON often stands in a string of other JSON (the arguments of a tool call), to any depth.  Each level escapes
+the quotes of the one within: where a quote has n backslashes, one of the next level has 2n + 1, and a backslash takes
+2n + 2.  So a value ends at the quote that has as many as the one it began with, or where a level further out ends.
 
 `body` is for `log_bodies`: besides secrets it shortens what is large and says nothing (data: URIs, base64).
 """
@@ -19,31 +24,59 @@ SHORTEST = 8
 LONGEST_BODY = 64 * 1024
 HIDDEN = "[hidden]"
 
+_START = r"(?: \b | (?<=\\[bfnrt]) )"
+"""Of a word; in JSON it may follow an escaped line break, whose letter is none of it."""
+_PAIRS = r"(?: (?P=slashes) \\ (?P=slashes) \\ )*+"
+"""Backslashes that are escaped themselves, in a value whose quotes have `slashes`."""
 _NAMED = re.compile(
-    r"""(?ix)
-    ( ["']? \b (?: [\w-]{0,40} (?:authorization|api[-_]?key|password|secret|verifier|cookie)
-                 | (?:access|refresh|id|device|session|bearer)[-_]?(?:token|code) | token ) \b ["']?
-      \s* [:=] \s* )
-    ( ["'] (?:\\.|[^"'\\])* ["'] | (?:(?:bearer|basic)\s+)? [^\s,;"'}\]]+ )
+    rf"""(?ix)
+    (?P<name> {_START}
+      (?: [\w-]{{0,40}} (?: authorization | passw(?:or)?d | passphrase | secret | verifier | cookie
+                         | (?:api|access|secret|private)[-_]?key )
+        | (?: access|refresh|id|device|session|bearer|auth|api )[-_]?(?:token|code) | token ) \b
+      (?: \\*+ ["'] )?+ [ \t\r\n]*+ [:=] [ \t\r\n]*+ )
+    (?: (?P<open> (?P<slashes> (?: \\ (?:\\\\)*+ )?+ ) (?: (?P<double> " ) | ' ) )
+        (?: [^\\"'] | \\++ [^\\"'] | {_PAIRS} (?P=slashes) \\ (?P=slashes) ["'] | (?(double) \\*+ ' | (?!) ) )*+
+        (?: {_PAIRS} (?P<close> (?P=open) ) )?+
+      | (?: (?:bearer|basic) \s++ )? (?: [^\s,;"'}}\]\\] | \\++ (?!["']) )++ )
     """
 )
 _SHAPED = re.compile(
-    r"""(?x)
-    \b (?i:bearer|basic) \s+ [A-Za-z0-9._~+/=-]{8,}     # RFC 9110 11.4
-    | \b sk-[A-Za-z0-9_-]{8,}                           # keys of OpenAI, DashScope, qproxy
-    | \b eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*   # JWT (RFC 7519)
-    | (?<=://) [^\s/@:"']+ : [^\s/@"']+ (?=@)           # a URL's user and password
+    rf"""(?x)
+    {_START} (?:
+        (?i:bearer|basic) \s++ [A-Za-z0-9._~+/=-]{{8,}}+           # RFC 9110 11.4
+      | sk-[A-Za-z0-9_-]{{8,}}+                                  # OpenAI, DashScope, qproxy
+      | eyJ[A-Za-z0-9_-]{{12,}}+ (?: \.[A-Za-z0-9_-]*+ ){{0,4}}+     # JWT, JWE (RFC 7519): base64 of '{{"'
+      | (?: gh[pousr]_ | github_pat_ ) [A-Za-z0-9_]{{16,}}+
+      | gl(?:pat|dt|rt|ptt|oas|cbt|ft|soat)-[A-Za-z0-9_-]{{16,}}+  # GitLab
+      | (?: AKIA | ASIA | LTAI ) [A-Za-z0-9]{{12,}}+             # AWS, Alibaba Cloud
+      | AIza[A-Za-z0-9_-]{{30,}}+ | ya29\.[A-Za-z0-9_-]{{16,}}+  # Google
+      | xox[a-z]-[A-Za-z0-9-]{{10,}}+ | xapp-[A-Za-z0-9-]{{10,}}+  # Slack
+      | [rs]k_(?:live|test)_[A-Za-z0-9]{{10,}}+                  # Stripe
+      | (?: hf_ | npm_ | pypi- ) [A-Za-z0-9_-]{{20,}}+           # Hugging Face, npm, PyPI
+      )
+    | -----BEGIN\ [A-Z0-9\ ]{{0,40}}PRIVATE\ KEY(?:\ BLOCK)?-----  # RFC 7468, OpenPGP
+      (?: [^-"'\\] | \\++ (?!["']) | - (?!----) )*+ (?: -----END\ [A-Z0-9\ ]{{1,60}}+ ----- )?+
+    | (?<=://) [^\s/@:"']++ : [^\s/@"']++ (?=@)                  # a URL's user and password
     """
 )
 _NAMES = (
-    "authorization", "api-key", "api_key", "apikey", "password", "secret", "verifier", "cookie", "token", "code",
+    "authorization", "password", "passwd", "passphrase", "secret", "verifier", "cookie", "token", "code",
+    "_key", "-key", "ikey", "skey", "tkey", "ekey",
 )  # fmt: skip
-_ENDS = tuple("\"'=: \t\r\n")
+"""What names of secret values end with; the last six are ends of `api_key`, `accesskey` and their like."""
+_ENDS = tuple("\\\"'=: \t\r\n")
 """What may follow a name that has a value."""
-_SHAPES = ("sk-", "eyj", "bearer", "basic", "://")
+_SHAPES = (
+    "sk-", "eyj", "bearer", "basic", "://", "akia", "asia", "ltai", "aiza", "ya29.", "xox", "xapp-", "k_live_", "k_test_",
+    "hf_", "npm_", "pypi-", "private key",
+)  # fmt: skip
+_GIT = re.compile(r"gh[oprsu]_|github_pat_|gl[a-z]{2,4}-")
 """Without one of these words (in lower case) the patterns find nothing: looking for them costs a tenth."""
-_DATA_URI = re.compile(r"(data:[\w.+/-]*(?:;[\w=.-]+)*,)([A-Za-z0-9+/=_%-]{64,})")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{512,}={0,2}")
+_ESCAPED = re.compile(r"(?<!\\)(\\++)u00(2[0-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.IGNORECASE)
+"""ASCII that JSON need not escape; a secret could hide behind it."""
+_DATA_URI = re.compile(r"(data:[\w.+/-]*+(?:;[\w=.-]++)*+,)([A-Za-z0-9+/=_%-]{64,}+)")
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{512,}+={0,2}+")
 
 
 class Redactor:
@@ -65,19 +98,29 @@ class Redactor:
         named = [name for name in _NAMES if name in lowered]
         if any(name + end in lowered for name in named for end in _ENDS):
             text = _NAMED.sub(_hide_value, text)
-        return _SHAPED.sub(HIDDEN, text) if any(shape in lowered for shape in _SHAPES) else text
+        shaped = any(map(lowered.__contains__, _SHAPES))
+        if not shaped and ("gh" in lowered or "gl" in lowered):
+            shaped = _GIT.search(lowered) is not None
+        return _SHAPED.sub(HIDDEN, text) if shaped else text
 
     def body(self, data: bytes) -> str:
         """A request's or an answer's body as text to be logged."""
-        text = data[:LONGEST_BODY].decode("utf-8", "replace")
+        text = _ESCAPED.sub(_unescape, data[:LONGEST_BODY].decode("utf-8", "replace"))
         text = _BASE64.sub(_shorten, _DATA_URI.sub(lambda uri: uri[1] + _shorten(uri, 2), text))
         more = len(data) - LONGEST_BODY
         return self.text(text) + (f"... ({more} bytes more)" if more > 0 else "")
 
 
 def _hide_value(match: re.Match[str]) -> str:
-    quote = match[2][0] if match[2][0] in "\"'" else ""
-    return f"{match[1]}{quote}{HIDDEN}{quote}"
+    return f"{match['name']}{match['open'] or ''}{HIDDEN}{match['close'] or ''}"
+
+
+def _unescape(match: re.Match[str]) -> str:
+    """The character itself; a quote with the backslashes that one has at this depth."""
+    char = chr(int(match[2], 16))
+    if char == "\\":
+        return match[0]
+    return "\\" * (2 * len(match[1]) - 1) + char if char in "\"'" else char
 
 
 def _shorten(match: re.Match[str], group: int = 0) -> str:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import sys
+
+import pytest
 
 from qproxy.observe import Counts, Formatter, Record
 from qproxy.wire.toolcalls.repairs import KINDS
@@ -92,6 +95,33 @@ def test_what_a_client_may_put_into_a_line():
     assert line.isprintable()
     assert len(line) < 700
     assert json.loads(_formatted(True, fields))["model"] == "a\r\nb"
+
+
+ENDS = "\x0b\x0c\x1c\x1d\x1e\x7f\x80\x85\x9b\x9f\u2028\u2029\u202e\u2066\ufeff\ud800\U000e0041"
+"""What ends a line for somebody, drives a terminal, turns a line around, or cannot be written."""
+
+
+@pytest.mark.parametrize("char", ENDS, ids=ascii)
+def test_no_character_breaks_a_line(char):
+    """It is escaped in JSON and replaced for people, in messages, fields and exceptions."""
+    text = f"a{char}b"
+    fields = {**record().fields(), "model": text}
+    line = _formatted(True, fields)
+    assert json.loads(line)["model"] == text
+    assert line.isprintable()
+    assert _formatted(False, fields).isprintable()
+    try:
+        raise ValueError(f"a\n21:40:12.310Z 200 ok{char}")
+    except ValueError:
+        made = logging.makeLogRecord(
+            {"name": "x", "msg": text, "levelname": "INFO", "exc_info": sys.exc_info()}
+        )
+    line = Formatter(as_json=True).format(made)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == text
+    first, *lines = Formatter(as_json=False).format(made).split("\n")
+    assert all(one.isprintable() for one in (first, *lines))
+    assert all(one.startswith("  ") for one in lines)
 
 
 def test_a_listener_that_fails(caplog):
