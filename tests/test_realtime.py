@@ -229,7 +229,16 @@ async def test_what_the_server_says_wrong(autojump_clock):
 async def test_mistakes_do_not_end_a_session(autojump_clock):
     """A client's mistake is an error event, and what comes after it is heard."""
     async with world() as it, talk(it.app) as client:
-        for mistake in ("{", b"\x00", '{"type": "session.update", "session": 1}'):
+        create, items = (
+            '{"type": "conversation.item.create", "item": ',
+            ("1}", "[[]]}", '{"type": "message"}}'),
+        )
+        for mistake in (
+            "{",
+            b"\x00",
+            '{"type": "session.update", "session": 1}',
+            *(create + item for item in items),
+        ):
             await client.say(mistake)
             await client.until("error")
         await client.say(TEXT_ONLY)

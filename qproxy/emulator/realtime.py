@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ CLOSE = {
     "fault-rt-words": (1008, ""),
 }
 FAULT = "fault-rt-"
+MAX_DEPTH = 128
 QUIET = ("fault-rt-silent", "fault-rt-deaf", "fault-rt-stuck")
 """They say nothing more; the second one does not even answer pings, the third one reads nothing."""
 ENDLESS = {
@@ -108,14 +108,24 @@ async def _hold(stream: _Replayed, socket: WebSocketConnection, heard: Heard) ->
             return
         await _say(socket, heard, speaker.begin())
         while not speaker.finished:
-            event = json.loads(await socket.get_message())
+            event = _read(await socket.get_message())
             heard.events.append(event)
-            if heard.model.startswith(FAULT) and event["type"] == "response.create":
+            asks = isinstance(event, dict) and event.get("type") == "response.create"
+            if heard.model.startswith(FAULT) and asks:
                 await _misbehave(stream, socket, heard)
                 return
             await _say(socket, heard, speaker.hear(event))
     except ConnectionClosed as closed:
         heard.code = closed.reason.code if closed.reason else None
+
+
+def _read(message: str | bytes) -> Any:
+    """The event in a message; None, which is no event, for what is not JSON or nests too deeply to be repeated."""
+    try:
+        event = jsontext.loads(message)
+    except ValueError:
+        return None
+    return None if jsontext.deeper_than(event, MAX_DEPTH) else event
 
 
 async def _say(socket: WebSocketConnection, heard: Heard, events: Iterable[Event]) -> None:

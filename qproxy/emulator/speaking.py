@@ -19,6 +19,8 @@ from qproxy.emulator.schema import arguments
 from qproxy.wire.realtime.audio import Resampler
 
 Event: TypeAlias = dict[str, Any]
+_ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError, struct.error)
+"""What reading JSON of another shape than the expected one raises."""
 VOICES = ("Cherry", "Ethan", "Chelsie", "Serena", "Tina")
 SETTINGS = frozenset(
     (
@@ -67,14 +69,18 @@ class Speaker:
         """What is said before anything is heard."""
         yield self._event("session.created", session=self.session)
 
-    def hear(self, event: Event) -> Iterator[Event]:
-        """What is said to an event."""
-        kind = str(event.get("type"))
-        answer = getattr(self, "_on_" + kind.replace(".", "_"), None)
+    def hear(self, event: Any) -> Iterator[Event]:
+        """What is said to an event, of whatever shape."""
+        kind = event.get("type") if isinstance(event, dict) else None
+        answer = getattr(self, f"_on_{kind.replace('.', '_')}", None) if isinstance(kind, str) else None
         if answer is None:
-            yield self._error("invalid_value", f"Invalid value: '{kind}'. Unsupported event type.", "type")
-        else:
+            message = f"Invalid value: {str(kind)[:80]!r}. Unsupported event type."
+            yield self._error("invalid_value", message, "type")
+            return
+        try:
             yield from answer(event)
+        except _ODD as error:
+            yield self._error("invalid_value", f"Invalid event '{kind}': {type(error).__name__}.")
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._count += 1

@@ -56,7 +56,8 @@ class Translation:
             event = jsontext.loads(text)
         except ValueError:
             event = None
-        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        known = isinstance(event, dict) and isinstance(event.get("type"), str)
+        if not known or jsontext.deeper_than(event, MAX_DEPTH):
             message = "The model's server said something that is no event."
             yield ToClient(self.error(QproxyError(message, status=502, code="upstream_invalid_response")))
             return
