@@ -174,9 +174,11 @@ async def test_a_damaged_row(tmp_path):
         await store.keep(stored("a"))
         await store.keep(stored("b"))
         with closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE responses SET body = x'7b' WHERE id = 'a'")
-        with pytest.raises(StoreError):
-            await store.find("me", "a")
+            for body in (b"{", b"[]", b"{}", b"5"):
+                database.execute("UPDATE responses SET body = ? WHERE id = 'a'", (body,))
+                database.commit()
+                with pytest.raises(StoreError):
+                    await store.find("me", "a")
         assert (await store.find("me", "b")).id == "b"
 
 

@@ -11,6 +11,7 @@ A board that cannot be used raises BoardError, which its users survive.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -36,6 +37,7 @@ from qproxy.accounts.board import (
 from qproxy.database import opened, opened_to_read, transaction
 
 T = TypeVar("T")
+log = logging.getLogger("qproxy.accounts")
 LOCK_SECONDS = 2.0
 """For others to finish writing."""
 FORGOTTEN = 90 * 86400.0
@@ -116,7 +118,7 @@ def read(path: Path) -> dict[str, Standing]:
 def _ours(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, ArithmeticError) as error:
         raise BoardError(f"{path}: {error}") from None
 
 
@@ -134,7 +136,14 @@ def _opened(path: Path, wall: float) -> sqlite3.Connection:
 def _rows(connection: sqlite3.Connection, identities: list[str] | None = None) -> dict[str, Standing]:
     rows = connection.execute("SELECT identity, standing FROM accounts").fetchall()
     return {
-        identity: from_json(json.loads(text))
-        for identity, text in rows
-        if identities is None or identity in identities
+        identity: _standing(text) for identity, text in rows if identities is None or identity in identities
     }
+
+
+def _standing(text: str) -> Standing:
+    """Read a standing; a damaged row is one of an account that nobody has used, and keeps no other from being read."""
+    try:
+        return from_json(json.loads(text))
+    except ValueError:
+        log.warning("a row of the accounts' board cannot be read, and begins anew")
+        return Standing()

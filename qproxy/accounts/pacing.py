@@ -62,7 +62,12 @@ class Pace:
                 bucket.take(count, now)
 
     def give_back(self, tokens: int, now: float) -> None:
-        """An estimate was too large by so much, or too small by as much below nothing."""
+        """An estimate was too large by so much, or too small by as much below nothing.
+
+        Too small by a minute's worth at most: no server looks further back, and one that reports far too many tokens
+        must not keep its account from being asked.
+        """
+        tokens = max(tokens, -self.tokens.capacity) if self.tokens else tokens
         self.take(-tokens, now, requests=0)
         self.returned += tokens
 

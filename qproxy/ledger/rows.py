@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 from qproxy.ledger.prices import Pricing
 from qproxy.observe.record import LONGEST_NAME, Record, counted, milliseconds
+from qproxy.wire import storable
 from qproxy.wire.events import Usage
 
 Row: TypeAlias = dict[str, str | int | float | None]
@@ -46,6 +48,19 @@ def row_of(record: Record, ended: float, pricing: Pricing) -> Row:
         "tools": record.tool_counts(),
         "upstream_request_id": story.upstream_request_id,
     }
+
+
+def storable_row(row: Row) -> Row:
+    """Return the row with values that SQLite takes, as near to its own as can be."""
+    return {column: _storable(value) for column, value in row.items()}
+
+
+def _storable(value: str | int | float | None) -> str | int | float | None:
+    if isinstance(value, str):
+        return storable.text(value)
+    if isinstance(value, int):
+        return storable.count(value)
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def hour_of(row: Row) -> Row | None:

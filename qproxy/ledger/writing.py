@@ -5,7 +5,8 @@ seconds of the first row in one transaction, so a killed process loses at most t
 queue: by the time one is answered, every row from before it is in the file.
 
 A file that cannot be written (a full disk, a lock that stays) is said once in the log; rows are kept for a while and
-then counted as lost.  The requests themselves never hear of it.
+then counted as lost.  A row that the file does not take is written as far as it can be, and never keeps another one
+out.  The requests themselves never hear of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import trio
 from qproxy.database import transaction
 from qproxy.ledger import schema
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.rows import Row, hour_of, row_of
+from qproxy.ledger.rows import Row, hour_of, row_of, storable_row
 from qproxy.ledger.schema import LedgerError
 from qproxy.observe.record import Record
 
@@ -212,7 +213,7 @@ class Ledger:
         try:
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
-            _insert(self._connection, self._rows)
+            written = _insert(self._connection, self._rows)
         except (sqlite3.Error, LedgerError) as error:
             if self._healthy:
                 log.error("the ledger cannot be written, and waits: %s", error)
@@ -221,7 +222,8 @@ class Ledger:
         if not self._healthy:
             log.warning("the ledger is written again; %d rows were lost", self.lost)
         self._healthy = True
-        self.written += len(self._rows)
+        self.written += written
+        self.lost += len(self._rows) - written
         self._rows = []
         self._prune(self._connection)
 
@@ -250,7 +252,8 @@ class Ledger:
 
 _ROW = tuple(row_of(Record("", "", ""), 0.0, Pricing()))
 _INSERT = (
-    f"INSERT OR IGNORE INTO requests ({', '.join(_ROW)}) VALUES ({', '.join(f':{name}' for name in _ROW)})"
+    f"INSERT INTO requests ({', '.join(_ROW)}) VALUES ({', '.join(f':{name}' for name in _ROW)})"
+    " ON CONFLICT (id) DO NOTHING"
 )
 _ADD = """
     INSERT INTO hours VALUES
@@ -262,11 +265,54 @@ _ADD = """
 """
 
 
-def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
-    """All of the rows and what they add to their hours, or none; a row that is there already adds nothing."""
-    with transaction(connection):
-        for row in rows:
-            if connection.execute(_INSERT, row).rowcount:
-                hour = hour_of(row)
-                if hour is not None:
-                    connection.execute(_ADD, hour)
+REFUSED_ROW = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+"""What is raised because of a row's own values: UnicodeEncodeError, too large an integer, NULL, another type."""
+
+
+def _insert(connection: sqlite3.Connection, rows: list[Row]) -> int:
+    """Write rows and what they add to their hours, in one transaction; return how many the file has taken."""
+    try:
+        with transaction(connection):
+            for row in rows:
+                _insert_one(connection, row)
+        return len(rows)
+    except REFUSED_ROW as error:
+        with transaction(connection):
+            written = sum(_insert_somehow(connection, row) for row in rows)
+        log.error(
+            "a row of the ledger has values that SQLite does not take (%s); %d of %d rows are lost",
+            type(error).__name__,
+            len(rows) - written,
+            len(rows),
+        )
+        return written
+
+
+def _insert_one(connection: sqlite3.Connection, row: Row) -> None:
+    """Write a row; one that is there already adds nothing."""
+    if connection.execute(_INSERT, row).rowcount:
+        hour = hour_of(row)
+        if hour is not None:
+            connection.execute(_ADD, hour)
+
+
+def _insert_somehow(connection: sqlite3.Connection, row: Row) -> bool:
+    """Write a row as it is, else with storable values, so that no budget misses it; return whether it is written."""
+    for attempt in (row, storable_row(row)):
+        connection.execute("SAVEPOINT one_row")
+        try:
+            _insert_one(connection, attempt)
+            return True
+        except REFUSED_ROW:
+            connection.execute("ROLLBACK TO one_row")
+        finally:
+            connection.execute("RELEASE one_row")
+    return False

@@ -123,7 +123,13 @@ class SQLiteStore:
     def _using(self, use: Callable[[], T]) -> T:
         try:
             return use()
-        except (sqlite3.Error, OSError, ValueError, KeyError) as error:  # the last two: a damaged row
+        except (
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:  # the last three: a damaged row
             self._failed += 1
             if self._path is not None:  # it may be another file by now
                 self._close()

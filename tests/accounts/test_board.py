@@ -2,10 +2,11 @@
 
 import json
 import os
+import sqlite3
 import stat
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -142,6 +143,19 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
         for message in {record.message for record in caplog.records}
         if "this process alone" in message
     ]
+    await board.aclose()
+
+
+async def test_a_damaged_row_keeps_no_other_from_being_read(tmp_path):
+    """What is no standing counts as none, is written anew, and the other accounts are known as before."""
+    path = tmp_path / "accounts.db"
+    board = BoardFile(path)
+    await board.exchange({"a": News("a", requests=1), "b": News("b", requests=2)})
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE accounts SET standing = '{' WHERE identity = 'a'")
+    known = await board.exchange({"a": News("a", requests=3), "b": News("b", requests=4)})
+    assert (known["a"].requests, known["b"].requests) == (3, 6)
+    assert read(path) == known
     await board.aclose()
 
 

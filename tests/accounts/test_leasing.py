@@ -234,3 +234,13 @@ def test_the_line_is_sound(wishes, places, rpm):
     assert accounts.waiting == one.in_flight == two.in_flight == 0
     assert rpm is None or begun.count(one) <= rpm * (1 + 6 / 60) + 1
     assert set(refused) <= {(429, True, True), (503, True, True)}
+
+
+def test_a_server_that_reports_too_many_tokens_costs_a_minute():
+    """However many tokens an answer is said to have taken, its account may be asked again a minute later."""
+    pace = Pace(tpm=1000)
+    pace.take(pace.reserved(500), 0.0)
+    pace.give_back(500 - 100_000_000, 0.0)
+    assert 0 < pace.wait(1000, 0.0) <= 120
+    assert pace.wait(1000, 120.0) == 0
+    assert pace.returned == -1000

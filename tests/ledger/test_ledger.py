@@ -16,6 +16,8 @@ from qproxy.ledger import Ledger, LedgerError, schema
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.usage import Use, oldest, used
 from qproxy.windows import WINDOWS
+from qproxy.wire import storable
+from qproxy.wire.events import Usage
 from tests.observe.records import record
 
 NOON = datetime.fromisoformat("2026-11-26T12:10:00+00:00").timestamp()
@@ -69,6 +71,36 @@ def test_a_row_tells_of_its_request(path, reading):
         "upstream_request_id": "up-1",
     }  # fmt: skip
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+POISON = {
+    "half of a surrogate pair": {"model": "\ud800", "finish": "\udfff"},
+    "an integer beyond 64 bits": {"usage": Usage(10**300, 10**30, 10**300, {"cached_tokens": 2**63})},
+    "NaN": {"first_byte": float("nan")},
+    "nothing where something must be": {"endpoint": None},
+}
+"""Records that should never be: what is known of requests is made storable before."""
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
+    """Rows beside one that SQLite refuses are written, and so is that one where any of its values can be."""
+    ledger = kept(path, (0, {}), (1, poison), (2, {}), (3, poison), (4, {}))
+    connection = reading()
+    ids = {name for (name,) in connection.execute("SELECT id FROM requests")}
+    assert {"req_0", "req_2", "req_4"} <= ids
+    assert (ledger.written, ledger.lost) == (len(ids), 5 - len(ids))
+    assert len(ids) == (3 if "endpoint" in poison else 5)
+    assert connection.execute("SELECT sum(requests) FROM hours").fetchone() == (len(ids),)
+    assert "\ud800" not in caplog.text
+    assert ("rows are lost" in caplog.text) is ("first_byte" not in poison), "SQLite writes a NaN as NULL"
+
+
+def test_counts_beyond_measure_can_be_summed(path, reading):
+    """What a budget asks for is answered, whatever stands in some rows."""
+    kept(path, *((number, {"usage": Usage(10**300, 10**300, 10**300)}) for number in range(20)))
+    (use,) = used(reading(), "key", "day", NOON + 30)
+    assert (use.requests, use.tokens) == (20, 40 * storable.MAX_COUNT)
 
 
 def test_a_client_that_left(path, reading):
