@@ -63,7 +63,7 @@ REQUESTS = {
     "a name twice": (post(saying(b'"model": "qwen-max"')), 200, None),
     "half a character": (post(BODY.replace(b"Hello", b"\\ud800")), 200, None),
     "half a character in a name": (post(saying(b'"\\ud800": 1')), 200, None),
-    "half a character as the model": (post(BODY.replace(b"qwen", b"\\ud800")), 404, "model_not_found"),
+    "half a character as the model": (post(BODY.replace(b"qwen", b"\\ud800")), 400, "invalid_value"),
     "what is not UTF-8": (post(b'{"model": "\xff"}'), 400, None),
     "UTF-16": (post(BODY.decode().encode("utf-16")), 400, None),
     "a byte-order mark": (post(b"\xef\xbb\xbf" + BODY), 200, None),

@@ -233,7 +233,7 @@ class Usage:
 
 
 def _count(value: JSON) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and value > 0 else 0
 
 
 @dataclass(slots=True)

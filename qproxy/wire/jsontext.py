@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+MAX_DEPTH = 500
+"""Of what servers and models write: what is read may be written again, and both take their depth from one stack."""
 MAX_DIGITS = 1000
 """Of an integer: time to read one grows with the square of its length (Python's own limit is 4,300)."""
 
@@ -56,10 +58,18 @@ def loads(text: str | bytes) -> Any:
         if text.startswith("{"):  # hardly ever are there blanks around it
             value, end = _usual.raw_decode(text)
             if end == len(text):
-                return value
-        return _usual.decode(text)
+                return value if end < 2 * MAX_DEPTH else _shallow(value, text)
+        value = _usual.decode(text)
     except RecursionError:  # each Python has a limit of its own
         raise TooDeep("nested too deeply") from None
+    return value if len(text) < 2 * MAX_DEPTH else _shallow(value, text)
+
+
+def _shallow(value: Any, text: str) -> Any:
+    """The value of a text, when it can be written again."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
+        raise TooDeep("nested too deeply")
+    return value
 
 
 def strictly(text: str) -> Any:
@@ -110,7 +120,7 @@ def spaced(value: Any) -> str:
 def loads_leniently(text: str) -> Any:
     """Like `loads`, with raw control characters in strings: models write them."""
     try:
-        return _lenient.decode(text)
+        return _shallow(_lenient.decode(text), text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -118,9 +128,12 @@ def loads_leniently(text: str) -> Any:
 def load_first(text: str, position: int) -> tuple[Any, int]:
     """The JSON value at `position`, and where it ends; ValueError when there is none."""
     try:
-        return _lenient.raw_decode(text, position)
+        value, end = _lenient.raw_decode(text, position)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if end - position >= 2 * MAX_DEPTH and deeper_than(value, MAX_DEPTH):
+        raise TooDeep("nested too deeply")
+    return value, end
 
 
 def quote(text: str) -> str:

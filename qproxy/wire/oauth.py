@@ -264,7 +264,7 @@ def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
     """A positive number of seconds, also when it comes as text; at most ten years."""
     try:
         value = float(answer[name])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return value if 0 < value < 3.2e8 else None
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
+from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Request
 
@@ -83,13 +84,13 @@ def _request(entry: dict[str, JSON], path: str) -> Request | None:
     kind = entry.get("type")
     if kind == "qproxy":
         name = entry.get("name")
-        if not isinstance(name, str) or not name:
+        if not _is_name(name):
             _refuse(f"{path}.name", "expected the name of a tool of this server.")
         return Request(path, name=name)
     if kind != "mcp":
         return None
     label = entry.get("server_label")
-    if not isinstance(label, str) or not label:
+    if not _is_name(label):
         _refuse(
             f"{path}.server_label", "expected the label of an MCP server that this server is connected to."
         )
@@ -106,7 +107,7 @@ def _allowed(value: JSON, path: str) -> frozenset[str] | None:
     names = value.get("tool_names") if isinstance(value, dict) else value
     if names is None:
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         _refuse(path, "expected an array of names of tools.")
     return frozenset(names)
 
@@ -139,10 +140,14 @@ def _function(function: JSON, path: str) -> JSON:
     return {"type": "function", "function": function}
 
 
+def _is_name(value: JSON) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and storable.is_text(value)
+
+
 def _named(function: JSON, path: str) -> None:
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not name.strip():
-        _refuse(f"{path}.name", "a function needs a name.")
+    if not _is_name(name):
+        _refuse(f"{path}.name", "a function needs a name, without a NUL or half of a surrogate pair.")
     parameters, description = function.get("parameters"), function.get("description")
     if parameters is not None and not isinstance(parameters, dict):
         _refuse(f"{path}.parameters", "expected a JSON schema (an object).")

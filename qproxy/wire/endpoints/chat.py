@@ -76,11 +76,11 @@ FIELDS = {
     "response_format": _response_format,
     "stop": checks.stop_sequences,
     "logit_bias": checks.an_object,
-    "metadata": checks.an_object,
+    "metadata": checks.an_object_of_names,
     "qproxy": checks.an_object,
     "modalities": checks.an_array,
     "store": checks.a_boolean,
-    "user": checks.a_string,
+    "user": checks.a_name,
 }
 _NOT_PARAMS = frozenset(
     (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn, TypeVar
 
+from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
@@ -78,6 +79,21 @@ def a_string(value: JSON, path: str) -> str:
     return value if isinstance(value, str) else wrong_type(path, "a string", value)
 
 
+def a_name(value: JSON, path: str) -> str:
+    """A string that names something, or is its id: it will be compared, stored, or written into a header."""
+    name = a_string(value, path)
+    if not storable.is_text(name):
+        wrong_value(path, "it holds a NUL or half of a surrogate pair, which no name has.")
+    return name
+
+
+def an_object_of_names(value: JSON, path: str) -> dict[str, JSON]:
+    """An object whose keys the client has chosen."""
+    for name in an_object(value, path):
+        a_name(name, f"{path}.{name[:64]}")
+    return value  # type: ignore[no-any-return]
+
+
 def a_boolean(value: JSON, path: str) -> bool:
     return value if isinstance(value, bool) else wrong_type(path, "a boolean", value)
 
@@ -85,6 +101,8 @@ def a_boolean(value: JSON, path: str) -> bool:
 says(an_object, type="object")
 says(an_array, type="array")
 says(a_string, type="string")
+says(a_name, type="string")
+says(an_object_of_names, type="object")
 says(a_boolean, type="boolean")
 
 
@@ -180,6 +198,6 @@ def model(body: Mapping[str, JSON], default: str | None) -> str:
         raise RequestError(
             "you must provide a model parameter", param="model", code="missing_required_parameter"
         )
-    if not a_string(value, "model").strip():
+    if not a_name(value, "model").strip():
         wrong_value("model", "it is empty.")
     return str(value)

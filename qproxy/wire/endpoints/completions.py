@@ -40,7 +40,7 @@ FIELDS = {
     "stream_options": checks.an_object,
     "stop": checks.stop_sequences,
     "logit_bias": checks.an_object,
-    "user": checks.a_string,
+    "user": checks.a_name,
 }
 _NOT_PARAMS = frozenset(
     ("model", "prompt", "suffix", "echo", "n", "best_of", "logprobs", "stream", "stream_options")

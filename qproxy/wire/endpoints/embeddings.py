@@ -29,7 +29,7 @@ def _dense(value: JSON, path: str) -> JSON:
 FIELDS = {
     "encoding_format": checks.one_of(("float", "base64")),
     "dimensions": checks.an_integer(1, 65_536),
-    "user": checks.a_string,
+    "user": checks.a_name,
     "text_type": checks.one_of(("query", "document")),
     "instruct": checks.a_string,
     "output_type": _dense,

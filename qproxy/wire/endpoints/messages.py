@@ -54,7 +54,7 @@ def _is_plain(message: JSON) -> bool:
         return False
     role = message.get("role")
     if role == "tool":
-        return isinstance(message.get("tool_call_id"), str)
+        return isinstance(answered := message.get("tool_call_id"), str) and answered.isascii()
     if role == "assistant":
         return message.get("tool_calls") is None and message.get("function_call") is None
     return role in _SPEAKERS
@@ -87,7 +87,7 @@ def _message(value: JSON, path: str) -> dict[str, JSON]:
 def _named(message: dict[str, JSON], key: str, path: str) -> None:
     if message.get(key) is None:
         checks.missing(f"{path}.{key}")
-    checks.a_string(message[key], f"{path}.{key}")
+    checks.a_name(message[key], f"{path}.{key}")
 
 
 def _part(value: JSON, path: str) -> Any:
@@ -126,9 +126,9 @@ def _calls(message: dict[str, JSON], path: str) -> None:
             where = f"{path}.tool_calls[{number}]"
             kind = checks.a_string(checks.an_object(call, where).get("type") or "function", f"{where}.type")
             function = checks.an_object(call.get(kind), f"{where}.{kind}")
-            checks.a_string(function.get("name"), f"{where}.{kind}.name")
+            checks.a_name(function.get("name"), f"{where}.{kind}.name")
     legacy = message.get("function_call")
     if legacy is not None:
-        checks.a_string(
+        checks.a_name(
             checks.an_object(legacy, f"{path}.function_call").get("name"), f"{path}.function_call.name"
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from qproxy.wire import storable
 from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
@@ -62,13 +63,13 @@ def parse(body: JSON) -> list[Model]:
     models = []
     for entry in data:
         name = entry.get("id") if isinstance(entry, dict) else None
-        if isinstance(name, str) and name and is_text(name):
-            created, owner = entry.get("created"), entry.get("owned_by")
+        if isinstance(name, str) and name and storable.is_text(name) and is_text(name):
+            owner = entry.get("owned_by")
             models.append(
                 Model(
                     name,
-                    int(created) if isinstance(created, int | float) else 0,
-                    owner if isinstance(owner, str) and owner else "qwen",
+                    storable.count(entry.get("created"), storable.MAX_SECONDS),
+                    storable.text(owner) if isinstance(owner, str) and owner else "qwen",
                 )
             )
     return models

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qproxy.wire import storable
 from qproxy.wire.events import JSON, Usage
 from qproxy.wire.realtime import names, settings
 from qproxy.wire.realtime.session import Ids, Seen, keep
@@ -164,14 +165,11 @@ def _error_shape(error: JSON) -> dict[str, JSON]:
 
 
 def _added(before: Usage | None, usage: Mapping[str, JSON]) -> Usage:
-    def count(name: str) -> int:
-        value = usage.get(name)
-        return value if isinstance(value, int) and value >= 0 else 0
-
-    prompt, completion = count("input_tokens"), count("output_tokens")
+    count = storable.count
+    prompt, completion = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
     total = before or Usage(0, 0, 0)
     return Usage(
         total.prompt_tokens + prompt,
         total.completion_tokens + completion,
-        total.total_tokens + (count("total_tokens") or prompt + completion),
+        total.total_tokens + (count(usage.get("total_tokens")) or prompt + completion),
     )

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from qproxy.wire import jsontext
+from qproxy.wire import jsontext, storable
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, Text, ToolCall, ToolCallDelta, Turn
 from qproxy.wire.toolcalls.arguments import Received
@@ -270,12 +270,12 @@ class _Choice:
         self.sent.append(call)
         if call.upstream_index is not None and call.upstream_index != call.index:
             self.repairs["index_gap"] += 1
-        id_ = call.said_id
+        id_ = None if call.said_id is None else storable.text(call.said_id)
         if id_ is None or id_ in self.ids:
             self.repairs["id_missing"] += 1
             id_ = self.turn.call_id(self.number, call.index)
         self.ids.add(id_)
-        yield ToolCall(call.index, id_, call.name, self.number)
+        yield ToolCall(call.index, id_, storable.text(call.name), self.number)
         if call.arguments.text:  # they came before the name
             yield Arguments(call.index, call.arguments.text, self.number)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from copy import copy
 
-from qproxy.wire import jsontext, verbatim
+from qproxy.wire import jsontext, storable, verbatim
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import (
     JSON,
@@ -201,7 +201,7 @@ def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     except ValueError:
         data = {"error": {"message": text or "The model's server broke the answer off."}}
     error = event_error(data, None, plan=plan)
-    return error or UpstreamError(text or "The model's server broke the answer off.")
+    return error or UpstreamError(storable.text(text) or "The model's server broke the answer off.")
 
 
 def whole(body: JSON, target: Target) -> list[Event]:

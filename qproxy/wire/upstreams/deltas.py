@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from qproxy.wire import storable
 from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
+
+MAX_CHOICES = 128
+"""What a client may ask for, and so the most that there is an index for."""
 
 
 def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[Event]:
@@ -59,7 +63,7 @@ def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
 def number_of(choice: dict[str, JSON], position: int) -> int:
     """Which choice this is: its index, or its place where that is no index."""
     index = choice.get("index")
-    return index if type(index) is int and index >= 0 else position
+    return index if type(index) is int and 0 <= index < MAX_CHOICES else position
 
 
 def chances(logprobs: JSON) -> JSON:
@@ -75,7 +79,7 @@ def _is_chance(entry: JSON) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("token"), str)
-        and isinstance(entry.get("logprob"), int | float)
+        and storable.is_number(entry.get("logprob"))
         and isinstance(entry.get("bytes"), list | None)
     )
 
@@ -95,7 +99,7 @@ def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
         function = {}
     index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
     return ToolCallDelta(
-        index if isinstance(index, int) else None,
+        index if type(index) is int and abs(index) <= storable.MAX_COUNT else None,
         id_ if isinstance(id_, str) else None,
         name if isinstance(name, str) else None,
         function.get("arguments"),
@@ -103,28 +107,33 @@ def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
     )
 
 
-def _count(value: JSON) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
 def _details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
-    """The first of these that is an object."""
+    """The first of these that is an object, with counts for its numbers."""
     found = (counts.get(name) for name in names)
-    return next((dict(value) for value in found if value and isinstance(value, dict)), {})
+    details = next((value for value in found if value and isinstance(value, dict)), {})
+    return {name: _detail(name, value) for name, value in details.items()}
+
+
+def _detail(name: str, value: JSON) -> JSON:
+    """A detail: what is named as a count, or is a number, is one; null stays, and what else Qwen tells."""
+    counts = name.endswith("_tokens") or (isinstance(value, int | float) and not isinstance(value, bool))
+    return storable.count(value) if counts and value is not None else value
 
 
 def usage(counts: dict[str, JSON]) -> Usage:
     """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
-    prompt = _count(counts.get("prompt_tokens")) or _count(counts.get("input_tokens"))
-    completion = _count(counts.get("completion_tokens")) or _count(counts.get("output_tokens"))
+    prompt = storable.count(counts.get("prompt_tokens")) or storable.count(counts.get("input_tokens"))
+    completion = storable.count(counts.get("completion_tokens")) or storable.count(
+        counts.get("output_tokens")
+    )
     prompt_details = _details(counts, "prompt_tokens_details", "input_tokens_details")
-    if "cached_tokens" not in prompt_details and _count(counts.get("cached_tokens")):
-        prompt_details["cached_tokens"] = counts["cached_tokens"]
+    if "cached_tokens" not in prompt_details and storable.count(counts.get("cached_tokens")):
+        prompt_details["cached_tokens"] = storable.count(counts["cached_tokens"])
     completion_details = _details(counts, "completion_tokens_details", "output_tokens_details")
     return Usage(
         prompt,
         completion,
-        _count(counts.get("total_tokens")) or prompt + completion,
+        storable.count(counts.get("total_tokens")) or prompt + completion,
         prompt_details,
         completion_details,
     )

@@ -65,7 +65,7 @@ def _in_order(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> list[
         if not isinstance(item, dict):
             raise not_vectors("an item that is not an object")
         index = item.get("index", item.get("text_index", position))
-        found[index if isinstance(index, int) else -1] = _row(item.get("embedding"), rows)
+        found[index if type(index) is int else -1] = _row(item.get("embedding"), rows)
     if len(items) != count or any(number not in found for number in range(count)):
         raise not_vectors(f"{len(items)} vectors for {count} texts, or with wrong numbers")
     return [found[number] for number in range(count)]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from qproxy.wire import jsontext
+from qproxy.wire import jsontext, storable
 from qproxy.wire.errors import Limit, Retry, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http import Headers
@@ -26,6 +26,7 @@ from qproxy.wire.http import Headers
 MAX_RETRY_AFTER = 120.0
 """Seconds; OpenAI's clients give up when told to wait for longer."""
 MAX_MESSAGE = 2000
+YEAR = 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +168,10 @@ def _from_object(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamEr
     message = message if isinstance(message, str) else jsontext.dumps(message).decode()
     param = error.get("param")
     row = _classify(status, f"{code} {error.get('type') or ''} {message}", plan)
-    ours = _error(row, message or code or f"status {status}", param if isinstance(param, str) else None)
+    param = storable.text(param) if isinstance(param, str) else None
+    ours = _error(row, message or code or f"status {status}", param)
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
-    ours.request_id = next((value for value in ids if isinstance(value, str)), None)
+    ours.request_id = next((storable.text(value) for value in ids if isinstance(value, str)), None)
     return ours
 
 
@@ -184,6 +186,7 @@ def _classify(status: int, text: str, plan: str) -> Row:
 
 def _error(row: Row, message: str, param: str | None = None) -> UpstreamError:
     message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
+    message = storable.text(message)  # an account's state keeps it, and the dashboard shows it
     error = UpstreamError(
         f"{row.gloss}: {message}" if row.gloss else message,
         status=row.status,
@@ -219,11 +222,16 @@ def _retry_after(fields: Mapping[str, str]) -> float | None:
     """Seconds from retry-after-ms or retry-after; a date is measured against the response's own Date."""
     try:
         if "retry-after-ms" in fields:
-            return max(0.0, float(fields["retry-after-ms"]) / 1000)
+            return _within_a_year(float(fields["retry-after-ms"]) / 1000)
         value = fields["retry-after"].strip()
         if value.replace(".", "", 1).isdecimal():
-            return float(value)
+            return _within_a_year(float(value))
         when, now = parsedate_to_datetime(value), parsedate_to_datetime(fields["date"])
-        return max(0.0, (when - now).total_seconds())
-    except (KeyError, ValueError, TypeError):
+        return _within_a_year((when - now).total_seconds())
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
+
+
+def _within_a_year(seconds: float) -> float:
+    """The seconds from 0 to a year; 0 for a NaN."""
+    return min(max(0.0, seconds), YEAR)

@@ -43,14 +43,15 @@ def read(
         item = checks.an_object(entry, path)
         kind = kind_of(item, path)
         if kind == "item_reference":
-            if item.get("id") not in before:
-                found.append(_referred(item.get("id"), known, path))
+            referred = checks.a_name(item.get("id"), f"{path}.id")
+            if referred not in before:
+                found.append(known[referred] if referred in known else _missing(referred))
         elif kind not in READERS:
             ignored.append(path)
         else:
-            own = item.get("id")
-            id_ = own if isinstance(own, str) and own else input_id(kind, response, number)
+            own = None if item.get("id") is None else checks.a_name(item["id"], f"{path}.id")
             canonical = READERS[kind](item, path)
+            id_ = own or input_id(kind, response, number)
             found.append({"id": id_, "type": kind, "status": "completed", **canonical})
     return found, ignored
 
@@ -61,11 +62,6 @@ def kind_of(item: Mapping[str, JSON], path: str) -> str:
     if kind is None:
         return "item_reference" if "id" in item and "role" not in item else "message"
     return checks.a_string(kind, f"{path}.type")
-
-
-def _referred(id_: JSON, known: Mapping[str, JSON], path: str) -> JSON:
-    checks.a_string(id_, f"{path}.id")
-    return known[id_] if id_ in known else _missing(id_)
 
 
 def _missing(id_: str) -> NoReturn:
@@ -84,10 +80,14 @@ def _message(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _named(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
-    for key in keys:
-        if item.get(key) is None:
-            checks.missing(f"{path}.{key}")
-    return {key: checks.a_string(item[key], f"{path}.{key}") for key in keys}
+    """Those of an item's names and ids, which it must have."""
+    return {key: checks.a_name(_text(item, key, path), f"{path}.{key}") for key in keys}
+
+
+def _text(item: Mapping[str, JSON], key: str, path: str) -> str:
+    if item.get(key) is None:
+        checks.missing(f"{path}.{key}")
+    return checks.a_string(item[key], f"{path}.{key}")
 
 
 def _group(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
@@ -102,7 +102,11 @@ def _function_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _custom_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    return {**_named(item, path, "call_id", "name", "input"), **_group(item, path)}
+    return {
+        **_named(item, path, "call_id", "name"),
+        **_group(item, path),
+        "input": _text(item, "input", path),
+    }
 
 
 def _output(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
@@ -116,7 +120,8 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     """A tool that this server ran in an earlier answer; what failed says why."""
     output, error = item.get("output"), item.get("error")
     return {
-        **_named(item, path, "server_label", "name", "arguments"),
+        **_named(item, path, "server_label", "name"),
+        "arguments": _text(item, "arguments", path),
         "output": output if isinstance(output, str) else None,
         "error": error if isinstance(error, dict) else None,
     }

@@ -84,7 +84,7 @@ def usage_object(usage: Usage) -> dict[str, JSON]:
 
 
 def _count(value: JSON) -> int:
-    return value if isinstance(value, int) else 0
+    return value if type(value) is int else 0
 
 
 def error_object(error: QproxyError) -> dict[str, JSON]:

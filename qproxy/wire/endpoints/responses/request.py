@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qproxy.wire import storable
 from qproxy.wire.endpoints import chat, checks
 from qproxy.wire.endpoints.responses import conversation, items, tools
 from qproxy.wire.errors import RequestError
@@ -40,7 +41,7 @@ REFUSED = {
 
 
 def _metadata(value: JSON, path: str) -> JSON:
-    pairs = checks.an_object(value, path)
+    pairs = checks.an_object_of_names(value, path)
     if len(pairs) > 16:
         checks.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
     for key, text in pairs.items():
@@ -73,17 +74,17 @@ FIELDS = {
     "store": checks.a_boolean,
     "background": checks.a_boolean,
     "instructions": checks.a_string,
-    "previous_response_id": checks.a_string,
+    "previous_response_id": checks.a_name,
     "include": checks.an_array,
     "metadata": _metadata,
     "text": checks.an_object,
     "reasoning": _reasoning,
     "truncation": checks.one_of(("auto", "disabled")),
     "stop": checks.stop_sequences,
-    "user": checks.a_string,
-    "safety_identifier": checks.a_string,
-    "prompt_cache_key": checks.a_string,
-    "service_tier": checks.a_string,
+    "user": checks.a_name,
+    "safety_identifier": checks.a_name,
+    "prompt_cache_key": checks.a_name,
+    "service_tier": checks.a_name,
 }
 
 
@@ -123,10 +124,15 @@ def references(body: JSON) -> tuple[str | None, list[str]]:
     ids = [
         entry["id"]
         for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+        if isinstance(entry, dict) and _is_id(entry.get("id"))
         if entry.get("type") == "item_reference" or ("type" not in entry and "role" not in entry)
     ]
-    return previous if isinstance(previous, str) else None, ids
+    return previous if _is_id(previous) else None, ids
+
+
+def _is_id(value: JSON) -> bool:
+    """Return whether the value can be looked up; what cannot be, `decode` refuses."""
+    return isinstance(value, str) and storable.is_text(value)
 
 
 def decode(
@@ -235,7 +241,7 @@ def _response_format(value: JSON) -> dict[str, JSON]:
         return {"response_format": {"type": kind}}
     checks.an_object(form.get("schema"), "text.format.schema")
     schema = {key: form[key] for key in ("description", "schema", "strict") if form.get(key) is not None}
-    name = checks.a_string(form.get("name"), "text.format.name")
+    name = checks.a_name(form.get("name"), "text.format.name")
     return {"response_format": {"type": kind, "json_schema": {"name": name, **schema}}}
 
 
