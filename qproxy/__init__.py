@@ -43,6 +43,7 @@ class _App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
             import logging
+            import math
 
             from qproxy import hypercorn, logs, serving
             from qproxy.config import load
@@ -51,7 +52,11 @@ class _App:
             config.check()
             if not logging.getLogger().handlers:  # else somebody has said where logs go
                 logs.log_to_stderr(config)
-            hypercorn.install(write_timeout=config.client_write_timeout, max_connections=config.max_clients)
+            hypercorn.install(
+                write_timeout=config.client_write_timeout,
+                max_connections=config.max_clients,
+                max_age=config.max_connection_age or math.inf,
+            )
             hypercorn.install_signals()
             self._app = serving.create_app(config)
         await self._app(scope, receive, send)

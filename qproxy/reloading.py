@@ -22,7 +22,7 @@ from qproxy.running import Running
 from qproxy.server import Server
 
 AT_START = frozenset({
-    "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout",
+    "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout", "max_connection_age",
     "accounts_file", "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_days", "workers", "meters_file",
     "wrong_keys_file", "wrong_keys_per_minute", "access_file",

@@ -309,6 +309,7 @@ async def _serve(
         graceful_timeout=config.graceful_timeout + FAREWELL_SECONDS,
         write_timeout=config.client_write_timeout,
         max_connections=config.max_clients,
+        max_connection_age=config.max_connection_age or math.inf,
         max_header_bytes=config.max_header_bytes,
         idle_timeout=config.client_idle_timeout,
         ping_interval=config.realtime_ping_interval or None,

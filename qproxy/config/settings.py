@@ -94,6 +94,11 @@ class Config:
     )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
     client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
+    max_connection_age: float = setting(
+        900.0,
+        "after which a client is asked to go on with another connection, give or take a tenth: a GOAWAY over HTTP/2, "
+        "`Connection: close` over HTTP/1.1; 0 is no limit",
+    )
     max_clients: int = setting(6000, "connections of clients at once; more are turned away")
     max_requests: int = setting(5000, "requests to models at once; more wait in line for queue_timeout")
     max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")

@@ -14,6 +14,8 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   H1         an upgrade to h2c with unsound settings is not made: the request is served as it is
   H2         a connection whose last stream was reset is idle: it ends after the keep-alive time, and at the server's end
   H1, H2     the keep-alive timer is armed although Quart-Trio cancels the task that arms it
+  H2         a connection without a whole request is idle, whatever else was sent: half a preface, pings, a refused stream
+  H1, H2     a connection of a certain age is ended in an orderly way
   H2         an answer that ends while the server stops keeps its END_STREAM
   H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)
   H2         an answer that breaks off is reset, instead of leaving the client waiting for ever

@@ -10,6 +10,7 @@ connection ends it when it is idle, where stock starts one and cancels it for ev
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from contextlib import suppress
 from typing import Any
@@ -42,6 +43,8 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
 
     write_timeout = 30.0
     max_connections = 6000
+    max_age = math.inf
+    """Seconds after which a connection carries no further request, give or take a tenth."""
     connections = 0
     """Open in this process."""
     _write: trio.CancelScope | None = None

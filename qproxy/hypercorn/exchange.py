@@ -186,7 +186,7 @@ class Exchange(Leaving):
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
         headers += protocol.own_fields()
-        if protocol.keep_alive_requests >= protocol.config.keep_alive_max_requests:
+        if protocol.in_last_exchange:
             headers.append((b"connection", b"close"))
         self.began = True
         head = self.framing.head(int(message["status"]), headers)

@@ -21,23 +21,33 @@ import hyperframe.exceptions
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
 
 from qproxy.h11_bounds import BoundedConnection
+from qproxy.hypercorn.connection import Server
 from qproxy.hypercorn.exchange import Exchange
 from qproxy.hypercorn.framing import ByH11, ByHand
+from qproxy.hypercorn.idle import retirement
 from qproxy.wire import heads, jsontext
 from qproxy.wire.errors import RequestError
 
 _SERVER_SIDE = h2.config.H2Configuration(client_side=False)
+PREFACE = (b"PRI", b"*", b"2.0")
+"""How the beginning of HTTP/2 looks to HTTP/1.1 (RFC 9113 3.4)."""
 MAX_PIPELINED = 64 * 1024
 """Bytes that a client may send ahead of the answer it waits for."""
 
 
 class _Connection(BoundedConnection):
-    """h11 says PAUSED when bytes of a next request wait; to the reader that must not look like the end."""
+    """h11 says PAUSED when bytes of a next request wait; to the reader that must not look like the end.
+
+    Nor is HTTP/2's preface a request: one that asks for nothing more is idle.
+    """
 
     def next_event(self) -> Any:
         event = super().next_event()
+        if isinstance(event, h11.Request) and (event.method, event.target, event.http_version) == PREFACE:
+            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.trailing_data[0])
         return h11.NEED_DATA if event is h11.PAUSED else event
 
 
@@ -51,6 +61,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         """What came behind a request that is answered by hand."""
         self._ended = False
         """The connection carries no further request: nothing more is read."""
+        self._retires_at = retirement(Server.max_age)
 
     @property
     def connection(self) -> Any:
@@ -130,6 +141,12 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         """The server's fields of a response."""
         return _own_fields(self.config, int(time.time()))
 
+    @property
+    def in_last_exchange(self) -> bool:
+        """Whether the connection ends after this exchange: it has had its requests, or its time."""
+        many = self.keep_alive_requests >= self.config.keep_alive_max_requests
+        return many or trio.current_time() >= self._retires_at
+
     async def over(self) -> None:
         """The exchange is over: the next request, or the end of the connection."""
         await self._maybe_recycle()
@@ -171,7 +188,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         names = {name for name, _ in event.headers}
-        if event.method == b"PRI" or (b"upgrade" in names and _can_upgrade(event)):
+        if b"upgrade" in names and _can_upgrade(event):
             await super()._check_protocol(event)
 
     async def _maybe_recycle(self) -> None:
@@ -216,7 +233,7 @@ def _can_upgrade(request: h11.Request) -> bool:
         h2.connection.H2Connection(_SERVER_SIDE).initiate_upgrade_connection(b"".join(settings))
     except (ValueError, h2.exceptions.ProtocolError, hyperframe.exceptions.HyperframeError):
         return False
-    return len(settings) == 1
+    return len(settings) == 1 and request.method != b"CONNECT"
 
 
 def _is_websocket(request: h11.Request) -> bool:

@@ -6,6 +6,7 @@ The stream buffers belong to the sender: what a client's flow-control window doe
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import h2.errors
@@ -15,11 +16,18 @@ import hypercorn.protocol.h2
 import trio
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import StreamClosed
+from hyperframe.frame import GoAwayFrame
 
 from qproxy.hypercorn.connection import Server
+from qproxy.hypercorn.idle import retirement
 
 MAX_RESETS, RESETS_SECONDS = 200, 10.0
 """Streams that a client may reset in a time, before it is a flood."""
+RETIREMENT_PATIENCE = 30.0
+"""Seconds for an old connection to be idle, before its client is told in the middle of its streams."""
+NOTICE_SECONDS = 5.0
+"""From that on until streams are refused: those that were under way to us are taken."""
+MAX_STREAM = 2**31 - 1
 log = logging.getLogger("qproxy.hypercorn")
 
 
@@ -83,6 +91,12 @@ class H2(hypercorn.protocol.h2.H2Protocol):
         self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
         self._resets = 0
         self._resets_since = 0.0
+        self._retires_at = retirement(Server.max_age)
+        self._refuses_at = math.inf
+        """When streams are no longer taken, once the client has been told."""
+        self._last_stream = 0
+        """The last one that was taken."""
+        self._refuses = False
 
     def _floods(self) -> bool:
         """Whether this reset is one too many."""
@@ -105,10 +119,40 @@ class H2(hypercorn.protocol.h2.H2Protocol):
                 await self._flush()
                 await self.send(Closed())
                 return
+            elif isinstance(event, h2.events.RequestReceived) and trio.current_time() >= self._refuses_at:
+                await self._refuse(event.stream_id)
             elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
-                if isinstance(event, h2.events.StreamReset):  # stock says so of answers only
+                if isinstance(event, h2.events.RequestReceived | h2.events.StreamReset):
+                    # Stock says so of answers only, and takes each request for one that is under way.
                     await self.send(Updated(idle=self.idle))
+                    await self._retire()
+
+    async def _retire(self) -> None:
+        """Tell a client whose connection is old enough that the next one is due (RFC 9113 6.8).
+
+        It is told while nothing is under way, if such a moment comes, as some clients give up what is.  h2 would end
+        the connection with its own GOAWAY: this one changes nothing but what the client knows.
+        """
+        late = trio.current_time() - self._retires_at
+        if self._refuses_at == math.inf and late >= (0 if self.idle else RETIREMENT_PATIENCE):
+            self._refuses_at = trio.current_time() + NOTICE_SECONDS
+            await self._go_away(MAX_STREAM)
+
+    async def _refuse(self, stream_id: int) -> None:
+        """Take no stream of a client that knows: it may ask again elsewhere, and the last stream ends the connection."""
+        if not self._refuses:
+            self._refuses = True
+            await self._go_away(self._last_stream)
+        await self._reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+        await self._end_if_refusing()
+
+    async def _go_away(self, last_stream: int) -> None:
+        await self.send(RawData(data=GoAwayFrame(last_stream_id=last_stream).serialize()))
+
+    async def _end_if_refusing(self) -> None:
+        if self._refuses and self.idle:
+            await self.send(Closed())
 
     async def handle(self, event: Any) -> None:
         await super().handle(event)
@@ -141,6 +185,8 @@ class H2(hypercorn.protocol.h2.H2Protocol):
             # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
             with trio.CancelScope(shield=True):
                 await super().stream_send(event)
+                await self._retire()
+                await self._end_if_refusing()
         else:
             await super().stream_send(event)
 
@@ -161,6 +207,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
         pseudo = dict(field for field in request.headers if field[0][:1] == b":")
         path, method = pseudo.get(b":path", b"\xff"), pseudo.get(b":method", b"\xff")
         websocket = method == b"CONNECT" and pseudo.get(b":protocol") == b"websocket"  # RFC 8441 4
+        self._last_stream = request.stream_id
         if path.isascii() and method.isascii() and (websocket or method != b"CONNECT"):
             await super()._create_stream(request)
             self.keep_alive_requests = 0  # stock closes the connection under its streams after so many

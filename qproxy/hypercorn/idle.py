@@ -6,9 +6,18 @@ the latest when the time would be over.
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import trio
+
+AGE_SPREAD = 0.1
+"""Connections that began together do not end together."""
+
+
+def retirement(age: float) -> float:
+    """When a connection that begins now has the given age, give or take a tenth (Trio's clock)."""
+    return trio.current_time() + age * random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)
 
 
 class Idle:
@@ -33,12 +42,12 @@ class Idle:
         return f"<Idle until {self._until:.0f}>" if self._idle else "<Idle, not now>"
 
     def set(self, idle: bool) -> None:
-        """Count from now, or not at all."""
-        self._idle = idle
-        if idle:
+        """Count from now, or not at all.  One that is idle already counts on: only a request begins the time anew."""
+        if idle and not self._idle:
             self._until = trio.current_time() + self._timeout
-            if self._last is not None:
-                self._last.set()
+        self._idle = idle
+        if idle and self._last is not None:
+            self._last.set()
 
     async def restart(self, task_group: Any, action: Any) -> None:
         """Begin, with the connection; `action` closes it."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -31,12 +32,16 @@ MENDED = "0.18"
 log = logging.getLogger("qproxy.hypercorn")
 
 
-def install(*, write_timeout: float | None = None, max_connections: int | None = None) -> None:
+def install(
+    *, write_timeout: float | None = None, max_connections: int | None = None, max_age: float | None = None
+) -> None:
     """Mend Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
     if write_timeout is not None:
         Server.write_timeout = write_timeout
     if max_connections is not None:
         Server.max_connections = max_connections
+    if max_age is not None:
+        Server.max_age = max_age
     if not version("hypercorn").startswith(MENDED + "."):
         log.warning("Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), MENDED)
         return
@@ -82,6 +87,7 @@ async def serve(
     graceful_timeout: float = 30.0,
     write_timeout: float = 30.0,
     max_connections: int = 6000,
+    max_connection_age: float = math.inf,
     max_header_bytes: int = 64 * 1024,
     idle_timeout: float = 60.0,
     ping_interval: float | None = 20.0,
@@ -94,7 +100,7 @@ async def serve(
     Reports the bound URLs.  `listener`: the descriptor of a socket that listens already, instead of an address.  When `shutdown_trigger` returns, no new connection is taken and running requests have
     `graceful_timeout` seconds to end.
     """
-    install(write_timeout=write_timeout, max_connections=max_connections)
+    install(write_timeout=write_timeout, max_connections=max_connections, max_age=max_connection_age)
     config = Config()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     config.bind = [address if listener is None else f"fd://{listener}"]
