@@ -9,8 +9,8 @@ import trio
 
 from qproxy.circuit import THRESHOLD
 from qproxy.config import Config
-from qproxy.emulator import FAULTS, Pause, Reply
-from qproxy.emulator.faults import chunk
+from qproxy.emulator import FAULTS, Emulator, Pause, Reply
+from qproxy.emulator.faults import DONE, chunk
 from qproxy.health import health
 from qproxy.logs import log_to_stderr
 from qproxy.siblings import Siblings
@@ -240,3 +240,21 @@ async def test_bodies_only_when_asked_for(caplog):
     async with world() as it:
         await it.post(talk)
     assert not [line for line in caplog.records if line.name == "qproxy.body"]
+
+
+async def test_no_piece_of_a_streamed_secret_is_logged(caplog):
+    """A call's arguments come in pieces, and a secret with them."""
+    caplog.set_level(logging.INFO)
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"pass'}}
+    pieces = [
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+        for piece in ('word": "qx9', "zk4-vv", '-w7", "a": 1}')
+    ]
+    emulator = Emulator()
+    emulator.script(Reply((chunk({"tool_calls": [call]}), *pieces, chunk({}, "tool_calls") + DONE)))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    async with world(log_bodies=True, emulator=emulator) as it:
+        await it.stream({**HELLO, "tools": [tool]})
+    body = [line.fields["body"] for line in caplog.records if line.name == "qproxy.body"][1]
+    assert not any(piece in body for piece in ("qx9", "zk4", "-w7"))
+    assert "[hidden]" in body

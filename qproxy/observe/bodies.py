@@ -1,12 +1,14 @@
 """Bodies in the log, for whoever hunts a fault and has set `log_bodies`: off unless asked for.
 
-They pass the redactor, lose their pictures, and end after 64 KiB.  What is collected of a stream is bounded too.
+They pass the redactor, lose their pictures, and end after 64 KiB.  What is collected of a stream is bounded too, and its
+events are looked at together: one secret may be in several (`fragments`).
 """
 
 from __future__ import annotations
 
 import logging
 
+from qproxy.observe import fragments
 from qproxy.observe.record import Record
 from qproxy.observe.redaction import LONGEST_BODY, Redactor
 
@@ -26,6 +28,10 @@ class Bodies:
     def answered(self, record: Record, data: bytes) -> None:
         """An answer's."""
         self._write(record, "response", data)
+
+    def streamed(self, record: Record, data: bytes) -> None:
+        """An answer's that came in pieces."""
+        self._write(record, "response", fragments.redacted(data, self._redactor.text))
 
     def streaming(self, record: Record) -> Streamed:
         """An answer's that comes in pieces."""
@@ -51,4 +57,4 @@ class Streamed:
 
     def close(self) -> None:
         """That was all."""
-        self._bodies.answered(self._record, bytes(self._data))
+        self._bodies.streamed(self._record, bytes(self._data))

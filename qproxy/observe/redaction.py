@@ -16,11 +16,14 @@ the quotes of the one within: where a quote has n backslashes, one of the next l
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
 SHORTEST = 8
 """Characters; a configured secret that is shorter would blank ordinary words."""
+MAX_LEVELS = 3
+"""Of JSON within JSON at which a configured secret is known with quotes or letters that JSON escapes."""
 LONGEST_BODY = 64 * 1024
 HIDDEN = "[hidden]"
 
@@ -83,7 +86,10 @@ class Redactor:
     """Replaces secrets in text."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
+        spelled = {
+            spelling for secret in secrets if len(secret) >= SHORTEST for spelling in _spellings(secret)
+        }
+        known = sorted(spelled, key=len, reverse=True)
         self._secrets = known
         self._known = re.compile("|".join(map(re.escape, known)))
 
@@ -109,6 +115,14 @@ class Redactor:
         text = _BASE64.sub(_shorten, _DATA_URI.sub(lambda uri: uri[1] + _shorten(uri, 2), text))
         more = len(data) - LONGEST_BODY
         return self.text(text) + (f"... ({more} bytes more)" if more > 0 else "")
+
+
+def _spellings(secret: str) -> set[str]:
+    """A secret as it is, and as JSON and JSON within JSON write it."""
+    found = {secret}
+    for _ in range(MAX_LEVELS):
+        found |= {json.dumps(text, ensure_ascii=plain)[1:-1] for text in found for plain in (False, True)}
+    return found
 
 
 def _hide_value(match: re.Match[str]) -> str:

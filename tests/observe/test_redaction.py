@@ -115,6 +115,17 @@ def test_known_secrets(secret, before, after):
     assert secret not in hidden or secret in f"{before}{HIDDEN}{after}"
 
 
+def test_a_known_secret_that_json_writes_otherwise():
+    """One with quotes, backslashes or letters is known by each of its spellings."""
+    secret = 'pass"word\\ü-and-more'
+    for depth in range(3):
+        text = json.dumps(secret)
+        for _ in range(depth):
+            text = json.dumps(text)
+        assert Redactor([secret]).text(text).count(HIDDEN) == 1
+        assert "and-more" not in Redactor([secret]).text(text)
+
+
 def test_the_longest_secret_first():
     """A secret that begins another one does not leave the other's end behind."""
     assert Redactor(["12345678", "12345678-and-more"]).text("12345678-and-more") == HIDDEN
