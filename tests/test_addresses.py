@@ -9,6 +9,7 @@ from qproxy.config import Config
 from qproxy.presets import ConfigError
 from qproxy.serving import assemble
 from tests.helpers import accounts
+from tests.wire.replies import examples
 
 XFF, FORWARDED = b"X-Forwarded-For", b"Forwarded"
 PROXIES = TrustedProxies(["10.0.0.0/8", "2001:db8:1::/48", "unix"])
@@ -54,6 +55,7 @@ def test_without_proxies_the_socket_says_who_asks(peer, headers, client):
     assert TrustedProxies().client(peer, headers) == (UNIX if peer is None else peer)
 
 
+@examples(100)
 @given(st.lists(st.sampled_from(["203.0.113.9", "10.0.0.9", "unknown", "x" * 100, ""]), max_size=80))
 def test_no_invention_hides_a_client(invented):
     """Whatever a client writes before, the proxy's own entry decides, and a bounded part is looked at."""
@@ -63,6 +65,7 @@ def test_no_invention_hides_a_client(invented):
     assert PROXIES.client("10.0.0.1", [(XFF, endless)]) == "10.0.0.2"
 
 
+@examples(100)
 @given(st.text(max_size=80))
 def test_any_text_is_an_address_or_none(text):
     """What is no address raises nothing."""

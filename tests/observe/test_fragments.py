@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qproxy.observe.fragments import redacted
 from qproxy.observe.redaction import HIDDEN, Redactor
+from tests.wire.replies import examples
 
 REDACT = Redactor(["opaque-secret"]).text
 
@@ -89,6 +90,7 @@ def test_several_texts_at_once_are_not_mixed():
         assert "56789" not in json.dumps(left)
 
 
+@examples(100)
 @given(st.lists(st.text(max_size=8), max_size=12), st.sampled_from(list(KINDS.values())))
 def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
     """Nothing is written anew that need not be."""

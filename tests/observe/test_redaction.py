@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qproxy.observe.lines import Formatter
 from qproxy.observe.redaction import _NAMED, _SHAPED, HIDDEN, LONGEST_BODY, Redactor, _hide_value
+from tests.wire.replies import examples
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dozjgNryP4J3jVmNHl0w5N"
 
@@ -92,6 +93,7 @@ def test_what_does_not(text):
     assert Redactor().text(text) == text
 
 
+@examples(100)
 @given(
     st.lists(
         st.sampled_from(
@@ -108,6 +110,7 @@ def test_looking_first_changes_nothing(text):
     assert Redactor().text(text) == _SHAPED.sub(HIDDEN, _NAMED.sub(_hide_value, text))
 
 
+@examples(100)
 @given(st.text(min_size=8, max_size=30), st.text(max_size=20), st.text(max_size=20))
 def test_known_secrets(secret, before, after):
     """A configured secret is hidden wherever it stands, whatever it looks like."""
@@ -183,6 +186,7 @@ def test_a_secret_in_json_in_json(text, secret, depth):
         assert hidden.endswith('"}' * (depth and 1) if depth else '"/tmp"}')
 
 
+@examples(100)
 @given(
     name=st.sampled_from(
         ["password", "api_key", "access_token", "AWS_SECRET_ACCESS_KEY", "authorization", "token"]
