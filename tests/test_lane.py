@@ -122,6 +122,13 @@ async def test_a_fault_of_ours_is_answered_and_logged(caplog, monkeypatch):
         assert "TypeError" in caplog.text
 
 
+async def test_a_length_of_more_digits_than_python_reads():
+    """Another ASGI server may let such a content-length pass: the body is too large."""
+    async with world() as it:
+        status, _, body = await it.post(HELLO, headers=[(b"content-length", b"9" * 5000)])
+        assert (status, body["error"]["code"]) == (413, "request_too_large")
+
+
 async def test_a_body_that_does_not_come(autojump_clock):
     """A body that stops is given up after `body_timeout`."""
     async with world(body_timeout=5.0) as it, h1(it.app) as client:

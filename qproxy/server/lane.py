@@ -27,6 +27,8 @@ from qproxy.wire.errors import QproxyError
 
 EXCHANGE = "qproxy.exchange"
 """ASGI extension of our Hypercorn: `leave` is called when the client has left, or at once when it has already."""
+LENGTH_DIGITS = 18
+"""Of a content-length that is looked at: another ASGI server may pass on more digits than Python reads."""
 
 
 class Lane:
@@ -102,7 +104,7 @@ class Lane:
     async def _body(self, incoming: _Incoming) -> bytes:
         door = self._parts.door
         length = current.headers().get("content-length") or ""
-        if length.isdecimal() and int(length) > door.max_body_bytes:
+        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > door.max_body_bytes):
             raise refusals.too_large()
         if incoming.is_there():
             return await incoming.body(door.max_body_bytes)
