@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from qproxy.config.tools import ToolConfig
-from qproxy.sandbox import Site
+from qproxy.sandbox import Refusal, Site, bubblewrap, remount
 from qproxy.sandbox.fence import PATH
 from tests.helpers import frames, world
 from tests.test_rounds import ASK, calling, saying
@@ -109,6 +109,46 @@ ATTEMPTS = {
         attempt("limits", lambda: resource.setrlimit(resource.RLIMIT_NPROC, (1000, 1000)))
         attempt("the server", lambda: os.kill(SERVER, 9))
         attempt("device", lambda: os.mknod("/tmp/sda", 0o60660, os.makedev(8, 0)))
+    """,
+    "files of the kernel": """
+        for name in "oom_score_adj", "oom_adj", "autogroup", "comm", "coredump_filter", "timerslack_ns", "clear_refs", "mem", "loginuid", "attr/current", "uid_map", "setgroups", "sched":
+            attempt(name, lambda: open(f"/proc/self/{name}", "r+b", 0).write(b"0"))
+        for path in "/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sysrq-trigger", "/proc/irq", "/proc/1/oom_score_adj":
+            attempt(path, lambda: open(path, "r+b", 0).write(b"0"))
+        attempt("shared memory", lambda: open("/dev/shm/x", "w"))
+    """,
+    "kernel memory and engines": """
+        libc = ctypes.CDLL(None, use_errno=True)
+        x86 = os.uname().machine == "x86_64"
+        def call(name, *arguments):
+            if libc.syscall(*arguments) < 0: raise OSError(ctypes.get_errno(), name)
+            return name
+        for name, number in {
+            "add_key": 248 if x86 else 217, "request_key": 249 if x86 else 218, "keyctl": 250 if x86 else 219,
+            "mq_open": 240 if x86 else 180, "msgget": 68 if x86 else 186, "semget": 64 if x86 else 190,
+            "userfaultfd": 323 if x86 else 282, "io_uring_setup": 425, "bpf": 321 if x86 else 280,
+            "perf_event_open": 298 if x86 else 241, "process_vm_readv": 310 if x86 else 270, "pidfd_getfd": 438,
+            "setns": 308 if x86 else 268, "fsopen": 430, "open_tree": 428, "memfd_secret": 447,
+        }.items():
+            attempt(name, lambda: call(name, number, 0, 0, 0, 0, 0))
+            assert ctypes.get_errno() == errno.EPERM, (name, ctypes.get_errno())
+        def timers():
+            made = ctypes.c_int()
+            for _ in range(2000):
+                call("timer_create", 222 if x86 else 107, 1, None, ctypes.byref(made))
+        attempt("timers", timers)
+    """,
+    "more files than /tmp may have": """
+        def fill(make, kind):
+            made = 0
+            try:
+                while True: make(f"/tmp/{kind}{made}"); made += 1
+            finally: print(kind, made, "of", os.statvfs("/tmp").f_files)
+        attempt("directories", lambda: fill(os.mkdir, "d"))
+        attempt("links", lambda: fill(lambda path: os.symlink("x" * 4000, path), "l"))
+        attempt("pipes", lambda: fill(os.mkfifo, "p"))
+        attempt("names", lambda: fill(lambda path: os.setxattr("/tmp/d0", "user." + path[5:], b"x" * 60_000), "x"))
+        assert os.statvfs("/tmp").f_files == 2048
     """,
     "symlinks": """
         os.symlink("/etc/shadow", PLACE + "/mine/link")
@@ -211,6 +251,34 @@ print(re.findall("(?:NoNewPrivs|Seccomp|CapEff|CapBnd):.*", open("/proc/self/sta
             assert "65534 sandbox" in told
             assert "NoNewPrivs:\\t1" in told
             assert "CapEff:\\t0000000000000000" in told
+
+
+async def test_a_tool_inherits_three_files():
+    """Nothing else that the server has open is the tool's: its own standard streams, and no terminal."""
+    code = """
+import os
+paths = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+print([os.readlink(path).split(":")[0] for path in paths if os.path.lexists(path)])
+try: open("/dev/tty")
+except OSError as error: print(error.strerror)
+"""
+    with socket.socket() as theirs, tempfile.TemporaryFile() as file:
+        os.set_inheritable(theirs.fileno(), True)
+        os.set_inheritable(file.fileno(), True)
+        async with ran(hostile(code)) as (_, told):
+            if told is not None:
+                assert told == "['pipe', 'pipe', 'pipe']\nNo such device or address"
+
+
+async def test_without_a_limit_on_files_the_sandbox_says_so(monkeypatch, caplog):
+    """Where nobody may set it, tools run without that limit, and the log and the sandbox's name say it once."""
+    monkeypatch.setattr(remount, "__file__", "/nonexistent.py")
+    found = await bubblewrap.find()
+    if isinstance(found, Refusal):
+        assert "no sandbox can be made" not in caplog.text
+        return
+    assert repr(found).endswith("no limit on files>")
+    assert caplog.text.count("the files in a tool's /tmp have no limit") == 1
 
 
 async def test_a_fork_bomb_is_small():

@@ -3,7 +3,7 @@
 The order of things, each a hold against the next one's failure:
     1. bubblewrap makes the namespaces and mounts, says which process is the first within, and stops at the gate;
     2. from outside that process gets its limits, the last place in the line for CPU and the first when memory runs
-       out; all that it starts inherits them;
+       out; all that it starts inherits them; and its /tmp gets a number of files (`remount`);
     3. the gate opens, and only then does the program begin.
 
 A server that runs as root starts the sandbox as `nobody`: the kernel exempts root from the limit on processes, and
@@ -13,6 +13,7 @@ what is declared should be readable to a tool because it is meant to be, not bec
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -25,13 +26,18 @@ from importlib import import_module
 
 import trio
 
-from qproxy.sandbox import fence, seccomp
+from qproxy.sandbox import fence, remount, seccomp
 from qproxy.sandbox.child import Child, child_of, finish, start
 from qproxy.sandbox.fence import NOBODY, Fence, Limits
 
+log = logging.getLogger("qproxy.tools")
 START_SECONDS = 10.0
 """For bubblewrap to make the sandbox."""
+ENDING_SECONDS = 0.1
+"""For a sandbox that failed to end."""
 PROBE = ("true",)
+MAX_SIGNALS = 1024
+"""Queued for one sandbox, and timers in it: each is kernel memory."""
 
 
 class Refusal(Exception):
@@ -41,6 +47,10 @@ class Refusal(Exception):
         raise self
 
 
+class NoFileLimit(Refusal):
+    """Why the files in /tmp can have no limit."""
+
+
 class Bubblewrap:
     """Starts fenced programs."""
 
@@ -48,9 +58,14 @@ class Bubblewrap:
         self.path = path
         self._user = NOBODY if os.geteuid() == 0 else None
         self._filter = seccomp.program(os.uname().machine)
+        self.counts_files = True
+        """The files in /tmp have a limit; False where the system lets nobody set one."""
 
     def __repr__(self) -> str:
-        return f"<Bubblewrap {self.path}{'' if self._filter else ', no system-call filter'}>"
+        lacks = ("" if self._filter else ", no system-call filter") + (
+            "" if self.counts_files else ", no limit on files"
+        )
+        return f"<Bubblewrap {self.path}{lacks}>"
 
     def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
         return self._started(argv, allowed)
@@ -60,7 +75,7 @@ class Bubblewrap:
         with ExitStack() as ours:
             end, child, info, gate = self._spawn(argv, allowed, ours)
             try:
-                await self._limit(end, child, info, allowed.limits)
+                await self._limit(end, child, info, allowed)
                 _open(gate)
                 yield child
             finally:
@@ -94,7 +109,7 @@ class Bubblewrap:
         return end, child_of(popen, end), info, gate
 
     async def _limit(
-        self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, limits: Limits
+        self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, allowed: Fence
     ) -> None:
         """Learn who is the first within, and bound it and all that it will start."""
         told = bytearray()
@@ -110,8 +125,27 @@ class Bubblewrap:
             raise Refusal(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
         end.first = os.pidfd_open(first)
         with _in_the_name_of(self._user):
-            _set_limits(first, limits)
+            _set_limits(first, allowed.limits)
         _stand_back(first)
+        if self.counts_files and "/tmp" not in (*allowed.read, *allowed.write):
+            await self._limit_tmp(end, first, allowed.limits)
+
+    async def _limit_tmp(self, end: _Namespace, first: int, limits: Limits) -> None:
+        words = [str(self._user or 0), str(first), limits.tmp_options]
+        with trio.move_on_after(START_SECONDS):
+            done = await trio.run_process(
+                [sys.executable, "-I", "-S", remount.__file__, *words],
+                env={},
+                capture_stderr=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return
+            with trio.move_on_after(ENDING_SECONDS):
+                await end.gone()
+                return  # bubblewrap failed, and says so on standard error
+            raise NoFileLimit(bytes(done.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2])
+        raise NoFileLimit(f"/tmp was not remounted within {START_SECONDS:g} s.")
 
 
 class _Namespace:
@@ -166,6 +200,8 @@ def _set_limits(pid: int, limits: Limits) -> None:
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, MAX_SIGNALS),
     ):
         _, hard = resource.prlimit(pid, kind)
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -215,16 +251,25 @@ async def find() -> Bubblewrap | Refusal:
     why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
     for path in candidates():
         bubblewrap = Bubblewrap(path)
-        try:
-            async with bubblewrap(PROBE, Fence()) as child:
-                with trio.fail_after(START_SECONDS):
-                    finished = await finish(child, b"", most=1000)
-        except Refusal as refusal:
-            why = f"{path}: {refusal}"
-        except trio.TooSlowError:
-            why = f"{path}: a program that does nothing did not end within {START_SECONDS:g} s."
-        else:
-            if finished.code == 0:
-                return bubblewrap
-            why = f"{path}: {_sentence(finished.errors)}"
+        found = await _tried(bubblewrap)
+        if isinstance(found, NoFileLimit):
+            log.warning("%s: the files in a tool's /tmp have no limit: %s", path, found)
+            bubblewrap.counts_files = False
+            found = await _tried(bubblewrap)
+        if found is None:
+            return bubblewrap
+        why = f"{path}: {found}"
     return Refusal(why)
+
+
+async def _tried(bubblewrap: Bubblewrap) -> Refusal | None:
+    """Start a program that does nothing; why that does not work."""
+    try:
+        async with bubblewrap(PROBE, Fence()) as child:
+            with trio.fail_after(START_SECONDS):
+                finished = await finish(child, b"", most=1000)
+    except Refusal as refusal:
+        return refusal
+    except trio.TooSlowError:
+        return Refusal(f"a program that does nothing did not end within {START_SECONDS:g} s.")
+    return None if finished.code == 0 else Refusal(_sentence(finished.errors))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 NOBODY = 65534
+MIN_INODES = 256
 PATH = "/usr/local/bin:/usr/bin:/bin"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 """Programs and libraries."""
@@ -38,6 +39,11 @@ class Limits:
     open_files: int = 64
     tmp: int = 64 * MIB
     """All that is in /tmp."""
+
+    @property
+    def tmp_options(self) -> str:
+        """Options of tmpfs for /tmp: with its size, a file, directory or link for each 4 KiB of it."""
+        return f"size={self.tmp},nr_inodes={max(MIN_INODES, self.tmp // 4096)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def arguments(fence: Fence, *, gate: int, info: int, seccomp: int | None) -> lis
         words += _system(path)
     for path in (*SETTINGS, *(NETWORK_SETTINGS if fence.network else ())):
         words += ["--ro-bind-try", os.path.realpath(path), path]
-    words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    words += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     words += ["--size", str(fence.limits.tmp), "--tmpfs", "/tmp"]
     for path in sorted({*fence.read, *fence.write}):  # an outer folder before what is in it
         words += ["--bind" if path in fence.write else "--ro-bind", path, path]
