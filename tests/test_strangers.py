@@ -91,6 +91,9 @@ PATHS = (
 lookups = st.tuples(st.sampled_from(["GET", "DELETE"]), st.sampled_from(PATHS), names, st.booleans())
 
 
+ADMIN_KEY = "an admin's key of a sound length"
+
+
 class Server:
     """An app with everything that a poisoned value could reach: a ledger, paced accounts, a key with limits, a store."""
 
@@ -102,6 +105,7 @@ class Server:
             "accounts": accounts("one", rpm=10**6, tpm=10**9),
             "keys_file": str(folder / "keys.json"),
             "ledger": str(folder / "ledger"),
+            "admin_key": ADMIN_KEY,
         }
         self.answered = set()
         """Ids of the requests that reached a model and got an answer."""
@@ -119,6 +123,16 @@ class Server:
         assert b"internal_error" not in data, (path, raw, reply, data)
         if len(it.emulator.requests) > before:
             self.answered.add(dict(response.headers)[b"x-request-id"].decode())
+        if path == "/v1/responses" and response.status == 200 and data.startswith(b"{"):
+            await self.go_on(it, json.loads(data)["id"])
+
+    async def go_on(self, it, response):
+        """Read a response that is stored, and continue it."""
+        it.emulator.clear()
+        assert (await it.get(f"/v1/responses/{response}/input_items", self.headers))[0] in (200, 404)
+        body = {"model": MODEL, "input": "and then?", "previous_response_id": response}
+        status, _, answer = await it.post(body, "/v1/responses", self.headers)
+        assert status < 500, answer
 
     def rows(self):
         connection = sqlite3.connect(self.folder / "ledger")
@@ -140,7 +154,9 @@ async def play(server, requests, lookups):
             async with it.client.request(method, target, headers=server.headers) as response:
                 await response.read()
             assert response.status != 500, (method, target)
-        assert (await it.get("/metrics.json"))[0] in (200, 404)
+        admin = [(b"authorization", b"Bearer " + ADMIN_KEY.encode())]
+        async with it.client.request("GET", "/metrics", headers=admin) as response:
+            assert (response.status, b"qproxy_requests_total" in await response.read()) == (200, True)
         assert it.sound()
         await server.ask(it, "/v1/chat/completions", HELLO, None)
 
