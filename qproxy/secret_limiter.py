@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -92,7 +93,7 @@ class SecretLimiter:
             wait = bucket.wait(1, now)
         if wait and not await self._is_granted(digest):
             raise RequestError(
-                f"Too many wrong keys came from your address (wrong_keys_per_minute): wait {wait:.0f} s.",
+                f"Too many wrong keys came from your address (wrong_keys_per_minute): wait {math.ceil(wait)} s.",
                 status=429,
                 type="rate_limit_error",
                 code="too_many_attempts",

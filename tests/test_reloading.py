@@ -193,11 +193,17 @@ async def test_what_did_not_change_is_kept():
     assert accounts.accounts[0] is not two
     assert (server.relay.transport, server.admission) == (transport, admission)
     assert server.door.keyring.demanded()
-    again = settings("two", "one", "four", two="other", idle_timeout=9.0, max_requests=7)
+    limiter, sent = server.client_keys, [(b"x-forwarded-for", b"192.0.2.1")]
+    assert server.proxies.client("127.0.0.1", sent) == "127.0.0.1"
+    again = settings(
+        "two", "one", "four", two="other", idle_timeout=9.0, max_requests=7, trusted_proxies=["127.0.0.1"]
+    )
     await server.take_up(reassemble(again, after, server))
     assert server.relay.transport is not transport
     assert server.relay.transport.limits.idle_timeout == 9.0
     assert server.admission.limits[0] == 7
+    assert server.proxies.client("127.0.0.1", sent) == "192.0.2.1"
+    assert server.client_keys is limiter
     assert accounts.accounts[1] is one
 
 
@@ -211,6 +217,8 @@ async def test_a_configuration_that_cannot_be_used(caplog):
         settings("one", host="0.0.0.0"),
         settings("one", rules={"nope": True}),
         settings("one", ca_bundle="/nope"),
+        settings("one", admin_key="short"),
+        settings("one", trusted_proxies=["proxy.test"]),
     ):
         reloader = Reloader(server, before, partial(replace, bad), reassemble)
         taken_up, said = await reloader.reload()

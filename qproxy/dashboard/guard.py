@@ -120,7 +120,9 @@ class Guard:
 
     async def forget_other_keys(self) -> None:
         """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
-        epoch = sessions.epoch(self.key)
+        epoch = (
+            "" if self.key is None else sessions.epoch(self.key)
+        )  # without a key there are no sessions to end
         if epoch != self._epoch:
             await self._parts.grants.retain(KIND, epoch)
             self._epoch = epoch
