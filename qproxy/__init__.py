@@ -24,52 +24,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qproxy import launch
 from qproxy.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from qproxy.config import Config
+    from qproxy.hosted import app
     from qproxy.inprocess import in_process
     from qproxy.serving import create_app, serve
 
 __all__ = ["Config", "__version__", "app", "create_app", "in_process", "serve"]
 
 
-class _App:
-    """The ASGI app for `hypercorn qproxy:app`, built when the server first calls it."""
-
-    def __init__(self) -> None:
-        self._app: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._app is None:
-            import logging
-            import math
-
-            from qproxy import hypercorn, logs, serving
-            from qproxy.config import load
-
-            config = load()
-            config.check()
-            if not logging.getLogger().handlers:  # else somebody has said where logs go
-                logs.log_to_stderr(config)
-            hypercorn.install(
-                write_timeout=config.client_write_timeout,
-                max_connections=config.max_clients,
-                max_age=config.max_connection_age or math.inf,
-            )
-            hypercorn.install_signals()
-            self._app = serving.create_app(config)
-        await self._app(scope, receive, send)
-
-
-app = _App()
-
-
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first used: `import qproxy` alone costs nothing."""
     from importlib import import_module
 
-    homes = {"Config": "config", "create_app": "serving", "serve": "serving", "in_process": "inprocess"}
+    homes = {
+        "app": "hosted",
+        "Config": "config",
+        "create_app": "serving",
+        "serve": "serving",
+        "in_process": "inprocess",
+    }
     if name not in homes:
         raise AttributeError(f"module 'qproxy' has no attribute {name!r}")
     return getattr(import_module(f"qproxy.{homes[name]}"), name)
+
+
+if launch.by_hypercorn():
+    launch.require_trio()
+    from qproxy.hosted import (
+        app,
+    )  # which Hypercorn looks for among the module's own names, past `__getattr__`

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import trio
 
+from qproxy.shutdown import Shutdown, announced
+
 LEAVE_TIMEOUT = 1.0
 
 
@@ -53,6 +55,13 @@ class InProcessClient:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._running = 0
+        self._ended = trio.lowlevel.ParkingLot()
+
+    async def until_idle(self) -> None:
+        """Return when no request runs."""
+        while self._running:
+            await self._ended.park()
 
     @asynccontextmanager
     async def request(
@@ -77,16 +86,21 @@ class InProcessClient:
             async with sender:
                 await self._app(_scope(method, path, headers), receive, send)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            response = InProcessResponse(receiver)
-            await response.begin()
-            try:
-                yield response
-            finally:
-                gone.set()
-                nursery.cancel_scope.deadline = trio.current_time() + LEAVE_TIMEOUT
-                receiver.close()
+        self._running += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                response = InProcessResponse(receiver)
+                await response.begin()
+                try:
+                    yield response
+                finally:
+                    gone.set()
+                    nursery.cancel_scope.deadline = trio.current_time() + LEAVE_TIMEOUT
+                    receiver.close()
+        finally:
+            self._running -= 1
+            self._ended.unpark_all()
 
 
 def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
@@ -111,19 +125,28 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
 
 @asynccontextmanager
 async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
-    """A client for an ASGI app that is started (its lifespan) for the block."""
+    """A client for an ASGI app that is started (its lifespan) for the block.
+
+    At the block's end the app stops as a server does: requests of other tasks have its `graceful_timeout` to end.
+    """
     to_app, inbox = trio.open_memory_channel[Any](2)
     outbox, from_app = trio.open_memory_channel[Any](2)
+    shutdown, client = Shutdown(), InProcessClient(app)
     async with trio.open_nursery() as nursery:
+        token = announced.set(shutdown)  # for the app's lifespan
         nursery.start_soon(
             app, {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, inbox.receive, outbox.send
         )
+        announced.reset(token)
         await to_app.send({"type": "lifespan.startup"})
         started = await from_app.receive()
         if started["type"] != "lifespan.startup.complete":
             raise RuntimeError(f"the app did not start: {started.get('message', '')}")
         try:
-            yield InProcessClient(app)
+            yield client
+            shutdown.begun.set()
+            with trio.move_on_after(shutdown.grace):
+                await client.until_idle()
         finally:
             with trio.move_on_after(LEAVE_TIMEOUT, shield=True):  # the app's own end must run even so
                 await to_app.send({"type": "lifespan.shutdown"})

@@ -64,6 +64,7 @@ class Lives:
 
     def __init__(self) -> None:
         self._lives: set[Life] = set()
+        self._ended = False
 
     def __repr__(self) -> str:
         return f"<Lives {len(self._lives)}>"
@@ -74,11 +75,18 @@ class Lives:
     def one(self, stack: AsyncExitStack, timeout: float = math.inf) -> Life:
         """A life that lasts as long as the stack."""
         life = Life(timeout)
+        if self._ended:  # a request on a connection that was open
+            life.end(_stopping())
         self._lives.add(life)
         stack.callback(self._lives.remove, life)
         return life
 
     def end(self) -> None:
-        """End them all: the server stops."""
+        """End them all, and those that come later: the server stops."""
+        self._ended = True
         for life in self._lives:
-            life.end(Overloaded("The server is stopping.", code="shutting_down", retry_after=1))
+            life.end(_stopping())
+
+
+def _stopping() -> QproxyError:
+    return Overloaded("The server is stopping.", code="shutting_down", retry_after=1)

@@ -272,7 +272,7 @@ def _text(event: object) -> str:
 def stopped(error: QproxyError) -> Ending:
     """How a session ends that this server does not go on with: it stops, or the session's time is up."""
     if error.code == "shutting_down":
-        return Ending(RESTART, error, "failed")
+        return Ending(RESTART, error, "shutting_down")
     return Ending(POLICY if error.status == 429 else NORMAL, error, "failed")
 
 

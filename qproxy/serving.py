@@ -37,6 +37,7 @@ from qproxy.realtime import Bounds, Speech
 from qproxy.relay import Policy, Relay
 from qproxy.sandbox import Site
 from qproxy.server import Server
+from qproxy.shutdown import FAREWELL_SECONDS, announced, drain
 from qproxy.stored import Store
 from qproxy.stored.sqlite import SQLiteStore
 from qproxy.toolmaking import ToolLike
@@ -45,8 +46,8 @@ from qproxy.wire.aliases import Aliases
 from qproxy.wire.toolcalls import Profile
 from qproxy.wire.upstreams import catalogue, rules
 
-FAREWELL_SECONDS = 2.0
-"""For those whose time is up to be told so."""
+MAX_STREAMS = 250
+"""Of one HTTP/2 connection at once."""
 MEMORY_BYTES = 64 * 1024 * 1024
 """Of responses that are kept in memory."""
 TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_programs", "tool_memory_seconds")
@@ -70,6 +71,8 @@ def assemble(
     program's functions that models may call, `site` its way to a sandbox.  `meeting` is where a worker's siblings are.
     """
     server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
+    server.preparations.append(partial(_settle, config))
+    server.background.append(partial(drain, server, config.graceful_timeout))
     watching.watch(server, config, meeting)
     if config.meters_file:
         server.meters = Meters(MeterFile(Path(config.meters_file)))
@@ -251,7 +254,7 @@ def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> A
 def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
     """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
     config = config or load()
-    config.check_admin_key()
+    config.for_app().check()
     return assemble(config, tools=tools).app()
 
 
@@ -271,49 +274,41 @@ async def serve(
     config.check()
     server = server or assemble(config, tools=tools)
     try:
-        async with trio.open_nursery() as nursery:
-            await _serve(config, shutdown_trigger, server, listener, nursery, task_status)
-            nursery.cancel_scope.cancel()
+        await hypercorn.serve(
+            server.app(),
+            host=config.host,
+            port=config.port,
+            listener=listener,
+            certfile=config.certfile,
+            keyfile=config.keyfile,
+            shutdown_trigger=shutdown_trigger,
+            task_status=task_status,
+        )
     finally:  # a caller who cancels skips the app's own end
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block; the store has its time limit
             await server.aclose()
 
 
-async def _serve(
-    config: Config,
-    shutdown_trigger: Callable[[], Awaitable[None]] | None,
-    server: Server,
-    listener: int | None,
-    nursery: trio.Nursery,
-    task_status: trio.TaskStatus[list[str]],
-) -> None:
-    async def end_the_rest() -> None:
-        await trio.sleep(config.graceful_timeout)
-        server.lives.end()
-
-    async def draining() -> None:
-        if shutdown_trigger is None:
-            await trio.sleep_forever()
-        else:
-            await shutdown_trigger()
-        server.draining = True
-        nursery.start_soon(end_the_rest)
-
-    await hypercorn.serve(
-        server.app(),
-        host=config.host,
-        port=config.port,
-        listener=listener,
-        certfile=config.certfile,
-        keyfile=config.keyfile,
-        graceful_timeout=config.graceful_timeout + FAREWELL_SECONDS,
+def _settle(config: Config) -> None:
+    """Tell whatever serves the app, as far as it listens, how long requests have and which limits there are."""
+    shutdown = announced.get()
+    if shutdown is None:
+        return
+    shutdown.grace = config.graceful_timeout + FAREWELL_SECONDS
+    if not isinstance(shutdown, hypercorn.Worker):
+        return
+    hypercorn.install(
         write_timeout=config.client_write_timeout,
         max_connections=config.max_clients,
-        max_connection_age=config.max_connection_age or math.inf,
-        max_header_bytes=config.max_header_bytes,
-        idle_timeout=config.client_idle_timeout,
-        ping_interval=config.realtime_ping_interval or None,
-        max_message_bytes=config.realtime_max_message_bytes,
-        shutdown_trigger=draining,
-        task_status=task_status,
+        max_age=config.max_connection_age or math.inf,
+    )
+    shutdown.configure(
+        graceful_timeout=shutdown.grace,
+        keep_alive_timeout=config.client_idle_timeout,
+        h11_max_incomplete_size=config.max_header_bytes,
+        h2_max_header_list_size=config.max_header_bytes,
+        h2_max_concurrent_streams=MAX_STREAMS,
+        websocket_ping_interval=config.realtime_ping_interval or None,
+        websocket_max_message_size=config.realtime_max_message_bytes,
+        include_server_header=False,
     )

@@ -13,6 +13,7 @@ import trio
 from qproxy import process, serving
 from qproxy.cli import parser
 from qproxy.config import SETTINGS, Config
+from qproxy.shutdown import FAREWELL_SECONDS
 from tests.helpers import accounts
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
@@ -48,7 +49,7 @@ def test_the_unit_keeps_its_walls():
         program, *words = service[line].split()
         assert program == "/opt/qproxy/bin/qproxy"
         parser().parse_args(words)
-    assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + serving.FAREWELL_SECONDS
+    assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + FAREWELL_SECONDS
     wanted, _ = process.file_limit(Config())
     assert wanted < int(service["LimitNOFILE"])
 

@@ -24,6 +24,8 @@ MOST_WORKERS = 256
 MIN_ADMIN_KEY = 15
 """Characters of a secret that stands alone (NIST SP 800-63B-4 3.1.1.2)."""
 MIN_ADMIN_KEY_VARIETY = 6
+OF_THE_SERVER = ("host", "port", "workers", "certfile", "keyfile")
+"""The settings that only `qproxy serve`, and `qproxy.serve` in a program, can honor."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -283,6 +285,11 @@ class Config:
             if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
                 raise ConfigError(f"{name}: it must be https, or http on this machine.")
         self.all_accounts()
+
+    def for_app(self) -> Config:
+        """The settings without those of a server, for an app that something else serves."""
+        defaults: dict[str, Any] = {name: SETTINGS[name].default for name in OF_THE_SERVER}
+        return dataclasses.replace(self, **defaults)
 
     def check_address(self, host: str) -> None:
         """ConfigError when this host's name or address may not be served without keys, and there are none."""

@@ -19,6 +19,7 @@ OUTCOMES = {
     "failed": "failed here",
     "upstream_cut": "cut off by the model's server",
     "client_left": "client left",
+    "shutting_down": "ended with the server",
 }
 _RULES = {rule.name: rule.doc for rule in RULES}
 

@@ -1,6 +1,6 @@
 """What Hypercorn 0.18's Trio worker needs to be safe, and how qproxy serves with it.
 
-`install` replaces five classes, four of them by subclasses, here and nowhere else, so that plain
+`install` replaces a function and five classes, four of them by subclasses, here and nowhere else, so that plain
 `hypercorn qproxy:app --worker-class trio` is mended too.  Each cure says what it cures; `tests/test_hypercorn.py`
 shows that stock Hypercorn fails, so that a cure can go when upstream has it.
 
@@ -29,7 +29,10 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   Socket     what is no frame, no UTF-8 or too large ends it with the close code for that, and the app with it
   Socket     what waits for the app is bounded in bytes; nothing is inflated; a ping must be answered
   Socket     its close frame is not lost under what the client still sends; `leave` ends the app with its client
-  signals    workers leave SIGTERM to their master; a single process stops in an orderly way
+  Worker     the app hears that the server stops, and how long requests have is the app's to say
+  Worker     an app that does not start is a line, not a traceback
+  Worker     workers leave SIGTERM to their master and end when it is gone; a single process stops in an orderly way at
+             SIGTERM and SIGINT, also where its shell has it ignore SIGINT
 
 Not curable here: the master's exit code 0 after a worker's failure (run it with Restart=always, or use
 `qproxy serve`), a client's GOAWAY ending its running streams, half-close counting as leaving.
@@ -41,14 +44,18 @@ Not curable here: the master's exit code 0 after a worker's failure (run it with
   framing.py      how an answer is written: by hand, or by h11
   http2.py        H2 and its buffers
   websocket.py    Socket: a WebSocket over either
-  running.py      install, signals, serve
+  worker.py       Worker: the addresses, the settings and the end of one run of Hypercorn
+  signals.py      SIGINT and SIGTERM
+  running.py      install, serve
 """
 
 from qproxy.hypercorn.connection import Server
 from qproxy.hypercorn.http1 import H1
 from qproxy.hypercorn.http2 import H2, StreamBuffer
-from qproxy.hypercorn.running import install, install_signals, serve, until_signal
+from qproxy.hypercorn.running import install, serve
+from qproxy.hypercorn.signals import until_signal
 from qproxy.hypercorn.websocket import Socket
+from qproxy.hypercorn.worker import Worker, announce
 
 __all__ = [
     "H1",
@@ -56,8 +63,9 @@ __all__ = [
     "Server",
     "Socket",
     "StreamBuffer",
+    "Worker",
+    "announce",
     "install",
-    "install_signals",
     "serve",
     "until_signal",
 ]

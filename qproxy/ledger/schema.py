@@ -30,7 +30,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         served_model TEXT NOT NULL,   -- as the account was asked for it
         stream INTEGER NOT NULL,
         status INTEGER NOT NULL,
-        outcome TEXT NOT NULL,        -- ok, error, failed, upstream_cut or client_left
+        outcome TEXT NOT NULL,        -- ok, error, failed, upstream_cut, client_left or shutting_down
         error TEXT,
         finish TEXT,
         tries INTEGER NOT NULL,

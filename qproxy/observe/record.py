@@ -20,6 +20,8 @@ from qproxy.wire.http import Headers
 
 LONGEST_NAME = 200
 """Characters of a path or a model's name that are worth keeping: a client may send any."""
+SHUTTING_DOWN = "shutting_down"
+"""The code of the error with which requests end that outlast a stopping server's patience."""
 
 
 class Failure(NamedTuple):
@@ -126,7 +128,8 @@ class Record:
     """The code (or type) of the error that was answered."""
     stream: bool = False
     outcome: str = "client_left"
-    """ok, error, failed (an error of ours after the first byte), upstream_cut (one of the upstream's), client_left."""
+    """ok, error, failed (an error of ours after the first byte), upstream_cut (one of the upstream's), client_left,
+    shutting_down."""
     first_byte: float | None = None
     """Seconds from the start to the answer's head, which goes out with the first event."""
     answered: float | None = None
@@ -138,6 +141,11 @@ class Record:
     """Tokens of the prompt, guessed where the upstream tells none."""
     tools: list[ToolRun] = field(default_factory=list)
     story: Story = field(default_factory=Story)
+
+    def fail(self, error: QproxyError, outcome: str) -> None:
+        """Note the error that the request ends with; the server's own end is an outcome by itself."""
+        self.error = error.code or error.type
+        self.outcome = SHUTTING_DOWN if error.code == SHUTTING_DOWN else outcome
 
     @property
     def seconds(self) -> float:

@@ -101,6 +101,8 @@ class Server(Parts):
         """Who may use each route, by its name; one that is not named here wants a key."""
         self.background: list[Callable[[], Awaitable[None]]] = [self.keepers.run]
         """What runs beside the requests, from the start until it is cancelled at the end."""
+        self.preparations: list[Callable[[], None]] = []
+        """What is done before the first request, in the lifespan."""
         self._keep()
         self.around = Around(self)
         self._nursery: trio.Nursery | None = None
@@ -168,6 +170,8 @@ class Server(Parts):
                 await store.aclose()
 
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
+        for prepare in self.preparations:
+            prepare()
         scope = trio.CancelScope()
         app.nursery.start_soon(self._beside, scope)
         self._nursery = app.nursery

@@ -31,7 +31,7 @@ def too_slow() -> RequestError:
 def reply(error: QproxyError) -> Reply:
     """An error of ours."""
     record = current.record()
-    record.outcome, record.error = "error", error.code or error.type
+    record.fail(error, "error")
     record.story.upstream_request_id = error.request_id or record.story.upstream_request_id
     reply = json(error.body(), error.status)
     if error.retry_after is not None:

@@ -91,7 +91,7 @@ class Stream(Pieces):
 
     def _fail(self, error: QproxyError) -> bytes:
         self.over = True
-        self._record.outcome, self._record.error = "failed", error.code or error.type
+        self._record.fail(error, "failed")
         return self._encoder.failure(error)
 
 

@@ -1,0 +1,31 @@
+"""Whether Hypercorn's command has begun this process.  It imports nothing: `import qproxy` asks it each time."""
+
+from __future__ import annotations
+
+import sys
+
+TRIO, OTHERS = "hypercorn.trio.run", "hypercorn.asyncio.run"
+"""The modules of Hypercorn's workers."""
+APPS = {"qproxy", "qproxy:app", "asgi:qproxy:app"}
+"""What the command may be told to serve for it to be `qproxy.app`."""
+NOT_TRIO = "it runs on Trio: start `hypercorn qproxy:app --worker-class trio`, or `qproxy serve`."
+CANNOT_SERVE = "qproxy cannot serve: {}"
+
+
+def by_hypercorn() -> bool:
+    """Whether this process was begun by `hypercorn`, `python -m hypercorn`, or as a worker of either."""
+    processes = sys.modules.get("multiprocessing.process")
+    target = getattr(processes and processes.current_process(), "_target", None)
+    if getattr(target, "__module__", None) in (
+        TRIO,
+        OTHERS,
+    ):  # the only sign of a worker that was begun with -m
+        return True
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return "hypercorn.__main__" in (getattr(spec, "name", None), *sys.modules)
+
+
+def require_trio() -> None:
+    """End a process of Hypercorn's command that would serve `qproxy.app` by another worker class, in a line."""
+    if TRIO not in sys.modules and APPS.intersection(sys.argv):
+        sys.exit(CANNOT_SERVE.format(NOT_TRIO))
