@@ -17,9 +17,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
-from qproxy.exposure import is_loopback, without_keys
+from qproxy.exposure import host_name, is_loopback, origin_authority, without_keys
 from qproxy.keys import Key, Keyring
 from qproxy.wire import jsontext, verbatim
 from qproxy.wire.aliases import Aliases
@@ -115,10 +114,10 @@ class Door:
     def admit_local(self, headers: Fields, scope: Mapping[str, Any]) -> None:
         """RequestError unless it comes straight from the server's own machine; a proxy there is not the machine."""
         server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
-        origin, name = headers.get("origin", ""), _name(headers.get("host", ""))
+        origin, name = headers.get("origin", ""), host_name(headers.get("host", ""))
         here = is_loopback(str(server[0])) and is_loopback(str(peer[0])) and (not name or is_loopback(name))
         passed_on = any(headers.get(field) for field in FORWARDED)
-        if not here or passed_on or (origin and not is_loopback(urlsplit(origin).hostname or "")):
+        if not here or passed_on or (origin and not is_loopback(host_name(origin_authority(origin)))):
             raise RequestError(
                 "Without an admin_key this route is for programs on the server's own machine.",
                 status=403,
@@ -138,7 +137,7 @@ class Door:
             if not self.insecure_no_auth:
                 raise self._exposed(str(server[0]))
             return
-        name = _name(host)  # against DNS rebinding
+        name = host_name(host)  # against DNS rebinding
         if not name or is_loopback(name) or name in self.allowed_hosts or "*" in self.allowed_hosts:
             return
         raise RequestError(
@@ -261,12 +260,6 @@ def no_websocket() -> RequestError:
 def _bytes(key: str) -> bytes:
     """A key to be compared; a setting may have any string."""
     return key.encode("utf-8", "surrogatepass")
-
-
-def _name(host: str) -> str:
-    """The name in a Host field, without its port."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-    return name.strip("[]").lower().removesuffix(".")
 
 
 def shown_key(headers: Fields) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 
 def is_loopback(name: str) -> bool:
@@ -15,6 +16,21 @@ def is_loopback(name: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)  # a connection to [::] from an IPv4 client
     return (mapped or address).is_loopback
+
+
+def host_name(authority: str) -> str:
+    """The name or address in a Host field or an authority, without its port; "" only where there is nothing at all."""
+    name, colon, port = authority.rpartition(":")
+    name = name if colon and name and port.isdecimal() else authority
+    return name.strip("[]").lower().removesuffix(".") or authority
+
+
+def origin_authority(origin: str) -> str:
+    """The authority in an Origin field; "" when it has none (`null`), or is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def without_keys(address: str) -> str:

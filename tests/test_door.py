@@ -31,8 +31,12 @@ def test_names_of_this_machine(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1"]
-)
+    "host",
+    [
+        "evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1", "80", "2130706433",
+        ":80", ":", ".", "[]", "[", "a:1:2", "localhost:80:80", "x@localhost:80", "127.1",
+    ],
+)  # fmt: skip
 def test_a_foreign_name_for_this_machine(host):
     """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
     with pytest.raises(RequestError, match="allowed_hosts") as refusal:
@@ -56,6 +60,18 @@ def test_another_machines_way_in_without_keys(address, caplog):
     assert [address in record.getMessage() for record in caplog.records] == [True]
     assert Door(insecure_no_auth=True).client({}, scope) is None
     assert Door().client({"host": "localhost"}, {"server": None}) is None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://[", "http://[::1", "http://[x]:1", "http://]", "null", "\xff", "//", "http://", "a" * 9000],
+)
+def test_an_origin_that_is_no_url(origin):
+    """It is another origin than this machine's, and nothing breaks."""
+    scope = {**LOOPBACK, "client": ("127.0.0.1", 1)}
+    with pytest.raises(RequestError) as refusal:
+        Door().admit_local({"host": "localhost", "origin": origin}, scope)
+    assert refusal.value.status == 403
 
 
 def test_loopback_names():

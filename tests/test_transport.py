@@ -1,6 +1,7 @@
 """HTTP to the upstreams: keep-alive, limits, faults, TLS, and soundness after cancellation."""
 
 import ssl
+from contextlib import suppress
 from functools import partial
 
 import h11
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.transport import Limits, Transport
+from qproxy.transport import Limits, Refused, Transport, WebSocket
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.http import HTTPRequest
 
@@ -333,3 +334,51 @@ async def test_odd_urls(url):
     """A base URL that is none is said to be none."""
     with pytest.raises(UpstreamError, match="base URL"):
         await Transport().send(HTTPRequest("GET", url))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"content-length: 9\r\ntransfer-encoding: chunked", b"transfer-encoding: chunked\r\ncontent-length: 2"],
+)
+async def test_a_length_and_chunks(body, nursery):
+    """A response that says both is read by its chunks, and its connection carries no other (RFC 9112 6.3)."""
+    net = Net(nursery, [b"HTTP/1.1 200 OK\r\n" + body + b"\r\n\r\n2\r\nhi\r\n0\r\n\r\n"])
+    transport = Transport(connect=net.connect)
+    for _ in range(2):
+        assert await fetch(transport) == (200, b"hi")
+    assert net.connected == 2
+
+
+UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+OPENINGS = {
+    "a field of blanks": UPGRADED + b"a:" + b" " * 15_000 + b"\0\r\n\r\n",
+    "a head without an end": UPGRADED + b"a: b\r\n" * 20_000,
+    "an extension that is no text": UPGRADED + b"sec-websocket-extensions: \xff\r\n\r\n",
+    "a refusal with a chunk's size of blanks": b"HTTP/1.1 400 No\r\ntransfer-encoding: chunked\r\n\r\n1;" + b" " * 15_000 + b"\nx\r\n",
+    "a refusal with trailers of blanks": b"HTTP/1.1 400 No\r\ntransfer-encoding: chunked\r\n\r\n0\r\na:" + b" " * 15_000 + b"\0\r\n\r\n",
+    "no HTTP": b"\0\0\0\r\n\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
+@pytest.mark.parametrize("size", [65_536, 1000])
+async def test_a_websockets_opening_has_the_bounds_of_heads(opening, size, nursery, autojump_clock):
+    """One that is beyond them, or no text, is an upstream's error; h11 in wsproto sees none of its long lines."""
+    seen: list[bytes] = []
+
+    async def connect(host, port):
+        ours, theirs = trio.testing.memory_stream_pair()
+
+        async def serve():
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await theirs.receive_some(65536)
+                for begin in range(0, len(opening), size):
+                    await theirs.send_all(opening[begin : begin + size])
+                seen.append(bytes(await theirs.receive_some(10)))
+
+        nursery.start_soon(serve)
+        return ours
+
+    websocket = WebSocket("ws://h.test/", (), ping_interval=20, max_message_bytes=1000)
+    with pytest.raises((UpstreamError, Refused)):
+        await websocket.run(Transport(connect=connect), task_status=trio.TASK_STATUS_IGNORED)

@@ -3,6 +3,7 @@
 import logging
 import struct
 
+import h2.events
 import pytest
 import trio
 import trio.testing
@@ -11,7 +12,10 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 
 from qproxy.hypercorn.exchange import MAX_HELD
 from qproxy.hypercorn.websocket import MAX_EARLY
+from tests.helpers import H2Client
 from tests.talking import UPGRADE
+from tests.test_frames import END_HEADERS, GET, HEADERS, PREFACE, SETTINGS, fields
+from tests.test_frames import frame as h2_frame
 from tests.test_hypercorn import connection
 
 BOTH = pytest.mark.parametrize("stock", [True, False], ids=["stock", "mended"])
@@ -254,3 +258,32 @@ async def test_a_handshake_that_is_none(monkeypatch, autojump_clock):
             data += piece
         assert data.startswith(b"HTTP/1.1 400")
         assert b"bad_handshake" in data
+
+
+@pytest.mark.parametrize("name", [b"sec-websocket-extensions", b"sec-websocket-protocol"])
+async def test_a_handshake_that_is_no_text(name, monkeypatch, autojump_clock, caplog):
+    """Bytes that are not ASCII in its fields are refused in words, and are no error in the log."""
+    async with connection(Echo(), monkeypatch) as stream:
+        await stream.send_all(UPGRADE.replace(b"\r\n\r\n", b"\r\n" + name + b": \xff\r\n\r\n"))
+        data = b""
+        while piece := await stream.receive_some(4096):
+            data += piece
+        assert data.startswith(b"HTTP/1.1 400")
+        assert b"bad_handshake" in data
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["sec-websocket-extensions", "sec-websocket-protocol"])
+async def test_a_handshake_that_is_no_text_over_http2(name, monkeypatch, autojump_clock, caplog):
+    """The same for a stream of HTTP/2, whose connection goes on."""
+    connect = [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:], ("sec-websocket-version", "13")]
+    async with connection(Echo(), monkeypatch) as stream:
+        block = fields([*connect, (name, b"\xff")])
+        await stream.send_all(PREFACE + h2_frame(SETTINGS) + h2_frame(HEADERS, END_HEADERS, 1, block))
+        client = H2Client(stream)
+        client.http.initiate_connection()
+        client.http.send_headers(1, GET, end_stream=True)
+        client.http.clear_outbound_data_buffer()
+        head = await client.event(h2.events.ResponseReceived)
+        assert dict(head.headers)[b":status"] == b"400"
+    assert not caplog.records

@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import trio
 
 from qproxy.dashboard import sessions
 from qproxy.dashboard.sessions import Session
+from qproxy.exposure import origin_authority
 from qproxy.server import current
 from qproxy.server.parts import Parts
 from qproxy.wire.errors import NotAuthenticated, RequestError
@@ -148,7 +149,7 @@ def check_origin() -> None:
     """RequestError for a request by a page of another origin, also one that may use the API (`cors_origins`)."""
     headers = current.headers()
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+    if origin is not None and origin_authority(origin) != (headers.get("host") or None):
         raise _foreign("it was sent from another site, or a proxy changes the Host field")
 
 

@@ -8,6 +8,7 @@ What is refused here never became a request, so no route could answer it; its er
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cached_property, lru_cache
 from typing import Any, cast
@@ -61,6 +62,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         """What came behind a request that is answered by hand."""
         self._ended = False
         """The connection carries no further request: nothing more is read."""
+        self._is_last = False
         self._retires_at = retirement(Server.max_age)
 
     @property
@@ -145,7 +147,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
     def in_last_exchange(self) -> bool:
         """Whether the connection ends after this exchange: it has had its requests, or its time."""
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
-        return many or trio.current_time() >= self._retires_at
+        return many or self._is_last or trio.current_time() >= self._retires_at
 
     async def over(self) -> None:
         """The exchange is over: the next request, or the end of the connection."""
@@ -170,6 +172,12 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         await self.send(RawData(data=data))
 
     async def _create_stream(self, request: h11.Request) -> None:
+        try:
+            request = self._normalized(request)
+        except ValueError:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
         if _is_websocket(request):
             await super()._create_stream(request)
         elif self.config.server_names:
@@ -179,6 +187,24 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             method, version = request.method.decode("ascii").upper(), request.http_version.decode("ascii")
             framing = ByH11(self.connection, method)
             await self._begin(Exchange(self, framing, method, version, request.target, list(request.headers)))
+
+    def _normalized(self, request: h11.Request) -> h11.Request:
+        """The request with one length and one host, as the app may believe them; ValueError when it has no host."""
+        target, fields, names = request.target, list(request.headers), {name for name, _ in request.headers}
+        if {
+            b"content-length",
+            b"transfer-encoding",
+        } <= names:  # RFC 9112 6.1: whoever reads it otherwise is in between
+            self._is_last = True
+            fields = [field for field in fields if field[0] != b"content-length"]
+        if target.lower().startswith((b"http://", b"https://")):  # RFC 9112 3.2.2
+            authority, target = _split(target)
+            fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
+        elif not self._is_last:
+            return request
+        return h11.Request(
+            method=request.method, target=target, headers=fields, http_version=request.http_version
+        )
 
     async def _begin(self, exchange: Exchange) -> None:
         self.stream = exchange  # type: ignore[assignment]
@@ -234,6 +260,16 @@ def _can_upgrade(request: h11.Request) -> bool:
     except (ValueError, h2.exceptions.ProtocolError, hyperframe.exceptions.HyperframeError):
         return False
     return len(settings) == 1 and request.method != b"CONNECT"
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """The authority of a target in absolute form, and its path and query; ValueError when there is no authority."""
+    rest = target.partition(b"://")[2]
+    authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
+    if not authority:
+        raise ValueError("no authority")
+    path = rest[len(authority) :]
+    return authority, path if path.startswith(b"/") else b"/" + path
 
 
 def _is_websocket(request: h11.Request) -> bool:

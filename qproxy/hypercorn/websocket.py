@@ -101,7 +101,7 @@ class Socket(Leaving):
             self._close()
 
     async def _begin(self, request: Any) -> None:
-        self._handshake = Handshake(request.headers, request.http_version)
+        self._handshake = _read_handshake(request)
         if not self._handshake.is_valid():
             await self._refuse_in_words()
             return
@@ -325,3 +325,11 @@ class Socket(Leaving):
                     await self._frame(Ping())
                 else:
                     asked = False
+
+
+def _read_handshake(request: Any) -> Handshake:
+    """What a request says of a WebSocket: nothing when its fields are no text, and so it is refused."""
+    try:
+        return Handshake(request.headers, request.http_version)
+    except ValueError:
+        return Handshake([], request.http_version)

@@ -203,6 +203,12 @@ class Connection:
                 http.receive_data(await self._more(doing))
             if isinstance(event, h11.Response):
                 self._body = body_of(http, event)
+                names = {name for name, _ in event.headers}
+                if {
+                    b"content-length",
+                    b"transfer-encoding",
+                } <= names:  # RFC 9112 6.3: not to be trusted with another
+                    self._stays = False
                 fields = tuple((bytes(name), bytes(value)) for name, value in event.headers)
                 return Head(event.status_code, fields)
             if not isinstance(event, h11.InformationalResponse):

@@ -18,6 +18,7 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import ProtocolError
 
+from qproxy.transport.bounded_opening import BoundedOpening
 from qproxy.transport.connection import seconds, timed_out
 from qproxy.transport.pool import Transport
 from qproxy.wire.errors import Retry, UpstreamError
@@ -95,7 +96,7 @@ class WebSocket:
         with trio.move_on_after(seconds(limit)) as waiting:
             connection = await wrap_client_stream(
                 cast("trio.Nursery", _Watched(nursery, self._read, waiting)),
-                cast("Any", stream),
+                cast("Any", BoundedOpening(stream, self._limits.max_header_bytes)),
                 parts.netloc.rpartition("@")[2],
                 f"{parts.path or '/'}?{parts.query}",
                 extra_headers=list(self._headers),
@@ -119,6 +120,8 @@ class WebSocket:
         except ConnectionRejected as error:
             self._refused = Refused(error.status_code, tuple(error.headers or ()), error.body or b"")
         except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        except ValueError:  # wsproto decodes fields of the head as ASCII
             return
 
     async def receive(self) -> str | bytes:

@@ -212,6 +212,7 @@ FOREIGN = {
     "a token that is no ASCII": ({"token": "é"}, None),
     "another origin": ({}, [(b"origin", b"http://evil.test")]),
     "no origin at all": ({}, [(b"origin", b"null")]),
+    "an origin that is no URL": ({}, [(b"origin", b"http://[")]),
     "another port of this host": ({}, [(b"origin", b"http://in-process:8080")]),
     "a browser that says cross-site": ({}, [(b"sec-fetch-site", b"cross-site")]),
     "a browser that says same-site": ({}, [(b"sec-fetch-site", b"same-site")]),
@@ -261,6 +262,7 @@ LOCAL = {
     "by another name": ({**HERE, "host": "evil.test"}, (), 403),
     "through a proxy": (HERE, [(b"x-forwarded-for", b"192.0.2.7")], 403),
     "from a page of another program here": (HERE, [(b"origin", b"http://localhost:3000")], 403),
+    "from an origin that is no URL": (HERE, [(b"origin", b"http://[")], 403),
     "from a page elsewhere": (HERE, [(b"origin", b"https://evil.test")], 403),
 }
 
