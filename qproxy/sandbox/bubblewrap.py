@@ -20,13 +20,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from importlib import import_module
 
 import trio
 
-from qproxy.sandbox import fence, remount, seccomp
+from qproxy.sandbox import cgroup, fence, remount, seccomp
+from qproxy.sandbox.cgroup import Cgroups
 from qproxy.sandbox.child import Child, child_of, finish, start
 from qproxy.sandbox.fence import NOBODY, Fence, Limits
 
@@ -54,8 +55,10 @@ class NoFileLimit(Refusal):
 class Bubblewrap:
     """Starts fenced programs."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, cgroups: Cgroups | None = None) -> None:
         self.path = path
+        self.cgroups = cgroups
+        """Where each call gets a cgroup; None where there is no such place."""
         self._user = NOBODY if os.geteuid() == 0 else None
         self._filter = seccomp.program(os.uname().machine)
         self.counts_files = True
@@ -73,13 +76,27 @@ class Bubblewrap:
     @asynccontextmanager
     async def _started(self, argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
         with ExitStack() as ours:
+            join = self._cgroup(allowed.limits, ours)
             end, child, info, gate = self._spawn(argv, allowed, ours)
             try:
-                await self._limit(end, child, info, allowed)
+                first = await self._limit(end, child, info, allowed)
+                try:
+                    join(first)
+                except OSError as error:
+                    raise Refusal(f"the sandbox cannot be moved to a cgroup: {error.strerror}.") from None
                 _open(gate)
                 yield child
             finally:
                 await child.aclose()
+
+    def _cgroup(self, limits: Limits, ours: ExitStack) -> Callable[[int], None]:
+        """Make a cgroup for a call, if there is a place for one; what is returned moves a process into it."""
+        if self.cgroups is None:
+            return lambda pid: None
+        try:
+            return ours.enter_context(self.cgroups.group(limits))
+        except OSError as error:
+            raise Refusal(f"no cgroup can be made in {self.cgroups.root}: {error.strerror}.") from None
 
     def _spawn(
         self, argv: Sequence[str], allowed: Fence, ours: ExitStack
@@ -110,8 +127,8 @@ class Bubblewrap:
 
     async def _limit(
         self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, allowed: Fence
-    ) -> None:
-        """Learn who is the first within, and bound it and all that it will start."""
+    ) -> int:
+        """Learn who is the first within, and bound it and all that it will start; return its number."""
         told = bytearray()
         with trio.move_on_after(START_SECONDS) as slow:
             while data := await info.receive_some(4096):
@@ -129,6 +146,7 @@ class Bubblewrap:
         _stand_back(first)
         if self.counts_files and "/tmp" not in (*allowed.read, *allowed.write):
             await self._limit_tmp(end, first, allowed.limits)
+        return first
 
     async def _limit_tmp(self, end: _Namespace, first: int, limits: Limits) -> None:
         words = [str(self._user or 0), str(first), limits.tmp_options]
@@ -249,8 +267,9 @@ async def find() -> Bubblewrap | Refusal:
     if not sys.platform.startswith("linux"):
         return Refusal("a sandbox needs Linux.")
     why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
+    cgroups = cgroup.find()
     for path in candidates():
-        bubblewrap = Bubblewrap(path)
+        bubblewrap = Bubblewrap(path, cgroups)
         found = await _tried(bubblewrap)
         if isinstance(found, NoFileLimit):
             log.warning("%s: the files in a tool's /tmp have no limit: %s", path, found)

@@ -1,0 +1,105 @@
+"""One cgroup for each call, where this server was given a part of the tree: limits for all processes of a call together.
+
+It needs cgroup v2 and a directory above this server's own that it may write and that holds no process, as systemd
+makes it with `Delegate=memory pids` and `DelegateSubgroup=server`.  In a cgroup of its own a call's memory counts as
+a whole: its processes', the kernel's for them (sockets, pipes, files in /tmp), and what /tmp holds.
+
+https://docs.kernel.org/admin-guide/cgroup-v2.html, `systemd.resource-control(5)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qproxy.sandbox.fence import Limits
+
+CONTROLLERS = frozenset(("memory", "pids"))
+OPTIONAL = frozenset(("memory.swap.max", "memory.oom.group"))
+"""Files that a kernel may lack."""
+PREFIX = "qproxy-call-"
+PROC = Path("/proc/self")
+
+
+class Cgroups:
+    """Makes cgroups below a directory that belongs to this server."""
+
+    def __init__(self, root: Path, remove: Callable[[Path], None] = os.rmdir) -> None:
+        self.root = root
+        self._remove = remove
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Cgroups below {self.root}>"
+
+    def prepare(self) -> bool:
+        """Turn the controllers on, and remove what servers that were killed left; False where that may not be."""
+        try:
+            if not CONTROLLERS.issubset(self._read("cgroup.controllers")) or self._read("cgroup.procs"):
+                return False  # beside processes, no cgroup can have controllers
+            wanted = " ".join(f"+{name}" for name in sorted(CONTROLLERS))
+            _write(self.root, "cgroup.subtree_control", wanted)
+            self._remove_left()
+            with self.group(Limits()):
+                return True
+        except OSError:
+            return False
+
+    def _read(self, name: str) -> list[str]:
+        return (self.root / name).read_text().split()
+
+    def _remove_left(self) -> None:
+        for left in self.root.glob(f"{PREFIX}*-*"):
+            if not Path("/proc", left.name.split("-")[2]).exists():  # else another worker's
+                with suppress(OSError):
+                    self._remove(left)
+
+    @contextmanager
+    def group(self, limits: Limits) -> Iterator[Callable[[int], None]]:
+        """Make a cgroup with limits; what is given moves a process into it.  At the end all processes in it are killed."""
+        path = self.root / f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
+        path.mkdir()
+        try:
+            for name, value in values(limits).items():
+                with suppress(*((OSError,) if name in OPTIONAL else ())):
+                    _write(path, name, value)
+            yield lambda pid: _write(path, "cgroup.procs", str(pid))
+        finally:
+            with suppress(OSError):  # Linux before 5.14
+                _write(path, "cgroup.kill", "1")
+            with suppress(OSError):  # a process that is still ending; `prepare` removes it then
+                self._remove(path)
+
+
+def _write(path: Path, name: str, value: str) -> None:
+    (path / name).write_text(value)
+
+
+def values(limits: Limits) -> dict[str, str]:
+    """Return the files of a cgroup for the limits of a call; what is in /tmp is memory too."""
+    return {
+        "memory.max": str(limits.memory + limits.tmp),
+        "memory.swap.max": "0",
+        "memory.oom.group": "1",
+        "pids.max": str(limits.processes),
+    }
+
+
+def find(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -> Cgroups | None:
+    """Return the cgroups below the directory above this server's own; None where it is not this server's to use."""
+    try:
+        own = next(line[3:] for line in (proc / "cgroup").read_text().splitlines() if line.startswith("0::"))
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+        mount = next(line for line in mounts if line[line.index("-") + 1] == "cgroup2")
+    except (OSError, StopIteration):
+        return None
+    if not Path(own).is_relative_to(mount[3]):
+        return None
+    here = Path(mount[4]) / Path(own).relative_to(mount[3])
+    if here == Path(mount[4]):  # the root of the tree, or of a container's part of it: nothing is above
+        return None
+    cgroups = Cgroups(here.parent, remove)
+    return cgroups if cgroups.prepare() else None
