@@ -93,7 +93,8 @@ def limit_process() -> None:
         with suppress(ValueError, OSError):  # macOS takes no bound on the address space
             resource.setrlimit(limit, (value, value))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    os.nice(10)
+    with suppress(OSError):  # a filter of system calls may refuse it
+        os.nice(10)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")
 
