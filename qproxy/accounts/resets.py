@@ -17,17 +17,18 @@ CHINA = timezone(timedelta(hours=8))
 LONGEST = 32 * 86400.0
 """Seconds; nothing that Alibaba sells is reset less often than once a month."""
 _AT = re.compile(
-    r"resets?(?: time)?(?: is)?(?: at| on|:)? *(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/](?P<day>\d{1,2})[t ,]+)?"
-    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?:\.\d+)? *"
-    r"\(?(?P<zone>utc|gmt|z\b|cst|beijing)?(?: *(?P<sign>[+-])(?P<offset>\d{1,2})(?::?(?P<half>\d{2}))?)?"
+    r"resets?(?: time)?(?: is)?(?: at| on|:)? *+(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/](?P<day>\d{1,2})[t ,]++)?"
+    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?:\.\d++)? *+"
+    r"\(?(?P<zone>utc|gmt|z\b|cst|beijing)?(?: *+(?P<sign>[+-])(?P<offset>\d{1,2})(?::?(?P<half>\d{2}))?)?"
 )
 _IN = re.compile(
-    r"(?:resets?|again|retry) +(?:in|after) +~?((?:\d+(?:\.\d+)? *(?:days?|d|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?: |,|and)*)+)"
+    r"(?:resets?|again|retry) ++(?:in|after) ++~?((?:\d++(?:\.\d++)? *+"
+    r"(?:d(?:ays?)?|h(?:ours?)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?: |,|and)*+)++)"
 )
-_EPOCH = re.compile(r"resets?(?: at|:)? *(\d{10})(\d{3})?\b")
-_SPAN = re.compile(r"(\d+(?:\.\d+)?) *([dhms])")
+_EPOCH = re.compile(r"resets?(?: at|:)? *+(\d{10})(\d{3})?\b")
+_SPAN = re.compile(r"(?<![\d.])(\d++(?:\.\d++)?) *+([dhms])")
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? +(?:\w+ +)?quota|\b(dai)ly\b")
+_PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? {1,16}(?:\w{1,64} {1,16})?quota|\b(dai)ly\b")
 
 
 def named(text: str, wall: float) -> float | None:

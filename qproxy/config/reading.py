@@ -42,7 +42,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def _line(text: str, key: str) -> int:
-    match = re.search(rf"^\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=\].]", text, re.MULTILINE)
+    match = re.search(rf"^[ \t]*+(\[++[ \t]*+)?[\"']?{re.escape(key)}[\"']?[ \t]*+[=\].]", text, re.MULTILINE)
     return text.count("\n", 0, match.end() - 1) + 1 if match else 1
 
 

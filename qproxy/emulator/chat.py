@@ -21,7 +21,7 @@ MODELS = (
 CREATED = 1_760_000_000
 GREETING = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
-_GAP = re.compile(r"<\|fim_prefix\|>(.*)<\|fim_suffix\|>(.*)<\|fim_middle\|>", re.DOTALL)
+_GAP = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 class Refusal(Exception):
@@ -94,8 +94,10 @@ def check(body: Any) -> None:
 
 def in_gap(prompt: str) -> str | None:
     """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is none."""
-    gap = _GAP.search(prompt)
-    return None if gap is None else f"    return {len(gap[1])} + {len(gap[2])}"
+    _, found, gap = prompt.partition(_GAP[0])
+    gap, middle, _ = gap.rpartition(_GAP[2])
+    before, suffix, after = gap.rpartition(_GAP[1])
+    return f"    return {len(before)} + {len(after)}" if found and middle and suffix else None
 
 
 def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qproxy.emulator.chat import CREATED, Refusal, in_gap, pieces
 
-_TOKEN = re.compile(r"\s*\S+\s*?|\s+")
+_TOKEN = re.compile(r"(?=.)\s*+\S*+", re.DOTALL)
 
 
 def check(body: Any) -> None:

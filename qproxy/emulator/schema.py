@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_PLACE = re.compile(r"\b(?:in|of|for|at|to|from|near)\s+((?:[A-Z][\w'-]*\s?)+)")
+_PLACE = re.compile(r"\b(?:in|of|for|at|to|from|near)\s++((?:[A-Z][\w'-]*+\s?+)++)")
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?")
-_QUOTED = re.compile(r"\"([^\"]+)\"|'([^']+)'|`([^`]+)`")
+_QUOTED = re.compile(r"\"([^\"]{1,200})\"|'([^']{1,200})'|`([^`]{1,200})`")
 MAX_DEPTH = 12
 MAX_NUMBER = 2**63
 MAX_SCHEMA = 64 * 1024

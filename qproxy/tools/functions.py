@@ -35,8 +35,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _THREADS = trio.CapacityLimiter(40)
 """Of its own: a function that hangs keeps its place, and must not take one that the server needs."""
 _PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-_PARAMETER = re.compile(r"^\s*(?::param\s+)?\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.+)$")
-_SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*:?\s*$")
+_PARAMETER = re.compile(r"^\s*+(?::param\s++)?\*{0,2}(\w++)\s*+(?:\([^)]*+\)\s*+)?:\s*+(.+)$")
+_SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*+:?\s*+$")
 
 
 @overload

@@ -28,7 +28,7 @@ MAX_BLANKS = 256
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
 _VALUE = rb"(?:[^\x00\s]++(?:[ \t]++[^\x00\s]++)*+)?+"
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")[ \t]*+\r\n")
+_FIELD = re.compile(rb"(?<=\n)(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")[ \t]*+\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[ \t]*+" + _VALUE + rb"[ \t]*+\r\n)*+")
 _POST = re.compile(rb"POST (/[\x21-\x7e]*+) HTTP/1\.1\r\n")
 _STATUS = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2})(?: [^\x00\n\v\f\r]*+)?+\r\n")

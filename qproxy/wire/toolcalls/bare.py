@@ -17,7 +17,7 @@ from qproxy.wire.toolcalls.source import Reading, Source
 
 MAX_HELD = 1024 * 1024
 """Characters that are held to see whether an answer is a call; a longer one is text."""
-_OPENER = re.compile(r"(`{3,})[ \t]*(?:json|tool_call|tool|xml)?[ \t]*\r?\n")
+_OPENER = re.compile(r"(`{3,}+)[ \t]*+(?:json|tool_call|tool|xml)?[ \t]*+\r?\n")
 _LINE_END = re.compile("\n")
 
 
@@ -40,7 +40,7 @@ def read_fence(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
     start = yield from source.visible(opener.end())
     if not (source.starts("{", start) or source.starts("[", start)):
         return False
-    closer = re.compile(rf" {{0,3}}{opener[1]}`*[ \t]*\r?\n?\Z")
+    closer = re.compile(rf" {{0,3}}{opener[1]}`*+[ \t]*+\r?\n?\Z")
     begun = opener.end()
     while begun <= MAX_HELD:
         end = yield from source.until(_LINE_END, begun, MAX_HELD)

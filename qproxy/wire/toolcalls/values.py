@@ -21,7 +21,7 @@ from qproxy.wire.events import JSON
 from qproxy.wire.toolcalls.strings import Escaper
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?\Z")
 _BOOLEANS = {"true": "true", "True": "true", "1": "true", "false": "false", "False": "false", "0": "false"}
 _PYTHON = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array", type(None): "null"}  # fmt: skip
 _PYTHON_WORDS = {

@@ -27,6 +27,8 @@ MAX_RETRY_AFTER = 120.0
 """Seconds; OpenAI's clients give up when told to wait for longer."""
 MAX_MESSAGE = 2000
 YEAR = 366 * 86400.0
+MAX_READ = 8000
+"""Characters of a field that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ _OVERDUE = "The upstream account has overdue payments or no credit"
 ROWS: tuple[Row, ...] = (
     # What the request did wrong
     Row(r"range of input length|context_length_exceeded|maximum context length|exceeds? the (model'?s )?context|context size|input (is )?too long", 400, _BAD, "context_length_exceeded"),
-    Row(r"range of max_(completion_)?tokens|max_tokens .*(too large|exceed)", 400, _BAD, "invalid_value", param="max_tokens"),
-    Row(r"enable_thinking.*(must be (set to )?true|restricted to true)", 400, _BAD, "unsupported_parameter", param="enable_thinking"),
+    Row(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _BAD, "invalid_value", param="max_tokens"),
+    Row(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _BAD, "unsupported_parameter", param="enable_thinking"),
     Row(r"notsupportenablethinking|enable_thinking", 400, _BAD, "unsupported_parameter", param="enable_thinking", when=(400,)),
     Row(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _BAD, "content_filter", gloss="Refused by the upstream's content inspection"),
     Row(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss=_OVERDUE, limit=Limit.QUOTA),
@@ -76,7 +78,7 @@ ROWS: tuple[Row, ...] = (
     # Quota that is gone, told apart from a minute's limit
     Row(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.FREE),
     Row(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.QUOTA),
-    Row(r"(hour|day|daily|week|month)\w* allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=Limit.QUOTA),
+    Row(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=Limit.QUOTA),
     Row(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 2, limit=Limit.CONCURRENCY),
     Row(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, limit=Limit.MINUTE),
     Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, plans=("token",), gloss="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=Limit.MINUTE),
@@ -163,16 +165,25 @@ def _inner(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
 
 def _from_object(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
     error = _inner(data)
-    code = next((str(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
-    message = error.get("message") or error.get("msg") or error.get("error_description") or ""
-    message = message if isinstance(message, str) else jsontext.dumps(message).decode()
+    code = next((_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
+    message = _text(error.get("message") or error.get("msg") or error.get("error_description") or "")
     param = error.get("param")
-    row = _classify(status, f"{code} {error.get('type') or ''} {message}", plan)
+    row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
     param = storable.text(param) if isinstance(param, str) else None
     ours = _error(row, message or code or f"status {status}", param)
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
     ours.request_id = next((storable.text(value) for value in ids if isinstance(value, str)), None)
     return ours
+
+
+def _text(value: JSON) -> str:
+    """What a field says, cut before any pattern looks at it."""
+    if isinstance(value, dict | list):
+        try:
+            value = jsontext.dumps(value).decode()
+        except RecursionError:
+            return ""
+    return str(value)[:MAX_READ]
 
 
 def _classify(status: int, text: str, plan: str) -> Row:

@@ -261,3 +261,22 @@ def test_errors_in_streams(data, status, code):
     error = event_error(data, status)
     assert error is not None
     assert error.code == code
+
+
+@pytest.mark.parametrize(
+    "unit", ["day", "hour", "max_tokens ", "enable_thinking ", "quota ", "model a", "the model "]
+)
+def test_a_long_message_is_cut_before_it_is_read(unit):
+    """What a message says first decides; how much follows costs nothing."""
+    said = {"error": {"code": "limit_requests", "message": "Requests rate limit exceeded " + unit * 200_000}}
+    error = upstream_error(429, (), json.dumps(said).encode())
+    assert (error.code, error.status) == ("rate_limit_exceeded", 429)
+    assert len(str(error)) < 2 * MAX_MESSAGE
+
+
+def test_a_message_may_be_any_json():
+    """A message, a code or a type that is no text, however deep it nests, is an error of its status."""
+    for depth in (3, 300, 900):
+        deep = "[" * depth + "]" * depth
+        body = f'{{"error": {{"code": {deep}, "message": {deep}, "type": {{"a": {deep}}}}}}}'
+        assert upstream_error(429, (), body.encode()).status == 429
