@@ -1,12 +1,15 @@
 """How long a client may hold a connection: without a whole request no longer than the idle time, and none for ever."""
 
 import math
+from contextlib import suppress
 
 import h2.events
 import hpack
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qproxy import hypercorn as mended
 from qproxy.config import Config
@@ -29,6 +32,7 @@ from tests.test_frames import (
     frame,
 )
 from tests.test_hypercorn import answer
+from tests.wire.replies import FACTOR
 
 TIMEOUT = 7.0
 BEGIN = PREFACE + frame(SETTINGS)
@@ -95,6 +99,37 @@ async def test_bytes_that_ask_nothing(opening, trickle, autojump_clock):
     async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
         await stream.send_all(opening)
         assert await closed_after(stream, trickle) <= TIMEOUT
+
+
+IDLE_FRAMES = st.sampled_from([
+    PINGS, frame(SETTINGS), frame(SETTINGS, 1), frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"), frame(PRIORITY, 0, 3, b"\0\0\0\0\x10"),
+    frame(0xBB, 0xFF, 0, b"x" * 9), frame(HEADERS, 0, 1, fields(GET)), frame(CONTINUATION, 0, 1), BEGIN, b"\0", b"x",
+])  # fmt: skip
+
+
+def test_openings_at_random():
+    """Frames that ask nothing, in any order, cut anywhere and sent at any pace, hold a connection no longer than the idle time."""
+
+    @given(st.lists(IDLE_FRAMES, max_size=12), st.integers(0, 400), st.integers(1, 60), st.floats(0.1, 5))
+    @settings(derandomize=not FACTOR, deadline=None, max_examples=100 * max(1, FACTOR))
+    def check(sequence, end, size, pause):
+        data = (BEGIN + b"".join(sequence))[:end]
+        trio.run(play, data, size, pause, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    async def play(data, size, pause):
+        async with served(answer, keep_alive_timeout=TIMEOUT) as stream, trio.open_nursery() as nursery:
+
+            async def send():
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    for begin in range(0, len(data), size):
+                        await stream.send_all(data[begin : begin + size])
+                        await trio.sleep(pause)
+
+            nursery.start_soon(send)
+            assert await closed_after(stream) <= TIMEOUT
+            nursery.cancel_scope.cancel()
+
+    check()
 
 
 REFUSED = {

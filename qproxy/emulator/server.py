@@ -22,11 +22,13 @@ import trio
 from qproxy.emulator import chat, completions, embeddings, realtime
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 from qproxy.emulator.identity import TOKEN_REFUSED, Identity
+from qproxy.h11_bounds import BoundedConnection
 
 MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
     "/models", "/chat/completions", "/completions", "/embeddings",
 )  # fmt: skip
 NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
+MAX_HEAD = 64 * 1024
 Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 
@@ -116,7 +118,7 @@ class Emulator:
         """Serve one connection to its end."""
         self.open_connections += 1
         self.connections += 1
-        http = h11.Connection(h11.SERVER)
+        http = BoundedConnection(h11.SERVER, MAX_HEAD)
         try:
             async with stream:
                 while (seen := await self._read(stream, http)) is not None:
