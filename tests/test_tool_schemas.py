@@ -216,6 +216,8 @@ NOT_PLAIN = {
     "a reference where a schema is misplaced": {"anyOf": {"$ref": "#"}},
     "an unknown keyword": {"x-new": {"$ref": "#"}},
     "uniqueItems": {"not": {"uniqueItems": True}},
+    "a type that holds schemas, in draft 3": {"type": ["object", {"$ref": "#"}]},
+    "a type that is one": {"type": {"$ref": "#"}},
     "no schema": properties(a=5),
     "properties that are none": {"properties": [{"$ref": "#"}]},
 }

@@ -65,10 +65,11 @@ class Bubblewrap:
         """The files in /tmp have a limit; False where the system lets nobody set one."""
 
     def __repr__(self) -> str:
-        lacks = ("" if self._filter else ", no system-call filter") + (
-            "" if self.counts_files else ", no limit on files"
-        )
-        return f"<Bubblewrap {self.path}{lacks}>"
+        parts = [self.path]
+        parts += [] if self._filter else ["no system-call filter"]
+        parts += [] if self.counts_files else ["no limit on files"]
+        parts += [] if self.cgroups is None else [f"cgroups in {self.cgroups.root}"]
+        return f"<Bubblewrap {', '.join(parts)}>"
 
     def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
         return self._started(argv, allowed)

@@ -2,7 +2,8 @@
 
 bubblewrap knows no option for the number of files of a tmpfs, whose kernel memory its size does not count.  So while
 the sandbox waits at its gate this program waits until its mounts are made, enters the namespaces that they belong to,
-as the user who made them, and remounts /tmp.  It is a program of its own because only a process of one thread can enter a user namespace.
+as the user who made them, and remounts /tmp.  It is a program of its own because only a process of one thread can
+enter a user namespace.
 
 `setns(2)`, `ioctl_ns(2)`, `mount(2)`, `tmpfs(5)`.
 """

@@ -8,8 +8,7 @@ What an evaluation costs is the schema's and the model's to say, so it happens h
 short: the schema has none but PLAIN keywords, each of which looks at a part of the arguments once, and is small, and
 so are the arguments.  That is nearly every call.  Everything else goes to a process that can be killed
 (`schema_process`): patterns, references, `uniqueItems`, what is long, and the check of a stranger's schema itself,
-once while it is the same.  A schema that goes beyond the limits there
-makes its tool unavailable for REST_SECONDS.
+once while it is the same.  A schema that goes beyond the limits there makes its tool unavailable for REST_SECONDS.
 """
 
 from __future__ import annotations
@@ -156,13 +155,22 @@ def is_short(schema: JSON, text: bytes) -> bool:
 def _is_plain(schema: JSON) -> bool:
     if isinstance(schema, bool):
         return True
-    if not isinstance(schema, dict) or not schema.keys() <= PLAIN:
+    if (
+        not isinstance(schema, dict)
+        or not schema.keys() <= PLAIN
+        or not _is_plain_type(schema.get("type", ""))
+    ):
         return False
     return all(_is_plain(inner) for key, value in schema.items() for inner in _subschemas(key, value))
 
 
+def _is_plain_type(value: JSON) -> bool:
+    """Return whether a type is a name or names: in draft 3 it may hold schemas."""
+    return all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
+
+
 def _subschemas(key: str, value: JSON) -> list[JSON]:
-    """Return the schemas in a keyword's value; where it should have some and is of another type, one that is not plain."""
+    """Return the schemas in a keyword's value; for a value of a wrong type one that is not plain."""
     if key in _ONE_SCHEMA:
         return [value]
     if key in _NAMED_SCHEMAS:
