@@ -12,6 +12,7 @@ from typing import Any
 
 from qproxy.emulator.chat import CREATED, Refusal, in_gap, pieces
 
+MAX_CHOICES = 128
 _TOKEN = re.compile(r"(?=.)\s*+\S*+", re.DOTALL)
 
 
@@ -22,6 +23,8 @@ def check(body: Any) -> None:
         raise Refusal(404, f"Unsupported model `{model}` for completions.", "model_not_supported")
     if not isinstance(body.get("prompt"), str):
         raise Refusal(400, "prompt must be a string", "invalid_parameter_error")
+    if not 1 <= (body.get("n") or 1) <= MAX_CHOICES:
+        raise Refusal(400, f"n must be between 1 and {MAX_CHOICES}", "invalid_parameter_error")
     if "suffix" in body:
         raise Refusal(400, "suffix is not currently supported", "invalid_parameter_error")
 

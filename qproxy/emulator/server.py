@@ -6,7 +6,7 @@ what is not HTTP.  While it answers it watches for the client's end, and notes i
 
 from __future__ import annotations
 
-import json
+import logging
 import socket
 import struct
 from collections import deque
@@ -23,14 +23,18 @@ from qproxy.emulator import chat, completions, embeddings, realtime
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 from qproxy.emulator.identity import TOKEN_REFUSED, Identity
 from qproxy.h11_bounds import BoundedConnection
+from qproxy.wire import jsontext
 
 MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
     "/models", "/chat/completions", "/completions", "/embeddings",
 )  # fmt: skip
 NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
 MAX_HEAD = 64 * 1024
+log = logging.getLogger("qproxy.emulator")
 Say: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
+ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What reading a body of another shape than the expected one raises."""
 
 
 @dataclass(eq=False)
@@ -111,8 +115,15 @@ class Emulator:
         self._port = listeners[0].socket.getsockname()[1]
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, self.handle, listeners)
+            await nursery.start(trio.serve_listeners, self._handle_alone, listeners)
             task_status.started(self)
+
+    async def _handle_alone(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection, whose fault ends no other one."""
+        try:
+            await self.handle(stream)
+        except Exception:
+            log.exception("a connection of the emulator failed")
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection to its end."""
@@ -221,11 +232,11 @@ class Emulator:
         if seen.method == "CONNECT":
             return self._script.popleft() if self._script else Reply(())
         origin = f"http://{seen.headers.get('host', '')}"
-        identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
-        denied = identity or self._denied(seen)
-        if denied is not None:
-            return denied
         try:
+            identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
+            denied = identity or self._denied(seen)
+            if denied is not None:
+                return denied
             if path == MODELS_PATH:
                 data = [
                     {"id": m, "object": "model", "created": chat.CREATED, "owned_by": "system"}
@@ -236,7 +247,7 @@ class Emulator:
                 return self._scripted(seen.body) or self._models[path](seen.body)
         except chat.Refusal as refusal:
             return json_reply(refusal.body, refusal.status)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:  # a body of an odd shape
+        except ODD as error:
             message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"
             return json_reply({"error": {"message": message, "code": "invalid_parameter_error"}}, 400)
         return json_reply(
@@ -292,9 +303,9 @@ def _seen(head: h11.Request, body: bytes) -> Seen:
 
 def _parsed(headers: dict[str, str], body: bytes) -> Any:
     if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        return dict(parse_qsl(body.decode(), keep_blank_values=True))
+        return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
     try:
-        return json.loads(body) if body else None
+        return jsontext.loads(body) if body else None
     except ValueError:
         return {}  # which every path refuses
 

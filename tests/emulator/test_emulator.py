@@ -3,10 +3,16 @@
 import json
 
 import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qproxy.emulator import FAULTS, Emulator, chat, completions, embeddings
+from qproxy.emulator import FAULTS, Emulator, Identity, chat, completions, embeddings
 from qproxy.emulator.schema import arguments
 from tests.helpers import H1Client
+from tests.wire.replies import examples
+from tests.wire.strangers import ASK, mutated, mutations, values
 
 USER = {"role": "user", "content": "hi"}
 TOOL: dict = {"type": "function", "function": {"name": "get_weather", "description": "weather"}}
@@ -167,3 +173,65 @@ async def test_over_a_socket(nursery):
     assert emulator.connections == 1
     await client.aclose()
     nursery.cancel_scope.cancel()
+
+
+PATHS = (
+    "/v1/chat/completions", "/compatible-mode/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/authorize",
+    "/api/v1/services/embeddings/text-embedding/text-embedding", "/api/v1/oauth2/device/code", "/api/v1/oauth2/token",
+    "/emulator/next",
+)  # fmt: skip
+DEVICE = {
+    "grant_type": "urn:ietf:params:oauth:grant-type:device_code",
+    "device_code": "c",
+    "code_verifier": "v",
+}
+SOUND = (ASK, CODER, {"model": "text-embedding-v4", "input": ["x"]}, DEVICE)
+odd_bodies = st.one_of(
+    values.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from(SOUND).flatmap(
+        lambda body: mutations(body).map(lambda made: json.dumps(mutated(body, made)).encode())
+    ),
+    st.integers(1, 5000).map(lambda depth: b"[" * depth + b"]" * depth),
+    st.binary(max_size=20),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS), odd_bodies, st.booleans()), min_size=5, max_size=5))
+@examples(40)
+def test_any_body_is_answered(requests):
+    """Whatever is posted to any of its paths, as JSON or as a form, it answers, and the next request too."""
+
+    async def play():
+        emulator = Emulator()
+        async with trio.open_nursery() as nursery:
+            for path, body, form in [*requests, ("/v1/chat/completions", json.dumps(ASKS).encode(), False)]:
+                ours, theirs = trio.testing.memory_stream_pair()
+                nursery.start_soon(emulator.handle, theirs)
+                client = H1Client(ours)
+                kind = "application/x-www-form-urlencoded" if form else "application/json"
+                await client.send("POST", path, body, [("content-type", kind)])
+                status, _ = await client.response()
+                assert status in (200, 400, 401, 404, 429), (path, body)
+                await client.aclose()
+            assert status == 200
+
+    trio.run(play)
+
+
+class Broken(Identity):
+    """An identity server with a fault of its own."""
+
+    def reply(self, method, path, query, body, origin):
+        if path == "/broken":
+            raise ZeroDivisionError
+        return super().reply(method, path, query, body, origin)
+
+
+async def test_a_connection_that_fails_ends_no_other_one(nursery, caplog):
+    """A fault of the emulator's own costs one connection, and is logged."""
+    emulator = await nursery.start(Emulator(identity=Broken()).serve)
+    for path, expected in ((b"/broken", b""), (b"/v1/models", b"HTTP/1.1 200")):
+        async with await trio.open_tcp_stream("127.0.0.1", emulator.port) as stream:
+            await stream.send_all(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+            assert bytes(await stream.receive_some())[:12] == expected
+    assert "a connection of the emulator failed" in caplog.text
