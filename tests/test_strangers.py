@@ -18,6 +18,7 @@ from qproxy.budgets import FRESH_SECONDS
 from qproxy.emulator import Reply
 from qproxy.keys import Budget
 from qproxy.wire import storable
+from qproxy.wire.endpoints import ENDPOINTS
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.observe.records import record
 from tests.wire.replies import examples
@@ -35,6 +36,7 @@ FIELDS = (
     ("x-request-id", "~" * 300),
 )
 BODIES = {
+    **{f"/v1{endpoint.path}": ASKS.get(endpoint.path, ASK) for endpoint in ENDPOINTS},
     "/v1/chat/completions": {
         key: ASK[key] for key in ("model", "messages", "user", "metadata", "n", "max_tokens")
     },
