@@ -234,7 +234,7 @@ def request(stream, path="/"):
     return ask(stream, [GET[0], (":path", path), *GET[2:]])
 
 
-async def test_the_age_of_http2(age, autojump_clock):
+async def test_the_age_of_http2(age, autojump_clock, caplog):
     """A client is told by a GOAWAY behind its next response, is served for a moment more, and then refused."""
     notice = [(http2.MAX_STREAM, b"\0\0\0\0")]
     async with served(Slow(), keep_alive_timeout=10_000) as stream:
@@ -248,11 +248,12 @@ async def test_the_age_of_http2(age, autojump_clock):
         await stream.send_all(request(5))  # it may have been under way
         assert {number for kind, number, _ in await said(stream) if kind == HEADERS} == {5}
         await trio.sleep(http2.NOTICE_SECONDS)
-        await stream.send_all(request(7))
+        await stream.send_all(request(7) + request(9) + frame(PING, 0, 0, b"12345678"))
         seen = await said(stream)
         assert goodbyes(seen) == [(5, b"\0\0\0\0")]
         assert (3, 7, b"\0\0\0\x07") in seen  # RST_STREAM, REFUSED_STREAM: it may be asked again elsewhere
         assert await closed_after(stream) == trio.current_time()
+    assert not caplog.records
 
 
 async def test_the_age_of_http2_with_streams(age, autojump_clock):
