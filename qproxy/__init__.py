@@ -28,8 +28,8 @@ from qproxy import launch
 from qproxy.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from qproxy.asgi import app
     from qproxy.config import Config
-    from qproxy.hosted import app
     from qproxy.inprocess import in_process
     from qproxy.serving import create_app, serve
 
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {
-        "app": "hosted",
+        "app": "asgi",
         "Config": "config",
         "create_app": "serving",
         "serve": "serving",
@@ -52,8 +52,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"qproxy.{homes[name]}"), name)
 
 
-if launch.by_hypercorn():
+if launch.is_hypercorn_command():
     launch.require_trio()
-    from qproxy.hosted import (
-        app,
-    )  # which Hypercorn looks for among the module's own names, past `__getattr__`
+    # Hypercorn looks for the app among the module's own names, past `__getattr__`.
+    from qproxy.asgi import app

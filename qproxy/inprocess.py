@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import trio
 
-from qproxy.shutdown import Shutdown, announced
+from qproxy.shutdown import Shutdown, current_shutdown
 
 LEAVE_TIMEOUT = 1.0
 
@@ -133,11 +133,11 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
     outbox, from_app = trio.open_memory_channel[Any](2)
     shutdown, client = Shutdown(), InProcessClient(app)
     async with trio.open_nursery() as nursery:
-        token = announced.set(shutdown)  # for the app's lifespan
+        token = current_shutdown.set(shutdown)  # for the app's lifespan
         nursery.start_soon(
             app, {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, inbox.receive, outbox.send
         )
-        announced.reset(token)
+        current_shutdown.reset(token)
         await to_app.send({"type": "lifespan.startup"})
         started = await from_app.receive()
         if started["type"] != "lifespan.startup.complete":

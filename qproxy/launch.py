@@ -12,7 +12,7 @@ NOT_TRIO = "it runs on Trio: start `hypercorn qproxy:app --worker-class trio`, o
 CANNOT_SERVE = "qproxy cannot serve: {}"
 
 
-def by_hypercorn() -> bool:
+def is_hypercorn_command() -> bool:
     """Whether this process was begun by `hypercorn`, `python -m hypercorn`, or as a worker of either."""
     processes = sys.modules.get("multiprocessing.process")
     target = getattr(processes and processes.current_process(), "_target", None)

@@ -37,7 +37,7 @@ from qproxy.realtime import Bounds, Speech
 from qproxy.relay import Policy, Relay
 from qproxy.sandbox import Site
 from qproxy.server import Server
-from qproxy.shutdown import FAREWELL_SECONDS, announced, drain
+from qproxy.shutdown import FAREWELL_SECONDS, current_shutdown, drain
 from qproxy.stored import Store
 from qproxy.stored.sqlite import SQLiteStore
 from qproxy.toolmaking import ToolLike
@@ -71,7 +71,7 @@ def assemble(
     program's functions that models may call, `site` its way to a sandbox.  `meeting` is where a worker's siblings are.
     """
     server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
-    server.preparations.append(partial(_settle, config))
+    server.preparations.append(partial(_apply_limits, config))
     server.background.append(partial(drain, server, config.graceful_timeout))
     watching.watch(server, config, meeting)
     if config.meters_file:
@@ -289,9 +289,9 @@ async def serve(
             await server.aclose()
 
 
-def _settle(config: Config) -> None:
+def _apply_limits(config: Config) -> None:
     """Tell whatever serves the app, as far as it listens, how long requests have and which limits there are."""
-    shutdown = announced.get()
+    shutdown = current_shutdown.get()
     if shutdown is None:
         return
     shutdown.grace = config.graceful_timeout + FAREWELL_SECONDS

@@ -30,7 +30,7 @@ class Shutdown:
         return f"<Shutdown{' begun' if self.begun.is_set() else ''}, {self.grace:g} s>"
 
 
-announced: ContextVar[Shutdown | None] = ContextVar("qproxy.shutdown", default=None)
+current_shutdown: ContextVar[Shutdown | None] = ContextVar("qproxy.shutdown", default=None)
 """The shutdown of the server that this task belongs to; None where the server says nothing of its end."""
 
 
@@ -43,7 +43,7 @@ class Draining(Protocol):
 
 async def drain(parts: Draining, graceful_timeout: float) -> None:
     """Wait for the shutdown; give running requests their time, and end the rest with an error."""
-    shutdown = announced.get()
+    shutdown = current_shutdown.get()
     if shutdown is None:
         return
     await shutdown.begun.wait()

@@ -20,6 +20,7 @@ from tests.helpers import HELLO, h1, h2c, world
 LOOPBACK = {"server": ("127.0.0.1", 8787)}
 PATH = "/v1/chat/completions"
 ORIGIN = [(b"origin", b"https://app.test")]
+JSON = [("content-type", "application/json")]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,29 @@ def test_an_origin_that_is_no_url(origin):
     with pytest.raises(RequestError) as refusal:
         Door().admit_local({"host": "localhost", "origin": origin}, scope)
     assert refusal.value.status == 403
+
+
+async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
+    """HTTP/1.1, HTTP/2 and WebSocket on an address that other machines reach: refused in words; health stays open."""
+    async with world(insecure_no_auth=False) as it:  # `served` gives connections a public address
+        async with h1(it.app) as client:
+            for path, status in ((PATH, 403), ("/v1/embeddings", 403), ("/v1/models", 403), ("/livez", 200)):
+                method = "GET" if status == 200 or path.endswith("models") else "POST"
+                await client.send(method, path, b"{}" if method == "POST" else b"", JSON)
+                answer = await client.response()
+                assert answer[0] == status
+                assert status == 200 or json.loads(answer[1])["error"]["code"] == "keys_required"
+                client.http.start_next_cycle()
+        async with h2c(it.app) as client:
+            await client.send("POST", PATH, json.dumps(HELLO).encode(), JSON)
+            head = await client.event(h2.events.ResponseReceived)
+            assert dict(head.headers)[b":status"] == b"403"
+        async with h1(it.app) as client:
+            await client.stream.send_all(
+                b"GET /v1/realtime?model=x HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 403 ")
 
 
 def test_loopback_names():

@@ -24,7 +24,7 @@ MOST_WORKERS = 256
 MIN_ADMIN_KEY = 15
 """Characters of a secret that stands alone (NIST SP 800-63B-4 3.1.1.2)."""
 MIN_ADMIN_KEY_VARIETY = 6
-OF_THE_SERVER = ("host", "port", "workers", "certfile", "keyfile")
+SERVER_SETTINGS = ("host", "port", "workers", "certfile", "keyfile")
 """The settings that only `qproxy serve`, and `qproxy.serve` in a program, can honor."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -288,7 +288,7 @@ class Config:
 
     def for_app(self) -> Config:
         """The settings without those of a server, for an app that something else serves."""
-        defaults: dict[str, Any] = {name: SETTINGS[name].default for name in OF_THE_SERVER}
+        defaults: dict[str, Any] = {name: SETTINGS[name].default for name in SERVER_SETTINGS}
         return dataclasses.replace(self, **defaults)
 
     def check_address(self, host: str) -> None:

@@ -1,7 +1,7 @@
 """One run of Hypercorn's Trio worker: what the app that it serves may know of it and ask of it.
 
 Stock tells an app nothing of its server: not the addresses that it serves, not that it stops.  Here the stock function
-`worker_serve` runs inside ours.  It announces a `Worker` to the app (`shutdown.announced`), whose lifespan looks at the
+`worker_serve` runs inside ours.  It announces a `Worker` to the app (`shutdown.current_shutdown`), whose lifespan looks at the
 addresses and sets the limits; and every reason to stop passes through it: a signal, the program's own trigger,
 `max_requests`, an interrupt.
 
@@ -28,7 +28,7 @@ from hypercorn.utils import LifespanFailureError
 
 from qproxy import launch
 from qproxy.hypercorn.signals import until_signal
-from qproxy.shutdown import Shutdown, announced
+from qproxy.shutdown import Shutdown, current_shutdown
 
 _serve = hypercorn.trio.run.worker_serve
 log = logging.getLogger("qproxy.hypercorn")
@@ -82,7 +82,7 @@ class Worker(Shutdown):
             async with trio.open_nursery() as nursery:
                 if trigger is not None:
                     nursery.start_soon(self._after, trigger)
-                if launch.by_hypercorn():
+                if launch.is_hypercorn_command():
                     nursery.start_soon(self._watch_process)
                 await self._stop.wait()
                 nursery.cancel_scope.cancel()
@@ -116,7 +116,7 @@ async def worker_serve(
 ) -> None:
     """Hypercorn's function of this name, within a `Worker`."""
     worker = Worker(config, sockets)
-    token = announced.set(worker)
+    token = current_shutdown.set(worker)
 
     async def until_stopped() -> None:
         await worker.until_stopped(shutdown_trigger)
@@ -127,9 +127,9 @@ async def worker_serve(
                 app, config, sockets=sockets, shutdown_trigger=until_stopped, task_status=task_status
             )
     finally:
-        announced.reset(token)
+        current_shutdown.reset(token)
     if worker.failure is not None:
-        if launch.by_hypercorn():
+        if launch.is_hypercorn_command():
             sys.exit(launch.CANNOT_SERVE.format(worker.failure))  # a line, where stock has a traceback
         raise LifespanFailureError("startup", worker.failure)
 

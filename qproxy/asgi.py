@@ -17,10 +17,10 @@ import trio
 
 from qproxy import hypercorn, launch, logs, process, serving
 from qproxy.config import Config, load
-from qproxy.config.settings import OF_THE_SERVER, SETTINGS
+from qproxy.config.settings import SERVER_SETTINGS, SETTINGS
 from qproxy.keys import KeyFileError
 from qproxy.presets import ConfigError
-from qproxy.shutdown import announced
+from qproxy.shutdown import current_shutdown
 from qproxy.wire import jsontext
 from qproxy.wire.errors import Overloaded
 
@@ -49,15 +49,15 @@ class App:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await self._lifespan(scope, receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
         else:
             await _refuse(scope, send)
 
-    async def _live(self, scope: Any, receive: Any, send: Any) -> None:
-        async def heard(message: Any) -> None:
-            worker = announced.get()
+    async def _lifespan(self, scope: Any, receive: Any, send: Any) -> None:
+        async def forward(message: Any) -> None:
+            worker = current_shutdown.get()
             if message["type"] == "lifespan.startup.failed" and isinstance(worker, hypercorn.Worker):
                 worker.fail(message["message"])
             await send(message)
@@ -65,29 +65,29 @@ class App:
         app, reason = self._attempt()
         if app is None:
             await receive()
-            await heard({"type": "lifespan.startup.failed", "message": reason})
+            await forward({"type": "lifespan.startup.failed", "message": reason})
             return
         self._app = app
         try:
-            await app(scope, receive, heard)
+            await app(scope, receive, forward)
         finally:
             self._app = None
 
     def _attempt(self) -> tuple[Any, str]:
         """The app, or None and why there is none."""
         try:
-            return self._built(), ""
+            return self._build(), ""
         except Exception as error:
             return None, _reason(error)
 
-    def _built(self) -> Any:
+    def _build(self) -> Any:
         """The app for whatever serves it.  ConfigError when that may not be."""
         if not trio.lowlevel.in_trio_run():
             raise ConfigError(launch.NOT_TRIO)
         if self._app is not None:
             raise ConfigError("qproxy.app is served already: use `qproxy.create_app` for another one.")
         hypercorn.install()
-        config, worker = self._read(), announced.get()
+        config, worker = self._read(), current_shutdown.get()
         config.for_app().check()
         if isinstance(worker, hypercorn.Worker):
             for host in worker.hosts():
@@ -96,19 +96,20 @@ class App:
             logs.log_to_stderr(config)
         if isinstance(worker, hypercorn.Worker):
             worker.log_once()
-        if launch.by_hypercorn():
+        if launch.is_hypercorn_command():
             process.raise_file_limit(config)
         if _is_first():
-            for warning in (*unused(config), *config.warnings()):
+            unused = unused_settings(config) if isinstance(worker, hypercorn.Worker) else []
+            for warning in (*unused, *config.warnings()):
                 log.warning("%s", warning)
         return serving.create_app(config)
 
 
-def unused(config: Config) -> list[str]:
-    """What to say of settings that are a server's, where another server than ours serves."""
+def unused_settings(config: Config) -> list[str]:
+    """What to say of settings that are the server's, where a program or a command runs Hypercorn itself."""
     return [
-        f"the setting {name} is not used under Hypercorn: give it {OPTIONS[name]}"
-        for name in OF_THE_SERVER
+        f"the setting {name} is not used: Hypercorn has its own ({OPTIONS[name]})"
+        for name in SERVER_SETTINGS
         if getattr(config, name) != SETTINGS[name].default
     ]
 
