@@ -9,18 +9,29 @@ the server's own tools between).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from qproxy.observe import Story
 from qproxy.transport import Response
+from qproxy.wire import sse
 from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.events import Done, Event, Failed, SearchInfo, Usage
 from qproxy.wire.stages import Chain
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
+
+
+SLICE = 16 * 1024
+"""Bytes of an answer that are worked on before other tasks get their turn; an event that is longer has a thread."""
+T = TypeVar("T")
+
+
+async def apart(work: Callable[..., T], *arguments: Any) -> T:
+    """What a long piece of work returns: done in a thread, so that other tasks go on."""
+    return await trio.to_thread.run_sync(work, *arguments)
 
 
 class Pulled(Protocol):
@@ -122,14 +133,39 @@ class Answer:
             data = await self._source.receive(until)
             self._bytes += len(data)
         except UpstreamError as error:
-            last = [*self._front.close(), Failed(error)]
-            self._over = True
-            return self._seen(self._back.feed_many(last))
+            return await self._worked(self._failed, error)
         finally:
             self._story.upstream_seconds += trio.current_time() - before
         if not data:
-            return self._close()
+            return await self._worked(self._close)
+        if len(data) <= SLICE and self._held() <= SLICE:
+            return self._taken(data)  # what nearly every read is
+        events = []
+        for start in range(0, len(data), SLICE):
+            if start:
+                await trio.lowlevel.checkpoint()
+            piece = data[start : start + SLICE]
+            events += await self._worked(self._taken, piece)
+            if self._over:
+                break
+        return events
+
+    async def _worked(self, work: Callable[..., list[Event]], *arguments: Any) -> list[Event]:
+        """What some work returns: with a long event before it, in a thread."""
+        return await apart(work, *arguments) if self._held() > SLICE else work(*arguments)
+
+    def _held(self) -> int:
+        """Characters that wait in front for the end of their event."""
+        first = self._front.stages[0] if self._front.stages else None
+        return first.held if isinstance(first, sse.Decoder) else 0
+
+    def _taken(self, data: bytes) -> list[Event]:
+        """What becomes certain with some bytes."""
         return self._seen(self._back.feed_many(self._front.feed(data)))
+
+    def _failed(self, error: UpstreamError) -> list[Event]:
+        self._over = True
+        return self._seen(self._back.feed_many([*self._front.close(), Failed(error)]))
 
     def _close(self) -> list[Event]:
         self._over = True

@@ -13,11 +13,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from qproxy.accounts import Account, Accounts
-from qproxy.answer import MAX_WHOLE_BODY, Answer, Pulled
+from qproxy.answer import MAX_WHOLE_BODY, SLICE, Answer, Pulled, apart
 from qproxy.auth import Credential
 from qproxy.meters import estimate
 from qproxy.observe import Story
@@ -27,7 +28,7 @@ from qproxy.trying import Tries
 from qproxy.wire import adaptation, jsontext, sse, toolcalls
 from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import JSON, Event, Turn
+from qproxy.wire.events import JSON, Turn
 from qproxy.wire.stages import Chain
 from qproxy.wire.upstreams import DIALECTS, Dialect, Target, errors, prompt, rules
 
@@ -134,20 +135,11 @@ class Relay:
             answer = Answer(story, source=response, front=front, back=back)
         else:
             answer = Answer(story, source=None, front=Chain(), back=back)
-            answer.feed(await self._whole(response, dialect, target), last=True)
+            body = await response.read(MAX_WHOLE_BODY)
+            read = partial(_read_whole, answer, body, response.status, dialect, target)
+            await apart(read) if len(body) > SLICE else read()
         await answer.started()
         return answer
-
-    async def _whole(self, response: Response, dialect: Dialect, target: Target) -> list[Event]:
-        body = await response.read(MAX_WHOLE_BODY)
-        try:
-            data = jsontext.loads(body)
-        except ValueError:
-            if not sse.looks_like_events(body):
-                raise errors.unreadable(response.status, body) from None
-            stages = Chain(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
-            return [*stages.feed(body), *stages.close()]
-        return dialect.whole(data, target)
 
     def _adapted(self, turn: Turn, target: Target, account: Account, story: Story) -> Turn:
         """The turn as this account's server wants it."""
@@ -164,6 +156,19 @@ class Relay:
         if self.policy.stream_upstream == "always" and target.family == "dashscope":
             return replace(applied.turn, stream=True)
         return applied.turn
+
+
+def _read_whole(answer: Answer, body: bytes, status: int, dialect: Dialect, target: Target) -> None:
+    """Give an answer the events of a body that is there."""
+    try:
+        data = jsontext.loads(body)
+    except ValueError:
+        if not sse.looks_like_events(body):
+            raise errors.unreadable(status, body) from None
+        stages = Chain(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
+        answer.feed([*stages.feed(body), *stages.close()], last=True)
+    else:
+        answer.feed(dialect.whole(data, target), last=True)
 
 
 def _check_encoding(response: Response) -> None:

@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from qproxy.answer import Pulled
+from qproxy.answer import Pulled, apart
 from qproxy.lives import Life
 from qproxy.meters import estimate
 from qproxy.server import current
@@ -21,9 +21,10 @@ from qproxy.server.charging import charge
 from qproxy.server.parts import Parts, Route
 from qproxy.server.reply import Reply
 from qproxy.server.streaming import Stream, note
-from qproxy.wire import jsontext
+from qproxy.wire import jsontext, verbatim
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
+from qproxy.wire.jsontext import LARGE
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -86,7 +87,8 @@ class Asking:
 
     async def _turn(self, endpoint: Endpoint, memory: Memory) -> Turn:
         body, door = await json_body(self._parts), self._parts.door
-        return endpoint.decode(
+        decode = partial(
+            endpoint.decode,
             body,
             id=endpoint.id_prefix + secrets.token_hex(12),
             created=int(time.time()),
@@ -94,6 +96,8 @@ class Asking:
             max_messages=door.max_messages,
             **await memory.recall(body),
         )
+        is_large = isinstance(body, verbatim.Body) and body.texts.size > LARGE
+        return await apart(decode) if is_large else decode()
 
     async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled) -> Reply:
         record, bodies = current.record(), self._parts.bodies
@@ -132,4 +136,4 @@ async def json_body(parts: Parts) -> Any:
     data = await current.body()
     if parts.bodies:
         parts.bodies.asked(current.record(), data)
-    return parts.door.parse(data)
+    return await apart(parts.door.parse, data) if len(data) > LARGE else parts.door.parse(data)

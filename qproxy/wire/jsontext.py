@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 MAX_DEPTH = 500
@@ -39,15 +42,50 @@ def _int(text: str) -> int:
 
 _strictly: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float, "parse_int": _int}
 _strict = json.JSONDecoder(**_strictly)
-_usual = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float)
+_usually: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float}
+_usual = json.JSONDecoder(**_usually)
 _lenient = json.JSONDecoder(**_strictly, strict=False)
 
 
+LARGE = 128 * 1024
+"""Characters; a longer text is read value by value, so that a thread that reads it lets others run (`json` in C does not)."""
+MAX_VALUES = 1_000_000
+"""In a large text, keys not counted: some 100 bytes of memory each."""
 _NESTING = frozenset((dict, list))
 
 
 class TooDeep(ValueError):
     """JSON or not: it nests deeper than can be read."""
+
+
+class _ByValue(json.JSONDecoder):
+    """A reader of one large text; strings are read in C all the same."""
+
+    def __init__(self, **hooks: Any) -> None:
+        super().__init__(**hooks)
+        self._left = MAX_VALUES
+        self.parse_object = self._object
+        self.parse_array = self._array
+        self.scan_once = self._counted(py_make_scanner(self))
+
+    def _object(self, begun: Any, strict: bool, scan_once: Any, *hooks: Any) -> Any:
+        return JSONObject(begun, strict, self._counted(scan_once), *hooks)
+
+    def _array(self, begun: Any, scan_once: Any) -> Any:
+        return JSONArray(begun, self._counted(scan_once))
+
+    def _counted(self, scan_once: Any) -> Callable[[str, int], Any]:
+        def scan(text: str, position: int) -> Any:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"more than {MAX_VALUES} values")
+            return scan_once(text, position)
+
+        return scan
+
+
+def _reader(decoder: json.JSONDecoder, text: str, **hooks: Any) -> json.JSONDecoder:
+    return decoder if len(text) <= LARGE else _ByValue(**hooks)
 
 
 def loads(text: str | bytes) -> Any:
@@ -56,10 +94,10 @@ def loads(text: str | bytes) -> Any:
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
         if text.startswith("{"):  # hardly ever are there blanks around it
-            value, end = _usual.raw_decode(text)
+            value, end = _reader(_usual, text, **_usually).raw_decode(text)
             if end == len(text):
                 return value if end < 2 * MAX_DEPTH else _shallow(value, text)
-        value = _usual.decode(text)
+        value = _reader(_usual, text, **_usually).decode(text)
     except RecursionError:  # each Python has a limit of its own
         raise TooDeep("nested too deeply") from None
     return value if len(text) < 2 * MAX_DEPTH else _shallow(value, text)
@@ -75,15 +113,20 @@ def _shallow(value: Any, text: str) -> Any:
 def strictly(text: str) -> Any:
     """The same for what a client wrote: a number has at most MAX_DIGITS."""
     try:
-        return _strict.decode(text)
+        return _reader(_strict, text, **_strictly).decode(text)
     except RecursionError:
         raise TooDeep("nested too deeply") from None
 
 
-def strictly_at(text: str, position: int) -> tuple[Any, int]:
+def strict_reader(text: str) -> json.JSONDecoder:
+    """What reads the values of one client's text, for `strictly_at`."""
+    return _reader(_strict, text, **_strictly)
+
+
+def strictly_at(text: str, position: int, reader: json.JSONDecoder = _strict) -> tuple[Any, int]:
     """The JSON value at `position`, and where it ends; ValueError when there is none."""
     try:
-        return _strict.raw_decode(text, position)
+        return reader.raw_decode(text, position)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -120,7 +163,7 @@ def spaced(value: Any) -> str:
 def loads_leniently(text: str) -> Any:
     """Like `loads`, with raw control characters in strings: models write them."""
     try:
-        return _shallow(_lenient.decode(text), text)
+        return _shallow(_reader(_lenient, text, **_strictly, strict=False).decode(text), text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

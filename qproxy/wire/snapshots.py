@@ -60,12 +60,19 @@ class _Text:
     """One text of a stream that may be either: what has been passed on, and what is held until it is known."""
 
     def __init__(self) -> None:
-        self.said = ""
+        self._pieces: list[str] = []
+        self._size = 0
         self.held = ""
+
+    @property
+    def said(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
 
     def tells(self, text: str) -> bool | None:
         """Whether `text` shows that the stream is of snapshots; None while it could be either."""
-        if not self.said:
+        if not self._size:
             return None
         if not text.startswith(self.held or self.said):
             return False
@@ -73,22 +80,25 @@ class _Text:
 
     def feed(self, text: str, snapshots: bool | None) -> str:
         if snapshots is None:
-            if self.said:
+            if self._size:
                 self.held = text
                 return ""
-            self.said = text
-            return text
+            return self._say(text)
         if not snapshots:
             text, self.held = self.held + text, ""
             return text
         self.held = ""
-        new = text[len(self.said) :] if text.startswith(self.said) else text
-        self.said += new
+        repeats = len(text) >= self._size and text.startswith(self.said)
+        return self._say(text[self._size :] if repeats else text)
+
+    def _say(self, new: str) -> str:
+        self._pieces.append(new)
+        self._size += len(new)
         return new
 
     def end(self, snapshots: bool) -> str:
         held, self.held = self.held, ""
-        return held[len(self.said) :] if snapshots and held else held
+        return held[self._size :] if snapshots and held else held
 
 
 class Either:

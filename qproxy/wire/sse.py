@@ -27,6 +27,8 @@ from qproxy.wire.errors import UpstreamError
 MAX_EVENT = 32 * 1024 * 1024
 """Characters that one unfinished event may hold: whole files arrive in one argument, no more than that."""
 MAX_BARE = 1024 * 1024
+LINE = 8
+"""What a line of data costs though it is empty."""
 
 _LINE_END = re.compile("\r\n|\n|\r")
 _STATUS = re.compile(r":HTTP_STATUS/([0-9]{3})$")
@@ -52,12 +54,17 @@ class Decoder:
         self._skip_lf = False
         self._data: list[str] = []
         self._size = 0
-        """Characters in `_data`."""
+        """Characters in `_data`, and what its lines cost beside them."""
         self._name = ""
         self._status: int | None = None
         self._bare: list[str] = []
         self._bare_size = 0
         self._fields_seen = False
+
+    @property
+    def held(self) -> int:
+        """Characters of the event that is not complete."""
+        return self._held + self._size
 
     def feed(self, item: bytes) -> list[ServerSentEvent]:
         """The events that `item` completes.  UpstreamError when one grows beyond `MAX_EVENT`."""
@@ -124,7 +131,7 @@ class Decoder:
             self._fields_seen = True
         elif name == "data":
             self._data.append("")
-            self._size += 1
+            self._size += LINE
             self._fields_seen = True
         elif name in ("id", "retry"):
             self._fields_seen = True
@@ -137,7 +144,7 @@ class Decoder:
         if len(self._data) == 1 and _is_whole(value) and _is_whole(self._data[0]):
             self._dispatch(events, keep_name=True)
         self._data.append(value)
-        self._size += len(value) + 1
+        self._size += len(value) + LINE
 
     def _dispatch(self, events: list[ServerSentEvent], *, keep_name: bool = False) -> None:
         if self._data:

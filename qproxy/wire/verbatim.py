@@ -40,6 +40,11 @@ class Verbatim:
     def __repr__(self) -> str:
         return f"<Verbatim of {len(self._known)} values>"
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that the client sent."""
+        return len(self._data)
+
     def text(self, value: JSON) -> memoryview | None:
         """How a value was written, if it is one of those."""
         place = self._known.get(id(value))
@@ -66,14 +71,15 @@ def _object(text: str, data: bytes) -> Body | None:
     if text[position : position + 1] != "{":
         return None
     position += 1
+    reader = jsontext.strict_reader(text)
     try:
         while True:
-            name, position = jsontext.strictly_at(text, _skip(text, position))
+            name, position = jsontext.strictly_at(text, _skip(text, position), reader)
             position = _skip(text, position)
             if not isinstance(name, str) or text[position : position + 1] != ":":
                 return None
             start = _skip(text, position + 1)
-            body[name], position = jsontext.strictly_at(text, start)
+            body[name], position = jsontext.strictly_at(text, start, reader)
             if position - start >= LEAST and isinstance(body[name], list | dict | str):
                 places.append((body[name], start, position))
             position = _skip(text, position) + 1

@@ -162,7 +162,7 @@ class Encoder:
         self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
         self._heads: dict[int, bytes] = {}
         self._usage: Usage | None = None
-        self._custom: tuple[tuple[int, int], ...] = ()
+        self._custom: set[tuple[int, int]] = set()
         """Choices and numbers of the calls to custom tools."""
         self._report = reports.Report()
         self._found = b""
@@ -261,7 +261,7 @@ class Encoder:
         if self._legacy:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
         if event.custom:
-            self._custom += ((event.choice, event.index),)
+            self._custom.add((event.choice, event.index))
         shape = b'"type":"custom","custom":{"name":%b,"input":""}' if event.custom else _FUNCTION
         entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
         return self._delta(event.choice, entry)
@@ -270,7 +270,7 @@ class Encoder:
         text = _string(event.text)
         if self._legacy:
             return self._delta(event.choice, b'"function_call":{"arguments":%b}' % text)
-        if self._custom and (event.choice, event.index) in self._custom:
+        if (event.choice, event.index) in self._custom:
             return self._delta(
                 event.choice, b'"tool_calls":[{"index":%d,"custom":{"input":%b}}]' % (event.index, text)
             )

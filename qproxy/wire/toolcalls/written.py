@@ -47,7 +47,8 @@ class _Reader:
         self._tools = tools
         self._react = react
         self._bare = bare_json
-        self._mark = re.compile("[<✿" + ("A" if react else "") + ("`" if bare_json else "") + "]")
+        others = ("A" if react else "") + ("`" if bare_json else "")
+        self._mark = re.compile(rf"<(?=[tf/]|\Z)|[✿{others}]")
         self._calls_before = -1
         """Calls before the dialect that is reading; -1 when none is."""
         self._legacy = False

@@ -1,0 +1,253 @@
+"""No event of a client or an upstream holds the loop: long work is done in slices, or in a thread, and grows with its input."""
+
+import json
+import sys
+import threading
+from collections import Counter
+from typing import Any, cast
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.answer import SLICE, Answer
+from qproxy.observe import Story
+from qproxy.wire import jsontext, sse, toolcalls, verbatim
+from qproxy.wire.events import Finish, Reasoning, Text, ToolCallDelta, Turn
+from qproxy.wire.stages import Chain
+from qproxy.wire.toolcalls import Profile
+from tests.helpers import HELLO, world
+
+MIB = 1024 * 1024
+SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}}}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
+
+
+class Source:
+    """An upstream's body, in these reads."""
+
+    def __init__(self, *reads):
+        self._reads = list(reads)
+
+    def interrupt(self):
+        pass
+
+    async def receive(self, until):
+        await trio.lowlevel.checkpoint()
+        return self._reads.pop(0) if self._reads else b""
+
+
+class Recorder:
+    """A stage that writes down what it is fed, in which thread, and how often other tasks have run till then."""
+
+    def __init__(self):
+        self.turns = 0
+        self.fed = []
+
+    def feed(self, item):
+        size = len(item) if isinstance(item, bytes) else len(item.data)
+        self.fed.append((self.turns, size, threading.current_thread() is threading.main_thread()))
+        return [Text("x")] if isinstance(item, sse.ServerSentEvent) else []
+
+    def close(self):
+        return []
+
+    async def others(self, task_status=trio.TASK_STATUS_IGNORED):
+        """A task that is always ready."""
+        task_status.started()
+        while True:
+            self.turns += 1
+            await trio.lowlevel.checkpoint()
+
+
+async def received(recorder, front, *reads):
+    """All events of an answer that comes in these reads, while another task is ready."""
+    answer = Answer(Story(), source=cast("Any", Source(*reads)), front=front, back=Chain())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(recorder.others)
+        events = await answer.all()
+        nursery.cancel_scope.cancel()
+    return events
+
+
+async def test_a_long_read_is_worked_on_in_slices():
+    """However much comes in one read: after each slice the other tasks get their turn."""
+    recorder = Recorder()
+    await received(recorder, Chain(recorder), b"x" * MIB)
+    assert sum(size for _, size, _ in recorder.fed) == MIB
+    assert max(size for _, size, _ in recorder.fed) <= SLICE
+    turns = [turn for turn, _, _ in recorder.fed]
+    # Trio runs what is ready in any order: at the least, others ran between a slice and the one after the next.
+    assert all(later > earlier for earlier, later in zip(turns, turns[2:], strict=False))
+
+
+async def test_a_short_read_is_one_piece_of_work():
+    """Nearly every read is: it costs no checkpoint of its own."""
+    recorder = Recorder()
+    await received(recorder, Chain(recorder), b"x" * SLICE)
+    assert [size for _, size, _ in recorder.fed] == [SLICE]
+
+
+async def test_a_long_event_has_a_thread():
+    """An event that has grown beyond a slice is worked on beside the loop; one that has not stays in it."""
+    recorder = Recorder()
+    long, short = b"data: %b\n\n" % (b"<" * MIB), b"data: short\n\n"
+    events = await received(
+        recorder,
+        Chain(sse.Decoder(), recorder),
+        short,
+        *[long[at : at + 65536] for at in range(0, len(long), 65536)],
+    )
+    assert len(events) == 2
+    assert [(size, at_home) for _, size, at_home in recorder.fed] == [(5, True), (MIB, False)]
+
+
+async def test_a_large_body_has_a_thread(monkeypatch):
+    """A client's body is read in the loop while it is small."""
+    at_home, plain = [], verbatim.read
+
+    def read(data):
+        at_home.append(threading.current_thread() is threading.main_thread())
+        return plain(data)
+
+    monkeypatch.setattr(verbatim, "read", read)
+    async with world() as it:
+        for size in (10, jsontext.LARGE):
+            content = [{"role": "user", "content": "x" * size}]
+            status, _, _ = await it.post({**HELLO, "messages": content})
+            assert status == 200
+    assert at_home == [True, False]
+
+
+async def test_a_body_of_too_many_values(monkeypatch):
+    """A body may be as large as the setting says, but not consist of millions of values, in whatever field they are."""
+    monkeypatch.setattr(jsontext, "MAX_VALUES", 50_000)
+    many: list[Any] = [[]] * 50_001
+    async with world() as it:
+        for further in (
+            {"metadata": many},
+            {"a": many[:30_000], "b": many[:30_000]},
+            {str(n): n for n in range(50_001)},
+        ):
+            status, _, body = await it.post({**HELLO, **further})
+            assert (status, body["error"]["code"]) == (400, None)
+            assert "more than 50000 values" in body["error"]["message"]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.sampled_from(["", "x", ",", "]", "}", '"', "\x00", " NaN", "1" * 2000]), st.integers(0, 40))
+def test_large_texts_are_read_as_small_ones(value, fault, place):
+    """Value by value or at once: the same value, or an error at the same place."""
+    text = json.dumps(value)
+    text = text[:place] + fault + text[place:]
+    padded = '{"a": "' + "x" * jsontext.LARGE + '", "b": ' + text + "}"
+
+    def read(reader, text):
+        try:
+            return reader(text)
+        except ValueError as error:
+            return str(error).partition(":")[0]
+
+    for reader in (
+        jsontext.loads,
+        jsontext.strictly,
+        jsontext.loads_leniently,
+        lambda text: verbatim.read(text.encode()),
+    ):
+        large, small = read(reader, padded), read(reader, '{"a": "", "b": ' + text + "}")
+        if isinstance(small, dict) and isinstance(large, dict):
+            large["a"] = small["a"]
+        assert large == small
+
+
+@pytest.mark.parametrize("depth", [1000, 100_000, MIB])
+@pytest.mark.parametrize("opener", ["[", '{"a":'])
+def test_depth_is_an_error_like_any_other(depth, opener):
+    """Every reader of JSON refuses what nests deeper than Python's stack, small or large."""
+    text = opener * depth
+    readers = (
+        jsontext.loads,
+        jsontext.strictly,
+        jsontext.loads_leniently,
+        lambda text: jsontext.load_first(text, 0),
+    )
+    for reader in readers:
+        with pytest.raises(ValueError, match=r"deep|Expecting"):
+            reader(text)
+    with pytest.raises(ValueError, match=r"deep|Expecting"):
+        verbatim.read(text.encode())
+
+
+def pieces(kind, text):
+    return [kind(one) for one in text]
+
+
+def arguments(text):
+    return [ToolCallDelta(0, "call_1", "f", "", 0), *(ToolCallDelta(0, None, None, one, 0) for one in text)]
+
+
+STREAMS = {
+    "text": lambda n: pieces(Text, "word " * (n // 5)),
+    "angles": lambda n: pieces(Text, "<" * n),
+    "openers": lambda n: pieces(Text, "<tool_call>" * (n // 11)),
+    "closers": lambda n: pieces(Text, "</tool_call>" * (n // 12)),
+    "functions": lambda n: pieces(Text, "<function=" * (n // 10)),
+    "flowers": lambda n: pieces(Text, "\n✿FUNCTION✿" * (n // 11)),
+    "blanks": lambda n: pieces(Text, " " * n),
+    "fences": lambda n: pieces(Text, "```json\n{\n" * (n // 10)),
+    "thoughts": lambda n: pieces(Text, "<think>" + "</think" * (n // 7)),
+    "blank thoughts": lambda n: pieces(Reasoning, "\n" * n),
+    "JSON in text": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * n),
+    "numbers in text": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": [' + "1," * (n // 2)),
+    "a value": lambda n: pieces(Text, "<tool_call>\n<function=f>\n<parameter=a>\n" + "1" * n),
+    "tags in a value": lambda n: pieces(Text, "<tool_call>\n<function=f>\n<parameter=a>\n" + "</parameter>" * (n // 12)),
+    "no JSON": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": {x' + "}" * n),
+    "arguments": lambda n: arguments('{"a": "' + "x" * n),
+    "brackets": lambda n: arguments("[" * n),
+    "numbers": lambda n: arguments("[" + "1," * (n // 2)),
+    "after the end": lambda n: arguments("{}" + "}" * n),
+    "calls": lambda n: [ToolCallDelta(None, f"call_{i}", "f", "{}", 0) for i in range(n // 4)],
+}  # fmt: skip
+
+
+def steps(stream, profile):
+    """Python functions that are called, and characters that leave, for a stream through all stages."""
+    calls, size = 0, 0
+
+    def see(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    stage = toolcalls.open(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
+    events = [*stream, Finish("stop", 0)]
+    sys.setprofile(see)
+    try:
+        for event in events:
+            for out in stage.feed(event):
+                size += len(getattr(out, "text", ""))
+    finally:
+        sys.setprofile(None)
+    return calls, size
+
+
+@pytest.mark.parametrize(
+    "profile", [Profile(), Profile(cumulative=True, react=True, bare_json=True)], ids=["plain", "all"]
+)
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_work_of_the_stages_grows_with_the_text(name, profile):
+    """One character at a time: four times the text costs about four times the steps, whatever has come before."""
+    short, _ = steps(STREAMS[name](1000), profile)
+    long, size = steps(STREAMS[name](4000), profile)
+    assert long <= 4.6 * short + 1000
+    assert size <= 2 * 4000 + 1000
