@@ -26,6 +26,8 @@ MAX_WHOLE_BODY = 64 * 1024 * 1024
 
 SLICE = 16 * 1024
 """Bytes of an answer that are worked on before other tasks get their turn; an event that is longer has a thread."""
+MAX_EVENTS = 2000
+"""Of one read, that are given at once: more than those of a read of common size."""
 T = TypeVar("T")
 
 
@@ -79,14 +81,15 @@ class Answer:
 
         Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
         """
-        if self._pending:
+        while not self._pending and not self._over:
+            self._pending = await self._read(until)
+        if len(self._pending) <= MAX_EVENTS:
             events, self._pending = self._pending, []
-            return events
-        while not self._over:
-            events = await self._read(until)
-            if events:
-                return events
-        return []
+        else:
+            events = self._pending[:MAX_EVENTS]
+            del self._pending[:MAX_EVENTS]
+            await trio.lowlevel.checkpoint()
+        return events
 
     def tokens(self, prompt: int) -> int:
         """How many it took: as the server says, else about so many as there are events, and the prompt's."""
@@ -113,7 +116,7 @@ class Answer:
             if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
                 error = piece[-1].error
                 raise self._empty() if error.retry is Retry.ONCE else error  # once: the end is all that came
-        self._pending = events
+        self._pending = [*events, *self._pending]
 
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
         """Events that are there already: a whole answer."""

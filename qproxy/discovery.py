@@ -24,6 +24,8 @@ from qproxy.wire.upstreams import Target, catalogue
 
 LIST_TIMEOUT = 5.0
 LIST_BYTES = 1024 * 1024
+LIST_VALUES = 50_000
+"""Of a large list; it is read in one go."""
 log = logging.getLogger("qproxy.discovery")
 
 
@@ -84,7 +86,7 @@ class Discovery:
                     body = await response.read(LIST_BYTES)
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
-            found = models.parse(jsontext.loads(body))
+            found = models.parse(jsontext.loads(body, LIST_VALUES))
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("no list of models from account %s (%s)", account.name, error)
             return [_described(Model(name)) for name in self._stand_in(account)]

@@ -16,7 +16,7 @@ import trio
 
 from qproxy.abreast import absorb, side_by_side
 from qproxy.accounts import Account
-from qproxy.answer import MAX_WHOLE_BODY
+from qproxy.answer import MAX_WHOLE_BODY, apart
 from qproxy.auth import Credential
 from qproxy.observe import Story
 from qproxy.relay import MAX_ERROR_BODY, Relay
@@ -24,6 +24,7 @@ from qproxy.trying import Tries
 from qproxy.wire import vectors
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Usage
+from qproxy.wire.jsontext import LARGE
 from qproxy.wire.upstreams import DIALECTS, embeddings, errors
 from qproxy.wire.vectors import Texts, Vectors
 
@@ -80,7 +81,8 @@ class _Work:
             self._story.upstream_seconds = trio.current_time() - self._began
         self._tokens += found.tokens
         for row in found.rows:
-            self._written[number].append(vectors.encode(row, base64=batch.base64))
+            encode = partial(vectors.encode, row, base64=batch.base64)
+            self._written[number].append(await apart(encode) if len(row) > LARGE else encode())
             await trio.lowlevel.checkpoint()
 
     async def _ask(
@@ -96,4 +98,6 @@ class _Work:
         if response.status != 200:
             body = await response.read(MAX_ERROR_BODY)
             raise errors.upstream_error(response.status, response.headers, body, plan=account.plan)
-        return embeddings.read(await response.read(MAX_WHOLE_BODY), batch, target)
+        body = await response.read(MAX_WHOLE_BODY)
+        read = partial(embeddings.read, body, batch, target)
+        return await apart(read) if len(body) > LARGE else read()

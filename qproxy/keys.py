@@ -104,7 +104,7 @@ def configured(keys: Iterable[str]) -> list[Key]:
 
 def until(text: str, now: float) -> int:
     """When a key ends: a span (30d, 12h) from now, or a date (2027-01-31), in UTC.  ValueError for other words."""
-    span = re.fullmatch(r"(\d+)([mhdw])", text)
+    span = re.fullmatch(r"(\d{1,5})([mhdw])", text)
     if span:
         return int(now) + int(span[1]) * _UNITS[span[2]]
     return calendar.timegm(time.strptime(text, "%Y-%m-%d"))

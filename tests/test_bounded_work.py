@@ -11,10 +11,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.answer import SLICE, Answer
+from qproxy.answer import MAX_EVENTS, SLICE, Answer
 from qproxy.observe import Story
 from qproxy.wire import jsontext, sse, toolcalls, verbatim
 from qproxy.wire.events import Finish, Reasoning, Text, ToolCallDelta, Turn
+from qproxy.wire.realtime.translation import MAX_VALUES, Translation
 from qproxy.wire.stages import Chain
 from qproxy.wire.toolcalls import Profile
 from tests.helpers import HELLO, world
@@ -101,6 +102,17 @@ async def test_a_long_event_has_a_thread():
     )
     assert len(events) == 2
     assert [(size, at_home) for _, size, at_home in recorder.fed] == [(5, True), (MIB, False)]
+
+
+async def test_many_events_are_given_some_at_a_time():
+    """However many events a read completes, whoever writes them gets a bounded number, and all of them in order."""
+    count = 2 * MAX_EVENTS + 1
+    answer = Answer(Story(), source=None, front=Chain(), back=Chain())
+    answer.feed([Text(str(number)) for number in range(count)], last=True)
+    await answer.started()
+    given: list[Any] = [await answer.receive() for _ in range(4)]
+    assert [len(events) for events in given] == [MAX_EVENTS, MAX_EVENTS, 1, 0]
+    assert [event.text for events in given for event in events] == list(map(str, range(count)))
 
 
 async def test_a_large_body_has_a_thread(monkeypatch):
@@ -251,3 +263,12 @@ def test_the_work_of_the_stages_grows_with_the_text(name, profile):
     long, size = steps(STREAMS[name](4000), profile)
     assert long <= 4.6 * short + 1000
     assert size <= 2 * 4000 + 1000
+
+
+@pytest.mark.parametrize("side", ["from_client", "from_qwen"])
+def test_a_realtime_event_of_too_many_values(side):
+    """A large event of a realtime session is sound, and not thousands of values; the session goes on."""
+    translation = Translation("m", modern=True)
+    event = json.dumps({"type": "response.create", "a": [[]] * MAX_VALUES, "b": "x" * jsontext.LARGE})
+    outs = list(getattr(translation, side)(event))
+    assert [out.event["type"] for out in outs] == ["error"]

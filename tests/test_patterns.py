@@ -64,7 +64,7 @@ def test_all_patterns_are_found():
         r"[A-Za-z0-9_-]{1,64}\Z",
         r"insufficient_quota",
         r"\n✿|✿(?=FUNC|ARGS|RES|RET)",
-        r"(\d+)([mhdw])",
+        r"(\d{1,5})([mhdw])",
     ):
         assert one in patterns
 

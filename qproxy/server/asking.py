@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from qproxy.answer import Pulled, apart
+from qproxy.answer import MAX_EVENTS, Pulled, apart
 from qproxy.lives import Life
 from qproxy.meters import estimate
 from qproxy.server import current
@@ -104,9 +104,10 @@ class Asking:
         events = await answer.all()
         note(record, events)
         record.answered = record.seconds
-        whole = endpoint.whole(turn, events)
+        many = len(events) > MAX_EVENTS
+        whole = await apart(endpoint.whole, turn, events) if many else endpoint.whole(turn, events)
         await memory.keep(turn, whole)
-        data = jsontext.dumps(whole)
+        data = await apart(jsontext.dumps, whole) if many else jsontext.dumps(whole)
         if bodies:
             bodies.answered(record, data)
         return Reply(data)

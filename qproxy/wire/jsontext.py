@@ -61,9 +61,9 @@ class TooDeep(ValueError):
 class _ByValue(json.JSONDecoder):
     """A reader of one large text; strings are read in C all the same."""
 
-    def __init__(self, **hooks: Any) -> None:
+    def __init__(self, values: int, **hooks: Any) -> None:
         super().__init__(**hooks)
-        self._left = MAX_VALUES
+        self._values = self._left = values
         self.parse_object = self._object
         self.parse_array = self._array
         self.scan_once = self._counted(py_make_scanner(self))
@@ -78,26 +78,31 @@ class _ByValue(json.JSONDecoder):
         def scan(text: str, position: int) -> Any:
             self._left -= 1
             if self._left < 0:
-                raise ValueError(f"more than {MAX_VALUES} values")
+                raise ValueError(f"more than {self._values} values")
             return scan_once(text, position)
 
         return scan
 
 
-def _reader(decoder: json.JSONDecoder, text: str, **hooks: Any) -> json.JSONDecoder:
-    return decoder if len(text) <= LARGE else _ByValue(**hooks)
+def _reader(
+    decoder: json.JSONDecoder, text: str, values: int | None = None, **hooks: Any
+) -> json.JSONDecoder:
+    return decoder if len(text) <= LARGE else _ByValue(MAX_VALUES if values is None else values, **hooks)
 
 
-def loads(text: str | bytes) -> Any:
-    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON, TooDeep when it nests too deeply."""
+def loads(text: str | bytes, values: int | None = None) -> Any:
+    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON, TooDeep when it nests too deeply.
+
+    A large text has at most so many `values`, else MAX_VALUES.
+    """
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
         if text.startswith("{"):  # hardly ever are there blanks around it
-            value, end = _reader(_usual, text, **_usually).raw_decode(text)
+            value, end = _reader(_usual, text, values, **_usually).raw_decode(text)
             if end == len(text):
                 return value if end < 2 * MAX_DEPTH else _shallow(value, text)
-        value = _reader(_usual, text, **_usually).decode(text)
+        value = _reader(_usual, text, values, **_usually).decode(text)
     except RecursionError:  # each Python has a limit of its own
         raise TooDeep("nested too deeply") from None
     return value if len(text) < 2 * MAX_DEPTH else _shallow(value, text)

@@ -17,6 +17,8 @@ from qproxy.wire.realtime.session import Ids, Out, Seen, ToClient, error_event
 from qproxy.wire.realtime.telling import Telling
 
 MAX_DEPTH = 128
+MAX_VALUES = 20_000
+"""Of a large event: it is sound or an image, with little around it, and is read in one go."""
 
 
 class Translation:
@@ -53,7 +55,7 @@ class Translation:
     def from_qwen(self, text: str | bytes) -> Iterator[ToClient]:
         """What goes out for an event of the model's server."""
         try:
-            event = jsontext.loads(text)
+            event = jsontext.loads(text, MAX_VALUES)
         except ValueError:
             event = None
         known = isinstance(event, dict) and isinstance(event.get("type"), str)
@@ -73,7 +75,7 @@ def _read(text: str | bytes) -> dict[str, Any]:
     if not isinstance(text, str):
         raise RequestError("Events are JSON in text frames; this was a binary one.", code="invalid_event")
     try:
-        event = jsontext.loads(text)
+        event = jsontext.loads(text, MAX_VALUES)
     except ValueError as error:
         raise RequestError(f"The event is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
