@@ -25,6 +25,10 @@ from qproxy.wire.heads import Fields
 
 MAX_HELD = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
+MAX_PIECES = 1024
+"""Of it that wait for the app: each takes some hundred bytes, though it may have one or none."""
+SLICE = 64
+"""Pieces that are taken up at once; then other tasks have their turn.  A read is 64 KiB, a chunk or a frame may be 6."""
 EXTENSION = "qproxy.exchange"
 """The name in the ASGI scope's extensions under which an app finds its `Exchange`."""
 
@@ -65,6 +69,7 @@ class Exchange(Leaving):
         self.framing = framing
         self._inbox: list[dict[str, Any]] = []
         self._held = 0
+        self._pieces = 0
         self._moved: trio.Event | None = None
         """What the app waits for when there is no message, or the reader when the app is behind."""
         self._head = b""
@@ -114,6 +119,9 @@ class Exchange(Leaving):
         """What h11 made of it: a part of the request, or its client's end."""
         if isinstance(event, Body):
             await self.more(bytes(event.data), whole=False)
+            self._pieces += 1
+            if not self._pieces % SLICE:
+                await trio.lowlevel.checkpoint()
         elif isinstance(event, EndBody):
             await self.more(b"", whole=True)
         elif isinstance(event, StreamClosed):
@@ -127,7 +135,7 @@ class Exchange(Leaving):
         self._held += len(data)
         self.whole = whole
         self._tell()
-        while self._held > MAX_HELD and not self.closed:
+        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not self.closed:
             await self._wait()
 
     def lose(self) -> None:
@@ -149,7 +157,7 @@ class Exchange(Leaving):
                 return {"type": "http.disconnect"}
             await self._wait()
         message = self._inbox.pop(0)
-        if self._held:
+        if "body" in message:
             self._held -= len(message["body"])
             self._tell()
         return message

@@ -25,12 +25,14 @@ from wsproto.connection import Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from qproxy.hypercorn.exchange import EXTENSION, MAX_HELD, Leaving
+from qproxy.hypercorn.exchange import EXTENSION, MAX_HELD, MAX_PIECES, SLICE, Leaving
 from qproxy.wire import jsontext
 from qproxy.wire.errors import RequestError
 
 MAX_EARLY = 64 * 1024
 """Bytes that a client may send ahead of being accepted."""
+MAX_PARTS = 64 * 1024
+"""Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
 FAREWELL_SECONDS = 1.0
 """For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
 NORMAL, ABNORMAL, TOO_BIG, FAULT = 1000, 1006, 1009, 1011
@@ -145,10 +147,17 @@ class Socket(Leaving):
         self._heard = trio.current_time()
         if connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
             connection.receive_data(data)
-            for event in connection.events():
+            for number, event in enumerate(connection.events(), 1):
                 await self._handle_frame(connection, event)
+                if not number % SLICE:
+                    await trio.lowlevel.checkpoint()
+                    await self._wait_for_app()
+        await self._wait_for_app()
+
+    async def _wait_for_app(self) -> None:
+        """Return when the app has less to take than may wait for it."""
         self._stuck = True
-        while self._held > MAX_HELD and not (self.closed or self._failed):
+        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not (self.closed or self._failed):
             await self._moved.park()
         self._stuck = False
 
@@ -171,11 +180,12 @@ class Socket(Leaving):
         self._size += (
             len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
         )
-        if self._size > self._config.websocket_max_message_size:
-            most = self._config.websocket_max_message_size
-            await self._fail(TOO_BIG, f"A message may have {most} bytes.")
+        most = self._config.websocket_max_message_size
+        if self._size > most or len(self._parts) >= MAX_PARTS:
+            await self._fail(TOO_BIG, f"A message may have {most} bytes, and {MAX_PARTS} parts.")
             return
-        self._parts.append(data)
+        if data or not self._parts:
+            self._parts.append(data)
         if not event.message_finished:
             return
         text = isinstance(event, TextMessage)
