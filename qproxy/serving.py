@@ -50,7 +50,9 @@ MAX_STREAMS = 250
 """Of one HTTP/2 connection at once."""
 MEMORY_BYTES = 64 * 1024 * 1024
 """Of responses that are kept in memory."""
-TOOL_SETTINGS = ("tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_programs", "tool_memory_seconds")
+TOOL_SETTINGS = (
+    "tools", "mcp_servers", "tool_offers", "tool_rounds", "tool_programs", "tool_memory_seconds", *outbound.SETTINGS,
+)  # fmt: skip
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
 )  # fmt: skip

@@ -6,11 +6,14 @@ ConfigError names the tool and what is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import trio
 
+from qproxy import outbound
 from qproxy.config import Config
 from qproxy.config.tools import FenceConfig, ServerConfig, ToolConfig, parameters
 from qproxy.presets import ConfigError
@@ -22,6 +25,7 @@ from qproxy.tools.commands import Command, missing_program
 from qproxy.tools.pipes import over_pipes
 from qproxy.tools.tool import NAME, Tool
 from qproxy.tools.toolbox import Rule, Toolbox
+from qproxy.transport import Transport
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
 """A function of a program that embeds qproxy, or what `functions.tool` made of it."""
@@ -45,7 +49,9 @@ def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = N
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
     rules = [Rule(row.offer, row.tools, row.keys, row.models) for row in config.tool_offers]
-    sources = [mcp_server(entry, site) for entry in config.mcp_servers]
+    patient = replace(config, idle_timeout=mcp.SILENCE_SECONDS, total_timeout=0.0)
+    transport = partial(outbound.transport, patient)
+    sources = [mcp_server(entry, site, transport) for entry in config.mcp_servers]
     labels = [source.label for source in sources]
     for label in labels:
         if labels.count(label) > 1:
@@ -101,7 +107,7 @@ def command(entry: ToolConfig, site: Site, places: trio.CapacityLimiter) -> Tool
     )
 
 
-def mcp_server(entry: ServerConfig, site: Site) -> mcp.Server:
+def mcp_server(entry: ServerConfig, site: Site, transport: Callable[[], Transport]) -> mcp.Server:
     """An MCP server as a source of tools."""
     where = f"MCP server {entry.label!r}"
     if not NAME.match(entry.label):
@@ -113,7 +119,7 @@ def mcp_server(entry: ServerConfig, site: Site) -> mcp.Server:
         parts = urlsplit(entry.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
-        connect = mcp.over_http(entry.url, entry.headers)
+        connect = mcp.over_http(entry.url, entry.headers, transport)
     else:
         missing = missing_program(entry.argv[0], fenced=fenced)
         if missing is not None:

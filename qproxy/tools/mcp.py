@@ -26,6 +26,7 @@ from qproxy.tools import schema
 from qproxy.tools.pipes import Ended, Streams
 from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import Offer, Tool, ToolError
+from qproxy.transport import Transport
 from qproxy.version import VERSION
 from qproxy.wire import jsontext
 
@@ -37,6 +38,10 @@ CONNECT_SECONDS = 30.0
 """For a server to start, shake hands and tell its tools."""
 REFRESH_SECONDS = 60.0
 """Between two questions for the list, when nothing was heard."""
+CHANGE_SECONDS = 1.0
+"""Between two at the least, however often the server says that its list has changed."""
+SILENCE_SECONDS = 300.0
+"""Of a server over HTTP, within an answer."""
 PAUSES = (0.5, 60.0)
 """Before the first and before any later attempt to connect anew; each is twice the one before."""
 STEADY_SECONDS = 60.0
@@ -121,13 +126,15 @@ class Server:
                 async with client, trio.open_nursery() as nursery:
                     nursery.start_soon(self._listen, client)
                     await self._list(client)
-                    self._client = client
+                    self._client, listed = client, trio.current_time()
                     while True:
                         scope.deadline = trio.current_time() + REFRESH_SECONDS + CONNECT_SECONDS
                         with trio.move_on_after(REFRESH_SECONDS):
                             await self._changed.wait()
+                            await trio.sleep_until(listed + CHANGE_SECONDS)
                         self._changed = trio.Event()
                         await self._list(client)
+                        listed = trio.current_time()
         return f"it did not answer within {CONNECT_SECONDS:g} s"
 
     async def _heard(self, message: Any) -> None:
@@ -149,11 +156,11 @@ class Server:
     async def _list(self, client: Client) -> None:
         listed: list[Any] = []
         cursor = None
-        while len(listed) < MOST_TOOLS:
+        for _ in range(MOST_TOOLS):  # a page may have no tool
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
-            if cursor is None:
+            if cursor is None or len(listed) >= MOST_TOOLS:
                 break
         tools = await self._make([one for one in listed[:MOST_TOOLS] if self._allowed(one.name)])
         self.tools = tuple({tool.name: tool for tool in tools}.values())
@@ -264,17 +271,20 @@ async def _given(streams: Streams) -> AsyncIterator[Streams]:
     yield streams
 
 
-def over_http(url: str, headers: Mapping[str, str]) -> Callable[[], AbstractAsyncContextManager[Streams]]:
-    """How to connect to a server that runs elsewhere."""
+def over_http(
+    url: str, headers: Mapping[str, str], transport: Callable[[], Transport] = Transport
+) -> Callable[[], AbstractAsyncContextManager[Streams]]:
+    """How to connect to a server that runs elsewhere, each time over a new `transport`."""
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Streams]:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        limits = httpx2.Timeout(CONNECT_SECONDS, read=300.0)
+        from qproxy.tools.mcp_http import BoundedTransport
+
         async with (
-            httpx2.AsyncClient(headers=dict(headers), timeout=limits) as http,
+            httpx2.AsyncClient(headers=dict(headers), transport=BoundedTransport(transport())) as http,
             streamable_http_client(url, http_client=http) as streams,
         ):
             yield streams
