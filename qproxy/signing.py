@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qproxy import outbound
+from qproxy.auth.disk import DISK_TIMEOUT, LOCK_PATIENCE
 from qproxy.auth.files import NAME as FILE_NAME
 from qproxy.auth.files import CredentialFile, StorageError
 from qproxy.auth.holding import Holding
@@ -49,6 +50,7 @@ def source(account: AccountConfig, config: Config, connect: Connect | None = Non
         hosts=config.oauth_hosts,
         fallback_url=account.base_url,
         interval=config.oauth_interval,
+        patience=LOCK_PATIENCE + config.oauth_timeout + DISK_TIMEOUT,
     )
 
 

@@ -19,9 +19,6 @@ from qproxy.wire.errors import Retry, UpstreamError
 from qproxy.wire.oauth import base_url, clean
 from qproxy.wire.tokens import Tokens
 
-PATIENCE = 70.0
-"""How long a request waits for a round: the lock's 29 s, the refresh's 30 s, the disk."""
-
 
 class OAuthSource:
     """A signed-in account; its `keep` must be running, supervised."""
@@ -34,7 +31,9 @@ class OAuthSource:
         hosts: Sequence[str],
         fallback_url: str,
         interval: float = 5.0,
+        patience: float = 70.0,
     ) -> None:
+        """`patience` is how long a request waits for a round."""
         self.name = holding.name
         self.keeper = keeper
         self.keep = keeper.keep
@@ -42,6 +41,7 @@ class OAuthSource:
         self._hosts = tuple(hosts)
         self._fallback_url = fallback_url
         self._interval = interval
+        self._patience = patience
 
     def __repr__(self) -> str:
         status = self.status()
@@ -104,7 +104,7 @@ class OAuthSource:
 
     async def _round(self, ask: Ask) -> None:
         self.keeper.ask(ask)
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(self._patience):
             await ask.done.wait()
 
     def _base_url(self, tokens: Tokens) -> str:

@@ -45,15 +45,18 @@ class Workshop:
         """No new request will come."""
         self.toolbox.retire()
 
-    def equip(self, turn: Turn, key: Key | None, *, remembers: bool = True) -> tuple[Turn, Tools]:
+    def equip(
+        self, turn: Turn, key: Key | None, *, stands_for: str | None = None, remembers: bool = True
+    ) -> tuple[Turn, Tools]:
         """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
 
+        `stands_for` is the model that an alias of the request means.
         `remembers` is for clients that do not see the calls of our tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = {}
         if turn.completion is None and (self.toolbox or turn.requested):  # who completes a text calls nothing
-            tools = self.toolbox.for_turn(turn, name)
+            tools = self.toolbox.for_turn(turn, name, stands_for)
         if not remembers or not (tools or len(self.memory)):
             return turn, Tools(tools, self.limit)
         where = place(turn, key.digest if key else "")

@@ -107,6 +107,7 @@ class Server(Parts):
         self.around = Around(self)
         self._nursery: trio.Nursery | None = None
         """While the app is served."""
+        self._served = False
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
@@ -129,6 +130,7 @@ class Server(Parts):
         app.after_request(self._finish)
         app.before_websocket(self._begin_socket)
         app.after_websocket(self._finish_socket)  # type: ignore[type-var]  # Quart calls it with None too
+        app.before_serving(self._check_unserved)
         app.while_serving(partial(self._while_serving, app))
         direct = {path: route for route in routes if route.direct for path in route.paths()}
         lane = Lane(self, self.around, direct, app.asgi_app, partial(_is_ours, app))
@@ -168,6 +170,14 @@ class Server(Parts):
             store, self.store = self.store, parts.store
             if store is not None:
                 await store.aclose()
+
+    async def _check_unserved(self) -> None:
+        """RuntimeError when the app was served before: what the parts held open is closed."""
+        if self._served:
+            raise RuntimeError(
+                "This app was served before, and what it held open is closed: make another one."
+            )
+        self._served = True
 
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         for prepare in self.preparations:

@@ -71,7 +71,10 @@ class Asking:
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
                 equipped, tools = parts.workshop.equip(
-                    turn, current.client(), remembers=not endpoint.shows_tools
+                    turn,
+                    current.client(),
+                    stands_for=parts.door.aliases.resolve(turn.model),
+                    remembers=not endpoint.shows_tools,
                 )
                 await charge(parts, turn.model, _guess(equipped))
                 stack.callback(await parts.admission.enter())

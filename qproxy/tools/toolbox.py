@@ -11,7 +11,7 @@ that forbids tools gets none.  A client's own tool wins over one of the same nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn, Protocol
@@ -55,10 +55,11 @@ class Rule:
     keys: Sequence[str] = ("*",)
     models: Sequence[str] = ("*",)
 
-    def fits(self, tool: Tool, key: str, model: str) -> bool:
+    def fits(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
+        """Whether the row is about this tool, this key and a model of one of these names."""
         return all(
-            any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)
-            for value, patterns in ((tool.name, self.tools), (key, self.keys), (model, self.models))
+            any(fnmatchcase(value.lower(), pattern.lower()) for value in values for pattern in patterns)
+            for values, patterns in (((tool.name,), self.tools), ((key,), self.keys), (names, self.models))
         )
 
 
@@ -116,26 +117,34 @@ class Toolbox:
         found = {tool.name: tool for source in self.sources for tool in source.tools}
         return found | {tool.name: tool for tool in self._tools}
 
-    def offer(self, tool: Tool, key: str, model: str) -> Offer:
-        """Whether a request of this key for this model gets the tool."""
-        return next((rule.offer for rule in self._rules if rule.fits(tool, key, model)), tool.offer)
+    def offer(self, tool: Tool, key: str, names: Sequence[str]) -> Offer:
+        """Whether a request of this key for the model of these names gets the tool."""
+        return next((rule.offer for rule in self._rules if rule.fits(tool, key, names)), tool.offer)
 
-    def for_turn(self, turn: Turn, key: str = "") -> dict[str, Tool]:
-        """The tools that this server runs for a request; RequestError names a request for one that it does not get."""
+    def for_turn(self, turn: Turn, key: str = "", stands_for: str | None = None) -> dict[str, Tool]:
+        """The tools that this server runs for a request; RequestError names a request for one that it does not get.
+
+        `stands_for` is the model that an alias of the request means.
+        """
         known = self.tools()
+        names = (turn.model, stands_for or turn.model)
+
+        def offer(tool: Tool) -> Offer:
+            return self.offer(tool, key, names)
+
         asked: dict[str, Tool] = {}
         for request in turn.requested:
-            for tool in self._asked(request, known, turn, key):
+            for tool in self._asked(request, known, offer):
                 self._check(request, tool, turn)
                 asked[tool.name] = tool
         if asked and turn.params.get("n", 1) != 1:
             message = "This server runs tools for one answer at a time; 'n' must be 1."
             raise RequestError(message, param="n", code="unsupported_value")
         _check_choice(turn, asked)
-        return asked | self._unasked(turn, key, known, asked)
+        return asked | self._unasked(turn, offer, known, asked)
 
     def _unasked(
-        self, turn: Turn, key: str, known: Mapping[str, Tool], asked: Mapping[str, Tool]
+        self, turn: Turn, offer: Callable[[Tool], Offer], known: Mapping[str, Tool], asked: Mapping[str, Tool]
     ) -> dict[str, Tool]:
         if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
             return {}
@@ -143,14 +152,16 @@ class Toolbox:
         return {
             name: tool
             for name, tool in known.items()
-            if name not in taken and tool.refusal is None and self.offer(tool, key, turn.model) == "always"
+            if name not in taken and tool.refusal is None and offer(tool) == "always"
         }
 
-    def _asked(self, request: Request, known: Mapping[str, Tool], turn: Turn, key: str) -> list[Tool]:
+    def _asked(
+        self, request: Request, known: Mapping[str, Tool], offer: Callable[[Tool], Offer]
+    ) -> list[Tool]:
         """Those that a request means.  One that it may never have is as unknown as one that is not there."""
 
         def may(tool: Tool) -> bool:
-            return self.offer(tool, key, turn.model) != "never"
+            return offer(tool) != "never"
 
         if request.name is not None:
             tool = known.get(request.name)

@@ -7,12 +7,16 @@ import os
 import pytest
 import trio
 
+from qproxy import signing
 from qproxy.auth import files
+from qproxy.auth.disk import DISK_TIMEOUT, LOCK_PATIENCE
 from qproxy.auth.files import StorageError
 from qproxy.auth.holding import FORCE_WINDOW, MAX_FORCED
 from qproxy.auth.keeper import LOOK_EVERY
 from qproxy.auth.schedule import LONGEST_BACKOFF, backoff, schedule
+from qproxy.config import Config
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
+from qproxy.presets import AccountConfig
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.tokens import Tokens
 from tests.auth.parts import EPOCH, HOST, LIFETIME, signed
@@ -574,3 +578,14 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
         assert "ready" in shown
         with pytest.raises(StorageError, match="regular file"):
             files.CredentialFile(tmp_path / "accounts").read()
+
+
+async def test_a_request_waits_as_long_as_a_refresh_may_take(tmp_path, autojump_clock):
+    """For the lock, the identity server (oauth_timeout) and the disk; here nobody keeps the account."""
+    for seconds in (1.0, 100.0):
+        account = AccountConfig("me", "oauth", credentials=str(tmp_path))
+        source = signing.source(account, Config(accounts=(account,), oauth_timeout=seconds))
+        began = trio.current_time()
+        with pytest.raises(UpstreamError, match="Nobody is signed in"):
+            await source.credential()
+        assert trio.current_time() - began == pytest.approx(LOCK_PATIENCE + seconds + DISK_TIMEOUT)
