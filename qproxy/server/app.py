@@ -17,9 +17,11 @@ from typing import Any
 
 import trio
 from quart import Response, request, websocket
+from quart.routing import QuartMap
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from qproxy.admission import Admission
 from qproxy.discovery import Discovery
@@ -40,6 +42,29 @@ from qproxy.server.signing_in import SigningIn
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")
+
+
+class _Routes(QuartMap):
+    """The routes, which are the same for every host: a Host that is no name is `door`'s to judge, not werkzeug's."""
+
+    def bind_to_request(self, request: Any, subdomain: str | None, server_name: str | None) -> MapAdapter:
+        query = request.query_string.decode("latin-1")
+        return self.bind(
+            "localhost", request.root_path, None, request.scheme, request.method, request.path, query
+        )
+
+
+class _Quart(QuartTrio):
+    url_map_class = _Routes
+    _was_served = False
+
+    async def check_unserved(self) -> None:
+        """RuntimeError when the app was served before: what its parts held open is closed."""
+        if self._was_served:
+            raise RuntimeError(
+                "This app was served before, and what it held open is closed: make another one."
+            )
+        self._was_served = True
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -107,11 +132,10 @@ class Server(Parts):
         self.around = Around(self)
         self._nursery: trio.Nursery | None = None
         """While the app is served."""
-        self._served = False
 
     def app(self) -> QuartTrio:
         """A new Quart-Trio app with every route."""
-        app = QuartTrio("qproxy", static_folder=None)
+        app = _Quart("qproxy", static_folder=None)
         app.asgi_http_class = Connection
         app.asgi_websocket_class = SocketConnection
         app.config["RESPONSE_TIMEOUT"] = None  # Quart's 60 s would cut streams without a word
@@ -130,7 +154,7 @@ class Server(Parts):
         app.after_request(self._finish)
         app.before_websocket(self._begin_socket)
         app.after_websocket(self._finish_socket)  # type: ignore[type-var]  # Quart calls it with None too
-        app.before_serving(self._check_unserved)
+        app.before_serving(app.check_unserved)
         app.while_serving(partial(self._while_serving, app))
         direct = {path: route for route in routes if route.direct for path in route.paths()}
         lane = Lane(self, self.around, direct, app.asgi_app, partial(_is_ours, app))
@@ -170,14 +194,6 @@ class Server(Parts):
             store, self.store = self.store, parts.store
             if store is not None:
                 await store.aclose()
-
-    async def _check_unserved(self) -> None:
-        """RuntimeError when the app was served before: what the parts held open is closed."""
-        if self._served:
-            raise RuntimeError(
-                "This app was served before, and what it held open is closed: make another one."
-            )
-        self._served = True
 
     async def _while_serving(self, app: QuartTrio) -> AsyncGenerator[None, None]:
         for prepare in self.preparations:
