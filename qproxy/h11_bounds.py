@@ -36,11 +36,6 @@ class BoundedConnection(h11.Connection):
         """How far there is no blank line in what is held."""
         self._at_end = False
         self._chunks: _Chunks | None = None
-        self._is_refused = False
-
-    @property
-    def their_state(self) -> Any:
-        return h11.ERROR if self._is_refused else super().their_state
 
     @property
     def trailing_data(self) -> tuple[bytes, bool]:
@@ -68,7 +63,7 @@ class BoundedConnection(h11.Connection):
         try:
             size = self._measure()
         except heads.TooLarge as error:
-            self._is_refused = True
+            self._process_error(self.their_role)  # as h11 does where it refuses
             raise h11.RemoteProtocolError(str(error), error_status_hint=431) from None
         if not size and (not self._at_end or self._waits()):
             return None
