@@ -24,14 +24,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qproxy import launch
+from qproxy.system import launch
 from qproxy.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from qproxy.asgi import app
+    from qproxy.bootstrap.app import create_app, serve
     from qproxy.config import Config
-    from qproxy.inprocess import in_process
-    from qproxy.serving import create_app, serve
+    from qproxy.process.asgi import app
+    from qproxy.server.asgi_client import in_process
 
 __all__ = ["Config", "__version__", "app", "create_app", "in_process", "serve"]
 
@@ -55,4 +55,4 @@ def __getattr__(name: str) -> Any:
 if launch.is_hypercorn_command():
     launch.require_trio()
     # Hypercorn looks for the app among the module's own names, past `__getattr__`.
-    from qproxy.asgi import app
+    from qproxy.process.asgi import app

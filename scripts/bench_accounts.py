@@ -15,10 +15,10 @@ from pathlib import Path
 import trio
 
 from qproxy.accounts import Account, Accounts
-from qproxy.accounts.board_file import BoardFile
-from qproxy.accounts.pacing import Pace
-from qproxy.accounts.sharing import Sharing
+from qproxy.accounts.rate_limit import Pace
+from qproxy.accounts.sync import Sharing
 from qproxy.auth import StaticKey
+from qproxy.backends.local.account_state import BoardFile
 
 ROUNDS = 2000
 PACE = 10**9

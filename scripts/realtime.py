@@ -16,11 +16,11 @@ from contextlib import AsyncExitStack
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
 
-from qproxy import serving
+from qproxy.bootstrap import app as serving
 from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator
-from qproxy.emulator.speaking import tone
-from qproxy.presets import AccountConfig
+from qproxy.emulator.realtime_session import tone
 
 MODEL = "qwen3-omni-flash-realtime"
 CHUNK = 24_000 * 2 // 10

@@ -4,7 +4,7 @@ import math
 import struct
 import time
 
-from qproxy.emulator.speaking import tone
+from qproxy.emulator.realtime_session import tone
 from qproxy.wire.realtime.audio import RATES, Resampler, _phases
 
 

@@ -23,7 +23,7 @@ import trio
 from qproxy.emulator import Emulator
 from qproxy.transport import Limits, Transport
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http import HTTPRequest
+from qproxy.wire.http_request import HTTPRequest
 
 CLIENTS = 64
 LONGEST = 1800.0

@@ -23,13 +23,13 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
-from qproxy import hypercorn as mended
+from qproxy import http_server as mended
+from qproxy.bootstrap.app import assemble
 from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator
-from qproxy.inprocess import InProcessClient, in_process
-from qproxy.presets import AccountConfig
 from qproxy.server import Server
-from qproxy.serving import assemble
+from qproxy.server.asgi_client import InProcessClient, in_process
 
 MODEL = "qwen3.7-plus"
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello there"}]}

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import h11
 
-from qproxy.h11_bounds import BoundedConnection
-from qproxy.transport.bodies import Chunked
-from qproxy.wire import heads
+from qproxy.transport.body_readers import Chunked
+from qproxy.wire import http1 as heads
+from qproxy.wire.bounded_h11 import BoundedConnection
 
 LIMIT = 64 * 1024
 RUNS = [

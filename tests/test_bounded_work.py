@@ -12,15 +12,18 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.answer import MAX_EVENTS, SLICE, Answer
-from qproxy.observe import Story
-from qproxy.wire import jsontext, sse, toolcalls, verbatim
+from qproxy.relay.event_stream import MAX_EVENTS, SLICE, Answer
+from qproxy.telemetry import Story
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import raw_json as verbatim
+from qproxy.wire import sse
+from qproxy.wire import tool_calls as toolcalls
 from qproxy.wire.events import Finish, Reasoning, Text, ToolCallDelta, Turn
-from qproxy.wire.realtime.translation import MAX_VALUES, Translation
-from qproxy.wire.stages import Chain
-from qproxy.wire.toolcalls import Profile
+from qproxy.wire.pipeline import Chain
+from qproxy.wire.realtime.translator import MAX_VALUES, Translation
+from qproxy.wire.tool_calls import Profile
 from tests.helpers import HELLO, served, world
-from tests.talking import UPGRADE
+from tests.realtime_client import UPGRADE
 
 MIB = 1024 * 1024
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}}}

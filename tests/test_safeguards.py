@@ -22,15 +22,15 @@ import trio
 from hypercorn.config import Config as HypercornConfig
 
 import qproxy
-from qproxy import asgi
 from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.emulator import Emulator, Reply
 from qproxy.emulator.faults import HANG, chunk
-from qproxy.hypercorn import Worker
+from qproxy.http_server import Worker
 from qproxy.ledger import schema
-from qproxy.presets import AccountConfig, ConfigError
+from qproxy.process import asgi
 from tests.helpers import HELLO, H1Client, H2Client, accounts, frames
-from tests.test_run import PATIENCE
+from tests.integration.test_commands import PATIENCE
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 PATH = "/v1/chat/completions"

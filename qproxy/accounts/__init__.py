@@ -11,7 +11,7 @@ Nothing here reads a token or sends a byte: that is `auth` and `transport`.
 """
 
 from qproxy.accounts.account import Account, Task
-from qproxy.accounts.choosing import Nothing, Wait, another, choose
-from qproxy.accounts.leasing import Accounts
+from qproxy.accounts.pool import Accounts
+from qproxy.accounts.selection import Nothing, Wait, another, choose
 
 __all__ = ["Account", "Accounts", "Nothing", "Task", "Wait", "another", "choose"]

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
-from qproxy.accounts import rests
-from qproxy.accounts.pacing import Pace
-from qproxy.accounts.rests import PROBE_SECONDS, Rest
+from qproxy.accounts import cooldowns as rests
+from qproxy.accounts.cooldowns import PROBE_SECONDS, Rest
+from qproxy.accounts.rate_limit import Pace
 from qproxy.auth import Credential, CredentialSource
-from qproxy.circuit import Circuit
+from qproxy.limits.circuit_breaker import Circuit
+from qproxy.wire.dialects import Target
 from qproxy.wire.errors import Limit, QproxyError
-from qproxy.wire.http import Headers
-from qproxy.wire.upstreams import Target
+from qproxy.wire.http_request import Headers
 
 Task: TypeAlias = Literal["chat", "embedding", "realtime"]
 """What an account is wanted for."""

@@ -14,8 +14,8 @@ supervisor  tasks that are started again when they crash
 Whoever waits for a token waits for `keeper`'s round; nobody else touches lock, file or identity server.
 """
 
-from qproxy.auth.oauth import OAuthSource
-from qproxy.auth.source import Credential, CredentialSource, StaticKey
+from qproxy.auth.credentials import Credential, CredentialSource, StaticKey
+from qproxy.auth.oauth_source import OAuthSource
 from qproxy.auth.status import Status
 
 __all__ = ["Credential", "CredentialSource", "OAuthSource", "StaticKey", "Status"]

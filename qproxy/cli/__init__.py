@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from qproxy.cli.pages import VARIABLES, Page
-from qproxy.cli.saying import complain, say
-from qproxy.keys import KeyFileError
-from qproxy.presets import ConfigError
+from qproxy.access.api_keys import KeyFileError
+from qproxy.cli.help import VARIABLES, Page
+from qproxy.cli.output import complain, say
+from qproxy.config.accounts import ConfigError
 from qproxy.version import VERSION
 
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
-from qproxy.accounts import overview
-from qproxy.accounts.board import BoardError
-from qproxy.accounts.board_file import read
-from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import complain, in_columns, say
+from qproxy.accounts import report as overview
+from qproxy.accounts.shared_state import BoardError
+from qproxy.backends.local.account_state import read
+from qproxy.cli.help import CONFIGURATION, Page
+from qproxy.cli.output import complain, in_columns, say
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
 HELP = "show how your accounts are doing"

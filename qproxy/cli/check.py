@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 import trio
 
 from qproxy import config as configuration
-from qproxy.cli.pages import Page
-from qproxy.cli.saying import remark, say
+from qproxy.cli.help import Page
+from qproxy.cli.output import remark, say
 from qproxy.config import Config
-from qproxy.presets import ConfigError
+from qproxy.config.accounts import ConfigError
 
 if TYPE_CHECKING:
-    from qproxy.doctor import Finding
+    from qproxy.diagnostics import Finding
 
 HELP = "look for what is wrong with settings, accounts and servers, and say what to do"
 PAGE = Page(
@@ -62,7 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import doctor  # late: `--help` should not wait for the server's imports
+    from qproxy import diagnostics as doctor
 
     try:
         found = _found(arguments)
@@ -90,7 +90,7 @@ def _found(arguments: argparse.Namespace) -> Sequence[Finding]:
 
 
 def _examined(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
-    from qproxy import doctor
+    from qproxy import diagnostics as doctor
 
     if not arguments.offline:
         remark(
@@ -101,7 +101,7 @@ def _examined(config: Config, arguments: argparse.Namespace) -> Sequence[Finding
 
 
 def _probed(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
-    from qproxy import doctor
+    from qproxy import diagnostics as doctor
 
     key = sys.stdin.readline().strip() if arguments.key == "-" else arguments.key
     if not arguments.offline:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from qproxy.cli.pages import DONE, Page
-from qproxy.cli.saying import say
-from qproxy.cli.shells import SHELLS, tree
+from qproxy.cli.help import DONE, Page
+from qproxy.cli.output import say
+from qproxy.cli.shell_completion import SHELLS, tree
 
 HELP = "print a script with which a shell completes commands and options"
 PAGE = Page(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from qproxy.cli.pages import Page
-from qproxy.cli.saying import say
+from qproxy.cli.help import Page
+from qproxy.cli.output import say
 
 HELP = "try qproxy on the built-in emulator, without an account"
 PAGE = Page(
@@ -28,6 +28,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import demo  # late: `--help` should not wait for the server's imports
+    from qproxy.emulator import demo
 
     return demo.run(arguments.port, arguments.once, say)

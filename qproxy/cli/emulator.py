@@ -6,8 +6,8 @@ import argparse
 
 import trio
 
-from qproxy.cli.pages import Page
-from qproxy.cli.saying import say
+from qproxy.cli.help import Page
+from qproxy.cli.output import say
 
 HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
 PAGE = Page(
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    from qproxy import hypercorn
+    from qproxy import http_server as hypercorn
     from qproxy.emulator import Emulator, Identity
 
     identity = Identity(token_lifetime=arguments.token_lifetime, interval=arguments.interval)

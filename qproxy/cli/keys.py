@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
-from qproxy import keys
-from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import in_columns, remark, say
-from qproxy.presets import ConfigError
-from qproxy.windows import WINDOWS
+from qproxy.access import api_keys as keys
+from qproxy.cli.help import CONFIGURATION, Page
+from qproxy.cli.output import in_columns, remark, say
+from qproxy.config.accounts import ConfigError
+from qproxy.limits.windows import WINDOWS
 
 HELP = "make, list and revoke the keys of your clients"
 PAGE = Page(

@@ -16,10 +16,10 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.auth import OAuthSource
-from qproxy.auth.device import DeviceFlow, Progress
-from qproxy.cli.pages import CONFIGURATION, DONE, Page
-from qproxy.cli.saying import complain, remark, remark_over, say
-from qproxy.presets import FREE_TIER_ENDED, AccountConfig, ConfigError
+from qproxy.auth.device_flow import DeviceFlow, Progress
+from qproxy.cli.help import CONFIGURATION, DONE, Page
+from qproxy.cli.output import complain, remark, remark_over, say
+from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError
 
 HELP = "sign in to a Qwen account"
 PAGE = Page(
@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import signing  # late: `--help` should not wait for its imports
+    from qproxy.bootstrap import auth as signing
 
     config = configuration.load(path=arguments.config)
     account = chosen(config.accounts, arguments.account)

@@ -7,9 +7,9 @@ import argparse
 import trio
 
 from qproxy import config as configuration
+from qproxy.cli.help import CONFIGURATION, DONE, Page
 from qproxy.cli.login import chosen
-from qproxy.cli.pages import CONFIGURATION, DONE, Page
-from qproxy.cli.saying import complain, remark, say
+from qproxy.cli.output import complain, remark, say
 
 HELP = "sign out of a Qwen account: remove its tokens from this machine"
 PAGE = Page(
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import signing  # late: `--help` should not wait for its imports
+    from qproxy.bootstrap import auth as signing
 
     config = configuration.load(path=arguments.config)
     account = chosen(config.accounts, arguments.account)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from qproxy import config as configuration
-from qproxy import running
-from qproxy.cli.pages import DONE, VARIABLES, Page
-from qproxy.cli.saying import complain, say
+from qproxy.cli.help import DONE, VARIABLES, Page
+from qproxy.cli.output import complain, say
+from qproxy.system import pidfile as running
 
 HELP = "have a running server read its settings, keys and accounts again"
 PAGE = Page(

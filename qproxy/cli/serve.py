@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 from qproxy import config as configuration
-from qproxy import workers
-from qproxy.cli.pages import CONFIGURATION, VARIABLES, Page
-from qproxy.cli.saying import say
+from qproxy import process as workers
+from qproxy.cli.help import CONFIGURATION, VARIABLES, Page
+from qproxy.cli.output import say
 
 HELP = "serve your accounts"
 PAGE = Page(
@@ -84,12 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = read()
     config.check()
     if arguments.worker is None and workers.count(config.workers) > 1:
-        from qproxy.workers import supervisor  # late: `--help` should not wait for it
+        from qproxy.process import supervisor
 
         return supervisor.run(config, _command(arguments), say)
     gc.disable()  # what is imported stays: to look through it again and again for garbage is a tenth of the start
-    from qproxy import process  # late, and more so
-    from qproxy.workers.post import Place
+    from qproxy.process import serve as process
+    from qproxy.process.channel import Place
 
     gc.freeze()
     gc.enable()

@@ -12,14 +12,14 @@ from typing import Any
 import trio
 
 from qproxy import config as configuration
-from qproxy import toolmaking
-from qproxy.cli.pages import DONE, Page
-from qproxy.cli.saying import complain, remark, say
-from qproxy.rounds import Workshop
+from qproxy.bootstrap import tools as toolmaking
+from qproxy.cli.help import DONE, Page
+from qproxy.cli.output import complain, remark, say
+from qproxy.relay import Workshop
 from qproxy.sandbox import Site
-from qproxy.tools import calling
+from qproxy.tools import invoke as calling
 from qproxy.tools.tool import Tool
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
 
 HELP = "list the tools that this server runs, or try one"
 PAGE = Page(

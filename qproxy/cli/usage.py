@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from qproxy import config as configuration
-from qproxy.cli.pages import CONFIGURATION, Page
-from qproxy.cli.saying import complain, in_columns, remark, say
-from qproxy.windows import WINDOWS
+from qproxy.cli.help import CONFIGURATION, Page
+from qproxy.cli.output import complain, in_columns, remark, say
+from qproxy.limits.windows import WINDOWS
 
 HELP = "show who used how much: requests, tokens and their estimated cost"
 PAGE = Page(
@@ -62,7 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.ledger import LedgerError, schema  # late: `--help` should not wait for it
+    from qproxy.ledger import LedgerError, schema
     from qproxy.ledger.prices import listed
 
     path, now = configuration.load(path=arguments.config).ledger or "", time.time()
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
     from qproxy.ledger.usage import used
-    from qproxy.observe.lines import printable  # a model's name is the client's choice
+    from qproxy.telemetry.log_format import printable
 
     since = WINDOWS[window].begins(now) if window in WINDOWS else None
     return [

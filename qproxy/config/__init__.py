@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qproxy.config.reading import parse, read_environment, read_toml, words
+from qproxy.config.accounts import signed_in, with_key, zero_configuration
+from qproxy.config.parsing import parse, read_environment, read_toml, words
 from qproxy.config.settings import SETTINGS, TYPES, Config
 from qproxy.config.tools import located, with_environment
-from qproxy.presets import signed_in, with_key, zero_configuration
 
 __all__ = ["SETTINGS", "TYPES", "Config", "file", "home", "load", "parse", "proxy_environment", "table"]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from qproxy import keys
+from qproxy.access import api_keys as keys
+from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve
 from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
-from qproxy.exposure import is_loopback, without_keys
-from qproxy.presets import AccountConfig, ConfigError, key_warnings, resolve
+from qproxy.system.exposure import is_loopback, without_keys
 
 MOST_WORKERS = 256
 MIN_ADMIN_KEY = 15

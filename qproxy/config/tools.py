@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from qproxy.presets import ConfigError
+from qproxy.config.accounts import ConfigError
 
 Offered = Literal["always", "on request", "never"]
 T = TypeVar("T", bound="FenceConfig")

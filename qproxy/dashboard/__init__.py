@@ -13,6 +13,6 @@ moves, copies, and shows a streamed answer.  Nothing is fetched from elsewhere. 
 nothing of HTTP but its `Visit`.
 """
 
-from qproxy.dashboard.gathering import Dashboard
+from qproxy.dashboard.routes import Dashboard
 
 __all__ = ["Dashboard"]

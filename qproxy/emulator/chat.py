@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qproxy.emulator.schema import arguments
+from qproxy.emulator.schema_values import arguments
 
 MODELS = (
     "qwen3.8-max", "qwen3.8-flash", "qwen3.7-plus", "qwen3.7-max", "qwen3.5-plus", "qwen3-max", "qwen3-coder-plus",

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from qproxy.emulator.faults import FAULTS, Reply, json_reply
-from qproxy.emulator.speaking import Event, Speaker
-from qproxy.wire import jsontext
-from qproxy.wire.realtime.places import PATH
+from qproxy.emulator.realtime_session import Event, Speaker
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.realtime.urls import PATH
 
 LAST_WORDS = {"type": "server_error", "code": "the_reason", "message": "m"}
 CLOSE = {

@@ -22,8 +22,8 @@ import trio
 from qproxy.emulator import chat, completions, embeddings, realtime
 from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
 from qproxy.emulator.identity import TOKEN_REFUSED, Identity
-from qproxy.h11_bounds import BoundedConnection
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.bounded_h11 import BoundedConnection
 
 MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
     "/models", "/chat/completions", "/completions", "/embeddings",

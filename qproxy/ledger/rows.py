@@ -6,7 +6,7 @@ import math
 from typing import TypeAlias
 
 from qproxy.ledger.prices import Pricing
-from qproxy.observe.record import LONGEST_NAME, Record, counted, milliseconds
+from qproxy.telemetry.records import LONGEST_NAME, Record, counted, milliseconds
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from qproxy.database import opened, opened_to_read, transaction
+from qproxy.system.sqlite import opened, opened_to_read, transaction
 
 BUSY_SECONDS = 5.0
 """For another process to end its write."""

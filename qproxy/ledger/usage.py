@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qproxy.windows import WINDOWS, Window
+from qproxy.limits.windows import WINDOWS, Window
 
 By: TypeAlias = Literal["key", "account", "model"]
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}

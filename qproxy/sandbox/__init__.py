@@ -16,9 +16,9 @@ What the fence keeps and what it does not: docs/security.md.
 from __future__ import annotations
 
 from qproxy.sandbox.bubblewrap import Bubblewrap, Refusal, find
-from qproxy.sandbox.child import Child, Finished, Starter, Unfenced, finish
-from qproxy.sandbox.fence import Fence, Limits
-from qproxy.sandbox.site import Site
+from qproxy.sandbox.detect import Site
+from qproxy.sandbox.policy import Fence, Limits
+from qproxy.sandbox.process import Child, Finished, Starter, Unfenced, finish
 
 __all__ = [
     "Bubblewrap", "Child", "Fence", "Finished", "Limits", "Refusal", "Site", "Starter", "Unfenced", "find", "finish",

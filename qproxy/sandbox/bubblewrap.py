@@ -26,10 +26,11 @@ from importlib import import_module
 
 import trio
 
-from qproxy.sandbox import cgroup, fence, remount, seccomp
+from qproxy.sandbox import cgroup, remount, seccomp
+from qproxy.sandbox import policy as fence
 from qproxy.sandbox.cgroup import Cgroups
-from qproxy.sandbox.child import Child, child_of, finish, start
-from qproxy.sandbox.fence import NOBODY, Fence, Limits
+from qproxy.sandbox.policy import NOBODY, Fence, Limits
+from qproxy.sandbox.process import Child, child_of, finish, start
 
 log = logging.getLogger("qproxy.tools")
 START_SECONDS = 10.0

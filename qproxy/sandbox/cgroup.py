@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qproxy.sandbox.fence import Limits
+from qproxy.sandbox.policy import Limits
 
 CONTROLLERS = frozenset(("memory", "pids"))
 OPTIONAL = frozenset(("memory.swap.max", "memory.oom.group"))

@@ -23,6 +23,6 @@ A new family of routes is a class with `routes()` and an entry of `Server.famili
 """
 
 from qproxy.server.app import Server
-from qproxy.server.parts import Family, Parts, Route
+from qproxy.server.state import Family, Parts, Route
 
 __all__ = ["Family", "Parts", "Route", "Server"]

@@ -23,22 +23,23 @@ from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
-from qproxy.admission import Admission
-from qproxy.discovery import Discovery
-from qproxy.door import Access, Door
-from qproxy.relay import Relay
-from qproxy.server import current, refusals
-from qproxy.server.around import Around
-from qproxy.server.asking import Asking
-from qproxy.server.describing import Describing
-from qproxy.server.embedding import Embedding
-from qproxy.server.lane import EXCHANGE, Lane
-from qproxy.server.parts import Family, Parts, Route
-from qproxy.server.plain import Plain
-from qproxy.server.realtime import Realtime
-from qproxy.server.reply import Reply
-from qproxy.server.responses import RememberedResponses, StoredResponses
-from qproxy.server.signing_in import SigningIn
+from qproxy.limits.concurrency import Admission
+from qproxy.relay.model_directory import Discovery
+from qproxy.relay.relay import Relay
+from qproxy.server import error_handlers as refusals
+from qproxy.server import request_context as current
+from qproxy.server.fast_path import EXCHANGE, Lane
+from qproxy.server.http_response import Reply
+from qproxy.server.middleware import Around
+from qproxy.server.request_policy import Access, Door
+from qproxy.server.routes.admin_login import SigningIn
+from qproxy.server.routes.embeddings import Embedding
+from qproxy.server.routes.generate import Asking
+from qproxy.server.routes.info import Plain
+from qproxy.server.routes.openapi import Describing
+from qproxy.server.routes.realtime import Realtime
+from qproxy.server.routes.responses import RememberedResponses, StoredResponses
+from qproxy.server.state import Family, Parts, Route
 from qproxy.wire.errors import QproxyError
 
 log = logging.getLogger("qproxy.server")

@@ -14,11 +14,11 @@ from typing import Any
 
 import trio
 
-from qproxy.answer import Pulled
-from qproxy.lives import Life
-from qproxy.observe import Record, ToolRun
-from qproxy.observe.bodies import Streamed
-from qproxy.server.reply import Pieces
+from qproxy.relay.event_stream import Pulled
+from qproxy.server.http_response import Pieces
+from qproxy.server.in_flight import Life
+from qproxy.telemetry import Record, ToolRun
+from qproxy.telemetry.body_log import Streamed
 from qproxy.transport import Quiet
 from qproxy.wire.endpoints import StreamEncoder
 from qproxy.wire.errors import QproxyError

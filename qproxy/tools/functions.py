@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, overload
 
 import trio
 
-from qproxy.tools import schema
+from qproxy.tools import arguments as schema
 from qproxy.tools.tool import NAME, Offer, Tool
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
 from qproxy.wire.events import JSON
 
 F = TypeVar("F", bound=Callable[..., Any])

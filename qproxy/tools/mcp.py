@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from qproxy.sandbox import Refusal
-from qproxy.tools import schema
-from qproxy.tools.pipes import Ended, Streams
+from qproxy.tools import arguments as schema
+from qproxy.tools.mcp_stdio import Ended, Streams
 from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import Offer, Tool, ToolError
 from qproxy.transport import Transport
 from qproxy.version import VERSION
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
 
 if TYPE_CHECKING:
     from mcp import Client

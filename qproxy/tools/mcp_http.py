@@ -15,7 +15,7 @@ import httpx2
 from qproxy.tools import messages
 from qproxy.transport import Response, Transport
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http import HTTPRequest
+from qproxy.wire.http_request import HTTPRequest
 
 _OURS = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"accept-encoding", b"user-agent")

@@ -18,7 +18,7 @@ RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6; RFC 6455 (trio-websocket).
 """
 
 from qproxy.transport.connection import Limits
-from qproxy.transport.patience import Quiet
+from qproxy.transport.interruptible import Quiet
 from qproxy.transport.pool import Connect, Statistics, Transport
 from qproxy.transport.proxy import Proxy
 from qproxy.transport.response import Response

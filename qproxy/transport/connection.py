@@ -21,13 +21,13 @@ from typing import NamedTuple, TypeVar
 import h11
 import trio
 
-from qproxy.h11_bounds import BoundedConnection
-from qproxy.transport.bodies import Body, Chunked, Cut, Sized, body_of
-from qproxy.transport.patience import Patient, Quiet
+from qproxy.transport.body_readers import Body, Chunked, Cut, Sized, body_of
+from qproxy.transport.interruptible import Patient, Quiet
 from qproxy.transport.proxy import Origin
-from qproxy.wire import heads
+from qproxy.wire import http1 as heads
+from qproxy.wire.bounded_h11 import BoundedConnection
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.http import Headers, HTTPRequest
+from qproxy.wire.http_request import Headers, HTTPRequest
 
 READ_SIZE = 64 * 1024
 T = TypeVar("T")

@@ -17,21 +17,15 @@ from typing import TypeAlias
 import h11
 import trio
 
-from qproxy.h11_bounds import BoundedConnection
 from qproxy.transport import socks
-from qproxy.transport.connection import (
-    Connection,
-    Limits,
-    foreign_errors,
-    request_fields,
-    timed_out,
-)
-from qproxy.transport.patience import Patient
+from qproxy.transport.connection import Connection, Limits, foreign_errors, request_fields, timed_out
+from qproxy.transport.interruptible import Patient
 from qproxy.transport.proxy import Origin, Proxy, ProxyServer
 from qproxy.transport.response import Response
 from qproxy.version import VERSION
+from qproxy.wire.bounded_h11 import BoundedConnection
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.http import HTTPRequest
+from qproxy.wire.http_request import HTTPRequest
 
 Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 PROXY_AUTHENTICATION_REQUIRED = 407

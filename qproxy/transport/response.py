@@ -13,7 +13,7 @@ from types import TracebackType
 import trio
 
 from qproxy.transport.connection import Connection, Head, seconds, timed_out
-from qproxy.transport.patience import Quiet
+from qproxy.transport.interruptible import Quiet
 from qproxy.wire.errors import UpstreamError
 
 

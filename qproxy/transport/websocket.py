@@ -18,11 +18,11 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import ProtocolError
 
-from qproxy.transport.bounded_opening import BoundedOpening
+from qproxy.transport.bounded_handshake import BoundedOpening
 from qproxy.transport.connection import seconds, timed_out
 from qproxy.transport.pool import Transport
 from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.http import Headers
+from qproxy.wire.http_request import Headers
 
 ABNORMAL = 1006
 """RFC 6455 7.4.1: it ended without a close frame."""

@@ -21,8 +21,8 @@ from re import fullmatch
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
-from qproxy.wire import jsontext
-from qproxy.wire.http import Headers, HTTPRequest
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.http_request import Headers, HTTPRequest
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 LONGEST_INTERVAL = 60.0

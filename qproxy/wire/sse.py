@@ -21,7 +21,7 @@ import codecs
 import re
 from dataclasses import dataclass
 
-from qproxy.wire import jsontext
+from qproxy.wire import json_codec as jsontext
 from qproxy.wire.errors import UpstreamError
 
 MAX_EVENT = 32 * 1024 * 1024

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.dashboard import charts, words
+from qproxy.dashboard import charts
+from qproxy.dashboard import formatting as words
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qproxy.emulator import schema
+from qproxy.emulator import schema_values as schema
 
 DOUBLING = {
     **{f"d{n}": {"type": "array", "minItems": 2, "items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(22)},

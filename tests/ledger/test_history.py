@@ -7,8 +7,8 @@ import pytest
 from qproxy.ledger import LedgerError, history, schema
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import row_of
-from qproxy.ledger.writing import _insert
-from qproxy.observe.record import Record
+from qproxy.ledger.writer import _insert
+from qproxy.telemetry.records import Record
 
 
 def row(number, ended, outcome="ok", **columns):

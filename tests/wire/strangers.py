@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
-from tests.wire.replies import TOOLS
+from tests.wire.strategies import TOOLS
 
 CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "alpha", "arguments": '{"a": "x"}'}}
 DELTA = {"role": "assistant", "content": "hi", "reasoning_content": "hm", "tool_calls": [CALL]}

@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import jsontext, storable, toolcalls
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import storable
+from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire.dialects import deltas
+from qproxy.wire.dialects import error_mapping as errors
 from qproxy.wire.endpoints import ENDPOINTS, models
 from qproxy.wire.endpoints.embeddings import decode as decode_embeddings
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Done, Finish, ToolCall, ToolCallDelta, Turn
 from qproxy.wire.oauth import Device, read_begun
-from qproxy.wire.upstreams import deltas, errors
 from tests.wire.strangers import values
 
 HALF = "a\ud800"

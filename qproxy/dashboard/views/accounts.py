@@ -18,21 +18,22 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from qproxy.accounts import Account
-from qproxy.auth.device import Progress
-from qproxy.auth.oauth import OAuthSource
-from qproxy.auth.source import StaticKey
+from qproxy.auth.credentials import StaticKey
+from qproxy.auth.device_flow import Progress
+from qproxy.auth.oauth_source import OAuthSource
 from qproxy.auth.status import Status
-from qproxy.dashboard import charts, words
+from qproxy.dashboard import charts
+from qproxy.dashboard import formatting as words
+from qproxy.dashboard.auth import Visit
 from qproxy.dashboard.charts import Bar
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages, redirect
+from qproxy.dashboard.rendering import Pages, redirect
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.ledger import Told
 from qproxy.ledger.usage import Use, used
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
-from qproxy.server.signing_in import source_of
-from qproxy.windows import WINDOWS
+from qproxy.limits.windows import WINDOWS
+from qproxy.server.http_response import Reply
+from qproxy.server.routes.admin_login import source_of
+from qproxy.server.state import Parts
 
 GOOD, BUSY = ("ready", "refreshing"), ("full", "paced", "retrying", "ending", "not_saved", "resting")
 MOST_MODELS = 20

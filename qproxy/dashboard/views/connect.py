@@ -13,10 +13,10 @@ from importlib.resources import files
 
 import trio
 
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
+from qproxy.dashboard.auth import Visit
+from qproxy.dashboard.rendering import Pages
+from qproxy.server.http_response import Reply
+from qproxy.server.state import Parts
 from qproxy.wire.errors import QproxyError
 
 BASE_URL, MODEL, KEY = "http://127.0.0.1:8787/v1", "qwen3.7-plus", re.compile(r"\bany\b")

@@ -16,18 +16,19 @@ from typing import Any, TypeVar
 
 import trio
 
-from qproxy import keys
-from qproxy.dashboard import charts, words
+from qproxy.access import api_keys as keys
+from qproxy.access.api_keys import Budget, Key, KeyFileError
+from qproxy.dashboard import charts
+from qproxy.dashboard import formatting as words
+from qproxy.dashboard.auth import Visit
 from qproxy.dashboard.charts import Bar
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages, redirect
+from qproxy.dashboard.rendering import Pages, redirect
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.ledger import Told
-from qproxy.keys import Budget, Key, KeyFileError
 from qproxy.ledger.usage import Use, used
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
-from qproxy.windows import WINDOWS
+from qproxy.limits.windows import WINDOWS
+from qproxy.server.http_response import Reply
+from qproxy.server.state import Parts
 from qproxy.wire.errors import RequestError
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from qproxy.ledger import LedgerError, history
-from qproxy.server.parts import Parts
+from qproxy.server.state import Parts
 
 T = TypeVar("T")
 OFF = "There is no ledger: the setting `ledger` is none."

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qproxy.dashboard import charts, words
+from qproxy.dashboard import charts
+from qproxy.dashboard import formatting as words
+from qproxy.dashboard.auth import Visit
 from qproxy.dashboard.charts import Chart
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages
+from qproxy.dashboard.rendering import Pages
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.accounts import AccountPages
 from qproxy.dashboard.views.ledger import Told
 from qproxy.dashboard.views.requests import lines
 from qproxy.ledger import history
 from qproxy.ledger.history import Slot, Speed
-from qproxy.observe.record import Record
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
+from qproxy.server.http_response import Reply
+from qproxy.server.state import Parts
+from qproxy.telemetry.records import Record
 
 RECENT = 8
 MOST_LIVE = 50

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from qproxy.dashboard import stories
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages
+from qproxy.dashboard import summaries as stories
+from qproxy.dashboard.auth import Visit
+from qproxy.dashboard.rendering import Pages
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.ledger import Told
 from qproxy.ledger import history
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
+from qproxy.server.http_response import Reply
+from qproxy.server.state import Parts
 from qproxy.wire.errors import RequestError
 
 PAGE = 50

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from qproxy.dashboard.guard import Visit
-from qproxy.dashboard.pages import Pages
-from qproxy.server.parts import Parts
-from qproxy.server.reply import Reply
+from qproxy.dashboard.auth import Visit
+from qproxy.dashboard.rendering import Pages
+from qproxy.server.http_response import Reply
+from qproxy.server.state import Parts
 from qproxy.tools.tool import Tool
 
 FENCES = {

@@ -20,8 +20,12 @@ from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import Any, TypeGuard
 
-from qproxy.wire import jsontext, schemas, sse
-from qproxy.wire.endpoints import checks, messages, reports
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import sse
+from qproxy.wire import tool_schemas as schemas
+from qproxy.wire.endpoints import chat_messages as messages
+from qproxy.wire.endpoints import tool_reports as reports
+from qproxy.wire.endpoints import validation as checks
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
@@ -39,7 +43,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
-from qproxy.wire.verbatim import Body
+from qproxy.wire.raw_json import Body
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 

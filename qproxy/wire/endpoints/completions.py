@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
-from qproxy.wire import jsontext, sse
-from qproxy.wire.endpoints import checks
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import sse
+from qproxy.wire.endpoints import validation as checks
 from qproxy.wire.endpoints.chat import usage_object
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON, Completion, Event, Failed, Finish, Refusal, Text, Turn, Usage
-from qproxy.wire.verbatim import Body
+from qproxy.wire.raw_json import Body
 
 MAX_PROMPTS = 256
 FIELDS = {

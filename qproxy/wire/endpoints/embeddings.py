@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from qproxy.wire import jsontext
-from qproxy.wire.endpoints import checks
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.embeddings import Texts
+from qproxy.wire.endpoints import validation as checks
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
-from qproxy.wire.vectors import Texts
 
 MAX_TEXTS = 2048
 

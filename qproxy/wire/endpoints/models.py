@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qproxy.wire import storable
-from qproxy.wire.aliases import Aliases
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
+from qproxy.wire.model_aliases import Aliases
 
 # DashScope lists pictures, speech and video beside text; none of them answers a chat or an embedding.
 _NOT_TEXT = (

@@ -15,8 +15,8 @@ Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, Open
 have it (the judge of the tests), qwen-code and DashScope's SDK for what the pages do not say.
 """
 
-from qproxy.wire.realtime.places import place, url
 from qproxy.wire.realtime.session import Out, ToClient, ToQwen
-from qproxy.wire.realtime.translation import Translation
+from qproxy.wire.realtime.translator import Translation
+from qproxy.wire.realtime.urls import place, url
 
 __all__ = ["Out", "ToClient", "ToQwen", "Translation", "place", "url"]

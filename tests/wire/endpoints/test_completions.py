@@ -8,7 +8,7 @@ from openai.types import Completion
 from qproxy.wire.endpoints import completions
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import Event, Failed, Finish, Reasoning, Refusal, Text, Usage
-from tests.sdk_judge import judge, stream
+from tests.openai_types import judge, stream
 
 ASKED = {"model": "qwen3-coder-plus", "prompt": "def f():"}
 

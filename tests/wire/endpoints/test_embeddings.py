@@ -7,7 +7,7 @@ from openai.types import CreateEmbeddingResponse
 
 from qproxy.wire.endpoints import embeddings
 from qproxy.wire.errors import RequestError
-from tests.sdk_judge import judge
+from tests.openai_types import judge
 
 ASKED = {"model": "text-embedding-v4", "input": "Hello"}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.emulator.speaking import tone
+from qproxy.emulator.realtime_session import tone
 from qproxy.wire.realtime.audio import RATES, Resampler
 
 SOUND = bytes(range(256)) * 12

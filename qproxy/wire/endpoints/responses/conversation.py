@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qproxy.wire import jsontext
-from qproxy.wire.endpoints.responses import namespaces, parts
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.endpoints.responses import content_parts as parts
+from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.endpoints.responses.objects import OWN_TOOLS
 from qproxy.wire.events import JSON
 

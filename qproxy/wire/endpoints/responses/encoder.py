@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qproxy.wire import jsontext, sse
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import sse
 from qproxy.wire.endpoints.responses import objects
-from qproxy.wire.endpoints.responses.open_items import Happening
 from qproxy.wire.endpoints.responses.output import Output
+from qproxy.wire.endpoints.responses.output_items import Happening
 from qproxy.wire.endpoints.responses.request import asked
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON, Done, Event, Failed, Finish, SearchInfo, Turn, Usage

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from qproxy.wire import schemas
+from qproxy.wire import tool_schemas as schemas
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 

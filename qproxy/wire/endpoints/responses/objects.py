@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qproxy.wire.endpoints import checks
+from qproxy.wire.endpoints import validation as checks
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON, Turn, Usage
 

@@ -12,18 +12,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from qproxy.wire.endpoints.responses.objects import output_id
-from qproxy.wire.endpoints.responses.open_items import Call, Happening, Message, OwnCall, Thought
+from qproxy.wire.endpoints.responses.output_items import Call, Happening, Message, OwnCall, Thought
 from qproxy.wire.endpoints.responses.request import Asked
-from qproxy.wire.events import (
-    JSON,
-    Arguments,
-    Event,
-    Reasoning,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
-)
+from qproxy.wire.events import JSON, Arguments, Event, Reasoning, ServerCall, ServerResult, Text, ToolCall
 
 
 class _Item(Protocol):

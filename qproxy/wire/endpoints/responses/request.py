@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qproxy.wire import storable
-from qproxy.wire.endpoints import chat, checks
-from qproxy.wire.endpoints.responses import conversation, items, tools
+from qproxy.wire.endpoints import chat
+from qproxy.wire.endpoints import validation as checks
+from qproxy.wire.endpoints.responses import conversation, tools
+from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 

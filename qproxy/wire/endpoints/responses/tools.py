@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qproxy.wire import schemas
-from qproxy.wire.endpoints import checks
+from qproxy.wire import tool_schemas as schemas
+from qproxy.wire.endpoints import validation as checks
 from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.events import JSON
 

@@ -4,10 +4,10 @@ import pytest
 from openai.types.responses import Response
 
 from qproxy.wire.endpoints import responses
-from qproxy.wire.endpoints.responses import items
+from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Arguments, Event, Finish, ToolCall
-from tests.sdk_judge import judge
+from tests.openai_types import judge
 
 ID = "resp_" + "0" * 24
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}

@@ -1,0 +1,85 @@
+"""The tasks of a server's accounts: one for each that must be watched over, and one for each sign-in under way.
+
+The idea: they live in one nursery that belongs to the app, begin when it begins to serve and end with it.  A reload
+changes which accounts there are; the tasks of those that stay go on undisturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import trio
+
+from qproxy.auth.supervised_task import Supervised
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A credential source that wants a task."""
+
+    name: str
+
+    async def keep(self) -> None: ...
+
+
+class Keepers:
+    """Runs `keep` of every source that has one."""
+
+    def __init__(self) -> None:
+        self._wanted: list[Kept] = []
+        self._running: dict[Kept, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._over = trio.Event()
+        self.tasks: dict[str, Supervised] = {}
+        """By the account's name: how its task has been doing."""
+
+    def __repr__(self) -> str:
+        return f"<Keepers of {len(self._running)} accounts>"
+
+    async def run(self) -> None:
+        """Run the tasks until stopped."""
+        self._over = trio.Event()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._reconcile()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._running.clear()
+            self._over.set()
+
+    async def stop(self) -> None:
+        """End the tasks and wait until they have: a refresh under way is not torn."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+            await self._over.wait()
+
+    def keep(self, sources: Iterable[Any]) -> None:
+        """Watch over these sources from now on, and over no others."""
+        self._wanted = [source for source in sources if isinstance(source, Kept)]
+        self._reconcile()
+
+    def start_soon(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run a task beside them; RuntimeError while the server does not serve."""
+        if self._nursery is None:
+            raise RuntimeError("the server is not serving")
+        self._nursery.start_soon(task, *arguments)
+
+    def _reconcile(self) -> None:
+        if self._nursery is None:
+            return
+        for source in [source for source in self._running if source not in self._wanted]:
+            self._running.pop(source).cancel()
+            self.tasks.pop(source.name, None)
+        for source in self._wanted:
+            if source not in self._running:
+                self._running[source] = scope = trio.CancelScope()
+                self.tasks[source.name] = task = Supervised(
+                    f"The keeper of account {source.name}", source.keep
+                )
+                self._nursery.start_soon(self._within, scope, task)
+
+    async def _within(self, scope: trio.CancelScope, task: Supervised) -> None:
+        with scope:
+            await task.run()

@@ -1,0 +1,63 @@
+"""Tokens that are encrypted on the disk, with a key that the operating system's keyring keeps.
+
+Optional: `pip install 'qproxy[keyring]'` and the setting `encrypt_credentials`.  The file then holds one JSON object with
+a Fernet token (AES-128-CBC with HMAC-SHA256) in it; a copy of the disk without the owner's keyring is worth nothing.
+Such a file cannot be shared with qwen-code, which does not know it.  A file that is not encrypted is read all the same,
+and encrypted when it is next written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qproxy.auth.credential_file import StorageError
+from qproxy.wire import json_codec as jsontext
+
+SERVICE, KEY_NAME = "qproxy", "credentials"
+FIELD = "qproxy_sealed"
+
+
+class KeyringSeal:
+    """A seal whose key is in the keyring, made there when it is first needed."""
+
+    def __init__(self) -> None:
+        try:
+            import keyring
+            from cryptography.fernet import Fernet
+        except ImportError:
+            raise StorageError("encrypt_credentials needs: pip install 'qproxy[keyring]'") from None
+        self._keyring: Any = keyring
+        self._fernet: Any = Fernet
+        self._box: Any = None
+
+    def __repr__(self) -> str:
+        return "<KeyringSeal>"
+
+    def closed(self, data: bytes) -> bytes:
+        return jsontext.dumps({FIELD: self._key().encrypt(data).decode("ascii")})
+
+    def opened(self, data: bytes) -> bytes:
+        from cryptography.fernet import InvalidToken
+
+        try:
+            sealed = jsontext.loads(data)[FIELD].encode("ascii")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return data
+        try:
+            opened: bytes = self._key().decrypt(sealed)
+        except InvalidToken:
+            raise StorageError("The keyring's key does not open the credential file.") from None
+        return opened
+
+    def _key(self) -> Any:
+        """The key, read once; asking the keyring may wait for a person, so this belongs in a thread."""
+        if self._box is None:
+            try:
+                key = self._keyring.get_password(SERVICE, KEY_NAME)
+                if not key:
+                    key = self._fernet.generate_key().decode("ascii")
+                    self._keyring.set_password(SERVICE, KEY_NAME, key)
+                self._box = self._fernet(key)
+            except Exception as error:  # whatever a keyring's back end raises
+                raise StorageError(f"The keyring cannot be used ({type(error).__name__}).") from None
+        return self._box

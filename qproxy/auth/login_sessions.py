@@ -1,0 +1,86 @@
+"""The sign-ins of a running server: one at a time for each account, and not many at once.
+
+A second start attaches to the one under way; what is over stays readable for five minutes.  (qwen-code's daemon has the
+same rules.)  A sign-in belongs to the server, not to the request that started it: whoever asked may leave.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from qproxy.auth.background import Keepers
+from qproxy.auth.device_flow import DeviceFlow, Progress
+from qproxy.auth.oauth_source import OAuthSource
+from qproxy.wire.errors import Overloaded
+
+MOST = 4
+READABLE_SECONDS = 300.0
+log = logging.getLogger("qproxy.auth")
+
+
+@dataclass(eq=False, slots=True)
+class _Login:
+    flow: DeviceFlow
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: float = float("inf")
+    """When it ended, by Trio's clock."""
+
+
+class Logins:
+    """The sign-ins by account."""
+
+    def __init__(self, keepers: Keepers) -> None:
+        self._keepers = keepers
+        self._logins: dict[str, _Login] = {}
+
+    def __repr__(self) -> str:
+        return f"<Logins {', '.join(f'{name}: {login.flow!r}' for name, login in self._logins.items())}>"
+
+    async def start(self, source: OAuthSource) -> tuple[Progress, bool]:
+        """The sign-in of an account, with its code as soon as there is one; and whether it is a new one."""
+        login = self._find(source.name)
+        new = login is None or login.flow.progress.over
+        if login is None or new:
+            if sum(not other.flow.progress.over for other in self._logins.values()) >= MOST:
+                raise Overloaded(f"{MOST} sign-ins are under way; more are not begun at once.", retry_after=5)
+            login = self._logins[source.name] = _Login(source.flow())
+            self._keepers.start_soon(self._run, login, source)
+        await login.flow.begun.wait()
+        return login.flow.progress, new
+
+    def progress(self, name: str) -> Progress | None:
+        """How an account's sign-in stands, or ended in the last five minutes; None when there is none."""
+        login = self._find(name)
+        return login.flow.progress if login is not None else None
+
+    async def cancel(self, name: str) -> Progress | None:
+        """Cancel an account's sign-in; how it stands then."""
+        login = self._find(name)
+        if login is None:
+            return None
+        login.scope.cancel()
+        await login.flow.ended.wait()
+        return login.flow.progress
+
+    def _find(self, name: str) -> _Login | None:
+        now = trio.current_time()
+        for other, login in list(self._logins.items()):
+            if now - login.over > READABLE_SECONDS:
+                del self._logins[other]
+        return self._logins.get(name)
+
+    async def _run(self, login: _Login, source: OAuthSource) -> None:
+        log.info("account %s: a sign-in begins", source.name)
+        try:
+            with login.scope:
+                await login.flow.run()
+        except Exception as error:  # a mistake of ours ends this sign-in and nothing else
+            log.error("account %s: the sign-in has crashed", source.name, exc_info=error)
+        finally:
+            login.over = trio.current_time()
+        progress = login.flow.progress
+        log.info("account %s: the sign-in is over: %s (%s)", source.name, progress.words, progress.state)
+        source.look_again()

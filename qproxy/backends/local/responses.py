@@ -1,0 +1,224 @@
+"""A store of responses in SQLite: one file for all processes of a machine, or memory for one process.
+
+The database is used in a thread, by one at a time, under a time limit.  A write is one transaction, so a process that
+is killed leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers wait for each
+other at most as long as the limit.
+
+Bounded by time since last use and by size.  To continue a conversation is to use all of it, so a living one is not
+discarded from its beginning.  The file is for the owner's eyes only: it holds prompts.
+
+`PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from qproxy.server.response_store import Missing, Statistics, Stored, StoreError
+from qproxy.system.sqlite import opened
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.errors import RequestError
+
+T = TypeVar("T")
+SCHEMA = 1
+CREATE = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS responses (
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL,
+    previous TEXT,
+    used REAL NOT NULL,
+    size INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (owner, id)
+);
+CREATE INDEX IF NOT EXISTS by_use ON responses (used, size);
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""
+DISCARD = """
+DELETE FROM responses WHERE rowid IN (
+    SELECT rowid FROM (SELECT rowid, sum(size) OVER (ORDER BY used DESC, rowid DESC) AS total FROM responses)
+    WHERE total > ?
+)
+"""
+TOUCH_SECONDS = 3600.0
+"""How stale the time of the last use may be: not every use is worth a write."""
+TRIM_SECONDS = 60.0
+TRIM_SHARE = 100
+"""The size is looked at again when a hundredth of what is allowed has been added."""
+MAX_CHAIN_BYTES = 64 * 1024 * 1024
+
+
+class SQLiteStore:
+    """The store; without a path it is in memory.  The file is opened when it is first used."""
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        max_age: float = 30 * 86400.0,
+        max_bytes: int = 1024**3,
+        max_chain: int = MAX_CHAIN_BYTES,
+        timeout: float = 5.0,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+        self._max_chain = max_chain
+        self._timeout = timeout
+        self._wall = wall
+        self._turns = trio.CapacityLimiter(1)
+        self._database: sqlite3.Connection | None = None
+        self._kept = self._failed = self._discarded = 0
+        self._added = 0
+        self._trim_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._path or 'in memory'}, {self._kept} kept>"
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._kept, self._failed, self._discarded)
+
+    async def keep(self, stored: Stored) -> None:
+        await self._run(lambda: self._keep(stored))
+
+    async def find(self, owner: str, id: str) -> Stored:
+        return await self._run(lambda: self._find(owner, id))
+
+    async def chain(self, owner: str, id: str) -> list[Stored]:
+        return await self._run(lambda: self._chain(owner, id))
+
+    async def forget(self, owner: str, id: str) -> None:
+        await self._run(lambda: self._forget(owner, id))
+
+    async def aclose(self) -> None:
+        """Close the file, for good or until the next use; what is in memory is gone."""
+        if self._database is not None:
+            with suppress(StoreError):  # a thread that hangs closes it in the end
+                await self._run(self._close)
+
+    async def _run(self, use: Callable[[], T]) -> T:
+        """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
+        if self._path is None:  # memory does not make anyone wait
+            await trio.lowlevel.checkpoint()
+            return self._using(use)
+        try:
+            with trio.fail_after(self._timeout):
+                return await trio.to_thread.run_sync(
+                    self._using, use, abandon_on_cancel=True, limiter=self._turns
+                )
+        except trio.TooSlowError:
+            self._failed += 1
+            raise StoreError(f"The store of responses took more than {self._timeout:g} seconds.") from None
+
+    def _using(self, use: Callable[[], T]) -> T:
+        try:
+            return use()
+        except (
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:  # the last three: a damaged row
+            self._failed += 1
+            if self._path is not None:  # it may be another file by now
+                self._close()
+            raise StoreError(f"The store of responses cannot be used ({error}).") from None
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            self._database = database = opened(self._path, patience=self._timeout / 2)
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA:
+                raise sqlite3.DatabaseError(f"{self._path} was written by a newer qproxy")
+            if version < SCHEMA:
+                database.executescript(CREATE)
+        return self._database
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _keep(self, stored: Stored) -> None:
+        body = jsontext.dumps({"response": stored.response, "items": stored.items})
+        if len(body) > self._max_bytes:
+            raise OSError("a response is larger than all that may be kept")
+        now, database = self._wall(), self._open()
+        database.execute(
+            "INSERT OR REPLACE INTO responses (owner, id, previous, used, size, body) VALUES (?, ?, ?, ?, ?, ?)",
+            (stored.owner, stored.id, stored.previous, now, len(body), body),
+        )
+        self._kept += 1
+        self._added += len(body)
+        if now >= self._trim_at or self._added * TRIM_SHARE > self._max_bytes:
+            self._trim(database, now)
+
+    def _trim(self, database: sqlite3.Connection, now: float) -> None:
+        """Discard what was not used for too long and then, from the longest unused on, what is too much."""
+        self._added, self._trim_at = 0, now + TRIM_SECONDS
+        old = database.execute("DELETE FROM responses WHERE used < ?", (now - self._max_age,))
+        self._discarded += old.rowcount
+        (total,) = database.execute("SELECT total(size) FROM responses").fetchone()
+        if total > self._max_bytes:
+            self._discarded += database.execute(DISCARD, (self._max_bytes,)).rowcount
+
+    def _row(self, owner: str, id: str) -> tuple[str | None, float, bytes]:
+        row: tuple[str | None, float, bytes] | None = (
+            self._open()
+            .execute(
+                "SELECT previous, used, body FROM responses WHERE owner = ? AND id = ? AND used >= ?",
+                (owner, id, self._wall() - self._max_age),
+            )
+            .fetchone()
+        )
+        if row is None:
+            raise Missing(id)
+        return row
+
+    def _find(self, owner: str, id: str) -> Stored:
+        previous, _, body = self._row(owner, id)
+        return _stored(owner, id, previous, body)
+
+    def _chain(self, owner: str, id: str) -> list[Stored]:
+        found: list[Stored] = []
+        stale: list[str] = []
+        size, wanted, now = 0, id, self._wall()
+        while wanted:
+            previous, used, body = self._row(owner, wanted)
+            stale += [wanted] if used < now - TOUCH_SECONDS else []
+            size += len(body)
+            if size > self._max_chain:
+                message = f"The conversation is larger than {self._max_chain // 1024**2} MiB."
+                raise RequestError(message, param="previous_response_id", code="context_length_exceeded")
+            found.append(_stored(owner, wanted, previous, body))
+            wanted = previous or ""
+        self._touch(owner, stale, now)
+        return found[::-1]
+
+    def _touch(self, owner: str, ids: list[str], now: float) -> None:
+        """Note that these were used; a reader waits for no writer, so not at any price."""
+        with suppress(sqlite3.OperationalError):
+            for id_ in ids:
+                self._open().execute(
+                    "UPDATE responses SET used = ? WHERE owner = ? AND id = ?", (now, owner, id_)
+                )
+
+    def _forget(self, owner: str, id: str) -> None:
+        if not self._open().execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, id)).rowcount:
+            raise Missing(id)
+
+
+def _stored(owner: str, id: str, previous: str | None, body: bytes) -> Stored:
+    content = jsontext.loads(body)
+    return Stored(id, owner, previous, content["response"], content["items"])

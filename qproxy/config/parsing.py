@@ -1,0 +1,169 @@
+"""Values of settings from TOML, variables and flags, each checked against its type.
+
+What is unknown or of the wrong type is refused with the place where it stands and what was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from qproxy.config.accounts import ConfigError
+from qproxy.config.settings import SETTINGS, TABLES, TYPES
+
+_SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)(?:_|$)")
+"""In the name of a variable that tells a Pod of a Service."""
+_SERVICE_URLS = ("tcp://", "udp://", "sctp://")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The values of a TOML file, checked."""
+    try:
+        text = Path(path).read_text("utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        where = f"{path}, line {_line(text, name)}"
+        if name in TABLES:
+            values[name] = _records(TABLES[name], value, f"{path}, [[{name}]]")
+        else:
+            values[name] = checked(_known(name, [*SETTINGS, *TABLES], where), value, where)
+    return values
+
+
+def _line(text: str, key: str) -> int:
+    match = re.search(rf"^[ \t]*+(\[++[ \t]*+)?[\"']?{re.escape(key)}[\"']?[ \t]*+[=\].]", text, re.MULTILINE)
+    return text.count("\n", 0, match.end() - 1) + 1 if match else 1
+
+
+def _known(name: str, known: Iterable[str], where: str) -> str:
+    names = list(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{where}: there is no setting {name!r}.{hint}")
+
+
+def _records(kind: Any, entries: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(entries, list):
+        raise ConfigError(f"{where}: expected an array of tables.")
+    return tuple(_one_record(kind, entry, f"{where} {n + 1}") for n, entry in enumerate(entries))
+
+
+def _one_record(kind: Any, entry: Any, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: expected a table.")
+    types, values = get_type_hints(kind), {}
+    for name, value in entry.items():
+        _known(name, types, where)
+        values[name] = _checked(types[name], value, f"{where}, {name}")
+    for item in fields(kind):
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ConfigError(f"{where}: it needs a {item.name}.")
+    return kind(**values)
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The values of QPROXY_* variables; lists are comma-separated, tables `a=b,c=d`."""
+    values = {}
+    for variable, text in environ.items():
+        name = variable.removeprefix("QPROXY_").lower()
+        if not variable.startswith("QPROXY_") or name in ("config", "home") or _links_service(variable, text):
+            continue
+        _known(name, SETTINGS, variable)
+        values[name] = parse(name, text, variable)
+    return values
+
+
+def _links_service(variable: str, text: str) -> bool:
+    """Return whether Kubernetes has set the variable, to tell of a Service whose name begins with `qproxy`.
+
+    A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more, unless its
+    `enableServiceLinks` is false (kubernetes.io/docs/concepts/services-networking/service, "Environment variables").
+    """
+    url = variable.endswith("_PORT") and text.startswith(_SERVICE_URLS)
+    return url or _SERVICE_LINK.search(variable) is not None
+
+
+def parse(name: str, text: str, where: str) -> Any:
+    """A setting's value from the words of a variable or flag."""
+    kind = TYPES[name]
+    origin = get_origin(kind)
+    value: Any = text
+    listed = [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        if kind is bool:
+            value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+                text.lower()
+            ]
+        elif kind in (int, float):
+            value = kind(text)
+        elif origin is list:
+            value = listed
+        elif origin is dict:
+            pairs = [word.partition("=")[::2] for word in listed]
+            value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where}: {text!r} is not {words(kind)}.") from None
+    return _checked(kind, value, where)
+
+
+def parse_bool(text: str) -> bool:
+    return {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}[text.lower()]
+
+
+def checked(name: str, value: Any, where: str) -> Any:
+    """A setting's value if it has the setting's type."""
+    return _checked(TYPES[name], value, f"{where}, {name}")
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not _is(kind, value):
+        raise ConfigError(f"{where}: expected {words(kind)}, but it is {value!r:.80}.")
+    if kind in (int, float) and value < 0:
+        raise ConfigError(f"{where}: it cannot be negative.")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: it cannot be {value}.")
+    return value
+
+
+def _is(kind: Any, value: Any) -> bool:
+    if kind is Any:
+        return True
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_is(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is(arguments[1], item) for item in value.values())
+    if arguments:  # X | None
+        return any(_is(item, value) for item in arguments)
+    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+
+
+def words(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if origin is list:
+        return "a list of strings"
+    if origin is dict:
+        return {dict[str, bool]: "a table of true and false", dict[str, str]: "a table of strings"}.get(
+            kind, "a table"
+        )
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind) or next(names[item] for item in get_args(kind) if item in names)

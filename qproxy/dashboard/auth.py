@@ -1,0 +1,193 @@
+"""Who may come in by a browser, and what a form must show.
+
+With an `admin_key` whoever has typed it in, for as long as the session is on record; without one, browsers on the server's own
+machine, as for the admin routes (`Door.admit_local`).  A form is taken only from a page of this server: the browser says
+where it comes from (Origin, Sec-Fetch-Site), the session's cookie is not sent along from elsewhere (SameSite), and the
+form repeats the session's token.
+
+Guesses at the admin_key wait, and count against their address together with those at other routes (`secret_limiter`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl
+
+import trio
+
+from qproxy.dashboard import sessions
+from qproxy.dashboard.sessions import Session
+from qproxy.server import request_context as current
+from qproxy.server.state import Parts
+from qproxy.system.exposure import origin_authority
+from qproxy.wire.errors import NotAuthenticated, RequestError
+
+COOKIE = "qproxy_dashboard"
+PATH = "/dashboard"
+KIND = "dashboard session"
+"""Of grants."""
+GUESS_SECONDS = 0.5
+"""How long a wrong one waits for its answer."""
+MAX_FIELDS = 50
+FORM_TYPE = "application/x-www-form-urlencoded"
+
+
+class LoginNeededError(Exception):
+    """The page is for somebody who has signed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request by a browser."""
+
+    session: Session
+    secure: bool
+    """Whether it came over TLS, as far as can be told."""
+    query: Mapping[str, str]
+    form: Mapping[str, str] = field(default_factory=dict, repr=False)
+    here: str = ""
+    """The path that was asked for."""
+    origin: str = ""
+    """This server's, as the browser knows it."""
+
+
+class Guard:
+    """Of one server."""
+
+    def __init__(self, parts: Parts, *, wall: Callable[[], float] = time.time) -> None:
+        self._parts = parts
+        self._wall = wall
+        self._epoch = ""
+        """Of the admin_key whose sessions are on record, as far as this process has seen to it."""
+
+    def __repr__(self) -> str:
+        return f"<Guard {'without' if self.key is None else 'with'} an admin_key>"
+
+    @property
+    def key(self) -> str | None:
+        """The admin_key now."""
+        return self._parts.door.admin_key
+
+    async def visit(self) -> Visit:
+        """The request being served.  GrantsError when it cannot be told whether the visitor has signed in."""
+        scope, headers = current.scope(), current.headers()
+        host = headers.get("host") or ""
+        forwarded = (headers.get("x-forwarded-proto") or "").strip().lower()
+        secure = scope["scheme"] == "https" or forwarded == "https"
+        query = _fields(scope["query_string"])
+        origin = f"{'https' if secure else 'http'}://{host}"
+        session = await self._session(headers.get("cookie") or "")
+        return Visit(session, secure, query, {}, scope["path"], origin)
+
+    def admit(self, visit: Visit) -> None:
+        """LoginNeededError or a RequestError unless the visitor runs the server."""
+        check_origin()
+        if self.key is None:
+            self._parts.door.admit_local(current.headers(), current.scope())
+        elif not visit.session.signed_in:
+            raise LoginNeededError
+
+    def check_form(self, visit: Visit) -> None:
+        """RequestError unless the form was sent from a page that this session was given."""
+        check_origin()
+        if current.headers().get("sec-fetch-site", "same-origin") != "same-origin":
+            raise _foreign("it was sent from another site")
+        shown = visit.form.get("token", "")
+        if not hmac.compare_digest(shown.encode(), visit.session.token.encode()):
+            raise _foreign("it is too old: open the page again")
+
+    async def login(self, shown: str) -> Session | None:
+        """A session for whoever shows the admin_key; None for a wrong one, RequestError for too many."""
+        parts, key, shown = self._parts, self.key, shown.strip()
+        address = current.record().client or ""
+        try:
+            await parts.admin_keys.verify(shown, address, partial(parts.door.check_admin_key, shown))
+        except NotAuthenticated:
+            await trio.sleep(GUESS_SECONDS)
+            return None
+        session = sessions.begin(key, self._wall())
+        await parts.grants.add(KIND, sessions.digest(session, key), session.ends, epoch=sessions.epoch(key))
+        return session
+
+    async def logout(self, session: Session) -> None:
+        """The session's cookie is worth nothing any more, in every process.  GrantsError when that cannot be written."""
+        if session.signed_in:
+            await self._parts.grants.revoke(KIND, sessions.digest(session, self.key))
+
+    async def forget_other_keys(self) -> None:
+        """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
+        epoch = (
+            "" if self.key is None else sessions.epoch(self.key)
+        )  # without a key there are no sessions to end
+        if epoch != self._epoch:
+            await self._parts.grants.retain(KIND, epoch)
+            self._epoch = epoch
+
+    def set_cookie(self, session: Session, *, secure: bool) -> str:
+        """The header field that gives a browser its session."""
+        value = sessions.cookie(session, self.key if session.signed_in else None)
+        left = max(0, session.ends - int(self._wall()))
+        return _cookie(value, left, secure=secure)
+
+    async def _session(self, text: str) -> Session:
+        """The session that the browser names, or a new one for somebody who has not signed in."""
+        value, now, key = _named(text), self._wall(), self.key
+        if key is not None:
+            await self.forget_other_keys()
+            session = sessions.read(value, key, now)
+            if session and await self._parts.grants.has(KIND, sessions.digest(session, key)):
+                return session
+        return sessions.read(value, None, now) or sessions.begin(None, now)
+
+
+def check_origin() -> None:
+    """RequestError for a request by a page of another origin, also one that may use the API (`cors_origins`)."""
+    headers = current.headers()
+    origin = headers.get("origin")
+    if origin is not None and origin_authority(origin) != (headers.get("host") or None):
+        raise _foreign("it was sent from another site, or a proxy changes the Host field")
+
+
+def form_of(body: bytes, content_type: str) -> dict[str, str]:
+    """The fields of a form's body; RequestError when it is none."""
+    if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
+        raise RequestError(f"A form is sent as {FORM_TYPE}.", status=415, code="unsupported_media_type")
+    return _fields(body)
+
+
+def _fields(data: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise RequestError("The fields of the request cannot be read.", code="invalid_form") from None
+    return dict(pairs)
+
+
+def no_cookie(*, secure: bool) -> str:
+    """The header field that takes a browser's session away."""
+    return _cookie("", 0, secure=secure)
+
+
+def _cookie(value: str, left: int, *, secure: bool) -> str:
+    flags = f"; Path={PATH}; Max-Age={left}; HttpOnly; SameSite=Strict"
+    return f"{COOKIE}={value}{flags}{'; Secure' if secure else ''}"
+
+
+def _named(text: str) -> str:
+    """The value of our cookie among a browser's cookies."""
+    try:
+        morsel = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if morsel is None else morsel.value
+
+
+def _foreign(why: str) -> RequestError:
+    return RequestError(
+        f"The request was not taken: {why}.", status=403, type="permission_error", code="form_refused"
+    )

@@ -1,0 +1,146 @@
+"""The routes of the dashboard, and what happens around each of its views: who asks, with which form, and errors as pages.
+
+The one idea: a view gets a `Visit` that was let in, with a form that was checked, and gives a reply; nothing about
+keys, cookies or refusals is left to it.  A new family of pages is a class with `views()` and a row in `Dashboard`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import quote
+
+from qproxy.access.grants import GrantsError
+from qproxy.dashboard import auth as guard
+from qproxy.dashboard.auth import Guard, LoginNeededError, Visit
+from qproxy.dashboard.rendering import Pages, redirect
+from qproxy.dashboard.views.accounts import AccountPages
+from qproxy.dashboard.views.connect import ConnectPage
+from qproxy.dashboard.views.keys import KeyPages
+from qproxy.dashboard.views.overview import OverviewPages
+from qproxy.dashboard.views.requests import RequestPages
+from qproxy.dashboard.views.tools import ToolPages
+from qproxy.server import error_handlers as refusals
+from qproxy.server import request_context as current
+from qproxy.server.http_response import Reply
+from qproxy.server.request_policy import Access
+from qproxy.server.state import Parts, Route
+from qproxy.wire.errors import QproxyError, RequestError
+
+View: TypeAlias = Callable[..., Awaitable[Reply]]
+LOGIN = "/dashboard/login"
+MAX_FORM = 64 * 1024
+log = logging.getLogger("qproxy.dashboard")
+
+
+class Views(Protocol):
+    """A family of pages."""
+
+    def views(self) -> Iterator[tuple[str, str, View]]:
+        """(method, path below /dashboard, view): a view takes a `Visit` and the path's parameters."""
+        ...
+
+
+class Dashboard:
+    """The family of routes."""
+
+    def __init__(self, parts: Parts, *, wall: Callable[[], float] = time.time) -> None:
+        self._guard = Guard(parts, wall=wall)
+        self._pages = pages = Pages()
+        self._families: list[Views] = [
+            OverviewPages(parts, pages, wall), RequestPages(parts, pages, wall), AccountPages(parts, pages, wall),
+            KeyPages(parts, pages, wall), ToolPages(parts, pages), ConnectPage(parts, pages),
+        ]  # fmt: skip
+
+    async def forget_other_keys(self) -> None:
+        """End the sessions that were begun with another admin_key, at the start."""
+        try:
+            await self._guard.forget_other_keys()
+        except GrantsError as error:  # the first visit tries again, and says so
+            log.warning("sessions of another admin_key may be on record: %s", error)
+
+    def routes(self) -> Iterator[Route]:
+        yield self._route("/login", "GET", self._form, admitted=False)
+        yield self._route("/login", "POST", self._login, admitted=False)
+        yield self._route("/logout", "POST", self._logout, admitted=False)
+        yield Route("/dashboard/static/<name>", ("GET",), self._static, Access.SESSION, versioned=False)
+        for family in self._families:
+            for method, path, view in family.views():
+                yield self._route(path, method, view)
+
+    def _route(self, path: str, method: str, view: View, *, admitted: bool = True) -> Route:
+        served = partial(self._serve, view, method, admitted)
+        return Route(f"/dashboard{path}", (method,), served, Access.SESSION, versioned=False)
+
+    async def _serve(self, view: View, method: str, admitted: bool, **values: Any) -> Reply:
+        """A view's page, or the page that says why there is none."""
+        visit = None
+        try:
+            visit = await self._guard.visit()
+            if admitted:
+                self._guard.admit(visit)
+            if method == "POST":
+                visit = await self._with_form(visit)
+            reply = await view(visit, **values)
+        except LoginNeededError:
+            target = visit.here if visit is not None and method == "GET" else guard.PATH
+            return redirect(f"{LOGIN}?next={quote(target)}")
+        except QproxyError as error:
+            return self._refused(visit, error)
+        if "set-cookie" not in reply.fields:
+            reply.fields["set-cookie"] = self._guard.set_cookie(visit.session, secure=visit.secure)
+        return reply
+
+    async def _with_form(self, visit: Visit) -> Visit:
+        body = await current.body()
+        if len(body) > MAX_FORM:
+            raise RequestError("The form is too large.", status=413, code="request_too_large")
+        visit = replace(visit, form=guard.form_of(body, current.headers().get("content-type") or ""))
+        self._guard.check_form(visit)
+        return visit
+
+    def _refused(self, visit: Visit | None, error: QproxyError) -> Reply:
+        """An error as a page, with the fields that it has as JSON."""
+        plain = refusals.reply(error)
+        if visit is None:
+            return plain
+        page = self._pages.page(visit, "refused.html", error.status, known=False, message=error.message)
+        page.fields.update(plain.fields)
+        return page
+
+    async def _static(self, name: str) -> Reply:
+        found = self._pages.static(name)
+        if found is None:
+            raise RequestError(f"There is no file {name[:100]!r}.", status=404, code="unknown_url")
+        return found
+
+    async def _form(self, visit: Visit) -> Reply:
+        if self._guard.key is None or visit.session.signed_in:
+            return redirect(guard.PATH)
+        return self._entrance(visit)
+
+    def _entrance(self, visit: Visit, message: str = "", status: int = 200) -> Reply:
+        target = visit.form.get("next") or visit.query.get("next") or ""
+        return self._pages.page(visit, "login.html", status, known=False, message=message, next=target)
+
+    async def _login(self, visit: Visit) -> Reply:
+        session = await self._guard.login(visit.form.get("key", ""))
+        if session is None:
+            return self._entrance(visit, "That is not the admin key of this server.", 401)
+        cookie = self._guard.set_cookie(session, secure=visit.secure)
+        return redirect(ours(visit.form.get("next", "")), {"set-cookie": cookie})
+
+    async def _logout(self, visit: Visit) -> Reply:
+        await self._guard.logout(visit.session)
+        return redirect(LOGIN, {"set-cookie": guard.no_cookie(secure=visit.secure)})
+
+
+def ours(target: str) -> str:
+    """Where to go after the login: a page of the dashboard, whatever somebody put into the address."""
+    inside = target == guard.PATH or target.startswith(f"{guard.PATH}/")
+    plain = all(char.isalnum() or char in "/-_.~%" for char in target) and target.isascii()
+    return target if inside and plain and ".." not in target else guard.PATH

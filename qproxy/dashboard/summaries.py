@@ -1,0 +1,101 @@
+"""A row of the ledger as the story of a request, in sentences.
+
+Pure.  Never a prompt: the ledger has none.  A rule or a repair is told in the words of its own table, so that what is
+new there is told here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qproxy.dashboard.formatting import milliseconds, money, number, plural
+from qproxy.wire.dialects.request_rules import RULES
+from qproxy.wire.tool_calls.repairs import KINDS
+
+OUTCOMES = {
+    "ok": "answered",
+    "error": "refused",
+    "failed": "failed here",
+    "upstream_cut": "cut off by the model's server",
+    "client_left": "client left",
+    "shutting_down": "ended with the server",
+}
+_RULES = {rule.name: rule.doc for rule in RULES}
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """How it ended, in two words."""
+    return OUTCOMES.get(row["outcome"], str(row["outcome"]))
+
+
+def level(row: Mapping[str, Any]) -> str:
+    """good, odd or bad."""
+    return {"ok": "good", "client_left": "odd"}.get(row["outcome"], "bad")
+
+
+def pairs(text: str | None) -> list[tuple[str, str]]:
+    """`a:1,b:2` taken apart; the last colon divides."""
+    return [
+        (name, told) for name, _, told in (item.rpartition(":") for item in (text or "").split(",") if item)
+    ]
+
+
+def story(row: Mapping[str, Any]) -> list[str]:
+    """What happened, in order."""
+    told = [_asked(row), *_failures(row), _served(row), _ended(row), _tokens(row)]
+    told += [
+        f"The server ran its tool {name.removesuffix('!')} {plural(int(count), 'time')}"
+        f"{', which failed' if name.endswith('!') else ''}."
+        for name, count in pairs(row["tools"])
+    ]
+    told += [
+        f"Rule {name}: {_RULES.get(name, 'of another version')}."
+        for name in (row["rules"] or "").split(",")
+        if name
+    ]
+    told += [
+        f"Repaired {plural(int(count), 'time')}, {name}: {KINDS.get(name, 'of another version')}."
+        for name, count in pairs(row["repairs"])
+    ]
+    return [sentence for sentence in told if sentence]
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    who = f"The key {row['key']}" if row["key"] else "A client without a key"
+    how = "as a stream" if row["stream"] else "as a whole"
+    return f"{who} asked {row['endpoint']} for {row['model']}, {how}."
+
+
+def _failures(row: Mapping[str, Any]) -> list[str]:
+    return [f"The account {account} did not answer: {code}." for account, code in pairs(row["failures"])]
+
+
+def _served(row: Mapping[str, Any]) -> str:
+    if not row["account"]:
+        return "It reached no account."
+    tries = f", at try {row['tries']}" if row["tries"] > 1 else ""
+    return f"The account {row['account']} was asked for {row['served_model']}{tries}."
+
+
+def _ended(row: Mapping[str, Any]) -> str:
+    first = (
+        f"the answer began after {milliseconds(row['first_byte_ms'])} and "
+        if row["first_byte_ms"] is not None
+        else "it "
+    )
+    reason = f", finish reason {row['finish']}" if row["finish"] else ""
+    error = f", error {row['error']}" if row["error"] else ""
+    ours = f", {milliseconds(row['overhead_ms'])} of it spent here" if row["overhead_ms"] is not None else ""
+    told = f"{first}was over after {milliseconds(row['total_ms'])}{ours}: {outcome(row)}, status {row['status']}{reason}{error}."
+    return told[0].upper() + told[1:]
+
+
+def _tokens(row: Mapping[str, Any]) -> str:
+    if not row["prompt_tokens"] and not row["completion_tokens"]:
+        return ""
+    cached = f" ({number(row['cached_tokens'])} from the cache)" if row["cached_tokens"] else ""
+    thought = f" ({number(row['reasoning_tokens'])} of them thoughts)" if row["reasoning_tokens"] else ""
+    guess = " These are guesses: the model's server told none." if row["estimated"] else ""
+    cost = f" About {money(row['cost'])}." if row["cost"] is not None else ""
+    return f"{plural(row['prompt_tokens'], 'token')} in{cached}, {number(row['completion_tokens'])} out{thought}.{guess}{cost}"

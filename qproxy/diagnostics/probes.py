@@ -1,0 +1,73 @@
+"""The few tiny things that are asked, of which model, and what the answers should hold.
+
+Pure.  An answer is bounded by `max_tokens`: a model that thinks first may be cut in its thoughts, which is an answer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from qproxy.wire.conformance.chat import not_an_object
+
+GREETING: Any = [{"role": "user", "content": "Say hello."}]
+GREETING_TOKENS = 24
+ERRAND: Any = [{"role": "user", "content": "What is the weather in Hangzhou? Call the tool to find out."}]
+ERRAND_TOKENS = 512
+"""A call takes some thirty; a model that thinks may need the others."""
+TOOL = "get_weather"
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": TOOL,
+            "description": "The weather in a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+TEXTS = ("one", "two")
+
+OTHERS = (
+    "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*wan2*", "*-mt-*", "*ocr*", "*realtime*", "*livetranslate*",
+    "*omni*", "*video*", "*guard*",
+)  # fmt: skip
+"""Models that do not chat, or not by text."""
+PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
+"""What to do about a server whose model writes its calls as text."""
+CHEAP = ("qwen-flash*", "qwen-turbo*", "*flash*", "*turbo*", "*mini*", "*lite*", "*")
+
+
+def chat_model(names: Iterable[str]) -> str | None:
+    """The cheapest of these models to chat with, as far as their names tell."""
+    able = [name for name in names if not any(fnmatchcase(name.lower(), other) for other in OTHERS)]
+    for pattern in CHEAP:
+        for name in able:
+            if fnmatchcase(name.lower(), pattern):
+                return name
+    return None
+
+
+def embedding_model(names: Iterable[str]) -> str | None:
+    """A model among these that embeds."""
+    return next((name for name in names if "embed" in name.lower()), None)
+
+
+def errand_trouble(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str | None:
+    """What is wrong with the answer to the errand, if not its form."""
+    if not calls:
+        cut = "length" in reasons
+        return "it was cut off before it called the tool" if cut else "the model answered in words"
+    for name, text in calls:
+        if name != TOOL:
+            return f"the model called {name!r:.60}, which there is not"
+        if (why := not_an_object(text)) is not None:
+            return f"the arguments are {why}"
+        if '"city"' not in text:
+            return "the arguments have no city, which is required"
+    return None

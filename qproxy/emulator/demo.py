@@ -1,0 +1,189 @@
+"""`qproxy demo`: the whole way on one machine, without an account.
+
+Starts the built-in emulator and qproxy in front of it, in one Trio program; asks one streamed question with a
+tool over HTTP, as any OpenAI client would; shows what comes back, chunk by chunk; asks another one for which the
+server itself runs a tool in the sandbox, where one can be made; and goes on serving.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from qproxy import http_server as hypercorn
+from qproxy.bootstrap import app as serving
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
+from qproxy.config.tools import ToolConfig
+from qproxy.emulator import Emulator
+from qproxy.sandbox import Site
+from qproxy.sandbox.policy import PATH
+from qproxy.tools import arguments as schema
+from qproxy.transport import Transport
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import sse
+from qproxy.wire.http_request import HTTPRequest
+
+MODEL = "qwen3.7-plus"
+QUESTION = "What is the weather in Hangzhou today?"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+REPORT = {"sky": "light rain", "temperature": 17}
+SUM = "What is '2**64 / 3'?"
+CALCULATE = {"expression": {"type": "string", "description": "In Python's notation"}}
+ANSWER_TIMEOUT = 30.0
+HOW_TO = """
+Serving until Ctrl-C. Point any OpenAI client at it, with any key:
+
+    export OPENAI_BASE_URL={url} OPENAI_API_KEY=any
+    curl {url}/chat/completions -H 'content-type: application/json' \\
+         -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+See it in a browser: {origin}/dashboard
+"""
+Say = Callable[[str], None]
+
+
+async def ask(url: str, messages: list[Any], tool: Any, say: Say) -> dict[str, Any]:
+    """Stream one answer, saying each piece; returns the assistant's message that the pieces add up to."""
+    body = {"model": MODEL, "messages": messages, "tools": [tool], "stream": True}
+    headers = ((b"content-type", b"application/json"), (b"authorization", b"Bearer any-key"))
+    request = HTTPRequest("POST", f"{url}/chat/completions", headers, jsontext.dumps(body))
+    text = ""
+    calls: dict[int, Any] = {}
+    transport, decoder = Transport(), sse.Decoder()
+    async with await transport.send(request) as response:
+        if response.status != 200:
+            raise RuntimeError(f"status {response.status}: {(await response.read(10_000)).decode()}")
+        while data := await response.receive():
+            for line in data.decode(errors="replace").splitlines():
+                if line.startswith(": tool"):
+                    say(f"  {line}")
+            for event in decoder.feed(data):
+                say(f"  data: {event.data}")
+                chunk = {"choices": []} if event.data == "[DONE]" else json.loads(event.data)
+                for choice in chunk["choices"]:
+                    text += choice["delta"].get("content") or ""
+                    for entry in choice["delta"].get("tool_calls") or ():
+                        call = calls.setdefault(entry["index"], {**entry, "function": {"arguments": ""}})
+                        function = entry["function"]
+                        call["function"]["name"] = function.get("name") or call["function"]["name"]
+                        call["function"]["arguments"] += function.get("arguments") or ""
+    await transport.aclose()
+    return {
+        "role": "assistant",
+        "content": text or None,
+        **({"tool_calls": list(calls.values())} if calls else {}),
+    }
+
+
+async def converse(url: str, say: Say) -> str:
+    """Ask, answer the tool call, and return the model's last words."""
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    say(f"> {QUESTION}    (with the tool get_weather)")
+    with trio.fail_after(ANSWER_TIMEOUT):
+        reply = await ask(url, messages, WEATHER, say)
+        for call in reply.get("tool_calls", ()):
+            function = call["function"]
+            say(
+                f"\n< the model calls {function['name']}({function['arguments']}); it is told {json.dumps(REPORT)}\n"
+            )
+            result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(REPORT)}
+            messages += [reply, result]
+        if len(messages) > 1:
+            reply = await ask(url, messages, WEATHER, say)
+    say(f"\n< {reply['content']}")
+    return str(reply["content"])
+
+
+async def calculate(url: str, say: Say) -> str:
+    """Ask what the server's own tool is needed for, and return the model's words."""
+    say(f"\n> {SUM}    (with the tool calculate, which the server runs in its sandbox)")
+    with trio.fail_after(ANSWER_TIMEOUT):
+        asked = [{"role": "user", "content": SUM}]
+        reply = await ask(url, asked, {"type": "qproxy", "name": "calculate"}, say)
+    say(f"\n< {reply['content']}")
+    return str(reply["content"])
+
+
+def calculator() -> ToolConfig:
+    """Python's own arithmetic as a tool, by whatever Python this machine has."""
+    python = shutil.which("python3", path=PATH)
+    return ToolConfig(
+        name="calculate",
+        description="The value of an arithmetic expression",
+        parameters={"properties": CALCULATE, "required": ["expression"]},
+        argv=[
+            python or os.path.realpath(sys.executable),
+            "-I",
+            "-c",
+            "import sys; print(eval(sys.argv[1]))",
+            "{expression}",
+        ],
+        read=[] if python else [sys.base_prefix],
+    )
+
+
+async def no_tools() -> str | None:
+    """Why the server can run no tool here, where that is so."""
+    try:
+        schema.checker({})
+    except schema.SchemaError as error:
+        return str(error)
+    site = Site()
+    await site.look()
+    return site.refusal
+
+
+def run(port: int, once: bool, say: Say) -> int:
+    """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is there)."""
+    with tempfile.TemporaryDirectory(prefix="qproxy-demo-") as folder:  # its ledger, for the dashboard
+        return trio.run(_main, port, once, say, f"{folder}/ledger.sqlite3")
+
+
+async def _main(port: int, once: bool, say: Say, ledger: str) -> int:
+    emulator, stop = Emulator(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hypercorn.until_signal, stop, say)
+        await nursery.start(emulator.serve)
+        account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
+        missing = await no_tools()
+        tools = () if missing else (calculator(),)
+        config = Config(port=port, accounts=(account,), default_model=MODEL, tools=tools, ledger=ledger)
+
+        async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serving.serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        url = f"{(await nursery.start(serve))[0]}/v1"
+        say(f"qproxy serves {url} from the built-in emulator.\n")
+        await converse(url, say)
+        if missing:
+            say(f"\nA tool that the server runs is not shown: {missing}")
+        else:
+            await calculate(url, say)
+        if once:
+            stop.set()
+        else:
+            say(HOW_TO.format(url=url, model=MODEL, origin=url.removesuffix("/v1")))
+    return 0

@@ -1,0 +1,228 @@
+"""One request over HTTP/1.1 and its answer, between the connection and the app.
+
+Stock makes an event object for every step, passes it through three objects, and gives the app its messages by a
+memory channel.  Here a message of the app becomes bytes in one step (`framing` says how), and leaves in one write: a
+head waits for the body that comes with it.
+
+`leave` is for an app that wants to be cancelled when its client leaves without a task of its own that waits for it:
+the server calls what is set there, once, instead of leaving that to a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import trio
+from hypercorn.events import RawData
+from hypercorn.protocol.events import Body, EndBody, StreamClosed
+from hypercorn.trio.task_group import _handle as run_app
+from hypercorn.utils import UnexpectedMessageError
+
+from qproxy.http_server.response_writer import Framing
+from qproxy.wire.http1 import Fields
+
+MAX_HELD = 256 * 1024
+"""Bytes of a request's body that wait for the app; then the client has to."""
+MAX_PIECES = 1024
+"""Of it that wait for the app: each takes some hundred bytes, though it may have one or none."""
+SLICE = 64
+"""Pieces that are taken up at once; then other tasks have their turn.  A read is 64 KiB, a chunk or a frame may be 6."""
+EXTENSION = "qproxy.exchange"
+"""The name in the ASGI scope's extensions under which an app finds its `Exchange`."""
+
+
+class Leaving:
+    """The client's leaving, which an app may hear of."""
+
+    closed = False
+    """The client has left, or all is said."""
+    _leave: Callable[[], object] | None = None
+
+    @property
+    def leave(self) -> Callable[[], object] | None:
+        """What is called when the client leaves; at once, when it has left before anybody asked."""
+        return self._leave
+
+    @leave.setter
+    def leave(self, call: Callable[[], object]) -> None:
+        self._leave = call
+        if self.closed:
+            call()
+
+    def _left(self) -> None:
+        if self._leave is not None:
+            self._leave()
+
+
+class Exchange(Leaving):
+    """What h11's protocol calls its stream."""
+
+    idle = False
+
+    def __init__(
+        self, protocol: Any, framing: Framing, method: str, version: str, target: bytes, headers: Fields
+    ) -> None:
+        self._protocol = protocol
+        """Its `http1.H1`."""
+        self.framing = framing
+        self._inbox: list[dict[str, Any]] = []
+        self._held = 0
+        self._pieces = 0
+        self._moved: trio.Event | None = None
+        """What the app waits for when there is no message, or the reader when the app is behind."""
+        self._head = b""
+        """Of a response whose body comes at once: they leave in one write."""
+        self.began = False
+        """The head of its response is written."""
+        self._ended = False
+        self.whole = False
+        """All of the request has come."""
+        self._method, self._version = method, version
+        self._target, self._headers = target, headers
+
+    def __repr__(self) -> str:
+        began, closed = " begun" if self.began else "", " closed" if self.closed else ""
+        return f"<Exchange {self._method}{began}{closed}>"
+
+    def scope(self) -> dict[str, Any]:
+        """ASGI's scope.  It holds the exchange, which does not hold it: nothing is left for the garbage collector."""
+        protocol = self._protocol
+        path, _, query = self._target.partition(b"?")
+        return {
+            "type": "http",
+            "http_version": self._version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": self._method,
+            "scheme": "https" if protocol.ssl else "http",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": protocol.config.root_path,
+            "headers": self._headers,
+            "client": protocol.client,
+            "server": protocol.server,
+            "state": protocol.connection_state.copy(),
+            "extensions": {EXTENSION: self},
+        }
+
+    async def run(self) -> None:
+        """Call the app, in a task of the connection; what it raises is logged and ends its answer."""
+        protocol, scope = self._protocol, self.scope()
+        spawn, call = trio.to_thread.run_sync, trio.from_thread.run
+        await run_app(protocol.app, protocol.config, scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
+
+    # From the client
+
+    async def handle(self, event: Any) -> None:
+        """What h11 made of it: a part of the request, or its client's end."""
+        if isinstance(event, Body):
+            await self.more(bytes(event.data), whole=False)
+            self._pieces += 1
+            if not self._pieces % SLICE:
+                await trio.lowlevel.checkpoint()
+        elif isinstance(event, EndBody):
+            await self.more(b"", whole=True)
+        elif isinstance(event, StreamClosed):
+            self.lose()
+
+    async def more(self, data: bytes, *, whole: bool) -> None:
+        """Some of the request's body; when the app is behind with it, return when it is not."""
+        if self.closed:
+            return
+        self._inbox.append({"type": "http.request", "body": data, "more_body": not whole})
+        self._held += len(data)
+        self.whole = whole
+        self._tell()
+        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not self.closed:
+            await self._wait()
+
+    def lose(self) -> None:
+        """The client has left."""
+        if not self.closed:
+            self.end()
+            self._left()
+
+    def end(self) -> None:
+        """All is said."""
+        self.closed = True
+        self._tell()
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's `receive`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._inbox:
+            if self.closed:
+                return {"type": "http.disconnect"}
+            await self._wait()
+        message = self._inbox.pop(0)
+        if "body" in message:
+            self._held -= len(message["body"])
+            self._tell()
+        return message
+
+    async def _wait(self) -> None:
+        self._moved = self._moved or trio.Event()
+        await self._moved.wait()
+
+    def _tell(self) -> None:
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
+
+    # From the app
+
+    async def send(self, message: Any) -> None:
+        """ASGI's `send`; None when the app is over."""
+        if message is None:
+            await self._app_is_over()
+        elif message["type"] == "http.response.start" and not self.began:
+            await self._start(message)
+        elif message["type"] == "http.response.body" and self.began and not self._ended:
+            await self._body(message)
+        elif not self.closed:
+            raise UnexpectedMessageError(self._state(), message["type"])
+
+    def _state(self) -> Any:
+        return "over" if self._ended else "under way" if self.began else "not begun"
+
+    async def _start(self, message: Any) -> None:
+        protocol = self._protocol
+        headers = [
+            (bytes(name).strip().lower(), bytes(value).strip()) for name, value in message.get("headers", ())
+        ]
+        has_length = any(name == b"content-length" for name, _ in headers)
+        headers += protocol.own_fields()
+        if protocol.in_last_exchange:
+            headers.append((b"connection", b"close"))
+        self.began = True
+        head = self.framing.head(int(message["status"]), headers)
+        if has_length:
+            self._head = head
+        else:
+            await protocol.send(RawData(data=head))
+
+    async def _body(self, message: Any) -> None:
+        data, more = bytes(message.get("body", b"")), message.get("more_body", False)
+        framed = self.framing.data(data) if data else b""
+        if not more:
+            self._ended = True
+            framed += self.framing.end()
+        if framed or not more:
+            framed, self._head = self._head + framed, b""
+        if framed:
+            await self._protocol.send(RawData(data=framed))
+        if not more:
+            await self._protocol.over()
+
+    async def _app_is_over(self) -> None:
+        if self.closed:
+            return
+        if not self.began:
+            await self._start(
+                {"status": 500, "headers": [(b"content-length", b"0"), (b"connection", b"close")]}
+            )
+            await self._body({})
+        else:  # in the middle of its answer: the connection's end says so
+            await self._protocol.over()

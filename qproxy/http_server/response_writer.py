@@ -1,0 +1,127 @@
+"""How an HTTP/1.1 exchange is written on its connection: by h11, or by hand.
+
+By hand are those exchanges whose request's head was plain (`wire.heads`): h11's connection knows nothing of them, it
+stands idle before and after.  Both refuse what no response may be in the same way, h11.LocalProtocolError.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import h11
+from hypercorn.utils import suppress_body
+
+from qproxy.wire import http1 as heads
+
+
+class Framing(Protocol):
+    """The bytes of one response: its head, its body piece by piece, its end."""
+
+    def head(self, status: int, headers: heads.Fields) -> bytes: ...
+
+    def data(self, data: bytes) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def begin_another(self) -> bool:
+        """Make ready for the connection's next exchange; False when it can carry none."""
+        ...
+
+
+class ByH11:
+    """Whatever the request was."""
+
+    def __init__(self, connection: Any, method: str) -> None:
+        self._connection = connection
+        self._method = method
+        self._chunks = False
+        self._silent = False
+
+    def __repr__(self) -> str:
+        return f"<ByH11 {self._connection.our_state}>"
+
+    def head(self, status: int, headers: heads.Fields) -> bytes:
+        head = self._sent(h11.Response(status_code=status, headers=headers))
+        self._silent = suppress_body(self._method, status)
+        has_length = any(name == b"content-length" for name, _ in headers)
+        self._chunks = not has_length and self._connection.their_http_version != b"1.0"
+        return head
+
+    def data(self, data: bytes) -> bytes:
+        if self._silent:
+            return b""
+        return _chunk(data) if self._chunks else self._sent(h11.Data(data=data))
+
+    def end(self) -> bytes:
+        return self._sent(h11.EndOfMessage())
+
+    def _sent(self, event: Any) -> bytes:
+        """The bytes that say a part of a response; none to a client that has broken the protocol."""
+        try:
+            return self._connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self._connection.their_state is not h11.ERROR:
+                raise
+            return b""
+
+    def begin_another(self) -> bool:
+        connection = self._connection
+        done = connection.our_state is h11.DONE and connection.their_state is h11.DONE
+        if done:
+            connection.start_next_cycle()
+        return done
+
+
+class ByHand:
+    """To a client that speaks HTTP/1.1, asked with POST and lets the connection stay."""
+
+    def __init__(self, length: int) -> None:
+        self.coming = length
+        """Bytes of the request's body that have not come."""
+        self._left: int | None = None
+        """Bytes of the response's body that have not gone; None while it goes in chunks."""
+        self._silent = False
+        self._stays = True
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<ByHand, {self.coming} bytes to come>"
+
+    def head(self, status: int, headers: heads.Fields) -> bytes:
+        fields = [
+            field for field in headers if field[0] != b"transfer-encoding"
+        ]  # how it goes is ours to say
+        lengths = [value for name, value in fields if name == b"content-length"]
+        self._stays = not any(name == b"connection" and b"close" in value.lower() for name, value in fields)
+        self._silent = suppress_body("POST", status)
+        if lengths:
+            self._left = 0 if self._silent else int(lengths[0])
+        elif not self._silent:
+            fields.append((b"transfer-encoding", b"chunked"))
+        head = heads.write_response(status, fields)
+        if head is None or len(lengths) > 1:
+            raise h11.LocalProtocolError("A response has a header field that it may not have.")
+        return head
+
+    def data(self, data: bytes) -> bytes:
+        if self._silent:
+            return b""
+        if self._left is None:
+            return _chunk(data)
+        self._left -= len(data)
+        if self._left < 0:
+            raise h11.LocalProtocolError("A response is longer than it says.")
+        return data
+
+    def end(self) -> bytes:
+        if self._left:
+            raise h11.LocalProtocolError("A response is shorter than it says.")
+        self._ended = True
+        return b"" if self._left == 0 or self._silent else b"0\r\n\r\n"
+
+    def begin_another(self) -> bool:
+        return self._ended and self._stays and not self.coming
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

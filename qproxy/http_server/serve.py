@@ -1,0 +1,83 @@
+"""Mending Hypercorn in this process, and serving with it.
+
+`install` is the only place where Hypercorn's names are changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+import hypercorn.protocol
+import hypercorn.protocol.h2
+import hypercorn.protocol.h11
+import hypercorn.trio
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config
+
+from qproxy.http_server.h2 import H2, StreamBuffer
+from qproxy.http_server.h11 import H1
+from qproxy.http_server.tcp_server import Server
+from qproxy.http_server.worker import announce
+from qproxy.http_server.ws_stream import Socket
+
+MENDED = "0.18"
+BACKLOG = 2048
+log = logging.getLogger("qproxy.hypercorn")
+
+
+def install(
+    *, write_timeout: float | None = None, max_connections: int | None = None, max_age: float | None = None
+) -> None:
+    """Mend Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
+    if write_timeout is not None:
+        Server.write_timeout = write_timeout
+    if max_connections is not None:
+        Server.max_connections = max_connections
+    if max_age is not None:
+        Server.max_age = max_age
+    if not version("hypercorn").startswith(MENDED + "."):
+        log.warning("Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), MENDED)
+        return
+    announce()
+    setattr(hypercorn.trio.run, "TCPServer", Server)  # noqa: B010 - typed modules do not let classes be replaced
+    setattr(hypercorn.protocol, "H11Protocol", H1)  # noqa: B010
+    setattr(hypercorn.protocol, "H2Protocol", H2)  # noqa: B010
+    setattr(hypercorn.protocol.h2, "StreamBuffer", StreamBuffer)  # noqa: B010
+    setattr(hypercorn.protocol.h11, "WSStream", Socket)  # noqa: B010
+    setattr(hypercorn.protocol.h2, "WSStream", Socket)  # noqa: B010
+
+
+async def serve(
+    app: Any,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    listener: int | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an ASGI app over HTTP/1.1 and HTTP/2 (h2c with prior knowledge; ALPN with a certificate).
+
+    Reports the bound URLs.  `listener`: the descriptor of a socket that listens already, instead of an address.  When
+    `shutdown_trigger` returns, no new connection is taken and running requests may end.  The limits are those that the
+    app sets in its lifespan (`Worker.configure`).
+    """
+    install()
+    config = Config()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    config.bind = [address if listener is None else f"fd://{listener}"]
+    config.certfile, config.keyfile = certfile, keyfile
+    config.backlog = BACKLOG
+    config.errorlog = logging.getLogger("hypercorn.error")
+
+    async def serve_in(task_status: Any) -> None:
+        await hypercorn.trio.serve(app, config, shutdown_trigger=shutdown_trigger, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        task_status.started(await nursery.start(serve_in))

@@ -1,0 +1,345 @@
+"""A WebSocket over HTTP/1.1 or, in a stream of its own, over HTTP/2 (RFC 6455, 8441), between its protocol and the app.
+
+Stock's ends the whole server when a client sends a byte before it is accepted (#225), and so does a byte after the
+end.  It counts messages that wait for the app but not their size, inflates what a client has deflated without a limit,
+lets a message that is too large or no message at all pass without an end, and pings without asking for the answer.
+
+The idea: what comes from the client is held, up to a bound, until the app asks for it, and beyond that bound nothing
+more is read.  There is no compression: a kilobyte could become a megabyte.  `leave` is called when the client has
+gone, as for an `Exchange`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import trio
+from hypercorn.protocol.events import Body, Data, EndBody, EndData, Request, Response, StreamClosed
+from hypercorn.protocol.ws_stream import Handshake
+from hypercorn.trio.task_group import _handle as run_app
+from hypercorn.utils import UnexpectedMessageError
+from wsproto.connection import Connection, ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
+from wsproto.utilities import LocalProtocolError
+
+from qproxy.http_server.http_stream import EXTENSION, MAX_HELD, MAX_PIECES, SLICE, Leaving
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.errors import RequestError
+
+MAX_EARLY = 64 * 1024
+"""Bytes that a client may send ahead of being accepted."""
+MAX_PARTS = 64 * 1024
+"""Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
+FAREWELL_SECONDS = 1.0
+"""For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
+NORMAL, ABNORMAL, TOO_BIG, FAULT = 1000, 1006, 1009, 1011
+
+
+class Socket(Leaving):
+    """What the protocols call their stream."""
+
+    def __init__(
+        self,
+        app: Any,
+        config: Any,
+        context: Any,
+        task_group: Any,
+        ssl: bool,
+        client: Any,
+        server: Any,
+        send: Callable[[Any], Awaitable[None]],
+        stream_id: int,
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._task_group = task_group
+        self._about = {"scheme": "wss" if ssl else "ws", "client": client, "server": server}
+        self._send = send
+        self._id = stream_id
+        self._handshake: Handshake
+        self._connection: Connection | None = None
+        """Once it is accepted."""
+        self._early = b""
+        self._parts: list[Any] = []
+        self._size = 0
+        """Of the message that is coming in."""
+        self._inbox: deque[dict[str, Any]] = deque()
+        self._held = 0
+        self._moved = trio.lowlevel.ParkingLot()
+        """Where the app waits for a message, or the reader for the app."""
+        self._stuck = False
+        self._heard = 0.0
+        self._refusal: Any = None
+        """The head of the HTTP answer that is given instead."""
+        self._answered = False
+        self._failed = False
+        self._farewell = trio.Event()
+        self._life = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<Socket {'closed' if self.closed else 'open' if self._connection else 'asked for'}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether the connection may be closed for idleness."""
+        return self.closed or (self._answered and self._connection is None)
+
+    # From the client
+
+    async def handle(self, event: Any) -> None:
+        """What the protocol has read."""
+        if self.closed:
+            return
+        if isinstance(event, Request):
+            await self._begin(event)
+        elif isinstance(event, Body | Data):
+            await self._receive(bytes(event.data))
+        elif isinstance(event, EndBody):
+            await self._send(StreamClosed(stream_id=self._id))
+        elif isinstance(event, StreamClosed):
+            self._close()
+
+    async def _begin(self, request: Any) -> None:
+        self._handshake = _read_handshake(request)
+        if not self._handshake.is_valid():
+            await self._refuse_in_words()
+            return
+        path, _, query = request.raw_path.partition(b"?")
+        scope = {
+            "type": "websocket",
+            "asgi": {"spec_version": "2.3", "version": "3.0"},
+            "http_version": request.http_version,
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": self._config.root_path,
+            "headers": request.headers,
+            "subprotocols": self._handshake.subprotocols or [],
+            "state": request.state.copy(),
+            "extensions": {"websocket.http.response": {}, EXTENSION: self},
+            **self._about,
+        }
+        self._inbox.append({"type": "websocket.connect"})
+        spawn, call = trio.to_thread.run_sync, trio.from_thread.run
+        self._task_group.spawn(run_app, self._app, self._config, scope, self.receive, self.send, spawn, call)
+
+    async def _refuse_in_words(self) -> None:
+        error = RequestError(
+            "This is no proper request for a WebSocket (RFC 6455 4.1).", code="bad_handshake"
+        )
+        body = jsontext.dumps(error.body())
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await self._answer({"status": error.status, "headers": headers})
+        await self._send(Body(stream_id=self._id, data=body))
+        await self._send(EndBody(stream_id=self._id))
+        await self._send(StreamClosed(stream_id=self._id))
+
+    async def _receive(self, data: bytes) -> None:
+        connection = self._connection
+        if connection is None:
+            self._early += data
+            if len(self._early) > MAX_EARLY:
+                await self._send(StreamClosed(stream_id=self._id))
+            return
+        self._heard = trio.current_time()
+        if connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+            connection.receive_data(data)
+            for number, event in enumerate(connection.events(), 1):
+                await self._handle_frame(connection, event)
+                if not number % SLICE:
+                    await trio.lowlevel.checkpoint()
+                    await self._wait_for_app()
+        await self._wait_for_app()
+
+    async def _wait_for_app(self) -> None:
+        """Return when the app has less to take than may wait for it."""
+        self._stuck = True
+        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not (self.closed or self._failed):
+            await self._moved.park()
+        self._stuck = False
+
+    async def _handle_frame(self, connection: Connection, event: Any) -> None:
+        if isinstance(event, Message):
+            if connection.state is ConnectionState.OPEN:
+                await self._take(event)
+        elif isinstance(event, Ping):
+            await self._frame(event.response())
+        elif isinstance(event, CloseConnection):
+            if connection.state is ConnectionState.OPEN:  # wsproto's word for frames that are none
+                await self._fail(int(event.code), event.reason)
+                return
+            if connection.state is ConnectionState.REMOTE_CLOSING:
+                await self._frame(event.response())
+            await self._over()
+
+    async def _take(self, event: Any) -> None:
+        data = event.data
+        self._size += (
+            len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
+        )
+        most = self._config.websocket_max_message_size
+        if self._size > most or len(self._parts) >= MAX_PARTS:
+            await self._fail(TOO_BIG, f"A message may have {most} bytes, and {MAX_PARTS} parts.")
+            return
+        if data or not self._parts:
+            self._parts.append(data)
+        if not event.message_finished:
+            return
+        text = isinstance(event, TextMessage)
+        whole: Any = "".join(self._parts) if text else b"".join(self._parts)
+        message = {
+            "type": "websocket.receive",
+            "text": whole if text else None,
+            "bytes": None if text else whole,
+        }
+        self._inbox.append({**message, "size": self._size})
+        self._held += self._size
+        self._parts, self._size = [], 0
+        self._moved.unpark_all()
+
+    async def _over(self) -> None:
+        """Both ends have said that it is over."""
+        self._farewell.set()
+        await self._end()
+
+    async def _fail(self, code: int, reason: str | None) -> None:
+        """What the client says cannot be heard: say so, and have the app end.  Until then what comes is dropped."""
+        await self._frame(CloseConnection(code=code, reason=reason))
+        self._failed = True
+        self._moved.unpark_all()
+        self._left()
+
+    async def _end(self) -> None:
+        if not self.closed:
+            await self._send(EndData(stream_id=self._id))
+            await self._send(StreamClosed(stream_id=self._id))
+
+    def _close(self) -> None:
+        self.closed = True
+        self._farewell.set()
+        self._life.cancel()
+        self._moved.unpark_all()
+        self._left()
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's `receive`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._inbox:
+            if self.closed or self._failed:
+                return {"type": "websocket.disconnect", "code": ABNORMAL}
+            await self._moved.park()
+        message = self._inbox.popleft()
+        self._held -= message.pop("size", 0)
+        self._moved.unpark_all()
+        return message
+
+    # From the app
+
+    async def send(self, message: Any) -> None:
+        """ASGI's `send`; None when the app is over."""
+        if self.closed:
+            return
+        kind = None if message is None else message["type"]
+        if kind is None:
+            await self._app_is_over()
+        elif kind == "websocket.accept" and not self._answered:
+            await self._accept(message)
+        elif kind == "websocket.send" and self._connection is not None:
+            data = message.get("bytes")
+            await self._frame(TextMessage(data=message["text"]) if data is None else BytesMessage(data=data))
+        elif kind == "websocket.close" and self._connection is not None:
+            code, reason = int(message.get("code") or NORMAL), message.get("reason") or None
+            await self._frame(CloseConnection(code=code, reason=reason))
+        elif kind == "websocket.close" and not self._answered:
+            await self._answer({"status": 403, "headers": [(b"content-length", b"0")]})
+            await self._send(EndBody(stream_id=self._id))
+        elif kind == "websocket.http.response.start" and not self._answered:
+            self._refusal = message
+        elif kind == "websocket.http.response.body" and self._refusal is not None:
+            await self._refuse(message)
+        else:
+            raise UnexpectedMessageError(str(self), kind)  # type: ignore[arg-type]
+
+    async def _accept(self, message: Any) -> None:
+        self._handshake.extensions = None
+        status, headers, self._connection = self._handshake.accept(
+            message.get("subprotocol"), message.get("headers", ())
+        )
+        await self._answer({"status": status, "headers": headers})
+        self._heard = trio.current_time()
+        if self._config.websocket_ping_interval is not None:
+            self._task_group.spawn(self._ask_for_life, self._config.websocket_ping_interval)
+        early, self._early = self._early, b""
+        if early:
+            await self._receive(early)
+
+    async def _answer(self, head: Any) -> None:
+        self._answered = True
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in head["headers"]]
+        if (
+            self._connection is None and self._handshake.http_version == "1.1"
+        ):  # HTTP/2 goes on with other streams
+            headers = [*(field for field in headers if field[0] != b"connection"), (b"connection", b"close")]
+        await self._send(Response(stream_id=self._id, status_code=int(head["status"]), headers=headers))
+
+    async def _refuse(self, message: Any) -> None:
+        if not self._answered:
+            await self._answer(self._refusal)
+        body = bytes(message.get("body", b""))
+        if body:
+            await self._send(Body(stream_id=self._id, data=body))
+        if not message.get("more_body", False):
+            await self._send(EndBody(stream_id=self._id))
+
+    async def _frame(self, event: Any) -> None:
+        if self._connection is None:
+            return
+        try:
+            data = self._connection.send(event)
+        except LocalProtocolError:  # after the end
+            return
+        await self._send(Data(stream_id=self._id, data=data))
+
+    async def _app_is_over(self) -> None:
+        connection = self._connection
+        if not self._answered:
+            await self._answer({"status": 500, "headers": [(b"content-length", b"0")]})
+            await self._send(EndBody(stream_id=self._id))
+        if connection is None:
+            await self._send(StreamClosed(stream_id=self._id))
+            return
+        if connection.state is ConnectionState.OPEN:
+            await self._frame(CloseConnection(code=FAULT))
+        with trio.move_on_after(FAREWELL_SECONDS):
+            await self._farewell.wait()
+        await self._end()
+
+    async def _ask_for_life(self, interval: float) -> None:
+        """Ping a client that is quiet; one that does not answer either is gone."""
+        with self._life:
+            asked = False
+            while True:
+                await trio.sleep_until(self._heard + interval * (2 if asked else 1))
+                quiet = trio.current_time() - self._heard
+                if self._stuck:  # it is we who do not listen
+                    self._heard, asked = trio.current_time(), False
+                elif asked and quiet >= interval * 2:
+                    with trio.CancelScope(shield=True):
+                        await self._send(StreamClosed(stream_id=self._id))
+                    return
+                elif quiet >= interval:
+                    asked = True
+                    await self._frame(Ping())
+                else:
+                    asked = False
+
+
+def _read_handshake(request: Any) -> Handshake:
+    """What a request says of a WebSocket: nothing when its fields are no text, and so it is refused."""
+    try:
+        return Handshake(request.headers, request.http_version)
+    except ValueError:
+        return Handshake([], request.http_version)

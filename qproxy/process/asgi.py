@@ -1,0 +1,150 @@
+"""`qproxy.app`: the ASGI app for servers that something else starts, from qproxy.toml and the environment.
+
+It is built in the lifespan and nowhere else, so there is never one without its background tasks; a configuration that
+cannot be served is `lifespan.startup.failed` with a line that says why, and a request that comes without a lifespan is a
+503 in words.  The settings of a server (`Config.for_app`) are that server's: those that say something else are named in
+the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from qproxy import http_server as hypercorn
+from qproxy.access.api_keys import KeyFileError
+from qproxy.bootstrap import app as serving
+from qproxy.config import Config, load
+from qproxy.config.accounts import ConfigError
+from qproxy.config.settings import SERVER_SETTINGS, SETTINGS
+from qproxy.http_server.shutdown import current_shutdown
+from qproxy.process import log_setup as logs
+from qproxy.process import serve as process
+from qproxy.system import launch
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.errors import Overloaded
+
+OPTIONS = {
+    "host": "--bind",
+    "port": "--bind",
+    "workers": "--workers",
+    "certfile": "--certfile",
+    "keyfile": "--keyfile",
+}
+"""Where Hypercorn has the settings that are its own."""
+TRY_AGAIN_LATER = 1013
+"""A WebSocket's close code (IANA's registry)."""
+log = logging.getLogger("qproxy")
+
+
+class App:
+    """The app, once its lifespan has begun; `read` gets the settings, anew for each lifespan."""
+
+    def __init__(self, read: Callable[[], Config] = load) -> None:
+        self._read = read
+        self._app: Any = None
+
+    def __repr__(self) -> str:
+        return f"<App {'served' if self._app is not None else 'not started'}>"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(scope, send)
+
+    async def _lifespan(self, scope: Any, receive: Any, send: Any) -> None:
+        async def forward(message: Any) -> None:
+            worker = current_shutdown.get()
+            if message["type"] == "lifespan.startup.failed" and isinstance(worker, hypercorn.Worker):
+                worker.fail(message["message"])
+            await send(message)
+
+        app, reason = self._attempt()
+        if app is None:
+            await receive()
+            await forward({"type": "lifespan.startup.failed", "message": reason})
+            return
+        self._app = app
+        try:
+            await app(scope, receive, forward)
+        finally:
+            self._app = None
+
+    def _attempt(self) -> tuple[Any, str]:
+        """The app, or None and why there is none."""
+        try:
+            return self._build(), ""
+        except Exception as error:
+            return None, _reason(error)
+
+    def _build(self) -> Any:
+        """The app for whatever serves it.  ConfigError when that may not be."""
+        if not trio.lowlevel.in_trio_run():
+            raise ConfigError(launch.NOT_TRIO)
+        if self._app is not None:
+            raise ConfigError("qproxy.app is served already: use `qproxy.create_app` for another one.")
+        hypercorn.install()
+        config, worker = self._read(), current_shutdown.get()
+        config.for_app().check()
+        if isinstance(worker, hypercorn.Worker):
+            for host in worker.hosts():
+                config.check_address(host)
+        if not logging.getLogger().handlers:  # else somebody has said where logs go
+            logs.log_to_stderr(config)
+        if isinstance(worker, hypercorn.Worker):
+            worker.log_once()
+        if launch.is_hypercorn_command():
+            process.raise_file_limit(config)
+        if _is_first():
+            unused = unused_settings(config) if isinstance(worker, hypercorn.Worker) else []
+            for warning in (*unused, *config.warnings()):
+                log.warning("%s", warning)
+        return serving.create_app(config)
+
+
+def unused_settings(config: Config) -> list[str]:
+    """What to say of settings that are the server's, where a program or a command runs Hypercorn itself."""
+    return [
+        f"the setting {name} is not used: Hypercorn has its own ({OPTIONS[name]})"
+        for name in SERVER_SETTINGS
+        if getattr(config, name) != SETTINGS[name].default
+    ]
+
+
+def _is_first() -> bool:
+    """Whether this process is alone, or the first of several workers: what holds for all is said by one."""
+    return multiprocessing.parent_process() is None or multiprocessing.current_process().name.endswith("-1")
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no app, in a line; what nobody foresaw is in the log too."""
+    if not isinstance(error, ConfigError | KeyFileError | OSError):
+        log.error("the app cannot be built", exc_info=error)
+        return f"{type(error).__name__}: {error}; the log has the details"
+    return " ".join(str(error).split())
+
+
+async def _refuse(scope: Any, send: Any) -> None:
+    """Answer a request that came before the lifespan, or without one."""
+    message = "The server has not started: its ASGI lifespan has not run, or has failed. Its log says why."
+    error = Overloaded(message, code="not_started", retry_after=1)
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": message})
+        return
+    body = jsontext.dumps(error.body())
+    headers = [
+        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1"),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+hypercorn.announce()  # before a server is started
+app = App()

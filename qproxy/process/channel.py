@@ -1,0 +1,63 @@
+"""The supervisor, as one of its workers sees it: what it says is done, and what it wants to know is said.
+
+A worker without a supervisor has nobody who would replace it, stop it or have it reload: it stops.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import trio
+
+from qproxy.process.worker import RELOAD, STOP
+
+Reload = Callable[[], Awaitable[tuple[bool, str]]]
+log = logging.getLogger("qproxy")
+
+
+class Place(NamedTuple):
+    """A worker's number and the descriptors that it was given, as its command line has them."""
+
+    number: int
+    line: int
+    listener: int
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        number, line, listener = map(int, text.split(":"))
+        return cls(number, line, listener)
+
+
+class Post:
+    """The worker's end of the line."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        os.set_inheritable(place.line, False)
+        os.set_inheritable(place.listener, False)
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=place.line)))
+
+    async def tell(self, **facts: Any) -> None:
+        with suppress(trio.BrokenResourceError):  # `obey` finds out too
+            await self._stream.send_all(json.dumps(facts).encode() + b"\n")
+
+    async def obey(self, stop: trio.Event, reload: Reload) -> None:
+        """Do what the supervisor says, until cancelled."""
+        heard = b""
+        with suppress(trio.BrokenResourceError):
+            while data := await self._stream.receive_some():
+                *words, heard = (heard + data).split(b"\n")
+                for word in words:
+                    if word == STOP:
+                        stop.set()
+                    elif word == RELOAD:
+                        taken_up, said = await reload()
+                        await self.tell(taken_up=taken_up, said=said)
+        log.warning("the supervisor of this worker is gone: it stops")
+        stop.set()

@@ -1,0 +1,15 @@
+"""Answers in rounds: the model calls this server's tools, reads their results, and goes on.
+
+    rounds     one answer over several rounds, pulled like an answer of one; the tools run between two of them
+    memory     the hidden calls of answers that ended with the client's own
+    workshop   what a request is equipped with; put together anew by a reload
+
+What of a round the client sees, and what the model is told next, is pure: `wire.rounds`.  A request that gets no tool
+of this server's never comes here.
+"""
+
+from qproxy.relay.tool_history import Memory
+from qproxy.relay.tool_loop import Rounds
+from qproxy.relay.tool_runtime import Workshop
+
+__all__ = ["Memory", "Rounds", "Workshop"]

@@ -1,0 +1,188 @@
+"""An answer under way: pulled by whoever writes it to the client, at the client's pace.
+
+Each `receive` reads once from the upstream and returns every event that became certain with it: no queue, no pump
+task, no nursery and no cancel scope across a `yield`.  `Pulled` is what the server asks of an answer; `Answer` is one
+upstream response.  Several of them are one answer in `prompts.Series` (one to each prompt) and `rounds.Rounds` (with
+the server's own tools between).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import trio
+
+from qproxy.telemetry import Story
+from qproxy.transport import Response
+from qproxy.wire import sse
+from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.events import Done, Event, Failed, SearchInfo, Usage
+from qproxy.wire.pipeline import Chain
+
+MAX_WHOLE_BODY = 64 * 1024 * 1024
+
+
+SLICE = 16 * 1024
+"""Bytes of an answer that are worked on before other tasks get their turn; an event that is longer has a thread."""
+MAX_EVENTS = 2000
+"""Of one read, that are given at once: more than those of a read of common size."""
+T = TypeVar("T")
+
+
+async def apart(work: Callable[..., T], *arguments: Any) -> T:
+    """What a long piece of work returns: done in a thread, so that other tasks go on."""
+    return await trio.to_thread.run_sync(work, *arguments)
+
+
+class Pulled(Protocol):
+    """An answer under way, whatever it is made of: `receive()` until it returns nothing.
+
+    A failure is the last event, a `Failed`; nothing is raised but cancellation.
+    """
+
+    def interrupt(self) -> None: ...
+
+    async def receive(self, until: float = math.inf) -> list[Event]: ...
+
+    async def all(self) -> list[Event]: ...
+
+
+def starts_answer(event: Event) -> bool:
+    """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
+    return not isinstance(event, SearchInfo | Usage | Done | Failed)
+
+
+class Answer:
+    """What one upstream response says."""
+
+    def __init__(self, story: Story, *, source: Response | None, front: Chain, back: Chain) -> None:
+        self._source = source
+        self._front = front
+        self._back = back
+        self._story = story
+        self._pending: list[Event] = []
+        self._over = False
+        self._bytes = 0
+        self._usage: Usage | None = None
+        self._pieces = 0
+
+    def __repr__(self) -> str:
+        return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
+
+    def interrupt(self) -> None:
+        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        if self._source is not None:
+            self._source.interrupt()
+
+    async def receive(self, until: float = math.inf) -> list[Event]:
+        """Every event that became certain with one read of the upstream; empty at the end.
+
+        Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
+        """
+        while not self._pending and not self._over:
+            self._pending = await self._read(until)
+        if len(self._pending) <= MAX_EVENTS:
+            events, self._pending = self._pending, []
+        else:
+            events = self._pending[:MAX_EVENTS]
+            del self._pending[:MAX_EVENTS]
+            await trio.lowlevel.checkpoint()
+        return events
+
+    def tokens(self, prompt: int) -> int:
+        """How many it took: as the server says, else about so many as there are events, and the prompt's."""
+        return self._usage.total_tokens if self._usage else prompt + self._pieces
+
+    async def all(self) -> list[Event]:
+        """The rest of the answer, up to a size that nobody's answer has."""
+        events: list[Event] = []
+        while piece := await self.receive():
+            events.extend(piece)
+            if self._bytes > MAX_WHOLE_BODY:
+                message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
+                return [*events, Failed(UpstreamError(message, code="upstream_invalid_response"))]
+        return events
+
+    async def started(self) -> None:
+        """Return when the first event of the answer is there; raise the error when it never comes."""
+        events: list[Event] = []
+        while not any(starts_answer(event) for event in events):
+            piece = await self.receive()
+            if not piece:
+                raise self._empty()
+            events += piece
+            if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
+                error = piece[-1].error
+                raise self._empty() if error.retry is Retry.ONCE else error  # once: the end is all that came
+        self._pending = [*events, *self._pending]
+
+    def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
+        """Events that are there already: a whole answer."""
+        self._pending = self._seen(self._back.feed_many(list(events)))
+        if last and not self._over:
+            self._pending += self._close()
+
+    def _empty(self) -> UpstreamError:
+        """An answer without an answer, and what it consisted of, for whoever looks for the cause."""
+        came = f"{self._bytes} bytes without an event of an answer" if self._bytes else "an empty body"
+        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=Retry.ONCE)
+
+    async def _read(self, until: float) -> list[Event]:
+        assert self._source is not None
+        before = trio.current_time()
+        try:
+            data = await self._source.receive(until)
+            self._bytes += len(data)
+        except UpstreamError as error:
+            return await self._worked(self._failed, error)
+        finally:
+            self._story.upstream_seconds += trio.current_time() - before
+        if not data:
+            return await self._worked(self._close)
+        if len(data) <= SLICE and self._held() <= SLICE:
+            return self._taken(data)  # what nearly every read is
+        events = []
+        for start in range(0, len(data), SLICE):
+            if start:
+                await trio.lowlevel.checkpoint()
+            piece = data[start : start + SLICE]
+            events += await self._worked(self._taken, piece)
+            if self._over:
+                break
+        return events
+
+    async def _worked(self, work: Callable[..., list[Event]], *arguments: Any) -> list[Event]:
+        """What some work returns: with a long event before it, in a thread."""
+        return await apart(work, *arguments) if self._held() > SLICE else work(*arguments)
+
+    def _held(self) -> int:
+        """Characters that wait in front for the end of their event."""
+        first = self._front.stages[0] if self._front.stages else None
+        return first.held if isinstance(first, sse.Decoder) else 0
+
+    def _taken(self, data: bytes) -> list[Event]:
+        """What becomes certain with some bytes."""
+        return self._seen(self._back.feed_many(self._front.feed(data)))
+
+    def _failed(self, error: UpstreamError) -> list[Event]:
+        self._over = True
+        return self._seen(self._back.feed_many([*self._front.close(), Failed(error)]))
+
+    def _close(self) -> list[Event]:
+        self._over = True
+        events = self._back.feed_many(self._front.close())
+        return self._seen([*events, *self._back.close()])
+
+    def _seen(self, events: Iterable[Event]) -> list[Event]:
+        seen = []
+        for event in events:
+            seen.append(event)
+            self._pieces += 1
+            if isinstance(event, Usage):
+                self._story.usage = self._usage = event
+            elif isinstance(event, Failed):
+                self._over = True
+                break
+        return seen

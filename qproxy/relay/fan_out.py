@@ -1,0 +1,48 @@
+"""Several upstream requests for one request of a client: side by side, as one.
+
+The first that fails for good ends the others, and its error is the one that the client sees.  Cancelled, all are: their
+nursery is within the request's own, and does not outlive the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from qproxy.telemetry import Story
+from qproxy.wire.errors import QproxyError
+
+
+async def side_by_side(work: Callable[[int], Awaitable[None]], count: int, at_once: int) -> None:
+    """Do `work(0)` to `work(count - 1)`, at most so many at once.  Raises the first QproxyError of any."""
+    numbers = iter(range(count))
+    failures: list[QproxyError] = []
+
+    async def worker() -> None:
+        for number in numbers:
+            try:
+                await work(number)
+            except QproxyError as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+                return
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(count, at_once)):
+            nursery.start_soon(worker)
+    if failures:
+        raise failures[0]
+
+
+def absorb(story: Story, part: Story) -> None:
+    """Let a request's story know of one of its parts: what the last one met, and the most tries that one took."""
+    story.account = part.account or story.account
+    story.served_model = part.served_model or story.served_model
+    story.upstream_status = part.upstream_status or story.upstream_status
+    story.upstream_request_id = part.upstream_request_id or story.upstream_request_id
+    story.tries = max(story.tries, part.tries)
+    story.failures += part.failures
+    story.rules, story.notes = part.rules or story.rules, part.notes or story.notes
+    story.ignored = part.ignored or story.ignored
+    story.repairs.update(part.repairs)

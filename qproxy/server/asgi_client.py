@@ -1,0 +1,154 @@
+"""The app without a socket, for Trio programs: ASGI spoken directly, in real time.
+
+Leaving a response early is a client's disconnect: the app is told, and cancelled if it does not go within a
+second.  A piece of the answer is handed over when it is asked for, so a slow reader slows the upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import unquote
+
+import trio
+
+from qproxy.http_server.shutdown import Shutdown, current_shutdown
+
+LEAVE_TIMEOUT = 1.0
+
+
+class InProcessResponse:
+    """The head of an answer, and its body piece by piece."""
+
+    def __init__(self, pieces: trio.MemoryReceiveChannel[Any]) -> None:
+        self._pieces = pieces
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    async def begin(self) -> None:
+        head = await self._pieces.receive()
+        self.status, self.headers = head["status"], list(head.get("headers", ()))
+
+    async def receive(self) -> bytes:
+        """Some of the body; b"" at the end."""
+        while True:
+            try:
+                message = await self._pieces.receive()
+            except trio.EndOfChannel:
+                return b""
+            if message.get("body"):
+                return bytes(message["body"])
+            if not message.get("more_body"):
+                return b""
+
+    async def read(self) -> bytes:
+        """The whole rest of the body."""
+        pieces = []
+        while piece := await self.receive():
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+class InProcessClient:
+    """Makes requests of one app."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._running = 0
+        self._ended = trio.lowlevel.ParkingLot()
+
+    async def until_idle(self) -> None:
+        """Return when no request runs."""
+        while self._running:
+            await self._ended.park()
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, path: str, *, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> AsyncIterator[InProcessResponse]:
+        """The response to a request; leaving the block ends the request."""
+        sender, receiver = trio.open_memory_channel[Any](0)
+        gone = trio.Event()
+        inbox = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if inbox:
+                return inbox.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            with suppress(trio.BrokenResourceError):  # as in ASGI: who has left is not sent to
+                await sender.send(message)
+
+        async def run() -> None:
+            async with sender:
+                await self._app(_scope(method, path, headers), receive, send)
+
+        self._running += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                response = InProcessResponse(receiver)
+                await response.begin()
+                try:
+                    yield response
+                finally:
+                    gone.set()
+                    nursery.cancel_scope.deadline = trio.current_time() + LEAVE_TIMEOUT
+                    receiver.close()
+        finally:
+            self._running -= 1
+            self._ended.unpark_all()
+
+
+def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    path, _, query = target.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(b"host", b"in-process"), *headers],
+        "client": ("127.0.0.1", 0),
+        "server": None,
+        "state": {},
+        "extensions": {},
+    }
+
+
+@asynccontextmanager
+async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
+    """A client for an ASGI app that is started (its lifespan) for the block.
+
+    At the block's end the app stops as a server does: requests of other tasks have its `graceful_timeout` to end.
+    """
+    to_app, inbox = trio.open_memory_channel[Any](2)
+    outbox, from_app = trio.open_memory_channel[Any](2)
+    shutdown, client = Shutdown(), InProcessClient(app)
+    async with trio.open_nursery() as nursery:
+        token = current_shutdown.set(shutdown)  # for the app's lifespan
+        nursery.start_soon(
+            app, {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, inbox.receive, outbox.send
+        )
+        current_shutdown.reset(token)
+        await to_app.send({"type": "lifespan.startup"})
+        started = await from_app.receive()
+        if started["type"] != "lifespan.startup.complete":
+            raise RuntimeError(f"the app did not start: {started.get('message', '')}")
+        try:
+            yield client
+            shutdown.begun.set()
+            with trio.move_on_after(shutdown.grace):
+                await client.until_idle()
+        finally:
+            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):  # the app's own end must run even so
+                await to_app.send({"type": "lifespan.shutdown"})
+                await from_app.receive()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,150 @@
+"""Stored responses: what `POST /v1/responses` remembers, and the routes that read, list and delete it.
+
+Here: whose response it is, and what a missing one is answered with.  Not here: how items look (`wire.endpoints.
+responses`), where they are kept (`stored`).
+
+A response is kept when it has ended well, `completed` or `incomplete`, before its last bytes go out: whoever reads
+`response.completed` can continue it at once.  One that failed, or whose client left, is not kept: nobody has all of
+it, and nothing sensible continues it.  A response is of its client's key, by the whole digest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from quart import request
+
+from qproxy.server import request_context as current
+from qproxy.server.http_response import Reply, json
+from qproxy.server.response_store import Missing, Store, Stored, StoreError
+from qproxy.server.routes.generate import Memory
+from qproxy.server.state import Parts, Route
+from qproxy.wire.endpoints import StreamEncoder, responses
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import Turn
+
+log = logging.getLogger("qproxy.server")
+Item = dict[str, Any]
+
+
+def _owner() -> str:
+    """Whose responses the current client may see."""
+    key = current.client()
+    return "" if key is None else key.digest
+
+
+def _not_found(id: str) -> NoReturn:
+    raise RequestError(f"Response with id {id[:100]!r} not found.", status=404)
+
+
+class RememberedResponses(Memory):
+    """The memory of one `POST /v1/responses`."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._store = parts.store
+        self._owner = _owner()
+        self._request = current.record().id
+
+    async def recall(self, body: Any) -> dict[str, Any]:
+        """The conversation that the request continues, and the items that it refers to."""
+        previous, ids = responses.references(body)
+        before = [] if previous is None else await _before(self._store, self._owner, previous)
+        known = {} if self._store is None else await _known(self._store, self._owner, ids)
+        return {"before": before, "known": known, "keeps": self._store is not None}
+
+    async def keep(self, turn: Turn, answer: dict[str, Any]) -> None:
+        asked = responses.asked(turn)
+        if not asked.store or self._store is None:
+            return
+        try:
+            await self._store.keep(Stored(turn.id, self._owner, asked.previous, answer, asked.items))
+        except StoreError as error:
+            log.warning("request %s: its response is not kept: %s", self._request, error)
+
+    async def ended(self, turn: Turn, encoder: StreamEncoder) -> None:
+        assert isinstance(encoder, responses.Encoder)
+        if encoder.response is not None:
+            await self.keep(turn, encoder.response)
+
+
+async def _before(store: Store | None, owner: str, previous: str) -> list[Item]:
+    """The items of a conversation; a RequestError, in OpenAI's words, when it is not there."""
+    try:
+        if store is None:
+            raise Missing(previous)
+        chain = await store.chain(owner, previous)
+    except Missing as missing:
+        message = f"Previous response with id {missing.id[:100]!r} not found."
+        if store is None:
+            message += " This server keeps no responses."
+        raise RequestError(
+            message, param="previous_response_id", code="previous_response_not_found"
+        ) from None
+    return [item for stored in chain for item in stored.conversation()]
+
+
+async def _known(store: Store, owner: str, ids: list[str]) -> dict[str, Item]:
+    """Those of the items that are stored, by id."""
+    known: dict[str, Item] = {}
+    wanted = frozenset(ids)
+    for response in dict.fromkeys(map(responses.response_of, ids)):
+        if response is not None:
+            try:
+                stored = await store.find(owner, response)
+            except Missing:
+                continue
+            known.update((item["id"], item) for item in stored.conversation() if item["id"] in wanted)
+    return known
+
+
+class StoredResponses:
+    """The views of one stored response, and their routes."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def routes(self) -> Iterator[Route]:
+        yield Route("/responses/<id>", ("GET",), self._get)
+        yield Route("/responses/<id>", ("DELETE",), self._delete)
+        yield Route("/responses/<id>/input_items", ("GET",), self._input_items)
+        yield Route("/responses/<id>/cancel", ("POST",), self._cancel)
+
+    async def _get(self, id: str) -> Reply:
+        if request.args.get("stream") in ("true", "1"):
+            message = "Only a response made in the background can be streamed again."
+            raise RequestError(message, param="stream", code="unsupported_parameter")
+        return json((await self._find(id)).response)
+
+    async def _delete(self, id: str) -> Reply:
+        try:
+            await self._store(id).forget(_owner(), id)
+        except Missing:
+            _not_found(id)
+        return json({"id": id, "object": "response", "deleted": True})
+
+    async def _input_items(self, id: str) -> Reply:
+        """What the model was given: the conversation before the response, and the request's own items."""
+        stored = await self._find(id)
+        try:
+            chain = await self._store(id).chain(_owner(), id)
+        except Missing:  # its beginning has been deleted
+            chain = [stored]
+        before = [item for earlier in chain[:-1] for item in earlier.conversation()]
+        query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
+        return json(responses.page([*before, *stored.items], **query))
+
+    async def _cancel(self, id: str) -> Reply:
+        await self._find(id)
+        raise RequestError("Cannot cancel a synchronous response.")
+
+    def _store(self, id: str) -> Store:
+        return self._parts.store or _not_found(id)
+
+    async def _find(self, id: str) -> Stored:
+        try:
+            return await self._store(id).find(_owner(), id)
+        except Missing:
+            _not_found(id)

@@ -1,0 +1,122 @@
+"""A log line: JSON for machines, columns and `key=value` for people.
+
+The request's line has its fields in `extra={"fields": ...}`.  For people, what is asked first stands first and in
+its own column: the status, how long it took and until its first byte, the tokens in and out, the model, who asked and
+who served; the rest follows by name.
+
+Every line passes the redactor as its last step, whoever wrote it: tracebacks and other libraries' lines too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from qproxy.telemetry.redaction import Redactor
+
+IN_COLUMNS = frozenset((
+    "method", "path", "status", "outcome", "model", "key", "account", "stream",
+    "prompt_tokens", "completion_tokens", "first_byte_ms", "total_ms",
+))  # fmt: skip
+"""Fields of a request that have their place in a line for people."""
+
+_write = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
+class Formatter(logging.Formatter):
+    """One line a record."""
+
+    def __init__(self, *, as_json: bool, redactor: Redactor | None = None, worker: int | None = None) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self._whose = {} if worker is None else {"worker": worker}
+        self._redactor = redactor or Redactor()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redactor.text(self._json(record) if self._as_json else self._words(record))
+
+    def _json(self, record: logging.LogRecord) -> str:
+        head: dict[str, Any] = {
+            "time": _when(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        head |= self._whose
+        fields = getattr(record, "fields", None)
+        if fields is None:
+            fields = {"message": record.getMessage()}
+            if record.exc_info:
+                fields["traceback"] = self.formatException(record.exc_info)
+        return escaped(_write({**head, **fields}))
+
+    def _words(self, record: logging.LogRecord) -> str:
+        when, fields = _when(record)[11:], getattr(record, "fields", None)
+        if fields is not None and "status" in fields:
+            return f"{when} {printable(columns({**fields, **self._whose}))}"
+        words = [when, record.levelname.lower(), record.getMessage()]
+        words += [
+            f"{name}={value}"
+            for name, value in {**(fields or {}), **self._whose}.items()
+            if name != "message"
+        ]
+        lines = [printable(" ".join(words))]
+        if record.exc_info:  # indented: what an exception says cannot pose as a line of the log
+            lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """JSON in which every character that is not printable is escaped.
+
+    JSON itself (RFC 8259 7) wants that of C0 controls only.  U+0085, U+2028 and U+2029 end a line for some readers, C1
+    controls drive a terminal, marks of direction disguise a line, and half a surrogate pair cannot be written at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def printable(text: str) -> str:
+    """The text without what would break a line, or tell a terminal to do something: clients choose paths and names."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _when(record: logging.LogRecord) -> str:
+    """UTC, to the millisecond."""
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def columns(fields: Mapping[str, Any]) -> str:
+    """A request's fields as a line for people."""
+    first = f"({_span(fields['first_byte_ms'])})" if "first_byte_ms" in fields else ""
+    tokens = ""
+    if "prompt_tokens" in fields:
+        tokens = f"{fields['prompt_tokens']}→{fields.get('completion_tokens', 0)} tok"
+    whose = [fields[name] for name in ("key", "account") if name in fields]
+    shown = [
+        f"{fields['status'] or '---'} {fields['outcome']:<12}",
+        f"{_span(fields['total_ms']):>7} {first:<9}",
+        f"{tokens:<15}",
+        f"{fields.get('model', '-'):<18}",
+        " → ".join(whose) or "-",
+        f"{fields['method']} {fields['path']}" + (" (stream)" if fields.get("stream") else ""),
+    ]
+    rest = [f"{name}={value}" for name, value in fields.items() if name not in IN_COLUMNS]
+    return "  ".join([*shown, " ".join(rest)]).rstrip()
+
+
+def _span(milliseconds: float) -> str:
+    if milliseconds < 1000:
+        return f"{milliseconds:.0f}ms"
+    return f"{milliseconds / 1000:.2f}s" if milliseconds < 100_000 else f"{milliseconds / 1000:.0f}s"

@@ -1,0 +1,110 @@
+"""The worker processes behind one address know of each other, so that any of them can answer for all.
+
+`qproxy serve --workers 2` and `hypercorn -w 2` start workers that share a port; who is asked for `/metrics` is chance.  Each worker
+listens on a Unix socket in a directory named after their common parent (only the owner may enter it) and answers
+questions there; `ask` puts one to all the others.  Nothing is sent while nobody asks, and a worker that is gone
+leaves a socket that refuses, which whoever finds it removes.
+
+A process without such a parent (`qproxy serve` alone, `hypercorn -w 0`) has no siblings and opens nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from qproxy.system.directories import make_private, meeting_place
+
+ANSWER_TIMEOUT = 2.0
+"""For all siblings together to answer: they are on this machine."""
+MAX_ANSWER = 16 * 1024 * 1024
+MAX_QUESTION = 100
+log = logging.getLogger("qproxy")
+
+
+def family(home: Path) -> Path | None:
+    """The directory of this process's siblings; None for a process that has none."""
+    parent = multiprocessing.parent_process()
+    return None if parent is None or parent.pid is None else meeting_place(home, parent.pid)
+
+
+class Siblings:
+    """This worker among its siblings."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self.answers: dict[str, Callable[[], bytes]] = {}
+        """What this worker says to each question."""
+        self._own = None if directory is None else directory / str(os.getpid())
+
+    def __repr__(self) -> str:
+        return f"<Siblings in {self._directory}>"
+
+    async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer the siblings' questions until cancelled; without a directory that is nothing."""
+        if self._directory is None or self._own is None:
+            task_status.started()
+            return
+        with trio.socket.socket(trio.socket.AF_UNIX) as listening:
+            try:
+                make_private(self._directory)
+                self._own.unlink(missing_ok=True)
+                await listening.bind(str(self._own))
+                listening.listen()
+            except OSError as error:  # no place to write, or a path too long for a socket
+                log.warning(
+                    "this worker's siblings cannot ask it (%s): /metrics tells of one worker only", error
+                )
+                task_status.started()
+                return
+            task_status.started()
+            try:
+                await trio.serve_listeners(self._answer, [trio.SocketListener(listening)])
+            finally:
+                _remove(self._own)
+                with suppress(OSError):  # the last one closes the door
+                    self._directory.rmdir()
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            with trio.move_on_after(ANSWER_TIMEOUT), suppress(OSError, trio.BrokenResourceError):
+                question = (await stream.receive_some(MAX_QUESTION)).decode("ascii", "replace")
+                await stream.send_all(self.answers.get(question, bytes)())
+
+    async def ask(self, question: str) -> list[bytes]:
+        """The answers of all siblings that are alive; this process's own is not among them."""
+        answers: list[bytes] = []
+        if self._directory is None:
+            return answers
+        with suppress(OSError), trio.move_on_after(ANSWER_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for path in self._directory.iterdir():
+                    if path != self._own:
+                        nursery.start_soon(self._ask, path, question, answers)
+        return answers
+
+    async def _ask(self, path: Path, question: str, answers: list[bytes]) -> None:
+        answer = bytearray()
+        try:
+            async with await trio.open_unix_socket(str(path)) as stream:
+                await stream.send_all(question.encode())
+                while len(answer) < MAX_ANSWER and (data := await stream.receive_some(65536)):
+                    answer += data
+        except ConnectionRefusedError:
+            _remove(path)
+        except (OSError, trio.BrokenResourceError) as error:
+            log.info("a sibling does not answer (%s)", error)
+        else:
+            answers.append(bytes(answer))
+
+
+def _remove(path: Path) -> None:
+    """Away with the socket of a worker that is gone."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

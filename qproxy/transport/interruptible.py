@@ -1,0 +1,78 @@
+"""Waiting for bytes in a way that can be given up without losing any.
+
+A deadline around a whole read is not enough for that: over TLS it may strike after bytes were decrypted, while the
+answer to a key update is sent, and they would be gone.  So the deadline stands where bytes are still the kernel's,
+below TLS: there a read has either happened or it has not.  What gives up is an exception of its own, and TLS and
+h11 above are left as they were.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from qproxy.system.sockets import plain_socket, read_now, read_when_there, write_now
+
+
+class Quiet(Exception):
+    """Nothing came while one was ready to wait.  Nothing is lost: ask again."""
+
+
+class Patient(trio.abc.Stream):
+    """A stream whose reads last until `until`, or until `interrupt` is called."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream = stream
+        self.until = math.inf
+        """Trio's clock."""
+        self._reading: trio.CancelScope | None = None
+        self._plain = plain_socket(stream)
+        self._more = False
+        """The last read may have left something."""
+
+    def __repr__(self) -> str:
+        return f"<Patient {self.transport_stream!r}>"
+
+    @property
+    def socket(self) -> trio.socket.SocketType | None:
+        """What the pool polls an idle connection by."""
+        return getattr(self.transport_stream, "socket", None)
+
+    def interrupt(self) -> None:
+        """Make the read that is waiting, if there is one, give up."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with trio.CancelScope(deadline=self.until) as self._reading:
+            try:
+                if self._plain is None or max_bytes is None:
+                    return await self.transport_stream.receive_some(max_bytes)
+                return await self._read(self._plain, max_bytes)
+            finally:
+                self._reading = None
+        raise Quiet
+
+    async def _read(self, socket: trio.socket.SocketType, size: int) -> bytes:
+        data = None
+        if self._more:
+            await trio.lowlevel.checkpoint()
+            data = read_now(socket, size)
+        if data is None:
+            data = await read_when_there(socket, size)
+        self._more = len(data) == size
+        return data
+
+    def send_now(self, *pieces: bytes) -> int:
+        """How many bytes left without waiting; none is no error yet."""
+        return 0 if self._plain is None else write_now(self._plain, *pieces)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()

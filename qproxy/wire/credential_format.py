@@ -1,0 +1,119 @@
+"""The tokens of one account, in the format of qwen-code's `oauth_creds.json`.
+
+Here: the record and its JSON.  Not here: where the file is and how it is written (`auth.files`).
+
+The idea: whatever is in the file survives us.  Fields that we do not know are kept as they are; a refresh replaces
+what its answer names and nothing else (qwen-code loses `resource_url` when an answer has none; we do not).
+
+A file without an access token holds no credentials.  One without an end (old releases of qwen-code wrote such) counts
+as ended, so it is refreshed; one without a refresh token works until it ends.
+
+How long a token lasts from its issue stands in the file too, as `expires_in`: how long before its end it is renewed
+follows from that, and must not depend on when a process came to read it.  Where another program has written the file,
+it is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.oauth import Granted
+
+LIFETIME = 3600.0
+"""Assumed where the server does not say how long a token lasts."""
+_KNOWN = ("access_token", "refresh_token", "token_type", "expiry_date", "resource_url", "expires_in")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What an account is let in with."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(default="", repr=False)
+    token_type: str = "Bearer"
+    expiry_date: int = 0
+    """Milliseconds since 1970."""
+    resource_url: str | None = None
+    others: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Fields of the file that are not ours."""
+    lifetime: float | None = None
+    """Seconds from its issue to its end."""
+
+    def left(self, now: float) -> float:
+        """Seconds until the access token ends; `now` is Unix time."""
+        return self.expiry_date / 1000 - now
+
+    def renewed(self, granted: Granted, now: float) -> Tokens:
+        """The tokens after a refresh; what the answer does not name stays."""
+        fresh = issued(granted, now)
+        return replace(
+            fresh,
+            refresh_token=fresh.refresh_token or self.refresh_token,
+            resource_url=fresh.resource_url or self.resource_url,
+            others=self.others,
+        )
+
+
+def issued(granted: Granted, now: float) -> Tokens:
+    """The tokens of a new sign-in."""
+    lasts = granted.expires_in if granted.expires_in is not None else LIFETIME
+    end = int((now + lasts) * 1000)
+    return Tokens(
+        granted.access_token,
+        granted.refresh_token or "",
+        granted.token_type,
+        end,
+        granted.resource_url,
+        lifetime=lasts,
+    )
+
+
+def load(data: bytes) -> Tokens | None:
+    """The tokens in a file's bytes; None when it holds none."""
+    try:
+        value = jsontext.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or not _text(value, "access_token"):
+        return None
+    return Tokens(
+        _text(value, "access_token"),
+        _text(value, "refresh_token"),
+        _text(value, "token_type") or "Bearer",
+        _milliseconds(value.get("expiry_date")),
+        _text(value, "resource_url") or None,
+        {name: item for name, item in value.items() if name not in _KNOWN},
+        _seconds(value.get("expires_in")),
+    )
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    item = value.get(name)
+    return item if isinstance(item, str) else ""
+
+
+def _milliseconds(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and abs(value) < 1e16 else 0
+
+
+def _seconds(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and 0 < value < 1e13 else None
+
+
+def dump(tokens: Tokens) -> bytes:
+    """The file's bytes: one object, indented as qwen-code does."""
+    fields: dict[str, Any] = {
+        "access_token": tokens.access_token,
+        "refresh_token": tokens.refresh_token,
+        "token_type": tokens.token_type,
+        "resource_url": tokens.resource_url,
+        "expiry_date": tokens.expiry_date,
+        "expires_in": tokens.lifetime,
+    }
+    known = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps({**known, **tokens.others}, indent=2, ensure_ascii=True).encode()

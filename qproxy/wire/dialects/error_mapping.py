@@ -1,0 +1,249 @@
+"""Every way in which a Qwen server refuses, as one tree of errors.
+
+One classification (`_classify`) serves error responses (`upstream_error`) and errors inside a 200
+(`event_error`); it reads the table `ROWS` from the top, and the first row that fits wins.  A row is chosen by
+code, by words in the message and by plan, because the same code means different things: `insufficient_quota`
+is the tokens of this minute on pay-as-you-go and the end of the month on a plan.
+
+A refusal of *our* credential (401, no access) is never a 401 or 403 for the client, whose own key was fine.
+The upstream's words are kept, with a gloss in front where they are riddles.
+
+Sources: DashScope's error reference, its SDK's `errors.py`, qwen-code's retry classification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import storable
+from qproxy.wire.errors import Limit, Retry, UpstreamError
+from qproxy.wire.events import JSON
+from qproxy.wire.http_request import Headers
+
+MAX_RETRY_AFTER = 120.0
+"""Seconds; OpenAI's clients give up when told to wait for longer."""
+MAX_MESSAGE = 2000
+YEAR = 366 * 86400.0
+MAX_READ = 8000
+"""Characters of a field that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of refusal: how it is recognised, and what a client is told."""
+
+    says: str
+    """A pattern for `code message`, in lower case."""
+    status: int
+    type: str
+    code: str | None
+    retry: Retry = Retry.NEVER
+    wait: float | None = None
+    """Seconds to wait where the upstream names none."""
+    gloss: str = ""
+    param: str | None = None
+    when: tuple[int, ...] = ()
+    """Upstream statuses that the row is for; none means any."""
+    plans: tuple[str, ...] = ()
+    limit: Limit = Limit.NONE
+
+
+_BAD, _RATE, _QUOTA, _SERVER = (
+    "invalid_request_error",
+    "rate_limit_error",
+    "insufficient_quota",
+    "server_error",
+)
+_PERMISSION = "permission_error"
+_PLANS = ("coding", "token", "oauth")
+_OVERDUE = "The upstream account has overdue payments or no credit"
+
+# fmt: off
+ROWS: tuple[Row, ...] = (
+    # What the request did wrong
+    Row(r"range of input length|context_length_exceeded|maximum context length|exceeds? the (model'?s )?context|context size|input (is )?too long", 400, _BAD, "context_length_exceeded"),
+    Row(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _BAD, "invalid_value", param="max_tokens"),
+    Row(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _BAD, "unsupported_parameter", param="enable_thinking"),
+    Row(r"notsupportenablethinking|enable_thinking", 400, _BAD, "unsupported_parameter", param="enable_thinking", when=(400,)),
+    Row(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _BAD, "content_filter", gloss="Refused by the upstream's content inspection"),
+    Row(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss=_OVERDUE, limit=Limit.QUOTA),
+    Row(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _BAD, "invalid_image_url", when=(400,)),
+    Row(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400, _BAD, "invalid_image", when=(400,)),
+    Row(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _BAD, "model_not_found", Retry.ELSEWHERE, param="model", limit=Limit.MODEL, when=(400, 403, 404, 0, 200)),
+    Row(r"invalid_value", 400, _BAD, "invalid_value", when=(400,)),
+    Row(r"throttling\.allocationquota", 400, _BAD, None, when=(400,)),
+    # Quota that is gone, told apart from a minute's limit
+    Row(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.FREE),
+    Row(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.QUOTA),
+    Row(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=Limit.QUOTA),
+    Row(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 2, limit=Limit.CONCURRENCY),
+    Row(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, limit=Limit.MINUTE),
+    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, plans=("token",), gloss="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=Limit.MINUTE),
+    Row(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, plans=_PLANS, when=(429, 403, 0), limit=Limit.QUOTA),
+    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many tokens for this minute", limit=Limit.MINUTE),
+    Row(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, limit=Limit.MOMENT),
+    Row(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many requests for this minute", limit=Limit.MINUTE),
+    Row(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, when=(429, 0, 200, 503, 1302, 1305), limit=Limit.MOMENT),
+    # Who may
+    Row(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", Retry.ELSEWHERE, gloss="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=Limit.ACCESS),
+    Row(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", Retry.ELSEWHERE, limit=Limit.MODEL),
+    Row(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", Retry.ELSEWHERE, when=(401, 403), limit=Limit.ACCESS),
+    Row(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
+    Row(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401, 403, 0), gloss="The upstream refuses this server's own key or token (it may belong to another region or plan)", limit=Limit.ACCESS),
+    # What broke on their side
+    Row(r"url error, please check url", 400, _BAD, None, when=(400,)),
+    Row(r"internalerror\.algo\.invalidparameter", 400, _BAD, "invalid_parameter", when=(400,)),
+    Row(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", Retry.NEVER),
+    Row(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(500, 503, 529, 0, 200)),
+    Row(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", Retry.QUICKLY, when=(500, 502, 503, 0, 200)),
+    Row(r"invalid_?parameter", 400, _BAD, "invalid_parameter", when=(400, 0, 200)),
+    # By status alone
+    Row(r"", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401,), gloss="The upstream refuses this server's own key or token", limit=Limit.ACCESS),
+    Row(r"", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, when=(402,), gloss="The upstream account has to be paid for", limit=Limit.QUOTA),
+    Row(r"", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
+    Row(r"", 404, _BAD, "not_found", Retry.ELSEWHERE, when=(404,), limit=Limit.MODEL),
+    Row(r"", 502, _SERVER, "upstream_error", when=(405,), gloss="The upstream does not offer this at its base URL"),
+    Row(r"", 413, _BAD, "request_too_large", when=(413,)),
+    Row(r"", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 5, when=(429,), limit=Limit.MOMENT),
+    Row(r"", 400, _BAD, None, when=(400, 422)),
+    Row(r"", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(503, 529)),
+    Row(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
+    Row(r"", 502, _SERVER, "upstream_error", Retry.QUICKLY, when=(500, 502, 520, 521, 522, 523, 524)),
+    Row(r"", 502, _SERVER, "upstream_error"),
+)
+# fmt: on
+_PATTERNS = tuple(re.compile(row.says, re.DOTALL) for row in ROWS)
+_SECRET = re.compile(r"\b(sk-[\w*-]{3})[\w*-]+|(?<=[Bb]earer )[\w.~+/-]{8,}")
+
+
+def upstream_error(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
+    """The error that a response other than 200 stands for."""
+    fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(headers)}
+    try:
+        data = jsontext.loads(body)
+    except ValueError:
+        error = _not_json(status, body)
+    else:
+        error = _from_object(data if isinstance(data, dict) else {}, status, plan)
+    error.answered = status == 500
+    error.request_id = error.request_id or fields.get("x-request-id")
+    wait = _retry_after(fields)
+    if wait is not None:
+        error.retry_after, error.named_wait = min(wait, MAX_RETRY_AFTER), wait
+    return error
+
+
+def event_error(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
+    """The error that an object inside a 200 stands for; None when it is not an error.
+
+    Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}` (DashScope),
+    `{"errorType", "status", "rid"}` (its gateway), and any object of an event named error (`status` given).
+    """
+    if not isinstance(data, dict):
+        return None
+    named = data.get("error") or data.get("errorType") or (data.get("code") and "choices" not in data)
+    if not named and not (status or 0) >= 400:
+        return None
+    known = data.get("status") if isinstance(data.get("status"), int) else status
+    code = _inner(data).get("code")
+    if not known and re.fullmatch("[1-9][0-9]{2}", str(code)):
+        known = int(str(code))
+    error = _from_object(data, known if known and known >= 400 else 0, plan)
+    error.answered = True
+    return error
+
+
+def _inner(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
+    error = data.get("error")
+    if isinstance(error, dict):
+        return error
+    return {**data, "message": error} if isinstance(error, str) else data
+
+
+def _from_object(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
+    error = _inner(data)
+    code = next((_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
+    message = _text(error.get("message") or error.get("msg") or error.get("error_description") or "")
+    param = error.get("param")
+    row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
+    param = storable.text(param) if isinstance(param, str) else None
+    ours = _error(row, message or code or f"status {status}", param)
+    ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
+    ours.request_id = next((storable.text(value) for value in ids if isinstance(value, str)), None)
+    return ours
+
+
+def _text(value: JSON) -> str:
+    """What a field says, cut before any pattern looks at it."""
+    if isinstance(value, dict | list):
+        try:
+            value = jsontext.dumps(value).decode()
+        except RecursionError:
+            return ""
+    return str(value)[:MAX_READ]
+
+
+def _classify(status: int, text: str, plan: str) -> Row:
+    text = text.lower()
+    for row, pattern in zip(ROWS, _PATTERNS, strict=True):
+        fits = (not row.when or status in row.when) and (not row.plans or plan in row.plans)
+        if fits and pattern.search(text):
+            return row
+    raise AssertionError("the last row fits everything")
+
+
+def _error(row: Row, message: str, param: str | None = None) -> UpstreamError:
+    message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
+    message = storable.text(message)  # an account's state keeps it, and the dashboard shows it
+    error = UpstreamError(
+        f"{row.gloss}: {message}" if row.gloss else message,
+        status=row.status,
+        type=row.type,
+        param=param or row.param,
+        retry=row.retry,
+        retry_after=row.wait,
+    )
+    error.code, error.limit = row.code, row.limit
+    return error
+
+
+def _not_json(status: int, body: bytes) -> UpstreamError:
+    """HTML from a firewall or a proxy, plain words, or nothing."""
+    text = body[:500].decode("utf-8", "replace").strip()
+    if not text.startswith("<") and status >= 400:
+        return _error(
+            _classify(status, text, ""), text or f"The model's server answered with status {status}."
+        )
+    return unreadable(status, body)
+
+
+def unreadable(status: int, body: bytes) -> UpstreamError:
+    """The error for an answer that is no JSON; none of it is repeated, since it may be part of an answer."""
+    page = body[:500].lstrip().startswith(b"<")
+    what = "a web page" if page else "something that is not JSON" if body.strip() else "an empty body"
+    hint = ": a firewall or a proxy may be in the way" if page else ""
+    message = f"The model's server answered with {what} (status {status}){hint}."
+    return UpstreamError(message, code="upstream_invalid_response", retry=Retry.ONCE)
+
+
+def _retry_after(fields: Mapping[str, str]) -> float | None:
+    """Seconds from retry-after-ms or retry-after; a date is measured against the response's own Date."""
+    try:
+        if "retry-after-ms" in fields:
+            return _within_a_year(float(fields["retry-after-ms"]) / 1000)
+        value = fields["retry-after"].strip()
+        if value.replace(".", "", 1).isdecimal():
+            return _within_a_year(float(value))
+        when, now = parsedate_to_datetime(value), parsedate_to_datetime(fields["date"])
+        return _within_a_year((when - now).total_seconds())
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+
+
+def _within_a_year(seconds: float) -> float:
+    """The seconds from 0 to a year; 0 for a NaN."""
+    return min(max(0.0, seconds), YEAR)

@@ -1,0 +1,209 @@
+"""Mending the messages of a conversation for Qwen: the functions behind the rules about messages.
+
+Each takes the messages and returns them changed, as a new list with new messages where one had to change, or
+the very same list where none had to.
+
+`marks` is one look at the messages for all of them: most have nothing to do for most conversations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.events import JSON
+
+Messages: TypeAlias = Sequence[Any]
+Change: TypeAlias = Callable[[Messages], Messages]
+Mark: TypeAlias = str | type
+EXTRAS = frozenset(("refusal", "audio", "annotations", "function_call", "reasoning"))
+
+
+def marks(messages: Messages) -> frozenset[Mark]:
+    """What occurs in the messages: keys, roles and types of content."""
+    roles = [message.get("role") for message in messages]
+    contents = [type(message.get("content")) for message in messages]
+    return frozenset().union(roles, contents, *messages)
+
+
+def _each(messages: Messages, change: Callable[[dict[str, JSON]], dict[str, JSON]]) -> Messages:
+    changed = [change(message) for message in messages]
+    same = all(new is old for new, old in zip(changed, messages, strict=True))
+    return messages if same else changed
+
+
+def text_of(message: dict[str, JSON]) -> str:
+    """The text of a message, its parts joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def developer_to_system(messages: Messages) -> Messages:
+    return _each(messages, lambda m: {**m, "role": "system"} if m.get("role") == "developer" else m)
+
+
+def one_system(messages: Messages) -> Messages:
+    """Join the system messages at the start; parts (with their cache markers) stay parts."""
+    places = [number for number, message in enumerate(messages) if message.get("role") == "system"]
+    if not places or places == [0]:
+        return messages
+    systems = [messages[number] for number in places]
+    if any(isinstance(message.get("content"), list) for message in systems):
+        content: JSON = [part for message in systems for part in _parts(message.get("content"))]
+    else:
+        content = "\n\n".join(text_of(message) for message in systems)
+    rest = [message for message in messages if message.get("role") != "system"]
+    return [{**systems[0], "content": content}, *rest]
+
+
+def _parts(content: JSON) -> list[JSON]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+
+
+def with_system(messages: Messages, text: str) -> Messages:
+    """The messages with `text` at the end of their system message, or as one."""
+    if messages and messages[0].get("role") == "system":
+        first = messages[0]
+        content = first.get("content")
+        joined = (
+            [*content, {"type": "text", "text": text}]
+            if isinstance(content, list)
+            else f"{content}\n\n{text}"
+        )
+        return [{**first, "content": joined}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def function_to_tool(messages: Messages) -> Messages:
+    """OpenAI's deprecated function calls as tool calls, each answer tied to the call before it."""
+    if not any(m.get("role") == "function" or m.get("function_call") for m in messages):
+        return messages
+    out, pending = [], "call_0"
+    for number, message in enumerate(messages):
+        call = message.get("function_call")
+        if message.get("role") == "assistant" and call:
+            pending = f"call_{number}"
+            message = {key: value for key, value in message.items() if key != "function_call"}
+            message["tool_calls"] = [{"id": pending, "type": "function", "function": call}]
+        elif message.get("role") == "function":
+            message = {"role": "tool", "tool_call_id": pending, "content": message.get("content") or ""}
+        out.append(message)
+    return out
+
+
+def mend_calls(messages: Messages) -> Messages:
+    return _each(messages, _mend_message_calls)
+
+
+def _mend_message_calls(message: dict[str, JSON]) -> dict[str, JSON]:
+    calls = message.get("tool_calls")
+    if calls is None or message.get("role") != "assistant":
+        return message
+    if not calls:  # an empty list is refused everywhere
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    mended = [_mend_call(call) for call in calls]
+    same = all(new is old for new, old in zip(mended, calls, strict=True))
+    return message if same else {**message, "tool_calls": mended}
+
+
+def _mend_call(call: dict[str, JSON]) -> dict[str, JSON]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and _is_json(arguments):
+        return call if "type" in call else {**call, "type": "function"}
+    if arguments is None or arguments == "":
+        arguments = "{}"
+    elif isinstance(arguments, str):  # cut or broken: keep the words, as a server wants JSON here
+        arguments = jsontext.dumps({"arguments": arguments}).decode()
+    else:
+        arguments = jsontext.dumps(arguments).decode()
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        jsontext.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def null_content(messages: Messages) -> Messages:
+    def change(message: dict[str, JSON]) -> dict[str, JSON]:
+        if message.get("role") == "assistant" and message.get("content") is None:
+            return {**message, "content": ""}
+        return message
+
+    return _each(messages, change)
+
+
+def assistant_extras(messages: Messages) -> Messages:
+    def change(message: dict[str, JSON]) -> dict[str, JSON]:
+        extra = message.keys() & EXTRAS
+        if message.get("role") != "assistant" or not extra:
+            return message
+        kept = {key: value for key, value in message.items() if key not in extra}
+        if isinstance(message.get("reasoning"), str):
+            kept.setdefault("reasoning_content", message["reasoning"])
+        if message.get("function_call"):
+            kept["function_call"] = message["function_call"]
+        if not kept.get("content") and isinstance(message.get("refusal"), str) and not kept.get("tool_calls"):
+            kept["content"] = message["refusal"]
+        return kept if kept != message else message
+
+    return _each(messages, change)
+
+
+def tool_content(messages: Messages) -> Messages:
+    """Text of tool results as one string; what is not text follows in a user message after the results."""
+    if not any(m.get("role") == "tool" and isinstance(m.get("content"), list) for m in messages):
+        return messages
+    out: list[Any] = []
+    moved: list[JSON] = []
+    for message in messages:
+        if message.get("role") != "tool" and moved:
+            out.append({"role": "user", "content": moved})
+            moved = []
+        if message.get("role") == "tool" and isinstance(message.get("content"), list):
+            moved = moved + [part for part in message["content"] if part.get("type") != "text"]
+            message = {**message, "content": text_of(message)}
+        out.append(message)
+    return [*out, {"role": "user", "content": moved}] if moved else out
+
+
+def audio_uris(messages: Messages) -> Messages:
+    return _each(messages, _audio_message)
+
+
+def _audio_message(message: dict[str, JSON]) -> dict[str, JSON]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [_audio_part(part) for part in content]
+    same = all(new is old for new, old in zip(parts, content, strict=True))
+    return message if same else {**message, "content": parts}
+
+
+def _audio_part(part: JSON) -> JSON:
+    audio = part.get("input_audio") if isinstance(part, dict) else None
+    if not isinstance(audio, dict) or not isinstance(audio.get("data"), str):
+        return part
+    if audio["data"].startswith(("data:", "http://", "https://", "oss://")):
+        return part
+    uri = f"data:audio/{audio.get('format') or 'wav'};base64,{audio['data']}"
+    return {**part, "input_audio": {**audio, "data": uri}}
+
+
+_RANGE = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
+
+
+def range_end(message: str) -> int | None:
+    """N of an error's "[1, N]"."""
+    match = _RANGE.search(message)
+    return int(match[1]) if match else None

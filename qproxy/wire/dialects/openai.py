@@ -1,0 +1,228 @@
+"""OpenAI's chat completions, and its older completions, as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
+llama.cpp, Ollama.
+
+Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
+tool call (`toolcalls`), nor which fields a server refuses (`rules`).
+
+The idea: read every field with suspicion, keep everything that carries content, and drop what carries
+none (`content: ""`, `tool_calls: []`, `usage: null`).  A whole answer is one big delta per choice.
+
+Sources: Qwen's chat reference; quirks by number as in the tests' recorded streams (content and calls in
+one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 200).
+"""
+
+from __future__ import annotations
+
+from copy import copy
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import raw_json as verbatim
+from qproxy.wire import storable
+from qproxy.wire.dialects import dashscope, deltas
+from qproxy.wire.dialects import function_declarations as declarations
+from qproxy.wire.dialects.error_mapping import event_error
+from qproxy.wire.dialects.target import Target
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import (
+    JSON,
+    Completion,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Text,
+    ToolCallDelta,
+    Turn,
+)
+from qproxy.wire.http_request import HTTPRequest
+from qproxy.wire.sse import ServerSentEvent
+
+
+def request(turn: Turn, target: Target) -> HTTPRequest:
+    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for.
+
+    Text to be continued goes to `/completions` where the server has that for the model: a chat model that is given it
+    as a user's message answers it, wrapped in its template, rather than going on.
+    """
+    if turn.completion is not None and target.completes:
+        return _completion(turn, turn.completion, target)
+    body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
+    if target.tool_schema == declarations.NAME:
+        body |= {"messages": declarations.messages(turn.messages), **declarations.fields(turn)}
+    else:
+        if turn.tools:
+            body["tools"] = turn.tools
+        if turn.tool_choice is not None:
+            body["tool_choice"] = turn.tool_choice
+    body.update(turn.params)
+    return _post("chat/completions", body, turn, target)
+
+
+def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
+    """`POST {base}/completions`; one prompt, and probabilities in the older spelling."""
+    body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
+    if body.get("logprobs"):
+        body["logprobs"] = body.pop("top_logprobs", 0)
+    return _post("completions", body, turn, target)
+
+
+def _post(path: str, body: dict[str, JSON], turn: Turn, target: Target) -> HTTPRequest:
+    stream = turn.stream
+    body["stream"] = stream
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    headers = target.authorised((b"accept", b"text/event-stream" if stream else b"application/json"))
+    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, verbatim.dumps(body, turn.texts))
+
+
+class Decoder:
+    """Server-sent events in, events out."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._plan = target.plan
+        self._native: dashscope.Decoder | None = None
+        self._declared = declarations.reader(target)
+        """For a server that answers in DashScope's native shape all the same."""
+        self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._escaped = True
+        """Characters of this chunk are `\\u` escapes, of which a surrogate pair takes two."""
+        self._going: dict[int, bool] = {}
+        """Choices that have said, with a null for a finish reason, that they go on; False when they have an empty reason
+        then: that is an end where it is news, and where no more comes."""
+
+    def feed(self, item: ServerSentEvent) -> list[Event]:
+        """The events of one chunk."""
+        data = item.data
+        self._escaped = "\\u" in data
+        if data == "[DONE]":
+            self._going = dict.fromkeys(self._going, True)
+            return [Done()]
+        try:
+            chunk = jsontext.loads(data)
+        except ValueError:
+            return self._not_json(item)
+        if not isinstance(chunk, dict):
+            return []
+        if isinstance(chunk.get("output"), dict) and "choices" not in chunk:
+            self._native = self._native or dashscope.Decoder(self._target, asked=False)
+            return self._native.feed(item)
+        if self._declared is not None:
+            chunk = self._declared.read(chunk)
+        if "choices" not in chunk or "error" in chunk or item.event == "error":
+            error = event_error(chunk, item.status, plan=self._plan)
+            if error is not None:
+                return [Failed(error)]
+        return self._chunk(chunk)
+
+    def close(self) -> list[Event]:
+        """Nothing is held back but halves of characters, which a cut stream leaves behind."""
+        native = self._native.close() if self._native is not None else []
+        over = [Finish("stop", number) for number in sorted(self._going) if not self._going[number]]
+        return [*self._unpaired(), *native, *over]
+
+    def _not_json(self, item: ServerSentEvent) -> list[Event]:
+        if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
+            return []  # a ping in words; nothing of an answer is lost
+        error = UpstreamError(
+            "The model's server sent a chunk that is not JSON.", code="upstream_invalid_response"
+        )
+        return [Failed(error)]
+
+    def _chunk(self, chunk: JSON) -> list[Event]:
+        events: list[Event] = []
+        choices = chunk.get("choices")
+        for position, choice in enumerate(choices if isinstance(choices, list) else ()):
+            if isinstance(choice, dict):
+                events.extend(self._choice(choice, position))
+        if isinstance(chunk.get("usage"), dict):
+            events.append(deltas.usage(chunk["usage"]))
+        return events
+
+    def _choice(self, choice: dict[str, JSON], position: int) -> list[Event]:
+        number = deltas.number_of(choice, position)
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = choice.get("message")
+        logprobs = choice.get("logprobs")
+        if delta is None and "text" in choice:  # of a completion
+            delta, logprobs = {"content": choice["text"]}, deltas.newer_logprobs(logprobs)
+        reason = choice.get("finish_reason")
+        if reason == "error_finish":
+            return [Failed(_error_finish(delta, self._plan))]
+        events: list[Event] = []
+        if isinstance(delta, dict):
+            events = deltas.payload(delta, number, logprobs)
+            if self._halves or (self._escaped and any(map(_ends_in_half, events))):
+                events = [whole for event in events if (whole := self._join_halves(event)) is not None]
+        if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
+            events += self._unpaired(number)
+            events.append(Finish(reason, number))
+        if reason is None or number in self._going:
+            self._going[number] = reason != ""
+        return events
+
+    def _join_halves(self, event: Event) -> Event | None:
+        """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
+        if isinstance(event, ToolCallDelta):
+            name = "arguments"
+            key: tuple[type, int, int | None] = (ToolCallDelta, event.choice, event.index)
+        elif isinstance(event, Text | Reasoning):
+            name, key = "text", (type(event), event.choice, None)
+        else:
+            return event
+        text = getattr(event, name)
+        if not isinstance(text, str) or not text:
+            return event
+        if key in self._halves:
+            joined = getattr(self._halves.pop(key), name) + text
+            text = joined.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if "\ud800" <= text[-1] <= "\udbff":
+            self._halves[key] = half = copy(event)
+            setattr(half, name, text[-1])
+            text = text[:-1]
+        setattr(event, name, text)
+        return event if text or isinstance(event, ToolCallDelta) else None
+
+    def _unpaired(self, choice: int | None = None) -> list[Event]:
+        keys = [key for key in self._halves if choice is None or key[1] == choice]
+        return [self._halves.pop(key) for key in keys]
+
+
+def _ends_in_half(event: Event) -> bool:
+    """Whether an event's text ends with the first half of a surrogate pair."""
+    text = event.arguments if isinstance(event, ToolCallDelta) else getattr(event, "text", None)
+    return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
+
+
+def _error_finish(delta: JSON, plan: str) -> UpstreamError:
+    """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
+    text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
+    try:
+        data = jsontext.loads(text)
+    except ValueError:
+        data = {"error": {"message": text or "The model's server broke the answer off."}}
+    error = event_error(data, None, plan=plan)
+    return error or UpstreamError(storable.text(text) or "The model's server broke the answer off.")
+
+
+def whole(body: JSON, target: Target) -> list[Event]:
+    """The events of a whole answer; a body that is an error gives `Failed`."""
+    if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
+        return dashscope.whole(body, target)
+    if isinstance(body, dict) and (declared := declarations.reader(target)) is not None:
+        body = declared.read(body)
+    if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+        error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
+        message = "The model's server answered with something that is not a chat completion."
+        return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
+    decoder = Decoder(target)
+    events = decoder._chunk(body)
+    deltas.number_calls(events)
+    finished = {event.choice for event in events if isinstance(event, Finish)}
+    for position, choice in enumerate(body["choices"]):
+        number = deltas.number_of(choice, position) if isinstance(choice, dict) else position
+        if number not in finished:  # some servers leave it out of whole answers
+            events.append(Finish("stop", number))
+    return [*events, Done()]

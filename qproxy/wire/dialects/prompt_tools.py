@@ -1,0 +1,78 @@
+"""Tools written into the prompt, for a server that has no tool parser of its own.
+
+The tools go into the system message in the model's own spelling (`hermes` or `coder`), calls of the history become
+the text that the model wrote, results become `<tool_response>` in a user message; the request declares no tools.
+The answer's calls are then read from its text, as everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from qproxy.wire.dialects import message_rules as history
+from qproxy.wire.events import JSON, Turn
+from qproxy.wire.tool_calls import hermes
+from qproxy.wire.tool_calls import qwen_coder as coder
+
+SPELLINGS: dict[str, ModuleType] = {"hermes": hermes, "coder": coder}
+_CODER = re.compile(r"qwen3[-_]?coder|qwen3\.[5-9]|qwen[4-9]", re.IGNORECASE)
+_DROPPED = ("parallel_tool_calls",)
+
+
+def spelling(setting: str, model: str) -> ModuleType:
+    """The module of a spelling; "auto" goes by the model's name."""
+    if setting == "auto":
+        setting = "coder" if _CODER.search(model) else "hermes"
+    return SPELLINGS[setting]
+
+
+def written(turn: Turn, setting: str, model: str) -> Turn:
+    """The turn without declared tools: all about them stands in its messages."""
+    form = spelling(setting, model)
+    messages: list[Any] = []
+    for message in turn.messages:
+        if message.get("role") == "tool":
+            _result(messages, history.text_of(message))
+        else:
+            messages.append(_with_calls(message, form))
+    prompt = form.render(turn.tools) if turn.parses_calls else ""
+    if prompt:
+        messages = list(history.with_system(messages, prompt + _forced(turn.tool_choice)))
+    params = {name: value for name, value in turn.params.items() if name not in _DROPPED}
+    return replace(turn, messages=messages, tools=(), tool_choice=None, params=params)
+
+
+def _result(messages: list[Any], text: str) -> None:
+    """A tool's result, joined to those before it.  It cannot end itself and go on as something else."""
+    text = text.replace("</tool_response>", "<\\/tool_response>")
+    block = f"<tool_response>\n{text}\n</tool_response>"
+    if messages and isinstance(messages[-1], _Results):
+        messages[-1] = _Results(role="user", content=f"{messages[-1]['content']}\n{block}")
+    else:
+        messages.append(_Results(role="user", content=block))
+
+
+class _Results(dict[str, Any]):
+    """A user message that holds results."""
+
+
+def _with_calls(message: JSON, form: ModuleType) -> JSON:
+    calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+    if not calls:
+        return message
+    functions = [call["function"] for call in calls if isinstance(call.get("function"), dict)]
+    blocks = [form.render_call(one.get("name") or "", one.get("arguments") or "") for one in functions]
+    said = history.text_of(message)
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**kept, "content": "\n".join([*([said] if said else []), *blocks])}
+
+
+def _forced(choice: JSON) -> str:
+    if choice == "required":
+        return "\n\nAnswer with a function call now."
+    if isinstance(choice, dict):
+        return f"\n\nAnswer with a call of the function {choice['function']['name']} now."
+    return ""

@@ -1,0 +1,374 @@
+"""The Qwen rules: what must change about an OpenAI request before a Qwen server takes it.
+
+Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count), a line that says what it does,
+where it is on by itself, and a function.  Rules for DashScope do not touch an `open` server unless they are
+switched on by name; those for "all" mend what every server refuses.
+
+A rule gets a `Draft`, replaces what it changes (never edits a message in place: the client's objects are
+shared) and says whether it did.  A rule may drop a parameter (`draft.drop`), which is reported to the client in
+`x-qproxy-ignored-params`, or with `strict_params` refused.
+
+Sources: Qwen's chat reference; the threads that users of other proxies filed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import NoneType
+
+from qproxy.wire.dialects import message_rules as history
+from qproxy.wire.dialects import model_catalog as catalogue
+from qproxy.wire.errors import RequestError, UpstreamError
+from qproxy.wire.events import JSON, Turn
+
+
+class Draft:
+    """A request while the rules are at it."""
+
+    def __init__(self, turn: Turn, model: str, forced_tools: str, strict: bool) -> None:
+        self.model = model
+        self.limits = catalogue.lookup(model)
+        self.say(turn.messages)
+        self.tools = turn.tools
+        self.tool_choice = turn.tool_choice
+        self.params = dict(turn.params)
+        self.stream = turn.stream
+        self.completion = turn.completion
+        self.forced_tools = forced_tools
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+        self._strict = strict
+
+    def say(self, messages: history.Messages) -> None:
+        """Have these messages."""
+        self.messages, self.marks = messages, history.marks(messages)
+
+    def drop(self, name: str) -> bool:
+        """Leave a parameter out and say so; False when it was not there."""
+        if name not in self.params:
+            return False
+        if self._strict:
+            message = f"Unsupported parameter: '{name}' has no meaning for this model's server."
+            raise RequestError(message, param=name, code="unsupported_parameter")
+        del self.params[name]
+        self.ignored.append(name)
+        return True
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the model will think, as far as can be told from here."""
+        asked = self.params.get("enable_thinking")
+        if asked is None:
+            effort = self.params.get("reasoning_effort")
+            asked = effort not in ("none", "minimal") if effort else None
+        return asked if isinstance(asked, bool) else bool(self.limits and self.limits.thinks)
+
+    def think(self, on: bool) -> None:
+        """Switch thinking on or off for this request."""
+        self.params["enable_thinking"] = on
+        if not on:
+            self.params.pop("thinking_budget", None)
+            self.params.pop("reasoning_effort", None)
+
+    @property
+    def forces_tool(self) -> bool:
+        return self.tool_choice is not None and self.tool_choice not in ("auto", "none")
+
+
+Apply = Callable[[Draft], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table."""
+
+    name: str
+    doc: str
+    where: str
+    """"dashscope" or "all"."""
+    apply: Apply
+
+
+def _messages(change: history.Change, *about: history.Mark) -> Apply:
+    """A rule about messages that have one of these marks.
+
+    A function that changes nothing returns the very list that it was given; without the marks it is not asked.
+    """
+
+    def apply(draft: Draft) -> bool:
+        if draft.marks.isdisjoint(about):
+            return False
+        changed = change(draft.messages)
+        done = changed is not draft.messages
+        if done:
+            draft.say(changed)
+        return done
+
+    return apply
+
+
+def _tools_empty(draft: Draft) -> bool:
+    if draft.tools:
+        return False
+    had = draft.tool_choice is not None or "parallel_tool_calls" in draft.params
+    draft.tool_choice = None
+    draft.params.pop("parallel_tool_calls", None)
+    return had
+
+
+def _tool_choice_allowed(draft: Draft) -> bool:
+    if draft.tool_choice != "none":
+        return False
+    draft.tools, draft.tool_choice = (), None  # not every server knows "none"; without tools there is no call
+    draft.params.pop("parallel_tool_calls", None)
+    return True
+
+
+def _parallel_calls(draft: Draft) -> bool:
+    if not draft.tools or "parallel_tool_calls" in draft.params:
+        return False
+    draft.params["parallel_tool_calls"] = True
+    return True
+
+
+def _forced_tool_thinking(draft: Draft) -> bool:
+    if not (draft.forces_tool and draft.thinking):
+        return False
+    if draft.forced_tools == "auto":
+        draft.tool_choice = "auto"
+        draft.notes.append("tool_choice auto: this model cannot be forced while it thinks")
+    else:
+        draft.think(False)
+        draft.notes.append("thinking off: this model cannot be forced to call a tool while it thinks")
+    return True
+
+
+def _json_thinking(draft: Draft) -> bool:
+    kind = (draft.params.get("response_format") or {}).get("type")
+    old = draft.limits is None or draft.limits.old
+    if kind not in ("json_object", "json_schema") or not old or not draft.thinking:
+        return False
+    draft.think(False)
+    draft.notes.append("thinking off: this model cannot think in JSON mode")
+    return True
+
+
+def _json_word(draft: Draft) -> bool:
+    if (draft.params.get("response_format") or {}).get("type") != "json_object":
+        return False
+    if any("json" in history.text_of(message).lower() for message in draft.messages):
+        return False
+    draft.say(history.with_system(draft.messages, "Answer in JSON."))
+    return True
+
+
+def _json_schema(draft: Draft) -> bool:
+    wanted = draft.params.get("response_format") or {}
+    if wanted.get("type") != "json_schema" or draft.limits is None or not draft.limits.old:
+        return False
+    message = f"The model {draft.model!r} cannot be held to a JSON schema; newer Qwen models can."
+    raise RequestError(message, param="response_format", code="unsupported_value")
+
+
+def _effort(draft: Draft) -> bool:
+    effort = draft.params.get("reasoning_effort")
+    if effort is None:
+        return False
+    if effort in ("none", "minimal"):
+        draft.think(False)
+        return True
+    if draft.model.startswith("qwen3.8"):
+        mapped = {"high": "xhigh", "max": "xhigh"}.get(effort, effort)
+        draft.params["reasoning_effort"] = mapped
+        if draft.params.pop("thinking_budget", None) is not None:
+            draft.ignored.append("thinking_budget")  # together the two are refused
+            return True
+        return bool(mapped != effort)
+    if not draft.model.startswith(("qwen", "qwq")):
+        return False
+    del draft.params["reasoning_effort"]
+    draft.params.setdefault("enable_thinking", True)
+    budget = {"low": 4096, "medium": 16384}.get(effort)
+    if budget is not None and draft.params["enable_thinking"]:
+        draft.params.setdefault("thinking_budget", budget)
+    return True
+
+
+def _completion_thinking(draft: Draft) -> bool:
+    said = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
+    if draft.completion is None or said or not draft.thinking:
+        return False
+    draft.think(False)
+    return True
+
+
+def _output_limit(draft: Draft) -> bool:
+    done = False
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = draft.params.get(name)
+        if draft.limits and isinstance(value, int) and value > draft.limits.output:
+            draft.params[name] = draft.limits.output
+            done = True
+    return done
+
+
+def _one_output_limit(draft: Draft) -> bool:
+    if "max_completion_tokens" not in draft.params:
+        return False
+    newer = draft.model.startswith(("qwen3.5", "qwen3.6", "qwen3.7", "qwen3.8", "deepseek"))
+    if newer:
+        return draft.params.pop("max_tokens", None) is not None
+    draft.params["max_tokens"] = draft.params.pop("max_completion_tokens")
+    return True
+
+
+def _temperature(draft: Draft) -> bool:
+    value = draft.params.get("temperature")
+    if not isinstance(value, int | float) or value < 2:
+        return False
+    draft.params["temperature"] = 1.99
+    return True
+
+
+def _top_p(draft: Draft) -> bool:
+    value = draft.params.get("top_p")
+    if not isinstance(value, int | float) or value > 0:
+        return False
+    draft.params["top_p"] = 0.01
+    return True
+
+
+def _seed(draft: Draft) -> bool:
+    value = draft.params.get("seed")
+    if not isinstance(value, int) or 0 <= value < 2**31:
+        return False
+    draft.params["seed"] = value % 2**31
+    return True
+
+
+def _logprobs(draft: Draft) -> bool:
+    value = draft.params.get("top_logprobs")
+    if not isinstance(value, int) or value <= 5:
+        return False
+    draft.params["top_logprobs"] = 5
+    return True
+
+
+def _choices(draft: Draft) -> bool:
+    count = draft.params.get("n")
+    if not isinstance(count, int) or count == 1:
+        return False
+    if count > 4 or draft.tools:
+        message = (
+            f"n = {count} is not possible here: Qwen gives at most 4 choices, and 1 when tools are declared."
+        )
+        raise RequestError(message, param="n", code="unsupported_value")
+    return False
+
+
+def _audio_output(draft: Draft) -> bool:
+    if "audio" in (draft.params.get("modalities") or ()) and "omni" not in draft.model:
+        message = f"The model {draft.model!r} does not speak: only text output is possible."
+        raise RequestError(message, param="modalities", code="unsupported_value")
+    return False
+
+
+MEANINGLESS = (
+    "frequency_penalty", "logit_bias", "user", "store", "service_tier", "prediction", "safety_identifier",
+    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "verbosity", "moderation",
+    "web_search_options", "background", "webhook_config",
+)  # fmt: skip
+
+
+def _meaningless(draft: Draft) -> bool:
+    dropped = [name for name in MEANINGLESS if draft.drop(name)]
+    if "metadata" in draft.params and not draft.model.startswith("qwen") and draft.drop("metadata"):
+        dropped.append("metadata")
+    return bool(dropped)
+
+
+RULES = (
+    Rule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(history.developer_to_system, "developer")),
+    Rule("one_system", "all system messages become one, at the start", "dashscope", _messages(history.one_system, "system")),
+    Rule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(history.function_to_tool, "function", "function_call")),
+    Rule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(history.mend_calls, "tool_calls")),
+    Rule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(history.null_content, NoneType)),
+    Rule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(history.assistant_extras, *history.EXTRAS)),
+    Rule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(history.tool_content, list)),
+    Rule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(history.audio_uris, list)),
+    Rule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
+    Rule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
+    Rule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
+    Rule("effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _effort),
+    Rule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
+    Rule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tools)", "dashscope", _forced_tool_thinking),
+    Rule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
+    Rule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),
+    Rule("json_word", "JSON mode gets the word JSON into the messages", "dashscope", _json_word),
+    Rule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
+    Rule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
+    Rule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
+    Rule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
+    Rule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
+    Rule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
+    Rule("choices", "n above 4, or above 1 with tools, is refused", "dashscope", _choices),
+    Rule("audio_output", "audio output is refused for models that do not speak", "dashscope", _audio_output),
+    Rule("meaningless", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _meaningless),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the rules made of a turn."""
+
+    turn: Turn
+    applied: tuple[str, ...]
+    """Names of the rules that changed something."""
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def apply(
+    turn: Turn,
+    *,
+    model: str,
+    family: str,
+    switches: Mapping[str, bool] | None = None,
+    strict_params: bool = False,
+    forced_tools: str = "thinking-off",
+) -> Applied:
+    """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
+    draft = Draft(turn, model, forced_tools, strict_params)
+    switches = switches or {}
+    applied = tuple(
+        rule.name
+        for rule in RULES
+        if switches.get(rule.name, rule.where in ("all", family)) and rule.apply(draft)
+    )
+    if not applied:
+        return Applied(turn, (), (), ())
+    changed = replace(
+        turn, messages=draft.messages, tools=draft.tools, tool_choice=draft.tool_choice, params=draft.params
+    )
+    return Applied(changed, applied, tuple(draft.ignored), tuple(draft.notes))
+
+
+def learn_from(error: UpstreamError, turn: Turn) -> Turn | None:
+    """The turn mended by what a 400 says about it, for one more try; None when it says nothing useful."""
+    params: dict[str, JSON] = dict(turn.params)
+    if error.status != 400:
+        return None
+    if error.param == "max_tokens":
+        limit = history.range_end(error.message)
+        for name in ("max_tokens", "max_completion_tokens"):
+            if limit is not None and isinstance(params.get(name), int) and params[name] > limit:
+                params[name] = limit
+    elif error.param == "enable_thinking":
+        must = "true" in error.message.lower()
+        if params.get("enable_thinking") is True and not must:
+            params["enable_thinking"] = False
+        elif must and params.get("enable_thinking") is not True:
+            params["enable_thinking"] = True
+            params.pop("reasoning_effort", None)
+    return None if params == turn.params else replace(turn, params=params)

@@ -1,0 +1,74 @@
+"""What a request's body must look like, as JSON Schema, for the document that describes this server.
+
+The schemas of single fields come from the checks themselves (`checks.properties`), so the document cannot promise
+what the check refuses.  What is checked beyond that, field by field in code, is said here as far as JSON Schema can.
+`BODIES` is the table, by the endpoint's path; a path without a row takes any object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qproxy.wire.endpoints import (
+    chat,
+    completions,
+    embeddings,
+)
+from qproxy.wire.endpoints import (
+    chat_messages as messages,
+)
+from qproxy.wire.endpoints import (
+    validation as checks,
+)
+from qproxy.wire.endpoints.responses import request as responses
+from qproxy.wire.events import JSON
+
+NAME: JSON = {"type": "string", "minLength": 1}
+CONTENT: JSON = {"type": ["string", "array", "null"], "items": {"type": "object"}}
+MESSAGE: JSON = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": sorted(messages.ROLES)},
+        "content": CONTENT,
+        "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+        "tool_call_id": {"type": ["string", "null"]},
+        "name": {"type": ["string", "null"]},
+    },
+}
+TOOLS: JSON = {"type": ["array", "null"], "items": {"type": "object"}}
+CHOICE: JSON = {"type": ["string", "object", "null"]}
+
+
+def _object(required: list[str], *parts: Mapping[str, JSON]) -> JSON:
+    properties: dict[str, JSON] = {}
+    for part in parts:
+        properties.update(part)
+    return {"type": "object", "required": required, "properties": properties}
+
+
+BODIES: dict[str, JSON] = {
+    "/chat/completions": _object(
+        ["messages"],
+        {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
+        {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
+        checks.properties(chat.FIELDS),
+    ),
+    "/completions": _object(
+        ["prompt"],
+        {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
+        checks.properties(completions.FIELDS),
+    ),
+    "/embeddings": _object(
+        ["model", "input"],
+        {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
+        checks.properties(embeddings.FIELDS),
+    ),
+    "/responses": _object(
+        ["input"],
+        {"model": NAME, "input": {"type": ["string", "array"], "items": {"type": "object"}}},
+        {"tools": TOOLS, "tool_choice": CHOICE},
+        checks.properties(responses.FIELDS),
+    ),
+}
+"""`model` may be missing where the operator has set `default_model`."""

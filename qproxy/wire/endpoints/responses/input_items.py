@@ -1,0 +1,166 @@
+"""The items of an input, made canonical: typed, with a list of parts, an id and a status.
+
+A row of `READERS` for each kind of item that means something to a Qwen model.  Items of other kinds (agents replay
+everything they were once sent: `web_search_call`, `local_shell_call`, ...) are left out and named, never refused.
+An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
+
+OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Collection, Mapping
+from typing import NoReturn
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.endpoints import validation as checks
+from qproxy.wire.endpoints.responses import content_parts as parts
+from qproxy.wire.endpoints.responses.objects import input_id
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+
+ROLES = ("user", "assistant", "system", "developer")
+SEAL = "qproxy-1."
+"""How an `encrypted_content` of ours begins.  It is not a secret: it is the client's own answer's thought."""
+
+
+def read(
+    value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str]
+) -> tuple[list[JSON], list[str]]:
+    """The canonical items of an `input`, and the paths of those left out.
+
+    `known` has the items that references may mean, `before` the ids of those that the model gets anyhow.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        checks.wrong_type("input", "a string or an array of items", value)
+    found: list[JSON] = []
+    ignored: list[str] = []
+    for number, entry in enumerate(value):
+        path = f"input[{number}]"
+        item = checks.an_object(entry, path)
+        kind = kind_of(item, path)
+        if kind == "item_reference":
+            referred = checks.a_name(item.get("id"), f"{path}.id")
+            if referred not in before:
+                found.append(known[referred] if referred in known else _missing(referred))
+        elif kind not in READERS:
+            ignored.append(path)
+        else:
+            own = None if item.get("id") is None else checks.a_name(item["id"], f"{path}.id")
+            canonical = READERS[kind](item, path)
+            id_ = own or input_id(kind, response, number)
+            found.append({"id": id_, "type": kind, "status": "completed", **canonical})
+    return found, ignored
+
+
+def kind_of(item: Mapping[str, JSON], path: str) -> str:
+    """An item's type; without one it is a message, or with nothing but an id a reference."""
+    kind = item.get("type")
+    if kind is None:
+        return "item_reference" if "id" in item and "role" not in item else "message"
+    return checks.a_string(kind, f"{path}.type")
+
+
+def _missing(id_: str) -> NoReturn:
+    message = (
+        f"Item with id {id_[:100]!r} not found. Items are not persisted when `store` is set to false. Try again with "
+        "`store` set to true, or remove this item from your input."
+    )
+    raise RequestError(message, status=404, param="input")
+
+
+def _message(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    if item.get("role") is None:
+        checks.missing(f"{path}.role")
+    role = checks.one_of(ROLES)(item["role"], f"{path}.role")
+    return {"role": role, "content": parts.read(item.get("content"), role, f"{path}.content")}
+
+
+def _named(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
+    """Those of an item's names and ids, which it must have."""
+    return {key: checks.a_name(_text(item, key, path), f"{path}.{key}") for key in keys}
+
+
+def _text(item: Mapping[str, JSON], key: str, path: str) -> str:
+    if item.get(key) is None:
+        checks.missing(f"{path}.{key}")
+    return checks.a_string(item[key], f"{path}.{key}")
+
+
+def _group(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {} if item.get("namespace") is None else _named(item, path, "namespace")
+
+
+def _function_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    arguments = item.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = "{}" if arguments is None else jsontext.dumps(arguments).decode()
+    return {**_named(item, path, "call_id", "name"), **_group(item, path), "arguments": arguments}
+
+
+def _custom_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {
+        **_named(item, path, "call_id", "name"),
+        **_group(item, path),
+        "input": _text(item, "input", path),
+    }
+
+
+def _output(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {
+        **_named(item, path, "call_id"),
+        "output": parts.read_output(item.get("output"), f"{path}.output"),
+    }
+
+
+def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    """A tool that this server ran in an earlier answer; what failed says why."""
+    output, error = item.get("output"), item.get("error")
+    return {
+        **_named(item, path, "server_label", "name"),
+        "arguments": _text(item, "arguments", path),
+        "output": output if isinstance(output, str) else None,
+        "error": error if isinstance(error, dict) else None,
+    }
+
+
+def _reasoning(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    """A thought's text from wherever it is: the content, the summary, or what we sealed."""
+    text = _joined(item.get("content"), "") or _joined(item.get("summary"), "\n\n")
+    text = text or unsealed(item.get("encrypted_content"))
+    return {"summary": [{"type": "summary_text", "text": text}] if text else []}
+
+
+def _joined(entries: JSON, separator: str) -> str:
+    entries = entries if isinstance(entries, list) else []
+    texts = [entry.get("text") for entry in entries if isinstance(entry, dict)]
+    return separator.join(text for text in texts if isinstance(text, str))
+
+
+def sealed(text: str) -> str:
+    """A thought as `encrypted_content`, for clients that keep nothing else of it."""
+    return SEAL + b64encode(text.encode("utf-8", "surrogatepass")).decode()
+
+
+def unsealed(value: JSON) -> str:
+    """The thought in an `encrypted_content` of ours; nothing for one of another server."""
+    if not isinstance(value, str) or not value.startswith(SEAL):
+        return ""
+    try:
+        return b64decode(value.removeprefix(SEAL), validate=True).decode("utf-8", "surrogatepass")
+    except ValueError:
+        return ""
+
+
+READERS: dict[str, Callable[[Mapping[str, JSON], str], dict[str, JSON]]] = {
+    "message": _message,
+    "function_call": _function_call,
+    "function_call_output": _output,
+    "custom_tool_call": _custom_call,
+    "custom_tool_call_output": _output,
+    "mcp_call": _mcp_call,
+    "reasoning": _reasoning,
+}

@@ -1,0 +1,176 @@
+"""From Qwen: each of its events as what the client is told of it.
+
+Token counts, transcriptions, items and errors get OpenAI's shape, and the client's own names for its model and voice;
+an event that comes twice is told once.  Events that nobody here knows pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qproxy.wire import storable
+from qproxy.wire.events import JSON, Usage
+from qproxy.wire.realtime import event_names as names
+from qproxy.wire.realtime import session_config as settings
+from qproxy.wire.realtime.session import Ids, Seen, keep
+
+
+class Telling:
+    """Of one session."""
+
+    def __init__(self, told: settings.Told, seen: Seen, ids: Ids) -> None:
+        self._client = told
+        self._seen = seen
+        self._ids = ids
+        self._events: dict[str, None] = {}
+        self._heard: dict[str, str] = {}
+        """What of a transcription is certain, by item."""
+        self._since = 0.0
+        """When speech has begun, in the server's milliseconds."""
+        self._spoken: dict[str, float] = {}
+        """Seconds of speech, by item."""
+        self._calls: dict[str, str] = {}
+        """Names of functions, by item."""
+        self._open: dict[str, JSON] = {}
+        """Items that a modern client has not been told the end of, and what came before each."""
+
+    def told(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What the client hears of an event."""
+        identity = event.get("event_id")
+        if not isinstance(identity, str) or not identity:
+            event["event_id"] = self._ids.new()
+        elif identity in self._events:
+            return
+        else:
+            keep(self._events, identity, None)
+        names.canonical(event)
+        for out in self._told(event):
+            if self._client.modern:
+                names.modern(out)
+            yield out
+
+    def _told(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A canonical event, and what a client hears because of it."""
+        kind = event["type"]
+        if kind in ("session.created", "session.updated"):
+            session = event.get("session")
+            event["session"] = settings.for_client(session if isinstance(session, dict) else {}, self._client)
+        elif kind == "session.finished":
+            self._seen.finished = True
+            return
+        elif kind == "error":
+            self._seen.errors += 1
+            event["error"] = _error_shape(event.get("error"))
+        elif kind == "conversation.item.input_audio_transcription.text":
+            yield from self._partial(event)
+            return
+        elif kind.startswith("conversation.item.input_audio_transcription."):
+            identity = str(event.get("item_id"))
+            self._heard.pop(identity, None)
+            if kind.endswith(".completed"):
+                event.setdefault("usage", {"type": "duration", "seconds": self._spoken.pop(identity, 0.0)})
+        elif kind.startswith("input_audio_buffer."):
+            self._listen(event)
+        elif kind == "response.function_call_arguments.done":
+            event.setdefault("name", self._calls.get(str(event.get("item_id")), ""))
+        elif kind in ("response.created", "response.done"):
+            self._count_response(event)
+        yield from self._items(event)
+
+    def _items(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A modern client hears of an item when it begins and when it is whole; Qwen says one of the two."""
+        kind, item = event["type"], event.get("item")
+        if not isinstance(item, dict):
+            yield event
+            return
+        identity = str(item.get("id"))
+        if item.get("type") == "function_call" and isinstance(item.get("name"), str):
+            keep(self._calls, identity, item["name"])
+        if kind == "conversation.item.done":
+            if self._client.modern and self._open.pop(identity, ...) is not ...:
+                yield event
+            return
+        if not self._client.modern or kind not in ("conversation.item.created", "response.output_item.done"):
+            yield event
+            return
+        if kind == "conversation.item.created":
+            yield event
+            keep(self._open, identity, event.get("previous_item_id"))
+        whole = kind == "response.output_item.done" or item.get("status") != "in_progress"
+        if whole and identity in self._open:
+            yield {
+                "event_id": self._ids.new(),
+                "type": "conversation.item.done",
+                "previous_item_id": self._open.pop(identity),
+                "item": item,
+            }
+        if kind == "response.output_item.done":
+            yield event
+
+    def _partial(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Qwen repeats what it is certain of; a client gets what is new of that."""
+        identity, text = str(event.get("item_id")), event.get("text")
+        before = self._heard.get(identity, "")
+        if isinstance(text, str) and len(text) > len(before) and text.startswith(before):
+            keep(self._heard, identity, text)
+            kept = {key: value for key, value in event.items() if key not in ("text", "stash")}
+            kind = "conversation.item.input_audio_transcription.delta"
+            yield {"content_index": 0, **kept, "type": kind, "delta": text[len(before) :]}
+
+    def _listen(self, event: dict[str, Any]) -> None:
+        """How long each piece of speech is: what its transcription costs is told in seconds."""
+        kind, identity = event["type"].rpartition(".")[2], str(event.get("item_id"))
+        if kind == "speech_started":
+            self._since = _number(event.get("audio_start_ms"))
+        elif kind == "speech_stopped":
+            spoken = max(0.0, _number(event.get("audio_end_ms")) - self._since) / 1000
+            keep(self._spoken, identity, spoken)
+        elif kind == "committed":
+            keep(self._spoken, identity, self._spoken.get(identity, self._seen.waiting))
+            self._seen.waiting = 0.0
+
+    def _count_response(self, event: dict[str, Any]) -> None:
+        response = event.get("response")
+        if not isinstance(response, dict):
+            return
+        if "voice" in response and self._client.voice:
+            response["voice"] = self._client.voice
+        response.setdefault("object", "realtime.response")
+        if event["type"] == "response.done":
+            self._seen.responses += 1
+            usage = response.get("usage")
+            if isinstance(usage, dict):
+                self._seen.usage = _added(self._seen.usage, usage)
+
+
+def _number(value: JSON) -> float:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e12 else 0.0
+
+
+def _error_shape(error: JSON) -> dict[str, JSON]:
+    """A server's error with every key that OpenAI's has."""
+    known = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
+    message = known.get("message")
+    return {
+        **known,
+        "type": known.get("type") if isinstance(known.get("type"), str) else "server_error",
+        "message": message
+        if isinstance(message, str) and message
+        else "The model's server reports an error.",
+        **{
+            key: known[key] if isinstance(known.get(key), str) else None
+            for key in ("code", "param", "event_id")
+        },
+    }
+
+
+def _added(before: Usage | None, usage: Mapping[str, JSON]) -> Usage:
+    count = storable.count
+    prompt, completion = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
+    total = before or Usage(0, 0, 0)
+    return Usage(
+        total.prompt_tokens + prompt,
+        total.completion_tokens + completion,
+        total.total_tokens + (count(usage.get("total_tokens")) or prompt + completion),
+    )

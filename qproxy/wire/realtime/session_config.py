@@ -1,0 +1,264 @@
+"""The settings of a session between OpenAI's two shapes and Qwen's.
+
+A client sends some of them (`session.update`) in the beta's flat shape or in today's nested one; `for_qwen` makes
+Qwen's of them.  Qwen tells all of them (`session.created`, `session.updated`); `for_client` tells them in the client's
+words, with the names that the client used for the model, the voice and the tools.
+
+What has no meaning for Qwen is left out and told (`Wanted.ignored`); what nobody here knows passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from qproxy.wire import tool_schemas as schemas
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import JSON
+from qproxy.wire.realtime.audio import RATES
+from qproxy.wire.realtime.event_names import PCM, output_modalities
+
+TRANSCRIBER = "qwen3-asr-flash-realtime"
+"""The one model that Qwen transcribes a client's speech with."""
+CLIENT_RATE = 24_000
+"""Of a client's audio, unless it says another."""
+OPENAI_VOICES = frozenset(
+    (
+        "alloy",
+        "ash",
+        "ballad",
+        "coral",
+        "echo",
+        "fable",
+        "nova",
+        "onyx",
+        "sage",
+        "shimmer",
+        "verse",
+        "marin",
+        "cedar",
+    )
+)
+"""Qwen refuses these: where no voice is set for one, the model speaks with its own."""
+SILENCE_MS = (200, 6000)
+_ECHOES = frozenset(("id", "object", "type", "model", "expires_at", "client_secret"))
+"""What a client may send back as it was told: it changes nothing."""
+_MEANINGLESS = frozenset(
+    (
+        "include", "prompt", "reasoning", "tracing", "truncation", "parallel_tool_calls", "speed", "noise_reduction",
+        "input_audio_noise_reduction",
+    )
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a client wants of its session."""
+
+    session: dict[str, JSON] = field(default_factory=dict)
+    """For Qwen."""
+    rate: int | None = None
+    """Of the client's audio, where it says so."""
+    ignored: list[str] = field(default_factory=list)
+    tools: list[JSON] | None = None
+    """OpenAI's nested shape; None where nothing is said of them."""
+    tool_choice: JSON = None
+    voice: str | None = None
+    """As the client calls it."""
+
+
+def for_qwen(session: JSON, voices: Mapping[str, str]) -> Wanted:
+    """A client's settings as Qwen wants them; RequestError names what cannot be."""
+    if not isinstance(session, dict):
+        _refuse("session", "expected an object.")
+    if session.get("type") not in (None, "realtime"):
+        _refuse("session.type", "this server offers sessions of the type 'realtime' only.")
+    wanted = Wanted()
+    _read_tools(session, wanted)
+    for name, value in session.items():
+        _read(name, value, f"session.{name}", voices, wanted)
+    return wanted
+
+
+def _read(name: str, value: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+    session = wanted.session
+    if name in _ECHOES or name in ("tools", "tool_choice"):
+        return
+    if name in _MEANINGLESS:
+        if value is not None:
+            wanted.ignored.append(path)
+    elif name == "audio":
+        _read_audio(value, path, voices, wanted)
+    elif name in ("modalities", "output_modalities"):
+        session["modalities"] = modalities(value, path)
+    elif name in ("max_output_tokens", "max_response_output_tokens"):
+        if value is not None and value != "inf":
+            session["max_tokens"] = value
+    elif name == "voice":
+        _read_voice(value, path, voices, wanted)
+    elif name in ("input_audio_format", "output_audio_format"):
+        if value not in ("pcm16", "pcm", None):
+            _refuse(path, "this server takes and gives pcm16 only.")
+        session[name] = "pcm"
+    elif name in ("transcription", "input_audio_transcription"):
+        session["input_audio_transcription"] = _transcription(value, path, wanted)
+    elif name == "turn_detection":
+        session[name] = _turn_detection(value, path, wanted)
+    else:
+        session[name] = value
+
+
+def _read_audio(audio: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+    """Today's nested settings of sound."""
+    for side in ("input", "output"):
+        settings = audio.get(side) if isinstance(audio, dict) else None
+        for name, value in (settings if isinstance(settings, dict) else {}).items():
+            where = f"{path}.{side}.{name}"
+            if name == "format":
+                rate = _format(value, where, RATES if side == "input" else (CLIENT_RATE,))
+                wanted.session[f"{side}_audio_format"] = "pcm"
+                wanted.rate = rate if side == "input" else wanted.rate
+            else:
+                _read(name, value, where, voices, wanted)
+
+
+def _format(value: JSON, path: str, rates: tuple[int, ...]) -> int:
+    kind = value.get("type", "audio/pcm") if isinstance(value, dict) else value
+    rate = (value.get("rate") or CLIENT_RATE) if isinstance(value, dict) else CLIENT_RATE
+    if kind not in ("audio/pcm", "pcm16", "pcm", None):
+        _refuse(path, "this server takes and gives audio/pcm only.")
+    if rate not in rates:
+        _refuse(f"{path}.rate", f"expected one of {', '.join(map(str, rates))}.")
+    return int(rate)
+
+
+def modalities(value: JSON, path: str) -> list[str]:
+    """Qwen gives text alone, or sound with its text."""
+    if not isinstance(value, list) or not value or any(kind not in ("text", "audio") for kind in value):
+        _refuse(path, 'expected ["text"] or ["audio"].')
+    return ["text", "audio"] if "audio" in value else ["text"]
+
+
+def _read_voice(value: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+    name = value.get("id") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        if value is not None:
+            _refuse(path, "expected the name of a voice.")
+        return
+    if name in voices:
+        wanted.session["voice"] = voices[name]
+    elif name not in OPENAI_VOICES:
+        wanted.session["voice"] = name
+    else:
+        wanted.ignored.append(path)
+    wanted.voice = name
+
+
+def _transcription(value: JSON, path: str, wanted: Wanted) -> JSON:
+    if not isinstance(value, dict):
+        return None
+    if value.get("prompt"):
+        wanted.ignored.append(f"{path}.prompt")
+    return {
+        **{key: kept for key, kept in value.items() if key not in ("model", "prompt")},
+        "model": TRANSCRIBER,
+    }
+
+
+def _turn_detection(value: JSON, path: str, wanted: Wanted) -> JSON:
+    if not isinstance(value, dict):
+        return None
+    kept = {key: inner for key, inner in value.items() if inner is not None}
+    for name in ("eagerness", "idle_timeout_ms"):
+        if kept.pop(name, "auto") != "auto":
+            wanted.ignored.append(f"{path}.{name}")
+    silence = kept.get("silence_duration_ms")
+    if isinstance(silence, int | float):
+        kept["silence_duration_ms"] = max(SILENCE_MS[0], min(SILENCE_MS[1], int(silence)))
+    return kept
+
+
+def _read_tools(session: Mapping[str, JSON], wanted: Wanted) -> None:
+    choice = session.get("tool_choice")
+    if session.get("tools") is not None:
+        try:
+            declared = schemas.read({"tools": session["tools"]})
+        except RequestError as error:
+            error.param = f"session.{error.param}"
+            raise
+        if declared.requested:
+            _refuse(
+                f"session.{declared.requested[0].path}", "this server's own tools do not run in a session."
+            )
+        wanted.tools = declared.tools
+        wanted.ignored += [f"session.{path}" for path in declared.ignored]
+    if choice is not None:
+        wanted.tool_choice = choice
+        if choice not in ("auto", "none"):
+            wanted.ignored.append("session.tool_choice")
+
+
+def _refuse(path: str, message: str) -> NoReturn:
+    raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
+
+
+@dataclass(slots=True)
+class Told:
+    """What the client calls things, for telling it of its session."""
+
+    model: str
+    modern: bool
+    """Whether it speaks today's API rather than the beta."""
+    voice: str | None = None
+    rate: int = CLIENT_RATE
+    tools: list[JSON] = field(default_factory=list)
+    tool_choice: JSON = "auto"
+
+    def callable(self) -> list[JSON]:
+        """All tools that the model may call: `tool_choice` itself is nothing that Qwen's sessions know."""
+        return [] if self.tool_choice == "none" else self.tools
+
+
+def for_client(session: Mapping[str, JSON], told: Told) -> dict[str, JSON]:
+    """Qwen's settings in the client's words."""
+    known = dict(session)
+    kinds = known.pop("modalities", ["text", "audio"])
+    voice = told.voice or known.pop("voice", None)
+    most = known.pop("max_tokens", None) or known.pop("max_response_output_tokens", None) or "inf"
+    heard, detection = known.pop("input_audio_transcription", None), known.pop("turn_detection", None)
+    for name in ("input_audio_format", "output_audio_format", "tools", "tool_choice", "voice", "model"):
+        known.pop(name, None)
+    tools: list[JSON] = [
+        {"type": "function", **tool["function"]} for tool in told.tools if "function" in tool
+    ]
+    ours = {
+        **known,
+        "object": "realtime.session",
+        "model": told.model,
+        "tools": tools,
+        "tool_choice": told.tool_choice,
+    }
+    if not told.modern:
+        return {
+            **ours,
+            "modalities": kinds,
+            "voice": voice,
+            "input_audio_format": "pcm16",
+            "output_audio_format": "pcm16",
+            "input_audio_transcription": heard,
+            "turn_detection": detection,
+            "max_response_output_tokens": most,
+        }
+    hearing: dict[str, Any] = {
+        "format": {**PCM, "rate": told.rate},
+        "transcription": heard,
+        "turn_detection": detection,
+    }
+    return {
+        **ours,
+        "type": "realtime",
+        "output_modalities": output_modalities(kinds),
+        "audio": {"input": hearing, "output": {"format": dict(PCM), "voice": voice, "speed": 1.0}},
+        "max_output_tokens": most,
+    }

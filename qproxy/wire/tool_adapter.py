@@ -1,0 +1,222 @@
+"""What Qwen cannot take about a client's tools, changed on the way in and undone on the way out.
+
+    names      letters, digits, _ and -, at most 64 characters, and not `search`: others get a stand-in
+    custom     a tool with free-form input (a patch, a program) becomes a function with one string parameter
+               `input`; of the model's JSON the client gets the bare input, as it comes
+
+`adapt` gives the changed turn and the `Undo` stage for the answer's events, or None where nothing had to change.
+It changes tools, the tool choice, and the calls in the history alike, so that a conversation stays one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.events import JSON, Arguments, Event, Failed, Finish, ToolCall, Turn
+from qproxy.wire.pipeline import Stage
+from qproxy.wire.tool_calls.json_strings import Decoding, string_end, value_end
+from qproxy.wire.tool_calls.text_buffer import Reading, Source
+
+INPUT = "input"
+MAX_NAME = 64
+_SOUND = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_UNSOUND = re.compile(r"[^A-Za-z0-9_-]")
+REFUSED = frozenset({"search"})
+
+
+def adapt(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]:
+    """The turn for Qwen, and the stage that undoes the change; `names`: whether the server is picky about names."""
+    customs = {_name(tool) for tool in turn.tools if tool.get("type") == "custom"}
+    calls = [call for message in turn.messages if "tool_calls" in message for call in _calls(message)]
+    stand_ins = _stand_ins({_name(one) for one in (*turn.tools, *calls)}) if names else {}
+    if not customs and not stand_ins and not any(call.get("type") == "custom" for call in calls):
+        return turn, None
+    changed = replace(
+        turn,
+        tools=[_tool(tool, stand_ins) for tool in turn.tools],
+        tool_choice=_choice(turn.tool_choice, stand_ins),
+        messages=[_message(message, stand_ins) for message in turn.messages],
+    )
+    back = {stand_in: name for name, stand_in in stand_ins.items()}
+    return changed, Undo(back, frozenset(customs))
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    inner = tool.get(tool.get("type") or "function")
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _calls(message: JSON) -> list[JSON]:
+    calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+    return calls if isinstance(calls, list) else []
+
+
+def _stand_ins(used: set[str]) -> dict[str, str]:
+    """A stand-in for each name that Qwen would refuse; the same one in every turn of a conversation."""
+    return {name: stand_in(name, used) for name in used if not (_SOUND.match(name) and name not in REFUSED)}
+
+
+def stand_in(name: str, used: set[str]) -> str:
+    """A name that Qwen takes: the sound part of it, and a digest where that is not enough to know it by."""
+    clean = _UNSOUND.sub("_", name)[:MAX_NAME]
+    if clean not in used and clean not in REFUSED and len(name) <= MAX_NAME:
+        siblings = [other for other in used if other != name and _UNSOUND.sub("_", other)[:MAX_NAME] == clean]
+        if clean and not siblings:
+            return clean
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{clean[: MAX_NAME - 9]}_{digest}"
+
+
+def _tool(tool: JSON, stand_ins: Mapping[str, str]) -> JSON:
+    name = _name(tool)
+    new = stand_ins.get(name, name)
+    if tool.get("type") == "custom":
+        return {"type": "function", "function": _wrapped(tool["custom"], new)}
+    return tool if new == name else {**tool, "function": {**tool["function"], "name": new}}
+
+
+def _wrapped(custom: Mapping[str, JSON], name: str) -> JSON:
+    """A custom tool as a function of one string."""
+    described = custom.get("description") or ""
+    form: JSON = custom.get("format")
+    grammar: JSON = form.get("grammar") or form if isinstance(form, dict) else None
+    about = "The tool's whole input, as plain text."
+    if isinstance(grammar, dict) and isinstance(grammar.get("definition"), str):
+        syntax = grammar.get("syntax") or "lark"
+        about += f" It must follow this {syntax} grammar:\n{grammar['definition']}"
+    schema = {
+        "type": "object",
+        "properties": {INPUT: {"type": "string", "description": about}},
+        "required": [INPUT],
+        "additionalProperties": False,
+    }
+    return {"name": name, "description": described, "parameters": schema}
+
+
+def _choice(choice: JSON, stand_ins: Mapping[str, str]) -> JSON:
+    if not isinstance(choice, dict):
+        return choice
+    name = _name(choice)
+    return {"type": "function", "function": {"name": stand_ins.get(name, name)}}
+
+
+def _message(message: JSON, stand_ins: Mapping[str, str]) -> JSON:
+    calls = _calls(message)
+    if message.get("role") == "tool" and message.get("name") in stand_ins:
+        return {**message, "name": stand_ins[message["name"]]}
+    changed = [_call(call, stand_ins) for call in calls]
+    if all(new is old for new, old in zip(changed, calls, strict=True)):
+        return message
+    return {**message, "tool_calls": changed}
+
+
+def _call(call: JSON, stand_ins: Mapping[str, str]) -> JSON:
+    name = _name(call)
+    new = stand_ins.get(name, name)
+    if call.get("type") == "custom":
+        arguments = jsontext.dumps({INPUT: call["custom"].get("input") or ""}).decode()
+        return {"id": call.get("id"), "type": "function", "function": {"name": new, "arguments": arguments}}
+    return call if new == name else {**call, "function": {**call["function"], "name": new}}
+
+
+class Undo:
+    """The stage: the client's own names, and bare inputs for its custom tools."""
+
+    def __init__(self, names: Mapping[str, str], customs: frozenset[str]) -> None:
+        self._names = names
+        self._customs = customs
+        self._inputs: dict[tuple[int, int], _Input] = {}
+
+    def feed(self, item: Event) -> Iterator[Event]:
+        if isinstance(item, ToolCall):
+            name = self._names.get(item.name, item.name)
+            custom = name in self._customs
+            if custom:
+                self._inputs[item.choice, item.index] = _Input()
+            yield replace(item, name=name, custom=custom)
+        elif isinstance(item, Arguments) and (item.choice, item.index) in self._inputs:
+            yield from self._written(item.choice, item.index, item.text)
+        else:
+            if isinstance(item, Finish | Failed):
+                for choice, index in list(self._inputs):
+                    if isinstance(item, Failed) or item.choice == choice:
+                        yield from self._written(choice, index, "", last=True)
+                        del self._inputs[choice, index]
+            yield item
+
+    def _written(self, choice: int, index: int, text: str, *, last: bool = False) -> Iterator[Event]:
+        out = self._inputs[choice, index].feed(text, last=last)
+        if out:
+            yield Arguments(index, out, choice)
+
+    def close(self) -> Iterator[Event]:
+        return iter(())
+
+
+class _Input:
+    """The value of `input` out of the arguments' JSON text; arguments that are none are the input themselves."""
+
+    def __init__(self) -> None:
+        self._source = Source()
+        self._out: list[str] = []
+        self._reading: Reading[None] | None = self._read()
+
+    def feed(self, text: str, *, last: bool = False) -> str:
+        self._source.push(text)
+        self._source.ended = self._source.ended or last
+        if self._reading is not None:
+            try:
+                next(self._reading)
+            except StopIteration:
+                self._reading = None
+        out, self._out = "".join(self._out), []
+        return out
+
+    def _read(self) -> Reading[None]:
+        source = self._source
+        offset = yield from self._start()
+        if offset < 0:
+            while True:
+                self._out.append(source.take(len(source)))
+                if not (yield from source.more()):
+                    return
+        source.take(offset)
+        if not source.starts('"'):
+            end = yield from value_end(source, 0)
+            self._out.append(source.take(len(source) if end < 0 else end))
+            return
+        source.take(1)
+        decoding = Decoding()
+        while not decoding.over:
+            self._out.append(decoding.read(source))
+            if not decoding.over and not (yield from source.more()):
+                return
+
+    def _start(self) -> Reading[int]:
+        """Offset of the value of `input`; -1 when this is not the JSON that was asked for."""
+        source = self._source
+        offset = yield from source.visible()
+        if not (yield from source.has(offset + 1)) or not source.starts("{", offset):
+            return -1
+        while True:
+            offset = yield from source.visible(offset + 1)
+            if source.starts("}", offset) and offset == 1:
+                source.take(offset + 1)
+                return 0 if source.ended else -1
+            end = yield from string_end(source, offset)
+            colon = (yield from source.visible(end)) if end > 0 else -1
+            if colon < 0 or not source.starts(":", colon):
+                return -1
+            value = yield from source.visible(colon + 1)
+            if source.piece(offset, end) == f'"{INPUT}"':
+                return value
+            end = yield from value_end(source, value)
+            offset = (yield from source.visible(end)) if end > 0 else -1
+            if offset < 0 or not source.starts(",", offset):
+                return -1

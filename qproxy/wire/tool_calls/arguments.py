@@ -1,0 +1,124 @@
+"""The arguments of one structured call as they come: what of each piece is new.
+
+Servers send increments; some replay what they have sent, some send everything so far each time, and nobody says
+which.  A piece is appended unless it repeats all that came before it.  Such a piece is a repetition where it cannot
+be appended (`{"a"` after `{"a"`), or where the server has been caught repeating; it is appended where only that
+makes JSON (`{"a": 1}}` after `{"a": `).  What could be both is held until the next piece, or the end, tells.
+
+After the end of the JSON text everything is a replay.  Nothing is repaired: a client validates, and its model learns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from qproxy.wire.tool_calls.json_state import JSONState
+
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+
+
+class Received:
+    """What has come of one call's arguments.  Each piece costs its own length, whatever came before."""
+
+    __slots__ = ("_held", "_json", "_pieces", "_repairs", "size", "snapshots")
+
+    def __init__(self, repairs: Counter[str]) -> None:
+        self._repairs = repairs
+        self._json = JSONState()
+        self._pieces: list[str] = []
+        self._held = ""
+        """A piece that may be a repetition or not."""
+        self.size = 0
+        self.snapshots = False
+        """The server repeats everything so far."""
+
+    def __repr__(self) -> str:
+        return f"<Received {self.size} characters, {self._json!r}>"
+
+    @property
+    def text(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    @property
+    def complete(self) -> bool:
+        return self._json.complete
+
+    @property
+    def empty(self) -> bool:
+        """Nothing but blanks so far."""
+        return self._json.empty and not self._held
+
+    @property
+    def cut(self) -> bool:
+        """Whether they stop in the middle.  Those that are no JSON at all are judged by their brackets."""
+        if not self._json.broken:
+            return not self._json.complete and not self._json.empty
+        depth, in_string = 0, False
+        for mark in _MARKS.findall(self.text):
+            if mark == '"':
+                in_string = not in_string
+            elif not in_string and len(mark) == 1:
+                depth += 1 if mark in "{[" else -1
+        return in_string or depth > 0
+
+    def add(self, piece: str) -> str:
+        """What `piece` adds: all of it, its new end, or nothing (yet)."""
+        if self._held:
+            return self._decide(piece)
+        if self._json.complete:
+            if piece.strip():
+                self._repairs["arguments_replayed"] += 1
+            return ""
+        if 1 < len(piece) >= self.size > 0 and piece.startswith(self.text):
+            return self._repetition(piece)
+        return self.append(piece)
+
+    def goes_on(self, piece: str) -> bool:
+        """Take a piece, if it can only be more of the string that is open: it cannot repeat what came, nor end anything."""
+        if not 0 < len(piece) < self.size or self._held or not self._json.inside(piece):
+            return False
+        self._pieces.append(piece)
+        self.size += len(piece)
+        return True
+
+    def append(self, piece: str) -> str:
+        """Take a piece as it is."""
+        if piece:
+            self._pieces.append(piece)
+            self.size += len(piece)
+            self._json.feed(piece)
+        return piece
+
+    def _repetition(self, piece: str) -> str:
+        """A piece that begins with everything so far."""
+        if self.snapshots or not self._json.accepts(piece):
+            return self._new_end(piece)
+        if not JSONState().feed(piece) or self._json.completes(piece):
+            return self.append(piece)
+        self._held = piece
+        return ""
+
+    def _new_end(self, piece: str) -> str:
+        self._repairs["arguments_snapshot" if len(piece) > self.size else "arguments_replayed"] += 1
+        self.snapshots = self.snapshots or len(piece) > self.size
+        return self.append(piece[self.size :])
+
+    def _decide(self, piece: str) -> str:
+        held, self._held = self._held, ""
+        alone = JSONState()
+        alone.feed(held)
+        repeated = piece.startswith(held) or (
+            not self._json.accepts(held + piece) and alone.accepts(piece) and not alone.complete
+        )
+        new = self._new_end(held) if repeated else self.append(held)
+        return new + self.add(piece)
+
+    def close(self) -> str:
+        """The end: what was held is a repetition if that makes whole JSON of it."""
+        held, self._held = self._held, ""
+        if not held:
+            return ""
+        return self._new_end(held) if JSONState().completes(held) else self.append(held)

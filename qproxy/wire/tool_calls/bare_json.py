@@ -1,0 +1,108 @@
+"""Calls as bare JSON: the habit of Qwen2.5-Coder, whose template never made it write `<tool_call>`.
+
+A profile of such models only.  The call object (or a list, or several of them) is the whole answer or the whole of
+a Markdown fence, and each names a declared function; anything else is text.  Double braces around it, a slip of the
+model's own template, are undone once.  Because "the whole" shows only at the end, it is held until then.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.events import JSON
+from qproxy.wire.tool_calls import hermes
+from qproxy.wire.tool_calls.emitter import Sink, Tools
+from qproxy.wire.tool_calls.text_buffer import Reading, Source
+
+MAX_HELD = 1024 * 1024
+"""Characters that are held to see whether an answer is a call; a longer one is text."""
+_OPENER = re.compile(r"(`{3,}+)[ \t]*+(?:json|tool_call|tool|xml)?[ \t]*+\r?\n")
+_LINE_END = re.compile("\n")
+
+
+def read_answer(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
+    """Read an answer that begins with a brace or a bracket; False when it is text."""
+    while (yield from source.more()):
+        if len(source) > MAX_HELD:
+            break
+    if len(source) > MAX_HELD:
+        return False
+    return _found(source, sink, tools, source.piece(0), len(source))
+
+
+def read_fence(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
+    """Read a fence that begins at the source's start; False when it is none, or holds no call."""
+    line = yield from source.until(_LINE_END, 0, 64)
+    opener = _OPENER.match(source.piece(0, line + 1)) if line >= 0 else None
+    if opener is None:
+        return False
+    start = yield from source.visible(opener.end())
+    if not (source.starts("{", start) or source.starts("[", start)):
+        return False
+    closer = re.compile(rf" {{0,3}}{opener[1]}`*+[ \t]*+\r?\n?\Z")
+    begun = opener.end()
+    while begun <= MAX_HELD:
+        end = yield from source.until(_LINE_END, begun, MAX_HELD)
+        if end < 0 and not source.ended:
+            return False
+        stop = len(source) if end < 0 else end + 1
+        if closer.match(source.piece(begun, stop)):
+            return _found(source, sink, tools, source.piece(start, begun), stop)
+        if end < 0:
+            return _found(source, sink, tools, source.piece(start), stop)
+        begun = stop
+    return False
+
+
+def _found(source: Source, sink: Sink, tools: Tools, body: str, size: int) -> bool:
+    calls = parse(body, tools)
+    if not calls:
+        return False
+    source.take(size)
+    for call in calls:
+        sub = Source(call + hermes.CLOSER, ended=True)
+        for _ in hermes.read(sub, sink, tools, 0, declared=True, spelling="bare"):
+            pass  # an ended source never waits
+    return True
+
+
+def parse(body: str, tools: Tools) -> list[str]:
+    """The JSON texts of the calls (objects or lists of them) that a text consists of; none when there is more in it."""
+    body = body.strip()
+    for text in _readings(body):
+        try:
+            found = _values(text)
+        except ValueError:
+            continue
+        if all(_is_call(value, tools) for value, _ in found):
+            return [verbatim for _, verbatim in found]
+    return []
+
+
+def _readings(body: str) -> list[str]:
+    """The text, or what it means if its last brace is missing or its braces are doubled."""
+    if not body.startswith("{{"):
+        return [body, body + "}"]
+    single = body[1:-1].strip() if body.endswith("}}") else body[1:]
+    return [single, body.replace("{{", "{").replace("}}", "}")]
+
+
+def _values(text: str) -> list[tuple[JSON, str]]:
+    """The JSON values that stand one after the other, each with its text."""
+    found, position = [], 0
+    while position < len(text):
+        value, end = jsontext.load_first(text, position)
+        found.append((value, text[position:end]))
+        position = end
+        while position < len(text) and text[position] in " \t\r\n,;":
+            position += 1
+    return found
+
+
+def _is_call(value: JSON, tools: Tools) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, dict) and _is_call(item, tools) for item in value)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in tools:
+        return False
+    return isinstance(value.get("arguments", value.get("parameters")), dict | str | None)

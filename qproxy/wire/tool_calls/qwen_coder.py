@@ -1,0 +1,336 @@
+"""Calls as tags: `<function=NAME><parameter=KEY>VALUE</parameter></function>` (Qwen3-Coder, Qwen3.5 and later).
+
+    block := ["<tool_call>" WS?] func WS? ["</tool_call>"]
+    func  := "<function=" NAME ">" WS? ("<parameter=" KEY ">" VALUE "</parameter>" WS?)* "</function>"
+
+It looks like XML and is not: nothing is escaped, and a VALUE may hold HTML, or this very syntax.  So a closing tag
+counts only with a legal successor:
+
+    </parameter>    before <parameter=, </function>, </tool_call> or the end
+    </function>     (in an unclosed value) at a line's start, before </tool_call>, <tool_call>, <function= or the end
+    <parameter=K>   (in an unclosed value) at a line's start, for a declared K that has not been given yet
+    </tool_call>    (in an unclosed value) at a line's start, before <tool_call> or the end
+
+Only at the answer's end is the line's start not asked for.  One newline on each side of VALUE is the form's, all
+other white space the value's.  A value that can only be text leaves as it comes; any other waits for its end and is
+typed by the declared schema (`values`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.events import JSON
+from qproxy.wire.tool_calls import coercion as values
+from qproxy.wire.tool_calls.emitter import Sink, Tools, bare_name
+from qproxy.wire.tool_calls.hermes import CLOSER, OPENER
+from qproxy.wire.tool_calls.text_buffer import LONGEST, Reading, Source
+
+FUNCTION, END_FUNCTION = "<function=", "</function>"
+PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
+MAX_NAME = 512
+MAX_VALUE = 8 * 1024 * 1024
+"""Characters of a typed value that are held for its end; a longer one is text."""
+_NAME_END = re.compile(r"[>\n<]")
+_KEY_END = re.compile(r"[>\n]")
+_ANGLE = re.compile("<")
+_SOUND = re.compile(r"[^\s<>\"'=]+\Z")
+
+
+def read(
+    source: Source, sink: Sink, tools: Tools, start: int, *, wrapped: bool, declared: bool
+) -> Reading[bool]:
+    """Read the function whose tag begins at `start`; False, with nothing consumed, when it is text.
+
+    `wrapped`: a `<tool_call>` stands before it.  With `declared`, only declared functions count.
+    """
+    found = False
+    while True:
+        head = yield from _head(source, start, wrapped, tools if declared else None)
+        if head is None:
+            return found
+        found = True
+        name, end = head
+        sink.opened(name, "coder")
+        source.take(end)
+        yield from _Function(source, sink, tools, name).read()
+        offset = yield from source.visible()
+        marker = yield from source.which((CLOSER, FUNCTION), offset)
+        if marker == FUNCTION and wrapped:
+            start = offset
+            continue
+        if marker == CLOSER:
+            source.take(offset + len(CLOSER))
+        elif source.ended and CLOSER.startswith(source.piece(offset, offset + LONGEST)):
+            source.take(len(source))
+            if wrapped and not source.cut:
+                sink.repairs["closer_missing"] += 1
+        elif wrapped:
+            sink.repairs["closer_missing"] += 1
+        if not wrapped:
+            sink.repairs["opener_missing"] += 1
+        return True
+
+
+def _head(
+    source: Source, start: int, wrapped: bool, declared: Tools | None
+) -> Reading[tuple[str, int] | None]:
+    """The name, and the offset of what follows the tag, once that shows that it is a call."""
+    offset = start + len(FUNCTION)
+    end = yield from source.until(_NAME_END, offset, MAX_NAME, declared.begins if declared else None)
+    name = bare_name(source.piece(offset, end)) if end >= 0 else ""
+    if not _SOUND.match(name) or (declared is not None and name not in declared):
+        return None
+    end += source.starts(">", end)
+    follows = yield from source.visible(end)
+    if follows == len(source) and source.ended:
+        return (name, follows) if wrapped else None
+    legal = (PARAMETER, END_FUNCTION, CLOSER, FUNCTION) if wrapped else (PARAMETER, END_FUNCTION)
+    marker = yield from source.which(legal, follows)
+    if marker is None and not (wrapped and source.ended and cut_marker(source, legal, follows)):
+        return None
+    return name, follows
+
+
+def cut_marker(source: Source, markers: tuple[str, ...], offset: int) -> bool:
+    """Whether the text ended within one of the markers."""
+    rest = source.piece(offset, offset + LONGEST) if source.ended else ""
+    return bool(rest) and any(marker.startswith(rest) for marker in markers)
+
+
+class _Function:
+    """One function's parameters, from its first tag to its end."""
+
+    def __init__(self, source: Source, sink: Sink, tools: Tools, name: str) -> None:
+        self.source = source
+        self.sink = sink
+        self.schema = tools.schema(name)
+        self.properties = tools.properties(name)
+        self.given: set[str] = set()
+
+    def read(self) -> Reading[None]:
+        """Write `{"key": value, ...}`."""
+        source, sink = self.source, self.sink
+        while True:
+            offset = yield from source.visible()
+            marker = yield from source.which((PARAMETER, END_FUNCTION), offset)
+            if marker == PARAMETER:
+                source.take(offset + len(PARAMETER))
+                yield from self._parameter()
+                continue
+            if marker == END_FUNCTION:
+                source.take(offset + len(END_FUNCTION))
+            elif source.ended and (
+                offset == len(source) or cut_marker(source, (PARAMETER, END_FUNCTION, CLOSER), offset)
+            ):
+                source.take(len(source))
+                if source.cut:  # never closed for the model
+                    sink.truncated = True
+                    return
+            sink.wrote("}" if self.given else "{}")
+            return
+
+    def _parameter(self) -> Reading[None]:
+        source, sink = self.source, self.sink
+        end = yield from source.until(_KEY_END, 0, MAX_NAME)
+        if end < 0:
+            sink.truncated = True
+            source.take(len(source))
+            return
+        key = bare_name(source.take(end))
+        source.take(1 if source.starts(">") else 0)
+        twice = key in self.given
+        if twice:
+            sink.repairs["parameter_twice"] += 1
+        else:
+            sink.wrote(f"{', ' if self.given else '{'}{jsontext.quote(key)}: ")
+        self.given.add(key)
+        allowed = values.kinds(self.properties.get(key), self.schema)
+        value = _Value(self, streams=values.is_text(allowed), silent=twice)
+        text = yield from value.read()
+        if text is not None and not twice:
+            whole = value.closed or not source.cut
+            sink.wrote(values.typed(text, allowed) if whole else text.strip())
+
+
+class _Value:
+    """One value: passed on as it comes (`streams`), or collected."""
+
+    def __init__(self, function: _Function, *, streams: bool, silent: bool) -> None:
+        self._function = function
+        self._source = function.source
+        self._sink = function.sink
+        self._streams = streams
+        self._silent = silent
+        self._collected: list[str] = []
+        self._size = 0
+        self._begun = False
+        self._last = "\n"
+        self.closed = False
+
+    def read(self) -> Reading[str | None]:
+        """Read to the value's end; returns its text unless it has been passed on."""
+        source = self._source
+        yield from self._form_newline()
+        while True:
+            angle = source.find(_ANGLE)
+            end = len(source) if angle < 0 else angle
+            newline = self._newline_before(end)
+            self._pass_on(end - newline)
+            if angle < 0:
+                if not (yield from source.more()):
+                    if source.cut:
+                        self._pass_on(len(source))
+                    source.take(len(source))  # the newline of a closer that never came
+                    break
+                continue
+            swallowed = yield from self._ends_at(newline)
+            if swallowed >= 0:
+                source.take(newline + swallowed)
+                self.closed = True
+                break
+            self._pass_on(newline + 1)
+        return self._over()
+
+    def _over(self) -> str | None:
+        if not self._streams:
+            return "".join(self._collected)
+        if not self._begun:
+            self._write('"')
+        if self.closed or not self._source.cut:
+            self._write('"')
+        return None
+
+    def _write(self, text: str) -> None:
+        self._begun = True
+        if not self._silent:
+            self._sink.wrote(text)
+
+    def _form_newline(self) -> Reading[None]:
+        source = self._source
+        if not (yield from source.has(1)):
+            return
+        if source.starts("\r"):
+            yield from source.has(2)
+        newline = yield from source.which(("\r\n", "\n"))
+        source.take(len(newline or ""))
+
+    def _newline_before(self, end: int) -> int:
+        """Length of the newline before offset `end`; at the text's end also of what may be the half of one."""
+        text = self._source.piece(max(0, end - 2), end)
+        if text.endswith("\r") and end == len(self._source):
+            return 1
+        return 2 if text.endswith("\r\n") else 1 if text.endswith("\n") else 0
+
+    def _pass_on(self, size: int) -> None:
+        if size <= 0:
+            return
+        text = self._source.take(size)
+        self._last = text[-1]
+        self._size += size
+        if self._streams:
+            self._write(("" if self._begun else '"') + jsontext.quote(text)[1:-1])
+            return
+        self._collected.append(text)
+        if self._size > MAX_VALUE:
+            self._streams = True
+            self._write('"' + jsontext.quote("".join(self._collected))[1:-1])
+
+    def _ends_at(self, offset: int) -> Reading[int]:
+        """How much of the tag at `offset` (after at most a newline) ends with the value; -1 when it ends nothing."""
+        source = self._source
+        tag = yield from source.which((END_PARAMETER, END_FUNCTION, PARAMETER, CLOSER), offset)
+        if tag is None:
+            return -1
+        after = offset + len(tag)
+        if tag == END_PARAMETER:
+            legal = yield from self._before((PARAMETER, END_FUNCTION, CLOSER), after)
+            return len(tag) if legal else -1
+        line_start = offset > 0 or self._last == "\n"
+        if tag == PARAMETER:
+            legal = line_start and (yield from self._next_key(after))
+        elif line_start:
+            successors = (CLOSER, OPENER, FUNCTION) if tag == END_FUNCTION else (OPENER,)
+            legal = yield from self._before(successors, after)
+        else:
+            legal = yield from self._at_the_end(after, tag)
+        return 0 if legal else -1
+
+    def _before(self, markers: tuple[str, ...], offset: int) -> Reading[bool]:
+        """Whether one of the markers, or the end, comes next."""
+        source = self._source
+        offset = yield from source.visible(offset)
+        if offset == len(source):
+            return source.ended
+        found = yield from source.which(markers, offset)
+        return found is not None or cut_marker(source, markers, offset)
+
+    def _at_the_end(self, offset: int, tag: str) -> Reading[bool]:
+        """Whether nothing but a closing tag follows to the answer's end."""
+        source = self._source
+        offset = yield from source.visible(offset)
+        if tag == END_FUNCTION and (yield from source.which((CLOSER,), offset)):
+            offset = yield from source.visible(offset + len(CLOSER))
+        return offset == len(source) and source.ended
+
+    def _next_key(self, offset: int) -> Reading[bool]:
+        """Whether the `<parameter=` tag names a declared parameter that has not been given."""
+        source = self._source
+        end = yield from source.until(_KEY_END, offset, MAX_NAME)
+        if end < 0:
+            return False
+        key = bare_name(source.piece(offset, end))
+        return key in self._function.properties and key not in self._function.given
+
+
+PROMPT = """# Tools
+
+You have access to the following functions:
+
+<tools>
+{tools}
+</tools>
+
+If you choose to call a function ONLY reply in the following format with NO suffix:
+
+<tool_call>
+<function=example_function_name>
+<parameter=example_parameter_1>
+value_1
+</parameter>
+<parameter=example_parameter_2>
+This is the value for the second parameter
+that can span
+multiple lines
+</parameter>
+</function>
+</tool_call>
+
+<IMPORTANT>
+Reminder:
+- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested within <tool_call></tool_call> XML tags
+- Required parameters MUST be specified
+- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after
+- If there is no function call available, answer the question like normal with your current knowledge and do not tell the user about function calls
+</IMPORTANT>"""
+"""As in the chat template of Qwen3.5; Qwen3-Coder lists the same functions as tags."""
+
+
+def render(tools: Sequence[JSON]) -> str:
+    """The tools as the model's own template writes them into the system prompt."""
+    return PROMPT.format(tools="\n".join(map(jsontext.spaced, tools)))
+
+
+def render_call(name: str, arguments: str) -> str:
+    """A call of the history as the model would have written it; `arguments` is JSON text."""
+    try:
+        given = jsontext.loads(arguments or "{}")
+    except ValueError:
+        given = {}
+    parameters = "".join(
+        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else jsontext.spaced(value)}\n{END_PARAMETER}\n"
+        for key, value in (given.items() if isinstance(given, dict) else ())
+    )
+    return f"{OPENER}\n{FUNCTION}{name}>\n{parameters}{END_FUNCTION}\n{CLOSER}"

@@ -1,0 +1,209 @@
+"""Client keys: made once, kept as digests, demanded of every route that is not open, seen at once when they change."""
+
+import hashlib
+import io
+import json
+import stat
+
+import pytest
+
+from qproxy import cli
+from qproxy.access import api_keys as keys
+from qproxy.access.api_keys import Key, KeyFileError, Keyring
+from qproxy.config import Config
+from qproxy.config.accounts import ConfigError
+from qproxy.server.request_policy import Access
+from qproxy.wire.errors import NotAuthenticated
+from tests.helpers import HELLO, MODEL, accounts, world
+
+
+def bearer(secret):
+    return [(b"authorization", b"Bearer " + secret.encode())]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / "keys.json"
+
+
+def test_a_key_is_kept_as_its_digest_for_the_owners_eyes_only(path):
+    """The file has no secret, and nobody else may read it."""
+    key, secret = keys.create(path, name="bob", rpm=5, models=("qwen-*",))
+    text = path.read_text()
+    assert secret not in text
+    assert hashlib.sha256(secret.encode()).hexdigest() in text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert keys.read(path) == [key]
+    assert len(secret) > 40
+    assert secret not in repr(Keyring((), path))
+
+
+def test_names_are_unique_among_keys_in_use(path):
+    """A name can be used again only when its key is revoked."""
+    keys.create(path, name="bob")
+    with pytest.raises(KeyFileError, match="bob"):
+        keys.create(path, name="bob")
+    keys.revoke(path, "bob")
+    with pytest.raises(KeyFileError, match="no key 'bob' in use"):
+        keys.revoke(path, "bob")
+    keys.create(path, name="bob")
+    assert [key.state(0) for key in keys.read(path)] == ["revoked", "active"]
+
+
+def test_a_ring_follows_its_file(path):
+    """New, revoked and expired keys count from the next request on; a broken file changes nothing."""
+    now = 1000.0
+    ring = Keyring((), path, wall=lambda: now)
+    assert not ring.demanded()
+    key, secret = keys.create(path, expires=2000)
+    assert ring.demanded()
+    assert ring.find(secret) == key
+    good = path.read_bytes()
+    for bad in (b"{", b'{"keys": [{"id": "x", "digest": "no"}]}', b"[]"):
+        path.write_bytes(bad)
+        assert ring.demanded()
+        assert ring.find(secret) == key
+    path.unlink()
+    assert ring.demanded()
+    path.write_bytes(good)
+    now = 2000.0
+    with pytest.raises(NotAuthenticated, match="expired"):
+        ring.find(secret)
+    now = 1000.0
+    keys.revoke(path, key.id)
+    assert ring.demanded()
+    with pytest.raises(NotAuthenticated, match="revoked"):
+        ring.find(secret)
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "sk-qproxy-", "\udcff", "k" * 100_000])
+def test_wrong_keys(path, wrong):
+    """What is not a key is refused, however odd it is."""
+    keys.create(path)
+    ring = Keyring((), path)
+    with pytest.raises(NotAuthenticated):
+        ring.find(wrong)
+
+
+def test_the_first_of_two_keys_with_one_digest_counts(path):
+    """A key that is also in `api_keys` is that one: it has no limits and no end."""
+    _, secret = keys.create(path, expires=1)
+    ring = Keyring(keys.configured(["other", secret]), path)
+    assert ring.find(secret).id == "api_keys[1]"
+
+
+def test_finding_a_key_compares_none_with_the_others():
+    """However many keys there are, finding one reads no other's digest."""
+    read = []
+
+    class Watched(Key):
+        def __getattribute__(self, name):
+            if name == "digest":
+                read.append(self)
+            return super().__getattribute__(name)
+
+    ring = Keyring([Watched(f"key_{n}", keys.digest_of(f"secret {n}")) for n in range(50)])
+    read.clear()
+    assert ring.find("secret 49").id == "key_49"
+    assert not read
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30d", 3592000), ("2h", 1007200), ("1970-01-12", 950400)])
+def test_when_a_key_ends(text, expected):
+    """A span counts from now, a date is UTC's."""
+    assert keys.until(text, 1_000_000.0) == expected
+    with pytest.raises(ValueError):
+        keys.until("soon", 0)
+
+
+async def test_every_route_declares_who_may_use_it():
+    """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no admin."""
+    async with world(api_keys=["secret"]) as it:
+        rules = list(it.app.url_map.iter_rules())
+        assert {rule.endpoint for rule in rules} == set(it.server.access)
+        opened = {rule.rule for rule in rules if it.server.access[rule.endpoint] is Access.OPEN}
+        assert opened == {"/", "/livez", "/readyz", "/openapi.json"}
+        for rule in rules:
+            for method in rule.methods - {"HEAD", "OPTIONS"}:
+                path = rule.rule.replace("<path:name>", "x")
+                async with it.client.request(method, path, body=b"{}") as response:
+                    await response.read()
+                access = it.server.access[rule.endpoint]
+                if access is Access.SESSION:
+                    continue  # tests/dashboard/test_guard.py
+                refused = {Access.OPEN: False, Access.KEY: 401}.get(access, 403)
+                assert (response.status in (401, 403) and response.status) == refused, (method, path)
+
+
+async def test_a_route_that_is_not_declared_wants_a_key():
+    """Forgetting to say so does not open a route."""
+
+    async def forgotten():
+        return "secret"
+
+    async with world(api_keys=["secret"]) as it:
+        it.app.add_url_rule("/forgotten", "forgotten", forgotten)
+        async with it.client.request("GET", "/forgotten") as response:
+            assert response.status == 401
+
+
+async def test_a_key_made_while_serving(path):
+    """A running server demands keys once there is one, and knows one of its models from another."""
+    async with world(keys_file=str(path)) as it:
+        assert (await it.post(HELLO))[0] == 200
+        _, secret = keys.create(path, name="narrow", models=("qwen-max*",))
+        assert (await it.post(HELLO))[0] == 401
+        status, _, body = await it.post(HELLO, headers=bearer(secret))
+        assert (status, body["error"]["code"], body["error"]["param"]) == (
+            403,
+            "model_access_denied",
+            "model",
+        )
+        assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 200
+        _, listed = await it.get("/v1/models", bearer(secret))
+        assert MODEL not in [model["id"] for model in listed["data"]]
+        keys.revoke(path, "narrow")
+        assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 401
+
+
+def test_serving_others_needs_a_key(path):
+    """A key in the file is as good as api_keys; a file that is not one is a configuration error."""
+    others = {"host": "0.0.0.0", "keys_file": str(path), "accounts": accounts("one")}
+    with pytest.raises(ConfigError, match="qproxy keys create"):
+        Config(**others).check()
+    keys.create(path)
+    Config(**others).check()
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"keys\.json"):
+        Config(**others).check()
+
+
+def test_the_command(path, capsys, monkeypatch):
+    """create prints the key alone on its output; list shows everything but it; revoke takes a name."""
+    monkeypatch.setenv("QPROXY_HOME", str(path.parent))
+    assert cli.main(["keys", "create", "--name", "bob", "--rpm", "3", "--models", "a, b*"]) == 0
+    secret = capsys.readouterr().out.strip()
+    (key,) = keys.read(path)
+    assert key == Key(key.id, keys.digest_of(secret), "bob", key.created, rpm=3, models=("a", "b*"))
+    assert cli.main(["keys", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "bob" in shown
+    assert "active" in shown
+    assert secret not in shown
+    assert cli.main(["keys", "revoke", "bob"]) == 0
+    assert json.loads(path.read_text())["keys"][0]["revoked"]
+    assert cli.main(["keys", "revoke", "bob"]) == 2
+    assert cli.main(["keys", "create", "--expires", "soon"]) == 2
+    with pytest.raises(SystemExit):
+        cli.main(["keys", "create", "--rpm", "0"])
+
+
+def test_a_terminal_without_the_letter(path, monkeypatch):
+    """What a locale cannot write is written by its number."""
+    monkeypatch.setenv("QPROXY_HOME", str(path.parent))
+    keys.create(path, name="Zoë")
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii"))
+    assert cli.main(["keys", "list"]) == 0
+    assert b"Zo\\xeb" in shown.getvalue()

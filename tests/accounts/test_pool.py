@@ -1,0 +1,246 @@
+"""Who gets which account when: the line, its bounds, and pacing."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.accounts import Accounts
+from qproxy.accounts.rate_limit import Pace
+from qproxy.wire.errors import Limit, Overloaded, QproxyError
+from tests.accounts.factories import account, refusal
+
+
+async def hold(accounts, seconds, seen=None, model="m", **wish):
+    """Take a lease for a while, and note when it came, or which refusal."""
+    try:
+        async with accounts.lease(model, **wish) as leased:
+            if seen is not None:
+                seen.append((leased.name, round(trio.current_time(), 3)))
+            await trio.sleep(seconds)
+    except QproxyError as error:
+        assert seen is not None
+        seen.append((error.code, round(trio.current_time(), 3), error.retry_after))
+
+
+def left_of(one, now):
+    return one.pace.tokens.left(now)
+
+
+async def test_leases_wait_and_give_up(autojump_clock):
+    """A lease waits for a free account, for queue_timeout at most, and is given back after a cancellation."""
+    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=2.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, accounts, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        async with accounts.lease("m") as leased:
+            assert trio.current_time() == 1
+            assert leased.in_flight == 1
+            with pytest.raises(Overloaded):
+                async with accounts.lease("m"):
+                    raise AssertionError("not reached")
+            assert trio.current_time() == 3
+        nursery.start_soon(hold, accounts, 100)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert accounts.accounts[0].in_flight == accounts.waiting == 0
+    assert "sk" not in repr(accounts)
+
+
+async def test_the_line_is_first_come_first_served(autojump_clock):
+    """Those who wait get what is given back in their order, and a newcomer does not take it from them."""
+    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=9)
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        for n in range(4):
+            nursery.start_soon(hold, accounts, 1, seen)
+            await trio.sleep(0.01 * n)
+        await trio.sleep(0.94)  # at 1.0 the first lease ends; who comes then is the last
+        nursery.start_soon(hold, accounts, 1, seen)
+    assert [when for _, when in seen] == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
+
+
+async def test_the_line_is_bounded(autojump_clock):
+    """Who finds a full line is refused at once."""
+    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=5, max_waiting=3)
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(hold, accounts, 100, seen)
+        await trio.testing.wait_all_tasks_blocked()
+        assert accounts.waiting == 3
+        assert [row[0] for row in seen].count("overloaded") == 2
+        nursery.cancel_scope.cancel()
+    assert accounts.waiting == 0
+
+
+async def test_others_are_not_held_up(autojump_clock):
+    """A line for one model does not delay those who want another."""
+    one, two = account("a", models=("m",), max_in_flight=1), account("b", models=("n",))
+    accounts = Accounts([one, two], queue_timeout=5)
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, accounts, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(hold, accounts, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        await hold(accounts, 0, seen, "n")
+    assert seen == [("b", 0)]
+
+
+async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
+    """A waiter that is cancelled in the moment in which it is served gives the account to the next one, and costs nothing."""
+    accounts = Accounts([account("a", max_in_flight=1, pace=Pace(rpm=2))], queue_timeout=9)
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, accounts, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_at(1.0):
+            await hold(accounts, 5, seen)
+        nursery.start_soon(hold, accounts, 0, seen)
+    assert seen[-1] == ("a", 1)
+    assert accounts.accounts[0].in_flight == accounts.waiting == 0
+    assert accounts.accounts[0].requests == 2
+
+
+async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
+    """Those who wait for a place take the account whose rest ends first, although nothing was given back."""
+    a, b = account("a", max_in_flight=1), account("b")
+    accounts = Accounts([a, b], queue_timeout=9)
+    seen: list[Any] = []
+    b.failed(refusal(Limit.QUOTA, waits=2.0), 0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, accounts, 5)
+        await trio.testing.wait_all_tasks_blocked()
+        await hold(accounts, 0, seen)
+    assert seen == [("b", pytest.approx(2, abs=0.01))]
+
+
+async def test_a_lone_paced_account_is_waited_for(autojump_clock):
+    """What is paced out is waited for within queue_timeout; beyond it a 429 says truly when to come again."""
+    accounts = Accounts([account("a", pace=Pace(rpm=30))], queue_timeout=3)
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(33):
+            nursery.start_soon(hold, accounts, 0, seen)
+    assert [row[1] for row in seen if row[0] == "a"] == pytest.approx([0] * 30 + [2], abs=0.01)
+    refused = [row for row in seen if row[0] != "a"]
+    assert [(code, when) for code, when, _ in refused] == [("rate_limit_exceeded", 0)] * 2
+    assert sorted(wait for *_, wait in refused) == pytest.approx([4, 4], abs=0.01)
+    await trio.sleep_until(4.01)
+    await hold(accounts, 0, seen)
+    assert seen[-1] == ("a", 4.01)
+
+
+async def test_a_paced_account_is_passed_over(autojump_clock):
+    """While another account is free nobody waits."""
+    accounts = Accounts([account("a", pace=Pace(rpm=1)), account("b")], queue_timeout=3)
+    seen: list[Any] = []
+    for n in range(20):
+        await hold(accounts, 0, seen, affinity=str(n))
+    assert [row[0] for row in seen].count("a") == 1
+    assert trio.current_time() == 0
+
+
+async def test_tokens_are_reserved_and_settled(autojump_clock):
+    """An estimate is taken before the request, exchanged for what was used after it, and more than a minute's is a minute's."""
+    one = account("a", pace=Pace(tpm=6000))
+    accounts = Accounts([one], queue_timeout=1)
+    assert accounts.counts_tokens
+    async with accounts.lease("m", tokens=5000, used=lambda: 600):
+        assert one.pace.wait(1000, 0) == 0
+        with pytest.raises(QproxyError) as refused:
+            async with accounts.lease("m", tokens=2000):
+                raise AssertionError("not reached")
+        assert refused.value.retry_after == pytest.approx(10)
+    assert left_of(one, 0) == 5400
+    async with accounts.lease("m", tokens=100, used=lambda: 5400):
+        pass
+    assert left_of(one, 0) == 0
+    await trio.sleep(60)
+    async with accounts.lease("m", tokens=10**9, used=lambda: None):
+        assert left_of(one, 60) == 0
+
+
+async def test_large_requests_do_not_starve(autojump_clock):
+    """Small requests that come later do not eat the tokens that a large one waits for."""
+    one = account("a", pace=Pace(tpm=6000))
+    accounts = Accounts([one], queue_timeout=100)
+    seen: list[Any] = []
+    one.pace.take(6000, 0)
+    async with trio.open_nursery() as nursery:
+        for tokens in (3000, 100, 100):
+            nursery.start_soon(partial(hold, accounts, 0, seen, tokens=tokens))
+            await trio.testing.wait_all_tasks_blocked()
+    assert [row[1] for row in seen] == pytest.approx([30, 31, 32], abs=0.01)
+
+
+async def test_no_herd_wakes_up_on_an_account_that_has_rested(autojump_clock):
+    """When a rest is over one request finds out whether it really is; the others go elsewhere meanwhile."""
+    a, b = account("a"), account("b")
+    accounts = Accounts([a, b])
+    a.failed(refusal(Limit.QUOTA, waits=60.0), 0.0)
+    await trio.sleep(61)
+    async with trio.open_nursery() as nursery:
+        for n in range(50):
+            nursery.start_soon(partial(hold, accounts, 1, affinity=str(n)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (a.in_flight, b.in_flight) == (1, 49)
+    a.succeeded("m", 61.0)
+    seen: list[Any] = []
+    for n in range(50):
+        await hold(accounts, 0, seen, affinity=str(n))
+    assert {row[0] for row in seen} == {"a", "b"}
+
+
+WISHES = st.tuples(
+    st.sampled_from("mno"), st.floats(0, 3), st.floats(0, 2), st.booleans(), st.integers(0, 40)
+)
+
+
+@given(st.lists(WISHES, max_size=25), st.integers(1, 3), st.none() | st.integers(1, 60))
+def test_the_line_is_sound(wishes, places, rpm):
+    """However requests come, wait and leave: no account has more than it may, nobody waits beyond the limits, all ends empty."""
+    one = account("a", models=("m", "n"), max_in_flight=places, pace=Pace(rpm=rpm, tpm=60))
+    two = account("b", models=("n", "o"), max_in_flight=places)
+    accounts = Accounts([one, two], queue_timeout=1.0, max_waiting=5)
+    begun, refused = [], []
+
+    async def ask(model, start, seconds, leaves, tokens):
+        await trio.sleep(start)
+        with trio.move_on_after(seconds / 2 if leaves else math.inf):
+            try:
+                async with accounts.lease(model, tokens=tokens, used=lambda: tokens // 2) as leased:
+                    assert trio.current_time() <= start + 1.001
+                    assert leased.offers(model)
+                    assert leased.in_flight <= places
+                    begun.append(leased)
+                    await trio.sleep(seconds)
+            except QproxyError as error:
+                refused.append(
+                    (error.status, error.retry_after is not None, trio.current_time() <= start + 1.001)
+                )
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            for wish in wishes:
+                nursery.start_soon(ask, *wish)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert accounts.waiting == one.in_flight == two.in_flight == 0
+    assert rpm is None or begun.count(one) <= rpm * (1 + 6 / 60) + 1
+    assert set(refused) <= {(429, True, True), (503, True, True)}
+
+
+def test_a_server_that_reports_too_many_tokens_costs_a_minute():
+    """However many tokens an answer is said to have taken, its account may be asked again a minute later."""
+    pace = Pace(tpm=1000)
+    pace.take(pace.reserved(500), 0.0)
+    pace.give_back(500 - 100_000_000, 0.0)
+    assert 0 < pace.wait(1000, 0.0) <= 120
+    assert pace.wait(1000, 120.0) == 0
+    assert pace.returned == -1000

@@ -1,0 +1,116 @@
+"""What the tests of signing in share: an account in front of an emulated identity server, in memory.
+
+Files are real, in a temporary directory; their calls run in place (`in_place`), because Trio's test clock would jump
+while a thread works.  The wall clock follows Trio's, and a test may set it.
+"""
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from qproxy.auth import OAuthSource
+from qproxy.auth.credential_file import CredentialFile
+from qproxy.auth.identity_client import Identity
+from qproxy.auth.lock import Lock
+from qproxy.auth.refresher import Keeper
+from qproxy.auth.token_state import Holding
+from qproxy.emulator import Emulator
+from qproxy.emulator.identity import CLIENT_ID
+from qproxy.transport import Transport
+from qproxy.wire.credential_format import Tokens, dump
+from qproxy.wire.oauth import Provider
+
+HOST = "http://emulator.test"
+PROVIDER = Provider(
+    f"{HOST}/api/v1/oauth2/device/code", f"{HOST}/api/v1/oauth2/token", CLIENT_ID, "openid model.completion"
+)
+EPOCH = 1_760_000_000.0
+LIFETIME = 5400.0
+
+
+async def in_place(call, *arguments):
+    """What `off_loop` does, without a thread."""
+    await trio.lowlevel.checkpoint()
+    return call(*arguments)
+
+
+@dataclass
+class Wall:
+    """A wall clock that goes with Trio's, and can be set."""
+
+    shift: float = 0.0
+
+    def __call__(self):
+        return EPOCH + trio.current_time() + self.shift
+
+
+@dataclass
+class Signed:
+    """An identity server, and one account's parts."""
+
+    emulator: Emulator
+    identity: Identity
+    file: CredentialFile
+    path: Path
+    nursery: trio.Nursery
+    transport: Transport
+    wall: Wall = field(default_factory=Wall)
+
+    def source(self, name="me", *, file=None, shared=False, ahead=1200.0, keep=True):
+        """A new source on the same file, as another process would have it."""
+        file = file or self.file
+        holding = Holding(name, ahead)
+        lock = Lock(file.path, shared=shared, wall=self.wall)
+        keeper = Keeper(holding, file, lock, self.identity, run=in_place, wall=self.wall, spread=lambda: 0.5)
+        source = OAuthSource(holding, keeper, hosts=(HOST,), fallback_url="https://fallback.test/v1")
+        if keep:
+            self.nursery.start_soon(source.keep)
+        return source
+
+    def flow(self):
+        return self.source(keep=False).flow()
+
+    async def sign_in(self, *, approve=True):
+        """Go through a whole device flow, decided at once; how it ended."""
+        flow = self.flow()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flow.run)
+            await flow.begun.wait()
+            assert self.emulator.identity.decide(flow.progress.user_code, approve=approve)
+        return flow.progress
+
+    def write(self, tokens):
+        """Put a file there as another program would."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_suffix(".new")
+        new.write_bytes(dump(tokens))
+        new.replace(self.path)
+
+    def on_disk(self) -> Tokens:
+        found = self.file.read()
+        assert found is not None
+        return found
+
+
+@asynccontextmanager
+async def signed(tmp_path, **settings):
+    """An emulated identity server that one account, not signed in yet, is in front of."""
+    emulator = Emulator()
+    settings.setdefault("token_lifetime", LIFETIME)
+    for name, value in settings.items():
+        setattr(emulator.identity, name, value)
+    path = tmp_path / "accounts" / "me" / "oauth_creds.json"
+    async with trio.open_nursery() as nursery:
+
+        async def connect(host, port):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(emulator.handle, theirs)
+            return ours
+
+        transport = Transport(connect=connect)
+        identity = Identity(transport, PROVIDER)
+        yield Signed(emulator, identity, CredentialFile(path), path, nursery, transport)
+        nursery.cancel_scope.cancel()

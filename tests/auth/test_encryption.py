@@ -1,0 +1,77 @@
+"""Tokens can be encrypted on the disk, with a key in the system's keyring."""
+
+import keyring
+import keyring.backend
+import keyring.errors
+import pytest
+
+from qproxy.auth.credential_file import CredentialFile, StorageError
+from qproxy.auth.encryption import KeyringSeal
+from qproxy.wire.credential_format import Tokens, dump
+
+TOKENS = Tokens("a-secret", "r-secret", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
+
+
+class Ring(keyring.backend.KeyringBackend):
+    """A keyring in memory."""
+
+    priority = 1
+
+    def __init__(self):
+        super().__init__()
+        self.kept: dict[tuple[str, str], str] = {}
+        self.locked = False
+
+    def get_password(self, service, username):
+        if self.locked:
+            raise keyring.errors.KeyringLocked("locked: a-secret")
+        return self.kept.get((service, username))
+
+    def set_password(self, service, username, password):
+        self.kept[service, username] = password
+
+    def delete_password(self, service, username):
+        del self.kept[service, username]
+
+
+@pytest.fixture
+def ring():
+    before, ring = keyring.get_keyring(), Ring()
+    keyring.set_keyring(ring)
+    yield ring
+    keyring.set_keyring(before)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return CredentialFile(tmp_path / "me" / "oauth_creds.json", seal=KeyringSeal())
+
+
+def test_the_disk_holds_no_token(ring, file):
+    """Written encrypted, read back by another process with the same keyring."""
+    file.save(TOKENS)
+    assert b"secret" not in file.path.read_bytes()
+    assert CredentialFile(file.path, seal=KeyringSeal()).read() == TOKENS
+    assert len(ring.kept) == 1
+
+
+def test_an_open_file_is_closed_with_the_next_write(ring, file):
+    """Encryption can be switched on later."""
+    file.make_directory()
+    file.path.write_bytes(dump(TOKENS))
+    assert file.read() == TOKENS
+    file.save(TOKENS)
+    assert b"secret" not in file.path.read_bytes()
+
+
+def test_without_the_key_nothing_is_read(ring, file):
+    """Another keyring, a locked one, and a file that was tampered with, each in words and without a secret."""
+    file.save(TOKENS)
+    ring.kept.clear()
+    with pytest.raises(StorageError, match="does not open"):
+        CredentialFile(file.path, seal=KeyringSeal()).read()
+    ring.locked = True
+    with pytest.raises(StorageError, match="KeyringLocked") as caught:
+        CredentialFile(file.path, seal=KeyringSeal()).read()
+    assert "secret" not in str(caught.value)
+    assert CredentialFile(file.path).read() is None

@@ -1,0 +1,142 @@
+"""`qproxy login`, `logout` and `emulator`: which account, what is shown, and the transcript in the documentation."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import trio
+
+from qproxy import cli
+from qproxy.auth.device_flow import State
+from qproxy.auth.status import STATES
+from qproxy.bootstrap.auth import place
+from qproxy.cli import login
+from qproxy.config import Config, load
+from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve
+from qproxy.emulator import Emulator
+
+ROOT = Path(__file__).parents[1]
+ME, YOU = AccountConfig("me", kind="oauth"), AccountConfig("you", kind="oauth", credentials="~/.qwen")
+KEYED = AccountConfig("keyed", preset="beijing", key="sk-x")
+
+CHOICES = {
+    "nothing configured": ((), None, "qwen"),
+    "the only one": ((KEYED, ME), None, "me"),
+    "by name": ((ME, YOU), "you", "you"),
+    "a new one": ((KEYED,), "new", "new"),
+    "only keys": ((KEYED,), None, "qwen"),
+    "which": ((ME, YOU), None, "several accounts"),
+    "one with a key": ((KEYED, ME), "keyed", "has a key"),
+}
+
+
+@pytest.mark.parametrize(("accounts", "name", "expected"), CHOICES.values(), ids=CHOICES.keys())
+def test_which_account(accounts, name, expected):
+    """The one that is named, the only one, or a new one; where that is unclear, it is asked."""
+    if " " in expected:
+        with pytest.raises(ConfigError, match=expected):
+            login.chosen(accounts, name)
+    else:
+        assert login.chosen(accounts, name).name == expected
+
+
+def test_where_the_file_is(tmp_path, monkeypatch):
+    """In a directory of its own, or where the settings say."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", "/home/you")
+    assert place(ME) == tmp_path / "accounts" / "me" / "oauth_creds.json"
+    assert place(YOU) == Path("/home/you/.qwen/oauth_creds.json")
+    assert place(AccountConfig("x", kind="oauth", credentials="/etc/q/x.json")) == Path("/etc/q/x.json")
+
+
+def test_signed_in_accounts_need_no_configuration(tmp_path):
+    """What `qproxy login` signed in is served when nothing else is configured."""
+    (tmp_path / "accounts" / "me").mkdir(parents=True)
+    (tmp_path / "accounts" / "me" / "oauth_creds.json").touch()
+    (tmp_path / "accounts" / "gone").mkdir()
+    config = load(environ={"QPROXY_HOME": str(tmp_path)})
+    assert config.accounts == (ME,)
+    assert resolve(ME).plan == "oauth"
+    assert "2026-04-15" in key_warnings(resolve(ME))[0]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a\n", "x" * 65])
+def test_names_are_those_of_directories(name):
+    """No name leads out of the data directory."""
+    with pytest.raises(ConfigError, match="letters"):
+        resolve(AccountConfig(name, kind="oauth"))
+
+
+def test_identity_servers_are_reached_by_https():
+    """A code or a token never goes over the network unencrypted."""
+    with pytest.raises(ConfigError, match="oauth_token_url"):
+        Config(oauth_token_url="http://chat.qwen.ai/token", accounts=(ME,)).check()
+    Config(oauth_token_url="http://127.0.0.1:1/token", accounts=(ME,)).check()
+
+
+def test_a_qr_code_is_drawn_in_half_blocks():
+    """Small enough for a terminal of 80 columns."""
+    lines = login.qr_code("https://chat.qwen.ai/authorize?user_code=BF0Q6UX9&client=qwen-code").splitlines()
+    assert len(lines) > 15
+    assert max(map(len, lines)) < 80
+    assert {"█", "▀", "▄"} <= set("".join(lines))
+
+
+def test_signing_out_of_nothing_fails(tmp_path, monkeypatch, capsys):
+    """With the exit code 1 and the place that was looked at."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    assert cli.main(["logout"]) == 1
+    assert "nobody is signed in to the account qwen" in capsys.readouterr().err
+
+
+async def test_ctrl_c_is_an_orderly_end(tmp_path):
+    """While it waits for the approval: a line, the exit code 130, no traceback and no file."""
+    async with trio.open_nursery() as nursery:
+        emulator = await nursery.start(Emulator().serve)
+        environ = {
+            **os.environ,
+            "QPROXY_HOME": str(tmp_path),
+            "QPROXY_OAUTH_DEVICE_URL": f"{emulator.origin}/api/v1/oauth2/device/code",
+            "QPROXY_OAUTH_TOKEN_URL": f"{emulator.origin}/api/v1/oauth2/token",
+        }
+        child = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "qproxy", "login"],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        said = b""
+        assert child.stdout is not None
+        async for piece in child.stdout:
+            if b"Waiting" not in said and b"Waiting" in said + piece:
+                child.send_signal(signal.SIGINT)
+            said += piece
+        assert await child.wait() == login.INTERRUPTED
+        nursery.cancel_scope.cancel()
+    assert said.endswith(b"qproxy: stopped; nothing was saved.\n")
+    assert b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_transcript_is_what_happens():
+    """docs/accounts.md shows a sign-in, a chat, a refresh and a sign-out on the emulator, word for word."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "transcript.py")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in (ROOT / "docs" / "accounts.md").read_text(), done.stdout
+
+
+def test_the_page_names_every_state():
+    """docs/accounts.md says what each state of an account means, and lists those of a sign-in."""
+    page = (ROOT / "docs" / "accounts.md").read_text()
+    assert [state for state in STATES if f"| `{state}` |" not in page] == []
+    assert [state for state in get_args(State) if f"`{state}`" not in page] == []

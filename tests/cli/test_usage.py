@@ -1,0 +1,75 @@
+"""`qproxy usage`: the ledger as a table, as JSON, as CSV."""
+
+import csv
+import io
+import json
+import time
+
+import pytest
+
+from qproxy import cli
+from qproxy.ledger import Ledger, Pricing
+from tests.telemetry.factories import record
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def kept(home):
+    ledger = Ledger(home / "ledger.sqlite3", Pricing(listed_for=["one"]))
+    ledger.finished(record(id="a"))
+    ledger.finished(record(id="b", account="home", outcome="client_left"))
+    ledger.finished(record(id="c", account="home", served_model="qwen-local", key=None))
+    ledger.close()
+
+
+@pytest.mark.usefixtures("kept")
+def test_as_a_table(capsys):
+    """People see a line for each key and window, with costs where prices are known."""
+    assert cli.main(["usage", "--window", "all", "--window", "5h"]) == 0
+    shown = capsys.readouterr()
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert lines[0] == [
+        "window",
+        "since",
+        "(UTC)",
+        "key",
+        "requests",
+        "failed",
+        "tokens",
+        "in",
+        "out",
+        "cost",
+    ]
+    assert lines[1] == ["all", "ever", "bob", "2", "1", "200", "42", "0.0001", "+", "?"]
+    assert lines[2] == ["all", "ever", "-", "1", "0", "100", "21", "?"]
+    assert [line[0] for line in lines[3:]] == ["5h", "5h"]
+    assert "list prices of 20" in shown.err
+
+
+@pytest.mark.usefixtures("kept")
+def test_for_programs(capsys):
+    """JSON and CSV have the same rows, whole numbers and all."""
+    assert cli.main(["usage", "--by", "model", "--window", "month", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["usage"]
+    assert [(row["name"], row["requests"], row["unpriced"]) for row in found] == [
+        ("qwen3.7-plus", 2, 1),
+        ("qwen-local", 1, 1),
+    ]
+    assert found[0]["since"] == time.strftime("%Y-%m-01T00:00:00Z", time.gmtime())
+    assert cli.main(["usage", "--by", "model", "--window", "month", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert rows == [{name: str(value) for name, value in row.items()} for row in found]
+
+
+def test_without_a_ledger(home, capsys):
+    """Where no server has written yet the command says so, and fails; also when the disk was full when it began."""
+    for _ in range(2):
+        assert cli.main(["usage"]) == 1
+        assert "there is no ledger yet" in capsys.readouterr().err
+        (home / "ledger.sqlite3").touch()

@@ -1,0 +1,260 @@
+"""Configuration: where a setting comes from, and what is said about a wrong one."""
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from qproxy import config as configuration
+from qproxy.bootstrap.app import create_app
+from qproxy.config import Config, load
+from qproxy.config.accounts import PRESETS, AccountConfig, ConfigError, key_warnings, resolve, with_key
+from tests.helpers import accounts
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_precedence(tmp_path):
+    """Defaults < file < environment < flags."""
+    (tmp_path / "qproxy.toml").write_text('port = 1\nhost = "::1"\nlog_level = "debug"\n')
+    environ = {"QPROXY_PORT": "2", "QPROXY_HOST": "localhost"}
+    config = load(environ=environ, flags={"port": 3, "host": None})
+    assert (config.port, config.host, config.log_level, config.graceful_timeout) == (
+        3,
+        "localhost",
+        "debug",
+        30.0,
+    )
+
+
+WRONG_FILES = {
+    "unknown key": ("# c\nprot = 1\n", "line 2: there is no setting 'prot'. Did you mean 'port'?"),
+    "wrong type": ('port = "x"\n', "line 1, port: expected a whole number"),
+    "true is no number": ("port = true\n", "expected a whole number"),
+    "endless": ("idle_timeout = inf\n", "cannot be inf"),
+    "negative": ("idle_timeout = -1\n", "cannot be negative"),
+    "none of the words": ('log_level = "loud"\n', "one of debug, info, warning, error"),
+    "a list of numbers": ("api_keys = [1]\n", "a list of strings"),
+    "a table of numbers": ("[aliases]\na = 1\n", "a table of strings"),
+    "not toml": ("port = \n", "not valid TOML"),
+    "unknown key of an account": ('[[accounts]]\nname = "a"\nbase_ulr = "x"\n', "Did you mean 'base_url'?"),
+    "account without a name": ('[[accounts]]\nkind = "open"\n', "needs a name"),
+    "odd kind": ('[[accounts]]\nname = "a"\nkind = "oauth2"\n', "one of key, open"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
+def test_a_wrong_file(text, message, tmp_path):
+    """A wrong file is refused with its name, its place, and what was probably meant."""
+    (tmp_path / "q.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(path=str(tmp_path / "q.toml"), environ={})
+    assert "q.toml" in str(caught.value)
+
+
+WRONG_VARIABLES = {
+    "unknown": ({"QPROXY_PROT": "1"}, "QPROXY_PROT: there is no setting 'prot'"),
+    "wrong type": ({"QPROXY_PORT": "x"}, "QPROXY_PORT: 'x' is not a whole number"),
+    "no file": ({"QPROXY_CONFIG": "/nonexistent.toml"}, "cannot be read"),
+    "odd region": ({"DASHSCOPE_API_KEY": "sk-1", "QPROXY_REGION": "mars"}, "region: 'mars'"),
+}
+
+
+@pytest.mark.parametrize(("environ", "message"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES.keys())
+def test_a_wrong_variable(environ, message):
+    """A wrong variable is refused by name."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(environ=environ)
+
+
+SERVICE_LINKS = {
+    "QPROXY_SERVICE_HOST": "10.96.0.7",
+    "QPROXY_SERVICE_PORT": "8787",
+    "QPROXY_SERVICE_PORT_HTTP": "8787",
+    "QPROXY_PORT": "tcp://10.96.0.7:8787",
+    "QPROXY_PORT_8787_TCP": "tcp://10.96.0.7:8787",
+    "QPROXY_PORT_8787_TCP_PROTO": "tcp",
+    "QPROXY_PORT_8787_TCP_PORT": "8787",
+    "QPROXY_PORT_8787_TCP_ADDR": "10.96.0.7",
+    "QPROXY_METRICS_SERVICE_HOST": "10.96.0.8",
+    "QPROXY_METRICS_SERVICE_PORT": "9090",
+    "QPROXY_METRICS_PORT": "udp://10.96.0.8:9090",
+    "QPROXY_METRICS_PORT_9090_UDP_ADDR": "10.96.0.8",
+}
+"""What a Pod gets beside Services named `qproxy` and `qproxy-metrics` (kubelet's envvars.FromServices)."""
+
+
+def test_variables_of_a_service_in_kubernetes():
+    """A Service whose name begins with qproxy sets nothing, and does not stop the start."""
+    assert load(environ=SERVICE_LINKS) == load(environ={})
+    assert load(environ={**SERVICE_LINKS, "QPROXY_PORT": "8080"}).port == 8080
+
+
+@pytest.mark.parametrize("name", ["QPROXY_SERVICE", "QPROXY_PORTS", "QPROXY_PORT_X_TCP", "QPROXY_TCP"])
+def test_a_slip_is_none_of_those(name):
+    """What only resembles such a variable is still refused by name."""
+    with pytest.raises(ConfigError, match=name):
+        load(environ={name: "tcp://10.96.0.7:8787"})
+
+
+def test_words_of_variables():
+    """Lists, tables and switches as words."""
+    environ = {
+        "QPROXY_API_KEYS": "a, b",
+        "QPROXY_ALIASES": "x=y",
+        "QPROXY_RULES": "seed=off",
+        "QPROXY_STRICT_PARAMS": "yes",
+    }
+    config = load(environ=environ)
+    assert (config.api_keys, config.aliases, config.rules, config.strict_params) == (
+        ["a", "b"],
+        {"x": "y"},
+        {"seed": False},
+        True,
+    )
+
+
+def test_zero_configuration():
+    """A key in the customary variable is an account."""
+    (account,) = load(environ={"DASHSCOPE_API_KEY": "sk-1", "QPROXY_REGION": "beijing"}).all_accounts()
+    assert account.base_url == PRESETS["beijing"].base_url
+    plans = load(
+        environ={"BAILIAN_CODING_PLAN_API_KEY": "sk-sp-1", "BAILIAN_TOKEN_PLAN_API_KEY": "t"}
+    ).all_accounts()
+    assert [account.plan for account in plans] == ["coding", "token"]
+    (upstream,) = load(environ={"QPROXY_UPSTREAM": "http://x/v1/"}).all_accounts()
+    assert (upstream.kind, upstream.base_url, upstream.key) == ("open", "http://x/v1", None)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "workspace"])
+def test_presets(preset):
+    """Every preset resolves to its base URL."""
+    assert resolve(AccountConfig("a", preset=preset, key="sk-1")).base_url == PRESETS[preset].base_url
+
+
+def test_workspaces_and_keys(tmp_path):
+    """A workspace fills the template; keys come from a variable or a file."""
+    account = AccountConfig("a", preset="workspace", workspace="ws", region="eu-central-1", key="sk-1")
+    assert resolve(account).base_url == "https://ws.eu-central-1.maas.aliyuncs.com/compatible-mode/v1"
+    (tmp_path / "key").write_text("sk-file\n")
+    assert with_key(AccountConfig("a", key_file=str(tmp_path / "key")), {}).key == "sk-file"
+    assert with_key(AccountConfig("a", key_env="K"), {"K": "sk-env"}).key == "sk-env"
+    for broken in (AccountConfig("a", key_env="K"), AccountConfig("a", key_file=str(tmp_path / "none"))):
+        with pytest.raises(ConfigError):
+            with_key(broken, {})
+
+
+WRONG_ACCOUNTS = {
+    "no base": AccountConfig("a", key="sk-1"),
+    "odd preset": AccountConfig("a", preset="mars", key="sk-1"),
+    "no key": AccountConfig("a", preset="us"),
+    "odd url": AccountConfig("a", base_url="ftp://x", key="sk-1"),
+    "url with a password": AccountConfig("a", base_url="http://u:p@x/v1", key="sk-1"),
+    "no workspace": AccountConfig("a", preset="workspace", key="sk-1"),
+    "no weight": AccountConfig("a", preset="us", key="sk-1", weight=0),
+    "key with a line end": AccountConfig("a", preset="us", key="sk-1\nx"),
+}
+
+
+@pytest.mark.parametrize("account", WRONG_ACCOUNTS.values(), ids=WRONG_ACCOUNTS.keys())
+def test_a_wrong_account(account):
+    """An account that cannot work is refused by name."""
+    with pytest.raises(ConfigError, match="account 'a'"):
+        resolve(account)
+
+
+WARNINGS = {
+    "plan key at pay-as-you-go": ("us", "sk-sp-1", "Coding Plan key"),
+    "pay-as-you-go key at the plan": ("coding-plan-cn", "sk-1", "it will refuse"),
+    "sk- at the token plan": ("token-plan-sg", "sk-1", "Token Plan keys"),
+    "no sk-": ("us", "abc", "begin with sk-"),
+    "terms": ("coding-plan-intl", "sk-sp-1", "against its terms"),
+}
+
+
+@pytest.mark.parametrize(("preset", "key", "message"), WARNINGS.values(), ids=WARNINGS.keys())
+def test_warnings(preset, key, message):
+    """What is likely wrong about a key is said before a request finds out."""
+    warnings = key_warnings(resolve(AccountConfig("a", preset=preset, key=key)))
+    assert any(message in warning for warning in warnings)
+    assert not any(key in warning for warning in warnings if key != "sk-1" and len(key) > 6)
+
+
+def test_no_warning_where_nothing_is_wrong():
+    """A fitting key is not talked about; a key sent in the clear is."""
+    assert key_warnings(resolve(AccountConfig("a", preset="us", key="sk-1"))) == []
+    assert "unencrypted" in key_warnings(resolve(AccountConfig("a", base_url="http://x/v1", key="sk-1")))[0]
+
+
+def test_what_cannot_be_served():
+    """Half a certificate, one that is not there, a port beyond all ports, an open door, and no account are refused."""
+    account = AccountConfig("a", preset="us", key="sk-1")
+    Config(accounts=(account,)).check()
+    Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check()
+    for config in (
+        Config(accounts=(account,), certfile="x"),
+        Config(accounts=(account,), certfile="nowhere.pem", keyfile="nowhere.pem"),
+        Config(accounts=(account,), port=65536),
+        Config(accounts=(account,), workers=100_000),
+        Config(accounts=(account,), host="0.0.0.0"),
+        Config(),
+    ):
+        with pytest.raises(ConfigError):
+            config.check()
+
+
+def test_secrets_are_not_shown():
+    """No repr shows a key or a proxy's password."""
+    config = Config(
+        upstream_key="s3cret",
+        api_keys=["s3cret"],
+        proxy="http://u:s3cret@x",
+        accounts=(AccountConfig("a", key="s3cret"),),
+    )
+    assert "s3cret" not in repr(config)
+
+
+def test_the_page_has_every_setting():
+    """docs/configuration.md is the table, and names every key of an account and every preset."""
+    page = PAGE.read_text()
+    assert configuration.table() in page
+    for name in [*PRESETS, *(item.name for item in fields(AccountConfig))]:
+        assert f"`{name}`" in page
+
+
+def test_the_readme_and_the_page_have_a_file_that_loads(tmp_path):
+    """The example of the README is a configuration."""
+    readme = (PAGE.parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    assert tomllib.loads(example)
+    (tmp_path / "e.toml").write_text(example)
+    config = load(path=str(tmp_path / "e.toml"), environ={"DASHSCOPE_API_KEY": "sk-1"})
+    config.check()
+    assert [account.name for account in config.accounts] == ["singapore", "home"]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "admin", "the-admin-key", "fourteen-chars", "a" * 40, "abcde" * 8, "1234123412341234"]
+)
+def test_an_admin_key_that_can_be_guessed(key):
+    """It is refused at the start, by every way to start, with how to make a better one."""
+    config = Config(accounts=accounts("one"), admin_key=key)
+    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed.*15 characters.*openssl rand"):
+        config.check()
+    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed"):
+        create_app(config)
+
+
+@pytest.mark.parametrize(
+    "key", [None, "fifteen-chars-x", "k2Jp0nIzOAYIFcmE2GqkXtBJ8KJxwH5Q", "пароль-администратора"]
+)
+def test_an_admin_key_that_is_long_enough(key):
+    """So is none at all: then only this machine comes in."""
+    Config(accounts=accounts("one"), admin_key=key).check()

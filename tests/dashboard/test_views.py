@@ -1,0 +1,518 @@
+"""What the pages show, and what their forms do: HTML through the app in memory, read by a parser."""
+
+import fcntl
+import re
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import trio
+
+from qproxy.access import api_keys as keys
+from qproxy.accounts.cooldowns import Rest
+from qproxy.config.accounts import AccountConfig, ConfigError, resolve
+from qproxy.config.tools import ToolConfig
+from qproxy.dashboard import summaries as stories
+from qproxy.dashboard.views import connect
+from qproxy.dashboard.views import keys as key_pages
+from qproxy.emulator import Emulator, Identity
+from qproxy.ledger import Pricing
+from qproxy.ledger.rows import row_of
+from qproxy.sandbox import Site
+from qproxy.sandbox.bubblewrap import Refusal
+from qproxy.telemetry import Story
+from qproxy.telemetry.records import Failure, Record, ToolRun
+from qproxy.wire.errors import Limit
+from qproxy.wire.events import Usage
+from tests.accounts.factories import refusal
+from tests.dashboard.browser import ADMIN_KEY, Browser
+from tests.helpers import HELLO, accounts, world
+
+STATIC = (
+    "/dashboard",
+    "/dashboard/requests",
+    "/dashboard/accounts",
+    "/dashboard/keys",
+    "/dashboard/tools",
+    "/dashboard/connect",
+)
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+
+
+def shown(tmp_path, **settings):
+    """A server with everything that a page can show on disk."""
+    files = {"ledger": str(tmp_path / "ledger.sqlite3"), "keys_file": str(tmp_path / "keys.json")}
+    return world(**{"admin_key": ADMIN_KEY, **files, **settings})
+
+
+async def entered(it):
+    browser = Browser(it.app)
+    assert (await browser.login()).status == 200
+    return browser
+
+
+def record(number=1, **fields):
+    made = Record(f"req_{number}", "POST", "/v1/chat/completions", "/chat/completions")
+    made.story = Story(model="qwen3.7-plus", served_model="qwen3.7-plus", account="one", tries=1)
+    made.status, made.outcome, made.ended = 200, "ok", made.began + 2.5
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+async def test_every_page_is_whole_html_and_brings_its_own(tmp_path):
+    """Balanced elements, labels on every control, one h1, no inline script or style, nothing from elsewhere."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        assert (await it.post(HELLO))[0] == 200
+        for path in STATIC:
+            page = await browser.get(path)
+            assert page.status == 200, path
+            assert not page.unclosed, (path, page.unclosed)
+            assert [tag for tag, _ in page.elements].count("h1") == 1, path
+            assert page.all("html")[0]["lang"] == "en"
+            assert "width=device-width" in page.html
+            for tag, values in page.elements:
+                assert not any(name.startswith("on") or name == "style" for name in values), (
+                    path,
+                    tag,
+                    values,
+                )
+                assert tag != "style"
+                for name in ("src", "href", "action"):
+                    assert not values.get(name, "/").startswith(("http", "//", "javascript")), (path, values)
+            assert [values["src"] for values in page.all("script")] == [
+                f"/dashboard/static/script.js?{mark(page)}"
+            ]
+            assert sum(values.get("aria-current") == "page" for values in page.all("a")) == 1
+        ids = [values["id"] for _, values in page.elements if "id" in values]
+        assert len(ids) == len(set(ids))
+
+
+def mark(page):
+    return re.findall(r"style\.css\?(\w+)", page.html)[0]
+
+
+async def test_every_control_has_a_label(tmp_path):
+    """A control is within a label, hidden, or a button with words."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        for path in STATIC:
+            page = await browser.get(path)
+            loose = re.sub(r"<label.*?</label>", "", page.html, flags=re.DOTALL)
+            for control in re.findall(r"<(?:input|select|textarea)[^>]*>", loose):
+                assert 'type="hidden"' in control, (path, control)
+
+
+@pytest.mark.parametrize("name", ["style.css", "script.js", "icon.svg"])
+async def test_the_files_are_served_by_us(name, tmp_path):
+    """To whoever asks, for as long as they stay the same."""
+    async with shown(tmp_path) as it:
+        page = await Browser(it.app).get(f"/dashboard/static/{name}")
+        assert page.status == 200
+        assert "immutable" in page.headers["cache-control"]
+        assert (await Browser(it.app).get("/dashboard/static/..%2f__init__.py")).status == 404
+
+
+async def test_a_live_request_and_its_end(tmp_path):
+    """While it streams it is under way, with who asked for what; then it is in the list, with its story."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        body = b'{"model": "qwen3.7-plus", "stream": true, "messages": [{"role": "user", "content": "my secret question"}]}'
+        fields = [(b"content-type", b"application/json")]
+        async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
+            await response.receive()
+            live = await browser.get("/dashboard/live")
+            assert "1 request under way" in live.text
+            assert "streaming" in live.text
+            assert "qwen3.7-plus" in live.text
+            assert "one" in live.text
+            await response.read()
+        page = await browser.get("/dashboard")
+        assert "0 requests under way" in page.text
+        links = [v["href"] for v in page.all("a") if v["href"].startswith("/dashboard/requests/")]
+        story = await browser.get(links[0])
+        assert "A client without a key asked /chat/completions for qwen3.7-plus, as a stream." in story.text
+        assert "The account one was asked for qwen3.7-plus." in story.text
+        assert "my secret question" not in page.html + story.html + live.html
+
+
+async def test_looking_is_not_counted(tmp_path):
+    """The moving part, asked every second, leaves no line and no count."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        before = it.server.counts.outcomes.total()
+        for _ in range(3):
+            await browser.get("/dashboard/live")
+        assert it.server.counts.outcomes.total() == before
+
+
+@pytest.mark.parametrize("period", ["1h", "24h", "7d", "30d", "nonsense"])
+async def test_charts_and_sums(tmp_path, period):
+    """Requests, tokens, errors and speeds of the span, drawn and as numbers."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        usage = Usage(prompt_tokens=1000, completion_tokens=500)
+        for number in range(4):
+            made = record(number, first_byte=0.25)
+            made.story.usage = usage
+            made.outcome = "upstream_cut" if number == 3 else "ok"
+            it.server.ledger.finished(made)
+        page = await browser.get(f"/dashboard?period={period}")
+        assert "Requests 4 Failed 1 25.0%" in page.text
+        assert "Tokens in 4,000 Tokens out 2,000" in page.text
+        assert "First event, median 250 ms" in page.text
+        names = [v["aria-label"].partition(" along")[0] for v in page.all("svg")]
+        assert names == ["Requests", "Tokens", "Errors", "Time to the first event", "Whole time"]
+        assert "3 answered, 1 failed" in page.text
+        assert sum(values.get("class") == "s0" for values in page.all("rect")) == 2
+
+
+async def test_pages_without_a_ledger():
+    """Each says why it has nothing to show."""
+    async with world(admin_key=ADMIN_KEY, ledger="none") as it:
+        browser = await entered(it)
+        for path in ("/dashboard", "/dashboard/requests", "/dashboard/accounts"):
+            page = await browser.get(path)
+            assert page.status == 200
+            assert "There is no ledger: the setting ledger is none." in page.text.replace("`", "")
+        assert (await browser.get("/dashboard/requests/x")).status == 503
+        assert (await browser.get("/dashboard/keys")).status == 200
+
+
+async def test_pages_with_a_broken_ledger(tmp_path):
+    """A file that is no ledger is said on the page, which is shown all the same."""
+    (tmp_path / "ledger.sqlite3").write_bytes(b"not a database" * 100)
+    async with shown(tmp_path) as it:
+        page = await (await entered(it)).get("/dashboard")
+        assert page.status == 200
+        assert "The ledger has no answer" in page.text
+
+
+async def test_the_list_is_looked_through(tmp_path):
+    """By outcome, model, account and key; fifty a page, the older ones behind a link."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        for number in range(60):
+            it.server.ledger.finished(
+                record(number, outcome="ok" if number else "error", error=None if number else "boom")
+            )
+        first = await browser.get("/dashboard/requests")
+        older = next(v["href"] for v in first.all("a") if "before=" in v["href"])
+        second = await browser.get(older)
+        rows = [len(page.all("tr")) - 1 for page in (first, second)]
+        assert rows == [50, 10]
+        bad = await browser.get("/dashboard/requests?outcome=error")
+        assert len(bad.all("tr")) == 2
+        assert "boom" in bad.text
+        assert "No such requests" in (await browser.get("/dashboard/requests?model=other")).text
+        assert len((await browser.get("/dashboard/requests?before=nonsense")).all("tr")) == 51
+        assert (await browser.get("/dashboard/requests/req_99")).status == 404
+
+
+def test_a_story_tells_everything():
+    """Tries, tools, rules, repairs, tokens and times, each in a sentence."""
+    made = record(
+        key="bob",
+        stream=True,
+        first_byte=0.4,
+        finish="stop",
+        tools=[ToolRun("calc", True, 0.1), ToolRun("calc", False, 0.1)],
+    )
+    story = made.story
+    story.failures, story.tries, story.account = [Failure("one", "rate_limit_exceeded")], 2, "two"
+    story.rules, story.usage = (
+        ("developer_role",),
+        Usage(100, 50, 150, {"cached_tokens": 10}, {"reasoning_tokens": 20}),
+    )
+    story.repairs["index_missing"] = 2
+    told = stories.story(row_of(made, 1.0, Pricing()))
+    assert told[0] == "The key bob asked /chat/completions for qwen3.7-plus, as a stream."
+    assert told[1] == "The account one did not answer: rate_limit_exceeded."
+    assert told[2] == "The account two was asked for qwen3.7-plus, at try 2."
+    assert told[3].startswith("The answer began after 400 ms and was over after 2.5 s")
+    assert told[3].endswith("answered, status 200, finish reason stop.")
+    assert told[4].startswith("100 tokens in (10 from the cache), 50 out (20 of them thoughts).")
+    assert told[5:7] == [
+        "The server ran its tool calc 1 time.",
+        "The server ran its tool calc 1 time, which failed.",
+    ]
+    assert told[7].startswith("Rule developer_role: ")
+    assert told[8].startswith("Repaired 2 times, index_missing: an entry without an index")
+
+
+def test_the_story_of_a_request_that_nobody_served():
+    """It reached no account, and has neither tokens nor a first event."""
+    made = record(outcome="error", error="account_unavailable", status=503)
+    made.story.account, made.story.tries = None, 0
+    told = stories.story(row_of(made, 1.0, Pricing()))
+    assert told[1] == "It reached no account."
+    assert told[2] == "It was over after 2.5 s: refused, status 503, error account_unavailable."
+    assert len(told) == 3
+
+
+async def test_accounts_in_words(tmp_path):
+    """State, rests, refused models, quota and its windows as bars."""
+    names = accounts("one", allowance={"5h": 10}, rpm=60) + accounts("two")
+    async with shown(tmp_path, accounts=names) as it:
+        browser = await entered(it)
+        one, two = it.server.relay.accounts.accounts
+        now = trio.current_time()
+        for number in range(9):
+            it.server.ledger.finished(record(number))
+        two.failed(refusal(Limit.QUOTA, "Your plan is used up."), now)
+        two.failed(refusal(Limit.MODEL, "No such model."), now, "qwen-x")
+        page = await browser.get("/dashboard/accounts")
+        assert "9 of 10 requests" in page.text
+        assert "0 of 60 requests" in page.text
+        bars = [v for v in page.all("svg") if "bar" in v.get("class", "")]
+        assert {"bar near", "bar calm"} == {v["class"] for v in bars}
+        assert any(v["aria-label"] == "90.0 % used" for v in bars)
+        assert one.state(now) == "ready"
+        assert "Ready to serve." in page.text
+        assert "Resting after quota; asked again in 5 min." in page.text
+        assert "cools down until" in page.text
+        assert "quota, in its server's words Your plan is used up." in page.text
+        assert "last error 429" in page.text
+        assert "not for qwen-x this model; asked again in 10 min" in page.text
+
+
+def test_an_allowance_is_for_a_window_that_there_is():
+    """A misspelled window is a configuration error that names it."""
+    with pytest.raises(ConfigError, match="'fortnight'"):
+        resolve(AccountConfig("one", base_url="http://one.test", key="k", allowance={"fortnight": 1}))
+
+
+async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
+    """The key is in the answer to the form, works, and is never shown again."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        page = await browser.get("/dashboard/keys")
+        wanted = {
+            "name": "bob",
+            "expires": "30d",
+            "rpm": "60",
+            "models": "qwen3*, qwen-max",
+            "window": "month",
+            "requests": "100",
+        }
+        made = await browser.fill(page, "/dashboard/keys", **wanted)
+        assert made.status == 201
+        assert made.headers["cache-control"] == "no-store"
+        secret = re.findall(r"sk-qproxy-[\w-]+", made.html)[0]
+        (key,) = keys.read(tmp_path / "keys.json")
+        assert (key.name, key.rpm, key.models) == ("bob", 60, ("qwen3*", "qwen-max"))
+        assert (key.budgets[0].window, key.budgets[0].requests) == ("month", 100)
+        assert (await it.post(HELLO))[0] == 401, "from now on a key is demanded"
+        assert (await it.post(HELLO, headers=[(b"authorization", b"Bearer " + secret.encode())]))[0] == 200
+        again = await browser.get("/dashboard/keys")
+        assert secret not in again.html
+        assert "1 of 100 requests" in again.text
+        revoked = await browser.fill(again, "/dashboard/keys/revoke", id=key.id)
+        assert revoked.status == 303
+        assert (await it.post(HELLO, headers=[(b"authorization", b"Bearer " + secret.encode())]))[0] == 401
+        assert "revoked" in (await browser.get("/dashboard/keys")).text
+
+
+WRONG = {
+    "no name": {"name": ""},
+    "a name of control characters": {"name": "a\nb"},
+    "an end that is none": {"expires": "soon"},
+    "an end that is over": {"expires": "2001-01-01"},
+    "an end that is too far": {"expires": "9" * 20 + "w"},
+    "a limit that is no number": {"rpm": "ten"},
+    "a limit of nothing": {"tpm": "0"},
+    "a number that is too long": {"requests": "9" * 30},
+    "no such window": {"window": "fortnight", "requests": "1"},
+    "a budget without a window": {"window": "", "tokens": "1"},
+}
+
+
+@pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
+async def test_a_form_with_a_mistake(tmp_path, fields):
+    """It is told, the form keeps what was typed, and no key is made."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        page = await browser.get("/dashboard/keys")
+        answer = await browser.fill(page, "/dashboard/keys", **{"name": "bob", **fields})
+        assert answer.status == 400
+        assert any(values.get("role") == "alert" for values in answer.all("p"))
+        assert answer.forms["/dashboard/keys"]["name"] == fields.get(
+            "name", "bob"
+        ).strip() or "\n" in fields.get("name", "")
+        assert not (tmp_path / "keys.json").exists()
+
+
+async def test_two_keys_of_one_name(tmp_path):
+    """The second is refused; so is revoking a key that there is not."""
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        page = await browser.get("/dashboard/keys")
+        assert (await browser.fill(page, "/dashboard/keys", name="bob")).status == 201
+        assert (await browser.fill(page, "/dashboard/keys", name="bob")).status == 409
+        gone = await browser.post("/dashboard/keys/revoke", {"token": page.token, "id": "key_nobody"})
+        assert gone.status == 409
+
+
+async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
+    """Waiting for its lock has an end, and the page says so."""
+    monkeypatch.setattr(key_pages, "FILE_SECONDS", 0.05)
+    async with shown(tmp_path) as it:
+        browser = await entered(it)
+        page = await browser.get("/dashboard/keys")
+        with (tmp_path / "keys.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            answer = await browser.fill(page, "/dashboard/keys", name="bob")
+        assert answer.status == 503
+        assert "in use by somebody else" in answer.text
+
+
+async def test_tools_and_their_sandbox(tmp_path):
+    """Each tool with what holds it; without a sandbox the fenced ones are refused, with the reason."""
+
+    async def none():
+        return Refusal("there is no bubblewrap here")
+
+    tools = (
+        ToolConfig(name="fenced", description="Held", argv=["/bin/true"]),
+        ToolConfig(name="free", description="Not held", argv=["/bin/true"], sandbox="none", offer="always"),
+    )
+    async with shown(tmp_path, tools=tools, site=Site(none)) as it:
+        page = await (await entered(it)).get("/dashboard/tools")
+        assert "no sandbox can be made: there is no bubblewrap here" in page.text
+        assert "fenced Held refused" in page.text
+        assert "free Not held can run command without a fence always" in page.text
+    async with shown(tmp_path) as it:
+        page = await (await entered(it)).get("/dashboard/tools")
+        assert "This server runs no tools" in page.text
+        assert "No tool here needs one" in page.text
+
+
+async def test_signing_in_by_the_dashboard(tmp_path):
+    """Code, link and QR code; approved it is signed in; cancelled it is over."""
+    emulator = Emulator(identity=Identity(interval=0.01))
+    emulator.identity.resource_url = "http://identity.test"
+    urls = {
+        f"oauth_{what}_url": f"http://localhost/api/v1/oauth2/{path}"
+        for what, path in (("device", "device/code"), ("token", "token"))
+    }
+    me = AccountConfig("me", kind="oauth", credentials=str(tmp_path / "me"))
+    async with shown(
+        tmp_path,
+        emulator=emulator,
+        accounts=(me, *accounts("keyed")),
+        oauth_hosts=["http://identity.test"],
+        **urls,
+    ) as it:
+        browser = await entered(it)
+        path = "/dashboard/accounts/me/login"
+        begin = await browser.get(path)
+        assert "No sign-in is under way" in begin.text
+        for action in (f"{path}/cancel", path):
+            page = await browser.get(path)
+            assert (await browser.fill(page, path)).status == 303
+            page = await browser.get(path)
+            code = it.server.logins.progress("me").user_code
+            assert code in page.text
+            assert f"user_code={code}" in next(
+                v["href"] for v in page.all("a") if v.get("target") == "_blank"
+            )
+            assert any(v.get("class") == "qr" for v in page.all("svg"))
+            assert not any("style" in v for _, v in page.elements)
+            assert "Waiting for the sign-in" in (await browser.get(f"{path}/progress")).text
+            if action.endswith("cancel"):
+                assert (await browser.fill(page, action)).status == 303
+                assert "was cancelled" in (await browser.get(path)).text
+        assert it.emulator.identity.decide(code)
+        await it.server.logins._logins["me"].flow.ended.wait()
+        done = await browser.get(f"{path}/progress")
+        assert "Signed in." in done.text
+        assert "data-over" in done.html
+        await it.server.relay.accounts.accounts[0].source.credential()  # it reads the file on its own
+        assert "token ends" in (await browser.get("/dashboard/accounts")).text
+        assert (await browser.get("/dashboard/accounts/keyed/login")).status == 400
+        assert (await browser.get("/dashboard/accounts/nobody/login")).status == 404
+
+
+async def test_recipes_are_those_of_the_docs(tmp_path):
+    """What is to be copied is what docs/clients.md has, with this server's address, model and key."""
+    page = Path(__file__).parents[2].joinpath("docs/clients.md").read_text()
+    found = connect.recipes()
+    assert len(found) >= 6
+    for recipe in found:
+        section = page.partition(f"\n## {recipe.name}\n")[2].partition("\n## ")[0]
+        assert recipe.text.strip() in section, recipe.name
+        assert recipe.then.strip() in section
+    async with shown(tmp_path, default_model="qwen-mine") as it:
+        browser = await entered(it)
+        browser.host = "qproxy.example:8443"
+        browser.scheme = "https"
+        shown_page = await browser.get("/dashboard/connect")
+        assert "OPENAI_BASE_URL=https://qproxy.example:8443/v1 OPENAI_API_KEY=any" in shown_page.text
+        assert "qwen3.7-plus" not in "".join(re.findall(r"<pre.*?</pre>", shown_page.html, re.DOTALL))
+        assert "127.0.0.1" not in shown_page.html
+        keys.create(tmp_path / "keys.json", name="x")
+        shown_page = await browser.get("/dashboard/connect")
+        assert "OPENAI_API_KEY=YOUR-KEY" in shown_page.text
+        assert any(v.get("id") == "try-key" for v in shown_page.all("input"))
+
+
+async def test_nothing_from_outside_becomes_html(tmp_path):
+    """A script in every field of the ledger, the accounts, the keys, the tools and the address is text."""
+    evil = EVIL
+    one = AccountConfig("e" + evil.replace("/", ""), base_url="http://one.test/v1", key="k", plan=evil)
+
+    tools = (ToolConfig(name="t", description=evil, argv=["/bin/true"], sandbox="none"),)
+    async with shown(tmp_path, accounts=(one,), tools=tools, default_model=evil, models=[evil]) as it:
+        browser = await entered(it)
+        (account,) = it.server.relay.accounts.accounts
+        account.quota = account.last_error = evil
+        account.last_error_at = time.time()
+        account.rests[evil] = account.rests[""] = _rest(evil)
+        made = record(1, key=evil, endpoint=evil, error=evil, finish=evil, tools=[ToolRun(evil, True, 0.1)])
+        story = made.story
+        story.model = story.served_model = story.account = story.upstream_request_id = evil
+        story.failures, story.tries, story.rules = [Failure(evil, evil)], 2, (evil,)
+        story.repairs[evil] = 1
+        it.server.ledger.finished(made)
+        live = record(2, key=evil, endpoint=evil, ended=None)
+        live.story.model = live.story.account = evil
+        it.server.counts.began(live)
+        keys.create(tmp_path / "keys.json", name=evil, models=(evil,))
+        paths = [
+            *STATIC,
+            "/dashboard/live",
+            "/dashboard/requests/req_1",
+            f"/dashboard/requests?model={_quoted(evil)}",
+        ]
+        for path in [
+            *paths,
+            f"/dashboard/login?next={_quoted(evil)}",
+            "/dashboard/requests/" + _quoted(evil.replace("/", "")),
+        ]:
+            page = await browser.get(path)
+            _check_escaped(page, path)
+        out = Browser(it.app, host=evil.replace(" ", ""))
+        _check_escaped(await out.get(f"/dashboard/login?next={_quoted(evil)}"), "login")
+        form = await browser.get("/dashboard/keys")
+        _check_escaped(
+            await browser.fill(form, "/dashboard/keys", name=evil[:60], rpm=evil), "a form with a mistake"
+        )
+        _check_escaped(await browser.fill(form, "/dashboard/keys", name=evil[:50]), "a key that was made")
+
+
+def _rest(why):
+    return Rest(trio.current_time() + 1000, trio.current_time(), why)
+
+
+def _quoted(text):
+    return quote(text, safe="")
+
+
+def _check_escaped(page, where):
+    assert page.status in (200, 201, 303, 400, 404), (where, page.status)
+    assert "<script>" not in page.html, where
+    assert "<img src=x" not in page.html, where
+    for tag, values in page.elements:
+        assert not any(name.startswith("on") for name in values), (where, tag, values)

@@ -1,0 +1,141 @@
+"""This machine: who may read what, what may be written, how many files may be open, and the port."""
+
+import os
+import resource
+import sqlite3
+import stat
+
+import pytest
+import trio
+
+from qproxy.bootstrap.tools import workshop as make_workshop
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
+from qproxy.diagnostics import system as machine
+from qproxy.diagnostics import tools as workshop
+from qproxy.sandbox import Site
+from qproxy.sandbox.bubblewrap import Refusal
+from qproxy.system.directories import make_private
+from qproxy.tools import functions
+
+
+def config(tmp_path, **settings):
+    names = {"accounts_file": "accounts.db", "ledger": "ledger.sqlite3", "responses_file": "responses.sqlite3", "keys_file": "keys.json"}  # fmt: skip
+    return Config(**{key: str(tmp_path / "home" / name) for key, name in names.items()} | settings)
+
+
+def findings(tmp_path, file=None, **settings):
+    found = machine.files(config(tmp_path, **settings), tmp_path / "home", file)
+    return {finding.name: finding for finding in found}
+
+
+def test_a_new_machine(tmp_path):
+    """Nothing is there yet, everything can be made, and the doctor makes nothing."""
+    found = findings(tmp_path)
+    assert {name: finding.state for name, finding in found.items()} == {
+        "data directory": "ok", "keys of clients": "skipped", "accounts' state": "ok", "usage ledger": "ok", "responses": "ok",
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o700, "ok"), (0o755, "warning")])
+def test_the_data_directory(mode, state, tmp_path):
+    """Nobody else need look into it; how to close it is said."""
+    (tmp_path / "home").mkdir(mode)
+    (tmp_path / "home").chmod(mode)
+    found = findings(tmp_path)["data directory"]
+    assert (found.state, "chmod 700" in found.advice) == (state, state == "warning")
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o600, "ok"), (0o640, "failed"), (0o604, "failed")])
+def test_files_with_secrets(mode, state, tmp_path, monkeypatch):
+    """Keys and tokens that others can read are a failure; how to mend it is said."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
+    paths = [tmp_path / "home" / "keys.json", tmp_path / "key", tmp_path / "home/accounts/me/oauth_creds.json", tmp_path / "q.toml"]  # fmt: skip
+    for path in paths:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch()
+        path.chmod(mode)
+    accounts = (
+        AccountConfig("a", key="x", key_file=str(paths[1])), AccountConfig("me", kind="oauth"), AccountConfig("b", key="written"),
+    )  # fmt: skip
+    found = findings(tmp_path, str(paths[3]), accounts=accounts)
+    names = ("keys of clients", "key of a", "tokens of me", "configuration file")
+    assert [found[name].state for name in names] == [state] * 4
+    assert all(("chmod 600" in found[name].advice) == (state == "failed") for name in names)
+
+
+def test_a_configuration_without_secrets_may_be_read(tmp_path):
+    """Keys that are named by a variable are not in the file."""
+    (tmp_path / "q.toml").touch(0o644)
+    accounts = (AccountConfig("a", key="x", key_env="DASHSCOPE_API_KEY"),)
+    assert "configuration file" not in findings(tmp_path, str(tmp_path / "q.toml"), accounts=accounts)
+
+
+def test_databases(tmp_path):
+    """A sound one is well, another kind of file is not, and one in a place of nobody cannot be made."""
+    home = tmp_path / "home"
+    home.mkdir(0o700)
+    sqlite3.connect(home / "ledger.sqlite3").close()
+    (home / "accounts.db").write_bytes(b"no database" * 200)
+    found = findings(tmp_path, responses_file="/proc/none/responses.sqlite3")
+    assert found["usage ledger"].state == "ok"
+    assert (found["accounts' state"].state, "move it away" in found["accounts' state"].advice) == (
+        "failed",
+        True,
+    )
+    if os.getuid():  # root may write anywhere, as far as a mode tells
+        assert found["responses"].state == "failed"
+    assert "usage ledger" not in findings(tmp_path, ledger="none")
+
+
+def test_open_files():
+    """What the settings speak of is compared with what the system allows."""
+    assert machine.limits(Config(max_clients=1, max_requests=1)).state == "ok"
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY:
+        assert machine.limits(Config(max_clients=hard)).state == "warning"
+
+
+async def test_the_port(tmp_path):
+    """A free one is well, one that something else uses is not."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    taken = await machine.port(Config(port=port), tmp_path)
+    await listener.aclose()
+    assert (taken.state, "set port" in taken.advice) == ("failed", True)
+    assert (await machine.port(Config(port=port), tmp_path)).state == "ok"
+
+
+async def test_tools():
+    """Without tools nothing is looked for; with them, the sandbox is, and what cannot run is named."""
+
+    async def nothing():
+        return Refusal("it is a test")
+
+    none = await workshop.tools(make_workshop(Config()), Site(nothing), False)
+    assert [finding.state for finding in none] == ["skipped"]
+
+    def add(a: int, b: int) -> int:
+        """The sum."""
+        return a + b
+
+    shop = make_workshop(Config(), [functions.of(add)])
+    found = await workshop.tools(shop, Site(nothing), True)
+    assert [(finding.name, finding.state) for finding in found] == [("sandbox", "failed"), ("tools", "ok")]
+    assert "docs/security.md" in found[0].advice
+    found = await workshop.tools(make_workshop(Config(), [functions.of(add)]), Site(nothing), False)
+    assert found[0].state == "skipped"
+
+
+def test_folders_of_ours_are_private_all_the_way(tmp_path):
+    """With an open umask too, what is made above a folder is closed; what was there stays as it was."""
+    before = os.umask(0)
+    try:
+        tmp_path.chmod(0o755)
+        make_private(tmp_path / "a" / "b" / "c")
+        make_private(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / path).stat().st_mode) for path in (".", "a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o700, 0o700, 0o700]

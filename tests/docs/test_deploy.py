@@ -1,0 +1,99 @@
+"""docs/deploy: what is copied onto machines names real settings, keeps its walls, and its health check tells the truth."""
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from qproxy.bootstrap import app as serving
+from qproxy.cli import parser
+from qproxy.config import SETTINGS, Config
+from qproxy.http_server.shutdown import FAREWELL_SECONDS
+from qproxy.process import serve as process
+from tests.helpers import accounts
+
+DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
+DOCKERFILE, COMPOSE, UNIT, TOOLS = (
+    (DEPLOY / name).read_text() for name in ("Dockerfile", "compose.yaml", "qproxy.service", "tools.conf")
+)
+WALLS = {
+    "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
+    "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes", "MemoryDenyWriteExecute": "yes",
+    "StateDirectory": "qproxy", "Type": "notify", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
+}  # fmt: skip
+
+
+def unit(text):
+    read = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    read.optionxform = str  # type: ignore[assignment,method-assign]
+    read.read_string(text)
+    return read["Service"]
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DEPLOY.iterdir())])
+def test_variables_are_settings(name):
+    """Every QPROXY_ variable is one that the server reads."""
+    named = set(re.findall(r"\bQPROXY_([A-Z_]+)\b", (DEPLOY / name).read_text()))
+    assert {word.lower() for word in named} <= {*SETTINGS, "config", "home"}
+
+
+def test_the_unit_keeps_its_walls():
+    """The unit runs as nobody, writes its own directory only, comes back always, and reloads by our own command."""
+    service = unit(UNIT)
+    assert {name: service.get(name) for name in WALLS} == WALLS
+    for line in ("ExecStart", "ExecReload"):
+        program, *words = service[line].split()
+        assert program == "/opt/qproxy/bin/qproxy"
+        parser().parse_args(words)
+    assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + FAREWELL_SECONDS
+    wanted, _ = process.file_limit(Config())
+    assert wanted < int(service["LimitNOFILE"])
+
+
+def test_tools_take_away_no_more_than_they_need():
+    """The drop-in leaves the user, the file system and the privileges as they are."""
+    assert not unit(TOOLS).keys() & {
+        "DynamicUser",
+        "NoNewPrivileges",
+        "ProtectSystem",
+        "ProtectHome",
+        "CapabilityBoundingSet",
+    }
+
+
+def test_the_image_is_not_root_and_the_containers_can_do_little():
+    """The last user of the image is none of the machine's; compose takes away what a container has by default."""
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE)[-1] == "10001:10001"
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"python:3.13-slim"}
+    for wall in ("read_only: true", "cap_drop: [ALL]", "no-new-privileges:true", '"127.0.0.1:8787:8787"'):
+        assert wall in COMPOSE
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)[0])
+    command = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[-1])
+    parser().parse_args([*entry, *command][1:])
+
+
+async def test_the_health_check():
+    """The image's own command says well while the server serves, and not when it is gone."""
+    found = re.search(r"HEALTHCHECK.*?CMD (\[.*?\])$", DOCKERFILE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    _, *arguments = json.loads(found[1])
+
+    async def healthy(port):
+        command, variables = [sys.executable, *arguments], {"QPROXY_PORT": str(port)}
+        done = await trio.run_process(
+            command, env=variables, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        return done.returncode == 0
+
+    config = Config(port=0, accounts=accounts("one"), store_responses=False)
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(serving.serve, config)
+        port = urls[0].rpartition(":")[2]
+        assert await healthy(port)
+        nursery.cancel_scope.cancel()
+    assert not await healthy(port)

@@ -1,0 +1,157 @@
+"""The README and docs/ against the code: what they name exists, and what exists they name."""
+
+import ast
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import qproxy
+from qproxy import cli
+from qproxy.bootstrap.app import assemble
+from qproxy.config import Config
+from qproxy.emulator import demo
+from tests.helpers import accounts
+
+PACKAGE = Path(qproxy.__file__).parent
+ROOT = PACKAGE.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
+
+
+def rows(text, title):
+    """The rows of the table under a heading, as lists of cells."""
+    section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_the_readme_is_short():
+    """It is read in one go."""
+    assert README.count("\n") < 150
+
+
+def test_the_readmes_transcript_is_what_the_demo_prints():
+    """All of it, but for ports and times; where no tool can run, up to what the demo says instead."""
+    said: list[str] = []
+    assert demo.run(0, True, said.append) == 0
+    lines = [
+        line for line in "\n".join(said).splitlines() if line and "data:" not in line
+    ]  # as its grep does
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(lines))
+    printed = re.sub(r"\b\d+ ms\b", "30 ms", printed)
+    shown = README.partition("$ qproxy demo --once | grep -v -e data: -e '^$'\n")[2].partition("\n```")[0]
+    printed, _, missing = printed.partition("\nA tool that the server runs is not shown: ")
+    assert printed == (shown.partition("\n> What is '")[0] if missing else shown)
+
+
+def test_every_command_is_in_the_readme():
+    """With the words of its help."""
+    told = {cells[0].strip("`").removeprefix("qproxy "): cells[1] for cells in rows(README, "Commands")}
+    assert told == {name: cli.command(name).HELP for name in cli.COMMANDS}
+
+
+def told_routes():
+    """(method, path) of every endpoint in the README, without /v1."""
+    for cells in rows(README, "Endpoints"):
+        methods: list[str] = []
+        spoken = False
+        for word in chain.from_iterable(code.split() for code in re.findall(r"`([^`]*)`", cells[0])):
+            if word in METHODS:
+                methods = [word] if spoken else [*methods, word]
+                spoken = False
+            else:
+                spoken = True
+                yield from ((method, word.removeprefix("/v1")) for method in methods)
+
+
+def test_every_endpoint_is_in_the_readme():
+    """And nothing else; a path that ends in … stands for all below it."""
+    server = assemble(Config(accounts=accounts("one"), store_responses=False))
+    there = {
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", route.path))
+        for family in server.families
+        for route in family.routes()
+        for method in route.methods
+    }
+    told = set(told_routes())
+    below = tuple(path.removesuffix("…") for _, path in told if path.endswith("…"))
+    assert {route for route in there - told if not (below and route[1].startswith(below))} == set()
+    assert {route for route in told - there if not route[1].endswith("…")} == set()
+
+
+def told_rooms():
+    for cells in rows(README, "Where things live"):
+        for place in re.findall(r"`([^`]*)`", cells[0]):
+            yield place.removeprefix("qproxy/").strip("/")
+
+
+def test_every_room_is_in_the_readme():
+    """Each module and package of qproxy is named once, and what is named is there."""
+    there = {
+        path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    told = list(told_rooms())
+    assert set(told) == there - {"__init__.py", "__main__.py"}
+    assert len(told) == len(set(told))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """What a page points to in this repository is there."""
+    links = re.findall(r"(?<!!)\[[^]]*\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_index():
+    """docs/README.md names each page of docs/."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [
+        page.name
+        for page in (ROOT / "docs").glob("*.md")
+        if page.name != "README.md" and f"({page.name})" not in index
+    ] == []
+
+
+def test_the_design_names_what_is_there():
+    """Every file, folder and table that docs/design.md speaks of exists."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    places = re.findall(r"`((?:qproxy/|tests/)?[\w/]+(?:\.py|/))`", page)
+    assert len(places) > 20
+    assert [
+        place
+        for place in places
+        if not any((base / place).exists() for base in (ROOT, PACKAGE, PACKAGE / "wire"))
+    ] == []
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert [
+        name
+        for name in re.findall(r"`([A-Z]{4,})`", page)
+        if not re.search(rf"^{name}\b", source, re.MULTILINE)
+    ] == []
+
+
+def codes():
+    """Every error code that a client may be told, as the source has them."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "doctor"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                yield node.value
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "code":
+                yield node.value
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Row" and path.name == "errors.py":
+                yield from node.args[3:4]
+
+
+def test_every_error_code_is_documented():
+    """docs/errors.md names each, and none that there is not."""
+    there = {node.value for node in codes() if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    page = (ROOT / "docs" / "errors.md").read_text()
+    cells = [line.strip("|").split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    told = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert len(there) > 30
+    assert told == there

@@ -1,0 +1,123 @@
+"""The emulated Qwen-Omni is as strict as Alibaba's pages: what OpenAI's clients say must be translated for it."""
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.emulator.realtime_session import Speaker, tone
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.realtime import Translation
+from tests.wire.strangers import mutated, mutations, values
+from tests.wire.strategies import examples
+
+FUNCTION = {"name": "f", "parameters": {}}
+WRONG = {
+    "today's settings": ({"output_modalities": ["text"]}, "session.output_modalities"),
+    "nested settings": ({"audio": {}}, "session.audio"),
+    "a tool choice": ({"tool_choice": "auto"}, "session.tool_choice"),
+    "flat tools": ({"tools": [{"type": "function", **FUNCTION}]}, "session.tools"),
+    "a voice of OpenAI's": ({"voice": "alloy"}, "session.voice"),
+    "a format of OpenAI's": ({"input_audio_format": "pcm16"}, "session.input_audio_format"),
+    "sound alone": ({"modalities": ["audio"]}, "session.modalities"),
+}
+
+
+@pytest.mark.parametrize(("settings", "param"), WRONG.values(), ids=WRONG)
+def test_what_it_refuses(settings, param):
+    """A setting that Qwen does not have is an error that names it, and changes nothing."""
+    speaker = Speaker("m")
+    before = dict(speaker.session)
+    (told,) = speaker.hear({"type": "session.update", "session": settings})
+    assert (told["type"], told["error"]["param"]) == ("error", param)
+    assert speaker.session == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["conversation.item.truncate", "input_audio_buffer.commit", "response.cancel"]
+)
+def test_what_it_does_not_do(kind):
+    """An event that it has no use for is an error, not the end."""
+    (told,) = Speaker("m").hear({"type": kind})
+    assert told["type"] == "error"
+
+
+def test_it_hears_16_khz():
+    """A tone at another rate is another tone to it."""
+    speaker = Speaker("m")
+    list(
+        speaker.hear({"type": "session.update", "session": {"turn_detection": None, "modalities": ["text"]}})
+    )
+    for rate, hertz in ((16_000, 440), (24_000, 290)):
+        audio = base64.b64encode(tone(440, 0.5, rate)).decode()
+        list(speaker.hear({"type": "input_audio_buffer.append", "audio": audio}))
+        list(speaker.hear({"type": "input_audio_buffer.commit"}))
+        told = [
+            event
+            for event in speaker.hear({"type": "response.create"})
+            if event["type"] == "response.text.done"
+        ]
+        assert f"about {hertz} Hz" in told[0]["text"]
+
+
+SOUND = base64.b64encode(tone(440, 0.05, 16_000)).decode()
+EVENTS: dict[str, dict[str, Any]] = {
+    "session.update": {
+        "session": {
+            "modalities": ["text", "audio"],
+            "voice": "Cherry",
+            "turn_detection": {"type": "server_vad", "silence_duration_ms": 300},
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "input_audio_transcription": {"model": "m"},
+            "instructions": "be kind",
+            "temperature": 0.5,
+        }
+    },
+    "input_audio_buffer.append": {"audio": SOUND},
+    "input_audio_buffer.commit": {},
+    "input_audio_buffer.clear": {},
+    "input_image_buffer.append": {"image": "eA=="},
+    "conversation.item.create": {
+        "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    },
+    "response.create": {"response": {"modalities": ["text"]}},
+    "response.cancel": {},
+}
+"""Sound events, by their type."""
+RESULT = {
+    "type": "conversation.item.create",
+    "item": {"type": "function_call_output", "call_id": "c", "output": "x"},
+}
+TEMPLATES = [*({"type": kind, **fields} for kind, fields in EVENTS.items()), RESULT]
+odd_events = st.sampled_from(TEMPLATES).flatmap(
+    lambda event: mutations(event).map(lambda changes: mutated(event, changes))
+)
+events = st.one_of(odd_events, odd_events, st.sampled_from(TEMPLATES), values)
+
+
+@given(st.lists(events, max_size=6))
+@examples(100)
+def test_any_event_is_answered(said):
+    """Whatever JSON it hears, at any field of any event, it says something or nothing and goes on."""
+    speaker = Speaker("m")
+    for event in said:
+        for told in speaker.hear(event):
+            jsontext.dumps(told)
+    assert list(speaker.hear({"type": "response.cancel"}))
+
+
+@given(st.lists(st.tuples(events, st.booleans()), max_size=6), st.booleans())
+@examples(100)
+def test_any_event_between_a_client_and_it(said, modern):
+    """Whatever JSON a client says goes out to the server or comes back as an error, and so does what the server says."""
+    speaker, session = Speaker("m"), Translation("m", modern=modern)
+    for event, whose in said:
+        text = jsontext.dumps(event).decode()
+        outs = list(session.from_client(text) if whose else session.from_qwen(text))
+        for out in outs:
+            for told in speaker.hear(out.event):
+                for back in session.from_qwen(jsontext.dumps(told).decode()):
+                    jsontext.dumps(back.event)
+    assert session.seen.tokens >= 0

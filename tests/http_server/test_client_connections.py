@@ -1,0 +1,318 @@
+"""How long a client may hold a connection: without a whole request no longer than the idle time, and none for ever."""
+
+import math
+from contextlib import suppress
+
+import h2.events
+import hpack
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qproxy import http_server as mended
+from qproxy.bootstrap.app import serve
+from qproxy.config import Config
+from qproxy.http_server import h2 as http2
+from tests.helpers import H1Client, H2Client, accounts, served, world
+from tests.http_server.test_h2_frames import (
+    CONTINUATION,
+    END_HEADERS,
+    GET,
+    HEADERS,
+    PING,
+    POST,
+    PREFACE,
+    PRIORITY,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ask,
+    fields,
+    frame,
+)
+from tests.http_server.test_patches import answer
+from tests.wire.strategies import FACTOR
+
+TIMEOUT = 7.0
+BEGIN = PREFACE + frame(SETTINGS)
+PINGS = frame(PING, 0, 0, b"12345678")
+OPENINGS = {
+    "nothing": b"",
+    "half a request line": b"GET / HT",
+    "a head without its end": b"POST / HTTP/1.1\r\nhost: a\r\n",
+    "half a preface": PREFACE[:18],
+    "a preface without its last byte": PREFACE[:-1],
+    "a preface": PREFACE,
+    "a preface and SETTINGS": BEGIN,
+    "half a frame": BEGIN + b"\0\0\x08\6",
+    "a frame's head": BEGIN + frame(HEADERS, END_HEADERS, 1, b"", length=100),
+    "HEADERS without END_HEADERS": BEGIN + frame(HEADERS, 0, 1, fields(GET)[:3]),
+    "HEADERS that go on": BEGIN + frame(HEADERS, 0, 1, fields(GET)[:3]) + frame(CONTINUATION, 0, 1, fields(GET)[3:5]),
+    "PRIORITY": BEGIN + frame(PRIORITY, 0, 1, b"\0\0\0\0\x10"),
+    "a window": BEGIN + frame(WINDOW_UPDATE, 0, 0, b"\0\0\1\0"),
+    "an unknown frame": BEGIN + frame(0xBB, 0, 0, b"x"),
+}  # fmt: skip
+TRICKLES = {
+    "silence": b"",
+    "pings": PINGS,
+    "windows": frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
+    "settings": frame(SETTINGS),
+    "bytes": b"x",
+}
+
+
+async def closed_after(stream, trickle=b""):
+    """When the server closes the connection, while some bytes go to it each second."""
+    async with trio.open_nursery() as nursery:
+
+        async def send():
+            try:
+                while trickle:
+                    await trio.sleep(1)
+                    await stream.send_all(trickle)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+        nursery.start_soon(send)
+        with trio.move_on_after(100_000):
+            while await stream.receive_some(65536):
+                pass
+        nursery.cancel_scope.cancel()
+    return trio.current_time()
+
+
+@pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
+@pytest.mark.parametrize("pause", [0, 5])
+async def test_an_opening_that_asks_nothing(opening, pause, autojump_clock):
+    """The idle time runs from the connection's beginning, however late the opening comes."""
+    async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
+        await trio.sleep(pause)
+        await stream.send_all(opening)
+        assert await closed_after(stream) == TIMEOUT
+
+
+@pytest.mark.parametrize("trickle", TRICKLES.values(), ids=TRICKLES)
+@pytest.mark.parametrize("opening", [b"", BEGIN, BEGIN + b"\0\0\x08\6", PREFACE[:18]])
+async def test_bytes_that_ask_nothing(opening, trickle, autojump_clock):
+    """Whatever is sent short of a whole request makes no time (what is wrong ends sooner)."""
+    async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
+        await stream.send_all(opening)
+        assert await closed_after(stream, trickle) <= TIMEOUT
+
+
+IDLE_FRAMES = st.sampled_from([
+    PINGS, frame(SETTINGS), frame(SETTINGS, 1), frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"), frame(PRIORITY, 0, 3, b"\0\0\0\0\x10"),
+    frame(0xBB, 0xFF, 0, b"x" * 9), frame(HEADERS, 0, 1, fields(GET)), frame(CONTINUATION, 0, 1), BEGIN, b"\0", b"x",
+])  # fmt: skip
+
+
+def test_openings_at_random():
+    """Frames that ask nothing, in any order, cut anywhere and sent at any pace, hold a connection no longer than the idle time."""
+
+    @given(st.lists(IDLE_FRAMES, max_size=12), st.integers(0, 400), st.integers(1, 60), st.floats(0.1, 5))
+    @settings(derandomize=not FACTOR, deadline=None, max_examples=100 * max(1, FACTOR))
+    def check(sequence, end, size, pause):
+        data = (BEGIN + b"".join(sequence))[:end]
+        trio.run(play, data, size, pause, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    async def play(data, size, pause):
+        async with served(answer, keep_alive_timeout=TIMEOUT) as stream, trio.open_nursery() as nursery:
+
+            async def send():
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    for begin in range(0, len(data), size):
+                        await stream.send_all(data[begin : begin + size])
+                        await trio.sleep(pause)
+
+            nursery.start_soon(send)
+            assert await closed_after(stream) <= TIMEOUT
+            nursery.cancel_scope.cancel()
+
+    check()
+
+
+REFUSED = {
+    "CONNECT": ask(1, [(":method", "CONNECT"), (":authority", "x:1")]),
+    "a path that is no text": ask(1, [GET[0], (":path", b"/\xff"), *GET[2:]]),
+    "a WebSocket of no version": ask(1, [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:]], END_HEADERS),
+    "a request": ask(),
+    "a request that is reset": ask() + frame(3, 0, 1, b"\0\0\0\x08"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("request_frames", REFUSED.values(), ids=REFUSED)
+async def test_after_a_stream_that_is_over(request_frames, autojump_clock):
+    """The time begins anew when a stream is over, also one that was refused before it was one; pings do not extend it."""
+    async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
+        await trio.sleep(3)
+        await stream.send_all(BEGIN + request_frames)
+        assert await closed_after(stream, PINGS) == 3 + TIMEOUT
+
+
+async def test_a_body_that_never_comes(autojump_clock):
+    """A whole head whose body never comes has `body_timeout`, and then the idle time."""
+    post = [*POST, ("content-type", "application/json")]
+    post[1] = (":path", "/v1/chat/completions")
+    async with world(body_timeout=20.0) as it, served(it.app, keep_alive_timeout=TIMEOUT) as stream:
+        await stream.send_all(BEGIN + frame(HEADERS, END_HEADERS, 1, hpack.Encoder().encode(post)))
+        assert await closed_after(stream, PINGS) == 20 + TIMEOUT
+
+
+async def test_an_upgrade_of_connect(caplog, autojump_clock):
+    """A CONNECT that wants to go on in HTTP/2 is answered as it is, and is no error in the log."""
+    async with served(answer) as stream:
+        await stream.send_all(
+            b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n\r\n"
+        )
+        assert b" 401 " in await stream.receive_some(65536)
+    assert not caplog.records
+
+
+@pytest.fixture(params=[0.9, 1.1])
+def age(request, monkeypatch):
+    """The seconds after which a connection is old."""
+    monkeypatch.setattr(mended.Server, "max_age", 1000.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: {0.9: low, 1.1: high}[request.param])
+    return 1000.0 * request.param
+
+
+@pytest.mark.parametrize("way", [[], [("connection", "keep-alive, te")]], ids=["by hand", "by h11"])
+async def test_the_age_of_http1(way, age, autojump_clock):
+    """The first response after it says that it is the last one, and until then none does."""
+    async with served(answer, keep_alive_timeout=10_000) as stream:
+        client = H1Client(stream)
+        for moment, last in ((0, False), (age - 1, False), (age, True)):
+            await trio.sleep(moment - trio.current_time())
+            await client.send("POST", "/", b"", way)
+            head = await client.event()
+            assert ((b"connection", b"close") in head.headers.raw_items()) is last
+            while type(await client.event()).__name__ != "EndOfMessage":
+                pass
+            if not last:
+                client.http.start_next_cycle()
+        assert await stream.receive_some(10) == b""
+
+
+class Slow:
+    """An app that answers when it is told to."""
+
+    def __init__(self):
+        self.end = trio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            if scope["path"] == "/slow":
+                await self.end.wait()
+            await send({"type": "http.response.body", "body": b"b"})
+
+
+def frames(data):
+    """(kind, stream, payload) of each frame in some bytes."""
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        yield data[3], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]
+        data = data[9 + size :]
+
+
+async def said(stream):
+    """(kind, stream, payload) of what the server has sent."""
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.move_on_after(0.001):
+        return list(frames(bytes(await stream.receive_some(100_000))))
+    return []
+
+
+def goodbyes(seen):
+    """The last stream and the error of each GOAWAY."""
+    return [(int.from_bytes(payload[:4], "big"), payload[4:8]) for kind, _, payload in seen if kind == 7]
+
+
+def request(stream, path="/"):
+    return ask(stream, [GET[0], (":path", path), *GET[2:]])
+
+
+async def test_the_age_of_http2(age, autojump_clock, caplog):
+    """A client is told by a GOAWAY behind its next response, is served for a moment more, and then refused."""
+    notice = [(http2.MAX_STREAM, b"\0\0\0\0")]
+    async with served(Slow(), keep_alive_timeout=10_000) as stream:
+        await stream.send_all(BEGIN + request(1))
+        assert goodbyes(await said(stream)) == []
+        await trio.sleep(age)
+        await stream.send_all(request(3))
+        seen = await said(stream)
+        assert [(kind, number) for kind, number, _ in seen if kind in (0, 7)][-1] == (7, 0)
+        assert goodbyes(seen) == notice
+        await stream.send_all(request(5))  # it may have been under way
+        assert {number for kind, number, _ in await said(stream) if kind == HEADERS} == {5}
+        await trio.sleep(http2.NOTICE_SECONDS)
+        await stream.send_all(request(7) + request(9) + frame(PING, 0, 0, b"12345678"))
+        seen = await said(stream)
+        assert goodbyes(seen) == [(5, b"\0\0\0\0")]
+        assert (3, 7, b"\0\0\0\x07") in seen  # RST_STREAM, REFUSED_STREAM: it may be asked again elsewhere
+        assert await closed_after(stream) == trio.current_time()
+    assert not caplog.records
+
+
+async def test_the_age_of_http2_with_streams(age, autojump_clock):
+    """Streams under way end as they would; a connection that is never idle is told in their midst."""
+    app = Slow()
+    async with served(app, keep_alive_timeout=10_000) as stream:
+        await stream.send_all(BEGIN + request(1, "/slow"))
+        await trio.sleep(age)
+        await stream.send_all(request(3))
+        assert goodbyes(await said(stream)) == []
+        await trio.sleep(http2.RETIREMENT_PATIENCE)
+        await stream.send_all(request(5))
+        assert goodbyes(await said(stream)) == [(http2.MAX_STREAM, b"\0\0\0\0")]
+        await trio.sleep(http2.NOTICE_SECONDS)
+        await stream.send_all(request(7) + request(9))
+        seen = await said(stream)
+        assert [number for kind, number, _ in seen if kind == 3] == [7, 9]
+        assert goodbyes(seen) == [(5, b"\0\0\0\0")]
+        app.end.set()
+        assert (0, 1, b"b") in await said(stream)
+        await closed_after(stream)
+        assert trio.current_time() == age + http2.RETIREMENT_PATIENCE + http2.NOTICE_SECONDS
+
+
+async def test_a_client_library_survives_it(age, autojump_clock):
+    """python-h2, which gives up what is under way at a GOAWAY, gets all of its answers."""
+    async with served(Slow(), keep_alive_timeout=10_000) as stream:
+        client = H2Client(stream)
+        await client.begin()
+        await client.send("GET", "/")
+        assert await client.event(h2.events.StreamEnded)
+        await trio.sleep(age)
+        await client.send("GET", "/")
+        assert await client.event(h2.events.StreamEnded)
+        assert await client.event(h2.events.ConnectionTerminated)
+
+
+@pytest.mark.parametrize(("setting", "seconds"), [(0, math.inf), (300.0, 300.0)])
+async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
+    """`max_connection_age` is the server's limit; 0 is none."""
+    monkeypatch.setattr(mended.Server, "max_age", 1.0)
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    config = Config(port=0, max_connection_age=setting, accounts=accounts("one"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, config)
+        assert mended.Server.max_age == seconds
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/nowhere"])
+async def test_trailers_without_end(path, caplog, autojump_clock):
+    """They end their connection, before or after the answer, and are no error in the log."""
+    async with world() as it, served(it.app) as stream:
+        head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(head + b"transfer-encoding: chunked\r\n\r\n0\r\n")
+            for _ in range(40):
+                await stream.send_all(b"a: b\r\n" * 1000)
+            while await stream.receive_some(65536):
+                pass
+        await trio.testing.wait_all_tasks_blocked()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -1,0 +1,234 @@
+"""What a request and a chunk may cost, in things that can be counted: calls, tasks, writes, parses.
+
+A clock would tell of the machine; these tell of the code.  Each ceiling is about a tenth above what was counted when
+it was written (Python 3.11): raise one only with a reason, and lower it when you have made something cheaper.
+"""
+
+import gc
+import json
+import sys
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+import pytest
+import trio
+from hypercorn.events import RawData
+
+from qproxy import http_server as mended
+from qproxy.emulator import Emulator, Reply
+from qproxy.emulator.faults import DONE, chunk
+from qproxy.http_server import tcp_server as connection
+from qproxy.system import sockets
+from qproxy.transport import interruptible as patience
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire import raw_json as verbatim
+from tests.disconnects import real_world
+from tests.helpers import HELLO, H1Client, h1, world
+
+TEXT = chunk({"content": "twenty characters of"})
+HEAD = chunk({"role": "assistant", "content": ""})
+END = chunk({}, "stop") + DONE
+CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "'}}
+PIECE = {"index": 0, "id": "", "type": "function", "function": {"arguments": "twenty characters of"}}
+LAST = {"index": 0, "id": "", "type": "function", "function": {"arguments": '"}'}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}},
+}
+
+
+class Counter(trio.abc.Instrument):
+    """Calls of Python functions in this process, and tasks begun."""
+
+    def __init__(self):
+        self.calls = 0
+        self.tasks = 0
+
+    def task_spawned(self, task):
+        self.tasks += 1
+
+    @contextmanager
+    def counting(self):
+        def see(frame, event, argument):
+            self.calls += event == "call"
+
+        trio.lowlevel.add_instrument(self)
+        sys.setprofile(see)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            trio.lowlevel.remove_instrument(self)
+
+
+async def answered(client, body, path="/v1/chat/completions"):
+    """Ask, and read the whole answer."""
+    await client.send("POST", path, json.dumps(body).encode(), [("content-type", "application/json")])
+    while not isinstance(event := client.http.next_event(), h11.EndOfMessage):
+        if event is h11.NEED_DATA:
+            client.http.receive_data(bytes(await client.stream.receive_some(1 << 20)))
+    client.http.start_next_cycle()
+
+
+async def counted(replies, body, repeat=1):
+    """What `repeat` requests cost together, after two that warm everything up."""
+    emulator, counter = Emulator(), Counter()
+    async with world(emulator=emulator, log_level="error") as it, h1(it.app) as client:
+        emulator.script(*replies * (repeat + 2))
+        for _ in range(2):
+            await answered(client, body)
+        await trio.testing.wait_all_tasks_blocked()
+        with counter.counting():
+            for _ in range(repeat):
+                await answered(client, body)
+            await trio.testing.wait_all_tasks_blocked()  # the last one's end is part of what it costs
+    return counter
+
+
+def stream(*chunks):
+    """An answer whose chunks come in one read."""
+    return Reply((HEAD + b"".join(chunks) + END,))
+
+
+async def per_chunk(one, count, body, around=()):
+    """Calls for each further chunk of a burst."""
+    first, last = around or (b"", b"")
+    small = await counted([stream(first, one * 10, last)], body)
+    large = await counted([stream(first, one * (10 + count), last)], body)
+    return (large.calls - small.calls) / count
+
+
+async def test_a_chunk_of_text():
+    """A chunk of a burst costs some thirty calls, with tools declared or without."""
+    plain = await per_chunk(TEXT, 200, {**HELLO, "stream": True})
+    tools = await per_chunk(TEXT, 200, {**HELLO, "stream": True, "tools": [TOOL]})
+    assert plain <= 29
+    assert tools <= 38
+
+
+async def test_a_piece_of_arguments_costs_little_more_than_text():
+    """A fragment of a call's arguments costs no more calls than a chunk of text beside tools."""
+    body = {**HELLO, "stream": True, "tools": [TOOL]}
+    around = chunk({"tool_calls": [CALL]}), chunk({"tool_calls": [LAST]})
+    text = await per_chunk(TEXT, 200, body)
+    piece = await per_chunk(chunk({"tool_calls": [PIECE]}), 200, body, around)
+    assert piece <= text
+
+
+async def test_what_one_read_gives_leaves_in_one_write(monkeypatch):
+    """A burst of any length that comes in one read is written once, between the head and the end."""
+    writes = []
+    plain = mended.Server.protocol_send
+
+    async def watched(server, event):
+        writes.append(event)
+        await plain(server, event)
+
+    monkeypatch.setattr(mended.Server, "protocol_send", watched)
+    emulator = Emulator()
+    async with world(emulator=emulator) as it, h1(it.app) as client:
+        emulator.script(*[stream(TEXT * count) for count in (1, 5, 300)])
+        for _ in range(3):
+            await answered(client, {**HELLO, "stream": True})
+            sent, writes[:] = [event for event in writes if isinstance(event, RawData)], []
+        assert len(sent) <= 3
+
+
+async def test_a_whole_request():
+    """A plain request is one task, and bounded calls; the emulator's own are among them."""
+    counter = await counted([stream(TEXT)], HELLO, repeat=10)
+    # The request's; the emulator has one to send, and one to see its client leave.
+    assert counter.tasks == 10 * (1 + 2)
+    assert counter.calls / 10 <= 3450
+
+
+async def test_a_whole_request_is_two_writes(monkeypatch):
+    """Over plain sockets the question leaves in one write, head and body, and so does the answer."""
+    writes = []
+
+    def counted(socket, *pieces):
+        writes.append(sum(map(len, pieces)))
+        return sockets.write_now(socket, *pieces)
+
+    for module in (connection, patience):
+        monkeypatch.setattr(module, "write_now", counted)
+    async with real_world() as (_, dial):
+        client = H1Client(await dial())
+        for _ in range(5):
+            await answered(client, HELLO)
+        await client.aclose()
+    assert len(writes) == 2 * 5
+    assert all(writes)
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": HELLO,
+    "/v1/completions": {"model": "qwen-plus", "prompt": "hi"},
+    "/v1/responses": {"model": "qwen-plus", "input": "hi"},
+    "/v1/embeddings": {"model": "text-embedding-v4", "input": "hi"},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_request_leaves_no_cycles(path, streamed):
+    """What was made for a request goes with it: nothing of ours waits for the garbage collector."""
+    body = {**ASKED[path], "stream": True} if streamed and "embed" not in path else ASKED[path]
+    async with world(log_level="error") as it, h1(it.app) as client:
+        await answered(client, body, path)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                await answered(client, body, path)
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            left = [type(thing) for thing in gc.garbage if type(thing).__module__.startswith("qproxy.")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert [kind for kind in left if not kind.__module__.startswith("qproxy.emulator")] == []
+
+
+def said(text, times=1):
+    return {"messages": [{"role": "user", "content": text}] * times}
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 100_000}}
+LONG = {
+    "1 KB": said("word " * 205),
+    "64 KB": said("word " * 13_000),
+    "many messages": said("word " * 280, 48),
+    "many tools": {**said("word "), "tools": [{"type": "function", "function": {"name": f"f{n}", "description": "word " * 50}} for n in range(40)]},
+    "pictures": said([{"type": "text", "text": "What is this?"}, PICTURE, PICTURE, PICTURE]),
+    "not ASCII": said("快速的棕色狐狸" * 3000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", LONG.values(), ids=LONG.keys())
+async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prompt):
+    """However long it is: one reading of the body, and no encoding of the messages or the tools."""
+    read, written = [], []
+    plain_read, plain_write = verbatim.read, jsontext.dumps
+
+    def reading(data):
+        read.append(len(data))
+        return plain_read(data)
+
+    def writing(value):
+        data = plain_write(value)
+        written.append(len(data))
+        return data
+
+    monkeypatch.setattr(verbatim, "read", reading)
+    monkeypatch.setattr(jsontext, "dumps", writing)
+    emulator = Emulator()
+    async with world(emulator=emulator) as it:
+        emulator.script(stream(TEXT))
+        status, _, _ = await it.post({**HELLO, **prompt})
+    assert status == 200
+    assert len(read) == 1
+    assert sum(written) < 2000

@@ -1,0 +1,244 @@
+"""Embeddings from end to end: batches side by side, order, sums, failures, disconnects, and the event loop's pace."""
+
+import json
+import struct
+from base64 import b64decode
+
+import pytest
+import trio
+import trio.testing
+
+from qproxy.access import api_keys as keys
+from qproxy.emulator import embeddings
+from qproxy.emulator.faults import HANG, Pause, Reply, json_reply
+from qproxy.relay.embeddings import embed
+from qproxy.telemetry import Story
+from qproxy.wire import embeddings as vectors
+from qproxy.wire.embeddings import Texts
+from tests.helpers import accounts, h1, world
+from tests.openai_types import refusal
+
+PATH = "/v1/embeddings"
+MODEL = "text-embedding-v4"
+TEXTS = [f"text {number}" for number in range(25)]
+
+
+def asks(texts, **fields):
+    return {"model": MODEL, "input": texts, "dimensions": 64, **fields}
+
+
+def expected(texts, size=64):
+    return [embeddings.vector(text, size) for text in texts]
+
+
+def sizes(emulator):
+    """How many texts each request to the model's server had."""
+    return sorted(
+        len(seen.body.get("input", {}).get("texts", ()))
+        if isinstance(seen.body["input"], dict)
+        else len(seen.body["input"])
+        for seen in emulator.requests
+    )
+
+
+@pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
+@pytest.mark.parametrize("count", [1, 10, 25])
+async def test_batches_of_ten_in_order(dialect, count):
+    """Ten texts a request at most, the answer in the order of the texts, the tokens summed."""
+    async with world(accounts=accounts("one", dialect=dialect)) as it:
+        status, headers, body = await it.post(asks(TEXTS[:count]), PATH)
+        assert status == 200
+        assert headers["content-length"].isdecimal()
+        assert [item["embedding"] for item in body["data"]] == expected(TEXTS[:count])
+        assert [item["index"] for item in body["data"]] == list(range(count))
+        assert body["usage"] == {"prompt_tokens": 2 * count, "total_tokens": 2 * count}
+        assert body["model"] == MODEL
+        assert max(sizes(it.emulator)) <= 10
+        assert sum(sizes(it.emulator)) == count
+        assert it.sound()
+
+
+async def test_base64():
+    """What OpenAI's clients ask for: little-endian binary32, from a server that only knows numbers."""
+    async with world() as it:
+        _, _, body = await it.post(asks(["a", "b"], encoding_format="base64"), PATH)
+        for item, vector in zip(body["data"], expected(["a", "b"]), strict=True):
+            assert struct.unpack("<64f", b64decode(item["embedding"])) == pytest.approx(vector, abs=1e-7)
+        assert all(seen.body["encoding_format"] == "float" for seen in it.emulator.requests)
+
+
+async def test_aliases():
+    """OpenAI's name stands for Qwen's by setting; the answer echoes what was asked for."""
+    async with world(aliases={"text-embedding-3-small": MODEL}) as it:
+        status, _, body = await it.post(asks("x") | {"model": "text-embedding-3-small"}, PATH)
+        assert (status, body["model"]) == (200, "text-embedding-3-small")
+        assert it.emulator.requests[0].body["model"] == MODEL
+        assert MODEL in [model["id"] for model in (await it.get("/v1/models"))[1]["data"]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "in_flight", "at_once"),
+    [(2, None, 2), (8, None, 3), (8, 1, 1)],
+    ids=["setting", "all", "account"],
+)
+async def test_a_bounded_number_at_once(setting, in_flight, at_once, autojump_clock):
+    """No more batches are under way than the setting and the accounts allow."""
+    slow = Reply((b" ", Pause(1.0), b'{"error": {"message": "no", "code": "data_inspection_failed"}}'), 400)
+    async with world(embedding_requests=setting, accounts=accounts("one", max_in_flight=in_flight)) as it:
+        it.emulator.script(*[slow] * 3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.post, asks(TEXTS), PATH)
+            await trio.sleep(0.5)
+            assert len(it.emulator.requests) == it.server.relay.accounts.accounts[0].in_flight == at_once
+
+
+async def test_the_first_failure_ends_all(autojump_clock):
+    """One batch is refused: its siblings are closed, the client gets that one error, nothing is held."""
+    error = b'{"error": {"message": "too dear", "code": "Arrearage"}}'
+    refused = Reply((b" ", Pause(0.1), error), 400, "application/json")
+    async with world() as it:
+        it.emulator.script(Reply((HANG,)), refused, Reply((HANG,)))
+        status, headers, body = await it.post(asks(TEXTS), PATH)
+        assert (status, headers["x-should-retry"]) == (429, "false")
+        assert "too dear" in refusal(body).message
+        assert trio.current_time() < 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert [seen.left.is_set() for seen in it.emulator.requests].count(True) == 2
+        assert it.sound()
+
+
+async def test_a_batch_is_tried_again_and_elsewhere(autojump_clock):
+    """A burst is waited for, a spent account is left for another one: the client notices nothing."""
+    burst = json_reply({"error": {"message": "slow down", "code": "limit_burst_rate"}}, 429)
+    spent = json_reply({"error": {"message": "no", "code": "Arrearage"}}, 400)
+    async with world() as it:
+        it.emulator.script(burst)
+        assert (await it.post(asks("x"), PATH))[0] == 200
+    async with world(accounts=accounts("one", "two")) as it:
+        it.emulator.script(spent)
+        status, _, body = await it.post(asks(TEXTS), PATH)
+        assert status == 200
+        assert [item["embedding"] for item in body["data"]] == expected(TEXTS)
+        assert len({seen.headers["host"] for seen in it.emulator.requests}) == 2
+
+
+CANNOT = {
+    "coding": {"plan": "coding"},
+    "token": {"plan": "token"},
+    "oauth": {"plan": "oauth"},
+    "said so": {"embedding_batch": 0},
+}
+
+
+@pytest.mark.parametrize("settings", CANNOT.values(), ids=CANNOT)
+async def test_accounts_that_cannot_embed_are_never_asked(settings):
+    """A plan's account gets no request for embeddings; when there is no other, a 404 says so."""
+    async with world(accounts=accounts("plan", **settings)) as it:
+        status, _, body = await it.post(asks("x"), PATH)
+        assert (status, body["error"]["code"]) == (404, "model_not_found")
+        assert "pay-as-you-go" in body["error"]["message"]
+        assert it.emulator.requests == []
+    both = (*accounts("plan", weight=100.0, **settings), *accounts("payg"))
+    async with world(accounts=both) as it:
+        assert (await it.post(asks(TEXTS), PATH))[0] == 200
+        assert {seen.headers["host"] for seen in it.emulator.requests} == {"payg.test"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "listed"), [({}, True), ({"plan": "coding"}, False)], ids=["payg", "plan"]
+)
+async def test_a_server_without_a_list(settings, listed):
+    """Where Qwen's own names stand in for a list, those that embed are among them if the account can embed."""
+    async with world(accounts=accounts("one", **settings)) as it:
+        it.emulator._reply = lambda seen: Reply((b"no",), 404, "text/plain")  # type: ignore[method-assign]
+        names = [model["id"] for model in (await it.get("/v1/models"))[1]["data"]]
+        assert "qwen-plus" in names
+        assert (MODEL in names) is listed
+
+
+async def test_an_account_says_how_large_its_batches_are():
+    """Where two accounts differ the smaller batch suits both."""
+    both = (*accounts("one", embedding_batch=7), *accounts("two", embedding_batch=9))
+    async with world(accounts=both) as it:
+        assert (await it.post(asks(TEXTS), PATH))[0] == 200
+        assert sizes(it.emulator) == [4, 7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (asks(""), 400, "input"),
+        (asks([1, 2]), 400, "input"),
+        ({"input": "x"}, 400, "model"),
+        (asks("x") | {"model": "nope"}, 404, "model"),
+        (asks("x", dimensions=100), 400, None),
+    ],
+)
+async def test_refusals(body, status, param):
+    """What cannot be is refused in OpenAI's shape, by us or by the model's server."""
+    async with world(default_model="qwen3.7-plus") as it:
+        got, _, answer = await it.post(body, PATH)
+        assert (got, answer["error"]["param"]) == (status, param)
+        refusal(answer)
+
+
+async def test_strict_params():
+    """`user` is named as ignored, and with strict_params refused."""
+    async with world() as it:
+        assert (await it.post(asks("x", user="u"), PATH))[1]["x-qproxy-ignored-params"] == "user"
+    async with world(strict_params=True) as it:
+        status, _, body = await it.post(asks("x", user="u"), PATH)
+        assert (status, body["error"]["param"]) == (400, "user")
+
+
+async def test_a_key_is_charged_what_was_used(tmp_path):
+    """A key's tokens a minute are those that the model's server counted."""
+    _, secret = keys.create(tmp_path / "keys.json", name="bob", tpm=1000)
+    async with world(keys_file=str(tmp_path / "keys.json")) as it:
+        headers = [(b"authorization", b"Bearer " + secret.encode())]
+        assert (await it.post(asks(TEXTS), PATH, headers))[1]["x-ratelimit-limit-tokens"] == "1000"
+        meter = it.server.meters.of(keys.read(tmp_path / "keys.json")[0], trio.current_time())
+        assert meter is not None
+        assert meter.headers(trio.current_time())["x-ratelimit-remaining-tokens"] in ("950", "951", "952")
+
+
+async def test_others_get_their_turn_between_vectors(monkeypatch):
+    """While vectors are written down, whoever else wants to run does so: Trio runs everyone once a round."""
+    turns, seen = 0, []
+    encode = vectors.encode
+
+    def noted(row, *, base64):
+        seen.append(turns)
+        return encode(row, base64=base64)
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(vectors, "encode", noted)
+    async with world(embedding_requests=1) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await embed(it.server.relay, Texts(MODEL, TEXTS[:10], {"dimensions": 64}), Story())
+        nursery.cancel_scope.cancel()
+    assert len(seen) == 10
+    assert max(seen.count(turn) for turn in seen) <= 2  # the last of one round and the first of the next
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+async def test_a_disconnect_closes_every_batch(how, autojump_clock):
+    """A client that leaves frees all connections to the model's server within 100 ms."""
+    async with world() as it, h1(it.app) as client:
+        it.emulator.script(*[Reply((HANG,))] * 3)
+        body = json.dumps(asks(TEXTS)).encode()
+        await client.send("POST", PATH, body, [("content-type", "application/json")])
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(it.emulator.requests) == 3
+        with trio.fail_after(0.1):
+            await (client.aclose() if how == "close" else client.stream.send_eof())
+            for seen in it.emulator.requests:
+                await seen.left.wait()
+            await trio.testing.wait_all_tasks_blocked()
+        assert it.sound()
+        assert it.server.counts.outcomes == {"client_left": 1}

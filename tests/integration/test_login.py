@@ -1,0 +1,262 @@
+"""A signed-in account in a whole server: its sign-in over HTTP, its tokens in requests, and what a reload does to it."""
+
+import json
+import logging
+import traceback
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from qproxy.auth import login_sessions as logins
+from qproxy.auth.refresher import Keeper
+from qproxy.config.accounts import AccountConfig
+from qproxy.emulator import Emulator, Identity
+from qproxy.emulator.identity import FAULTS, TOKEN_PATH
+from tests.helpers import HELLO, accounts, world
+
+LOGIN = "/admin/accounts/me/login"
+HOST = "http://identity.test"
+ADMIN = [(b"authorization", b"Bearer the-admin-key")]
+
+
+@asynccontextmanager
+async def signing(tmp_path, *names, lifetime=3600.0, **settings):
+    """A server with an account that is not signed in, and an identity server that is polled without delay."""
+    emulator = Emulator(identity=Identity(interval=0.01, token_lifetime=lifetime))
+    entries = [
+        AccountConfig(name, kind="oauth", credentials=str(tmp_path / name)) for name in names or ("me",)
+    ]
+    settings = {
+        "accounts": (*entries, *accounts("keyed", models=["none"])),
+        "admin_key": "the-admin-key",
+        "oauth_hosts": [HOST],
+        "oauth_device_url": "http://localhost/api/v1/oauth2/device/code",
+        "oauth_token_url": "http://localhost/api/v1/oauth2/token",
+        **settings,
+    }
+    emulator.identity.resource_url = HOST
+    async with world(emulator=emulator, **settings) as it:
+        yield it
+
+
+async def ask(it, method, path=LOGIN, headers=ADMIN):
+    async with it.client.request(method, path, headers=headers) as response:
+        data = await response.read()
+    return response.status, json.loads(data)
+
+
+def source(it, name="me"):
+    return next(a.source for a in it.server.relay.accounts.accounts if a.name == name)
+
+
+async def sign_in(it, name="me"):
+    """Over HTTP, as a person without a terminal does."""
+    path = f"/admin/accounts/{name}/login"
+    _, begun = await ask(it, "POST", path)
+    assert it.emulator.identity.decide(begun["user_code"])
+    await it.server.logins._logins[name].flow.ended.wait()
+    return (await ask(it, "GET", path))[1]
+
+
+async def test_sign_in_over_http_and_chat(tmp_path):
+    """Start, approve, chat: the first request after the sign-in is served, with the token and where it says."""
+    async with signing(tmp_path) as it:
+        status, _, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (502, "upstream_credentials_exhausted")
+        assert "qproxy login --account me" in body["error"]["message"]
+        ended = await sign_in(it)
+        assert (ended["state"], ended["message"]) == ("signed_in", "Signed in.")
+        status, _, body = await it.post(HELLO)
+        assert status == 200
+        seen = it.emulator.requests[-1]
+        assert seen.headers["host"] == "identity.test"
+        assert it.emulator.identity.accepts(seen.headers["authorization"].removeprefix("Bearer "))
+        assert it.sound()
+
+
+async def test_a_second_start_attaches(tmp_path):
+    """One sign-in at a time: the code is the same, the first answer is 201 and the second 200; cancelled it is over."""
+    async with signing(tmp_path) as it:
+        first, second = await ask(it, "POST"), await ask(it, "POST")
+        assert (first[0], second[0]) == (201, 200)
+        assert first[1]["user_code"] == second[1]["user_code"]
+        assert first[1]["verification_uri"].endswith(f"user_code={first[1]['user_code']}&client=qproxy")
+        assert 0 < first[1]["expires_in"] <= 900
+        assert (await ask(it, "DELETE"))[1]["state"] == "cancelled"
+        assert (await ask(it, "GET"))[1]["state"] == "cancelled"
+        third = await ask(it, "POST")
+        assert third[0] == 201
+        assert third[1]["user_code"] != first[1]["user_code"]
+
+
+async def test_who_asked_may_leave(tmp_path):
+    """A sign-in belongs to the server: the client that started it goes, and it goes on."""
+    async with signing(tmp_path) as it:
+        it.emulator.identity.script(FAULTS["503"])
+        with trio.move_on_after(0.05):
+            await ask(it, "POST")
+        progress = it.server.logins.progress("me")
+        assert progress is not None
+        assert progress.state in ("starting", "pending")
+        assert (await sign_in(it))["state"] == "signed_in"
+
+
+REFUSALS = {
+    "no key": ("POST", LOGIN, [], 401, "invalid_api_key"),
+    "a client's key": ("GET", LOGIN, [(b"authorization", b"Bearer sk-x")], 401, "invalid_api_key"),
+    "no such account": ("POST", "/admin/accounts/you/login", ADMIN, 404, "account_not_found"),
+    "an account with a key": ("POST", "/admin/accounts/keyed/login", ADMIN, 400, "account_has_a_key"),
+    "nothing under way": ("GET", LOGIN, ADMIN, 404, "login_not_found"),
+    "nothing to cancel": ("DELETE", LOGIN, ADMIN, 404, "login_not_found"),
+    "another method": ("PUT", LOGIN, ADMIN, 405, "method_not_allowed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "code"), REFUSALS.values(), ids=REFUSALS.keys()
+)
+async def test_refusals(method, path, headers, status, code, tmp_path):
+    """Only whoever runs the server may sign in, and only an account of this kind."""
+    async with signing(tmp_path) as it:
+        got, body = await ask(it, method, path, headers)
+        assert (got, body["error"]["code"]) == (status, code)
+
+
+async def test_only_so_many_at_once(tmp_path):
+    """A fifth sign-in at once is refused; what is over leaves room and is forgotten after five minutes."""
+    names = ["a", "b", "c", "d", "e"]
+    async with signing(tmp_path, *names) as it:
+        answers = [await ask(it, "POST", f"/admin/accounts/{name}/login") for name in names]
+        assert [status for status, _ in answers] == [201] * logins.MOST + [503]
+        await ask(it, "DELETE", "/admin/accounts/a/login")
+        assert (await ask(it, "POST", "/admin/accounts/e/login"))[0] == 201
+        it.server.logins._logins["a"].over -= logins.READABLE_SECONDS + 1
+        assert (await ask(it, "GET", "/admin/accounts/a/login"))[0] == 404
+
+
+async def test_a_refused_token_is_renewed_within_the_request(tmp_path):
+    """Chat says 401: one refresh, one more try, 200 for the client, who notices nothing."""
+    async with signing(tmp_path) as it:
+        await sign_in(it)
+        it.emulator.identity.expire()
+        status, _, _ = await it.post(HELLO)
+        assert status == 200
+        assert source(it).status().refreshes == 1
+        assert [s.body.get("grant_type") for s in it.emulator.requests if s.path == TOKEN_PATH][
+            -1
+        ] == "refresh_token"
+
+
+async def test_a_token_that_is_revoked_again_is_renewed_again(tmp_path):
+    """Each time within the request: the new token has worked in between."""
+    async with signing(tmp_path) as it:
+        await sign_in(it)
+        for count in range(1, 4):
+            assert (await it.post(HELLO))[0] == 200
+            it.emulator.identity.expire()
+            assert (await it.post(HELLO))[0] == 200
+            assert source(it).status().refreshes == count
+
+
+async def test_chat_that_refuses_every_token_is_said(tmp_path):
+    """Refreshing works and chat refuses: 502 for the client, one refresh in all, and the reason in the state."""
+    async with signing(tmp_path) as it:
+        await sign_in(it)
+        it.emulator.identity.chat_refuses = True
+        for _ in range(3):
+            status, _, body = await it.post(HELLO)
+            assert (status, body["error"]["code"]) == (502, "upstream_credentials_exhausted")
+        found = source(it).status()
+        assert (found.state, found.refreshes) == ("refused", 1)
+        assert "invalid access token or token expired" in found.words
+
+
+async def test_a_crash_of_a_keeper_is_survived(tmp_path, monkeypatch, caplog):
+    """A mistake in the keeper is logged and counted, the server serves on, and the keeper comes back."""
+    async with signing(tmp_path) as it:
+        await sign_in(it)
+        whole = Keeper._look
+
+        async def broken(self):
+            monkeypatch.setattr(Keeper, "_look", whole)
+            raise ZeroDivisionError("a mistake")
+
+        monkeypatch.setattr(Keeper, "_look", broken)
+        source(it).look_again()
+        await trio.sleep(0.05)
+        assert it.server.keepers.tasks["me"].crashes == 1
+        assert "has crashed" in caplog.text
+        assert (await it.post(HELLO))[0] == 200
+        it.emulator.identity.expire()
+        assert (await it.post(HELLO))[0] == 200
+
+
+async def test_a_reload_keeps_who_stays(tmp_path):
+    """Accounts come and go with the configuration; the keeper of one that stays is not disturbed."""
+    async with signing(tmp_path, "me", "other") as it:
+        await sign_in(it)
+        keepers = it.server.keepers
+        me, other = source(it), source(it, "other")
+        task = keepers.tasks["me"]
+        keepers.keep([me])
+        assert list(keepers.tasks) == ["me"]
+        keepers.keep([other, me])
+        assert keepers.tasks["me"] is task
+        assert set(keepers.tasks) == {"me", "other"}
+        assert (await it.post(HELLO))[0] == 200
+
+
+async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, monkeypatch):
+    """Every log line, error, answer, repr and traceback of a sign-in, chats, refreshes and failures, searched for secrets."""
+    caplog.set_level(logging.DEBUG)
+    heard: list[object] = []
+    async with signing(tmp_path, log_level="debug") as it:
+        identity = it.emulator.identity
+        heard += [await ask(it, "POST"), await ask(it, "DELETE"), await sign_in(it), await it.post(HELLO)]
+        identity.expire()
+        heard += [await it.post(HELLO), await it.stream(HELLO)]
+        for fault in ("html", "503", "refused", "cut"):
+            identity.script(FAULTS[fault])
+            source(it)._holding.forced, source(it)._holding.not_before = (0, float("-inf")), 0.0
+            identity.expire()
+            heard.append(await it.post(HELLO))
+        identity.chat_refuses = True
+        heard.append(await it.post(HELLO))
+        me = source(it)
+        heard += [
+            me,
+            me.status(),
+            me.status().fields(),
+            me._holding,
+            me.keeper,
+            me.keeper.file,
+            me.keeper._lock,
+        ]
+        heard += [it.server.logins, it.server.keepers, it.server.relay.accounts, identity]
+        heard.append(await ask(it, "GET", LOGIN))
+
+        def crash(*arguments):
+            tokens = me._holding.tokens
+            raise RuntimeError(f"a mistake with {tokens!r}")
+
+        monkeypatch.setattr(Keeper, "_look", crash)
+        me.look_again()
+        await trio.sleep(0.05)
+        try:
+            crash()
+        except RuntimeError:
+            heard.append(traceback.format_exc())
+        seen = [s.body for s in it.emulator.requests if isinstance(s.body, dict)]
+        secrets = {
+            body[name]
+            for body in seen
+            for name in ("device_code", "code_verifier", "refresh_token")
+            if name in body
+        }
+        secrets |= {*identity._access, *identity._refresh, "the-admin-key"}
+    text = caplog.text + repr([record.__dict__ for record in caplog.records]) + "".join(capfd.readouterr())
+    text += repr(heard)
+    assert len(secrets) > 6
+    assert "has crashed" in text
+    assert [secret for secret in secrets if secret in text] == []

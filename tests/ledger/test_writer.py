@@ -1,0 +1,306 @@
+"""The ledger's file: rows, sums, several writers, what a kill leaves, what an older or newer file becomes."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from qproxy.ledger import Ledger, LedgerError, schema
+from qproxy.ledger.prices import Pricing
+from qproxy.ledger.usage import Use, oldest, used
+from qproxy.limits.windows import WINDOWS
+from qproxy.wire import storable
+from qproxy.wire.events import Usage
+from tests.telemetry.factories import record
+
+NOON = datetime.fromisoformat("2026-11-26T12:10:00+00:00").timestamp()
+HOUR = 3600
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / "ledger.sqlite3"
+
+
+@pytest.fixture
+def reading(path):
+    """Opens the file as a reader would; closed with the test."""
+    opened = []
+
+    def read():
+        opened.append(schema.open_for_reading(path))
+        return opened[-1]
+
+    yield read
+    for connection in opened:
+        connection.close()
+
+
+def kept(path, *moments, **settings):
+    """A ledger with one record for each (seconds after noon, changes)."""
+    clock = {"now": NOON}
+    ledger = Ledger(path, Pricing(listed_for=["one"]), wall=lambda: clock["now"], **settings)
+    for number, (after, changes) in enumerate(moments):
+        clock["now"] = NOON + after
+        ledger.finished(record(**{"id": f"req_{number}", **changes}))
+    ledger.close()
+    return ledger
+
+
+def test_a_row_tells_of_its_request(path, reading):
+    """Every column of a row is what the record says, with a cost where a price is known."""
+    kept(path, (0, {}))
+    connection = reading()
+    connection.row_factory = sqlite3.Row
+    (row,) = map(dict, connection.execute("SELECT * FROM requests"))
+    assert row == {
+        "id": "req_0", "ended": NOON, "key": "bob", "account": "one", "endpoint": "/chat/completions",
+        "model": "qwen3.7-plus", "served_model": "qwen3.7-plus", "stream": 1, "status": 200, "outcome": "ok",
+        "error": None, "finish": "stop", "tries": 2, "failures": "two:upstream_error",
+        "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5, "estimated": 0,
+        "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),
+        "first_byte_ms": 400.0, "total_ms": 1500.0, "overhead_ms": 100.0,
+        "rules": "one_system,effort", "repairs": "closer_missing:2", "tools": "clock:1,clock!:1",
+        "upstream_request_id": "up-1",
+    }  # fmt: skip
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+POISON = {
+    "half of a surrogate pair": {"model": "\ud800", "finish": "\udfff"},
+    "an integer beyond 64 bits": {"usage": Usage(10**300, 10**30, 10**300, {"cached_tokens": 2**63})},
+    "NaN": {"first_byte": float("nan")},
+    "nothing where something must be": {"endpoint": None},
+}
+"""Records that should never be: what is known of requests is made storable before."""
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
+    """Rows beside one that SQLite refuses are written, and so is that one where any of its values can be."""
+    ledger = kept(path, (0, {}), (1, poison), (2, {}), (3, poison), (4, {}))
+    connection = reading()
+    ids = {name for (name,) in connection.execute("SELECT id FROM requests")}
+    assert {"req_0", "req_2", "req_4"} <= ids
+    assert (ledger.written, ledger.lost) == (len(ids), 5 - len(ids))
+    assert len(ids) == (3 if "endpoint" in poison else 5)
+    assert connection.execute("SELECT sum(requests) FROM hours").fetchone() == (len(ids),)
+    assert "\ud800" not in caplog.text
+    assert ("rows are lost" in caplog.text) is ("first_byte" not in poison), "SQLite writes a NaN as NULL"
+
+
+def test_counts_beyond_measure_can_be_summed(path, reading):
+    """What a budget asks for is answered, whatever stands in some rows."""
+    kept(path, *((number, {"usage": Usage(10**300, 10**300, 10**300)}) for number in range(20)))
+    (use,) = used(reading(), "key", "day", NOON + 30)
+    assert (use.requests, use.tokens) == (20, 40 * storable.MAX_COUNT)
+
+
+def test_a_client_that_left(path, reading):
+    """Where the upstream told no tokens the row has a guess, and says so."""
+    kept(path, (0, {"usage": None, "outcome": "client_left", "prompt_estimate": 50, "pieces": 7}))
+    connection = reading()
+    found = connection.execute("SELECT prompt_tokens, completion_tokens, estimated FROM requests").fetchone()
+    assert found == (50, 7, 1)
+
+
+def test_requests_without_a_model_are_not_kept(path):
+    """Health, lists of models and strangers' URLs leave no row."""
+    ledger = kept(path, (0, {"model": ""}))
+    assert (ledger.written, path.exists()) == (0, False)
+
+
+MOMENTS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (-10 * 24 * HOUR, {}),
+    (-19 * HOUR, {"key": "amy"}),
+    (-6 * HOUR, {}),
+    (-4 * HOUR, {"account": "two"}),
+    (0, {"outcome": "failed"}),
+    (0, {"account": None, "outcome": "error", "usage": None, "first_byte": None}),
+)
+
+
+@pytest.mark.parametrize(
+    ("window", "bob", "amy"),
+    [("5h", 2, 0), ("day", 3, 0), ("day-beijing", 3, 1), ("week", 3, 1), ("month", 4, 1), ("all", 4, 1)],
+)
+def test_windows(path, reading, window, bob, amy):
+    """Sums by key count what each window holds; a request that reached no account is nobody's use."""
+    expected = {"bob": bob, "amy": amy}
+    kept(path, *MOMENTS)
+    found = {use.name: use.requests for use in used(reading(), "key", window, NOON + 60)}
+    assert found == {name: count for name, count in expected.items() if count}
+
+
+@pytest.mark.parametrize("window", ["5h", "day"])
+def test_sums(path, reading, window):
+    """Both kinds of windows add up requests, failures, tokens and costs alike, and say what has no price."""
+    kept(path, (0, {}), (1, {"outcome": "failed"}), (2, {"account": "two"}))
+    connection = reading()
+    cost = (60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6
+    (model,) = used(connection, "model", window, NOON + 60)
+    assert replace(model, cost=0.0) == Use("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
+    assert model.cost == pytest.approx(2 * cost)
+    assert [use.name for use in used(connection, "account", window, NOON + 60)] == ["one", "two"]
+    assert used(connection, "account", window, NOON + 60, only="two")[0].unpriced == 1
+    assert used(connection, "key", window, NOON + 60, only="nobody") == []
+    assert oldest(connection, "bob", WINDOWS["5h"], NOON + 60) == NOON
+
+
+async def test_a_question_sees_every_row_before_it(path):
+    """What is asked of a running ledger knows the request that ended a moment ago."""
+    ledger = Ledger(path, wall=lambda: NOON)
+    try:
+        for number in range(50):
+            ledger.finished(record(id=f"req_{number}"))
+        assert await ledger.ask(lambda file: file.execute("SELECT count(*) FROM requests").fetchone()) == (
+            50,
+        )
+        with pytest.raises(LedgerError, match="no such table"):
+            await ledger.ask(lambda file: file.execute("SELECT * FROM nowhere"))
+    finally:
+        ledger.close()
+
+
+def test_a_row_that_comes_again(path, reading):
+    """The same request twice (after a write whose end was not heard of) is one row and counts once."""
+    kept(path, (0, {"id": "same"}), (1, {"id": "same"}))
+    assert reading().execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    assert reading().execute("SELECT sum(requests) FROM hours").fetchone() == (1,)
+
+
+async def test_a_question_that_is_wrong(path):
+    """A fault in a question is told to who asked, and the thread goes on."""
+    ledger = Ledger(path, wall=lambda: NOON)
+    try:
+        with pytest.raises(LedgerError, match="division"):
+            await ledger.ask(lambda file: 1 / 0)
+        assert await ledger.ask(lambda file: 7) == 7
+    finally:
+        ledger.close()
+
+
+def test_old_rows_are_forgotten(path, reading):
+    """Rows older than the retention go; the sums of their hours stay, for a month's budget and the year's view."""
+    kept(path, (-9 * 24 * HOUR, {}), (0, {}), keep_days=7)
+    kept(path, (1, {"id": "late"}), keep_days=7)
+    connection = reading()
+    assert connection.execute("SELECT count(*) FROM requests WHERE ended < ?", (NOON - HOUR,)).fetchone() == (
+        0,
+    )
+    assert connection.execute("SELECT sum(requests) FROM hours").fetchone() == (3,)
+
+
+def test_a_file_that_cannot_be_written(path, tmp_path, caplog):
+    """A ledger without a place to write says so once, keeps its rows, and writes them when it can."""
+    blocked = tmp_path / "data"
+    blocked.write_text("not a directory")
+    ledger = Ledger(path, wall=lambda: NOON)
+    ledger.finished(record())
+    ledger.close()
+    assert "cannot be written" in caplog.text
+    assert (ledger.written, ledger.lost) == (0, 0)
+    blocked.unlink()
+    ledger.finished(record(id="req_2"))
+    ledger.close()
+    assert (ledger.written, ledger.lost) == (2, 0)
+
+
+def test_a_newer_file_is_refused(path, reading):
+    """A file of a later version is neither read nor changed."""
+    kept(path, (0, {}))
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO schema_version VALUES (99, 'later')")
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="this version"):
+        reading()
+    with pytest.raises(LedgerError, match="newer"):
+        schema.open_for_writing(path)
+
+
+@pytest.mark.parametrize("known", range(len(schema.MIGRATIONS)))
+def test_an_older_file_is_brought_up_to_date(path, reading, known):
+    """A file with only the first migrations gets the others, whatever it holds."""
+    path.parent.mkdir()
+    whole, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:known]
+    try:
+        schema.open_for_writing(path).close()
+    finally:
+        schema.MIGRATIONS = whole
+    kept(path, (0, {}))
+    assert schema.version(reading()) == len(schema.MIGRATIONS)
+
+
+def test_datasettes_view(path, reading):
+    """The views read as a person would want them."""
+    kept(path, (0, {}))
+    connection = reading()
+    row = connection.execute("SELECT ended_utc, key, model FROM recent_requests").fetchone()
+    assert row == ("2026-11-26 12:10:00", "bob", "qwen3.7-plus")
+    day = connection.execute("SELECT day_utc, requests, prompt_tokens FROM usage_by_day").fetchone()
+    assert day == ("2026-11-26", 1, 100)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from qproxy.ledger import Ledger
+from tests.observe.records import record
+ledger = Ledger(Path(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    ledger.finished(record(id=f"{sys.argv[2]}-{number}"))
+    print(number, flush=True)
+    time.sleep(0.002)
+ledger.close()
+"""
+
+
+def writer(path, name, count):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), name, str(count)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_kill_9_loses_at_most_a_second(path, reading):
+    """After SIGKILL every request that ended more than a second before is in the file, which is sound."""
+    child = writer(path, "killed", 100_000)
+    moments: list[float] = []
+    try:
+        while len(moments) < 2 or moments[-1] - moments[0] < 1.3:
+            child.stdout.readline()
+            moments.append(time.monotonic())
+        os.kill(child.pid, signal.SIGKILL)
+        killed = time.monotonic()
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    safe = sum(moment < killed - 1.0 for moment in moments)
+    schema.open_for_writing(path).close()  # as the next server does
+    connection = reading()
+    rows = connection.execute("SELECT count(*) FROM requests").fetchone()[0]
+    assert rows >= safe > 0
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("SELECT sum(requests) FROM hours").fetchone()[0] == rows
+
+
+def test_several_processes_write_one_file(path, reading):
+    """Three processes at once lose no row and no sum, and make the file only once."""
+    children = [writer(path, str(number), 60) for number in range(3)]
+    for child in children:
+        child.communicate(timeout=60)
+        assert child.returncode == 0
+    connection = reading()
+    assert connection.execute("SELECT count(*) FROM requests").fetchone() == (180,)
+    assert connection.execute("SELECT sum(requests), sum(prompt_tokens) FROM hours").fetchone() == (
+        180,
+        18000,
+    )

@@ -1,0 +1,267 @@
+"""The end and the renewal of a running server: drain, second signal, and another configuration without a lost stream."""
+
+import json
+import signal
+from dataclasses import replace
+from functools import partial
+
+import h2.events
+import trio
+
+import qproxy
+from qproxy import cli
+from qproxy.bootstrap.app import assemble, reassemble
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig, ConfigError
+from qproxy.emulator import Emulator, Pause, Reply
+from qproxy.emulator.faults import HANG, chunk
+from qproxy.process import reload as reloading
+from qproxy.process.reload import Reloader
+from qproxy.system import pidfile as running
+from qproxy.system.pidfile import Running
+from tests.helpers import HELLO, H1Client, H2Client, frames
+from tests.integration.test_commands import connected, ended, process, serving
+
+JSON_HEADER = ("content-type", "application/json")
+PATH = "/v1/chat/completions"
+BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
+
+
+def body(stream):
+    return json.dumps({**HELLO, "stream": stream}).encode()
+
+
+async def test_time_is_up():
+    """After graceful_timeout a stream ends with an error frame, a plain request with a 503, over both versions of HTTP."""
+    emulator, stop = Emulator(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        account = AccountConfig("emu", base_url=emulator.base_url, key="sk-x")
+        config = Config(port=0, graceful_timeout=0.2, accounts=(account,))
+        served = trio.Event()
+
+        async def serve(task_status):
+            await qproxy.serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            served.set()
+
+        (url,) = await nursery.start(serve)
+        port = int(url.rpartition(":")[2])
+        emulator.script(*[Reply((BEGUN, HANG))] * 2, Reply((HANG,)))
+        one = H1Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await one.send("POST", PATH, body(True), [JSON_HEADER])
+        assert (await one.event()).status_code == 200
+        two = H2Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await two.begin()
+        await two.send("POST", PATH, body(True), [JSON_HEADER])
+        await two.event(h2.events.DataReceived)
+        plain = H1Client(await trio.open_tcp_stream("127.0.0.1", port))
+        await plain.send("POST", PATH, body(False), [JSON_HEADER])
+        while len(emulator.requests) < 3:  # noqa: ASYNC110 - the emulator has no event for it
+            await trio.sleep(0.01)
+        stop.set()
+        text = b""
+        while data := getattr(await one.event(), "data", b""):
+            text += data
+        assert json.loads(frames(text.decode())[-1])["error"]["code"] == "shutting_down"
+        last = await two.event(h2.events.DataReceived)
+        assert json.loads(frames(last.data.decode())[-1])["error"]["code"] == "shutting_down"
+        assert await two.event(h2.events.StreamEnded) is not None
+        status, answer = await plain.response()
+        assert (status, json.loads(answer)["error"]["code"]) == (503, "shutting_down")
+        await served.wait()
+        for client in (one, two, plain):
+            await trio.aclose_forcefully(client.stream)
+        nursery.cancel_scope.cancel()
+
+
+async def listens(port):
+    try:
+        await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+    except OSError:
+        return False
+    return True
+
+
+async def test_a_second_signal_ends_at_once():
+    """The first lets a request go on, the second does not, and the exit code says which signal it was."""
+    emulator = Emulator()
+    emulator.script(Reply((BEGUN, HANG)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        async with serving("--upstream", emulator.base_url) as (child, port):
+            client = await connected(port)
+            await client.send("POST", PATH, body(True), [JSON_HEADER])
+            assert (await client.event()).status_code == 200
+            child.send_signal(signal.SIGTERM)
+            while await listens(port):  # noqa: ASYNC110 - another process
+                await trio.sleep(0.02)
+            assert child.returncode is None
+            child.send_signal(signal.SIGTERM)
+            assert await ended(child) == 128 + signal.SIGTERM
+            await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+SETTINGS = """
+{extra}
+[[accounts]]
+name = "one"
+kind = "open"
+base_url = "{url}"
+"""
+
+
+async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
+    """`qproxy reload` changes what requests meet without a dropped stream; a bad file changes nothing and says why."""
+    emulator, port = Emulator(), 0
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    path = tmp_path / "qproxy.toml"
+
+    async def reload():
+        code = await trio.to_thread.run_sync(cli.main, ["reload", "--port", str(port)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    def write(extra):
+        path.write_text(SETTINGS.format(extra=extra, url=emulator.base_url))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        write("")
+        async with serving("--config", str(path), QPROXY_HOME=str(tmp_path)) as (child, port):
+            client = await connected(port)
+            emulator.script(Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n")))
+            await client.send("POST", PATH, body(True), [JSON_HEADER])
+            assert (await client.event()).status_code == 200
+            write('api_keys = ["secret"]\nport = 1')
+            code, said = await reload()
+            assert code == 0
+            assert "changed: api_keys" in said
+            other = await connected(port)
+            await other.send("POST", PATH, body(False), [JSON_HEADER])
+            assert (await other.response())[0] == 401
+            await other.aclose()
+            for bad in ("api_kees = []", "idle_timeout = 'x'", "[", 'host = "0.0.0.0"\nkeys_file = "/"'):
+                write(bad)
+                code, said = await reload()
+                assert code == 1, said
+                assert "qproxy.toml" in said or "keys_file" in said or "/" in said
+            other = await connected(port)
+            await other.send("POST", PATH, body(False), [JSON_HEADER])
+            assert (await other.response())[0] == 401
+            await other.aclose()
+            text = b""
+            while data := getattr(await client.event(), "data", b""):
+                text += data
+            assert text.endswith(b"data: [DONE]\n\n")
+            await client.aclose()
+            child.send_signal(signal.SIGTERM)
+            assert await ended(child) == 0
+        nursery.cancel_scope.cancel()
+    code, said = await reload()
+    assert (code, "No server of yours" in said) == (1, True)
+
+
+async def test_an_address_in_use(capsys, monkeypatch, tmp_path):
+    """It is said in a line, with the address, and the exit code is 1."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    command = ("qproxy", "serve", "--port", str(port), "--upstream", "http://127.0.0.1:1/v1")
+    async with process(*command) as child:
+        assert await ended(child) == 1
+    await listener.aclose()
+
+
+def settings(*names, **changes):
+    entries = [
+        AccountConfig(n, base_url=f"http://{n}.test/v1", key="sk-" + changes.pop(n, "x")) for n in names
+    ]
+    return Config(accounts=tuple(entries), **changes)
+
+
+async def test_what_did_not_change_is_kept():
+    """Accounts keep what is known of them, and the pool its connections, unless their own settings changed."""
+    before = settings("one", "two", "three")
+    server = assemble(before)
+    one, two, _ = server.relay.accounts.accounts
+    one.requests, one.in_flight = 99, 3
+    accounts, transport, admission = server.relay.accounts, server.relay.transport, server.admission
+    after = settings("two", "one", "four", two="other", api_keys=["k"])
+    await server.take_up(reassemble(after, before, server))
+    assert server.relay.accounts is accounts
+    assert [account.name for account in accounts.accounts] == ["two", "one", "four"]
+    assert accounts.accounts[1] is one
+    assert accounts.accounts[0] is not two
+    assert (server.relay.transport, server.admission) == (transport, admission)
+    assert server.door.keyring.demanded()
+    limiter, sent = server.client_keys, [(b"x-forwarded-for", b"192.0.2.1")]
+    assert server.proxies.client("127.0.0.1", sent) == "127.0.0.1"
+    again = settings(
+        "two", "one", "four", two="other", idle_timeout=9.0, max_requests=7, trusted_proxies=["127.0.0.1"]
+    )
+    await server.take_up(reassemble(again, after, server))
+    assert server.relay.transport is not transport
+    assert server.relay.transport.limits.idle_timeout == 9.0
+    assert server.admission.limits[0] == 7
+    assert server.proxies.client("127.0.0.1", sent) == "192.0.2.1"
+    assert server.client_keys is limiter
+    assert accounts.accounts[1] is one
+
+
+async def test_a_configuration_that_cannot_be_used(caplog):
+    """Whatever is wrong with it is found before anything is changed."""
+    before = settings("one")
+    server = assemble(before)
+    relay, door = server.relay, server.door
+    for bad in (
+        settings(),
+        settings("one", host="0.0.0.0"),
+        settings("one", rules={"nope": True}),
+        settings("one", ca_bundle="/nope"),
+        settings("one", admin_key="short"),
+        settings("one", trusted_proxies=["proxy.test"]),
+    ):
+        reloader = Reloader(server, before, partial(replace, bad), reassemble)
+        taken_up, said = await reloader.reload()
+        assert not taken_up
+        assert said in caplog.text
+    assert (server.relay, server.door) == (relay, door)
+
+    def unreadable():
+        raise ConfigError("qproxy.toml: gone")
+
+    assert await Reloader(server, before, unreadable, reassemble).reload() == (False, "qproxy.toml: gone")
+
+
+async def test_a_restart_is_asked_for():
+    """A setting that only counts at the start is named."""
+    before = settings("one")
+    changed = settings("one", port=1, default_model="m")
+    _, said = await Reloader(assemble(before), before, lambda: changed, reassemble).reload()
+    assert said == "reloaded; changed: default_model; only a restart changes port"
+
+
+def test_the_file_of_a_server(tmp_path):
+    """It is there while the server is, one to a port; a file left behind by a killed one counts for nothing."""
+    home = tmp_path / "home"
+    with Running(home, 80) as held:
+        state = running._state(held.path)
+        assert state is not None
+        assert state["reloads"] == 0
+        held.reloaded(True, "x")
+        with Running(home, 80):
+            pass
+        state = running._state(held.path)
+        assert (state or {})["said"] == "x"
+    assert running._state(home / "serving-80.json") is None
+    (home / "serving-81.json").write_text('{"pid": 1, "reloads": 0}')
+    assert running.ask_to_reload(home, 81)[0] is False
+    (tmp_path / "file").write_text("")
+    with Running(tmp_path / "file", 80) as held:
+        held.reloaded(True, "nowhere to say so")
+
+
+def test_only_settings_are_named():
+    """The table of what only a restart changes names settings that exist."""
+    assert set(Config.__dataclass_fields__) >= reloading.AT_START

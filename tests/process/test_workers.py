@@ -1,0 +1,242 @@
+"""`qproxy serve --workers 2` as a user runs it: real processes, signals, and what they share."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from qproxy import cli
+from qproxy.access import api_keys as keys
+from qproxy.emulator import Emulator, Pause, Reply
+from qproxy.emulator.faults import HANG, chunk
+from tests.helpers import HELLO
+from tests.integration.test_commands import (
+    BODY,
+    JSON_HEADER,
+    PATIENCE,
+    ask,
+    connected,
+    counted,
+    ended,
+    serving,
+)
+from tests.process.test_reload import listens
+
+BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
+SLOW = Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n"))
+SETTINGS = """
+{extra}
+[[accounts]]
+name = "one"
+kind = "open"
+base_url = "{url}"
+"""
+
+
+def children(pid):
+    """The workers of a supervisor."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def owner(client, pids):
+    """Which of these processes a client of theirs is connected to."""
+    port = client.stream.socket.getsockname()[1]
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = row.split()
+        if words[2].endswith(f":{port:04X}"):
+            wanted = f"socket:[{words[9]}]"
+    for pid in pids:
+        with suppress(FileNotFoundError):  # a descriptor that has been closed meanwhile
+            if any(os.readlink(fd) == wanted for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                return pid
+    return None
+
+
+@asynccontextmanager
+async def notified(path):
+    """Wait for the words that systemd would hear."""
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as listening:
+        await listening.bind(str(path))
+
+        async def word():
+            with trio.fail_after(PATIENCE):
+                return await listening.recv(100)
+
+        yield word
+
+
+async def rest(client):
+    """What is left of a stream."""
+    body = b""
+    with trio.fail_after(PATIENCE):
+        while data := getattr(await client.event(), "data", b""):
+            body += data
+    await client.aclose()
+    return body
+
+
+async def streaming(port):
+    client = await connected(port)
+    await client.send(
+        "POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": True}).encode(), [JSON_HEADER]
+    )
+    assert (await client.event()).status_code == 200
+    return client
+
+
+def complete(home, pid, without=()):
+    """The two workers of a supervisor, if both answer questions and none of them is one of `without`; else nothing."""
+    now = children(pid)
+    sockets = {path.name for path in Path(home, "workers", str(pid)).glob("*")}
+    listen = {str(one) for one in now} <= sockets
+    return now if len(now) == 2 and listen and not set(now) & set(without) else []
+
+
+async def until(condition, *arguments):
+    """What a condition of other processes gives, once it is true."""
+    with trio.fail_after(PATIENCE):
+        while not (found := condition(*arguments)):  # noqa: ASYNC110 - other processes
+            await trio.sleep(0.02)
+    return found
+
+
+def gone(pids):
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
+    """A killed worker is replaced while the other's stream goes on; any worker tells of all; a reload reaches all and a
+    bad one none; SIGTERM lets streams end, with exit code 0."""
+    emulator = Emulator()
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    path = tmp_path / "qproxy.toml"
+
+    async def reload(port, extra):
+        path.write_text(SETTINGS.format(extra=extra, url=emulator.base_url))
+        code = await trio.to_thread.run_sync(cli.main, ["reload", "--port", str(port)])
+        return code, capsys.readouterr()
+
+    async with trio.open_nursery() as nursery, notified(tmp_path / "notify") as word:
+        await nursery.start(emulator.serve)
+        path.write_text(SETTINGS.format(extra="workers = 2", url=emulator.base_url))
+        environ = {"QPROXY_HOME": str(tmp_path), "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        async with serving("--config", str(path), **environ) as (child, port):
+            assert await word() == b"READY=1"
+            before = await until(complete, tmp_path, child.pid)
+            emulator.script(SLOW)
+            client = await streaming(port)
+            (victim,) = set(before) - {owner(client, before)}
+            os.kill(victim, signal.SIGKILL)
+            assert (await ask(port))[0] == 200
+            assert (await rest(client)).endswith(b"data: [DONE]\n\n")
+            after = await until(complete, tmp_path, child.pid, [victim])
+            assert len(set(after) & set(before)) == 1
+            assert [await counted(port) for _ in range(4)] == [2] * 4
+            code, said = await reload(port, 'workers = 2\ndefault_model = "m"')
+            assert (code, "changed: default_model" in said.out) == (0, True)
+            code, said = await reload(port, "[")
+            assert (code, "qproxy.toml" in said.err) == (1, True)
+            emulator.script(SLOW)
+            client = await streaming(port)
+            child.send_signal(signal.SIGTERM)
+            assert await word() == b"STOPPING=1"
+            assert (await rest(client)).endswith(b"data: [DONE]\n\n")
+            assert await ended(child) == 0
+        nursery.cancel_scope.cancel()
+    assert not list((tmp_path / "workers").iterdir())
+
+
+async def test_a_second_signal(tmp_path):
+    """It ends all workers at once, and the exit code says which signal it was."""
+    emulator = Emulator()
+    emulator.script(Reply((BEGUN, HANG)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        options = ("--workers", "2", "--upstream", emulator.base_url)
+        async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
+            client = await streaming(port)
+            pids = children(child.pid)
+            child.send_signal(signal.SIGTERM)
+            while await listens(port):  # noqa: ASYNC110 - another process
+                await trio.sleep(0.02)
+            child.send_signal(signal.SIGTERM)
+            assert await ended(child) == 128 + signal.SIGTERM
+            await until(gone, pids)
+            await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def connected_to(port, pid, pids):
+    """A client of one of the workers: the others do not move meanwhile."""
+    others = set(pids) - {pid}
+    for other in others:
+        os.kill(other, signal.SIGSTOP)
+    client = await connected(port)
+    try:
+        await until(owner, client, [pid])
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+    return client
+
+
+async def test_a_limit_for_all_and_no_orphans(tmp_path):
+    """A key's requests a minute are those of the machine, whichever worker is asked; and workers whose supervisor was
+    killed stop by themselves."""
+    emulator = Emulator()
+    _, secret = keys.create(tmp_path / "keys.json", name="bob", rpm=5)
+    fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(emulator.serve)
+        options = ("--workers", "2", "--upstream", emulator.base_url)
+        async with serving(*options, QPROXY_HOME=str(tmp_path)) as (child, port):
+            pids = await until(complete, tmp_path, child.pid)
+            clients = [await connected_to(port, pid, pids) for pid in pids]
+            statuses = []
+            for _ in range(4):
+                for client in clients:
+                    await client.send("POST", "/v1/chat/completions", BODY, fields)
+                    statuses.append((await client.response())[0])
+                    client.http.start_next_cycle()
+            assert statuses == [200] * 5 + [429] * 3
+            child.kill()
+            await ended(child)
+            await until(gone, pids)
+            for client in clients:
+                await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+FAILURES = {
+    "an address in use": (("--upstream", "http://127.0.0.1:1/v1"), 1, "Address already in use"),
+    "settings that are wrong": (
+        ("--upstream", "http://127.0.0.1:1/v1", "--metrics-access", "x"),
+        2,
+        "one of",
+    ),
+    "settings that a worker finds wrong": (
+        ("--upstream", "http://127.0.0.1:1/v1", "--port", "0", "--rules", "nope=true"),
+        2,
+        "there is no rule nope",
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "code", "words"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_start_that_fails(flags, code, words, tmp_path):
+    """It is said in one line, once, with the exit code of a single process."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "qproxy", "serve", "--workers", "2", "--port", port, *flags]
+        environ = {**os.environ, "QPROXY_HOME": str(tmp_path), "QPROXY_LOG_LEVEL": "error"}
+        found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    lines = [line for line in found.stderr.splitlines() if '"logger": "qproxy.workers"' not in line]
+    assert (found.returncode, found.stdout, len(lines)) == (code, "", 1)
+    assert words in lines[0]

@@ -1,0 +1,284 @@
+"""What is tried again, how often, for how long, and what the client is told: the upstream's table, row by row."""
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
+from qproxy.emulator.faults import event, json_reply
+from qproxy.limits.circuit_breaker import LONGEST_PAUSE, THRESHOLD, Circuit, is_down
+from qproxy.relay.retry import REFUSALS, Action, decide
+from qproxy.wire.errors import Overloaded, RequestError, Retry, UpstreamError
+from tests.helpers import HELLO, accounts, world
+
+
+def refusal(status, code, message="no", **headers):
+    return json_reply({"error": {"message": message, "code": code, "type": code}}, status, **headers)
+
+
+# An upstream's answer; the calls it costs with one account and with two; the status and x-should-retry of ours.
+ROWS = {
+    "bad parameter": (refusal(400, "invalid_parameter_error"), 1, 1, 400, None),
+    "prompt too long": (refusal(400, "x", "Range of input length should be [1, 99]"), 1, 1, 400, None),
+    "moderation": (refusal(400, "data_inspection_failed"), 1, 1, 400, None),
+    "arrears": (refusal(400, "Arrearage"), 1, 2, 429, "false"),
+    "our key": (refusal(401, "invalid_api_key"), 1, 2, 502, "false"),
+    "no access": (refusal(403, "Model.AccessDenied"), 1, 2, 403, None),
+    "no such model": (refusal(404, "model_not_found"), 1, 2, 404, None),
+    "too large": (refusal(413, "x"), 1, 1, 413, None),
+    "requests a minute": (refusal(429, "limit_requests"), 1, 2, 429, "true"),
+    "tokens a minute": (refusal(429, "insufficient_quota"), 1, 2, 429, "true"),
+    "a burst": (refusal(429, "limit_burst_rate"), 3, 3, 429, "true"),
+    "throttling": (refusal(429, "throttling"), 3, 3, 429, "true"),
+    "free tier": (refusal(403, "AllocationQuota.FreeTierOnly"), 1, 2, 429, "false"),
+    "internal": (refusal(500, "internal_error"), 3, 3, 502, "true"),
+    "their time-out": (refusal(500, "InternalError.Timeout"), 1, 1, 504, "false"),
+    "overload": (refusal(503, "ServiceUnavailable"), 3, 3, 503, "true"),
+    "overload, for long": (refusal(503, "ServiceUnavailable", retry_after="9"), 1, 2, 503, "true"),
+    "gateway": (Reply((b"bad gateway",), 502, "text/plain"), 3, 3, 502, "true"),
+    "gateway time-out": (Reply((b"slow",), 504, "text/plain"), 1, 1, 504, "false"),
+    "a web page": (FAULTS["fault-html"][1], 2, 2, 502, "true"),
+    "an empty stream": (FAULTS["fault-empty"][1], 2, 2, 502, "true"),
+    "only comments": (Reply((b": hi\n\n",)), 2, 2, 502, "true"),
+    "only the end": (Reply((b"data: [DONE]\n\n",)), 2, 2, 502, "true"),
+    "a cut before the head": (Reply((Cut(),)), 3, 3, 502, "true"),
+    "an error as the first event": (
+        Reply((event({"error": {"code": "limit_burst_rate"}}),)),
+        3,
+        3,
+        429,
+        "true",
+    ),
+}
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with another"])
+@pytest.mark.parametrize(("reply", "alone", "two", "status", "should"), ROWS.values(), ids=ROWS.keys())
+async def test_tries(reply, alone, two, status, should, others, autojump_clock):
+    """The number of calls, the status and x-should-retry are those of the table, within seconds; two accounts take turns."""
+    async with world(accounts=accounts(*(["one", "two"] if others else ["one"]))) as it:
+        it.emulator.script(*[reply] * 9)
+        got, headers, body = await it.post(HELLO)
+        assert (got, headers.get("x-should-retry")) == (status, should), body
+        calls = [seen.headers["host"] for seen in it.emulator.requests]
+        assert len(calls) == (two if others else alone)
+        assert len(set(calls)) == min(len(calls), 2 if others else 1)
+        assert trio.current_time() < 10
+        assert it.sound()
+
+
+async def test_an_empty_answer_names_its_cause(autojump_clock):
+    """The 502 of an empty stream says what came, which is all there is to go by."""
+    async with world() as it:
+        it.emulator.script(*[FAULTS["fault-empty"][1]] * 2, *[Reply((b": hi\n\n",))] * 2)
+        assert "an empty body" in (await it.post(HELLO))[2]["error"]["message"]
+        assert "6 bytes without an event" in (await it.post(HELLO))[2]["error"]["message"]
+
+
+async def test_no_try_begins_late(autojump_clock):
+    """Slow failures are not repeated without end: after twenty seconds the client is told."""
+
+    async def never(host, port):
+        await trio.sleep_forever()
+
+    async with world(connect_timeout=15.0) as it:
+        it.server.relay.transport._connect = never
+        status, _, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (504, "upstream_timeout")
+        assert trio.current_time() == pytest.approx(30.2)
+
+
+@pytest.mark.parametrize(("waits", "told"), [("7", "7"), ("0.2", "1"), ("3600", "120")])
+async def test_retry_after_is_passed_on(waits, told, autojump_clock):
+    """The upstream's Retry-After reaches the client, in whole seconds and at most 120 of them."""
+    async with world() as it:
+        it.emulator.script(*[refusal(429, "limit_requests", retry_after=waits)] * 2)
+        _, headers, _ = await it.post(HELLO)
+        assert headers["retry-after"] == told
+        assert int(headers["retry-after-ms"]) == min(float(waits) * 1000, 120_000)
+
+
+@given(
+    retry=st.sampled_from(list(Retry)),
+    tries=st.integers(1, 9),
+    others=st.booleans(),
+    refreshed=st.booleans(),
+    seconds=st.floats(0, 100),
+    wait=st.none() | st.floats(0, 100),
+)
+def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
+    """Whatever happens: nothing after 20 s, no third retry but for a new token, no waiting for longer than 2 s."""
+    error = UpstreamError("x", retry=retry, retry_after=wait)
+    action = decide(error, tries=tries, others=others, refreshed=refreshed, seconds=seconds)
+    if action is not Action.GIVE_UP:
+        assert seconds < 20
+        assert retry is not Retry.NEVER
+        assert tries < 3 or action is Action.REFRESH or (action is Action.ELSEWHERE and retry in REFUSALS)
+    if action is Action.AGAIN:
+        assert (wait or 0) <= 2
+    if action is Action.REFRESH:
+        assert not refreshed
+    if action is Action.ELSEWHERE:
+        assert others
+
+
+async def test_every_account_is_asked_before_a_refusal_is_passed_on(autojump_clock):
+    """Four accounts without quota cost the client nothing when the fifth has some."""
+    names = ("one", "two", "three", "four", "five")
+    async with world(accounts=accounts(*names, plan="coding")) as it:
+        it.emulator.script(*[refusal(429, "insufficient_quota", "week allocated quota exceeded")] * 4)
+        assert (await it.post(HELLO))[0] == 200
+        assert {seen.headers["host"] for seen in it.emulator.requests} == {f"{name}.test" for name in names}
+        assert it.sound()
+
+
+async def test_the_most_hopeful_refusal_is_told(autojump_clock):
+    """A minute's limit of the account that has the model is the news, not that another one lacks it."""
+    for order in (1, -1):
+        async with world(accounts=accounts("one", "two")) as it:
+            it.emulator.script(*[refusal(429, "limit_requests"), refusal(404, "model_not_found")][::order])
+            status, headers, _ = await it.post(HELLO)
+            assert (status, headers["x-should-retry"]) == (429, "true")
+            assert 1 < int(headers["retry-after"]) <= 60
+
+
+def test_errors_of_ours_say_whether_to_retry():
+    """Our own limits are worth another try, a client's mistake is left to the client's rules."""
+    assert Overloaded("x").should_retry is True
+    assert RequestError("x").should_retry is None
+    assert RequestError("x", status=429, type="rate_limit_error").should_retry is True
+
+
+# The circuit
+
+DOWN = UpstreamError("x", retry=Retry.QUICKLY)
+
+
+def opened(now=0.0):
+    circuit = Circuit()
+    for _ in range(THRESHOLD):
+        circuit.heard(DOWN, now)
+    return circuit
+
+
+def test_a_circuit_opens_half_opens_and_closes():
+    """Failures in a row open it, one probe at a time may try, failures double the pause, a success closes it."""
+    circuit = Circuit()
+    for _ in range(THRESHOLD - 1):
+        circuit.heard(DOWN, 0.0)
+    assert circuit.state(0.0) == "closed"
+    circuit.heard(DOWN, 0.0)
+    assert (circuit.state(0.0), circuit.wait(0.0)) == ("open", 1.0)
+    assert circuit.state(1.0) == "half-open"
+    circuit.asked(1.0)
+    assert circuit.state(1.0) == "open"
+    circuit.heard(DOWN, 1.5)
+    assert circuit.wait(1.5) == 2.0
+    circuit.asked(3.5)
+    circuit.heard(None, 4.0)
+    assert circuit.state(4.0) == "closed"
+    circuit.heard(DOWN, 4.0)
+    assert circuit.state(4.0) == "closed"
+
+
+def test_a_probe_that_says_nothing_is_followed_by_another():
+    """A client that leaves does not keep the circuit open for ever."""
+    circuit = opened()
+    circuit.asked(1.0)
+    assert circuit.wait(1.0) == 1.0
+    assert circuit.wait(2.0) == 0.0
+
+
+def test_failures_under_way_do_not_lengthen_the_pause():
+    """A hundred requests that were already there when it opened count as nothing new."""
+    circuit = opened()
+    for _ in range(100):
+        circuit.heard(DOWN, 0.5)
+    assert circuit.wait(0.5) == 0.5
+    now = 1.0
+    for _ in range(20):
+        circuit.asked(now)
+        circuit.heard(DOWN, now)
+        assert circuit.wait(now) <= LONGEST_PAUSE
+        now += circuit.wait(now)
+
+
+def test_a_refusal_is_an_answer():
+    """Only what says that the server is down counts; a refusal proves that it is up."""
+    assert not is_down(UpstreamError("x", status=429, retry=Retry.QUICKLY))
+    assert not is_down(
+        UpstreamError("x", status=502, code="upstream_credentials_exhausted", retry=Retry.REFRESH)
+    )
+    assert is_down(UpstreamError("x", status=504, code="upstream_timeout"))
+    circuit = Circuit()
+    for _ in range(50):
+        circuit.heard(DOWN, 0.0)
+        circuit.heard(UpstreamError("x", status=400), 0.0)
+    assert circuit.state(0.0) == "closed"
+
+
+async def test_a_server_that_is_down_is_left_alone(autojump_clock):
+    """With one account an open circuit answers at once; when the server is back, so is the account."""
+    async with world() as it:
+        await _down(it)
+        asked = len(it.emulator.requests)
+        status, headers, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
+        assert headers["x-should-retry"] == "true"
+        assert len(it.emulator.requests) == asked
+        await trio.sleep(1.1)
+        assert (await it.post(HELLO))[0] == 200
+
+
+async def _down(it):
+    """Requests that fail, each at every try, until the last one's first opens the circuit."""
+    it.emulator.script(*[Reply((Cut(),))] * 3 * THRESHOLD)
+    for number in range(THRESHOLD):
+        assert (await it.post(HELLO))[0] == (503 if number == THRESHOLD - 1 else 502)
+    it.emulator.clear()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500), Reply((event({"error": {"message": "x", "code": "InternalError"}}),))],
+    ids=["500", "in a 200"],
+)  # fmt: skip
+async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autojump_clock):
+    """However often the server says itself that it failed, other requests go to it."""
+    async with world() as it:
+        it.emulator.script(*[reply] * 3 * 2 * THRESHOLD)
+        for _ in range(2 * THRESHOLD):
+            assert (await it.post(HELLO))[0] == 502
+        assert (await it.post(HELLO))[0] == 200
+
+
+async def test_an_open_circuit_moves_requests_elsewhere(autojump_clock):
+    """With another account nobody notices, and the broken one is not asked."""
+
+    class HalfDown(Emulator):
+        def _reply(self, seen):
+            if seen.headers["host"] == "one.test":
+                return Reply((Cut(),))
+            return super()._reply(seen)
+
+    async with world(accounts=accounts("one", "two"), emulator=HalfDown()) as it:
+        for number in range(40):
+            message = {"role": "user", "content": f"conversation {number}"}
+            assert (await it.post({**HELLO, "messages": [message]}))[0] == 200
+        asked = [seen.headers["host"] for seen in it.emulator.requests]
+        assert asked.count("one.test") == THRESHOLD
+        assert it.sound()
+
+
+async def test_a_probe_is_one(autojump_clock):
+    """While a probe is under way, others are not sent after it."""
+    async with world() as it, trio.open_nursery() as nursery:
+        await _down(it)
+        asked = len(it.emulator.requests)
+        it.emulator.script(Reply((Pause(0.5), Cut())))
+        await trio.sleep(1.1)
+        for _ in range(10):
+            nursery.start_soon(it.post, HELLO)
+        await trio.sleep(0.2)
+        assert len(it.emulator.requests) == asked + 1

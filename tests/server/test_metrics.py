@@ -1,0 +1,260 @@
+"""What may be seen of a running server: its metrics, its health, its log, by whom, and over several workers."""
+
+import json
+import logging
+import socket
+
+import pytest
+import trio
+
+from qproxy.config import Config
+from qproxy.emulator import FAULTS, Emulator, Pause, Reply
+from qproxy.emulator.faults import DONE, chunk
+from qproxy.limits.circuit_breaker import THRESHOLD
+from qproxy.process.log_setup import log_to_stderr
+from qproxy.server.health import health
+from qproxy.telemetry.peers import Siblings
+from qproxy.wire.errors import Retry, UpstreamError
+from tests.auth.helpers import signed
+from tests.helpers import HELLO, MODEL, accounts, world
+from tests.telemetry.test_metrics import samples, value
+
+BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
+ADMIN = [(b"authorization", b"Bearer the-admins")]
+
+
+async def metrics_of(it, headers=()):
+    async with it.client.request("GET", "/metrics", headers=headers) as response:
+        return response.status, await response.read()
+
+
+async def numbers(it):
+    status, text = await metrics_of(it, ADMIN)
+    assert status == 200
+    return samples(text)
+
+
+async def test_a_request_is_counted():
+    """What was asked, answered, used and held is in /metrics; the scrape itself is not."""
+    async with world(admin_key="the-admins") as it:
+        await it.post(HELLO)
+        await it.post({**HELLO, "model": "made-up"})
+        await it.stream(HELLO)
+        for _ in range(2):
+            found = await numbers(it)
+        labels = {"endpoint": "/chat/completions", "status": "200", "outcome": "ok"}
+        assert value(found, "qproxy_requests_total", model=MODEL, **labels) == 2
+        unknown = {"endpoint": "/chat/completions", "status": "404", "outcome": "error"}
+        assert value(found, "qproxy_requests_total", model="other", **unknown) == 1
+        assert not [name for name in found if "/metrics" in str(name)]
+        assert value(found, "qproxy_health", state="ready") == 1
+        assert value(found, "qproxy_account_state", account="one", state="ready") == 1
+        assert value(found, "qproxy_upstream_connections", state="busy") == 0
+        assert value(found, "qproxy_upstream_connections_made_total") == 1
+        assert [value(found, "qproxy_requests_waiting", what=what) for what in ("place", "account")] == [0, 0]
+        assert value(found, "qproxy_tokens_total", model=MODEL, kind="prompt") > 0
+
+
+async def test_requests_under_way_are_seen():
+    """A request that is being answered is in flight, holds an account and a socket, and gives all of it back."""
+    async with world(admin_key="the-admins") as it:
+        it.emulator.script(Reply((BEGUN, Pause(1000))))
+        body = json.dumps({**HELLO, "stream": True}).encode()
+        async with it.client.request("POST", "/v1/chat/completions", body=body) as response:
+            await response.receive()
+            found = await numbers(it)
+            assert value(found, "qproxy_requests_in_flight") == 1
+            assert value(found, "qproxy_account_requests_in_flight", account="one") == 1
+            assert value(found, "qproxy_requests_admitted") == 1
+            assert value(found, "qproxy_upstream_connections", state="busy") == 1
+        found = await numbers(it)
+        assert value(found, "qproxy_upstream_connections", state="busy") == 0
+        left = {"endpoint": "/chat/completions", "model": MODEL, "status": "200", "outcome": "client_left"}
+        assert value(found, "qproxy_requests_total", **left) == 1
+
+
+async def test_failed_tries_are_counted(autojump_clock):
+    """A try that failed is an upstream error of its account, and the next one a retry."""
+    async with world(admin_key="the-admins", accounts=accounts("one", "two")) as it:
+        it.emulator.script(FAULTS["fault-500"][1])
+        status, _, _ = await it.post(HELLO)
+        assert status == 200
+        found = await numbers(it)
+        assert value(found, "qproxy_retries_total", endpoint="/chat/completions") == 1
+        errors = {name: count for name, count in found.items() if name[0] == "qproxy_upstream_errors_total"}
+        assert sum(errors.values()) == 1
+
+
+async def test_a_stream_cut_by_the_upstream():
+    """A stream that the upstream breaks off is upstream_cut, told apart from one that ended well."""
+    async with world() as it:
+        it.emulator.script(FAULTS["fault-end"][1])
+        await it.stream(HELLO)
+        await it.stream(HELLO)
+        assert it.server.counts.outcomes == {"upstream_cut": 1, "ok": 1}
+
+
+ACCESS = {
+    "a stranger": ("admin", [], 401),
+    "a client": ("admin", [(b"authorization", b"Bearer the-clients")], 401),
+    "the admin": ("admin", ADMIN, 200),
+    "a client, where clients may": ("key", [(b"authorization", b"Bearer the-clients")], 200),
+    "a stranger, where clients may": ("key", [], 401),
+    "a stranger, where anybody may": ("open", [], 200),
+}
+
+
+@pytest.mark.parametrize(("access", "headers", "status"), ACCESS.values(), ids=ACCESS)
+async def test_who_may_read_the_metrics(access, headers, status):
+    """metrics_access says whether the admin, any client or anybody reads them."""
+    settings = {"metrics_access": access, "admin_key": "the-admins", "api_keys": ["the-clients"]}
+    async with world(**settings) as it:
+        assert (await metrics_of(it, headers))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("states", "draining", "state"),
+    [
+        (["ready", "resting"], False, "ready"),
+        (["full"], False, "ready"),
+        (["resting", "down"], False, "ready"),
+        (["paced"], False, "ready"),
+        (["down", "down"], False, "unusable"),
+        ([], False, "unusable"),
+        (["ready"], True, "draining"),
+    ],
+)
+def test_health(states, draining, state):
+    """Ready while an account can serve; draining whatever the accounts are."""
+    found = health(states, draining=draining)
+    assert (found.state, found.ready) == (state, state == "ready")
+
+
+async def test_readyz_follows_the_accounts():
+    """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez asks nobody."""
+    async with world(accounts=accounts("one", "two")) as it:
+        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}, "usable": 2})
+        for account in it.server.relay.accounts.accounts:
+            account.failed(UpstreamError("x", code="insufficient_quota"), trio.current_time())
+        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"resting": 2}, "usable": 0})
+        for account in it.server.relay.accounts.accounts:
+            for _ in range(THRESHOLD):
+                account.failed(UpstreamError("x", retry=Retry.QUICKLY), trio.current_time())
+        assert await it.get("/readyz") == (
+            503,
+            {"status": "unusable", "accounts": {"down": 2}, "usable": 0},
+        )
+        assert await it.get("/livez") == (200, {"status": "ok"})
+        it.server.draining = True
+        assert (await it.get("/readyz"))[1]["status"] == "draining"
+
+
+async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
+    """Without a token that can be used an account does not count as usable, and /metrics tells of its renewals."""
+    async with signed(tmp_path) as identity, world(admin_key="the-admins", accounts=accounts("me")) as it:
+        (account,) = it.server.relay.accounts.accounts
+        account.source = identity.source(keep=False)
+        status, body = await it.get("/readyz")
+        assert (status, body["accounts"]) == (503, {"login_needed": 1})
+        found = await numbers(it)
+        assert value(found, "qproxy_account_state", account="me", state="login_needed") == 1
+        assert value(found, "qproxy_token_refreshes_total", account="me") == 0
+        assert value(found, "qproxy_token_expiry_timestamp_seconds", account="me") == 0
+
+
+async def test_siblings_answer_each_other(tmp_path):
+    """Each worker gets the others' answers; one that was killed and one that is silent cost nothing."""
+    first, second = Siblings(tmp_path / "7"), Siblings(tmp_path / "7")
+    second._own = tmp_path / "7" / "other"  # two workers of one process
+    second.answers["metrics"] = lambda: b"[2]"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(first.listen)
+        await nursery.start(second.listen)
+        dead = tmp_path / "7" / "dead"
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(dead))
+        assert await first.ask("metrics") == [b"[2]"]
+        assert not dead.exists()
+        assert await first.ask("nonsense") == [b""]
+        assert (tmp_path / "7").stat().st_mode & 0o777 == 0o700
+        nursery.cancel_scope.cancel()
+    assert not (tmp_path / "7").exists()
+
+
+async def test_no_place_for_a_socket(tmp_path, caplog):
+    """A path that is too long for a socket is a warning, and the worker serves on."""
+    siblings = Siblings(tmp_path / ("x" * 120))
+    await siblings.listen()
+    assert "one worker only" in caplog.text
+
+
+SECRETS = ("sk-the-clients-key", "opaque-account-key", "admin-opaque-key")
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
+    """At the finest level, with tracebacks, no line shows a key, a token or a prompt."""
+    before = logging.getLogger().handlers, logging.getLogger().level
+    settings = {
+        "accounts": accounts("one"),
+        "api_keys": [SECRETS[0]],
+        "admin_key": SECRETS[2],
+        "log_level": "debug",
+        "log_format": log_format,
+    }
+    log_to_stderr(Config(**settings))
+    try:
+        async with world(**settings) as it:
+            shown = [(b"authorization", f"Bearer {SECRETS[0]}".encode())]
+            await it.post(HELLO, headers=shown)
+            it.emulator.script(Reply((BEGUN,)))
+            await it.post(HELLO, headers=shown)
+        logging.getLogger("anybody").error("the key of one is %s", "sk-test-key")
+        try:
+            raise ValueError(f"refused {SECRETS[2]}")
+        except ValueError:
+            logging.getLogger("anybody").exception("fault")
+    finally:
+        logging.getLogger().handlers[:], level = before
+        logging.getLogger().setLevel(level)
+    lines = capsys.readouterr().err
+    assert "/v1/chat/completions" in lines
+    assert "[hidden]" in lines
+    for secret in (*SECRETS, "sk-test-key", "Hello there"):
+        assert secret not in lines
+
+
+async def test_bodies_only_when_asked_for(caplog):
+    """log_bodies logs what was asked and answered, streamed or not, without secrets."""
+    caplog.set_level(logging.INFO)
+    talk = {**HELLO, "messages": [{"role": "user", "content": "my key is sk-abcdefghijkl"}]}
+    async with world(log_bodies=True) as it:
+        await it.post(talk)
+        await it.stream(talk)
+    bodies = [line.fields["body"] for line in caplog.records if line.name == "qproxy.body"]
+    assert len(bodies) == 4
+    assert '"my key is [hidden]"' in bodies[0]
+    assert "chat.completion" in bodies[1]
+    assert bodies[3].endswith("data: [DONE]\n\n")
+    caplog.clear()
+    async with world() as it:
+        await it.post(talk)
+    assert not [line for line in caplog.records if line.name == "qproxy.body"]
+
+
+async def test_no_piece_of_a_streamed_secret_is_logged(caplog):
+    """A call's arguments come in pieces, and a secret with them."""
+    caplog.set_level(logging.INFO)
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"pass'}}
+    pieces = [
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+        for piece in ('word": "qx9', "zk4-vv", '-w7", "a": 1}')
+    ]
+    emulator = Emulator()
+    emulator.script(Reply((chunk({"tool_calls": [call]}), *pieces, chunk({}, "tool_calls") + DONE)))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    async with world(log_bodies=True, emulator=emulator) as it:
+        await it.stream({**HELLO, "tools": [tool]})
+    body = [line.fields["body"] for line in caplog.records if line.name == "qproxy.body"][1]
+    assert not any(piece in body for piece in ("qx9", "zk4", "-w7"))
+    assert "[hidden]" in body

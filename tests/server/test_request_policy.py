@@ -1,0 +1,256 @@
+"""The door: hosts, pages, types and shapes of what comes in."""
+
+import json
+import re
+from pathlib import Path
+
+import h2.events
+import pytest
+
+import qproxy
+from qproxy.access.api_keys import Keyring, configured
+from qproxy.server import Route
+from qproxy.server.asgi_client import in_process
+from qproxy.server.request_policy import EXPOSED, Access, Door
+from qproxy.system.exposure import is_loopback
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.errors import RequestError
+from tests.helpers import HELLO, h1, h2c, world
+
+LOOPBACK = {"server": ("127.0.0.1", 8787)}
+PATH = "/v1/chat/completions"
+ORIGIN = [(b"origin", b"https://app.test")]
+JSON = [("content-type", "application/json")]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8787", "127.0.0.1:80", "[::1]:8787", "a.localhost.", ""]
+)
+def test_names_of_this_machine(host):
+    """Whoever calls this machine by its own name may come in."""
+    assert Door().client({"host": host}, LOOPBACK) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1", "80", "2130706433",
+        ":80", ":", ".", "[]", "[", "a:1:2", "localhost:80:80", "x@localhost:80", "127.1",
+    ],
+)  # fmt: skip
+def test_a_foreign_name_for_this_machine(host):
+    """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
+    with pytest.raises(RequestError, match="allowed_hosts") as refusal:
+        Door().client({"host": host}, LOOPBACK)
+    assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
+    assert Door(insecure_no_auth=True).client({"host": host}, {"server": ("192.0.2.7", 8787)}) is None
+    assert Door(allowed_hosts=("*",)).client({"host": host}, LOOPBACK) is None
+    keyed = Door(keyring=Keyring(configured(["secret"])))
+    assert keyed.client({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"])
+def test_another_machines_way_in_without_keys(address, caplog):
+    """An address that other machines reach is served with keys or on the operator's word only, whatever started the server;
+    the log says so once."""
+    door, scope = Door(), {"server": (address, 8787)}
+    for _ in range(2):
+        with pytest.raises(RequestError, match="qproxy keys create") as refusal:
+            door.client({"host": "localhost"}, scope)
+        assert (refusal.value.status, refusal.value.code) == (403, "keys_required")
+    assert [address in record.getMessage() for record in caplog.records] == [True]
+    assert Door(insecure_no_auth=True).client({}, scope) is None
+    assert Door().client({"host": "localhost"}, {"server": None}) is None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://[", "http://[::1", "http://[x]:1", "http://]", "null", "\xff", "//", "http://", "a" * 9000],
+)
+def test_an_origin_that_is_no_url(origin):
+    """It is another origin than this machine's, and nothing breaks."""
+    scope = {**LOOPBACK, "client": ("127.0.0.1", 1)}
+    with pytest.raises(RequestError) as refusal:
+        Door().admit_local({"host": "localhost", "origin": origin}, scope)
+    assert refusal.value.status == 403
+
+
+async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
+    """HTTP/1.1, HTTP/2 and WebSocket on an address that other machines reach: refused in words; health stays open."""
+    async with world(insecure_no_auth=False) as it:  # `served` gives connections a public address
+        async with h1(it.app) as client:
+            for path, status in ((PATH, 403), ("/v1/embeddings", 403), ("/v1/models", 403), ("/livez", 200)):
+                method = "GET" if status == 200 or path.endswith("models") else "POST"
+                await client.send(method, path, b"{}" if method == "POST" else b"", JSON)
+                answer = await client.response()
+                assert answer[0] == status
+                assert status == 200 or json.loads(answer[1])["error"]["code"] == "keys_required"
+                client.http.start_next_cycle()
+        async with h2c(it.app) as client:
+            await client.send("POST", PATH, json.dumps(HELLO).encode(), JSON)
+            head = await client.event(h2.events.ResponseReceived)
+            assert dict(head.headers)[b":status"] == b"403"
+        async with h1(it.app) as client:
+            await client.stream.send_all(
+                b"GET /v1/realtime?model=x HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 403 ")
+
+
+def test_loopback_names():
+    """Only what can be nothing else counts as loopback."""
+    assert all(
+        map(is_loopback, ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "localhost", "x.localhost"))
+    )
+    assert not any(
+        map(is_loopback, ("0.0.0.0", "::", "::ffff:192.0.2.1", "example.test", "localhost.test", "", "1"))
+    )
+
+
+async def test_the_host_is_checked_on_the_wire(monkeypatch):
+    """HTTP/1.1's Host and HTTP/2's :authority are both looked at, and health is not."""
+    from tests import helpers
+
+    monkeypatch.setattr(helpers._Socket, "getsockname", lambda self: ("127.0.0.1", 2))
+    async with world() as it:
+        for path, status in (("/v1/models", 403), ("/livez", 200)):
+            async with h1(it.app) as client:
+                await client.send("GET", path, host="evil.test")
+                assert (await client.response())[0] == status
+        async with h2c(it.app) as client:
+            fields = [
+                (":method", "GET"),
+                (":path", "/v1/models"),
+                (":scheme", "http"),
+                (":authority", "evil.test"),
+            ]
+            client.http.send_headers(1, fields, end_stream=True)
+            await client.flush()
+            assert dict((await client.event(h2.events.ResponseReceived)).headers)[b":status"] == b"403"
+
+
+async def test_a_page_must_say_json():
+    """A request with an Origin cannot be a form's or a blob's: those would come without a preflight."""
+    async with world() as it:
+        for headers, status in (([], 200), (ORIGIN, 415)):
+            async with it.client.request(
+                "POST", PATH, headers=headers, body=json.dumps(HELLO).encode()
+            ) as response:
+                assert response.status == status
+                await response.read()
+        assert (await it.post(HELLO, headers=ORIGIN))[0] == 200
+
+
+async def test_pages_that_are_allowed():
+    """An allowed page's preflight is answered and it may read every field of ours, of refusals too."""
+    async with world(cors_origins=["https://app.test"], api_keys=["k"]) as it:
+        asked = [
+            *ORIGIN,
+            (b"access-control-request-headers", b"x-own"),
+            (b"access-control-request-private-network", b"true"),
+        ]
+        async with it.client.request("OPTIONS", PATH, headers=asked) as response:
+            head = dict(response.headers)
+            assert response.status == 204
+        assert head[b"access-control-allow-headers"] == b"x-own"
+        assert head[b"access-control-allow-private-network"] == b"true"
+        status, headers, _ = await it.post(HELLO, headers=ORIGIN)
+        assert status == 401
+        assert headers["access-control-expose-headers"] == EXPOSED
+        ours = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
+        assert ours <= set(EXPOSED.split(", "))
+        assert headers["access-control-allow-origin"] == "https://app.test"
+        assert (
+            "access-control-allow-origin"
+            not in (await it.post(HELLO, headers=[(b"origin", b"https://b.test")]))[1]
+        )
+
+
+def test_pages_may_read_every_field_of_ours():
+    """No response field of ours is written anywhere that a page's script may not read."""
+    sources = (path.read_text("utf-8") for path in Path(qproxy.__file__).parent.rglob("*.py"))
+    written = {name for source in sources for name in re.findall(r'"(x-(?:qproxy|should)-[a-z-]+)"', source)}
+    assert "x-qproxy-tools" in written
+    assert written <= set(EXPOSED.split(", "))
+
+
+async def test_security_headers():
+    """Every answer says that it is neither a page nor to be guessed at."""
+    async with world() as it:
+        for path in ("/livez", "/v1/nope"):
+            async with it.client.request("GET", path) as response:
+                head = dict(response.headers)
+            assert head[b"x-content-type-options"] == b"nosniff"
+            assert head[b"content-security-policy"] == b"default-src 'none'; frame-ancestors 'none'"
+            assert head[b"referrer-policy"] == b"no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [("1", 0), ("[]", 1), ("[[],{}]", 2), ('{"a":[{"b":[]}]}', 4), ("[" * 500 + "]" * 500, 500)],
+)
+def test_depth(text, depth):
+    """A value is as deep as its arrays and objects are nested."""
+    value = jsontext.loads(text)
+    assert not jsontext.deeper_than(value, depth)
+    assert depth == 0 or jsontext.deeper_than(value, depth - 1)
+
+
+async def test_a_body_that_is_too_deep():
+    """max_json_depth is a clear 400."""
+    async with world(max_json_depth=5) as it:
+        assert (await it.post(HELLO))[0] == 200
+        status, _, body = await it.post({**HELLO, "metadata": [[[[[]]]]]})
+        assert (status, body["error"]["code"]) == (400, "invalid_value")
+        assert "5 levels" in body["error"]["message"]
+
+
+ADMIN_CASES = {
+    "with the key": ("s", {"authorization": "Bearer s"}, "192.0.2.7", None),
+    "with another key": ("s", {"authorization": "Bearer t"}, "127.0.0.1", 401),
+    "with no key though one is set": ("s", {}, "127.0.0.1", 401),
+    "on the same machine": (None, {"host": "localhost:1"}, "127.0.0.1", None),
+    "from another machine": (None, {"host": "localhost:1"}, "192.0.2.7", 403),
+    "by another name": (None, {"host": "evil.test"}, "127.0.0.1", 403),
+    "by a name that is allowed to clients": (None, {"host": "proxied.test"}, "127.0.0.1", 403),
+    "through a proxy on the same machine": (
+        None,
+        {"host": "localhost", "x-forwarded-for": "192.0.2.7"},
+        "127.0.0.1",
+        403,
+    ),
+    "from a page": (None, {"host": "localhost", "origin": "https://evil.test"}, "127.0.0.1", 403),
+    "from a page of this machine": (None, {"host": "localhost", "origin": "http://localhost:1"}, "::1", None),
+}
+
+
+@pytest.mark.parametrize(("key", "headers", "peer", "status"), ADMIN_CASES.values(), ids=ADMIN_CASES)
+def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
+    """An admin route wants the admin key; without one, a direct request on the same machine."""
+    door, scope = Door(admin_key=key, allowed_hosts=("proxied.test",)), {**LOOPBACK, "client": (peer, 1)}
+    if status is None:
+        door.admit_admin(headers, scope)
+    else:
+        with pytest.raises(RequestError) as refused:
+            door.admit_admin(headers, scope)
+        assert refused.value.status == status
+
+
+async def test_a_clients_key_opens_no_admin_route():
+    """What a route is declared decides which key it wants."""
+
+    class Ruling:
+        def routes(self):
+            yield Route("/rule", ("GET",), rule, Access.ADMIN, versioned=False)
+
+    async def rule():
+        return {"ruled": True}
+
+    async with world(api_keys=["client"], admin_key="admin") as it:
+        it.server.families.append(Ruling())
+        async with in_process(it.server.app()) as client:
+            for key, status in (("client", 401), ("admin", 200)):
+                headers = [(b"authorization", b"Bearer " + key.encode())]
+                async with client.request("GET", "/rule", headers=headers) as response:
+                    assert response.status == status

@@ -1,0 +1,118 @@
+"""A secret that a stream has cut into pieces is in none of them."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.telemetry.fragments import redacted
+from qproxy.telemetry.redaction import HIDDEN, Redactor
+from tests.wire.strategies import examples
+
+REDACT = Redactor(["opaque-secret"]).text
+
+
+def stream(events):
+    return b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events) + b"data: [DONE]\n\n"
+
+
+def events(data):
+    frames = [line.removeprefix(b"data: ") for line in data.split(b"\n") if line.startswith(b"data: {")]
+    return [json.loads(frame) for frame in frames]
+
+
+def chat(piece, choice=0, call=0):
+    """A piece of a text, and the same as a piece of a call's arguments."""
+    return {"id": "x", "choices": [{"index": choice, "delta": {"content": piece, **call_of(piece, call)}}]}
+
+
+def call_of(piece, call=0):
+    return {"tool_calls": [{"index": call, "function": {"arguments": piece}}]}
+
+
+def item(piece, kind="response.function_call_arguments.delta", number=0):
+    return {"type": kind, "output_index": number, "delta": piece}
+
+
+def block(piece, number=0):
+    return {"type": "content_block_delta", "index": number, "delta": {"type": "text_delta", "text": piece}}
+
+
+KINDS: dict[str, Any] = {"chat": chat, "responses": item, "messages": block}
+TEXTS = {
+    "a key": ("the key sk-proj-0123456789abc is", "sk-proj-0123456789abc"),
+    "arguments": ('{"path": "/tmp", "password": "hunter2"}', "hunter2"),
+    "JSON in arguments": (json.dumps({"body": json.dumps({"api_key": "hunter2"})}), "hunter2"),
+    "a known one": ("it is the opaque-secret of", "opaque-secret"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("text", "secret"), TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_a_secret_in_pieces(kind, text, secret, size):
+    """Whatever the size of the pieces, all of them together hold it no more."""
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    left = Redactor(["opaque-secret"]).body(redacted(stream(map(kind, pieces)), REDACT))
+    assert secret not in left
+    assert not any(secret in "".join(part) for part in _joined(left))
+    assert HIDDEN in left
+
+
+def _joined(text):
+    """The strings of each name, in their order."""
+    found: dict[str, list[str]] = {}
+
+    def see(pairs):
+        for name, value in pairs:
+            found.setdefault(name, []).append(value if isinstance(value, str) else "")
+        return dict(pairs)
+
+    for line in text.split("\n"):
+        if line.startswith("data: {"):
+            json.loads(line.removeprefix("data: "), object_pairs_hook=see)
+    return found.values()
+
+
+def test_several_texts_at_once_are_not_mixed():
+    """Choices, calls, items and blocks are each read on their own, and what holds no secret stays as it was sent."""
+    for kind in (
+        lambda p, n: chat(p, choice=n),
+        lambda p, n: {"choices": [{"index": 0, "delta": call_of(p, n)}]},
+        lambda p, n: item(p, number=n),
+        block,
+    ):
+        sent = [kind("sk-01234", 0), kind("plain ", 1), kind("56789abc", 0), kind("words", 1)]
+        left = events(redacted(stream(sent), REDACT))
+        assert [left[1], left[3]] == [sent[1], sent[3]]
+        assert "56789" not in json.dumps(left)
+
+
+@examples(100)
+@given(st.lists(st.text(max_size=8), max_size=12), st.sampled_from(list(KINDS.values())))
+def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
+    """Nothing is written anew that need not be."""
+    sent = stream(map(kind, pieces))
+    if all(REDACT(text) == text for text in ("".join(pieces), *pieces)):
+        assert redacted(sent, REDACT) == sent
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"data: ",
+        b'data: {"a": "b',
+        b"data: [1]\n\ndata: 5\n\n: comment\n\n",
+        b"\xff\xfe\n\ndata: \xff\n",
+        b"data: " + b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+        b"data: " + b'{"a":[' * 300 + b'"x"' + b"]}" * 300,
+        b'data: {"type": [1], "index": {"a": 1}}\n\n',
+    ],
+    ids=range(8),
+)
+def test_what_is_no_event_stays(data):
+    """Bytes that are cut off, too deep or no JSON are left to the redactor of texts."""
+    assert redacted(data, REDACT) == data

@@ -1,0 +1,159 @@
+"""One line a request: every field for machines, at a glance for people."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from qproxy.telemetry import Counts, Formatter, Record
+from qproxy.wire.tool_calls.repairs import KINDS
+from tests.telemetry.factories import record
+
+
+def _formatted(as_json, fields, worker=None):
+    made = logging.makeLogRecord(
+        {"name": "qproxy.request", "msg": "/v1", "levelname": "INFO", "created": 0.0, "msecs": 0}
+    )
+    made.fields = fields
+    return Formatter(as_json=as_json, worker=worker).format(made)
+
+
+def test_for_machines():
+    """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was mended."""
+    line = json.loads(_formatted(True, record().fields()))
+    assert line == {
+        "time": "1970-01-01T00:00:00.000Z",
+        "level": "info",
+        "logger": "qproxy.request",
+        "request_id": "req_1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "outcome": "ok",
+        "key": "bob",
+        "model": "qwen3.7-plus",
+        "account": "one",
+        "stream": True,
+        "finish": "stop",
+        "tries": 2,
+        "failures": "two:upstream_error",
+        "prompt_tokens": 100,
+        "completion_tokens": 21,
+        "first_byte_ms": 400.0,
+        "total_ms": 1500.0,
+        "overhead_ms": 100.0,
+        "upstream_request_id": "up-1",
+        "rules": "one_system,effort",
+        "repairs": "closer_missing:2",
+        "tools": "clock:1,clock!:1",
+    }
+
+
+def test_for_people():
+    """Status, time, tokens, model, who and where stand in columns; the rest follows by name."""
+    line = _formatted(False, record().fields())
+    head, _, rest = line.partition("  request_id=")
+    assert head == (
+        "00:00:00.000Z 200 ok              1.50s (400ms)    100→21 tok       qwen3.7-plus        "
+        "bob → one  POST /v1/chat/completions (stream)"
+    )
+    assert rest.startswith("req_1 finish=stop tries=2 failures=two:upstream_error")
+
+
+def test_a_request_without_a_model():
+    """A line is as readable when little is known."""
+    bare = record(
+        status=404,
+        outcome="error",
+        error="unknown_url",
+        key=None,
+        first_byte=None,
+        stream=False,
+        finish=None,
+        tools=[],
+    )
+    bare.story = type(bare.story)()
+    line = _formatted(False, bare.fields())
+    assert line.split() == [
+        "00:00:00.000Z", "404", "error", "1.50s", "-", "-", "POST", "/v1/chat/completions",
+        "request_id=req_1", "error=unknown_url",
+    ]  # fmt: skip
+
+
+def test_a_workers_lines():
+    """One of several workers says which one it is, in a request's line and in others."""
+    assert json.loads(_formatted(True, record().fields(), worker=2))["worker"] == 2
+    assert _formatted(False, record().fields(), worker=2).endswith(" worker=2")
+    assert _formatted(False, {"message": "x"}, worker=2).endswith(" worker=2")
+
+
+def test_what_a_client_may_put_into_a_line():
+    """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones are cut."""
+    fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").fields()
+    line = _formatted(False, fields)
+    assert line.isprintable()
+    assert len(line) < 700
+    assert json.loads(_formatted(True, fields))["model"] == "a\r\nb"
+
+
+ENDS = "\x0b\x0c\x1c\x1d\x1e\x7f\x80\x85\x9b\x9f\u2028\u2029\u202e\u2066\ufeff\ud800\U000e0041"
+"""What ends a line for somebody, drives a terminal, turns a line around, or cannot be written."""
+
+
+@pytest.mark.parametrize("char", ENDS, ids=ascii)
+def test_no_character_breaks_a_line(char):
+    """It is escaped in JSON and replaced for people, in messages, fields and exceptions."""
+    text = f"a{char}b"
+    fields = {**record().fields(), "model": text}
+    line = _formatted(True, fields)
+    assert json.loads(line)["model"] == text
+    assert line.isprintable()
+    assert _formatted(False, fields).isprintable()
+    try:
+        raise ValueError(f"a\n21:40:12.310Z 200 ok{char}")
+    except ValueError:
+        made = logging.makeLogRecord(
+            {"name": "x", "msg": text, "levelname": "INFO", "exc_info": sys.exc_info()}
+        )
+    line = Formatter(as_json=True).format(made)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == text
+    first, *lines = Formatter(as_json=False).format(made).split("\n")
+    assert all(one.isprintable() for one in (first, *lines))
+    assert all(one.startswith("  ") for one in lines)
+
+
+def test_a_listener_that_fails(caplog):
+    """One listener's fault is logged and keeps nothing from the others."""
+    counts = Counts()
+    heard: list[Record] = []
+
+    def broken(record):
+        raise RuntimeError("disk")
+
+    counts.listeners += [broken, heard.append]
+    made = record()
+    counts.began(made)
+    assert counts.live == {"req_1": made}
+    counts.finished(made)
+    assert heard == [made]
+    assert not counts.live
+    assert "RuntimeError: disk" in caplog.text
+
+
+def test_each_kind_of_repair_has_a_line_for_debugging(caplog):
+    """With debug on, a finished request says once what each kind of repair was, and no word of its answer."""
+    made = record()
+    made.story.repairs.update({"id_missing": 1})
+    with caplog.at_level(logging.DEBUG, "qproxy.repairs"):
+        Counts().finished(made)
+    told = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
+    assert [(line["repair"], line["count"], line["meaning"]) for line in told] == [
+        (kind, count, KINDS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
+    ]
+    assert all(line["request_id"] == "req_1" for line in told)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "qproxy.repairs"):
+        Counts().finished(made)
+    assert not [line for line in caplog.records if line.name == "qproxy.repairs"]

@@ -1,0 +1,135 @@
+"""/metrics from finished records: every metric, bounded labels, sums over processes."""
+
+import json
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from qproxy.telemetry import ToolRun
+from qproxy.telemetry.metrics import MAX_TOOLS, READ, TABLE, Metrics, exposition, table
+from tests.telemetry.factories import record
+
+
+def samples(text):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def shown(metrics):
+    return samples(exposition([metrics.families()]))
+
+
+def value(found, name, **labels):
+    return found[(name, *sorted(labels.items()))]
+
+
+GENAI = {
+    "gen_ai_operation_name": "chat",
+    "gen_ai_provider_name": "qwen",
+    "gen_ai_request_model": "qwen3.7-plus",
+}
+
+
+def test_a_request():
+    """A finished record shows in every metric that it says something about."""
+    metrics = Metrics(lambda model: True)
+    metrics.finished(record())
+    found = shown(metrics)
+
+    def of(name, **labels):
+        return value(found, name, **labels)
+
+    model = {"model": "qwen3.7-plus"}
+    assert of("qproxy_requests_total", endpoint="/chat/completions", status="200", outcome="ok", **model) == 1
+    assert of("qproxy_key_requests_total", key="bob", outcome="ok") == 1
+    for kind, count in (("prompt", 100), ("completion", 21), ("cached", 40), ("reasoning", 5)):
+        assert of("qproxy_tokens_total", kind=kind, **model) == count
+    assert of("qproxy_key_tokens_total", key="bob", kind="prompt") == 100
+    assert of("gen_ai_client_token_usage_sum", gen_ai_token_type="input", **GENAI) == 100
+    assert of("gen_ai_client_token_usage_bucket", gen_ai_token_type="output", le="64.0", **GENAI) == 1
+    assert of("gen_ai_server_request_duration_seconds_sum", error_type="", **GENAI) == 1.5
+    assert of("gen_ai_server_time_to_first_token_seconds_sum", **GENAI) == 0.4
+    assert round(of("gen_ai_server_time_per_output_token_seconds_sum", **GENAI), 6) == 0.05
+    assert round(of("qproxy_overhead_seconds_sum", endpoint="/chat/completions"), 6) == 0.1
+    assert of("qproxy_retries_total", endpoint="/chat/completions") == 1
+    assert of("qproxy_upstream_errors_total", account="two", code="upstream_error") == 1
+    assert of("qproxy_repairs_total", kind="closer_missing") == 2
+    assert of("qproxy_rules_total", rule="effort") == 1
+    assert of("qproxy_tool_runs_total", tool="clock", outcome="failed") == 1
+
+
+def test_labels_have_bounds():
+    """A name that a client made up becomes "other", however often and however many."""
+    metrics = Metrics(lambda model: model == "qwen3.7-plus")
+    for number in range(500):
+        tools = [ToolRun(f"tool{number}", True, 0.1)]
+        metrics.finished(record(model=f"made-up-{number}", tools=tools))
+    models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
+    assert models == {"other"}
+    names = {labels["tool"] for labels in _labels(metrics, "qproxy_tool_runs_total")}
+    assert len(names) == MAX_TOOLS + 1
+
+
+def _labels(metrics, name):
+    return [labels for *_, found in metrics.families() for sample, labels, _ in found if sample == name]
+
+
+def test_every_metric_is_there():
+    """A registry that has seen everything shows every row of the table, and nothing else."""
+    metrics = Metrics(lambda model: True)
+    metrics.finished(record())
+    metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ})
+    names = set()
+    for sample in shown(metrics):
+        name = sample[0]
+        for suffix in ("_bucket", "_sum", "_count"):
+            name = name.removesuffix(suffix)
+        names.add(name)
+    assert names == {row.name for row in TABLE}
+
+
+def test_the_table_in_the_docs():
+    """docs/operations.md shows the table of metrics as the code has it."""
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert table() in text
+
+
+def test_sums_over_processes():
+    """What several workers counted is added up, also after a way through JSON."""
+    parts = []
+    for outcome in ("ok", "ok", "client_left"):
+        metrics = Metrics(lambda model: True)
+        metrics.finished(record(outcome=outcome))
+        metrics.read({"qproxy_requests_in_flight": lambda: [((), 2.0)]})
+        parts.append(json.loads(json.dumps(metrics.families())))
+    found = samples(exposition(parts))
+    labels = {"endpoint": "/chat/completions", "model": "qwen3.7-plus", "status": "200"}
+    assert value(found, "qproxy_requests_total", outcome="ok", **labels) == 2
+    assert value(found, "qproxy_requests_total", outcome="client_left", **labels) == 1
+    assert value(found, "qproxy_requests_in_flight") == 6
+    assert value(found, "gen_ai_server_request_duration_seconds_count", error_type="", **GENAI) == 2
+
+
+def test_what_counting_costs():
+    """A request of a kind that was seen before makes no further series, and takes a few dozen calls."""
+    metrics, again = Metrics(lambda model: True), record(failures=[], repairs=Counter(), tools=[], tries=1)
+    metrics.finished(again)
+    before, calls = repr(metrics), 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        metrics.finished(again)
+    finally:
+        sys.setprofile(None)
+    assert repr(metrics) == before
+    assert 20 < calls < 120

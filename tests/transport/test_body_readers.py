@@ -1,0 +1,138 @@
+"""Bodies out of a connection's bytes: chunked coding by hand agrees with h11, at any split."""
+
+from itertools import pairwise
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.transport.body_readers import MAX_LINE, Chunked, Cut, Framed, Sized, body_of
+
+HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n"
+
+
+def read(body, pieces):
+    """(what was drained, whether it is over, what was wrong)."""
+    drained = body.drain()
+    for piece in pieces:
+        body.feed(piece)
+        drained += body.drain()
+    try:
+        body.check()
+    except (h11.RemoteProtocolError, Cut) as error:
+        return drained, body.over, type(error)
+    return drained, body.over, None
+
+
+def answered(fields):
+    """h11 after a response's head, and the head."""
+    http = h11.Connection(h11.CLIENT)
+    http.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    http.send(h11.EndOfMessage())
+    http.receive_data(HEAD % fields)
+    return http, http.next_event()
+
+
+def cuts(data, places):
+    edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
+
+
+CASES = {
+    "one chunk": (b"5\r\nhello\r\n0\r\n\r\n", b"hello", True, None),
+    "extensions and leading zeros": (b'005;a="b" \r\nhello\r\n0;x\r\n\r\n', b"hello", True, None),
+    "trailers": (b"2\r\nhi\r\n0\r\nx-a: 1\r\nx-b: 2\r\n\r\n", b"hi", True, None),
+    "data that looks like an end": (b"7\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n", b"0\r\n\r\n\r\n", True, None),
+    "nothing": (b"0\r\n\r\n", b"", True, None),
+    "unfinished": (b"5\r\nhel", b"hel", False, None),
+    "unfinished size": (b"2\r\nhi\r\n1", b"hi", False, None),
+    "no size": (b"2\r\nhi\r\nxyz\r\n", b"hi", False, h11.RemoteProtocolError),
+    "a negative size": (b"-1\r\nhi\r\n", b"", False, h11.RemoteProtocolError),
+    "a size in Python's spelling": (b"0x2\r\nhi\r\n", b"", False, h11.RemoteProtocolError),
+    "too long for its size": (b"2\r\nhi!\r\n0\r\n\r\n", b"hi", False, h11.RemoteProtocolError),
+    "a size without an end": (b"1;" + b"x" * MAX_LINE, b"", False, h11.RemoteProtocolError),
+    "a trailer without an end": (b"0\r\n" + b"x" * (MAX_LINE + 1), b"", False, h11.RemoteProtocolError),
+    "a size of 17 digits": (b"1" * 17 + b"\r\n", b"", False, h11.RemoteProtocolError),
+}
+
+
+@pytest.mark.parametrize(("data", "drained", "over", "error"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("size", [1, 2, 10_000])
+def test_chunked(data, drained, over, error, size):
+    """Each case, whole and in small pieces: what was good comes out, and then what was wrong."""
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert read(Chunked(), pieces) == (drained, over, error)
+
+
+def test_the_peers_end():
+    """A connection that ends in the middle of a chunked body cut it off; after its end it changes nothing."""
+    assert read(Chunked(), [b"5\r\nhel", b""]) == (b"hel", False, Cut)
+    assert read(Framed(answered(b"content-length: 5\r\n")[0]), [b"hel", b""]) == (b"hel", False, Cut)
+    assert read(Framed(answered(b"")[0]), [b"all of it", b""]) == (b"all of it", True, None)
+
+
+def test_what_comes_behind_a_body_spoils_the_connection():
+    """Bytes behind the end are noticed: the next answer would begin with them."""
+    body = Chunked(b"0\r\n\r\n")
+    assert body.over
+    assert body.clean
+    assert not Chunked(b"0\r\n\r\nHTTP/1.1").clean
+
+
+SIZED = {
+    "all of it": (5, b"hello", b"hello", True, None),
+    "nothing": (0, b"", b"", True, None),
+    "unfinished": (5, b"hel", b"hel", False, None),
+}
+
+
+@pytest.mark.parametrize(("length", "data", "drained", "over", "error"), SIZED.values(), ids=SIZED)
+@pytest.mark.parametrize("size", [1, 2, 10_000])
+def test_sized(length, data, drained, over, error, size):
+    """A body with a length, whole and in small pieces, with its first bytes in the head's read and without."""
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert read(Sized(length), pieces) == (drained, over, error)
+    assert read(Sized(length, data[:1]), [data[1:]] if data[1:] else []) == (drained, over, error)
+
+
+def test_the_end_of_a_sized_body():
+    """The peer's end before it cut the body off; bytes behind it are not of it, and spoil the connection."""
+    assert read(Sized(5), [b"hel", b""]) == (b"hel", False, Cut)
+    assert read(Sized(5), [b"hello", b""]) == (b"hello", True, None)
+    body = Sized(2, b"hi!")
+    assert (body.drain(), body.over, body.clean) == (b"hi", True, False)
+    late = Sized(2, b"hi")
+    assert late.clean
+    late.feed(b"HTTP")
+    assert (late.drain(), late.clean) == (b"hi", False)
+
+
+def test_which_body_follows_a_head():
+    """Only what h11 calls chunked is read by hand."""
+    assert isinstance(body_of(*answered(b"transfer-encoding: Chunked\r\n")), Chunked)
+    assert isinstance(body_of(*answered(b"content-length: 5\r\n")), Framed)
+    assert isinstance(body_of(*answered(b"")), Framed)
+
+
+@given(
+    st.lists(st.binary(max_size=40)),
+    st.lists(st.integers(0, 10_000), max_size=20),
+    st.binary(max_size=6),
+    st.integers(0, 400),
+)
+def test_agrees_with_h11(parts, places, spoiled, where):
+    """Whatever comes, spoiled or not, cut anywhere: where neither finds a fault, h11 finds the same body."""
+    sound = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts if part) + b"0\r\n\r\n"
+    place = where % len(sound)
+    for data in (sound, sound[:place] + spoiled + sound[place + len(spoiled) :]):
+        http, head = answered(b"transfer-encoding: chunked\r\n")
+        theirs, ours = (
+            read(Framed(http), [data]),
+            read(body_of(*answered(b"transfer-encoding: chunked\r\n")), cuts(data, places)),
+        )
+        assert isinstance(head, h11.Response)
+        if h11.RemoteProtocolError not in (theirs[2], ours[2]):
+            assert ours == theirs
+        if data is sound:
+            assert ours == (b"".join(parts), True, None)

@@ -1,0 +1,134 @@
+"""Giving up a wait for bytes: whenever it happens, over TCP's like or TLS, nothing is lost."""
+
+import ssl
+from functools import partial
+from itertools import pairwise
+
+import h11
+import pytest
+import trio
+import trio.testing
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qproxy.transport import Limits, Quiet, Transport
+from qproxy.transport.interruptible import Patient
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.http_request import HTTPRequest
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+BODY = b"".join(b"data: %d of a stream\n\n" % n for n in range(12))
+AUTHORITY = trustme.CA()
+CERT = AUTHORITY.issue_cert("host.test")
+
+
+def chunked():
+    http = h11.Connection(h11.SERVER)
+    http.receive_data(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    while not isinstance(http.next_event(), h11.EndOfMessage):
+        pass
+    http.send(h11.Response(status_code=200, headers=[("transfer-encoding", "chunked")]))
+    pieces = [http.send(h11.Data(data=BODY[n : n + 37])) for n in range(0, len(BODY), 37)]
+    return b"".join([*pieces, http.send(h11.EndOfMessage())])
+
+
+WIRE = chunked()
+
+
+async def served(stream, cuts, pauses, tls):
+    """Send the body cut into pieces with pauses, over TLS if asked to."""
+    if tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        CERT.configure_cert(context)
+        stream = trio.SSLStream(stream, context, server_side=True)
+    await stream.receive_some(65536)
+    await stream.send_all(HEAD)
+    edges = [0, *sorted(cuts), len(WIRE)]
+    for number, (start, end) in enumerate(pairwise(edges)):
+        await trio.sleep(pauses[number % len(pauses)])
+        if start < end:
+            await stream.send_all(WIRE[start:end])
+
+
+@given(
+    cuts=st.lists(st.integers(0, len(WIRE)), max_size=12),
+    pauses=st.lists(st.sampled_from([0.0, 0.4, 1.0, 1.5, 3.0]), min_size=1, max_size=6),
+    tls=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_byte_is_lost(cuts, pauses, tls):
+    """A reader that gives up every second reads the same bytes as one that waits."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    body, gave_up = trio.run(partial(_read_impatiently, cuts, pauses, tls), clock=clock)
+    assert body == BODY
+    assert gave_up > 0 or pauses[0] <= 1
+
+
+async def _read_impatiently(cuts, pauses, tls):
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    body, gave_up = b"", 0
+    async with trio.open_nursery() as nursery:
+
+        async def connect(host, port):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(served, theirs, cuts, pauses, tls)
+            return ours
+
+        transport = Transport(Limits(idle_timeout=20), connect=connect, ssl_context=context)
+        url = "https://host.test/" if tls else "http://host.test/"
+        async with await transport.send(HTTPRequest("GET", url)) as response:
+            while True:
+                try:
+                    data = await response.receive(trio.current_time() + 1.0)
+                except Quiet:
+                    gave_up += 1
+                    continue
+                if not data:
+                    break
+                body += data
+    return body, gave_up
+
+
+@pytest.mark.parametrize("begins", [HEAD, HEAD + b"5\r\nda"], ids=["silent", "in a chunk"])
+async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock):
+    """However often a reader gives up, silence ends at idle_timeout; a byte begins it anew."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def connect(host, port):
+        return ours
+
+    async def reads_until_it_fails(response):
+        while True:
+            try:
+                assert await response.receive(trio.current_time() + 7)
+            except Quiet:
+                continue
+
+    transport = Transport(Limits(idle_timeout=20), connect=connect)
+    await theirs.send_all(begins)
+    async with await transport.send(HTTPRequest("GET", "http://host.test/")) as response:
+        began = trio.current_time()
+        with pytest.raises(UpstreamError, match="silent"):
+            await reads_until_it_fails(response)
+        assert trio.current_time() - began == 20
+
+
+async def test_a_waiting_read_can_be_interrupted(autojump_clock):
+    """`interrupt` ends the wait at once, and means nothing to the next read."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    patient = Patient(ours)
+    patient.interrupt()
+    async with trio.open_nursery() as nursery:
+
+        async def read():
+            with pytest.raises(Quiet):
+                await patient.receive_some()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        patient.interrupt()
+    await theirs.send_all(b"x")
+    assert await patient.receive_some() == b"x"
+    assert trio.current_time() == 0

@@ -1,0 +1,243 @@
+"""The checker of OpenAI's contract: every rule has an answer that breaks it, and a right answer breaks none."""
+
+import base64
+import json
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire.conformance import RULES, breaches, chat
+from qproxy.wire.conformance import bodies as plain
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import Arguments, Failed, Finish, Text, ToolCall, ToolCallDelta
+
+HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+FIRST = {"role": "assistant", "content": ""}
+BEGUN = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+
+
+def chunk(delta=None, finish=None, **extra):
+    choices = [{"index": 0, "delta": delta or {}, "finish_reason": finish}]
+    return json.dumps({**HEAD, "choices": choices, **extra})
+
+
+def piece(text='{"a": 1}', **extra):
+    return chunk({"tool_calls": [{"index": 0, "function": {"arguments": text}, **extra}]})
+
+
+def call(**changes):
+    return chunk({"tool_calls": [{**BEGUN, **changes}]})
+
+
+STOP, DONE, SECOND = chunk({}, "stop"), "[DONE]", {"index": 1, "id": "call_2"}
+CALLED = chunk({}, "tool_calls")
+COUNTED = json.dumps({**HEAD, "choices": [], "usage": USAGE})
+
+
+def test_a_right_stream_breaks_nothing():
+    """Text, thoughts, a call and the usage that was asked for add up, without a breach."""
+    thought = chunk({"reasoning_content": "hm"})
+    frames = [chunk(FIRST), thought, chunk({"content": "so"}), call(), piece(), CALLED, COUNTED, DONE]
+    reading = chat.stream(frames, usage=True)
+    assert (reading.breaches, reading.error, reading.tokens) == ([], None, 7)
+    assert (reading.text, reading.thought, reading.calls) == ("so", "hm", [("f", '{"a": 1}')])
+    assert reading.reasons == ["tool_calls"]
+
+
+STREAMS = {
+    "no end": ("done", [chunk(FIRST), STOP]),
+    "more after the end": ("done", [chunk(FIRST), STOP, DONE, STOP]),
+    "not JSON": ("json", [chunk(FIRST), "{oops", STOP, DONE]),
+    "not an object": ("json", ["[1]"]),
+    "another object": ("envelope", [chunk(FIRST, object="x"), STOP, DONE]),
+    "another id": ("envelope", [chunk(FIRST), chunk({}, "stop", id="d"), DONE]),
+    "no model": ("envelope", [chunk(FIRST, model=None), chunk({}, "stop", model=None), DONE]),
+    "no role": ("role", [chunk({"content": "x"}), STOP, DONE]),
+    "no finish": ("finish", [chunk(FIRST), DONE]),
+    "two finishes": ("finish", [chunk(FIRST), STOP, STOP, DONE]),
+    "odd reason": ("reason", [chunk(FIRST), chunk({}, "eos"), DONE]),
+    "calls that stop": ("reason", [chunk(FIRST), call(), piece(), STOP, DONE]),
+    "no calls": ("reason", [chunk(FIRST), CALLED, DONE]),
+    "no index": ("call-index", [chunk(FIRST), call(index=None), piece(), CALLED, DONE]),
+    "from one": ("call-index", [chunk(FIRST), call(index=1), CALLED, DONE]),
+    "one index for two": ("call-index", [chunk(FIRST), call(), piece(), call(id="call_2"), CALLED, DONE]),
+    "no id": ("call-id", [chunk(FIRST), call(id=""), piece(), CALLED, DONE]),
+    "an id again": ("call-id", [chunk(FIRST), call(), piece(id="call_1"), CALLED, DONE]),
+    "an id for two": ("call-id", [chunk(FIRST), call(), piece(), call(index=1), CALLED, DONE]),
+    "no name": ("call-name", [chunk(FIRST), call(function={"arguments": "{}"}), CALLED, DONE]),
+    "a name in pieces": ("call-name", [chunk(FIRST), call(), piece(function={"name": "f", "arguments": "{}"}), CALLED, DONE]),
+    "no type": ("call-type", [chunk(FIRST), call(type=None), piece(), CALLED, DONE]),
+    "interleaved": ("call-order", [chunk(FIRST), call(), call(**SECOND), piece(), CALLED, DONE]),
+    "arguments as an object": ("arguments", [chunk(FIRST), call(), piece({"a": 1}), CALLED, DONE]),
+    "arguments cut": ("arguments", [chunk(FIRST), call(), piece('{"a'), CALLED, DONE]),
+    "arguments are a list": ("arguments", [chunk(FIRST), call(), piece("[]"), CALLED, DONE]),
+    "usage unasked": ("usage", [chunk(FIRST), STOP, COUNTED, DONE]),
+    "usage beside a choice": ("usage", [chunk(FIRST, usage=USAGE), STOP, DONE]),
+    "an empty chunk": ("usage", [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": []}), DONE]),
+    "no choices": ("message", [json.dumps(HEAD), DONE]),
+    "no delta": ("message", [json.dumps({**HEAD, "choices": [{"index": 0}]}), DONE]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "frames"), STREAMS.values(), ids=STREAMS.keys())
+def test_a_stream_that_breaks_a_rule(rule, frames):
+    """Each breach is named by its rule, and every rule says what it costs."""
+    found = chat.stream(frames, usage=False).breaches
+    assert rule in {breach.rule for breach in found}
+    assert all(breach.rule in RULES and breach.words for breach in found)
+
+
+ASKED = {
+    "absent": [chunk(FIRST), STOP, DONE],
+    "not the last": [chunk(FIRST), COUNTED, STOP, DONE],
+    "beside the finish": [chunk(FIRST), chunk({}, "stop", usage=USAGE), DONE],
+    "wrong sum": [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": [], "usage": {**USAGE, "total_tokens": 9}}), DONE],
+    "no counts": [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": [], "usage": {"total_tokens": "7"}}), DONE],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", ASKED.values(), ids=ASKED.keys())
+def test_usage_that_was_asked_for(frames):
+    """It comes in a chunk of its own, last, with counts that add up."""
+    assert "usage" in {breach.rule for breach in chat.stream(frames, usage=True).breaches}
+
+
+MESSAGE = {"role": "assistant", "content": "hi"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def body(message=MESSAGE, finish="stop", **extra):
+    choices = [{"index": 0, "message": message, "finish_reason": finish}]
+    return {**HEAD, "object": "chat.completion", "choices": choices, "usage": USAGE, **extra}
+
+
+def test_a_right_answer_breaks_nothing():
+    """Words, or a call with null content."""
+    assert chat.whole(body()).breaches == []
+    reading = chat.whole(body({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls"))
+    assert (reading.breaches, reading.calls) == ([], [("f", "{}")])
+
+
+WHOLE = {
+    "a chunk": ("envelope", body(object="chat.completion.chunk")),
+    "no choices": ("message", body(choices=[])),
+    "no message": ("message", body(choices=[{"index": 0}])),
+    "no content": ("message", body({"role": "assistant"})),
+    "empty list of calls": ("message", body({**MESSAGE, "tool_calls": []})),
+    "odd role": ("role", body({**MESSAGE, "role": "model"})),
+    "no finish": ("finish", body(finish=None)),
+    "no usage": ("usage", body(usage=None)),
+    "no function": ("call-type", body({**MESSAGE, "tool_calls": [{"id": "x"}]})),
+    "odd type": ("call-type", body({**MESSAGE, "tool_calls": [{**CALL, "type": "tool"}]}, "tool_calls")),
+    "parsed arguments": ("arguments", body({**MESSAGE, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, "tool_calls")),
+    "a list": ("json", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "answer"), WHOLE.values(), ids=WHOLE.keys())
+def test_a_whole_answer_that_breaks_a_rule(rule, answer):
+    """The same rules hold for answers in one piece."""
+    assert rule in {breach.rule for breach in chat.whole(answer).breaches}
+
+
+@pytest.mark.parametrize("error", [{"error": {"message": "no"}}, {"error": "no"}], ids=["object", "words"])
+def test_an_error_is_not_an_answer(error):
+    """What the server says in place of an answer is kept in its words."""
+    assert chat.whole(error).error == "no"
+    assert chat.stream([chunk(FIRST), json.dumps(error)], usage=False).error == "no"
+
+
+EVENTS = {
+    "a delta": ([ToolCallDelta(), Finish("stop")], "call-index"),
+    "after a failure": ([Failed(UpstreamError("x")), Text("y")], "finish"),
+    "an empty piece": ([ToolCall(0, "a", "f"), Arguments(0, ""), Finish("tool_calls")], "arguments"),
+}
+
+
+@pytest.mark.parametrize(("events", "rule"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_that_break_a_rule(events, rule):
+    """What only qproxy's own stages could do wrong is a breach too."""
+    assert [breach.rule for breach in breaches(events)] == [rule]
+
+
+def test_lists_of_models():
+    """Names and breaches of a list."""
+    assert plain.models({"object": "list", "data": [{"id": "a"}]}) == (["a"], [])
+    names, found = plain.models({"data": [{"id": "a"}, {}]})
+    assert (names, [breach.rule for breach in found]) == (["a"], ["models", "models"])
+    assert [breach.rule for breach in plain.models([])[1]] == ["models"]
+
+
+ERROR = {"message": "m", "type": "t", "param": None, "code": None}
+ERRORS = {
+    "right": (404, {"error": ERROR}, []),
+    "served": (200, {}, ["a request that cannot be served is answered with status 200"]),
+    "our fault": (500, {"error": ERROR}, ["the client's own mistake is answered with status 500"]),
+    "detail": (422, {"detail": "x"}, ["there is no object `error`"]),
+    "code is a number": (404, {"error": {**ERROR, "code": 404}}, ["error.code is 404"]),
+    "no param": (400, {"error": {"message": "m", "type": "t", "code": None}}, ["error.param is absent"]),
+}
+
+
+@pytest.mark.parametrize(("status", "answer", "words"), ERRORS.values(), ids=ERRORS.keys())
+def test_errors(status, answer, words):
+    """A refusal has a status of the client's and OpenAI's four keys."""
+    assert [breach.words for breach in plain.error(status, answer)] == words
+
+
+def test_embeddings():
+    """Vectors come in order, in the form that was asked for, with what they cost."""
+    row = base64.b64encode(struct.pack("<2f", 1.0, 2.0)).decode()
+
+    def answer(*rows):
+        data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
+        return {"data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+
+    assert plain.embeddings(answer([1.0], [2]), 2, as_base64=False) == []
+    assert plain.embeddings(answer(row), 1, as_base64=True) == []
+    for wrong, as_base64 in [
+        (answer(row), False), (answer([1.0]), True), (answer("a"), True), (answer(), False), ({}, False),
+        ({**answer(row), "usage": None}, True),
+    ]:  # fmt: skip
+        assert plain.embeddings(wrong, 1, as_base64=as_base64)
+
+
+WORDS = (
+    "choices",
+    "delta",
+    "message",
+    "tool_calls",
+    "function",
+    "index",
+    "id",
+    "usage",
+    "error",
+    "data",
+    "role",
+    "object",
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats(allow_nan=False) | st.sampled_from(("", "assistant", "{", *WORDS)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@given(st.lists(ANYTHING, max_size=4))
+def test_nothing_that_a_server_says_is_too_odd(bodies):
+    """Whatever JSON comes, it is judged and nothing is raised."""
+    chat.stream([json.dumps(body) for body in bodies], usage=True)
+    for answer in bodies:
+        chat.whole(answer)
+        plain.models(answer)
+        plain.error(404, answer)
+        plain.embeddings(answer, 1, as_base64=True)
+
+
+def test_every_rule_is_tried():
+    """No rule of the table is without an answer above that breaks it, but the one about a header field."""
+    tried = {rule for rule, _ in (*STREAMS.values(), *WHOLE.values())} | {"models", "vectors", "error"}
+    assert set(RULES) - tried == {"content-type"}

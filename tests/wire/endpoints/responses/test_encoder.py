@@ -1,0 +1,298 @@
+"""The Responses API's answers: events as a stream and as a whole, held against the SDK's types."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import Response, ResponseStreamEvent
+
+from qproxy.wire.endpoints import responses
+from qproxy.wire.errors import Overloaded, RequestError, UpstreamError
+from qproxy.wire.events import (
+    Arguments,
+    Done,
+    Event,
+    Failed,
+    Finish,
+    Reasoning,
+    Refusal,
+    ServerCall,
+    ServerResult,
+    Text,
+    ToolCall,
+    Usage,
+)
+from tests.openai_types import judge
+
+ID = "resp_" + "0" * 24
+LOGPROBS = {
+    "content": [
+        {
+            "token": "a",
+            "logprob": -1.0,
+            "bytes": None,
+            "top_logprobs": [{"token": "b", "logprob": -2.0, "bytes": [98]}],
+        }
+    ]
+}
+
+
+def turn(**fields):
+    return responses.decode({"model": "m", "input": "hi", **fields}, id=ID, created=1700000000)
+
+
+def encode(turn, *events):
+    encoder = responses.Encoder(turn)
+    pieces = [piece for event in events for piece in encoder.feed(event)]
+    return b"".join([*pieces, *encoder.close()]).decode(), encoder.response
+
+
+def read(text, *, judged=True):
+    """The happenings of a stream, each judged; numbered without a gap, named as their type says."""
+    found = []
+    for number, frame in enumerate(text.removesuffix("\n\n").split("\n\n")):
+        name, _, data = frame.partition("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        if judged:
+            judge(ResponseStreamEvent, event)
+        found.append(event)
+    return found
+
+
+def short(events):
+    """The types of the events between the first two and the last, without the common beginning."""
+    return [event["type"].removeprefix("response.") for event in events[2:-1]]
+
+
+TEXT = [
+    "output_item.added",
+    "content_part.added",
+    "output_text.delta",
+    "output_text.done",
+    "content_part.done",
+    "output_item.done",
+]
+THOUGHT = [
+    "output_item.added", "reasoning_summary_part.added", "reasoning_summary_text.delta", "reasoning_summary_text.done",
+    "reasoning_summary_part.done", "output_item.done",
+]  # fmt: skip
+CALL = [
+    "output_item.added",
+    "function_call_arguments.delta",
+    "function_call_arguments.done",
+    "output_item.done",
+]
+CUSTOM = [
+    "output_item.added",
+    "custom_tool_call_input.delta",
+    "custom_tool_call_input.done",
+    "output_item.done",
+]
+OWN = ["output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta", "mcp_call_arguments.done"]
+REFUSED = ["content_part.added", "refusal.delta", "refusal.done", "content_part.done"]
+
+STORIES: dict[str, tuple[list[Event], list[str], str]] = {
+    "text": ([Text("a"), Finish("stop"), Usage(1, 2, 3)], TEXT, "completed"),
+    "nothing": ([Finish("stop")], [kind for kind in TEXT if kind != "output_text.delta"], "completed"),
+    "a thought and text": ([Reasoning("h"), Text("a"), Finish("stop")], THOUGHT + TEXT, "completed"),
+    "only a thought": ([Reasoning("h"), Finish("stop")], [*THOUGHT, *(kind for kind in TEXT if kind != "output_text.delta")], "completed"),
+    "a call": ([ToolCall(0, "c", "f"), Arguments(0, "{}"), Finish("tool_calls")], CALL, "completed"),
+    "text, calls, text": (
+        [Text("a"), ToolCall(0, "c", "f"), Arguments(0, "{}"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Text("b"), Finish("tool_calls")],
+        TEXT + CALL + CALL + TEXT,
+        "completed",
+    ),
+    "two calls in pieces": (
+        [ToolCall(0, "c", "f"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Arguments(0, "{}"), Arguments(0, " "), Text("b"), Finish("tool_calls")],
+        [*CALL, *CALL, *TEXT],
+        "completed",
+    ),
+    "a custom call, then another": (
+        [ToolCall(0, "c", "sql", custom=True), Arguments(0, "select 1"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Finish("tool_calls")],
+        CUSTOM + CALL,
+        "completed",
+    ),
+    "a refusal after a text": ([Text("a"), Refusal("no"), Finish("stop")], [*TEXT[:5], *REFUSED, TEXT[5]], "completed"),
+    "our own tools in parallel": (
+        [
+            ServerCall("x", "w__get", "{}", "w", "get"), ServerCall("y", "run", "{}"), ServerResult("y", "run", "bad", False, 0.1),
+            ServerResult("x", "w__get", "page", True, 0.1), Text("a"), Finish("stop"),
+        ],
+        [*OWN, "mcp_call.completed", "output_item.done", *OWN, "mcp_call.failed", "output_item.done", *TEXT],
+        "completed",
+    ),
+    "cut short": ([Text("a"), Finish("length")], TEXT, "incomplete"),
+    "cut in a thought": ([Reasoning("h"), Finish("length")], THOUGHT, "incomplete"),
+    "cut in a call": ([ToolCall(0, "c", "f"), Arguments(0, '{"a'), Finish("length")], CALL, "incomplete"),
+    "filtered": ([Text("a"), Finish("content_filter")], TEXT, "incomplete"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "kinds", "status"), STORIES.values(), ids=STORIES)
+def test_stories(events, kinds, status):
+    """Each story has OpenAI's events in OpenAI's order, and whole it is what its stream came to."""
+    asked = turn(tools=[{"type": "function", "name": "f"}, {"type": "custom", "name": "sql"}])
+    text, response = encode(asked, *events, Done())
+    happened = read(text)
+    assert [event["type"] for event in happened[:2]] == ["response.created", "response.in_progress"]
+    first = judge(Response, happened[0]["response"])
+    assert (first.id, first.status, first.output, first.created_at) == (ID, "in_progress", [], 1700000000)
+    assert short(happened) == kinds
+    assert happened[-1]["type"] == f"response.{status}"
+    assert happened[-1]["response"] == response == responses.whole(asked, events)
+    assert judge(Response, response).status == status
+    done = [event["item"] for event in happened if event["type"] == "response.output_item.done"]
+    assert done == response["output"]
+
+
+def test_why_a_response_is_incomplete():
+    """The item that was cut and the response say so, and the response says why."""
+    response = responses.whole(turn(), [Text("a"), Finish("length"), Usage(1, 2, 3)])
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["output"][-1]["status"] == "incomplete"
+    assert responses.whole(turn(), [Finish("content_filter")])["incomplete_details"] == {
+        "reason": "content_filter"
+    }
+
+
+def test_usage():
+    """Usage has the Responses API's names."""
+    counts = Usage(10, 5, 15, {"cached_tokens": 4, "text_tokens": 3}, {"reasoning_tokens": 2})
+    assert responses.whole(turn(), [counts, Finish("stop")])["usage"] == {
+        "input_tokens": 10,
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 2},
+        "total_tokens": 15,
+    }
+
+
+def test_the_response_repeats_the_request():
+    """Every field that the request set stands in the response."""
+    said = {
+        "instructions": "be brief", "max_output_tokens": 9, "metadata": {"a": "b"}, "temperature": 0.5, "top_p": 0.9,
+        "parallel_tool_calls": False, "previous_response_id": "resp_1", "prompt_cache_key": "k", "store": False,
+        "reasoning": {"effort": "low", "summary": "auto"}, "safety_identifier": "s", "user": "u", "truncation": "auto",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}, "verbosity": "low"},
+        "top_logprobs": 1, "max_tool_calls": 2,
+    }  # fmt: skip
+    response = responses.whole(turn(**said), [Finish("stop")])
+    judge(Response, response)
+    assert {key: response[key] for key in said} == said
+
+
+def test_log_probabilities_only_when_asked():
+    """Log probabilities stand in the deltas and in the text, where the client wants them."""
+    text, response = encode(turn(top_logprobs=1), Text("a", logprobs=LOGPROBS), Finish("stop"))
+    events = {event["type"]: event for event in read(text)}
+    chance = events["response.output_text.delta"]["logprobs"][0]
+    assert chance == {"token": "a", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]}
+    judge(Response, response)
+    told = response["output"][0]["content"][0]["logprobs"][0]
+    assert (told["token"], told["bytes"], told["top_logprobs"][0]["bytes"]) == ("a", [97], [98])
+    text, _ = encode(turn(), Text("a", logprobs=LOGPROBS), Finish("stop"))
+    assert 'logprob"' not in text
+
+
+def test_sealed_thoughts_come_back():
+    """A thought is sealed for who asks, and its item alone brings it back."""
+    response = responses.whole(
+        turn(include=["reasoning.encrypted_content"]), [Reasoning("hm"), Text("a"), Finish("stop")]
+    )
+    judge(Response, response)
+    thought, said = response["output"]
+    again = turn(input=[{**thought, "summary": []}, said])
+    assert again.messages == [{"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    assert "encrypted_content" not in responses.whole(turn(), [Reasoning("hm"), Finish("stop")])["output"][0]
+
+
+FAILURES = {
+    "the server": (UpstreamError("cut"), "server_error", "upstream_error"),
+    "a limit": (Overloaded("slow", status=429), "rate_limit_exceeded", "overloaded"),
+    "the request": (RequestError("bad", param="input"), "invalid_prompt", None),
+}
+
+
+@pytest.mark.parametrize(("error", "code", "ours"), FAILURES.values(), ids=FAILURES)
+def test_a_failure(error, code, ours):
+    """A response that breaks off says so, with what there was, and then an error makes the clients raise."""
+    text, response = encode(turn(), Text("a"), ToolCall(0, "c", "f"), Arguments(0, "{"), Failed(error))
+    *_, failed, last = read(text)
+    assert response is None
+    assert failed["type"] == "response.failed"
+    assert failed["response"]["error"]["code"] == code
+    assert failed["response"]["error"]["message"] == error.message
+    assert [item["status"] for item in failed["response"]["output"]] == ["completed", "incomplete"]
+    assert (last["type"], last["code"], last["message"]) == ("error", ours, error.message)
+    assert last["error"] == error.body()["error"]
+    with pytest.raises(type(error)):
+        responses.whole(turn(), [Text("a"), Failed(error)])
+
+
+def test_a_failure_before_anything():
+    """Even a stream that fails first begins with response.created."""
+    encoder = responses.Encoder(turn())
+    events = read(encoder.failure(UpstreamError("late")).decode())
+    assert [event["type"] for event in events] == [
+        "response.created", "response.in_progress", "response.failed", "error",
+    ]  # fmt: skip
+    assert encoder.close() == []
+
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
+
+
+@st.composite
+def answers(draw):
+    """Any answer that keeps the contract of `qproxy.wire`: calls in pieces, mixed with text and thoughts."""
+    events: list[Event] = []
+    left: dict[int, list[str]] = {}
+    calls = 0
+    for kind in draw(st.lists(st.sampled_from("trcaaa"), max_size=25)):
+        if kind == "t":
+            events.append(Text(draw(WORDS)))
+        elif kind == "r":
+            events.append(Reasoning(draw(WORDS)))
+        elif kind == "c":
+            events.append(ToolCall(calls, f"call_{calls}", "f"))
+            left[calls] = ['{"', "a", '":', "1", "}"]
+            calls += 1
+        elif any(left.values()):
+            index = draw(st.sampled_from([index for index, pieces in left.items() if pieces]))
+            events.append(Arguments(index, left[index].pop(0)))
+    events += [Arguments(index, piece) for index, pieces in left.items() for piece in pieces]
+    return [*events, Finish("tool_calls" if calls else "stop")]
+
+
+@given(answers())
+def test_any_answer(events):
+    """One item is open at a time; what is done is what its deltas said; no call, text or thought is lost."""
+    text, response = encode(turn(), *events)
+    happened = read(text, judged=False)
+    opened: list = []
+    said = ""
+    for event in happened[2:-1]:
+        kind = event["type"]
+        if kind == "response.output_item.added":
+            assert event["output_index"] == len(opened)
+            opened.append(event["item"]["id"])
+            said = ""
+        elif kind == "response.output_item.done":
+            assert event["item"]["id"] == opened[-1]
+            assert response["output"][len(opened) - 1] == event["item"]
+        else:
+            assert (event["item_id"], event["output_index"]) == (opened[-1], len(opened) - 1)
+            said += event.get("delta", "")
+            if kind.endswith(("text.done", "arguments.done")):
+                assert event.get("text", event.get("arguments")) == said
+    calls = [item for item in response["output"] if item["type"] == "function_call"]
+    assert [(call["call_id"], call["arguments"]) for call in calls] == [
+        (event.id, '{"a":1}') for event in events if isinstance(event, ToolCall)
+    ]
+    texts = [part["text"] for item in response["output"] for part in item.get("content", ())]
+    assert "".join(texts) == "".join(event.text for event in events if isinstance(event, Text))
+    thoughts = [part["text"] for item in response["output"] for part in item.get("summary", ())]
+    assert "".join(thoughts) == "".join(event.text for event in events if isinstance(event, Reasoning))

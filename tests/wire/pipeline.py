@@ -1,0 +1,161 @@
+"""Upstream bytes through the whole of `wire`, as a client sees them: decoded, mended, encoded, and read strictly.
+
+`play` cuts the bytes as told; `same` plays an answer whole, byte by byte and at seeded cuts, streamed and as a whole
+answer, and fails unless all of it is one and the same.
+"""
+
+import json
+import random
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+from qproxy.wire import sse
+from qproxy.wire import tool_adapter as adaptation
+from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire.dialects import DIALECTS, Target
+from qproxy.wire.endpoints import chat
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.pipeline import Chain
+from tests.wire.strict_reader import read_stream, read_whole
+
+TARGET = Target("http://h/v1", "qwen")
+
+
+def function(name, properties=None, **more):
+    """A declared tool."""
+    schema = {"type": "object", "properties": properties or {}, **more}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+TEXT = {"type": "string"}
+TOOLS = [
+    function("get_weather", {"city": TEXT, "unit": TEXT, "days": {"type": "integer"}}),
+    function("write_file", {"path": TEXT, "content": TEXT}),
+    function("write", {"content": TEXT}),
+    function("run_code", {"code": TEXT, "timeout": {"type": "integer"}}),
+    function("now"),
+]
+BODY = {"model": "qwen", "messages": [{"role": "user", "content": "x"}], "tools": TOOLS}
+
+
+def chunk(delta=None, finish=None, index=0, **extra):
+    """One chunk of a stream, as data."""
+    return {"id": "up", "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish}], **extra}
+
+
+def said(*texts, index=0):
+    return [chunk({"content": text}, index=index) for text in texts]
+
+
+def thought(*texts, key="reasoning_content"):
+    return [chunk({key: text}) for text in texts]
+
+
+def entry(index=None, id=None, name=None, args=None):
+    """A `tool_calls` entry with only those keys that are given; "-" stands for null."""
+    made: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
+    for target, key, value in ((made, "index", index), (made, "id", id), (inner, "name", name), (inner, "arguments", args)):  # fmt: skip
+        if value is not None:
+            target[key] = None if value == "-" else value
+    if inner:
+        made["function"] = inner
+    return made
+
+
+def calls(*entries, **delta):
+    """A chunk with these entries."""
+    return chunk({**delta, "tool_calls": list(entries)})
+
+
+def call(*arguments, **options):
+    """A chunk with one entry."""
+    return calls(entry(*arguments, **options))
+
+
+DONE = "[DONE]"
+
+
+def stream(*items):
+    """Server-sent events of chunks (or lists of them), strings and raw bytes."""
+    out = b""
+    for item in items:
+        if isinstance(item, list):
+            out += stream(*item)
+        elif isinstance(item, bytes):
+            out += item
+        else:
+            text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            out += f"data: {text}\n\n".encode()
+    return out
+
+
+def cut(raw, spots):
+    edges = [0, *sorted({spot % max(1, len(raw)) for spot in spots} - {0}), len(raw)]
+    return [raw[a:b] for a, b in pairwise(edges)]
+
+
+def decoded(body, **more):
+    return chat.decode({**BODY, **body, **more}, id="chatcmpl-1", created=7)
+
+
+def events(pieces, turn, *, profile=toolcalls.Profile(), repairs=None, dialect="compatible"):  # noqa: B008
+    """The events that pieces of an answer's bytes mean."""
+    sent, undo = adaptation.adapt(turn, names=True)
+    stages: list[Any] = [
+        sse.Decoder(),
+        DIALECTS[dialect].decoder(TARGET),
+        toolcalls.open(sent, profile, repairs),
+    ]
+    chain = Chain(*stages, *([undo] if undo is not None else []))
+    out = [event for piece in pieces for event in chain.feed(piece)]
+    return out + chain.close()
+
+
+def play(pieces, *, body=None, **options):
+    """(choices, error) as a client of a stream adds them up."""
+    turn = decoded(body or {}, stream=True)
+    encoder = chat.Encoder(turn)
+    out = [part for event in events(pieces, turn, **options) for part in encoder.feed(event)]
+    out += encoder.close()
+    usage = turn.include_usage
+    return read_stream(b"".join(out), usage=usage, legacy=turn.legacy_functions)
+
+
+def play_whole(raw, *, body=None, **options):
+    turn = decoded(body or {})
+    try:
+        answer = chat.whole(turn, events([raw], turn, **options))
+    except QproxyError as error:
+        return None, {"message": error.message}
+    return read_whole(json.loads(json.dumps(answer)), legacy=turn.legacy_functions), None
+
+
+def same(*items, repairs=None, **options):
+    """(choices, error): one and the same at any cut, streamed and whole."""
+    raw = stream(*items)
+    counted: Counter[str] = Counter()
+    first = play([raw], repairs=counted, **options)
+    if repairs is not None:
+        repairs.update(counted)
+    chance = random.Random(len(raw))
+    several = [chance.sample(range(len(raw)), min(len(raw), size)) for size in (1, 3, 9, 40)]
+    for pieces in ([raw[at : at + 1] for at in range(len(raw))], *(cut(raw, spots) for spots in several)):
+        again: Counter[str] = Counter()
+        assert play(pieces, repairs=again, **options) == first
+        assert again == counted
+    whole, failure = play_whole(raw, **options)
+    if first[1] is None:
+        assert whole == first[0]
+    else:
+        assert failure is not None
+    return first
+
+
+def meaning(*items, **options):
+    """(text, thought, calls, reason) of the only choice of an answer that succeeds."""
+    choices, error = same(*items, **options)
+    assert error is None, error
+    (choice,) = choices.values()
+    return choice["text"], choice["thought"], [tuple(call) for call in choice["calls"]], choice["reason"]

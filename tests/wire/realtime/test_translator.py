@@ -1,0 +1,529 @@
+"""What becomes of each event, both ways; what a client is told is judged by OpenAI's own types."""
+
+import base64
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.beta.realtime import RealtimeServerEvent as BetaEvent
+from openai.types.realtime import RealtimeServerEvent as ModernEvent
+
+from qproxy.emulator.realtime_session import Speaker, tone
+from qproxy.wire import json_codec as jsontext
+from qproxy.wire.realtime import ToClient, ToQwen, Translation, place, url
+
+
+def _by_type(union):
+    members = get_args(get_args(union)[0])
+    return {kind: model for model in members for kind in get_args(model.model_fields["type"].annotation)}
+
+
+WORDS = (
+    "session",
+    "response",
+    "item",
+    "error",
+    "type",
+    "id",
+    "event_id",
+    "item_id",
+    "content",
+    "role",
+    "status",
+    "output",
+    "usage",
+    "text",
+    "stash",
+    "audio",
+    "input",
+    "format",
+    "rate",
+    "voice",
+    "tools",
+    "tool_choice",
+    "name",
+    "function",
+    "modalities",
+    "output_modalities",
+    "turn_detection",
+    "silence_duration_ms",
+    "transcription",
+    "input_audio_transcription",
+    "image_url",
+    "audio_start_ms",
+    "audio_end_ms",
+    "input_tokens",
+    "input_tokens_details",
+    "conversation",
+    "max_output_tokens",
+)
+KINDS = (
+    "session.update",
+    "input_audio_buffer.append",
+    "input_audio_buffer.commit",
+    "conversation.item.create",
+    "response.create",
+    "session.created",
+    "conversation.item.created",
+    "conversation.item.done",
+    "response.output_item.done",
+    "response.done",
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.committed",
+    "error",
+    "conversation.item.input_audio_transcription.text",
+    "conversation.item.input_audio_transcription.completed",
+    "response.function_call_arguments.done",
+    "x",
+)
+JUDGES = {True: _by_type(ModernEvent), False: _by_type(BetaEvent)}
+
+
+def judge(event, modern):
+    """ValidationError unless it is an event of OpenAI's."""
+    JUDGES[modern][event["type"]].model_validate(event, strict=True)
+
+
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+FLAT, NESTED = {"type": "function", **FUNCTION}, {"type": "function", "function": FUNCTION}
+PCM = {"type": "audio/pcm", "rate": 24000}
+
+
+def translation(*, modern=True, **more):
+    return Translation("gpt-realtime", modern=modern, voices={"marin": "Cherry"}, event_prefix="e", **more)
+
+
+def heard(event, given=None):
+    """What Qwen hears of a client's event; an error fails the test."""
+    outs = list((given or translation()).from_client(json.dumps(event)))
+    assert all(isinstance(out, ToQwen) for out in outs), outs
+    return [out.event for out in outs]
+
+
+def session(**settings):
+    return {"type": "session.update", "session": settings}
+
+
+TRANSCRIPTION = {"model": "qwen3-asr-flash-realtime"}
+SETTINGS = {
+    "today's modalities": ({"output_modalities": ["audio"]}, {"modalities": ["text", "audio"]}),
+    "text alone": ({"output_modalities": ["text"]}, {"modalities": ["text"]}),
+    "the beta's modalities": ({"modalities": ["audio", "text"]}, {"modalities": ["text", "audio"]}),
+    "the beta's formats": (
+        {"input_audio_format": "pcm16", "output_audio_format": "pcm16"},
+        {"input_audio_format": "pcm", "output_audio_format": "pcm"},
+    ),
+    "today's formats": (
+        {"audio": {"input": {"format": PCM}, "output": {"format": PCM}}},
+        {"input_audio_format": "pcm", "output_audio_format": "pcm"},
+    ),
+    "a voice that is mapped": ({"audio": {"output": {"voice": "marin"}}}, {"voice": "Cherry"}),
+    "a voice of Qwen's": ({"voice": "Ethan"}, {"voice": "Ethan"}),
+    "a voice of OpenAI's": ({"voice": "alloy"}, {}),
+    "a voice by its id": ({"audio": {"output": {"voice": {"id": "mine"}}}}, {"voice": "mine"}),
+    "transcription": (
+        {"audio": {"input": {"transcription": {"model": "whisper-1", "prompt": "x", "language": "en"}}}},
+        {"input_audio_transcription": {"language": "en", **TRANSCRIPTION}},
+    ),
+    "the beta's transcription": (
+        {"input_audio_transcription": {}},
+        {"input_audio_transcription": TRANSCRIPTION},
+    ),
+    "no transcription": ({"input_audio_transcription": None}, {"input_audio_transcription": None}),
+    "turn detection": (
+        {"turn_detection": {"type": "server_vad", "silence_duration_ms": 50, "idle_timeout_ms": None}},
+        {"turn_detection": {"type": "server_vad", "silence_duration_ms": 200}},
+    ),
+    "today's turn detection": (
+        {"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "low"}}}},
+        {"turn_detection": {"type": "semantic_vad"}},
+    ),
+    "no turn detection": ({"audio": {"input": {"turn_detection": None}}}, {"turn_detection": None}),
+    "flat tools": ({"tools": [FLAT], "tool_choice": "auto"}, {"tools": [NESTED]}),
+    "nested tools": ({"tools": [NESTED]}, {"tools": [NESTED]}),
+    "no tools": ({"tools": [FLAT], "tool_choice": "none"}, {"tools": []}),
+    "a limit": ({"max_output_tokens": 100}, {"max_tokens": 100}),
+    "no limit": ({"max_response_output_tokens": "inf"}, {}),
+    "Qwen's own": (
+        {"top_k": 5, "enable_search": True, "seed": 1},
+        {"top_k": 5, "enable_search": True, "seed": 1},
+    ),
+    "words": (
+        {"instructions": "Be kind.", "temperature": 0.8},
+        {"instructions": "Be kind.", "temperature": 0.8},
+    ),
+    "echoes": ({"id": "s", "object": "realtime.session", "type": "realtime", "model": "gpt-realtime"}, {}),
+    "what has no meaning": ({"tracing": "auto", "truncation": "auto", "include": None, "speed": 1.0}, {}),
+}
+
+
+@pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_settings(wanted, expected):
+    """A session's settings reach Qwen in Qwen's words."""
+    assert heard(session(**wanted)) == [session(**expected)]
+
+
+@pytest.mark.parametrize(("wanted", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_qwen_takes_them(wanted, expected):
+    """The emulator, which is as strict as Alibaba's pages, takes what comes out."""
+    (event,) = heard(session(**wanted))
+    event["session"].pop("voice", None)
+    assert [told["type"] for told in Speaker("m").hear(event)] == ["session.updated"]
+
+
+def test_what_is_left_out_is_noted():
+    """What has no meaning for Qwen is named, and refused where the operator wants that."""
+    given = translation()
+    heard(session(voice="alloy", tracing="auto", tool_choice="required", tools=[FLAT]), given)
+    assert sorted(given.seen.ignored) == ["session.tool_choice", "session.tracing", "session.voice"]
+    (out,) = translation(strict=True).from_client(json.dumps(session(tracing="auto")))
+    assert isinstance(out, ToClient)
+    assert out.event["error"]["code"] == "unsupported_parameter"
+
+
+def test_tools_and_their_choice_may_come_apart():
+    """The choice that came before holds for the tools that come after it."""
+    given = translation()
+    heard(session(tools=[FLAT]), given)
+    assert heard(session(tool_choice="none"), given) == [session(tools=[])]
+    assert heard(session(instructions="x"), given) == [session(instructions="x")]
+    assert heard(session(tool_choice="auto"), given) == [session(tools=[NESTED])]
+
+
+PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,QUJD"}
+TEXT = {"type": "input_text", "text": "hi"}
+
+
+def item(*content, role="user"):
+    return {
+        "type": "conversation.item.create",
+        "item": {"type": "message", "role": role, "content": [*content]},
+    }
+
+
+RESULT = {
+    "type": "conversation.item.create",
+    "item": {"type": "function_call_output", "call_id": "c", "output": "4"},
+}
+EVENTS = {
+    "text": (item(TEXT), [item(TEXT)]),
+    "words of the model": (
+        item({"type": "output_text", "text": "a"}, role="assistant"),
+        [item({"type": "text", "text": "a"}, role="assistant")],
+    ),
+    "a picture": (item(PICTURE), [{"type": "input_image_buffer.append", "image": "QUJD"}]),
+    "a picture with words": (item(PICTURE, TEXT), [{"type": "input_image_buffer.append", "image": "QUJD"}, item(TEXT)]),
+    "a tool's result": (RESULT, [RESULT]),
+    "a plain response": ({"type": "response.create"}, [{"type": "response.create"}]),
+    "a response": (
+        {"type": "response.create", "event_id": "x", "response": {"instructions": "i", "output_modalities": ["text"], "metadata": {}}},
+        [{"type": "response.create", "event_id": "x", "response": {"instructions": "i", "modalities": ["text"]}}],
+    ),
+    "cancel": ({"type": "response.cancel"}, [{"type": "response.cancel"}]),
+    "clear": ({"type": "input_audio_buffer.clear"}, [{"type": "input_audio_buffer.clear"}]),
+    "an empty commit": ({"type": "input_audio_buffer.commit"}, [{"type": "input_audio_buffer.commit"}]),
+    "something new": ({"type": "new.thing", "a": [1]}, [{"type": "new.thing", "a": [1]}]),
+    "an odd item": ({"type": "conversation.item.create", "item": 1}, [{"type": "conversation.item.create", "item": 1}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "expected"), EVENTS.values(), ids=EVENTS)
+def test_events_of_the_client(event, expected):
+    """Each event reaches Qwen as it can take it; those that nobody knows pass."""
+    assert heard(event) == expected
+
+
+REFUSED = {
+    "no JSON": ("{", None, "invalid_json"),
+    "a binary frame": (b"{}", None, "invalid_event"),
+    "no object": ("[]", "type", "invalid_event"),
+    "no type": ("{}", "type", "invalid_event"),
+    "too deep": ('{"type": "x", "a": ' + "[" * 200 + "]" * 200 + "}", None, "invalid_value"),
+    "no session": (session() | {"session": 1}, "session", "invalid_value"),
+    "another type": (session(type="transcription"), "session.type", "invalid_value"),
+    "a format": (session(input_audio_format="g711_ulaw"), "session.input_audio_format", "invalid_value"),
+    "today's format": (session(audio={"output": {"format": {"type": "audio/pcmu"}}}), "session.audio.output.format", "invalid_value"),
+    "a rate": (session(audio={"input": {"format": {"type": "audio/pcm", "rate": 44100}}}), "session.audio.input.format.rate", "invalid_value"),
+    "modalities": (session(modalities=["video"]), "session.modalities", "invalid_value"),
+    "a voice": (session(voice=1), "session.voice", "invalid_value"),
+    "a tool without a name": (session(tools=[{"type": "function"}]), "session.tools[0].name", "invalid_value"),
+    "a tool of this server": (session(tools=[{"type": "qproxy", "name": "f"}]), "session.tools[0]", "invalid_value"),
+    "sound that is none": ({"type": "input_audio_buffer.append", "audio": "?"}, "audio", "invalid_value"),
+    "no sound": ({"type": "input_audio_buffer.append"}, "audio", "invalid_value"),
+    "sound in an item": (item({"type": "input_audio", "audio": ""}), "item.content[0].type", "invalid_value"),
+    "a picture from the web": (item({"type": "input_image", "image_url": "https://x.test/a.png"}), "item.content[0].image_url", "invalid_value"),
+    "outside of the conversation": ({"type": "response.create", "response": {"conversation": "none"}}, "response.conversation", "invalid_value"),
+    "with other items": ({"type": "response.create", "response": {"input": []}}, "response.input", "invalid_value"),
+    "a transcription session": ({"type": "transcription_session.update"}, "type", "unsupported_event"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "param", "code"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("modern", [True, False])
+def test_mistakes_of_the_client(event, param, code, modern):
+    """A mistake is an error event that names the field and the event; nothing of it reaches Qwen."""
+    if isinstance(event, dict):
+        event = json.dumps({**event, "event_id": "mine"})
+    (out,) = translation(modern=modern).from_client(event)
+    assert isinstance(out, ToClient)
+    judge(out.event, modern)
+    assert (out.event["error"]["param"], out.event["error"]["code"]) == (param, code)
+    assert out.event["error"]["type"] == "invalid_request_error"
+    assert out.event["error"]["event_id"] == ("mine" if isinstance(event, str) and "mine" in event else None)
+
+
+def test_sound_goes_in_at_16_khz_in_small_pieces():
+    """A second at 24 kHz is a second at 16 kHz, whatever its pieces, and a commit brings the filter's rest."""
+    given = translation()
+    data = base64.b64encode(tone(440, 1.0)).decode()
+    outs = heard({"type": "input_audio_buffer.append", "audio": data, "event_id": "x"}, given)
+    outs += heard({"type": "input_audio_buffer.commit"}, given)
+    assert {out["type"] for out in outs[:-1]} == {"input_audio_buffer.append"}
+    assert [out.get("event_id") for out in outs] == [None, "x", None, None]
+    sizes = [len(base64.b64decode(out["audio"])) for out in outs[:-1]]
+    assert max(sizes) <= 16_000
+    assert 32_000 <= sum(sizes) < 32_200
+
+
+def test_sound_at_qwens_own_rate_passes():
+    """A client that says 16 kHz is heard as it is, and told so."""
+    given = translation()
+    format = {"type": "audio/pcm", "rate": 16000}
+    heard(session(audio={"input": {"format": format}}), given)
+    event = {"type": "input_audio_buffer.append", "audio": base64.b64encode(b"\x01\x02" * 50).decode()}
+    assert heard(event, given) == [event]
+    (told,) = told_of({"type": "session.updated", "session": {}}, given)
+    assert told["session"]["audio"]["input"]["format"] == format
+
+
+# From Qwen
+
+
+def told_of(event, given=None):
+    """What a client is told of an event of Qwen's."""
+    text = event if isinstance(event, str | bytes) else json.dumps(event)
+    return [out.event for out in (given or translation()).from_qwen(text)]
+
+
+def conversation(**settings):
+    """All that the emulator says in a session: text, sound and a tool call."""
+    speaker = Speaker("qwen-realtime")
+    quiet = {"turn_detection": None, "input_audio_transcription": {"model": "m"}, **settings}
+    heard_sound = base64.b64encode(tone(440, 0.3, 16_000)).decode()
+    for event in (
+        None,
+        session(**quiet),
+        item(TEXT),
+        {"type": "response.create"},
+        {"type": "input_audio_buffer.append", "audio": heard_sound},
+        {"type": "input_audio_buffer.commit"},
+        {"type": "response.create"},
+        {"type": "response.cancel"},
+        session(tools=[NESTED], modalities=["text"]),
+        item(TEXT),
+        {"type": "response.create"},
+        RESULT,
+        {"type": "response.create"},
+        {"type": "input_audio_buffer.clear"},
+        session(voice="alloy"),
+    ):
+        yield from speaker.begin() if event is None else speaker.hear(event)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_whole_conversations_have_openais_types(modern):
+    """Every event of a session with text, sound and tools is one that OpenAI's client knows, with every field it wants."""
+    given = translation(modern=modern)
+    kinds = []
+    for event in conversation():
+        for told in told_of(event, given):
+            judge(told, modern)
+            kinds.append(told["type"])
+    names = {
+        "response.output_text.delta",
+        "response.output_audio.delta",
+        "conversation.item.added",
+        "conversation.item.done",
+    }
+    assert names <= set(kinds) if modern else not names & set(kinds)
+    assert "conversation.item.input_audio_transcription.delta" in kinds
+    assert kinds.count("response.done") == given.seen.responses == 4
+    assert (
+        given.seen.usage.prompt_tokens,
+        given.seen.usage.completion_tokens,
+        given.seen.usage.total_tokens,
+    ) == (40, 20, 60)
+    assert not given._telling._open
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_newer_servers_are_understood(modern):
+    """A server that speaks today's names already is told the same way."""
+    old, new = translation(modern=modern), translation(modern=modern)
+    for event in conversation():
+        expected = told_of(json.dumps(event), old)
+        newer = json.loads(json.dumps(event))
+        from qproxy.wire.realtime import event_names as names
+
+        names.modern(newer)
+        got = told_of(newer, new)
+        assert [told["type"] for told in got] == [told["type"] for told in expected]
+
+
+def test_a_client_hears_its_own_names():
+    """The model, the voice and the tools are called what the client calls them."""
+    given = translation()
+    heard(session(voice="marin", tools=[FLAT]), given)
+    qwens = {
+        "model": "qwen-x",
+        "voice": "Cherry",
+        "tools": [NESTED],
+        "modalities": ["text", "audio"],
+        "top_k": 5,
+    }
+    (told,) = told_of({"type": "session.updated", "session": qwens}, given)
+    about = told["session"]
+    assert (about["model"], about["tools"], about["top_k"]) == ("gpt-realtime", [FLAT], 5)
+    assert about["audio"]["output"]["voice"] == "marin"
+    (told,) = told_of({"type": "response.created", "response": {"id": "r", "voice": "Cherry"}}, given)
+    assert told["response"]["audio"]["output"]["voice"] == "marin"
+
+
+def test_an_event_that_comes_twice_is_told_once():
+    """Servers that say an event under both names use one id for it."""
+    given = translation()
+    event = {"type": "response.text.delta", "event_id": "1", "delta": "a"}
+    assert len(told_of(event, given)) == 1
+    assert told_of({**event, "type": "response.output_text.delta"}, given) == []
+    assert told_of({"type": "x"}, given)[0]["event_id"] == "e1"
+
+
+def test_memory_is_bounded():
+    """A session that never ends does not remember all of it."""
+    given = translation()
+    for number in range(2000):
+        told_of({"type": "conversation.item.created", "event_id": str(number), "item": {"id": str(number), "status": "in_progress", "type": "function_call", "name": "f"}}, given)  # fmt: skip
+        told_of(
+            {"type": "conversation.item.input_audio_transcription.text", "item_id": str(number), "text": "a"},
+            given,
+        )
+    telling = given._telling
+    assert max(map(len, (telling._events, telling._open, telling._calls, telling._heard))) <= 512
+
+
+def test_the_name_of_a_call_is_found():
+    """The end of a call's arguments names its function, where only its item did."""
+    given = translation()
+    told_of(
+        {"type": "response.output_item.added", "item": {"id": "i", "type": "function_call", "name": "f"}},
+        given,
+    )
+    (told,) = told_of(
+        {"type": "response.function_call_arguments.done", "item_id": "i", "arguments": "{}"}, given
+    )
+    assert told["name"] == "f"
+
+
+def test_what_is_certain_of_a_transcription_is_told_piece_by_piece():
+    """Qwen repeats the certain text and guesses the rest; a client gets what is new and certain."""
+    given = translation()
+    kind = "conversation.item.input_audio_transcription"
+    told = []
+    for text, stash in (
+        ("", "hel"),
+        ("hello", "wor"),
+        ("hello", "world"),
+        ("hello world", ""),
+        ("other", ""),
+    ):
+        told += told_of({"type": f"{kind}.text", "item_id": "i", "text": text, "stash": stash}, given)
+    assert [(event["type"], event["delta"]) for event in told] == [
+        (f"{kind}.delta", "hello"),
+        (f"{kind}.delta", " world"),
+    ]
+
+
+ERRORS = {
+    "whole": (
+        {"type": "invalid_request_error", "code": "c", "message": "m", "param": "p", "event_id": "x"},
+        "m",
+    ),
+    "bare": ({"message": "m"}, "m"),
+    "a string": ("m", "m"),
+    "nothing": (None, "The model's server reports an error."),
+    "odd": ({"type": 1, "code": 2, "message": 3, "param": []}, "The model's server reports an error."),
+}
+
+
+@pytest.mark.parametrize(("error", "message"), ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("modern", [True, False])
+def test_errors_of_the_server(error, message, modern):
+    """An error has every key that OpenAI's has."""
+    (told,) = told_of({"type": "error", "error": error}, translation(modern=modern))
+    judge(told, modern)
+    assert told["error"]["message"] == message
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": 1}', b"\x00\xff", '{"type": null}'], ids=repr)
+def test_what_is_no_event(text):
+    """Something that is no event is an error event, and none of it is repeated."""
+    (told,) = told_of(text)
+    assert told["error"]["code"] == "upstream_invalid_response"
+    assert "nonsense" not in told["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["session.created", "response.done", "response.created", "conversation.item.created", "response.output_item.done", "error"])  # fmt: skip
+@pytest.mark.parametrize("value", [None, 1, "x", [], [1], {}, {"output": 1, "usage": 1, "content": 1}, {"output": [1], "usage": {"input_tokens": "x"}, "content": [1], "role": "assistant"}], ids=repr)  # fmt: skip
+@pytest.mark.parametrize("modern", [True, False])
+def test_odd_shapes_pass(kind, value, modern):
+    """An event whose parts have other shapes than they should still reaches the client."""
+    told = told_of(
+        {"type": kind, "session": value, "response": value, "item": value, "error": value},
+        translation(modern=modern),
+    )
+    assert told
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(KINDS), st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6)), max_size=4), st.booleans())  # fmt: skip
+def test_nothing_breaks_a_session(said, modern):
+    """Whatever JSON either end says, something goes out for it or nothing does, and it is JSON."""
+    given_one = translation(modern=modern)
+    for from_client, kind, event in said:
+        text = json.dumps({**event, "type": kind})
+        for out in given_one.from_client(text) if from_client else given_one.from_qwen(text):
+            jsontext.dumps(out.event)
+            assert isinstance(out.event["type"], str)
+
+
+def test_the_end_of_a_session_is_noted():
+    """Qwen's last word is nothing that OpenAI's clients know."""
+    given = translation()
+    assert told_of({"type": "session.finished"}, given) == []
+    assert given.seen.finished
+
+
+def test_places():
+    """The realtime models are at their own place of an account's host."""
+    at = place("https://dashscope-intl.aliyuncs.com/compatible-mode/v1")
+    assert at == "https://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
+    assert url(at, "a b/c") == at + "?model=a%20b%2Fc"
+    assert url("wss://x.test/r?k=1", "m") == "https://x.test/r?k=1&model=m"
+    assert url("ws://x.test/r", "m") == "http://x.test/r?model=m"

@@ -1,0 +1,106 @@
+"""Whatever JSON comes in, from a client or from a server, is read or refused with an error of ours: never a surprise.
+
+A well-formed body is taken, any value in it is exchanged for any other JSON, and it goes the whole way through `wire`.
+"""
+
+import copy
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire import sse
+from qproxy.wire import tool_adapter as adaptation
+from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire.dialects import (
+    DIALECTS,
+    Target,
+)
+from qproxy.wire.dialects import (
+    error_mapping as errors,
+)
+from qproxy.wire.dialects import (
+    prompt_tools as prompt,
+)
+from qproxy.wire.dialects import (
+    request_rules as rules,
+)
+from qproxy.wire.endpoints import ENDPOINTS
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.events import Turn
+from qproxy.wire.pipeline import Chain
+from tests.wire.strangers import ANSWERS, ASK, ASKS, mutated, mutations
+from tests.wire.strategies import TOOLS, examples
+
+
+def encoded(endpoint, turn, events):
+    """What a client gets of the events, streamed and whole."""
+    encoder = endpoint.encoder(turn)
+    for event in copy.deepcopy(events):
+        list(encoder.feed(event))
+    list(encoder.close())
+    with suppress(QproxyError):
+        json.dumps(endpoint.whole(turn, events))
+
+
+def turn_for(endpoint):
+    asked = {**ASKS.get(endpoint.path, ASK), "response_format": {"type": "text"}}
+    return endpoint.decode(asked, **CONTEXT)
+
+
+CONTEXT = {"id": "x-1", "created": 1, "default_model": None, "max_messages": 100}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_any_answer(dialect, kind):
+    """Any JSON from a server is events or an error of ours, streamed and whole."""
+
+    @given(mutations(ANSWERS[kind]), st.booleans())
+    @examples(120)
+    def check(changes, named):
+        body = mutated(ANSWERS[kind], changes)
+        text = json.dumps(body).encode()
+        turn = Turn(id="c", created=0, model="m", messages=[], tools=TOOLS)
+        target = Target("http://h/v1", "m")
+        with suppress(QproxyError):
+            chain = Chain(sse.Decoder(), DIALECTS[dialect].decoder(target), toolcalls.open(turn))
+            data = b"event: error\n" * named + b"data: " + text + b"\n\n"
+            events = [*chain.feed(data * 2), *chain.close()]
+            for endpoint in ENDPOINTS:
+                encoded(endpoint, turn_for(endpoint), events)
+        with suppress(QproxyError):
+            DIALECTS[dialect].whole(json.loads(text), target)
+        for status in (400, 429, 500):
+            assert isinstance(errors.upstream_error(status, (), text), QproxyError)
+
+    check()
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_any_request(endpoint):
+    """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of 4xx."""
+
+    asked = ASKS.get(endpoint.path, ASK)
+
+    @given(mutations(asked))
+    @examples(400)
+    def check(changes):
+        body, refusal = json.loads(json.dumps(mutated(asked, changes))), None
+        try:
+            turn = endpoint.decode(body, **CONTEXT)
+            for dialect in DIALECTS.values():
+                for family in ("dashscope", "open"):
+                    adapted, _ = adaptation.adapt(turn, names=family == "dashscope")
+                    sent = rules.apply(adapted, model=turn.model, family=family).turn
+                    for form in (sent, prompt.written(sent, "auto", turn.model)):
+                        dialect.request(form, Target("http://h/v1", turn.model, family=family))
+        except QproxyError as error:
+            refusal = error
+        if refusal is not None:
+            assert 400 <= refusal.status < 500
+            json.dumps(refusal.body())
+
+    check()

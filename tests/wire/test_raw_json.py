@@ -1,0 +1,139 @@
+"""What a client wrote goes on as it was written, unless somebody has changed it."""
+
+import json
+import operator
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire import raw_json as verbatim
+from qproxy.wire.raw_json import LEAST, Body
+from tests.helpers import HELLO, world
+
+LONG = [{"role": "user", "content": "x" * LEAST}]
+LONGER = st.builds(operator.mul, st.text(alphabet='aé好🙂\\"', max_size=5), st.integers(0, LEAST))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=8), VALUES, max_size=6),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.text(" \n\t", max_size=3),
+)
+def test_reads_what_json_reads(value, indent, ascii_only, blank):
+    """Any object, however it is laid out, is read as it is; and written again it says the same."""
+    data = (blank + json.dumps(value, indent=indent, ensure_ascii=ascii_only) + blank).encode(
+        "utf-8", "surrogatepass"
+    )
+    body = verbatim.read(data)
+    assert body == value
+    texts = body.texts if isinstance(body, Body) else None  # nothing is worth remembering of an empty one
+    assert (texts is None) is (value == {})
+    assert json.loads(verbatim.dumps(body, texts)) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "1", '"a"', "null", "{}", ' {"a": {}} ', '{"a": 1, "a": 2}', '\ufeff{"a": 1}']
+)
+def test_reads_other_things_too(text):
+    """What is no object, or an odd one, is read as JSON reads it."""
+    assert verbatim.read(text.encode()) == json.loads(text.removeprefix("\ufeff"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"a"',
+        '{"a":',
+        '{"a": 1',
+        '{"a": 1,',
+        '{"a": 1,}',
+        "{1: 2}",
+        '{"a": 1} x',
+        '{"a" 1}',
+        '{"a": NaN}',
+        '{"a": 01}',
+    ],
+)
+def test_refuses_what_is_not_json(text):
+    """The error is JSON's own, with its position."""
+    with pytest.raises(ValueError, match=r"char|JSON"):
+        verbatim.read(text.encode())
+
+
+def test_a_value_that_is_changed_is_written_anew():
+    """Only the very object that was read goes on as it was written; an equal one does not."""
+    data = json.dumps({"messages": LONG, "n": 1}, indent=4).encode()
+    body = verbatim.read(data)
+    assert verbatim.dumps({"messages": body["messages"]}, body.texts).count(b"\n") > 2
+    assert verbatim.dumps({"messages": list(body["messages"])}, body.texts).count(b"\n") == 0
+    assert verbatim.dumps({"messages": body["messages"]}, None).count(b"\n") == 0
+
+
+@given(
+    st.lists(LONGER | LONGER.map(lambda text: [text]), max_size=4),
+    st.booleans(),
+    st.sampled_from(["", "\ufeff"]),
+)
+def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
+    """Whatever characters stand before, in and behind a value, its own bytes are those that were read."""
+    value = {f"å{number}": one for number, one in enumerate(values)}
+    data = (mark + json.dumps(value, indent=1, ensure_ascii=ascii_only)).encode()
+    body = verbatim.read(data)
+    for name in body:
+        written = json.dumps(body[name], ensure_ascii=ascii_only, indent=1).replace("\n", "\n ")
+        said = body.texts.text(body[name]) if isinstance(body, Body) else None
+        assert (said is None) is (len(written) < LEAST)
+        assert said is None or bytes(said).decode() == written
+    assert json.loads(verbatim.dumps(body, getattr(body, "texts", None))) == value
+
+
+def test_what_is_large_is_copied_once():
+    """A body is read in room for its text and its values, and written in room for what is sent."""
+    data = json.dumps({"model": "m", "messages": [{"content": "x" * 1_000_000}], "tools": LONG}).encode()
+
+    def room(work):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = work()
+        return result, (tracemalloc.get_traced_memory()[1] - before) / len(data)
+
+    tracemalloc.start()
+    try:
+        body, reading = room(lambda: verbatim.read(data))
+        sent, writing = room(lambda: verbatim.dumps(dict(body), body.texts))
+    finally:
+        tracemalloc.stop()
+    assert json.loads(sent) == json.loads(data)
+    assert reading < 2.1
+    assert writing < 1.1
+
+
+async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
+    """Spaces, escapes and the order of keys are the client's own, so that Qwen's prefix cache finds what it knows."""
+    text = '[{"content" : "%s", "role":\n "user"}]' % ("\\u00e9" * LEAST)
+    raw = f'{{"model": "{HELLO["model"]}", "messages": {text}}}'
+    seen = []
+    async with world() as it:
+        plain = it.server.relay.transport.send
+
+        async def send(request):
+            seen.append(request.body)
+            return await plain(request)
+
+        monkeypatch.setattr(it.server.relay.transport, "send", send)
+        status, _, _ = await it.post(raw.encode())
+        assert status == 200
+        assert text.encode() in seen[0]
+        status, _, _ = await it.post(raw.replace('"user"', '"developer"').encode())
+        assert text.encode() not in seen[1]
+        assert json.loads(seen[1])["messages"][0]["role"] == "system"

@@ -1,0 +1,150 @@
+"""Tools that Qwen cannot take: changed on the way in, undone on the way out."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qproxy.wire import tool_schemas as schemas
+from qproxy.wire.events import Arguments, Finish, ToolCall, Turn
+from qproxy.wire.tool_adapter import adapt, stand_in
+
+
+def named(*names):
+    return [{"type": "function", "function": {"name": name}} for name in names]
+
+
+PATCH = {"type": "custom", "custom": {"name": "patch", "description": "Apply a patch."}}
+
+
+def adapted(tools, messages=(), choice=None) -> tuple[Turn, Any]:
+    """The changed turn, and the stage that undoes the change."""
+    return adapt(turn(tools, messages, choice), names=True)
+
+
+def turn(tools, messages=(), choice=None):
+    return Turn("chatcmpl-1", 0, "m", list(messages), tools=tools, tool_choice=choice)
+
+
+def test_what_qwen_takes_is_not_touched():
+    """The very same turn, and nothing to undo."""
+    plain = turn(named("a", "b-c_9"))
+    assert adapt(plain, names=True) == (plain, None)
+    picky = turn(named("a.b"))
+    assert adapt(picky, names=False) == (picky, None)
+
+
+@pytest.mark.parametrize("name", ["search", "a.b", "mcp/tool:x", "x" * 65, "größe", "a b"])
+def test_names(name):
+    """A name that Qwen refuses gets a stand-in in tools, choice and history, and comes back as it was."""
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "name": name, "content": "x"},
+    ]
+    choice = {"type": "function", "function": {"name": name}}
+    changed, undo = adapted(named(name, "fine"), messages, choice)
+    (new,) = {tool["function"]["name"] for tool in changed.tools} - {"fine"}
+    assert new not in (name, "search")
+    assert len(new) <= 64
+    assert new.isascii()
+    assert changed.tool_choice["function"]["name"] == new
+    assert changed.messages[0]["tool_calls"][0]["function"]["name"] == new
+    assert changed.messages[1]["name"] == new
+    assert messages[0]["tool_calls"][0]["function"]["name"] == name  # the client's own objects are not edited
+    out = list(undo.feed(ToolCall(0, "1", new)))
+    assert out == [ToolCall(0, "1", name)]
+    assert list(undo.feed(Arguments(0, "{}"))) == [Arguments(0, "{}")]
+
+
+def test_a_name_that_is_no_longer_declared():
+    """A call of the history gets a stand-in for its name also where no tool has it any more."""
+    call = {"id": "1", "type": "function", "function": {"name": "a.b", "arguments": "{}"}}
+    changed, undo = adapted([], [{"role": "assistant", "tool_calls": [call]}])
+    assert changed.messages[0]["tool_calls"][0]["function"]["name"] == "a_b"
+    assert undo is not None
+
+
+def test_stand_ins_do_not_collide():
+    """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same one."""
+    used = {"a.b", "a/b", "c.d", "c_d", "x" * 65, "x" * 66}
+    stand_ins = {stand_in(name, used) for name in used}
+    assert len(stand_ins) == len(used)
+    assert stand_in("a.b", used) == stand_in("a.b", used)
+
+
+def test_custom_tools_become_functions():
+    """A custom tool, its choice and its calls in the history become a function of one string."""
+    history = [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "custom", "custom": {"name": "patch", "input": 'a "b"'}}],
+        }
+    ]
+    read = schemas.read({"tools": [PATCH], "tool_choice": {"type": "custom", "custom": {"name": "patch"}}})
+    changed, _ = adapt(turn(read.tools, history, read.tool_choice), names=True)
+    (tool,) = changed.tools
+    assert tool["function"]["name"] == "patch"
+    assert tool["function"]["parameters"]["required"] == ["input"]
+    assert changed.tool_choice == {"type": "function", "function": {"name": "patch"}}
+    call = changed.messages[0]["tool_calls"][0]
+    assert call["type"] == "function"
+    assert json.loads(call["function"]["arguments"]) == {"input": 'a "b"'}
+
+
+def test_a_grammar_is_told():
+    """The format of a custom tool is for the model to read."""
+    form = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "x"'}}
+    custom = {"type": "custom", "name": "p", "format": form}
+    changed, _ = adapt(turn(schemas.read({"tools": [custom]}).tools), names=True)
+    assert 'start: "x"' in json.dumps(changed.tools).replace('\\"', '"')
+
+
+def unwrapped(text, cuts=()):
+    """What a client gets of a custom call whose arguments the model wrote as `text`."""
+    _, undo = adapted([PATCH])
+    spots = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+    events: list[Any] = [ToolCall(0, "1", "patch")]
+    events += [Arguments(0, text[a:b]) for a, b in itertools.pairwise(spots) if a < b]
+    out = [event for item in [*events, Finish("tool_calls")] for event in undo.feed(item)]
+    assert out[0] == ToolCall(0, "1", "patch", custom=True)
+    assert out[-1] == Finish("tool_calls")
+    return "".join(event.text for event in out if isinstance(event, Arguments))
+
+
+INPUTS = {
+    "plain": ('{"input": "*** Begin\\n\\"x\\""}', '*** Begin\n"x"'),
+    "other keys first": ('{"why": {"a": [1]}, "input": "x"}', "x"),
+    "other keys after": ('{"input": "x", "n": 1}', "x"),
+    "cut": ('{"input": "abc', "abc"),
+    "no JSON": ("*** Begin Patch", "*** Begin Patch"),
+    "a string": ('"abc"', '"abc"'),
+    "not text": ('{"input": {"a": 1}}', '{"a": 1}'),
+    "empty": ("{}", ""),
+    "another key": ('{"patch": "x"}', '{"patch": "x"}'),
+    "a pair of escapes": ('{"input": "\\ud83c\\udf0a"}', "🌊"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), INPUTS.values(), ids=INPUTS.keys())
+def test_inputs(text, expected):
+    """The client gets the bare input, whatever JSON the model made of it, at any cut."""
+    assert unwrapped(text) == unwrapped(text, range(len(text))) == expected
+
+
+@given(st.text(), st.lists(st.integers(0, 200), max_size=6), st.booleans())
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_any_input(text, cuts, ascii):
+    """Any text goes through as it was, wherever the stream was cut."""
+    assert unwrapped(json.dumps({"input": text}, ensure_ascii=ascii), cuts) == text
+
+
+def test_inputs_flow():
+    """The input is passed on as it comes."""
+    _, undo = adapted([PATCH])
+    list(undo.feed(ToolCall(0, "1", "patch")))
+    assert list(undo.feed(Arguments(0, '{"input": "abc'))) == [Arguments(0, "abc")]
+    assert list(undo.feed(Arguments(0, "def"))) == [Arguments(0, "def")]

@@ -1,0 +1,30 @@
+"""The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds up."""
+
+from qproxy.wire.conformance import breaches
+
+
+def check(events):
+    """AssertionError when the events break the contract."""
+    found = list(breaches(events))
+    assert not found, found
+
+
+def fold(events):
+    """What a client adds up: per choice (text, thoughts, [(name, arguments)], reason)."""
+    out: dict[int, dict] = {}
+    for event in events:
+        if not hasattr(event, "choice"):
+            continue
+        choice = out.setdefault(event.choice, {"text": "", "thought": "", "calls": [], "reason": None})
+        kind = type(event).__name__
+        if kind == "Text":
+            choice["text"] += event.text
+        elif kind == "Reasoning":
+            choice["thought"] += event.text
+        elif kind == "ToolCall":
+            choice["calls"].append([event.id, event.name, ""])
+        elif kind == "Arguments":
+            choice["calls"][event.index][2] += event.text
+        elif kind == "Finish":
+            choice["reason"] = event.reason
+    return out

@@ -1,0 +1,61 @@
+"""The types that a parameter's schema allows, for values that a model wrote as text: right, and cheap to find."""
+
+import pytest
+
+from qproxy.wire.tool_calls import coercion as values
+
+ROOT = {"$defs": {"n": {"type": ["integer", "null"]}, "t": {"$ref": "#/$defs/n"}}}
+CASES = {
+    "a type": ({"type": "integer"}, {"integer"}),
+    "types": ({"type": ["Integer", "null"]}, {"integer", "null"}),
+    "types in other words": ({"type": "str"}, {"string"}),
+    "a reference to a reference": ({"$ref": "#/$defs/t"}, {"integer", "null"}),
+    "a reference to nowhere": ({"$ref": "#/$defs/x"}, set()),
+    "branches": ({"anyOf": [{"type": "array"}, {"$ref": "#/$defs/n"}]}, {"array", "integer", "null"}),
+    "an enum": ({"enum": [1, "a"]}, {"integer", "string"}),
+    "a const": ({"const": True}, {"boolean"}),
+    "by its keywords": ({"items": {}, "nullable": True}, {"array", "null"}),
+    "a type that is none": ({"type": 5}, set()),
+    "branches that are none": ({"anyOf": {"type": "array"}}, set()),
+    "no schema": (True, set()),
+}
+
+
+@pytest.mark.parametrize(("schema", "kinds"), CASES.values(), ids=CASES.keys())
+def test_kinds(schema, kinds):
+    """Types come from type, references, branches, enum, const and the other keywords, in this order."""
+    assert values.kinds(schema, ROOT) == kinds
+
+
+class Counted(dict):
+    """A schema that counts how often a keyword of it is looked up."""
+
+    lookups = 0
+
+    def get(self, key, default=None):
+        Counted.lookups += 1
+        return super().get(key, default)
+
+
+WIDE = Counted(anyOf=[Counted({"$ref": "#"}) for _ in range(300)])
+DOUBLING = Counted(
+    {f"d{n}": Counted(anyOf=[Counted({"$ref": f"#/d{n + 1}"})] * 2) for n in range(22)},
+    anyOf=[{"$ref": "#/d0"}],
+)
+CIRCLE = Counted({"$ref": "#"})
+
+
+@pytest.mark.parametrize("root", [WIDE, DOUBLING, CIRCLE], ids=["wide", "doubling", "circle"])
+def test_a_schema_that_unfolds_costs_little(root):
+    """300 references to the root would be looked at 300**4 times: MAX_NODES subschemas are, then no more."""
+    Counted.lookups = 0
+    values.kinds(root, root)
+    assert Counted.lookups <= 12 * values.MAX_NODES
+
+
+def test_a_long_list_costs_little():
+    """Of types, branches and an enum only the first MAX_NODES are looked at."""
+    many = 1_000_000
+    assert values.kinds({"enum": [1] * values.MAX_NODES + ["a"] * many}, {}) == {"integer"}
+    assert values.kinds({"type": ["null"] * values.MAX_NODES + ["string"] * many}, {}) == {"null"}
+    assert values.kinds({"anyOf": [{}] * values.MAX_NODES + [{"type": "string"}] * many}, {}) == set()

@@ -1,0 +1,100 @@
+"""Properties of the whole of `toolcalls`: what was composed is read back, at any cut; nothing breaks it."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire.events import Done, Finish, Reasoning, Text, Turn
+from tests.wire.strategies import TOOLS, examples, joined, prose, replies
+from tests.wire.tool_call_contract import check, fold
+
+TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)
+PROFILES = [
+    toolcalls.Profile(),
+    toolcalls.Profile(implied_think=True),
+    toolcalls.Profile(bare_json=True),
+    toolcalls.Profile(react=True),
+    toolcalls.Profile(cumulative=True),
+]
+
+
+def cut(text, places):
+    """The text cut at places given as fractions of its length."""
+    spots = sorted({int(place * len(text)) for place in places} - {0, len(text)})
+    return [text[a:b] for a, b in zip([0, *spots], [*spots, len(text)], strict=True)]
+
+
+def play(pieces, finish="stop", profile=PROFILES[0], kind=Text):
+    stage = toolcalls.open(TURN, profile)
+    out = [event for piece in pieces for event in stage.feed(kind(piece))]
+    for end in (Finish(finish), Done()):
+        out += stage.feed(end)
+    out += stage.close()
+    check(out)
+    return out
+
+
+cuts = st.lists(st.floats(0, 1), max_size=12)
+
+
+@given(replies(), cuts)
+@examples(250)
+def test_what_was_composed_is_read_back(pieces, places):
+    """Random replies in any mixture of spellings: the text and the calls that went in come out."""
+    written, shown, calls = joined(pieces)
+    folded = fold(play(cut(written, places)))[0]
+    assert [(name, json.loads(text)) for _, name, text in folded["calls"]] == calls
+    assert folded["text"] == shown
+    assert folded["reason"] == ("tool_calls" if calls else "stop")
+
+
+@given(replies(), prose, cuts)
+@examples(100)
+def test_thoughts_before_a_reply(pieces, thought, places):
+    """A thought before the reply changes nothing about it."""
+    written, shown, calls = joined(pieces)
+    folded = fold(play(cut(f"<think>{thought}</think>{written}", places)))[0]
+    assert [(name, json.loads(text)) for _, name, text in folded["calls"]] == calls
+    assert folded["text"].strip() == shown.strip()
+    assert folded["thought"] == thought.strip()
+
+
+FRAGMENTS = [
+    "<tool_call>", "</tool_call>", "<function=", "alpha", ">", "</function>", "<parameter=", "a>", "</parameter>", "\n", " ", "{", "}", "[", "]",
+    '"', ":", ",", '"name"', '"arguments"', '"alpha"', "\\", "```", "`", "<think>", "</think>", "✿FUNCTION✿", "✿ARGS✿", "✿RESULT✿", "word",
+    "Action:", "Action Input:", "Observation:", "<code>", "</code>", "\r", "\ud83c", "null", "1", '{"name": "alpha", "arguments": {"a": "b"}}', "<", "/", "=",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join), cuts, st.sampled_from(["stop", "length", "tool_calls", ""]), st.sampled_from(PROFILES[:4]), st.sampled_from([Text, Reasoning]))  # fmt: skip
+@examples(500)
+def test_no_text_breaks_it(text, places, finish, profile, kind):
+    """Whatever a model writes: nothing raises, the contract holds, and the cut makes no difference."""
+    assert fold(play(cut(text, places), finish, profile, kind)) == fold(play([text], finish, profile, kind))
+
+
+@given(replies(), st.data(), cuts)
+@examples(200)
+def test_mutated_replies(pieces, data, places):
+    """A reply with pieces deleted, doubled or inserted anywhere: the same at any cut, and no word of prose is lost."""
+    written = joined(pieces)[0]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(written)))
+        size = data.draw(st.integers(0, 6))
+        put = data.draw(st.sampled_from(["", "", *FRAGMENTS, written[at : at + 9]]))
+        written = written[:at] + put + written[at + size :]
+    whole = fold(play([written]))[0]
+    assert fold(play(cut(written, places)))[0] == whole
+    if not whole["calls"] and not written.lstrip().startswith("<think>"):
+        closer = "</tool_call>"  # a stray one before another block is nobody's
+        assert whole["text"].replace(closer, "").strip() == written.replace(closer, "").strip()
+
+
+@given(st.text(max_size=60), cuts)
+@examples(200)
+def test_text_without_markers_is_untouched(text, places):
+    """Plain text passes byte for byte."""
+    if "<" not in text and "✿" not in text and text:
+        assert fold(play(cut(text, places)))[0]["text"] == text

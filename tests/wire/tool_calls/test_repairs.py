@@ -1,0 +1,107 @@
+"""The kinds of repairs: the code counts those, the documentation names those, and each can be met."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import qproxy.wire
+from qproxy.wire.tool_calls import Profile, repairs
+from qproxy.wire.tool_calls import marker_words as legacy
+from tests.wire.pipeline import DONE, call, calls, chunk, entry, said, same, thought
+
+WIRE = Path(qproxy.wire.__file__).parent
+PAGE = Path(__file__).parents[2] / "docs" / "tool-calls.md"
+
+
+def counted():
+    """The kinds that the code counts: the keys under which anything called `repairs` is added to."""
+    for path in WIRE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Subscript) and "repairs" in ast.unparse(node.value):
+                for part in ast.walk(node.slice):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value:
+                        yield part.value
+
+
+def test_code_and_table_agree():
+    """Every kind that is counted is in the table, and none besides."""
+    found = set(counted()) - {"written_"}
+    spellings = {"hermes", "coder", "bare", legacy.FLOWERS.dialect, legacy.REACT.dialect}
+    assert found | {f"written_{spelling}" for spelling in spellings} == set(repairs.KINDS)
+
+
+def test_the_page_has_the_table():
+    """docs/tool-calls.md names the kinds with the same words."""
+    assert repairs.table() in PAGE.read_text()
+
+
+A = '{"city": "Paris"}'
+END = [chunk(None, "tool_calls"), DONE]
+HERMES = '<tool_call>{"name": "now", "arguments": %s}</tool_call>'
+MET = {
+    "index_missing": [call(None, "x", "now", "{}"), *END],
+    "index_reused": [call(0, "x", "now", "{}"), call(0, "y", "now", "{}"), *END],
+    "index_gap": [call(3, "x", "now", "{}"), *END],
+    "id_missing": [call(0, None, "now", "{}"), *END],
+    "id_late": [call(0, None, "now"), call(0, "x", None, "{}"), *END],
+    "id_duplicate": [call(0, "x", "now", "{}"), call(1, "x", "now", "{}"), *END],
+    "name_repeated": [call(0, "x", "now", "{"), call(0, "x", "now", "}"), *END],
+    "name_joined": [call(0, "x", "write_"), call(0, "x", "file", "{}"), *END],
+    "nameless_call": [call(0, "x", None, "{}"), call(1, "y", "now", "{}"), *END],
+    "blank_entry": [call(0, "", "", ""), call(0, "y", "now", "{}"), *END],
+    "arguments_missing": [call(0, "y", "now"), *END],
+    "arguments_object": [call(0, "y", "now", {}), *END],
+    "arguments_replayed": [call(0, "y", "now", A), call(0, "", None, A), *END],
+    "arguments_snapshot": [call(0, "y", "now", A[:3]), call(0, "", None, A), *END],
+    "arguments_encoded": [*said(HERMES % '"{}"'), *END],
+    "arguments_broken": [*said(HERMES % "{a}"), *END],
+    "text_snapshot": [*said("He", "Hello"), chunk(None, "stop"), DONE],
+    "written_hermes": [*said(HERMES % "{}"), *END],
+    "written_coder": [*said("<tool_call><function=now></function></tool_call>"), *END],
+    "written_legacy": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}"), *END],
+    "written_react": [*said("Action: now\nAction Input: {}"), *END],
+    "written_bare": [*said('{"name": "now"}'), *END],
+    "call_in_thought": [*thought(HERMES % "{}"), *END],
+    "opener_missing": [*said("<function=now></function>"), *END],
+    "closer_missing": [*said('<tool_call>{"name": "now"}'), *END],
+    "closer_stray": [*said("</tool_call>\n" + HERMES % "{}"), *END],
+    "brace_extra": [*said('<tool_call>{"name": "now"}}</tool_call>'), *END],
+    "parameter_twice": [*said("<tool_call><function=now><parameter=a>1</parameter><parameter=a>2</parameter></function></tool_call>"), *END],
+    "result_invented": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}\n✿RESULT✿: x"), *END],
+    "think_tag": [*said("<think>a</think>b"), chunk(None, "stop"), DONE],
+    "finish_missing": [*said("a"), DONE],
+    "finish_mended": [call(0, "x", "now", "{}"), chunk(None, "stop"), DONE],
+    "finish_truncated": [call(0, "x", "now", "{"), chunk(None, "stop"), DONE],
+    "finish_repeated": [*said("a"), chunk(None, "stop"), chunk(None, "stop"), DONE],
+    "after_finish": [*said("a"), chunk(None, "stop"), calls(entry(0, "x", "now", "{}")), DONE],
+}  # fmt: skip
+PROFILES = {
+    "text_snapshot": Profile(cumulative=True),
+    "written_react": Profile(react=True),
+    "written_bare": Profile(bare_json=True),
+}
+
+
+@pytest.mark.parametrize("kind", repairs.KINDS)
+def test_each_kind_is_met(kind):
+    """Each kind has a stream in which it is counted, the same at any cut."""
+    found: Counter[str] = Counter()
+    same(*MET[kind], repairs=found, profile=PROFILES.get(kind, Profile()))
+    assert found[kind]
+    assert set(found) <= set(repairs.KINDS)
+
+
+def test_a_bare_call_is_of_one_kind():
+    """What has no tags is not said to miss them."""
+    found: Counter[str] = Counter()
+    same(*MET["written_bare"], repairs=found, profile=Profile(bare_json=True))
+    assert found == {"written_bare": 1, "arguments_missing": 1}
+
+
+def test_a_clean_stream_needs_no_repair():
+    """An answer that obeys the contract is passed on untouched."""
+    found: Counter[str] = Counter()
+    same(*said("Hi"), call(0, "x", "now", ""), call(0, None, None, "{}"), *END, repairs=found)
+    assert not found
