@@ -14,22 +14,22 @@ from pathlib import Path
 
 import trio
 
-from qproxy.accounts import Account, Accounts
-from qproxy.accounts.rate_limit import Pace
-from qproxy.accounts.sync import Sharing
+from qproxy.accounts import Account, AccountPool
+from qproxy.accounts.rate_limit import AccountRateLimiter
+from qproxy.accounts.sync import AccountStateSync
 from qproxy.auth import StaticKey
-from qproxy.backends.local.account_state import BoardFile
+from qproxy.backends.local.account_state import SqliteAccountState
 
 ROUNDS = 2000
 PACE = 10**9
 
 
-def accounts(board: BoardFile | None, pace: Pace) -> Accounts:
-    ten = [Account(f"a{n}", StaticKey("http://x"), identity=f"id{n}", pace=pace) for n in range(10)]
-    return Accounts(ten, sharing=Sharing(board) if board else None)
+def accounts(board: SqliteAccountState | None, pace: AccountRateLimiter) -> AccountPool:
+    ten = [Account(f"a{n}", StaticKey("http://x"), identity=f"id{n}", rate_limiter=pace) for n in range(10)]
+    return AccountPool(ten, sharing=AccountStateSync(board) if board else None)
 
 
-async def leases(all_of_them: Accounts) -> float:
+async def leases(all_of_them: AccountPool) -> float:
     """The median time of a lease, in microseconds."""
     times = []
     for number in range(ROUNDS):
@@ -64,19 +64,19 @@ async def held_up(work: Callable[[], Awaitable[None]]) -> tuple[float, float]:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        board = BoardFile(Path(directory) / "accounts.db")
-        unit = await leases(accounts(None, Pace()))
+        board = SqliteAccountState(Path(directory) / "accounts.db")
+        unit = await leases(accounts(None, AccountRateLimiter()))
         print(f"a lease without a pace: {unit:.0f} us, the unit")
         print(
-            f"with a pace, one process: {await leases(accounts(None, Pace(PACE, PACE))) / unit:.1f} times that"
+            f"with a pace, one process: {await leases(accounts(None, AccountRateLimiter(PACE, PACE))) / unit:.1f} times that"
         )
-        shared = accounts(board, Pace(PACE, PACE))
+        shared = accounts(board, AccountRateLimiter(PACE, PACE))
         print(f"with a pace and a shared file: {await leases(shared) / unit:.1f} times that")
 
         async def exchange() -> None:
             for account in shared.accounts:
                 account.requests += 1
-            await shared.share()
+            await shared.start_sync()
 
         took, gap = await held_up(exchange)
         print(f"an exchange of ten accounts: {took / unit:.0f} times that, in a thread")

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
 
-from qproxy.bootstrap import app as serving
+from qproxy.bootstrap import app
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator
@@ -59,7 +59,7 @@ async def main(asked):
             emulator = await nursery.start(Emulator().serve)
             account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
             config = Config(port=0, accounts=(account,), ledger="none")
-            (url,) = await nursery.start(serving.serve, config)
+            (url,) = await nursery.start(app.serve, config)
             asked.url = url.replace("http", "ws", 1) + "/v1/realtime"
         fields = [(b"authorization", f"Bearer {asked.key}".encode())]
         target = f"{asked.url}?model={asked.model}"

@@ -21,7 +21,7 @@ from typing import TextIO
 import trio
 
 from qproxy.emulator import Emulator
-from qproxy.transport import Limits, Transport
+from qproxy.transport import TransportLimits, UpstreamTransport
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
@@ -88,8 +88,8 @@ class Soak:
         self._emulator = emulator
         self._left = total
         self._random = random.Random(1)
-        self._transport = Transport(
-            Limits(max_connections=4 * CLIENTS, first_byte_timeout=60, idle_timeout=60)
+        self._transport = UpstreamTransport(
+            TransportLimits(max_connections=4 * CLIENTS, first_byte_timeout=60, idle_timeout=60)
         )
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.done = 0
@@ -245,7 +245,7 @@ class Process:
 async def settled(url: str, emulator: Emulator, process: Process) -> tuple[int, int]:
     """Connections to the upstream and open files, once one more request has swept the pool."""
     await trio.sleep(2.5)
-    transport = Transport()
+    transport = UpstreamTransport()
     body = {"model": "qwen-plus", "messages": [{"role": "user", "content": "hi"}]}
     request = HTTPRequest(
         "POST",

@@ -22,8 +22,8 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
-from qproxy import http_server as mended
-from qproxy.emulator import Emulator, Pause, Reply
+from qproxy import http_server
+from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from tests.helpers import HELLO, H1Client, H2Client, world
 
@@ -32,14 +32,14 @@ BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 
 
 def slow(*pieces):
-    return Reply((*pieces, Pause(1000), DONE))
+    return ScriptedReply((*pieces, PauseStep(1000), DONE))
 
 
 @dataclass(frozen=True)
 class Moment:
     """What the client has asked, what the server behind has said so far, and what the client has had of it."""
 
-    reply: Reply
+    reply: ScriptedReply
     stream: bool
     begun: bool = False
     """The client has had a piece of the answer."""
@@ -48,12 +48,12 @@ class Moment:
 
 
 MOMENTS = {
-    "before the head": Moment(Reply((Pause(1000),)), stream=True),
+    "before the head": Moment(ScriptedReply((PauseStep(1000),)), stream=True),
     "before the first event": Moment(slow(b": wait\n\n"), stream=True),
     "in mid-stream": Moment(slow(BEGUN), stream=True, begun=True),
     "whole answer": Moment(slow(BEGUN), stream=False),
     "a batch of embeddings": Moment(
-        Reply((Pause(1000),)),
+        ScriptedReply((PauseStep(1000),)),
         stream=False,
         path="/v1/embeddings",
         body={"model": "text-embedding-v4", "input": ["a", "b"]},
@@ -121,13 +121,15 @@ async def left(it, stream, ask, moment, caplog, *, within):
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     await trio.aclose_forcefully(stream)
     with trio.fail_after(within):
-        await until(lambda: mended.Server.connections == 0)  # the client's own socket is given back too
+        await until(
+            lambda: http_server.TCPServer.connections == 0
+        )  # the client's own socket is given back too
 
 
 @asynccontextmanager
 async def real_world():
     """A world whose client's side and upstream's side are both real sockets on loopback; yields it and a connector."""
-    mended.install()
+    http_server.patch_hypercorn()
     emulator = Emulator()
 
     async def upstream(in_memory, host, port):
@@ -139,7 +141,7 @@ async def real_world():
             app = wrap_app(it.app, 2**16, "asgi")
 
             async def serve(stream):
-                await mended.Server(app, HypercornConfig(), WorkerContext(None), {}, stream).run()
+                await http_server.TCPServer(app, HypercornConfig(), WorkerContext(None), {}, stream).run()
 
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, serve, listeners)

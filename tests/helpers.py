@@ -23,8 +23,8 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
-from qproxy import http_server as mended
-from qproxy.bootstrap.app import assemble
+from qproxy import http_server
+from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator
@@ -121,7 +121,7 @@ async def world(*, emulator=None, through=None, functions=(), site=None, **setti
             return ours
 
         way = connect if through is None else partial(through, connect)
-        server = assemble(Config(**settings), connect=way, tools=functions, site=site)
+        server = build_server(Config(**settings), connect=way, tools=functions, sandbox=site)
         app = server.app()
         async with in_process(app) as client:
             yield World(emulator, server, app, client)
@@ -142,10 +142,10 @@ class _Socket:
 
 @asynccontextmanager
 async def served(
-    app, server_class=mended.Server, context=None, pair=trio.testing.memory_stream_pair, **config
+    app, server_class=http_server.TCPServer, context=None, pair=trio.testing.memory_stream_pair, **config
 ):
     """A client's end of a connection that Hypercorn serves."""
-    mended.install()
+    http_server.patch_hypercorn()
     settings = HypercornConfig()
     for name, value in config.items():
         setattr(settings, name, value)

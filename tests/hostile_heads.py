@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import h11
 
-from qproxy.transport.body_readers import Chunked
-from qproxy.wire import http1 as heads
+from qproxy.transport.body_readers import ChunkedReader
+from qproxy.wire import http1
 from qproxy.wire.bounded_h11 import BoundedConnection
 
 LIMIT = 64 * 1024
@@ -75,13 +75,13 @@ def client() -> BoundedConnection:
 def parsers() -> list[tuple[Callable[[bytes], object], Iterator[bytes]]]:
     """What parses, and the attacks on it."""
     return [
-        (lambda data: heads.read_request(data, LIMIT), attacks(PLACES, b"\r\n\r\n{}")),
-        (lambda data: heads.read_response(data, LIMIT), attacks(ANSWERS, b"\r\n\r\nok")),
+        (lambda data: http1.parse_request(data, LIMIT), attacks(PLACES, b"\r\n\r\n{}")),
+        (lambda data: http1.parse_response(data, LIMIT), attacks(ANSWERS, b"\r\n\r\nok")),
         (lambda data: listen(BoundedConnection(h11.SERVER, LIMIT), data), attacks(PLACES, b"\r\n\r\n{}")),
         (lambda data: listen(BoundedConnection(h11.SERVER, LIMIT), CHUNKED + data), attacks(BODIES, b"\r\n")),
         (lambda data: listen(client(), data), attacks(ANSWERS, b"\r\n\r\nok")),
-        (lambda data: Chunked().feed(data), attacks(BODIES, b"\r\n")),
-        (lambda data: heads.write_response(200, [(b"a", data), (data, b"")]), attacks({"value": (b"", b"")}, b"")),
+        (lambda data: ChunkedReader().feed(data), attacks(BODIES, b"\r\n")),
+        (lambda data: http1.write_response(200, [(b"a", data), (data, b"")]), attacks({"value": (b"", b"")}, b"")),
     ]  # fmt: skip
 
 

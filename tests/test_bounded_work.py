@@ -12,16 +12,13 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.relay.event_stream import MAX_EVENTS, SLICE, Answer
-from qproxy.telemetry import Story
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import raw_json as verbatim
-from qproxy.wire import sse
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.events import Finish, Reasoning, Text, ToolCallDelta, Turn
-from qproxy.wire.pipeline import Chain
-from qproxy.wire.realtime.translator import MAX_VALUES, Translation
-from qproxy.wire.tool_calls import Profile
+from qproxy.relay.event_stream import MAX_EVENTS, SLICE, UpstreamEventStream
+from qproxy.telemetry import RelayRecord
+from qproxy.wire import json_codec, raw_json, sse, tool_calls
+from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, ReasoningDelta, TextDelta, Turn
+from qproxy.wire.pipeline import Pipeline
+from qproxy.wire.realtime.translator import MAX_VALUES, SessionTranslator
+from qproxy.wire.tool_calls import ModelProfile
 from tests.helpers import HELLO, served, world
 from tests.realtime_client import UPGRADE
 
@@ -54,7 +51,7 @@ class Recorder:
     def feed(self, item):
         size = len(item) if isinstance(item, bytes) else len(item.data)
         self.fed.append((self.turns, size, threading.current_thread() is threading.main_thread()))
-        return [Text("x")] if isinstance(item, sse.ServerSentEvent) else []
+        return [TextDelta("x")] if isinstance(item, sse.ServerSentEvent) else []
 
     def close(self):
         return []
@@ -69,10 +66,12 @@ class Recorder:
 
 async def received(recorder, front, *reads):
     """All events of an answer that comes in these reads, while another task is ready."""
-    answer = Answer(Story(), source=cast("Any", Source(*reads)), front=front, back=Chain())
+    answer = UpstreamEventStream(
+        RelayRecord(), source=cast("Any", Source(*reads)), front=front, back=Pipeline()
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(recorder.others)
-        events = await answer.all()
+        events = await answer.read_all()
         nursery.cancel_scope.cancel()
     return events
 
@@ -80,7 +79,7 @@ async def received(recorder, front, *reads):
 async def test_a_long_read_is_worked_on_in_slices():
     """However much comes in one read: after each slice the other tasks get their turn."""
     recorder = Recorder()
-    await received(recorder, Chain(recorder), b"x" * MIB)
+    await received(recorder, Pipeline(recorder), b"x" * MIB)
     assert sum(size for _, size, _ in recorder.fed) == MIB
     assert max(size for _, size, _ in recorder.fed) <= SLICE
     turns = [turn for turn, _, _ in recorder.fed]
@@ -91,7 +90,7 @@ async def test_a_long_read_is_worked_on_in_slices():
 async def test_a_short_read_is_one_piece_of_work():
     """Nearly every read is: it costs no checkpoint of its own."""
     recorder = Recorder()
-    await received(recorder, Chain(recorder), b"x" * SLICE)
+    await received(recorder, Pipeline(recorder), b"x" * SLICE)
     assert [size for _, size, _ in recorder.fed] == [SLICE]
 
 
@@ -101,7 +100,7 @@ async def test_a_long_event_has_a_thread():
     long, short = b"data: %b\n\n" % (b"<" * MIB), b"data: short\n\n"
     events = await received(
         recorder,
-        Chain(sse.Decoder(), recorder),
+        Pipeline(sse.Decoder(), recorder),
         short,
         *[long[at : at + 65536] for at in range(0, len(long), 65536)],
     )
@@ -112,9 +111,9 @@ async def test_a_long_event_has_a_thread():
 async def test_many_events_are_given_some_at_a_time():
     """However many events a read completes, whoever writes them gets a bounded number, and all of them in order."""
     count = 2 * MAX_EVENTS + 1
-    answer = Answer(Story(), source=None, front=Chain(), back=Chain())
-    answer.feed([Text(str(number)) for number in range(count)], last=True)
-    await answer.started()
+    answer = UpstreamEventStream(RelayRecord(), source=None, front=Pipeline(), back=Pipeline())
+    answer.feed([TextDelta(str(number)) for number in range(count)], last=True)
+    await answer.wait_started()
     given: list[Any] = [await answer.receive() for _ in range(4)]
     assert [len(events) for events in given] == [MAX_EVENTS, MAX_EVENTS, 1, 0]
     assert [event.text for events in given for event in events] == list(map(str, range(count)))
@@ -122,15 +121,15 @@ async def test_many_events_are_given_some_at_a_time():
 
 async def test_a_large_body_has_a_thread(monkeypatch):
     """A client's body is read in the loop while it is small."""
-    at_home, plain = [], verbatim.read
+    at_home, plain = [], raw_json.parse_body
 
     def read(data):
         at_home.append(threading.current_thread() is threading.main_thread())
         return plain(data)
 
-    monkeypatch.setattr(verbatim, "read", read)
+    monkeypatch.setattr(raw_json, "read", read)
     async with world() as it:
-        for size in (10, jsontext.LARGE):
+        for size in (10, json_codec.LARGE):
             content = [{"role": "user", "content": "x" * size}]
             status, _, _ = await it.post({**HELLO, "messages": content})
             assert status == 200
@@ -139,7 +138,7 @@ async def test_a_large_body_has_a_thread(monkeypatch):
 
 async def test_a_body_of_too_many_values(monkeypatch):
     """A body may be as large as the setting says, but not consist of millions of values, in whatever field they are."""
-    monkeypatch.setattr(jsontext, "MAX_VALUES", 50_000)
+    monkeypatch.setattr(json_codec, "MAX_VALUES", 50_000)
     many: list[Any] = [[]] * 50_001
     async with world() as it:
         for further in (
@@ -168,7 +167,7 @@ def test_large_texts_are_read_as_small_ones(value, fault, place):
     """Value by value or at once: the same value, or an error at the same place."""
     text = json.dumps(value)
     text = text[:place] + fault + text[place:]
-    padded = '{"a": "' + "x" * jsontext.LARGE + '", "b": ' + text + "}"
+    padded = '{"a": "' + "x" * json_codec.LARGE + '", "b": ' + text + "}"
 
     def read(reader, text):
         try:
@@ -177,10 +176,10 @@ def test_large_texts_are_read_as_small_ones(value, fault, place):
             return str(error).partition(":")[0]
 
     for reader in (
-        jsontext.loads,
-        jsontext.strictly,
-        jsontext.loads_leniently,
-        lambda text: verbatim.read(text.encode()),
+        json_codec.loads,
+        json_codec.loads_strict,
+        json_codec.loads_lenient,
+        lambda text: raw_json.parse_body(text.encode()),
     ):
         large, small = read(reader, padded), read(reader, '{"a": "", "b": ' + text + "}")
         if isinstance(small, dict) and isinstance(large, dict):
@@ -194,16 +193,16 @@ def test_depth_is_an_error_like_any_other(depth, opener):
     """Every reader of JSON refuses what nests deeper than Python's stack, small or large."""
     text = opener * depth
     readers = (
-        jsontext.loads,
-        jsontext.strictly,
-        jsontext.loads_leniently,
-        lambda text: jsontext.load_first(text, 0),
+        json_codec.loads,
+        json_codec.loads_strict,
+        json_codec.loads_lenient,
+        lambda text: json_codec.loads_prefix(text, 0),
     )
     for reader in readers:
         with pytest.raises(ValueError, match=r"deep|Expecting"):
             reader(text)
     with pytest.raises(ValueError, match=r"deep|Expecting"):
-        verbatim.read(text.encode())
+        raw_json.parse_body(text.encode())
 
 
 def pieces(kind, text):
@@ -211,30 +210,33 @@ def pieces(kind, text):
 
 
 def arguments(text):
-    return [ToolCallDelta(0, "call_1", "f", "", 0), *(ToolCallDelta(0, None, None, one, 0) for one in text)]
+    return [
+        RawToolCallDelta(0, "call_1", "f", "", 0),
+        *(RawToolCallDelta(0, None, None, one, 0) for one in text),
+    ]
 
 
 STREAMS = {
-    "text": lambda n: pieces(Text, "word " * (n // 5)),
-    "angles": lambda n: pieces(Text, "<" * n),
-    "openers": lambda n: pieces(Text, "<tool_call>" * (n // 11)),
-    "closers": lambda n: pieces(Text, "</tool_call>" * (n // 12)),
-    "functions": lambda n: pieces(Text, "<function=" * (n // 10)),
-    "flowers": lambda n: pieces(Text, "\n✿FUNCTION✿" * (n // 11)),
-    "blanks": lambda n: pieces(Text, " " * n),
-    "fences": lambda n: pieces(Text, "```json\n{\n" * (n // 10)),
-    "thoughts": lambda n: pieces(Text, "<think>" + "</think" * (n // 7)),
-    "blank thoughts": lambda n: pieces(Reasoning, "\n" * n),
-    "JSON in text": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * n),
-    "numbers in text": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": [' + "1," * (n // 2)),
-    "a value": lambda n: pieces(Text, "<tool_call>\n<function=f>\n<parameter=a>\n" + "1" * n),
-    "tags in a value": lambda n: pieces(Text, "<tool_call>\n<function=f>\n<parameter=a>\n" + "</parameter>" * (n // 12)),
-    "no JSON": lambda n: pieces(Text, '<tool_call>{"name": "f", "arguments": {x' + "}" * n),
+    "text": lambda n: pieces(TextDelta, "word " * (n // 5)),
+    "angles": lambda n: pieces(TextDelta, "<" * n),
+    "openers": lambda n: pieces(TextDelta, "<tool_call>" * (n // 11)),
+    "closers": lambda n: pieces(TextDelta, "</tool_call>" * (n // 12)),
+    "functions": lambda n: pieces(TextDelta, "<function=" * (n // 10)),
+    "flowers": lambda n: pieces(TextDelta, "\n✿FUNCTION✿" * (n // 11)),
+    "blanks": lambda n: pieces(TextDelta, " " * n),
+    "fences": lambda n: pieces(TextDelta, "```json\n{\n" * (n // 10)),
+    "thoughts": lambda n: pieces(TextDelta, "<think>" + "</think" * (n // 7)),
+    "blank thoughts": lambda n: pieces(ReasoningDelta, "\n" * n),
+    "JSON in text": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * n),
+    "numbers in text": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": [' + "1," * (n // 2)),
+    "a value": lambda n: pieces(TextDelta, "<tool_call>\n<function=f>\n<parameter=a>\n" + "1" * n),
+    "tags in a value": lambda n: pieces(TextDelta, "<tool_call>\n<function=f>\n<parameter=a>\n" + "</parameter>" * (n // 12)),
+    "no JSON": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": {x' + "}" * n),
     "arguments": lambda n: arguments('{"a": "' + "x" * n),
     "brackets": lambda n: arguments("[" * n),
     "numbers": lambda n: arguments("[" + "1," * (n // 2)),
     "after the end": lambda n: arguments("{}" + "}" * n),
-    "calls": lambda n: [ToolCallDelta(None, f"call_{i}", "f", "{}", 0) for i in range(n // 4)],
+    "calls": lambda n: [RawToolCallDelta(None, f"call_{i}", "f", "{}", 0) for i in range(n // 4)],
 }  # fmt: skip
 
 
@@ -246,8 +248,8 @@ def steps(stream, profile):
         nonlocal calls
         calls += event == "call"
 
-    stage = toolcalls.open(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
-    events = [*stream, Finish("stop", 0)]
+    stage = tool_calls.open(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
+    events = [*stream, ChoiceFinished("stop", 0)]
     sys.setprofile(see)
     try:
         for event in events:
@@ -259,7 +261,9 @@ def steps(stream, profile):
 
 
 @pytest.mark.parametrize(
-    "profile", [Profile(), Profile(cumulative=True, react=True, bare_json=True)], ids=["plain", "all"]
+    "profile",
+    [ModelProfile(), ModelProfile(cumulative=True, react=True, bare_json=True)],
+    ids=["plain", "all"],
 )
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_work_of_the_stages_grows_with_the_text(name, profile):
@@ -273,8 +277,8 @@ def test_the_work_of_the_stages_grows_with_the_text(name, profile):
 @pytest.mark.parametrize("side", ["from_client", "from_qwen"])
 def test_a_realtime_event_of_too_many_values(side):
     """A large event of a realtime session is sound, and not thousands of values; the session goes on."""
-    translation = Translation("m", modern=True)
-    event = json.dumps({"type": "response.create", "a": [[]] * MAX_VALUES, "b": "x" * jsontext.LARGE})
+    translation = SessionTranslator("m", modern=True)
+    event = json.dumps({"type": "response.create", "a": [[]] * MAX_VALUES, "b": "x" * json_codec.LARGE})
     outs = list(getattr(translation, side)(event))
     assert [out.event["type"] for out in outs] == ["error"]
 

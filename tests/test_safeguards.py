@@ -24,7 +24,7 @@ from hypercorn.config import Config as HypercornConfig
 import qproxy
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
-from qproxy.emulator import Emulator, Reply
+from qproxy.emulator import Emulator, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
 from qproxy.http_server import Worker
 from qproxy.ledger import schema
@@ -154,7 +154,7 @@ class Requests:
 
     @classmethod
     async def begin(cls, emulator, port):
-        emulator.script(*[Reply((BEGUN, HANG))] * 2, Reply((HANG,)))
+        emulator.script(*[ScriptedReply((BEGUN, HANG))] * 2, ScriptedReply((HANG,)))
         with trio.fail_after(PATIENCE):
             one = H1Client(await trio.open_tcp_stream("127.0.0.1", port))
             await one.send("POST", PATH, body(True), [JSON_HEADER])
@@ -346,7 +346,7 @@ async def test_without_a_socket(tmp_path):
 async def test_the_end_without_a_socket(autojump_clock):
     """At the end of `in_process` requests of other tasks have their time, and then an error frame."""
     emulator = Emulator()
-    emulator.script(Reply((BEGUN, HANG)))
+    emulator.script(ScriptedReply((BEGUN, HANG)))
     answers = []
     async with trio.open_nursery() as nursery:
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from qproxy.limits.windows import WINDOWS
-from qproxy.system.directories import make_private
-from qproxy.wire.errors import NotAuthenticated, WrongKey
+from qproxy.system.directories import make_private_directory
+from qproxy.wire.errors import AuthenticationError, WrongKey
 
 PREFIX = "sk-qproxy-"
 MAX_KEY = 1000
@@ -42,14 +42,14 @@ class KeyFileError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class Quota:
     """What a key may use within a window (`qproxy.windows`)."""
 
     window: str
     requests: int | None = None
     tokens: int | None = None
 
-    def words(self) -> str:
+    def label_text(self) -> str:
         """For a table: `day:100 requests`."""
         limits = (
             f"{self.requests} requests" if self.requests else "",
@@ -59,7 +59,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ApiKey:
     """What is known of one client's key; times are Unix seconds."""
 
     id: str
@@ -74,7 +74,7 @@ class Key:
     """Tokens a minute, in and out."""
     models: tuple[str, ...] = ()
     """Patterns of the models that it may ask for; none means all."""
-    budgets: tuple[Budget, ...] = ()
+    budgets: tuple[Quota, ...] = ()
 
     @property
     def label(self) -> str:
@@ -84,25 +84,25 @@ class Key:
     def allows(self, model: str) -> bool:
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
-    def state(self, now: float) -> str:
+    def status(self, now: float) -> str:
         """One word for people: active, expired or revoked."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and now >= self.expires else "active"
 
 
-def digest_of(key: str) -> str:
+def hash_key(key: str) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def configured(keys: Iterable[str]) -> list[Key]:
+def keys_from_settings(keys: Iterable[str]) -> list[ApiKey]:
     """The keys of the setting `api_keys`, written as they are or as their digests."""
-    digests = [key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else digest_of(key) for key in keys]
-    return [Key(f"api_keys[{number}]", digest) for number, digest in enumerate(digests)]
+    digests = [key.lower() if re.fullmatch("[0-9a-fA-F]{64}", key) else hash_key(key) for key in keys]
+    return [ApiKey(f"api_keys[{number}]", digest) for number, digest in enumerate(digests)]
 
 
-def until(text: str, now: float) -> int:
+def parse_expiry(text: str, now: float) -> int:
     """When a key ends: a span (30d, 12h) from now, or a date (2027-01-31), in UTC.  ValueError for other words."""
     span = re.fullmatch(r"(\d{1,5})([mhdw])", text)
     if span:
@@ -110,11 +110,11 @@ def until(text: str, now: float) -> int:
     return calendar.timegm(time.strptime(text, "%Y-%m-%d"))
 
 
-def read(path: Path) -> list[Key]:
+def read(path: Path) -> list[ApiKey]:
     """The keys of a file; none when there is no file.  KeyFileError when it is not a key file."""
     try:
         entries = json.loads(path.read_bytes())["keys"]
-        return [_key(entry) for entry in entries]
+        return [new_key(entry) for entry in entries]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -123,11 +123,11 @@ def read(path: Path) -> list[Key]:
         raise KeyFileError(f"{path}: not a file of keys ({type(error).__name__}: {error}).") from None
 
 
-def _key(entry: dict[str, Any]) -> Key:
-    known = {name: value for name, value in entry.items() if name in Key.__dataclass_fields__}
+def new_key(entry: dict[str, Any]) -> ApiKey:
+    known = {name: value for name, value in entry.items() if name in ApiKey.__dataclass_fields__}
     known["models"] = tuple(known.get("models", ()))
-    known["budgets"] = tuple(Budget(**budget) for budget in known.get("budgets", ()))
-    key = Key(**known)
+    known["budgets"] = tuple(Quota(**budget) for budget in known.get("budgets", ()))
+    key = ApiKey(**known)
     if any(budget.window not in WINDOWS for budget in key.budgets):
         raise ValueError(f"key {key.id}: a budget for no window that there is")
     if not re.fullmatch("[0-9a-f]{64}", key.digest):
@@ -136,9 +136,9 @@ def _key(entry: dict[str, Any]) -> Key:
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[list[Key]]:
+def locked_for_change(path: Path) -> Iterator[list[ApiKey]]:
     """The keys of the file, to be changed in the block; nobody else changes them meanwhile."""
-    make_private(path.parent)
+    make_private_directory(path.parent)
     with path.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = read(path)
@@ -151,11 +151,11 @@ def _changing(path: Path) -> Iterator[list[Key]]:
         new.replace(path)
 
 
-def create(path: Path, **fields: Any) -> tuple[Key, str]:
+def create(path: Path, **fields: Any) -> tuple[ApiKey, str]:
     """A new key: its record, and the key itself, which is kept nowhere."""
     secret = PREFIX + secrets.token_urlsafe(32)
-    key = Key("key_" + secrets.token_hex(4), digest_of(secret), created=int(time.time()), **fields)
-    with _changing(path) as keys:
+    key = ApiKey("key_" + secrets.token_hex(4), hash_key(secret), created=int(time.time()), **fields)
+    with locked_for_change(path) as keys:
         if key.name and any(other.name == key.name and other.revoked is None for other in keys):
             raise KeyFileError(
                 f"There is a key named {key.name!r} already: revoke it, or choose another name."
@@ -164,9 +164,9 @@ def create(path: Path, **fields: Any) -> tuple[Key, str]:
     return key, secret
 
 
-def revoke(path: Path, wanted: str) -> Key:
+def revoke(path: Path, wanted: str) -> ApiKey:
     """Revoke the key with this id or name.  KeyFileError when there is none."""
-    with _changing(path) as keys:
+    with locked_for_change(path) as keys:
         for number, key in enumerate(keys):
             if wanted in (key.id, key.name) and key.revoked is None:
                 keys[number] = replace(key, revoked=int(time.time()))
@@ -174,17 +174,21 @@ def revoke(path: Path, wanted: str) -> Key:
         raise KeyFileError(f"There is no key {wanted!r} in use; `qproxy keys list` shows them.")
 
 
-class Keyring:
+class ApiKeyStore:
     """The keys that a running server accepts."""
 
     def __init__(
-        self, fixed: Sequence[Key] = (), path: Path | None = None, *, wall: Callable[[], float] = time.time
+        self,
+        fixed: Sequence[ApiKey] = (),
+        path: Path | None = None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._fixed = tuple(fixed)
+        self._configured = tuple(fixed)
         self._path = path
-        self._wall = wall
-        self._seen = self._stamp()
-        self._take((*self._fixed, *(read(path) if path is not None else ())))
+        self._wall_clock = wall_clock
+        self._version = self._file_version()
+        self._take((*self._configured, *(read(path) if path is not None else ())))
 
     def __repr__(self) -> str:
         return f"<Keyring {len(self._keys)} keys>"
@@ -194,33 +198,33 @@ class Keyring:
         """The file of keys, where there is one."""
         return self._path
 
-    def known(self) -> tuple[Key, ...]:
+    def has_file_keys(self) -> tuple[ApiKey, ...]:
         """All keys, those that are over too."""
         self._refresh()
         return self._keys
 
-    def demanded(self) -> bool:
+    def required(self) -> bool:
         """Whether a client must show a key."""
         self._refresh()
         return bool(self._keys)
 
-    def find(self, secret: str) -> Key:
+    def authenticate(self, secret: str) -> ApiKey:
         """The record of a key that may be used now.  NotAuthenticated for any other."""
         # How far a look-up in a dictionary gets tells at most of the digest, and nobody can aim at one of those.
-        key = self._by_digest.get(digest_of(secret[:MAX_KEY]))
+        key = self._by_digest.get(hash_key(secret[:MAX_KEY]))
         if key is None:
             raise WrongKey("Incorrect API key provided: this server does not know it.")
-        state = key.state(self._wall())
+        state = key.status(self._wall_clock())
         if state != "active":
-            raise NotAuthenticated(f"The API key provided is {state}.")
+            raise AuthenticationError(f"The API key provided is {state}.")
         return key
 
-    def _take(self, keys: tuple[Key, ...]) -> None:
+    def _take(self, keys: tuple[ApiKey, ...]) -> None:
         """Use these keys; of several with one digest the first counts."""
         self._keys = keys
         self._by_digest = {key.digest: key for key in reversed(keys)}
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _file_version(self) -> tuple[int, int, int] | None:
         try:
             stat = os.stat(self._path) if self._path is not None else None
         except OSError:
@@ -229,13 +233,13 @@ class Keyring:
 
     def _refresh(self) -> None:
         """Read the file again if it is another one than last time; a look at it costs a microsecond."""
-        stamp = self._stamp()
-        if self._path is None or stamp == self._seen:
+        stamp = self._file_version()
+        if self._path is None or stamp == self._version:
             return
-        self._seen = stamp
+        self._version = stamp
         try:
             if stamp is None:
                 raise KeyFileError(f"{self._path}: it is gone.")
-            self._take((*self._fixed, *read(self._path)))
+            self._take((*self._configured, *read(self._path)))
         except KeyFileError as error:
             log.warning("the keys read before stay in use: %s", error)

@@ -18,69 +18,71 @@ from functools import partial
 
 import trio
 
-from qproxy.access.api_keys import Budget, Key
-from qproxy.ledger import Ledger, LedgerError
-from qproxy.ledger.usage import oldest, used
-from qproxy.limits.windows import WINDOWS, Window
+from qproxy.access.api_keys import ApiKey, Quota
+from qproxy.ledger import LedgerError, UsageLedger
+from qproxy.ledger.usage import oldest_request, usage_by
+from qproxy.limits.windows import WINDOWS, UsageWindow
 from qproxy.wire.errors import QproxyError, RequestError
 
-FRESH_SECONDS = 5.0
+CACHE_SECONDS = 5.0
 """How long what the ledger said is taken for true."""
 log = logging.getLogger("qproxy.budgets")
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class WindowUsage:
     """What the ledger says of one key and window."""
 
-    begins: float
+    start: float
     requests: int = 0
     tokens: int = 0
-    renewed: float = 0.0
+    resets_at: float = 0.0
     """When there is something again; Unix seconds."""
 
 
 @dataclass(slots=True)
-class Tab:
+class KeyUsage:
     """One key's running account."""
 
     name: str
-    spent: Mapping[str, Spent] = field(default_factory=dict)
-    asked: float = float("-inf")
+    windows: Mapping[str, WindowUsage] = field(default_factory=dict)
+    requested_at: float = float("-inf")
     """When the ledger was; Trio's clock."""
     requests: int = 0
     tokens: int = 0
     """Used since then."""
-    held_requests: int = 0
-    held_tokens: int = 0
+    reserved_requests: int = 0
+    reserved_tokens: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock, repr=False)
 
-    def stale(self, budgets: tuple[Budget, ...], now: float) -> bool:
+    def is_stale(self, budgets: tuple[Quota, ...], now: float) -> bool:
         """Whether the ledger must be asked before anything is said."""
-        if trio.current_time() - self.asked > FRESH_SECONDS:
+        if trio.current_time() - self.requested_at > CACHE_SECONDS:
             return True
         for budget in budgets:
-            window, spent = WINDOWS[budget.window], self.spent.get(budget.window)
-            if spent is None or (not window.rolling and window.begins(now) != spent.begins):
+            window, usage = WINDOWS[budget.window], self.windows.get(budget.window)
+            if usage is None or (not window.rolling and window.start(now) != usage.start):
                 return True
         return False
 
-    def check(self, budget: Budget, now: float) -> None:
+    def raise_if_exhausted(self, budget: Quota, now: float) -> None:
         """RequestError 429 when nothing is left of a budget."""
-        spent = self.spent[budget.window]
+        usage = self.windows[budget.window]
         uses = (
-            (budget.requests, spent.requests + self.requests + self.held_requests, "requests"),
-            (budget.tokens, spent.tokens + self.tokens + self.held_tokens, "tokens"),
+            (budget.requests, usage.requests + self.requests + self.reserved_requests, "requests"),
+            (budget.tokens, usage.tokens + self.tokens + self.reserved_tokens, "tokens"),
         )
         for limit, use, what in uses:
             if limit is not None and use >= limit:
-                raise _used_up(self.name, limit, what, WINDOWS[budget.window], spent.renewed, now)
+                raise _exhausted_error(self.name, limit, what, WINDOWS[budget.window], usage.resets_at, now)
 
 
-def _used_up(name: str, limit: int, what: str, window: Window, renewed: float, now: float) -> RequestError:
+def _exhausted_error(
+    name: str, limit: int, what: str, window: UsageWindow, renewed: float, now: float
+) -> RequestError:
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(renewed))
     back = f"The first of it comes back at {when}." if window.rolling else f"It is renewed at {when}."
-    within = f"in {window.words}" if window.rolling else f"a {window.words}"
+    within = f"in {window.label}" if window.rolling else f"a {window.label}"
     return RequestError(
         f"The API key {name!r} has used up its budget of {limit:,} {what} {within}. {back}",
         status=429,
@@ -91,89 +93,93 @@ def _used_up(name: str, limit: int, what: str, window: Window, renewed: float, n
 
 
 @dataclass(eq=False, slots=True)
-class Claim:
+class BudgetReservation:
     """What one request has reserved on a tab."""
 
-    tab: Tab
+    usage: KeyUsage
     tokens: int
     settled: bool = False
 
     def add(self, tokens: int) -> None:
         """The request goes on, and has used more."""
         self.tokens += tokens
-        self.tab.held_tokens += tokens
+        self.usage.reserved_tokens += tokens
 
     def settle(self, used: int, *, counts: bool) -> None:
         """Exchange the estimate for `used` tokens; `counts` says whether the request reached a model.  Once."""
         if self.settled:
             return
         self.settled = True
-        self.tab.held_requests -= 1
-        self.tab.held_tokens -= self.tokens
+        self.usage.reserved_requests -= 1
+        self.usage.reserved_tokens -= self.tokens
         if counts:
-            self.tab.requests += 1
-            self.tab.tokens += used
+            self.usage.requests += 1
+            self.usage.tokens += used
 
 
-class Budgets:
+class BudgetTracker:
     """The tabs of all keys that have budgets."""
 
-    def __init__(self, ledger: Ledger | None, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, ledger: UsageLedger | None, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._ledger = ledger
-        self._wall = wall
-        self._tabs: dict[str, Tab] = {}
+        self._wall_clock = wall_clock
+        self._usage_by_key: dict[str, KeyUsage] = {}
 
     def __repr__(self) -> str:
-        return f"<Budgets of {len(self._tabs)} keys>"
+        return f"<Budgets of {len(self._usage_by_key)} keys>"
 
-    async def claim(self, key: Key, tokens: int) -> Claim:
+    async def reserve(self, key: ApiKey, tokens: int) -> BudgetReservation:
         """Reserve a request of about so many tokens.  RequestError 429 when a budget is used up."""
-        tab, now = await self._tab(key), self._wall()
+        usage, now = await self._usage_of(key), self._wall_clock()
         for budget in key.budgets:
-            tab.check(budget, now)
-        tab.held_requests += 1
-        tab.held_tokens += tokens
-        return Claim(tab, tokens)
+            usage.raise_if_exhausted(budget, now)
+        usage.reserved_requests += 1
+        usage.reserved_tokens += tokens
+        return BudgetReservation(usage, tokens)
 
-    async def going_on(self, key: Key) -> None:
+    async def check_running(self, key: ApiKey) -> None:
         """RequestError 429 when the tokens of a budget are used up, for a request that has begun and goes on."""
-        tab, now = await self._tab(key), self._wall()
+        usage, now = await self._usage_of(key), self._wall_clock()
         for budget in key.budgets:
-            tab.check(replace(budget, requests=None), now)
+            usage.raise_if_exhausted(replace(budget, requests=None), now)
 
-    async def _tab(self, key: Key) -> Tab:
+    async def _usage_of(self, key: ApiKey) -> KeyUsage:
         """The key's tab, with what the ledger said a moment ago."""
-        tab, now = self._tabs.setdefault(key.label, Tab(key.label)), self._wall()
-        if tab.stale(key.budgets, now):
-            async with tab.lock:
-                if tab.stale(key.budgets, now):
-                    await self._refresh(tab, key, now)
-        return tab
+        usage, now = self._usage_by_key.setdefault(key.label, KeyUsage(key.label)), self._wall_clock()
+        if usage.is_stale(key.budgets, now):
+            async with usage.lock:
+                if usage.is_stale(key.budgets, now):
+                    await self._refresh(usage, key, now)
+        return usage
 
-    async def _refresh(self, tab: Tab, key: Key, now: float) -> None:
-        before = tab.requests, tab.tokens
+    async def _refresh(self, usage: KeyUsage, key: ApiKey, now: float) -> None:
+        before = usage.requests, usage.tokens
         try:
             if self._ledger is None:
                 raise LedgerError("the setting `ledger` is off")
             names = {budget.window for budget in key.budgets}
-            tab.spent = await self._ledger.ask(partial(_spent, key=key.label, windows=names, now=now))
+            usage.windows = await self._ledger.query(
+                partial(_exceeded, key=key.label, windows=names, now=now)
+            )
         except LedgerError as error:
             log.error("the budget of the key %s cannot be read: %s", key.label, error)
             message = f"The budget of the API key {key.label!r} cannot be read now; the server's log has the reason."
             raise QproxyError(message, status=503, code="budget_unavailable", retry_after=5) from None
-        tab.requests -= before[0]
-        tab.tokens -= before[1]
-        tab.asked = trio.current_time()
+        usage.requests -= before[0]
+        usage.tokens -= before[1]
+        usage.requested_at = trio.current_time()
 
 
-def _spent(connection: sqlite3.Connection, *, key: str, windows: set[str], now: float) -> dict[str, Spent]:
+def _exceeded(
+    connection: sqlite3.Connection, *, key: str, windows: set[str], now: float
+) -> dict[str, WindowUsage]:
     """A question to the ledger."""
     found = {}
     for name in windows:
         window = WINDOWS[name]
-        uses, begins = used(connection, "key", name, now, only=key), window.begins(now)
-        first = oldest(connection, key, window, now) if window.rolling else None
-        renewed = window.ends(now if first is None else first)
+        uses, begins = usage_by(connection, "key", name, now, only=key), window.start(now)
+        first = oldest_request(connection, key, window, now) if window.rolling else None
+        renewed = window.end(now if first is None else first)
         requests, tokens = (uses[0].requests, uses[0].tokens) if uses else (0, 0)
-        found[name] = Spent(begins, requests, tokens, renewed)
+        found[name] = WindowUsage(begins, requests, tokens, renewed)
     return found

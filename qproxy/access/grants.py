@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from qproxy.wire.errors import QproxyError, Retry
+from qproxy.wire.errors import QproxyError, RetryHint
 
 
 class GrantsError(QproxyError):
@@ -18,7 +18,7 @@ class GrantsError(QproxyError):
 
     status = 503
     code: str | None = "store_unavailable"
-    retry = Retry.QUICKLY
+    retry = RetryHint.SOON
 
 
 class Grants(Protocol):

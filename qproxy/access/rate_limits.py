@@ -16,22 +16,22 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from qproxy.access.api_keys import Key
-from qproxy.limits.token_bucket import Bucket
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.embeddings import Texts
+from qproxy.access.api_keys import ApiKey
+from qproxy.limits.token_bucket import TokenBucket
+from qproxy.wire import json_codec
+from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 
-TOKENS_OF_AN_IMAGE = 1000
-BYTES_OF_A_TOKEN = 4
+TOKENS_PER_IMAGE = 1000
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(eq=False, slots=True)
-class Reservation:
+class RateLimitReservation:
     """What one request has taken and may get back."""
 
-    meter: Meter
+    limiter: KeyRateLimiter
     tokens: int
     settled: bool = False
 
@@ -39,17 +39,17 @@ class Reservation:
         """Exchange the estimate for `used` tokens; `counts` says whether the request itself stays taken.  Once."""
         if not self.settled:
             self.settled = True
-            self.meter.give_back(self.tokens - used, 0 if counts else 1, now)
+            self.limiter.refund(self.tokens - used, 0 if counts else 1, now)
 
 
-Buckets: TypeAlias = tuple[Bucket | None, Bucket | None]
+Buckets: TypeAlias = tuple[TokenBucket | None, TokenBucket | None]
 """Of requests and of tokens."""
 
 
-class Shelf(Protocol):
+class RateLimitStore(Protocol):
     """Where the buckets of all keys stand, for several processes."""
 
-    def held(self, identity: bytes, buckets: Buckets, now: float) -> AbstractContextManager[None]:
+    def transaction(self, identity: bytes, buckets: Buckets, now: float) -> AbstractContextManager[None]:
         """The buckets are as everybody left them and nobody else's for the block, and left for others after it.
 
         An error in the block leaves them as they were.
@@ -57,35 +57,35 @@ class Shelf(Protocol):
         ...
 
 
-class Meter:
+class KeyRateLimiter:
     """The two buckets of one key."""
 
-    def __init__(self, key: Key, now: float, shelf: Shelf | None = None) -> None:
+    def __init__(self, key: ApiKey, now: float, store: RateLimitStore | None = None) -> None:
         self._name = key.label
-        self._shelf = shelf
+        self._store = store
         self._identity = hashlib.sha256(f"{key.digest} {key.rpm} {key.tpm}".encode()).digest()
-        self.requests = Bucket(key.rpm, now) if key.rpm else None
-        self.tokens = Bucket(key.tpm, now) if key.tpm else None
+        self.requests = TokenBucket(key.rpm, now) if key.rpm else None
+        self.tokens = TokenBucket(key.tpm, now) if key.tpm else None
 
-    def _held(self, now: float) -> AbstractContextManager[None]:
-        if self._shelf is None:
+    def _buckets(self, now: float) -> AbstractContextManager[None]:
+        if self._store is None:
             return nullcontext()
-        return self._shelf.held(self._identity, (self.requests, self.tokens), now)
+        return self._store.transaction(self._identity, (self.requests, self.tokens), now)
 
-    def reserve(self, tokens: int, now: float) -> Reservation:
+    def reserve(self, tokens: int, now: float) -> RateLimitReservation:
         """Take one request and so many tokens.  RequestError 429 when that must wait; then nothing is taken."""
-        with self._held(now):
+        with self._buckets(now):
             self._check(1, tokens, now)
             if self.tokens:
                 tokens = min(tokens, self.tokens.capacity)
-            self._take(tokens, 1, now)
-        return Reservation(self, tokens)
+            self._acquire(tokens, 1, now)
+        return RateLimitReservation(self, tokens)
 
-    def take_more(self, tokens: int, requests: int, now: float) -> None:
+    def consume(self, tokens: int, requests: int, now: float) -> None:
         """What a request that goes on has used since; RequestError 429 when that was more than there was."""
-        with self._held(now):
-            self._take(tokens, requests, now)
-        with self._held(now):  # on its own: an error in a block takes back what the block took
+        with self._buckets(now):
+            self._acquire(tokens, requests, now)
+        with self._buckets(now):  # on its own: an error in a block takes back what the block took
             self._check(0, 0, now)
 
     def _check(self, requests: int, tokens: int, now: float) -> None:
@@ -101,14 +101,14 @@ class Meter:
                     retry_after=wait,
                 )
 
-    def give_back(self, tokens: int, requests: int, now: float) -> None:
-        with self._held(now):
-            self._take(-tokens, -requests, now)
+    def refund(self, tokens: int, requests: int, now: float) -> None:
+        with self._buckets(now):
+            self._acquire(-tokens, -requests, now)
 
-    def _take(self, tokens: int, requests: int, now: float) -> None:
+    def _acquire(self, tokens: int, requests: int, now: float) -> None:
         for bucket, count in ((self.tokens, tokens), (self.requests, requests)):
             if bucket:
-                bucket.take(count, now)
+                bucket.acquire(count, now)
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's x-ratelimit-* fields, as of this process's last use."""
@@ -116,60 +116,60 @@ class Meter:
         for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
             if bucket:
                 fields[f"x-ratelimit-limit-{what}"] = str(bucket.capacity)
-                fields[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.left(now))))
-                fields[f"x-ratelimit-reset-{what}"] = span(bucket.wait(bucket.capacity, now))
+                fields[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.available(now))))
+                fields[f"x-ratelimit-reset-{what}"] = format_duration(bucket.wait(bucket.capacity, now))
         return fields
 
 
-class Meters:
+class KeyRateLimiters:
     """The meters of all keys, made as they come.  A key whose limits have changed begins anew."""
 
-    def __init__(self, shelf: Shelf | None = None) -> None:
-        self._shelf = shelf
-        self._meters: dict[Key, Meter] = {}
+    def __init__(self, store: RateLimitStore | None = None) -> None:
+        self._store = store
+        self._by_key: dict[ApiKey, KeyRateLimiter] = {}
 
-    def of(self, key: Key | None, now: float) -> Meter | None:
+    def for_key(self, key: ApiKey | None, now: float) -> KeyRateLimiter | None:
         """The key's meter; None for a key without limits."""
         if key is None or not (key.rpm or key.tpm):
             return None
-        if key not in self._meters:
-            self._meters = {known: meter for known, meter in self._meters.items() if known.id != key.id}
-            self._meters[key] = Meter(key, now, self._shelf)
-        return self._meters[key]
+        if key not in self._by_key:
+            self._by_key = {known: limiter for known, limiter in self._by_key.items() if known.id != key.id}
+            self._by_key[key] = KeyRateLimiter(key, now, self._store)
+        return self._by_key[key]
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration as OpenAI writes it: 12ms, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{round(rest)}s" if minutes else f"{rest:.3g}s"
+    minutes, cooldown = divmod(seconds, 60)
+    return f"{int(minutes)}m{round(cooldown)}s" if minutes else f"{cooldown:.3g}s"
 
 
 def estimate(turn: Turn) -> tuple[int, int]:
     """About how many tokens a turn's prompt is, and at most how many its answer was asked to be."""
-    text = sum(_size(message.get("content")) for message in turn.messages if isinstance(message, dict))
-    tools = _written(turn) // BYTES_OF_A_TOKEN if turn.tools else 0
-    most = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
-    return text + tools + 1, int(most) if isinstance(most, int | float) and most > 0 else 0
+    text = sum(_text_size(message.get("content")) for message in turn.messages if isinstance(message, dict))
+    tools = _text_of(turn) // BYTES_PER_TOKEN if turn.tools else 0
+    limit = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
+    return text + tools + 1, int(limit) if isinstance(limit, int | float) and limit > 0 else 0
 
 
-def _written(turn: Turn) -> int:
+def _text_of(turn: Turn) -> int:
     """How many bytes the tools are as text."""
-    text = None if turn.texts is None else turn.texts.text(turn.tools)
-    return len(jsontext.dumps(list(turn.tools)) if text is None else text)
+    text = None if turn.raw_fields is None else turn.raw_fields.text(turn.tools)
+    return len(json_codec.dumps(list(turn.tools)) if text is None else text)
 
 
-def estimate_texts(asked: Texts) -> int:
+def estimate_texts(request: EmbeddingInput) -> int:
     """About how many tokens the texts of a request for embeddings are."""
-    return sum(map(_size, asked.texts)) + 1
+    return sum(map(_text_size, request.texts)) + 1
 
 
-def _size(content: JSON) -> int:
+def _text_size(content: JSON) -> int:
     if isinstance(content, str):
         size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
-        return size // BYTES_OF_A_TOKEN
+        return size // BYTES_PER_TOKEN
     if isinstance(content, list):
         texts = (part.get("text") if isinstance(part, dict) else part for part in content)
-        return sum(_size(text) if isinstance(text, str) else TOKENS_OF_AN_IMAGE for text in texts)
+        return sum(_text_size(text) if isinstance(text, str) else TOKENS_PER_IMAGE for text in texts)
     return 0

@@ -23,8 +23,8 @@ import trio
 
 from qproxy.access.client_address import subscriber
 from qproxy.access.grants import Grants, GrantsError
-from qproxy.access.rate_limits import Shelf
-from qproxy.limits.token_bucket import Bucket
+from qproxy.access.rate_limits import RateLimitStore
+from qproxy.limits.token_bucket import TokenBucket
 from qproxy.wire.errors import RequestError, WrongKey
 
 T = TypeVar("T")
@@ -49,18 +49,18 @@ class SecretLimiter:
         name: str,
         per_minute: int,
         grants: Grants,
-        shelf: Shelf | None = None,
+        store: RateLimitStore | None = None,
         *,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """`per_minute` is what an address may show wrong, 0 is no limit; `shelf` shares it with other processes."""
         self.name = name
         self._per_minute = per_minute
         self._grants = grants
-        self._shelf = shelf
-        self._wall = wall
-        self._buckets: dict[str, Bucket] = {}
-        self._all: Bucket | None = None
+        self._shelf = store
+        self._wall = wall_clock
+        self._buckets: dict[str, TokenBucket] = {}
+        self._all: TokenBucket | None = None
         self._delayed = 0
         self._accepted: dict[bytes, float] = {}
         """When each secret was accepted from an address, by the digest of both."""
@@ -103,14 +103,14 @@ class SecretLimiter:
     async def _reject(self, place: str, now: float) -> None:
         bucket = self._bucket(place, now)
         with self._held(place, bucket, now):
-            bucket.take(1, now)
+            bucket.acquire(1, now)
         if bucket.wait(1, now):
             log.warning("too many wrong %ss from %s; is it a proxy? see trusted_proxies", self.name, place)
         if self._all is None:
-            self._all = Bucket(ALL_PER_MINUTE, now)
+            self._all = TokenBucket(ALL_PER_MINUTE, now)
         wait = self._all.wait(1, now)
         if not wait:
-            self._all.take(1, now)
+            self._all.acquire(1, now)
         elif self._delayed < MAX_DELAYED:
             self._delayed += 1
             try:
@@ -137,16 +137,16 @@ class SecretLimiter:
         text = f"{self.name}\0{place}\0{secret}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
-    def _bucket(self, place: str, now: float) -> Bucket:
+    def _bucket(self, place: str, now: float) -> TokenBucket:
         """The address's bucket, as the last one that was used."""
-        bucket = self._buckets.pop(place, None) or Bucket(self._per_minute, now)
+        bucket = self._buckets.pop(place, None) or TokenBucket(self._per_minute, now)
         self._buckets[place] = bucket
         if len(self._buckets) > MAX_ADDRESSES:
             del self._buckets[next(iter(self._buckets))]
         return bucket
 
-    def _held(self, place: str, bucket: Bucket, now: float) -> AbstractContextManager[None]:
+    def _held(self, place: str, bucket: TokenBucket, now: float) -> AbstractContextManager[None]:
         if self._shelf is None:
             return nullcontext()
         identity = hashlib.sha256(f"{self.name}\0{place}\0{self._per_minute}".encode()).digest()
-        return self._shelf.held(identity, (bucket, None), now)
+        return self._shelf.transaction(identity, (bucket, None), now)

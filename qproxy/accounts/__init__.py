@@ -10,8 +10,16 @@
 Nothing here reads a token or sends a byte: that is `auth` and `transport`.
 """
 
-from qproxy.accounts.account import Account, Task
-from qproxy.accounts.pool import Accounts
-from qproxy.accounts.selection import Nothing, Wait, another, choose
+from qproxy.accounts.account import Account, Capability
+from qproxy.accounts.pool import AccountPool
+from qproxy.accounts.selection import CapacityWait, Unavailable, has_alternative, select_account
 
-__all__ = ["Account", "Accounts", "Nothing", "Task", "Wait", "another", "choose"]
+__all__ = [
+    "Account",
+    "AccountPool",
+    "Unavailable",
+    "Capability",
+    "CapacityWait",
+    "has_alternative",
+    "select_account",
+]

@@ -15,21 +15,21 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from qproxy.accounts import cooldowns as rests
-from qproxy.accounts.cooldowns import PROBE_SECONDS, Rest
-from qproxy.accounts.rate_limit import Pace
+from qproxy.accounts.cooldowns import PROBE_SECONDS, Cooldown
+from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.auth import Credential, CredentialSource
-from qproxy.limits.circuit_breaker import Circuit
-from qproxy.wire.dialects import Target
-from qproxy.wire.errors import Limit, QproxyError
+from qproxy.limits.circuit_breaker import CircuitBreaker
+from qproxy.wire.dialects import UpstreamTarget
+from qproxy.wire.errors import LimitKind, QproxyError
 from qproxy.wire.http_request import Headers
 
-Task: TypeAlias = Literal["chat", "embedding", "realtime"]
+Capability: TypeAlias = Literal["chat", "embedding", "realtime"]
 """What an account is wanted for."""
-MAX_RESTS = 200
+MAX_COOLDOWNS = 200
 """Models that an account is known to refuse: their names come from clients."""
-CEILING_SECONDS = 60.0
+CONCURRENCY_BACKOFF_SECONDS = 60.0
 """How long an account that has said "too many at once" is asked for fewer at once."""
-MAX_WORDS = 300
+MAX_ERROR_CHARACTERS = 300
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +38,7 @@ class Account:
 
     name: str
     source: CredentialSource = field(repr=False)
-    family: str = "dashscope"
+    provider_family: str = "dashscope"
     plan: str = "payg"
     dialect: str = "compatible"
     models: tuple[str, ...] = ("*",)
@@ -60,13 +60,13 @@ class Account:
     """Where its realtime models are; "" where it has none."""
     identity: str = ""
     """What the state on disk knows it by: another key under the same name is another account."""
-    pace: Pace = field(default_factory=Pace)
-    wall: Callable[[], float] = field(default=time.time, repr=False)
+    rate_limiter: AccountRateLimiter = field(default_factory=AccountRateLimiter)
+    wall_clock: Callable[[], float] = field(default=time.time, repr=False)
 
     known_models: frozenset[str] | None = field(default=None, repr=False)
     """What its server lists, once that has been asked; None before."""
     in_flight: int = 0
-    rests: dict[str, Rest] = field(default_factory=dict)
+    cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     """By model; the one for "" is for all of them."""
     last_error: str | None = None
     last_error_at: float | None = None
@@ -75,31 +75,31 @@ class Account:
     """What its server last said about its quota."""
     requests: int = 0
     failures: int = 0
-    circuit: Circuit = field(default_factory=Circuit)
-    _ceiling: tuple[int, float] = (0, 0.0)
+    circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    _learned_concurrency: tuple[int, float] = (0, 0.0)
 
-    def offers(self, model: str, task: Task = "chat") -> bool:
+    def supports(self, model: str, task: Capability = "chat") -> bool:
         """Whether the operator lets this account serve the model, and it can."""
         able = {"chat": True, "embedding": self.embedding_batch > 0, "realtime": bool(self.realtime_url)}
         return able[task] and any(fnmatchcase(model, pattern) for pattern in self.models)
 
-    def target(self, credential: Credential, model: str, carried: Headers = ()) -> Target:
+    def target(self, credential: Credential, model: str, carried: Headers = ()) -> UpstreamTarget:
         """Whom a request for the model goes to, and with which further header fields."""
-        return Target(
+        return UpstreamTarget(
             credential.base_url,
             model,
             credential.token,
-            self.family,
+            self.provider_family,
             self.plan,
             (*self.headers, *carried),
             self.tool_schema,
             any(fnmatchcase(model, pattern) for pattern in self.completions),
         )
 
-    def full(self, now: float) -> bool:
+    def at_capacity(self, now: float) -> bool:
         """Whether it has as many requests as it may have at once."""
-        most, until = self._ceiling
-        if now < until and self.in_flight >= most:
+        limit, until = self._learned_concurrency
+        if now < until and self.in_flight >= limit:
             return True
         return self.max_in_flight is not None and self.in_flight >= self.max_in_flight
 
@@ -107,72 +107,72 @@ class Account:
     def load(self) -> float:
         return self.in_flight / self.weight
 
-    def resting_until(self, model: str) -> float:
+    def cooldown_until(self, model: str) -> float:
         """When it may be asked for the model again, while others can be asked."""
-        return max((self.rests[key].until for key in ("", model) if key in self.rests), default=0.0)
+        return max((self.cooldowns[key].until for key in ("", model) if key in self.cooldowns), default=0.0)
 
     def state(self, now: float) -> str:
         """One word for people: ready, paced, full, resting or down."""
-        if self.circuit.wait(now):
+        if self.circuit_breaker.wait(now):
             return "down"
-        if now < self.resting_until(""):
+        if now < self.cooldown_until(""):
             return "resting"
-        return "full" if self.full(now) else "paced" if self.pace.wait(1, now) else "ready"
+        return "full" if self.at_capacity(now) else "paced" if self.rate_limiter.wait(1, now) else "ready"
 
-    def asked(self, model: str, now: float) -> None:
+    def before_request(self, model: str, now: float) -> None:
         """A request goes out; where a rest is over it is the probe, and the others wait for what it hears."""
-        self.circuit.asked(now)
+        self.circuit_breaker.before_request(now)
         self.in_flight += 1
         self.requests += 1
         for key in ("", model):
-            rest = self.rests.get(key)
-            if rest is not None and now >= rest.until:
-                self.rests[key] = replace(rest, until=now + PROBE_SECONDS, probing=True)
+            cooldown = self.cooldowns.get(key)
+            if cooldown is not None and now >= cooldown.until:
+                self.cooldowns[key] = replace(cooldown, until=now + PROBE_SECONDS, probing=True)
 
-    def failed(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
+    def record_failure(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
         """Remember what an upstream's error says about the account rather than about the request.
 
         `again`: the same request has failed with it before.
         """
-        self.circuit.heard(error, now, again=again)
+        self.circuit_breaker.record_result(error, now, again=again)
         self.failures += 1
-        wall = self.wall()
-        self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall
-        limit = rests.limit_of(error)
-        if limit is Limit.NONE:
+        wall_clock = self.wall_clock()
+        self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall_clock
+        limit = rests.classify(error)
+        if limit is LimitKind.NONE:
             return
-        key = rests.scope(limit, self.plan, model)
-        before = self.rests.get(key)
-        strikes = 0 if before is None else before.strikes + before.probing
-        rest = rests.after(error, limit, strikes, wall).shifted(now - wall)
-        if before is None or before.probing or rest.until > before.until:
-            self.rests[key] = rest
-            self._forget_one()
-        if limit is Limit.MINUTE and getattr(error, "named_wait", None) is None:
-            error.retry_after = rest.until - now  # for the client: the error itself knows no clock
-        elif limit is Limit.CONCURRENCY:
-            self._ceiling = max(1, self.in_flight - 1), now + CEILING_SECONDS
-        elif limit in (Limit.QUOTA, Limit.FREE):
-            self.quota = error.message[:MAX_WORDS]
+        key = rests.cooldown_scope(limit, self.plan, model)
+        before = self.cooldowns.get(key)
+        strikes = 0 if before is None else before.failed_probes + before.probing
+        cooldown = rests.cooldown_for(error, limit, strikes, wall_clock).with_clock_offset(now - wall_clock)
+        if before is None or before.probing or cooldown.until > before.until:
+            self.cooldowns[key] = cooldown
+            self._drop_one_cooldown()
+        if limit is LimitKind.MINUTE and getattr(error, "named_wait", None) is None:
+            error.retry_after = cooldown.until - now  # for the client: the error itself knows no clock
+        elif limit is LimitKind.CONCURRENCY:
+            self._learned_concurrency = max(1, self.in_flight - 1), now + CONCURRENCY_BACKOFF_SECONDS
+        elif limit in (LimitKind.QUOTA, LimitKind.FREE):
+            self.quota = error.message[:MAX_ERROR_CHARACTERS]
 
-    def succeeded(self, model: str = "", since: float | None = None) -> None:
+    def record_success(self, model: str = "", since: float | None = None) -> None:
         """An answer has begun, to a request that was sent at `since`: what was said before that is over."""
-        self.circuit.heard(None, 0.0)
+        self.circuit_breaker.record_result(None, 0.0)
         for key in ("", model):
-            rest = self.rests.get(key)
-            if rest is not None and (since is None or since >= rest.since):
-                del self.rests[key]
-                if rest.why in (Limit.QUOTA.value, Limit.FREE.value):
+            cooldown = self.cooldowns.get(key)
+            if cooldown is not None and (since is None or since >= cooldown.since):
+                del self.cooldowns[key]
+                if cooldown.reason in (LimitKind.QUOTA.value, LimitKind.FREE.value):
                     self.quota = None
 
-    def renewed(self) -> None:
+    def token_refreshed(self) -> None:
         """It has a new token: what was said about the old one is over."""
-        rest = self.rests.get("")
-        if rest is not None and rest.why == Limit.ACCESS.value:
-            del self.rests[""]
+        cooldown = self.cooldowns.get("")
+        if cooldown is not None and cooldown.reason == LimitKind.ACCESS.value:
+            del self.cooldowns[""]
 
-    def _forget_one(self) -> None:
+    def _drop_one_cooldown(self) -> None:
         """Keep the rests few: the one that ends first goes, as it does where it is over already."""
-        if len(self.rests) > MAX_RESTS:
-            oldest = min((key for key in self.rests if key), key=lambda key: self.rests[key].until)
-            del self.rests[oldest]
+        if len(self.cooldowns) > MAX_COOLDOWNS:
+            oldest = min((key for key in self.cooldowns if key), key=lambda key: self.cooldowns[key].until)
+            del self.cooldowns[oldest]

@@ -15,72 +15,74 @@ from dataclasses import dataclass
 
 import trio
 
-from qproxy.accounts.account import Account, Task
-from qproxy.accounts.rate_limit import NOBODY, Ahead
-from qproxy.accounts.selection import Nothing, Wait, choose
-from qproxy.accounts.sync import EVERY, Sharing
-from qproxy.wire.errors import Overloaded, QproxyError, RequestError
+from qproxy.accounts.account import Account, Capability
+from qproxy.accounts.rate_limit import NO_DEMAND, QueuedDemand
+from qproxy.accounts.selection import CapacityWait, Unavailable, select_account
+from qproxy.accounts.sync import SYNC_INTERVAL, AccountStateSync
+from qproxy.wire.errors import OverloadedError, QproxyError, RequestError
 
-FAREWELL_SECONDS = 2.0
+SHUTDOWN_TIMEOUT = 2.0
 """For the last words to the board."""
-LEAST_WAIT = 0.001
+MIN_WAIT = 0.001
 """Seconds: a clock must have moved before the same question is asked again."""
 
 
 @dataclass(eq=False, slots=True)
-class _Wish:
+class _LeaseRequest:
     """One request for an account."""
 
     model: str
-    task: Task
+    task: Capability
     affinity: str
-    without: tuple[Account, ...]
+    exclude: tuple[Account, ...]
     tokens: int
     deadline: float
     account: Account | None = None
     """What it was given."""
     error: QproxyError | None = None
-    wait: Wait = Wait()
-    ahead: Ahead = NOBODY
+    poll_after: CapacityWait = CapacityWait()
+    queued_before: QueuedDemand = NO_DEMAND
     """Those before it that want the same."""
     changed: trio.Event | None = None
     """For the time that it waits."""
 
     @property
-    def kind(self) -> tuple[object, ...]:
+    def group(self) -> tuple[object, ...]:
         """Those of one kind can be served by the same accounts."""
-        return (self.model, self.task, self.without)
+        return (self.model, self.task, self.exclude)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Something has changed for it."""
         if self.changed is not None:
             self.changed.set()
 
-    def until(self, now: float) -> float:
+    def next_check(self, now: float) -> float:
         """When its turn comes by time alone."""
-        paced = self.wait.paced
-        wait = math.inf if paced is None else paced.pace.wait(self.tokens, now, self.ahead)
-        return max(min(now + wait, self.wait.wakes), now + LEAST_WAIT)
+        paced = self.poll_after.rate_limited
+        wait = math.inf if paced is None else paced.rate_limiter.wait(self.tokens, now, self.queued_before)
+        return max(min(now + wait, self.poll_after.recheck_after), now + MIN_WAIT)
 
 
-class _Lease(AbstractAsyncContextManager[Account]):
+class _AccountLease(AbstractAsyncContextManager[Account]):
     """An account in somebody's hands."""
 
-    def __init__(self, accounts: Accounts, wish: _Wish, used: Callable[[], int | None]) -> None:
+    def __init__(
+        self, accounts: AccountPool, lease_request: _LeaseRequest, used: Callable[[], int | None]
+    ) -> None:
         self._accounts = accounts
-        self._wish = wish
+        self._request = lease_request
         self._used = used
 
     async def __aenter__(self) -> Account:
-        return await self._accounts.granted(self._wish)
+        return await self._accounts.acquire(self._request)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        account, tokens, spent = self._wish.account, self._wish.tokens, self._used()
+        account, tokens, usage = self._request.account, self._request.tokens, self._used()
         assert account is not None
-        self._accounts.give_back(account, 0 if spent is None else account.pace.reserved(tokens) - spent)
+        self._accounts.release(account, 0 if usage is None else account.rate_limiter.reserved(tokens) - usage)
 
 
-class Accounts:
+class AccountPool:
     """All accounts of the server."""
 
     def __init__(
@@ -89,57 +91,57 @@ class Accounts:
         *,
         queue_timeout: float = 1.0,
         max_waiting: int = 100,
-        sharing: Sharing | None = None,
+        sharing: AccountStateSync | None = None,
     ) -> None:
         self.accounts = tuple(accounts)
         self._queue_timeout = queue_timeout
-        self._max_waiting = max_waiting
-        self._line: list[_Wish] = []
-        self.sharing = sharing
+        self._max_queue_size = max_waiting
+        self._queue: list[_LeaseRequest] = []
+        self.sync = sharing
         """With whom; nobody, unless somebody says so."""
 
     def __repr__(self) -> str:
         names = ", ".join(f"{account.name}:{account.in_flight}" for account in self.accounts)
-        return f"<Accounts {names}, {len(self._line)} waiting>"
+        return f"<Accounts {names}, {len(self._queue)} waiting>"
 
     @property
-    def waiting(self) -> int:
-        return len(self._line)
+    def queue_size(self) -> int:
+        return len(self._queue)
 
     @property
     def counts_tokens(self) -> bool:
         """Whether an account is paced by tokens, so that a request should say how many it will take."""
-        return any(account.pace.tokens for account in self.accounts)
+        return any(account.rate_limiter.tokens for account in self.accounts)
 
-    def renew(self, other: Accounts) -> None:
+    def replace(self, other: AccountPool) -> None:
         """Be what `other` is from now on; leases under way end where they began."""
         self.accounts = other.accounts
-        self._queue_timeout, self._max_waiting = other._queue_timeout, other._max_waiting
-        self._serve()
+        self._queue_timeout, self._max_queue_size = other._queue_timeout, other._max_queue_size
+        self._serve_queue()
 
-    async def share(self) -> None:
+    async def start_sync(self) -> None:
         """Exchange what is known of the accounts with other processes and with the disk, once."""
-        if self.sharing is not None:
-            await self.sharing.exchange(self.accounts)
-            self._serve()
+        if self.sync is not None:
+            await self.sync.exchange(self.accounts)
+            self._serve_queue()
 
-    async def keep_sharing(self) -> None:
+    async def run_sync(self) -> None:
         """Do so every second, and a last time when this is cancelled."""
         try:
             while True:
-                await self.share()
-                await trio.sleep(EVERY)
+                await self.start_sync()
+                await trio.sleep(SYNC_INTERVAL)
         finally:
-            with trio.move_on_after(FAREWELL_SECONDS, shield=True):
-                await self.share()
-                if self.sharing is not None:
-                    await self.sharing.aclose()
+            with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
+                await self.start_sync()
+                if self.sync is not None:
+                    await self.sync.aclose()
 
     def lease(
         self,
         model: str,
         *,
-        task: Task = "chat",
+        task: Capability = "chat",
         affinity: str = "",
         without: Iterable[Account] = (),
         tokens: int = 0,
@@ -151,117 +153,128 @@ class Accounts:
         (None: not known).  Overloaded, or a 429 with the time to wait, when none is to be had within `queue_timeout`.
         """
         deadline = trio.current_time() + self._queue_timeout
-        return _Lease(self, _Wish(model, task, affinity, tuple(without), tokens, deadline), used)
+        return _AccountLease(
+            self, _LeaseRequest(model, task, affinity, tuple(without), tokens, deadline), used
+        )
 
-    async def granted(self, wish: _Wish) -> Account:
+    async def acquire(self, lease_request: _LeaseRequest) -> Account:
         """What a lease begins with: an account that everybody who shares it agrees to."""
         first = False
-        if self.sharing is not None and not self.sharing.begun:
-            await self.sharing.begin(self.accounts)
+        if self.sync is not None and not self.sync.synced:
+            await self.sync.start(self.accounts)
         while True:
-            account = await self._from_line(wish, first=first)
-            if self.sharing is None or not account.identity or not account.pace.limited:
+            account = await self._dequeue(lease_request, first=first)
+            if self.sync is None or not account.identity or not account.rate_limiter.is_limited:
                 return account
             try:
-                granted = await self.sharing.claimed(account, account.pace.reserved(wish.tokens))
+                granted = await self.sync.acquire(
+                    account, account.rate_limiter.reserved(lease_request.tokens)
+                )
             except BaseException:
-                self.give_back(account, account.pace.reserved(wish.tokens))
+                self.release(account, account.rate_limiter.reserved(lease_request.tokens))
                 raise
             if granted:
                 return account
-            self._take_back(account)
-            wish.account, first = None, True
+            self._undo_acquire(account)
+            lease_request.account, first = None, True
 
-    async def _from_line(self, wish: _Wish, *, first: bool) -> Account:
-        self._line.insert(0 if first else len(self._line), wish)
+    async def _dequeue(self, lease_request: _LeaseRequest, *, first: bool) -> Account:
+        self._queue.insert(0 if first else len(self._queue), lease_request)
         try:
-            self._serve()
-            if wish in self._line and len(self._line) > self._max_waiting:
-                raise self._refusal(wish)
-            while wish.account is None and wish.error is None:
-                await self._turn(wish)
+            self._serve_queue()
+            if lease_request in self._queue and len(self._queue) > self._max_queue_size:
+                raise self._unavailable_error(lease_request)
+            while lease_request.account is None and lease_request.error is None:
+                await self._wait_for_turn(lease_request)
         except BaseException:
-            if wish.account is not None:
-                self._take_back(wish.account, wish.tokens)
+            if lease_request.account is not None:
+                self._undo_acquire(lease_request.account, lease_request.tokens)
             raise
         finally:
-            if wish in self._line:
-                self._line.remove(wish)
-        if wish.account is None:
-            assert wish.error is not None
-            raise wish.error
-        return wish.account
+            if lease_request in self._queue:
+                self._queue.remove(lease_request)
+        if lease_request.account is None:
+            assert lease_request.error is not None
+            raise lease_request.error
+        return lease_request.account
 
-    async def _turn(self, wish: _Wish) -> None:
+    async def _wait_for_turn(self, lease_request: _LeaseRequest) -> None:
         """Wait until something has changed for this one; raise its refusal when that will be too late."""
         now = trio.current_time()
-        until = wish.until(now)
-        if now >= wish.deadline or (until > wish.deadline and not wish.wait.full):
-            raise self._refusal(wish)
-        wish.changed = trio.Event()
-        with trio.move_on_at(min(until, wish.deadline)):
-            await wish.changed.wait()
-        if wish.account is None and wish.error is None:
-            self._serve()
+        until = lease_request.next_check(now)
+        if now >= lease_request.deadline or (
+            until > lease_request.deadline and not lease_request.poll_after.at_capacity
+        ):
+            raise self._unavailable_error(lease_request)
+        lease_request.changed = trio.Event()
+        with trio.move_on_at(min(until, lease_request.deadline)):
+            await lease_request.changed.wait()
+        if lease_request.account is None and lease_request.error is None:
+            self._serve_queue()
 
-    def _serve(self) -> None:
+    def _serve_queue(self) -> None:
         """Give accounts to those in line, from its head; whoever cannot be served yet stays."""
         now = trio.current_time()
-        stuck: dict[tuple[object, ...], tuple[Wait, Ahead]] = {}
-        for wish in list(self._line):
-            wait, ahead = stuck.get(wish.kind, (None, NOBODY))
-            choice = wait or self._chosen(wish, now)
-            if isinstance(choice, Wait):
-                before = wish.until(now)
-                wish.wait, wish.ahead = choice, ahead
-                stuck[wish.kind] = choice, Ahead(ahead.requests + 1, ahead.tokens + wish.tokens)
-                if wish.until(now) < before:
-                    wish.tell()
+        stuck: dict[tuple[object, ...], tuple[CapacityWait, QueuedDemand]] = {}
+        for lease_request in list(self._queue):
+            wait, ahead = stuck.get(lease_request.group, (None, NO_DEMAND))
+            choice = wait or self._select(lease_request, now)
+            if isinstance(choice, CapacityWait):
+                before = lease_request.next_check(now)
+                lease_request.poll_after, lease_request.queued_before = choice, ahead
+                stuck[lease_request.group] = (
+                    choice,
+                    QueuedDemand(ahead.requests + 1, ahead.tokens + lease_request.tokens),
+                )
+                if lease_request.next_check(now) < before:
+                    lease_request.notify()
                 continue
-            self._line.remove(wish)
-            if isinstance(choice, Nothing):
-                wish.error = choice.error
+            self._queue.remove(lease_request)
+            if isinstance(choice, Unavailable):
+                lease_request.error = choice.error
             else:
-                wish.account = choice
-                choice.asked(wish.model, now)
-                choice.pace.take(choice.pace.reserved(wish.tokens), now)
-            wish.tell()
+                lease_request.account = choice
+                choice.before_request(lease_request.model, now)
+                choice.rate_limiter.acquire(choice.rate_limiter.reserved(lease_request.tokens), now)
+            lease_request.notify()
 
-    def _chosen(self, wish: _Wish, now: float) -> Account | Wait | Nothing:
-        return choose(
+    def _select(self, lease_request: _LeaseRequest, now: float) -> Account | CapacityWait | Unavailable:
+        return select_account(
             self.accounts,
-            wish.model,
+            lease_request.model,
             now=now,
-            task=wish.task,
-            affinity=wish.affinity,
-            without=wish.without,
-            tokens=wish.tokens,
+            task=lease_request.task,
+            affinity=lease_request.affinity,
+            without=lease_request.exclude,
+            tokens=lease_request.tokens,
         )
 
-    def give_back(self, account: Account, tokens: int) -> None:
+    def release(self, account: Account, tokens: int) -> None:
         """What a lease ends with; so many `tokens` of those that it reserved are left."""
         account.in_flight -= 1
         if tokens:
-            account.pace.give_back(tokens, trio.current_time())
-        if self._line:
-            self._serve()
+            account.rate_limiter.release(tokens, trio.current_time())
+        if self._queue:
+            self._serve_queue()
 
-    def _take_back(self, account: Account, tokens: int | None = None) -> None:
+    def _undo_acquire(self, account: Account, tokens: int | None = None) -> None:
         """As if it had never been given; `tokens` where its pace does not know yet."""
         account.requests -= 1
         if tokens is not None:
-            account.pace.take(-account.pace.reserved(tokens), trio.current_time(), requests=-1)
-        self.give_back(account, 0)
+            account.rate_limiter.acquire(
+                -account.rate_limiter.reserved(tokens), trio.current_time(), requests=-1
+            )
+        self.release(account, 0)
 
-    def _refusal(self, wish: _Wish) -> QproxyError:
+    def _unavailable_error(self, lease_request: _LeaseRequest) -> QproxyError:
         now = trio.current_time()
-        paced = wish.wait.paced
-        if paced is None or wish.wait.full:
+        paced = lease_request.poll_after.rate_limited
+        if paced is None or lease_request.poll_after.at_capacity:
             message = "Every account that serves this model is at its limit of requests at once."
-            return Overloaded(message, retry_after=1)
-        wait = wish.until(now) - now
+            return OverloadedError(message, retry_after=1)
+        wait = lease_request.next_check(now) - now
         message = (
-            f"Every account that serves this model is paced here: {paced.name} to {paced.pace.words()}. "
+            f"Every account that serves this model is paced here: {paced.name} to {paced.rate_limiter.describe()}. "
             f"Try again in {wait:.1f} s."
         )
         return RequestError(

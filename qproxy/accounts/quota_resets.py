@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, timezone
 
-CHINA = timezone(timedelta(hours=8))
+CHINA_TIME = timezone(timedelta(hours=8))
 """Alibaba's own calendar, and the guess for a time without a zone: the earlier one, for an early question is cheap."""
-LONGEST = 32 * 86400.0
+MAX_RESET = 32 * 86400.0
 """Seconds; nothing that Alibaba sells is reset less often than once a month."""
 _AT = re.compile(
     r"resets?(?: time)?(?: is)?(?: at| on|:)? *+(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/](?P<day>\d{1,2})[t ,]++)?"
@@ -31,57 +31,57 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? {1,16}(?:\w{1,64} {1,16})?quota|\b(dai)ly\b")
 
 
-def named(text: str, wall: float) -> float | None:
+def reset_time_in(text: str, wall_clock: float) -> float | None:
     """The time of the reset that a message names."""
     text = text.lower()
     when: float | None = None
     if match := _IN.search(text):
-        when = wall + sum(float(count) * _SECONDS[unit] for count, unit in _SPAN.findall(match[1]))
+        when = wall_clock + sum(float(count) * _SECONDS[unit] for count, unit in _SPAN.findall(match[1]))
     elif match := _EPOCH.search(text):
         when = float(match[1])
     elif match := _AT.search(text):
-        when = _moment(match.groupdict(), wall)
-    return when if when is not None and wall < when <= wall + LONGEST else None
+        when = _parse_time(match.groupdict(), wall_clock)
+    return when if when is not None and wall_clock < when <= wall_clock + MAX_RESET else None
 
 
-def _moment(parts: dict[str, str | None], wall: float) -> float | None:
-    zone = _zone(parts)
-    now = datetime.fromtimestamp(wall, zone)
+def _parse_time(state: dict[str, str | None], wall_clock: float) -> float | None:
+    zone = _time_zone(state)
+    now = datetime.fromtimestamp(wall_clock, zone)
     try:
         moment = now.replace(
-            year=int(parts["year"] or now.year),
-            month=int(parts["month"] or now.month),
-            day=int(parts["day"] or now.day),
-            hour=int(parts["hour"] or 0),
-            minute=int(parts["minute"] or 0),
-            second=int(parts["second"] or 0),
+            year=int(state["year"] or now.year),
+            month=int(state["month"] or now.month),
+            day=int(state["day"] or now.day),
+            hour=int(state["hour"] or 0),
+            minute=int(state["minute"] or 0),
+            second=int(state["second"] or 0),
             microsecond=0,
         )
-        if parts["month"] is None and moment <= now:
+        if state["month"] is None and moment <= now:
             moment += timedelta(days=1)
-        elif parts["year"] is None and moment < now - timedelta(days=180):
+        elif state["year"] is None and moment < now - timedelta(days=180):
             moment = moment.replace(year=now.year + 1)
     except ValueError:  # no such day
         return None
     return moment.timestamp()
 
 
-def _zone(parts: dict[str, str | None]) -> timezone:
-    if parts["offset"] is not None and int(parts["offset"]) < 24:
-        offset = timedelta(hours=int(parts["offset"]), minutes=int(parts["half"] or 0) % 60)
-        return timezone(-offset if parts["sign"] == "-" else offset)
-    return UTC if parts["zone"] in ("utc", "gmt", "z") else CHINA
+def _time_zone(state: dict[str, str | None]) -> timezone:
+    if state["offset"] is not None and int(state["offset"]) < 24:
+        offset = timedelta(hours=int(state["offset"]), minutes=int(state["half"] or 0) % 60)
+        return timezone(-offset if state["sign"] == "-" else offset)
+    return UTC if state["zone"] in ("utc", "gmt", "z") else CHINA_TIME
 
 
-def of_period(text: str, wall: float) -> float | None:
+def next_period_reset(text: str, wall_clock: float) -> float | None:
     """The reset of the period that a message names (5 hours, a day, a week, a month), by the plans' calendar."""
     match = _PERIOD.search(text.lower())
     if match is None:
         return None
     period = match[1] or "day"
     if period == "hour":
-        return wall + 5 * 3600.0
-    today = datetime.fromtimestamp(wall, CHINA).replace(hour=0, minute=0, second=0, microsecond=0)
+        return wall_clock + 5 * 3600.0
+    today = datetime.fromtimestamp(wall_clock, CHINA_TIME).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
         return (today + timedelta(days=1)).timestamp()
     if period == "week":

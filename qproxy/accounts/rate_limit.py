@@ -9,36 +9,36 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qproxy.limits.token_bucket import Bucket
+from qproxy.limits.token_bucket import TokenBucket
 
 
-class Ahead(NamedTuple):
+class QueuedDemand(NamedTuple):
     """Who else waits for the same, before."""
 
     requests: int = 0
     tokens: int = 0
 
 
-NOBODY = Ahead()
+NO_DEMAND = QueuedDemand()
 
 
-class Pace:
+class AccountRateLimiter:
     """Of one account; without limits it never makes anyone wait."""
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None) -> None:
-        self.requests = Bucket(rpm, 0.0) if rpm else None
-        self.tokens = Bucket(tpm, 0.0) if tpm else None
-        self.returned = 0.0
+        self.requests = TokenBucket(rpm, 0.0) if rpm else None
+        self.tokens = TokenBucket(tpm, 0.0) if tpm else None
+        self.released_tokens = 0.0
         """Tokens given back since the beginning, more than was taken later counting against them."""
 
     def __repr__(self) -> str:
         return f"<Pace {self.requests} {self.tokens}>"
 
     @property
-    def limited(self) -> bool:
+    def is_limited(self) -> bool:
         return self.requests is not None or self.tokens is not None
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """The limits, for people."""
         limits = [(self.requests, "requests"), (self.tokens, "tokens")]
         return " and ".join(f"{bucket.capacity} {what}" for bucket, what in limits if bucket) + " a minute"
@@ -47,7 +47,7 @@ class Pace:
         """So many of a request's tokens are taken: a minute's worth at most, or nothing where none are counted."""
         return min(tokens, self.tokens.capacity) if self.tokens else 0
 
-    def wait(self, tokens: int, now: float, ahead: Ahead = NOBODY) -> float:
+    def wait(self, tokens: int, now: float, ahead: QueuedDemand = NO_DEMAND) -> float:
         """Seconds until one request with so many tokens may go, after those ahead of it."""
         waits = [0.0]
         if self.requests:
@@ -56,23 +56,23 @@ class Pace:
             waits.append(self.tokens.wait(tokens, now, ahead.tokens))
         return max(waits)
 
-    def take(self, tokens: int, now: float, *, requests: int = 1) -> None:
+    def acquire(self, tokens: int, now: float, *, requests: int = 1) -> None:
         for bucket, count in ((self.requests, requests), (self.tokens, tokens)):
             if bucket is not None:
-                bucket.take(count, now)
+                bucket.acquire(count, now)
 
-    def give_back(self, tokens: int, now: float) -> None:
+    def release(self, tokens: int, now: float) -> None:
         """An estimate was too large by so much, or too small by as much below nothing.
 
         Too small by a minute's worth at most: no server looks further back, and one that reports far too many tokens
         must not keep its account from being asked.
         """
         tokens = max(tokens, -self.tokens.capacity) if self.tokens else tokens
-        self.take(-tokens, now, requests=0)
-        self.returned += tokens
+        self.acquire(-tokens, now, requests=0)
+        self.released_tokens += tokens
 
-    def put(self, requests: float | None, tokens: float | None, now: float) -> None:
+    def set_level(self, requests: float | None, tokens: float | None, now: float) -> None:
         """Have so much left, as agreed with others."""
         for bucket, left in ((self.requests, requests), (self.tokens, tokens)):
             if bucket is not None and left is not None:
-                bucket.put(left, now)
+                bucket.set_level(left, now)

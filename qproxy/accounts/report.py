@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from qproxy.accounts.shared_state import Limits, Standing, left
+from qproxy.accounts.shared_state import AccountLimits, AccountState, remaining
 from qproxy.config.accounts import AccountConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AccountRow:
     """One account.  Times are Unix time."""
 
     name: str
@@ -27,12 +27,12 @@ class Row:
     state: str
     """ready, paced, resting, or unused where no server has asked it yet; for a login that cannot be
     used, its state."""
-    words: str
+    message: str
     """The state for people."""
     expires_at: float | None
     """When the token in use ends; it is renewed before.  A key does not end."""
-    cool_down_until: float | None
-    models_refused: Mapping[str, float]
+    cooldown_until: float | None
+    refused_models: Mapping[str, float]
     """Models that it is not asked for, and until when."""
     quota: str | None
     """What its server last said about its quota."""
@@ -44,48 +44,52 @@ class Row:
     last_error: str | None
     last_error_at: float | None
 
-    def fields(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def rows(accounts: Sequence[AccountConfig], standings: Mapping[str, Standing], wall: float) -> list[Row]:
+def account_rows(
+    accounts: Sequence[AccountConfig], standings: Mapping[str, AccountState], wall_clock: float
+) -> list[AccountRow]:
     """A row for every account of the settings."""
-    return [_row(account, standings.get(account.identity), wall) for account in accounts]
+    return [_account_row(account, standings.get(account.identity), wall_clock) for account in accounts]
 
 
-def _row(account: AccountConfig, standing: Standing | None, wall: float) -> Row:
-    known = standing or Standing()
-    rest = known.rests.get("")
-    resting = rest is not None and rest.until > wall
-    limits = Limits(account.rpm or None, account.tpm or None)
-    refused = {model: item.until for model, item in known.rests.items() if model and item.until > wall}
+def _account_row(account: AccountConfig, standing: AccountState | None, wall_clock: float) -> AccountRow:
+    known = standing or AccountState()
+    cooldown = known.cooldowns.get("")
+    resting = cooldown is not None and cooldown.until > wall_clock
+    limits = AccountLimits(account.rpm or None, account.tpm or None)
+    refused = {
+        model: item.until for model, item in known.cooldowns.items() if model and item.until > wall_clock
+    }
     login = known.login
     if login is not None and not login.usable:
-        state, words = login.state, login.words
-    elif rest is not None and resting:
-        state, words = "resting", f"resting until {moment(rest.until, wall)}: {rest.why}"
+        state, text = login.state, login.message
+    elif cooldown is not None and resting:
+        state, text = "resting", f"resting until {format_time(cooldown.until, wall_clock)}: {cooldown.reason}"
     elif standing is None:
-        state, words = "unused", "not used yet"
-    elif any(left(known, what, limit, wall).wait(1, wall) for what, limit in limits.pairs()):
-        state, words = "paced", "at its limit for this minute"
+        state, text = "unused", "not used yet"
+    elif any(remaining(known, what, limit, wall_clock).wait(1, wall_clock) for what, limit in limits.pairs()):
+        state, text = "paced", "at its limit for this minute"
     else:
-        state, words = "ready", "ready"
+        state, text = "ready", "ready"
     if refused:
-        words += f"; not for {', '.join(sorted(refused)[:5])}"
-    return Row(
+        text += f"; not for {', '.join(sorted(refused)[:5])}"
+    return AccountRow(
         name=account.name,
         kind=account.kind,
         plan=account.plan,
         host=urlsplit(account.base_url or "").hostname,
         state=state,
-        words=words,
+        message=text,
         expires_at=login.expires_at if login is not None else None,
-        cool_down_until=rest.until if rest is not None and resting else None,
-        models_refused=refused,
+        cooldown_until=cooldown.until if cooldown is not None and resting else None,
+        refused_models=refused,
         quota=known.quota,
-        quota_reset_at=rest.reset if rest is not None else None,
-        in_flight=known.under_way(wall),
-        last_minute=known.last_minute(wall),
+        quota_reset_at=cooldown.reset_at if cooldown is not None else None,
+        in_flight=known.active_requests(wall_clock),
+        last_minute=known.last_minute(wall_clock),
         requests=known.requests,
         failures=known.failures,
         last_error=known.last_error,
@@ -93,8 +97,8 @@ def _row(account: AccountConfig, standing: Standing | None, wall: float) -> Row:
     )
 
 
-def moment(when: float, wall: float) -> str:
+def format_time(when: float, wall_clock: float) -> str:
     """A time for people, in UTC: without the day where that is today's."""
     when = round(when)  # it has been through two clocks
-    day = "" if int(when // 86400) == int(wall // 86400) else "%Y-%m-%d "
+    day = "" if int(when // 86400) == int(wall_clock // 86400) else "%Y-%m-%d "
     return time.strftime(f"{day}%H:%M:%S UTC", time.gmtime(when))

@@ -13,30 +13,30 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qproxy.accounts.account import Account, Task
-from qproxy.wire.errors import QproxyError, RequestError, Retry, UpstreamError
+from qproxy.accounts.account import Account, Capability
+from qproxy.wire.errors import QproxyError, RequestError, RetryHint, UpstreamError
 
-CANNOT_EMBED = (
+EMBEDDINGS_UNSUPPORTED = (
     "No account of this server makes embeddings with this model: Coding Plans, Token Plans and logins only chat. "
     "A pay-as-you-go key does, and so does a server of your own with an embedding model."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class CapacityWait:
     """Every fitting account is full or paced out."""
 
     seconds: float = math.inf
     """Until `paced` may be asked."""
-    paced: Account | None = None
-    full: bool = True
+    rate_limited: Account | None = None
+    at_capacity: bool = True
     """One of them is full, so a place may be free any moment."""
-    wakes: float = math.inf
+    recheck_after: float = math.inf
     """When one that rests, or is down, may be asked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
+class Unavailable:
     """No account will do; the error to answer with."""
 
     error: QproxyError
@@ -50,40 +50,46 @@ def _hash(affinity: str, account: Account) -> float:
     return -account.weight / math.log(uniform)
 
 
-def choose(
+def select_account(
     accounts: Sequence[Account],
     model: str,
     *,
     now: float,
-    task: Task = "chat",
+    task: Capability = "chat",
     affinity: str = "",
     without: Iterable[Account] = (),
     tokens: int = 0,
-) -> Account | Wait | Nothing:
+) -> Account | CapacityWait | Unavailable:
     """The account for the next try at `model`; `without` lists those that this request has tried."""
-    fitting = [account for account in accounts if account.offers(model, task)]
+    fitting = [account for account in accounts if account.supports(model, task)]
     if not fitting:
-        return Nothing(_no_such_model(accounts, model))
+        return Unavailable(_unknown_model_error(accounts, model))
     tried = set(without)
     fresh = [account for account in fitting if account not in tried]
     if not fresh:
-        return Nothing(UpstreamError("Every account that serves this model has been tried."))
-    up = [account for account in fresh if not account.circuit.wait(now)]
+        return Unavailable(UpstreamError("Every account that serves this model has been tried."))
+    up = [account for account in fresh if not account.circuit_breaker.wait(now)]
     if not up:
-        return Nothing(_down(min(fresh, key=lambda account: account.circuit.wait(now)), now))
-    awake = [account for account in up if now >= account.resting_until(model)]
+        return Unavailable(
+            _outage_error(min(fresh, key=lambda account: account.circuit_breaker.wait(now)), now)
+        )
+    awake = [account for account in up if now >= account.cooldown_until(model)]
     fit = awake or up
-    free = [account for account in fit if not account.full(now) and not account.pace.wait(tokens, now)]
+    free = [
+        account
+        for account in fit
+        if not account.at_capacity(now) and not account.rate_limiter.wait(tokens, now)
+    ]
     if not free:
-        later = [max(a.resting_until(model), now + a.circuit.wait(now)) for a in fresh]
-        return _wait(fit, now, tokens, min((at for at in later if at > now), default=math.inf))
+        later = [max(a.cooldown_until(model), now + a.circuit_breaker.wait(now)) for a in fresh]
+        return _shortest_wait(fit, now, tokens, min((at for at in later if at > now), default=math.inf))
     if not awake:
-        return min(free, key=lambda account: account.resting_until(model))
+        return min(free, key=lambda account: account.cooldown_until(model))
     knowing = [account for account in free if account.known_models is None or model in account.known_models]
-    return _own(knowing or free, affinity)
+    return _dedicated(knowing or free, affinity)
 
 
-def _own(free: Sequence[Account], affinity: str) -> Account:
+def _dedicated(free: Sequence[Account], affinity: str) -> Account:
     """The conversation's account by bounded loads; without a conversation the one with the least to do."""
     if len(free) == 1:
         return free[0]
@@ -93,43 +99,48 @@ def _own(free: Sequence[Account], affinity: str) -> Account:
     return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
 
 
-def _wait(fit: Sequence[Account], now: float, tokens: int, wakes: float) -> Wait:
-    paced = [account for account in fit if not account.full(now)]
+def _shortest_wait(fit: Sequence[Account], now: float, tokens: int, wakes: float) -> CapacityWait:
+    paced = [account for account in fit if not account.at_capacity(now)]
     if not paced:
-        return Wait(wakes=wakes)
-    first = min(paced, key=lambda account: account.pace.wait(tokens, now))
-    return Wait(first.pace.wait(tokens, now), first, full=len(paced) < len(fit), wakes=wakes)
+        return CapacityWait(recheck_after=wakes)
+    first = min(paced, key=lambda account: account.rate_limiter.wait(tokens, now))
+    return CapacityWait(
+        first.rate_limiter.wait(tokens, now), first, at_capacity=len(paced) < len(fit), recheck_after=wakes
+    )
 
 
-def _no_such_model(accounts: Sequence[Account], model: str) -> RequestError:
+def _unknown_model_error(accounts: Sequence[Account], model: str) -> RequestError:
     message = f"The model {model[:200]!r} does not exist or you do not have access to it."
-    if any(account.offers(model) for account in accounts):
-        message = CANNOT_EMBED
+    if any(account.supports(model) for account in accounts):
+        message = EMBEDDINGS_UNSUPPORTED
     return RequestError(message, status=404, param="model", code="model_not_found")
 
 
-def _down(account: Account, now: float) -> UpstreamError:
-    wait = max(1.0, account.circuit.wait(now))
+def _outage_error(account: Account, now: float) -> UpstreamError:
+    wait = max(1.0, account.circuit_breaker.wait(now))
     message = (
-        f"The model's server has failed {account.circuit.failures} times in a row (last: {account.last_error}). "
+        f"The model's server has failed {account.circuit_breaker.failures} times in a row (last: {account.last_error}). "
         f"It is asked again in {wait:.0f} s."
     )
     return UpstreamError(
-        message, status=503, code="upstream_unavailable", retry=Retry.LATER, retry_after=wait
+        message, status=503, code="upstream_unavailable", retry=RetryHint.AFTER, retry_after=wait
     )
 
 
-def another(
+def has_alternative(
     accounts: Sequence[Account],
     model: str,
     *,
     now: float,
-    task: Task = "chat",
+    task: Capability = "chat",
     without: Iterable[Account],
 ) -> bool:
     """Whether an untried account is awake and may serve the model."""
     tried = set(without)
     return any(
-        a.offers(model, task) and a not in tried and now >= a.resting_until(model) and not a.circuit.wait(now)
+        a.supports(model, task)
+        and a not in tried
+        and now >= a.cooldown_until(model)
+        and not a.circuit_breaker.wait(now)
         for a in accounts
     )

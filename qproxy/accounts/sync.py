@@ -15,97 +15,107 @@ from dataclasses import dataclass, field
 import trio
 
 from qproxy.accounts.account import Account
-from qproxy.accounts.cooldowns import Rest
-from qproxy.accounts.shared_state import Board, BoardError, Limits, Login, News, Standing, left
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.shared_state import (
+    AccountLimits,
+    AccountState,
+    AccountStateDelta,
+    AccountStateStore,
+    LoginState,
+    StateStoreError,
+    remaining,
+)
 from qproxy.auth.oauth_source import OAuthSource
 
-EVERY = 1.0
+SYNC_INTERVAL = 1.0
 log = logging.getLogger("qproxy.accounts")
 
 
 @dataclass(slots=True)
-class _Posted:
+class _LastSync:
     """What the board has been told of an account, and has told."""
 
     requests: int = 0
     failures: int = 0
-    returned: float = 0.0
+    released_tokens: float = 0.0
     quota: str | None = None
     last_error_at: float | None = None
-    login: Login | None = None
-    here: dict[str, Rest] = field(default_factory=dict)
+    login: LoginState | None = None
+    local_in_flight: dict[str, Cooldown] = field(default_factory=dict)
     """The rests of the account, by Trio's clock."""
-    there: Mapping[str, Rest] = field(default_factory=dict)
+    remote_in_flight: Mapping[str, Cooldown] = field(default_factory=dict)
     """The same on the board, by the wall clock."""
 
 
-class Sharing:
+class AccountStateSync:
     """Of one process."""
 
-    def __init__(self, board: Board, *, wall: Callable[[], float] = time.time) -> None:
-        self._board = board
-        self._wall = wall
-        self._posted: dict[str, _Posted] = {}
-        self._works = True
-        self._beginning = trio.Lock()
-        self.begun = False
+    def __init__(self, store: AccountStateStore, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._wall_clock = wall_clock
+        self._last_synced: dict[str, _LastSync] = {}
+        self._healthy = True
+        self._starting = trio.Lock()
+        self.synced = False
         """Whether what was known before this process is known to it."""
 
     def __repr__(self) -> str:
-        return f"<Sharing by {self._board}>"
+        return f"<Sharing by {self._store}>"
 
-    async def begin(self, accounts: Sequence[Account]) -> None:
+    async def start(self, accounts: Sequence[Account]) -> None:
         """The first exchange, once for all who wait for it."""
-        async with self._beginning:
-            if not self.begun:
+        async with self._starting:
+            if not self.synced:
                 await self.exchange(accounts)
 
     async def aclose(self) -> None:
-        await self._board.aclose()
+        await self._store.aclose()
 
     async def exchange(self, accounts: Sequence[Account]) -> None:
         """Post and take up, once."""
         shared = {account.identity: account for account in accounts if account.identity}
-        news = {identity: self._news(account) for identity, account in shared.items()}
+        delta = {identity: self._delta(account) for identity, account in shared.items()}
         before = {identity: self._snapshot(account) for identity, account in shared.items()}
         try:
-            standings = await self._board.exchange(news)
-        except BoardError as error:
-            self._failed(error)
+            standings = await self._store.exchange(delta)
+        except StateStoreError as error:
+            self._log_failure(error)
             return
         finally:
-            self.begun = True
-        self._works = True
+            self.synced = True
+        self._healthy = True
         for identity, account in shared.items():
-            self._take_up(account, before[identity], standings.get(identity, Standing()))
+            self._apply(account, before[identity], standings.get(identity, AccountState()))
 
-    async def claimed(self, account: Account, tokens: int) -> bool:
+    async def acquire(self, account: Account, tokens: int) -> bool:
         """Whether an account's pace, agreed on with everybody, allows one request more."""
         try:
-            claim = await self._board.claim(account.identity, _limits(account), tokens)
-        except BoardError as error:
-            self._failed(error)
+            claim = await self._store.acquire(account.identity, _account_limits(account), tokens)
+        except StateStoreError as error:
+            self._log_failure(error)
             return True
-        account.pace.put(claim.requests, claim.tokens, trio.current_time())
+        account.rate_limiter.set_level(claim.requests, claim.tokens, trio.current_time())
         return claim.granted
 
-    def _failed(self, error: BoardError) -> None:
-        if self._works:
+    def _log_failure(self, error: StateStoreError) -> None:
+        if self._healthy:
             log.warning("accounts are paced and remembered by this process alone: %s", error)
-        self._works = False
+        self._healthy = False
 
-    def _news(self, account: Account) -> News:
-        posted = self._posted.setdefault(account.identity, _Posted())
-        ahead = self._wall() - trio.current_time()
+    def _delta(self, account: Account) -> AccountStateDelta:
+        posted = self._last_synced.setdefault(account.identity, _LastSync())
+        ahead = self._wall_clock() - trio.current_time()
         began = {
-            key: rest.shifted(ahead) for key, rest in account.rests.items() if posted.here.get(key) != rest
+            key: cooldown.with_clock_offset(ahead)
+            for key, cooldown in account.cooldowns.items()
+            if posted.local_in_flight.get(key) != cooldown
         }
-        ended = dict.fromkeys(key for key in posted.here if key not in account.rests)
-        login = _login(account)
+        ended = dict.fromkeys(key for key in posted.local_in_flight if key not in account.cooldowns)
+        login = _login_state(account)
         fresh_error = account.last_error_at != posted.last_error_at
-        return News(
+        return AccountStateDelta(
             account.name,
-            rests={**began, **ended},
+            cooldowns={**began, **ended},
             requests=account.requests - posted.requests,
             failures=account.failures - posted.failures,
             in_flight=account.in_flight,
@@ -113,55 +123,59 @@ class Sharing:
             last_error_at=account.last_error_at if fresh_error else None,
             quota=None if account.quota == posted.quota else (account.quota,),
             login=None if login == posted.login else login,
-            returned=account.pace.returned - posted.returned,
-            limits=_limits(account),
+            released_tokens=account.rate_limiter.released_tokens - posted.released_tokens,
+            limits=_account_limits(account),
         )
 
-    def _snapshot(self, account: Account) -> _Posted:
-        return _Posted(
+    def _snapshot(self, account: Account) -> _LastSync:
+        return _LastSync(
             account.requests,
             account.failures,
-            account.pace.returned,
+            account.rate_limiter.released_tokens,
             account.quota,
             account.last_error_at,
-            _login(account),
-            dict(account.rests),
+            _login_state(account),
+            dict(account.cooldowns),
         )
 
-    def _take_up(self, account: Account, now_posted: _Posted, standing: Standing) -> None:
+    def _apply(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
         """What others have said, except where something has happened here."""
-        now, wall = trio.current_time(), self._wall()
-        before = self._posted[account.identity]
-        here = now_posted.here
-        for key in {*here, *standing.rests}:
-            mine, theirs = here.get(key), standing.rests.get(key)
-            since_posted, just_posted = account.rests.get(key) != mine, before.here.get(key) != mine
-            if since_posted or just_posted or theirs == before.there.get(key):
+        now, wall_clock = trio.current_time(), self._wall_clock()
+        before = self._last_synced[account.identity]
+        here = now_posted.local_in_flight
+        for key in {*here, *state.cooldowns}:
+            mine, theirs = here.get(key), state.cooldowns.get(key)
+            since_posted, just_posted = (
+                account.cooldowns.get(key) != mine,
+                before.local_in_flight.get(key) != mine,
+            )
+            if since_posted or just_posted or theirs == before.remote_in_flight.get(key):
                 continue
             if theirs is None:
                 here.pop(key, None)
-                account.rests.pop(key, None)
+                account.cooldowns.pop(key, None)
             else:
-                here[key] = account.rests[key] = theirs.shifted(now - wall)
+                here[key] = account.cooldowns[key] = theirs.with_clock_offset(now - wall_clock)
         if account.quota == now_posted.quota:
-            now_posted.quota = account.quota = standing.quota
-        since = account.pace.returned - now_posted.returned
+            now_posted.quota = account.quota = state.quota
+        since = account.rate_limiter.released_tokens - now_posted.released_tokens
         amounts = {
-            what: left(standing, what, limit, wall).left(wall) for what, limit in _limits(account).pairs()
+            what: remaining(state, what, limit, wall_clock).available(wall_clock)
+            for what, limit in _account_limits(account).pairs()
         }
         tokens = amounts["tokens"] + since if "tokens" in amounts else None
-        account.pace.put(amounts.get("requests"), tokens, now)
-        now_posted.there = standing.rests
-        self._posted[account.identity] = now_posted
+        account.rate_limiter.set_level(amounts.get("requests"), tokens, now)
+        now_posted.remote_in_flight = state.cooldowns
+        self._last_synced[account.identity] = now_posted
 
 
-def _login(account: Account) -> Login | None:
+def _login_state(account: Account) -> LoginState | None:
     if not isinstance(account.source, OAuthSource):
         return None
     status = account.source.status()
-    return Login(status.state, status.words, status.usable, status.expires_at)
+    return LoginState(status.state, status.message, status.usable, status.expires_at)
 
 
-def _limits(account: Account) -> Limits:
-    requests, tokens = account.pace.requests, account.pace.tokens
-    return Limits(requests.capacity if requests else None, tokens.capacity if tokens else None)
+def _account_limits(account: Account) -> AccountLimits:
+    requests, tokens = account.rate_limiter.requests, account.rate_limiter.tokens
+    return AccountLimits(requests.capacity if requests else None, tokens.capacity if tokens else None)

@@ -16,6 +16,6 @@ Whoever waits for a token waits for `keeper`'s round; nobody else touches lock, 
 
 from qproxy.auth.credentials import Credential, CredentialSource, StaticKey
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.auth.status import Status
+from qproxy.auth.status import AccountStatus
 
-__all__ = ["Credential", "CredentialSource", "OAuthSource", "StaticKey", "Status"]
+__all__ = ["Credential", "CredentialSource", "OAuthSource", "StaticKey", "AccountStatus"]

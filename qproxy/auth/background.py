@@ -11,27 +11,27 @@ from typing import Any, Protocol, runtime_checkable
 
 import trio
 
-from qproxy.auth.supervised_task import Supervised
+from qproxy.auth.supervised_task import SupervisedTask
 
 
 @runtime_checkable
-class Kept(Protocol):
+class RefreshedSource(Protocol):
     """A credential source that wants a task."""
 
     name: str
 
-    async def keep(self) -> None: ...
+    async def run(self) -> None: ...
 
 
-class Keepers:
+class RefreshTasks:
     """Runs `keep` of every source that has one."""
 
     def __init__(self) -> None:
-        self._wanted: list[Kept] = []
-        self._running: dict[Kept, trio.CancelScope] = {}
+        self._sources: list[RefreshedSource] = []
+        self._running: dict[RefreshedSource, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
-        self._over = trio.Event()
-        self.tasks: dict[str, Supervised] = {}
+        self._stopped = trio.Event()
+        self.tasks: dict[str, SupervisedTask] = {}
         """By the account's name: how its task has been doing."""
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class Keepers:
 
     async def run(self) -> None:
         """Run the tasks until stopped."""
-        self._over = trio.Event()
+        self._stopped = trio.Event()
         try:
             async with trio.open_nursery() as self._nursery:
                 self._reconcile()
@@ -47,17 +47,17 @@ class Keepers:
         finally:
             self._nursery = None
             self._running.clear()
-            self._over.set()
+            self._stopped.set()
 
     async def stop(self) -> None:
         """End the tasks and wait until they have: a refresh under way is not torn."""
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-            await self._over.wait()
+            await self._stopped.wait()
 
-    def keep(self, sources: Iterable[Any]) -> None:
+    def set_sources(self, sources: Iterable[Any]) -> None:
         """Watch over these sources from now on, and over no others."""
-        self._wanted = [source for source in sources if isinstance(source, Kept)]
+        self._sources = [source for source in sources if isinstance(source, RefreshedSource)]
         self._reconcile()
 
     def start_soon(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
@@ -69,17 +69,17 @@ class Keepers:
     def _reconcile(self) -> None:
         if self._nursery is None:
             return
-        for source in [source for source in self._running if source not in self._wanted]:
+        for source in [source for source in self._running if source not in self._sources]:
             self._running.pop(source).cancel()
             self.tasks.pop(source.name, None)
-        for source in self._wanted:
+        for source in self._sources:
             if source not in self._running:
                 self._running[source] = scope = trio.CancelScope()
-                self.tasks[source.name] = task = Supervised(
-                    f"The keeper of account {source.name}", source.keep
+                self.tasks[source.name] = task = SupervisedTask(
+                    f"The keeper of account {source.name}", source.run
                 )
-                self._nursery.start_soon(self._within, scope, task)
+                self._nursery.start_soon(self._run_until_stopped, scope, task)
 
-    async def _within(self, scope: trio.CancelScope, task: Supervised) -> None:
+    async def _run_until_stopped(self, scope: trio.CancelScope, task: SupervisedTask) -> None:
         with scope:
             await task.run()

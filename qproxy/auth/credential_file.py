@@ -20,74 +20,74 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from qproxy.system.directories import make_private
-from qproxy.wire import credential_format as format
-from qproxy.wire.credential_format import Tokens
+from qproxy.system.directories import make_private_directory
+from qproxy.wire import credential_format
+from qproxy.wire.credential_format import TokenSet
 
-NAME = "oauth_creds.json"
-LARGEST = 1024 * 1024
-ROOM = 16 * 1024
+FILE_NAME = "oauth_creds.json"
+MAX_BYTES = 1024 * 1024
+RESERVED_BYTES = 16 * 1024
 """Bytes that a draft makes sure of; a file of tokens has about two thousand."""
-Stamp: TypeAlias = tuple[int, int, int]
+FileVersion: TypeAlias = tuple[int, int, int]
 
 
 class StorageError(Exception):
     """The file cannot be used; the message says why and holds nothing of it."""
 
 
-class Seal(Protocol):
+class Cipher(Protocol):
     """Closes and opens what a file holds; StorageError when it cannot."""
 
-    def closed(self, data: bytes) -> bytes: ...
+    def encrypt(self, data: bytes) -> bytes: ...
 
-    def opened(self, data: bytes) -> bytes: ...
+    def decrypt(self, data: bytes) -> bytes: ...
 
 
 class CredentialFile:
     """One account's file."""
 
-    def __init__(self, path: Path, *, shared: bool = False, seal: Seal | None = None) -> None:
+    def __init__(self, path: Path, *, shared: bool = False, cipher: Cipher | None = None) -> None:
         self.path = path
         self._shared = shared
-        self._seal = seal
+        self._cipher = cipher
         self._prefix = f".{path.name}.qproxy-"
 
     def __repr__(self) -> str:
         return f"<CredentialFile {self.path}>"
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         """What changes whenever the file does; None while there is none."""
         try:
             found = os.lstat(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._trouble("cannot be seen", error) from None
+            raise self._storage_error("cannot be seen", error) from None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    def read(self) -> Tokens | None:
+    def load(self) -> TokenSet | None:
         """The tokens; None when there is no file, or when it holds none."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._trouble("cannot be read", error) from None
+            raise self._storage_error("cannot be read", error) from None
         try:
-            data = self._content(fd)
+            data = self._parse(fd)
         except OSError as error:
-            raise self._trouble("cannot be read", error) from None
+            raise self._storage_error("cannot be read", error) from None
         finally:
             os.close(fd)
-        return format.load(self._seal.opened(data) if self._seal is not None else data)
+        return credential_format.load(self._cipher.decrypt(data) if self._cipher is not None else data)
 
-    def _content(self, fd: int) -> bytes:
+    def _parse(self, fd: int) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StorageError(f"{self.path} is not a regular file.")
         pieces = []
-        while piece := os.read(fd, LARGEST):
+        while piece := os.read(fd, MAX_BYTES):
             pieces.append(piece)
-            if sum(map(len, pieces)) > LARGEST:
+            if sum(map(len, pieces)) > MAX_BYTES:
                 raise StorageError(f"{self.path} is too large for a file of tokens.")
         return b"".join(pieces)
 
@@ -95,26 +95,26 @@ class CredentialFile:
         """The directory, for its owner only; one that is shared with other programs stays as it is."""
         folder = self.path.parent
         try:
-            make_private(folder)
+            make_private_directory(folder)
             if not self._shared and folder.stat().st_mode & 0o077:
                 folder.chmod(0o700)
         except OSError as error:
-            raise self._trouble("cannot be saved", error) from None
+            raise self._storage_error("cannot be saved", error) from None
 
-    def draft(self) -> Draft:
+    def prepare_write(self) -> PendingWrite:
         """Room on the disk for the next tokens.  To be called by the holder of the lock."""
         self.make_directory()
         try:
-            self._sweep()
-            return Draft(self, self.path.with_name(self._prefix + secrets.token_hex(8)))
+            self._remove_stale_files()
+            return PendingWrite(self, self.path.with_name(self._prefix + secrets.token_hex(8)))
         except OSError as error:
-            raise self._trouble("cannot be saved", error) from None
+            raise self._storage_error("cannot be saved", error) from None
 
-    def save(self, tokens: Tokens) -> None:
+    def save(self, tokens: TokenSet) -> None:
         """Put tokens into the file."""
-        draft = self.draft()
+        draft = self.prepare_write()
         try:
-            draft.publish(tokens)
+            draft.commit(tokens)
         finally:
             draft.discard()
 
@@ -125,21 +125,21 @@ class CredentialFile:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._trouble("cannot be removed", error) from None
+            raise self._storage_error("cannot be removed", error) from None
         return True
 
-    def sealed(self, tokens: Tokens) -> bytes:
-        data = format.dump(tokens)
-        return self._seal.closed(data) if self._seal is not None else data
+    def encrypted(self, tokens: TokenSet) -> bytes:
+        data = credential_format.dump(tokens)
+        return self._cipher.encrypt(data) if self._cipher is not None else data
 
-    def _sweep(self) -> None:
+    def _remove_stale_files(self) -> None:
         """Remove the drafts of processes that were killed: the lock is ours, so nobody else is writing one."""
         for name in os.listdir(self.path.parent):
             if name.startswith(self._prefix):
                 with suppress(OSError):
                     os.unlink(self.path.with_name(name))
 
-    def _trouble(self, what: str, error: OSError) -> StorageError:
+    def _storage_error(self, what: str, error: OSError) -> StorageError:
         link = self.path.is_symlink()
         reason = (
             "it is a symbolic link, which is not followed" if link else error.strerror or type(error).__name__
@@ -147,7 +147,7 @@ class CredentialFile:
         return StorageError(f"{self.path} {what}: {reason}.")
 
 
-class Draft:
+class PendingWrite:
     """A file to be, with room for what it will hold."""
 
     def __init__(self, file: CredentialFile, path: Path) -> None:
@@ -156,17 +156,17 @@ class Draft:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
         try:
-            _write(self._fd, b" " * ROOM)
+            _write(self._fd, b" " * RESERVED_BYTES)
             os.fsync(self._fd)
         except BaseException:
             self.discard()
             raise
 
-    def publish(self, tokens: Tokens) -> None:
+    def commit(self, tokens: TokenSet) -> None:
         """Fill the draft and let it take the file's place."""
         assert self._path is not None
         try:
-            data = self._file.sealed(tokens)
+            data = self._file.encrypted(tokens)
             os.lseek(self._fd, 0, os.SEEK_SET)
             _write(self._fd, data)
             os.ftruncate(self._fd, len(data))
@@ -175,7 +175,7 @@ class Draft:
             self._path = None
             _flush_directory(self._file.path.parent)
         except OSError as error:
-            raise self._file._trouble("cannot be saved", error) from None
+            raise self._file._storage_error("cannot be saved", error) from None
 
     def discard(self) -> None:
         """Close the draft, and remove it unless it was published."""

@@ -25,7 +25,7 @@ class CredentialSource(Protocol):
         """The current credential; waits for a refresh in flight.  Raises `UpstreamError` when there is none."""
         ...
 
-    async def refused(self, credential: Credential, why: str = "") -> bool:
+    async def report_rejected(self, credential: Credential, why: str = "") -> bool:
         """The upstream answered 401 to this credential, in these words.  True when a newer one is to be had now."""
         ...
 
@@ -44,7 +44,7 @@ class StaticKey:
     async def credential(self) -> Credential:
         return Credential(self.key, self.base_url)
 
-    async def refused(self, credential: Credential, why: str = "") -> bool:
+    async def report_rejected(self, credential: Credential, why: str = "") -> bool:
         return False
 
     def accepted(self, credential: Credential) -> None:

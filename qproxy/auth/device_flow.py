@@ -19,38 +19,38 @@ from typing import Literal, TypeAlias
 import trio
 
 from qproxy.auth.credential_file import StorageError
-from qproxy.auth.identity_client import Identity
-from qproxy.wire.credential_format import Tokens, issued
+from qproxy.auth.identity_client import IdentityClient
+from qproxy.wire.credential_format import TokenSet, from_response
 from qproxy.wire.oauth import (
-    ENDINGS,
-    LONGEST_INTERVAL,
-    Device,
-    Ended,
-    Granted,
-    Polled,
+    GRANT_ERRORS,
+    MAX_INTERVAL,
+    DeviceAuthorization,
+    GrantError,
+    PollResult,
     SlowDown,
-    Transient,
-    proof,
-    slower,
+    TokenResponse,
+    TransientError,
+    new_pkce,
+    slow_down,
 )
 
 State: TypeAlias = Literal["starting", "pending", "signed_in", "denied", "expired", "failed", "cancelled"]
-_ENDED: dict[str, State] = {"access_denied": "denied", "expired_token": "expired"}
+_FINISHED: dict[str, State] = {"access_denied": "denied", "expired_token": "expired"}
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LoginProgress:
     """A moment of a sign-in; nothing here is secret."""
 
     state: State
-    words: str
+    message: str
     user_code: str = ""
     verification_uri: str = ""
-    left: float = 0.0
+    seconds_left: float = 0.0
     """Seconds until the code expires."""
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         return self.state not in ("starting", "pending")
 
 
@@ -59,103 +59,105 @@ class DeviceFlow:
 
     def __init__(
         self,
-        identity: Identity,
-        save: Callable[[Tokens], Awaitable[None]],
+        identity: IdentityClient,
+        save: Callable[[TokenSet], Awaitable[None]],
         *,
         interval: float = 5.0,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._identity = identity
         self._save = save
         self._interval = interval
-        self._wall = wall
-        self._proof = proof(random(32))
-        self._device: Device | None = None
-        self._ends = 0.0
+        self._wall_clock = wall_clock
+        self._pkce = new_pkce(random(32))
+        self._device: DeviceAuthorization | None = None
+        self._expires_at = 0.0
         self._state: State = "starting"
-        self._words = "Asking the identity server for a code."
-        self.begun, self.ended = trio.Event(), trio.Event()
+        self._message = "Asking the identity server for a code."
+        self.started, self.finished = trio.Event(), trio.Event()
         """There is a code, or none to be had; and it is over."""
 
     def __repr__(self) -> str:
         return f"<DeviceFlow {self._state}>"
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> LoginProgress:
         """How it stands now."""
         if self._device is None:
-            return Progress(self._state, self._words)
-        left = max(0.0, self._ends - trio.current_time()) if self._state == "pending" else 0.0
-        return Progress(self._state, self._words, self._device.user_code, self._device.verification_uri, left)
+            return LoginProgress(self._state, self._message)
+        left = max(0.0, self._expires_at - trio.current_time()) if self._state == "pending" else 0.0
+        return LoginProgress(
+            self._state, self._message, self._device.user_code, self._device.verification_uri, left
+        )
 
-    async def run(self) -> Progress:
+    async def run(self) -> LoginProgress:
         """Go through with it; to be called once."""
         try:
-            begun = await self._identity.begin(self._proof)
-            if isinstance(begun, Device):
-                self._device, self._ends = begun, trio.current_time() + begun.expires_in
-                self._become("pending", "Waiting for the sign-in to be approved in the browser.")
-                self.begun.set()
-                await self._until_decided(begun)
+            started = await self._identity.authorize_device(self._pkce)
+            if isinstance(started, DeviceAuthorization):
+                self._device, self._expires_at = started, trio.current_time() + started.expires_in
+                self._set_state("pending", "Waiting for the sign-in to be approved in the browser.")
+                self.started.set()
+                await self._poll_until_decided(started)
             else:
-                self._become("failed", begun.words)
+                self._set_state("failed", started.message)
         except trio.Cancelled:
-            if not self.progress.over:
-                self._become("cancelled", "The sign-in was cancelled.")
+            if not self.progress.finished:
+                self._set_state("cancelled", "The sign-in was cancelled.")
             raise
         finally:
-            if not self.progress.over:
-                self._become("failed", "The sign-in has crashed.")
-            self.begun.set()
-            self.ended.set()
+            if not self.progress.finished:
+                self._set_state("failed", "The sign-in has crashed.")
+            self.started.set()
+            self.finished.set()
         return self.progress
 
-    def _become(self, state: State, words: str) -> None:
-        self._state, self._words = state, words
+    def _set_state(self, state: State, text: str) -> None:
+        self._state, self._message = state, text
 
-    async def _until_decided(self, device: Device) -> None:
-        answer: Polled = Ended("expired_token", ENDINGS["expired_token"])
-        with trio.move_on_at(self._ends):
-            answer = await self._decision(device)
-        if isinstance(answer, Granted):
+    async def _poll_until_decided(self, device: DeviceAuthorization) -> None:
+        answer: PollResult = GrantError("expired_token", GRANT_ERRORS["expired_token"])
+        with trio.move_on_at(self._expires_at):
+            answer = await self._poll(device)
+        if isinstance(answer, TokenResponse):
             # It is granted once; what is left is bounded by the disk's timeouts.
             with trio.CancelScope(shield=True):
-                await self._keep(answer)
-        elif isinstance(answer, Ended):
-            self._become(_ENDED.get(answer.kind, "failed"), answer.words)
+                await self._save_tokens(answer)
+        elif isinstance(answer, GrantError):
+            self._set_state(_FINISHED.get(answer.kind, "failed"), answer.message)
 
-    async def _decision(self, device: Device) -> Granted | Ended:
+    async def _poll(self, device: DeviceAuthorization) -> TokenResponse | GrantError:
         interval = device.interval or self._interval
         pause = interval
         while True:
             await trio.sleep(pause)
-            answer = await self._identity.poll(device, self._proof)
-            if isinstance(answer, Granted | Ended):
+            answer = await self._identity.poll_token(device, self._pkce)
+            if isinstance(answer, TokenResponse | GrantError):
                 return answer
-            interval, pause = pace(interval, pause, answer)
-            self._words = (
-                f"{answer.words} Asking again."
-                if isinstance(answer, Transient)
+            interval, pause = next_poll(interval, pause, answer)
+            self._message = (
+                f"{answer.message} Asking again."
+                if isinstance(answer, TransientError)
                 else "Waiting for the sign-in to be approved in the browser."
             )
 
-    async def _keep(self, granted: Granted) -> None:
+    async def _save_tokens(self, granted: TokenResponse) -> None:
         try:
-            await self._save(issued(granted, self._wall()))
+            await self._save(from_response(granted, self._wall_clock()))
         except StorageError as error:
-            self._become("failed", f"Signed in, but the tokens are lost: {error}")
+            self._set_state("failed", f"Signed in, but the tokens are lost: {error}")
         else:
-            self._become("signed_in", "Signed in.")
+            self._set_state("signed_in", "Signed in.")
 
 
-def pace(interval: float, pause: float, answer: Polled) -> tuple[float, float]:
+def next_poll(interval: float, pause: float, answer: PollResult) -> tuple[float, float]:
     """The interval, and the pause before the next poll, after an answer that decides nothing.  Pure.
 
     slow_down lasts for the whole flow (RFC 8628 3.5); trouble doubles the pause until an answer comes again.
     """
     if isinstance(answer, SlowDown):
-        interval = slower(interval)
-    if isinstance(answer, Transient):
-        return interval, min(max(pause * 2, interval), max(interval, LONGEST_INTERVAL))
+        interval = slow_down(interval)
+    if isinstance(answer, TransientError):
+        return interval, min(max(pause * 2, interval), max(interval, MAX_INTERVAL))
     return interval, interval

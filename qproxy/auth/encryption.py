@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from qproxy.auth.credential_file import StorageError
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
 SERVICE, KEY_NAME = "qproxy", "credentials"
 FIELD = "qproxy_sealed"
 
 
-class KeyringSeal:
+class KeyringCipher:
     """A seal whose key is in the keyring, made there when it is first needed."""
 
     def __init__(self) -> None:
@@ -28,19 +28,19 @@ class KeyringSeal:
             raise StorageError("encrypt_credentials needs: pip install 'qproxy[keyring]'") from None
         self._keyring: Any = keyring
         self._fernet: Any = Fernet
-        self._box: Any = None
+        self._load_fernet: Any = None
 
     def __repr__(self) -> str:
         return "<KeyringSeal>"
 
-    def closed(self, data: bytes) -> bytes:
-        return jsontext.dumps({FIELD: self._key().encrypt(data).decode("ascii")})
+    def encrypt(self, data: bytes) -> bytes:
+        return json_codec.dumps({FIELD: self._key().encrypt(data).decode("ascii")})
 
-    def opened(self, data: bytes) -> bytes:
+    def decrypt(self, data: bytes) -> bytes:
         from cryptography.fernet import InvalidToken
 
         try:
-            sealed = jsontext.loads(data)[FIELD].encode("ascii")
+            sealed = json_codec.loads(data)[FIELD].encode("ascii")
         except (ValueError, KeyError, TypeError, AttributeError):
             return data
         try:
@@ -51,13 +51,13 @@ class KeyringSeal:
 
     def _key(self) -> Any:
         """The key, read once; asking the keyring may wait for a person, so this belongs in a thread."""
-        if self._box is None:
+        if self._load_fernet is None:
             try:
                 key = self._keyring.get_password(SERVICE, KEY_NAME)
                 if not key:
                     key = self._fernet.generate_key().decode("ascii")
                     self._keyring.set_password(SERVICE, KEY_NAME, key)
-                self._box = self._fernet(key)
+                self._load_fernet = self._fernet(key)
             except Exception as error:  # whatever a keyring's back end raises
                 raise StorageError(f"The keyring cannot be used ({type(error).__name__}).") from None
-        return self._box
+        return self._load_fernet

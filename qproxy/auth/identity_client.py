@@ -9,19 +9,29 @@ import uuid
 
 import trio
 
-from qproxy.transport import Transport
+from qproxy.transport import UpstreamTransport
 from qproxy.wire import oauth
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
-from qproxy.wire.oauth import Begun, Device, Polled, Proof, Provider, Refreshed, Transient
+from qproxy.wire.oauth import (
+    PKCE,
+    AuthorizationResult,
+    DeviceAuthorization,
+    IdentityProvider,
+    PollResult,
+    RefreshResult,
+    TransientError,
+)
 
-LARGEST_ANSWER = 64 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024
 
 
-class Identity:
+class IdentityClient:
     """One identity server."""
 
-    def __init__(self, transport: Transport, provider: Provider, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, transport: UpstreamTransport, provider: IdentityProvider, *, timeout: float = 30.0
+    ) -> None:
         self._transport = transport
         self._provider = provider
         self._timeout = timeout
@@ -29,29 +39,33 @@ class Identity:
     def __repr__(self) -> str:
         return f"<Identity {self._provider.token_url}>"
 
-    async def begin(self, proof: Proof) -> Begun:
+    async def authorize_device(self, proof: PKCE) -> AuthorizationResult:
         """A new device flow."""
-        answer = await self._ask(oauth.begin(self._provider, proof.challenge, str(uuid.uuid4())))
-        return answer if isinstance(answer, Transient) else oauth.read_begun(*answer)
+        answer = await self._send(
+            oauth.device_authorization_request(self._provider, proof.challenge, str(uuid.uuid4()))
+        )
+        return answer if isinstance(answer, TransientError) else oauth.parse_authorization(*answer)
 
-    async def poll(self, device: Device, proof: Proof) -> Polled:
+    async def poll_token(self, device: DeviceAuthorization, proof: PKCE) -> PollResult:
         """Whether a flow has been decided."""
-        answer = await self._ask(oauth.poll(self._provider, device.device_code, proof.verifier))
+        answer = await self._send(
+            oauth.device_token_request(self._provider, device.device_code, proof.verifier)
+        )
         secrets = (device.device_code, proof.verifier)
-        return answer if isinstance(answer, Transient) else oauth.read_polled(*answer, secrets=secrets)
+        return answer if isinstance(answer, TransientError) else oauth.parse_poll(*answer, secrets=secrets)
 
-    async def refresh(self, refresh_token: str) -> Refreshed:
+    async def refresh(self, refresh_token: str) -> RefreshResult:
         """New tokens for a refresh token, which is spent by asking."""
-        answer = await self._ask(oauth.refresh(self._provider, refresh_token))
-        if isinstance(answer, Transient):
+        answer = await self._send(oauth.refresh_request(self._provider, refresh_token))
+        if isinstance(answer, TransientError):
             return answer
-        return oauth.read_refreshed(*answer, secrets=(refresh_token,))
+        return oauth.parse_refresh(*answer, secrets=(refresh_token,))
 
-    async def _ask(self, request: HTTPRequest) -> tuple[int, bytes] | Transient:
+    async def _send(self, request: HTTPRequest) -> tuple[int, bytes] | TransientError:
         with trio.move_on_after(self._timeout):
             try:
                 async with await self._transport.send(request) as response:
-                    return response.status, await response.read(LARGEST_ANSWER)
+                    return response.status, await response.read(MAX_RESPONSE_BYTES)
             except UpstreamError as error:
-                return Transient(error.message)
-        return Transient(f"The identity server did not answer within {self._timeout:g} s.")
+                return TransientError(error.message)
+        return TransientError(f"The identity server did not answer within {self._timeout:g} s.")

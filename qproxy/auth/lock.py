@@ -23,25 +23,25 @@ STALE_SECONDS = 35.0
 """More than qwen-code's 30 s for one refresh."""
 
 
-class Lock:
+class FileLock:
     """The right to one account's tokens, across processes."""
 
     def __init__(
-        self, credentials: Path, *, shared: bool = False, wall: Callable[[], float] = time.time
+        self, credentials: Path, *, shared: bool = False, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        self._kernel = credentials.with_suffix(".flock")
+        self._kernel_lock = credentials.with_suffix(".flock")
         self._file = credentials.with_suffix(".lock")
         self._shared = shared
-        self._wall = wall
+        self._wall_clock = wall_clock
         self._fd = -1
-        self._ours: bytes | None = None
+        self._owned: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Lock {self._file} {'held' if self._fd >= 0 else 'free'}>"
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Whether both locks are ours now.  OSError where there can be none (a read-only or full disk)."""
-        fd = os.open(self._kernel, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._kernel_lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self._shared or self._create() or (self._steal() and self._create()):
@@ -54,9 +54,9 @@ class Lock:
             if fd >= 0:
                 os.close(fd)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release both locks; the file only if it still is the one that we made."""
-        ours, self._ours = self._ours, None
+        ours, self._owned = self._owned, None
         if ours is not None:
             with suppress(OSError):
                 if self._file.read_bytes() == ours:
@@ -76,14 +76,14 @@ class Lock:
             os.write(fd, name)
         finally:
             os.close(fd)
-        self._ours = name
+        self._owned = name
         return True
 
     def _steal(self) -> bool:
         """Take away a lock that is stale; whether there is none now."""
         try:
             found = os.lstat(self._file)
-            if abs(self._wall() - found.st_mtime) <= STALE_SECONDS:
+            if abs(self._wall_clock() - found.st_mtime) <= STALE_SECONDS:
                 return False
             aside = f"{self._file}.stale.{uuid.uuid4()}"
             os.rename(self._file, aside)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import trio
 
-from qproxy.auth.background import Keepers
-from qproxy.auth.device_flow import DeviceFlow, Progress
+from qproxy.auth.background import RefreshTasks
+from qproxy.auth.device_flow import DeviceFlow, LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.wire.errors import Overloaded
+from qproxy.wire.errors import OverloadedError
 
-MOST = 4
-READABLE_SECONDS = 300.0
+MAX_CONCURRENT = 4
+RETENTION_SECONDS = 300.0
 log = logging.getLogger("qproxy.auth")
 
 
@@ -25,50 +25,52 @@ log = logging.getLogger("qproxy.auth")
 class _Login:
     flow: DeviceFlow
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    over: float = float("inf")
+    finished: float = float("inf")
     """When it ended, by Trio's clock."""
 
 
-class Logins:
+class LoginSessions:
     """The sign-ins by account."""
 
-    def __init__(self, keepers: Keepers) -> None:
-        self._keepers = keepers
+    def __init__(self, refresh_tasks: RefreshTasks) -> None:
+        self._refresh_tasks = refresh_tasks
         self._logins: dict[str, _Login] = {}
 
     def __repr__(self) -> str:
         return f"<Logins {', '.join(f'{name}: {login.flow!r}' for name, login in self._logins.items())}>"
 
-    async def start(self, source: OAuthSource) -> tuple[Progress, bool]:
+    async def start(self, source: OAuthSource) -> tuple[LoginProgress, bool]:
         """The sign-in of an account, with its code as soon as there is one; and whether it is a new one."""
         login = self._find(source.name)
-        new = login is None or login.flow.progress.over
+        new = login is None or login.flow.progress.finished
         if login is None or new:
-            if sum(not other.flow.progress.over for other in self._logins.values()) >= MOST:
-                raise Overloaded(f"{MOST} sign-ins are under way; more are not begun at once.", retry_after=5)
-            login = self._logins[source.name] = _Login(source.flow())
-            self._keepers.start_soon(self._run, login, source)
-        await login.flow.begun.wait()
+            if sum(not other.flow.progress.finished for other in self._logins.values()) >= MAX_CONCURRENT:
+                raise OverloadedError(
+                    f"{MAX_CONCURRENT} sign-ins are under way; more are not begun at once.", retry_after=5
+                )
+            login = self._logins[source.name] = _Login(source.start_login())
+            self._refresh_tasks.start_soon(self._run, login, source)
+        await login.flow.started.wait()
         return login.flow.progress, new
 
-    def progress(self, name: str) -> Progress | None:
+    def progress(self, name: str) -> LoginProgress | None:
         """How an account's sign-in stands, or ended in the last five minutes; None when there is none."""
         login = self._find(name)
         return login.flow.progress if login is not None else None
 
-    async def cancel(self, name: str) -> Progress | None:
+    async def cancel(self, name: str) -> LoginProgress | None:
         """Cancel an account's sign-in; how it stands then."""
         login = self._find(name)
         if login is None:
             return None
         login.scope.cancel()
-        await login.flow.ended.wait()
+        await login.flow.finished.wait()
         return login.flow.progress
 
     def _find(self, name: str) -> _Login | None:
         now = trio.current_time()
         for other, login in list(self._logins.items()):
-            if now - login.over > READABLE_SECONDS:
+            if now - login.finished > RETENTION_SECONDS:
                 del self._logins[other]
         return self._logins.get(name)
 
@@ -80,7 +82,7 @@ class Logins:
         except Exception as error:  # a mistake of ours ends this sign-in and nothing else
             log.error("account %s: the sign-in has crashed", source.name, exc_info=error)
         finally:
-            login.over = trio.current_time()
+            login.finished = trio.current_time()
         progress = login.flow.progress
-        log.info("account %s: the sign-in is over: %s (%s)", source.name, progress.words, progress.state)
-        source.look_again()
+        log.info("account %s: the sign-in is over: %s (%s)", source.name, progress.message, progress.state)
+        source.reload()

@@ -12,12 +12,12 @@ import trio
 
 from qproxy.auth.credentials import Credential
 from qproxy.auth.device_flow import DeviceFlow
-from qproxy.auth.refresher import Ask, Keeper
-from qproxy.auth.status import Status
-from qproxy.auth.token_state import Holding
-from qproxy.wire.credential_format import Tokens
-from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.oauth import base_url, clean
+from qproxy.auth.refresher import RefreshRequest, TokenRefresher
+from qproxy.auth.status import AccountStatus
+from qproxy.auth.token_state import TokenState
+from qproxy.wire.credential_format import TokenSet
+from qproxy.wire.errors import RetryHint, UpstreamError
+from qproxy.wire.oauth import base_url, sanitize
 
 
 class OAuthSource:
@@ -25,8 +25,8 @@ class OAuthSource:
 
     def __init__(
         self,
-        holding: Holding,
-        keeper: Keeper,
+        token_state: TokenState,
+        refresher: TokenRefresher,
         *,
         hosts: Sequence[str],
         fallback_url: str,
@@ -34,10 +34,10 @@ class OAuthSource:
         patience: float = 70.0,
     ) -> None:
         """`patience` is how long a request waits for a round."""
-        self.name = holding.name
-        self.keeper = keeper
-        self.keep = keeper.keep
-        self._holding = holding
+        self.name = token_state.name
+        self.refresher = refresher
+        self.run = refresher.run
+        self._token_state = token_state
         self._hosts = tuple(hosts)
         self._fallback_url = fallback_url
         self._interval = interval
@@ -50,78 +50,78 @@ class OAuthSource:
     async def credential(self) -> Credential:
         """The token to use now; waits for a refresh where the one before is about to end."""
         if not self._usable():
-            await self._round(Ask())
-        tokens = self._holding.tokens
+            await self._request_refresh(RefreshRequest())
+        tokens = self._token_state.tokens
         if tokens is None or not self._usable():
-            raise self._unusable()
-        return Credential(tokens.access_token, self._base_url(tokens), self._holding.generation)
+            raise self._unusable_error()
+        return Credential(tokens.access_token, self._base_url(tokens), self._token_state.generation)
 
-    async def refused(self, credential: Credential, why: str = "") -> bool:
+    async def report_rejected(self, credential: Credential, why: str = "") -> bool:
         """Chat answered 401 to this credential: refresh, once for each generation.  Whether there is a newer one now.
 
         A token that a refresh of this kind has brought is refreshed again if chat has let it in since.
         """
-        holding = self._holding
-        if credential.generation == holding.generation:
-            if not holding.may_force(trio.current_time()):
-                holding.chat = holding.generation, clean(why, holding.secrets())
+        token_state = self._token_state
+        if credential.generation == token_state.generation:
+            if not token_state.may_force(trio.current_time()):
+                token_state.rejected_by_api = token_state.generation, sanitize(why, token_state.secrets())
                 return False
-            await self._round(Ask(holding.generation))
-        return credential.generation != holding.generation and self._usable()
+            await self._request_refresh(RefreshRequest(token_state.generation))
+        return credential.generation != token_state.generation and self._usable()
 
     def accepted(self, credential: Credential) -> None:
         """Chat has let this credential in."""
-        self._holding.note_accepted(credential.generation)
+        self._token_state.note_accepted(credential.generation)
 
-    def flow(self) -> DeviceFlow:
+    def start_login(self) -> DeviceFlow:
         """A sign-in to this account, not begun."""
-        return self.keeper.flow(self._interval)
+        return self.refresher.start_login(self._interval)
 
-    def look_again(self) -> None:
+    def reload(self) -> None:
         """The file has just changed (a sign-in in this process): read it now."""
-        self.keeper.ask(Ask())
+        self.refresher.request_refresh(RefreshRequest())
 
-    def status(self) -> Status:
+    def status(self) -> AccountStatus:
         """How the account is doing."""
-        holding, left = self._holding, self.keeper.left()
-        state = holding.state(left)
-        return Status(
+        token_state, left = self._token_state, self.refresher.seconds_left()
+        state = token_state.state(left)
+        return AccountStatus(
             account=self.name,
             state=state,
-            words=holding.words(state),
-            usable=holding.usable(left),
-            generation=holding.generation,
-            expires_at=holding.tokens.expiry_date / 1000 if holding.tokens is not None else None,
-            refreshed_at=holding.refreshed_at,
-            refreshes=holding.refreshes,
-            failures=holding.failures,
-            last_error=holding.said or holding.disk,
-            file=str(self.keeper.file.path),
+            message=token_state.message(state),
+            usable=token_state.usable(left),
+            generation=token_state.generation,
+            expires_at=token_state.tokens.expiry_date / 1000 if token_state.tokens is not None else None,
+            refreshed_at=token_state.refreshed_at,
+            refreshes=token_state.refreshes,
+            failures=token_state.failures,
+            last_error=token_state.last_error or token_state.storage_error,
+            file=str(self.refresher.file.path),
         )
 
     def _usable(self) -> bool:
-        return self._holding.usable(self.keeper.left())
+        return self._token_state.usable(self.refresher.seconds_left())
 
-    async def _round(self, ask: Ask) -> None:
-        self.keeper.ask(ask)
+    async def _request_refresh(self, ask: RefreshRequest) -> None:
+        self.refresher.request_refresh(ask)
         with trio.move_on_after(self._patience):
             await ask.done.wait()
 
-    def _base_url(self, tokens: Tokens) -> str:
+    def _base_url(self, tokens: TokenSet) -> str:
         if tokens.resource_url is None:
             return self._fallback_url
         try:
             return base_url(tokens.resource_url, self._hosts)
         except ValueError as error:
-            raise self._error(f"its token may not be used: {error} (setting oauth_hosts).") from None
+            raise self._login_error(f"its token may not be used: {error} (setting oauth_hosts).") from None
 
-    def _unusable(self) -> UpstreamError:
+    def _unusable_error(self) -> UpstreamError:
         status = self.status()
-        error = self._error(status.words)
+        error = self._login_error(status.message)
         if status.state != "login_needed":
-            error.retry_after = max(1.0, self._holding.not_before - trio.current_time())
+            error.retry_after = max(1.0, self._token_state.not_before - trio.current_time())
         return error
 
-    def _error(self, words: str) -> UpstreamError:
-        message = f"The Qwen account {self.name!r} cannot be used: {words}"
-        return UpstreamError(message, code="upstream_credentials_exhausted", retry=Retry.ELSEWHERE)
+    def _login_error(self, text: str) -> UpstreamError:
+        message = f"The Qwen account {self.name!r} cannot be used: {text}"
+        return UpstreamError(message, code="upstream_credentials_exhausted", retry=RetryHint.OTHER_ACCOUNT)

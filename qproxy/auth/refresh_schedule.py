@@ -8,20 +8,20 @@ MARGIN = 30.0
 """With so many seconds left at most, no request is begun with a token: by then it is to be renewed."""
 LEAD = 2.0
 """So many seconds before the margin a renewal begins at the latest."""
-FIRST_BACKOFF, LONGEST_BACKOFF = 2.0, 60.0
+FIRST_BACKOFF, MAX_BACKOFF = 2.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class RefreshSchedule:
     """Seconds before the end of one token."""
 
-    ahead: float
+    refresh_margin: float
     """From here on the background renews it."""
     margin: float
     """From here on requests wait for the renewal; the token serves none any more."""
 
 
-def schedule(lifetime: float, ahead: float, spread: float) -> Schedule:
+def schedule(lifetime: float, ahead: float, jitter: float) -> RefreshSchedule:
     """The schedule of a token that lasts so many seconds from its issue; `spread`, in 0..1, keeps many accounts apart.
 
     A token that lasts minutes is renewed in its second half: it would otherwise be renewed as soon as it is there.
@@ -29,9 +29,9 @@ def schedule(lifetime: float, ahead: float, spread: float) -> Schedule:
     """
     margin = min(MARGIN, lifetime / 4)
     latest = margin + min(LEAD, lifetime / 20)
-    return Schedule(max(latest, min(ahead * (0.75 + spread / 2), lifetime / 2)), margin)
+    return RefreshSchedule(max(latest, min(ahead * (0.75 + jitter / 2), lifetime / 2)), margin)
 
 
-def backoff(failures: int, spread: float) -> float:
+def backoff(failures: int, jitter: float) -> float:
     """Seconds before the next try after so many failures in a row."""
-    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10)) * (0.5 + spread / 2)
+    return min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10)) * (0.5 + jitter / 2)

@@ -23,17 +23,17 @@ from dataclasses import dataclass, field
 
 import trio
 
-from qproxy.auth.blocking import LockBusy, Run, held, off_loop
-from qproxy.auth.credential_file import CredentialFile, Draft, Stamp, StorageError
+from qproxy.auth.blocking import LockTimeout, Run, locked, run_blocking
+from qproxy.auth.credential_file import CredentialFile, FileVersion, PendingWrite, StorageError
 from qproxy.auth.device_flow import DeviceFlow
-from qproxy.auth.identity_client import Identity
-from qproxy.auth.lock import Lock
-from qproxy.auth.status import State
-from qproxy.auth.token_state import Holding
-from qproxy.wire.credential_format import Tokens
-from qproxy.wire.oauth import Ended, Granted
+from qproxy.auth.identity_client import IdentityClient
+from qproxy.auth.lock import FileLock
+from qproxy.auth.status import LoginStatus
+from qproxy.auth.token_state import TokenState
+from qproxy.wire.credential_format import TokenSet
+from qproxy.wire.oauth import GrantError, TokenResponse
 
-LOOK_EVERY = 5.0
+RELOAD_INTERVAL = 5.0
 """Seconds between two looks at the file and the wall clock at most: both may change without a word, and a machine that
 was suspended has not counted the time."""
 SHORTEST_PAUSE = 0.05
@@ -42,61 +42,61 @@ log = logging.getLogger("qproxy.auth")
 
 
 @dataclass(eq=False, slots=True)
-class Ask:
+class RefreshRequest:
     """Somebody waits for a round that begins after now; with a generation, for another one than that."""
 
     generation: int | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
 
-class Keeper:
+class TokenRefresher:
     """Keeps one account's tokens fresh."""
 
     def __init__(
         self,
-        holding: Holding,
+        token_state: TokenState,
         file: CredentialFile,
-        lock: Lock,
-        identity: Identity,
+        lock: FileLock,
+        identity: IdentityClient,
         *,
-        run: Run = off_loop,
-        wall: Callable[[], float] = time.time,
-        spread: Callable[[], float] = random.random,
+        run: Run = run_blocking,
+        wall_clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.file = file
-        self._holding = holding
+        self._token_state = token_state
         self._lock = lock
         self._identity = identity
         self._run = run
-        self._wall = wall
-        self._spread = spread
-        self._stamp: Stamp | None = None
-        self._asks: list[Ask] = []
+        self._wall_clock = wall_clock
+        self._jitter = jitter
+        self._file_version: FileVersion | None = None
+        self._requests: list[RefreshRequest] = []
         self._wake = trio.Event()
-        self._told: State | None = None
+        self._logged_state: LoginStatus | None = None
 
     def __repr__(self) -> str:
-        return f"<Keeper of {self._holding.name}, {len(self._asks)} waiting>"
+        return f"<Keeper of {self._token_state.name}, {len(self._requests)} waiting>"
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until the token ends."""
-        return self._holding.left(self._wall(), trio.current_time())
+        return self._token_state.seconds_left(self._wall_clock(), trio.current_time())
 
-    def ask(self, ask: Ask) -> None:
+    def request_refresh(self, ask: RefreshRequest) -> None:
         """Have a round begin now, or when the one under way is over."""
-        self._asks.append(ask)
+        self._requests.append(ask)
         self._wake.set()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Watch over the account until cancelled; to be run once, supervised."""
         while True:
-            self._wake, asks, self._asks = trio.Event(), self._asks, []
+            self._wake, asks, self._requests = trio.Event(), self._requests, []
             try:
-                await self._tend(asks)
+                await self._run_round(asks)
             finally:
                 for ask in asks:
                     ask.done.set()
-            self._tell()
+            self._log_state()
             with trio.move_on_after(self._pause()):
                 await self._wake.wait()
 
@@ -105,112 +105,120 @@ class Keeper:
 
         A server whose tokens last no time is not asked the faster for it.
         """
-        holding, now = self._holding, trio.current_time()
-        rested = holding.granted_at + LOOK_EVERY - now
-        return min(LOOK_EVERY, max(SHORTEST_PAUSE, rested, holding.until_due(self.left(), now)))
+        token_state, now = self._token_state, trio.current_time()
+        rested = token_state.granted_at + RELOAD_INTERVAL - now
+        return min(
+            RELOAD_INTERVAL, max(SHORTEST_PAUSE, rested, token_state.until_due(self.seconds_left(), now))
+        )
 
-    def flow(self, interval: float) -> DeviceFlow:
+    def start_login(self, interval: float) -> DeviceFlow:
         """A sign-in whose tokens go into the file."""
-        return DeviceFlow(self._identity, self._sign_in, interval=interval, wall=self._wall)
+        return DeviceFlow(
+            self._identity, self._complete_login, interval=interval, wall_clock=self._wall_clock
+        )
 
-    async def _sign_in(self, tokens: Tokens) -> None:
+    async def _complete_login(self, tokens: TokenSet) -> None:
         await self._run(self.file.make_directory)
-        async with held(self._lock, self._run):
+        async with locked(self._lock, self._run):
             await self._run(self.file.save, tokens)
 
-    async def sign_out(self) -> bool:
+    async def logout(self) -> bool:
         """Remove the file; whether there was one."""
-        if await self._run(self.file.stamp) is None:
+        if await self._run(self.file.version) is None:
             return False
-        async with held(self._lock, self._run):
+        async with locked(self._lock, self._run):
             return bool(await self._run(self.file.remove))
 
-    def _tell(self) -> None:
+    def _log_state(self) -> None:
         """Log the state when it is another one than last time."""
-        state = self._holding.state(self.left())
-        if state != self._told:
+        state = self._token_state.state(self.seconds_left())
+        if state != self._logged_state:
             level = logging.INFO if state == "ready" else logging.WARNING
-            log.log(level, "account %s: %s (%s)", self._holding.name, self._holding.words(state), state)
-            self._told = state
+            log.log(
+                level, "account %s: %s (%s)", self._token_state.name, self._token_state.message(state), state
+            )
+            self._logged_state = state
 
-    async def _tend(self, asks: Sequence[Ask]) -> None:
+    async def _run_round(self, asks: Sequence[RefreshRequest]) -> None:
         """One round: take up what others have written, save what could not be saved, refresh if it is time."""
-        held_before = self._holding.generation
+        held_before = self._token_state.generation
         forced = held_before if any(ask.generation == held_before for ask in asks) else None
         try:
-            await self._look()
-            if self._holding.unsaved:
-                await self._save_late()
-            elif not self._wanted(forced):
-                self._holding.disk = None
+            await self._reload_file()
+            if self._token_state.unsaved_tokens:
+                await self._save_pending()
+            elif not self._refresh_due(forced):
+                self._token_state.storage_error = None
         except StorageError as error:
-            self._holding.disk = str(error)
-        if trio.current_time() >= self._holding.not_before and self._wanted(forced):
+            self._token_state.storage_error = str(error)
+        if trio.current_time() >= self._token_state.not_before and self._refresh_due(forced):
             await self._refresh(forced)
-            if forced is not None and self._holding.generation != forced:
-                self._holding.note_forced(trio.current_time())
+            if forced is not None and self._token_state.generation != forced:
+                self._token_state.note_forced(trio.current_time())
 
-    def _wanted(self, forced: int | None) -> bool:
-        return self._holding.wanted(self.left(), forced)
+    def _refresh_due(self, forced: int | None) -> bool:
+        return self._token_state.refresh_due(self.seconds_left(), forced)
 
-    def _take_up(self, tokens: Tokens) -> None:
-        self._holding.take_up(tokens, self._wall(), trio.current_time(), self._spread())
+    def _adopt(self, tokens: TokenSet) -> None:
+        self._token_state.adopt(tokens, self._wall_clock(), trio.current_time(), self._jitter())
 
-    async def _look(self) -> None:
+    async def _reload_file(self) -> None:
         """Take up the file's tokens if it is another file than last time."""
-        stamp = await self._run(self.file.stamp)
-        if stamp == self._stamp and stamp is not None:
+        stamp = await self._run(self.file.version)
+        if stamp == self._file_version and stamp is not None:
             return
-        found: Tokens | None = await self._run(self.file.read)
-        self._stamp, holding = stamp, self._holding
-        if found is not None and not (holding.unsaved and found.refresh_token in holding.spent):
-            self._take_up(found)
-            holding.unsaved = False
-        elif stamp is None and not holding.unsaved:
-            holding.tokens = None  # signed out
+        found: TokenSet | None = await self._run(self.file.load)
+        self._file_version, token_state = stamp, self._token_state
+        if found is not None and not (
+            token_state.unsaved_tokens and found.refresh_token in token_state.used_refresh_tokens
+        ):
+            self._adopt(found)
+            token_state.unsaved_tokens = False
+        elif stamp is None and not token_state.unsaved_tokens:
+            token_state.tokens = None  # signed out
 
-    async def _save_late(self) -> None:
+    async def _save_pending(self) -> None:
         """Save tokens that have lived in memory only."""
-        async with held(self._lock, self._run):
-            await self._look()
-            if self._holding.unsaved:
+        async with locked(self._lock, self._run):
+            await self._reload_file()
+            if self._token_state.unsaved_tokens:
                 with trio.CancelScope(shield=True):
-                    await self._run(self.file.save, self._holding.tokens)
-                self._holding.saved()
+                    await self._run(self.file.save, self._token_state.tokens)
+                self._token_state.record_saved()
 
     async def _refresh(self, forced: int | None) -> None:
-        urgent = forced is not None or not self._holding.usable(self.left())
-        self._holding.refreshing = True
+        urgent = forced is not None or not self._token_state.usable(self.seconds_left())
+        self._token_state.refreshing = True
         try:
             async with AsyncExitStack() as stack:
-                if not await self._prepared(stack, urgent) or not self._wanted(forced):
+                if not await self._prepare(stack, urgent) or not self._refresh_due(forced):
                     return
-                draft = await self._draft(stack, urgent)
+                draft = await self._prepare_write(stack, urgent)
                 if draft is not None or urgent:
                     with trio.CancelScope(shield=True):  # bounded by the timeouts of HTTP and of the disk
-                        await self._spend(draft)
+                        await self._exchange(draft)
         finally:
-            self._holding.refreshing = False
+            self._token_state.refreshing = False
 
-    async def _prepared(self, stack: AsyncExitStack, urgent: bool) -> bool:
+    async def _prepare(self, stack: AsyncExitStack, urgent: bool) -> bool:
         """Hold the lock, and know what the file says under it; whether to go on."""
         try:
-            await stack.enter_async_context(held(self._lock, self._run))
-            await self._look()
-        except LockBusy as error:
-            self._failed(str(error))
+            await stack.enter_async_context(locked(self._lock, self._run))
+            await self._reload_file()
+        except LockTimeout as error:
+            self._record_failure(str(error))
             return False
         except StorageError as error:
-            self._no_disk(error, urgent)
+            self._storage_failed(error, urgent)
             return urgent
         return True
 
-    async def _draft(self, stack: AsyncExitStack, urgent: bool) -> Draft | None:
+    async def _prepare_write(self, stack: AsyncExitStack, urgent: bool) -> PendingWrite | None:
         """Room on the disk for the answer."""
         try:
-            draft: Draft = await self._run(self.file.draft)
+            draft: PendingWrite = await self._run(self.file.prepare_write)
         except StorageError as error:
-            self._no_disk(error, urgent)
+            self._storage_failed(error, urgent)
             return None
 
         async def discard() -> None:
@@ -218,58 +226,58 @@ class Keeper:
                 await self._run(draft.discard)
 
         stack.push_async_callback(discard)
-        self._holding.disk = None
+        self._token_state.storage_error = None
         return draft
 
-    def _no_disk(self, error: StorageError, urgent: bool) -> None:
+    def _storage_failed(self, error: StorageError, urgent: bool) -> None:
         """What is not urgent waits for the disk."""
-        self._holding.disk = str(error)
+        self._token_state.storage_error = str(error)
         if not urgent:
-            self._holding.put_off(trio.current_time(), self._spread())
+            self._token_state.postpone(trio.current_time(), self._jitter())
 
-    async def _spend(self, draft: Draft | None) -> None:
+    async def _exchange(self, draft: PendingWrite | None) -> None:
         """Use the refresh token, and the file's where ours turns out to be used up."""
-        assert self._holding.tokens is not None
-        sent = self._holding.tokens.refresh_token
+        assert self._token_state.tokens is not None
+        sent = self._token_state.tokens.refresh_token
         answer = await self._identity.refresh(sent)
-        if isinstance(answer, Ended) and await self._another_than(sent):
-            if self._holding.usable(self.left()):
+        if isinstance(answer, GrantError) and await self._file_has_newer(sent):
+            if self._token_state.usable(self.seconds_left()):
                 return
-            sent = self._holding.tokens.refresh_token
+            sent = self._token_state.tokens.refresh_token
             answer = await self._identity.refresh(sent)
-        if isinstance(answer, Granted):
-            await self._granted(answer, sent, draft)
+        if isinstance(answer, TokenResponse):
+            await self._store_tokens(answer, sent, draft)
             return
-        if isinstance(answer, Ended):
-            self._holding.dead = sent
-        self._failed(answer.words)
+        if isinstance(answer, GrantError):
+            self._token_state.rejected_refresh_token = sent
+        self._record_failure(answer.message)
 
-    async def _another_than(self, sent: str) -> bool:
+    async def _file_has_newer(self, sent: str) -> bool:
         """Whether the file by now holds another refresh token than the one sent; it is then ours too."""
         try:
-            found: Tokens | None = await self._run(self.file.read)
+            found: TokenSet | None = await self._run(self.file.load)
         except StorageError as error:
-            self._holding.disk = str(error)
+            self._token_state.storage_error = str(error)
             return False
-        if found is None or found.refresh_token in (sent, "", *self._holding.spent):
+        if found is None or found.refresh_token in (sent, "", *self._token_state.used_refresh_tokens):
             return False
-        self._take_up(found)
+        self._adopt(found)
         return True
 
-    async def _granted(self, answer: Granted, sent: str, draft: Draft | None) -> None:
+    async def _store_tokens(self, answer: TokenResponse, sent: str, draft: PendingWrite | None) -> None:
         """Hold the new tokens, whatever the disk says, and put them into the file."""
-        assert self._holding.tokens is not None
-        wall = self._wall()
-        self._take_up(self._holding.tokens.renewed(answer, wall))
-        self._holding.granted(sent, wall, trio.current_time())
-        log.info("account %s: a new token, for %.0f s", self._holding.name, self.left())
+        assert self._token_state.tokens is not None
+        wall_clock = self._wall_clock()
+        self._adopt(self._token_state.tokens.with_refresh(answer, wall_clock))
+        self._token_state.record_tokens(sent, wall_clock, trio.current_time())
+        log.info("account %s: a new token, for %.0f s", self._token_state.name, self.seconds_left())
         if draft is not None:
             try:
-                await self._run(draft.publish, self._holding.tokens)
+                await self._run(draft.commit, self._token_state.tokens)
             except StorageError as error:
-                self._holding.disk = str(error)
+                self._token_state.storage_error = str(error)
             else:
-                self._holding.saved()
+                self._token_state.record_saved()
 
-    def _failed(self, words: str) -> None:
-        self._holding.failed(words, trio.current_time(), self._spread())
+    def _record_failure(self, text: str) -> None:
+        self._token_state.record_failure(text, trio.current_time(), self._jitter())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-State: TypeAlias = Literal[
+LoginStatus: TypeAlias = Literal[
     "ready", "refreshing", "retrying", "not_saved", "ending", "refused", "expired", "login_needed"
 ]
-STATES: dict[State, str] = {
+STATES: dict[LoginStatus, str] = {
     "ready": "signed in",
     "refreshing": "a new token is being fetched",
     "retrying": "the last refresh failed and is tried again; the token in use is still good",
@@ -21,12 +21,12 @@ STATES: dict[State, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class AccountStatus:
     """A moment of one account."""
 
     account: str
-    state: State
-    words: str
+    state: LoginStatus
+    message: str
     """What is the matter, and what to do about it."""
     usable: bool
     """Whether a request may be made with it now."""
@@ -42,6 +42,6 @@ class Status:
     last_error: str | None
     file: str
 
-    def fields(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The status as JSON has it."""
         return asdict(self)

@@ -14,21 +14,21 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 HEALTHY_AFTER = 30.0
 """Seconds after which a run counts as healthy, and its failure as the first one."""
 log = logging.getLogger("qproxy.auth")
 
 
-class Supervised:
+class SupervisedTask:
     """A task and how it has been doing."""
 
     def __init__(
-        self, name: str, task: Callable[[], Awaitable[None]], *, spread: Callable[[], float] = random.random
+        self, name: str, task: Callable[[], Awaitable[None]], *, jitter: Callable[[], float] = random.random
     ) -> None:
         self.name = name
         self._task = task
-        self._spread = spread
+        self._jitter = jitter
         self.crashes = 0
         """Since the start."""
         self.failures = 0
@@ -46,13 +46,11 @@ class Supervised:
                 error: Exception = RuntimeError("the task has returned")
             except Exception as raised:  # a group of exceptions too; a cancellation passes
                 error = raised
-            await trio.sleep(self._pause_after(error, trio.current_time() - began))
+            await trio.sleep(self._restart_delay(error, trio.current_time() - began))
 
-    def _pause_after(self, error: Exception, ran: float) -> float:
+    def _restart_delay(self, error: Exception, ran: float) -> float:
         self.crashes += 1
         self.failures = 1 if ran >= HEALTHY_AFTER else self.failures + 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10)) * (
-            0.5 + self._spread() / 2
-        )
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10)) * (0.5 + self._jitter() / 2)
         log.error("%s has crashed; it runs again in %.1f s", self.name, pause, exc_info=error)
         return pause

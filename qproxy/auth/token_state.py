@@ -13,9 +13,9 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from qproxy.auth.refresh_schedule import Schedule, backoff, schedule
-from qproxy.auth.status import State
-from qproxy.wire.credential_format import LIFETIME, Tokens
+from qproxy.auth.refresh_schedule import RefreshSchedule, backoff, schedule
+from qproxy.auth.status import LoginStatus
+from qproxy.wire.credential_format import LIFETIME, TokenSet
 
 FORCE_WINDOW, MAX_FORCED = 600.0, 10
 """Seconds in which a token that a forced refresh brought, and that chat has never let in, is not replaced by force: chat would
@@ -23,18 +23,18 @@ refuse the next one too; and forced refreshes in them at most, whatever chat let
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class TokenState:
     """One account's tokens and troubles."""
 
     name: str
-    ahead: float
+    refresh_margin: float
     """Seconds before its end at which a token is renewed, more or less."""
-    tokens: Tokens | None = None
+    tokens: TokenSet | None = None
     generation: int = 0
     """Counts up with each new access token."""
-    ends: float = 0.0
+    expires: float = 0.0
     """When the token ends by Trio's clock."""
-    schedule: Schedule = Schedule(0.0, 0.0)
+    schedule: RefreshSchedule = RefreshSchedule(0.0, 0.0)
 
     refreshing: bool = False
     refreshes: int = 0
@@ -46,40 +46,44 @@ class Holding:
     """Refreshes that failed in a row."""
     not_before: float = 0.0
     """Trio's clock; no refresh is tried sooner."""
-    said: str | None = None
+    last_error: str | None = None
     """Why the last refresh failed."""
-    disk: str | None = None
+    storage_error: str | None = None
     """Why the file cannot be used."""
-    unsaved: bool = False
+    unsaved_tokens: bool = False
     """The tokens are newer than the file's."""
-    spent: set[str] = field(default_factory=set, repr=False)
+    used_refresh_tokens: set[str] = field(default_factory=set, repr=False)
     """Refresh tokens that were used up while the file could not be written, and which it may still hold."""
-    dead: str = field(default="", repr=False)
+    rejected_refresh_token: str = field(default="", repr=False)
     """A refresh token that was refused."""
-    forced: int = 0
+    forced_at: int = 0
     """The generation that the last forced refresh brought."""
     forced_at: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FORCED))
     """When forced refreshes brought tokens, by Trio's clock."""
     accepted: int = 0
     """The generation that chat has let in."""
-    chat: tuple[int, str] = (0, "")
+    rejected_by_api: tuple[int, str] = (0, "")
     """The generation that chat refuses though it is new, and chat's words."""
 
-    def left(self, wall: float, now: float) -> float:
+    def seconds_left(self, wall_clock: float, now: float) -> float:
         """Seconds until the token ends, by the clock that says sooner."""
-        return float("-inf") if self.tokens is None else min(self.tokens.left(wall), self.ends - now)
+        return (
+            float("-inf")
+            if self.tokens is None
+            else min(self.tokens.seconds_left(wall_clock), self.expires - now)
+        )
 
-    def take_up(self, tokens: Tokens, wall: float, now: float, spread: float) -> None:
+    def adopt(self, tokens: TokenSet, wall_clock: float, now: float, jitter: float) -> None:
         """Hold these tokens from now on, issued just now or long ago."""
         if tokens == self.tokens:
             return
         if self.tokens is None or tokens.access_token != self.tokens.access_token:
             self.generation += 1
-        left = max(0.0, tokens.left(wall))
+        left = max(0.0, tokens.seconds_left(wall_clock))
         lifetime = tokens.lifetime or max(left, LIFETIME)
-        self.tokens, self.ends = tokens, now + min(left, lifetime)
-        self.schedule = schedule(lifetime, self.ahead, spread)
-        self.not_before, self.failures, self.said = 0.0, 0, None
+        self.tokens, self.expires = tokens, now + min(left, lifetime)
+        self.schedule = schedule(lifetime, self.refresh_margin, jitter)
+        self.not_before, self.failures, self.last_error = 0.0, 0, None
 
     def usable(self, left: float) -> bool:
         """Whether a request may begin with the token."""
@@ -87,98 +91,106 @@ class Holding:
 
     def renewable(self) -> bool:
         """Whether there is a refresh token that was not refused."""
-        return self.tokens is not None and self.tokens.refresh_token not in ("", self.dead)
+        return self.tokens is not None and self.tokens.refresh_token not in ("", self.rejected_refresh_token)
 
-    def wanted(self, left: float, forced: int | None) -> bool:
+    def refresh_due(self, left: float, forced: int | None) -> bool:
         """Whether to refresh: it is time, or, with `forced`, the token is still the one of that generation."""
-        return self.renewable() and (forced == self.generation or left <= self.schedule.ahead)
+        return self.renewable() and (forced == self.generation or left <= self.schedule.refresh_margin)
 
     def until_due(self, left: float, now: float) -> float:
         """Seconds until a refresh is to be tried, as things are."""
-        return max(left - self.schedule.ahead, self.not_before - now) if self.renewable() else math.inf
+        return (
+            max(left - self.schedule.refresh_margin, self.not_before - now) if self.renewable() else math.inf
+        )
 
     def may_force(self, now: float) -> bool:
         """Whether a token that chat refuses is refreshed before its time."""
         recent = sum(now - when < FORCE_WINDOW for when in self.forced_at)
-        untried = self.forced == self.generation != self.accepted
+        untried = self.forced_at == self.generation != self.accepted
         return recent < MAX_FORCED and not (recent and untried)
 
     def note_forced(self, now: float) -> None:
         """A forced refresh has brought the token."""
-        self.forced = self.generation
+        self.forced_at = self.generation
         self.forced_at.append(now)
 
     def note_accepted(self, generation: int) -> None:
         """Chat has let the token of this generation in."""
         if generation == self.generation != self.accepted:
             self.accepted = generation
-        if self.chat[0] == generation:
-            self.chat = (0, "")
+        if self.rejected_by_api[0] == generation:
+            self.rejected_by_api = (0, "")
 
-    def failed(self, words: str, now: float, spread: float) -> None:
+    def record_failure(self, text: str, now: float, jitter: float) -> None:
         """A refresh has failed; the next one is put off."""
         self.failures += 1
-        self.said = words
-        self.put_off(now, spread)
+        self.last_error = text
+        self.postpone(now, jitter)
 
-    def put_off(self, now: float, spread: float) -> None:
+    def postpone(self, now: float, jitter: float) -> None:
         """Try no sooner than in a while, but once more when requests begin to wait."""
-        latest = self.ends - self.schedule.margin
-        pause_ends = now + backoff(max(self.failures, 1), spread)
+        latest = self.expires - self.schedule.margin
+        pause_ends = now + backoff(max(self.failures, 1), jitter)
         self.not_before = min(pause_ends, latest) if now < latest else pause_ends
 
-    def granted(self, sent: str, wall: float, now: float) -> None:
+    def record_tokens(self, sent: str, wall_clock: float, now: float) -> None:
         """A refresh has brought the tokens that were taken up just now, for the refresh token `sent`."""
         self.refreshes += 1
-        self.refreshed_at, self.granted_at = wall, now
-        self.spent.add(sent)
-        self.unsaved = True
+        self.refreshed_at, self.granted_at = wall_clock, now
+        self.used_refresh_tokens.add(sent)
+        self.unsaved_tokens = True
 
-    def saved(self) -> None:
+    def record_saved(self) -> None:
         """The file holds the tokens."""
-        self.unsaved, self.disk = False, None
-        self.spent.clear()
+        self.unsaved_tokens, self.storage_error = False, None
+        self.used_refresh_tokens.clear()
 
     def secrets(self) -> tuple[str, ...]:
         """What must appear in no text."""
         return (self.tokens.access_token, self.tokens.refresh_token) if self.tokens is not None else ()
 
-    def state(self, left: float) -> State:
+    def state(self, left: float) -> LoginStatus:
         """One word for people (`status.STATES`)."""
         dead = self.tokens is not None and not self.renewable()
         if self.refreshing:
             return "refreshing"
         if not self.usable(left):
             return "login_needed" if self.tokens is None or dead else "expired"
-        if self.chat[0] == self.generation:
+        if self.rejected_by_api[0] == self.generation:
             return "refused"
         if dead:
             return "ending"
-        if self.disk is not None or self.unsaved:
+        if self.storage_error is not None or self.unsaved_tokens:
             return "not_saved"
-        return "retrying" if self.said is not None else "ready"
+        return "retrying" if self.last_error is not None else "ready"
 
-    def words(self, state: State) -> str:
+    def message(self, state: LoginStatus) -> str:
         """What is the matter, and what to do about it."""
         login = f"run `qproxy login --account {self.name}`"
         consequence = (
             "The tokens live in memory only: a restart would need a new sign-in."
-            if self.unsaved
+            if self.unsaved_tokens
             else "The token in use stays good until it ends."
         )
         match state:
             case "login_needed":
-                return f"{self.said or self.disk or 'Nobody is signed in.'} To sign in, {login}."
+                return (
+                    f"{self.last_error or self.storage_error or 'Nobody is signed in.'} To sign in, {login}."
+                )
             case "ending":
-                reason = self.said or "There is no refresh token."
+                reason = self.last_error or "There is no refresh token."
                 return f"{reason} The token in use is good until it ends; before that, {login}."
             case "refused":
-                reason = self.chat[1] or "without a reason"
+                reason = self.rejected_by_api[1] or "without a reason"
                 return f"Refreshing works, but chat says 401 to the new token as well: {reason}"
             case "not_saved":
-                return f"{self.disk or 'The tokens are not saved.'} {consequence}"
+                return f"{self.storage_error or 'The tokens are not saved.'} {consequence}"
             case "retrying" | "expired":
-                return self.said or self.disk or "The token has ended, or is about to, and is being renewed."
+                return (
+                    self.last_error
+                    or self.storage_error
+                    or "The token has ended, or is about to, and is being renewed."
+                )
             case "refreshing":
                 return "A new token is being fetched."
             case "ready":

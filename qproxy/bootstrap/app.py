@@ -17,23 +17,21 @@ from typing import Any
 
 import trio
 
-from qproxy import http_server as hypercorn
-from qproxy.access.api_keys import KeyFileError, Keyring, configured
+from qproxy import http_server
+from qproxy.access.api_keys import ApiKeyStore, KeyFileError, keys_from_settings
 from qproxy.access.client_address import UNIX, TrustedProxies
-from qproxy.access.rate_limits import Meters
-from qproxy.accounts import Account, Accounts
-from qproxy.accounts.rate_limit import Pace
-from qproxy.accounts.sync import Sharing
+from qproxy.access.rate_limits import KeyRateLimiters
+from qproxy.accounts import Account, AccountPool
+from qproxy.accounts.rate_limit import AccountRateLimiter
+from qproxy.accounts.sync import AccountStateSync
 from qproxy.auth import CredentialSource, StaticKey
-from qproxy.backends.local.account_state import BoardFile
+from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.grants import SQLiteGrants
-from qproxy.backends.local.rate_limits import MeterFile
-from qproxy.backends.local.responses import SQLiteStore
+from qproxy.backends.local.rate_limits import FileRateLimits
+from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.bootstrap import (
-    auth as signing,
-)
-from qproxy.bootstrap import (
-    telemetry as watching,
+    auth,
+    telemetry,
 )
 from qproxy.bootstrap import (
     tools as toolmaking,
@@ -45,19 +43,18 @@ from qproxy.bootstrap.tools import ToolLike
 from qproxy.config import Config, load
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.http_server.shutdown import FAREWELL_SECONDS, current_shutdown, drain
-from qproxy.limits.concurrency import Admission
-from qproxy.relay.model_directory import Discovery
-from qproxy.relay.realtime import Bounds, Speech
-from qproxy.relay.relay import Policy, Relay
-from qproxy.sandbox import Site
+from qproxy.limits.concurrency import ConcurrencyLimiter
+from qproxy.relay.model_directory import ModelDirectory
+from qproxy.relay.realtime import RealtimeConfig, SessionLimits
+from qproxy.relay.relay import Relay, RelayPolicy
+from qproxy.sandbox import SystemSandbox
 from qproxy.server import Server
-from qproxy.server.request_policy import Door
-from qproxy.server.response_store import Store
-from qproxy.transport import Connect, Transport
-from qproxy.wire.dialects import model_catalog as catalogue
-from qproxy.wire.dialects import request_rules as rules
+from qproxy.server.request_policy import RequestPolicy
+from qproxy.server.response_store import ResponseStore
+from qproxy.transport import ConnectFunction, UpstreamTransport
+from qproxy.wire.dialects import model_catalog, request_rules
 from qproxy.wire.model_aliases import Aliases
-from qproxy.wire.tool_calls import Profile
+from qproxy.wire.tool_calls import ModelProfile
 
 MAX_STREAMS = 250
 """Of one HTTP/2 connection at once."""
@@ -72,38 +69,41 @@ STORE_SETTINGS = (
 log = logging.getLogger("qproxy")
 
 
-def assemble(
+def build_server(
     config: Config,
     *,
-    connect: Connect | None = None,
+    connect: ConnectFunction | None = None,
     tools: Sequence[ToolLike] = (),
-    site: Site | None = None,
-    meeting: Path | None = None,
+    sandbox: SystemSandbox | None = None,
+    workers_directory: Path | None = None,
 ) -> Server:
     """The server's parts, wired together.
 
     `connect(host, port)` gives the streams to upstreams, for programs with a network of their own; `tools` are such a
     program's functions that models may call, `site` its way to a sandbox.  `meeting` is where a worker's siblings are.
     """
-    server = _assembled(config, connect or trio.open_tcp_stream, tools, site)
+    server = _with_parts(config, connect or trio.open_tcp_stream, tools, sandbox)
     server.preparations.append(partial(_apply_limits, config))
     server.background.append(partial(drain, server, config.graceful_timeout))
-    watching.watch(server, config, meeting)
+    telemetry.add_telemetry(server, config, workers_directory)
     if config.meters_file:
-        server.meters = Meters(MeterFile(Path(config.meters_file)))
-    shelf = MeterFile(Path(config.wrong_keys_file)) if config.wrong_keys_file else None
+        server.rate_limits = KeyRateLimiters(FileRateLimits(Path(config.meters_file)))
+    store = FileRateLimits(Path(config.wrong_keys_file)) if config.wrong_keys_file else None
     grants = SQLiteGrants(Path(config.access_file) if config.access_file else None)
-    server.limit_secrets(grants, shelf, config.wrong_keys_per_minute)
+    server.limit_secrets(grants, store, config.wrong_keys_per_minute)
     if config.accounts_file:
-        server.relay.accounts.sharing = Sharing(BoardFile(Path(config.accounts_file)))
+        server.relay.accounts.sharing = AccountStateSync(SqliteAccountState(Path(config.accounts_file)))
         server.background.append(server.relay.accounts.keep_sharing)
     return server
 
 
-def _assembled(
-    config: Config, connect: Connect, tools: Sequence[ToolLike] = (), site: Site | None = None
+def _with_parts(
+    config: Config,
+    connect: ConnectFunction,
+    tools: Sequence[ToolLike] = (),
+    sandbox: SystemSandbox | None = None,
 ) -> Server:
-    known = {rule.name for rule in rules.RULES}
+    known = {rule.name for rule in request_rules.RULES}
     unknown = {
         name for table in (config.rules, *(a.rules for a in config.accounts)) for name in table
     } - known
@@ -112,49 +112,51 @@ def _assembled(
             f"rules: there is no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}."
         )
     accounts = [_account(entry, config, connect) for entry in config.all_accounts()]
-    server = _server(config, accounts, outbound.transport(config, connect), _store(config))
-    server.workshop = toolmaking.workshop(config, tools, site)
+    server = _build(config, accounts, outbound.build_transport(config, connect), _store(config))
+    server.workshop = toolmaking.build_tool_runtime(config, tools, sandbox)
     return server
 
 
-def reassemble(config: Config, before: Config, server: Server) -> Server:
+def rebuild_server(config: Config, before: Config, server: Server) -> Server:
     """The parts for another configuration; what its settings do not change is that of the running server."""
-    parts, known = _assembled(config, trio.open_tcp_stream), before.all_accounts()
+    state, known = _with_parts(config, trio.open_tcp_stream), before.all_accounts()
     running = dict(zip((entry.name for entry in known), server.relay.accounts.accounts, strict=True))
-    same_signing = all(getattr(config, name) == getattr(before, name) for name in signing.SETTINGS)
+    same_signing = all(getattr(config, name) == getattr(before, name) for name in auth.SETTINGS)
     same = {e.name for e in config.all_accounts() if e in known and (e.kind != "oauth" or same_signing)}
-    accounts = [running[a.name] if a.name in same else a for a in parts.relay.accounts.accounts]
+    accounts = [running[a.name] if a.name in same else a for a in state.relay.accounts.accounts]
     kept_by = {
-        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else parts
+        names: server if all(getattr(config, n) == getattr(before, n) for n in names) else state
         for names in (outbound.SETTINGS, STORE_SETTINGS, TOOL_SETTINGS)
     }
-    transport, store = kept_by[outbound.SETTINGS].relay.transport, kept_by[STORE_SETTINGS].store
-    made = _server(config, accounts, transport, store)
+    transport, store = kept_by[outbound.SETTINGS].relay.transport, kept_by[STORE_SETTINGS].responses
+    made = _build(config, accounts, transport, store)
     made.workshop = kept_by[TOOL_SETTINGS].workshop
     return made
 
 
-def _server(config: Config, entries: Sequence[Account], transport: Transport, store: Store | None) -> Server:
-    accounts = Accounts(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
+def _build(
+    config: Config, entries: Sequence[Account], transport: UpstreamTransport, store: ResponseStore | None
+) -> Server:
+    accounts = AccountPool(entries, queue_timeout=config.queue_timeout, max_waiting=config.max_waiting)
     aliases = _aliases(config, entries)
-    policy = Policy(
+    policy = RelayPolicy(
         aliases=aliases,
-        switches=config.rules,
+        rule_switches=config.rules,
         strict_params=config.strict_params,
         forced_tools=config.forced_tools,
         stream_upstream=config.stream_upstream,
         embedding_requests=config.embedding_requests,
-        profile=lru_cache(maxsize=256)(partial(_profile, config)),
+        profile=lru_cache(maxsize=256)(partial(_model_profile, config)),
     )
-    discovery = Discovery(
+    discovery = ModelDirectory(
         accounts.accounts,
         transport,
         cache_seconds=config.models_cache_seconds,
         aliases=aliases,
         extra=config.models,
     )
-    door = Door(
-        keyring=_keyring(config),
+    door = RequestPolicy(
+        api_keys=_api_keys(config),
         allowed_hosts=tuple(config.allowed_hosts),
         max_json_depth=config.max_json_depth,
         cors_origins=tuple(config.cors_origins),
@@ -162,30 +164,32 @@ def _server(config: Config, entries: Sequence[Account], transport: Transport, st
         max_messages=config.max_messages,
         body_timeout=config.body_timeout,
         request_timeout=config.request_timeout or math.inf,
-        keep_alive=config.keep_alive_interval or math.inf,
+        keep_alive_interval=config.keep_alive_interval or math.inf,
         default_model=config.default_model,
         aliases=aliases,
         admin_key=config.admin_key,
         insecure_no_auth=config.insecure_no_auth,
     )
-    admission = Admission(config.max_requests, line=config.max_waiting, patience=config.queue_timeout)
+    admission = ConcurrencyLimiter(
+        config.max_requests, line=config.max_waiting, patience=config.queue_timeout
+    )
     server = Server(Relay(accounts, transport, policy), discovery, door, admission)
-    server.bodies, server.pricing = watching.bodies(config), watching.pricing(config)
-    server.store = store
+    server.body_logger, server.pricing = telemetry.build_body_logger(config), telemetry.build_pricing(config)
+    server.responses = store
     server.proxies = _proxies(config)
-    server.speech = Speech(_bounds(config), config.realtime_voices)
+    server.speech = RealtimeConfig(_session_limits(config), config.realtime_voices)
     return server
 
 
 def _aliases(config: Config, accounts: Sequence[Account]) -> Aliases:
     """The settings' aliases; a model that they or an account name, or that is Qwen's own, is left to itself by `*`."""
     named = {*config.models, *(name for account in accounts for name in account.models)}
-    dashscope = any(account.family == "dashscope" for account in accounts)
-    return Aliases(config.aliases, lambda name: name in named or (dashscope and catalogue.is_qwen(name)))
+    dashscope = any(account.provider_family == "dashscope" for account in accounts)
+    return Aliases(config.aliases, lambda name: name in named or (dashscope and model_catalog.is_qwen(name)))
 
 
-def _bounds(config: Config) -> Bounds:
-    return Bounds(
+def _session_limits(config: Config) -> SessionLimits:
+    return SessionLimits(
         timeout=config.realtime_timeout or math.inf,
         idle_timeout=config.realtime_idle_timeout or math.inf,
         ping_interval=config.realtime_ping_interval or math.inf,
@@ -193,12 +197,12 @@ def _bounds(config: Config) -> Bounds:
     )
 
 
-def _store(config: Config) -> Store | None:
+def _store(config: Config) -> ResponseStore | None:
     """Where responses are kept: in memory, and not as many, where no file is named."""
     if not config.store_responses:
         return None
     path = Path(config.responses_file) if config.responses_file else None
-    return SQLiteStore(
+    return SqliteResponseStore(
         path,
         max_age=config.responses_max_age,
         max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MEMORY_BYTES),
@@ -206,10 +210,12 @@ def _store(config: Config) -> Store | None:
     )
 
 
-def _keyring(config: Config) -> Keyring:
+def _api_keys(config: Config) -> ApiKeyStore:
     """The clients' keys: those of the settings and those of the file."""
     try:
-        return Keyring(configured(config.api_keys), Path(config.keys_file) if config.keys_file else None)
+        return ApiKeyStore(
+            keys_from_settings(config.api_keys), Path(config.keys_file) if config.keys_file else None
+        )
     except KeyFileError as error:
         raise ConfigError(str(error)) from None
 
@@ -224,14 +230,14 @@ def _proxies(config: Config) -> TrustedProxies:
         ) from None
 
 
-def _profile(config: Config, model: str) -> Profile:
+def _model_profile(config: Config, model: str) -> ModelProfile:
     """How a model deviates, by the patterns of the settings."""
     model = model.lower()
 
     def listed(patterns: list[str]) -> bool:
         return any(fnmatchcase(model, pattern.lower()) for pattern in patterns)
 
-    return Profile(
+    return ModelProfile(
         implied_think=listed(config.implied_think),
         cumulative=listed(config.cumulative),
         react=listed(config.react),
@@ -239,22 +245,22 @@ def _profile(config: Config, model: str) -> Profile:
     )
 
 
-def _account(entry: AccountConfig, config: Config, connect: Connect | None) -> Account:
+def _account(entry: AccountConfig, config: Config, connect: ConnectFunction | None) -> Account:
     assert entry.base_url is not None
     source: CredentialSource = StaticKey(entry.base_url, entry.key)
     if entry.kind == "oauth":
-        source = signing.source(entry, config, connect)
+        source = auth.build_oauth_source(entry, config, connect)
     return Account(
         name=entry.name,
         source=source,
-        family="open" if entry.kind == "open" else "dashscope",
+        provider_family="open" if entry.kind == "open" else "dashscope",
         plan=entry.plan or "payg",
         models=tuple(entry.models),
         weight=entry.weight,
         max_in_flight=entry.max_in_flight,
         allowance=entry.allowance,
         identity=entry.identity,
-        pace=Pace(entry.rpm, entry.tpm),
+        rate_limiter=AccountRateLimiter(entry.rpm, entry.tpm),
         rules=entry.rules,
         headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
         dialect=entry.dialect,
@@ -270,7 +276,7 @@ def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) 
     """The Quart-Trio app; without a config, from qproxy.toml and the environment.  `tools`: functions of yours."""
     config = config or load()
     config.for_app().check()
-    return assemble(config, tools=tools).app()
+    return build_server(config, tools=tools).app()
 
 
 async def serve(
@@ -287,9 +293,9 @@ async def serve(
     `listener`: the descriptor of a socket that listens already.
     """
     config.check()
-    server = server or assemble(config, tools=tools)
+    server = server or build_server(config, tools=tools)
     try:
-        await hypercorn.serve(
+        await http_server.serve(
             server.app(),
             host=config.host,
             port=config.port,
@@ -310,9 +316,9 @@ def _apply_limits(config: Config) -> None:
     if shutdown is None:
         return
     shutdown.grace = config.graceful_timeout + FAREWELL_SECONDS
-    if not isinstance(shutdown, hypercorn.Worker):
+    if not isinstance(shutdown, http_server.Worker):
         return
-    hypercorn.install(
+    http_server.patch_hypercorn(
         write_timeout=config.client_write_timeout,
         max_connections=config.max_clients,
         max_age=config.max_connection_age or math.inf,

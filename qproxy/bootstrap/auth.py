@@ -4,69 +4,71 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qproxy.auth.blocking import DISK_TIMEOUT, LOCK_PATIENCE
-from qproxy.auth.credential_file import NAME as FILE_NAME
+from qproxy.auth.blocking import DISK_TIMEOUT, LOCK_TIMEOUT
+from qproxy.auth.credential_file import FILE_NAME as FILE_NAME
 from qproxy.auth.credential_file import CredentialFile, StorageError
-from qproxy.auth.encryption import KeyringSeal
-from qproxy.auth.identity_client import Identity
-from qproxy.auth.lock import Lock
+from qproxy.auth.encryption import KeyringCipher
+from qproxy.auth.identity_client import IdentityClient
+from qproxy.auth.lock import FileLock
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.auth.refresher import Keeper
-from qproxy.auth.token_state import Holding
-from qproxy.bootstrap import transport as outbound
-from qproxy.config import Config, home
-from qproxy.config.accounts import AccountConfig, ConfigError, resolve
-from qproxy.transport import Connect
-from qproxy.wire.oauth import Provider
+from qproxy.auth.refresher import TokenRefresher
+from qproxy.auth.token_state import TokenState
+from qproxy.bootstrap import transport
+from qproxy.config import Config, data_dir
+from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
+from qproxy.transport import ConnectFunction
+from qproxy.wire.oauth import IdentityProvider
 
 SETTINGS = (
     "oauth_device_url", "oauth_token_url", "oauth_client_id", "oauth_scope", "oauth_hosts", "oauth_interval",
-    "oauth_timeout", "oauth_refresh_ahead", "encrypt_credentials", *outbound.SETTINGS,
+    "oauth_timeout", "oauth_refresh_ahead", "encrypt_credentials", *transport.SETTINGS,
 )  # fmt: skip
 """What a source is made of besides its account: when one of them changes, so does the source."""
 
 
-def source(account: AccountConfig, config: Config, connect: Connect | None = None) -> OAuthSource:
+def build_oauth_source(
+    account: AccountConfig, config: Config, connect: ConnectFunction | None = None
+) -> OAuthSource:
     """The account's credential source.
 
     It has connections of its own, which are not kept: the pool would send a request again whose connection was lost,
     and a refresh token must not be shown twice.
     """
-    account = resolve(account)
+    account = resolve_account(account)
     assert account.base_url is not None
-    path, shared = place(account), account.credentials is not None
-    provider = Provider(
+    path, shared = credential_path(account), account.credentials is not None
+    provider = IdentityProvider(
         config.oauth_device_url, config.oauth_token_url, config.oauth_client_id, config.oauth_scope
     )
-    identity = Identity(
-        outbound.transport(config, connect, pool_idle=0.0), provider, timeout=config.oauth_timeout
+    identity = IdentityClient(
+        transport.build_transport(config, connect, pool_idle=0.0), provider, timeout=config.oauth_timeout
     )
-    file = CredentialFile(path, shared=shared, seal=_seal(config, shared))
-    holding = Holding(account.name, config.oauth_refresh_ahead)
-    keeper = Keeper(holding, file, Lock(path, shared=shared), identity)
+    file = CredentialFile(path, shared=shared, cipher=_cipher(config, shared))
+    token_state = TokenState(account.name, config.oauth_refresh_ahead)
+    refresher = TokenRefresher(token_state, file, FileLock(path, shared=shared), identity)
     return OAuthSource(
-        holding,
-        keeper,
+        token_state,
+        refresher,
         hosts=config.oauth_hosts,
         fallback_url=account.base_url,
         interval=config.oauth_interval,
-        patience=LOCK_PATIENCE + config.oauth_timeout + DISK_TIMEOUT,
+        patience=LOCK_TIMEOUT + config.oauth_timeout + DISK_TIMEOUT,
     )
 
 
-def place(account: AccountConfig) -> Path:
+def credential_path(account: AccountConfig) -> Path:
     """The account's credential file: in our own directory, or where the settings say."""
     if account.credentials is None:
-        return home() / "accounts" / account.name / FILE_NAME
+        return data_dir() / "accounts" / account.name / FILE_NAME
     path = Path(account.credentials).expanduser()
     return path if path.suffix == ".json" else path / FILE_NAME
 
 
-def _seal(config: Config, shared: bool) -> KeyringSeal | None:
+def _cipher(config: Config, shared: bool) -> KeyringCipher | None:
     """Encryption of the file; one that is shared with qwen-code is as qwen-code has it."""
     if not config.encrypt_credentials or shared:
         return None
     try:
-        return KeyringSeal()
+        return KeyringCipher()
     except StorageError as error:
         raise ConfigError(str(error)) from None

@@ -9,17 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qproxy.access.budgets import Budgets
-from qproxy.config import Config, home
+from qproxy.access.budgets import BudgetTracker
+from qproxy.config import Config, data_dir
 from qproxy.config.accounts import ConfigError
-from qproxy.dashboard import Dashboard
-from qproxy.ledger import Ledger, Pricing
-from qproxy.ledger.prices import Price, Tier
+from qproxy.dashboard import DashboardRoutes
+from qproxy.ledger import Pricing, UsageLedger
+from qproxy.ledger.prices import ModelPrice, PriceTier
 from qproxy.server import Server
 from qproxy.server.request_policy import Access
-from qproxy.server.routes.metrics import QUESTION, Monitoring
-from qproxy.telemetry.body_log import Bodies
-from qproxy.telemetry.peers import Siblings, family
+from qproxy.server.routes.metrics import METRICS_QUERY, MetricsRoutes
+from qproxy.telemetry.body_log import BodyLogger
+from qproxy.telemetry.peers import Peers, find_peer_directory
 from qproxy.telemetry.redaction import Redactor
 
 NO_LEDGER = "none"
@@ -27,34 +27,37 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 """The hosts that the prices of the package are about."""
 
 
-def watch(server: Server, config: Config, meeting: Path | None = None) -> None:
+def add_telemetry(server: Server, config: Config, workers_directory: Path | None = None) -> None:
     """Have everybody who looks on hear of the server's requests.  `meeting`: where its siblings are, if it is a worker."""
-    dashboard = Dashboard(server)
-    server.families.append(dashboard)
+    dashboard = DashboardRoutes(server)
+    server.route_groups.append(dashboard)
     server.background.append(dashboard.forget_other_keys)
-    siblings = Siblings(meeting or family(home()))
-    monitoring = Monitoring(server, siblings, Access(config.metrics_access))
-    siblings.answers[QUESTION] = monitoring.answer
-    server.families.append(monitoring)
-    server.counts.listeners.append(monitoring.metrics.finished)
-    server.background.append(siblings.listen)
+    peers = Peers(workers_directory or find_peer_directory(data_dir()))
+    monitoring = MetricsRoutes(server, peers, Access(config.metrics_access))
+    peers.handlers[METRICS_QUERY] = monitoring.answer
+    server.route_groups.append(monitoring)
+    server.counters.listeners.append(monitoring.metrics.record)
+    server.background.append(peers.listen)
     if config.ledger not in (None, NO_LEDGER):
-        _keep(server, Path(config.ledger), config.ledger_days)
+        _build_ledger(server, Path(config.ledger), config.ledger_days)
     if config.tracing:
-        _trace(server)
+        _add_tracer(server)
 
 
-def _keep(server: Server, path: Path, days: int) -> None:
+def _build_ledger(server: Server, path: Path, days: int) -> None:
     """Keep a ledger, and hold budgets against it."""
-    server.ledger = ledger = Ledger(path, server.pricing, keep_days=days)
-    server.budgets = Budgets(ledger)
-    server.counts.listeners.append(ledger.finished)
-    server.background.append(ledger.until_cancelled)
+    server.ledger = ledger = UsageLedger(path, server.pricing, keep_days=days)
+    server.budgets = BudgetTracker(ledger)
+    server.counters.listeners.append(ledger.record)
+    server.background.append(ledger.run)
 
 
-def pricing(config: Config) -> Pricing:
+def build_pricing(config: Config) -> Pricing:
     """The operator's prices, and the accounts for which the package's list holds: those of its region and plan."""
-    own = {price.model: Price((Tier(price.input, price.output, price.cached),)) for price in config.prices}
+    own = {
+        price.model: ModelPrice((PriceTier(price.input, price.output, price.cached),))
+        for price in config.prices
+    }
     listed_for = [
         account.name
         for account in config.all_accounts()
@@ -65,18 +68,18 @@ def pricing(config: Config) -> Pricing:
     return Pricing(own, listed_for)
 
 
-def _trace(server: Server) -> None:
+def _add_tracer(server: Server) -> None:
     try:
         from qproxy.telemetry import tracing
 
         tracer = tracing.exporting()
     except ImportError:
         raise ConfigError("tracing needs OpenTelemetry: pip install 'qproxy[otel]'") from None
-    server.around.tracer = tracer
-    server.counts.listeners.append(tracing.ended)
-    server.background.append(tracer.until_cancelled)
+    server.middleware.tracer = tracer
+    server.counters.listeners.append(tracing.end_span)
+    server.background.append(tracer.run)
 
 
-def bodies(config: Config) -> Bodies | None:
+def build_body_logger(config: Config) -> BodyLogger | None:
     """Where requests and answers are logged; nowhere unless the operator asks for it."""
-    return Bodies(Redactor(config.secrets())) if config.log_bodies else None
+    return BodyLogger(Redactor(config.secrets())) if config.log_bodies else None

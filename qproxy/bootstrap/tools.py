@@ -16,121 +16,128 @@ import trio
 from qproxy.bootstrap import transport as outbound
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.config.tools import FenceConfig, ServerConfig, ToolConfig, parameters
-from qproxy.relay import Memory, Workshop
-from qproxy.sandbox import Fence, Limits, Site, Starter, Unfenced
-from qproxy.sandbox.policy import MIB, unsafe
-from qproxy.tools import arguments as schema
-from qproxy.tools import functions, mcp
-from qproxy.tools.command import Command, missing_program
-from qproxy.tools.mcp_stdio import over_pipes
-from qproxy.tools.registry import Rule, Toolbox
-from qproxy.tools.tool import NAME, Tool
-from qproxy.transport import Transport
+from qproxy.config.tools import McpServerConfig, SandboxConfig, ToolConfig, parameters
+from qproxy.relay import ToolRoundCache, ToolRuntime
+from qproxy.sandbox import Launcher, ResourceLimits, SandboxPolicy, SystemSandbox, UnsandboxedLauncher
+from qproxy.sandbox.policy import MIB, policy_errors
+from qproxy.tools import arguments, functions, mcp
+from qproxy.tools.command import CommandTool, missing_program
+from qproxy.tools.mcp_stdio import stdio_connection
+from qproxy.tools.registry import OfferRule, ToolRegistry
+from qproxy.tools.tool import NAME_PATTERN, Tool
+from qproxy.transport import UpstreamTransport
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
 """A function of a program that embeds qproxy, or what `functions.tool` made of it."""
 
 
-def workshop(config: Config, own: Sequence[ToolLike] = (), site: Site | None = None) -> Workshop:
+def build_tool_runtime(
+    config: Config, own: Sequence[ToolLike] = (), sandbox: SystemSandbox | None = None
+) -> ToolRuntime:
     """The tools of a configuration, and a program's own functions."""
-    site = site or Site()
-    fences = [(f"tool {entry.name!r}", fence(entry)) for entry in config.tools if entry.sandbox != "none"]
+    sandbox = sandbox or SystemSandbox()
+    fences = [
+        (f"tool {entry.name!r}", build_sandbox_policy(entry))
+        for entry in config.tools
+        if entry.sandbox != "none"
+    ]
     fences += [
-        (f"MCP server {entry.label!r}", fence(entry))
+        (f"MCP server {entry.label!r}", build_sandbox_policy(entry))
         for entry in config.mcp_servers
         if entry.argv and entry.sandbox != "none"
     ]
-    for complaint in unsafe(fences):
+    for complaint in policy_errors(fences):
         raise ConfigError(complaint)
     places = trio.CapacityLimiter(config.tool_programs)
-    tools = [*(command(entry, site, places) for entry in config.tools), *map(functions.of, own)]
+    tools = [*(command_tool(entry, sandbox, places) for entry in config.tools), *map(functions.as_tool, own)]
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
-    rules = [Rule(row.offer, row.tools, row.keys, row.models) for row in config.tool_offers]
+    rules = [OfferRule(row.policy, row.tools, row.keys, row.models) for row in config.tool_offers]
     patient = replace(config, idle_timeout=mcp.SILENCE_SECONDS, total_timeout=0.0)
-    transport = partial(outbound.transport, patient)
-    sources = [mcp_server(entry, site, transport) for entry in config.mcp_servers]
+    transport = partial(outbound.build_transport, patient)
+    sources = [mcp_server(entry, sandbox, transport) for entry in config.mcp_servers]
     labels = [source.label for source in sources]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"mcp_servers: {label!r} is declared twice.")
-    toolbox = Toolbox(tools, sources, rules, site if fences else None)
-    memory = Memory(trio.current_time, seconds=config.tool_memory_seconds)
-    return Workshop(toolbox, limit=config.tool_rounds, memory=memory)
+    registry = ToolRegistry(tools, sources, rules, sandbox if fences else None)
+    memory = ToolRoundCache(trio.current_time, seconds=config.tool_memory_seconds)
+    return ToolRuntime(registry, limit=config.tool_rounds, memory=memory)
 
 
-def fence(entry: FenceConfig) -> Fence:
+def build_sandbox_policy(entry: SandboxConfig) -> SandboxPolicy:
     """What an entry may see and use."""
-    limits = Limits(
+    limits = ResourceLimits(
         cpu_seconds=entry.cpu_seconds,
         memory=entry.memory_mb * MIB,
         processes=entry.processes,
         file_size=entry.file_mb * MIB,
         open_files=entry.open_files,
-        tmp=entry.tmp_mb * MIB,
+        tmp_bytes=entry.tmp_mb * MIB,
     )
-    return Fence(tuple(entry.read), tuple(entry.write), entry.env, entry.network, limits)
+    return SandboxPolicy(tuple(entry.read), tuple(entry.write), entry.env, entry.network, limits)
 
 
-def command(entry: ToolConfig, site: Site, places: trio.CapacityLimiter) -> Tool:
+def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.CapacityLimiter) -> Tool:
     """A command as a tool."""
     where = f"tool {entry.name!r}"
-    if not NAME.match(entry.name):
+    if not NAME_PATTERN.match(entry.name):
         raise ConfigError(f"{where}: a name has letters, digits, _ and -, and begins with a letter.")
     if not entry.argv:
         raise ConfigError(f"{where}: argv names no program.")
     fenced = entry.sandbox != "none"
-    allowed = fence(entry)
+    allowed = build_sandbox_policy(entry)
     missing = missing_program(entry.argv[0], fenced=fenced)
     if missing is not None:
         raise ConfigError(f"{where}: {missing}")
     accepted = parameters(entry)
     try:
-        check = schema.checker(accepted)
-    except schema.SchemaError as error:
+        check = arguments.make_validator(accepted)
+    except arguments.SchemaError as error:
         raise ConfigError(f"{where}: parameters: {error}") from None
-    starter: Starter = site if fenced else Unfenced()
+    launcher: Launcher = sandbox if fenced else UnsandboxedLauncher()
     names = frozenset(accepted.get("properties") or ())
     return Tool(
         name=entry.name,
         description=entry.description,
         parameters=accepted,
-        check=check,
-        run=Command(entry.argv, starter, allowed, names=names, most=entry.max_output, places=places),
+        validate=check,
+        run=CommandTool(entry.argv, launcher, allowed, names=names, limit=entry.max_output, places=places),
         kind="command",
         timeout=entry.timeout,
-        offer=entry.offer,
-        refused=lambda: (site.refusal if fenced else None) or check.refusal,
-        fence=entry.sandbox,
+        policy=entry.policy,
+        unavailable=lambda: (sandbox.unavailable_reason if fenced else None) or check.refusal,
+        isolation=entry.sandbox,
     )
 
 
-def mcp_server(entry: ServerConfig, site: Site, transport: Callable[[], Transport]) -> mcp.Server:
+def mcp_server(
+    entry: McpServerConfig, sandbox: SystemSandbox, transport: Callable[[], UpstreamTransport]
+) -> mcp.McpServer:
     """An MCP server as a source of tools."""
     where = f"MCP server {entry.label!r}"
-    if not NAME.match(entry.label):
+    if not NAME_PATTERN.match(entry.label):
         raise ConfigError(f"{where}: a label has letters, digits, _ and -, and begins with a letter.")
     if bool(entry.argv) == bool(entry.url):
         raise ConfigError(f"{where}: set argv or url.")
-    fenced, allowed = entry.sandbox != "none", fence(entry)
+    fenced, allowed = entry.sandbox != "none", build_sandbox_policy(entry)
     if entry.url is not None:
-        parts = urlsplit(entry.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        state = urlsplit(entry.url)
+        if state.scheme not in ("http", "https") or not state.hostname:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
-        connect = mcp.over_http(entry.url, entry.headers, transport)
+        connect = mcp.http_connection(entry.url, entry.headers, transport)
     else:
         missing = missing_program(entry.argv[0], fenced=fenced)
         if missing is not None:
             raise ConfigError(f"{where}: {missing}")
-        connect = over_pipes(entry.argv, site if fenced else Unfenced(), allowed)
-    return mcp.Server(
+        connect = stdio_connection(entry.argv, sandbox if fenced else UnsandboxedLauncher(), allowed)
+    return mcp.McpServer(
         entry.label,
         connect,
         allow=entry.allow,
-        offer=entry.offer,
+        offer=entry.policy,
         timeout=entry.timeout,
-        fence="elsewhere" if entry.url else entry.sandbox,
+        isolation="elsewhere" if entry.url else entry.sandbox,
     )

@@ -8,7 +8,7 @@ import trio
 
 from qproxy.config import Config, proxy_environment
 from qproxy.config.accounts import ConfigError
-from qproxy.transport import Connect, Limits, Proxy, Transport
+from qproxy.transport import ConnectFunction, ProxySettings, TransportLimits, UpstreamTransport
 
 SETTINGS = (
     "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
@@ -16,12 +16,14 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def transport(config: Config, connect: Connect | None = None, *, pool_idle: float | None = None) -> Transport:
+def build_transport(
+    config: Config, connect: ConnectFunction | None = None, *, pool_idle: float | None = None
+) -> UpstreamTransport:
     """A transport with the settings' limits, proxy and certificates; `pool_idle` overrides the setting.
 
     `connect(host, port)` gives the streams, for programs with a network of their own.
     """
-    limits = Limits(
+    limits = TransportLimits(
         connect_timeout=config.connect_timeout,
         write_timeout=config.write_timeout,
         first_byte_timeout=config.first_byte_timeout or None,
@@ -33,9 +35,9 @@ def transport(config: Config, connect: Connect | None = None, *, pool_idle: floa
     )
     try:
         if config.proxy:
-            proxy = Proxy.everywhere(config.proxy, config.no_proxy)
+            proxy = ProxySettings.for_all(config.proxy, config.no_proxy)
         else:
-            proxy = Proxy.from_environment(proxy_environment(), config.no_proxy)
+            proxy = ProxySettings.from_environment(proxy_environment(), config.no_proxy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     context = None
@@ -44,4 +46,6 @@ def transport(config: Config, connect: Connect | None = None, *, pool_idle: floa
             context = ssl.create_default_context(cafile=config.ca_bundle)
         except OSError as error:
             raise ConfigError(f"ca_bundle: {config.ca_bundle} cannot be used ({error}).") from None
-    return Transport(limits, proxy=proxy, ssl_context=context, connect=connect or trio.open_tcp_stream)
+    return UpstreamTransport(
+        limits, proxy=proxy, ssl_context=context, connect=connect or trio.open_tcp_stream
+    )

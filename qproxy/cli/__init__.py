@@ -16,17 +16,17 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from qproxy.access.api_keys import KeyFileError
-from qproxy.cli.help import VARIABLES, Page
-from qproxy.cli.output import complain, say
+from qproxy.cli.help import VARIABLES, HelpPage
+from qproxy.cli.output import print_error, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.version import VERSION
 
 
-class Command(Protocol):
+class CommandModule(Protocol):
     """A module of this package."""
 
     HELP: str
-    PAGE: Page
+    PAGE: HelpPage
 
     @property
     def add(self) -> Callable[[argparse.ArgumentParser], None]: ...
@@ -35,7 +35,7 @@ class Command(Protocol):
     def run(self) -> Callable[[argparse.Namespace], int]: ...
 
 
-PAGE = Page(
+PAGE = HelpPage(
     about="""An OpenAI-compatible server for Alibaba's Qwen models, with function calling that always arrives right. Every command has a
     --help of its own, with examples.""",
     examples={
@@ -52,22 +52,22 @@ ALL = "completion"
 """The command that knows the others."""
 
 
-def command(name: str) -> Command:
+def resolve_command(name: str) -> CommandModule:
     """The module of a command; imported by name, so that one that is not asked for costs nothing."""
-    return cast(Command, import_module(f"qproxy.cli.{name}"))
+    return cast(CommandModule, import_module(f"qproxy.cli.{name}"))
 
 
-def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of these commands."""
     top = argparse.ArgumentParser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
-    PAGE.put_on(top)
+    PAGE.apply_to(top)
     top.set_defaults(parser=top)  # for the command that tells shells about it
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name in names:
-        one = commands.add_parser(name, help=command(name).HELP)
-        command(name).PAGE.put_on(one)
-        command(name).add(one)
+        one = commands.add_parser(name, help=resolve_command(name).HELP)
+        resolve_command(name).PAGE.apply_to(one)
+        resolve_command(name).add(one)
     return top
 
 
@@ -75,18 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without the letter: say it by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else argv
-    one = words[0] if words and words[0] in COMMANDS and words[0] != ALL else None
-    top = parser([one] if one else COMMANDS)
-    arguments = top.parse_args(words)
+    text = sys.argv[1:] if argv is None else argv
+    one = text[0] if text and text[0] in COMMANDS and text[0] != ALL else None
+    top = build_parser([one] if one else COMMANDS)
+    arguments = top.parse_args(text)
     if arguments.command is None:
-        say(top.format_help().rstrip())
+        print_result(top.format_help().rstrip())
         return 2
     try:
-        return command(arguments.command).run(arguments)
+        return resolve_command(arguments.command).run(arguments)
     except (ConfigError, KeyFileError) as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except OSError as error:
-        complain(str(error))
+        print_error(str(error))
         return 1

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
-from qproxy.accounts import report as overview
-from qproxy.accounts.shared_state import BoardError
+from qproxy.accounts import report
+from qproxy.accounts.shared_state import StateStoreError
 from qproxy.backends.local.account_state import read
-from qproxy.cli.help import CONFIGURATION, Page
-from qproxy.cli.output import complain, in_columns, say
+from qproxy.cli.help import CONFIGURATION, HelpPage
+from qproxy.cli.output import format_table, print_error, print_result
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
 HELP = "show how your accounts are doing"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Show every account of the configuration, with what the servers of this data directory last wrote about it: its state and
     its reason, cool-downs, quotas, requests and failures. Nobody is asked; `qproxy check` asks.""",
     examples={
@@ -34,41 +34,45 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config, wall = configuration.load(path=arguments.config), time.time()
+    config, wall_clock = configuration.load(path=arguments.config), time.time()
     try:
         standings = read(Path(config.accounts_file)) if config.accounts_file else {}
-    except BoardError as error:
-        complain(str(error))
+    except StateStoreError as error:
+        print_error(str(error))
         return 1
-    rows = overview.rows(config.all_accounts(), standings, wall)
+    rows = report.account_rows(config.all_accounts(), standings, wall_clock)
     if arguments.json:
-        say(json.dumps({"accounts": [row.fields() for row in rows]}, indent=1, ensure_ascii=False))
+        print_result(json.dumps({"accounts": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False))
     else:
-        for line in table(rows, wall):
-            say(line)
+        for line in accounts_table(rows, wall_clock):
+            print_result(line)
     return 0
 
 
-def table(rows: Sequence[overview.Row], wall: float) -> list[str]:
+def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list[str]:
     """The rows, a line each, and below them what there is to say about single ones."""
     cells = [COLUMNS] + [
         (
-            row.name, row.kind, row.plan or "-", row.host or "-", row.words,
+            row.name, row.kind, row.plan or "-", row.host or "-", row.message,
             str(row.requests), str(row.failures), str(row.last_minute), str(row.in_flight),
         )
         for row in rows
     ]  # fmt: skip
-    return in_columns(cells) + [line for row in rows for line in _remarks(row, wall)]
+    return format_table(cells) + [line for row in rows for line in _notes(row, wall_clock)]
 
 
-def _remarks(row: overview.Row, wall: float) -> list[str]:
+def _notes(row: report.AccountRow, wall_clock: float) -> list[str]:
     remarks = []
     if row.expires_at is not None:
-        remarks.append(f"{row.name}: the token in use ends {overview.moment(row.expires_at, wall)}")
+        remarks.append(f"{row.name}: the token in use ends {report.format_time(row.expires_at, wall_clock)}")
     if row.quota_reset_at is not None and row.quota is not None:
-        remarks.append(f"{row.name}: the quota is expected back {overview.moment(row.quota_reset_at, wall)}")
+        remarks.append(
+            f"{row.name}: the quota is expected back {report.format_time(row.quota_reset_at, wall_clock)}"
+        )
     if row.quota is not None:
         remarks.append(f"{row.name}: {row.quota}")
     if row.last_error is not None and row.last_error_at is not None:
-        remarks.append(f"{row.name}: last error {row.last_error}, {overview.moment(row.last_error_at, wall)}")
+        remarks.append(
+            f"{row.name}: last error {row.last_error}, {report.format_time(row.last_error_at, wall_clock)}"
+        )
     return remarks

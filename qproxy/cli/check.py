@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import trio
 
 from qproxy import config as configuration
-from qproxy.cli.help import Page
-from qproxy.cli.output import remark, say
+from qproxy.cli.help import HelpPage
+from qproxy.cli.output import print_note, print_result
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qproxy.diagnostics import Finding
 
 HELP = "look for what is wrong with settings, accounts and servers, and say what to do"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Look at this machine, the settings, the tools and every account, and say in a line each what is well, what is not, and what to do.
     It uses the server's own parts and changes nothing. Accounts are asked a few small questions, which costs some hundred tokens each.
 
@@ -62,54 +62,58 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy import diagnostics as doctor
+    from qproxy import diagnostics
 
     try:
-        found = _found(arguments)
+        found = _print_findings(arguments)
     except ConfigError as error:
         found = [
-            doctor.Finding("configuration", "settings", "failed", str(error), "see docs/configuration.md")
+            diagnostics.Finding(
+                "configuration", "settings", "failed", str(error), "see docs/configuration.md"
+            )
         ]
     if arguments.json:
-        say(json.dumps(doctor.fields(found), indent=1, ensure_ascii=False))
+        print_result(json.dumps(diagnostics.fields(found), indent=1, ensure_ascii=False))
     else:
-        for line in doctor.lines(found):
-            say(line)
-    return doctor.exit_code(found)
+        for line in diagnostics.lines(found):
+            print_result(line)
+    return diagnostics.exit_code(found)
 
 
-def _found(arguments: argparse.Namespace) -> Sequence[Finding]:
+def _print_findings(arguments: argparse.Namespace) -> Sequence[Finding]:
     config = configuration.load(path=arguments.config)
     if arguments.model is not None:
         config = replace(config, default_model=arguments.model)
     if arguments.url is not None:
-        return _probed(config, arguments)
+        return _check_url(config, arguments)
     if arguments.key is not None:
         raise ConfigError("--key is for a server that is named by its URL.")
-    return _examined(config, arguments)
+    return _check_server(config, arguments)
 
 
-def _examined(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
-    from qproxy import diagnostics as doctor
+def _check_server(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
+    from qproxy import diagnostics
 
     if not arguments.offline:
-        remark(
+        print_note(
             "Each account is asked a few small questions, which costs some hundred tokens; --offline asks none."
         )
-    file = configuration.file(arguments.config)
-    return trio.run(partial(doctor.examine, config, configuration.home(), file, offline=arguments.offline))
+    file = configuration.config_file(arguments.config)
+    return trio.run(
+        partial(diagnostics.run_checks, config, configuration.data_dir(), file, offline=arguments.offline)
+    )
 
 
-def _probed(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
-    from qproxy import diagnostics as doctor
+def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
+    from qproxy import diagnostics
 
     key = sys.stdin.readline().strip() if arguments.key == "-" else arguments.key
     if not arguments.offline:
-        remark(
+        print_note(
             "The server is asked a few small questions, which costs some hundred tokens; --offline: what is free."
         )
     ask = partial(
-        doctor.probe,
+        diagnostics.check_url,
         config,
         base_url(arguments.url),
         key=key,
@@ -121,7 +125,7 @@ def _probed(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
 
 def base_url(text: str) -> str:
     """The base URL that is meant: `/v1` where there is no path."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    state = urlsplit(text)
+    if state.scheme not in ("http", "https") or not state.hostname or state.query or state.username:
         raise ConfigError(f"{text!r} is not http(s)://host[:port]/path without a query or a password.")
-    return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"
+    return f"{text.rstrip('/')}{'' if state.path.strip('/') else '/v1'}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from qproxy.cli.help import DONE, Page
-from qproxy.cli.output import say
-from qproxy.cli.shell_completion import SHELLS, tree
+from qproxy.cli.help import DONE, HelpPage
+from qproxy.cli.output import print_result
+from qproxy.cli.shell_completion import SHELLS, describe_parser
 
 HELP = "print a script with which a shell completes commands and options"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Print a script for bash, zsh or fish that completes commands, options and their values. It is made from the commands
     themselves, so print it again after an upgrade.""",
     examples={
@@ -28,5 +28,5 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    say(SHELLS[arguments.shell](tree(arguments.parser)).rstrip())
+    print_result(SHELLS[arguments.shell](describe_parser(arguments.parser)).rstrip())
     return 0

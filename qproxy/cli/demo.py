@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from qproxy.cli.help import Page
-from qproxy.cli.output import say
+from qproxy.cli.help import HelpPage
+from qproxy.cli.output import print_result
 
 HELP = "try qproxy on the built-in emulator, without an account"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Show the whole way on this machine, without an account or a network: the built-in Qwen emulator, qproxy in front of it,
     one streamed question with a tool call, one for which the server itself runs a tool in its sandbox. Then go on serving.""",
     examples={
@@ -30,4 +30,4 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from qproxy.emulator import demo
 
-    return demo.run(arguments.port, arguments.once, say)
+    return demo.run(arguments.port, arguments.once, print_result)

@@ -6,11 +6,11 @@ import argparse
 
 import trio
 
-from qproxy.cli.help import Page
-from qproxy.cli.output import say
+from qproxy.cli.help import HelpPage
+from qproxy.cli.output import print_result
 
 HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Serve the built-in Qwen emulator alone, with the identity server of Qwen accounts, to try signing in, chat and faults without
     an account. It prints what to set to use it. The models fault-... and quirk-... answer with what servers do wrong.""",
     examples={
@@ -57,14 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    from qproxy import http_server as hypercorn
-    from qproxy.emulator import Emulator, Identity
+    from qproxy import http_server
+    from qproxy.emulator import Emulator, IdentityServer
 
-    identity = Identity(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
+    identity = IdentityServer(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
     emulator, stop = Emulator(identity=identity), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(hypercorn.until_signal, stop, say)
+        nursery.start_soon(http_server.until_signal, stop, print_result)
         await nursery.start(emulator.serve, arguments.port)
-        say(HOW_TO.format(origin=emulator.origin, lifetime=arguments.token_lifetime))
+        print_result(HOW_TO.format(origin=emulator.origin, lifetime=arguments.token_lifetime))
         await stop.wait()
         nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ VARIABLES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class HelpPage:
     """One command's page."""
 
     about: str
@@ -34,28 +34,28 @@ class Page:
     files: Mapping[str, str] = field(default_factory=lambda: CONFIGURATION)
     environment: Mapping[str, str] = field(default_factory=lambda: VARIABLES)
 
-    def put_on(self, parser: argparse.ArgumentParser) -> None:
+    def apply_to(self, parser: argparse.ArgumentParser) -> None:
         """Have `--help` show it."""
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.description = "\n\n".join(
             textwrap.fill(" ".join(paragraph.split()), WIDTH) for paragraph in self.about.split("\n\n")
         )
         sections = [
-            "examples:\n" + "\n".join(f"  {line}\n      {words}" for line, words in self.examples.items()),
-            _listed("exit codes", {str(code): words for code, words in self.exits.items()}),
-            _listed("files", self.files),
-            _listed("environment", self.environment),
+            "examples:\n" + "\n".join(f"  {line}\n      {text}" for line, text in self.examples.items()),
+            _bullets("exit codes", {str(code): text for code, text in self.exits.items()}),
+            _bullets("files", self.files),
+            _bullets("environment", self.environment),
         ]
         parser.epilog = "\n\n".join(section for section in sections if section).replace("%", "%%")
 
 
-def _listed(title: str, entries: Mapping[str, str]) -> str:
+def _bullets(title: str, entries: Mapping[str, str]) -> str:
     """A section of names with their words; nothing where there are none."""
     if not entries:
         return ""
     width = max(map(len, entries))
     lines = []
-    for name, words in entries.items():
-        first, *rest = textwrap.wrap(words, WIDTH - width - 4)
-        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in rest)]
+    for name, text in entries.items():
+        first, *cooldown = textwrap.wrap(text, WIDTH - width - 4)
+        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in cooldown)]
     return f"{title}:\n" + "\n".join(lines)

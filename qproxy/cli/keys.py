@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qproxy import config as configuration
-from qproxy.access import api_keys as keys
-from qproxy.cli.help import CONFIGURATION, Page
-from qproxy.cli.output import in_columns, remark, say
+from qproxy.access import api_keys
+from qproxy.cli.help import CONFIGURATION, HelpPage
+from qproxy.cli.output import format_table, print_note, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.limits.windows import WINDOWS
 
 HELP = "make, list and revoke the keys of your clients"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Make, list and revoke the keys that your clients show. A key is printed once and kept only as its SHA-256. A running server
     sees a change with its next request. Each action has a --help of its own.""",
     examples={
@@ -70,46 +70,55 @@ def _budget(text: str) -> tuple[str, int]:
     return window, _count(count)
 
 
-def _budgets(arguments: argparse.Namespace) -> tuple[keys.Budget, ...]:
+def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:
     requests, tokens = dict(arguments.budget_requests), dict(arguments.budget_tokens)
     wanted = [window for window in WINDOWS if window in requests or window in tokens]
-    return tuple(keys.Budget(window, requests.get(window), tokens.get(window)) for window in wanted)
+    return tuple(api_keys.Quota(window, requests.get(window), tokens.get(window)) for window in wanted)
 
 
 def run(arguments: argparse.Namespace) -> int:
     path, now = Path(configuration.load(path=arguments.config).keys_file or ""), time.time()
     if arguments.action == "list":
-        for line in table(keys.read(path), now):
-            say(line)
+        for line in keys_table(api_keys.read(path), now):
+            print_result(line)
     elif arguments.action == "revoke":
-        revoked = keys.revoke(path, arguments.key)
-        say(f"Revoked {revoked.id}. A running server refuses it from its next request on.")
+        revoked = api_keys.revoke(path, arguments.key)
+        print_result(f"Revoked {revoked.id}. A running server refuses it from its next request on.")
     else:
         _create(arguments, path, now)
     return 0
 
 
-def table(known: Sequence[keys.Key], now: float) -> list[str]:
+def keys_table(known: Sequence[api_keys.ApiKey], now: float) -> list[str]:
     """The keys, a line each, without their secrets (which nobody has)."""
     rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
     for key in known:
-        budgets = ", ".join(budget.words() for budget in key.budgets) or "-"
+        budgets = ", ".join(budget.label_text() for budget in key.budgets) or "-"
         limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all", budgets)
-        rows.append((key.id, key.name or "-", key.state(now), _day(key.created), _day(key.expires), *limits))
-    return in_columns(rows)
+        rows.append(
+            (
+                key.id,
+                key.name or "-",
+                key.status(now),
+                _format_date(key.created),
+                _format_date(key.expires),
+                *limits,
+            )
+        )
+    return format_table(rows)
 
 
-def _day(when: int | None) -> str:
+def _format_date(when: int | None) -> str:
     return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(when))
 
 
 def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:
     try:
-        expires = keys.until(arguments.expires, now) if arguments.expires else None
+        expires = api_keys.parse_expiry(arguments.expires, now) if arguments.expires else None
     except ValueError:
         raise ConfigError(f"--expires: {arguments.expires!r} is neither a span (30d) nor a date.") from None
     models = tuple(word.strip() for word in arguments.models.split(",") if word.strip())
-    key, secret = keys.create(
+    key, secret = api_keys.create(
         path,
         name=arguments.name,
         rpm=arguments.rpm,
@@ -118,5 +127,5 @@ def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:
         expires=expires,
         budgets=_budgets(arguments),
     )
-    remark(f"{key.id}, in {path}. This is the key; it is not shown again:")
-    say(secret)
+    print_note(f"{key.id}, in {path}. This is the key; it is not shown again:")
+    print_result(secret)

@@ -16,13 +16,13 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.auth import OAuthSource
-from qproxy.auth.device_flow import DeviceFlow, Progress
-from qproxy.cli.help import CONFIGURATION, DONE, Page
-from qproxy.cli.output import complain, remark, remark_over, say
+from qproxy.auth.device_flow import DeviceFlow, LoginProgress
+from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
+from qproxy.cli.output import print_error, print_note, print_progress, print_result
 from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError
 
 HELP = "sign in to a Qwen account"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Sign in to a Qwen account by the device flow: a page opens in the browser (or is shown, with a QR code), you approve, and the
     tokens are saved. A running server takes them up by itself and renews them.
 
@@ -49,26 +49,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.bootstrap import auth as signing
+    from qproxy.bootstrap import auth
 
     config = configuration.load(path=arguments.config)
-    account = chosen(config.accounts, arguments.account)
-    source = signing.source(account, config)
-    remark(f"Note: {FREE_TIER_ENDED}")
-    progress = trio.run(_sign_in, source, not arguments.no_browser)
+    account = select_account(config.accounts, arguments.account)
+    source = auth.build_oauth_source(account, config)
+    print_note(f"Note: {FREE_TIER_ENDED}")
+    progress = trio.run(_log_in, source, not arguments.no_browser)
     if progress.state == "cancelled":
-        complain("stopped; nothing was saved.")
+        print_error("stopped; nothing was saved.")
         return INTERRUPTED
     if progress.state != "signed_in":
-        complain(progress.words)
+        print_error(progress.message)
         return 1
-    say(f"Signed in: account {account.name}, in {source.keeper.file.path}.")
+    print_result(f"Signed in: account {account.name}, in {source.refresher.file.path}.")
     if config.accounts and account not in config.accounts:
-        remark(f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"')
+        print_note(
+            f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"'
+        )
     return 0
 
 
-def chosen(accounts: tuple[AccountConfig, ...], name: str | None) -> AccountConfig:
+def select_account(accounts: tuple[AccountConfig, ...], name: str | None) -> AccountConfig:
     """The account to sign in or out; one that is not configured is made."""
     candidates = [account for account in accounts if account.kind == "oauth"]
     if name is None and len(candidates) > 1:
@@ -84,35 +86,35 @@ def chosen(accounts: tuple[AccountConfig, ...], name: str | None) -> AccountConf
     return AccountConfig(name, kind="oauth")
 
 
-async def _sign_in(source: OAuthSource, browser: bool) -> Progress:
-    flow = source.flow()
+async def _log_in(source: OAuthSource, browser: bool) -> LoginProgress:
+    flow = source.start_login()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_until_interrupted, nursery.cancel_scope)
+        nursery.start_soon(_run_until_interrupted, nursery.cancel_scope)
         nursery.start_soon(flow.run)
-        await flow.begun.wait()
-        if not flow.progress.over:
-            await _show(flow.progress, browser and sys.stdout.isatty())
-            await _until_over(flow)
+        await flow.started.wait()
+        if not flow.progress.finished:
+            await _print_code(flow.progress, browser and sys.stdout.isatty())
+            await _wait_until_finished(flow)
         nursery.cancel_scope.cancel()
     if sys.stderr.isatty():
-        remark_over("")
+        print_progress("")
     return flow.progress
 
 
-async def _until_interrupted(scope: trio.CancelScope) -> None:
+async def _run_until_interrupted(scope: trio.CancelScope) -> None:
     """Let Ctrl-C be an orderly end: tokens that have just been granted are still saved."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()
 
 
-async def _show(progress: Progress, browser: bool) -> None:
-    say(f"Open this page and approve:\n\n    {progress.verification_uri}\n")
+async def _print_code(progress: LoginProgress, browser: bool) -> None:
+    print_result(f"Open this page and approve:\n\n    {progress.verification_uri}\n")
     if progress.user_code:
-        say(f"The code there must be {progress.user_code}.")
+        print_result(f"The code there must be {progress.user_code}.")
     if sys.stdout.isatty():
-        say(qr_code(progress.verification_uri))
-    if browser and _graphical():
+        print_result(qr_code(progress.verification_uri))
+    if browser and _has_browser():
         with trio.move_on_after(5):
             await trio.to_thread.run_sync(webbrowser.open, progress.verification_uri, abandon_on_cancel=True)
 
@@ -126,7 +128,7 @@ def qr_code(text: str) -> str:
     return drawn.getvalue()
 
 
-def _graphical() -> bool:
+def _has_browser() -> bool:
     """Whether there is a browser that would not take over the terminal."""
     try:
         return getattr(webbrowser.get(), "name", "") not in TEXT_BROWSERS
@@ -134,16 +136,16 @@ def _graphical() -> bool:
         return False
 
 
-async def _until_over(flow: DeviceFlow) -> None:
+async def _wait_until_finished(flow: DeviceFlow) -> None:
     """Count down in the terminal; elsewhere say what changes."""
-    said = ""
-    while not flow.progress.over:
+    message = ""
+    while not flow.progress.finished:
         progress = flow.progress
         if sys.stderr.isatty():
-            left = round(progress.left)
-            remark_over(f"{progress.words} {left // 60}:{left % 60:02d} left.")
-        elif progress.words != said:
-            remark(progress.words)
-            said = progress.words
+            left = round(progress.seconds_left)
+            print_progress(f"{progress.message} {left // 60}:{left % 60:02d} left.")
+        elif progress.message != message:
+            print_note(progress.message)
+            message = progress.message
         with trio.move_on_after(1):
-            await flow.ended.wait()
+            await flow.finished.wait()

@@ -7,12 +7,12 @@ import argparse
 import trio
 
 from qproxy import config as configuration
-from qproxy.cli.help import CONFIGURATION, DONE, Page
-from qproxy.cli.login import chosen
-from qproxy.cli.output import complain, remark, say
+from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
+from qproxy.cli.login import select_account
+from qproxy.cli.output import print_error, print_note, print_result
 
 HELP = "sign out of a Qwen account: remove its tokens from this machine"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Remove the tokens of a signed-in account from this machine. Qwen names no way to revoke a token: one that was copied elsewhere
     works until it ends.""",
     examples={"qproxy logout": "sign out of the only account", "qproxy logout --account work": "of this one"},
@@ -27,16 +27,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.bootstrap import auth as signing
+    from qproxy.bootstrap import auth
 
     config = configuration.load(path=arguments.config)
-    account = chosen(config.accounts, arguments.account)
-    source = signing.source(account, config)
-    if not trio.run(source.keeper.sign_out):
-        complain(f"nobody is signed in to the account {account.name} ({source.keeper.file.path}).")
+    account = select_account(config.accounts, arguments.account)
+    source = auth.build_oauth_source(account, config)
+    if not trio.run(source.refresher.logout):
+        print_error(f"nobody is signed in to the account {account.name} ({source.refresher.file.path}).")
         return 1
-    say(f"Signed out: {source.keeper.file.path} is gone.")
+    print_result(f"Signed out: {source.refresher.file.path} is gone.")
     if account.credentials is not None:
-        remark("Other programs that use this file are signed out as well.")
-    remark("Qwen names no way to revoke a token: one that was copied elsewhere works until it ends.")
+        print_note("Other programs that use this file are signed out as well.")
+    print_note("Qwen names no way to revoke a token: one that was copied elsewhere works until it ends.")
     return 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from qproxy import config as configuration
-from qproxy.cli.help import DONE, VARIABLES, Page
-from qproxy.cli.output import complain, say
-from qproxy.system import pidfile as running
+from qproxy.cli.help import DONE, VARIABLES, HelpPage
+from qproxy.cli.output import print_error, print_result
+from qproxy.system import pidfile
 
 HELP = "have a running server read its settings, keys and accounts again"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Have the server of this data directory and port read its settings, keys and accounts again. No stream is dropped. Settings that
     cannot be served change nothing, and are said here.""",
     examples={
@@ -28,9 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    taken_up, said = running.ask_to_reload(configuration.home(), arguments.port)
+    taken_up, message = pidfile.request_reload(configuration.data_dir(), arguments.port)
     if not taken_up:
-        complain(said)
+        print_error(message)
         return 1
-    say(f"qproxy: {said}")
+    print_result(f"qproxy: {message}")
     return 0

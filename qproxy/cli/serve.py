@@ -14,11 +14,11 @@ from typing import Any
 
 from qproxy import config as configuration
 from qproxy import process as workers
-from qproxy.cli.help import CONFIGURATION, VARIABLES, Page
-from qproxy.cli.output import say
+from qproxy.cli.help import CONFIGURATION, VARIABLES, HelpPage
+from qproxy.cli.output import print_result
 
 HELP = "serve your accounts"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Serve OpenAI's API from your Qwen accounts, until SIGINT or SIGTERM. Every option is also a key of qproxy.toml
     and a variable QPROXY_NAME; flags win over variables, variables over the file. `qproxy check` says beforehand whether it
     would work.
@@ -83,17 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = read()
     config.check()
-    if arguments.worker is None and workers.count(config.workers) > 1:
+    if arguments.worker is None and workers.worker_count(config.workers) > 1:
         from qproxy.process import supervisor
 
-        return supervisor.run(config, _command(arguments), say)
+        return supervisor.run(config, _command(arguments), print_result)
     gc.disable()  # what is imported stays: to look through it again and again for garbage is a tenth of the start
-    from qproxy.process import serve as process
-    from qproxy.process.channel import Place
+    from qproxy.process import serve
+    from qproxy.process.channel import WorkerSpec
 
     gc.freeze()
     gc.enable()
-    return process.run(config, say, read, arguments.worker and Place.parse(arguments.worker))
+    return serve.run(config, print_result, read, arguments.worker and WorkerSpec.parse(arguments.worker))
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:

@@ -15,7 +15,7 @@ FILES = ("PATH",)
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class OptionSpec:
     """One option."""
 
     flags: tuple[str, ...]
@@ -26,66 +26,64 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandSpec:
     """A command or subcommand, with what may follow it."""
 
-    words: tuple[str, ...]
+    names: tuple[str, ...]
     """From the program's name on: `("qproxy", "keys", "create")`."""
     help: str
-    options: tuple[Option, ...]
+    options: tuple[OptionSpec, ...]
     values: tuple[str, ...]
     """What its positional argument may be, if it says so."""
-    commands: tuple[Command, ...] = ()
+    commands: tuple[CommandSpec, ...] = ()
 
-    def all(self) -> Iterator[Command]:
+    def all(self) -> Iterator[CommandSpec]:
         """This one and all below it."""
         yield self
         for command in self.commands:
             yield from command.all()
 
 
-def tree(parser: argparse.ArgumentParser) -> Command:
+def describe_parser(parser: argparse.ArgumentParser) -> CommandSpec:
     """What a parser accepts."""
     return _command(parser, (parser.prog,), "")
 
 
-def _command(parser: argparse.ArgumentParser, words: tuple[str, ...], help: str) -> Command:
-    options: list[Option] = []
+def _command(parser: argparse.ArgumentParser, text: tuple[str, ...], help: str) -> CommandSpec:
+    options: list[OptionSpec] = []
     values: list[str] = []
-    commands: list[Command] = []
+    commands: list[CommandSpec] = []
     for action in parser._actions:  # argparse gives no other way to ask
         choices = () if action.choices is None else tuple(map(str, action.choices))
         if isinstance(action, argparse._SubParsersAction):
-            told = {choice.dest: str(choice.help) for choice in action._choices_actions}
+            message = {choice.dest: str(choice.help) for choice in action._choices_actions}
             for name, below in action.choices.items():
-                commands.append(_command(below, (*words, name), told.get(name, "")))
+                commands.append(_command(below, (*text, name), message.get(name, "")))
         elif action.option_strings:
             flags, takes = tuple(action.option_strings), action.nargs != 0
             file = action.metavar in FILES or (action.dest or "").endswith(("file", "bundle"))
-            options.append(Option(flags, (action.help or "").replace("%%", "%"), takes, choices, file))
+            options.append(OptionSpec(flags, (action.help or "").replace("%%", "%"), takes, choices, file))
         else:
             values += choices
-    return Command(words, help, tuple(options), tuple(values), tuple(commands))
+    return CommandSpec(text, help, tuple(options), tuple(values), tuple(commands))
 
 
-def bash(top: Command) -> str:
+def bash(top: CommandSpec) -> str:
     """For bash 4 and newer."""
     paths, values = [], []
     for command in top.all():
-        names = [below.words[-1] for below in command.commands]
+        names = [below.names[-1] for below in command.commands]
         flags = [flag for option in command.options for flag in option.flags]
-        key = " ".join(command.words[1:])
-        paths.append(
-            f"        {_quoted(key)}) words={_quoted(' '.join([*names, *command.values, *flags]))} ;;"
-        )
+        key = " ".join(command.names[1:])
+        paths.append(f"        {_quote(key)}) words={_quote(' '.join([*names, *command.values, *flags]))} ;;")
         for option in command.options:
             if option.takes_value:
-                found = "files=1" if option.file else f"words={_quoted(' '.join(option.choices))}"
+                found = "files=1" if option.file else f"words={_quote(' '.join(option.choices))}"
                 for flag in option.flags:
-                    values.append(f"        {_quoted(f'{key}:{flag}')}) {found}; value=1 ;;")
-    known = " ".join(_quoted(" ".join(command.words[1:])) for command in top.all() if command.words[1:])
-    return f"""# bash completion for {top.words[0]}; eval it, or put it into /etc/bash_completion.d
-_{top.words[0]}() {{
+                    values.append(f"        {_quote(f'{key}:{flag}')}) {found}; value=1 ;;")
+    known = " ".join(_quote(" ".join(command.names[1:])) for command in top.all() if command.names[1:])
+    return f"""# bash completion for {top.names[0]}; eval it, or put it into /etc/bash_completion.d
+_{top.names[0]}() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} path='' word words='' files='' value='' known
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         for known in {known}; do
@@ -100,35 +98,35 @@ _{top.words[0]}() {{
     esac
     if [[ $files ]]; then COMPREPLY=($(compgen -f -- "$current")); else COMPREPLY=($(compgen -W "$words" -- "$current")); fi
 }}
-complete -F _{top.words[0]} {top.words[0]}
+complete -F _{top.names[0]} {top.names[0]}
 """
 
 
-def zsh(top: Command) -> str:
+def zsh(top: CommandSpec) -> str:
     """For zsh with its completion system (`compinit`)."""
     functions = [_zsh_function(command) for command in top.all()]
-    name = top.words[0]
+    name = top.names[0]
     return f"#compdef {name}\n\n{chr(10).join(functions)}\ncompdef {_function(top)} {name}\n"
 
 
-def _function(command: Command) -> str:
-    return "_" + "_".join(command.words)
+def _function(command: CommandSpec) -> str:
+    return "_" + "_".join(command.names)
 
 
-def _zsh_function(command: Command) -> str:
+def _zsh_function(command: CommandSpec) -> str:
     specs = []
     for option in command.options:
         action = ""
         if option.takes_value:
             what = f"({' '.join(option.choices)})" if option.choices else "_files" if option.file else " "
             action = f":value:{what}"
-        specs += [_quoted(f"{flag}[{_zsh_text(option.help)}]{action}") for flag in option.flags]
+        specs += [_quote(f"{flag}[{_zsh_text(option.help)}]{action}") for flag in option.flags]
     if command.values:
-        specs.append(_quoted(f"1:value:({' '.join(command.values)})"))
+        specs.append(_quote(f"1:value:({' '.join(command.values)})"))
     lines = [f"{_function(command)}() {{"]
     if command.commands:
-        known = " ".join(_quoted(f"{_zsh_word(c.words[-1])}:{c.help}") for c in command.commands)
-        cases = "\n".join(f"        {c.words[-1]}) {_function(c)} ;;" for c in command.commands)
+        known = " ".join(_quote(f"{_zsh_quote(c.names[-1])}:{c.help}") for c in command.commands)
+        cases = "\n".join(f"        {c.names[-1]}) {_function(c)} ;;" for c in command.commands)
         lines += [
             "    local context state line",
             f"    local -a commands=({known})",
@@ -142,18 +140,16 @@ def _zsh_function(command: Command) -> str:
     return "\n".join([*lines, "}\n"])
 
 
-def fish(top: Command) -> str:
+def fish(top: CommandSpec) -> str:
     """For fish 3 and newer."""
-    name = top.words[0]
+    name = top.names[0]
     lines = [f"# fish completion for {name}", f"complete -c {name} -f"]
     for command in top.all():
         where = _fish_condition(command)
         for below in command.commands:
-            lines.append(
-                f"complete -c {name} -n {_quoted(where)} -a {below.words[-1]} -d {_fish(below.help)}"
-            )
+            lines.append(f"complete -c {name} -n {_quote(where)} -a {below.names[-1]} -d {_fish(below.help)}")
         if command.values:
-            lines.append(f"complete -c {name} -n {_quoted(where)} -a {_fish(' '.join(command.values))}")
+            lines.append(f"complete -c {name} -n {_quote(where)} -a {_fish(' '.join(command.values))}")
         for option in command.options:
             flags = " ".join(
                 f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags
@@ -165,19 +161,19 @@ def fish(top: Command) -> str:
                     if option.file
                     else " -x" + (f" -a {_fish(' '.join(option.choices))}" if option.choices else "")
                 )
-            lines.append(f"complete -c {name} -n {_quoted(where)} {flags}{takes} -d {_fish(option.help)}")
+            lines.append(f"complete -c {name} -n {_quote(where)} {flags}{takes} -d {_fish(option.help)}")
     return "\n".join(lines) + "\n"
 
 
-def _fish_condition(command: Command) -> str:
+def _fish_condition(command: CommandSpec) -> str:
     """Where a command's own words are wanted: all of its words were seen, and none of those below."""
-    seen = [f"__fish_seen_subcommand_from {word}" for word in command.words[1:]]
-    below = [known.words[-1] for known in command.commands]
+    seen = [f"__fish_seen_subcommand_from {word}" for word in command.names[1:]]
+    below = [known.names[-1] for known in command.commands]
     none = [f"not __fish_seen_subcommand_from {' '.join(below)}"] if below else []
     return "; and ".join([*seen, *none]) or "true"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """A word for bash and zsh, as it is."""
     return "'" + text.replace("'", "'\\''") + "'"
 
@@ -191,9 +187,9 @@ def _zsh_text(text: str) -> str:
     return "".join(f"\\{char}" if char in "[]:\\" else char for char in text)
 
 
-def _zsh_word(text: str) -> str:
+def _zsh_quote(text: str) -> str:
     return text.replace(":", "\\:")
 
 
-SHELLS: dict[str, Callable[[Command], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+SHELLS: dict[str, Callable[[CommandSpec], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
 """By name: who writes it down."""

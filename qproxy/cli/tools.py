@@ -13,16 +13,16 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.bootstrap import tools as toolmaking
-from qproxy.cli.help import DONE, Page
-from qproxy.cli.output import complain, remark, say
-from qproxy.relay import Workshop
-from qproxy.sandbox import Site
-from qproxy.tools import invoke as calling
+from qproxy.cli.help import DONE, HelpPage
+from qproxy.cli.output import print_error, print_note, print_result
+from qproxy.relay import ToolRuntime
+from qproxy.sandbox import SystemSandbox
+from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
 HELP = "list the tools that this server runs, or try one"
-PAGE = Page(
+PAGE = HelpPage(
     about="""List the tools that this server runs for models, with the sandbox and the MCP servers, or call one as a model would. What a tool
     says goes to standard output, how it went to standard error (docs/tools.md).""",
     examples={
@@ -45,68 +45,75 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config, site = configuration.load(path=arguments.config), Site()
-    return trio.run(_main, toolmaking.workshop(config, site=site), site, arguments)
+    config, sandbox = configuration.load(path=arguments.config), SystemSandbox()
+    return trio.run(_main, toolmaking.build_tool_runtime(config, sandbox=sandbox), sandbox, arguments)
 
 
-async def _main(workshop: Workshop, site: Site, arguments: argparse.Namespace) -> int:
+async def _main(tool_runtime: ToolRuntime, sandbox: SystemSandbox, arguments: argparse.Namespace) -> int:
     async with trio.open_nursery() as nursery:
-        await workshop.open(nursery)
-        await workshop.toolbox.settled(CONNECT_SECONDS)
-        tools = workshop.toolbox.tools()
+        await tool_runtime.open(nursery)
+        await tool_runtime.registry.wait_ready(CONNECT_SECONDS)
+        tools = tool_runtime.registry.tools()
         if arguments.action == "run":
             code = await _call(tools, arguments.name, arguments.arguments)
         else:
-            await site.look()
-            code = _list(workshop, site, as_json=arguments.json)
+            await sandbox.detect()
+            code = _list(tool_runtime, sandbox, as_json=arguments.json)
         nursery.cancel_scope.cancel()
     return code
 
 
 async def _call(tools: dict[str, Tool], name: str, given: str) -> int:
     if name not in tools:
-        complain(calling.unknown(tools, name))
+        print_error(invoke.unknown_tool_message(tools, name))
         return 2
-    refusal = tools[name].refusal
+    refusal = tools[name].unavailable_reason
     if refusal is not None:
-        complain(f"the tool {name!r} cannot run: {refusal}")
+        print_error(f"the tool {name!r} cannot run: {refusal}")
         return 1
-    outcome = await calling.call(tools[name], given)
-    say(outcome.text)
-    remark(f"{'ok' if outcome.ok else 'failed'}, {outcome.seconds * 1000:.0f} ms")
+    outcome = await invoke.invoke(tools[name], given)
+    print_result(outcome.text)
+    print_note(f"{'ok' if outcome.ok else 'failed'}, {outcome.seconds * 1000:.0f} ms")
     return 0 if outcome.ok else 1
 
 
-def _list(workshop: Workshop, site: Site, *, as_json: bool) -> int:
-    tools, sources = list(workshop.toolbox.tools().values()), workshop.toolbox.sources
+def _list(tool_runtime: ToolRuntime, sandbox: SystemSandbox, *, as_json: bool) -> int:
+    tools, sources = list(tool_runtime.registry.tools().values()), tool_runtime.registry.sources
     if as_json:
-        told = {
-            "sandbox": {"available": site.refusal is None, "reason": site.refusal},
-            "tools": [_described(tool) for tool in tools],
+        message = {
+            "sandbox": {
+                "available": sandbox.unavailable_reason is None,
+                "reason": sandbox.unavailable_reason,
+            },
+            "tools": [_describe(tool) for tool in tools],
             "mcp_servers": [{"label": source.label, "state": source.state} for source in sources],
         }
-        say(jsontext.dumps(told).decode())
+        print_result(json_codec.dumps(message).decode())
         return 0
-    say(f"sandbox: {site.refusal or 'bubblewrap works here'}")
+    print_result(f"sandbox: {sandbox.unavailable_reason or 'bubblewrap works here'}")
     for source in sources:
-        say(f"MCP server {source.label}: {source.state}")
+        print_result(f"MCP server {source.label}: {source.state}")
     for tool in tools:
         about = tool.description.partition("\n")[0][:60]
-        state = f"refused: {tool.refusal}" if tool.refusal else tool.fence or "not started here"
-        say(f"{tool.name}  ({tool.kind}, {tool.offer}, {state})  {about}")
+        state = (
+            f"refused: {tool.unavailable_reason}"
+            if tool.unavailable_reason
+            else tool.isolation or "not started here"
+        )
+        print_result(f"{tool.name}  ({tool.kind}, {tool.policy}, {state})  {about}")
     if not tools:
-        remark("No tools: declare some in qproxy.toml (docs/tools.md).")
+        print_note("No tools: declare some in qproxy.toml (docs/tools.md).")
     return 0
 
 
-def _described(tool: Tool) -> dict[str, Any]:
+def _describe(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "kind": tool.kind,
-        "offer": tool.offer,
+        "offer": tool.policy,
         "server": tool.server,
-        "sandbox": tool.fence or None,
-        "refusal": tool.refusal,
+        "sandbox": tool.isolation or None,
+        "refusal": tool.unavailable_reason,
         "timeout": tool.timeout,
         "description": tool.description,
         "parameters": tool.parameters,

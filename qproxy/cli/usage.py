@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from qproxy import config as configuration
-from qproxy.cli.help import CONFIGURATION, Page
-from qproxy.cli.output import complain, in_columns, remark, say
+from qproxy.cli.help import CONFIGURATION, HelpPage
+from qproxy.cli.output import format_table, print_error, print_note, print_result
 from qproxy.limits.windows import WINDOWS
 
 HELP = "show who used how much: requests, tokens and their estimated cost"
-PAGE = Page(
+PAGE = HelpPage(
     about="""Show who used how much, from the usage ledger: requests, tokens and their estimated cost, by key, account or model, within
     windows (the last five hours, days, weeks, months). A running server writes it at most a second late.""",
     examples={
@@ -30,8 +30,8 @@ PAGE = Page(
     },
     files={**CONFIGURATION, "$QPROXY_HOME/ledger.sqlite3": "the ledger, or where the setting ledger says"},
 )
-EVER = "all"
-USUAL = ("5h", "day", "week", "month")
+ALL_TIME = "all"
+DEFAULT_PERIOD = ("5h", "day", "week", "month")
 COLUMNS = (
     "window",
     "since",
@@ -53,8 +53,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         action="append",
-        choices=(*WINDOWS, EVER),
-        help=f"the span of time, may be given several times (default: {', '.join(USUAL)})",
+        choices=(*WINDOWS, ALL_TIME),
+        help=f"the span of time, may be given several times (default: {', '.join(DEFAULT_PERIOD)})",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON")
@@ -63,38 +63,38 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from qproxy.ledger import LedgerError, schema
-    from qproxy.ledger.prices import listed
+    from qproxy.ledger.prices import load_price_list
 
     path, now = configuration.load(path=arguments.config).ledger or "", time.time()
     try:
         with closing(schema.open_for_reading(Path(path))) as ledger:
             rows = [
                 row
-                for window in arguments.window or USUAL
-                for row in _rows(ledger, arguments.by, window, now)
+                for window in arguments.window or DEFAULT_PERIOD
+                for row in _usage_rows(ledger, arguments.by, window, now)
             ]
     except LedgerError as error:
-        complain(str(error))
+        print_error(str(error))
         return 1
-    date = listed().date
+    date = load_price_list().date
     if arguments.json:
-        say(json.dumps({"by": arguments.by, "prices_of": date, "usage": rows}, indent=1))
+        print_result(json.dumps({"by": arguments.by, "prices_of": date, "usage": rows}, indent=1))
     elif arguments.csv:
-        say(_csv(rows))
+        print_result(_csv(rows))
     else:
         for line in _table(rows, arguments.by):
-            say(line)
-        remark(
+            print_result(line)
+        print_note(
             f"Costs are estimates by list prices of {date}, in US dollars; ? is for requests without a known price."
         )
     return 0
 
 
-def _rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
-    from qproxy.ledger.usage import used
+def _usage_rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
+    from qproxy.ledger.usage import usage_by
     from qproxy.telemetry.log_format import printable
 
-    since = WINDOWS[window].begins(now) if window in WINDOWS else None
+    since = WINDOWS[window].start(now) if window in WINDOWS else None
     return [
         {
             "window": window,
@@ -107,7 +107,7 @@ def _rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]
             "cost_usd": round(use.cost, 6),
             "unpriced": use.unpriced,
         }
-        for use in used(ledger, by, window, now)
+        for use in usage_by(ledger, by, window, now)
     ]
 
 
@@ -127,7 +127,7 @@ def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
         lines.append(
             (row["window"], since, row["name"] or "-", *(f"{count:,}" for count in counts), _cost(row))
         )
-    return in_columns(lines, numbers=range(3, len(lines[0])))
+    return format_table(lines, numbers=range(3, len(lines[0])))
 
 
 def _cost(row: dict[str, Any]) -> str:

@@ -15,12 +15,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qproxy.config.accounts import signed_in, with_key, zero_configuration
-from qproxy.config.parsing import parse, read_environment, read_toml, words
+from qproxy.config.accounts import accounts_from_env, load_key, logged_in_accounts
+from qproxy.config.parsing import describe_type, load_toml, parse, read_environment
 from qproxy.config.settings import SETTINGS, TYPES, Config
-from qproxy.config.tools import located, with_environment
+from qproxy.config.tools import expand_env, resolve_paths
 
-__all__ = ["SETTINGS", "TYPES", "Config", "file", "home", "load", "parse", "proxy_environment", "table"]
+__all__ = [
+    "SETTINGS",
+    "TYPES",
+    "Config",
+    "config_file",
+    "data_dir",
+    "load",
+    "parse",
+    "proxy_environment",
+    "table",
+]
 
 FILE = "qproxy.toml"
 
@@ -33,36 +43,39 @@ def load(
 ) -> Config:
     """The configuration of this process; ConfigError says what is wrong and where."""
     environ = os.environ if environ is None else environ
-    chosen = file(path, environ)
-    values = read_toml(chosen) if chosen else {}
+    chosen = config_file(path, environ)
+    values = load_toml(chosen) if chosen else {}
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    values.setdefault("keys_file", str(home(environ) / "keys.json"))
-    values.setdefault("accounts_file", str(home(environ) / "accounts.db"))
-    values.setdefault("meters_file", str(home(environ) / "meters"))
-    values.setdefault("wrong_keys_file", str(home(environ) / "wrong_keys"))
-    values.setdefault("access_file", str(home(environ) / "access.sqlite3"))
-    values.setdefault("ledger", str(home(environ) / "ledger.sqlite3"))
-    values.setdefault("responses_file", str(home(environ) / "responses.sqlite3"))
+    values.setdefault("keys_file", str(data_dir(environ) / "keys.json"))
+    values.setdefault("accounts_file", str(data_dir(environ) / "accounts.db"))
+    values.setdefault("meters_file", str(data_dir(environ) / "meters"))
+    values.setdefault("wrong_keys_file", str(data_dir(environ) / "wrong_keys"))
+    values.setdefault("access_file", str(data_dir(environ) / "access.sqlite3"))
+    values.setdefault("ledger", str(data_dir(environ) / "ledger.sqlite3"))
+    values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
     config = Config(**values)
-    accounts = tuple(with_key(account, environ) for account in config.accounts)
+    accounts = tuple(load_key(account, environ) for account in config.accounts)
     folder = Path(chosen).parent if chosen else Path()
-    tools = tuple(located(with_environment(entry, environ), folder) for entry in config.tools)
-    servers = tuple(located(with_environment(entry, environ), folder) for entry in config.mcp_servers)
+    tools = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.tools)
+    servers = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.mcp_servers)
     config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
     if not config.accounts and config.upstream is None:
-        found = (*zero_configuration(environ, config.region), *signed_in(home(environ) / "accounts"))
+        found = (
+            *accounts_from_env(environ, config.region),
+            *logged_in_accounts(data_dir(environ) / "accounts"),
+        )
         config = dataclasses.replace(config, accounts=found)
     return config
 
 
-def file(path: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
+def config_file(path: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
     """The configuration file: the one named, else $QPROXY_CONFIG, else qproxy.toml if there is one here."""
     environ = os.environ if environ is None else environ
     return path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
 
 
-def home(environ: Mapping[str, str] | None = None) -> Path:
+def data_dir(environ: Mapping[str, str] | None = None) -> Path:
     """The data directory: $QPROXY_HOME, or the platform's custom."""
     environ = os.environ if environ is None else environ
     if environ.get("QPROXY_HOME"):
@@ -87,7 +100,7 @@ def table() -> str:
     blank = Config()
     for name, item in SETTINGS.items():
         default = getattr(blank, name)
-        said = str(default).lower() if isinstance(default, bool) else default
-        shown = "" if default in (None, "", [], {}) else f"`{said}`"
-        rows.append(f"| `{name}` | {words(TYPES[name])} | {shown} | {item.metadata['help']} |")
+        message = str(default).lower() if isinstance(default, bool) else default
+        shown = "" if default in (None, "", [], {}) else f"`{message}`"
+        rows.append(f"| `{name}` | {describe_type(TYPES[name])} | {shown} | {item.metadata['help']} |")
     return "\n".join(rows) + "\n"

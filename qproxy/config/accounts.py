@@ -28,7 +28,7 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class AccountPreset:
     """A base URL that Alibaba publishes."""
 
     base_url: str
@@ -36,16 +36,16 @@ class Preset:
     terms: str = ""
 
 
-PRESETS: dict[str, Preset] = {
-    "singapore": Preset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
-    "beijing": Preset("https://dashscope.aliyuncs.com/compatible-mode/v1"),
-    "us": Preset("https://dashscope-us.aliyuncs.com/compatible-mode/v1"),
-    "hongkong": Preset("https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1"),
-    "workspace": Preset("https://{workspace}.{region}.maas.aliyuncs.com/compatible-mode/v1"),
-    "coding-plan-cn": Preset("https://coding.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
-    "coding-plan-intl": Preset("https://coding-intl.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
-    "token-plan-cn": Preset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
-    "token-plan-sg": Preset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
+PRESETS: dict[str, AccountPreset] = {
+    "singapore": AccountPreset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
+    "beijing": AccountPreset("https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "us": AccountPreset("https://dashscope-us.aliyuncs.com/compatible-mode/v1"),
+    "hongkong": AccountPreset("https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1"),
+    "workspace": AccountPreset("https://{workspace}.{region}.maas.aliyuncs.com/compatible-mode/v1"),
+    "coding-plan-cn": AccountPreset("https://coding.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
+    "coding-plan-intl": AccountPreset("https://coding-intl.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
+    "token-plan-cn": AccountPreset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
+    "token-plan-sg": AccountPreset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
 EMBEDDING_BATCHES = {"payg": 10, "open": 32}
 """By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
@@ -114,12 +114,12 @@ class AccountConfig:
         return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
-def with_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
+def load_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
     """The account with its key read from `key_env` or `key_file`."""
-    return replace(account, key=account.key or _key(account, environ, f"account {account.name!r}"))
+    return replace(account, key=account.key or _resolve_key(account, environ, f"account {account.name!r}"))
 
 
-def resolve(account: AccountConfig) -> AccountConfig:
+def resolve_account(account: AccountConfig) -> AccountConfig:
     """The account with its base URL, plan and key filled in; ConfigError names what is missing."""
     where = f"account {account.name!r}"
     base_url, plan = account.base_url, account.plan
@@ -134,14 +134,14 @@ def resolve(account: AccountConfig) -> AccountConfig:
                 f"{where}: there is no preset {account.preset!r}; there are {', '.join(PRESETS)}."
             )
         preset = PRESETS[account.preset]
-        base_url, plan = base_url or _filled(account, preset, where), plan or preset.plan
+        base_url, plan = base_url or _with_defaults(account, preset, where), plan or preset.plan
     if account.kind == "oauth":
         _check_name(account.name, where)
         base_url, plan = base_url or PRESETS["beijing"].base_url, plan or "oauth"
     if base_url is None:
         raise ConfigError(f"{where}: set a preset or a base_url.")
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    state = urlsplit(base_url)
+    if state.scheme not in ("http", "https") or not state.hostname or state.query or state.username:
         raise ConfigError(
             f"{where}: base_url must be http(s)://host[:port]/path without a query or a password."
         )
@@ -161,11 +161,11 @@ def resolve(account: AccountConfig) -> AccountConfig:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "open" else "payg")
     return replace(
-        account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_abilities(account, plan, base_url)
+        account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_capabilities(account, plan, base_url)
     )
 
 
-def _abilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, Any]:
+def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, Any]:
     """What an account can do: as it says, else as its plan lets one expect."""
     given = account.realtime_url
     if given and urlsplit(given).scheme not in ("http", "https", "ws", "wss"):
@@ -174,7 +174,9 @@ def _abilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, An
     if batch is not None and batch < 0:
         raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
     return {
-        "realtime_url": realtime.place(base_url) if plan == "payg" and given is None else given or "",
+        "realtime_url": realtime.default_realtime_url(base_url)
+        if plan == "payg" and given is None
+        else given or "",
         "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
         "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
         "rpm": LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm,
@@ -189,7 +191,7 @@ def _check_name(name: str, where: str) -> None:
         )
 
 
-def _filled(account: AccountConfig, preset: Preset, where: str) -> str:
+def _with_defaults(account: AccountConfig, preset: AccountPreset, where: str) -> str:
     if "{workspace}" not in preset.base_url:
         return preset.base_url
     if not account.workspace or account.region not in WORKSPACE_REGIONS:
@@ -197,7 +199,7 @@ def _filled(account: AccountConfig, preset: Preset, where: str) -> str:
     return preset.base_url.format(workspace=account.workspace, region=account.region)
 
 
-def _key(account: AccountConfig, environ: Mapping[str, str], where: str) -> str | None:
+def _resolve_key(account: AccountConfig, environ: Mapping[str, str], where: str) -> str | None:
     if account.key_env is not None:
         if not environ.get(account.key_env):
             raise ConfigError(f"{where}: the variable {account.key_env} is not set.")
@@ -210,7 +212,7 @@ def _key(account: AccountConfig, environ: Mapping[str, str], where: str) -> str 
     return None
 
 
-def zero_configuration(environ: Mapping[str, str], region: str) -> tuple[AccountConfig, ...]:
+def accounts_from_env(environ: Mapping[str, str], region: str) -> tuple[AccountConfig, ...]:
     """Accounts for the customary variables."""
     accounts = []
     if environ.get("DASHSCOPE_API_KEY"):
@@ -227,7 +229,7 @@ def zero_configuration(environ: Mapping[str, str], region: str) -> tuple[Account
     return tuple(accounts)
 
 
-def signed_in(folder: Path) -> tuple[AccountConfig, ...]:
+def logged_in_accounts(folder: Path) -> tuple[AccountConfig, ...]:
     """The accounts that `qproxy login` has signed in, by their directories."""
     try:
         names = sorted(path.parent.name for path in folder.glob("*/oauth_creds.json"))

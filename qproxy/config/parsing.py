@@ -22,7 +22,7 @@ _SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:T
 _SERVICE_URLS = ("tcp://", "udp://", "sctp://")
 
 
-def read_toml(path: str) -> dict[str, Any]:
+def load_toml(path: str) -> dict[str, Any]:
     """The values of a TOML file, checked."""
     try:
         text = Path(path).read_text("utf-8")
@@ -33,20 +33,20 @@ def read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     values: dict[str, Any] = {}
     for name, value in table.items():
-        where = f"{path}, line {_line(text, name)}"
+        where = f"{path}, line {_line_number(text, name)}"
         if name in TABLES:
             values[name] = _records(TABLES[name], value, f"{path}, [[{name}]]")
         else:
-            values[name] = checked(_known(name, [*SETTINGS, *TABLES], where), value, where)
+            values[name] = validate(_check_known(name, [*SETTINGS, *TABLES], where), value, where)
     return values
 
 
-def _line(text: str, key: str) -> int:
+def _line_number(text: str, key: str) -> int:
     match = re.search(rf"^[ \t]*+(\[++[ \t]*+)?[\"']?{re.escape(key)}[\"']?[ \t]*+[=\].]", text, re.MULTILINE)
     return text.count("\n", 0, match.end() - 1) + 1 if match else 1
 
 
-def _known(name: str, known: Iterable[str], where: str) -> str:
+def _check_known(name: str, known: Iterable[str], where: str) -> str:
     names = list(known)
     if name in names:
         return name
@@ -58,16 +58,16 @@ def _known(name: str, known: Iterable[str], where: str) -> str:
 def _records(kind: Any, entries: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: expected an array of tables.")
-    return tuple(_one_record(kind, entry, f"{where} {n + 1}") for n, entry in enumerate(entries))
+    return tuple(_record(kind, entry, f"{where} {n + 1}") for n, entry in enumerate(entries))
 
 
-def _one_record(kind: Any, entry: Any, where: str) -> Any:
+def _record(kind: Any, entry: Any, where: str) -> Any:
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: expected a table.")
     types, values = get_type_hints(kind), {}
     for name, value in entry.items():
-        _known(name, types, where)
-        values[name] = _checked(types[name], value, f"{where}, {name}")
+        _check_known(name, types, where)
+        values[name] = _coerce(types[name], value, f"{where}, {name}")
     for item in fields(kind):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(f"{where}: it needs a {item.name}.")
@@ -81,7 +81,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix("QPROXY_").lower()
         if not variable.startswith("QPROXY_") or name in ("config", "home") or _links_service(variable, text):
             continue
-        _known(name, SETTINGS, variable)
+        _check_known(name, SETTINGS, variable)
         values[name] = parse(name, text, variable)
     return values
 
@@ -115,24 +115,24 @@ def parse(name: str, text: str, where: str) -> Any:
             pairs = [word.partition("=")[::2] for word in listed]
             value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
     except (ValueError, KeyError):
-        raise ConfigError(f"{where}: {text!r} is not {words(kind)}.") from None
-    return _checked(kind, value, where)
+        raise ConfigError(f"{where}: {text!r} is not {describe_type(kind)}.") from None
+    return _coerce(kind, value, where)
 
 
 def parse_bool(text: str) -> bool:
     return {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}[text.lower()]
 
 
-def checked(name: str, value: Any, where: str) -> Any:
+def validate(name: str, value: Any, where: str) -> Any:
     """A setting's value if it has the setting's type."""
-    return _checked(TYPES[name], value, f"{where}, {name}")
+    return _coerce(TYPES[name], value, f"{where}, {name}")
 
 
-def _checked(kind: Any, value: Any, where: str) -> Any:
+def _coerce(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not _is(kind, value):
-        raise ConfigError(f"{where}: expected {words(kind)}, but it is {value!r:.80}.")
+    if not _is_instance(kind, value):
+        raise ConfigError(f"{where}: expected {describe_type(kind)}, but it is {value!r:.80}.")
     if kind in (int, float) and value < 0:
         raise ConfigError(f"{where}: it cannot be negative.")
     if kind is float and not math.isfinite(value):
@@ -140,22 +140,22 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _is(kind: Any, value: Any) -> bool:
+def _is_instance(kind: Any, value: Any) -> bool:
     if kind is Any:
         return True
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in arguments
     if origin is list:
-        return isinstance(value, list) and all(_is(arguments[0], item) for item in value)
+        return isinstance(value, list) and all(_is_instance(arguments[0], item) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_is(arguments[1], item) for item in value.values())
+        return isinstance(value, dict) and all(_is_instance(arguments[1], item) for item in value.values())
     if arguments:  # X | None
-        return any(_is(item, value) for item in arguments)
+        return any(_is_instance(item, value) for item in arguments)
     return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
 
 
-def words(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is Literal:
         return "one of " + ", ".join(get_args(kind))

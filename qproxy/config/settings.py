@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from qproxy.access import api_keys as keys
-from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve
-from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
+from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
+from qproxy.config.tools import McpServerConfig, ToolConfig, ToolOfferConfig
 from qproxy.system.exposure import is_loopback, without_keys
 
-MOST_WORKERS = 256
+MAX_WORKERS = 256
 MIN_ADMIN_KEY = 15
 """Characters of a secret that stands alone (NIST SP 800-63B-4 3.1.1.2)."""
 MIN_ADMIN_KEY_VARIETY = 6
@@ -251,8 +251,8 @@ class Config:
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
-    mcp_servers: tuple[ServerConfig, ...] = setting((), "MCP servers whose tools models may call")
-    tool_offers: tuple[OfferConfig, ...] = setting((), "which client keys and models get which tools")
+    mcp_servers: tuple[McpServerConfig, ...] = setting((), "MCP servers whose tools models may call")
+    tool_offers: tuple[ToolOfferConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
@@ -266,12 +266,12 @@ class Config:
                 "No account is configured. Set DASHSCOPE_API_KEY, or give --upstream URL for your own Qwen server, "
                 "or write an [[accounts]] table into qproxy.toml. To try qproxy without any: qproxy demo"
             )
-        return tuple(resolve(account) for account in accounts)
+        return tuple(resolve_account(account) for account in accounts)
 
     def check(self) -> None:
         """ConfigError when the settings cannot be served together."""
-        if self.workers > MOST_WORKERS:
-            raise ConfigError(f"workers: at most {MOST_WORKERS}.")
+        if self.workers > MAX_WORKERS:
+            raise ConfigError(f"workers: at most {MAX_WORKERS}.")
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("certfile and keyfile go together.")
         if self.certfile is not None:
@@ -322,7 +322,7 @@ class Config:
 
     def secrets(self) -> set[str]:
         """Every value that no log may show: those of the fields that a repr hides."""
-        return set(_hidden(self))
+        return set(_secret(self))
 
     def warnings(self) -> list[str]:
         """What a person should know at the start."""
@@ -332,13 +332,13 @@ class Config:
         return found
 
 
-def _hidden(record: Any) -> Iterator[str]:
+def _secret(record: Any) -> Iterator[str]:
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
         values = value if isinstance(value, list | tuple) else [value]
         for one in values:
             if dataclasses.is_dataclass(one):
-                yield from _hidden(one)
+                yield from _secret(one)
             elif not item.repr and isinstance(one, dict):
                 yield from one.values()
             elif not item.repr and isinstance(one, str):

@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeVar
 
 from qproxy.config.accounts import ConfigError
 
-Offered = Literal["always", "on request", "never"]
-T = TypeVar("T", bound="FenceConfig")
+OfferPolicy = Literal["always", "on request", "never"]
+T = TypeVar("T", bound="SandboxConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FenceConfig:
+class SandboxConfig:
     """What a program that is started here may see and use."""
 
     sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
@@ -40,7 +40,7 @@ class FenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolConfig(FenceConfig):
+class ToolConfig(SandboxConfig):
     """One command: an entry of `[[tools]]`."""
 
     name: str
@@ -51,13 +51,13 @@ class ToolConfig(FenceConfig):
     """A JSON Schema."""
     parameters_file: str | None = None
     """Where the schema is instead."""
-    offer: Offered = "on request"
+    policy: OfferPolicy = "on request"
     timeout: float = 30.0
     max_output: int = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig(FenceConfig):
+class McpServerConfig(SandboxConfig):
     """One MCP server: an entry of `[[mcp_servers]]`."""
 
     label: str
@@ -70,7 +70,7 @@ class ServerConfig(FenceConfig):
     """Headers whose values are in variables of the server's environment."""
     allow: list[str] = field(default_factory=lambda: ["*"])
     """Patterns of its tools' names."""
-    offer: Offered = "on request"
+    policy: OfferPolicy = "on request"
     timeout: float = 30.0
     """Of one call."""
     cpu_seconds: int = 3600
@@ -78,28 +78,28 @@ class ServerConfig(FenceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfferConfig:
+class ToolOfferConfig:
     """One rule: an entry of `[[tool_offers]]`; the first that fits decides."""
 
-    offer: Offered
+    policy: OfferPolicy
     tools: list[str] = field(default_factory=lambda: ["*"])
     keys: list[str] = field(default_factory=lambda: ["*"])
     """Names of client keys."""
     models: list[str] = field(default_factory=lambda: ["*"])
 
 
-def with_environment(entry: T, environ: Mapping[str, str]) -> T:
+def expand_env(entry: T, environ: Mapping[str, str]) -> T:
     """The entry with the variables that it names."""
     who = f"tool {entry.name!r}" if isinstance(entry, ToolConfig) else "MCP server"
-    given = {name: _variable(name, environ, who) for name in entry.env_from}
+    given = {name: _expand(name, environ, who) for name in entry.env_from}
     changed = replace(entry, env={**given, **entry.env})
-    if isinstance(changed, ServerConfig):
-        named = {field: _variable(name, environ, who) for field, name in changed.headers_from.items()}
+    if isinstance(changed, McpServerConfig):
+        named = {field: _expand(name, environ, who) for field, name in changed.headers_from.items()}
         return replace(changed, headers={**changed.headers, **named})
     return changed
 
 
-def located(entry: T, folder: Path) -> T:
+def resolve_paths(entry: T, folder: Path) -> T:
     """The entry with its paths (`./x`, `../x`, `~/x`) where they are: seen from the folder of its file."""
 
     def found(word: str) -> str:
@@ -108,14 +108,14 @@ def located(entry: T, folder: Path) -> T:
         return str(Path(word).expanduser()) if word.startswith("~/") else word
 
     changed = replace(entry, read=[*map(found, entry.read)], write=[*map(found, entry.write)])
-    if isinstance(changed, ToolConfig | ServerConfig):
+    if isinstance(changed, ToolConfig | McpServerConfig):
         changed = replace(changed, argv=[*map(found, changed.argv)])
     if isinstance(changed, ToolConfig) and changed.parameters_file is not None:
         changed = replace(changed, parameters_file=found(changed.parameters_file))
     return changed
 
 
-def _variable(name: str, environ: Mapping[str, str], who: str) -> str:
+def _expand(name: str, environ: Mapping[str, str], who: str) -> str:
     if name not in environ:
         raise ConfigError(f"{who}: the variable {name} is not set.")
     return environ[name]

@@ -13,6 +13,6 @@ moves, copies, and shows a streamed answer.  Nothing is fetched from elsewhere. 
 nothing of HTTP but its `Visit`.
 """
 
-from qproxy.dashboard.routes import Dashboard
+from qproxy.dashboard.routes import DashboardRoutes
 
-__all__ = ["Dashboard"]
+__all__ = ["DashboardRoutes"]

@@ -21,11 +21,11 @@ from urllib.parse import parse_qsl
 import trio
 
 from qproxy.dashboard import sessions
-from qproxy.dashboard.sessions import Session
-from qproxy.server import request_context as current
-from qproxy.server.state import Parts
+from qproxy.dashboard.sessions import DashboardSession
+from qproxy.server import request_context
+from qproxy.server.state import ServerState
 from qproxy.system.exposure import origin_authority
-from qproxy.wire.errors import NotAuthenticated, RequestError
+from qproxy.wire.errors import AuthenticationError, RequestError
 
 COOKIE = "qproxy_dashboard"
 PATH = "/dashboard"
@@ -37,31 +37,31 @@ MAX_FIELDS = 50
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
-class LoginNeededError(Exception):
+class LoginRequired(Exception):
     """The page is for somebody who has signed in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class PageRequest:
     """A request by a browser."""
 
-    session: Session
+    session: DashboardSession
     secure: bool
     """Whether it came over TLS, as far as can be told."""
     query: Mapping[str, str]
     form: Mapping[str, str] = field(default_factory=dict, repr=False)
-    here: str = ""
+    path: str = ""
     """The path that was asked for."""
     origin: str = ""
     """This server's, as the browser knows it."""
 
 
-class Guard:
+class DashboardAuth:
     """Of one server."""
 
-    def __init__(self, parts: Parts, *, wall: Callable[[], float] = time.time) -> None:
-        self._parts = parts
-        self._wall = wall
+    def __init__(self, state: ServerState, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._state = state
+        self._wall_clock = wall_clock
         self._epoch = ""
         """Of the admin_key whose sessions are on record, as far as this process has seen to it."""
 
@@ -71,53 +71,55 @@ class Guard:
     @property
     def key(self) -> str | None:
         """The admin_key now."""
-        return self._parts.door.admin_key
+        return self._state.policy.admin_key
 
-    async def visit(self) -> Visit:
+    async def open_request(self) -> PageRequest:
         """The request being served.  GrantsError when it cannot be told whether the visitor has signed in."""
-        scope, headers = current.scope(), current.headers()
+        scope, headers = request_context.scope(), request_context.headers()
         host = headers.get("host") or ""
         forwarded = (headers.get("x-forwarded-proto") or "").strip().lower()
         secure = scope["scheme"] == "https" or forwarded == "https"
         query = _fields(scope["query_string"])
         origin = f"{'https' if secure else 'http'}://{host}"
         session = await self._session(headers.get("cookie") or "")
-        return Visit(session, secure, query, {}, scope["path"], origin)
+        return PageRequest(session, secure, query, {}, scope["path"], origin)
 
-    def admit(self, visit: Visit) -> None:
+    def require_login(self, visit: PageRequest) -> None:
         """LoginNeededError or a RequestError unless the visitor runs the server."""
         check_origin()
         if self.key is None:
-            self._parts.door.admit_local(current.headers(), current.scope())
-        elif not visit.session.signed_in:
-            raise LoginNeededError
+            self._state.policy.require_local(request_context.headers(), request_context.scope())
+        elif not visit.session.created:
+            raise LoginRequired
 
-    def check_form(self, visit: Visit) -> None:
+    def check_form(self, visit: PageRequest) -> None:
         """RequestError unless the form was sent from a page that this session was given."""
         check_origin()
-        if current.headers().get("sec-fetch-site", "same-origin") != "same-origin":
-            raise _foreign("it was sent from another site")
+        if request_context.headers().get("sec-fetch-site", "same-origin") != "same-origin":
+            raise _is_foreign("it was sent from another site")
         shown = visit.form.get("token", "")
         if not hmac.compare_digest(shown.encode(), visit.session.token.encode()):
-            raise _foreign("it is too old: open the page again")
+            raise _is_foreign("it is too old: open the page again")
 
-    async def login(self, shown: str) -> Session | None:
+    async def login(self, shown: str) -> DashboardSession | None:
         """A session for whoever shows the admin_key; None for a wrong one, RequestError for too many."""
-        parts, key, shown = self._parts, self.key, shown.strip()
-        address = current.record().client or ""
+        state, key, shown = self._state, self.key, shown.strip()
+        address = request_context.record().client or ""
         try:
-            await parts.admin_keys.verify(shown, address, partial(parts.door.check_admin_key, shown))
-        except NotAuthenticated:
+            await state.admin_keys.verify(shown, address, partial(state.policy.check_admin_key, shown))
+        except AuthenticationError:
             await trio.sleep(GUESS_SECONDS)
             return None
-        session = sessions.begin(key, self._wall())
-        await parts.grants.add(KIND, sessions.digest(session, key), session.ends, epoch=sessions.epoch(key))
+        session = sessions.new_session(key, self._wall_clock())
+        await state.grants.add(
+            KIND, sessions.digest(session, key), session.expires, epoch=sessions.epoch(key)
+        )
         return session
 
-    async def logout(self, session: Session) -> None:
+    async def logout(self, session: DashboardSession) -> None:
         """The session's cookie is worth nothing any more, in every process.  GrantsError when that cannot be written."""
-        if session.signed_in:
-            await self._parts.grants.revoke(KIND, sessions.digest(session, self.key))
+        if session.created:
+            await self._state.grants.revoke(KIND, sessions.digest(session, self.key))
 
     async def forget_other_keys(self) -> None:
         """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
@@ -125,35 +127,35 @@ class Guard:
             "" if self.key is None else sessions.epoch(self.key)
         )  # without a key there are no sessions to end
         if epoch != self._epoch:
-            await self._parts.grants.retain(KIND, epoch)
+            await self._state.grants.retain(KIND, epoch)
             self._epoch = epoch
 
-    def set_cookie(self, session: Session, *, secure: bool) -> str:
+    def set_cookie(self, session: DashboardSession, *, secure: bool) -> str:
         """The header field that gives a browser its session."""
-        value = sessions.cookie(session, self.key if session.signed_in else None)
-        left = max(0, session.ends - int(self._wall()))
+        value = sessions.to_cookie(session, self.key if session.created else None)
+        left = max(0, session.expires - int(self._wall_clock()))
         return _cookie(value, left, secure=secure)
 
-    async def _session(self, text: str) -> Session:
+    async def _session(self, text: str) -> DashboardSession:
         """The session that the browser names, or a new one for somebody who has not signed in."""
-        value, now, key = _named(text), self._wall(), self.key
+        value, now, key = _named(text), self._wall_clock(), self.key
         if key is not None:
             await self.forget_other_keys()
-            session = sessions.read(value, key, now)
-            if session and await self._parts.grants.has(KIND, sessions.digest(session, key)):
+            session = sessions.from_cookie(value, key, now)
+            if session and await self._state.grants.has(KIND, sessions.digest(session, key)):
                 return session
-        return sessions.read(value, None, now) or sessions.begin(None, now)
+        return sessions.from_cookie(value, None, now) or sessions.new_session(None, now)
 
 
 def check_origin() -> None:
     """RequestError for a request by a page of another origin, also one that may use the API (`cors_origins`)."""
-    headers = current.headers()
+    headers = request_context.headers()
     origin = headers.get("origin")
     if origin is not None and origin_authority(origin) != (headers.get("host") or None):
-        raise _foreign("it was sent from another site, or a proxy changes the Host field")
+        raise _is_foreign("it was sent from another site, or a proxy changes the Host field")
 
 
-def form_of(body: bytes, content_type: str) -> dict[str, str]:
+def parse_form(body: bytes, content_type: str) -> dict[str, str]:
     """The fields of a form's body; RequestError when it is none."""
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
         raise RequestError(f"A form is sent as {FORM_TYPE}.", status=415, code="unsupported_media_type")
@@ -168,7 +170,7 @@ def _fields(data: bytes) -> dict[str, str]:
     return dict(pairs)
 
 
-def no_cookie(*, secure: bool) -> str:
+def expired_cookie(*, secure: bool) -> str:
     """The header field that takes a browser's session away."""
     return _cookie("", 0, secure=secure)
 
@@ -187,7 +189,7 @@ def _named(text: str) -> str:
     return "" if morsel is None else morsel.value
 
 
-def _foreign(why: str) -> RequestError:
+def _is_foreign(why: str) -> RequestError:
     return RequestError(
         f"The request was not taken: {why}.", status=403, type="permission_error", code="form_refused"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 1000.0, 100.0
 GAP = 0.18
 """Between two bars, as a part of a piece's width."""
-LEAST = 0.8
+MIN_HEIGHT = 0.8
 """Height at which something is still seen."""
 TICKS = 4
 
@@ -52,16 +52,16 @@ class Chart:
     """The value at the upper edge, for people."""
     middle: str
     ticks: tuple[str, ...]
-    heads: tuple[str, ...]
+    headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     """The table: pieces of time with anything in them."""
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return not self.rows
 
 
-def ceiling(value: float) -> float:
+def nice_ceiling(value: float) -> float:
     """The next round number: 1, 2 or 5 with zeros."""
     if value <= 0:
         return 1.0
@@ -73,7 +73,7 @@ def ceiling(value: float) -> float:
     return next(size * step for step in (1, 2, 5, 10) if size * step >= value)
 
 
-def bars(
+def stacked_bars(
     name: str,
     series: Sequence[str],
     times: Sequence[str],
@@ -83,21 +83,23 @@ def bars(
     whole: bool = True,
 ) -> Chart:
     """Stacks, a stack for each time; `whole` for what is counted: half of the scale is a whole number too."""
-    most = max((sum(stack) for stack in values), default=0.0)
-    top = 2 * ceiling(max(1.0, most / 2)) if whole else ceiling(most)
+    limit = max((sum(stack) for stack in values), default=0.0)
+    top = 2 * nice_ceiling(max(1.0, limit / 2)) if whole else nice_ceiling(limit)
     width = WIDTH / max(1, len(values))
     columns = []
     for place, (when, stack) in enumerate(zip(times, values, strict=True)):
         shapes, floor = [], HEIGHT
         for number, value in enumerate(stack):
             if value > 0:
-                height = max(LEAST, value / top * HEIGHT)
+                height = max(MIN_HEIGHT, value / top * HEIGHT)
                 floor -= height
                 shapes.append(
                     Shape(number, (place + GAP / 2) * width, max(0.0, floor), width * (1 - GAP), height)
                 )
-        told = ", ".join(f"{say(value)} {which}" for which, value in zip(series, stack, strict=True) if value)
-        columns.append(Column(place * width, width, f"{when}: {told or 'nothing'}", tuple(shapes)))
+        message = ", ".join(
+            f"{say(value)} {which}" for which, value in zip(series, stack, strict=True) if value
+        )
+        columns.append(Column(place * width, width, f"{when}: {message or 'nothing'}", tuple(shapes)))
     rows = tuple(
         (when, *(say(value) for value in stack))
         for when, stack in zip(times, values, strict=True)
@@ -106,7 +108,7 @@ def bars(
     return _chart(name, series, times, columns, (), top, say, rows)
 
 
-def steps(
+def step_chart(
     name: str,
     series: Sequence[str],
     times: Sequence[str],
@@ -115,7 +117,7 @@ def steps(
 ) -> Chart:
     """Lines that keep their height through each piece of time, and are interrupted where nothing is known."""
     known = [value for row in values for value in row if value is not None]
-    top, width = ceiling(max(known, default=0.0)), WIDTH / max(1, len(values))
+    top, width = nice_ceiling(max(known, default=0.0)), WIDTH / max(1, len(values))
     lines = tuple(_steps([row[number] for row in values], top, width) for number in range(len(series)))
     rows = tuple(
         (when, *(say(value) for value in row))
@@ -123,29 +125,29 @@ def steps(
         if any(value is not None for value in row)
     )
     columns = [
-        Column(place * width, width, f"{when}: " + _told(series, row, say))
+        Column(place * width, width, f"{when}: " + _describe(series, row, say))
         for place, (when, row) in enumerate(zip(times, values, strict=True))
     ]
     return _chart(name, series, times, columns, lines, top, say, rows)
 
 
-def _told(series: Sequence[str], row: Sequence[float | None], say: Callable[[float | None], str]) -> str:
+def _describe(series: Sequence[str], row: Sequence[float | None], say: Callable[[float | None], str]) -> str:
     known = [f"{which} {say(value)}" for which, value in zip(series, row, strict=True) if value is not None]
     return ", ".join(known) or "nothing"
 
 
 def _steps(values: Sequence[float | None], top: float, width: float) -> str:
     """One line as path data: `H` along a piece, `V` to the next one's height."""
-    words, drawing = [], False
+    text, drawing = [], False
     for place, value in enumerate(values):
         if value is None:
             drawing = False
             continue
         y = HEIGHT - value / top * HEIGHT
-        words.append(f"V{y:.2f}" if drawing else f"M{place * width:.2f} {y:.2f}")
-        words.append(f"H{(place + 1) * width:.2f}")
+        text.append(f"V{y:.2f}" if drawing else f"M{place * width:.2f} {y:.2f}")
+        text.append(f"H{(place + 1) * width:.2f}")
         drawing = True
-    return "".join(words)
+    return "".join(text)
 
 
 def _chart(
@@ -170,14 +172,16 @@ class Bar:
     """How much of something is used."""
 
     label: str
-    words: str
+    text: str
     percent: float
     """Of the whole; 0 where no limit is known."""
-    level: str
+    severity: str
     """calm, near or full; none where no limit is known."""
 
 
-def used(label: str, use: float, limit: float | None, say: Callable[[float], str], unit: str = "") -> Bar:
+def usage_bars(
+    label: str, use: float, limit: float | None, say: Callable[[float], str], unit: str = ""
+) -> Bar:
     """A bar for so much of a limit."""
     tail = f" {unit}" if unit else ""
     if not limit:

@@ -7,7 +7,7 @@ import time
 DAY = 86400
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """`12,345`, `123k`, `4.56M`; a dash for what is not known."""
     if value is None:
         return "–"
@@ -18,7 +18,7 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def span(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """`340 ms`, `2.4 s`, `3 min`, `5 h`, `12 d`."""
     if seconds is None:
         return "–"
@@ -30,39 +30,39 @@ def span(seconds: float | None) -> str:
     return f"{seconds / DAY:.0f} d"
 
 
-def milliseconds(value: float | None) -> str:
+def format_milliseconds(value: float | None) -> str:
     """The same for a count of milliseconds."""
-    return span(None if value is None else value / 1000)
+    return format_duration(None if value is None else value / 1000)
 
 
-def ago(when: float, now: float) -> str:
+def format_ago(when: float, now: float) -> str:
     """How long ago something was."""
     seconds = max(0.0, now - when)
-    return "just now" if seconds < 2 else f"{_whole(seconds)} ago"
+    return "just now" if seconds < 2 else f"{_join_units(seconds)} ago"
 
 
-def ahead(when: float, now: float) -> str:
+def format_ahead(when: float, now: float) -> str:
     """How long it is until something."""
-    return "now" if when <= now else f"in {_whole(max(1.0, when - now))}"
+    return "now" if when <= now else f"in {_join_units(max(1.0, when - now))}"
 
 
-def _whole(seconds: float) -> str:
+def _join_units(seconds: float) -> str:
     """A span of at least a second, without fractions."""
-    return f"{seconds:.0f} s" if seconds < 10 else span(seconds)
+    return f"{seconds:.0f} s" if seconds < 10 else format_duration(seconds)
 
 
-def moment(when: float | None) -> str:
+def format_moment(when: float | None) -> str:
     """A time, to the second."""
     return "–" if when is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
 
 
-def clock(when: float, period: float) -> str:
+def format_clock(when: float, period: float) -> str:
     """A time on an axis that is so long."""
     shape = "%H:%M" if period <= 2 * DAY else "%d %b"
     return time.strftime(shape, time.gmtime(when))
 
 
-def money(dollars: float | None) -> str:
+def format_money(dollars: float | None) -> str:
     """US dollars."""
     if dollars is None:
         return "–"
@@ -71,4 +71,4 @@ def money(dollars: float | None) -> str:
 
 def plural(count: int, one: str, many: str | None = None) -> str:
     """`1 request`, `2 requests`."""
-    return f"{number(count)} {one if count == 1 else many or one + 's'}"
+    return f"{format_number(count)} {one if count == 1 else many or one + 's'}"

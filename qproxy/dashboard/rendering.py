@@ -13,13 +13,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qproxy.dashboard import formatting as words
-from qproxy.dashboard.auth import Visit
-from qproxy.server.http_response import Reply
+from qproxy.dashboard import formatting
+from qproxy.dashboard.auth import PageRequest
+from qproxy.server.http_response import HTTPResponse
 from qproxy.version import VERSION
 
 HTML = "text/html; charset=utf-8"
-FENCE = {
+PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "referrer-policy": "same-origin",  # with "no-referrer" a form's Origin field would say null
@@ -27,7 +27,7 @@ FENCE = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-KINDS = {
+CONTENT_TYPES = {
     "style.css": "text/css; charset=utf-8",
     "script.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
@@ -43,12 +43,12 @@ PAGES = (
 )
 
 
-class Pages:
+class PageRenderer:
     """Makes replies of templates."""
 
     def __init__(self) -> None:
         folder = files("qproxy.dashboard") / "static"
-        self._static = {name: (folder / name).read_bytes() for name in KINDS}
+        self._static = {name: (folder / name).read_bytes() for name in CONTENT_TYPES}
         digest = hashlib.sha256(b"".join(self._static.values())).hexdigest()[:12]
         self._environment = Environment(
             loader=PackageLoader("qproxy.dashboard"),
@@ -59,26 +59,26 @@ class Pages:
             auto_reload=False,
         )
         self._environment.filters.update(
-            number=words.number, span=words.span, ms=words.milliseconds, moment=words.moment,
-            money=words.money, ago=words.ago, ahead=words.ahead,
+            number=formatting.format_number, span=formatting.format_duration, ms=formatting.format_milliseconds, moment=formatting.format_moment,
+            money=formatting.format_money, ago=formatting.format_ago, ahead=formatting.format_ahead,
         )  # fmt: skip
-        self._environment.globals.update(pages=PAGES, version=VERSION, mark=digest, plural=words.plural)
+        self._environment.globals.update(pages=PAGES, version=VERSION, mark=digest, plural=formatting.plural)
 
     def page(
-        self, visit: Visit, template: str, status: int = 200, /, *, known: bool = True, **values: Any
-    ) -> Reply:
+        self, visit: PageRequest, template: str, status: int = 200, /, *, known: bool = True, **values: Any
+    ) -> HTTPResponse:
         """A page; `known` says whether the visitor may see the others too."""
         text = self._environment.get_template(template).render(visit=visit, known=known, **values)
-        return Reply(text.encode(), status, HTML, dict(FENCE))
+        return HTTPResponse(text.encode(), status, HTML, dict(PAGE_HEADERS))
 
-    def static(self, name: str) -> Reply | None:
+    def static(self, name: str) -> HTTPResponse | None:
         """A static file; its address changes with what is in it."""
         if name not in self._static:
             return None
         fields = {"cache-control": "public, max-age=31536000, immutable"}
-        return Reply(self._static[name], 200, KINDS[name], fields)
+        return HTTPResponse(self._static[name], 200, CONTENT_TYPES[name], fields)
 
 
-def redirect(path: str, fields: Mapping[str, str] | None = None) -> Reply:
+def redirect(path: str, fields: Mapping[str, str] | None = None) -> HTTPResponse:
     """On to another page of ours, by GET."""
-    return Reply(b"", 303, HTML, {**FENCE, "location": path, **(fields or {})})
+    return HTTPResponse(b"", 303, HTML, {**PAGE_HEADERS, "location": path, **(fields or {})})

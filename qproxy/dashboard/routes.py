@@ -15,29 +15,28 @@ from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 from qproxy.access.grants import GrantsError
-from qproxy.dashboard import auth as guard
-from qproxy.dashboard.auth import Guard, LoginNeededError, Visit
-from qproxy.dashboard.rendering import Pages, redirect
+from qproxy.dashboard import auth
+from qproxy.dashboard.auth import DashboardAuth, LoginRequired, PageRequest
+from qproxy.dashboard.rendering import PageRenderer, redirect
 from qproxy.dashboard.views.accounts import AccountPages
 from qproxy.dashboard.views.connect import ConnectPage
 from qproxy.dashboard.views.keys import KeyPages
 from qproxy.dashboard.views.overview import OverviewPages
 from qproxy.dashboard.views.requests import RequestPages
 from qproxy.dashboard.views.tools import ToolPages
-from qproxy.server import error_handlers as refusals
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply
+from qproxy.server import error_handlers, request_context
+from qproxy.server.http_response import HTTPResponse
 from qproxy.server.request_policy import Access
-from qproxy.server.state import Parts, Route
+from qproxy.server.state import Route, ServerState
 from qproxy.wire.errors import QproxyError, RequestError
 
-View: TypeAlias = Callable[..., Awaitable[Reply]]
-LOGIN = "/dashboard/login"
+View: TypeAlias = Callable[..., Awaitable[HTTPResponse]]
+LOGIN_PAGE = "/dashboard/login"
 MAX_FORM = 64 * 1024
 log = logging.getLogger("qproxy.dashboard")
 
 
-class Views(Protocol):
+class PageGroup(Protocol):
     """A family of pages."""
 
     def views(self) -> Iterator[tuple[str, str, View]]:
@@ -45,21 +44,21 @@ class Views(Protocol):
         ...
 
 
-class Dashboard:
+class DashboardRoutes:
     """The family of routes."""
 
-    def __init__(self, parts: Parts, *, wall: Callable[[], float] = time.time) -> None:
-        self._guard = Guard(parts, wall=wall)
-        self._pages = pages = Pages()
-        self._families: list[Views] = [
-            OverviewPages(parts, pages, wall), RequestPages(parts, pages, wall), AccountPages(parts, pages, wall),
-            KeyPages(parts, pages, wall), ToolPages(parts, pages), ConnectPage(parts, pages),
+    def __init__(self, state: ServerState, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._auth = DashboardAuth(state, wall_clock=wall_clock)
+        self._pages = pages = PageRenderer()
+        self._families: list[PageGroup] = [
+            OverviewPages(state, pages, wall_clock), RequestPages(state, pages, wall_clock), AccountPages(state, pages, wall_clock),
+            KeyPages(state, pages, wall_clock), ToolPages(state, pages), ConnectPage(state, pages),
         ]  # fmt: skip
 
     async def forget_other_keys(self) -> None:
         """End the sessions that were begun with another admin_key, at the start."""
         try:
-            await self._guard.forget_other_keys()
+            await self._auth.forget_other_keys()
         except GrantsError as error:  # the first visit tries again, and says so
             log.warning("sessions of another admin_key may be on record: %s", error)
 
@@ -76,71 +75,73 @@ class Dashboard:
         served = partial(self._serve, view, method, admitted)
         return Route(f"/dashboard{path}", (method,), served, Access.SESSION, versioned=False)
 
-    async def _serve(self, view: View, method: str, admitted: bool, **values: Any) -> Reply:
+    async def _serve(self, view: View, method: str, admitted: bool, **values: Any) -> HTTPResponse:
         """A view's page, or the page that says why there is none."""
         visit = None
         try:
-            visit = await self._guard.visit()
+            visit = await self._auth.open_request()
             if admitted:
-                self._guard.admit(visit)
+                self._auth.require_login(visit)
             if method == "POST":
                 visit = await self._with_form(visit)
             reply = await view(visit, **values)
-        except LoginNeededError:
-            target = visit.here if visit is not None and method == "GET" else guard.PATH
-            return redirect(f"{LOGIN}?next={quote(target)}")
+        except LoginRequired:
+            target = visit.path if visit is not None and method == "GET" else auth.PATH
+            return redirect(f"{LOGIN_PAGE}?next={quote(target)}")
         except QproxyError as error:
-            return self._refused(visit, error)
-        if "set-cookie" not in reply.fields:
-            reply.fields["set-cookie"] = self._guard.set_cookie(visit.session, secure=visit.secure)
+            return self._error_page(visit, error)
+        if "set-cookie" not in reply.headers:
+            reply.headers["set-cookie"] = self._auth.set_cookie(visit.session, secure=visit.secure)
         return reply
 
-    async def _with_form(self, visit: Visit) -> Visit:
-        body = await current.body()
+    async def _with_form(self, visit: PageRequest) -> PageRequest:
+        body = await request_context.body()
         if len(body) > MAX_FORM:
             raise RequestError("The form is too large.", status=413, code="request_too_large")
-        visit = replace(visit, form=guard.form_of(body, current.headers().get("content-type") or ""))
-        self._guard.check_form(visit)
+        visit = replace(
+            visit, form=auth.parse_form(body, request_context.headers().get("content-type") or "")
+        )
+        self._auth.check_form(visit)
         return visit
 
-    def _refused(self, visit: Visit | None, error: QproxyError) -> Reply:
+    def _error_page(self, visit: PageRequest | None, error: QproxyError) -> HTTPResponse:
         """An error as a page, with the fields that it has as JSON."""
-        plain = refusals.reply(error)
+        plain = error_handlers.error_response(error)
         if visit is None:
             return plain
         page = self._pages.page(visit, "refused.html", error.status, known=False, message=error.message)
-        page.fields.update(plain.fields)
+        page.headers.update(plain.headers)
         return page
 
-    async def _static(self, name: str) -> Reply:
+    async def _static(self, name: str) -> HTTPResponse:
         found = self._pages.static(name)
         if found is None:
             raise RequestError(f"There is no file {name[:100]!r}.", status=404, code="unknown_url")
         return found
 
-    async def _form(self, visit: Visit) -> Reply:
-        if self._guard.key is None or visit.session.signed_in:
-            return redirect(guard.PATH)
-        return self._entrance(visit)
+    async def _form(self, visit: PageRequest) -> HTTPResponse:
+        if self._auth.key is None or visit.session.created:
+            return redirect(auth.PATH)
+        return self._login_page(visit)
 
-    def _entrance(self, visit: Visit, message: str = "", status: int = 200) -> Reply:
+    def _login_page(self, visit: PageRequest, message: str = "", status: int = 200) -> HTTPResponse:
         target = visit.form.get("next") or visit.query.get("next") or ""
         return self._pages.page(visit, "login.html", status, known=False, message=message, next=target)
 
-    async def _login(self, visit: Visit) -> Reply:
-        session = await self._guard.login(visit.form.get("key", ""))
+    async def _login(self, visit: PageRequest) -> HTTPResponse:
+        session = await self._auth.login(visit.form.get("key", ""))
         if session is None:
-            return self._entrance(visit, "That is not the admin key of this server.", 401)
-        cookie = self._guard.set_cookie(session, secure=visit.secure)
-        return redirect(ours(visit.form.get("next", "")), {"set-cookie": cookie})
+            return self._login_page(visit, "That is not the admin key of this server.", 401)
+        cookie = self._auth.set_cookie(session, secure=visit.secure)
+        return redirect(safe_redirect(visit.form.get("next", "")), {"set-cookie": cookie})
 
-    async def _logout(self, visit: Visit) -> Reply:
-        await self._guard.logout(visit.session)
-        return redirect(LOGIN, {"set-cookie": guard.no_cookie(secure=visit.secure)})
+    async def _logout(self, visit: PageRequest) -> HTTPResponse:
+        await self._auth.logout(visit.session)
+        return redirect(LOGIN_PAGE, {"set-cookie": auth.expired_cookie(secure=visit.secure)})
 
 
-def ours(target: str) -> str:
+def safe_redirect(target: str) -> str:
     """Where to go after the login: a page of the dashboard, whatever somebody put into the address."""
-    inside = target == guard.PATH or target.startswith(f"{guard.PATH}/")
+    inside = target == auth.PATH or target.startswith(f"{auth.PATH}/")
     plain = all(char.isalnum() or char in "/-_.~%" for char in target) and target.isascii()
-    return target if inside and plain and ".." not in target else guard.PATH
+    return target if inside and plain and ".." not in target else auth.PATH

@@ -17,19 +17,19 @@ import secrets
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-SECONDS = 12 * 3600
+SESSION_SECONDS = 12 * 3600
 NAME_BYTES = 16
-LONGEST = 200
+MAX_COOKIE_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class DashboardSession:
     """One browser's."""
 
     name: str = field(repr=False)
-    ends: int
+    expires: int
     """Unix time."""
-    signed_in: bool
+    created: bool
     token: str = field(repr=False)
     """What its forms must say, against other sites' forms (CSRF)."""
 
@@ -44,20 +44,20 @@ def signing_key(admin_key: str | None) -> bytes:
     )
 
 
-def begin(admin_key: str | None, now: float) -> Session:
+def new_session(admin_key: str | None, now: float) -> DashboardSession:
     """A new session; with the admin_key, of somebody who has shown it."""
-    return _session(admin_key, secrets.token_urlsafe(NAME_BYTES), int(now) + SECONDS)
+    return _session(admin_key, secrets.token_urlsafe(NAME_BYTES), int(now) + SESSION_SECONDS)
 
 
-def cookie(session: Session, admin_key: str | None) -> str:
+def to_cookie(session: DashboardSession, admin_key: str | None) -> str:
     """The session for the browser to keep."""
-    return f"{session.name}.{session.ends}.{_sign(admin_key, 'session', session.name, session.ends)}"
+    return f"{session.name}.{session.expires}.{_sign(admin_key, 'session', session.name, session.expires)}"
 
 
-def read(text: str, admin_key: str | None, now: float) -> Session | None:
+def from_cookie(text: str, admin_key: str | None, now: float) -> DashboardSession | None:
     """The session that a cookie names; None unless it was signed with this key and goes on."""
-    name, _, rest = text[:LONGEST].partition(".")
-    ends, _, signature = rest.partition(".")
+    name, _, cooldown = text[:MAX_COOKIE_BYTES].partition(".")
+    ends, _, signature = cooldown.partition(".")
     if not (ends.isascii() and ends.isdecimal() and signature.isascii()):
         return None
     if not hmac.compare_digest(signature, _sign(admin_key, "session", name, int(ends))):
@@ -65,9 +65,9 @@ def read(text: str, admin_key: str | None, now: float) -> Session | None:
     return _session(admin_key, name, int(ends)) if now < int(ends) else None
 
 
-def digest(session: Session, admin_key: str | None) -> bytes:
+def digest(session: DashboardSession, admin_key: str | None) -> bytes:
     """What is on record of the session; the cookie cannot be made from it."""
-    return bytes.fromhex(_sign(admin_key, "record", session.name, session.ends))
+    return bytes.fromhex(_sign(admin_key, "record", session.name, session.expires))
 
 
 def epoch(admin_key: str | None) -> str:
@@ -75,8 +75,8 @@ def epoch(admin_key: str | None) -> str:
     return _sign(admin_key, "epoch", "", 0)
 
 
-def _session(admin_key: str | None, name: str, ends: int) -> Session:
-    return Session(name, ends, admin_key is not None, _sign(admin_key, "form", name, ends))
+def _session(admin_key: str | None, name: str, ends: int) -> DashboardSession:
+    return DashboardSession(name, ends, admin_key is not None, _sign(admin_key, "form", name, ends))
 
 
 def _sign(admin_key: str | None, what: str, name: str, ends: int) -> str:

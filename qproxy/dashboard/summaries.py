@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qproxy.dashboard.formatting import milliseconds, money, number, plural
+from qproxy.dashboard.formatting import format_milliseconds, format_money, format_number, plural
 from qproxy.wire.dialects.request_rules import RULES
-from qproxy.wire.tool_calls.repairs import KINDS
+from qproxy.wire.tool_calls.repairs import REPAIRS
 
 OUTCOMES = {
     "ok": "answered",
@@ -24,7 +24,7 @@ OUTCOMES = {
 _RULES = {rule.name: rule.doc for rule in RULES}
 
 
-def outcome(row: Mapping[str, Any]) -> str:
+def outcome_label(row: Mapping[str, Any]) -> str:
     """How it ended, in two words."""
     return OUTCOMES.get(row["outcome"], str(row["outcome"]))
 
@@ -34,68 +34,83 @@ def level(row: Mapping[str, Any]) -> str:
     return {"ok": "good", "client_left": "odd"}.get(row["outcome"], "bad")
 
 
-def pairs(text: str | None) -> list[tuple[str, str]]:
+def parse_counts(text: str | None) -> list[tuple[str, str]]:
     """`a:1,b:2` taken apart; the last colon divides."""
     return [
-        (name, told) for name, _, told in (item.rpartition(":") for item in (text or "").split(",") if item)
+        (name, message)
+        for name, _, message in (item.rpartition(":") for item in (text or "").split(",") if item)
     ]
 
 
-def story(row: Mapping[str, Any]) -> list[str]:
+def summarize(row: Mapping[str, Any]) -> list[str]:
     """What happened, in order."""
-    told = [_asked(row), *_failures(row), _served(row), _ended(row), _tokens(row)]
-    told += [
+    message = [
+        _describe_request(row),
+        *_describe_attempts(row),
+        _describe_upstream(row),
+        _describe_outcome(row),
+        _describe_tokens(row),
+    ]
+    message += [
         f"The server ran its tool {name.removesuffix('!')} {plural(int(count), 'time')}"
         f"{', which failed' if name.endswith('!') else ''}."
-        for name, count in pairs(row["tools"])
+        for name, count in parse_counts(row["tools"])
     ]
-    told += [
+    message += [
         f"Rule {name}: {_RULES.get(name, 'of another version')}."
         for name in (row["rules"] or "").split(",")
         if name
     ]
-    told += [
-        f"Repaired {plural(int(count), 'time')}, {name}: {KINDS.get(name, 'of another version')}."
-        for name, count in pairs(row["repairs"])
+    message += [
+        f"Repaired {plural(int(count), 'time')}, {name}: {REPAIRS.get(name, 'of another version')}."
+        for name, count in parse_counts(row["repairs"])
     ]
-    return [sentence for sentence in told if sentence]
+    return [sentence for sentence in message if sentence]
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def _describe_request(row: Mapping[str, Any]) -> str:
     who = f"The key {row['key']}" if row["key"] else "A client without a key"
     how = "as a stream" if row["stream"] else "as a whole"
     return f"{who} asked {row['endpoint']} for {row['model']}, {how}."
 
 
-def _failures(row: Mapping[str, Any]) -> list[str]:
-    return [f"The account {account} did not answer: {code}." for account, code in pairs(row["failures"])]
+def _describe_attempts(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"The account {account} did not answer: {code}." for account, code in parse_counts(row["failures"])
+    ]
 
 
-def _served(row: Mapping[str, Any]) -> str:
+def _describe_upstream(row: Mapping[str, Any]) -> str:
     if not row["account"]:
         return "It reached no account."
-    tries = f", at try {row['tries']}" if row["tries"] > 1 else ""
-    return f"The account {row['account']} was asked for {row['served_model']}{tries}."
+    attempts = f", at try {row['tries']}" if row["tries"] > 1 else ""
+    return f"The account {row['account']} was asked for {row['served_model']}{attempts}."
 
 
-def _ended(row: Mapping[str, Any]) -> str:
+def _describe_outcome(row: Mapping[str, Any]) -> str:
     first = (
-        f"the answer began after {milliseconds(row['first_byte_ms'])} and "
+        f"the answer began after {format_milliseconds(row['first_byte_ms'])} and "
         if row["first_byte_ms"] is not None
         else "it "
     )
     reason = f", finish reason {row['finish']}" if row["finish"] else ""
     error = f", error {row['error']}" if row["error"] else ""
-    ours = f", {milliseconds(row['overhead_ms'])} of it spent here" if row["overhead_ms"] is not None else ""
-    told = f"{first}was over after {milliseconds(row['total_ms'])}{ours}: {outcome(row)}, status {row['status']}{reason}{error}."
-    return told[0].upper() + told[1:]
+    ours = (
+        f", {format_milliseconds(row['overhead_ms'])} of it spent here"
+        if row["overhead_ms"] is not None
+        else ""
+    )
+    message = f"{first}was over after {format_milliseconds(row['total_ms'])}{ours}: {outcome_label(row)}, status {row['status']}{reason}{error}."
+    return message[0].upper() + message[1:]
 
 
-def _tokens(row: Mapping[str, Any]) -> str:
+def _describe_tokens(row: Mapping[str, Any]) -> str:
     if not row["prompt_tokens"] and not row["completion_tokens"]:
         return ""
-    cached = f" ({number(row['cached_tokens'])} from the cache)" if row["cached_tokens"] else ""
-    thought = f" ({number(row['reasoning_tokens'])} of them thoughts)" if row["reasoning_tokens"] else ""
+    cached = f" ({format_number(row['cached_tokens'])} from the cache)" if row["cached_tokens"] else ""
+    thought = (
+        f" ({format_number(row['reasoning_tokens'])} of them thoughts)" if row["reasoning_tokens"] else ""
+    )
     guess = " These are guesses: the model's server told none." if row["estimated"] else ""
-    cost = f" About {money(row['cost'])}." if row["cost"] is not None else ""
-    return f"{plural(row['prompt_tokens'], 'token')} in{cached}, {number(row['completion_tokens'])} out{thought}.{guess}{cost}"
+    cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else ""
+    return f"{plural(row['prompt_tokens'], 'token')} in{cached}, {format_number(row['completion_tokens'])} out{thought}.{guess}{cost}"

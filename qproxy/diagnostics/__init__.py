@@ -16,6 +16,6 @@ A check never raises: what goes wrong is its finding.
 """
 
 from qproxy.diagnostics.report import Finding, exit_code, fields, lines
-from qproxy.diagnostics.run import examine, probe
+from qproxy.diagnostics.run import check_url, run_checks
 
-__all__ = ["Finding", "examine", "exit_code", "fields", "lines", "probe"]
+__all__ = ["Finding", "run_checks", "exit_code", "fields", "lines", "check_url"]

@@ -12,20 +12,20 @@ from typing import Any
 
 import trio
 
-from qproxy.diagnostics.report import Finding, stuck
-from qproxy.transport import Transport
+from qproxy.diagnostics.report import Finding, last_failed
+from qproxy.transport import UpstreamTransport
 from qproxy.wire.errors import UpstreamError
 
 DAY = 86400.0
-SOON_DAYS = 14
+EXPIRES_SOON_DAYS = 14
 DNS_SECONDS = 10.0
-LARGEST_SKEW = 60.0
+MAX_SKEW = 60.0
 
 
-async def to(url: str, transport: Transport, area: str, wall: float) -> list[Finding]:
+async def check_route(url: str, transport: UpstreamTransport, area: str, wall_clock: float) -> list[Finding]:
     """How a request to this URL gets there; the last finding has failed where it does not."""
     try:
-        origin, proxy = transport.way(url)
+        origin, proxy = transport.route(url)
     except UpstreamError as error:
         return [Finding(area, "address", "failed", error.message, "write it as http(s)://host[:port]/path")]
     found = []
@@ -33,7 +33,7 @@ async def to(url: str, transport: Transport, area: str, wall: float) -> list[Fin
         found.append(Finding(area, "proxy", "ok", f"by way of {proxy.origin.authority}"))
     if (proxy is None or not proxy.resolves_names) and not _is_address(origin.host):
         found.append(await _name(origin.host, origin.port, area))
-        if stuck(found):
+        if last_failed(found):
             return found
     try:
         stream = await transport.connect(url)
@@ -45,7 +45,7 @@ async def to(url: str, transport: Transport, area: str, wall: float) -> list[Fin
     reached = proxy.origin if proxy is not None and proxy.forwards(origin) else origin
     found.append(Finding(area, "connection", "ok", f"{reached.authority} answers"))
     if isinstance(stream, trio.SSLStream):
-        found.append(certificate(stream.getpeercert(), str(stream.version()), area, wall))
+        found.append(check_certificate(stream.getpeercert(), str(stream.version()), area, wall_clock))
     await trio.aclose_forcefully(stream)
     return found
 
@@ -56,8 +56,8 @@ async def _name(host: str, port: int, area: str) -> Finding:
         with trio.fail_after(DNS_SECONDS):
             entries = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
     except trio.TooSlowError:
-        words = f"nothing said what {host} is within {DNS_SECONDS:g} s"
-        return Finding(area, "DNS", "failed", words, advice)
+        text = f"nothing said what {host} is within {DNS_SECONDS:g} s"
+        return Finding(area, "DNS", "failed", text, advice)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return Finding(area, "DNS", "failed", f"{host}: {reason}", advice)
@@ -75,12 +75,12 @@ def _is_address(host: str) -> bool:
 
 
 def _advice(error: UpstreamError, url: str, proxied: bool) -> str:
-    words = error.message.lower()
-    if "certificate" in words:
+    text = error.message.lower()
+    if "certificate" in text:
         return (
             "if the authority is your own, set ca_bundle; if it is not yet or no longer valid, see the clock"
         )
-    if "tls" in words:
+    if "tls" in text:
         return "see whether the port speaks TLS, and whether something in between breaks it open"
     if proxied:
         return "see the setting proxy, or the variables HTTPS_PROXY, ALL_PROXY and NO_PROXY"
@@ -88,29 +88,29 @@ def _advice(error: UpstreamError, url: str, proxied: bool) -> str:
     return f"see whether the server at {host} runs, and firewalls; behind a proxy set proxy or HTTPS_PROXY"
 
 
-def certificate(peer: dict[str, Any], version: str, area: str, wall: float) -> Finding:
+def check_certificate(peer: dict[str, Any], version: str, area: str, wall_clock: float) -> Finding:
     """How long the server's certificate is good: that it is good now, the handshake has shown."""
-    days = int((ssl.cert_time_to_seconds(peer["notAfter"]) - wall) // DAY)
-    words = f"{version}, the certificate is good until {peer['notAfter']} ({days} days)"
-    if days < SOON_DAYS:
-        return Finding(area, "TLS", "warning", words, "tell whoever runs the server, or it will be refused")
-    return Finding(area, "TLS", "ok", words)
+    days = int((ssl.cert_time_to_seconds(peer["notAfter"]) - wall_clock) // DAY)
+    text = f"{version}, the certificate is good until {peer['notAfter']} ({days} days)"
+    if days < EXPIRES_SOON_DAYS:
+        return Finding(area, "TLS", "warning", text, "tell whoever runs the server, or it will be refused")
+    return Finding(area, "TLS", "ok", text)
 
 
-def clock(date: str, area: str, wall: float) -> Finding:
+def check_clock(date: str, area: str, wall_clock: float) -> Finding:
     """Our clock beside the server's, by its Date field."""
     try:
         theirs = parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return Finding(area, "clock", "skipped", "the server does not say what time it is")
-    skew = wall - theirs
-    if abs(skew) > LARGEST_SKEW:
-        words = f"ours is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
+    skew = wall_clock - theirs
+    if abs(skew) > MAX_SKEW:
+        text = f"ours is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
         return Finding(
             area,
             "clock",
             "warning",
-            words,
+            text,
             "set it (timedatectl set-ntp true): tokens and certificates end by it",
         )
-    return Finding(area, "clock", "ok", f"agrees with the server's within {LARGEST_SKEW:.0f} s")
+    return Finding(area, "clock", "ok", f"agrees with the server's within {MAX_SKEW:.0f} s")

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from qproxy.wire.conformance.chat import not_an_object
+from qproxy.wire.conformance.chat import non_object_kind
 
-GREETING: Any = [{"role": "user", "content": "Say hello."}]
-GREETING_TOKENS = 24
-ERRAND: Any = [{"role": "user", "content": "What is the weather in Hangzhou? Call the tool to find out."}]
-ERRAND_TOKENS = 512
+CHAT_PROMPT: Any = [{"role": "user", "content": "Say hello."}]
+CHAT_PROMPT_TOKENS = 24
+TOOL_PROMPT: Any = [
+    {"role": "user", "content": "What is the weather in Hangzhou? Call the tool to find out."}
+]
+TOOL_PROMPT_TOKENS = 512
 """A call takes some thirty; a model that thinks may need the others."""
 TOOL = "get_weather"
 TOOLS: Any = [
@@ -33,20 +35,20 @@ TOOLS: Any = [
 ]
 TEXTS = ("one", "two")
 
-OTHERS = (
+NOT_CHAT = (
     "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*wan2*", "*-mt-*", "*ocr*", "*realtime*", "*livetranslate*",
     "*omni*", "*video*", "*guard*",
 )  # fmt: skip
 """Models that do not chat, or not by text."""
 PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
 """What to do about a server whose model writes its calls as text."""
-CHEAP = ("qwen-flash*", "qwen-turbo*", "*flash*", "*turbo*", "*mini*", "*lite*", "*")
+CHEAP_MODELS = ("qwen-flash*", "qwen-turbo*", "*flash*", "*turbo*", "*mini*", "*lite*", "*")
 
 
 def chat_model(names: Iterable[str]) -> str | None:
     """The cheapest of these models to chat with, as far as their names tell."""
-    able = [name for name in names if not any(fnmatchcase(name.lower(), other) for other in OTHERS)]
-    for pattern in CHEAP:
+    able = [name for name in names if not any(fnmatchcase(name.lower(), other) for other in NOT_CHAT)]
+    for pattern in CHEAP_MODELS:
         for name in able:
             if fnmatchcase(name.lower(), pattern):
                 return name
@@ -58,7 +60,7 @@ def embedding_model(names: Iterable[str]) -> str | None:
     return next((name for name in names if "embed" in name.lower()), None)
 
 
-def errand_trouble(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str | None:
+def tool_call_problem(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str | None:
     """What is wrong with the answer to the errand, if not its form."""
     if not calls:
         cut = "length" in reasons
@@ -66,7 +68,7 @@ def errand_trouble(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> 
     for name, text in calls:
         if name != TOOL:
             return f"the model called {name!r:.60}, which there is not"
-        if (why := not_an_object(text)) is not None:
+        if (why := non_object_kind(text)) is not None:
             return f"the arguments are {why}"
         if '"city"' not in text:
             return "the arguments have no city, which is required"

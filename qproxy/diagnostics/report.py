@@ -21,7 +21,7 @@ class Finding:
     """What it is about: configuration, an account, a server."""
     name: str
     state: State
-    words: str
+    message: str
     advice: str = ""
     """What to do; or, where a server breaks a contract, whom it hurts."""
     tokens: int = 0
@@ -32,7 +32,7 @@ class Finding:
         return self.state == "failed"
 
 
-def stuck(findings: Sequence[Finding]) -> bool:
+def last_failed(findings: Sequence[Finding]) -> bool:
     """Whether the last check failed, so that those that build on it make no sense."""
     return findings[-1].failed
 
@@ -60,21 +60,21 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
         if finding.area != area:
             area = finding.area
             yield area
-        yield f"  {SHOWN[finding.state]:<8} {finding.name:<{width}}  {finding.words}".rstrip()
+        yield f"  {SHOWN[finding.state]:<8} {finding.name:<{width}}  {finding.message}".rstrip()
         if finding.advice:
             yield f"  {'':<8} {'':<{width}}  → {finding.advice}"
-    yield total(findings)
+    yield summary(findings)
 
 
-def total(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[Finding]) -> str:
     """The sum of a report."""
     states = Counter(finding.state for finding in findings)
-    parts = [
+    state = [
         f"{states['failed']} failed",
         f"{states['warning']} {'warning' if states['warning'] == 1 else 'warnings'}",
         f"{states['ok']} well",
     ]
     if states["skipped"]:
-        parts.append(f"{states['skipped']} skipped")
+        state.append(f"{states['skipped']} skipped")
     tokens = sum(finding.tokens for finding in findings)
-    return f"{', '.join(parts)}{f'; it cost {tokens} tokens' if tokens else ''}."
+    return f"{', '.join(state)}{f'; it cost {tokens} tokens' if tokens else ''}."

@@ -14,35 +14,35 @@ from pathlib import Path
 import trio
 
 from qproxy.bootstrap import transport as outbound
-from qproxy.bootstrap.app import assemble
+from qproxy.bootstrap.app import build_server
 from qproxy.bootstrap.telemetry import NO_LEDGER
 from qproxy.config import Config
-from qproxy.diagnostics import system as machine
+from qproxy.diagnostics import system
 from qproxy.diagnostics import tools as workshop
-from qproxy.diagnostics.accounts import Patient, patient
-from qproxy.diagnostics.conformance import Probe
+from qproxy.diagnostics.accounts import AccountCheck, account_check
+from qproxy.diagnostics.conformance import ConformanceCheck
 from qproxy.diagnostics.report import CONFIGURATION, Finding
-from qproxy.sandbox import Site
+from qproxy.sandbox import SystemSandbox
 
 AREA_SECONDS = 120.0
 """For all that concerns one account, one server, or the tools."""
-ANSWER_SECONDS = 30.0
+RESPONSE_SECONDS = 30.0
 """For one answer to begin, and for each silence within it."""
 
 
-async def examine(config: Config, home: Path, file: str | None, *, offline: bool = False) -> list[Finding]:
+async def run_checks(config: Config, home: Path, file: str | None, *, offline: bool = False) -> list[Finding]:
     """Everything about a configuration.  ConfigError when it cannot be served; `offline` makes no connections."""
-    site = Site()
+    sandbox = SystemSandbox()
     config.check()
     untouched = replace(
-        impatient(config),
+        short_timeouts(config),
         accounts_file=None,
         meters_file=None,
         ledger=NO_LEDGER,
         store_responses=False,
         tracing=False,
     )
-    server = assemble(untouched, site=site)
+    server = build_server(untouched, sandbox=sandbox)
     try:
         entries = config.all_accounts()
         source = file or "no configuration file"
@@ -54,68 +54,70 @@ async def examine(config: Config, home: Path, file: str | None, *, offline: bool
                 f"{source}, variables and defaults: {_count(len(entries), 'account')}",
             )
         ]
-        found += await trio.to_thread.run_sync(machine.files, config, home, file)
-        found += [machine.limits(config), await machine.port(config, home)]
+        found += await trio.to_thread.run_sync(system.check_files, config, home, file)
+        found += [system.check_limits(config), await system.check_port(config, home)]
         accounts = zip(entries, server.relay.accounts.accounts, strict=True)
-        patients = [patient(entry, one, server.relay, config.default_model) for entry, one in accounts]
+        patients = [account_check(entry, one, server.relay, config.default_model) for entry, one in accounts]
         if offline:
             return [*found, *[finding for one in patients for finding in await one.offline()]]
         fenced = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
         assert server.workshop is not None
-        return found + await _side_by_side(patients, partial(workshop.tools, server.workshop, site, fenced))
+        return found + await _run_concurrently(
+            patients, partial(workshop.check_tools, server.workshop, sandbox, fenced)
+        )
     finally:
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block
             await server.relay.transport.aclose()
 
 
-async def _side_by_side(
-    patients: list[Patient], tools: Callable[[], Awaitable[list[Finding]]]
+async def _run_concurrently(
+    patients: list[AccountCheck], tools: Callable[[], Awaitable[list[Finding]]]
 ) -> list[Finding]:
     """The findings of all accounts and of the tools, in order."""
     reports: list[list[Finding]] = [[] for _ in range(len(patients) + 1)]
 
-    async def look_at_tools(found: list[Finding]) -> None:
+    async def check_tools(found: list[Finding]) -> None:
         found += await tools()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(within, workshop.AREA, look_at_tools, reports[0])
+        nursery.start_soon(with_timeout, workshop.AREA, check_tools, reports[0])
         for one, report in zip(patients, reports[1:], strict=True):
-            nursery.start_soon(within, one.area, one.online, report)
+            nursery.start_soon(with_timeout, one.area, one.online, report)
     return [finding for report in reports for finding in report]
 
 
-async def within(area: str, check: Callable[[list[Finding]], Awaitable[None]], found: list[Finding]) -> None:
+async def with_timeout(
+    area: str, check: Callable[[list[Finding]], Awaitable[None]], found: list[Finding]
+) -> None:
     """A check within its time; what it found until then stays."""
     with trio.move_on_after(AREA_SECONDS) as scope:
         await check(found)
     if scope.cancelled_caught:
-        words = f"not everything was answered within {AREA_SECONDS:g} s"
-        found.append(
-            Finding(area, "time", "failed", words, "see whether the server is busy, and check again")
-        )
+        text = f"not everything was answered within {AREA_SECONDS:g} s"
+        found.append(Finding(area, "time", "failed", text, "see whether the server is busy, and check again"))
 
 
-async def probe(
+async def check_url(
     config: Config, url: str, *, key: str | None, model: str | None, costs: bool = True
 ) -> list[Finding]:
     """Everything about one server; the settings give the proxy, the certificates and the time limits."""
-    transport, found = outbound.transport(impatient(config)), list[Finding]()
-    one = Probe(url, transport, time.time, key, model)
+    transport, found = outbound.build_transport(short_timeouts(config)), list[Finding]()
+    one = ConformanceCheck(url, transport, time.time, key, model)
     try:
-        await within(url, partial(one.all, costs=costs), found)
+        await with_timeout(url, partial(one.all, costs=costs), found)
     finally:
         with trio.CancelScope(shield=True):
             await transport.aclose()
     return found
 
 
-def impatient(config: Config) -> Config:
+def short_timeouts(config: Config) -> Config:
     """The settings with limits that suit somebody who waits for a report."""
-    first, idle = config.first_byte_timeout or ANSWER_SECONDS, config.idle_timeout or ANSWER_SECONDS
+    first, idle = config.first_byte_timeout or RESPONSE_SECONDS, config.idle_timeout or RESPONSE_SECONDS
     return replace(
         config,
-        first_byte_timeout=min(first, ANSWER_SECONDS),
-        idle_timeout=min(idle, ANSWER_SECONDS),
+        first_byte_timeout=min(first, RESPONSE_SECONDS),
+        idle_timeout=min(idle, RESPONSE_SECONDS),
     )
 
 

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import trio
 
-from qproxy.bootstrap import auth as signing
+from qproxy.bootstrap import auth
 from qproxy.bootstrap.telemetry import NO_LEDGER
 from qproxy.config import Config
 from qproxy.diagnostics.report import Finding
 from qproxy.process.serve import file_limit
-from qproxy.system import pidfile as running
+from qproxy.system import pidfile
 
 FILES, LIMITS = "files", "limits"
-OTHERS = 0o077
+GROUP_OR_OTHERS = 0o077
 
 
-def files(config: Config, home: Path, file: str | None) -> list[Finding]:
+def check_files(config: Config, home: Path, file: str | None) -> list[Finding]:
     """The data directory, the files with secrets and the databases."""
     found = [_directory(home)]
     found += [_secret(name, path) for name, path in _secrets(config, file)]
@@ -44,7 +44,7 @@ def _secrets(config: Config, file: str | None) -> Iterator[tuple[str, Path]]:
         if account.key_file is not None:
             yield f"key of {account.name}", Path(account.key_file).expanduser()
         if account.kind == "oauth":
-            yield f"tokens of {account.name}", signing.place(account)
+            yield f"tokens of {account.name}", auth.credential_path(account)
     if config.keyfile is not None:
         yield "TLS key", Path(config.keyfile)
 
@@ -61,14 +61,14 @@ def _databases(config: Config) -> Iterator[tuple[str, Path]]:
 def _directory(home: Path) -> Finding:
     name = "data directory"
     if not home.exists():
-        writable = _can_be_made(home)
-        words = f"{home} will be made" if writable else f"{home} is not there and cannot be made"
+        writable = _is_creatable(home)
+        text = f"{home} will be made" if writable else f"{home} is not there and cannot be made"
         advice = "" if writable else "set QPROXY_HOME to a directory that this user may write"
-        return Finding(FILES, name, "ok" if writable else "failed", words, advice)
+        return Finding(FILES, name, "ok" if writable else "failed", text, advice)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         return Finding(FILES, name, "failed", f"{home} cannot be used by this user", "see its owner and mode")
     mode = stat.S_IMODE(home.stat().st_mode)
-    if mode & OTHERS:
+    if mode & GROUP_OR_OTHERS:
         return Finding(FILES, name, "warning", f"{home} is open to others ({mode:04o})", f"chmod 700 {home}")
     return Finding(FILES, name, "ok", f"{home} ({mode:04o})")
 
@@ -83,7 +83,7 @@ def _secret(name: str, path: Path) -> Finding:
         return Finding(FILES, name, "failed", f"{path}: {error.strerror}", "see the modes of its directories")
     if not os.access(path, os.R_OK):
         return Finding(FILES, name, "failed", f"{path} cannot be read by this user", "see its owner and mode")
-    if mode & OTHERS:
+    if mode & GROUP_OR_OTHERS:
         return Finding(
             FILES, name, "failed", f"{path} can be read by others ({mode:04o})", f"chmod 600 {path}"
         )
@@ -93,12 +93,12 @@ def _secret(name: str, path: Path) -> Finding:
 def _database(name: str, path: Path) -> Finding:
     """An SQLite file of ours: there or to be made, writable, and sound at its head."""
     if not path.exists():
-        if _can_be_made(path):
+        if _is_creatable(path):
             return Finding(FILES, name, "ok", f"{path} will be made")
         return Finding(FILES, name, "failed", f"{path} cannot be made", "see the owner of its directory")
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK):
-        words = f"{path} cannot be written by this user"
-        return Finding(FILES, name, "failed", words, "see its owner and mode, and its directory's")
+        text = f"{path} cannot be written by this user"
+        return Finding(FILES, name, "failed", text, "see its owner and mode, and its directory's")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -107,26 +107,26 @@ def _database(name: str, path: Path) -> Finding:
     return Finding(FILES, name, "ok", f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})")
 
 
-def _can_be_made(path: Path) -> bool:
+def _is_creatable(path: Path) -> bool:
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     return os.access(existing, os.W_OK | os.X_OK)
 
 
-def limits(config: Config) -> Finding:
+def check_limits(config: Config) -> Finding:
     """How many files may be open."""
     wanted, allowed = file_limit(config)
     if allowed < wanted:
-        words = f"{allowed} may be open; max_clients and max_requests may need {wanted}"
+        text = f"{allowed} may be open; max_clients and max_requests may need {wanted}"
         return Finding(
-            LIMITS, "open files", "warning", words, "raise the hard limit (LimitNOFILE=, ulimit -Hn)"
+            LIMITS, "open files", "warning", text, "raise the hard limit (LimitNOFILE=, ulimit -Hn)"
         )
     return Finding(LIMITS, "open files", "ok", f"{wanted} may be needed, and may be open")
 
 
-async def port(config: Config, home: Path) -> Finding:
+async def check_port(config: Config, home: Path) -> Finding:
     """Whether the server could listen."""
     where = f"{config.host}, port {config.port}"
-    if await trio.to_thread.run_sync(running.serves, home, config.port):
+    if await trio.to_thread.run_sync(pidfile.is_serving, home, config.port):
         return Finding(LIMITS, "port", "ok", f"{where} is served by a qproxy of yours now")
     try:
         listeners = await trio.open_tcp_listeners(config.port, host=config.host)

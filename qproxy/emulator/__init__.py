@@ -9,20 +9,29 @@ faults     what it does wrong on demand
 identity   its identity server: device flow, page in the browser, rotating refresh tokens
 """
 
-from qproxy.emulator.faults import FAULTS, Cut, Pause, Raw, Repeat, Reply, Reset, wild
-from qproxy.emulator.identity import Identity
-from qproxy.emulator.server import Emulator, Seen
+from qproxy.emulator.faults import (
+    FAULTS,
+    CloseConnection,
+    PauseStep,
+    RawBytes,
+    RepeatSteps,
+    ResetConnection,
+    ScriptedReply,
+    non_http,
+)
+from qproxy.emulator.identity import IdentityServer
+from qproxy.emulator.server import Emulator, ReceivedRequest
 
 __all__ = [
     "FAULTS",
-    "Cut",
+    "CloseConnection",
     "Emulator",
-    "Identity",
-    "Pause",
-    "Raw",
-    "Repeat",
-    "Reply",
-    "Reset",
-    "Seen",
-    "wild",
+    "IdentityServer",
+    "PauseStep",
+    "RawBytes",
+    "RepeatSteps",
+    "ScriptedReply",
+    "ResetConnection",
+    "ReceivedRequest",
+    "non_http",
 ]

@@ -12,19 +12,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qproxy.emulator.schema_values import arguments
+from qproxy.emulator.schema_values import example_arguments
 
 MODELS = (
     "qwen3.8-max", "qwen3.8-flash", "qwen3.7-plus", "qwen3.7-max", "qwen3.5-plus", "qwen3-max", "qwen3-coder-plus",
     "qwen-plus", "qwen-flash", "qwen-max", "text-embedding-v4", "text-embedding-v3", "qwen-image-plus",
 )  # fmt: skip
 CREATED = 1_760_000_000
-GREETING = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
+GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
 _GAP = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """The request is refused with this status and body."""
 
     def __init__(
@@ -45,54 +45,56 @@ def _text(message: Any) -> str:
     return content or ""
 
 
-def _bad(message: str) -> Refusal:
-    return Refusal(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "invalid_parameter_error")
+def _bad_request(message: str) -> ApiError:
+    return ApiError(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "invalid_parameter_error")
 
 
-def check(body: Any) -> None:
+def validate(body: Any) -> None:
     """Raise the refusal that DashScope would answer with."""
     messages = body.get("messages")
     if not body.get("model"):
-        raise Refusal(400, "you must provide a model parameter", None)
+        raise ApiError(400, "you must provide a model parameter", None)
     if not str(body["model"]).startswith(("qwen", "qwq", "fault-", "quirk-", "text-embedding")):
         text = f"The model `{body['model']}` does not exist or you do not have access to it."
-        raise Refusal(404, text, "model_not_found")
+        raise ApiError(404, text, "model_not_found")
     if not messages:
-        raise Refusal(400, "[] is too short - 'messages'", None)
+        raise ApiError(400, "[] is too short - 'messages'", None)
     roles = [message.get("role") for message in messages]
     if "developer" in roles:
-        raise Refusal(
+        raise ApiError(
             400,
             "developer is not one of ['system', 'assistant', 'user', 'tool', 'function'] - 'messages.0.role'",
             None,
         )
     if "system" in roles[1:]:
-        raise _bad("The system message must be at the beginning of messages.")
+        raise _bad_request("The system message must be at the beginning of messages.")
     if body.get("tools") == []:
-        raise Refusal(400, "[] is too short - 'tools'", None)
+        raise ApiError(400, "[] is too short - 'tools'", None)
     if not body.get("stream") and "stream_options" in body:
-        raise Refusal(400, "'stream_options' only set this when you set stream: true", None)
+        raise ApiError(400, "'stream_options' only set this when you set stream: true", None)
     if not 0 <= body.get("temperature", 1) < 2:
-        raise Refusal(400, "Temperature must be in the range [0, 2).", "invalid_parameter_error")
+        raise ApiError(400, "Temperature must be in the range [0, 2).", "invalid_parameter_error")
     if not 0 < body.get("top_p", 1) <= 1:
-        raise Refusal(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
+        raise ApiError(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
     if body.get("max_tokens", 1) > 131_072:
-        raise _bad("Range of max_tokens should be [1, 131072]")
+        raise _bad_request("Range of max_tokens should be [1, 131072]")
     if body.get("tool_choice") not in (None, "auto", "none") and body.get("enable_thinking"):
-        raise _bad(
+        raise _bad_request(
             "The tool_choice parameter does not support being set to required or object in thinking mode"
         )
     wants_json = (body.get("response_format") or {}).get("type") == "json_object"
     if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
-        raise _bad(
+        raise _bad_request(
             "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
         )
     known = {call["id"] for m in messages for call in m.get("tool_calls") or ()}
     if any(m.get("role") == "tool" and m.get("tool_call_id") not in known for m in messages):
-        raise _bad('messages with role "tool" must be a response to a preceding message with "tool_calls".')
+        raise _bad_request(
+            'messages with role "tool" must be a response to a preceding message with "tool_calls".'
+        )
 
 
-def in_gap(prompt: str) -> str | None:
+def fill_in_middle(prompt: str) -> str | None:
     """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is none."""
     _, found, gap = prompt.partition(_GAP[0])
     gap, middle, _ = gap.rpartition(_GAP[2])
@@ -104,42 +106,42 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     """(thought, text, calls): what the model answers; calls are names with their arguments' JSON."""
     last = body["messages"][-1]
     question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
-    if (filling := in_gap(question)) is not None:
+    if (filling := fill_in_middle(question)) is not None:
         return "", filling, []
     thought = f"The user says: {question[:60]}. I will answer." if body.get("enable_thinking") else ""
     tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
     choice = body.get("tool_choice")
     forced = isinstance(choice, dict) or choice == "required"
-    asks = last.get("role") != "tool" and not GREETING.match(question)
+    asks = last.get("role") != "tool" and not GREETING_REPLY.match(question)
     if tools and choice != "none" and (forced or asks):
-        return thought, "", [_call(function, question) for function in _chosen(tools, choice, question)]
+        return thought, "", [_call(function, question) for function in _called_tools(tools, choice, question)]
     if last.get("role") == "tool":
         results = [_text(m) for m in body["messages"] if m.get("role") == "tool"]
         return thought, f"The tool says: {'; '.join(results)}. That answers: {question}", []
     if (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
         schema = (body["response_format"].get("json_schema") or {}).get("schema")
-        value = arguments(schema, question) if schema else {"answer": question}
+        value = example_arguments(schema, question) if schema else {"answer": question}
         return thought, json.dumps(value, ensure_ascii=False), []
     return thought, f"This is the emulator's {body['model']}. You said: {question}", []
 
 
-def _chosen(tools: list[Any], choice: Any, question: str) -> list[Any]:
+def _called_tools(tools: list[Any], choice: Any, question: str) -> list[Any]:
     if isinstance(choice, dict):
         name = choice.get("function", {}).get("name")
         return [tool for tool in tools if tool["name"] == name] or tools[:1]
-    words = set(re.findall(r"\w{3,}", question.lower()))
+    text = set(re.findall(r"\w{3,}", question.lower()))
 
-    def fit(tool: Any) -> int:
-        said = f"{tool['name']} {tool.get('description') or ''}".lower().replace("_", " ")
-        return len(words & set(re.findall(r"\w{3,}", said)))
+    def stop_at(tool: Any) -> int:
+        message = f"{tool['name']} {tool.get('description') or ''}".lower().replace("_", " ")
+        return len(text & set(re.findall(r"\w{3,}", message)))
 
-    ranked = sorted(tools, key=fit, reverse=True)
+    ranked = sorted(tools, key=stop_at, reverse=True)
     return ranked[:2] if re.search(r"\b(two|both|parallel)\b", question.lower()) else ranked[:1]
 
 
 def _call(function: Any, question: str) -> tuple[str, str]:
     return function["name"], json.dumps(
-        arguments(function.get("parameters") or {}, question), ensure_ascii=False
+        example_arguments(function.get("parameters") or {}, question), ensure_ascii=False
     )
 
 
@@ -165,7 +167,7 @@ def usage(body: Any, thought: str, text: str, calls: list[tuple[str, str]]) -> d
     }
 
 
-def pieces(text: str, size: int) -> list[str]:
+def split_text(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
@@ -177,9 +179,9 @@ def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
         "content": "" if not thought else None,
         **({"reasoning_content": ""} if thought else {}),
     }
-    for piece in pieces(thought, size):
+    for piece in split_text(thought, size):
         yield {"content": None, "reasoning_content": piece}
-    for piece in pieces(text, size):
+    for piece in split_text(text, size):
         yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
     for index, (name, text_) in enumerate(calls):
         head = {"name": name, "arguments": ""}
@@ -189,7 +191,7 @@ def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
                 {"index": index, "id": call_id(body, index), "type": "function", "function": head}
             ],
         }
-        for piece in pieces(text_, size):
+        for piece in split_text(text_, size):
             entry = {"index": index, "id": "", "type": "function", "function": {"arguments": piece}}
             yield {"content": "", "tool_calls": [entry]}
 
@@ -215,7 +217,7 @@ def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
         yield {**head, "choices": [], "usage": usage(body, thought, text, calls)}
 
 
-def whole(body: Any) -> dict[str, Any]:
+def response(body: Any) -> dict[str, Any]:
     """The answer in one piece."""
     thought, text, calls = reply(body)
     message: dict[str, Any] = {"role": "assistant", "content": text}

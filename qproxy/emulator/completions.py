@@ -10,52 +10,52 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qproxy.emulator.chat import CREATED, Refusal, in_gap, pieces
+from qproxy.emulator.chat import CREATED, ApiError, fill_in_middle, split_text
 
 MAX_CHOICES = 128
 _TOKEN = re.compile(r"(?=.)\s*+\S*+", re.DOTALL)
 
 
-def check(body: Any) -> None:
+def validate(body: Any) -> None:
     """Raise the refusal that the server would answer with."""
     model = str(body.get("model"))
     if "coder" not in model:
-        raise Refusal(404, f"Unsupported model `{model}` for completions.", "model_not_supported")
+        raise ApiError(404, f"Unsupported model `{model}` for completions.", "model_not_supported")
     if not isinstance(body.get("prompt"), str):
-        raise Refusal(400, "prompt must be a string", "invalid_parameter_error")
+        raise ApiError(400, "prompt must be a string", "invalid_parameter_error")
     if not 1 <= (body.get("n") or 1) <= MAX_CHOICES:
-        raise Refusal(400, f"n must be between 1 and {MAX_CHOICES}", "invalid_parameter_error")
+        raise ApiError(400, f"n must be between 1 and {MAX_CHOICES}", "invalid_parameter_error")
     if "suffix" in body:
-        raise Refusal(400, "suffix is not currently supported", "invalid_parameter_error")
+        raise ApiError(400, "suffix is not currently supported", "invalid_parameter_error")
 
 
 def continuation(prompt: str) -> str:
     """What the model writes after a prompt, or into the gap of one."""
-    return in_gap(prompt) or f" and so on, after {len(prompt)} characters."
+    return fill_in_middle(prompt) or f" and so on, after {len(prompt)} characters."
 
 
 def _answers(body: Any) -> Iterator[tuple[int, list[str], str]]:
     """(index, tokens, finish reason) of every choice."""
-    words = _TOKEN.findall(continuation(body["prompt"]))
-    most = body.get("max_tokens") or len(words)
+    text = _TOKEN.findall(continuation(body["prompt"]))
+    limit = body.get("max_tokens") or len(text)
     for index in range(body.get("n") or 1):
-        yield index, words[:most], "length" if most < len(words) else "stop"
+        yield index, text[:limit], "length" if limit < len(text) else "stop"
 
 
-def _logprobs(body: Any, words: list[str], offset: int) -> Any:
+def _logprobs(body: Any, text: list[str], offset: int) -> Any:
     if body.get("logprobs") is None:
         return None
-    starts = [offset + sum(map(len, words[:n])) for n in range(len(words))]
-    best = [{word: -0.5} if body["logprobs"] else {} for word in words]
+    starts = [offset + sum(map(len, text[:n])) for n in range(len(text))]
+    best = [{word: -0.5} if body["logprobs"] else {} for word in text]
     return {
-        "tokens": words,
-        "token_logprobs": [-0.5] * len(words),
+        "tokens": text,
+        "token_logprobs": [-0.5] * len(text),
         "top_logprobs": best,
         "text_offset": starts,
     }
 
 
-def _head(body: Any) -> dict[str, Any]:
+def _envelope(body: Any) -> dict[str, Any]:
     return {
         "id": "cmpl-emulator",
         "object": "text_completion",
@@ -66,33 +66,33 @@ def _head(body: Any) -> dict[str, Any]:
 
 def _usage(body: Any) -> dict[str, int]:
     prompt = len(_TOKEN.findall(body["prompt"]))
-    said = sum(len(words) for _, words, _ in _answers(body))
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    message = sum(len(text) for _, text, _ in _answers(body))
+    return {"prompt_tokens": prompt, "completion_tokens": message, "total_tokens": prompt + message}
 
 
-def whole(body: Any) -> dict[str, Any]:
+def response(body: Any) -> dict[str, Any]:
     """The answer in one piece."""
     choices = [
         {
             "index": index,
-            "text": "".join(words),
-            "logprobs": _logprobs(body, words, 0),
+            "text": "".join(text),
+            "logprobs": _logprobs(body, text, 0),
             "finish_reason": reason,
         }
-        for index, words, reason in _answers(body)
+        for index, text, reason in _answers(body)
     ]
-    return {**_head(body), "choices": choices, "usage": _usage(body)}
+    return {**_envelope(body), "choices": choices, "usage": _usage(body)}
 
 
 def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
     """The chunks of a streamed answer: a token each where probabilities are asked for."""
-    for index, words, reason in _answers(body):
+    for index, text, reason in _answers(body):
         offset = 0
-        for piece in words if body.get("logprobs") is not None else pieces("".join(words), size):
+        for piece in text if body.get("logprobs") is not None else split_text("".join(text), size):
             choice = {"index": index, "text": piece, "logprobs": _logprobs(body, [piece], offset)}
             offset += len(piece)
-            yield {**_head(body), "choices": [{**choice, "finish_reason": None}]}
+            yield {**_envelope(body), "choices": [{**choice, "finish_reason": None}]}
         last = {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
-        yield {**_head(body), "choices": [last]}
+        yield {**_envelope(body), "choices": [last]}
     if (body.get("stream_options") or {}).get("include_usage"):
-        yield {**_head(body), "choices": [], "usage": _usage(body)}
+        yield {**_envelope(body), "choices": [], "usage": _usage(body)}

@@ -17,18 +17,17 @@ from typing import Any
 
 import trio
 
-from qproxy import http_server as hypercorn
-from qproxy.bootstrap import app as serving
+from qproxy import http_server
+from qproxy.bootstrap import app
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.config.tools import ToolConfig
 from qproxy.emulator import Emulator
-from qproxy.sandbox import Site
+from qproxy.sandbox import SystemSandbox
 from qproxy.sandbox.policy import PATH
-from qproxy.tools import arguments as schema
-from qproxy.transport import Transport
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import sse
+from qproxy.tools import arguments
+from qproxy.transport import UpstreamTransport
+from qproxy.wire import json_codec, sse
 from qproxy.wire.http_request import HTTPRequest
 
 MODEL = "qwen3.7-plus"
@@ -48,8 +47,8 @@ WEATHER = {
         },
     },
 }
-REPORT = {"sky": "light rain", "temperature": 17}
-SUM = "What is '2**64 / 3'?"
+WEATHER_REPORT = {"sky": "light rain", "temperature": 17}
+CALCULATION_QUESTION = "What is '2**64 / 3'?"
 CALCULATE = {"expression": {"type": "string", "description": "In Python's notation"}}
 ANSWER_TIMEOUT = 30.0
 HOW_TO = """
@@ -61,17 +60,17 @@ Serving until Ctrl-C. Point any OpenAI client at it, with any key:
 
 See it in a browser: {origin}/dashboard
 """
-Say = Callable[[str], None]
+PrintFunction = Callable[[str], None]
 
 
-async def ask(url: str, messages: list[Any], tool: Any, say: Say) -> dict[str, Any]:
+async def send_chat(url: str, messages: list[Any], tool: Any, say: PrintFunction) -> dict[str, Any]:
     """Stream one answer, saying each piece; returns the assistant's message that the pieces add up to."""
     body = {"model": MODEL, "messages": messages, "tools": [tool], "stream": True}
     headers = ((b"content-type", b"application/json"), (b"authorization", b"Bearer any-key"))
-    request = HTTPRequest("POST", f"{url}/chat/completions", headers, jsontext.dumps(body))
+    request = HTTPRequest("POST", f"{url}/chat/completions", headers, json_codec.dumps(body))
     text = ""
     calls: dict[int, Any] = {}
-    transport, decoder = Transport(), sse.Decoder()
+    transport, decoder = UpstreamTransport(), sse.Decoder()
     async with await transport.send(request) as response:
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {(await response.read(10_000)).decode()}")
@@ -97,31 +96,31 @@ async def ask(url: str, messages: list[Any], tool: Any, say: Say) -> dict[str, A
     }
 
 
-async def converse(url: str, say: Say) -> str:
+async def converse(url: str, say: PrintFunction) -> str:
     """Ask, answer the tool call, and return the model's last words."""
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     say(f"> {QUESTION}    (with the tool get_weather)")
     with trio.fail_after(ANSWER_TIMEOUT):
-        reply = await ask(url, messages, WEATHER, say)
+        reply = await send_chat(url, messages, WEATHER, say)
         for call in reply.get("tool_calls", ()):
             function = call["function"]
             say(
-                f"\n< the model calls {function['name']}({function['arguments']}); it is told {json.dumps(REPORT)}\n"
+                f"\n< the model calls {function['name']}({function['arguments']}); it is told {json.dumps(WEATHER_REPORT)}\n"
             )
-            result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(REPORT)}
+            result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(WEATHER_REPORT)}
             messages += [reply, result]
         if len(messages) > 1:
-            reply = await ask(url, messages, WEATHER, say)
+            reply = await send_chat(url, messages, WEATHER, say)
     say(f"\n< {reply['content']}")
     return str(reply["content"])
 
 
-async def calculate(url: str, say: Say) -> str:
+async def calculate(url: str, say: PrintFunction) -> str:
     """Ask what the server's own tool is needed for, and return the model's words."""
-    say(f"\n> {SUM}    (with the tool calculate, which the server runs in its sandbox)")
+    say(f"\n> {CALCULATION_QUESTION}    (with the tool calculate, which the server runs in its sandbox)")
     with trio.fail_after(ANSWER_TIMEOUT):
-        asked = [{"role": "user", "content": SUM}]
-        reply = await ask(url, asked, {"type": "qproxy", "name": "calculate"}, say)
+        request = [{"role": "user", "content": CALCULATION_QUESTION}]
+        reply = await send_chat(url, request, {"type": "qproxy", "name": "calculate"}, say)
     say(f"\n< {reply['content']}")
     return str(reply["content"])
 
@@ -144,35 +143,35 @@ def calculator() -> ToolConfig:
     )
 
 
-async def no_tools() -> str | None:
+async def tool_support_missing() -> str | None:
     """Why the server can run no tool here, where that is so."""
     try:
-        schema.checker({})
-    except schema.SchemaError as error:
+        arguments.make_validator({})
+    except arguments.SchemaError as error:
         return str(error)
-    site = Site()
-    await site.look()
-    return site.refusal
+    sandbox = SystemSandbox()
+    await sandbox.detect()
+    return sandbox.unavailable_reason
 
 
-def run(port: int, once: bool, say: Say) -> int:
+def run(port: int, once: bool, say: PrintFunction) -> int:
     """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is there)."""
     with tempfile.TemporaryDirectory(prefix="qproxy-demo-") as folder:  # its ledger, for the dashboard
         return trio.run(_main, port, once, say, f"{folder}/ledger.sqlite3")
 
 
-async def _main(port: int, once: bool, say: Say, ledger: str) -> int:
+async def _main(port: int, once: bool, say: PrintFunction, ledger: str) -> int:
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(hypercorn.until_signal, stop, say)
+        nursery.start_soon(http_server.until_signal, stop, say)
         await nursery.start(emulator.serve)
         account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
-        missing = await no_tools()
+        missing = await tool_support_missing()
         tools = () if missing else (calculator(),)
         config = Config(port=port, accounts=(account,), default_model=MODEL, tools=tools, ledger=ledger)
 
         async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
-            await serving.serve(config, shutdown_trigger=stop.wait, task_status=task_status)
+            await app.serve(config, shutdown_trigger=stop.wait, task_status=task_status)
             nursery.cancel_scope.cancel()
 
         url = f"{(await nursery.start(serve))[0]}/v1"

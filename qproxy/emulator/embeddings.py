@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from qproxy.emulator.chat import Refusal
+from qproxy.emulator.chat import ApiError
 
-BATCH = 10
+MAX_BATCH = 10
 DIMENSIONS = {
     "text-embedding-v4": (2048, 1536, 1024, 768, 512, 256, 128, 64),
     "text-embedding-v3": (1024, 768, 512, 256, 128, 64),
@@ -19,33 +19,37 @@ DIMENSIONS = {
 DEFAULT_DIMENSIONS = 1024
 
 
-def _bad(message: str) -> Refusal:
-    return Refusal(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "InvalidParameter")
+def _bad_request(message: str) -> ApiError:
+    return ApiError(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "InvalidParameter")
 
 
-def _check(model: Any, texts: Any, dimensions: Any) -> list[str]:
+def _validate(model: Any, texts: Any, dimensions: Any) -> list[str]:
     """The texts; raises the refusal that DashScope would answer with."""
     if model not in DIMENSIONS:
-        raise Refusal(
+        raise ApiError(
             404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found"
         )
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise _bad("Value error, contents is neither str nor list of str.: input.contents")
-    if len(texts) > BATCH:
-        raise _bad(
-            f"Value error, batch size is invalid, it should not be larger than {BATCH}.: input.contents"
+        raise _bad_request("Value error, contents is neither str nor list of str.: input.contents")
+    if len(texts) > MAX_BATCH:
+        raise _bad_request(
+            f"Value error, batch size is invalid, it should not be larger than {MAX_BATCH}.: input.contents"
         )
     if dimensions not in (None, *DIMENSIONS[model]):
-        raise _bad(f"Value error, dimension {dimensions} is not one of {DIMENSIONS[model]}: parameters")
+        raise _bad_request(
+            f"Value error, dimension {dimensions} is not one of {DIMENSIONS[model]}: parameters"
+        )
     return texts
 
 
-def compatible(body: Any) -> dict[str, Any]:
+def openai_response(body: Any) -> dict[str, Any]:
     """The answer of the compatible mode."""
-    texts = _check(body.get("model"), body.get("input"), body.get("dimensions"))
+    texts = _validate(body.get("model"), body.get("input"), body.get("dimensions"))
     if body.get("encoding_format", "float") != "float":
-        raise _bad("Value error, encoding_format only supports with [float]: parameters.encoding_format")
+        raise _bad_request(
+            "Value error, encoding_format only supports with [float]: parameters.encoding_format"
+        )
     size, count = body.get("dimensions") or DEFAULT_DIMENSIONS, tokens(texts)
     data = [
         {"object": "embedding", "index": n, "embedding": vector(text, size)} for n, text in enumerate(texts)
@@ -54,10 +58,10 @@ def compatible(body: Any) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": body["model"], "usage": usage, "id": "emu-1"}
 
 
-def native(body: Any) -> dict[str, Any]:
+def dashscope_response(body: Any) -> dict[str, Any]:
     """The answer of the native service."""
     parameters = body.get("parameters") or {}
-    texts = _check(body.get("model"), (body.get("input") or {}).get("texts"), parameters.get("dimension"))
+    texts = _validate(body.get("model"), (body.get("input") or {}).get("texts"), parameters.get("dimension"))
     size = parameters.get("dimension") or DEFAULT_DIMENSIONS
     rows = [{"text_index": n, "embedding": vector(text, size)} for n, text in enumerate(texts)]
     output = {"embeddings": rows[::-1]}

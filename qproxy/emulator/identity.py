@@ -21,24 +21,24 @@ from typing import Any
 
 import trio
 
-from qproxy.emulator.faults import Cut, Pause, Reply, json_reply
+from qproxy.emulator.faults import CloseConnection, PauseStep, ScriptedReply, json_reply
 
 DEVICE_PATH, TOKEN_PATH, PAGE_PATH = "/api/v1/oauth2/device/code", "/api/v1/oauth2/token", "/authorize"
 CLIENT_ID = "f0304373b74a44d2b584a3fb70ca9e56"
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 HTML = "text/html; charset=utf-8"
-FAULTS: dict[str, Reply] = {
-    "html": Reply((b"<html><script>aliyun_waf_aa</script></html>",), 200, HTML),
-    "html-401": Reply((b"<html>blocked</html>",), 401, HTML),
+FAULTS: dict[str, ScriptedReply] = {
+    "html": ScriptedReply((b"<html><script>aliyun_waf_aa</script></html>",), 200, HTML),
+    "html-401": ScriptedReply((b"<html>blocked</html>",), 401, HTML),
     "503": json_reply({"error": "temporarily_unavailable"}, 503),
-    "500-text": Reply((b"upstream connect error",), 500, "text/plain"),
+    "500-text": ScriptedReply((b"upstream connect error",), 500, "text/plain"),
     "429": json_reply({"error": "too_many_requests"}, 429),
     "slow_down": json_reply({"error": "slow_down"}, 429),
     "slow_down-400": json_reply({"error": "slow_down"}, 400),
     "empty": json_reply({}),
     "no-token": json_reply({"token_type": "Bearer", "expires_in": 3600}),
-    "cut": Reply((b"{", Cut()), 200, "application/json"),
-    "hang": Reply((Pause(3600.0),), 200, "application/json"),
+    "cut": ScriptedReply((b"{", CloseConnection()), 200, "application/json"),
+    "hang": ScriptedReply((PauseStep(3600.0),), 200, "application/json"),
     "refused": json_reply({"error": "invalid_request", "error_description": "Invalid refresh token or client_id"}, 400),
     "denied": json_reply({"error": "access_denied"}, 400),
 }  # fmt: skip
@@ -59,18 +59,18 @@ TOKEN_REFUSED = json_reply(
 
 
 @dataclass(eq=False)
-class Flow:
+class DeviceGrant:
     """One sign-in."""
 
     user_code: str
     challenge: str
-    ends: float
+    expires: float
     decision: str = ""
     polled: float = float("-inf")
 
 
 @dataclass(eq=False)
-class Family:
+class TokenFamily:
     """The tokens that one sign-in led to."""
 
     refresh_token: str = ""
@@ -79,7 +79,7 @@ class Family:
     """Access tokens and when they end."""
 
 
-class Identity:
+class IdentityServer:
     """An identity server's memory."""
 
     def __init__(
@@ -104,34 +104,38 @@ class Identity:
         self.names_resource = names_resource
         self.chat_refuses = False
         """Whether chat refuses every token, as it did when the free tier ended."""
-        self.issued = 0
-        self.reused = 0
+        self.issued_count = 0
+        self.reused_count = 0
         """How often a spent refresh token was shown."""
-        self.flows: dict[str, Flow] = {}
-        self._refresh: dict[str, Family] = {}
-        self._access: dict[str, Family] = {}
-        self._script: dict[str, deque[Reply]] = {DEVICE_PATH: deque(), TOKEN_PATH: deque()}
+        self.flows: dict[str, DeviceGrant] = {}
+        self._refresh: dict[str, TokenFamily] = {}
+        self._access: dict[str, TokenFamily] = {}
+        self._script: dict[str, deque[ScriptedReply]] = {DEVICE_PATH: deque(), TOKEN_PATH: deque()}
 
     def __repr__(self) -> str:
-        return f"<Identity {len(self.flows)} flows, {self.issued} tokens issued>"
+        return f"<Identity {len(self.flows)} flows, {self.issued_count} tokens issued>"
 
-    def script(self, *replies: Reply, at: str = TOKEN_PATH) -> None:
+    def script(self, *replies: ScriptedReply, at: str = TOKEN_PATH) -> None:
         """Answer the next requests at a path with these, in order."""
         self._script[at].extend(replies)
 
     def decide(self, user_code: str, *, approve: bool = True) -> bool:
         """What the person at the page decides; whether the code was waiting for that."""
         for flow in self.flows.values():
-            if flow.user_code == user_code.strip().upper() and not flow.decision and self.clock() < flow.ends:
+            if (
+                flow.user_code == user_code.strip().upper()
+                and not flow.decision
+                and self.clock() < flow.expires
+            ):
                 flow.decision = "approve" if approve else "deny"
                 return True
         return False
 
-    def knows(self, token: str) -> bool:
+    def has_code(self, token: str) -> bool:
         """Whether an access token was issued here."""
         return token in self._access
 
-    def accepts(self, token: str) -> bool:
+    def accepts_token(self, token: str) -> bool:
         """Whether chat takes an access token now."""
         family = self._access[token]
         return not family.revoked and not self.chat_refuses and self.clock() < family.access[token]
@@ -141,17 +145,19 @@ class Identity:
         for family in self._refresh.values():
             family.access = dict.fromkeys(family.access, self.clock())
 
-    def reply(self, method: str, path: str, query: Mapping[str, str], body: Any, origin: str) -> Reply | None:
+    def reply(
+        self, method: str, path: str, query: Mapping[str, str], body: Any, origin: str
+    ) -> ScriptedReply | None:
         """The answer; None for what is not an identity server's path."""
         form = body if isinstance(body, dict) else {}
         if method == "POST" and self._script.get(path):
             return self._script[path].popleft()
         match method, path:
             case "POST", "/api/v1/oauth2/device/code":
-                return self._begin(form, origin)
+                return self._authorize(form, origin)
             case "POST", "/api/v1/oauth2/token":
                 refresh = form.get("grant_type") == "refresh_token"
-                return self._refreshed(form, origin) if refresh else self._polled(form, origin)
+                return self._refresh_grant(form, origin) if refresh else self._poll(form, origin)
             case "GET", "/authorize":
                 return _page(query.get("user_code", ""))
             case "POST", "/authorize":
@@ -166,12 +172,12 @@ class Identity:
                 return json_reply({"expired": True})
         return None
 
-    def _begin(self, form: Mapping[str, str], origin: str) -> Reply:
+    def _authorize(self, form: Mapping[str, str], origin: str) -> ScriptedReply:
         if form.get("client_id") != CLIENT_ID or form.get("code_challenge_method") != "S256":
             return json_reply({"error": "invalid_client"}, 400)
         code, user_code = secrets.token_urlsafe(24), "".join(secrets.choice(LETTERS) for _ in range(8))
         ends = self.clock() + self.device_lifetime
-        self.flows[code] = Flow(user_code, form.get("code_challenge", ""), ends)
+        self.flows[code] = DeviceGrant(user_code, form.get("code_challenge", ""), ends)
         page = f"{origin}{PAGE_PATH}"
         answer = {
             "device_code": code,
@@ -182,13 +188,13 @@ class Identity:
         }
         return json_reply(answer if self.interval is None else {**answer, "interval": self.interval})
 
-    def _polled(self, form: Mapping[str, str], origin: str) -> Reply:
+    def _poll(self, form: Mapping[str, str], origin: str) -> ScriptedReply:
         code = form.get("device_code", "")
         flow, now = self.flows.get(code), self.clock()
         if flow is None or _challenge(form.get("code_verifier", "")) != flow.challenge:
             return json_reply({"error": "invalid_grant"}, 400)
         before, flow.polled = flow.polled, now
-        if now >= flow.ends:
+        if now >= flow.expires:
             return json_reply({"error": "expired_token"}, 400)
         if flow.decision == "deny":
             return json_reply({"error": "access_denied"}, 400)
@@ -197,22 +203,22 @@ class Identity:
         if not flow.decision:
             return json_reply({"error": "authorization_pending"}, 400)
         del self.flows[code]
-        return json_reply(self.issue(Family(), origin))
+        return json_reply(self.issue(TokenFamily(), origin))
 
-    def _refreshed(self, form: Mapping[str, str], origin: str) -> Reply:
+    def _refresh_grant(self, form: Mapping[str, str], origin: str) -> ScriptedReply:
         token = form.get("refresh_token", "")
         family = self._refresh.get(token)
         if family is None or family.revoked or form.get("client_id") != CLIENT_ID:
             return REFUSED
         if token != family.refresh_token:
-            self.reused += 1
+            self.reused_count += 1
             family.revoked = True
             return REFUSED
         return json_reply(self.issue(family, origin))
 
-    def issue(self, family: Family, origin: str) -> dict[str, Any]:
+    def issue(self, family: TokenFamily, origin: str) -> dict[str, Any]:
         """The next tokens of a family."""
-        self.issued += 1
+        self.issued_count += 1
         access = f"emu-access-{secrets.token_urlsafe(24)}"
         family.access[access] = self.clock() + self.token_lifetime
         self._access[access] = family
@@ -230,7 +236,7 @@ class Identity:
             answer["resource_url"] = self.resource_url or origin
         return answer
 
-    def _next(self, form: Mapping[str, str]) -> Reply:
+    def _next(self, form: Mapping[str, str]) -> ScriptedReply:
         reply = FAULTS.get(form.get("fault", ""))
         if reply is None:
             return json_reply({"faults": list(FAULTS)}, 400)
@@ -243,9 +249,9 @@ def _challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def _page(user_code: str | None, said: str = "") -> Reply:
+def _page(user_code: str | None, message: str = "") -> ScriptedReply:
     """The page in the browser; without a code to decide on, only what became of it."""
-    form = f"<p>{escape(said)} You may close this page.</p>"
+    form = f"<p>{escape(message)} You may close this page.</p>"
     if user_code is not None:
         form = (
             f'<form method="post" action="{PAGE_PATH}"><p>A program wants to use your (emulated) Qwen account. Its code:</p>'
@@ -255,4 +261,4 @@ def _page(user_code: str | None, said: str = "") -> Reply:
         )
     text = f'<!doctype html><meta charset="utf-8"><title>Qwen emulator</title><h1>Qwen emulator</h1>{form}'
     policy = "default-src 'none'; form-action 'self'; frame-ancestors 'none'"
-    return Reply((text.encode(),), 200, HTML, (("content-security-policy", policy),))
+    return ScriptedReply((text.encode(),), 200, HTML, (("content-security-policy", policy),))

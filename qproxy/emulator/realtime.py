@@ -13,12 +13,12 @@ import h11
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from qproxy.emulator.faults import FAULTS, Reply, json_reply
-from qproxy.emulator.realtime_session import Event, Speaker
-from qproxy.wire import json_codec as jsontext
+from qproxy.emulator.faults import FAULTS, ScriptedReply, json_reply
+from qproxy.emulator.realtime_session import Event, RealtimeModel
+from qproxy.wire import json_codec
 from qproxy.wire.realtime.urls import PATH
 
-LAST_WORDS = {"type": "server_error", "code": "the_reason", "message": "m"}
+CLOSE_REASON = {"type": "server_error", "code": "the_reason", "message": "m"}
 CLOSE = {
     "fault-rt-full": (1013, "too many sessions"),
     "fault-rt-close": (1011, "internal"),
@@ -38,36 +38,36 @@ ENDLESS = {
 }
 
 
-class Request(Protocol):
+class HandshakeRequest(Protocol):
     """What `server.Seen` is here."""
 
     method: str
     path: str
     headers: dict[str, str]
     query: dict[str, str]
-    left: trio.Event
+    disconnected: trio.Event
 
 
 @dataclass(eq=False)
-class Heard:
+class RecordedSession:
     """One session, as it was heard."""
 
     model: str
     headers: dict[str, str]
     events: list[Any] = field(default_factory=list)
-    sent: int = 0
-    over: trio.Event = field(default_factory=trio.Event)
+    sent_events: int = 0
+    closed: trio.Event = field(default_factory=trio.Event)
     code: int | None = None
     """Of the close frame that came."""
 
 
-def is_asked_for(seen: Request) -> bool:
+def is_realtime(seen: HandshakeRequest) -> bool:
     """Whether a request wants a session."""
     upgrade = seen.headers.get("upgrade", "").lower()
     return seen.method == "GET" and seen.path == PATH and upgrade == "websocket"
 
 
-def refusal(model: str) -> Reply | None:
+def rejection(model: str) -> ScriptedReply | None:
     """The HTTP answer in place of a session."""
     if model in FAULTS:
         return FAULTS[model][1]
@@ -77,26 +77,28 @@ def refusal(model: str) -> Reply | None:
     return None
 
 
-async def serve(stream: trio.abc.Stream, http: h11.Connection, seen: Request, sessions: list[Heard]) -> None:
+async def serve(
+    stream: trio.abc.Stream, http: h11.Connection, seen: HandshakeRequest, sessions: list[RecordedSession]
+) -> None:
     """Hold a session over a connection whose first request has been read."""
-    heard = Heard(seen.query.get("model", ""), seen.headers)
+    heard = RecordedSession(seen.query.get("model", ""), seen.headers)
     sessions.append(heard)
-    again = _again(seen) + http.trailing_data[0]
+    again = _resume(seen) + http.trailing_data[0]
     try:
         async with trio.open_nursery() as nursery:
-            replayed = _Replayed(stream, again)
+            replayed = _ReplayStream(stream, again)
             request = await wrap_server_stream(nursery, replayed)
             socket = await request.accept()
-            await _hold(replayed, socket, heard)
+            await _hang(replayed, socket, heard)
             await socket.aclose()
             nursery.cancel_scope.cancel()
     finally:
-        heard.over.set()
-        seen.left.set()
+        heard.closed.set()
+        seen.disconnected.set()
 
 
-async def _hold(stream: _Replayed, socket: WebSocketConnection, heard: Heard) -> None:
-    speaker = Speaker(heard.model)
+async def _hang(stream: _ReplayStream, socket: WebSocketConnection, heard: RecordedSession) -> None:
+    speaker = RealtimeModel(heard.model)
     try:
         if heard.model == "fault-rt-early":
             error = {
@@ -106,15 +108,15 @@ async def _hold(stream: _Replayed, socket: WebSocketConnection, heard: Heard) ->
             }
             await _say(socket, heard, [{"type": "error", "event_id": "e", "error": error}])
             return
-        await _say(socket, heard, speaker.begin())
+        await _say(socket, heard, speaker.start())
         while not speaker.finished:
             event = _read(await socket.get_message())
             heard.events.append(event)
             asks = isinstance(event, dict) and event.get("type") == "response.create"
             if heard.model.startswith(FAULT) and asks:
-                await _misbehave(stream, socket, heard)
+                await _play_fault(stream, socket, heard)
                 return
-            await _say(socket, heard, speaker.hear(event))
+            await _say(socket, heard, speaker.handle(event))
     except ConnectionClosed as closed:
         heard.code = closed.reason.code if closed.reason else None
 
@@ -122,22 +124,22 @@ async def _hold(stream: _Replayed, socket: WebSocketConnection, heard: Heard) ->
 def _read(message: str | bytes) -> Any:
     """The event in a message; None, which is no event, for what is not JSON or nests too deeply to be repeated."""
     try:
-        event = jsontext.loads(message)
+        event = json_codec.loads(message)
     except ValueError:
         return None
-    return None if jsontext.deeper_than(event, MAX_DEPTH) else event
+    return None if json_codec.exceeds_depth(event, MAX_DEPTH) else event
 
 
-async def _say(socket: WebSocketConnection, heard: Heard, events: Iterable[Event]) -> None:
+async def _say(socket: WebSocketConnection, heard: RecordedSession, events: Iterable[Event]) -> None:
     for event in events:
-        await socket.send_message(jsontext.dumps(event).decode())
-        heard.sent += 1
+        await socket.send_message(json_codec.dumps(event).decode())
+        heard.sent_events += 1
 
 
-async def _misbehave(stream: _Replayed, socket: WebSocketConnection, heard: Heard) -> None:
+async def _play_fault(stream: _ReplayStream, socket: WebSocketConnection, heard: RecordedSession) -> None:
     model = heard.model
     if model == "fault-rt-words":
-        await _say(socket, heard, [{"type": "error", "event_id": "e", "error": LAST_WORDS}])
+        await _say(socket, heard, [{"type": "error", "event_id": "e", "error": CLOSE_REASON}])
     if model in CLOSE:
         await socket.aclose(*CLOSE[model])
     elif model == "fault-rt-garbage":
@@ -148,25 +150,25 @@ async def _misbehave(stream: _Replayed, socket: WebSocketConnection, heard: Hear
         await socket.send_message(b"\x00\x01")
         await trio.sleep_forever()
     elif model == "fault-rt-flood":
-        event = jsontext.dumps({**ENDLESS, "delta": "A" * 64_000}).decode()
+        event = json_codec.dumps({**ENDLESS, "delta": "A" * 64_000}).decode()
         while True:
             await socket.send_message(event)
-            heard.sent += 1
+            heard.sent_events += 1
     elif model in QUIET:
-        stream.deaf, stream.stuck = model == "fault-rt-deaf", model == "fault-rt-stuck"
+        stream.deaf, stream.blocked = model == "fault-rt-deaf", model == "fault-rt-stuck"
         await trio.sleep_forever()
     else:
         await trio.aclose_forcefully(stream)
 
 
-def _again(seen: Request) -> bytes:
+def _resume(seen: HandshakeRequest) -> bytes:
     """The head of a request that has been read, for a reader of its own."""
     query = "&".join(f"{name}={value}" for name, value in seen.query.items())
     fields = "".join(f"{name}: {value}\r\n" for name, value in seen.headers.items())
     return f"GET {seen.path}?{query} HTTP/1.1\r\n{fields}\r\n".encode()
 
 
-class _Replayed(trio.abc.Stream):
+class _ReplayStream(trio.abc.Stream):
     """A stream with bytes in front of what comes."""
 
     def __init__(self, stream: trio.abc.Stream, first: bytes) -> None:
@@ -174,11 +176,11 @@ class _Replayed(trio.abc.Stream):
         self._first = first
         self.deaf = False
         """Whether what comes is dropped."""
-        self.stuck = False
+        self.blocked = False
         """Whether it is not even read."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self.stuck:
+        if self.blocked:
             await trio.sleep_forever()
         if self._first:
             first, self._first = self._first, b""

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
-from qproxy.emulator.schema_values import arguments
+from qproxy.emulator.schema_values import example_arguments
 from qproxy.wire.realtime.audio import Resampler
 
 Event: TypeAlias = dict[str, Any]
@@ -29,14 +29,14 @@ SETTINGS = frozenset(
         "presence_penalty", "seed", "enable_search", "search_options", "smooth_output",
     )
 )  # fmt: skip
-HEARD, SPOKEN = 16_000, 24_000
-LOUD = 500
+TRANSCRIPT, REPLY_TEXT = 16_000, 24_000
+LOUD_THRESHOLD = 500
 """From here on sound is speech."""
-PIECE_SECONDS = 0.1
-PIECE = 12
+CHUNK_SECONDS = 0.1
+CHUNK_BYTES = 12
 
 
-class Speaker:
+class RealtimeModel:
     """One session."""
 
     def __init__(self, model: str) -> None:
@@ -60,16 +60,16 @@ class Speaker:
         self._sound = b""
         self._speaking = False
         self._silence = 0.0
-        self._asked: Any = ""
+        self._pending_response: Any = ""
         """The user's last words, or the sound of them."""
         self._results: list[str] = []
         self._turns = 0
 
-    def begin(self) -> Iterator[Event]:
+    def start(self) -> Iterator[Event]:
         """What is said before anything is heard."""
         yield self._event("session.created", session=self.session)
 
-    def hear(self, event: Any) -> Iterator[Event]:
+    def handle(self, event: Any) -> Iterator[Event]:
         """What is said to an event, of whatever shape."""
         kind = event.get("type") if isinstance(event, dict) else None
         answer = getattr(self, f"_on_{kind.replace('.', '_')}", None) if isinstance(kind, str) else None
@@ -92,7 +92,7 @@ class Speaker:
 
     def _on_session_update(self, event: Event) -> Iterator[Event]:
         wanted = event.get("session") or {}
-        problem = _problem(wanted)
+        problem = _validate_event(wanted)
         if problem is not None:
             yield self._error("invalid_value", problem[1], f"session.{problem[0]}")
             return
@@ -105,8 +105,8 @@ class Speaker:
         if self.session["turn_detection"] is None:
             return
         samples = struct.unpack(f"<{len(data) // 2}h", data)
-        loud = max(map(abs, samples), default=0) > LOUD
-        self._silence = 0.0 if loud else self._silence + len(samples) / HEARD
+        loud = max(map(abs, samples), default=0) > LOUD_THRESHOLD
+        self._silence = 0.0 if loud else self._silence + len(samples) / TRANSCRIPT
         if loud and not self._speaking:
             self._speaking = True
             yield self._event("input_audio_buffer.speech_started", audio_start_ms=0, item_id=self._item_id())
@@ -125,18 +125,18 @@ class Speaker:
                 "input_audio_buffer_commit_empty", "Error committing input audio buffer: it is empty."
             )
             return
-        item_id, self._asked, self._sound = self._item_id(), self._sound, b""
+        item_id, self._pending_response, self._sound = self._item_id(), self._sound, b""
         self._turns += 1
         yield self._event("input_audio_buffer.committed", item_id=item_id, previous_item_id=None)
         content = [{"type": "input_audio", "transcript": None}]
         yield self._created({"id": item_id, "type": "message", "role": "user", "content": content})
         if self.session["input_audio_transcription"] is not None:
-            words = _heard(self._asked)
+            text = _is_loud(self._pending_response)
             about = {"item_id": item_id, "content_index": 0}
             kind = "conversation.item.input_audio_transcription"
-            for end in (len(words) // 2, len(words)):
-                yield self._event(f"{kind}.text", **about, language="en", text=words[:end], stash=words[end:])
-            yield self._event(f"{kind}.completed", **about, transcript=words)
+            for end in (len(text) // 2, len(text)):
+                yield self._event(f"{kind}.text", **about, language="en", text=text[:end], stash=text[end:])
+            yield self._event(f"{kind}.completed", **about, transcript=text)
 
     def _on_input_audio_buffer_clear(self, event: Event) -> Iterator[Event]:
         self._sound = b""
@@ -159,7 +159,7 @@ class Speaker:
             if not kinds <= {"input_text", "text"}:
                 yield self._error("invalid_value", f"Invalid value: {sorted(kinds)}.", "item.content")
                 return
-            self._asked = " ".join(part.get("text", "") for part in item["content"])
+            self._pending_response = " ".join(part.get("text", "") for part in item["content"])
         self._turns += 1
         yield self._created({"id": self._item_id(), **item})
 
@@ -171,8 +171,8 @@ class Speaker:
         yield self._event("session.finished")
 
     def _on_response_create(self, event: Event) -> Iterator[Event]:
-        asked = event.get("response") or {}
-        modalities = list(asked.get("modalities") or self.session["modalities"])
+        request = event.get("response") or {}
+        modalities = list(request.get("modalities") or self.session["modalities"])
         self._turns += 1
         response = {
             "id": f"resp_emu{self._turns}",
@@ -211,8 +211,12 @@ class Speaker:
 
     def _call(self, where: Event) -> Generator[Event, None, Event]:
         function = self.session["tools"][0]["function"]
-        question = self._asked if isinstance(self._asked, str) else _heard(self._asked)
-        text = json.dumps(arguments(function.get("parameters"), question))
+        question = (
+            self._pending_response
+            if isinstance(self._pending_response, str)
+            else _is_loud(self._pending_response)
+        )
+        text = json.dumps(example_arguments(function.get("parameters"), question))
         call = {"call_id": f"call_emu{self._turns}", "name": function["name"]}
         item: Event = {
             "id": where["item_id"],
@@ -224,8 +228,8 @@ class Speaker:
         }
         yield from self._added(where, item)
         kind = "response.function_call_arguments"
-        for start in range(0, len(text), PIECE):
-            delta = text[start : start + PIECE]
+        for start in range(0, len(text), CHUNK_BYTES):
+            delta = text[start : start + CHUNK_BYTES]
             yield self._event(f"{kind}.delta", **where, call_id=call["call_id"], delta=delta)
         yield self._event(f"{kind}.done", **where, **call, arguments=text)
         item = {**item, "status": "completed", "arguments": text}
@@ -233,7 +237,7 @@ class Speaker:
         return item
 
     def _message(self, where: Event, *, audio: bool) -> Generator[Event, None, Event]:
-        words, sound = self._answer()
+        text, sound = self._respond()
         kind = "audio" if audio else "text"
         item: Event = {
             "id": where["item_id"],
@@ -248,32 +252,36 @@ class Speaker:
         part: Event = {"type": kind, "transcript" if audio else "text": ""}
         yield self._event("response.content_part.added", **where, part=part)
         words_in = "response.audio_transcript" if audio else "response.text"
-        for start in range(0, len(words), PIECE):
-            yield self._event(f"{words_in}.delta", **where, delta=words[start : start + PIECE])
+        for start in range(0, len(text), CHUNK_BYTES):
+            yield self._event(f"{words_in}.delta", **where, delta=text[start : start + CHUNK_BYTES])
         if audio:
-            size = int(SPOKEN * PIECE_SECONDS) * 2
+            size = int(REPLY_TEXT * CHUNK_SECONDS) * 2
             for start in range(0, len(sound), size):
                 delta = base64.b64encode(sound[start : start + size]).decode()
                 yield self._event("response.audio.delta", **where, delta=delta)
             yield self._event("response.audio.done", **where)
-        yield self._event(f"{words_in}.done", **where, **{"transcript" if audio else "text": words})
-        part = {"type": kind, "transcript" if audio else "text": words}
+        yield self._event(f"{words_in}.done", **where, **{"transcript" if audio else "text": text})
+        part = {"type": kind, "transcript" if audio else "text": text}
         yield self._event("response.content_part.done", **where, part=part)
         item = {**item, "status": "completed", "content": [part]}
         yield self._done(where, item)
         return item
 
-    def _answer(self) -> tuple[str, bytes]:
+    def _respond(self) -> tuple[str, bytes]:
         """Words, and their sound at 24 kHz."""
         if self._results:
-            words, self._results = f"The tool says: {'; '.join(self._results)}", []
-            return words, tone(440, 0.3)
-        if isinstance(self._asked, bytes):
-            return f"I heard {_heard(self._asked)}.", Resampler(HEARD, SPOKEN).feed(self._asked)
-        return f"This is the emulator's {self.session['model']}. You said: {self._asked}", tone(440, 0.3)
+            text, self._results = f"The tool says: {'; '.join(self._results)}", []
+            return text, tone(440, 0.3)
+        if isinstance(self._pending_response, bytes):
+            return f"I heard {_is_loud(self._pending_response)}.", Resampler(TRANSCRIPT, REPLY_TEXT).feed(
+                self._pending_response
+            )
+        return f"This is the emulator's {self.session['model']}. You said: {self._pending_response}", tone(
+            440, 0.3
+        )
 
 
-def _problem(wanted: Event) -> tuple[str, str] | None:
+def _validate_event(wanted: Event) -> tuple[str, str] | None:
     """The first setting that Qwen would refuse, and its words."""
     unknown = sorted(set(wanted) - SETTINGS)
     if unknown:
@@ -290,16 +298,16 @@ def _problem(wanted: Event) -> tuple[str, str] | None:
     return None
 
 
-def _heard(sound: bytes) -> str:
+def _is_loud(sound: bytes) -> str:
     """What there is to say of some sound: how long it is and how high, by its zero crossings."""
     samples = struct.unpack(f"<{len(sound) // 2}h", sound)
-    loud = [place for place, value in enumerate(samples) if abs(value) > LOUD]
+    loud = [place for place, value in enumerate(samples) if abs(value) > LOUD_THRESHOLD]
     rises = sum(samples[a] < 0 < samples[b] for a, b in itertools.pairwise(loud))
-    hertz = rises * HEARD / (loud[-1] - loud[0] + 1) if loud else 0
-    return f"{len(samples) / HEARD:.2f} s of sound at about {round(hertz, -1):.0f} Hz"
+    hertz = rises * TRANSCRIPT / (loud[-1] - loud[0] + 1) if loud else 0
+    return f"{len(samples) / TRANSCRIPT:.2f} s of sound at about {round(hertz, -1):.0f} Hz"
 
 
-def tone(hertz: float, seconds: float, rate: int = SPOKEN) -> bytes:
+def tone(hertz: float, seconds: float, rate: int = REPLY_TEXT) -> bytes:
     """A sine, half as loud as can be."""
     count = int(seconds * rate)
     step = math.tau * hertz / rate

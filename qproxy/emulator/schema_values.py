@@ -12,7 +12,7 @@ from typing import Any
 
 _PLACE = re.compile(r"\b(?:in|of|for|at|to|from|near)\s++((?:[A-Z][\w'-]*+\s?+)++)")
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?")
-_QUOTED = re.compile(r"\"([^\"]{1,200})\"|'([^']{1,200})'|`([^`]{1,200})`")
+_QUOTED_TEXT = re.compile(r"\"([^\"]{1,200})\"|'([^']{1,200})'|`([^`]{1,200})`")
 MAX_DEPTH = 12
 MAX_NUMBER = 2**63
 MAX_SCHEMA = 64 * 1024
@@ -25,14 +25,14 @@ MAX_TEXT = 2000
 """Characters of a text value, and of the question that is read."""
 
 
-def arguments(schema: Any, question: str) -> Any:
+def example_arguments(schema: Any, question: str) -> Any:
     """A value that fits `schema` (an object for tool parameters)."""
     if not isinstance(schema, dict) or len(str(schema)) > MAX_SCHEMA:
         schema = {}
-    return _Maker(schema, question).value(schema, "", 0)
+    return _ValueGenerator(schema, question).value(schema, "", 0)
 
 
-class _Maker:
+class _ValueGenerator:
     def __init__(self, root: dict[str, Any], question: str) -> None:
         self.root = root
         self.question = question[:MAX_TEXT]
@@ -41,7 +41,7 @@ class _Maker:
         self.budget = MAX_VALUES
 
     def value(self, schema: Any, name: str, depth: int) -> Any:
-        schema = self.resolved(schema)
+        schema = self.resolve(schema)
         self.budget -= 1
         if depth > MAX_DEPTH or self.budget < 0 or not isinstance(schema, dict):
             return None
@@ -51,20 +51,20 @@ class _Maker:
         if choices := _listed(schema, "enum"):
             return self.copied(next((one for one in choices if str(one).lower() in self.lowered), choices[0]))
         for key in ("anyOf", "oneOf", "allOf"):
-            if options := [o for o in map(self.resolved, _listed(schema, key)) if isinstance(o, dict)]:
+            if options := [o for o in map(self.resolve, _listed(schema, key)) if isinstance(o, dict)]:
                 chosen = next((o for o in options if o.get("type") != "null"), options[0])
                 return self.value({**chosen, "description": schema.get("description", "")}, name, depth + 1)
         kind = schema.get("type", "object" if "properties" in schema else "string" if name else "object")
         if isinstance(kind, list):
             kind = next((item for item in kind if item != "null"), "null")
-        return self.of_kind(kind, schema, name, depth)
+        return self.of_type(kind, schema, name, depth)
 
     def copied(self, value: Any) -> Any:
         """Return a part of the schema, as far as the budget goes."""
         self.budget -= len(str(value)) // 100
         return value if self.budget >= 0 else None
 
-    def resolved(self, schema: Any) -> Any:
+    def resolve(self, schema: Any) -> Any:
         for _ in range(MAX_DEPTH):
             reference = schema.get("$ref") if isinstance(schema, dict) else None
             if not isinstance(reference, str):
@@ -75,7 +75,7 @@ class _Maker:
             schema = found
         return schema
 
-    def of_kind(self, kind: str, schema: dict[str, Any], name: str, depth: int) -> Any:
+    def of_type(self, kind: str, schema: dict[str, Any], name: str, depth: int) -> Any:
         if kind == "object":
             properties = schema.get("properties")
             properties = properties if isinstance(properties, dict) else {}
@@ -101,7 +101,7 @@ class _Maker:
         return None if kind == "null" else self.text(schema, name)
 
     def text(self, schema: dict[str, Any], name: str) -> str:
-        quoted = _QUOTED.search(self.question)
+        quoted = _QUOTED_TEXT.search(self.question)
         place = _PLACE.search(self.question)
         if any(word in name.lower() for word in ("city", "location", "place", "country", "town")) and place:
             text = place[1].strip()

@@ -20,9 +20,20 @@ import h11
 import trio
 
 from qproxy.emulator import chat, completions, embeddings, realtime
-from qproxy.emulator.faults import DONE, FAULTS, Cut, Pause, Raw, Reply, Reset, event, json_reply, unrolled
-from qproxy.emulator.identity import TOKEN_REFUSED, Identity
-from qproxy.wire import json_codec as jsontext
+from qproxy.emulator.faults import (
+    DONE,
+    FAULTS,
+    CloseConnection,
+    PauseStep,
+    RawBytes,
+    ResetConnection,
+    ScriptedReply,
+    event,
+    expand_repeats,
+    json_reply,
+)
+from qproxy.emulator.identity import TOKEN_REFUSED, IdentityServer
+from qproxy.wire import json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 
 MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
@@ -31,14 +42,14 @@ MODELS_PATH, CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH = (
 NATIVE_EMBEDDINGS_PATH = "/api/v1/services/embeddings/text-embedding/text-embedding"
 MAX_HEAD = 64 * 1024
 log = logging.getLogger("qproxy.emulator")
-Say: TypeAlias = Callable[[bytes], Awaitable[None]]
+LogFunction: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
 ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 """What reading a body of another shape than the expected one raises."""
 
 
 @dataclass(eq=False)
-class Seen:
+class ReceivedRequest:
     """A request that arrived."""
 
     method: str
@@ -47,7 +58,7 @@ class Seen:
     body: Any
     """JSON, or the fields of a form; empty where it is neither."""
     query: dict[str, str] = field(default_factory=dict)
-    left: trio.Event = field(default_factory=trio.Event)
+    disconnected: trio.Event = field(default_factory=trio.Event)
     """Set when the client closed before its answer was over."""
 
 
@@ -60,26 +71,26 @@ class Emulator:
         keys: set[str] | None = None,
         delay: float = 0.0,
         piece: int = 12,
-        identity: Identity | None = None,
+        identity: IdentityServer | None = None,
     ) -> None:
         self.keys = keys
         """Accepted bearer tokens, besides those of the identity server; None accepts all others."""
-        self.identity = identity or Identity()
+        self.identity = identity or IdentityServer()
         self.delay = delay
         """Seconds between two chunks."""
-        self.piece = piece
+        self.chunk_size = piece
         """Characters in one chunk."""
-        self.requests: list[Seen] = []
-        self.sessions: list[realtime.Heard] = []
+        self.requests: list[ReceivedRequest] = []
+        self.sessions: list[realtime.RecordedSession] = []
         """What realtime sessions have heard."""
         self.open_connections = 0
         self.connections = 0
-        self._script: deque[Reply] = deque()
-        self._models: dict[str, Callable[[Any], Reply]] = {
+        self._script: deque[ScriptedReply] = deque()
+        self._models: dict[str, Callable[[Any], ScriptedReply]] = {
             CHAT_PATH: self._chat,
             COMPLETIONS_PATH: self._complete,
-            EMBEDDINGS_PATH: lambda body: json_reply(embeddings.compatible(body)),
-            NATIVE_EMBEDDINGS_PATH: lambda body: json_reply(embeddings.native(body)),
+            EMBEDDINGS_PATH: lambda body: json_reply(embeddings.openai_response(body)),
+            NATIVE_EMBEDDINGS_PATH: lambda body: json_reply(embeddings.dashscope_response(body)),
         }
         self._port = 0
 
@@ -99,7 +110,7 @@ class Emulator:
     def base_url(self) -> str:
         return f"{self.origin}/compatible-mode/v1"
 
-    def script(self, *replies: Reply) -> None:
+    def script(self, *replies: ScriptedReply) -> None:
         """Answer the next requests to models (as a proxy: the next CONNECT) with these, in order."""
         self._script.extend(replies)
 
@@ -134,11 +145,11 @@ class Emulator:
             async with stream:
                 while (seen := await self._read(stream, http)) is not None:
                     self.requests.append(seen)
-                    denied = self._denied(seen) if realtime.is_asked_for(seen) else None
-                    if denied is None and realtime.is_asked_for(seen):
+                    denied = self._authentication_error(seen) if realtime.is_realtime(seen) else None
+                    if denied is None and realtime.is_realtime(seen):
                         await realtime.serve(stream, http, seen, self.sessions)
                         return
-                    if not await self._answer(stream, http, seen, denied):
+                    if not await self._respond(stream, http, seen, denied):
                         return
                     http.start_next_cycle()
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
@@ -146,7 +157,7 @@ class Emulator:
         finally:
             self.open_connections -= 1
 
-    async def _read(self, stream: trio.abc.Stream, http: h11.Connection) -> Seen | None:
+    async def _read(self, stream: trio.abc.Stream, http: h11.Connection) -> ReceivedRequest | None:
         head: h11.Request | None = None
         body = b""
         while True:
@@ -157,16 +168,20 @@ class Emulator:
             elif isinstance(item, h11.Request):
                 head = item
                 if self._script and self._script[0].early:
-                    return _seen(head, b"")
+                    return _received_request(head, b"")
             elif isinstance(item, h11.Data):
                 body += item.data
             elif isinstance(item, h11.EndOfMessage) and head is not None:
-                return _seen(head, body)
+                return _received_request(head, body)
             else:
                 return None
 
-    async def _answer(
-        self, stream: trio.abc.Stream, http: h11.Connection, seen: Seen, given: Reply | None = None
+    async def _respond(
+        self,
+        stream: trio.abc.Stream,
+        http: h11.Connection,
+        seen: ReceivedRequest,
+        given: ScriptedReply | None = None,
     ) -> bool:
         """Send the reply, if none is given the request's own; whether the connection can go on."""
         whole = False
@@ -176,7 +191,7 @@ class Emulator:
             with suppress(*gone):
                 while data := await stream.receive_some(65536):
                     http.receive_data(bytes(data))  # the next request, sent before we are done here
-            seen.left.set()
+            seen.disconnected.set()
             nursery.cancel_scope.cancel()
 
         async def send() -> None:
@@ -211,30 +226,30 @@ class Emulator:
         if data:
             await stream.send_all(data)
 
-    async def _play(self, stream: trio.abc.Stream, reply: Reply, say: Say) -> None:
-        for number, step in enumerate(unrolled(reply.steps)):
+    async def _play(self, stream: trio.abc.Stream, reply: ScriptedReply, say: LogFunction) -> None:
+        for number, step in enumerate(expand_repeats(reply.steps)):
             if self.delay and number:
                 await trio.sleep(self.delay)
-            if isinstance(step, Pause):
+            if isinstance(step, PauseStep):
                 await trio.sleep(step.seconds)
-            elif isinstance(step, Cut | Reset):
-                if isinstance(step, Reset):
+            elif isinstance(step, CloseConnection | ResetConnection):
+                if isinstance(step, ResetConnection):
                     _reset_on_close(stream)
                 await trio.aclose_forcefully(stream)
                 raise trio.ClosedResourceError
-            elif isinstance(step, Raw):
+            elif isinstance(step, RawBytes):
                 await stream.send_all(step.data)
             elif isinstance(step, bytes):
                 await say(step)
 
-    def _reply(self, seen: Seen) -> Reply:
+    def _reply(self, seen: ReceivedRequest) -> ScriptedReply:
         path = next((seen.path.removeprefix(p) for p in PREFIXES if seen.path.startswith(p)), seen.path)
         if seen.method == "CONNECT":
-            return self._script.popleft() if self._script else Reply(())
+            return self._script.popleft() if self._script else ScriptedReply(())
         origin = f"http://{seen.headers.get('host', '')}"
         try:
             identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
-            denied = identity or self._denied(seen)
+            denied = identity or self._authentication_error(seen)
             if denied is not None:
                 return denied
             if path == MODELS_PATH:
@@ -245,7 +260,7 @@ class Emulator:
                 return json_reply({"object": "list", "data": data})
             if path in self._models and seen.method == "POST":
                 return self._scripted(seen.body) or self._models[path](seen.body)
-        except chat.Refusal as refusal:
+        except chat.ApiError as refusal:
             return json_reply(refusal.body, refusal.status)
         except ODD as error:
             message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"
@@ -261,51 +276,53 @@ class Emulator:
             404,
         )
 
-    def _denied(self, seen: Seen) -> Reply | None:
+    def _authentication_error(self, seen: ReceivedRequest) -> ScriptedReply | None:
         """The refusal of who has no right to a model, or of a realtime session that was asked for by a fault's name."""
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.identity.knows(token):
-            if not self.identity.accepts(token):
+        if self.identity.has_code(token):
+            if not self.identity.accepts_token(token):
                 return TOKEN_REFUSED
         elif self.keys is not None and token not in self.keys:
             return FAULTS["fault-401"][1]
-        if realtime.is_asked_for(seen):
-            return self._script.popleft() if self._script else realtime.refusal(seen.query.get("model", ""))
+        if realtime.is_realtime(seen):
+            return self._script.popleft() if self._script else realtime.rejection(seen.query.get("model", ""))
         return None
 
-    def _scripted(self, body: Any) -> Reply | None:
+    def _scripted(self, body: Any) -> ScriptedReply | None:
         """The reply that was asked for beforehand, or by the model's name."""
         if self._script:
             return self._script.popleft()
         return FAULTS[body["model"]][1] if body.get("model") in FAULTS else None
 
-    def _chat(self, body: Any) -> Reply:
-        chat.check(body)
+    def _chat(self, body: Any) -> ScriptedReply:
+        chat.validate(body)
         if not body.get("stream"):
-            return json_reply(chat.whole(body))
-        return Reply((*(event(item) for item in chat.chunks(body, self.piece)), DONE))
+            return json_reply(chat.response(body))
+        return ScriptedReply((*(event(item) for item in chat.chunks(body, self.chunk_size)), DONE))
 
-    def _complete(self, body: Any) -> Reply:
-        completions.check(body)
+    def _complete(self, body: Any) -> ScriptedReply:
+        completions.validate(body)
         if not body.get("stream"):
-            return json_reply(completions.whole(body))
-        return Reply((*(event(item) for item in completions.chunks(body, self.piece)), DONE))
+            return json_reply(completions.response(body))
+        return ScriptedReply((*(event(item) for item in completions.chunks(body, self.chunk_size)), DONE))
 
 
-def _seen(head: h11.Request, body: bytes) -> Seen:
+def _received_request(head: h11.Request, body: bytes) -> ReceivedRequest:
     headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
     target = head.target.decode()
     if target.startswith("http://"):  # as a proxy is asked; RFC 9112 3.2.2: every server takes it
         target = "/" + target.removeprefix("http://").partition("/")[2]
     path, _, query = target.partition("?")
-    return Seen(head.method.decode(), path, headers, _parsed(headers, body), dict(parse_qsl(query)))
+    return ReceivedRequest(
+        head.method.decode(), path, headers, _parse_body(headers, body), dict(parse_qsl(query))
+    )
 
 
-def _parsed(headers: dict[str, str], body: bytes) -> Any:
+def _parse_body(headers: dict[str, str], body: bytes) -> Any:
     if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
     try:
-        return jsontext.loads(body) if body else None
+        return json_codec.loads(body) if body else None
     except ValueError:
         return {}  # which every path refuses
 

@@ -51,23 +51,23 @@ Not curable here: the master's exit code 0 after a worker's failure (run it with
   running.py      install, serve
 """
 
-from qproxy.http_server.h2 import H2, StreamBuffer
-from qproxy.http_server.h11 import H1
-from qproxy.http_server.serve import install, serve
+from qproxy.http_server.h2 import H2Protocol, StreamBuffer
+from qproxy.http_server.h11 import H11Protocol
+from qproxy.http_server.serve import patch_hypercorn, serve
 from qproxy.http_server.signals import until_signal
-from qproxy.http_server.tcp_server import Server
+from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import Worker, announce
-from qproxy.http_server.ws_stream import Socket
+from qproxy.http_server.ws_stream import WSStream
 
 __all__ = [
-    "H1",
-    "H2",
-    "Server",
-    "Socket",
+    "H11Protocol",
+    "H2Protocol",
+    "TCPServer",
+    "WSStream",
     "StreamBuffer",
     "Worker",
     "announce",
-    "install",
+    "patch_hypercorn",
     "serve",
     "until_signal",
 ]

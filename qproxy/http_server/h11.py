@@ -24,12 +24,11 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
 
-from qproxy.http_server.http_stream import Exchange
+from qproxy.http_server.http_stream import HTTPStream
 from qproxy.http_server.keep_alive import retirement
-from qproxy.http_server.response_writer import ByH11, ByHand
-from qproxy.http_server.tcp_server import Server
-from qproxy.wire import http1 as heads
-from qproxy.wire import json_codec as jsontext
+from qproxy.http_server.response_writer import FastWriter, H11Writer
+from qproxy.http_server.tcp_server import TCPServer
+from qproxy.wire import http1, json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 from qproxy.wire.errors import RequestError
 
@@ -53,18 +52,18 @@ class _Connection(BoundedConnection):
         return h11.NEED_DATA if event is h11.PAUSED else event
 
 
-class H1(hypercorn.protocol.h11.H11Protocol):
+class H11Protocol(hypercorn.protocol.h11.H11Protocol):
     """HTTP/1.1 that keeps reading while it answers."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._h11: Any = None
-        self._ahead = b""
+        self._pipelined = b""
         """What came behind a request that is answered by hand."""
         self._ended = False
         """The connection carries no further request: nothing more is read."""
         self._is_last = False
-        self._retires_at = retirement(Server.max_age)
+        self._retires_at = retirement(TCPServer.max_age)
 
     @property
     def connection(self) -> Any:
@@ -78,10 +77,10 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         self._h11 = connection
 
     @cached_property
-    def _one_at_a_time(self) -> trio.Lock:
+    def _request_lock(self) -> trio.Lock:
         return trio.Lock()
 
-    def _waiting(self) -> int:
+    def _wait_readable(self) -> int:
         connection = self._h11
         return len(connection.trailing_data[0]) if isinstance(connection, h11.Connection) else 0
 
@@ -93,56 +92,58 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 
     async def _read(self, data: bytes) -> None:
         stream = cast("Any", self.stream)
-        if isinstance(stream, Exchange) and isinstance(stream.framing, ByHand):
-            await (self._take(stream, stream.framing, data) if data else self._end(stream, stream.framing))
+        if isinstance(stream, HTTPStream) and isinstance(stream.writer, FastWriter):
+            await (self._feed(stream, stream.writer, data) if data else self._end_body(stream, stream.writer))
         elif stream is None and (head := self._plain_head(data)) is not None:
-            framing = ByHand(head.length)
-            exchange = Exchange(self, framing, "POST", "1.1", head.target, head.fields)
+            framing = FastWriter(head.content_length)
+            exchange = HTTPStream(self, framing, "POST", "1.1", head.target, head.headers)
             await self.send(Updated(idle=False))
-            await self._begin(exchange)
-            await self._take(exchange, framing, data[head.end :])
+            await self._start_stream(exchange)
+            await self._feed(exchange, framing, data[head.end :])
         else:
-            await self._read_by_h11(data)
+            await self._read_with_h11(data)
 
-    def _plain_head(self, data: bytes) -> heads.Request | None:
+    def _plain_head(self, data: bytes) -> http1.RequestHead | None:
         """The head of a request that is read and answered by hand, while h11 has nothing under way."""
         connection = self._h11
         if connection is not None and (
-            connection.our_state is not h11.IDLE or connection.their_state is not h11.IDLE or self._waiting()
+            connection.our_state is not h11.IDLE
+            or connection.their_state is not h11.IDLE
+            or self._wait_readable()
         ):
             return None
         if self.config.server_names:
             return None
-        return heads.read_request(data, self.config.h11_max_incomplete_size)
+        return http1.parse_request(data, self.config.h11_max_incomplete_size)
 
-    async def _take(self, exchange: Exchange, framing: ByHand, data: bytes) -> None:
+    async def _feed(self, exchange: HTTPStream, framing: FastWriter, data: bytes) -> None:
         """Some of the body of a request that is answered by hand, and what comes behind it."""
-        body, ahead = data[: framing.coming], data[framing.coming :]
-        framing.coming -= len(body)
-        self._ahead += ahead
+        body, ahead = data[: framing.upcoming], data[framing.upcoming :]
+        framing.upcoming -= len(body)
+        self._pipelined += ahead
         if body or not exchange.whole:
-            await exchange.more(body, whole=not framing.coming)
-        if len(self._ahead) > MAX_PIPELINED:
+            await exchange.has_more(body, whole=not framing.upcoming)
+        if len(self._pipelined) > MAX_PIPELINED:
             await self.send(Closed())
 
-    async def _end(self, exchange: Exchange, framing: ByHand) -> None:
+    async def _end_body(self, exchange: HTTPStream, framing: FastWriter) -> None:
         """The client says no more: in the middle of its request that is an error."""
-        if framing.coming:
+        if framing.upcoming:
             if not exchange.began:
                 await self._send_error_response(400)
             await self.send(Closed())
 
-    async def _read_by_h11(self, data: bytes) -> None:
+    async def _read_with_h11(self, data: bytes) -> None:
         await super().handle(RawData(data))
         connection = self.connection
         if self.stream is not None and isinstance(connection, h11.Connection):
             ahead = connection.their_state is not h11.SEND_BODY
-            if ahead and self._waiting() > MAX_PIPELINED:
+            if ahead and self._wait_readable() > MAX_PIPELINED:
                 await self.send(Closed())
 
-    def own_fields(self) -> list[tuple[bytes, bytes]]:
+    def server_headers(self) -> list[tuple[bytes, bytes]]:
         """The server's fields of a response."""
-        return _own_fields(self.config, int(time.time()))
+        return _server_headers(self.config, int(time.time()))
 
     @property
     def in_last_exchange(self) -> bool:
@@ -150,25 +151,25 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
         return many or self._is_last or trio.current_time() >= self._retires_at
 
-    async def over(self) -> None:
+    async def finished(self) -> None:
         """The exchange is over: the next request, or the end of the connection."""
         await self._maybe_recycle()
 
     async def _handle_events(self) -> None:
-        async with self._one_at_a_time:
+        async with self._request_lock:
             await super()._handle_events()
 
     async def _send_error_response(self, status_code: int) -> None:
         what = _too_large(self.config) if status_code == 431 else "It is not valid HTTP/1.1."
         error = RequestError(f"The request cannot be read. {what}", status=status_code)
-        body = jsontext.dumps(error.body())
+        body = json_codec.dumps(error.to_body())
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
-            *self.own_fields(),
+            *self.server_headers(),
         ]
-        framing = ByH11(self.connection, "")
+        framing = H11Writer(self.connection, "")
         data = framing.head(status_code, headers) + framing.data(body) + framing.end()
         await self.send(RawData(data=data))
 
@@ -186,8 +187,10 @@ class H1(hypercorn.protocol.h11.H11Protocol):
         else:
             request = _without_upgrade(request)
             method, version = request.method.decode("ascii").upper(), request.http_version.decode("ascii")
-            framing = ByH11(self.connection, method)
-            await self._begin(Exchange(self, framing, method, version, request.target, list(request.headers)))
+            framing = H11Writer(self.connection, method)
+            await self._start_stream(
+                HTTPStream(self, framing, method, version, request.target, list(request.headers))
+            )
 
     def _normalized(self, request: h11.Request) -> h11.Request:
         """The request with one length and one host, as the app may believe them; ValueError when it has no host."""
@@ -207,7 +210,7 @@ class H1(hypercorn.protocol.h11.H11Protocol):
             method=request.method, target=target, headers=fields, http_version=request.http_version
         )
 
-    async def _begin(self, exchange: Exchange) -> None:
+    async def _start_stream(self, exchange: HTTPStream) -> None:
         self.stream = exchange  # type: ignore[assignment]
         self.task_group.spawn(exchange.run)
         self.keep_alive_requests += 1
@@ -221,14 +224,14 @@ class H1(hypercorn.protocol.h11.H11Protocol):
     async def _maybe_recycle(self) -> None:
         stream = cast("Any", self.stream)
         stops = self.context.terminated.is_set()
-        if isinstance(stream, Exchange) and not stops and stream.framing.begin_another():
+        if isinstance(stream, HTTPStream) and not stops and stream.writer.next_response():
             stream.end()
             self.stream = None
             await self.send(Updated(idle=True))  # waits for nothing
-            if self._ahead:
-                self.connection.receive_data(self._ahead)
-                self._ahead = b""
-            if self._waiting():
+            if self._pipelined:
+                self.connection.receive_data(self._pipelined)
+                self._pipelined = b""
+            if self._wait_readable():
                 self.task_group.spawn(self._handle_events)
         else:
             self._ended = True
@@ -240,12 +243,12 @@ class H1(hypercorn.protocol.h11.H11Protocol):
 def _too_large(config: Config) -> str:
     return (
         f"Its head is too large: it may have {config.h11_max_incomplete_size} bytes (the setting max_header_bytes), "
-        f"{heads.MAX_LINES} lines and {heads.MAX_BLANKS} blanks in a row."
+        f"{http1.MAX_LINES} lines and {http1.MAX_BLANKS} blanks in a row."
     )
 
 
 @lru_cache(maxsize=8)
-def _own_fields(config: Config, second: int) -> list[tuple[bytes, bytes]]:
+def _server_headers(config: Config, second: int) -> list[tuple[bytes, bytes]]:
     """They change once a second: the date is among them."""
     return config.response_headers("h11")
 
@@ -265,11 +268,11 @@ def _can_upgrade(request: h11.Request) -> bool:
 
 def _split(target: bytes) -> tuple[bytes, bytes]:
     """The authority of a target in absolute form, and its path and query; ValueError when there is no authority."""
-    rest = target.partition(b"://")[2]
-    authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
+    cooldown = target.partition(b"://")[2]
+    authority = re.split(rb"[/?#]", cooldown, maxsplit=1)[0]
     if not authority:
         raise ValueError("no authority")
-    path = rest[len(authority) :]
+    path = cooldown[len(authority) :]
     return authority, path if path.startswith(b"/") else b"/" + path
 
 

@@ -22,7 +22,7 @@ from hypercorn.protocol.events import StreamClosed
 from hyperframe.frame import GoAwayFrame
 
 from qproxy.http_server.keep_alive import retirement
-from qproxy.http_server.tcp_server import Server
+from qproxy.http_server.tcp_server import TCPServer
 
 MAX_RESETS, RESETS_SECONDS = 200, 10.0
 """Streams that a client may reset in a time, before it is a flood."""
@@ -41,7 +41,7 @@ FRAME_SIZE = 1024
 log = logging.getLogger("qproxy.hypercorn")
 
 
-class Stalled(Exception):
+class FlowControlTimeout(Exception):
     """The client has opened its flow-control window for nothing during the whole write timeout."""
 
 
@@ -55,17 +55,17 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
     def __init__(self, event_class: Any) -> None:
         super().__init__(event_class)
         self.ended = event_class()
-        self._waits = trio.CancelScope()
+        self._waiters = trio.CancelScope()
 
     async def drain(self) -> None:
-        await self._progress(self.ended if self._complete else self._is_empty)
+        await self._wait_progress(self.ended if self._complete else self._is_empty)
 
-    async def _progress(self, event: Any) -> None:
+    async def _wait_progress(self, event: Any) -> None:
         """Wait for an event for as long as the client takes something now and then."""
-        with trio.CancelScope(deadline=trio.current_time() + Server.write_timeout) as self._waits:
+        with trio.CancelScope(deadline=trio.current_time() + TCPServer.write_timeout) as self._waiters:
             await event.wait()
             return
-        raise Stalled
+        raise FlowControlTimeout
 
     async def close(self) -> None:
         await super().close()
@@ -78,14 +78,14 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
         await self._is_empty.clear()
         if len(self.buffer) >= hypercorn.protocol.h2.BUFFER_HIGH_WATER:
             await self._paused.clear()
-            await self._progress(self._paused)
+            await self._wait_progress(self._paused)
 
     async def pop(self, max_length: int) -> bytes:
         length = min(len(self.buffer), max_length)
         data = bytes(self.buffer[:length])
         del self.buffer[:length]
         if data:
-            self._waits.deadline = trio.current_time() + Server.write_timeout
+            self._waiters.deadline = trio.current_time() + TCPServer.write_timeout
         if len(self.buffer) < hypercorn.protocol.h2.BUFFER_LOW_WATER:
             await self._paused.set()
         if not self.buffer:
@@ -145,7 +145,7 @@ class Frames:
         return 1 if kind == DATA else 1 + self._left // FRAME_SIZE
 
 
-class H2(hypercorn.protocol.h2.H2Protocol):
+class H2Protocol(hypercorn.protocol.h2.H2Protocol):
     """HTTP/2 whose odd frames end a stream, never the server."""
 
     def __init__(self, *args: Any) -> None:
@@ -153,7 +153,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
         self.connection.decoder = _Decoder(max_header_list_size=self.config.h2_max_header_list_size)
         self._resets = 0
         self._resets_since = 0.0
-        self._retires_at = retirement(Server.max_age)
+        self._retires_at = retirement(TCPServer.max_age)
         self._refuses_at = math.inf
         """When streams are no longer taken, once the client has been told."""
         self._last_stream = 0
@@ -161,7 +161,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
         self._refuses = False
         self._frames = Frames()
 
-    def _floods(self) -> bool:
+    def _is_flood(self) -> bool:
         """Whether this reset is one too many."""
         now = trio.current_time()
         if now - self._resets_since > RESETS_SECONDS:
@@ -177,7 +177,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
                 except h2.exceptions.ProtocolError:
                     continue  # the stream is closed on both sides: there is nobody to tell
                 await self._flush()
-            elif isinstance(event, h2.events.StreamReset) and self._floods():
+            elif isinstance(event, h2.events.StreamReset) and self._is_flood():
                 await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return
             elif isinstance(event, h2.events.RequestReceived) and trio.current_time() >= self._refuses_at:
@@ -230,7 +230,7 @@ class H2(hypercorn.protocol.h2.H2Protocol):
             await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
             return
         await super().handle(RawData(data))
-        if not self.closed and self._too_large():
+        if not self.closed and self._reject_too_large():
             await self._end(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
 
     async def _end(self, code: h2.errors.ErrorCodes) -> None:
@@ -239,15 +239,15 @@ class H2(hypercorn.protocol.h2.H2Protocol):
         await self._flush()
         await self.send(Closed())
 
-    def _too_large(self) -> bool:
+    def _reject_too_large(self) -> bool:
         """Whether the frame that has begun is longer than allowed: h2 says so when all of it, up to 16 MiB, is there."""
-        begun = bytes(getattr(self.connection.incoming_buffer, "_data", b"")[:3])
-        return len(begun) == 3 and int.from_bytes(begun, "big") > self.connection.max_inbound_frame_size
+        started = bytes(getattr(self.connection.incoming_buffer, "_data", b"")[:3])
+        return len(started) == 3 and int.from_bytes(started, "big") > self.connection.max_inbound_frame_size
 
     async def stream_send(self, event: Any) -> None:
         try:
             await self._stream_send(event)
-        except Stalled:
+        except FlowControlTimeout:
             await self._reset(event.stream_id, h2.errors.ErrorCodes.CANCEL)
             if event.stream_id in self.stream_buffers:
                 await self.stream_buffers[event.stream_id].close()

@@ -20,10 +20,10 @@ from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from hypercorn.trio.task_group import _handle as run_app
 from hypercorn.utils import UnexpectedMessageError
 
-from qproxy.http_server.response_writer import Framing
-from qproxy.wire.http1 import Fields
+from qproxy.http_server.response_writer import ResponseWriter
+from qproxy.wire.http1 import HeaderList
 
-MAX_HELD = 256 * 1024
+MAX_BUFFERED = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
 MAX_PIECES = 1024
 """Of it that wait for the app: each takes some hundred bytes, though it may have one or none."""
@@ -33,46 +33,52 @@ EXTENSION = "qproxy.exchange"
 """The name in the ASGI scope's extensions under which an app finds its `Exchange`."""
 
 
-class Leaving:
+class DisconnectNotifier:
     """The client's leaving, which an app may hear of."""
 
     closed = False
     """The client has left, or all is said."""
-    _leave: Callable[[], object] | None = None
+    _callback: Callable[[], object] | None = None
 
     @property
-    def leave(self) -> Callable[[], object] | None:
+    def on_disconnect(self) -> Callable[[], object] | None:
         """What is called when the client leaves; at once, when it has left before anybody asked."""
-        return self._leave
+        return self._callback
 
-    @leave.setter
-    def leave(self, call: Callable[[], object]) -> None:
-        self._leave = call
+    @on_disconnect.setter
+    def on_disconnect(self, call: Callable[[], object]) -> None:
+        self._callback = call
         if self.closed:
             call()
 
-    def _left(self) -> None:
-        if self._leave is not None:
-            self._leave()
+    def _notify(self) -> None:
+        if self._callback is not None:
+            self._callback()
 
 
-class Exchange(Leaving):
+class HTTPStream(DisconnectNotifier):
     """What h11's protocol calls its stream."""
 
-    idle = False
+    keep_alive = False
 
     def __init__(
-        self, protocol: Any, framing: Framing, method: str, version: str, target: bytes, headers: Fields
+        self,
+        protocol: Any,
+        framing: ResponseWriter,
+        method: str,
+        version: str,
+        target: bytes,
+        headers: HeaderList,
     ) -> None:
         self._protocol = protocol
         """Its `http1.H1`."""
-        self.framing = framing
-        self._inbox: list[dict[str, Any]] = []
-        self._held = 0
+        self.writer = framing
+        self._received: list[dict[str, Any]] = []
+        self._buffered = 0
         self._pieces = 0
-        self._moved: trio.Event | None = None
+        self._changed: trio.Event | None = None
         """What the app waits for when there is no message, or the reader when the app is behind."""
-        self._head = b""
+        self._response_started = b""
         """Of a response whose body comes at once: they leave in one write."""
         self.began = False
         """The head of its response is written."""
@@ -118,65 +124,65 @@ class Exchange(Leaving):
     async def handle(self, event: Any) -> None:
         """What h11 made of it: a part of the request, or its client's end."""
         if isinstance(event, Body):
-            await self.more(bytes(event.data), whole=False)
+            await self.has_more(bytes(event.data), whole=False)
             self._pieces += 1
             if not self._pieces % SLICE:
                 await trio.lowlevel.checkpoint()
         elif isinstance(event, EndBody):
-            await self.more(b"", whole=True)
+            await self.has_more(b"", whole=True)
         elif isinstance(event, StreamClosed):
-            self.lose()
+            self.disconnected()
 
-    async def more(self, data: bytes, *, whole: bool) -> None:
+    async def has_more(self, data: bytes, *, whole: bool) -> None:
         """Some of the request's body; when the app is behind with it, return when it is not."""
         if self.closed:
             return
-        self._inbox.append({"type": "http.request", "body": data, "more_body": not whole})
-        self._held += len(data)
+        self._received.append({"type": "http.request", "body": data, "more_body": not whole})
+        self._buffered += len(data)
         self.whole = whole
-        self._tell()
-        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not self.closed:
+        self._write_trace()
+        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not self.closed:
             await self._wait()
 
-    def lose(self) -> None:
+    def disconnected(self) -> None:
         """The client has left."""
         if not self.closed:
             self.end()
-            self._left()
+            self._notify()
 
     def end(self) -> None:
         """All is said."""
         self.closed = True
-        self._tell()
+        self._write_trace()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._inbox:
+        while not self._received:
             if self.closed:
                 return {"type": "http.disconnect"}
             await self._wait()
-        message = self._inbox.pop(0)
+        message = self._received.pop(0)
         if "body" in message:
-            self._held -= len(message["body"])
-            self._tell()
+            self._buffered -= len(message["body"])
+            self._write_trace()
         return message
 
     async def _wait(self) -> None:
-        self._moved = self._moved or trio.Event()
-        await self._moved.wait()
+        self._changed = self._changed or trio.Event()
+        await self._changed.wait()
 
-    def _tell(self) -> None:
-        if self._moved is not None:
-            self._moved.set()
-            self._moved = None
+    def _write_trace(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     # From the app
 
     async def send(self, message: Any) -> None:
         """ASGI's `send`; None when the app is over."""
         if message is None:
-            await self._app_is_over()
+            await self._on_app_finished()
         elif message["type"] == "http.response.start" and not self.began:
             await self._start(message)
         elif message["type"] == "http.response.body" and self.began and not self._ended:
@@ -197,26 +203,26 @@ class Exchange(Leaving):
         if protocol.in_last_exchange:
             headers.append((b"connection", b"close"))
         self.began = True
-        head = self.framing.head(int(message["status"]), headers)
+        head = self.writer.head(int(message["status"]), headers)
         if has_length:
-            self._head = head
+            self._response_started = head
         else:
             await protocol.send(RawData(data=head))
 
     async def _body(self, message: Any) -> None:
         data, more = bytes(message.get("body", b"")), message.get("more_body", False)
-        framed = self.framing.data(data) if data else b""
+        framed = self.writer.data(data) if data else b""
         if not more:
             self._ended = True
-            framed += self.framing.end()
+            framed += self.writer.end()
         if framed or not more:
-            framed, self._head = self._head + framed, b""
+            framed, self._response_started = self._response_started + framed, b""
         if framed:
             await self._protocol.send(RawData(data=framed))
         if not more:
             await self._protocol.over()
 
-    async def _app_is_over(self) -> None:
+    async def _on_app_finished(self) -> None:
         if self.closed:
             return
         if not self.began:

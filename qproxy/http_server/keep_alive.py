@@ -20,7 +20,7 @@ def retirement(age: float) -> float:
     return trio.current_time() + age * random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)
 
 
-class Idle:
+class KeepAliveTimer:
     """Ends a connection that has been idle for too long, or that is idle when the server stops.
 
     `restart` and `stop` are what stock calls its timer by.
@@ -29,7 +29,7 @@ class Idle:
     def __init__(self, context: Any, timeout: float) -> None:
         self._terminated = context.terminated
         self._timeout = timeout
-        self._idle = False
+        self._is_idle = False
         self._until = 0.0
         """When it will have been idle for too long."""
         self._ended = False
@@ -39,13 +39,13 @@ class Idle:
         """When the server stops: set once the connection is idle."""
 
     def __repr__(self) -> str:
-        return f"<Idle until {self._until:.0f}>" if self._idle else "<Idle, not now>"
+        return f"<Idle until {self._until:.0f}>" if self._is_idle else "<Idle, not now>"
 
     def set(self, idle: bool) -> None:
         """Count from now, or not at all.  One that is idle already counts on: only a request begins the time anew."""
-        if idle and not self._idle:
+        if idle and not self._is_idle:
             self._until = trio.current_time() + self._timeout
-        self._idle = idle
+        self._is_idle = idle
         if idle and self._last is not None:
             self._last.set()
 
@@ -65,17 +65,17 @@ class Idle:
             self._scope.cancel()
 
     async def _watch(self, action: Any) -> None:
-        while not self._ended and not self._over():
-            look = self._until if self._idle else trio.current_time() + self._timeout
+        while not self._ended and not self._expire():
+            look = self._until if self._is_idle else trio.current_time() + self._timeout
             with trio.CancelScope(deadline=look) as self._scope:
                 await self._terminated.wait()
-                while not self._idle:
+                while not self._is_idle:
                     self._last = trio.Event()
                     await self._last.wait()
         if not self._ended:
             await action()
 
-    def _over(self) -> bool:
+    def _expire(self) -> bool:
         """Asked when the wait has ended: a request may have come at the last moment."""
         late = trio.current_time() >= self._until
-        return self._idle and (late or bool(self._terminated.is_set()))
+        return self._is_idle and (late or bool(self._terminated.is_set()))

@@ -11,44 +11,44 @@ from typing import Any, Protocol
 import h11
 from hypercorn.utils import suppress_body
 
-from qproxy.wire import http1 as heads
+from qproxy.wire import http1
 
 
-class Framing(Protocol):
+class ResponseWriter(Protocol):
     """The bytes of one response: its head, its body piece by piece, its end."""
 
-    def head(self, status: int, headers: heads.Fields) -> bytes: ...
+    def head(self, status: int, headers: http1.HeaderList) -> bytes: ...
 
     def data(self, data: bytes) -> bytes: ...
 
     def end(self) -> bytes: ...
 
-    def begin_another(self) -> bool:
+    def next_response(self) -> bool:
         """Make ready for the connection's next exchange; False when it can carry none."""
         ...
 
 
-class ByH11:
+class H11Writer:
     """Whatever the request was."""
 
     def __init__(self, connection: Any, method: str) -> None:
         self._connection = connection
         self._method = method
         self._chunks = False
-        self._silent = False
+        self._bodyless = False
 
     def __repr__(self) -> str:
         return f"<ByH11 {self._connection.our_state}>"
 
-    def head(self, status: int, headers: heads.Fields) -> bytes:
+    def head(self, status: int, headers: http1.HeaderList) -> bytes:
         head = self._sent(h11.Response(status_code=status, headers=headers))
-        self._silent = suppress_body(self._method, status)
+        self._bodyless = suppress_body(self._method, status)
         has_length = any(name == b"content-length" for name, _ in headers)
         self._chunks = not has_length and self._connection.their_http_version != b"1.0"
         return head
 
     def data(self, data: bytes) -> bytes:
-        if self._silent:
+        if self._bodyless:
             return b""
         return _chunk(data) if self._chunks else self._sent(h11.Data(data=data))
 
@@ -64,7 +64,7 @@ class ByH11:
                 raise
             return b""
 
-    def begin_another(self) -> bool:
+    def next_response(self) -> bool:
         connection = self._connection
         done = connection.our_state is h11.DONE and connection.their_state is h11.DONE
         if done:
@@ -72,55 +72,57 @@ class ByH11:
         return done
 
 
-class ByHand:
+class FastWriter:
     """To a client that speaks HTTP/1.1, asked with POST and lets the connection stay."""
 
     def __init__(self, length: int) -> None:
-        self.coming = length
+        self.upcoming = length
         """Bytes of the request's body that have not come."""
-        self._left: int | None = None
+        self._remaining: int | None = None
         """Bytes of the response's body that have not gone; None while it goes in chunks."""
-        self._silent = False
-        self._stays = True
-        self._ended = False
+        self._bodyless = False
+        self._keep_alive = True
+        self._finished = False
 
     def __repr__(self) -> str:
-        return f"<ByHand, {self.coming} bytes to come>"
+        return f"<ByHand, {self.upcoming} bytes to come>"
 
-    def head(self, status: int, headers: heads.Fields) -> bytes:
+    def head(self, status: int, headers: http1.HeaderList) -> bytes:
         fields = [
             field for field in headers if field[0] != b"transfer-encoding"
         ]  # how it goes is ours to say
         lengths = [value for name, value in fields if name == b"content-length"]
-        self._stays = not any(name == b"connection" and b"close" in value.lower() for name, value in fields)
-        self._silent = suppress_body("POST", status)
+        self._keep_alive = not any(
+            name == b"connection" and b"close" in value.lower() for name, value in fields
+        )
+        self._bodyless = suppress_body("POST", status)
         if lengths:
-            self._left = 0 if self._silent else int(lengths[0])
-        elif not self._silent:
+            self._remaining = 0 if self._bodyless else int(lengths[0])
+        elif not self._bodyless:
             fields.append((b"transfer-encoding", b"chunked"))
-        head = heads.write_response(status, fields)
+        head = http1.write_response(status, fields)
         if head is None or len(lengths) > 1:
             raise h11.LocalProtocolError("A response has a header field that it may not have.")
         return head
 
     def data(self, data: bytes) -> bytes:
-        if self._silent:
+        if self._bodyless:
             return b""
-        if self._left is None:
+        if self._remaining is None:
             return _chunk(data)
-        self._left -= len(data)
-        if self._left < 0:
+        self._remaining -= len(data)
+        if self._remaining < 0:
             raise h11.LocalProtocolError("A response is longer than it says.")
         return data
 
     def end(self) -> bytes:
-        if self._left:
+        if self._remaining:
             raise h11.LocalProtocolError("A response is shorter than it says.")
-        self._ended = True
-        return b"" if self._left == 0 or self._silent else b"0\r\n\r\n"
+        self._finished = True
+        return b"" if self._remaining == 0 or self._bodyless else b"0\r\n\r\n"
 
-    def begin_another(self) -> bool:
-        return self._ended and self._stays and not self.coming
+    def next_response(self) -> bool:
+        return self._finished and self._keep_alive and not self.upcoming
 
 
 def _chunk(data: bytes) -> bytes:

@@ -18,37 +18,39 @@ import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
 
-from qproxy.http_server.h2 import H2, StreamBuffer
-from qproxy.http_server.h11 import H1
-from qproxy.http_server.tcp_server import Server
+from qproxy.http_server.h2 import H2Protocol, StreamBuffer
+from qproxy.http_server.h11 import H11Protocol
+from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import announce
-from qproxy.http_server.ws_stream import Socket
+from qproxy.http_server.ws_stream import WSStream
 
-MENDED = "0.18"
+PATCHED_VERSION = "0.18"
 BACKLOG = 2048
 log = logging.getLogger("qproxy.hypercorn")
 
 
-def install(
+def patch_hypercorn(
     *, write_timeout: float | None = None, max_connections: int | None = None, max_age: float | None = None
 ) -> None:
     """Mend Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
     if write_timeout is not None:
-        Server.write_timeout = write_timeout
+        TCPServer.write_timeout = write_timeout
     if max_connections is not None:
-        Server.max_connections = max_connections
+        TCPServer.max_connections = max_connections
     if max_age is not None:
-        Server.max_age = max_age
-    if not version("hypercorn").startswith(MENDED + "."):
-        log.warning("Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), MENDED)
+        TCPServer.max_age = max_age
+    if not version("hypercorn").startswith(PATCHED_VERSION + "."):
+        log.warning(
+            "Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), PATCHED_VERSION
+        )
         return
     announce()
-    setattr(hypercorn.trio.run, "TCPServer", Server)  # noqa: B010 - typed modules do not let classes be replaced
-    setattr(hypercorn.protocol, "H11Protocol", H1)  # noqa: B010
-    setattr(hypercorn.protocol, "H2Protocol", H2)  # noqa: B010
+    setattr(hypercorn.trio.run, "TCPServer", TCPServer)  # noqa: B010 - typed modules do not let classes be replaced
+    setattr(hypercorn.protocol, "H11Protocol", H11Protocol)  # noqa: B010
+    setattr(hypercorn.protocol, "H2Protocol", H2Protocol)  # noqa: B010
     setattr(hypercorn.protocol.h2, "StreamBuffer", StreamBuffer)  # noqa: B010
-    setattr(hypercorn.protocol.h11, "WSStream", Socket)  # noqa: B010
-    setattr(hypercorn.protocol.h2, "WSStream", Socket)  # noqa: B010
+    setattr(hypercorn.protocol.h11, "WSStream", WSStream)  # noqa: B010
+    setattr(hypercorn.protocol.h2, "WSStream", WSStream)  # noqa: B010
 
 
 async def serve(
@@ -68,7 +70,7 @@ async def serve(
     `shutdown_trigger` returns, no new connection is taken and running requests may end.  The limits are those that the
     app sets in its lifespan (`Worker.configure`).
     """
-    install()
+    patch_hypercorn()
     config = Config()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     config.bind = [address if listener is None else f"fd://{listener}"]
@@ -76,8 +78,8 @@ async def serve(
     config.backlog = BACKLOG
     config.errorlog = logging.getLogger("hypercorn.error")
 
-    async def serve_in(task_status: Any) -> None:
+    async def serve_in_nursery(task_status: Any) -> None:
         await hypercorn.trio.serve(app, config, shutdown_trigger=shutdown_trigger, task_status=task_status)
 
     async with trio.open_nursery() as nursery:
-        task_status.started(await nursery.start(serve_in))
+        task_status.started(await nursery.start(serve_in_nursery))

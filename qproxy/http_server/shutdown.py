@@ -12,7 +12,7 @@ from typing import Protocol
 
 import trio
 
-from qproxy.server.in_flight import Lives
+from qproxy.server.in_flight import InFlightRequests
 
 FAREWELL_SECONDS = 2.0
 """For requests whose time is up to be told so."""
@@ -38,15 +38,15 @@ class Draining(Protocol):
     """What is told of the end: the parts of a server."""
 
     draining: bool
-    lives: Lives
+    lives: InFlightRequests
 
 
-async def drain(parts: Draining, graceful_timeout: float) -> None:
+async def drain(state: Draining, graceful_timeout: float) -> None:
     """Wait for the shutdown; give running requests their time, and end the rest with an error."""
     shutdown = current_shutdown.get()
     if shutdown is None:
         return
     await shutdown.begun.wait()
-    parts.draining = True
+    state.draining = True
     await trio.sleep(graceful_timeout)
-    parts.lives.end()
+    state.lives.end()

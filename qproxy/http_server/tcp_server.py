@@ -19,15 +19,15 @@ import hypercorn.trio.tcp_server
 import trio
 from hypercorn.events import Closed, RawData, Updated
 
-from qproxy.http_server.keep_alive import Idle
-from qproxy.system.sockets import plain_socket, read_now, read_when_there, write_now
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.errors import Overloaded
+from qproxy.http_server.keep_alive import KeepAliveTimer
+from qproxy.system.sockets import raw_socket, recv, recv_nowait, send_nowait
+from qproxy.wire import json_codec
+from qproxy.wire.errors import OverloadedError
 
 READ_SIZE = 64 * 1024
-TURN_AWAY_TIMEOUT = 1.0
-TURN_AWAY_READ = 64 * 1024
-TURNED_AWAY = (
+REJECT_TIMEOUT = 1.0
+REJECT_READ_SIZE = 64 * 1024
+REJECT_RESPONSE = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
 )
@@ -38,7 +38,7 @@ PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
 log = logging.getLogger("qproxy.hypercorn")
 
 
-class Server(hypercorn.trio.tcp_server.TCPServer):
+class TCPServer(hypercorn.trio.tcp_server.TCPServer):
     """One connection: its failures are its own, and its writes have a limit."""
 
     write_timeout = 30.0
@@ -48,25 +48,25 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
     connections = 0
     """Open in this process."""
     _write: trio.CancelScope | None = None
-    _gone = False
+    _peer_closed = False
     """Nobody is there to write to."""
-    _more = False
+    _pending_data = False
     """The last read may have left something.  Others have their turn after the next one."""
     _at_end = False
     """Nothing more is to be read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._plain = plain_socket(self.stream)
-        self.idle_task: Idle = Idle(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
+        self._is_plaintext = raw_socket(self.stream)
+        self.idle_task: KeepAliveTimer = KeepAliveTimer(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
         """Serve the connection; whatever goes wrong is logged in a line and ends here."""
-        if Server.connections >= self.max_connections:
-            await self._turn_away()
+        if TCPServer.connections >= self.max_connections:
+            await self._reject()
             return
-        Server.connections += 1
-        _notice_vanished_peers(self.stream, self.write_timeout)
+        TCPServer.connections += 1
+        _enable_keepalive_probes(self.stream, self.write_timeout)
         try:
             await super().run()
         except Exception as error:
@@ -80,60 +80,60 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
             if cancelled is not None:
                 raise cancelled from None
         finally:
-            Server.connections -= 1
+            TCPServer.connections -= 1
 
-    async def _turn_away(self) -> None:
+    async def _reject(self) -> None:
         """Say in HTTP/1.1 that there are too many (over TLS there is no saying it cheaply), and close."""
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
-        with trio.move_on_after(TURN_AWAY_TIMEOUT), suppress(*gone):
+        with trio.move_on_after(REJECT_TIMEOUT), suppress(*gone):
             if not hasattr(self.stream, "do_handshake"):
                 message = "The server has as many connections as it may have at once."
-                body = jsontext.dumps(Overloaded(message).body())
-                await self.stream.send_all(TURNED_AWAY % (len(body), body))
+                body = json_codec.dumps(OverloadedError(message).to_body())
+                await self.stream.send_all(REJECT_RESPONSE % (len(body), body))
                 await self.stream.send_eof()
-                while await self.stream.receive_some(TURN_AWAY_READ):
+                while await self.stream.receive_some(REJECT_READ_SIZE):
                     pass  # closing before it is read would reset it
         await trio.aclose_forcefully(self.stream)
 
     async def protocol_send(self, event: Any) -> None:
         """Write with a limit on progress; a client that does not read is gone."""
         if isinstance(event, RawData):
-            rest = self._taken_now(event.data)
-            if rest:
-                await self._send_patiently(rest)
+            cooldown = self._sent_immediately(event.data)
+            if cooldown:
+                await self._send_with_timeout(cooldown)
         elif isinstance(event, Updated):
             self.idle_task.set(event.idle)
         else:
             await super().protocol_send(event)
 
-    def _taken_now(self, data: bytes) -> bytes:
+    def _sent_immediately(self, data: bytes) -> bytes:
         """What the kernel does not take at once."""
-        if self._plain is None or not data or self._gone or self.send_lock.locked():
+        if self._is_plaintext is None or not data or self._peer_closed or self.send_lock.locked():
             return data
-        return data[write_now(self._plain, data) :]
+        return data[send_nowait(self._is_plaintext, data) :]
 
-    async def _send_patiently(self, data: bytes) -> None:
+    async def _send_with_timeout(self, data: bytes) -> None:
         """Shielded from the first moment: what a cancelled request has written is the connection's, and over HTTP/2 it
         is part of the state of all its streams.  Those before it in the line have their time limit."""
         with trio.CancelScope(shield=True):
             async with self.send_lock:
-                lost = not self._gone and not await self._sent_in_time(memoryview(data))
+                lost = not self._peer_closed and not await self._send_within(memoryview(data))
         if lost:
             await self.protocol.handle(Closed())
 
-    async def _sent_in_time(self, rest: memoryview) -> bool:
+    async def _send_within(self, cooldown: memoryview) -> bool:
         try:
             with trio.CancelScope() as scope:
                 self._write = scope
-                for start in range(0, len(rest), WRITE_SIZE):
+                for start in range(0, len(cooldown), WRITE_SIZE):
                     scope.deadline = trio.current_time() + self.write_timeout
-                    await self.stream.send_all(rest[start : start + WRITE_SIZE])
+                    await self.stream.send_all(cooldown[start : start + WRITE_SIZE])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         finally:
             self._write = None
         if scope.cancelled_caught:
-            self._gone = True
+            self._peer_closed = True
             await trio.aclose_forcefully(self.stream)
         return not scope.cancelled_caught
 
@@ -141,14 +141,14 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         with trio.CancelScope(shield=True):
             await self._initiate_server_close()
 
-    async def _some(self) -> bytes:
+    async def _read_some(self) -> bytes:
         """What comes next; b"" at the end.  Nobody here keeps it while the next is waited for."""
-        if self._plain is None:
+        if self._is_plaintext is None:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         else:
-            more = read_now(self._plain, READ_SIZE) if self._more else None
-            data = await read_when_there(self._plain, READ_SIZE) if more is None else more
-            self._more = more is None and len(data) == READ_SIZE
+            more = recv_nowait(self._is_plaintext, READ_SIZE) if self._pending_data else None
+            data = await recv(self._is_plaintext, READ_SIZE) if more is None else more
+            self._pending_data = more is None and len(data) == READ_SIZE
         self._at_end = not data
         return data
 
@@ -157,16 +157,16 @@ class Server(hypercorn.trio.tcp_server.TCPServer):
         try:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while not self._at_end:
-                    await self.protocol.handle(RawData(await self._some()))
+                    await self.protocol.handle(RawData(await self._read_some()))
             await self.protocol.handle(Closed())
         finally:
-            self._gone = True
+            self._peer_closed = True
             self.idle_task.end()
             if self._write is not None:
                 self._write.cancel()
 
 
-def _notice_vanished_peers(stream: Any, timeout: float) -> None:
+def _enable_keepalive_probes(stream: Any, timeout: float) -> None:
     """Let the kernel end a connection whose peer is gone without a word: a lost network, a machine switched off."""
     tcp = getattr(getattr(stream, "transport_stream", stream), "socket", None)
     if not isinstance(tcp, trio.socket.SocketType):

@@ -25,20 +25,20 @@ from wsproto.connection import Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from qproxy.http_server.http_stream import EXTENSION, MAX_HELD, MAX_PIECES, SLICE, Leaving
-from qproxy.wire import json_codec as jsontext
+from qproxy.http_server.http_stream import EXTENSION, MAX_BUFFERED, MAX_PIECES, SLICE, DisconnectNotifier
+from qproxy.wire import json_codec
 from qproxy.wire.errors import RequestError
 
-MAX_EARLY = 64 * 1024
+MAX_EARLY_BYTES = 64 * 1024
 """Bytes that a client may send ahead of being accepted."""
 MAX_PARTS = 64 * 1024
 """Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
-FAREWELL_SECONDS = 1.0
+CLOSE_TIMEOUT = 1.0
 """For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
-NORMAL, ABNORMAL, TOO_BIG, FAULT = 1000, 1006, 1009, 1011
+NORMAL, ABNORMAL, MESSAGE_TOO_BIG, INTERNAL_ERROR = 1000, 1006, 1009, 1011
 
 
-class Socket(Leaving):
+class WSStream(DisconnectNotifier):
     """What the protocols call their stream."""
 
     def __init__(
@@ -56,28 +56,28 @@ class Socket(Leaving):
         self._app = app
         self._config = config
         self._task_group = task_group
-        self._about = {"scheme": "wss" if ssl else "ws", "client": client, "server": server}
+        self._tls_and_addresses = {"scheme": "wss" if ssl else "ws", "client": client, "server": server}
         self._send = send
         self._id = stream_id
         self._handshake: Handshake
         self._connection: Connection | None = None
         """Once it is accepted."""
-        self._early = b""
-        self._parts: list[Any] = []
+        self._early_data = b""
+        self._message_parts: list[Any] = []
         self._size = 0
         """Of the message that is coming in."""
-        self._inbox: deque[dict[str, Any]] = deque()
-        self._held = 0
-        self._moved = trio.lowlevel.ParkingLot()
+        self._received: deque[dict[str, Any]] = deque()
+        self._buffered = 0
+        self._changed = trio.lowlevel.ParkingLot()
         """Where the app waits for a message, or the reader for the app."""
-        self._stuck = False
-        self._heard = 0.0
-        self._refusal: Any = None
+        self._blocked = False
+        self._last_received = 0.0
+        self._rejection: Any = None
         """The head of the HTTP answer that is given instead."""
-        self._answered = False
+        self._handshake_done = False
         self._failed = False
-        self._farewell = trio.Event()
-        self._life = trio.CancelScope()
+        self._close_sent = trio.Event()
+        self._keepalive_scope = trio.CancelScope()
 
     def __repr__(self) -> str:
         return f"<Socket {'closed' if self.closed else 'open' if self._connection else 'asked for'}>"
@@ -85,7 +85,7 @@ class Socket(Leaving):
     @property
     def idle(self) -> bool:
         """Whether the connection may be closed for idleness."""
-        return self.closed or (self._answered and self._connection is None)
+        return self.closed or (self._handshake_done and self._connection is None)
 
     # From the client
 
@@ -94,7 +94,7 @@ class Socket(Leaving):
         if self.closed:
             return
         if isinstance(event, Request):
-            await self._begin(event)
+            await self._start(event)
         elif isinstance(event, Body | Data):
             await self._receive(bytes(event.data))
         elif isinstance(event, EndBody):
@@ -102,10 +102,10 @@ class Socket(Leaving):
         elif isinstance(event, StreamClosed):
             self._close()
 
-    async def _begin(self, request: Any) -> None:
+    async def _start(self, request: Any) -> None:
         self._handshake = _read_handshake(request)
         if not self._handshake.is_valid():
-            await self._refuse_in_words()
+            await self._reject_with_message()
             return
         path, _, query = request.raw_path.partition(b"?")
         scope = {
@@ -120,19 +120,19 @@ class Socket(Leaving):
             "subprotocols": self._handshake.subprotocols or [],
             "state": request.state.copy(),
             "extensions": {"websocket.http.response": {}, EXTENSION: self},
-            **self._about,
+            **self._tls_and_addresses,
         }
-        self._inbox.append({"type": "websocket.connect"})
+        self._received.append({"type": "websocket.connect"})
         spawn, call = trio.to_thread.run_sync, trio.from_thread.run
         self._task_group.spawn(run_app, self._app, self._config, scope, self.receive, self.send, spawn, call)
 
-    async def _refuse_in_words(self) -> None:
+    async def _reject_with_message(self) -> None:
         error = RequestError(
             "This is no proper request for a WebSocket (RFC 6455 4.1).", code="bad_handshake"
         )
-        body = jsontext.dumps(error.body())
+        body = json_codec.dumps(error.to_body())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await self._answer({"status": error.status, "headers": headers})
+        await self._send_handshake({"status": error.status, "headers": headers})
         await self._send(Body(stream_id=self._id, data=body))
         await self._send(EndBody(stream_id=self._id))
         await self._send(StreamClosed(stream_id=self._id))
@@ -140,11 +140,11 @@ class Socket(Leaving):
     async def _receive(self, data: bytes) -> None:
         connection = self._connection
         if connection is None:
-            self._early += data
-            if len(self._early) > MAX_EARLY:
+            self._early_data += data
+            if len(self._early_data) > MAX_EARLY_BYTES:
                 await self._send(StreamClosed(stream_id=self._id))
             return
-        self._heard = trio.current_time()
+        self._last_received = trio.current_time()
         if connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
             connection.receive_data(data)
             for number, event in enumerate(connection.events(), 1):
@@ -156,15 +156,17 @@ class Socket(Leaving):
 
     async def _wait_for_app(self) -> None:
         """Return when the app has less to take than may wait for it."""
-        self._stuck = True
-        while (self._held > MAX_HELD or len(self._inbox) > MAX_PIECES) and not (self.closed or self._failed):
-            await self._moved.park()
-        self._stuck = False
+        self._blocked = True
+        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not (
+            self.closed or self._failed
+        ):
+            await self._changed.park()
+        self._blocked = False
 
     async def _handle_frame(self, connection: Connection, event: Any) -> None:
         if isinstance(event, Message):
             if connection.state is ConnectionState.OPEN:
-                await self._take(event)
+                await self._handle_message(event)
         elif isinstance(event, Ping):
             await self._frame(event.response())
         elif isinstance(event, CloseConnection):
@@ -173,44 +175,44 @@ class Socket(Leaving):
                 return
             if connection.state is ConnectionState.REMOTE_CLOSING:
                 await self._frame(event.response())
-            await self._over()
+            await self._on_closed()
 
-    async def _take(self, event: Any) -> None:
+    async def _handle_message(self, event: Any) -> None:
         data = event.data
         self._size += (
             len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
         )
-        most = self._config.websocket_max_message_size
-        if self._size > most or len(self._parts) >= MAX_PARTS:
-            await self._fail(TOO_BIG, f"A message may have {most} bytes, and {MAX_PARTS} parts.")
+        limit = self._config.websocket_max_message_size
+        if self._size > limit or len(self._message_parts) >= MAX_PARTS:
+            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes, and {MAX_PARTS} parts.")
             return
-        if data or not self._parts:
-            self._parts.append(data)
+        if data or not self._message_parts:
+            self._message_parts.append(data)
         if not event.message_finished:
             return
         text = isinstance(event, TextMessage)
-        whole: Any = "".join(self._parts) if text else b"".join(self._parts)
+        whole: Any = "".join(self._message_parts) if text else b"".join(self._message_parts)
         message = {
             "type": "websocket.receive",
             "text": whole if text else None,
             "bytes": None if text else whole,
         }
-        self._inbox.append({**message, "size": self._size})
-        self._held += self._size
-        self._parts, self._size = [], 0
-        self._moved.unpark_all()
+        self._received.append({**message, "size": self._size})
+        self._buffered += self._size
+        self._message_parts, self._size = [], 0
+        self._changed.unpark_all()
 
-    async def _over(self) -> None:
+    async def _on_closed(self) -> None:
         """Both ends have said that it is over."""
-        self._farewell.set()
+        self._close_sent.set()
         await self._end()
 
     async def _fail(self, code: int, reason: str | None) -> None:
         """What the client says cannot be heard: say so, and have the app end.  Until then what comes is dropped."""
         await self._frame(CloseConnection(code=code, reason=reason))
         self._failed = True
-        self._moved.unpark_all()
-        self._left()
+        self._changed.unpark_all()
+        self._notify()
 
     async def _end(self) -> None:
         if not self.closed:
@@ -219,21 +221,21 @@ class Socket(Leaving):
 
     def _close(self) -> None:
         self.closed = True
-        self._farewell.set()
-        self._life.cancel()
-        self._moved.unpark_all()
-        self._left()
+        self._close_sent.set()
+        self._keepalive_scope.cancel()
+        self._changed.unpark_all()
+        self._notify()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._inbox:
+        while not self._received:
             if self.closed or self._failed:
                 return {"type": "websocket.disconnect", "code": ABNORMAL}
-            await self._moved.park()
-        message = self._inbox.popleft()
-        self._held -= message.pop("size", 0)
-        self._moved.unpark_all()
+            await self._changed.park()
+        message = self._received.popleft()
+        self._buffered -= message.pop("size", 0)
+        self._changed.unpark_all()
         return message
 
     # From the app
@@ -244,8 +246,8 @@ class Socket(Leaving):
             return
         kind = None if message is None else message["type"]
         if kind is None:
-            await self._app_is_over()
-        elif kind == "websocket.accept" and not self._answered:
+            await self._on_app_finished()
+        elif kind == "websocket.accept" and not self._handshake_done:
             await self._accept(message)
         elif kind == "websocket.send" and self._connection is not None:
             data = message.get("bytes")
@@ -253,13 +255,13 @@ class Socket(Leaving):
         elif kind == "websocket.close" and self._connection is not None:
             code, reason = int(message.get("code") or NORMAL), message.get("reason") or None
             await self._frame(CloseConnection(code=code, reason=reason))
-        elif kind == "websocket.close" and not self._answered:
-            await self._answer({"status": 403, "headers": [(b"content-length", b"0")]})
+        elif kind == "websocket.close" and not self._handshake_done:
+            await self._send_handshake({"status": 403, "headers": [(b"content-length", b"0")]})
             await self._send(EndBody(stream_id=self._id))
-        elif kind == "websocket.http.response.start" and not self._answered:
-            self._refusal = message
-        elif kind == "websocket.http.response.body" and self._refusal is not None:
-            await self._refuse(message)
+        elif kind == "websocket.http.response.start" and not self._handshake_done:
+            self._rejection = message
+        elif kind == "websocket.http.response.body" and self._rejection is not None:
+            await self._reject(message)
         else:
             raise UnexpectedMessageError(str(self), kind)  # type: ignore[arg-type]
 
@@ -268,16 +270,16 @@ class Socket(Leaving):
         status, headers, self._connection = self._handshake.accept(
             message.get("subprotocol"), message.get("headers", ())
         )
-        await self._answer({"status": status, "headers": headers})
-        self._heard = trio.current_time()
+        await self._send_handshake({"status": status, "headers": headers})
+        self._last_received = trio.current_time()
         if self._config.websocket_ping_interval is not None:
-            self._task_group.spawn(self._ask_for_life, self._config.websocket_ping_interval)
-        early, self._early = self._early, b""
+            self._task_group.spawn(self._ping_loop, self._config.websocket_ping_interval)
+        early, self._early_data = self._early_data, b""
         if early:
             await self._receive(early)
 
-    async def _answer(self, head: Any) -> None:
-        self._answered = True
+    async def _send_handshake(self, head: Any) -> None:
+        self._handshake_done = True
         headers = [(bytes(name).lower(), bytes(value)) for name, value in head["headers"]]
         if (
             self._connection is None and self._handshake.http_version == "1.1"
@@ -285,9 +287,9 @@ class Socket(Leaving):
             headers = [*(field for field in headers if field[0] != b"connection"), (b"connection", b"close")]
         await self._send(Response(stream_id=self._id, status_code=int(head["status"]), headers=headers))
 
-    async def _refuse(self, message: Any) -> None:
-        if not self._answered:
-            await self._answer(self._refusal)
+    async def _reject(self, message: Any) -> None:
+        if not self._handshake_done:
+            await self._send_handshake(self._rejection)
         body = bytes(message.get("body", b""))
         if body:
             await self._send(Body(stream_id=self._id, data=body))
@@ -303,38 +305,38 @@ class Socket(Leaving):
             return
         await self._send(Data(stream_id=self._id, data=data))
 
-    async def _app_is_over(self) -> None:
+    async def _on_app_finished(self) -> None:
         connection = self._connection
-        if not self._answered:
-            await self._answer({"status": 500, "headers": [(b"content-length", b"0")]})
+        if not self._handshake_done:
+            await self._send_handshake({"status": 500, "headers": [(b"content-length", b"0")]})
             await self._send(EndBody(stream_id=self._id))
         if connection is None:
             await self._send(StreamClosed(stream_id=self._id))
             return
         if connection.state is ConnectionState.OPEN:
-            await self._frame(CloseConnection(code=FAULT))
-        with trio.move_on_after(FAREWELL_SECONDS):
-            await self._farewell.wait()
+            await self._frame(CloseConnection(code=INTERNAL_ERROR))
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await self._close_sent.wait()
         await self._end()
 
-    async def _ask_for_life(self, interval: float) -> None:
+    async def _ping_loop(self, interval: float) -> None:
         """Ping a client that is quiet; one that does not answer either is gone."""
-        with self._life:
-            asked = False
+        with self._keepalive_scope:
+            request = False
             while True:
-                await trio.sleep_until(self._heard + interval * (2 if asked else 1))
-                quiet = trio.current_time() - self._heard
-                if self._stuck:  # it is we who do not listen
-                    self._heard, asked = trio.current_time(), False
-                elif asked and quiet >= interval * 2:
+                await trio.sleep_until(self._last_received + interval * (2 if request else 1))
+                quiet = trio.current_time() - self._last_received
+                if self._blocked:  # it is we who do not listen
+                    self._last_received, request = trio.current_time(), False
+                elif request and quiet >= interval * 2:
                     with trio.CancelScope(shield=True):
                         await self._send(StreamClosed(stream_id=self._id))
                     return
                 elif quiet >= interval:
-                    asked = True
+                    request = True
                     await self._frame(Ping())
                 else:
-                    asked = False
+                    request = False
 
 
 def _read_handshake(request: Any) -> Handshake:

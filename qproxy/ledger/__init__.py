@@ -13,6 +13,6 @@ in it but names, numbers and codes.  Any SQLite tool, Datasette among them, read
 
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.schema import LedgerError
-from qproxy.ledger.writer import Ledger
+from qproxy.ledger.writer import UsageLedger
 
-__all__ = ["Ledger", "LedgerError", "Pricing"]
+__all__ = ["UsageLedger", "LedgerError", "Pricing"]

@@ -16,48 +16,48 @@ from typing import Any
 
 from qproxy.ledger.schema import LedgerError
 
-SECONDS = 1.5
+SLOT_SECONDS = 1.5
 """For all that one page asks at once: rows wait meanwhile."""
 SAMPLE = 20_000
-STEPS = 20_000
+SLOT_SIZES = 20_000
 """Of SQLite's machine between two looks at the clock."""
 COLUMNS = ("key", "account", "model", "outcome")
 """By which requests may be looked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class TimeSlot:
     """What ended within one piece of time."""
 
-    begins: float
+    start: float
     requests: int = 0
     failed: int = 0
     """Without a whole answer, for another reason than that the client left."""
-    left: int = 0
+    disconnected: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
 
     @property
     def ok(self) -> int:
-        return self.requests - self.failed - self.left
+        return self.requests - self.failed - self.disconnected
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class LatencySlot:
     """How fast the good answers of one piece of time were, in milliseconds; None where there were none."""
 
-    begins: float
+    start: float
     first_byte: tuple[float, float] | None = None
     """Median and 95th percentile of the time to an answer's first event."""
     total: tuple[float, float] | None = None
 
 
 @contextmanager
-def bounded(connection: sqlite3.Connection, seconds: float = SECONDS) -> Iterator[None]:
+def query_timeout(connection: sqlite3.Connection, seconds: float = SLOT_SECONDS) -> Iterator[None]:
     """Give up on what takes longer within the block: LedgerError."""
     until = time.monotonic() + seconds
-    connection.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+    connection.set_progress_handler(lambda: time.monotonic() > until, SLOT_SIZES)
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -76,15 +76,17 @@ _SUMS = """
 """
 
 
-def slots(connection: sqlite3.Connection, since: float, until: float, count: int) -> list[Slot]:
+def time_slots(connection: sqlite3.Connection, since: float, until: float, count: int) -> list[TimeSlot]:
     """A span of time in `count` equal pieces."""
     width = (until - since) / count
     rows = connection.execute(_SUMS, (count - 1, since, width, since, until)).fetchall()
     known = {row[0]: row[1:] for row in rows}
-    return [Slot(since + n * width, *known.get(n, ())) for n in range(count)]
+    return [TimeSlot(since + n * width, *known.get(n, ())) for n in range(count)]
 
 
-def speeds(connection: sqlite3.Connection, since: float, until: float, count: int) -> list[Speed]:
+def latency_slots(
+    connection: sqlite3.Connection, since: float, until: float, count: int
+) -> list[LatencySlot]:
     """How fast the answers were in each of `count` equal pieces."""
     width, found = (until - since) / count, _sample(connection, since, until)
     firsts: list[list[float]] = [[] for _ in range(count)]
@@ -94,7 +96,9 @@ def speeds(connection: sqlite3.Connection, since: float, until: float, count: in
         totals[slot].append(total)
         if first_byte is not None:
             firsts[slot].append(first_byte)
-    return [Speed(since + n * width, _percentiles(firsts[n]), _percentiles(totals[n])) for n in range(count)]
+    return [
+        LatencySlot(since + n * width, _percentiles(firsts[n]), _percentiles(totals[n])) for n in range(count)
+    ]
 
 
 def _sample(
@@ -121,7 +125,7 @@ def _percentiles(values: list[float]) -> tuple[float, float] | None:
     return values[(len(values) - 1) // 2], values[-(-len(values) * 95 // 100) - 1]
 
 
-def requests(
+def recent_requests(
     connection: sqlite3.Connection,
     limit: int,
     *,
@@ -139,7 +143,7 @@ def requests(
     )
 
 
-def request(connection: sqlite3.Connection, id: str) -> dict[str, Any] | None:
+def request_by_id(connection: sqlite3.Connection, id: str) -> dict[str, Any] | None:
     """One request."""
     found = _rows(connection, "SELECT * FROM requests WHERE id = ?", [id])
     return found[0] if found else None

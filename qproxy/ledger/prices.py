@@ -21,14 +21,14 @@ CACHED_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class PriceTier:
     """Prices for prompts of up to `up_to` tokens; US dollars for a million tokens."""
 
     input: float
     output: float
     cached: float | None = None
     thinking_output: float | None = None
-    up_to: float = float("inf")
+    max_tokens: float = float("inf")
 
     def cost(self, usage: Usage) -> float:
         cached = min(usage.cached_tokens, usage.prompt_tokens)
@@ -40,14 +40,14 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class ModelPrice:
     """One model's prices, by the length of the prompt."""
 
-    tiers: tuple[Tier, ...]
+    tiers: tuple[PriceTier, ...]
 
     def cost(self, usage: Usage) -> float:
         """US dollars for the tokens of one request."""
-        return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.up_to).cost(usage)
+        return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_tokens).cost(usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +55,35 @@ class PriceList:
     """Prices by model, and since when they are."""
 
     date: str
-    prices: Mapping[str, Price]
+    prices: Mapping[str, ModelPrice]
 
 
 @cache
-def listed() -> PriceList:
+def load_price_list() -> PriceList:
     """The prices in the package."""
     data: dict[str, Any] = json.loads(resources.files("qproxy.ledger").joinpath("prices.json").read_bytes())
-    prices = {model: Price(tuple(Tier(**tier) for tier in tiers)) for model, tiers in data["models"].items()}
+    prices = {
+        model: ModelPrice(tuple(PriceTier(**tier) for tier in tiers))
+        for model, tiers in data["models"].items()
+    }
     return PriceList(data["date"], prices)
 
 
 class Pricing:
     """Which price a request has: the operator's word, else the list's for the accounts that it is about."""
 
-    def __init__(self, own: Mapping[str, Price] | None = None, listed_for: Iterable[str] = ()) -> None:
-        self._own = own or {}
-        self._listed_for = frozenset(listed_for)
+    def __init__(self, own: Mapping[str, ModelPrice] | None = None, listed_for: Iterable[str] = ()) -> None:
+        self._configured = own or {}
+        self._price_of = frozenset(listed_for)
 
     def __repr__(self) -> str:
-        return f"<Pricing of {len(self._own)} own prices, listed ones for {len(self._listed_for)} accounts>"
+        return (
+            f"<Pricing of {len(self._configured)} own prices, listed ones for {len(self._price_of)} accounts>"
+        )
 
     def cost(self, account: str, model: str, usage: Usage) -> float | None:
         """US dollars; None where no price is known."""
-        price = self._own.get(model)
-        if price is None and account in self._listed_for:
-            price = listed().prices.get(model)
+        price = self._configured.get(model)
+        if price is None and account in self._price_of:
+            price = load_price_list().prices.get(model)
         return None if price is None else price.cost(usage)

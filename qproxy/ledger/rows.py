@@ -6,17 +6,17 @@ import math
 from typing import TypeAlias
 
 from qproxy.ledger.prices import Pricing
-from qproxy.telemetry.records import LONGEST_NAME, Record, counted, milliseconds
+from qproxy.telemetry.records import MAX_NAME_LENGTH, RequestRecord, format_counts, to_milliseconds
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
 
-Row: TypeAlias = dict[str, str | int | float | None]
+LedgerRow: TypeAlias = dict[str, str | int | float | None]
 HOUR = 3600
 
 
-def row_of(record: Record, ended: float, pricing: Pricing) -> Row:
+def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
     """The columns of `requests`."""
-    story, usage = record.story, record.story.usage or Usage()
+    story, usage = record.relay, record.relay.usage or Usage()
     prompt, completion = record.tokens()
     account, model = story.account or "", story.served_model or story.model
     return {
@@ -25,14 +25,14 @@ def row_of(record: Record, ended: float, pricing: Pricing) -> Row:
         "key": record.key or "",
         "account": account,
         "endpoint": record.endpoint,
-        "model": story.model[:LONGEST_NAME],
-        "served_model": model[:LONGEST_NAME],
+        "model": story.model[:MAX_NAME_LENGTH],
+        "served_model": model[:MAX_NAME_LENGTH],
         "stream": int(record.stream),
         "status": record.status,
         "outcome": record.outcome,
         "error": record.error,
-        "finish": record.finish,
-        "tries": story.tries,
+        "finish": record.finish_reason,
+        "tries": story.attempts,
         "failures": ",".join(f"{failed}:{code}" for failed, code in story.failures) or None,
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -40,17 +40,17 @@ def row_of(record: Record, ended: float, pricing: Pricing) -> Row:
         "reasoning_tokens": usage.reasoning_tokens,
         "estimated": int(story.usage is None and prompt + completion > 0),
         "cost": pricing.cost(account, model, story.usage or Usage(prompt, completion)) if account else None,
-        "first_byte_ms": milliseconds(record.first_byte),
-        "total_ms": milliseconds(record.seconds),
-        "overhead_ms": milliseconds(record.overhead) if story.tries else None,
+        "first_byte_ms": to_milliseconds(record.first_byte),
+        "total_ms": to_milliseconds(record.seconds),
+        "overhead_ms": to_milliseconds(record.overhead_seconds) if story.attempts else None,
         "rules": ",".join(story.rules) or None,
-        "repairs": counted(story.repairs),
+        "repairs": format_counts(story.repairs),
         "tools": record.tool_counts(),
         "upstream_request_id": story.upstream_request_id,
     }
 
 
-def storable_row(row: Row) -> Row:
+def storable_row(row: LedgerRow) -> LedgerRow:
     """Return the row with values that SQLite takes, as near to its own as can be."""
     return {column: _storable(value) for column, value in row.items()}
 
@@ -63,7 +63,7 @@ def _storable(value: str | int | float | None) -> str | int | float | None:
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
-def hour_of(row: Row) -> Row | None:
+def to_hourly_row(row: LedgerRow) -> LedgerRow | None:
     """What a row adds to `hours`; None for a request that reached no account, which nobody pays for."""
     if not row["account"]:
         return None

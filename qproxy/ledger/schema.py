@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from qproxy.system.sqlite import opened, opened_to_read, transaction
+from qproxy.system.sqlite import open_database, open_readonly, transaction
 
 BUSY_SECONDS = 5.0
 """For another process to end its write."""
@@ -92,7 +92,7 @@ class LedgerError(Exception):
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The ledger of this path, made or brought up to date.  LedgerError when it cannot be."""
     try:
-        connection = opened(path, patience=BUSY_SECONDS)
+        connection = open_database(path, patience=BUSY_SECONDS)
         try:
             _migrate(connection, path)
         except BaseException:
@@ -108,7 +108,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     if not path.exists() or not path.stat().st_size:  # begun on a disk that was full
         raise LedgerError(f"{path}: there is no ledger yet; a server writes it with its first request.")
     try:
-        connection = opened_to_read(path, patience=BUSY_SECONDS)
+        connection = open_readonly(path, patience=BUSY_SECONDS)
         if not 0 < version(connection) <= len(MIGRATIONS):
             connection.close()
             raise LedgerError(f"{path}: not written by this version of qproxy.")

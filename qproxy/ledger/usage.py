@@ -11,9 +11,9 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qproxy.limits.windows import WINDOWS, Window
+from qproxy.limits.windows import WINDOWS, UsageWindow
 
-By: TypeAlias = Literal["key", "account", "model"]
+GroupBy: TypeAlias = Literal["key", "account", "model"]
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}
 """The columns of `hours` and of `requests` by which sums are made."""
 _OF_HOURS = """
@@ -28,7 +28,7 @@ _OF_REQUESTS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class UsageRow:
     """What one key, account or model used within a window."""
 
     name: str
@@ -47,9 +47,9 @@ class Use:
         return self.prompt_tokens + self.completion_tokens
 
 
-def used(
-    connection: sqlite3.Connection, by: By, window: str, now: float, only: str | None = None
-) -> list[Use]:
+def usage_by(
+    connection: sqlite3.Connection, by: GroupBy, window: str, now: float, only: str | None = None
+) -> list[UsageRow]:
     """The use of everyone who used anything, the greatest first; `only` asks for one by name.
 
     A `window` that is none of `WINDOWS` ("all") is everything that the ledger knows.
@@ -58,16 +58,16 @@ def used(
     rolling = window in WINDOWS and WINDOWS[window].rolling
     question, column = (_OF_REQUESTS, of_requests) if rolling else (_OF_HOURS, of_hours)
     question = question.format(by=column, only="" if only is None else f"AND {column} = ?")
-    since = WINDOWS[window].begins(now) if window in WINDOWS else 0.0
+    since = WINDOWS[window].start(now) if window in WINDOWS else 0.0
     rows = connection.execute(question, (since,) if only is None else (since, only)).fetchall()
-    uses = [Use(row[0], window, *row[1:]) for row in rows]
+    uses = [UsageRow(row[0], window, *row[1:]) for row in rows]
     return sorted(uses, key=lambda use: (-use.tokens, -use.requests, use.name))
 
 
-def oldest(connection: sqlite3.Connection, key: str, window: Window, now: float) -> float | None:
+def oldest_request(connection: sqlite3.Connection, key: str, window: UsageWindow, now: float) -> float | None:
     """When the first of a key's requests that a rolling window holds was over."""
     row = connection.execute(
         "SELECT min(ended) FROM requests WHERE ended >= ? AND account != '' AND key = ?",
-        (window.begins(now), key),
+        (window.start(now), key),
     ).fetchone()
     return None if row[0] is None else float(row[0])

@@ -25,30 +25,30 @@ import trio
 
 from qproxy.ledger import schema
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.rows import Row, hour_of, row_of, storable_row
+from qproxy.ledger.rows import LedgerRow, storable_row, to_hourly_row, to_row
 from qproxy.ledger.schema import LedgerError
 from qproxy.system.sqlite import transaction
-from qproxy.telemetry.records import Record
+from qproxy.telemetry.records import RequestRecord
 
 T = TypeVar("T")
-LINGER = 0.25
+BATCH_SECONDS = 0.25
 RETRY_SECONDS = 0.5
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
 """Rows kept while the file cannot be written."""
-ANSWER_TIMEOUT = 5.0
+QUERY_TIMEOUT = 5.0
 STOP_TIMEOUT = 3.0
 PRUNE_SECONDS = 3600.0
 HOURS_DAYS = 400
 """How long the hours' sums are kept: a year and a month."""
 DAY = 86400.0
 log = logging.getLogger("qproxy.ledger")
-_FOREVER = float("inf")
+_ALL_TIME = float("inf")
 
 
-class _Question(NamedTuple):
-    put: Callable[[sqlite3.Connection], Any]
-    answer: Callable[[Any, Exception | None], None]
+class _Query(NamedTuple):
+    run: Callable[[sqlite3.Connection], Any]
+    result: Callable[[Any, Exception | None], None]
 
 
 class _Stop(NamedTuple):
@@ -59,10 +59,10 @@ class _Stopping(Exception):
     """The word to stop has come."""
 
 
-_Item: TypeAlias = Row | _Question | _Stop
+_Item: TypeAlias = LedgerRow | _Query | _Stop
 
 
-class Ledger:
+class UsageLedger:
     """The ledger of this process; others may write to the same file."""
 
     def __init__(
@@ -71,21 +71,21 @@ class Ledger:
         pricing: Pricing | None = None,
         *,
         keep_days: int = 90,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
         self.pricing = pricing or Pricing()
         self.keep_days = keep_days
         self.written = self.lost = 0
         """Rows since the start."""
-        self._wall = wall
+        self._wall_clock = wall_clock
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._hurry = threading.Event()
+        self._flush = threading.Event()
         """Somebody waits for what stands in the queue."""
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
-        self._rows: list[Row] = []
-        self._pruned = -_FOREVER
+        self._rows: list[LedgerRow] = []
+        self._last_pruned = -_ALL_TIME
         self._healthy = True
 
     def __repr__(self) -> str:
@@ -93,12 +93,12 @@ class Ledger:
 
     # What the server calls
 
-    def finished(self, record: Record) -> None:
+    def record(self, record: RequestRecord) -> None:
         """Keep a finished request, if it named a model."""
-        if record.story.model:
-            self._put(row_of(record, self._wall(), self.pricing))
+        if record.relay.model:
+            self._enqueue(to_row(record, self._wall_clock(), self.pricing))
 
-    async def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    async def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """What a question of the file gives, every row from before it included.  LedgerError when it has no answer."""
         token, done = trio.lowlevel.current_trio_token(), trio.Event()
         answers: list[tuple[Any, Exception | None]] = []
@@ -111,18 +111,18 @@ class Ledger:
             with suppress(trio.RunFinishedError):  # nobody waits any more
                 token.run_sync_soon(answer, result, error)
 
-        self._put(_Question(question, from_thread))
-        self._hurry.set()
-        with trio.move_on_after(ANSWER_TIMEOUT):
+        self._enqueue(_Query(question, from_thread))
+        self._flush.set()
+        with trio.move_on_after(QUERY_TIMEOUT):
             await done.wait()
         if not answers:
-            raise LedgerError(f"{self.path}: no answer within {ANSWER_TIMEOUT:.0f} s.")
+            raise LedgerError(f"{self.path}: no answer within {QUERY_TIMEOUT:.0f} s.")
         result, error = answers[0]
         if error is not None:
             raise LedgerError(f"{self.path}: {error}.")
         return result  # type: ignore[no-any-return]
 
-    async def until_cancelled(self) -> None:
+    async def run(self) -> None:
         """Wait for the end, and then write what is left."""
         try:
             await trio.sleep_forever()
@@ -135,7 +135,7 @@ class Ledger:
         """Write what is left and end the thread; a row that comes later begins another one."""
         while self._thread is not None:
             self._queue.put(_Stop())
-            self._hurry.set()
+            self._flush.set()
             self._thread.join(STOP_TIMEOUT)
             if self._thread.is_alive():
                 log.error("the ledger's file does not take its last rows in time")
@@ -144,21 +144,21 @@ class Ledger:
             if not self._queue.empty():  # what came while it was ending
                 self._start()
 
-    def _put(self, item: _Item) -> None:
+    def _enqueue(self, item: _Item) -> None:
         self._queue.put(item)
         if self._thread is None:
             self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="qproxy-ledger", daemon=True)
+        self._thread = threading.Thread(target=self._write_loop, name="qproxy-ledger", daemon=True)
         self._thread.start()
 
     # What the thread does
 
-    def _work(self) -> None:
+    def _write_loop(self) -> None:
         stopping = False
         while not stopping:
-            questions, stopping = self._gather()
+            questions, stopping = self._next_batch()
             try:
                 self._write()
             except Exception:  # rows that no file would take: without them the next ones are written
@@ -166,22 +166,22 @@ class Ledger:
                 self.lost += len(self._rows)
                 self._rows = []
             for question in questions:
-                self._answer(question)
+                self._run_query(question)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _gather(self) -> tuple[list[_Question], bool]:
+    def _next_batch(self) -> tuple[list[_Query], bool]:
         """Rows until it is time to write; a question, or the word to stop, makes it time at once.
 
         The first row wakes the thread, the others wait for it: waking it for each would cost the event loop more
         than they do.
         """
-        questions: list[_Question] = []
+        questions: list[_Query] = []
         try:
             self._sort(self._queue.get(timeout=RETRY_SECONDS if self._rows else None), questions)
             if not questions:
-                self._hurry.wait(LINGER)
+                self._flush.wait(BATCH_SECONDS)
             while len(self._rows) < MAX_BATCH or not self._healthy:
                 self._sort(self._queue.get_nowait(), questions)
         except queue.Empty:
@@ -189,18 +189,18 @@ class Ledger:
         except _Stopping:
             return questions, True
         if self._queue.empty():
-            self._hurry.clear()
+            self._flush.clear()
         return questions, False
 
-    def _sort(self, item: _Item, questions: list[_Question]) -> None:
+    def _sort(self, item: _Item, questions: list[_Query]) -> None:
         if isinstance(item, _Stop):
             raise _Stopping
-        if isinstance(item, _Question):
+        if isinstance(item, _Query):
             questions.append(item)
         else:
-            self._keep(item)
+            self._try_write(item)
 
-    def _keep(self, row: Row) -> None:
+    def _try_write(self, row: LedgerRow) -> None:
         if len(self._rows) < MAX_WAITING:
             self._rows.append(row)
         else:
@@ -229,9 +229,9 @@ class Ledger:
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         """Forget what is older than the settings want to know."""
-        if time.monotonic() - self._pruned < PRUNE_SECONDS:
+        if time.monotonic() - self._last_pruned < PRUNE_SECONDS:
             return
-        self._pruned, now = time.monotonic(), self._wall()
+        self._last_pruned, now = time.monotonic(), self._wall_clock()
         try:
             if self.keep_days:
                 connection.execute("DELETE FROM requests WHERE ended < ?", (now - self.keep_days * DAY,))
@@ -239,23 +239,23 @@ class Ledger:
         except sqlite3.Error as error:  # in an hour it is tried again
             log.warning("old rows of the ledger stay: %s", error)
 
-    def _answer(self, question: _Question) -> None:
+    def _run_query(self, question: _Query) -> None:
         try:
             if self._rows:
                 raise LedgerError("the ledger cannot be written")
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
-            question.answer(question.put(self._connection), None)
+            question.result(question.run(self._connection), None)
         except Exception as error:  # whatever is wrong with a question, whoever asks must hear it
-            question.answer(None, error)
+            question.result(None, error)
 
 
-_ROW = tuple(row_of(Record("", "", ""), 0.0, Pricing()))
+_ROW = tuple(to_row(RequestRecord("", "", ""), 0.0, Pricing()))
 _INSERT = (
     f"INSERT INTO requests ({', '.join(_ROW)}) VALUES ({', '.join(f':{name}' for name in _ROW)})"
     " ON CONFLICT (id) DO NOTHING"
 )
-_ADD = """
+_ADD_TO_HOUR = """
     INSERT INTO hours VALUES
         (:hour, :key, :account, :model, 1, :failed, :prompt_tokens, :completion_tokens, :cost, :unpriced)
     ON CONFLICT DO UPDATE SET
@@ -277,7 +277,7 @@ REFUSED_ROW = (
 """What is raised because of a row's own values: UnicodeEncodeError, too large an integer, NULL, another type."""
 
 
-def _insert(connection: sqlite3.Connection, rows: list[Row]) -> int:
+def _insert(connection: sqlite3.Connection, rows: list[LedgerRow]) -> int:
     """Write rows and what they add to their hours, in one transaction; return how many the file has taken."""
     try:
         with transaction(connection):
@@ -296,15 +296,15 @@ def _insert(connection: sqlite3.Connection, rows: list[Row]) -> int:
         return written
 
 
-def _insert_one(connection: sqlite3.Connection, row: Row) -> None:
+def _insert_one(connection: sqlite3.Connection, row: LedgerRow) -> None:
     """Write a row; one that is there already adds nothing."""
     if connection.execute(_INSERT, row).rowcount:
-        hour = hour_of(row)
+        hour = to_hourly_row(row)
         if hour is not None:
-            connection.execute(_ADD, hour)
+            connection.execute(_ADD_TO_HOUR, hour)
 
 
-def _insert_somehow(connection: sqlite3.Connection, row: Row) -> bool:
+def _insert_somehow(connection: sqlite3.Connection, row: LedgerRow) -> bool:
     """Write a row as it is, else with storable values, so that no budget misses it; return whether it is written."""
     for attempt in (row, storable_row(row)):
         connection.execute("SAVEPOINT one_row")

@@ -10,27 +10,27 @@ about a request that a server chokes on (llama.cpp has a 500 for those), which w
 
 from __future__ import annotations
 
-from qproxy.wire.errors import QproxyError, Retry, UpstreamError
+from qproxy.wire.errors import QproxyError, RetryHint, UpstreamError
 
 THRESHOLD = 5
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 
 
-def is_down(error: QproxyError) -> bool:
+def is_outage(error: QproxyError) -> bool:
     """Whether an error says that the server, or the way to it, is broken."""
-    if error.status < 500 or (isinstance(error, UpstreamError) and error.answered):
+    if error.status < 500 or (isinstance(error, UpstreamError) and error.server_responded):
         return False
-    return error.retry in (Retry.QUICKLY, Retry.ONCE) or error.code == "upstream_timeout"
+    return error.retry in (RetryHint.SOON, RetryHint.ONCE) or error.code == "upstream_timeout"
 
 
-class Circuit:
+class CircuitBreaker:
     """Of one account."""
 
     def __init__(self) -> None:
         self.failures = 0
         """In a row."""
-        self._until = 0.0
+        self._open_until = 0.0
         self._probing = False
 
     def __repr__(self) -> str:
@@ -40,27 +40,27 @@ class Circuit:
         """closed, open or half-open."""
         if self.failures < THRESHOLD:
             return "closed"
-        return "open" if now < self._until else "half-open"
+        return "open" if now < self._open_until else "half-open"
 
     def wait(self, now: float) -> float:
         """Seconds until a request may go through."""
-        return 0.0 if self.failures < THRESHOLD else max(0.0, self._until - now)
+        return 0.0 if self.failures < THRESHOLD else max(0.0, self._open_until - now)
 
-    def asked(self, now: float) -> None:
+    def before_request(self, now: float) -> None:
         """A request goes through; a half-open circuit lets no other one until the pause is over."""
         if self.failures >= THRESHOLD:
             self._probing = True
-            self._until = now + self._pause()
+            self._open_until = now + self._open_seconds()
 
-    def heard(self, error: QproxyError | None, now: float, *, again: bool = False) -> None:
+    def record_result(self, error: QproxyError | None, now: float, *, again: bool = False) -> None:
         """How a request ended: with an answer (None) or with an error; `again`: one that has failed here before."""
-        if error is None or not is_down(error):
+        if error is None or not is_outage(error):
             self.failures, self._probing = 0, False
         elif self._probing if self.failures >= THRESHOLD else not again:
             # those that were under way when it opened say nothing new
             self.failures += 1
             self._probing = False
-            self._until = now + self._pause()
+            self._open_until = now + self._open_seconds()
 
-    def _pause(self) -> float:
-        return min(FIRST_PAUSE * 2.0 ** min(self.failures - THRESHOLD, 10), LONGEST_PAUSE)
+    def _open_seconds(self) -> float:
+        return min(FIRST_PAUSE * 2.0 ** min(self.failures - THRESHOLD, 10), MAX_PAUSE)

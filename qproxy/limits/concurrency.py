@@ -11,40 +11,40 @@ from collections.abc import Callable
 
 import trio
 
-from qproxy.wire.errors import Overloaded
+from qproxy.wire.errors import OverloadedError
 
 
-class Admission:
+class ConcurrencyLimiter:
     """A number of places, and a short line before them."""
 
     def __init__(self, places: int = 1000, *, line: int = 100, patience: float = 1.0) -> None:
-        self._places = trio.CapacityLimiter(places)
-        self._line = line
-        self._patience = patience
+        self._slots = trio.CapacityLimiter(places)
+        self._queue = line
+        self._queue_timeout = patience
         self.limits = (places, line, patience)
-        self.refused = 0
+        self.rejected = 0
         """Since the start."""
 
     def __repr__(self) -> str:
-        return f"<Admission {self.taken}/{self._places.total_tokens} taken, {self.waiting} waiting>"
+        return f"<Admission {self.in_use}/{self._slots.total_tokens} taken, {self.queue_size} waiting>"
 
     @property
-    def taken(self) -> int:
-        return self._places.borrowed_tokens
+    def in_use(self) -> int:
+        return self._slots.borrowed_tokens
 
     @property
-    def waiting(self) -> int:
-        return self._places.statistics().tasks_waiting
+    def queue_size(self) -> int:
+        return self._slots.statistics().tasks_waiting
 
-    async def enter(self) -> Callable[[], None]:
+    async def acquire(self) -> Callable[[], None]:
         """Take a place; returns what gives it back.  Overloaded when none is free in time."""
         place = object()
-        if self._places.available_tokens > 0 and not self.waiting:
-            self._places.acquire_on_behalf_of_nowait(place)
-            return lambda: self._places.release_on_behalf_of(place)
-        if self.waiting < self._line:
-            with trio.move_on_after(self._patience):
-                await self._places.acquire_on_behalf_of(place)
-                return lambda: self._places.release_on_behalf_of(place)
-        self.refused += 1
-        raise Overloaded("The server has as many requests as it may have at once.", retry_after=1)
+        if self._slots.available_tokens > 0 and not self.queue_size:
+            self._slots.acquire_on_behalf_of_nowait(place)
+            return lambda: self._slots.release_on_behalf_of(place)
+        if self.queue_size < self._queue:
+            with trio.move_on_after(self._queue_timeout):
+                await self._slots.acquire_on_behalf_of(place)
+                return lambda: self._slots.release_on_behalf_of(place)
+        self.rejected += 1
+        raise OverloadedError("The server has as many requests as it may have at once.", retry_after=1)

@@ -16,28 +16,28 @@ BEIJING = timezone(timedelta(hours=8))
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class UsageWindow:
     """One kind of span; times are Unix seconds."""
 
     name: str
-    words: str
+    label: str
     """As in "for this ..."."""
     zone: timezone | None
     """Where it begins; None for a rolling window."""
-    _begin: Callable[[datetime], datetime]
-    _next: Callable[[datetime], datetime]
+    _start_of: Callable[[datetime], datetime]
+    _end_of: Callable[[datetime], datetime]
 
     @property
     def rolling(self) -> bool:
         return self.zone is None
 
-    def begins(self, now: float) -> float:
+    def start(self, now: float) -> float:
         """When the window that holds `now` began."""
-        return self._begin(datetime.fromtimestamp(now, self.zone or UTC)).timestamp()
+        return self._start_of(datetime.fromtimestamp(now, self.zone or UTC)).timestamp()
 
-    def ends(self, now: float) -> float:
+    def end(self, now: float) -> float:
         """When it is over, and a new one begins; for a rolling one, when what is used now is forgotten."""
-        return self._next(self._begin(datetime.fromtimestamp(now, self.zone or UTC))).timestamp()
+        return self._end_of(self._start_of(datetime.fromtimestamp(now, self.zone or UTC))).timestamp()
 
 
 def _midnight(when: datetime) -> datetime:
@@ -57,15 +57,15 @@ def _after(days: int) -> Callable[[datetime], datetime]:
 
 
 _FIVE_HOURS = timedelta(hours=5)
-WINDOWS: dict[str, Window] = {
+WINDOWS: dict[str, UsageWindow] = {
     window.name: window
     for window in (
-        Window(
+        UsageWindow(
             "5h", "five hours", None, lambda now: now - _FIVE_HOURS, lambda begin: begin + 2 * _FIVE_HOURS
         ),
-        Window("day", "day (UTC)", UTC, _midnight, _after(1)),
-        Window("day-beijing", "day (Beijing)", BEIJING, _midnight, _after(1)),
-        Window("week", "week (from Monday, Beijing)", BEIJING, _monday, _after(7)),
-        Window("month", "month (UTC)", UTC, _first, lambda begin: _first(begin + timedelta(days=32))),
+        UsageWindow("day", "day (UTC)", UTC, _midnight, _after(1)),
+        UsageWindow("day-beijing", "day (Beijing)", BEIJING, _midnight, _after(1)),
+        UsageWindow("week", "week (from Monday, Beijing)", BEIJING, _monday, _after(7)),
+        UsageWindow("month", "month (UTC)", UTC, _first, lambda begin: _first(begin + timedelta(days=32))),
     )
 }

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 
 
-def count(setting: int) -> int:
+def worker_count(setting: int) -> int:
     """How many workers the setting `workers` asks for: 0 is one for each core that this process may use."""
     if setting:
         return setting

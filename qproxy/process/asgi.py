@@ -15,18 +15,17 @@ from typing import Any
 
 import trio
 
-from qproxy import http_server as hypercorn
+from qproxy import http_server
 from qproxy.access.api_keys import KeyFileError
 from qproxy.bootstrap import app as serving
 from qproxy.config import Config, load
 from qproxy.config.accounts import ConfigError
 from qproxy.config.settings import SERVER_SETTINGS, SETTINGS
 from qproxy.http_server.shutdown import current_shutdown
-from qproxy.process import log_setup as logs
-from qproxy.process import serve as process
+from qproxy.process import log_setup, serve
 from qproxy.system import launch
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.errors import Overloaded
+from qproxy.wire import json_codec
+from qproxy.wire.errors import OverloadedError
 
 OPTIONS = {
     "host": "--bind",
@@ -62,7 +61,7 @@ class App:
     async def _lifespan(self, scope: Any, receive: Any, send: Any) -> None:
         async def forward(message: Any) -> None:
             worker = current_shutdown.get()
-            if message["type"] == "lifespan.startup.failed" and isinstance(worker, hypercorn.Worker):
+            if message["type"] == "lifespan.startup.failed" and isinstance(worker, http_server.Worker):
                 worker.fail(message["message"])
             await send(message)
 
@@ -90,20 +89,20 @@ class App:
             raise ConfigError(launch.NOT_TRIO)
         if self._app is not None:
             raise ConfigError("qproxy.app is served already: use `qproxy.create_app` for another one.")
-        hypercorn.install()
+        http_server.patch_hypercorn()
         config, worker = self._read(), current_shutdown.get()
         config.for_app().check()
-        if isinstance(worker, hypercorn.Worker):
+        if isinstance(worker, http_server.Worker):
             for host in worker.hosts():
                 config.check_address(host)
         if not logging.getLogger().handlers:  # else somebody has said where logs go
-            logs.log_to_stderr(config)
-        if isinstance(worker, hypercorn.Worker):
+            log_setup.configure_logging(config)
+        if isinstance(worker, http_server.Worker):
             worker.log_once()
         if launch.is_hypercorn_command():
-            process.raise_file_limit(config)
+            serve.raise_file_limit(config)
         if _is_first():
-            unused = unused_settings(config) if isinstance(worker, hypercorn.Worker) else []
+            unused = unused_settings(config) if isinstance(worker, http_server.Worker) else []
             for warning in (*unused, *config.warnings()):
                 log.warning("%s", warning)
         return serving.create_app(config)
@@ -134,11 +133,11 @@ def _reason(error: Exception) -> str:
 async def _refuse(scope: Any, send: Any) -> None:
     """Answer a request that came before the lifespan, or without one."""
     message = "The server has not started: its ASGI lifespan has not run, or has failed. Its log says why."
-    error = Overloaded(message, code="not_started", retry_after=1)
+    error = OverloadedError(message, code="not_started", retry_after=1)
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": message})
         return
-    body = jsontext.dumps(error.body())
+    body = json_codec.dumps(error.to_body())
     headers = [
         (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1"),
     ]  # fmt: skip
@@ -146,5 +145,5 @@ async def _refuse(scope: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-hypercorn.announce()  # before a server is started
+http_server.announce()  # before a server is started
 app = App()

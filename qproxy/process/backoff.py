@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-LONG = 30.0
+HEALTHY_SECONDS = 30.0
 """Seconds of a life after which the death before it is forgotten."""
 FIRST = 0.5
-LONGEST = 30.0
+MAX_PAUSE = 30.0
 
 
-class Backoff:
+class RestartBackoff:
     """Of one worker.  No clock: whoever asks says how long it lived."""
 
     def __init__(self) -> None:
         self._short = 0
 
-    def after(self, lived: float) -> float:
+    def delay_after(self, lived: float) -> float:
         """Seconds to wait after a life of so many."""
-        if lived >= LONG:
+        if lived >= HEALTHY_SECONDS:
             self._short = 0
             return 0.0
         self._short += 1
-        return float(min(LONGEST, FIRST * 2 ** min(self._short - 1, 10)))
+        return float(min(MAX_PAUSE, FIRST * 2 ** min(self._short - 1, 10)))

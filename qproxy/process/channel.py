@@ -21,43 +21,43 @@ Reload = Callable[[], Awaitable[tuple[bool, str]]]
 log = logging.getLogger("qproxy")
 
 
-class Place(NamedTuple):
+class WorkerSpec(NamedTuple):
     """A worker's number and the descriptors that it was given, as its command line has them."""
 
     number: int
-    line: int
+    channel: int
     listener: int
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> WorkerSpec:
         number, line, listener = map(int, text.split(":"))
         return cls(number, line, listener)
 
 
-class Post:
+class SupervisorChannel:
     """The worker's end of the line."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        os.set_inheritable(place.line, False)
+    def __init__(self, place: WorkerSpec) -> None:
+        self.spec = place
+        os.set_inheritable(place.channel, False)
         os.set_inheritable(place.listener, False)
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=place.line)))
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=place.channel)))
 
-    async def tell(self, **facts: Any) -> None:
+    async def send(self, **facts: Any) -> None:
         with suppress(trio.BrokenResourceError):  # `obey` finds out too
             await self._stream.send_all(json.dumps(facts).encode() + b"\n")
 
-    async def obey(self, stop: trio.Event, reload: Reload) -> None:
+    async def run(self, stop: trio.Event, reload: Reload) -> None:
         """Do what the supervisor says, until cancelled."""
         heard = b""
         with suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some():
-                *words, heard = (heard + data).split(b"\n")
-                for word in words:
+                *text, heard = (heard + data).split(b"\n")
+                for word in text:
                     if word == STOP:
                         stop.set()
                     elif word == RELOAD:
-                        taken_up, said = await reload()
-                        await self.tell(taken_up=taken_up, said=said)
+                        taken_up, message = await reload()
+                        await self.send(taken_up=taken_up, said=message)
         log.warning("the supervisor of this worker is gone: it stops")
         stop.set()

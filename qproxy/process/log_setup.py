@@ -6,13 +6,13 @@ import logging
 import sys
 
 from qproxy.config import Config
-from qproxy.telemetry import Formatter
+from qproxy.telemetry import LogFormatter
 from qproxy.telemetry.redaction import Redactor
 
 
-def log_to_stderr(config: Config, *, worker: int | None = None) -> None:
+def configure_logging(config: Config, *, worker: int | None = None) -> None:
     """Log to standard error in the configured shape, without secrets; with a worker's number if it is one."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(Formatter(as_json=as_json, redactor=Redactor(config.secrets()), worker=worker))
+    handler.setFormatter(LogFormatter(as_json=as_json, redactor=Redactor(config.secrets()), worker=worker))
     logging.basicConfig(handlers=[handler], level=config.log_level.upper(), force=True)

@@ -19,9 +19,9 @@ import trio
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.server import Server
-from qproxy.system.pidfile import Running
+from qproxy.system.pidfile import PidFile
 
-AT_START = frozenset({
+RESTART_REQUIRED = frozenset({
     "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout", "max_connection_age",
     "accounts_file", "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_days", "workers", "meters_file",
@@ -45,37 +45,37 @@ class Reloader:
         self._config = config
         self._load = load
         self._assemble = assemble
-        self._one = trio.Lock()
+        self._lock = trio.Lock()
 
     async def reload(self) -> tuple[bool, str]:
         """Whether the configuration was taken up, and a line that says so."""
-        async with self._one:
+        async with self._lock:
             return await self._reload()
 
     async def _reload(self) -> tuple[bool, str]:
         try:
             config = self._load()
             config.check()
-            parts = self._assemble(config, self._config, self._server)
+            state = self._assemble(config, self._config, self._server)
         except ConfigError as error:
             log.error("not reloaded, the configuration from before stays: %s", error)
             return False, str(error)
         changed = {f.name for f in fields(Config) if getattr(config, f.name) != getattr(self._config, f.name)}
         self._config = config
-        await self._server.take_up(parts)
-        said = f"reloaded; changed: {', '.join(sorted(changed - AT_START)) or 'nothing'}"
-        if changed & AT_START:
-            said += f"; only a restart changes {', '.join(sorted(changed & AT_START))}"
-        log.info("%s", said)
-        return True, said
+        await self._server.reconfigure(state)
+        message = f"reloaded; changed: {', '.join(sorted(changed - RESTART_REQUIRED)) or 'nothing'}"
+        if changed & RESTART_REQUIRED:
+            message += f"; only a restart changes {', '.join(sorted(changed & RESTART_REQUIRED))}"
+        log.info("%s", message)
+        return True, message
 
-    async def while_running(self, home: Path, port: int) -> None:
+    async def serve_reloads(self, home: Path, port: int) -> None:
         """Reload at every SIGHUP, and say so in the process's file."""
-        with trio.open_signal_receiver(signal.SIGHUP) as signals, Running(home, port) as running:
+        with trio.open_signal_receiver(signal.SIGHUP) as signals, PidFile(home, port) as running:
             async for _ in signals:
-                running.reloaded(*await self.reload())
+                running.record_reload(*await self.reload())
 
-    async def at_hangups(self) -> None:
+    async def on_sighup(self) -> None:
         """Reload at every SIGHUP; for a worker, whose supervisor has the file."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             async for _ in signals:

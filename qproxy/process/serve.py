@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 import trio
 
-from qproxy import http_server as hypercorn
-from qproxy.bootstrap.app import assemble, reassemble, serve
-from qproxy.config import Config, home, load
+from qproxy import http_server
+from qproxy.bootstrap.app import build_server, rebuild_server, serve
+from qproxy.config import Config, data_dir, load
 from qproxy.config.accounts import AccountConfig
-from qproxy.process import log_setup as logs
-from qproxy.process.channel import Place, Post
+from qproxy.process import log_setup
+from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
 from qproxy.server import Server
-from qproxy.system.directories import meeting_place
+from qproxy.system.directories import peer_directory
 
 SPARE_FILES = 64
 log = logging.getLogger("qproxy")
@@ -32,21 +32,21 @@ def run(
     config: Config,
     say: Callable[[str], None],
     read: Callable[[], Config] = load,
-    place: Place | None = None,
+    place: WorkerSpec | None = None,
 ) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew.
 
     `place`: of a worker among others, who says nothing itself.
     """
-    logs.log_to_stderr(config, worker=place and place.number)
+    log_setup.configure_logging(config, worker=place and place.number)
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     for warning in config.warnings() if place is None or place.number == 1 else ():
         log.warning("%s", warning)
     raise_file_limit(config)
     try:
-        trio.run(_run, config, say, read, place)
+        trio.run(_run_server, config, say, read, place)
     except BaseExceptionGroup as group:
-        error = _only(group)
+        error = _single_process(group)
         if isinstance(error, OSError):
             reason = f"cannot serve on {config.host}, port {config.port}: {error.strerror or error}"
             raise OSError(reason) from None
@@ -54,7 +54,7 @@ def run(
     return 0
 
 
-def _only(group: BaseException) -> BaseException:
+def _single_process(group: BaseException) -> BaseException:
     """The one error that a group holds, or the group."""
     while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
         group = group.exceptions[0]
@@ -78,25 +78,27 @@ def raise_file_limit(config: Config) -> None:
         log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
 
 
-def _where(account: AccountConfig) -> str:
+def _describe_address(account: AccountConfig) -> str:
     """Where an account's requests go, for people; the tokens of a signed-in one say it each time."""
     return "signed in" if account.kind == "oauth" else str(account.base_url)
 
 
-async def _run(
-    config: Config, say: Callable[[str], None], read: Callable[[], Config], place: Place | None
+async def _run_server(
+    config: Config, say: Callable[[str], None], read: Callable[[], Config], place: WorkerSpec | None
 ) -> None:
-    stop, post = trio.Event(), None if place is None else Post(place)
-    server = assemble(config, meeting=place and meeting_place(home(), os.getppid()))
+    stop, post = trio.Event(), None if place is None else SupervisorChannel(place)
+    server = build_server(config, workers_directory=place and peer_directory(data_dir(), os.getppid()))
 
     def renewed(config: Config, before: Config, server: Server) -> Server:
-        parts = reassemble(config, before, server)
-        logs.log_to_stderr(config, worker=place and place.number)  # other secrets, and perhaps another shape
-        return parts
+        state = rebuild_server(config, before, server)
+        log_setup.configure_logging(
+            config, worker=place and place.number
+        )  # other secrets, and perhaps another shape
+        return state
 
     reloader = Reloader(server, config, read, renewed)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(hypercorn.until_signal, stop, say if post is None else _nothing)
+        nursery.start_soon(http_server.until_signal, stop, say if post is None else _no_reload)
 
         async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
             listener = place and place.listener
@@ -106,14 +108,16 @@ async def _run(
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
-        names = ", ".join(f"{account.name} ({_where(account)})" for account in config.all_accounts())
+        names = ", ".join(
+            f"{account.name} ({_describe_address(account)})" for account in config.all_accounts()
+        )
         where = f"{urls[0]}/v1 from {names}"
         if post is not None:
-            nursery.start_soon(reloader.at_hangups)
-            nursery.start_soon(post.obey, stop, reloader.reload)
-            await post.tell(serves=where)
+            nursery.start_soon(reloader.on_sighup)
+            nursery.start_soon(post.run, stop, reloader.reload)
+            await post.send(serves=where)
             return
-        nursery.start_soon(reloader.while_running, home(), int(urls[0].rpartition(":")[2]))
+        nursery.start_soon(reloader.serve_reloads, data_dir(), int(urls[0].rpartition(":")[2]))
         say(f"qproxy serves {where}")
         notifier = Notifier()
         notifier.ready()
@@ -121,5 +125,5 @@ async def _run(
         notifier.stopping()
 
 
-def _nothing(line: str) -> None:
+def _no_reload(line: str) -> None:
     """What a worker says: its supervisor says it."""

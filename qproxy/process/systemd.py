@@ -18,12 +18,12 @@ class Notifier:
         self._address = address or notify_socket()
 
     def ready(self) -> None:
-        self._tell("READY=1")
+        self._send("READY=1")
 
     def stopping(self) -> None:
-        self._tell("STOPPING=1")
+        self._send("STOPPING=1")
 
-    def _tell(self, state: str) -> None:
+    def _send(self, state: str) -> None:
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address

@@ -17,17 +17,17 @@ from typing import Any
 STOP, RELOAD = b"stop", b"reload"
 
 
-class Child:
+class WorkerProcess:
     """A process that was started.  OSError when it cannot be."""
 
     def __init__(self, command: Sequence[str], number: int, listener: socket.socket, now: float) -> None:
         self.number = number
-        self.since = now
-        self.silent = False
+        self.started_at = now
+        self.is_silent = False
         """Whether it has closed its end of the line, as it does when it dies."""
-        self._heard = b""
-        self.line, theirs = socket.socketpair()
-        self.line.setblocking(False)
+        self._buffer = b""
+        self.channel, theirs = socket.socketpair()
+        self.channel.setblocking(False)
         with theirs:
             place = f"{number}:{theirs.fileno()}:{listener.fileno()}"
             try:
@@ -38,28 +38,28 @@ class Child:
                     process_group=0,  # or a terminal's Ctrl-C would reach it past the supervisor
                 )
             except BaseException:
-                self.line.close()
+                self.channel.close()
                 raise
         self.pid = self._process.pid
 
     def __repr__(self) -> str:
         return f"<Child {self.number}, process {self.pid}>"
 
-    def tell(self, word: bytes) -> None:
+    def send(self, word: bytes) -> None:
         """A word that it gets to when it can; one that has died hears nothing."""
         with suppress(OSError):
-            self.line.send(word + b"\n")
+            self.channel.send(word + b"\n")
 
-    def said(self) -> Iterator[dict[str, Any]]:
+    def messages(self) -> Iterator[dict[str, Any]]:
         """What it has said since the last time."""
         with suppress(OSError):
-            while data := self.line.recv(65536):
-                self._heard += data
-            self.silent = True
-        *lines, self._heard = self._heard.split(b"\n")
+            while data := self.channel.recv(65536):
+                self._buffer += data
+            self.is_silent = True
+        *lines, self._buffer = self._buffer.split(b"\n")
         yield from map(json.loads, lines)
 
-    def ended(self) -> int | None:
+    def exit_status(self) -> int | None:
         """Its exit code, negative for the signal that killed it; None while it lives."""
         return self._process.poll()
 
@@ -69,10 +69,10 @@ class Child:
         self._process.wait()
 
     def close(self) -> None:
-        self.line.close()
+        self.channel.close()
 
 
-def in_words(code: int) -> str:
+def describe_exit(code: int) -> str:
     """How a process ended, for people."""
     if code >= 0:
         return f"ended with exit code {code}"

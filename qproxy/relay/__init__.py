@@ -8,8 +8,8 @@ What of a round the client sees, and what the model is told next, is pure: `wire
 of this server's never comes here.
 """
 
-from qproxy.relay.tool_history import Memory
-from qproxy.relay.tool_loop import Rounds
-from qproxy.relay.tool_runtime import Workshop
+from qproxy.relay.tool_history import ToolRoundCache
+from qproxy.relay.tool_loop import ToolLoop
+from qproxy.relay.tool_runtime import ToolRuntime
 
-__all__ = ["Memory", "Rounds", "Workshop"]
+__all__ = ["ToolRoundCache", "ToolLoop", "ToolRuntime"]

@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from qproxy.telemetry import Story
-from qproxy.transport import Response
+from qproxy.telemetry import RelayRecord
+from qproxy.transport import UpstreamResponse
 from qproxy.wire import sse
-from qproxy.wire.errors import Retry, UpstreamError
-from qproxy.wire.events import Done, Event, Failed, SearchInfo, Usage
-from qproxy.wire.pipeline import Chain
+from qproxy.wire.errors import RetryHint, UpstreamError
+from qproxy.wire.events import Event, SearchInfo, StreamDone, StreamFailed, Usage
+from qproxy.wire.pipeline import Pipeline
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
 
@@ -36,7 +36,7 @@ async def apart(work: Callable[..., T], *arguments: Any) -> T:
     return await trio.to_thread.run_sync(work, *arguments)
 
 
-class Pulled(Protocol):
+class EventStream(Protocol):
     """An answer under way, whatever it is made of: `receive()` until it returns nothing.
 
     A failure is the last event, a `Failed`; nothing is raised but cancellation.
@@ -46,30 +46,32 @@ class Pulled(Protocol):
 
     async def receive(self, until: float = math.inf) -> list[Event]: ...
 
-    async def all(self) -> list[Event]: ...
+    async def read_all(self) -> list[Event]: ...
 
 
-def starts_answer(event: Event) -> bool:
+def is_content(event: Event) -> bool:
     """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
-    return not isinstance(event, SearchInfo | Usage | Done | Failed)
+    return not isinstance(event, SearchInfo | Usage | StreamDone | StreamFailed)
 
 
-class Answer:
+class UpstreamEventStream:
     """What one upstream response says."""
 
-    def __init__(self, story: Story, *, source: Response | None, front: Chain, back: Chain) -> None:
+    def __init__(
+        self, record: RelayRecord, *, source: UpstreamResponse | None, front: Pipeline, back: Pipeline
+    ) -> None:
         self._source = source
-        self._front = front
-        self._back = back
-        self._story = story
+        self._decoder = front
+        self._normalizer = back
+        self._record = record
         self._pending: list[Event] = []
-        self._over = False
+        self._finished = False
         self._bytes = 0
         self._usage: Usage | None = None
-        self._pieces = 0
+        self._event_count = 0
 
     def __repr__(self) -> str:
-        return f"<Answer of {self._story.account} {'over' if self._over else 'under way'}>"
+        return f"<Answer of {self._record.account} {'over' if self._finished else 'under way'}>"
 
     def interrupt(self) -> None:
         """Make the `receive` that is waiting, if there is one, raise Quiet."""
@@ -81,7 +83,7 @@ class Answer:
 
         Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
         """
-        while not self._pending and not self._over:
+        while not self._pending and not self._finished:
             self._pending = await self._read(until)
         if len(self._pending) <= MAX_EVENTS:
             events, self._pending = self._pending, []
@@ -91,43 +93,45 @@ class Answer:
             await trio.lowlevel.checkpoint()
         return events
 
-    def tokens(self, prompt: int) -> int:
+    def tokens_used(self, prompt: int) -> int:
         """How many it took: as the server says, else about so many as there are events, and the prompt's."""
-        return self._usage.total_tokens if self._usage else prompt + self._pieces
+        return self._usage.total_tokens if self._usage else prompt + self._event_count
 
-    async def all(self) -> list[Event]:
+    async def read_all(self) -> list[Event]:
         """The rest of the answer, up to a size that nobody's answer has."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
             if self._bytes > MAX_WHOLE_BODY:
                 message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
-                return [*events, Failed(UpstreamError(message, code="upstream_invalid_response"))]
+                return [*events, StreamFailed(UpstreamError(message, code="upstream_invalid_response"))]
         return events
 
-    async def started(self) -> None:
+    async def wait_started(self) -> None:
         """Return when the first event of the answer is there; raise the error when it never comes."""
         events: list[Event] = []
-        while not any(starts_answer(event) for event in events):
+        while not any(is_content(event) for event in events):
             piece = await self.receive()
             if not piece:
-                raise self._empty()
+                raise self._is_empty_body()
             events += piece
-            if isinstance(piece[-1], Failed) and not any(starts_answer(event) for event in events):
+            if isinstance(piece[-1], StreamFailed) and not any(is_content(event) for event in events):
                 error = piece[-1].error
-                raise self._empty() if error.retry is Retry.ONCE else error  # once: the end is all that came
+                raise (
+                    self._is_empty_body() if error.retry is RetryHint.ONCE else error
+                )  # once: the end is all that came
         self._pending = [*events, *self._pending]
 
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
         """Events that are there already: a whole answer."""
-        self._pending = self._seen(self._back.feed_many(list(events)))
-        if last and not self._over:
+        self._pending = self._observe(self._normalizer.feed_many(list(events)))
+        if last and not self._finished:
             self._pending += self._close()
 
-    def _empty(self) -> UpstreamError:
+    def _is_empty_body(self) -> UpstreamError:
         """An answer without an answer, and what it consisted of, for whoever looks for the cause."""
         came = f"{self._bytes} bytes without an event of an answer" if self._bytes else "an empty body"
-        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=Retry.ONCE)
+        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=RetryHint.ONCE)
 
     async def _read(self, until: float) -> list[Event]:
         assert self._source is not None
@@ -138,7 +142,7 @@ class Answer:
         except UpstreamError as error:
             return await self._worked(self._failed, error)
         finally:
-            self._story.upstream_seconds += trio.current_time() - before
+            self._record.upstream_seconds += trio.current_time() - before
         if not data:
             return await self._worked(self._close)
         if len(data) <= SLICE and self._held() <= SLICE:
@@ -149,7 +153,7 @@ class Answer:
                 await trio.lowlevel.checkpoint()
             piece = data[start : start + SLICE]
             events += await self._worked(self._taken, piece)
-            if self._over:
+            if self._finished:
                 break
         return events
 
@@ -159,30 +163,30 @@ class Answer:
 
     def _held(self) -> int:
         """Characters that wait in front for the end of their event."""
-        first = self._front.stages[0] if self._front.stages else None
+        first = self._decoder.stages[0] if self._decoder.stages else None
         return first.held if isinstance(first, sse.Decoder) else 0
 
     def _taken(self, data: bytes) -> list[Event]:
         """What becomes certain with some bytes."""
-        return self._seen(self._back.feed_many(self._front.feed(data)))
+        return self._observe(self._normalizer.feed_many(self._decoder.feed(data)))
 
     def _failed(self, error: UpstreamError) -> list[Event]:
-        self._over = True
-        return self._seen(self._back.feed_many([*self._front.close(), Failed(error)]))
+        self._finished = True
+        return self._observe(self._normalizer.feed_many([*self._decoder.close(), StreamFailed(error)]))
 
     def _close(self) -> list[Event]:
-        self._over = True
-        events = self._back.feed_many(self._front.close())
-        return self._seen([*events, *self._back.close()])
+        self._finished = True
+        events = self._normalizer.feed_many(self._decoder.close())
+        return self._observe([*events, *self._normalizer.close()])
 
-    def _seen(self, events: Iterable[Event]) -> list[Event]:
+    def _observe(self, events: Iterable[Event]) -> list[Event]:
         seen = []
         for event in events:
             seen.append(event)
-            self._pieces += 1
+            self._event_count += 1
             if isinstance(event, Usage):
-                self._story.usage = self._usage = event
-            elif isinstance(event, Failed):
-                self._over = True
+                self._record.usage = self._usage = event
+            elif isinstance(event, StreamFailed):
+                self._finished = True
                 break
         return seen

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from qproxy.telemetry import Story
+from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError
 
 
-async def side_by_side(work: Callable[[int], Awaitable[None]], count: int, at_once: int) -> None:
+async def run_bounded(work: Callable[[int], Awaitable[None]], count: int, at_once: int) -> None:
     """Do `work(0)` to `work(count - 1)`, at most so many at once.  Raises the first QproxyError of any."""
     numbers = iter(range(count))
     failures: list[QproxyError] = []
@@ -35,14 +35,14 @@ async def side_by_side(work: Callable[[int], Awaitable[None]], count: int, at_on
         raise failures[0]
 
 
-def absorb(story: Story, part: Story) -> None:
+def merge_records(record: RelayRecord, part: RelayRecord) -> None:
     """Let a request's story know of one of its parts: what the last one met, and the most tries that one took."""
-    story.account = part.account or story.account
-    story.served_model = part.served_model or story.served_model
-    story.upstream_status = part.upstream_status or story.upstream_status
-    story.upstream_request_id = part.upstream_request_id or story.upstream_request_id
-    story.tries = max(story.tries, part.tries)
-    story.failures += part.failures
-    story.rules, story.notes = part.rules or story.rules, part.notes or story.notes
-    story.ignored = part.ignored or story.ignored
-    story.repairs.update(part.repairs)
+    record.account = part.account or record.account
+    record.served_model = part.served_model or record.served_model
+    record.upstream_status = part.upstream_status or record.upstream_status
+    record.upstream_request_id = part.upstream_request_id or record.upstream_request_id
+    record.attempts = max(record.attempts, part.attempts)
+    record.failures += part.failures
+    record.rules, record.rule_notes = part.rules or record.rules, part.rule_notes or record.rule_notes
+    record.ignored = part.ignored or record.ignored
+    record.repairs.update(part.repairs)

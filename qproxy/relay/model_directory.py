@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import trio
 
 from qproxy.accounts import Account
-from qproxy.transport import Transport
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.dialects import Target
-from qproxy.wire.dialects import model_catalog as catalogue
+from qproxy.transport import UpstreamTransport
+from qproxy.wire import json_codec
+from qproxy.wire.dialects import UpstreamTarget, model_catalog
 from qproxy.wire.endpoints import models
 from qproxy.wire.endpoints.models import Model
 from qproxy.wire.errors import QproxyError
@@ -30,13 +29,13 @@ LIST_VALUES = 50_000
 log = logging.getLogger("qproxy.discovery")
 
 
-class Discovery:
+class ModelDirectory:
     """The models of all accounts, cached for `cache_seconds`."""
 
     def __init__(
         self,
         accounts: Sequence[Account],
-        transport: Transport,
+        transport: UpstreamTransport,
         *,
         cache_seconds: float = 300.0,
         aliases: Aliases | None = None,
@@ -48,62 +47,64 @@ class Discovery:
         self._aliases = aliases or Aliases()
         self._extra = extra
         self._lock = trio.Lock()
-        self._found: list[Model] = []
-        self._asked = float("-inf")
+        self._models: list[Model] = []
+        self._fetched_at = float("-inf")
 
     def __repr__(self) -> str:
-        return f"<Discovery {len(self._found)} models>"
+        return f"<Discovery {len(self._models)} models>"
 
     async def models(self) -> list[Model]:
         """Every model that can be asked for: the operator's, the servers', and the aliases last."""
         async with self._lock:
-            if trio.current_time() - self._asked > self._cache_seconds:
-                self._found = await self._ask_all()
-                self._asked = trio.current_time()
-        named = [_described(Model(name)) for name in self._extra]
+            if trio.current_time() - self._fetched_at > self._cache_seconds:
+                self._models = await self._fetch_all()
+                self._fetched_at = trio.current_time()
+        named = [_describe_error(Model(name)) for name in self._extra]
         aliases = [Model(name, owned_by="alias") for name in self._aliases.names]
-        return [*named, *self._found, *aliases]
+        return [*named, *self._models, *aliases]
 
-    async def _ask_all(self) -> list[Model]:
+    async def _fetch_all(self) -> list[Model]:
         lists: dict[str, list[Model]] = {}
 
         async def ask(account: Account) -> None:
-            lists[account.name] = await self._ask(account)
+            lists[account.name] = await self._fetch(account)
 
         async with trio.open_nursery() as nursery:
             for account in self._accounts:
                 nursery.start_soon(ask, account)
         return [
-            model for account in self._accounts for model in lists[account.name] if account.offers(model.id)
+            model for account in self._accounts for model in lists[account.name] if account.supports(model.id)
         ]
 
-    async def _ask(self, account: Account) -> list[Model]:
+    async def _fetch(self, account: Account) -> list[Model]:
         try:
             with trio.fail_after(LIST_TIMEOUT):
                 credential = await account.source.credential()
-                target = Target(credential.base_url, "", credential.token, headers=account.headers)
-                request = HTTPRequest("GET", f"{target.base_url}/models", target.authorised())
+                target = UpstreamTarget(credential.base_url, "", credential.token, headers=account.headers)
+                request = HTTPRequest("GET", f"{target.base_url}/models", target.with_authorization())
                 async with await self._transport.send(request) as response:
                     body = await response.read(LIST_BYTES)
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
-            found = models.parse(jsontext.loads(body, LIST_VALUES))
+            found = models.parse_models(json_codec.loads(body, LIST_VALUES))
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("no list of models from account %s (%s)", account.name, error)
-            return [_described(Model(name)) for name in self._stand_in(account)]
+            return [_describe_error(Model(name)) for name in self._configured_models(account)]
         account.known_models = frozenset(model.id for model in found)
-        return [_described(model) for model in found]
+        return [_describe_error(model) for model in found]
 
-    def _stand_in(self, account: Account) -> list[str]:
+    def _configured_models(self, account: Account) -> list[str]:
         """Names to list for a server that lists none: the operator's patterns that are plain names, else Qwen's own."""
         plain = [pattern for pattern in account.models if not is_pattern(pattern)]
-        if plain or account.family != "dashscope":
+        if plain or account.provider_family != "dashscope":
             return plain
-        return list(catalogue.names(embedding=account.offers(catalogue.EMBEDDING[0], "embedding")))
+        return list(
+            model_catalog.model_names(embedding=account.supports(model_catalog.EMBEDDING[0], "embedding"))
+        )
 
 
-def _described(model: Model) -> Model:
-    limits = catalogue.lookup(model.id)
+def _describe_error(model: Model) -> Model:
+    limits = model_catalog.limits_for(model.id)
     if limits is None:
         return model
     return Model(model.id, model.created, model.owned_by, limits.context, limits.output)

@@ -13,79 +13,89 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TypeAlias
 
-from qproxy.relay.event_stream import Pulled
-from qproxy.relay.fan_out import absorb, side_by_side
-from qproxy.telemetry import Story
+from qproxy.relay.event_stream import EventStream
+from qproxy.relay.fan_out import merge_records, run_bounded
+from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import Done, Event, Failed, Finish, Reasoning, Refusal, Text, Turn, Usage
+from qproxy.wire.events import (
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    Turn,
+    Usage,
+)
 
-AT_ONCE = 4
+MAX_CONCURRENT_PROMPTS = 4
 """Whole answers that one request has under way."""
-Open: TypeAlias = Callable[[Turn, Story, AsyncExitStack], Awaitable[Pulled]]
+OpenStream: TypeAlias = Callable[[Turn, RelayRecord, AsyncExitStack], Awaitable[EventStream]]
 
 
-def split(turn: Turn) -> Iterator[Turn]:
+def split_prompts(turn: Turn) -> Iterator[Turn]:
     """A turn for each prompt."""
     assert turn.completion is not None
     for prompt, message in zip(turn.completion.prompts, turn.messages, strict=True):
         yield replace(turn, messages=[message], completion=replace(turn.completion, prompts=(prompt,)))
 
 
-class Series:
+class MultiPromptStream:
     """The one answer."""
 
-    def __init__(self, turn: Turn, story: Story, stack: AsyncExitStack, open: Open) -> None:
-        self._turns = list(split(turn))
+    def __init__(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack, open: OpenStream) -> None:
+        self._turns = list(split_prompts(turn))
         self._choices = turn.params.get("n", 1)
         """Of each prompt."""
-        self._story = story
+        self._record = record
         self._stack = stack
         self._open = open
         self._number = 0
-        self._current: Pulled | None = None
-        self._held = AsyncExitStack()
+        self._current: EventStream | None = None
+        self._buffered = AsyncExitStack()
         """What the current answer holds open."""
-        self._part = Story()
-        self._before = Usage()
+        self._index = RelayRecord()
+        self._usage_so_far = Usage()
         """What the answers before the current one have used."""
         self._pending: list[Event] = []
 
     def __repr__(self) -> str:
         return f"<Series at {self._number + 1} of {len(self._turns)}>"
 
-    async def begin(self, *, stream: bool) -> None:
+    async def start(self, *, stream: bool) -> None:
         """Return when the answer has begun: a stream with its first event, a whole one with its last."""
-        self._story.model = self._turns[0].model
+        self._record.model = self._turns[0].model
         if stream:
-            await self._begin(0)
+            await self._start_next(0)
             return
         found: list[list[Event]] = [[] for _ in self._turns]
 
         async def one(number: int) -> None:
-            part = Story()
+            part = RelayRecord()
             try:
                 async with AsyncExitStack() as stack:
                     answer = await self._open(self._turns[number], part, stack)
-                    found[number] = await answer.all()
+                    found[number] = await answer.read_all()
             finally:
-                absorb(self._story, part)
-                self._story.upstream_seconds = max(self._story.upstream_seconds, part.upstream_seconds)
+                merge_records(self._record, part)
+                self._record.upstream_seconds = max(self._record.upstream_seconds, part.upstream_seconds)
 
-        await side_by_side(one, len(self._turns), AT_ONCE)
+        await run_bounded(one, len(self._turns), MAX_CONCURRENT_PROMPTS)
         for self._number, events in enumerate(found):
-            self._pending += self._ours(events)
-            self._before = self._story.usage or self._before
+            self._pending += self._renumbered(events)
+            self._usage_so_far = self._record.usage or self._usage_so_far
 
-    async def _begin(self, number: int) -> None:
+    async def _start_next(self, number: int) -> None:
         """Open the answer to a prompt; the one before is over."""
-        await self._held.aclose()
-        self._before = self._story.usage or self._before
-        self._held = await self._stack.enter_async_context(AsyncExitStack())
-        self._number, self._part, self._current = number, Story(), None
+        await self._buffered.aclose()
+        self._usage_so_far = self._record.usage or self._usage_so_far
+        self._buffered = await self._stack.enter_async_context(AsyncExitStack())
+        self._number, self._index, self._current = number, RelayRecord(), None
         try:
-            self._current = await self._open(self._turns[number], self._part, self._held)
+            self._current = await self._open(self._turns[number], self._index, self._buffered)
         finally:
-            absorb(self._story, self._part)
+            merge_records(self._record, self._index)
 
     def interrupt(self) -> None:
         if self._current is not None:
@@ -97,33 +107,33 @@ class Series:
             events, self._pending = self._pending, []
             return events
         while self._current is not None:
-            events = self._ours(await self._current.receive(until))
+            events = self._renumbered(await self._current.receive(until))
             if events:
                 return events
             self._current = None
             if self._number + 1 < len(self._turns):
                 try:
-                    await self._begin(self._number + 1)
+                    await self._start_next(self._number + 1)
                 except QproxyError as error:
-                    return [Failed(error)]
+                    return [StreamFailed(error)]
         return []
 
-    async def all(self) -> list[Event]:
+    async def read_all(self) -> list[Event]:
         """The rest of the answer."""
         events: list[Event] = []
         while piece := await self.receive():
             events += piece
         return events
 
-    def _ours(self, events: Iterable[Event]) -> list[Event]:
+    def _renumbered(self, events: Iterable[Event]) -> list[Event]:
         """The events of the current answer as those of the whole one."""
         ours: list[Event] = []
         for event in events:
             if isinstance(event, Usage):
-                event = self._story.usage = _sum(self._before, event)
-            elif isinstance(event, Text | Reasoning | Refusal | Finish):
+                event = self._record.usage = _sum(self._usage_so_far, event)
+            elif isinstance(event, TextDelta | ReasoningDelta | RefusalDelta | ChoiceFinished):
                 event.choice += self._number * self._choices
-            if not isinstance(event, Done):  # the end of one is not the end of all
+            if not isinstance(event, StreamDone):  # the end of one is not the end of all
                 ours.append(event)
         return ours
 

@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON, Turn
-from qproxy.wire.tool_rounds import restored
+from qproxy.wire.tool_rounds import restore_history
 
-Place: TypeAlias = str
-Ids: TypeAlias = tuple[str, ...]
+ConversationKey: TypeAlias = str
+CallIds: TypeAlias = tuple[str, ...]
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedMessages:
     messages: Sequence[JSON]
     size: int
-    until: float
+    expires: float
 
 
-class Memory:
+class ToolRoundCache:
     """Messages by place and call ids; what was not used for the longest time goes first."""
 
     def __init__(
@@ -42,54 +42,54 @@ class Memory:
         self._clock = clock
         self._seconds = seconds
         self._entries = entries
-        self._most = size
+        self._max_bytes = size
         self._size = 0
-        self._kept: OrderedDict[tuple[Place, Ids], _Kept] = OrderedDict()
+        self._cached: OrderedDict[tuple[ConversationKey, CallIds], _CachedMessages] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Memory of {len(self._kept)} answers, {self._size} bytes>"
+        return f"<Memory of {len(self._cached)} answers, {self._size} bytes>"
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
-    def keep(self, key: tuple[Place, Ids], messages: Sequence[JSON]) -> None:
+    def put(self, key: tuple[ConversationKey, CallIds], messages: Sequence[JSON]) -> None:
         """Remember messages, and forget others where there is no room."""
         self._drop(key)
-        size = len(jsontext.dumps(list(messages)))
-        self._kept[key] = _Kept(messages, size, self._clock() + self._seconds)
+        size = len(json_codec.dumps(list(messages)))
+        self._cached[key] = _CachedMessages(messages, size, self._clock() + self._seconds)
         self._size += size
-        while self._kept and (len(self._kept) > self._entries or self._size > self._most):
-            self._drop(next(iter(self._kept)))
+        while self._cached and (len(self._cached) > self._entries or self._size > self._max_bytes):
+            self._drop(next(iter(self._cached)))
 
-    def recall(self, key: tuple[Place, Ids]) -> Sequence[JSON] | None:
+    def get(self, key: tuple[ConversationKey, CallIds]) -> Sequence[JSON] | None:
         """What was kept, for as long again; None when it is lost."""
-        kept = self._kept.get(key)
+        kept = self._cached.get(key)
         if kept is None:
             return None
-        if kept.until <= self._clock():
+        if kept.expires <= self._clock():
             self._drop(key)
             return None
-        kept.until = self._clock() + self._seconds
-        self._kept.move_to_end(key)
+        kept.expires = self._clock() + self._seconds
+        self._cached.move_to_end(key)
         return kept.messages
 
-    def restore(self, turn: Turn, place: Place) -> Sequence[JSON]:
+    def restore(self, turn: Turn, place: ConversationKey) -> Sequence[JSON]:
         """The turn's messages, with what is remembered of its earlier answers."""
-        if not self._kept:
+        if not self._cached:
             return turn.messages
-        return restored(turn.messages, lambda ids: self.recall((place, ids)))
+        return restore_history(turn.messages, lambda ids: self.get((place, ids)))
 
-    def _drop(self, key: tuple[Place, Ids]) -> None:
-        kept = self._kept.pop(key, None)
+    def _drop(self, key: tuple[ConversationKey, CallIds]) -> None:
+        kept = self._cached.pop(key, None)
         if kept is not None:
             self._size -= kept.size
 
 
-def place(turn: Turn, key: str) -> Place:
+def conversation_key(turn: Turn, key: str) -> ConversationKey:
     """Where the turn's conversation is remembered: under its key and its first words of a user."""
     digest = hashlib.blake2b(key.encode(), digest_size=16)
     for message in turn.messages:
         if message.get("role") == "user":
-            digest.update(b"\0" + jsontext.dumps(message.get("content")))
+            digest.update(b"\0" + json_codec.dumps(message.get("content")))
             break
     return digest.hexdigest()

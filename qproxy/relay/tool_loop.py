@@ -23,162 +23,164 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from qproxy.relay.event_stream import Pulled
+from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
-from qproxy.relay.tool_history import Memory, Place
-from qproxy.telemetry import Story
-from qproxy.tools import invoke as calling
+from qproxy.relay.tool_history import ConversationKey, ToolRoundCache
+from qproxy.telemetry import RelayRecord
+from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
-from qproxy.transport import Quiet
+from qproxy.transport import ReceiveTimeout
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import Event, Failed, ServerCall, ServerResult, Turn, Usage
-from qproxy.wire.tool_rounds import Call, Round, next_turn, total
+from qproxy.wire.events import Event, ServerToolCall, ServerToolResult, StreamFailed, Turn, Usage
+from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
 
 log = logging.getLogger("qproxy.tools")
-LIMIT = 8
+DEFAULT_MAX_ROUNDS = 8
 """Rounds in which tools may run, unless the settings say otherwise; then one more, without."""
 
-MOST_CALLS = 32
+MAX_CALLS_PER_ROUND = 32
 """That are run of one round."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class RequestTools:
     """What a request has of this server's tools."""
 
     tools: Mapping[str, Tool]
-    limit: int = LIMIT
-    memory: Memory | None = None
-    place: Place = ""
+    limit: int = DEFAULT_MAX_ROUNDS
+    cache: ToolRoundCache | None = None
+    conversation_key: ConversationKey = ""
     """Where the hidden part of this answer is remembered."""
 
-    def offered(self, turn: Turn) -> Turn:
+    def offered_tools(self, turn: Turn) -> Turn:
         """The turn with these tools among its own."""
         declared = [tool.declaration() for tool in self.tools.values()]
         return replace(turn, tools=[*turn.tools, *declared])
 
 
-class Rounds:
+class ToolLoop:
     """An answer under way, over as many rounds as it takes."""
 
     def __init__(
         self,
         relay: Relay,
         turn: Turn,
-        tools: Tools,
-        story: Story,
+        tools: RequestTools,
+        record: RelayRecord,
         stack: AsyncExitStack,
         nursery: trio.Nursery,
     ) -> None:
         self._relay = relay
         self._tools = tools
-        self._story = story
+        self._record = record
         self._stack = stack
         self._nursery = nursery
-        self._theirs = frozenset(tool[tool["type"]]["name"] for tool in turn.tools)
-        self._asked = turn
-        self._turn = tools.offered(turn)
-        self._began_with = len(turn.messages)
+        self._client_calls = frozenset(tool[tool["type"]]["name"] for tool in turn.tools)
+        self._client_turn = turn
+        self._turn = tools.offered_tools(turn)
+        self._opening_messages = len(turn.messages)
         self._number = 1
-        self._round = self._new_round(Usage())
-        self._answer: Pulled | None = None
-        self._ready: list[Event] = []
-        self._over = False
-        self._news = trio.Event()
-        self._waiting: trio.CancelScope | None = None
-        self._results: dict[str, ServerResult | None] = {}
+        self._stage = self._start_round(Usage())
+        self._stream: EventStream | None = None
+        self._pending_events: list[Event] = []
+        self._finished = False
+        self._results = trio.Event()
+        self._waiter: trio.CancelScope | None = None
+        self._results: dict[str, ServerToolResult | None] = {}
         """Of the calls that run, in their order; one that has ended waits until those before it have."""
 
     def __repr__(self) -> str:
-        return f"<Rounds, in round {self._number} {'over' if self._over else 'under way'}>"
+        return f"<Rounds, in round {self._number} {'over' if self._finished else 'under way'}>"
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Open the first round; raises QproxyError when it never comes."""
         self._held = await self._stack.enter_async_context(AsyncExitStack())
-        self._answer = await self._relay.open(self._turn, self._story, self._held)
+        self._stream = await self._relay.open(self._turn, self._record, self._held)
 
     def interrupt(self) -> None:
         """Make the `receive` that is waiting, if there is one, raise Quiet."""
-        if self._answer is not None:
-            self._answer.interrupt()
-        elif self._waiting is not None:
-            self._waiting.cancel()
+        if self._stream is not None:
+            self._stream.interrupt()
+        elif self._waiter is not None:
+            self._waiter.cancel()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
         """Every event that became certain; empty at the end.  Raises `Quiet` at `until`, and loses nothing."""
         while True:
-            if self._ready:
-                events, self._ready = self._ready, []
+            if self._pending_events:
+                events, self._pending_events = self._pending_events, []
                 return events
-            if self._over:
+            if self._finished:
                 return []
-            if self._answer is None:
-                await self._wait_for_news(until)
+            if self._stream is None:
+                await self._wait_for_results(until)
             else:
-                self._take(await self._answer.receive(until))
+                self._process(await self._stream.receive(until))
 
-    async def all(self) -> list[Event]:
+    async def read_all(self) -> list[Event]:
         """The rest of the answer."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
         return events
 
-    async def _wait_for_news(self, until: float) -> None:
-        self._news = trio.Event()
-        with trio.CancelScope(deadline=until) as self._waiting:
+    async def _wait_for_results(self, until: float) -> None:
+        self._results = trio.Event()
+        with trio.CancelScope(deadline=until) as self._waiter:
             try:
-                await self._news.wait()
+                await self._results.wait()
                 return
             finally:
-                self._waiting = None
-        raise Quiet
+                self._waiter = None
+        raise ReceiveTimeout
 
-    def _tell(self, *events: Event) -> None:
-        self._ready += events
-        self._news.set()
+    def _report_results(self, *events: Event) -> None:
+        self._pending_events += events
+        self._results.set()
 
-    def _new_round(self, before: Usage) -> Round:
+    def _start_round(self, before: Usage) -> RoundStage:
         number = self._number
 
         def our_id(place: int) -> str:
-            return self._asked.call_id(0, f"{number}/{place}")
+            return self._client_turn.call_id(0, f"{number}/{place}")
 
         last = number > self._tools.limit
-        return Round(self._tools.tools.keys(), self._theirs, our_id, before, last)
+        return RoundStage(self._tools.tools.keys(), self._client_calls, our_id, before, last)
 
-    def _take(self, events: list[Event]) -> None:
+    def _process(self, events: list[Event]) -> None:
         """Pass on what the client gets of some events of the round; at its end see what is next."""
-        self._ready += [out for event in events for out in self._round.feed(event)]
-        if self._round.usage is not None:
-            self._story.usage = total(self._round.before, self._round.usage)
-        if events and not self._round.failed:
+        self._pending_events += [out for event in events for out in self._stage.feed(event)]
+        if self._stage.usage is not None:
+            self._record.usage = add_usage(self._stage.text_before, self._stage.usage)
+        if events and not self._stage.failed:
             return
-        if not events and self._round.pending:
-            self._answer = None
-            self._nursery.start_soon(self._between_rounds)
+        if not events and self._stage.pending:
+            self._stream = None
+            self._nursery.start_soon(self._run_tools)
         else:
-            self._end()
+            self._end_round()
 
-    def _end(self) -> None:
-        self._over = True
-        self._ready += self._round.close()
+    def _end_round(self) -> None:
+        self._finished = True
+        self._pending_events += self._stage.close()
 
-    async def _between_rounds(self) -> None:
+    async def _run_tools(self) -> None:
         """Run the calls of the round that is over, and open the next one."""
         try:
             await self._held.aclose()
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
-                for place, call in enumerate(self._round.pending):
-                    if place < MOST_CALLS:
+                for place, call in enumerate(self._stage.pending):
+                    if place < MAX_CALLS_PER_ROUND:
                         self._start(call, nursery)
                     else:
-                        call.output = f"Error: not run, because more than {MOST_CALLS} were called at once."
-            self._story.tool_seconds += trio.current_time() - began
-            if self._round.sent:
-                self._remember()
-                self._end()
+                        call.output = (
+                            f"Error: not run, because more than {MAX_CALLS_PER_ROUND} were called at once."
+                        )
+            self._record.tool_seconds += trio.current_time() - began
+            if self._stage.sent:
+                self._cache_round()
+                self._end_round()
             else:
                 await self._next()
         except QproxyError as error:
@@ -186,42 +188,50 @@ class Rounds:
         except Exception as error:  # ours: the client is told, as everywhere
             log.exception("a round of tools failed", exc_info=error)
             self._fail(QproxyError("qproxy had an internal error between two rounds.", code="internal_error"))
-        self._news.set()
+        self._results.set()
 
     def _fail(self, error: QproxyError) -> None:
-        self._over = True
-        self._tell(Failed(error))
+        self._finished = True
+        self._report_results(StreamFailed(error))
 
-    def _start(self, call: Call, nursery: trio.Nursery) -> None:
+    def _start(self, call: RoundCall, nursery: trio.Nursery) -> None:
         tool = self._tools.tools.get(call.name)
         if tool is None:  # nothing runs, so nobody is told
-            call.output = f"Error: {calling.unknown(self._tools.tools, call.name)}"
+            call.output = f"Error: {invoke.unknown_tool_message(self._tools.tools, call.name)}"
             return
         self._results[call.id] = None
-        self._tell(ServerCall(call.id, call.name, call.arguments, tool.server, tool.original or tool.name))
-        nursery.start_soon(self._run, call, tool)
+        self._report_results(
+            ServerToolCall(call.id, call.name, call.arguments, tool.server, tool.remote_name or tool.name)
+        )
+        nursery.start_soon(self._run_tool, call, tool)
 
-    async def _run(self, call: Call, tool: Tool) -> None:
-        outcome = await calling.call(tool, call.arguments)
+    async def _run_tool(self, call: RoundCall, tool: Tool) -> None:
+        outcome = await invoke.invoke(tool, call.arguments)
         call.output = outcome.text
-        self._results[call.id] = ServerResult(call.id, call.name, outcome.text, outcome.ok, outcome.seconds)
+        self._results[call.id] = ServerToolResult(
+            call.id, call.name, outcome.text, outcome.ok, outcome.seconds
+        )
         while self._results and (result := next(iter(self._results.values()))) is not None:
             del self._results[result.id]
-            self._tell(result)
+            self._report_results(result)
 
     async def _next(self) -> None:
-        done = self._round
-        before = total(done.before, done.usage) if done.usage else done.before
+        done = self._stage
+        before = add_usage(done.text_before, done.usage) if done.usage else done.text_before
         self._number += 1
-        self._story.rounds = self._number
+        self._record.rounds = self._number
         self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
-        self._round = self._new_round(before)
-        turn = replace(self._turn, id=f"{self._asked.id}/{self._number}")  # ids of calls are made of it
-        self._answer = await self._relay.open(turn, self._story, self._held)
+        self._stage = self._start_round(before)
+        turn = replace(self._turn, id=f"{self._client_turn.id}/{self._number}")  # ids of calls are made of it
+        self._stream = await self._relay.open(turn, self._record, self._held)
 
-    def _remember(self) -> None:
+    def _cache_round(self) -> None:
         """Keep what the client does not see of this answer, for when it comes back with its results."""
-        if self._tools.memory is not None:
-            hidden = [*self._turn.messages[self._began_with :], self._round.message(), *self._round.results()]
-            ids = tuple(call.id for call in self._round.sent)
-            self._tools.memory.keep((self._tools.place, ids), hidden)
+        if self._tools.cache is not None:
+            hidden = [
+                *self._turn.messages[self._opening_messages :],
+                self._stage.message(),
+                *self._stage.results(),
+            ]
+            ids = tuple(call.id for call in self._stage.sent)
+            self._tools.cache.put((self._tools.conversation_key, ids), hidden)

@@ -13,41 +13,45 @@ from dataclasses import replace
 
 import trio
 
-from qproxy.access.api_keys import Key
-from qproxy.relay.event_stream import Pulled
+from qproxy.access.api_keys import ApiKey
+from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
-from qproxy.relay.tool_history import Memory, place
-from qproxy.relay.tool_loop import LIMIT, Rounds, Tools
-from qproxy.telemetry import Story
-from qproxy.tools.registry import Toolbox
+from qproxy.relay.tool_history import ToolRoundCache, conversation_key
+from qproxy.relay.tool_loop import DEFAULT_MAX_ROUNDS, RequestTools, ToolLoop
+from qproxy.telemetry import RelayRecord
+from qproxy.tools.registry import ToolRegistry
 from qproxy.tools.tool import Tool
 from qproxy.wire.events import Turn
 
 
-class Workshop:
+class ToolRuntime:
     """The tools of a running server."""
 
     def __init__(
-        self, toolbox: Toolbox | None = None, *, limit: int = LIMIT, memory: Memory | None = None
+        self,
+        registry: ToolRegistry | None = None,
+        *,
+        limit: int = DEFAULT_MAX_ROUNDS,
+        memory: ToolRoundCache | None = None,
     ) -> None:
-        self.toolbox = toolbox or Toolbox()
-        self.memory = memory or Memory(trio.current_time)
-        self.limit = limit
+        self.registry = registry or ToolRegistry()
+        self.cache = memory or ToolRoundCache(trio.current_time)
+        self.max_rounds = limit
 
     def __repr__(self) -> str:
-        return f"<Workshop with {self.toolbox!r} and {self.memory!r}>"
+        return f"<Workshop with {self.registry!r} and {self.cache!r}>"
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Get ready: the sandbox is tried out, MCP servers are connected to in the nursery."""
-        await self.toolbox.open(nursery)
+        await self.registry.open(nursery)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """No new request will come."""
-        self.toolbox.retire()
+        self.registry.drain()
 
-    def equip(
-        self, turn: Turn, key: Key | None, *, stands_for: str | None = None, remembers: bool = True
-    ) -> tuple[Turn, Tools]:
+    def prepare(
+        self, turn: Turn, key: ApiKey | None, *, stands_for: str | None = None, remembers: bool = True
+    ) -> tuple[Turn, RequestTools]:
         """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
 
         `stands_for` is the model that an alias of the request means.
@@ -55,26 +59,28 @@ class Workshop:
         """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = {}
-        if turn.completion is None and (self.toolbox or turn.requested):  # who completes a text calls nothing
-            tools = self.toolbox.for_turn(turn, name, stands_for)
-        if not remembers or not (tools or len(self.memory)):
-            return turn, Tools(tools, self.limit)
-        where = place(turn, key.digest if key else "")
-        turn = replace(turn, messages=self.memory.restore(turn, where))
-        return turn, Tools(tools, self.limit, self.memory, where)
+        if turn.completion is None and (
+            self.registry or turn.server_tools
+        ):  # who completes a text calls nothing
+            tools = self.registry.select(turn, name, stands_for)
+        if not remembers or not (tools or len(self.cache)):
+            return turn, RequestTools(tools, self.max_rounds)
+        where = conversation_key(turn, key.digest if key else "")
+        turn = replace(turn, messages=self.cache.restore(turn, where))
+        return turn, RequestTools(tools, self.max_rounds, self.cache, where)
 
-    async def answer(
+    async def start(
         self,
         relay: Relay,
         turn: Turn,
-        tools: Tools,
-        story: Story,
+        tools: RequestTools,
+        record: RelayRecord,
         stack: AsyncExitStack,
         nursery: Callable[[], trio.Nursery],
-    ) -> Pulled:
+    ) -> EventStream:
         """The answer, begun; tools run in the `nursery`.  Raises QproxyError when no account could begin one."""
         if not tools.tools:
-            return await relay.open(turn, story, stack)
-        rounds = Rounds(relay, turn, tools, story, stack, nursery())
-        await rounds.begin()
+            return await relay.open(turn, record, stack)
+        rounds = ToolLoop(relay, turn, tools, record, stack, nursery())
+        await rounds.start()
         return rounds

@@ -15,11 +15,11 @@ What the fence keeps and what it does not: docs/security.md.
 
 from __future__ import annotations
 
-from qproxy.sandbox.bubblewrap import Bubblewrap, Refusal, find
-from qproxy.sandbox.detect import Site
-from qproxy.sandbox.policy import Fence, Limits
-from qproxy.sandbox.process import Child, Finished, Starter, Unfenced, finish
+from qproxy.sandbox.bubblewrap import Bubblewrap, SandboxUnavailable, find_bubblewrap
+from qproxy.sandbox.detect import SystemSandbox
+from qproxy.sandbox.policy import ResourceLimits, SandboxPolicy
+from qproxy.sandbox.process import ChildProcess, CompletedProcess, Launcher, UnsandboxedLauncher, communicate
 
 __all__ = [
-    "Bubblewrap", "Child", "Fence", "Finished", "Limits", "Refusal", "Site", "Starter", "Unfenced", "find", "finish",
+    "Bubblewrap", "ChildProcess", "SandboxPolicy", "CompletedProcess", "ResourceLimits", "SandboxUnavailable", "SystemSandbox", "Launcher", "UnsandboxedLauncher", "find_bubblewrap", "communicate",
 ]  # fmt: skip

@@ -26,30 +26,31 @@ from importlib import import_module
 
 import trio
 
-from qproxy.sandbox import cgroup, remount, seccomp
-from qproxy.sandbox import policy as fence
+from qproxy.sandbox import cgroup, policy, remount, seccomp
 from qproxy.sandbox.cgroup import Cgroups
-from qproxy.sandbox.policy import NOBODY, Fence, Limits
-from qproxy.sandbox.process import Child, child_of, finish, start
+from qproxy.sandbox.policy import NOBODY_UID, ResourceLimits, SandboxPolicy
+from qproxy.sandbox.process import ChildProcess, adopt, communicate, start
 
 log = logging.getLogger("qproxy.tools")
 START_SECONDS = 10.0
 """For bubblewrap to make the sandbox."""
 ENDING_SECONDS = 0.1
 """For a sandbox that failed to end."""
-PROBE = ("true",)
+PROBE_ARGUMENTS = ("true",)
 MAX_SIGNALS = 1024
 """Queued for one sandbox, and timers in it: each is kernel memory."""
 
 
-class Refusal(Exception):
+class SandboxUnavailable(Exception):
     """Why no sandbox can be made; also a `Starter`, which raises itself."""
 
-    def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
+    def __call__(
+        self, argv: Sequence[str], allowed: SandboxPolicy, /
+    ) -> AbstractAsyncContextManager[ChildProcess]:
         raise self
 
 
-class NoFileLimit(Refusal):
+class NoFileLimit(SandboxUnavailable):
     """Why the files in /tmp can have no limit."""
 
 
@@ -60,23 +61,25 @@ class Bubblewrap:
         self.path = path
         self.cgroups = cgroups
         """Where each call gets a cgroup; None where there is no such place."""
-        self._user = NOBODY if os.geteuid() == 0 else None
-        self._filter = seccomp.program(os.uname().machine)
+        self._user = NOBODY_UID if os.geteuid() == 0 else None
+        self._filter = seccomp.seccomp_program(os.uname().machine)
         self.counts_files = True
         """The files in /tmp have a limit; False where the system lets nobody set one."""
 
     def __repr__(self) -> str:
-        parts = [self.path]
-        parts += [] if self._filter else ["no system-call filter"]
-        parts += [] if self.counts_files else ["no limit on files"]
-        parts += [] if self.cgroups is None else [f"cgroups in {self.cgroups.root}"]
-        return f"<Bubblewrap {', '.join(parts)}>"
+        state = [self.path]
+        state += [] if self._filter else ["no system-call filter"]
+        state += [] if self.counts_files else ["no limit on files"]
+        state += [] if self.cgroups is None else [f"cgroups in {self.cgroups.root}"]
+        return f"<Bubblewrap {', '.join(state)}>"
 
-    def __call__(self, argv: Sequence[str], allowed: Fence, /) -> AbstractAsyncContextManager[Child]:
+    def __call__(
+        self, argv: Sequence[str], allowed: SandboxPolicy, /
+    ) -> AbstractAsyncContextManager[ChildProcess]:
         return self._started(argv, allowed)
 
     @asynccontextmanager
-    async def _started(self, argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
+    async def _started(self, argv: Sequence[str], allowed: SandboxPolicy) -> AsyncIterator[ChildProcess]:
         with ExitStack() as ours:
             join = self._cgroup(allowed.limits, ours)
             end, child, info, gate = self._spawn(argv, allowed, ours)
@@ -85,76 +88,80 @@ class Bubblewrap:
                 try:
                     join(first)
                 except OSError as error:
-                    raise Refusal(f"the sandbox cannot be moved to a cgroup: {error.strerror}.") from None
+                    raise SandboxUnavailable(
+                        f"the sandbox cannot be moved to a cgroup: {error.strerror}."
+                    ) from None
                 _open(gate)
                 yield child
             finally:
                 await child.aclose()
 
-    def _cgroup(self, limits: Limits, ours: ExitStack) -> Callable[[int], None]:
+    def _cgroup(self, limits: ResourceLimits, ours: ExitStack) -> Callable[[int], None]:
         """Make a cgroup for a call, if there is a place for one; what is returned moves a process into it."""
         if self.cgroups is None:
             return lambda pid: None
         try:
             return ours.enter_context(self.cgroups.group(limits))
         except OSError as error:
-            raise Refusal(f"no cgroup can be made in {self.cgroups.root}: {error.strerror}.") from None
+            raise SandboxUnavailable(
+                f"no cgroup can be made in {self.cgroups.root}: {error.strerror}."
+            ) from None
 
     def _spawn(
-        self, argv: Sequence[str], allowed: Fence, ours: ExitStack
-    ) -> tuple[_Namespace, Child, trio.lowlevel.FdStream, int]:
+        self, argv: Sequence[str], allowed: SandboxPolicy, ours: ExitStack
+    ) -> tuple[_Namespace, ChildProcess, trio.lowlevel.FdStream, int]:
         """bubblewrap, on its way to the gate: it, its news, and the gate's handle."""
         with ExitStack() as theirs:
-            news, tells = os.pipe()
+            delta, tells = os.pipe()
             waits, gate = os.pipe()
             theirs.callback(os.close, tells)
             theirs.callback(os.close, waits)
             ours.callback(os.close, gate)
-            info = trio.lowlevel.FdStream(news)
+            info = trio.lowlevel.FdStream(delta)
             ours.callback(info.close)
             inherit, seccomp_file = [tells, waits], None
             if self._filter is not None:
-                seccomp_file = _file_of(self._filter)
+                seccomp_file = _argument_file(self._filter)
                 theirs.callback(os.close, seccomp_file)
                 inherit.append(seccomp_file)
-            words = fence.arguments(allowed, gate=waits, info=tells, seccomp=seccomp_file)
-            env = fence.environment(allowed)
+            text = policy.bwrap_arguments(allowed, gate=waits, info=tells, seccomp=seccomp_file)
+            env = policy.environment(allowed)
             try:
-                popen = start([self.path, *words, *argv], env, inherit=inherit, user=self._user)
+                popen = start([self.path, *text, *argv], env, inherit=inherit, user=self._user)
             except OSError as error:
-                raise Refusal(f"{self.path} cannot be started: {error.strerror}.") from None
+                raise SandboxUnavailable(f"{self.path} cannot be started: {error.strerror}.") from None
         end = _Namespace(popen)
         ours.callback(end.close)
-        return end, child_of(popen, end), info, gate
+        return end, adopt(popen, end), info, gate
 
     async def _limit(
-        self, end: _Namespace, child: Child, info: trio.lowlevel.FdStream, allowed: Fence
+        self, end: _Namespace, child: ChildProcess, info: trio.lowlevel.FdStream, allowed: SandboxPolicy
     ) -> int:
         """Learn who is the first within, and bound it and all that it will start; return its number."""
-        told = bytearray()
+        message = bytearray()
         with trio.move_on_after(START_SECONDS) as slow:
             while data := await info.receive_some(4096):
-                told += data
+                message += data
             try:
-                first = int(json.loads(told)["child-pid"])
+                first = int(json.loads(message)["child-pid"])
             except ValueError:
-                words = await child.stderr.receive_some(1000)
-                raise Refusal(_sentence(words) or "bubblewrap ended without a word.") from None
+                text = await child.stderr.receive_some(1000)
+                raise SandboxUnavailable(_first_line(text) or "bubblewrap ended without a word.") from None
         if slow.cancelled_caught:
-            raise Refusal(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
+            raise SandboxUnavailable(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
         end.first = os.pidfd_open(first)
-        with _in_the_name_of(self._user):
+        with _user_arguments(self._user):
             _set_limits(first, allowed.limits)
-        _stand_back(first)
+        _drop_priority(first)
         if self.counts_files and "/tmp" not in (*allowed.read, *allowed.write):
             await self._limit_tmp(end, first, allowed.limits)
         return first
 
-    async def _limit_tmp(self, end: _Namespace, first: int, limits: Limits) -> None:
-        words = [str(self._user or 0), str(first), limits.tmp_options]
+    async def _limit_tmp(self, end: _Namespace, first: int, limits: ResourceLimits) -> None:
+        text = [str(self._user or 0), str(first), limits.tmp_options]
         with trio.move_on_after(START_SECONDS):
             done = await trio.run_process(
-                [sys.executable, "-I", "-S", remount.__file__, *words],
+                [sys.executable, "-I", "-S", remount.__file__, *text],
                 env={},
                 capture_stderr=True,
                 check=False,
@@ -192,7 +199,7 @@ class _Namespace:
 
 
 @contextmanager
-def _in_the_name_of(user: int | None) -> Iterator[None]:
+def _user_arguments(user: int | None) -> Iterator[None]:
     """Be `user` by real id for a few system calls.
 
     Setting another process's limits takes its own user, by real id, or CAP_SYS_RESOURCE, which root in a container
@@ -211,7 +218,7 @@ def _in_the_name_of(user: int | None) -> Iterator[None]:
         os.setresgid(group, -1, -1)
 
 
-def _set_limits(pid: int, limits: Limits) -> None:
+def _set_limits(pid: int, limits: ResourceLimits) -> None:
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
@@ -228,7 +235,7 @@ def _set_limits(pid: int, limits: Limits) -> None:
         resource.prlimit(pid, kind, (allowed, allowed))
 
 
-def _stand_back(pid: int) -> None:
+def _drop_priority(pid: int) -> None:
     """Let others go first when there is little CPU, and this one when there is little memory."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 10)
@@ -241,7 +248,7 @@ def _open(gate: int) -> None:
         os.write(gate, b"1")
 
 
-def _file_of(data: bytes) -> int:
+def _argument_file(data: bytes) -> int:
     """A descriptor from which the data can be read."""
     descriptor = os.memfd_create("seccomp")
     os.write(descriptor, data)
@@ -249,11 +256,11 @@ def _file_of(data: bytes) -> int:
     return descriptor
 
 
-def _sentence(words: bytes | bytearray) -> str:
-    return bytes(words).decode(errors="replace").strip().partition("\n")[0]
+def _first_line(text: bytes | bytearray) -> str:
+    return bytes(text).decode(errors="replace").strip().partition("\n")[0]
 
 
-def candidates() -> Iterator[str]:
+def bubblewrap_candidates() -> Iterator[str]:
     """Where a bubblewrap may be: the system's, then the package's."""
     system = shutil.which("bwrap")
     if system is not None:
@@ -264,13 +271,13 @@ def candidates() -> Iterator[str]:
         return
 
 
-async def find() -> Bubblewrap | Refusal:
+async def find_bubblewrap() -> Bubblewrap | SandboxUnavailable:
     """A bubblewrap that works here, tried out; else what stands in its way."""
     if not sys.platform.startswith("linux"):
-        return Refusal("a sandbox needs Linux.")
+        return SandboxUnavailable("a sandbox needs Linux.")
     why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
     cgroups = cgroup.find()
-    for path in candidates():
+    for path in bubblewrap_candidates():
         bubblewrap = Bubblewrap(path, cgroups)
         found = await _tried(bubblewrap)
         if isinstance(found, NoFileLimit):
@@ -280,17 +287,17 @@ async def find() -> Bubblewrap | Refusal:
         if found is None:
             return bubblewrap
         why = f"{path}: {found}"
-    return Refusal(why)
+    return SandboxUnavailable(why)
 
 
-async def _tried(bubblewrap: Bubblewrap) -> Refusal | None:
+async def _tried(bubblewrap: Bubblewrap) -> SandboxUnavailable | None:
     """Start a program that does nothing; why that does not work."""
     try:
-        async with bubblewrap(PROBE, Fence()) as child:
+        async with bubblewrap(PROBE_ARGUMENTS, SandboxPolicy()) as child:
             with trio.fail_after(START_SECONDS):
-                finished = await finish(child, b"", most=1000)
-    except Refusal as refusal:
+                finished = await communicate(child, b"", limit=1000)
+    except SandboxUnavailable as refusal:
         return refusal
     except trio.TooSlowError:
-        return Refusal(f"a program that does nothing did not end within {START_SECONDS:g} s.")
-    return None if finished.code == 0 else Refusal(_sentence(finished.errors))
+        return SandboxUnavailable(f"a program that does nothing did not end within {START_SECONDS:g} s.")
+    return None if finished.code == 0 else SandboxUnavailable(_first_line(finished.errors))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qproxy.sandbox.policy import Limits
+from qproxy.sandbox.policy import ResourceLimits
 
 CONTROLLERS = frozenset(("memory", "pids"))
 OPTIONAL = frozenset(("memory.swap.max", "memory.oom.group"))
@@ -43,7 +43,7 @@ class Cgroups:
             wanted = " ".join(f"+{name}" for name in sorted(CONTROLLERS))
             _write(self.root, "cgroup.subtree_control", wanted)
             self._remove_left()
-            with self.group(Limits()):
+            with self.group(ResourceLimits()):
                 return True
         except OSError:
             return False
@@ -58,7 +58,7 @@ class Cgroups:
                     self._remove(left)
 
     @contextmanager
-    def group(self, limits: Limits) -> Iterator[Callable[[int], None]]:
+    def group(self, limits: ResourceLimits) -> Iterator[Callable[[int], None]]:
         """Make a cgroup with limits; what is given moves a process into it.  At the end all processes in it are killed."""
         path = self.root / f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         path.mkdir()
@@ -78,10 +78,10 @@ def _write(path: Path, name: str, value: str) -> None:
     (path / name).write_text(value)
 
 
-def values(limits: Limits) -> dict[str, str]:
+def values(limits: ResourceLimits) -> dict[str, str]:
     """Return the files of a cgroup for the limits of a call; what is in /tmp is memory too."""
     return {
-        "memory.max": str(limits.memory + limits.tmp),
+        "memory.max": str(limits.memory + limits.tmp_bytes),
         "memory.swap.max": "0",
         "memory.oom.group": "1",
         "pids.max": str(limits.processes),

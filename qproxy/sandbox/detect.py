@@ -5,36 +5,44 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from qproxy.sandbox.bubblewrap import Bubblewrap, Refusal, find
-from qproxy.sandbox.policy import Fence
-from qproxy.sandbox.process import Child, Starter
+from qproxy.sandbox.bubblewrap import Bubblewrap, SandboxUnavailable, find_bubblewrap
+from qproxy.sandbox.policy import SandboxPolicy
+from qproxy.sandbox.process import ChildProcess, Launcher
 
 
-class Site:
+class SystemSandbox:
     """A `Starter` that is bubblewrap where it works, and a refusal where it does not."""
 
-    def __init__(self, look: Callable[[], Awaitable[Bubblewrap | Refusal]] = find) -> None:
-        self._look = look
-        self._found: Starter | Refusal | None = None
+    def __init__(
+        self, look: Callable[[], Awaitable[Bubblewrap | SandboxUnavailable]] = find_bubblewrap
+    ) -> None:
+        self._detect = look
+        self._launcher: Launcher | SandboxUnavailable | None = None
 
     def __repr__(self) -> str:
-        return f"<Site {self._found!r}>"
+        return f"<Site {self._launcher!r}>"
 
     @property
-    def refusal(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why there is no sandbox, once that is known."""
-        return f"no sandbox can be made: {self._found}" if isinstance(self._found, Refusal) else None
+        return (
+            f"no sandbox can be made: {self._launcher}"
+            if isinstance(self._launcher, SandboxUnavailable)
+            else None
+        )
 
-    async def look(self) -> Starter | Refusal:
+    async def detect(self) -> Launcher | SandboxUnavailable:
         """What was found, now or before."""
-        if self._found is None:
-            self._found = await self._look()
-        return self._found
+        if self._launcher is None:
+            self._launcher = await self._detect()
+        return self._launcher
 
-    def __call__(self, argv: Sequence[str], fence: Fence, /) -> AbstractAsyncContextManager[Child]:
-        return self._started(argv, fence)
+    def __call__(
+        self, argv: Sequence[str], isolation: SandboxPolicy, /
+    ) -> AbstractAsyncContextManager[ChildProcess]:
+        return self._started(argv, isolation)
 
     @asynccontextmanager
-    async def _started(self, argv: Sequence[str], fence: Fence) -> AsyncIterator[Child]:
-        async with (await self.look())(argv, fence) as child:
+    async def _started(self, argv: Sequence[str], isolation: SandboxPolicy) -> AsyncIterator[ChildProcess]:
+        async with (await self.detect())(argv, isolation) as child:
             yield child

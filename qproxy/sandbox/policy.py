@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 1024 * 1024
-NOBODY = 65534
+NOBODY_UID = 65534
 MIN_INODES = 256
 PATH = "/usr/local/bin:/usr/bin:/bin"
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
+SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 """Programs and libraries."""
 SETTINGS = (
     "/etc/alternatives", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/pki/tls/certs",
@@ -27,7 +27,7 @@ NETWORK_SETTINGS = ("/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ResourceLimits:
     """How much a fenced program may use; each is the kernel's, per process but for `processes`."""
 
     cpu_seconds: int = 10
@@ -37,17 +37,17 @@ class Limits:
     """Processes and threads at once, together."""
     file_size: int = 16 * MIB
     open_files: int = 64
-    tmp: int = 64 * MIB
+    tmp_bytes: int = 64 * MIB
     """All that is in /tmp."""
 
     @property
     def tmp_options(self) -> str:
         """Options of tmpfs for /tmp: with its size, a file, directory or link for each 4 KiB of it."""
-        return f"size={self.tmp},nr_inodes={max(MIN_INODES, self.tmp // 4096)}"
+        return f"size={self.tmp_bytes},nr_inodes={max(MIN_INODES, self.tmp_bytes // 4096)}"
 
 
 @dataclass(frozen=True, slots=True)
-class Fence:
+class SandboxPolicy:
     """All that a program gets besides the system's programs."""
 
     read: tuple[str, ...] = ()
@@ -57,33 +57,33 @@ class Fence:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Its environment, besides PATH, HOME and LANG.  May hold secrets."""
     network: bool = False
-    limits: Limits = Limits()
+    limits: ResourceLimits = ResourceLimits()
 
 
-def environment(fence: Fence) -> dict[str, str]:
+def environment(isolation: SandboxPolicy) -> dict[str, str]:
     """Every variable that the program sees."""
-    return {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **fence.env}
+    return {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **isolation.env}
 
 
-def arguments(fence: Fence, *, gate: int, info: int, seccomp: int | None) -> list[str]:
+def bwrap_arguments(isolation: SandboxPolicy, *, gate: int, info: int, seccomp: int | None) -> list[str]:
     """bubblewrap's words for a fence; the three are file descriptors that it inherits.
 
     The environment is not among them: everyone on the machine can read a process's arguments.
     """
-    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-    words += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", "--hostname", "sandbox"]
-    words += ["--share-net"] if fence.network else []
-    for path in SYSTEM:
-        words += _system(path)
-    for path in (*SETTINGS, *(NETWORK_SETTINGS if fence.network else ())):
-        words += ["--ro-bind-try", os.path.realpath(path), path]
-    words += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    words += ["--size", str(fence.limits.tmp), "--tmpfs", "/tmp"]
-    for path in sorted({*fence.read, *fence.write}):  # an outer folder before what is in it
-        words += ["--bind" if path in fence.write else "--ro-bind", path, path]
-    words += ["--remount-ro", "/", "--chdir", "/tmp"]
-    words += [] if seccomp is None else ["--seccomp", str(seccomp)]
-    return [*words, "--info-fd", str(info), "--block-fd", str(gate), "--"]
+    text = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    text += ["--uid", str(NOBODY_UID), "--gid", str(NOBODY_UID), "--cap-drop", "ALL", "--hostname", "sandbox"]
+    text += ["--share-net"] if isolation.network else []
+    for path in SYSTEM_PATHS:
+        text += _system(path)
+    for path in (*SETTINGS, *(NETWORK_SETTINGS if isolation.network else ())):
+        text += ["--ro-bind-try", os.path.realpath(path), path]
+    text += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    text += ["--size", str(isolation.limits.tmp_bytes), "--tmpfs", "/tmp"]
+    for path in sorted({*isolation.read, *isolation.write}):  # an outer folder before what is in it
+        text += ["--bind" if path in isolation.write else "--ro-bind", path, path]
+    text += ["--remount-ro", "/", "--chdir", "/tmp"]
+    text += [] if seccomp is None else ["--seccomp", str(seccomp)]
+    return [*text, "--info-fd", str(info), "--block-fd", str(gate), "--"]
 
 
 def _system(path: str) -> list[str]:
@@ -95,16 +95,16 @@ def _system(path: str) -> list[str]:
     return ["--symlink", os.readlink(path), path] if stat.S_ISLNK(mode) else ["--ro-bind", path, path]
 
 
-def unsafe(fences: Iterable[tuple[str, Fence]]) -> Iterator[str]:
+def policy_errors(fences: Iterable[tuple[str, SandboxPolicy]]) -> Iterator[str]:
     """What is wrong with the declared paths of several tools, each with its name.
 
     A path within a folder that some tool may change is refused: that tool could put a link there, and the next
     program would be given what the link leads to.
     """
     fences = list(fences)
-    writable = [Path(path) for _, fence in fences for path in fence.write]
-    for name, fence in fences:
-        for path in (*fence.read, *fence.write):
+    writable = [Path(path) for _, isolation in fences for path in isolation.write]
+    for name, isolation in fences:
+        for path in (*isolation.read, *isolation.write):
             here = Path(path)
             if not here.is_absolute():
                 yield f"{name}: {path} is not an absolute path."
@@ -112,7 +112,7 @@ def unsafe(fences: Iterable[tuple[str, Fence]]) -> Iterator[str]:
                 yield f"{name}: {path} leads to {os.path.realpath(path)}; declare that instead."
             elif not here.exists():
                 yield f"{name}: there is no {path}."
-            elif here == Path("/") or any(here.is_relative_to(root) for root in _OURS):
+            elif here == Path("/") or any(here.is_relative_to(root) for root in _PROTECTED):
                 yield f"{name}: {path} cannot be given to a tool."
             else:
                 yield from (
@@ -122,4 +122,4 @@ def unsafe(fences: Iterable[tuple[str, Fence]]) -> Iterator[str]:
                 )
 
 
-_OURS = (Path("/proc"), Path("/sys"), Path("/dev"))
+_PROTECTED = (Path("/proc"), Path("/sys"), Path("/dev"))

@@ -18,34 +18,36 @@ from typing import Protocol
 import trio
 
 from qproxy.sandbox import policy as fence
-from qproxy.sandbox.policy import Fence
+from qproxy.sandbox.policy import SandboxPolicy
 
 READ_SIZE = 64 * 1024
 MAX_ERRORS = 4096
 """The end of standard error that is kept."""
 REAP_SECONDS = 2.0
-LAST_WORDS_SECONDS = 1.0
+DRAIN_SECONDS = 1.0
 
 
-class Starter(Protocol):
+class Launcher(Protocol):
     """What starts programs."""
 
-    def __call__(self, argv: Sequence[str], fence: Fence, /) -> AbstractAsyncContextManager[Child]: ...
+    def __call__(
+        self, argv: Sequence[str], fence: SandboxPolicy, /
+    ) -> AbstractAsyncContextManager[ChildProcess]: ...
 
 
-class End(Protocol):
+class ProcessTree(Protocol):
     """How a program is ended with all it started."""
 
     def kill(self) -> None: ...
 
-    async def gone(self) -> None:
+    async def wait(self) -> None:
         """Return when none of them is left."""
 
 
-class Child:
+class ChildProcess:
     """A program under way."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], end: End) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], end: ProcessTree) -> None:
         assert popen.stdin is not None
         assert popen.stdout is not None
         assert popen.stderr is not None
@@ -56,14 +58,14 @@ class Child:
         for pipe in (popen.stdin, popen.stdout, popen.stderr):
             pipe.close()
         self._popen = popen
-        self._end = end
+        self._tree = end
 
     def __repr__(self) -> str:
         return f"<Child {self._popen.pid}, {'running' if self._popen.poll() is None else 'over'}>"
 
     def kill(self) -> None:
         """End it and all it started."""
-        self._end.kill()
+        self._tree.kill()
 
     async def wait(self) -> int:
         """Return the exit code when the program has ended."""
@@ -83,13 +85,13 @@ class Child:
         self.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + REAP_SECONDS):
             await self.wait()
-            await self._end.gone()
+            await self._tree.wait()
             for stream in (self.stdin, self.stdout, self.stderr):
                 await stream.aclose()
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CompletedProcess:
     """What a program left behind."""
 
     code: int
@@ -97,29 +99,29 @@ class Finished:
     output: bytes
     errors: bytes
     """The end of standard error."""
-    too_long: bool = False
+    truncated: bool = False
     """It said more than it may, and was ended."""
 
 
-async def finish(child: Child, given: bytes, *, most: int) -> Finished:
+async def communicate(child: ChildProcess, given: bytes, *, limit: int) -> CompletedProcess:
     """Give a program its input and take its output, to its end; at most `most` bytes of it."""
     output, errors = bytearray(), bytearray()
     ended = 0
 
-    async def feed() -> None:
+    async def write_stdin() -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it need not read it
             await child.stdin.send_all(given)
         await child.stdin.aclose()
 
-    async def errs() -> None:
+    async def read_stderr() -> None:
         while data := await child.stderr.receive_some(READ_SIZE):
             errors.extend(data)
             del errors[:-MAX_ERRORS]
 
-    async def outs() -> None:
+    async def read_stdout() -> None:
         while data := await child.stdout.receive_some(READ_SIZE):
             output.extend(data)
-            if len(output) > most:
+            if len(output) > limit:
                 child.kill()
                 return
 
@@ -127,17 +129,17 @@ async def finish(child: Child, given: bytes, *, most: int) -> Finished:
         nonlocal ended
         ended = await child.wait()
         child.kill()  # what it left running
-        scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+        scope.deadline = trio.current_time() + DRAIN_SECONDS
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end, nursery.cancel_scope)
-        nursery.start_soon(feed)
-        nursery.start_soon(errs)
-        await outs()
-    return Finished(ended, bytes(output[:most]), bytes(errors), len(output) > most)
+        nursery.start_soon(write_stdin)
+        nursery.start_soon(read_stderr)
+        await read_stdout()
+    return CompletedProcess(ended, bytes(output[:limit]), bytes(errors), len(output) > limit)
 
 
-class Unfenced:
+class UnsandboxedLauncher:
     """Starts programs with all that this process may do: no sandbox, by the operator's own word.
 
     Left are the time limit, the bound on output and an environment of its own.
@@ -146,24 +148,26 @@ class Unfenced:
     def __repr__(self) -> str:
         return "<Unfenced>"
 
-    def __call__(self, argv: Sequence[str], fence: Fence, /) -> AbstractAsyncContextManager[Child]:
-        return _unfenced(argv, fence)
+    def __call__(
+        self, argv: Sequence[str], fence: SandboxPolicy, /
+    ) -> AbstractAsyncContextManager[ChildProcess]:
+        return _start_unsandboxed(argv, fence)
 
 
 @asynccontextmanager
-async def _unfenced(argv: Sequence[str], allowed: Fence) -> AsyncIterator[Child]:
+async def _start_unsandboxed(argv: Sequence[str], allowed: SandboxPolicy) -> AsyncIterator[ChildProcess]:
     popen = start(argv, fence.environment(allowed))
-    child = child_of(popen, _Group(popen.pid))
+    child = adopt(popen, _Group(popen.pid))
     try:
         yield child
     finally:
         await child.aclose()
 
 
-def child_of(popen: subprocess.Popen[bytes], end: End) -> Child:
+def adopt(popen: subprocess.Popen[bytes], end: ProcessTree) -> ChildProcess:
     """The child that a process is; one that cannot be looked after is ended."""
     try:
-        return Child(popen, end)
+        return ChildProcess(popen, end)
     except BaseException:
         end.kill()
         popen.wait()
@@ -180,7 +184,7 @@ class _Group:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
 
-    async def gone(self) -> None:
+    async def wait(self) -> None:
         await trio.lowlevel.checkpoint()
 
 

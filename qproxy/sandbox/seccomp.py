@@ -23,21 +23,21 @@ FAMILIES = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (the C library asks it for addresses)."""
 
 
-class Numbers(NamedTuple):
+class SyscallNumbers(NamedTuple):
     """One architecture's system calls."""
 
     architecture: int
     socket: int
     clone: int
     clone3: int
-    refused: tuple[int, ...]
+    denied: tuple[int, ...]
 
 
 _COMMON = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 442, 447)
 """io_uring_*, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, mount_setattr, memfd_secret."""
 
 MACHINES = {
-    "x86_64": Numbers(
+    "x86_64": SyscallNumbers(
         0xC000003E, 41, 56, 435,
         (
             29, 30, 31, 67, 64, 65, 66, 220, 68, 69, 70, 71, 240,  # shm*, sem*, msg*, mq_open
@@ -49,7 +49,7 @@ MACHINES = {
             *_COMMON,
         ),
     ),
-    "aarch64": Numbers(
+    "aarch64": SyscallNumbers(
         0xC00000B7, 198, 220, 435,
         (
             194, 195, 196, 197, 190, 191, 192, 193, 186, 187, 188, 189, 180,
@@ -64,7 +64,7 @@ MACHINES = {
 }  # fmt: skip
 
 
-def program(machine: str) -> bytes | None:
+def seccomp_program(machine: str) -> bytes | None:
     """The filter for a machine (`os.uname().machine`); None for one whose numbers are not known here."""
     numbers = MACHINES.get(machine)
     if numbers is None:
@@ -72,13 +72,13 @@ def program(machine: str) -> bytes | None:
     steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, numbers.architecture), (RETURN, 0, 0, KILL)]
     steps += [(LOAD, 0, 0, NUMBER)]
     if machine == "x86_64":
-        steps += _unless(AT_LEAST, X32, errno.ENOSYS)
+        steps += _jump_unless(AT_LEAST, X32, errno.ENOSYS)
     # Its flags are out of a filter's sight; clone's are not.
-    steps += _unless(EQUAL, numbers.clone3, errno.ENOSYS)
-    for number in numbers.refused:
-        steps += _unless(EQUAL, number, errno.EPERM)
+    steps += _jump_unless(EQUAL, numbers.clone3, errno.ENOSYS)
+    for number in numbers.denied:
+        steps += _jump_unless(EQUAL, number, errno.EPERM)
     steps += [(EQUAL, 0, 3, numbers.clone), (LOAD, 0, 0, FIRST_ARGUMENT)]
-    steps += [*_unless(ANY_BIT, NAMESPACES, errno.EPERM)]
+    steps += [*_jump_unless(ANY_BIT, NAMESPACES, errno.EPERM)]
     steps += [
         (LOAD, 0, 0, NUMBER),
         (EQUAL, 0, len(FAMILIES) + 2, numbers.socket),
@@ -89,6 +89,6 @@ def program(machine: str) -> bytes | None:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def _unless(test: int, value: int, error: int) -> list[tuple[int, int, int, int]]:
+def _jump_unless(test: int, value: int, error: int) -> list[tuple[int, int, int, int]]:
     """Two steps: where the test holds, the call fails with `error`."""
     return [(test, 0, 1, value), (RETURN, 0, 0, ERROR | error)]

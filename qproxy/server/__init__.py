@@ -23,6 +23,6 @@ A new family of routes is a class with `routes()` and an entry of `Server.famili
 """
 
 from qproxy.server.app import Server
-from qproxy.server.state import Family, Parts, Route
+from qproxy.server.state import Route, RouteGroup, ServerState
 
-__all__ = ["Family", "Parts", "Route", "Server"]
+__all__ = ["RouteGroup", "ServerState", "Route", "Server"]

@@ -15,26 +15,26 @@ import trio
 
 from qproxy.http_server.shutdown import Shutdown, current_shutdown
 
-LEAVE_TIMEOUT = 1.0
+DISCONNECT_TIMEOUT = 1.0
 
 
 class InProcessResponse:
     """The head of an answer, and its body piece by piece."""
 
     def __init__(self, pieces: trio.MemoryReceiveChannel[Any]) -> None:
-        self._pieces = pieces
+        self._chunks = pieces
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
 
-    async def begin(self) -> None:
-        head = await self._pieces.receive()
+    async def start(self) -> None:
+        head = await self._chunks.receive()
         self.status, self.headers = head["status"], list(head.get("headers", ()))
 
     async def receive(self) -> bytes:
         """Some of the body; b"" at the end."""
         while True:
             try:
-                message = await self._pieces.receive()
+                message = await self._chunks.receive()
             except trio.EndOfChannel:
                 return b""
             if message.get("body"):
@@ -91,12 +91,12 @@ class InProcessClient:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
                 response = InProcessResponse(receiver)
-                await response.begin()
+                await response.start()
                 try:
                     yield response
                 finally:
                     gone.set()
-                    nursery.cancel_scope.deadline = trio.current_time() + LEAVE_TIMEOUT
+                    nursery.cancel_scope.deadline = trio.current_time() + DISCONNECT_TIMEOUT
                     receiver.close()
         finally:
             self._running -= 1
@@ -148,7 +148,7 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
             with trio.move_on_after(shutdown.grace):
                 await client.until_idle()
         finally:
-            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):  # the app's own end must run even so
+            with trio.move_on_after(DISCONNECT_TIMEOUT, shield=True):  # the app's own end must run even so
                 await to_app.send({"type": "lifespan.shutdown"})
                 await from_app.receive()
             nursery.cancel_scope.cancel()

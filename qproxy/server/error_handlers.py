@@ -11,65 +11,65 @@ import math
 from quart import Response
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply, json
-from qproxy.server.request_policy import no_websocket
+from qproxy.server import request_context
+from qproxy.server.http_response import HTTPResponse, json_response
+from qproxy.server.request_policy import websocket_not_supported
 from qproxy.server.streaming import internal_error
 from qproxy.wire.errors import QproxyError, RequestError
 
 log = logging.getLogger("qproxy.server")
 
 
-def too_large() -> RequestError:
+def body_too_large() -> RequestError:
     return RequestError("The request body is too large.", status=413, code="request_too_large")
 
 
-def too_slow() -> RequestError:
+def body_timeout() -> RequestError:
     return RequestError("The request body did not arrive in time.", status=408, code="request_timeout")
 
 
-def reply(error: QproxyError) -> Reply:
+def error_response(error: QproxyError) -> HTTPResponse:
     """An error of ours."""
-    record = current.record()
+    record = request_context.record()
     record.fail(error, "error")
-    record.story.upstream_request_id = error.request_id or record.story.upstream_request_id
-    reply = json(error.body(), error.status)
+    record.relay.upstream_request_id = error.request_id or record.relay.upstream_request_id
+    reply = json_response(error.to_body(), error.status)
     if error.retry_after is not None:
         seconds = min(error.retry_after, 120.0)
-        reply.fields["retry-after"] = str(math.ceil(seconds))
-        reply.fields["retry-after-ms"] = str(round(seconds * 1000))
+        reply.headers["retry-after"] = str(math.ceil(seconds))
+        reply.headers["retry-after-ms"] = str(round(seconds * 1000))
     if error.should_retry is not None:
-        reply.fields["x-should-retry"] = str(error.should_retry).lower()
+        reply.headers["x-should-retry"] = str(error.should_retry).lower()
     return reply
 
 
-def fault(error: Exception) -> Reply:
+def internal_error_response(error: Exception) -> HTTPResponse:
     """A fault of ours: the client learns nothing but that, the log has the rest."""
-    log.error("request %s failed", current.record().id, exc_info=error)
-    return reply(internal_error())
+    log.error("request %s failed", request_context.record().id, exc_info=error)
+    return error_response(internal_error())
 
 
-async def refused(error: QproxyError) -> Response:
+async def handle_qproxy_error(error: QproxyError) -> Response:
     """An error of ours, for Quart."""
-    return reply(error).response()
+    return error_response(error).response()
 
 
-async def failed(error: Exception) -> Response:
+async def handle_exception(error: Exception) -> Response:
     """A fault of ours, for Quart."""
-    return fault(error).response()
+    return internal_error_response(error).response()
 
 
-async def refused_by_quart(error: HTTPException) -> Response:
+async def handle_http_exception(error: HTTPException) -> Response:
     """Quart's own."""
-    scope = current.scope()
-    status, path = error.code or 500, scope["path"][: current.LONGEST_PATH]
+    scope = request_context.scope()
+    status, path = error.code or 500, scope["path"][: request_context.MAX_LOGGED_PATH]
     method = scope.get("method", "GET")
     if scope["type"] == "websocket":
-        return reply(no_websocket()).response()
+        return error_response(websocket_not_supported()).response()
     if isinstance(error, RequestEntityTooLarge):
-        ours = too_large()
+        ours = body_too_large()
     elif isinstance(error, RequestTimeout):
-        ours = too_slow()
+        ours = body_timeout()
     elif status == 404:
         message = f"Unknown request URL: {method} {path}."
         ours = RequestError(message, status=404, code="unknown_url")
@@ -78,8 +78,8 @@ async def refused_by_quart(error: HTTPException) -> Response:
         ours = RequestError(message, status=405, code="method_not_allowed")
     else:
         ours = RequestError(error.description or "The request cannot be served.", status=status)
-    answer = reply(ours)
+    answer = error_response(ours)
     allow = dict(error.get_headers()).get("Allow")
     if allow:
-        answer.fields["allow"] = allow
+        answer.headers["allow"] = allow
     return answer.response()

@@ -19,52 +19,51 @@ from typing import Any
 
 import trio
 
-from qproxy.server import error_handlers as refusals
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply
-from qproxy.server.middleware import Around
-from qproxy.server.state import Parts, Route
+from qproxy.server import error_handlers, request_context
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.middleware import RequestMiddleware
+from qproxy.server.state import Route, ServerState
 from qproxy.wire.errors import QproxyError
 
-EXCHANGE = "qproxy.exchange"
+HTTP_STREAM = "qproxy.exchange"
 """ASGI extension of our Hypercorn: `leave` is called when the client has left, or at once when it has already."""
 LENGTH_DIGITS = 18
 """Of a content-length that is looked at: another ASGI server may pass on more digits than Python reads."""
 
 
-class Lane:
+class FastPath:
     """An ASGI app."""
 
     def __init__(
         self,
-        parts: Parts,
-        around: Around,
+        state: ServerState,
+        around: RequestMiddleware,
         routes: Mapping[str, Route],
         otherwise: Callable[..., Awaitable[None]],
         plain: Callable[[], bool],
     ) -> None:
-        self._parts = parts
-        self._around = around
+        self._state = state
+        self._middleware = around
         self._routes = routes
-        self._otherwise = otherwise
-        self._plain = plain
+        self._fallback = otherwise
+        self._is_eligible = plain
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         route = None
-        if scope["type"] == "http" and scope["method"] == "POST" and self._plain():
+        if scope["type"] == "http" and scope["method"] == "POST" and self._is_eligible():
             route = self._routes.get(scope["path"])
         if route is None:
-            await self._otherwise(scope, receive, send)
+            await self._fallback(scope, receive, send)
             return
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-            incoming = _Incoming(receive, nursery.cancel_scope, scope["extensions"].get(EXCHANGE))
-            current.enter(scope, stack, nursery, partial(self._body, incoming))
+            incoming = _RequestReader(receive, nursery.cancel_scope, scope["extensions"].get(HTTP_STREAM))
+            request_context.bind(scope, stack, nursery, partial(self._send_body, incoming))
             await self._serve(route, send)
             nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
 
     async def _serve(self, route: Route, send: Any) -> None:
-        reply = await self._reply(route)
-        await send({"type": "http.response.start", "status": reply.status, "headers": self._head(reply)})
+        reply = await self._send_response(route)
+        await send({"type": "http.response.start", "status": reply.status, "headers": self._send_head(reply)})
         body = reply.body
         del reply  # a stream may last
         if isinstance(body, bytes):
@@ -72,61 +71,61 @@ class Lane:
             return
         more = True
         async for piece in body:
-            more = not body.over
+            more = not body.finished
             await send({"type": "http.response.body", "body": piece, "more_body": more})
             del piece  # the next one may be long in coming
         if more:  # nobody knew that the last piece was the last
             await send({"type": "http.response.body", "body": b""})
 
-    def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
-        fields = reply.fields
+    def _send_head(self, reply: HTTPResponse) -> list[tuple[bytes, bytes]]:
+        fields = reply.headers
         fields["content-type"] = reply.content_type
         if isinstance(reply.body, bytes):
             fields["content-length"] = str(len(reply.body))
-        self._around.finish(reply.status, fields)
+        self._middleware.on_response(reply.status, fields)
         return [(name.encode(), value.encode()) for name, value in fields.items()]
 
-    async def _reply(self, route: Route) -> Reply:
+    async def _send_response(self, route: Route) -> HTTPResponse:
         try:
-            self._around.begin(route.path)
-            await self._around.admit(route.access)
-            reply: Reply = await route.view()
+            self._middleware.on_request(route.path)
+            await self._middleware.authorize(route.access)
+            reply: HTTPResponse = await route.view()
         except QproxyError as error:
-            return refusals.reply(error)
+            return error_handlers.error_response(error)
         except Exception as error:
-            return refusals.fault(error)
+            return error_handlers.internal_error_response(error)
         except BaseExceptionGroup as group:
             faults = group.split(trio.Cancelled)[1]
             if not isinstance(faults, ExceptionGroup):
                 raise
-            return refusals.fault(faults)
+            return error_handlers.internal_error_response(faults)
         return reply
 
-    async def _body(self, incoming: _Incoming) -> bytes:
-        door = self._parts.door
-        length = current.headers().get("content-length") or ""
-        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > door.max_body_bytes):
-            raise refusals.too_large()
-        if incoming.is_there():
-            return await incoming.body(door.max_body_bytes)
-        with trio.move_on_after(door.body_timeout):
-            return await incoming.body(door.max_body_bytes)
-        raise refusals.too_slow()
+    async def _send_body(self, incoming: _RequestReader) -> bytes:
+        policy = self._state.policy
+        length = request_context.headers().get("content-length") or ""
+        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > policy.max_body_bytes):
+            raise error_handlers.body_too_large()
+        if incoming.is_connected():
+            return await incoming.body(policy.max_body_bytes)
+        with trio.move_on_after(policy.body_timeout):
+            return await incoming.body(policy.max_body_bytes)
+        raise error_handlers.body_timeout()
 
 
-class _Incoming:
+class _RequestReader:
     """What comes from the client: a body, and then its end."""
 
     def __init__(self, receive: Any, gone: trio.CancelScope, exchange: Any) -> None:
         self._receive = receive
-        self._gone = gone
-        self._exchange = exchange
+        self._disconnected = gone
+        self._http_stream = exchange
         if exchange is not None:
             exchange.leave = gone.cancel
 
-    def is_there(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether the whole body has come already."""
-        return self._exchange is not None and self._exchange.whole
+        return self._http_stream is not None and self._http_stream.whole
 
     async def body(self, limit: int) -> bytes:
         """The whole body; RequestError when it is longer than `limit`."""
@@ -135,19 +134,19 @@ class _Incoming:
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
             if size > limit:
-                raise refusals.too_large()
+                raise error_handlers.body_too_large()
             if not message.get("more_body", False):
-                if self._exchange is None:
-                    current.nursery().start_soon(self._watch)
+                if self._http_stream is None:
+                    request_context.nursery().start_soon(self._watch)
                 return b"".join(pieces)
-        await self._left()
+        await self._on_disconnect()
         return b""
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        await self._left()
+        await self._on_disconnect()
 
-    async def _left(self) -> None:
-        self._gone.cancel()
+    async def _on_disconnect(self) -> None:
+        self._disconnected.cancel()
         await trio.lowlevel.checkpoint()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 STATES = ("ready", "unusable", "draining")
 SERVING = frozenset(("ready", "full", "paced"))
 """States of an account that can serve, now or in a moment."""
-ASKED = SERVING | {"resting"}
+LAST_RESORT = SERVING | {"resting"}
 """States in which it is asked when there is no other."""
 
 
@@ -41,5 +41,5 @@ class Health:
 def health(accounts: Iterable[str], *, draining: bool) -> Health:
     """The server's state from the states of its accounts."""
     states = Counter(accounts)
-    asked = any(states[state] for state in ASKED)
-    return Health("draining" if draining else "ready" if asked else "unusable", dict(states))
+    request = any(states[state] for state in LAST_RESORT)
+    return Health("draining" if draining else "ready" if request else "unusable", dict(states))

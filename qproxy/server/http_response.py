@@ -10,22 +10,22 @@ from quart import Response
 from quart.wrappers.response import ResponseBody
 
 from qproxy.server.request_policy import JSON_TYPE
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
 
-class Pieces(ResponseBody):
+class StreamingBody(ResponseBody):
     """A body that comes in pieces, one when one is asked for."""
 
-    over = False
+    finished = False
     """Set with the last piece, where that is known then."""
 
-    async def __aenter__(self) -> Pieces:
+    async def __aenter__(self) -> StreamingBody:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         pass  # what is open is on the request's exit stack
 
-    def __aiter__(self) -> Pieces:
+    def __aiter__(self) -> StreamingBody:
         return self
 
     @abstractmethod
@@ -33,21 +33,21 @@ class Pieces(ResponseBody):
 
 
 @dataclass(slots=True)
-class Reply:
+class HTTPResponse:
     """Status, body and fields (names in lower case)."""
 
-    body: bytes | Pieces
+    body: bytes | StreamingBody
     status: int = 200
     content_type: str = JSON_TYPE
-    fields: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> Response:
         """The same for Quart."""
-        response = Response(self.body, self.status, self.fields)
+        response = Response(self.body, self.status, self.headers)
         response.content_type = self.content_type
         return response
 
 
-def json(body: Any, status: int = 200) -> Reply:
+def json_response(body: Any, status: int = 200) -> HTTPResponse:
     """A JSON body."""
-    return Reply(jsontext.dumps(body), status)
+    return HTTPResponse(json_codec.dumps(body), status)

@@ -13,80 +13,80 @@ from contextlib import AsyncExitStack, contextmanager
 
 import trio
 
-from qproxy.wire.errors import Overloaded, QproxyError
+from qproxy.wire.errors import OverloadedError, QproxyError
 
 
-class Life:
+class InFlightRequest:
     """One request."""
 
     def __init__(self, timeout: float = math.inf) -> None:
         self._timeout = timeout
         self.deadline = trio.current_time() + timeout
-        self._ended: QproxyError | None = None
-        self._wake: Callable[[], object] | None = None
+        self._error: QproxyError | None = None
+        self._callback: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
-        return f"<Life until {self.deadline:.0f}{', ended' if self._ended else ''}>"
+        return f"<Life until {self.deadline:.0f}{', ended' if self._error else ''}>"
 
     def end(self, error: QproxyError) -> None:
         """Answer the request with this error, as soon as it can be said."""
-        self._ended = error
-        if self._wake is not None:
-            self._wake()
+        self._error = error
+        if self._callback is not None:
+            self._callback()
 
-    def over(self) -> QproxyError | None:
+    def error(self) -> QproxyError | None:
         """The error to end with, once there is one."""
-        if self._ended is None and trio.current_time() >= self.deadline:
+        if self._error is None and trio.current_time() >= self.deadline:
             message = f"The request took longer than the {self._timeout:g} s that this server allows."
             return QproxyError(message, status=504, code="request_timeout")
-        return self._ended
+        return self._error
 
-    def wakes(self, wake: Callable[[], object]) -> None:
+    def on_end(self, wake: Callable[[], object]) -> None:
         """What to call when the life is ended from outside."""
-        self._wake = wake
+        self._callback = wake
 
     @contextmanager
-    def limited(self) -> Iterator[None]:
+    def deadline_scope(self) -> Iterator[None]:
         """Cancel the block when the life is over, and raise the error that says why."""
         with trio.CancelScope(deadline=self.deadline) as scope:
-            self.wakes(scope.cancel)
-            if self._ended is not None:
+            self.on_end(scope.cancel)
+            if self._error is not None:
                 scope.cancel()
             yield
-        self._wake = None
-        error = self.over() if scope.cancelled_caught else None
+        self._callback = None
+        error = self.error() if scope.cancelled_caught else None
         if error is not None:
             raise error
 
 
-class Lives:
+class InFlightRequests:
     """All requests under way."""
 
     def __init__(self) -> None:
-        self._lives: set[Life] = set()
+        self._requests: set[InFlightRequest] = set()
         self._ended = False
 
     def __repr__(self) -> str:
-        return f"<Lives {len(self._lives)}>"
+        return f"<Lives {len(self._requests)}>"
 
     def __len__(self) -> int:
-        return len(self._lives)
+        return len(self._requests)
 
-    def one(self, stack: AsyncExitStack, timeout: float = math.inf) -> Life:
+    def add(self, stack: AsyncExitStack, timeout: float = math.inf) -> InFlightRequest:
         """A life that lasts as long as the stack."""
-        life = Life(timeout)
+        in_flight = InFlightRequest(timeout)
         if self._ended:  # a request on a connection that was open
-            life.end(_stopping())
-        self._lives.add(life)
-        stack.callback(self._lives.remove, life)
-        return life
+            in_flight.end(_stopping())
+        self._requests.add(in_flight)
+        stack.callback(self._requests.remove, in_flight)
+        return in_flight
 
     def end(self) -> None:
         """End them all, and those that come later: the server stops."""
         self._ended = True
-        for life in self._lives:
-            life.end(_stopping())
+        for in_flight in self._requests:
+            in_flight.end(_stopping())
 
 
 def _stopping() -> QproxyError:
-    return Overloaded("The server is stopping.", code="shutting_down", retry_after=1)
+    return OverloadedError("The server is stopping.", code="shutting_down", retry_after=1)

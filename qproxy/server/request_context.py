@@ -14,16 +14,16 @@ from typing import Any, TypeVar, cast
 
 import trio
 
-from qproxy.access.api_keys import Key
-from qproxy.telemetry import Record
+from qproxy.access.api_keys import ApiKey
+from qproxy.telemetry import RequestRecord
 
 Default = TypeVar("Default")
-LONGEST_PATH = 200
+MAX_LOGGED_PATH = 200
 """What a log line and an error repeat of a path that a client made up."""
 _scope: ContextVar[dict[str, Any]] = ContextVar("qproxy.request")
 
 
-class Fields:
+class Headers:
     """The header fields of a request, by name in whatever case; the first of several with one name."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
@@ -43,7 +43,7 @@ class Fields:
         return default if value is None else value.decode("latin-1")
 
 
-def enter(
+def bind(
     scope: Any, stack: AsyncExitStack, nursery: trio.Nursery, body: Callable[[], Awaitable[bytes]]
 ) -> None:
     """Serve this request from here on, in this task and its children."""
@@ -51,7 +51,7 @@ def enter(
     scope["qproxy.nursery"] = nursery
     stack.callback(scope.pop, "qproxy.nursery")  # it refers to the task, whose context refers to the scope
     scope["qproxy.body"] = body
-    scope["qproxy.headers"] = Fields(scope["headers"])
+    scope["qproxy.headers"] = Headers(scope["headers"])
     _scope.set(scope)
 
 
@@ -60,9 +60,9 @@ def scope() -> dict[str, Any]:
     return _scope.get()
 
 
-def headers() -> Fields:
+def headers() -> Headers:
     """The request's header fields."""
-    return cast("Fields", scope()["qproxy.headers"])
+    return cast("Headers", scope()["qproxy.headers"])
 
 
 async def body() -> bytes:
@@ -77,7 +77,7 @@ def peer() -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:
     return None if client is None else str(client[0]), here["headers"]
 
 
-def listen() -> None:
+def allow_receive() -> None:
     """Let a WebSocket's next message be read."""
     scope()["qproxy.listen"]()
 
@@ -92,15 +92,15 @@ def nursery() -> trio.Nursery:
     return cast("trio.Nursery", scope()["qproxy.nursery"])
 
 
-def record() -> Record:
+def record() -> RequestRecord:
     """The request's record, begun when it is first asked for."""
     here = scope()
     if "qproxy.record" not in here:
-        path = here["path"][:LONGEST_PATH]
-        here["qproxy.record"] = Record("req_" + secrets.token_hex(16), here.get("method", "GET"), path)
-    return cast("Record", here["qproxy.record"])
+        path = here["path"][:MAX_LOGGED_PATH]
+        here["qproxy.record"] = RequestRecord("req_" + secrets.token_hex(16), here.get("method", "GET"), path)
+    return cast("RequestRecord", here["qproxy.record"])
 
 
-def client() -> Key | None:
+def api_key() -> ApiKey | None:
     """Whose request it is, where that is asked."""
-    return cast("Key | None", scope().get("qproxy.key"))
+    return cast("ApiKey | None", scope().get("qproxy.key"))

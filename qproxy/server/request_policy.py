@@ -18,18 +18,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from qproxy.access.api_keys import Key, Keyring
+from qproxy.access.api_keys import ApiKey, ApiKeyStore
 from qproxy.system.exposure import host_name, is_loopback, origin_authority, without_keys
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import raw_json as verbatim
-from qproxy.wire.errors import NotAuthenticated, RequestError, WrongKey
+from qproxy.wire import json_codec, raw_json
+from qproxy.wire.errors import AuthenticationError, RequestError, WrongKey
 from qproxy.wire.model_aliases import Aliases
 
-Fields: TypeAlias = Any
+ReadableHeaders: TypeAlias = Any
 """The header fields of a request: `get(name, default)` in whatever case."""
 JSON_TYPE = "application/json"
-KEY_PROTOCOL = "openai-insecure-api-key."
-EXPOSED = ", ".join(
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+EXPOSED_HEADERS = ", ".join(
     (
         "x-request-id", "x-qproxy-upstream-request-id", "x-qproxy-overhead-ms", "x-qproxy-ignored-params",
         "x-qproxy-notes", "x-qproxy-tools", "openai-processing-ms", "retry-after", "retry-after-ms", "x-should-retry",
@@ -37,9 +36,9 @@ EXPOSED = ", ".join(
     )
 )  # fmt: skip
 """The response fields of ours that a page's script may read."""
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+FORWARDED_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 """Fields by which a proxy says that somebody else asks."""
-SECURITY = {
+SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
@@ -63,10 +62,10 @@ class Access(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class RequestPolicy:
     """The rules of entry."""
 
-    keyring: Keyring = field(default_factory=Keyring)
+    api_keys: ApiKeyStore = field(default_factory=ApiKeyStore)
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     """Further names that a request to loopback may be for; * is any."""
@@ -75,7 +74,7 @@ class Door:
     max_messages: int = 10_000
     body_timeout: float = 60.0
     request_timeout: float = math.inf
-    keep_alive: float = math.inf
+    keep_alive_interval: float = math.inf
     """Seconds of silence in a stream after which a comment is sent."""
     default_model: str | None = None
     aliases: Aliases = Aliases()
@@ -85,39 +84,39 @@ class Door:
     _warned: set[str] = field(default_factory=set, repr=False, compare=False)
     """The addresses of which the log has said that they are refused."""
 
-    def client(self, headers: Fields, scope: Mapping[str, Any]) -> Key | None:
+    def authenticate(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> ApiKey | None:
         """Whose request it is; None where nobody is asked.  RequestError when it may not come in."""
-        if not self.keyring.demanded():
+        if not self.api_keys.required():
             self._check_address(headers.get("host", ""), scope)
             return None
-        key = shown_key(headers)
+        key = api_key_from(headers)
         if not key:
-            raise NotAuthenticated(
+            raise AuthenticationError(
                 "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
             )
-        return self.keyring.find(key)
+        return self.api_keys.authenticate(key)
 
-    def admit_admin(self, headers: Fields, scope: Mapping[str, Any]) -> None:
+    def require_admin(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
         """RequestError unless whoever runs the server asks."""
         if self.admin_key is not None:
-            self.check_admin_key(shown_key(headers))
+            self.check_admin_key(api_key_from(headers))
             return
-        self.admit_local(headers, scope)
+        self.require_local(headers, scope)
 
     def check_admin_key(self, shown: str) -> None:
         """NotAuthenticated, a WrongKey where one is shown, unless it is the admin_key."""
         if not shown:
-            raise NotAuthenticated("This route wants the server's admin_key.")
+            raise AuthenticationError("This route wants the server's admin_key.")
         expected = self.admin_key
         if expected is None or not hmac.compare_digest(_bytes(shown), _bytes(expected)):
             raise WrongKey("This is not the server's admin_key.")
 
-    def admit_local(self, headers: Fields, scope: Mapping[str, Any]) -> None:
+    def require_local(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
         """RequestError unless it comes straight from the server's own machine; a proxy there is not the machine."""
         server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
         origin, name = headers.get("origin", ""), host_name(headers.get("host", ""))
         here = is_loopback(str(server[0])) and is_loopback(str(peer[0])) and (not name or is_loopback(name))
-        passed_on = any(headers.get(field) for field in FORWARDED)
+        passed_on = any(headers.get(field) for field in FORWARDED_HEADERS)
         if not here or passed_on or (origin and not is_loopback(host_name(origin_authority(origin)))):
             raise RequestError(
                 "Without an admin_key this route is for programs on the server's own machine.",
@@ -156,7 +155,7 @@ class Door:
             log.warning("refused a request: %s", message)
         return RequestError(message, status=403, type="permission_error", code="keys_required")
 
-    def check_framing(self, headers: Fields) -> None:
+    def check_encoding(self, headers: ReadableHeaders) -> None:
         """RequestError for a request that wants to be read in a way that this server does not have."""
         encoding = headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
@@ -166,12 +165,12 @@ class Door:
                 code="unsupported_content_encoding",
             )
         if headers.get("upgrade", "").strip().lower() == "websocket":
-            raise no_websocket()
+            raise websocket_not_supported()
 
-    def check_page(self, headers: Fields) -> None:
+    def check_websocket_origin(self, headers: ReadableHeaders) -> None:
         """RequestError for a page that opens a WebSocket without a key: no browser asks us first, as it does for HTTP."""
         origin = headers.get("origin")
-        if origin and not self.keyring.demanded() and self.allowed_origin(origin) is None:
+        if origin and not self.api_keys.required() and self.allowed_origin(origin) is None:
             raise RequestError(
                 "Pages may open a WebSocket here when their origin is in the setting cors_origins.",
                 status=403,
@@ -179,7 +178,7 @@ class Door:
                 code="origin_not_allowed",
             )
 
-    def check_type(self, mimetype: str, *, from_page: bool) -> None:
+    def check_content_type(self, mimetype: str, *, from_page: bool) -> None:
         """RequestError unless the body says that it is JSON; a program (not a page) may say nothing."""
         if not mimetype and not from_page:
             return
@@ -190,24 +189,24 @@ class Door:
                 code="unsupported_media_type",
             )
 
-    def parse(self, data: bytes) -> Any:
+    def parse_json(self, data: bytes) -> Any:
         """A body as JSON; a RequestError says what is wrong with it."""
         message = f"The request body nests more than {self.max_json_depth} levels deep."
         try:
-            body = verbatim.read(data)
-        except jsontext.TooDeep:
+            body = raw_json.parse_body(data)
+        except json_codec.NestingTooDeep:
             raise RequestError(message, code="invalid_value") from None
         except ValueError as error:
             raise RequestError(f"The request body is not valid JSON: {error}.") from None
-        if jsontext.deeper_than(body, self.max_json_depth):
+        if json_codec.exceeds_depth(body, self.max_json_depth):
             raise RequestError(message, code="invalid_value")
         return body
 
-    def allows(self, key: Key | None, model: str) -> bool:
+    def allows(self, key: ApiKey | None, model: str) -> bool:
         """Whether the key may ask for the model, by this name or by the one that it stands for."""
         return key is None or key.allows(model) or key.allows(self.aliases.resolve(model))
 
-    def check_model(self, key: Key | None, model: str) -> None:
+    def authorize_model(self, key: ApiKey | None, model: str) -> None:
         """RequestError unless the key may ask for the model."""
         if not self.allows(key, model):
             assert key is not None
@@ -225,7 +224,7 @@ class Door:
             return None
         return "*" if "*" in self.cors_origins else origin if origin in self.cors_origins else None
 
-    def preflight(self, headers: Fields) -> dict[str, str]:
+    def preflight_headers(self, headers: ReadableHeaders) -> dict[str, str]:
         """The fields that answer a browser's question before a request."""
         if self.allowed_origin(headers.get("origin")) is None:
             return {}
@@ -240,19 +239,19 @@ class Door:
             fields["access-control-allow-private-network"] = "true"
         return fields
 
-    def page_fields(self, headers: Fields) -> dict[str, str]:
+    def cors_headers(self, headers: ReadableHeaders) -> dict[str, str]:
         """The fields that let an allowed page read any answer of ours."""
         origin = self.allowed_origin(headers.get("origin"))
         if origin is None:
             return {"vary": "origin"} if self.cors_origins else {}
         return {
             "access-control-allow-origin": origin,
-            "access-control-expose-headers": EXPOSED,
+            "access-control-expose-headers": EXPOSED_HEADERS,
             "vary": "origin",
         }
 
 
-def no_websocket() -> RequestError:
+def websocket_not_supported() -> RequestError:
     """For a WebSocket where there is none."""
     message = "This path does not speak WebSocket: ask over plain HTTP."
     return RequestError(message, status=426, code="websocket_not_supported")
@@ -263,15 +262,17 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def shown_key(headers: Fields) -> str:
+def api_key_from(headers: ReadableHeaders) -> str:
     """The key that a request shows, in OpenAI's field or one of the others in use; "" for none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        key = headers.get("x-api-key", "") or headers.get("api-key", "") or _key_of_a_page(headers)
+        key = headers.get("x-api-key", "") or headers.get("api-key", "") or _key_from_subprotocol(headers)
     return str(key).strip()
 
 
-def _key_of_a_page(headers: Fields) -> str:
+def _key_from_subprotocol(headers: ReadableHeaders) -> str:
     """A page's script can give a WebSocket no header field but the names of sub-protocols: OpenAI's holds the key."""
     offered = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
-    return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), "")
+    return next(
+        (name.removeprefix(KEY_SUBPROTOCOL) for name in offered if name.startswith(KEY_SUBPROTOCOL)), ""
+    )

@@ -14,19 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.errors import QproxyError, Retry
+from qproxy.wire.errors import QproxyError, RetryHint
 
 JSON = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredResponse:
     """One response and what it answered."""
 
     id: str
     owner: str
     """The whole digest of the client's key; empty where no keys are demanded."""
-    previous: str | None
+    previous_id: str | None
     """The response that it continues."""
     response: JSON
     """The response object."""
@@ -39,17 +39,17 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class StoreStatistics:
     """What a store has done since the start."""
 
-    kept: int
+    saved: int
     failed: int
     """Uses that failed, of whatever kind."""
     discarded: int
     """Responses that were too old or one too many."""
 
 
-class Missing(Exception):
+class ResponseNotFound(Exception):
     """There is no such response for this owner."""
 
     def __init__(self, id: str) -> None:
@@ -57,33 +57,33 @@ class Missing(Exception):
         self.id = id
 
 
-class StoreError(QproxyError):
+class ResponseStoreError(QproxyError):
     """The store cannot be used now."""
 
     status = 503
     code: str | None = "store_unavailable"
-    retry = Retry.QUICKLY
+    retry = RetryHint.SOON
 
 
-class Store(Protocol):
+class ResponseStore(Protocol):
     """Where responses are kept.  Every method may raise StoreError."""
 
-    async def keep(self, stored: Stored) -> None:
+    async def save(self, stored: StoredResponse) -> None:
         """Keep a response; it can be found as soon as this returns, by every process that shares the store."""
         ...
 
-    async def find(self, owner: str, id: str) -> Stored:
+    async def get(self, owner: str, id: str) -> StoredResponse:
         """The response; Missing when there is none."""
         ...
 
-    async def chain(self, owner: str, id: str) -> list[Stored]:
+    async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
         """The conversation that ends with this response, from its beginning; Missing when a part of it is gone."""
         ...
 
-    async def forget(self, owner: str, id: str) -> None:
+    async def delete(self, owner: str, id: str) -> None:
         """Delete the response; Missing when there is none."""
         ...
 
-    def statistics(self) -> Statistics: ...
+    def statistics(self) -> StoreStatistics: ...
 
     async def aclose(self) -> None: ...

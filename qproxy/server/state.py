@@ -12,28 +12,28 @@ from typing import Any, Protocol
 
 import trio
 
-from qproxy.access.budgets import Budgets
+from qproxy.access.budgets import BudgetTracker
 from qproxy.access.client_address import TrustedProxies
 from qproxy.access.grants import Grants
-from qproxy.access.rate_limits import Meters, Shelf
+from qproxy.access.rate_limits import KeyRateLimiters, RateLimitStore
 from qproxy.access.secret_limiter import SecretLimiter
 from qproxy.accounts import Account
-from qproxy.auth.background import Keepers
-from qproxy.auth.login_sessions import Logins
+from qproxy.auth.background import RefreshTasks
+from qproxy.auth.login_sessions import LoginSessions
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.backends.local.grants import SQLiteGrants
-from qproxy.ledger import Ledger, Pricing
-from qproxy.limits.concurrency import Admission
-from qproxy.relay import Workshop
-from qproxy.relay.model_directory import Discovery
-from qproxy.relay.realtime import Speech
+from qproxy.ledger import Pricing, UsageLedger
+from qproxy.limits.concurrency import ConcurrencyLimiter
+from qproxy.relay import ToolRuntime
+from qproxy.relay.model_directory import ModelDirectory
+from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
 from qproxy.server.health import Health, health
-from qproxy.server.in_flight import Lives
-from qproxy.server.request_policy import Access, Door
-from qproxy.server.response_store import Store
-from qproxy.telemetry import Counts
-from qproxy.telemetry.body_log import Bodies
+from qproxy.server.in_flight import InFlightRequests
+from qproxy.server.request_policy import Access, RequestPolicy
+from qproxy.server.response_store import ResponseStore
+from qproxy.telemetry import RequestCounters
+from qproxy.telemetry.body_log import BodyLogger
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Route:
     """Whether it is OpenAI's: served under `/v1` and without."""
     websocket: bool = False
     """Whether it is asked for by a WebSocket's handshake; it has no methods then."""
-    direct: bool = False
+    fast_path: bool = False
     """Whether its view knows nothing of Quart and gives a `Reply`, so that the lane can take it."""
 
     def paths(self) -> list[str]:
@@ -57,47 +57,51 @@ class Route:
         return [f"/v1{self.path}", self.path] if self.versioned else [self.path]
 
 
-class Family(Protocol):
+class RouteGroup(Protocol):
     """Some routes that belong together."""
 
     def routes(self) -> Iterable[Route]: ...
 
 
-class Parts:
+class ServerState:
     """The parts of a running server; a reload changes them between two requests, so they are asked each time."""
 
     def __init__(
-        self, relay: Relay, discovery: Discovery, door: Door, admission: Admission | None = None
+        self,
+        relay: Relay,
+        discovery: ModelDirectory,
+        policy: RequestPolicy,
+        admission: ConcurrencyLimiter | None = None,
     ) -> None:
         self.relay = relay
-        self.discovery = discovery
-        self.door = door
-        self.admission = admission or Admission()
-        self.store: Store | None = None
+        self.model_directory = discovery
+        self.policy = policy
+        self.concurrency = admission or ConcurrencyLimiter()
+        self.responses: ResponseStore | None = None
         """Where responses are kept; None keeps none."""
-        self.workshop = Workshop()
+        self.tool_runtime = ToolRuntime()
         """The tools that this server runs."""
-        self.counts = Counts()
-        self.lives = Lives()
-        self.meters = Meters()
+        self.counters = RequestCounters()
+        self.in_flight = InFlightRequests()
+        self.rate_limits = KeyRateLimiters()
         self.proxies = TrustedProxies()
         self.limit_secrets(SQLiteGrants())
-        self.keepers = Keepers()
-        self.logins = Logins(self.keepers)
-        self.speech = Speech()
+        self.refresh_tasks = RefreshTasks()
+        self.login_sessions = LoginSessions(self.refresh_tasks)
+        self.realtime = RealtimeConfig()
         """How realtime sessions are."""
         self.pricing = Pricing()
-        self.ledger: Ledger | None = None
-        self.budgets = Budgets(None)
-        self.bodies: Bodies | None = None
+        self.ledger: UsageLedger | None = None
+        self.budgets = BudgetTracker(None)
+        self.body_logger: BodyLogger | None = None
         """Where requests and answers are logged; nowhere unless the operator asks for it."""
         self.draining = False
 
-    def limit_secrets(self, grants: Grants, shelf: Shelf | None = None, per_minute: int = 0) -> None:
+    def limit_secrets(self, grants: Grants, store: RateLimitStore | None = None, per_minute: int = 0) -> None:
         """Limit the wrong keys of an address; without a number there is no limit."""
         self.grants = grants
-        self.client_keys = SecretLimiter("client key", per_minute, grants, shelf)
-        self.admin_keys = SecretLimiter("admin key", per_minute, grants, shelf)
+        self.client_keys = SecretLimiter("client key", per_minute, grants, store)
+        self.admin_keys = SecretLimiter("admin key", per_minute, grants, store)
 
     def health(self) -> Health:
         """Whether the server can do its work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def make_private(folder: Path) -> None:
+def make_private_directory(folder: Path) -> None:
     """Make a folder, and those above it that are missing, each for its owner only; one that is there stays as it is.
 
     `Path.mkdir(mode=..., parents=True)` gives the parents the mode of the umask.
@@ -15,6 +15,6 @@ def make_private(folder: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def meeting_place(home: Path, parent: int) -> Path:
+def peer_directory(home: Path, parent: int) -> Path:
     """Where the workers of one parent find each other (`siblings`)."""
     return home / "workers" / str(parent)

@@ -18,24 +18,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from qproxy.system.directories import make_private
+from qproxy.system.directories import make_private_directory
 
-ANSWER_TIMEOUT = 10.0
+RELOAD_TIMEOUT = 10.0
 log = logging.getLogger("qproxy")
 
 
-class Running:
+class PidFile:
     """The file of one serving process, for the time of a block."""
 
     def __init__(self, home: Path, port: int) -> None:
         self.path = home / f"serving-{port}.json"
-        self._reloads = 0
+        self._reload_count = 0
         self._file: TextIO | None = None
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> PidFile:
         file = None
         try:
-            make_private(self.path.parent)
+            make_private_directory(self.path.parent)
             file = self.path.open("a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file = file
@@ -53,32 +53,32 @@ class Running:
             self._file.truncate(0)
             self._file.close()
 
-    def reloaded(self, taken_up: bool, said: str) -> None:
+    def record_reload(self, taken_up: bool, message: str) -> None:
         """Note how a reload went."""
-        self._reloads += 1
-        self._write(taken_up=taken_up, said=said)
+        self._reload_count += 1
+        self._write(taken_up=taken_up, said=message)
 
     def _write(self, **outcome: Any) -> None:
         if self._file is None:
             return
         self._file.truncate(0)
-        self._file.write(json.dumps({"pid": os.getpid(), "reloads": self._reloads, **outcome}))
+        self._file.write(json.dumps({"pid": os.getpid(), "reloads": self._reload_count, **outcome}))
         self._file.flush()
 
 
-def serves(home: Path, port: int) -> bool:
+def is_serving(home: Path, port: int) -> bool:
     """Whether a server of ours serves this port."""
     return _state(home / f"serving-{port}.json") is not None
 
 
-def ask_to_reload(home: Path, port: int) -> tuple[bool, str]:
+def request_reload(home: Path, port: int) -> tuple[bool, str]:
     """Have the server of a port reload; whether it has, and what it said."""
     path = home / f"serving-{port}.json"
     before = _state(path)
     if before is None:
         return False, f"No server of yours serves port {port} (see --port)."
     os.kill(before["pid"], signal.SIGHUP)
-    limit = time.monotonic() + ANSWER_TIMEOUT
+    limit = time.monotonic() + RELOAD_TIMEOUT
     while time.monotonic() < limit:
         now = _state(path)
         if now is None:

@@ -13,23 +13,23 @@ from typing import Any
 import trio
 
 
-def plain_socket(stream: Any) -> trio.socket.SocketType | None:
+def raw_socket(stream: Any) -> trio.socket.SocketType | None:
     """The socket of a stream that is nothing but one; None for any other stream, and where sockets are no files."""
     return stream.socket if isinstance(stream, trio.SocketStream) and os.name == "posix" else None
 
 
-async def read_when_there(socket: trio.socket.SocketType, size: int) -> bytes:
+async def recv(socket: trio.socket.SocketType, size: int) -> bytes:
     """At most `size` bytes, after waiting for them; b"" at the end."""
     while True:
-        await trio.lowlevel.wait_readable(_number(socket))
-        data = read_now(socket, size)
+        await trio.lowlevel.wait_readable(_descriptor(socket))
+        data = recv_nowait(socket, size)
         if data is not None:
             return data
 
 
-def read_now(socket: trio.socket.SocketType, size: int) -> bytes | None:
+def recv_nowait(socket: trio.socket.SocketType, size: int) -> bytes | None:
     """What is there, at most `size` bytes; b"" at the end, None for nothing yet."""
-    number = _number(socket)
+    number = _descriptor(socket)
     try:
         return os.read(number, size)
     except BlockingIOError:
@@ -38,7 +38,7 @@ def read_now(socket: trio.socket.SocketType, size: int) -> bytes | None:
         raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
 
-def write_now(socket: trio.socket.SocketType, *pieces: bytes) -> int:
+def send_nowait(socket: trio.socket.SocketType, *pieces: bytes) -> int:
     """How many bytes the kernel took at once; none when nobody is there, which the patient way finds out."""
     try:
         return os.writev(socket.fileno(), pieces)
@@ -46,7 +46,7 @@ def write_now(socket: trio.socket.SocketType, *pieces: bytes) -> int:
         return 0
 
 
-def _number(socket: trio.socket.SocketType) -> int:
+def _descriptor(socket: trio.socket.SocketType) -> int:
     number = socket.fileno()
     if number < 0:
         raise trio.ClosedResourceError("this socket was already closed")

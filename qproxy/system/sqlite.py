@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qproxy.system.directories import make_private
+from qproxy.system.directories import make_private_directory
 
 
-def opened(path: Path | None, *, patience: float) -> sqlite3.Connection:
+def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
     """A connection to the file, made where there is none; without a path, to memory.  OSError, sqlite3.Error.
 
     Any thread may use it, one at a time.  `patience`: seconds for another process to end its write.
     """
     if path is not None:
-        make_private(path.parent)
+        make_private_directory(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(
         path or ":memory:", timeout=patience, isolation_level=None, check_same_thread=False
@@ -55,7 +55,7 @@ def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
             time.sleep(0.01)
 
 
-def opened_to_read(path: Path, *, patience: float) -> sqlite3.Connection:
+def open_readonly(path: Path, *, patience: float) -> sqlite3.Connection:
     """A connection that changes nothing, to a file that is there.  sqlite3.Error."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=patience)
 

@@ -11,8 +11,24 @@
 Facts flow one way: server and relay fill in the record, `Counts.finished` hands it on.
 """
 
-from qproxy.telemetry.counters import Counts
-from qproxy.telemetry.log_format import Formatter
-from qproxy.telemetry.records import BeginsTraces, Failure, Record, Story, ToolRun, Trace
+from qproxy.telemetry.counters import RequestCounters
+from qproxy.telemetry.log_format import LogFormatter
+from qproxy.telemetry.records import (
+    FailedAttempt,
+    RelayRecord,
+    RequestRecord,
+    ToolRunRecord,
+    TraceProtocol,
+    TracerProtocol,
+)
 
-__all__ = ["BeginsTraces", "Counts", "Failure", "Formatter", "Record", "Story", "ToolRun", "Trace"]
+__all__ = [
+    "TracerProtocol",
+    "RequestCounters",
+    "FailedAttempt",
+    "LogFormatter",
+    "RequestRecord",
+    "RelayRecord",
+    "ToolRunRecord",
+    "TraceProtocol",
+]

@@ -9,52 +9,52 @@ from __future__ import annotations
 import logging
 
 from qproxy.telemetry import fragments
-from qproxy.telemetry.records import Record
-from qproxy.telemetry.redaction import LONGEST_BODY, Redactor
+from qproxy.telemetry.records import RequestRecord
+from qproxy.telemetry.redaction import MAX_BODY_LENGTH, Redactor
 
 log = logging.getLogger("qproxy.body")
 
 
-class Bodies:
+class BodyLogger:
     """Writes them."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
 
-    def asked(self, record: Record, data: bytes) -> None:
+    def log_request(self, record: RequestRecord, data: bytes) -> None:
         """A request's body."""
         self._write(record, "request", data)
 
-    def answered(self, record: Record, data: bytes) -> None:
+    def log_response(self, record: RequestRecord, data: bytes) -> None:
         """An answer's."""
         self._write(record, "response", data)
 
-    def streamed(self, record: Record, data: bytes) -> None:
+    def streamed(self, record: RequestRecord, data: bytes) -> None:
         """An answer's that came in pieces."""
         self._write(record, "response", fragments.redacted(data, self._redactor.text))
 
-    def streaming(self, record: Record) -> Streamed:
+    def streaming(self, record: RequestRecord) -> StreamLogger:
         """An answer's that comes in pieces."""
-        return Streamed(self, record)
+        return StreamLogger(self, record)
 
-    def _write(self, record: Record, what: str, data: bytes) -> None:
+    def _write(self, record: RequestRecord, what: str, data: bytes) -> None:
         fields = {"request_id": record.id, "bytes": len(data), "body": self._redactor.body(data)}
         log.info("%s body", what, extra={"fields": {"message": f"{what} body", **fields}})
 
 
-class Streamed:
+class StreamLogger:
     """The pieces of one answer, until there are enough of them."""
 
-    def __init__(self, bodies: Bodies, record: Record) -> None:
-        self._bodies = bodies
+    def __init__(self, bodies: BodyLogger, record: RequestRecord) -> None:
+        self._logger = bodies
         self._record = record
         self._data = bytearray()
 
     def add(self, data: bytes) -> None:
         """A piece that was sent."""
-        if len(self._data) <= LONGEST_BODY:
+        if len(self._data) <= MAX_BODY_LENGTH:
             self._data += data
 
     def close(self) -> None:
         """That was all."""
-        self._bodies.streamed(self._record, bytes(self._data))
+        self._logger.streamed(self._record, bytes(self._data))

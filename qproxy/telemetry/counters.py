@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeAlias
 
-from qproxy.telemetry.records import Record
-from qproxy.wire.tool_calls.repairs import KINDS
+from qproxy.telemetry.records import RequestRecord
+from qproxy.wire.tool_calls.repairs import REPAIRS
 
 log = logging.getLogger("qproxy.request")
 repairs_log = logging.getLogger("qproxy.repairs")
-Listener: TypeAlias = Callable[[Record], None]
+Listener: TypeAlias = Callable[[RequestRecord], None]
 
 
-class Counts:
+class RequestCounters:
     """The requests of this process."""
 
     def __init__(self) -> None:
@@ -29,31 +29,31 @@ class Counts:
         self.statuses: Counter[int] = Counter()
         self.rules: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
-        self.live: dict[str, Record] = {}
+        self.in_flight: dict[str, RequestRecord] = {}
         """The records of the requests under way, by id."""
         self.listeners: list[Listener] = []
 
     def __repr__(self) -> str:
-        return f"<Counts {len(self.live)} under way, {dict(self.outcomes)}>"
+        return f"<Counts {len(self.in_flight)} under way, {dict(self.outcomes)}>"
 
-    def began(self, record: Record) -> None:
+    def request_started(self, record: RequestRecord) -> None:
         """A request is under way until `finished`."""
-        self.live[record.id] = record
+        self.in_flight[record.id] = record
 
-    def finished(self, record: Record) -> None:
+    def request_finished(self, record: RequestRecord) -> None:
         """Count a request, write its line, and tell the listeners."""
-        self.live.pop(record.id, None)
-        record.ended = time.perf_counter()
+        self.in_flight.pop(record.id, None)
+        record.ended_at = time.perf_counter()
         self.outcomes[record.outcome] += 1
         self.statuses[record.status] += 1
-        if record.story.rules:
-            self.rules.update(record.story.rules)
-        if record.story.repairs:
-            self.repairs.update(record.story.repairs)
+        if record.relay.rules:
+            self.rules.update(record.relay.rules)
+        if record.relay.repairs:
+            self.repairs.update(record.relay.repairs)
         if log.isEnabledFor(logging.INFO):
             _write_line(record)
         if repairs_log.isEnabledFor(logging.DEBUG):
-            _tell_repairs(record)
+            _log_repairs(record)
         for listener in self.listeners:
             try:
                 listener(record)
@@ -65,7 +65,7 @@ _LINE = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None)
 """What every request's line says of where it was written."""
 
 
-def _write_line(record: Record) -> None:
+def _write_line(record: RequestRecord) -> None:
     """The request's line, without the search for its caller, its process and its thread."""
     line, now = logging.LogRecord.__new__(logging.LogRecord), time.time()
     line.__dict__.update(
@@ -75,20 +75,20 @@ def _write_line(record: Record) -> None:
         msecs=now % 1 * 1000,
         relativeCreated=_LINE.relativeCreated + (now - _LINE.created) * 1000,
         msg=record.path,
-        fields=record.fields(),
+        fields=record.to_json(),
     )
     log.handle(line)
 
 
-def _tell_repairs(record: Record) -> None:
+def _log_repairs(record: RequestRecord) -> None:
     """A line for each kind of repair that the answer needed, for whoever wants to see an upstream's bugs."""
-    story = record.story
+    story = record.relay
     for kind, count in story.repairs.items():
         fields = {
             "request_id": record.id,
             "repair": kind,
             "count": count,
-            "meaning": KINDS.get(kind),
+            "meaning": REPAIRS.get(kind),
             "model": story.served_model,
             "account": story.account,
         }

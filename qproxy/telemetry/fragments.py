@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
 Place: TypeAlias = tuple[Any, ...]
 MAX_DEPTH = 20
@@ -62,7 +62,7 @@ def redacted(stream: bytes, redact: Callable[[str], str]) -> bytes:
             text.replace(hidden)
     for event in events:
         if event.changed:
-            lines[event.line] = PREFIX + jsontext.dumps(event.value)
+            lines[event.line] = PREFIX + json_codec.dumps(event.value)
     return b"\n".join(lines)
 
 
@@ -71,7 +71,7 @@ def _read(line: bytes) -> Any:
     if not line.startswith(PREFIX):
         return None
     try:
-        value = jsontext.loads(line.removeprefix(PREFIX))
+        value = json_codec.loads(line.removeprefix(PREFIX))
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

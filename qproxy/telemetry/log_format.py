@@ -27,25 +27,25 @@ IN_COLUMNS = frozenset((
 _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
-class Formatter(logging.Formatter):
+class LogFormatter(logging.Formatter):
     """One line a record."""
 
     def __init__(self, *, as_json: bool, redactor: Redactor | None = None, worker: int | None = None) -> None:
         super().__init__()
         self._as_json = as_json
-        self._whose = {} if worker is None else {"worker": worker}
+        self._worker_label = {} if worker is None else {"worker": worker}
         self._redactor = redactor or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.text(self._json(record) if self._as_json else self._words(record))
+        return self._redactor.text(self._json(record) if self._as_json else self._text(record))
 
     def _json(self, record: logging.LogRecord) -> str:
         head: dict[str, Any] = {
-            "time": _when(record),
+            "time": _timestamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        head |= self._whose
+        head |= self._worker_label
         fields = getattr(record, "fields", None)
         if fields is None:
             fields = {"message": record.getMessage()}
@@ -53,17 +53,17 @@ class Formatter(logging.Formatter):
                 fields["traceback"] = self.formatException(record.exc_info)
         return escaped(_write({**head, **fields}))
 
-    def _words(self, record: logging.LogRecord) -> str:
-        when, fields = _when(record)[11:], getattr(record, "fields", None)
+    def _text(self, record: logging.LogRecord) -> str:
+        when, fields = _timestamp(record)[11:], getattr(record, "fields", None)
         if fields is not None and "status" in fields:
-            return f"{when} {printable(columns({**fields, **self._whose}))}"
-        words = [when, record.levelname.lower(), record.getMessage()]
-        words += [
+            return f"{when} {printable(columns({**fields, **self._worker_label}))}"
+        text = [when, record.levelname.lower(), record.getMessage()]
+        text += [
             f"{name}={value}"
-            for name, value in {**(fields or {}), **self._whose}.items()
+            for name, value in {**(fields or {}), **self._worker_label}.items()
             if name != "message"
         ]
-        lines = [printable(" ".join(words))]
+        lines = [printable(" ".join(text))]
         if record.exc_info:  # indented: what an exception says cannot pose as a line of the log
             lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(lines)
@@ -87,36 +87,36 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _when(record: logging.LogRecord) -> str:
+def _timestamp(record: logging.LogRecord) -> str:
     """UTC, to the millisecond."""
-    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+    return f"{_fraction(int(record.created))}.{int(record.msecs):03d}Z"
 
 
 @lru_cache(maxsize=4)
-def _second(second: int) -> str:
+def _fraction(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def columns(fields: Mapping[str, Any]) -> str:
     """A request's fields as a line for people."""
-    first = f"({_span(fields['first_byte_ms'])})" if "first_byte_ms" in fields else ""
+    first = f"({_duration(fields['first_byte_ms'])})" if "first_byte_ms" in fields else ""
     tokens = ""
     if "prompt_tokens" in fields:
         tokens = f"{fields['prompt_tokens']}→{fields.get('completion_tokens', 0)} tok"
     whose = [fields[name] for name in ("key", "account") if name in fields]
     shown = [
         f"{fields['status'] or '---'} {fields['outcome']:<12}",
-        f"{_span(fields['total_ms']):>7} {first:<9}",
+        f"{_duration(fields['total_ms']):>7} {first:<9}",
         f"{tokens:<15}",
         f"{fields.get('model', '-'):<18}",
         " → ".join(whose) or "-",
         f"{fields['method']} {fields['path']}" + (" (stream)" if fields.get("stream") else ""),
     ]
-    rest = [f"{name}={value}" for name, value in fields.items() if name not in IN_COLUMNS]
-    return "  ".join([*shown, " ".join(rest)]).rstrip()
+    cooldown = [f"{name}={value}" for name, value in fields.items() if name not in IN_COLUMNS]
+    return "  ".join([*shown, " ".join(cooldown)]).rstrip()
 
 
-def _span(milliseconds: float) -> str:
+def _duration(milliseconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds:.0f}ms"
     return f"{milliseconds / 1000:.2f}s" if milliseconds < 100_000 else f"{milliseconds / 1000:.0f}s"

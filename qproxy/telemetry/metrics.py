@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from qproxy.telemetry.records import Record, ToolRun
+from qproxy.telemetry.records import RequestRecord, ToolRunRecord
 from qproxy.wire.events import Usage
 
 OTHER = "other"
@@ -36,8 +36,8 @@ OPERATIONS = {
 """gen_ai.operation.name by route."""
 _GENAI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-_FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_EACH = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_FIRST_BYTE = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _OVERHEAD = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024)
 _TOKENS = tuple(4**power for power in range(14))
 
@@ -45,10 +45,10 @@ Values: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
 """(label values, value) of a gauge."""
 Families: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
 """(name, help, kind, samples) of each metric, and (name, labels, value) of each sample: plain enough for JSON."""
-Known: TypeAlias = Callable[[str], bool]
+KnownLabels: TypeAlias = Callable[[str], bool]
 
 
-class Row(NamedTuple):
+class MetricSpec(NamedTuple):
     """One metric."""
 
     name: str
@@ -60,57 +60,57 @@ class Row(NamedTuple):
 
 
 # fmt: off
-COUNTED: tuple[Row, ...] = (
-    Row("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"), "Requests that are over; outcome client_left counts cancellations"),
-    Row("qproxy_key_requests_total", "counter", ("key", "outcome"), "Requests by client key"),
-    Row("qproxy_key_tokens_total", "counter", ("key", "kind"), "Tokens by client key; kind is prompt or completion"),
-    Row("qproxy_tokens_total", "counter", ("model", "kind"), "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
-    Row("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"), "Tokens of a request; type is input or output", _TOKENS),
-    Row("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"), "From a request's first byte to its answer's last", _DURATION),
-    Row("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first", _FIRST),
-    Row("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Of an answer's tokens after the first", _EACH),
-    Row("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy (or by the client) rather than waiting for an upstream", _OVERHEAD),
-    Row("qproxy_retries_total", "counter", ("endpoint",), "Further tries of requests whose try before failed"),
-    Row("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed tries"),
-    Row("qproxy_repairs_total", "counter", ("kind",), "Repairs of tool calls and streams"),
-    Row("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Runs of tools by this server; outcome is ok or failed"),
-    Row("qproxy_tool_run_seconds", "histogram", ("tool",), "How long a tool ran", _DURATION),
-    Row("qproxy_rules_total", "counter", ("rule",), "Requests changed by a Qwen rule"),
+COUNTED_METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"), "Requests that are over; outcome client_left counts cancellations"),
+    MetricSpec("qproxy_key_requests_total", "counter", ("key", "outcome"), "Requests by client key"),
+    MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"), "Tokens by client key; kind is prompt or completion"),
+    MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"), "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
+    MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"), "Tokens of a request; type is input or output", _TOKENS),
+    MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"), "From a request's first byte to its answer's last", _DURATION),
+    MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first", _FIRST_BYTE),
+    MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Of an answer's tokens after the first", _PER_TOKEN),
+    MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy (or by the client) rather than waiting for an upstream", _OVERHEAD),
+    MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Further tries of requests whose try before failed"),
+    MetricSpec("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed tries"),
+    MetricSpec("qproxy_repairs_total", "counter", ("kind",), "Repairs of tool calls and streams"),
+    MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Runs of tools by this server; outcome is ok or failed"),
+    MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "How long a tool ran", _DURATION),
+    MetricSpec("qproxy_rules_total", "counter", ("rule",), "Requests changed by a Qwen rule"),
 )
 """Fed from finished records."""
-READ: tuple[Row, ...] = (
-    Row("qproxy_requests_in_flight", "gauge", (), "Requests under way"),
-    Row("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests places"),
-    Row("qproxy_requests_waiting", "gauge", ("what",), "Requests in line: for a place, or for an account"),
-    Row("qproxy_requests_refused_total", "counter", (), "Requests that found no place"),
-    Row("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
-    Row("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),
-    Row("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
-    Row("qproxy_token_refreshes_total", "counter", ("account",), "Renewals of a signed-in account's token"),
-    Row("qproxy_token_refresh_failures", "gauge", ("account",), "Renewals that failed in a row"),
-    Row("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token ends; 0 without one"),
-    Row("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests under way are leaks"),
-    Row("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
-    Row("qproxy_stored_responses_total", "counter", ("what",), "Responses kept and discarded (too old, or one too many) by the store, and uses of it that failed"),
+READ_METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("qproxy_requests_in_flight", "gauge", (), "Requests under way"),
+    MetricSpec("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests places"),
+    MetricSpec("qproxy_requests_waiting", "gauge", ("what",), "Requests in line: for a place, or for an account"),
+    MetricSpec("qproxy_requests_refused_total", "counter", (), "Requests that found no place"),
+    MetricSpec("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
+    MetricSpec("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),
+    MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
+    MetricSpec("qproxy_token_refreshes_total", "counter", ("account",), "Renewals of a signed-in account's token"),
+    MetricSpec("qproxy_token_refresh_failures", "gauge", ("account",), "Renewals that failed in a row"),
+    MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token ends; 0 without one"),
+    MetricSpec("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests under way are leaks"),
+    MetricSpec("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
+    MetricSpec("qproxy_stored_responses_total", "counter", ("what",), "Responses kept and discarded (too old, or one too many) by the store, and uses of it that failed"),
 )
 # fmt: on
 """Read from the server's parts when somebody asks."""
-TABLE = (*COUNTED, *READ)
+TABLE = (*COUNTED_METRICS, *READ_METRICS)
 _KINDS: dict[str, Any] = {"counter": Counter, "histogram": Histogram}
 
 
 class Metrics:
     """The metrics of this process."""
 
-    def __init__(self, known: Known = lambda model: False) -> None:
+    def __init__(self, known: KnownLabels = lambda model: False) -> None:
         self.known = known
         """Whether a model's name may be a label."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._metrics: dict[str, Any] = {}
         self._children: dict[tuple[str, ...], Any] = {}
-        self._readings: dict[str, Callable[[], Values]] = {}
+        self._readers: dict[str, Callable[[], Values]] = {}
         self._tools: set[str] = set()
-        for row in COUNTED:
+        for row in COUNTED_METRICS:
             extra = {"buckets": row.buckets} if row.buckets else {}
             self._metrics[row.name] = _KINDS[row.kind](
                 row.name, row.help, row.labels, registry=self._registry, **extra
@@ -131,7 +131,7 @@ class Metrics:
 
     def read(self, readings: Mapping[str, Callable[[], Values]]) -> None:
         """Where the values of these metrics are to be found when somebody asks."""
-        self._readings.update(readings)
+        self._readers.update(readings)
 
     def families(self) -> Families:
         """Everything, as it is now."""
@@ -139,23 +139,23 @@ class Metrics:
         for family in self._registry.collect():
             samples = [(s.name, s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
             found.append((family.name, family.documentation, family.type, samples))
-        for row in READ:
-            values = self._readings.get(row.name, tuple)()
+        for row in READ_METRICS:
+            values = self._readers.get(row.name, tuple)()
             samples = [
                 (row.name, dict(zip(row.labels, labels, strict=True)), value) for labels, value in values
             ]
             found.append((row.name.removesuffix("_total"), row.help, row.kind, samples))
         return found
 
-    def finished(self, record: Record) -> None:
+    def record(self, record: RequestRecord) -> None:
         """Count a finished request."""
-        story, child, key = record.story, self.child, record.key or ""
+        story, child, key = record.relay, self.child, record.key or ""
         model = story.model if not story.model or self.known(story.model) else OTHER
         child("qproxy_requests_total", record.endpoint, model, str(record.status), record.outcome).inc()
         child("qproxy_key_requests_total", key, record.outcome).inc()
-        self._ran(record.tools)
-        if story.tries:
-            self._tried(record, model)
+        self._record_tools(record.tools)
+        if story.attempts:
+            self._record_attempts(record, model)
         if record.first_byte is not None:
             genai = (OPERATIONS.get(record.endpoint, record.endpoint), PROVIDER, model)
             child("gen_ai_server_time_to_first_token_seconds", *genai).observe(record.first_byte)
@@ -163,15 +163,15 @@ class Metrics:
             if each is not None:
                 child("gen_ai_server_time_per_output_token_seconds", *genai).observe(each)
             if story.usage is not None:
-                self._used(story.usage, model, key, genai)
+                self._record_usage(story.usage, model, key, genai)
 
-    def _tried(self, record: Record, model: str) -> None:
-        story, child = record.story, self.child
+    def _record_attempts(self, record: RequestRecord, model: str) -> None:
+        story, child = record.relay, self.child
         operation = OPERATIONS.get(record.endpoint, record.endpoint)
         error = "" if record.outcome == "ok" else record.error or record.outcome
         duration = child("gen_ai_server_request_duration_seconds", operation, PROVIDER, model, error)
         duration.observe(record.seconds)
-        child("qproxy_overhead_seconds", record.endpoint).observe(record.overhead)
+        child("qproxy_overhead_seconds", record.endpoint).observe(record.overhead_seconds)
         if story.retries:
             child("qproxy_retries_total", record.endpoint).inc(story.retries)
         for account, code in story.failures:
@@ -181,7 +181,7 @@ class Metrics:
         for kind, count in story.repairs.items():
             child("qproxy_repairs_total", kind).inc(count)
 
-    def _ran(self, tools: Iterable[ToolRun]) -> None:
+    def _record_tools(self, tools: Iterable[ToolRunRecord]) -> None:
         for tool in tools:
             if len(self._tools) < MAX_TOOLS:
                 self._tools.add(tool.name)
@@ -189,7 +189,7 @@ class Metrics:
             self.child("qproxy_tool_runs_total", name, "ok" if tool.ok else "failed").inc()
             self.child("qproxy_tool_run_seconds", name).observe(tool.seconds)
 
-    def _used(self, usage: Usage, model: str, key: str, genai: tuple[str, str, str]) -> None:
+    def _record_usage(self, usage: Usage, model: str, key: str, genai: tuple[str, str, str]) -> None:
         child, kinds = self.child, (("prompt", "input"), ("completion", "output"))
         for (kind, spelled), count in zip(kinds, (usage.prompt_tokens, usage.completion_tokens), strict=True):
             child("qproxy_tokens_total", model, kind).inc(count)
@@ -200,11 +200,11 @@ class Metrics:
                 child("qproxy_tokens_total", model, kind).inc(count)
 
 
-def exposition(parts: Iterable[Families]) -> bytes:
+def exposition(state: Iterable[Families]) -> bytes:
     """The sum of several processes' metrics, in the text format."""
     heads: dict[str, tuple[str, str]] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for families in parts:
+    for families in state:
         for name, help_, kind, samples in families:
             heads.setdefault(name, (help_, kind))
             total = sums.setdefault(name, {})

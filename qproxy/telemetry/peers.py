@@ -19,43 +19,43 @@ from pathlib import Path
 
 import trio
 
-from qproxy.system.directories import make_private, meeting_place
+from qproxy.system.directories import make_private_directory, peer_directory
 
-ANSWER_TIMEOUT = 2.0
+PEER_TIMEOUT = 2.0
 """For all siblings together to answer: they are on this machine."""
-MAX_ANSWER = 16 * 1024 * 1024
-MAX_QUESTION = 100
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+MAX_QUERY_BYTES = 100
 log = logging.getLogger("qproxy")
 
 
-def family(home: Path) -> Path | None:
+def find_peer_directory(home: Path) -> Path | None:
     """The directory of this process's siblings; None for a process that has none."""
     parent = multiprocessing.parent_process()
-    return None if parent is None or parent.pid is None else meeting_place(home, parent.pid)
+    return None if parent is None or parent.pid is None else peer_directory(home, parent.pid)
 
 
-class Siblings:
+class Peers:
     """This worker among its siblings."""
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
-        self.answers: dict[str, Callable[[], bytes]] = {}
+        self.handlers: dict[str, Callable[[], bytes]] = {}
         """What this worker says to each question."""
-        self._own = None if directory is None else directory / str(os.getpid())
+        self._socket_path = None if directory is None else directory / str(os.getpid())
 
     def __repr__(self) -> str:
         return f"<Siblings in {self._directory}>"
 
     async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer the siblings' questions until cancelled; without a directory that is nothing."""
-        if self._directory is None or self._own is None:
+        if self._directory is None or self._socket_path is None:
             task_status.started()
             return
         with trio.socket.socket(trio.socket.AF_UNIX) as listening:
             try:
-                make_private(self._directory)
-                self._own.unlink(missing_ok=True)
-                await listening.bind(str(self._own))
+                make_private_directory(self._directory)
+                self._socket_path.unlink(missing_ok=True)
+                await listening.bind(str(self._socket_path))
                 listening.listen()
             except OSError as error:  # no place to write, or a path too long for a socket
                 log.warning(
@@ -65,36 +65,36 @@ class Siblings:
                 return
             task_status.started()
             try:
-                await trio.serve_listeners(self._answer, [trio.SocketListener(listening)])
+                await trio.serve_listeners(self._handle, [trio.SocketListener(listening)])
             finally:
-                _remove(self._own)
+                _remove(self._socket_path)
                 with suppress(OSError):  # the last one closes the door
                     self._directory.rmdir()
 
-    async def _answer(self, stream: trio.SocketStream) -> None:
+    async def _handle(self, stream: trio.SocketStream) -> None:
         async with stream:
-            with trio.move_on_after(ANSWER_TIMEOUT), suppress(OSError, trio.BrokenResourceError):
-                question = (await stream.receive_some(MAX_QUESTION)).decode("ascii", "replace")
-                await stream.send_all(self.answers.get(question, bytes)())
+            with trio.move_on_after(PEER_TIMEOUT), suppress(OSError, trio.BrokenResourceError):
+                question = (await stream.receive_some(MAX_QUERY_BYTES)).decode("ascii", "replace")
+                await stream.send_all(self.handlers.get(question, bytes)())
 
-    async def ask(self, question: str) -> list[bytes]:
+    async def query(self, question: str) -> list[bytes]:
         """The answers of all siblings that are alive; this process's own is not among them."""
         answers: list[bytes] = []
         if self._directory is None:
             return answers
-        with suppress(OSError), trio.move_on_after(ANSWER_TIMEOUT):
+        with suppress(OSError), trio.move_on_after(PEER_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 for path in self._directory.iterdir():
-                    if path != self._own:
-                        nursery.start_soon(self._ask, path, question, answers)
+                    if path != self._socket_path:
+                        nursery.start_soon(self._query, path, question, answers)
         return answers
 
-    async def _ask(self, path: Path, question: str, answers: list[bytes]) -> None:
+    async def _query(self, path: Path, question: str, answers: list[bytes]) -> None:
         answer = bytearray()
         try:
             async with await trio.open_unix_socket(str(path)) as stream:
                 await stream.send_all(question.encode())
-                while len(answer) < MAX_ANSWER and (data := await stream.receive_some(65536)):
+                while len(answer) < MAX_RESPONSE_BYTES and (data := await stream.receive_some(65536)):
                     answer += data
         except ConnectionRefusedError:
             _remove(path)

@@ -20,12 +20,12 @@ import json
 import re
 from collections.abc import Iterable
 
-SHORTEST = 8
+MIN_SECRET_LENGTH = 8
 """Characters; a configured secret that is shorter would blank ordinary words."""
 MAX_LEVELS = 3
 """Of JSON within JSON at which a configured secret is known with quotes or letters that JSON escapes."""
-LONGEST_BODY = 64 * 1024
-HIDDEN = "[hidden]"
+MAX_BODY_LENGTH = 64 * 1024
+REDACTED = "[hidden]"
 
 _START = r"(?: \b | (?<=\\[bfnrt]) )"
 """Of a word; in JSON it may follow an escaped line break, whose letter is none of it."""
@@ -87,11 +87,14 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         spelled = {
-            spelling for secret in secrets if len(secret) >= SHORTEST for spelling in _spellings(secret)
+            spelling
+            for secret in secrets
+            if len(secret) >= MIN_SECRET_LENGTH
+            for spelling in _spellings(secret)
         }
         known = sorted(spelled, key=len, reverse=True)
         self._secrets = known
-        self._known = re.compile("|".join(map(re.escape, known)))
+        self._secret_pattern = re.compile("|".join(map(re.escape, known)))
 
     def __repr__(self) -> str:
         return "<Redactor>"
@@ -99,7 +102,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """The text without what is, or looks like, a secret."""
         if any(secret in text for secret in self._secrets):
-            text = self._known.sub(HIDDEN, text)
+            text = self._secret_pattern.sub(REDACTED, text)
         lowered = text.lower()
         named = [name for name in _NAMES if name in lowered]
         if any(name + end in lowered for name in named for end in _ENDS):
@@ -107,13 +110,13 @@ class Redactor:
         shaped = any(map(lowered.__contains__, _SHAPES))
         if not shaped and ("gh" in lowered or "gl" in lowered):
             shaped = _GIT.search(lowered) is not None
-        return _SHAPED.sub(HIDDEN, text) if shaped else text
+        return _SHAPED.sub(REDACTED, text) if shaped else text
 
     def body(self, data: bytes) -> str:
         """A request's or an answer's body as text to be logged."""
-        text = _ESCAPED.sub(_unescape, data[:LONGEST_BODY].decode("utf-8", "replace"))
+        text = _ESCAPED.sub(_unescape, data[:MAX_BODY_LENGTH].decode("utf-8", "replace"))
         text = _BASE64.sub(_shorten, _DATA_URI.sub(lambda uri: uri[1] + _shorten(uri, 2), text))
-        more = len(data) - LONGEST_BODY
+        more = len(data) - MAX_BODY_LENGTH
         return self.text(text) + (f"... ({more} bytes more)" if more > 0 else "")
 
 
@@ -126,7 +129,7 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _hide_value(match: re.Match[str]) -> str:
-    return f"{match['name']}{match['open'] or ''}{HIDDEN}{match['close'] or ''}"
+    return f"{match['name']}{match['open'] or ''}{REDACTED}{match['close'] or ''}"
 
 
 def _unescape(match: re.Match[str]) -> str:

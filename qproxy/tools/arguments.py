@@ -22,7 +22,7 @@ import trio
 from qproxy.tools import schema_worker
 from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import ToolError
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
 MAX_ARGUMENTS = 256 * 1024
@@ -34,7 +34,7 @@ MAX_SHORT = 8 * 1024
 MAX_PAIRS = 2000
 """Values in the schema times values in the arguments that may be evaluated in this process: some milliseconds."""
 REST_SECONDS = 60.0
-MISSING = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
+NOT_INSTALLED = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
 
 _ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly",
                 "title", "writeOnly"}  # fmt: skip
@@ -55,7 +55,7 @@ class SchemaError(ValueError):
     """A schema that cannot be used, and why."""
 
 
-class Checker:
+class Validator:
     """Turns the model's JSON text into arguments that fit a schema; raises ToolError."""
 
     def __init__(self, schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator | None = None) -> None:
@@ -90,7 +90,7 @@ class Checker:
     async def _elsewhere(self, given: JSON) -> dict[str, Any]:
         if self.refusal is None:
             try:
-                return await (self._evaluator or own()).evaluate(self.text, jsontext.dumps(given))
+                return await (self._evaluator or own()).evaluate(self.text, json_codec.dumps(given))
             except Exceeded as error:
                 self._refusal = f"its schema cannot be checked: {error}"
                 self._until = trio.current_time() + REST_SECONDS
@@ -106,26 +106,26 @@ def own() -> Evaluator:
         return _own.get()
 
 
-def checker(schema: Mapping[str, JSON]) -> Checker:
+def make_validator(schema: Mapping[str, JSON]) -> Validator:
     """Return the checker for a schema of the operator's, which is checked in this process; raises SchemaError."""
     _require_jsonschema()
     _refuse(schema_worker.complain_of_schema(schema), schema)
-    return Checker(schema, jsontext.dumps(schema))
+    return Validator(schema, json_codec.dumps(schema))
 
 
-async def foreign_checker(schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator) -> Checker:
+async def foreign_checker(schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator) -> Validator:
     """Return the checker for a stranger's schema; raises SchemaError, and Exceeded when that cannot be checked."""
     _require_jsonschema()
     _refuse(await evaluator.evaluate(text), schema)
-    return Checker(schema, text, evaluator)
+    return Validator(schema, text, evaluator)
 
 
 def bounded(schema: Mapping[str, JSON]) -> bytes:
     """Return the text of a stranger's schema; raises SchemaError when it has no usable one."""
-    if jsontext.deeper_than(schema, MAX_DEPTH):
+    if json_codec.exceeds_depth(schema, MAX_DEPTH):
         raise SchemaError(f"it is nested more than {MAX_DEPTH} deep.")
     try:
-        text = jsontext.dumps(schema)
+        text = json_codec.dumps(schema)
     except ValueError as error:  # a number that JSON or Python cannot write
         raise SchemaError(f"{error}.") from None
     if len(text) > MAX_SCHEMA:
@@ -144,7 +144,7 @@ def _refuse(found: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
 
 def _require_jsonschema() -> None:
     if find_spec("jsonschema") is None:
-        raise SchemaError(MISSING)
+        raise SchemaError(NOT_INSTALLED)
 
 
 def is_short(schema: JSON, text: bytes) -> bool:
@@ -197,11 +197,11 @@ def parse(arguments: str) -> dict[str, Any]:
     if len(arguments) > MAX_ARGUMENTS:
         raise ToolError(f"The arguments are longer than {MAX_ARGUMENTS} characters.")
     try:
-        given = jsontext.loads(arguments or "{}")
+        given = json_codec.loads(arguments or "{}")
     except ValueError as error:
         raise ToolError(f"The arguments are not JSON: {error}.") from None
     if not isinstance(given, dict):
         raise ToolError("The arguments must be a JSON object.")
-    if jsontext.deeper_than(given, MAX_DEPTH):
+    if json_codec.exceeds_depth(given, MAX_DEPTH):
         raise ToolError(f"The arguments are nested more than {MAX_DEPTH} deep.")
     return given

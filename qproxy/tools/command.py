@@ -16,86 +16,90 @@ from typing import Any
 
 import trio
 
-from qproxy.sandbox import Fence, Finished, Starter, finish
+from qproxy.sandbox import CompletedProcess, Launcher, SandboxPolicy, communicate
 from qproxy.sandbox.policy import PATH
 from qproxy.tools.tool import ToolError
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
-_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
-MAX_SHOWN = 2000
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MAX_STDERR_SHOWN = 2000
 """Of the output of a program that failed or said too much."""
-MAX_WORD = 100_000
+MAX_ARGUMENT_BYTES = 100_000
 """Linux takes 131,072 bytes a word."""
 
 
-class Command:
+class CommandTool:
     """What runs when the model calls a command: a program, started anew for each call."""
 
     def __init__(
         self,
         argv: Sequence[str],
-        starter: Starter,
-        fence: Fence,
+        launcher: Launcher,
+        isolation: SandboxPolicy,
         *,
         names: frozenset[str],
-        most: int,
+        limit: int,
         places: trio.CapacityLimiter,
     ) -> None:
         self._argv = argv
-        self._starter = starter
-        self._fence = fence
+        self._launcher = launcher
+        self._policy = isolation
         self._names = names
-        self._most = most
-        self._places = places
+        self._max_output = limit
+        self._placeholders = places
 
     def __repr__(self) -> str:
         return f"<Command {self._argv[0]}>"
 
     async def __call__(self, arguments: dict[str, Any]) -> str:
-        words = placed(self._argv, arguments, self._names)
-        given = jsontext.dumps(arguments)
+        text = substitute_arguments(self._argv, arguments, self._names)
+        given = json_codec.dumps(arguments)
         try:
-            async with self._places, self._starter(words, self._fence) as child:
-                finished = await finish(child, given, most=self._most)
+            async with self._placeholders, self._launcher(text, self._policy) as child:
+                finished = await communicate(child, given, limit=self._max_output)
         except OSError as error:  # no such program, where there is no sandbox to say so
             raise ToolError(f"The program cannot be started: {error.strerror}.") from None
-        return result(finished, self._most)
+        return format_result(finished, self._max_output)
 
 
-def placed(argv: Sequence[str], arguments: Mapping[str, Any], names: frozenset[str]) -> list[str]:
+def substitute_arguments(
+    argv: Sequence[str], arguments: Mapping[str, Any], names: frozenset[str]
+) -> list[str]:
     """argv with the arguments in their places; `names` are those that the schema knows, others stay as they are."""
-    words = []
+    text = []
     for word in argv:
-        wanted = [name for name in _PLACE.findall(word) if name in names]
+        wanted = [name for name in _PLACEHOLDER.findall(word) if name in names]
         if all(name in arguments for name in wanted):
-            words.append(_PLACE.sub(lambda match: _text(match, arguments, names), word))
-    for word in words:
+            text.append(_PLACEHOLDER.sub(lambda match: _text(match, arguments, names), word))
+    for word in text:
         if "\0" in word:
             raise ToolError("An argument holds a NUL character, which a program cannot be given.")
-        if len(word.encode("utf-8", "surrogatepass")) > MAX_WORD:
-            raise ToolError(f"An argument is longer than {MAX_WORD} bytes.")
-    return words
+        if len(word.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT_BYTES:
+            raise ToolError(f"An argument is longer than {MAX_ARGUMENT_BYTES} bytes.")
+    return text
 
 
 def _text(match: re.Match[str], arguments: Mapping[str, Any], names: frozenset[str]) -> str:
     if match[1] not in names:
         return match[0]
     value = arguments[match[1]]
-    text = value if isinstance(value, str) else jsontext.dumps(value).decode()
+    text = value if isinstance(value, str) else json_codec.dumps(value).decode()
     return text.encode("utf-8", "replace").decode()
 
 
-def result(finished: Finished, most: int) -> str:
+def format_result(finished: CompletedProcess, limit: int) -> str:
     """What the model reads of a program that ended; ToolError where it failed."""
     output = finished.output.decode("utf-8", "replace").rstrip("\n")
-    if finished.too_long:
+    if finished.truncated:
         raise ToolError(
-            f"The tool said more than {most} bytes and was stopped. It began:\n{output[:MAX_SHOWN]}"
+            f"The tool said more than {limit} bytes and was stopped. It began:\n{output[:MAX_STDERR_SHOWN]}"
         )
     if finished.code != 0:
         errors = finished.errors.decode("utf-8", "replace").strip()
         how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
-        raise ToolError("\n".join(filter(None, [f"The tool failed ({how}).", output[:MAX_SHOWN], errors])))
+        raise ToolError(
+            "\n".join(filter(None, [f"The tool failed ({how}).", output[:MAX_STDERR_SHOWN], errors]))
+        )
     return output or "(no output)"
 
 

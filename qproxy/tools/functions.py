@@ -27,8 +27,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, overload
 import trio
 
 from qproxy.tools import arguments as schema
-from qproxy.tools.tool import NAME, Offer, Tool
-from qproxy.wire import json_codec as jsontext
+from qproxy.tools.tool import NAME_PATTERN, OfferPolicy, Tool
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,7 +45,11 @@ def function(of: F) -> F: ...
 
 @overload
 def function(
-    *, name: str | None = None, description: str | None = None, timeout: float = 30.0, offer: Offer = "always"
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = 30.0,
+    offer: OfferPolicy = "always",
 ) -> Callable[[F], F]: ...
 
 
@@ -55,20 +59,20 @@ def function(
     name: str | None = None,
     description: str | None = None,
     timeout: float = 30.0,
-    offer: Offer = "always",
+    offer: OfferPolicy = "always",
 ) -> F | Callable[[F], F]:
     """Mark a function as a tool; it stays the function that it was."""
 
-    def mark(function: F) -> F:
+    def decorate(function: F) -> F:
         function.__qproxy_tool__ = tool(  # type: ignore[attr-defined]
             function, name=name, description=description, timeout=timeout, offer=offer
         )
         return function
 
-    return mark if of is None else mark(of)
+    return decorate if of is None else decorate(of)
 
 
-def of(value: Tool | Callable[..., Any]) -> Tool:
+def as_tool(value: Tool | Callable[..., Any]) -> Tool:
     """The tool that a program means: a tool, a marked function, or any function."""
     if isinstance(value, Tool):
         return value
@@ -82,29 +86,29 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout: float = 30.0,
-    offer: Offer = "always",
+    offer: OfferPolicy = "always",
 ) -> Tool:
     """A function as a tool; TypeError where it cannot be one."""
     name = name or function.__name__
-    if not NAME.match(name):
+    if not NAME_PATTERN.match(name):
         raise TypeError(f"{name!r} cannot be a tool's name: letters, digits, _ and -, at most 64.")
-    about, parameters = _documented(inspect.getdoc(function) or "")
-    accepted = parameters_of(function, parameters)
-    check = schema.checker(accepted)
+    about, parameters = _parse_docstring(inspect.getdoc(function) or "")
+    accepted = parameters_schema(function, parameters)
+    check = schema.make_validator(accepted)
     return Tool(
         name=name,
         description=description or about,
         parameters=accepted,
-        check=check,
-        run=_runner(function),
+        validate=check,
+        run=_make_runner(function),
         kind="function",
         timeout=timeout,
-        offer=offer,
-        refused=lambda: check.refusal,
+        policy=offer,
+        unavailable=lambda: check.refusal,
     )
 
 
-def _runner(function: Callable[..., Any]) -> Callable[[dict[str, Any]], typing.Awaitable[str]]:
+def _make_runner(function: Callable[..., Any]) -> Callable[[dict[str, Any]], typing.Awaitable[str]]:
     async def run(arguments: dict[str, Any]) -> str:
         if inspect.iscoroutinefunction(function):
             return _text(await function(**arguments))
@@ -117,10 +121,10 @@ def _runner(function: Callable[..., Any]) -> Callable[[dict[str, Any]], typing.A
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else jsontext.dumps(value).decode()
+    return value if isinstance(value, str) else json_codec.dumps(value).decode()
 
 
-def parameters_of(function: Callable[..., Any], about: Mapping[str, str]) -> dict[str, JSON]:
+def parameters_schema(function: Callable[..., Any], about: Mapping[str, str]) -> dict[str, JSON]:
     """The JSON Schema of a function's parameters."""
     hints = typing.get_type_hints(function, include_extras=True)
     properties: dict[str, JSON] = {}
@@ -128,7 +132,7 @@ def parameters_of(function: Callable[..., Any], about: Mapping[str, str]) -> dic
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"{function.__name__}: a tool's parameters have names, but {name} has none.")
-        properties[name] = _typed(hints.get(name, Any))
+        properties[name] = _type_schema(hints.get(name, Any))
         if name in about:
             properties[name].setdefault("description", about[name])
         if parameter.default is parameter.empty:
@@ -143,7 +147,7 @@ def parameters_of(function: Callable[..., Any], about: Mapping[str, str]) -> dic
     }
 
 
-def _typed(hint: Any) -> dict[str, JSON]:
+def _type_schema(hint: Any) -> dict[str, JSON]:
     """A type hint as a schema; TypeError for one that JSON cannot say."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
@@ -151,25 +155,28 @@ def _typed(hint: Any) -> dict[str, JSON]:
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
     if origin is Annotated:
-        words = [extra for extra in arguments[1:] if isinstance(extra, str)]
-        return {**_typed(arguments[0]), **({"description": words[0]} if words else {})}
+        text = [extra for extra in arguments[1:] if isinstance(extra, str)]
+        return {**_type_schema(arguments[0]), **({"description": text[0]} if text else {})}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_typed(one) for one in arguments]}
+        return {"anyOf": [_type_schema(one) for one in arguments]}
     if hint in (list, tuple) or origin in (list, tuple, typing.Sequence):
         inner = [one for one in arguments if one is not ...]
-        return {"type": "array", **({"items": _typed(inner[0])} if len(set(inner)) == 1 else {})}
+        return {"type": "array", **({"items": _type_schema(inner[0])} if len(set(inner)) == 1 else {})}
     if hint is dict or origin is dict:
-        return {"type": "object", **({"additionalProperties": _typed(arguments[1])} if arguments else {})}
+        return {
+            "type": "object",
+            **({"additionalProperties": _type_schema(arguments[1])} if arguments else {}),
+        }
     if typing.is_typeddict(hint):
         fields = typing.get_type_hints(hint, include_extras=True)
-        properties = {name: _typed(inner) for name, inner in fields.items()}
+        properties = {name: _type_schema(inner) for name, inner in fields.items()}
         return {"type": "object", "properties": properties, "required": sorted(hint.__required_keys__)}
     raise TypeError(f"{hint!r} has no JSON Schema here.")
 
 
-def _documented(text: str) -> tuple[str, dict[str, str]]:
+def _parse_docstring(text: str) -> tuple[str, dict[str, str]]:
     """What a docstring says of the function, and of each parameter (`Args:` or `:param x:`)."""
     about: list[str] = []
     parameters: dict[str, str] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from qproxy.sandbox import Refusal
+from qproxy.sandbox import SandboxUnavailable
 from qproxy.tools.tool import Tool, ToolError
 
 log = logging.getLogger("qproxy.tools")
@@ -21,7 +21,7 @@ MAX_RESULT = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ToolResult:
     """What came of a call."""
 
     text: str
@@ -29,44 +29,46 @@ class Outcome:
     seconds: float
 
 
-def unknown(tools: Mapping[str, Tool], name: str) -> str:
+def unknown_tool_message(tools: Mapping[str, Tool], name: str) -> str:
     """What a model is told that called a tool which there is not."""
     return f"There is no tool named {name[:64]!r}; there are: {', '.join(sorted(tools)) or 'none'}."
 
 
-async def call(tool: Tool, arguments: str) -> Outcome:
+async def invoke(tool: Tool, arguments: str) -> ToolResult:
     """Run one call that a model made."""
     began = trio.current_time()
     try:
         text, ok = await _run(tool, arguments), True
     except ToolError as error:
         text, ok = f"Error: {error}", False
-        if tool.refusal is not None:
-            log.warning("tool %s is not available: %s", tool.name, tool.refusal)
-    except Refusal as refusal:
+        if tool.unavailable_reason is not None:
+            log.warning("tool %s is not available: %s", tool.name, tool.unavailable_reason)
+    except SandboxUnavailable as refusal:
         log.warning("tool %s cannot run: %s", tool.name, refusal)
         text, ok = "Error: this tool cannot run on this server now.", False
     except Exception as error:
-        log.error("tool %s failed: %s", tool.name, _kind(error), exc_info=log.isEnabledFor(logging.DEBUG))
+        log.error(
+            "tool %s failed: %s", tool.name, _tool_kind(error), exc_info=log.isEnabledFor(logging.DEBUG)
+        )
         text, ok = "Error: the tool failed.", False
-    return Outcome(_bounded(text), ok, trio.current_time() - began)
+    return ToolResult(_truncate(text), ok, trio.current_time() - began)
 
 
 async def _run(tool: Tool, arguments: str) -> str:
-    given = await tool.check(arguments)
+    given = await tool.validate(arguments)
     with trio.move_on_after(tool.timeout):
         return await tool.run(given)
     raise ToolError(f"The tool did not finish within {tool.timeout:g} s and was stopped.")
 
 
-def _kind(error: BaseException) -> str:
+def _tool_kind(error: BaseException) -> str:
     """The kind of an error, and of those that a group holds."""
     if isinstance(error, BaseExceptionGroup):
-        return ", ".join(_kind(inner) for inner in error.exceptions)
+        return ", ".join(_tool_kind(inner) for inner in error.exceptions)
     return type(error).__name__
 
 
-def _bounded(text: str) -> str:
+def _truncate(text: str) -> str:
     if len(text) <= MAX_RESULT:
         return text
     return f"{text[:MAX_RESULT]}\n[cut: {len(text) - MAX_RESULT} more characters]"

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from qproxy.sandbox import Refusal
+from qproxy.sandbox import SandboxUnavailable
 from qproxy.tools import arguments as schema
-from qproxy.tools.mcp_stdio import Ended, Streams
+from qproxy.tools.mcp_stdio import ServerExited, Streams
 from qproxy.tools.schema_process import Evaluator, Exceeded
-from qproxy.tools.tool import Offer, Tool, ToolError
-from qproxy.transport import Transport
+from qproxy.tools.tool import OfferPolicy, Tool, ToolError
+from qproxy.transport import UpstreamTransport
 from qproxy.version import VERSION
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -42,20 +42,20 @@ CHANGE_SECONDS = 1.0
 """Between two at the least, however often the server says that its list has changed."""
 SILENCE_SECONDS = 300.0
 """Of a server over HTTP, within an answer."""
-PAUSES = (0.5, 60.0)
+RETRY_DELAYS = (0.5, 60.0)
 """Before the first and before any later attempt to connect anew; each is twice the one before."""
-STEADY_SECONDS = 60.0
+HEALTHY_SECONDS = 60.0
 """After a connection of this length the pauses begin anew."""
-MOST_TOOLS = 200
+MAX_TOOLS = 200
 MAX_NAME = 64
 MAX_DECLARED = 1024 * 1024
 """Bytes of all descriptions and schemas of one server: they go into the requests that get its tools."""
 MAX_EXCEEDED = 3
 """Schemas of one list that may take too long to check; after them no new one is checked."""
-_UNSOUND = re.compile(r"[^A-Za-z0-9_-]")
+_INVALID_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
-class Server:
+class McpServer:
     """One MCP server: a source of tools."""
 
     def __init__(
@@ -64,9 +64,9 @@ class Server:
         connect: Callable[[], AbstractAsyncContextManager[Streams]],
         *,
         allow: Sequence[str] = ("*",),
-        offer: Offer = "on request",
+        offer: OfferPolicy = "on request",
         timeout: float = 30.0,
-        fence: str = "",
+        isolation: str = "",
     ) -> None:
         self.label = label
         self.state = "not connected yet"
@@ -75,44 +75,44 @@ class Server:
         self._allow = allow
         self._offer = offer
         self._timeout = timeout
-        self._fence = fence
+        self._isolation = isolation
         self._evaluator = Evaluator()
-        self._checkers: dict[bytes, schema.Checker] = {}
+        self._checkers: dict[bytes, schema.Validator] = {}
         """Of the tools there are, by schema: what was found out about one lasts while it is the same."""
         self._client: Client | None = None
-        self._changed = trio.Event()
-        self._tried = trio.Event()
+        self._tools_changed = trio.Event()
+        self._first_attempt_done = trio.Event()
 
     def __repr__(self) -> str:
         return f"<MCP server {self.label}, {self.state}>"
 
-    async def settled(self) -> None:
+    async def wait_ready(self) -> None:
         """Return when the first attempt to connect is over."""
-        await self._tried.wait()
+        await self._first_attempt_done.wait()
 
     async def run(self) -> None:
         """Stay connected, for ever; where that can never be, return."""
-        pause = PAUSES[0]
+        pause = RETRY_DELAYS[0]
         while True:
             began = trio.current_time()
             try:
                 why = await self._session()
-            except Refusal as refusal:
-                self._lost(f"refused: no sandbox can be made: {refusal}")
+            except SandboxUnavailable as refusal:
+                self._on_disconnect(f"refused: no sandbox can be made: {refusal}")
                 return
             except Exception as error:
-                why = reason(error)
-            self._lost(f"not connected: {why}")
-            pause = PAUSES[0] if trio.current_time() - began > STEADY_SECONDS else pause
+                why = first_cause(error)
+            self._on_disconnect(f"not connected: {why}")
+            pause = RETRY_DELAYS[0] if trio.current_time() - began > HEALTHY_SECONDS else pause
             await trio.sleep(pause)
-            pause = min(2 * pause, PAUSES[1])
+            pause = min(2 * pause, RETRY_DELAYS[1])
 
-    def _lost(self, state: str) -> None:
+    def _on_disconnect(self, state: str) -> None:
         self._client, self.tools = None, ()
         if state != self.state:
             log.warning("MCP server %s: %s", self.label, state)
         self.state = state
-        self._tried.set()
+        self._first_attempt_done.set()
 
     async def _session(self) -> str:
         """One connection, from its beginning to its end; why it ended."""
@@ -122,28 +122,33 @@ class Server:
         with trio.CancelScope(deadline=trio.current_time() + CONNECT_SECONDS) as scope:
             async with self._connect() as streams:
                 about = mcp_types.Implementation(name="qproxy", version=VERSION)
-                client = Client(_given(streams), client_info=about, message_handler=self._heard, cache=None)
+                client = Client(
+                    _call_arguments(streams),
+                    client_info=about,
+                    message_handler=self._on_notification,
+                    cache=None,
+                )
                 async with client, trio.open_nursery() as nursery:
-                    nursery.start_soon(self._listen, client)
+                    nursery.start_soon(self._watch_tools, client)
                     await self._list(client)
                     self._client, listed = client, trio.current_time()
                     while True:
                         scope.deadline = trio.current_time() + REFRESH_SECONDS + CONNECT_SECONDS
                         with trio.move_on_after(REFRESH_SECONDS):
-                            await self._changed.wait()
+                            await self._tools_changed.wait()
                             await trio.sleep_until(listed + CHANGE_SECONDS)
-                        self._changed = trio.Event()
+                        self._tools_changed = trio.Event()
                         await self._list(client)
                         listed = trio.current_time()
         return f"it did not answer within {CONNECT_SECONDS:g} s"
 
-    async def _heard(self, message: Any) -> None:
+    async def _on_notification(self, message: Any) -> None:
         """A message that the server sent of itself, until 2025."""
         if getattr(message, "method", None) == "notifications/tools/list_changed":
-            self._changed.set()
+            self._tools_changed.set()
         await trio.lowlevel.checkpoint()
 
-    async def _listen(self, client: Client) -> None:
+    async def _watch_tools(self, client: Client) -> None:
         """The same in the protocol of 2026, where one has to ask for it."""
         from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
         from mcp.shared.exceptions import MCPError
@@ -151,23 +156,23 @@ class Server:
         with suppress(ListenNotSupportedError, SubscriptionLost, MCPError, TimeoutError):
             async with client.listen(tools_list_changed=True) as changes:
                 async for _ in changes:
-                    self._changed.set()
+                    self._tools_changed.set()
 
     async def _list(self, client: Client) -> None:
         listed: list[Any] = []
         cursor = None
-        for _ in range(MOST_TOOLS):  # a page may have no tool
+        for _ in range(MAX_TOOLS):  # a page may have no tool
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
-            if cursor is None or len(listed) >= MOST_TOOLS:
+            if cursor is None or len(listed) >= MAX_TOOLS:
                 break
-        tools = await self._make([one for one in listed[:MOST_TOOLS] if self._allowed(one.name)])
+        tools = await self._make([one for one in listed[:MAX_TOOLS] if self._is_allowed(one.name)])
         self.tools = tuple({tool.name: tool for tool in tools}.values())
         self.state = f"connected, {len(self.tools)} tools"
-        self._tried.set()
+        self._first_attempt_done.set()
 
-    def _allowed(self, name: str) -> bool:
+    def _is_allowed(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._allow)
 
     async def _make(self, listed: Sequence[Any]) -> list[Tool]:
@@ -189,8 +194,8 @@ class Server:
         return tools
 
     async def _checker(
-        self, given: Mapping[str, Any], known: Mapping[bytes, schema.Checker], *, may_exceed: bool
-    ) -> schema.Checker:
+        self, given: Mapping[str, Any], known: Mapping[bytes, schema.Validator], *, may_exceed: bool
+    ) -> schema.Validator:
         await trio.lowlevel.checkpoint()
         text = schema.bounded(given)
         if text in known:
@@ -199,23 +204,23 @@ class Server:
             raise schema.SchemaError(f"{MAX_EXCEEDED} before it took too long to check.")
         return await schema.foreign_checker(given, text, self._evaluator)
 
-    def _tool(self, told: Any, check: schema.Checker) -> Tool:
+    def _tool(self, message: Any, check: schema.Validator) -> Tool:
         async def run(arguments: dict[str, Any]) -> str:
-            return await self._call(told.name, arguments)
+            return await self._call(message.name, arguments)
 
         return Tool(
-            name=_UNSOUND.sub("_", f"{self.label}__{told.name}")[:MAX_NAME],
-            description=told.description or told.title or "",
-            parameters=told.input_schema,
-            check=check,
+            name=_INVALID_NAME.sub("_", f"{self.label}__{message.name}")[:MAX_NAME],
+            description=message.description or message.title or "",
+            parameters=message.input_schema,
+            validate=check,
             run=run,
             kind="mcp",
             timeout=self._timeout,
-            offer=self._offer,
+            policy=self._offer,
             server=self.label,
-            original=told.name,
-            fence=self._fence,
-            refused=lambda: check.refusal,
+            remote_name=message.name,
+            isolation=self._isolation,
+            unavailable=lambda: check.refusal,
         )
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
@@ -230,21 +235,21 @@ class Server:
             raise ToolError(f"The server of this tool says: {str(error)[:500]}") from None
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             raise ToolError("The server of this tool has gone.") from None
-        text = text_of(result)
+        text = result_text(result)
         if result.is_error:
             raise ToolError(text)
         return text
 
 
-def text_of(result: Any) -> str:
+def result_text(result: Any) -> str:
     """A result as text for the model: its texts, what else there is by name, else its structure."""
-    parts = [_part(part) for part in result.content]
-    if not parts and result.structured_content is not None:
-        return jsontext.dumps(result.structured_content).decode()
-    return "\n".join(parts) or "(no output)"
+    state = [_content_text(part) for part in result.content]
+    if not state and result.structured_content is not None:
+        return json_codec.dumps(result.structured_content).decode()
+    return "\n".join(state) or "(no output)"
 
 
-def _part(part: Any) -> str:
+def _content_text(part: Any) -> str:
     if part.type == "text":
         return str(part.text)
     resource = getattr(part, "resource", None)
@@ -254,12 +259,12 @@ def _part(part: Any) -> str:
     return f"[{part.type}: {about}]"
 
 
-def reason(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """The first cause of a failed connection, in a line."""
     while isinstance(error, BaseExceptionGroup):
-        ended = [inner for inner in error.exceptions if isinstance(inner, Ended)]
+        ended = [inner for inner in error.exceptions if isinstance(inner, ServerExited)]
         error = ended[0] if ended else error.exceptions[0]
-    if isinstance(error, Ended):
+    if isinstance(error, ServerExited):
         return str(error)
     if isinstance(error, ImportError):
         return "MCP servers need the package `mcp`: pip install 'qproxy[mcp]'"
@@ -267,12 +272,12 @@ def reason(error: BaseException) -> str:
 
 
 @asynccontextmanager
-async def _given(streams: Streams) -> AsyncIterator[Streams]:
+async def _call_arguments(streams: Streams) -> AsyncIterator[Streams]:
     yield streams
 
 
-def over_http(
-    url: str, headers: Mapping[str, str], transport: Callable[[], Transport] = Transport
+def http_connection(
+    url: str, headers: Mapping[str, str], transport: Callable[[], UpstreamTransport] = UpstreamTransport
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
     """How to connect to a server that runs elsewhere, each time over a new `transport`."""
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import httpx2
 
 from qproxy.tools import messages
-from qproxy.transport import Response, Transport
+from qproxy.transport import UpstreamResponse, UpstreamTransport
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
@@ -27,7 +27,7 @@ _LINE_END = re.compile(rb"\r\n?|\n")
 class BoundedTransport(httpx2.AsyncBaseTransport):
     """The requests of an httpx2 client over a `Transport`, which is closed with it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: UpstreamTransport) -> None:
         self._transport = transport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -52,7 +52,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
 class _Body(httpx2.AsyncByteStream):
     """An answer, checked: one message, or one in each event."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: UpstreamResponse) -> None:
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -13,24 +13,24 @@ from typing import Any, TypeAlias
 
 import trio
 
-from qproxy.sandbox import Child, Fence, Starter
+from qproxy.sandbox import ChildProcess, Launcher, SandboxPolicy
 from qproxy.tools import messages
 
 Streams: TypeAlias = tuple[Any, Any]
 """The SDK's: messages from the server, messages to it."""
 READ_SIZE = 64 * 1024
-MAX_WORDS = 200
-FAREWELL_SECONDS = 1.0
+MAX_STDERR = 200
+SHUTDOWN_TIMEOUT = 1.0
 """For a server to end by itself when its input is closed."""
 log = logging.getLogger("qproxy.tools")
 
 
-class Ended(Exception):
+class ServerExited(Exception):
     """The server is no more; why."""
 
 
-def over_pipes(
-    argv: Sequence[str], starter: Starter, fence: Fence
+def stdio_connection(
+    argv: Sequence[str], launcher: Launcher, isolation: SandboxPolicy
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
     """How to connect to a server that is to be started here."""
 
@@ -38,44 +38,44 @@ def over_pipes(
     async def connect() -> AsyncIterator[Streams]:
         import anyio
 
-        async with starter(argv, fence) as child:
+        async with launcher(argv, isolation) as child:
             incoming, received = anyio.create_memory_object_stream[Any](0)
             to_send, outgoing = anyio.create_memory_object_stream[Any](0)
-            words = _LastWords()
+            text = _StderrTail()
             async with incoming, received, to_send, outgoing, trio.open_nursery() as nursery:
-                nursery.start_soon(words.listen, child)
-                nursery.start_soon(_read, child, incoming, words)
+                nursery.start_soon(text.listen, child)
+                nursery.start_soon(_read, child, incoming, text)
                 nursery.start_soon(_write, child, outgoing)
                 yield received, to_send
-                await _farewell(child)
+                await _shut_down(child)
                 nursery.cancel_scope.cancel()
 
     return connect
 
 
-async def _farewell(child: Child) -> None:
+async def _shut_down(child: ChildProcess) -> None:
     """Let a server that wants to end do so."""
-    with trio.move_on_after(FAREWELL_SECONDS):
+    with trio.move_on_after(SHUTDOWN_TIMEOUT):
         await child.stdin.aclose()
         await child.wait()
 
 
-class _LastWords:
+class _StderrTail:
     """The last line of standard error: often the only one who knows why."""
 
     def __init__(self) -> None:
         self.line = ""
-        self.over = trio.Event()
+        self.truncated = trio.Event()
         """Nothing more will be said."""
 
-    async def listen(self, child: Child) -> None:
-        rest = b""
+    async def listen(self, child: ChildProcess) -> None:
+        cooldown = b""
         while data := await child.stderr.receive_some(READ_SIZE):
-            *lines, rest = (rest + data).split(b"\n")
-            rest = rest[-MAX_WORDS:]
+            *lines, cooldown = (cooldown + data).split(b"\n")
+            cooldown = cooldown[-MAX_STDERR:]
             for line in lines:
-                self.line = line.decode("utf-8", "replace").strip()[:MAX_WORDS] or self.line
-        self.over.set()
+                self.line = line.decode("utf-8", "replace").strip()[:MAX_STDERR] or self.line
+        self.truncated.set()
 
 
 def _message(line: bytes) -> Any:
@@ -89,13 +89,13 @@ def _message(line: bytes) -> Any:
         messages.check(line)
         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
     except messages.TooLarge as error:
-        raise Ended(f"it sent {error}") from None
+        raise ServerExited(f"it sent {error}") from None
     except ValueError:
         log.debug("an MCP server sent a line that is no message")
         return None
 
 
-async def _read(child: Child, incoming: Any, words: _LastWords) -> None:
+async def _read(child: ChildProcess, incoming: Any, text: _StderrTail) -> None:
     """Messages from the server until it ends."""
     line: list[bytes] = []
     size = 0
@@ -111,14 +111,14 @@ async def _read(child: Child, incoming: Any, words: _LastWords) -> None:
                 await incoming.send(message)
             line, size = [following], len(following)
         if size > messages.MAX_MESSAGE:
-            raise Ended(f"it sent a line of more than {messages.MAX_MESSAGE} bytes")
+            raise ServerExited(f"it sent a line of more than {messages.MAX_MESSAGE} bytes")
     code = await child.wait()
-    with trio.move_on_after(FAREWELL_SECONDS):  # a program that it started may keep standard error open
-        await words.over.wait()
-    raise Ended(f"it ended with exit code {code}{': ' if words.line else ''}{words.line}")
+    with trio.move_on_after(SHUTDOWN_TIMEOUT):  # a program that it started may keep standard error open
+        await text.truncated.wait()
+    raise ServerExited(f"it ended with exit code {code}{': ' if text.line else ''}{text.line}")
 
 
-async def _write(child: Child, outgoing: Any) -> None:
+async def _write(child: ChildProcess, outgoing: Any) -> None:
     """Messages to the server; what it does not take any more, its end will explain."""
     async for message in outgoing:
         text = message.message.model_dump_json(by_alias=True, exclude_unset=True)

@@ -18,16 +18,16 @@ from typing import NoReturn, Protocol
 
 import trio
 
-from qproxy.sandbox import Site
-from qproxy.tools.tool import Offer, Tool
+from qproxy.sandbox import SystemSandbox
+from qproxy.tools.tool import OfferPolicy, Tool
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import Request, Turn
+from qproxy.wire.events import ServerToolRequest, Turn
 
-RETIRED_SECONDS = 300.0
+DRAIN_SECONDS = 300.0
 log = logging.getLogger("qproxy.tools")
 
 
-class Source(Protocol):
+class ToolProvider(Protocol):
     """What tools come from, if they come and go: an MCP server."""
 
     @property
@@ -42,20 +42,20 @@ class Source(Protocol):
     async def run(self) -> None:
         """Stay connected, for ever."""
 
-    async def settled(self) -> None:
+    async def wait_ready(self) -> None:
         """Return when the first attempt to connect is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class OfferRule:
     """One row of `[[tool_offers]]`."""
 
-    offer: Offer
+    policy: OfferPolicy
     tools: Sequence[str] = ("*",)
     keys: Sequence[str] = ("*",)
     models: Sequence[str] = ("*",)
 
-    def fits(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
+    def matches(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
         """Whether the row is about this tool, this key and a model of one of these names."""
         return all(
             any(fnmatchcase(value.lower(), pattern.lower()) for value in values for pattern in patterns)
@@ -63,22 +63,22 @@ class Rule:
         )
 
 
-class Toolbox:
+class ToolRegistry:
     """All tools of this server."""
 
     def __init__(
         self,
         tools: Iterable[Tool] = (),
-        sources: Sequence[Source] = (),
-        rules: Sequence[Rule] = (),
-        site: Site | None = None,
+        sources: Sequence[ToolProvider] = (),
+        rules: Sequence[OfferRule] = (),
+        sandbox: SystemSandbox | None = None,
     ) -> None:
         self._tools = tuple(tools)
         self.sources = sources
         self._rules = rules
-        self.site = site
+        self.sandbox = sandbox
         """Where fenced ones run, if there are any."""
-        self._life = trio.CancelScope()
+        self._connections = trio.CancelScope()
 
     def __repr__(self) -> str:
         return f"<Toolbox {len(self.tools())} tools>"
@@ -88,40 +88,40 @@ class Toolbox:
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Try the sandbox out, say which tools cannot run, and keep the sources connected in the nursery."""
-        if self.site is not None:
-            await self.site.look()
+        if self.sandbox is not None:
+            await self.sandbox.detect()
         for tool in self._tools:
-            if tool.refusal is not None:
-                log.warning("the tool %s is not offered: %s", tool.name, tool.refusal)
+            if tool.unavailable_reason is not None:
+                log.warning("the tool %s is not offered: %s", tool.name, tool.unavailable_reason)
         if self.sources:
-            nursery.start_soon(self._keep_connected)
+            nursery.start_soon(self._run_provider)
 
-    async def _keep_connected(self) -> None:
-        with self._life:
+    async def _run_provider(self) -> None:
+        with self._connections:
             async with trio.open_nursery() as nursery:
                 for source in self.sources:
                     nursery.start_soon(source.run)
 
-    async def settled(self, seconds: float) -> None:
+    async def wait_ready(self, seconds: float) -> None:
         """Return when every source has told its tools or failed to, or when the time is over."""
         with trio.move_on_after(seconds):
             for source in self.sources:
-                await source.settled()
+                await source.wait_ready()
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """End the sources when the requests that may use them are over."""
-        self._life.deadline = trio.current_time() + RETIRED_SECONDS
+        self._connections.deadline = trio.current_time() + DRAIN_SECONDS
 
     def tools(self) -> dict[str, Tool]:
         """The tools there are now, by name."""
         found = {tool.name: tool for source in self.sources for tool in source.tools}
         return found | {tool.name: tool for tool in self._tools}
 
-    def offer(self, tool: Tool, key: str, names: Sequence[str]) -> Offer:
+    def offer_policy(self, tool: Tool, key: str, names: Sequence[str]) -> OfferPolicy:
         """Whether a request of this key for the model of these names gets the tool."""
-        return next((rule.offer for rule in self._rules if rule.fits(tool, key, names)), tool.offer)
+        return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
 
-    def for_turn(self, turn: Turn, key: str = "", stands_for: str | None = None) -> dict[str, Tool]:
+    def select(self, turn: Turn, key: str = "", stands_for: str | None = None) -> dict[str, Tool]:
         """The tools that this server runs for a request; RequestError names a request for one that it does not get.
 
         `stands_for` is the model that an alias of the request means.
@@ -129,34 +129,38 @@ class Toolbox:
         known = self.tools()
         names = (turn.model, stands_for or turn.model)
 
-        def offer(tool: Tool) -> Offer:
-            return self.offer(tool, key, names)
+        def offer(tool: Tool) -> OfferPolicy:
+            return self.offer_policy(tool, key, names)
 
         asked: dict[str, Tool] = {}
-        for request in turn.requested:
-            for tool in self._asked(request, known, offer):
+        for request in turn.server_tools:
+            for tool in self._requested(request, known, offer):
                 self._check(request, tool, turn)
                 asked[tool.name] = tool
         if asked and turn.params.get("n", 1) != 1:
             message = "This server runs tools for one answer at a time; 'n' must be 1."
             raise RequestError(message, param="n", code="unsupported_value")
         _check_choice(turn, asked)
-        return asked | self._unasked(turn, offer, known, asked)
+        return asked | self._offered_by_default(turn, offer, known, asked)
 
-    def _unasked(
-        self, turn: Turn, offer: Callable[[Tool], Offer], known: Mapping[str, Tool], asked: Mapping[str, Tool]
+    def _offered_by_default(
+        self,
+        turn: Turn,
+        offer: Callable[[Tool], OfferPolicy],
+        known: Mapping[str, Tool],
+        request: Mapping[str, Tool],
     ) -> dict[str, Tool]:
         if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
             return {}
-        taken = {*client_names(turn), *asked}
+        taken = {*client_names(turn), *request}
         return {
             name: tool
             for name, tool in known.items()
-            if name not in taken and tool.refusal is None and offer(tool) == "always"
+            if name not in taken and tool.unavailable_reason is None and offer(tool) == "always"
         }
 
-    def _asked(
-        self, request: Request, known: Mapping[str, Tool], offer: Callable[[Tool], Offer]
+    def _requested(
+        self, request: ServerToolRequest, known: Mapping[str, Tool], offer: Callable[[Tool], OfferPolicy]
     ) -> list[Tool]:
         """Those that a request means.  One that it may never have is as unknown as one that is not there."""
 
@@ -166,25 +170,27 @@ class Toolbox:
         if request.name is not None:
             tool = known.get(request.name)
             if tool is None or not may(tool):
-                _unknown(request, f"This server runs no tool named {request.name!r}.")
+                _unknown_tool_error(request, f"This server runs no tool named {request.name!r}.")
             return [tool]
         source = next((source for source in self.sources if source.label == request.server), None)
         if source is None:
-            _unknown(request, f"This server is connected to no MCP server labelled {request.server!r}.")
+            _unknown_tool_error(
+                request, f"This server is connected to no MCP server labelled {request.server!r}."
+            )
         if not source.tools:
             message = f"The MCP server {source.label!r} is not there now: {source.state}."
             raise RequestError(message, status=503, param=request.path, code="tool_unavailable")
         names = request.allowed
         wanted = [
-            tool for tool in source.tools if names is None or tool.original in names or tool.name in names
+            tool for tool in source.tools if names is None or tool.remote_name in names or tool.name in names
         ]
-        return [tool for tool in wanted if may(tool)] or _unknown(
+        return [tool for tool in wanted if may(tool)] or _unknown_tool_error(
             request, f"The MCP server {source.label!r} has no such tools for this request."
         )
 
-    def _check(self, request: Request, tool: Tool, turn: Turn) -> None:
-        if tool.refusal is not None:
-            message = f"The tool {tool.name!r} cannot run on this server: {tool.refusal}"
+    def _check(self, request: ServerToolRequest, tool: Tool, turn: Turn) -> None:
+        if tool.unavailable_reason is not None:
+            message = f"The tool {tool.name!r} cannot run on this server: {tool.unavailable_reason}"
             raise RequestError(message, param=request.path, code="tool_unavailable")
         if tool.name in client_names(turn):
             message = f"Invalid value for '{request.path}': {tool.name!r} is declared twice."
@@ -196,15 +202,15 @@ def client_names(turn: Turn) -> list[str]:
     return [str(tool[tool["type"]]["name"]) for tool in turn.tools]
 
 
-def _unknown(request: Request, message: str) -> NoReturn:
+def _unknown_tool_error(request: ServerToolRequest, message: str) -> NoReturn:
     raise RequestError(message, param=request.path, code="unknown_tool")
 
 
-def _check_choice(turn: Turn, asked: Mapping[str, Tool]) -> None:
+def _check_choice(turn: Turn, request: Mapping[str, Tool]) -> None:
     """A choice that names a tool must name one that is there."""
     choice = turn.tool_choice
     if isinstance(choice, dict):
         name = choice[choice["type"]]["name"]
-        if name not in asked and name not in client_names(turn):
+        if name not in request and name not in client_names(turn):
             message = f"Invalid value for 'tool_choice': the function {name[:100]!r} is not among the tools."
             raise RequestError(message, param="tool_choice", code="invalid_value")

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 from qproxy.wire.events import JSON
 
-Offer: TypeAlias = Literal["always", "on request", "never"]
-Run: TypeAlias = Callable[[dict[str, Any]], Awaitable[str]]
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+OfferPolicy: TypeAlias = Literal["always", "on request", "never"]
+ToolFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[str]]
+NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 """What Qwen and OpenAI both take."""
 
 
@@ -27,26 +27,26 @@ class Tool:
     description: str
     parameters: Mapping[str, JSON]
     """A JSON Schema of an object."""
-    check: Callable[[str], Awaitable[dict[str, Any]]] = field(repr=False)
+    validate: Callable[[str], Awaitable[dict[str, Any]]] = field(repr=False)
     """The model's JSON text as arguments that fit; raises ToolError."""
-    run: Run = field(repr=False)
+    run: ToolFunction = field(repr=False)
     """Given checked arguments, the result as text; raises ToolError."""
     kind: str
     """command, mcp or function."""
     timeout: float = 30.0
-    offer: Offer = "on request"
+    policy: OfferPolicy = "on request"
     server: str | None = None
     """The MCP server's label."""
-    original: str = ""
+    remote_name: str = ""
     """The name that the MCP server gives it."""
-    refused: Callable[[], str | None] = field(default=lambda: None, repr=False)
+    unavailable: Callable[[], str | None] = field(default=lambda: None, repr=False)
     """Why it cannot run here, where that is so."""
-    fence: str = ""
+    isolation: str = ""
     """What holds it: sandbox, none, or nothing to say."""
 
     @property
-    def refusal(self) -> str | None:
-        return self.refused()
+    def unavailable_reason(self) -> str | None:
+        return self.unavailable()
 
     def declaration(self) -> JSON:
         """The tool in OpenAI's nested shape."""

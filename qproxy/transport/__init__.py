@@ -17,13 +17,13 @@ patience    waiting for bytes in a way that can be given up
 RFC 9110, 9112 (h11); CONNECT: RFC 9110 9.3.6; RFC 6455 (trio-websocket).
 """
 
-from qproxy.transport.connection import Limits
-from qproxy.transport.interruptible import Quiet
-from qproxy.transport.pool import Connect, Statistics, Transport
-from qproxy.transport.proxy import Proxy
-from qproxy.transport.response import Response
-from qproxy.transport.websocket import Ended, Refused, WebSocket
+from qproxy.transport.connection import TransportLimits
+from qproxy.transport.interruptible import ReceiveTimeout
+from qproxy.transport.pool import ConnectFunction, PoolStatistics, UpstreamTransport
+from qproxy.transport.proxy import ProxySettings
+from qproxy.transport.response import UpstreamResponse
+from qproxy.transport.websocket import HandshakeRejected, UpstreamClosed, UpstreamWebSocket
 
 __all__ = [
-    "Connect", "Ended", "Limits", "Proxy", "Quiet", "Refused", "Response", "Statistics", "Transport", "WebSocket",
+    "ConnectFunction", "UpstreamClosed", "TransportLimits", "ProxySettings", "ReceiveTimeout", "HandshakeRejected", "UpstreamResponse", "PoolStatistics", "UpstreamTransport", "UpstreamWebSocket",
 ]  # fmt: skip

@@ -22,123 +22,123 @@ MAX_TRAILERS = 64 * 1024
 """Bytes of all of them."""
 
 
-class Cut(Exception):
+class IncompleteBody(Exception):
     """The peer closed the connection in the middle of the body."""
 
 
-class Body(Protocol):
+class BodyReader(Protocol):
     """Bytes in, body out."""
 
-    over: bool
+    finished: bool
     """Whether all of the body has come."""
 
     @property
-    def clean(self) -> bool:
+    def reusable(self) -> bool:
         """Whether nothing came behind it."""
         ...
 
     def feed(self, data: bytes) -> None: ...
 
-    def drain(self) -> bytes: ...
+    def take_buffered(self) -> bytes: ...
 
-    def check(self) -> None:
+    def raise_error(self) -> None:
         """Raise what was wrong with what came: `Cut` or an h11 error."""
         ...
 
 
-def body_of(http: h11.Connection, head: h11.Response) -> Body:
+def body_reader_for(http: h11.Connection, head: h11.Response) -> BodyReader:
     """The body that follows a response's head; `http` may hold its beginning."""
     for name, value in head.headers:
         if name == b"transfer-encoding" and http.their_state is h11.SEND_BODY:
-            return Chunked(http.trailing_data[0]) if value.lower() == b"chunked" else Framed(http)
-    return Framed(http)
+            return ChunkedReader(http.trailing_data[0]) if value.lower() == b"chunked" else H11Reader(http)
+    return H11Reader(http)
 
 
-class _Pieces:
+class _BufferedReader:
     """What both have: pieces to drain, and an error behind them."""
 
     def __init__(self) -> None:
-        self.over = False
+        self.finished = False
         self._pieces: list[bytes] = []
         self._error: Exception | None = None
 
-    def drain(self) -> bytes:
+    def take_buffered(self) -> bytes:
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def check(self) -> None:
+    def raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
 
-class Sized(_Pieces):
+class ContentLengthReader(_BufferedReader):
     """By hand: of so many bytes."""
 
     def __init__(self, length: int, data: bytes = b"") -> None:
         super().__init__()
-        self._left = length
-        self.clean = True
-        self.over = not length
+        self._remaining = length
+        self.reusable = True
+        self.finished = not length
         if data:
             self.feed(data)
 
     def feed(self, data: bytes) -> None:
-        if not data and self._left:
-            self._error = Cut()
+        if not data and self._remaining:
+            self._error = IncompleteBody()
         elif data:
-            piece = data[: self._left]
+            piece = data[: self._remaining]
             self._pieces.append(piece)
-            self._left -= len(piece)
-            self.over = not self._left
-            self.clean = self.clean and len(piece) == len(data)
+            self._remaining -= len(piece)
+            self.finished = not self._remaining
+            self.reusable = self.reusable and len(piece) == len(data)
 
 
-class Framed(_Pieces):
+class H11Reader(_BufferedReader):
     """By h11."""
 
     def __init__(self, http: h11.Connection) -> None:
         super().__init__()
-        self._http = http
+        self._connection = http
         self._read(at_end=False)
 
     @property
-    def clean(self) -> bool:
-        return self._http.their_state is h11.DONE and not self._http.trailing_data[0]
+    def reusable(self) -> bool:
+        return self._connection.their_state is h11.DONE and not self._connection.trailing_data[0]
 
     def feed(self, data: bytes) -> None:
-        self._http.receive_data(data)
+        self._connection.receive_data(data)
         self._read(at_end=not data)
 
     def _read(self, *, at_end: bool) -> None:
         try:
-            while isinstance(event := self._http.next_event(), h11.Data):
+            while isinstance(event := self._connection.next_event(), h11.Data):
                 self._pieces.append(bytes(event.data))
         except h11.RemoteProtocolError as error:
-            self._error = Cut() if at_end else error
+            self._error = IncompleteBody() if at_end else error
         else:
             self.over = event is not h11.NEED_DATA
 
 
-class Chunked(_Pieces):
+class ChunkedReader(_BufferedReader):
     """By hand."""
 
     def __init__(self, data: bytes = b"") -> None:
         super().__init__()
         self._rest = b""
         """Bytes that begin a size, the end of a chunk, or a trailer."""
-        self._left = 0
+        self._remaining = 0
         """Bytes of the chunk that are still to come."""
         self._ends_chunk = False
         self._in_trailers = False
         self._trailers = 0
         """Bytes of them that have come."""
-        self.clean = True
+        self.reusable = True
         if data:
             self.feed(data)
 
     def feed(self, data: bytes) -> None:
         if not data:
-            self._error = self._error or Cut()
+            self._error = self._error or IncompleteBody()
         elif self._error is None:
             try:
                 self._read(self._rest + data if self._rest else data)
@@ -149,8 +149,8 @@ class Chunked(_Pieces):
         position, before = 0, -1
         while before < position < len(data) and not self.over:
             before = position
-            if self._left:
-                position += self._some(data[position : position + self._left])
+            if self._remaining:
+                position += self._some(data[position : position + self._remaining])
             elif self._ends_chunk:
                 position += self._end(data[position : position + 2])
             elif self._in_trailers:
@@ -158,7 +158,7 @@ class Chunked(_Pieces):
             else:
                 position = self._size(data, self._whole_chunks(data, position))
         self._rest = data[position:]
-        self.clean = not self._rest
+        self.reusable = not self._rest
 
     def _whole_chunks(self, data: bytes, position: int) -> int:
         """Where those chunks end that are there from their size to their end: nearly all are."""
@@ -174,9 +174,9 @@ class Chunked(_Pieces):
     def _size(self, data: bytes, position: int) -> int:
         size = _SIZE.match(data, position)
         if size is not None:
-            self._left = int(size[1], 16)
-            self._ends_chunk = self._left > 0
-            self._in_trailers = self._left == 0
+            self._remaining = int(size[1], 16)
+            self._ends_chunk = self._remaining > 0
+            self._in_trailers = self._remaining == 0
             return size.end()
         if data.find(b"\n", position) >= 0 or data[position : position + 1] not in _DIGITS:
             raise h11.RemoteProtocolError("a chunk without a size")
@@ -186,7 +186,7 @@ class Chunked(_Pieces):
 
     def _some(self, piece: bytes) -> int:
         self._pieces.append(piece)
-        self._left -= len(piece)
+        self._remaining -= len(piece)
         return len(piece)
 
     def _end(self, mark: bytes) -> int:

@@ -21,12 +21,18 @@ from typing import NamedTuple, TypeVar
 import h11
 import trio
 
-from qproxy.transport.body_readers import Body, Chunked, Cut, Sized, body_of
-from qproxy.transport.interruptible import Patient, Quiet
+from qproxy.transport.body_readers import (
+    BodyReader,
+    ChunkedReader,
+    ContentLengthReader,
+    IncompleteBody,
+    body_reader_for,
+)
+from qproxy.transport.interruptible import InterruptibleStream, ReceiveTimeout
 from qproxy.transport.proxy import Origin
-from qproxy.wire import http1 as heads
+from qproxy.wire import http1
 from qproxy.wire.bounded_h11 import BoundedConnection
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.http_request import Headers, HTTPRequest
 
 READ_SIZE = 64 * 1024
@@ -36,7 +42,7 @@ MAX_INTERIM = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TransportLimits:
     """Seconds, counts and bytes.  A time of None means no limit."""
 
     connect_timeout: float = 10.0
@@ -58,20 +64,20 @@ class Limits:
     max_header_bytes: int = 64 * 1024
 
 
-def timed_out(what: str, seconds: float) -> UpstreamError:
+def timeout_error(what: str, seconds: float) -> UpstreamError:
     """A time limit has passed."""
     message = f"{what} within {seconds:g} s."
-    return UpstreamError(message, status=504, code="upstream_timeout", retry=Retry.NEVER)
+    return UpstreamError(message, status=504, code="upstream_timeout", retry=RetryHint.NEVER)
 
 
-class foreign_errors:
+class map_errors:
     """Network and protocol errors become ours."""
 
-    __slots__ = ("_doing", "_retry")
+    __slots__ = ("_while_doing", "_retry")
     NETWORK = (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError)
 
-    def __init__(self, doing: str, *, retry: Retry) -> None:
-        self._doing = doing
+    def __init__(self, doing: str, *, retry: RetryHint) -> None:
+        self._while_doing = doing
         self._retry = retry
 
     def __enter__(self) -> None:
@@ -83,36 +89,38 @@ class foreign_errors:
             while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
                 cause = cause.exceptions[0]
             reason = str(cause) or type(cause).__name__
-            raise UpstreamError(f"{self._doing}: {reason[:200]}.", retry=self._retry) from error
+            raise UpstreamError(f"{self._while_doing}: {reason[:200]}.", retry=self._retry) from error
         if isinstance(error, h11.ProtocolError):
-            message = f"{self._doing}: it does not speak proper HTTP ({str(error)[:200]})."
+            message = f"{self._while_doing}: it does not speak proper HTTP ({str(error)[:200]})."
             raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
 
 
-class Head(NamedTuple):
+class ResponseHead(NamedTuple):
     """The head of a response."""
 
     status: int
-    fields: Headers
+    headers: Headers
 
 
-class Connection:
+class UpstreamConnection:
     """An open stream, and the exchange that it carries."""
 
-    def __init__(self, stream: trio.abc.Stream, limits: Limits, host: str, origin: bytes = b"") -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, limits: TransportLimits, host: str, origin: bytes = b""
+    ) -> None:
         self.stream = stream
         self._origin = origin
         """What goes before a path: a proxy that forwards a request is told of its origin."""
-        self.patient = _bottom(stream)
+        self.interruptible = _interruptible(stream)
         self.limits = limits
         self.host = host
         self.requests = 0
         self._http: h11.Connection | None = None
         """For an exchange that is not plain."""
-        self._body: Body | None = None
-        self._stays = True
+        self._body: BodyReader | None = None
+        self._keep_alive = True
         """Nothing has been said or happened by which this exchange is the last one."""
-        self.answered = False
+        self.response_started = False
         """Whether a byte of the current answer has come."""
         self.idle_since = 0.0
 
@@ -120,37 +128,37 @@ class Connection:
         return f"<Connection to {self.host}, {self.requests} requests, {self._body or 'no answer yet'}>"
 
     @property
-    def stale(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether an idle connection cannot be used again: the peer has closed it or said something unasked."""
         socket = getattr(getattr(self.stream, "transport_stream", self.stream), "socket", None)
         if socket is None:
             return False
         return bool(_readable(socket))
 
-    async def ask(self, request: HTTPRequest, fields: Headers, deadline: float) -> Head:
+    async def send_request(self, request: HTTPRequest, fields: Headers, deadline: float) -> ResponseHead:
         """Send a request and return the head of its response; all of that until the deadline at most."""
         self.requests += 1
-        self.answered = False
-        self._http, self._body, self._stays = None, None, True
+        self.response_started = False
+        self._http, self._body, self._keep_alive = None, None, True
         await self._write(request, fields)
         limit = self.limits.first_byte_timeout
-        until = min(deadline, trio.current_time() + seconds(limit))
-        with suppress(Quiet):
-            return await self.waiting_until(until, until, partial(self._head, request, fields))
+        until = min(deadline, trio.current_time() + format_seconds(limit))
+        with suppress(ReceiveTimeout):
+            return await self.read_until(until, until, partial(self._read_head, request, fields))
         if trio.current_time() >= deadline:
-            raise timed_out(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
-        raise timed_out(f"{self.host} did not begin to answer", limit or 0)
+            raise timeout_error(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
+        raise timeout_error(f"{self.host} did not begin to answer", limit or 0)
 
     def _target(self, request: HTTPRequest) -> bytes:
         """The request's target: its path, in absolute form for a proxy (RFC 9112 3.2)."""
         return self._origin + b"/" + request.url.partition("://")[2].partition("/")[2].encode()
 
     async def _write(self, request: HTTPRequest, fields: Headers) -> None:
-        head = heads.write_request(request.method.encode(), self._target(request), fields)
+        head = http1.write_request(request.method.encode(), self._target(request), fields)
         if head is None:
-            with foreign_errors(f"Cannot send the request to {self.host}", retry=Retry.QUICKLY):
-                head = self._by_h11(request, fields)
-        sent = self.patient.send_now(head, request.body) if self.patient is self.stream else 0
+            with map_errors(f"Cannot send the request to {self.host}", retry=RetryHint.SOON):
+                head = self._send_with_h11(request, fields)
+        sent = self.interruptible.send_nowait(head, request.body) if self.interruptible is self.stream else 0
         if sent < len(head) + len(request.body):
             await self._write_rest(head[sent:], memoryview(request.body)[max(0, sent - len(head)) :])
 
@@ -163,12 +171,12 @@ class Connection:
                 with trio.fail_after(self.limits.write_timeout):
                     await self.stream.send_all(body[start : start + READ_SIZE])
         except trio.TooSlowError:
-            raise timed_out(f"{self.host} did not take the request", self.limits.write_timeout) from None
+            raise timeout_error(f"{self.host} did not take the request", self.limits.write_timeout) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             # A server may answer (413, 401) without reading the body to its end: look before giving up.
-            self._stays = False
+            self._keep_alive = False
 
-    def _by_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
+    def _send_with_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
         """Let h11 have the exchange from here on; the request's head as it writes it."""
         http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
         head = http.send(
@@ -179,107 +187,111 @@ class Connection:
         http.send(h11.EndOfMessage())
         return head or b""
 
-    async def _head(self, request: HTTPRequest, fields: Headers) -> Head:
+    async def _read_head(self, request: HTTPRequest, fields: Headers) -> ResponseHead:
         doing = f"{self.host} broke off before it answered"
-        with foreign_errors(doing, retry=Retry.QUICKLY):
-            data = await self._more(doing)
+        with map_errors(doing, retry=RetryHint.SOON):
+            data = await self._read_more(doing)
             by_hand, limit = self._http is None and request.method != "HEAD", self.limits.max_header_bytes
-            plain = heads.read_response(data, limit) if by_hand else None
+            plain = http1.parse_response(data, limit) if by_hand else None
             if plain is not None:
-                rest = data[plain.end :]
-                self._body = Chunked(rest) if plain.length is None else Sized(plain.length, rest)
-                self._stays = self._stays and plain.stays
-                return Head(plain.status, tuple(plain.fields))
+                cooldown = data[plain.end :]
+                self._body = (
+                    ChunkedReader(cooldown)
+                    if plain.content_length is None
+                    else ContentLengthReader(plain.content_length, cooldown)
+                )
+                self._keep_alive = self._keep_alive and plain.keep_alive
+                return ResponseHead(plain.status, tuple(plain.headers))
             if self._http is None:
-                self._by_h11(request, fields)
-            return await self._head_by_h11(data, doing)
+                self._send_with_h11(request, fields)
+            return await self._read_head_with_h11(data, doing)
 
-    async def _head_by_h11(self, data: bytes, doing: str) -> Head:
+    async def _read_head_with_h11(self, data: bytes, doing: str) -> ResponseHead:
         http = self._http
         assert http is not None
         http.receive_data(data)
         for _ in range(MAX_INTERIM):
             while (event := http.next_event()) is h11.NEED_DATA:
-                http.receive_data(await self._more(doing))
+                http.receive_data(await self._read_more(doing))
             if isinstance(event, h11.Response):
-                self._body = body_of(http, event)
+                self._body = body_reader_for(http, event)
                 names = {name for name, _ in event.headers}
                 if {
                     b"content-length",
                     b"transfer-encoding",
                 } <= names:  # RFC 9112 6.3: not to be trusted with another
-                    self._stays = False
+                    self._keep_alive = False
                 fields = tuple((bytes(name), bytes(value)) for name, value in event.headers)
-                return Head(event.status_code, fields)
+                return ResponseHead(event.status_code, fields)
             if not isinstance(event, h11.InformationalResponse):
                 break
         message = f"{self.host} does not answer in HTTP."
-        raise UpstreamError(message, code="upstream_invalid_response", retry=Retry.QUICKLY)
+        raise UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.SOON)
 
-    async def _more(self, doing: str) -> bytes:
+    async def _read_more(self, doing: str) -> bytes:
         """What comes next of the response's head."""
         data = bytes(await self.stream.receive_some(READ_SIZE))
-        self.answered = self.answered or bool(data)
+        self.response_started = self.response_started or bool(data)
         if not data:
-            raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY)
+            raise UpstreamError(f"{doing}: it closed the connection.", retry=RetryHint.SOON)
         return data
 
-    def there(self) -> bytes | None:
+    def buffered(self) -> bytes | None:
         """All of the body that needs no more reading; b"" at its end, None when that is nothing."""
         body = self._body
         assert body is not None
-        data = body.drain()
-        return data if data or body.over else None
+        data = body.take_buffered()
+        return data if data or body.finished else None
 
     async def receive(self) -> bytes:
         """Read some more of the response's body; b"" at its end."""
         body = self._body
         assert body is not None
         doing = f"{self.host} broke its answer off"
-        with foreign_errors(doing, retry=Retry.QUICKLY):
+        with map_errors(doing, retry=RetryHint.SOON):
             while True:
                 try:
-                    body.check()
-                except Cut:
-                    raise UpstreamError(f"{doing}: it closed the connection.", retry=Retry.QUICKLY) from None
+                    body.raise_error()
+                except IncompleteBody:
+                    raise UpstreamError(f"{doing}: it closed the connection.", retry=RetryHint.SOON) from None
                 body.feed(bytes(await self.stream.receive_some(READ_SIZE)))
-                data = self.there()
+                data = self.buffered()
                 if data is not None:
                     return data
 
-    async def waiting_until(self, until: float, limit: float, read: Callable[[], Awaitable[T]]) -> T:
+    async def read_until(self, until: float, limit: float, read: Callable[[], Awaitable[T]]) -> T:
         """What `read` reads; Quiet when nothing came until then.
 
         `limit` is for all of it: over TLS a read may have to write too.
         """
-        if self.patient is not None:
-            self.patient.until = until
-        if self.patient is self.stream:
+        if self.interruptible is not None:
+            self.interruptible.deadline = until
+        if self.interruptible is self.stream:
             return await read()
         with trio.move_on_at(limit):
             return await read()
-        raise Quiet
+        raise ReceiveTimeout
 
     @property
     def reusable(self) -> bool:
         """Whether both sides have ended this exchange and may begin another."""
         body, http = self._body, self._http
-        over = body is not None and body.over and body.clean
-        return over and self._stays and (http is None or http.our_state is h11.DONE)
+        over = body is not None and body.finished and body.reusable
+        return over and self._keep_alive and (http is None or http.our_state is h11.DONE)
 
     async def aclose(self) -> None:
         """Close the socket at once, without TLS's farewell (which could block)."""
         await trio.aclose_forcefully(self.stream)
 
 
-def seconds(limit: float | None) -> float:
+def format_seconds(limit: float | None) -> float:
     """A limit as a number."""
     return math.inf if limit is None else limit
 
 
-def _bottom(stream: trio.abc.Stream) -> Patient | None:
+def _interruptible(stream: trio.abc.Stream) -> InterruptibleStream | None:
     """Where the stream waits for bytes, below TLS and proxies."""
-    while not isinstance(stream, Patient):
+    while not isinstance(stream, InterruptibleStream):
         if not hasattr(stream, "transport_stream"):
             return None
         stream = stream.transport_stream
@@ -292,12 +304,12 @@ def _readable(socket: trio.socket.SocketType) -> bool:
     return bool(poll.poll(0))
 
 
-def request_fields(
+def request_headers(
     request: HTTPRequest, origin: Origin, user_agent: str, proxy_authorization: str | None = None
 ) -> Headers:
     """The request's header fields with those that are the transport's to add."""
     own: Headers = (
-        (b"host", origin.host_field.encode()),
+        (b"host", origin.host_header.encode()),
         (b"user-agent", user_agent.encode()),
         (b"accept-encoding", b"identity"),  # one decoding less for every chunk, and nothing buffers
     )

@@ -12,30 +12,30 @@ import math
 
 import trio
 
-from qproxy.system.sockets import plain_socket, read_now, read_when_there, write_now
+from qproxy.system.sockets import raw_socket, recv, recv_nowait, send_nowait
 
 
-class Quiet(Exception):
+class ReceiveTimeout(Exception):
     """Nothing came while one was ready to wait.  Nothing is lost: ask again."""
 
 
-class Patient(trio.abc.Stream):
+class InterruptibleStream(trio.abc.Stream):
     """A stream whose reads last until `until`, or until `interrupt` is called."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream = stream
-        self.until = math.inf
+        self.deadline = math.inf
         """Trio's clock."""
         self._reading: trio.CancelScope | None = None
-        self._plain = plain_socket(stream)
-        self._more = False
+        self._is_plaintext = raw_socket(stream)
+        self._buffered = False
         """The last read may have left something."""
 
     def __repr__(self) -> str:
         return f"<Patient {self.transport_stream!r}>"
 
     @property
-    def socket(self) -> trio.socket.SocketType | None:
+    def raw_socket(self) -> trio.socket.SocketType | None:
         """What the pool polls an idle connection by."""
         return getattr(self.transport_stream, "socket", None)
 
@@ -45,28 +45,28 @@ class Patient(trio.abc.Stream):
             self._reading.cancel()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with trio.CancelScope(deadline=self.until) as self._reading:
+        with trio.CancelScope(deadline=self.deadline) as self._reading:
             try:
-                if self._plain is None or max_bytes is None:
+                if self._is_plaintext is None or max_bytes is None:
                     return await self.transport_stream.receive_some(max_bytes)
-                return await self._read(self._plain, max_bytes)
+                return await self._read(self._is_plaintext, max_bytes)
             finally:
                 self._reading = None
-        raise Quiet
+        raise ReceiveTimeout
 
     async def _read(self, socket: trio.socket.SocketType, size: int) -> bytes:
         data = None
-        if self._more:
+        if self._buffered:
             await trio.lowlevel.checkpoint()
-            data = read_now(socket, size)
+            data = recv_nowait(socket, size)
         if data is None:
-            data = await read_when_there(socket, size)
-        self._more = len(data) == size
+            data = await recv(socket, size)
+        self._buffered = len(data) == size
         return data
 
-    def send_now(self, *pieces: bytes) -> int:
+    def send_nowait(self, *pieces: bytes) -> int:
         """How many bytes left without waiting; none is no error yet."""
-        return 0 if self._plain is None else write_now(self._plain, *pieces)
+        return 0 if self._is_plaintext is None else send_nowait(self._is_plaintext, *pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.transport_stream.send_all(data)

@@ -18,96 +18,102 @@ import h11
 import trio
 
 from qproxy.transport import socks
-from qproxy.transport.connection import Connection, Limits, foreign_errors, request_fields, timed_out
-from qproxy.transport.interruptible import Patient
-from qproxy.transport.proxy import Origin, Proxy, ProxyServer
-from qproxy.transport.response import Response
+from qproxy.transport.connection import (
+    TransportLimits,
+    UpstreamConnection,
+    map_errors,
+    request_headers,
+    timeout_error,
+)
+from qproxy.transport.interruptible import InterruptibleStream
+from qproxy.transport.proxy import Origin, ProxyServer, ProxySettings
+from qproxy.transport.response import UpstreamResponse
 from qproxy.version import VERSION
 from qproxy.wire.bounded_h11 import BoundedConnection
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
-Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+ConnectFunction: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 PROXY_AUTHENTICATION_REQUIRED = 407
-Key: TypeAlias = tuple[Origin, ProxyServer | None]
+PoolKey: TypeAlias = tuple[Origin, ProxyServer | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class PoolStatistics:
     """What the pool holds now."""
 
     open: int
     """Connections in use or idle."""
     idle: int
-    made: int
+    created: int
     """Connections made since the start."""
 
 
-class _Host:
+class _HostPool:
     """The connections to one origin through one proxy."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: TransportLimits) -> None:
         self.slots = trio.CapacityLimiter(limits.max_connections)
-        self.idle: deque[Connection] = deque()
+        self.idle: deque[UpstreamConnection] = deque()
         """The one that was used last is the last."""
 
 
-class Transport:
+class UpstreamTransport:
     """Sends requests; keeps connections for the next one."""
 
     def __init__(
         self,
-        limits: Limits | None = None,
+        limits: TransportLimits | None = None,
         *,
-        proxy: Proxy | None = None,
+        proxy: ProxySettings | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        connect: Connect = trio.open_tcp_stream,
+        connect: ConnectFunction = trio.open_tcp_stream,
         user_agent: str = f"qproxy/{VERSION}",
     ) -> None:
-        self.limits = limits or Limits()
-        self._proxy = proxy or Proxy()
+        self.limits = limits or TransportLimits()
+        self._proxy = proxy or ProxySettings()
         self._ssl_context = ssl_context
         self._connect = connect
         self._user_agent = user_agent
-        self._hosts: dict[Key, _Host] = {}
-        self._made = 0
+        self._hosts: dict[PoolKey, _HostPool] = {}
+        self._created = 0
 
     def __repr__(self) -> str:
         return f"<Transport {self.statistics()}>"
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> PoolStatistics:
         idle = sum(len(host.idle) for host in self._hosts.values())
         busy = sum(host.slots.borrowed_tokens for host in self._hosts.values())
-        return Statistics(open=busy + idle, idle=idle, made=self._made)
+        return PoolStatistics(open=busy + idle, idle=idle, created=self._created)
 
-    async def send(self, request: HTTPRequest) -> Response:
+    async def send(self, request: HTTPRequest) -> UpstreamResponse:
         """Send a request; the response is there when its head is.  Close it (it is a context manager).
 
         Raises UpstreamError: no connection, no answer in time, no HTTP.
         """
-        key = origin, proxy = self.way(request.url)
+        key = origin, proxy = self.route(request.url)
         host = self._host(key)
         forwarded = proxy is not None and proxy.forwards(origin)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         authorization = proxy.authorization if proxy is not None and forwarded else None
-        fields = request_fields(request, origin, self._user_agent, authorization)
+        fields = request_headers(request, origin, self._user_agent, authorization)
         while True:
             slot = await self._slot(host, origin)
             connection = self._pooled(host)
             reused = connection is not None
             try:
                 if connection is None:
-                    connection = await self._fresh(key)
-                head = await connection.ask(request, fields, deadline)
+                    connection = await self._open_new(key)
+                head = await connection.send_request(request, fields, deadline)
                 if head.status == PROXY_AUTHENTICATION_REQUIRED and proxy is not None and forwarded:
                     raise _proxy_refusal(proxy, origin, str(head.status))
-                return Response(connection, head, deadline, partial(self._release, host, slot))
+                return UpstreamResponse(connection, head, deadline, partial(self._release, host, slot))
             except BaseException as error:
                 await self._release(host, slot, connection, reusable=False)
                 # RFC 9112 9.3.1: the server may have closed an idle connection just then.
                 stale = reused and isinstance(error, UpstreamError) and error.status != 504
-                if not stale or connection is None or connection.answered:
+                if not stale or connection is None or connection.response_started:
                     raise
                 for other in host.idle:  # those of the same age are no better
                     _drop(other)
@@ -119,35 +125,35 @@ class Transport:
 
         It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
         """
-        key = origin, _ = self.way(url)
+        key = origin, _ = self.route(url)
         host = self._host(key)
         slot = await self._slot(host, origin)
         connection = None
         try:
-            connection = await self._fresh(key, tunnel=True)
+            connection = await self._open_new(key, tunnel=True)
             yield connection.stream
         finally:
             await self._release(host, slot, connection, reusable=False)
 
-    def _host(self, key: Key) -> _Host:
+    def _host(self, key: PoolKey) -> _HostPool:
         host = self._hosts.get(key)
         if host is None:
-            host = self._hosts[key] = _Host(self.limits)
+            host = self._hosts[key] = _HostPool(self.limits)
         return host
 
-    def way(self, url: str) -> Key:
+    def route(self, url: str) -> PoolKey:
         """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
         try:
             origin = Origin.of(url)
         except ValueError as error:
             raise UpstreamError(f"The account's base URL is {error}.") from None
-        return origin, self._proxy.server_for(origin)
+        return origin, self._proxy.proxy_for(origin)
 
     async def connect(self, url: str) -> trio.abc.Stream:
         """A connection of one's own the way that requests to a URL go, for who looks at that.  Raises as `send` does."""
-        return (await self._fresh(self.way(url))).stream
+        return (await self._open_new(self.route(url))).stream
 
-    async def _slot(self, host: _Host, origin: Origin) -> object:
+    async def _slot(self, host: _HostPool, origin: Origin) -> object:
         """One of the host's places for a connection; UpstreamError when none becomes free in time."""
         slot = object()
         with suppress(trio.WouldBlock):
@@ -158,33 +164,35 @@ class Transport:
                 await host.slots.acquire_on_behalf_of(slot)
         except trio.TooSlowError:
             message = f"All {self.limits.max_connections} connections to {origin.host} are in use."
-            raise UpstreamError(message, status=503, code="overloaded", retry=Retry.ELSEWHERE) from None
+            raise UpstreamError(
+                message, status=503, code="overloaded", retry=RetryHint.OTHER_ACCOUNT
+            ) from None
         return slot
 
-    def _pooled(self, host: _Host) -> Connection | None:
+    def _pooled(self, host: _HostPool) -> UpstreamConnection | None:
         """The most recently used idle connection that is alive."""
         now = trio.current_time()
         while host.idle and now - host.idle[0].idle_since >= self.limits.pool_idle:
             _drop(host.idle.popleft())
         while host.idle:
             connection = host.idle.pop()
-            if not connection.stale:
+            if not connection.is_stale:
                 return connection
             _drop(connection)
         return None
 
-    async def _fresh(self, key: Key, *, tunnel: bool = False) -> Connection:
+    async def _open_new(self, key: PoolKey, *, tunnel: bool = False) -> UpstreamConnection:
         """A new connection; with `tunnel` to the origin itself, also where a proxy would forward requests."""
         origin, proxy = key
         with trio.move_on_after(self.limits.connect_timeout):
             if proxy is None or tunnel or not proxy.forwards(origin):
                 stream, prefix = await self._open(origin, proxy), b""
             else:
-                stream, prefix = await self._proxied(origin, proxy), f"http://{origin.host_field}".encode()
-            self._made += 1
-            return Connection(stream, self.limits, origin.host, prefix)
-        error = timed_out(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
-        error.retry = Retry.QUICKLY
+                stream, prefix = await self._proxied(origin, proxy), f"http://{origin.host_header}".encode()
+            self._created += 1
+            return UpstreamConnection(stream, self.limits, origin.host, prefix)
+        error = timeout_error(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
+        error.retry = RetryHint.SOON
         raise error
 
     async def _open(self, origin: Origin, proxy: ProxyServer | None) -> trio.abc.Stream:
@@ -192,18 +200,18 @@ class Transport:
             stream = await self._tcp(origin, f"Cannot connect to {origin.host}")
         else:
             stream = await self._tunnel(origin, proxy)
-        return await self._encrypted(stream, origin) if origin.scheme == "https" else stream
+        return await self._start_tls(stream, origin) if origin.scheme == "https" else stream
 
     async def _tcp(self, origin: Origin, doing: str) -> trio.abc.Stream:
-        with foreign_errors(doing, retry=Retry.QUICKLY):
-            return Patient(await self._connect(origin.host, origin.port))
+        with map_errors(doing, retry=RetryHint.SOON):
+            return InterruptibleStream(await self._connect(origin.host, origin.port))
 
-    async def _encrypted(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
+    async def _start_tls(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
         if self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
         tls = trio.SSLStream(stream, self._ssl_context, server_hostname=origin.host, https_compatible=True)
         try:
-            with foreign_errors(f"Cannot make a TLS connection to {origin.host}", retry=Retry.QUICKLY):
+            with map_errors(f"Cannot make a TLS connection to {origin.host}", retry=RetryHint.SOON):
                 await tls.do_handshake()
         except BaseException:
             await trio.aclose_forcefully(stream)
@@ -213,13 +221,13 @@ class Transport:
     async def _proxied(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
         """A connection to the proxy itself."""
         stream = await self._tcp(proxy.origin, f"Cannot connect to the proxy {proxy.origin.host}")
-        return await self._encrypted(stream, proxy.origin) if proxy.origin.scheme == "https" else stream
+        return await self._start_tls(stream, proxy.origin) if proxy.origin.scheme == "https" else stream
 
     async def _tunnel(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
         """A connection to `origin` that the proxy makes."""
         stream = await self._proxied(origin, proxy)
         try:
-            await (self._ask_for_socks if proxy.is_socks else self._ask_for_tunnel)(stream, origin, proxy)
+            await (self._ask_for_socks if proxy.is_socks else self._request_tunnel)(stream, origin, proxy)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -228,20 +236,20 @@ class Transport:
     async def _ask_for_socks(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
         host = origin.host
         if not proxy.resolves_names:
-            with foreign_errors(f"Cannot connect to {host}", retry=Retry.QUICKLY):
+            with map_errors(f"Cannot connect to {host}", retry=RetryHint.SOON):
                 host = await _address(host, origin.port)
-        with foreign_errors(f"The proxy {proxy.origin.host} failed", retry=Retry.QUICKLY):
+        with map_errors(f"The proxy {proxy.origin.host} failed", retry=RetryHint.SOON):
             try:
                 await socks.connect(stream, host, origin.port, proxy.credentials)
             except socks.SOCKSError as error:
                 raise _proxy_refusal(proxy, origin, str(error)) from None
 
-    async def _ask_for_tunnel(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
+    async def _request_tunnel(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
         fields = [("host", origin.authority), ("user-agent", self._user_agent)]
         if proxy.authorization is not None:
             fields.append(("proxy-authorization", proxy.authorization))
         http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
-        with foreign_errors(f"The proxy {proxy.origin.host} failed", retry=Retry.QUICKLY):
+        with map_errors(f"The proxy {proxy.origin.host} failed", retry=RetryHint.SOON):
             head = http.send(h11.Request(method="CONNECT", target=origin.authority, headers=fields))
             await stream.send_all((head or b"") + (http.send(h11.EndOfMessage()) or b""))
             while (event := http.next_event()) is h11.NEED_DATA or isinstance(
@@ -254,7 +262,7 @@ class Transport:
             raise _proxy_refusal(proxy, origin, str(status))
 
     async def _release(
-        self, host: _Host, slot: object, connection: Connection | None, reusable: bool
+        self, host: _HostPool, slot: object, connection: UpstreamConnection | None, reusable: bool
     ) -> None:
         """Give the slot back; keep the connection when it may carry another request."""
         host.slots.release_on_behalf_of(slot)
@@ -285,7 +293,7 @@ async def _address(host: str, port: int) -> str:
     return str(entries[0][4][0])
 
 
-def _drop(connection: Connection) -> None:
+def _drop(connection: UpstreamConnection) -> None:
     """Close a connection that nobody waits for: a socket's close does not block."""
     stream = getattr(connection.stream, "transport_stream", connection.stream)
     while not isinstance(stream, trio.SocketStream) and hasattr(stream, "transport_stream"):

@@ -33,10 +33,10 @@ class Origin:
     @lru_cache(maxsize=256)  # each request asks for its account's
     def of(cls, url: str) -> Origin:
         """The origin of an absolute http or https URL; ValueError when it is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        state = urlsplit(url)
+        if state.scheme not in ("http", "https") or not state.hostname:
             raise ValueError("not an absolute http or https URL")
-        return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        return cls(state.scheme, state.hostname, state.port or (443 if state.scheme == "https" else 80))
 
     @property
     def authority(self) -> str:
@@ -44,7 +44,7 @@ class Origin:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def host_field(self) -> str:
+    def host_header(self) -> str:
         """The Host header field's value."""
         default = 443 if self.scheme == "https" else 80
         return self.authority.removesuffix(f":{self.port}") if self.port == default else self.authority
@@ -69,15 +69,15 @@ class ProxyServer:
             ) from None
 
     @classmethod
-    def _of(cls, parts: SplitResult) -> ProxyServer:
+    def _of(cls, state: SplitResult) -> ProxyServer:
         credentials = None
-        if parts.username is not None:
-            credentials = unquote(parts.username), unquote(parts.password or "")
-        if parts.scheme not in SOCKS:
-            return cls(Origin.of(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"), credentials)
-        if not parts.hostname or any(len(text.encode()) > MAX_TEXT for text in credentials or ()):
+        if state.username is not None:
+            credentials = unquote(state.username), unquote(state.password or "")
+        if state.scheme not in SOCKS:
+            return cls(Origin.of(f"{state.scheme}://{state.netloc.rpartition('@')[2]}"), credentials)
+        if not state.hostname or any(len(text.encode()) > MAX_TEXT for text in credentials or ()):
             raise ValueError("not a SOCKS proxy")
-        return cls(Origin(parts.scheme, parts.hostname, parts.port or SOCKS_PORT), credentials)
+        return cls(Origin(state.scheme, state.hostname, state.port or SOCKS_PORT), credentials)
 
     @property
     def authorization(self) -> str | None:
@@ -101,7 +101,7 @@ class ProxyServer:
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
+class ProxySettings:
     """The proxies by scheme of the target, and the hosts that need none."""
 
     http: ProxyServer | None = None
@@ -109,13 +109,13 @@ class Proxy:
     no_proxy: tuple[str, ...] = ()
 
     @classmethod
-    def everywhere(cls, url: str, no_proxy: str = "") -> Proxy:
+    def for_all(cls, url: str, no_proxy: str = "") -> ProxySettings:
         """One proxy for all targets but those in `no_proxy` (comma-separated); ValueError when it is none."""
         server = ProxyServer.of(url)
         return cls(server, server, _hosts(no_proxy))
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], no_proxy: str = "") -> Proxy:
+    def from_environment(cls, environ: Mapping[str, str], no_proxy: str = "") -> ProxySettings:
         """HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
 
         `no_proxy` adds to the last.  ValueError, which names the variable, when one holds no proxy.
@@ -128,7 +128,7 @@ class Proxy:
         exempt = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
         return cls(read("http_proxy"), read("https_proxy", "HTTPS_PROXY"), _hosts(f"{exempt},{no_proxy}"))
 
-    def server_for(self, target: Origin) -> ProxyServer | None:
+    def proxy_for(self, target: Origin) -> ProxyServer | None:
         """The proxy to reach `target` through; None for a direct connection."""
         server = self.https if target.scheme == "https" else self.http
         if server is None or any(_matches(pattern, target) for pattern in self.no_proxy):

@@ -12,33 +12,33 @@ from types import TracebackType
 
 import trio
 
-from qproxy.transport.connection import Connection, Head, seconds, timed_out
-from qproxy.transport.interruptible import Quiet
+from qproxy.transport.connection import ResponseHead, UpstreamConnection, format_seconds, timeout_error
+from qproxy.transport.interruptible import ReceiveTimeout
 from qproxy.wire.errors import UpstreamError
 
 
-class Response:
+class UpstreamResponse:
     """The head of an answer, and its body as it comes."""
 
     def __init__(
         self,
-        connection: Connection,
-        head: Head,
+        connection: UpstreamConnection,
+        head: ResponseHead,
         deadline: float,
-        release: Callable[[Connection, bool], Awaitable[None]],
+        release: Callable[[UpstreamConnection, bool], Awaitable[None]],
     ) -> None:
         self.status = head.status
-        self.headers = head.fields
+        self.headers = head.headers
         self._connection = connection
         self._deadline = deadline
         self._release = release
-        self._over = False
+        self._finished = False
         self._released = False
-        self._silence = 0.0
+        self._read_timeout = 0.0
         """Seconds waited since something last came."""
 
     def __repr__(self) -> str:
-        return f"<Response {self.status} from {self._connection.host}{', over' if self._over else ''}>"
+        return f"<Response {self.status} from {self._connection.host}{', over' if self._finished else ''}>"
 
     def header(self, name: bytes) -> str | None:
         """The first field of this (lower-case) name."""
@@ -46,8 +46,8 @@ class Response:
 
     def interrupt(self) -> None:
         """Make the `receive` that is waiting, if there is one, raise Quiet."""
-        if self._connection.patient is not None:
-            self._connection.patient.interrupt()
+        if self._connection.interruptible is not None:
+            self._connection.interruptible.interrupt()
 
     async def receive(self, until: float = math.inf) -> bytes:
         """Some of the body, everything that is there already in one piece; b"" at the end.
@@ -55,29 +55,31 @@ class Response:
         Raises Quiet at `until` (Trio's clock): nothing is lost then, ask again.  Raises UpstreamError when the body
         breaks off, pauses for longer than `idle_timeout`, or goes on past `total_timeout`.
         """
-        if self._over:
+        if self._finished:
             return b""
-        there = self._connection.there()
+        there = self._connection.buffered()
         if there is not None:
-            self._over = not there
+            self._finished = not there
             return there
         connection, began = self._connection, trio.current_time()
-        limit = min(self._deadline, began + seconds(connection.limits.idle_timeout) - self._silence)
+        limit = min(
+            self._deadline, began + format_seconds(connection.limits.idle_timeout) - self._read_timeout
+        )
         try:
-            data = await connection.waiting_until(min(until, limit), limit, connection.receive)
-        except Quiet:
+            data = await connection.read_until(min(until, limit), limit, connection.receive)
+        except ReceiveTimeout:
             if trio.current_time() >= limit:
-                raise self._late() from None
-            self._silence += trio.current_time() - began
+                raise self._timeout_error() from None
+            self._read_timeout += trio.current_time() - began
             raise
-        self._silence, self._over = 0.0, not data
+        self._read_timeout, self._finished = 0.0, not data
         return data
 
-    def _late(self) -> UpstreamError:
+    def _timeout_error(self) -> UpstreamError:
         limits, host = self._connection.limits, self._connection.host
         if trio.current_time() >= self._deadline:
-            return timed_out(f"{host} did not end its answer", limits.total_timeout or 0)
-        return timed_out(f"{host} went silent in its answer and said nothing", limits.idle_timeout or 0)
+            return timeout_error(f"{host} did not end its answer", limits.total_timeout or 0)
+        return timeout_error(f"{host} went silent in its answer and said nothing", limits.idle_timeout or 0)
 
     async def read(self, limit: int) -> bytes:
         """The whole rest of the body; UpstreamError when it is longer than `limit` bytes."""
@@ -96,7 +98,7 @@ class Response:
             self._released = True
             await self._release(self._connection, self._connection.reusable)
 
-    async def __aenter__(self) -> Response:
+    async def __aenter__(self) -> UpstreamResponse:
         return self
 
     async def __aexit__(

@@ -19,18 +19,18 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 from wsproto.utilities import ProtocolError
 
 from qproxy.transport.bounded_handshake import BoundedOpening
-from qproxy.transport.connection import seconds, timed_out
-from qproxy.transport.pool import Transport
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.transport.connection import format_seconds, timeout_error
+from qproxy.transport.pool import UpstreamTransport
+from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.http_request import Headers
 
 ABNORMAL = 1006
 """RFC 6455 7.4.1: it ended without a close frame."""
-FAREWELL_SECONDS = 0.05
+CLOSE_TIMEOUT = 0.05
 """For the close frame: who leaves has left within a tenth of a second."""
 
 
-class Refused(Exception):
+class HandshakeRejected(Exception):
     """The server would not open it, and said so in HTTP."""
 
     def __init__(self, status: int, headers: Headers, body: bytes) -> None:
@@ -40,7 +40,7 @@ class Refused(Exception):
         self.body = body
 
 
-class Ended(Exception):
+class UpstreamClosed(Exception):
     """The other end has closed it."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -49,31 +49,31 @@ class Ended(Exception):
         self.reason = reason
 
 
-class WebSocket:
+class UpstreamWebSocket:
     """One connection."""
 
     def __init__(self, url: str, headers: Headers, *, ping_interval: float, max_message_bytes: int) -> None:
         self._url = url
         self._headers = headers
         self._ping_interval = ping_interval
-        self._most = max_message_bytes
+        self._max_message_bytes = max_message_bytes
         self._host = urlsplit(url).hostname or ""
-        self._life = trio.CancelScope()
-        self._gone = trio.Event()
-        self._refused: Refused | None = None
-        self._asked = False
+        self._cancel_scope = trio.CancelScope()
+        self._closed = trio.Event()
+        self._rejection: HandshakeRejected | None = None
+        self._receive_requested = False
         """Whether a ping is unanswered."""
 
     def __repr__(self) -> str:
-        return f"<WebSocket to {self._host}{', gone' if self._gone.is_set() else ''}>"
+        return f"<WebSocket to {self._host}{', gone' if self._closed.is_set() else ''}>"
 
-    async def run(self, transport: Transport, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, transport: UpstreamTransport, *, task_status: trio.TaskStatus[None]) -> None:
         """Own the connection until `aclose` or a cancellation; started when it is open.
 
         Raises `Refused`, or UpstreamError when there is no connection or no answer.
         """
         try:
-            with self._life:
+            with self._cancel_scope:
                 async with transport.stream(self._url) as stream, trio.open_nursery() as nursery:
                     self._nursery = nursery
                     self._limits = transport.limits
@@ -82,43 +82,45 @@ class WebSocket:
                     try:
                         await trio.sleep_forever()
                     finally:
-                        with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+                        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                             await self._connection.aclose()
                         nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise _single_error(group) from None
         finally:
-            self._gone.set()
+            self._closed.set()
 
     async def _handshake(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> WebSocketConnection:
-        parts, limit = urlsplit(self._url), self._limits.first_byte_timeout
+        state, limit = urlsplit(self._url), self._limits.first_byte_timeout
         connection = None
-        with trio.move_on_after(seconds(limit)) as waiting:
+        with trio.move_on_after(format_seconds(limit)) as waiting:
             connection = await wrap_client_stream(
-                cast("trio.Nursery", _Watched(nursery, self._read, waiting)),
+                cast("trio.Nursery", _WatchedNursery(nursery, self._read, waiting)),
                 cast("Any", BoundedOpening(stream, self._limits.max_header_bytes)),
-                parts.netloc.rpartition("@")[2],
-                f"{parts.path or '/'}?{parts.query}",
+                state.netloc.rpartition("@")[2],
+                f"{state.path or '/'}?{state.query}",
                 extra_headers=list(self._headers),
                 message_queue_size=0,
-                max_message_size=self._most,
+                max_message_size=self._max_message_bytes,
                 receive_buffer_size=64 * 1024,
             )
         if connection is not None:
             return connection
-        if self._refused is not None:
-            raise self._refused
+        if self._rejection is not None:
+            raise self._rejection
         if trio.current_time() >= waiting.deadline:
-            raise timed_out(f"{self._host} did not open the WebSocket", limit or 0)
+            raise timeout_error(f"{self._host} did not open the WebSocket", limit or 0)
         message = f"{self._host} broke off before it opened the WebSocket."
-        raise UpstreamError(message, retry=Retry.QUICKLY)
+        raise UpstreamError(message, retry=RetryHint.SOON)
 
     async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
         """Run trio-websocket's reader; whatever ends it ends the connection and nothing else."""
         try:
             await reader()
         except ConnectionRejected as error:
-            self._refused = Refused(error.status_code, tuple(error.headers or ()), error.body or b"")
+            self._rejection = HandshakeRejected(
+                error.status_code, tuple(error.headers or ()), error.body or b""
+            )
         except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
             return
         except ValueError:  # wsproto decodes fields of the head as ASCII
@@ -130,15 +132,15 @@ class WebSocket:
             try:
                 with trio.move_on_after(self._ping_interval):
                     message = await self._connection.get_message()
-                    self._asked = False
+                    self._receive_requested = False
                     return message
             except ConnectionClosed as closed:
-                raise _ended(closed) from None
-            if self._asked:
+                raise _closed_error(closed) from None
+            if self._receive_requested:
                 raise UpstreamError(
                     f"{self._host} is silent: it does not answer a ping.", code="upstream_lost"
                 )
-            self._asked = True
+            self._receive_requested = True
             self._nursery.start_soon(self._ping)
 
     async def _ping(self) -> None:
@@ -146,7 +148,7 @@ class WebSocket:
             await self._connection.ping()
         except (ConnectionClosed, ProtocolError):
             return
-        self._asked = False
+        self._receive_requested = False
 
     async def send(self, text: str) -> None:
         """Send a message; UpstreamError when the other end does not take it in time."""
@@ -155,18 +157,18 @@ class WebSocket:
             try:
                 await self._connection.send_message(text)
             except (ConnectionClosed, ProtocolError) as error:
-                raise _ended(error) from None
+                raise _closed_error(error) from None
             return
-        raise timed_out(f"{self._host} did not take what was said", limit)
+        raise timeout_error(f"{self._host} did not take what was said", limit)
 
     async def aclose(self) -> None:
         """End it, and return when it has ended."""
-        self._life.cancel()
+        self._cancel_scope.cancel()
         with trio.CancelScope(shield=True):  # bounded by the farewell
-            await self._gone.wait()
+            await self._closed.wait()
 
 
-class _Watched:
+class _WatchedNursery:
     """What trio-websocket takes for a nursery: its reader's end is noticed, and cancels who waits for the handshake."""
 
     def __init__(
@@ -186,14 +188,14 @@ class _Watched:
             self._waiting.cancel()
 
 
-def _ended(error: Exception) -> Ended:
+def _closed_error(error: Exception) -> UpstreamClosed:
     reason = error.reason if isinstance(error, ConnectionClosed) else None
     if reason is None:
-        return Ended(ABNORMAL, "")
-    return Ended(int(reason.code), reason.reason or "")
+        return UpstreamClosed(ABNORMAL, "")
+    return UpstreamClosed(int(reason.code), reason.reason or "")
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one error that a group holds, or the group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 import h11
 
-from qproxy.wire import http1 as heads
+from qproxy.wire import http1
 
 MAX_CHUNK_LINE = 1024
 """Bytes of a chunk's size with its extensions."""
@@ -62,7 +62,7 @@ class BoundedConnection(h11.Connection):
         """What h11 may parse next, None while there is nothing; b"" for the end."""
         try:
             size = self._measure()
-        except heads.TooLarge as error:
+        except http1.TooLarge as error:
             self._process_error(self.their_role)  # as h11 does where it refuses
             raise h11.RemoteProtocolError(str(error), error_status_hint=431) from None
         if not size and (not self._at_end or self._waits()):
@@ -96,7 +96,7 @@ class BoundedConnection(h11.Connection):
         end = blank.end() if blank else len(self._held)
         self._searched = max(0, end - 2)
         if blank or end > self._max_head:
-            heads.check(self._held[:end], self._max_head)
+            http1.check(self._held[:end], self._max_head)
         return end if blank else 0
 
     def _trailers(self) -> int:
@@ -121,7 +121,7 @@ class _Chunks:
             line = held.find(b"\r\n", 0, MAX_CHUNK_LINE) + 2
             if line < 2:
                 if len(held) >= MAX_CHUNK_LINE:
-                    raise heads.TooLarge(f"A chunk's size has more than {MAX_CHUNK_LINE} bytes.")
+                    raise http1.TooLarge(f"A chunk's size has more than {MAX_CHUNK_LINE} bytes.")
                 return 0
             size = _SIZE.match(held)
             if size is None:

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.oauth import Granted
+from qproxy.wire import json_codec
+from qproxy.wire.oauth import TokenResponse
 
 LIFETIME = 3600.0
 """Assumed where the server does not say how long a token lasts."""
@@ -29,7 +29,7 @@ _KNOWN = ("access_token", "refresh_token", "token_type", "expiry_date", "resourc
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenSet:
     """What an account is let in with."""
 
     access_token: str = field(repr=False)
@@ -43,13 +43,13 @@ class Tokens:
     lifetime: float | None = None
     """Seconds from its issue to its end."""
 
-    def left(self, now: float) -> float:
+    def seconds_left(self, now: float) -> float:
         """Seconds until the access token ends; `now` is Unix time."""
         return self.expiry_date / 1000 - now
 
-    def renewed(self, granted: Granted, now: float) -> Tokens:
+    def with_refresh(self, granted: TokenResponse, now: float) -> TokenSet:
         """The tokens after a refresh; what the answer does not name stays."""
-        fresh = issued(granted, now)
+        fresh = from_response(granted, now)
         return replace(
             fresh,
             refresh_token=fresh.refresh_token or self.refresh_token,
@@ -58,11 +58,11 @@ class Tokens:
         )
 
 
-def issued(granted: Granted, now: float) -> Tokens:
+def from_response(granted: TokenResponse, now: float) -> TokenSet:
     """The tokens of a new sign-in."""
     lasts = granted.expires_in if granted.expires_in is not None else LIFETIME
     end = int((now + lasts) * 1000)
-    return Tokens(
+    return TokenSet(
         granted.access_token,
         granted.refresh_token or "",
         granted.token_type,
@@ -72,15 +72,15 @@ def issued(granted: Granted, now: float) -> Tokens:
     )
 
 
-def load(data: bytes) -> Tokens | None:
+def load(data: bytes) -> TokenSet | None:
     """The tokens in a file's bytes; None when it holds none."""
     try:
-        value = jsontext.loads(data)
+        value = json_codec.loads(data)
     except ValueError:
         return None
     if not isinstance(value, dict) or not _text(value, "access_token"):
         return None
-    return Tokens(
+    return TokenSet(
         _text(value, "access_token"),
         _text(value, "refresh_token"),
         _text(value, "token_type") or "Bearer",
@@ -105,7 +105,7 @@ def _seconds(value: Any) -> float | None:
     return value if number and 0 < value < 1e13 else None
 
 
-def dump(tokens: Tokens) -> bytes:
+def dump(tokens: TokenSet) -> bytes:
     """The file's bytes: one object, indented as qwen-code does."""
     fields: dict[str, Any] = {
         "access_token": tokens.access_token,

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qproxy.wire.events import Event, Finish, Reasoning, Text
+from qproxy.wire.events import ChoiceFinished, Event, ReasoningDelta, TextDelta
 
 
-class Snapshots:
+class CumulativeText:
     """The stage.  Text that does not begin with everything so far is new as a whole."""
 
     def __init__(self, repairs: Counter[str]) -> None:
@@ -23,7 +23,7 @@ class Snapshots:
         self._sofar: dict[tuple[type, int], _SoFar] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:
-        if not isinstance(item, Text | Reasoning):
+        if not isinstance(item, TextDelta | ReasoningDelta):
             yield item
             return
         before = self._sofar.setdefault((type(item), item.choice), _SoFar())
@@ -56,39 +56,39 @@ class _SoFar:
         return text
 
 
-class _Text:
+class _TextState:
     """One text of a stream that may be either: what has been passed on, and what is held until it is known."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._size = 0
-        self.held = ""
+        self.held_back = ""
 
     @property
-    def said(self) -> str:
+    def emitted(self) -> str:
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
-    def tells(self, text: str) -> bool | None:
+    def is_decided(self, text: str) -> bool | None:
         """Whether `text` shows that the stream is of snapshots; None while it could be either."""
         if not self._size:
             return None
-        if not text.startswith(self.held or self.said):
+        if not text.startswith(self.held_back or self.emitted):
             return False
-        return True if self.held else None
+        return True if self.held_back else None
 
     def feed(self, text: str, snapshots: bool | None) -> str:
         if snapshots is None:
             if self._size:
-                self.held = text
+                self.held_back = text
                 return ""
             return self._say(text)
         if not snapshots:
-            text, self.held = self.held + text, ""
+            text, self.held_back = self.held_back + text, ""
             return text
-        self.held = ""
-        repeats = len(text) >= self._size and text.startswith(self.said)
+        self.held_back = ""
+        repeats = len(text) >= self._size and text.startswith(self.emitted)
         return self._say(text[self._size :] if repeats else text)
 
     def _say(self, new: str) -> str:
@@ -97,34 +97,34 @@ class _Text:
         return new
 
     def end(self, snapshots: bool) -> str:
-        held, self.held = self.held, ""
+        held, self.held_back = self.held_back, ""
         return held[self._size :] if snapshots and held else held
 
 
-class Either:
+class IncrementalOrCumulative:
     """The stage.  `asked` says what a stream is that ends before it has told: increments where they were asked for."""
 
-    def __init__(self, *, asked: bool) -> None:
-        self._asked = asked
+    def __init__(self, *, request: bool) -> None:
+        self._undecided = request
         self._snapshots: bool | None = None
         """What one text of the stream has told is true of all."""
-        self._texts: dict[tuple[type[Text] | type[Reasoning], int], _Text] = {}
+        self._texts: dict[tuple[type[TextDelta] | type[ReasoningDelta], int], _TextState] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:
-        if isinstance(item, Text | Reasoning):
-            sofar = self._texts.setdefault((type(item), item.choice), _Text())
+        if isinstance(item, TextDelta | ReasoningDelta):
+            sofar = self._texts.setdefault((type(item), item.choice), _TextState())
             if self._snapshots is None:
-                self._snapshots = sofar.tells(item.text)
+                self._snapshots = sofar.is_decided(item.text)
             text = sofar.feed(item.text, self._snapshots)
             if text:
                 yield replace(item, text=text)
             return
-        if isinstance(item, Finish):
+        if isinstance(item, ChoiceFinished):
             yield from self.close()
         yield item
 
     def close(self) -> Iterator[Event]:
-        snapshots = not self._asked if self._snapshots is None else self._snapshots
+        snapshots = not self._undecided if self._snapshots is None else self._snapshots
         for (kind, choice), sofar in self._texts.items():
             text = sofar.end(snapshots)
             if text:

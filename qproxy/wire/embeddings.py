@@ -18,7 +18,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import JSON
 
@@ -27,7 +27,7 @@ _ARRAY = re.compile(rb'"embedding"\s*:\s*\[')  # within a string the quotes woul
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class EmbeddingInput:
     """One request for a vector of each text, free of any endpoint's spelling."""
 
     model: str
@@ -39,14 +39,14 @@ class Texts:
     """How the client wants the numbers."""
     ignored: tuple[str, ...] = ()
 
-    def batches(self, size: int) -> Iterator[Texts]:
+    def batches(self, size: int) -> Iterator[EmbeddingInput]:
         """The same request in pieces of at most `size` texts."""
         for start in range(0, len(self.texts), size):
             yield replace(self, texts=self.texts[start : start + size])
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class EmbeddingOutput:
     """The answer to one request."""
 
     rows: Sequence[bytes]
@@ -54,41 +54,43 @@ class Vectors:
     tokens: int
 
 
-def take_out(body: bytes) -> tuple[JSON, list[bytes]]:
+def extract_vectors(body: bytes) -> tuple[JSON, list[bytes]]:
     """A body whose arrays called "embedding" are replaced by their number in the list; ValueError: it is not JSON."""
     rows: list[bytes] = []
-    rest: list[bytes] = []
+    cooldown: list[bytes] = []
     position = 0
     while match := _ARRAY.search(body, position):
         start, end = match.end() - 1, body.find(b"]", match.end()) + 1
         if not end:
             raise ValueError("an array does not end")
-        rest += (body[position:start], b"%d" % len(rows))
+        cooldown += (body[position:start], b"%d" % len(rows))
         rows.append(body[start:end])
         position = end
-    return jsontext.loads(b"".join([*rest, body[position:]])), rows
+    return json_codec.loads(b"".join([*cooldown, body[position:]])), rows
 
 
-def encode(row: bytes, *, base64: bool) -> bytes:
+def encode_vectors(row: bytes, *, base64: bool) -> bytes:
     """The row as the client wants it: an array of numbers, or base64.  UpstreamError when it is no vector."""
     try:
-        value = jsontext.loads(row)
-        packed = b64decode(value, validate=True) if isinstance(value, str) else _form(len(value)).pack(*value)
-        numbers = _form(len(packed) // _SIZE).unpack(packed)
+        value = json_codec.loads(row)
+        packed = (
+            b64decode(value, validate=True) if isinstance(value, str) else _format_of(len(value)).pack(*value)
+        )
+        numbers = _format_of(len(packed) // _SIZE).unpack(packed)
     except (ValueError, TypeError, OverflowError, struct.error):
-        raise not_vectors("something that is not a vector of numbers") from None
+        raise invalid_vectors_error("something that is not a vector of numbers") from None
     if not numbers or not math.isfinite(sum(numbers)):
-        raise not_vectors("a vector that is empty or has a number beyond all bounds")
+        raise invalid_vectors_error("a vector that is empty or has a number beyond all bounds")
     if base64:
         return b'"%b"' % b64encode(packed)
-    return jsontext.dumps(numbers) if isinstance(value, str) else row
+    return json_codec.dumps(numbers) if isinstance(value, str) else row
 
 
-def _form(count: int) -> struct.Struct:
+def _format_of(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}f")
 
 
-def not_vectors(what: str) -> UpstreamError:
+def invalid_vectors_error(what: str) -> UpstreamError:
     """The error of an answer that cannot be used."""
     message = f"The model's server answered a request for embeddings with {what}."
     return UpstreamError(message, code="upstream_invalid_response")

@@ -17,28 +17,28 @@ import enum
 from typing import Any
 
 
-class Retry(enum.Enum):
+class RetryHint(enum.Enum):
     """What another try could help with, before the first byte of the answer."""
 
     NEVER = "never"
-    QUICKLY = "quickly"
+    SOON = "quickly"
     """Here or elsewhere, after a moment: connection trouble, 5xx, bursts."""
     ONCE = "once"
     """As quickly, but only one more time: it is likely to fail again."""
-    ELSEWHERE = "elsewhere"
+    OTHER_ACCOUNT = "elsewhere"
     """Only with another account: this one has no quota, no access or no such model."""
-    LATER = "later"
+    AFTER = "later"
     """The client should wait `retry_after` seconds; another account may serve it now."""
-    REFRESH = "refresh"
+    REFRESH_TOKEN = "refresh"
     """The account's token was refused: renew it once, then try again."""
 
 
-class Limit(enum.Enum):
+class LimitKind(enum.Enum):
     """What a refusal says about the account that it came to, for the next request with it."""
 
     NONE = "nothing"
     """It is about the request, or about a server that is down."""
-    MOMENT = "a burst"
+    BURST = "a burst"
     CONCURRENCY = "requests at once"
     MINUTE = "a minute's limit"
     QUOTA = "quota"
@@ -57,7 +57,7 @@ class QproxyError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
-    retry = Retry.NEVER
+    retry = RetryHint.NEVER
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class QproxyError(Exception):
         type: str | None = None,
         code: str | None = None,
         param: str | None = None,
-        retry: Retry | None = None,
+        retry: RetryHint | None = None,
         retry_after: float | None = None,
         request_id: str | None = None,
     ) -> None:
@@ -92,11 +92,11 @@ class QproxyError(Exception):
         """What `x-should-retry` tells a client; None leaves it to the client's own rules."""
         if self.type == "insufficient_quota":
             return False
-        if self.status == 429 or self.retry in (Retry.QUICKLY, Retry.ONCE, Retry.LATER):
+        if self.status == 429 or self.retry in (RetryHint.SOON, RetryHint.ONCE, RetryHint.AFTER):
             return True
         return False if self.status > 500 else None
 
-    def body(self) -> dict[str, Any]:
+    def to_body(self) -> dict[str, Any]:
         """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
@@ -108,7 +108,7 @@ class RequestError(QproxyError):
     type = "invalid_request_error"
 
 
-class NotAuthenticated(RequestError):
+class AuthenticationError(RequestError):
     """The client's own key for this server is missing or wrong."""
 
     status = 401
@@ -116,17 +116,17 @@ class NotAuthenticated(RequestError):
     code: str | None = "invalid_api_key"
 
 
-class WrongKey(NotAuthenticated):
+class WrongKey(AuthenticationError):
     """The key is none of ours: it counts against its address."""
 
 
-class Overloaded(QproxyError):
+class OverloadedError(QproxyError):
     """More than this server is set to carry at once."""
 
     status = 503
     type = "overloaded_error"
     code: str | None = "overloaded"
-    retry = Retry.LATER
+    retry = RetryHint.AFTER
 
 
 class UpstreamError(QproxyError):
@@ -134,8 +134,8 @@ class UpstreamError(QproxyError):
 
     status = 502
     code: str | None = "upstream_error"
-    limit = Limit.NONE
-    answered = False
+    limit = LimitKind.NONE
+    server_responded = False
     """The server is up: it said itself that it failed at this request, which may be the request's fault."""
-    named_wait: float | None = None
+    retry_after_hint: float | None = None
     """Seconds that the upstream itself named, as many as it named."""

@@ -28,7 +28,7 @@ JSON: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ServerToolRequest:
     """A client's request for a tool that this server runs: `{"type": "qproxy"}` or `{"type": "mcp"}` in `tools`."""
 
     path: str
@@ -42,12 +42,12 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionPrompt:
     """A turn that is no conversation: text to go on from, as `/v1/completions` asks for it."""
 
     prompts: tuple[str, ...]
     """What the model is given, each by itself; also a turn's messages, one for each."""
-    shown: tuple[str, ...] = ()
+    echo: tuple[str, ...] = ()
     """What the answers repeat in front (`echo`); none when they do not."""
     choices: int = 1
     """How many answers to each prompt the client gets; `params["n"]` are made."""
@@ -78,21 +78,21 @@ class Turn:
     include_usage: bool = False
     legacy_functions: bool = False
     """The client spoke the deprecated `functions`/`function_call` and expects it back."""
-    requested: tuple[Request, ...] = ()
+    server_tools: tuple[ServerToolRequest, ...] = ()
     """The tools of this server that the client asks for."""
-    reports_tools: bool = False
+    include_tool_reports: bool = False
     """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
-    completion: Completion | None = None
+    completion: CompletionPrompt | None = None
     """The client wants text continued rather than a message answered."""
-    texts: Any = field(default=None, repr=False, compare=False)
+    raw_fields: Any = field(default=None, repr=False, compare=False)
     """How the client wrote its fields (`verbatim.Verbatim`), where that is known."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
-    asked: object = None
+    endpoint_state: object = None
     """What else its endpoint wants to know of the request when it answers; nobody else looks at it."""
 
     @property
-    def parses_calls(self) -> bool:
+    def tools_enabled(self) -> bool:
         """Whether calls written as text are to be looked for (policy P1: tools offered and not forbidden)."""
         return bool(self.tools) and self.tool_choice != "none"
 
@@ -111,7 +111,7 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Text:
+class TextDelta:
     """A piece of the visible answer."""
 
     text: str
@@ -120,7 +120,7 @@ class Text:
 
 
 @dataclass(slots=True)
-class Reasoning:
+class ReasoningDelta:
     """A piece of the model's thoughts."""
 
     text: str
@@ -130,7 +130,7 @@ class Reasoning:
 
 
 @dataclass(slots=True)
-class Refusal:
+class RefusalDelta:
     """A piece of OpenAI's `refusal` text."""
 
     text: str
@@ -138,7 +138,7 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class ToolCallDelta:
+class RawToolCallDelta:
     """One `tool_calls` entry exactly as an upstream sent it; None where a key was absent or null."""
 
     index: int | None = None
@@ -146,12 +146,12 @@ class ToolCallDelta:
     name: str | None = None
     arguments: JSON = None
     choice: int = 0
-    written: bool = False
+    from_text: bool = False
     """Read from a call that the model wrote as text: `id` is ours, and the pieces are exact."""
 
 
 @dataclass(slots=True)
-class ToolCall:
+class ToolCallStart:
     """A call begins.  `index` is ours: dense from 0 per choice; `id` is unique in the answer."""
 
     index: int
@@ -163,7 +163,7 @@ class ToolCall:
 
 
 @dataclass(slots=True)
-class Arguments:
+class ToolCallArgumentsDelta:
     """A piece of the JSON text of call `index`'s arguments (of a custom call's input)."""
 
     index: int
@@ -172,7 +172,7 @@ class Arguments:
 
 
 @dataclass(slots=True)
-class ServerCall:
+class ServerToolCall:
     """The model called a tool that this server runs; it starts now.
 
     A chat client does not see it; in the Responses API it is an `mcp_call` item.  Text and reasoning of the next
@@ -192,7 +192,7 @@ class ServerCall:
 
 
 @dataclass(slots=True)
-class ServerResult:
+class ServerToolResult:
     """What came of a `ServerCall`: every call has one, unless the answer fails or the client leaves first."""
 
     id: str
@@ -237,7 +237,7 @@ def _count(value: JSON) -> int:
 
 
 @dataclass(slots=True)
-class Finish:
+class ChoiceFinished:
     """A choice ends.  From an upstream: any string; after `toolcalls`: stop, length, tool_calls, content_filter."""
 
     reason: str
@@ -245,29 +245,29 @@ class Finish:
 
 
 @dataclass(slots=True)
-class Done:
+class StreamDone:
     """The upstream said that its stream is whole (`data: [DONE]`, or the end of a whole body)."""
 
 
 @dataclass(slots=True)
-class Failed:
+class StreamFailed:
     """The answer failed; nothing follows."""
 
     error: QproxyError
 
 
 Event: TypeAlias = (
-    Text
-    | Reasoning
-    | Refusal
-    | ToolCallDelta
-    | ToolCall
-    | Arguments
-    | ServerCall
-    | ServerResult
+    TextDelta
+    | ReasoningDelta
+    | RefusalDelta
+    | RawToolCallDelta
+    | ToolCallStart
+    | ToolCallArgumentsDelta
+    | ServerToolCall
+    | ServerToolResult
     | SearchInfo
     | Usage
-    | Finish
-    | Done
-    | Failed
+    | ChoiceFinished
+    | StreamDone
+    | StreamFailed
 )

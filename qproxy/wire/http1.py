@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-Fields: TypeAlias = list[tuple[bytes, bytes]]
+HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 """In order; names in lower case."""
 
 MAX_LINES = 2048
@@ -36,7 +36,7 @@ _METHOD = re.compile(_TOKEN)
 _TARGET = re.compile(rb"[\x21-\x7e]++")
 _LENGTH = re.compile(rb"[0-9]{1,18}+")
 _LONG_BLANKS = b" " * (MAX_BLANKS + 1)
-_FOR_H11 = (b"transfer-encoding", b"expect", b"upgrade")
+_LEFT_TO_H11 = (b"transfer-encoding", b"expect", b"upgrade")
 """Fields of a request that change what follows it."""
 
 
@@ -44,25 +44,25 @@ class TooLarge(ValueError):
     """A head is beyond a bound; the message names it."""
 
 
-class Request(NamedTuple):
+class RequestHead(NamedTuple):
     """A POST whose body has a length, on a connection that stays."""
 
     target: bytes
-    fields: Fields
-    length: int
+    headers: HeaderList
+    content_length: int
     """Bytes of its body."""
     end: int
     """Where its body begins."""
 
 
-class Response(NamedTuple):
+class ResponseHead(NamedTuple):
     """A final answer with a body in chunks, or with a length."""
 
     status: int
-    fields: Fields
-    length: int | None
+    headers: HeaderList
+    content_length: int | None
     """Bytes of its body; None for chunks."""
-    stays: bool
+    keep_alive: bool
     """Whether the connection may carry another exchange."""
     end: int
     """Where its body begins."""
@@ -78,13 +78,13 @@ def check(data: bytes | bytearray, limit: int) -> None:
         raise TooLarge(f"It has more than {MAX_BLANKS} blanks in a row.")
 
 
-def read_request(data: bytes, limit: int) -> Request | None:
+def parse_request(data: bytes, limit: int) -> RequestHead | None:
     """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
     end = _end(data, limit)
     line = _POST.match(data, 0, end)
     if line is None:
         return None
-    fields = _read_fields(data, line.end(), end)
+    fields = _parse_headers(data, line.end(), end)
     if fields is None:
         return None
     lengths = hosts = 0
@@ -94,20 +94,20 @@ def read_request(data: bytes, limit: int) -> Request | None:
             lengths, length = lengths + 1, value
         elif name == b"host":
             hosts += 1
-        elif name in _FOR_H11 or (name == b"connection" and value.lower() != b"keep-alive"):
+        elif name in _LEFT_TO_H11 or (name == b"connection" and value.lower() != b"keep-alive"):
             return None
     if hosts != 1 or lengths != 1 or not _LENGTH.fullmatch(length):
         return None
-    return Request(line[1], fields, int(length), end)
+    return RequestHead(line[1], fields, int(length), end)
 
 
-def read_response(data: bytes, limit: int) -> Response | None:
+def parse_response(data: bytes, limit: int) -> ResponseHead | None:
     """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
     end = _end(data, limit)
     line = _STATUS.match(data, 0, end)
     if line is None or line[1] in (b"204", b"304"):
         return None
-    fields = _read_fields(data, line.end(), end)
+    fields = _parse_headers(data, line.end(), end)
     if fields is None:
         return None
     length, chunked, stays = b"", False, True
@@ -126,7 +126,7 @@ def read_response(data: bytes, limit: int) -> Response | None:
             stays = stays and value.lower() == b"keep-alive"
     if not length and not chunked:
         return None
-    return Response(int(line[1]), fields, None if chunked else int(length), stays, end)
+    return ResponseHead(int(line[1]), fields, None if chunked else int(length), stays, end)
 
 
 def _end(data: bytes, limit: int) -> int:
@@ -141,7 +141,7 @@ def _end(data: bytes, limit: int) -> int:
     return end
 
 
-def _read_fields(data: bytes, start: int, end: int) -> Fields | None:
+def _parse_headers(data: bytes, start: int, end: int) -> HeaderList | None:
     """The fields between the first line and the body; None when they are not plain."""
     if not _FIELDS.fullmatch(data, start, end - 2):
         return None
@@ -155,15 +155,15 @@ def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, by
         return None
     if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target):
         return None
-    return _written(b"%b %b HTTP/1.1" % (method, target), fields)
+    return _join_head(b"%b %b HTTP/1.1" % (method, target), fields)
 
 
 def write_response(status: int, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     """A response's head; None when a field has what no field may have."""
-    return _written(b"HTTP/1.1 %d " % status, fields)
+    return _join_head(b"HTTP/1.1 %d " % status, fields)
 
 
-def _written(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+def _join_head(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     sound = _FIELDS.fullmatch(lines) and lines.count(b"\n") == len(fields)  # a field may not make another
     return b"%b\r\n%b\r\n" % (first, lines) if sound else None

@@ -23,7 +23,7 @@ _write_spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _write_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -40,11 +40,15 @@ def _int(text: str) -> int:
     return int(text)
 
 
-_strictly: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float, "parse_int": _int}
-_strict = json.JSONDecoder(**_strictly)
-_usually: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float}
-_usual = json.JSONDecoder(**_usually)
-_lenient = json.JSONDecoder(**_strictly, strict=False)
+_decode_strict: dict[str, Any] = {
+    "parse_constant": _reject_constant,
+    "parse_float": _float,
+    "parse_int": _int,
+}
+_strict = json.JSONDecoder(**_decode_strict)
+_usually: dict[str, Any] = {"parse_constant": _reject_constant, "parse_float": _float}
+_default_decoder = json.JSONDecoder(**_usually)
+_lenient = json.JSONDecoder(**_decode_strict, strict=False)
 
 
 LARGE = 128 * 1024
@@ -54,7 +58,7 @@ MAX_VALUES = 1_000_000
 _NESTING = frozenset((dict, list))
 
 
-class TooDeep(ValueError):
+class NestingTooDeep(ValueError):
     """JSON or not: it nests deeper than can be read."""
 
 
@@ -68,11 +72,11 @@ class _ByValue(json.JSONDecoder):
         self.parse_array = self._array
         self.scan_once = self._counted(py_make_scanner(self))
 
-    def _object(self, begun: Any, strict: bool, scan_once: Any, *hooks: Any) -> Any:
-        return JSONObject(begun, strict, self._counted(scan_once), *hooks)
+    def _object(self, started: Any, strict: bool, scan_once: Any, *hooks: Any) -> Any:
+        return JSONObject(started, strict, self._counted(scan_once), *hooks)
 
-    def _array(self, begun: Any, scan_once: Any) -> Any:
-        return JSONArray(begun, self._counted(scan_once))
+    def _array(self, started: Any, scan_once: Any) -> Any:
+        return JSONArray(started, self._counted(scan_once))
 
     def _counted(self, scan_once: Any) -> Callable[[str, int], Any]:
         def scan(text: str, position: int) -> Any:
@@ -99,36 +103,36 @@ def loads(text: str | bytes, values: int | None = None) -> Any:
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
         if text.startswith("{"):  # hardly ever are there blanks around it
-            value, end = _reader(_usual, text, values, **_usually).raw_decode(text)
+            value, end = _reader(_default_decoder, text, values, **_usually).raw_decode(text)
             if end == len(text):
                 return value if end < 2 * MAX_DEPTH else _shallow(value, text)
-        value = _reader(_usual, text, values, **_usually).decode(text)
+        value = _reader(_default_decoder, text, values, **_usually).decode(text)
     except RecursionError:  # each Python has a limit of its own
-        raise TooDeep("nested too deeply") from None
+        raise NestingTooDeep("nested too deeply") from None
     return value if len(text) < 2 * MAX_DEPTH else _shallow(value, text)
 
 
 def _shallow(value: Any, text: str) -> Any:
     """The value of a text, when it can be written again."""
-    if text.count("[") + text.count("{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
-        raise TooDeep("nested too deeply")
+    if text.count("[") + text.count("{") > MAX_DEPTH and exceeds_depth(value, MAX_DEPTH):
+        raise NestingTooDeep("nested too deeply")
     return value
 
 
-def strictly(text: str) -> Any:
+def loads_strict(text: str) -> Any:
     """The same for what a client wrote: a number has at most MAX_DIGITS."""
     try:
-        return _reader(_strict, text, **_strictly).decode(text)
+        return _reader(_strict, text, **_decode_strict).decode(text)
     except RecursionError:
-        raise TooDeep("nested too deeply") from None
+        raise NestingTooDeep("nested too deeply") from None
 
 
 def strict_reader(text: str) -> json.JSONDecoder:
     """What reads the values of one client's text, for `strictly_at`."""
-    return _reader(_strict, text, **_strictly)
+    return _reader(_strict, text, **_decode_strict)
 
 
-def strictly_at(text: str, position: int, reader: json.JSONDecoder = _strict) -> tuple[Any, int]:
+def loads_strict_at(text: str, position: int, reader: json.JSONDecoder = _strict) -> tuple[Any, int]:
     """The JSON value at `position`, and where it ends; ValueError when there is none."""
     try:
         return reader.raw_decode(text, position)
@@ -136,7 +140,7 @@ def strictly_at(text: str, position: int, reader: json.JSONDecoder = _strict) ->
         raise ValueError("nested too deeply") from None
 
 
-def deeper_than(value: Any, depth: int) -> bool:
+def exceeds_depth(value: Any, depth: int) -> bool:
     """Whether arrays and objects of JSON that was read are nested more than `depth` deep.
 
     Level by level, so depth costs no stack.  Only values are looked at, none of their text.
@@ -160,27 +164,27 @@ def dumps(value: Any) -> bytes:
         return _write_ascii(value).encode()
 
 
-def spaced(value: Any) -> str:
+def dumps_spaced(value: Any) -> str:
     """JSON with a space after each comma and colon, as chat templates write it."""
     return _write_spaced(value)
 
 
-def loads_leniently(text: str) -> Any:
+def loads_lenient(text: str) -> Any:
     """Like `loads`, with raw control characters in strings: models write them."""
     try:
-        return _shallow(_reader(_lenient, text, **_strictly, strict=False).decode(text), text)
+        return _shallow(_reader(_lenient, text, **_decode_strict, strict=False).decode(text), text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def load_first(text: str, position: int) -> tuple[Any, int]:
+def loads_prefix(text: str, position: int) -> tuple[Any, int]:
     """The JSON value at `position`, and where it ends; ValueError when there is none."""
     try:
         value, end = _lenient.raw_decode(text, position)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if end - position >= 2 * MAX_DEPTH and deeper_than(value, MAX_DEPTH):
-        raise TooDeep("nested too deeply")
+    if end - position >= 2 * MAX_DEPTH and exceeds_depth(value, MAX_DEPTH):
+        raise NestingTooDeep("nested too deeply")
     return value, end
 
 

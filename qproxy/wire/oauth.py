@@ -21,16 +21,16 @@ from re import fullmatch
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.http_request import Headers, HTTPRequest
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-LONGEST_INTERVAL = 60.0
-SLOWER_BY = 5.0
+MAX_INTERVAL = 60.0
+SLOW_DOWN_SECONDS = 5.0
 """RFC 8628 3.5: what slow_down adds to the interval."""
-SHORTEST_FLOW, LONGEST_FLOW = 30.0, 3600.0
-MAX_WORDS = 200
-ENDINGS = {
+MIN_FLOW_SECONDS, MAX_FLOW_SECONDS = 30.0, 3600.0
+MAX_MESSAGE = 200
+GRANT_ERRORS = {
     "access_denied": "The sign-in was denied on the device page.",
     "expired_token": "The code has expired before the sign-in was approved.",
     "invalid_grant": "The server does not know this sign-in any more.",
@@ -38,7 +38,7 @@ ENDINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
+class IdentityProvider:
     """An identity server and who we are to it (a public client: there is no secret)."""
 
     device_url: str
@@ -48,7 +48,7 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class PKCE:
     """PKCE's pair: the challenge opens a flow, the verifier ends it."""
 
     verifier: str = field(repr=False)
@@ -56,7 +56,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceAuthorization:
     """A flow that has begun: what to show to the person, and what to poll with."""
 
     device_code: str = field(repr=False)
@@ -69,7 +69,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class TokenResponse:
     """A token, from a poll or a refresh."""
 
     access_token: str = field(repr=False)
@@ -82,7 +82,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class AuthorizationPending:
     """Nobody has decided yet."""
 
 
@@ -92,30 +92,30 @@ class SlowDown:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class GrantError:
     """The server's last word; trying again cannot help."""
 
     kind: str
     """access_denied, expired_token, invalid_grant, refused (a refresh), or upstream_error."""
-    words: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Transient:
+class TransientError:
     """Nothing was proved: the network, a 5xx, a web page instead of JSON."""
 
-    words: str
+    message: str
 
 
-Begun: TypeAlias = Device | Ended | Transient
-Polled: TypeAlias = Granted | Pending | SlowDown | Ended | Transient
-Refreshed: TypeAlias = Granted | Ended | Transient
+AuthorizationResult: TypeAlias = DeviceAuthorization | GrantError | TransientError
+PollResult: TypeAlias = TokenResponse | AuthorizationPending | SlowDown | GrantError | TransientError
+RefreshResult: TypeAlias = TokenResponse | GrantError | TransientError
 
 
-def proof(random: bytes) -> Proof:
+def new_pkce(random: bytes) -> PKCE:
     """PKCE by S256 from 32 random bytes."""
     verifier = _base64url(random)
-    return Proof(verifier, _base64url(hashlib.sha256(verifier.encode("ascii")).digest()))
+    return PKCE(verifier, _base64url(hashlib.sha256(verifier.encode("ascii")).digest()))
 
 
 def _base64url(data: bytes) -> str:
@@ -142,7 +142,7 @@ def _post(url: str, fields: Mapping[str, str], extra: Headers = ()) -> HTTPReque
     return HTTPRequest("POST", url, (*headers, *extra), form(fields))
 
 
-def begin(provider: Provider, challenge: str, request_id: str) -> HTTPRequest:
+def device_authorization_request(provider: IdentityProvider, challenge: str, request_id: str) -> HTTPRequest:
     """Ask for a device code."""
     fields = {
         "client_id": provider.client_id,
@@ -153,7 +153,7 @@ def begin(provider: Provider, challenge: str, request_id: str) -> HTTPRequest:
     return _post(provider.device_url, fields, ((b"x-request-id", request_id.encode("ascii")),))
 
 
-def poll(provider: Provider, device_code: str, verifier: str) -> HTTPRequest:
+def device_token_request(provider: IdentityProvider, device_code: str, verifier: str) -> HTTPRequest:
     """Ask whether the person has decided."""
     fields = {
         "grant_type": DEVICE_GRANT,
@@ -164,7 +164,7 @@ def poll(provider: Provider, device_code: str, verifier: str) -> HTTPRequest:
     return _post(provider.token_url, fields)
 
 
-def refresh(provider: Provider, refresh_token: str) -> HTTPRequest:
+def refresh_request(provider: IdentityProvider, refresh_token: str) -> HTTPRequest:
     """Ask for a new token."""
     fields = {
         "grant_type": "refresh_token",
@@ -177,76 +177,79 @@ def refresh(provider: Provider, refresh_token: str) -> HTTPRequest:
 # Answers
 
 
-def read_begun(status: int, body: bytes) -> Begun:
+def parse_authorization(status: int, body: bytes) -> AuthorizationResult:
     """What the answer to `begin` means."""
     answer = _object(body)
     if answer is None or status >= 500 or status == 429:
-        return Transient(_unproved(status, answer))
+        return TransientError(_without_verifier(status, answer))
     code = _text(answer, "device_code")
     page = _text(answer, "verification_uri_complete") or _text(answer, "verification_uri")
     if not 200 <= status < 300 or code is None:
-        return Ended("upstream_error", f"The identity server gives no device code ({_said(status, answer)}).")
+        return GrantError(
+            "upstream_error", f"The identity server gives no device code ({_error_message(status, answer)})."
+        )
     if page is None or urlsplit(page).scheme not in ("http", "https"):
-        return Ended("upstream_error", "The identity server names no page to sign in on.")
+        return GrantError("upstream_error", "The identity server names no page to sign in on.")
     lasts = _seconds(answer, "expires_in") or 300.0
-    return Device(
+    return DeviceAuthorization(
         code,
         _text(answer, "user_code") or "",
         page,
-        min(max(lasts, SHORTEST_FLOW), LONGEST_FLOW),
+        min(max(lasts, MIN_FLOW_SECONDS), MAX_FLOW_SECONDS),
         _seconds(answer, "interval"),
     )
 
 
-def read_polled(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Polled:
+def parse_poll(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> PollResult:
     """What the answer to `poll` means; `secrets` are what was sent, and appear in no words."""
     answer = _object(body)
     if answer is None or status >= 500:
-        return Transient(_unproved(status, answer))
-    error, granted = _text(answer, "error"), _granted(answer)
+        return TransientError(_without_verifier(status, answer))
+    error, granted = _text(answer, "error"), _token_response(answer)
     if error == "authorization_pending" or (answer.get("status") == "pending" and granted is None):
-        return Pending()
+        return AuthorizationPending()
     if error == "slow_down" or status == 429:  # RFC 8628 says 400, Qwen sends 429
         return SlowDown()
     if 200 <= status < 300 and granted is not None and error is None:
         return granted
-    if error in ENDINGS:
-        return Ended(error, ENDINGS[error])
+    if error in GRANT_ERRORS:
+        return GrantError(error, GRANT_ERRORS[error])
     if status == 401:
-        return Ended("invalid_grant", ENDINGS["invalid_grant"])
+        return GrantError("invalid_grant", GRANT_ERRORS["invalid_grant"])
     if error is not None:
-        return Ended("upstream_error", _said(status, answer, secrets))
-    return Transient(_unproved(status, answer))
+        return GrantError("upstream_error", _error_message(status, answer, secrets))
+    return TransientError(_without_verifier(status, answer))
 
 
-def read_refreshed(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Refreshed:
+def parse_refresh(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> RefreshResult:
     """What the answer to `refresh` means: `Ended` only for 400 and 401 in JSON."""
     answer = _object(body)
     if answer is None or status >= 500:
-        return Transient(_unproved(status, answer))
+        return TransientError(_without_verifier(status, answer))
     if status in (400, 401):
-        return Ended(
-            "refused", f"The identity server refuses the refresh token ({_said(status, answer, secrets)})."
+        return GrantError(
+            "refused",
+            f"The identity server refuses the refresh token ({_error_message(status, answer, secrets)}).",
         )
-    granted = _granted(answer)
+    granted = _token_response(answer)
     if 200 <= status < 300 and granted is not None and "error" not in answer:
         return granted
-    return Transient(f"The identity server gives no token ({_said(status, answer, secrets)}).")
+    return TransientError(f"The identity server gives no token ({_error_message(status, answer, secrets)}).")
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
-        value = jsontext.loads(body)
+        value = json_codec.loads(body)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
 
-def _granted(answer: Mapping[str, Any]) -> Granted | None:
+def _token_response(answer: Mapping[str, Any]) -> TokenResponse | None:
     token = _text(answer, "access_token")
     if token is None:
         return None
-    return Granted(
+    return TokenResponse(
         token,
         _text(answer, "refresh_token"),
         _text(answer, "token_type") or "Bearer",
@@ -269,32 +272,32 @@ def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
     return value if 0 < value < 3.2e8 else None
 
 
-def _said(status: int, answer: Mapping[str, Any], secrets: Iterable[str] = ()) -> str:
+def _error_message(status: int, answer: Mapping[str, Any], secrets: Iterable[str] = ()) -> str:
     """The server's status and its own two fields, fit for a log."""
     words = ": ".join(text for name in ("error", "error_description") if (text := _text(answer, name)))
-    return f"status {status}: {clean(words, secrets)}" if words else f"status {status}"
+    return f"status {status}: {sanitize(words, secrets)}" if words else f"status {status}"
 
 
-def clean(words: str, secrets: Iterable[str] = ()) -> str:
+def sanitize(text: str, secrets: Iterable[str] = ()) -> str:
     """A foreign text for people: one line, not long, without any of the secrets."""
     for secret in secrets:
-        words = words.replace(secret, "***") if secret else words
-    line = "".join(char if char.isprintable() else " " for char in words)
-    return line if len(line) <= MAX_WORDS else line[: MAX_WORDS - 1] + "…"
+        text = text.replace(secret, "***") if secret else text
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
 
 
-def _unproved(status: int, answer: Mapping[str, Any] | None) -> str:
+def _without_verifier(status: int, answer: Mapping[str, Any] | None) -> str:
     if answer is None:
         return f"The identity server answers with something other than JSON (status {status})."
-    return f"The identity server is in trouble ({_said(status, {})})."
+    return f"The identity server is in trouble ({_error_message(status, {})})."
 
 
 # Where a token may be used
 
 
-def slower(interval: float) -> float:
+def slow_down(interval: float) -> float:
     """The interval after slow_down."""
-    return min(interval + SLOWER_BY, max(interval, LONGEST_INTERVAL))
+    return min(interval + SLOW_DOWN_SECONDS, max(interval, MAX_INTERVAL))
 
 
 def base_url(resource_url: str, allowed: Iterable[str]) -> str:
@@ -307,13 +310,13 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     url = resource_url.strip().rstrip("/")
     if "://" not in url:
         url = f"https://{url}"
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.query or parts.fragment or parts.username or not fullmatch(r"[a-z0-9.:-]+", host):
-        raise ValueError(f"{clean(resource_url)!r} is no address of an API")
-    if not any(_allows(pattern, parts.scheme, host, parts.netloc.lower()) for pattern in allowed):
+    state = urlsplit(url)
+    host = state.hostname or ""
+    if state.query or state.fragment or state.username or not fullmatch(r"[a-z0-9.:-]+", host):
+        raise ValueError(f"{sanitize(resource_url)!r} is no address of an API")
+    if not any(_allows(pattern, state.scheme, host, state.netloc.lower()) for pattern in allowed):
         raise ValueError(
-            f"{parts.scheme}://{clean(parts.netloc)} is not among the hosts that may see the token"
+            f"{state.scheme}://{sanitize(state.netloc)} is not among the hosts that may see the token"
         )
     return url if url.lower().endswith("/v1") else f"{url}/v1"
 

@@ -22,7 +22,7 @@ class Stage(Protocol[In, Out]):
     def close(self) -> Iterable[Out]: ...
 
 
-class Chain:
+class Pipeline:
     """Stages joined into one: what the first gives feeds the second, and so on."""
 
     def __init__(self, *stages: Stage[Any, Any]) -> None:

@@ -16,23 +16,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TypeAlias
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
-LEAST = 256
+MIN_RAW_BYTES = 256
 """Characters; a shorter value is as soon written as looked up."""
 _BLANKS = frozenset(" \t\r\n")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-Place: TypeAlias = tuple[JSON, int, int]
+Span: TypeAlias = tuple[JSON, int, int]
 """A value, and where its text begins and ends."""
 
 
-class Verbatim:
+class RawFields:
     """Some values, and where their text is in what a client sent."""
 
-    def __init__(self, data: bytes, places: Iterable[Place]) -> None:
+    def __init__(self, data: bytes, places: Iterable[Span]) -> None:
         self._data = memoryview(data)
         self._known = {id(place[0]): place for place in places}
         """The values are kept with them, so that no other one takes an identity."""
@@ -51,36 +51,36 @@ class Verbatim:
         return None if place is None else self._data[place[1] : place[2]]
 
 
-class Body(dict[str, JSON]):
+class RawBody(dict[str, JSON]):
     """A JSON object that knows how its fields were written."""
 
-    texts: Verbatim
+    raw_fields: RawFields
 
 
-def read(data: bytes) -> JSON:
+def parse_body(data: bytes) -> JSON:
     """A body; ValueError when it is not JSON.  An object is a `Body`."""
     data = data.removeprefix(codecs.BOM_UTF8)
     text = data.decode()
-    return _object(text, data) or jsontext.strictly(text)
+    return _object(text, data) or json_codec.loads_strict(text)
 
 
-def _object(text: str, data: bytes) -> Body | None:
+def _object(text: str, data: bytes) -> RawBody | None:
     """The object that is all of `text`; None for anything else, faults included."""
-    body, position = Body(), _skip(text, 0)
-    places: list[Place] = []
+    body, position = RawBody(), _skip(text, 0)
+    places: list[Span] = []
     if text[position : position + 1] != "{":
         return None
     position += 1
-    reader = jsontext.strict_reader(text)
+    reader = json_codec.strict_reader(text)
     try:
         while True:
-            name, position = jsontext.strictly_at(text, _skip(text, position), reader)
+            name, position = json_codec.loads_strict_at(text, _skip(text, position), reader)
             position = _skip(text, position)
             if not isinstance(name, str) or text[position : position + 1] != ":":
                 return None
             start = _skip(text, position + 1)
-            body[name], position = jsontext.strictly_at(text, start, reader)
-            if position - start >= LEAST and isinstance(body[name], list | dict | str):
+            body[name], position = json_codec.loads_strict_at(text, start, reader)
+            if position - start >= MIN_RAW_BYTES and isinstance(body[name], list | dict | str):
                 places.append((body[name], start, position))
             position = _skip(text, position) + 1
             if text[position - 1 : position] != ",":
@@ -89,11 +89,11 @@ def _object(text: str, data: bytes) -> Body | None:
         return None
     if text[position - 1 : position] != "}" or _skip(text, position) != len(text):
         return None
-    body.texts = Verbatim(data, places if text.isascii() else _in_bytes(places, text, len(data)))
+    body.raw_fields = RawFields(data, places if text.isascii() else _byte_span(places, text, len(data)))
     return body
 
 
-def _in_bytes(places: Sequence[Place], text: str, size: int) -> Iterator[Place]:
+def _byte_span(places: Sequence[Span], text: str, size: int) -> Iterator[Span]:
     """Where the text of values is in the `size` bytes of all of it.
 
     The longest stretch of text, within a value or between two, is not encoded: its size is what the others leave.
@@ -120,15 +120,15 @@ def _skip(text: str, position: int) -> int:
     return match.end()
 
 
-def dumps(fields: Mapping[str, JSON], texts: Verbatim | None) -> bytes:
+def dumps(fields: Mapping[str, JSON], texts: RawFields | None) -> bytes:
     """Compact UTF-8 JSON of an object, but for the values that go on as they were written: those come last."""
     if texts is None:
-        return jsontext.dumps(fields)
+        return json_codec.dumps(fields)
     written = {name: text for name, value in fields.items() if (text := texts.text(value)) is not None}
     if not written:
-        return jsontext.dumps(fields)
+        return json_codec.dumps(fields)
     others = {name: value for name, value in fields.items() if name not in written}
-    pieces: list[bytes | memoryview] = [jsontext.dumps(others)[:-1]]
+    pieces: list[bytes | memoryview] = [json_codec.dumps(others)[:-1]]
     for name, text in written.items():
-        pieces += b"," if others or len(pieces) > 1 else b"", jsontext.dumps(name), b":", text
+        pieces += b"," if others or len(pieces) > 1 else b"", json_codec.dumps(name), b":", text
     return b"".join([*pieces, b"}"])  # of all that is large, the one copy

@@ -21,18 +21,18 @@ import codecs
 import re
 from dataclasses import dataclass
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.errors import UpstreamError
 
 MAX_EVENT = 32 * 1024 * 1024
 """Characters that one unfinished event may hold: whole files arrive in one argument, no more than that."""
-MAX_BARE = 1024 * 1024
+MAX_BARE_TEXT = 1024 * 1024
 LINE = 8
 """What a line of data costs though it is empty."""
 
 _LINE_END = re.compile("\r\n|\n|\r")
 _STATUS = re.compile(r":HTTP_STATUS/([0-9]{3})$")
-_BEGINNING = re.compile(rb"\s*(data|event|id|retry)?:")
+_EVENT_START = re.compile(rb"\s*(data|event|id|retry)?:")
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Decoder:
         """Characters in `_data`, and what its lines cost beside them."""
         self._name = ""
         self._status: int | None = None
-        self._bare: list[str] = []
+        self._bare_text: list[str] = []
         self._bare_size = 0
         self._fields_seen = False
 
@@ -78,8 +78,8 @@ class Decoder:
             self._pieces = []
         if self._data and _is_whole("\n".join(self._data)):
             self._dispatch(events)
-        if not self._fields_seen and self._bare:
-            body = "\n".join(self._bare)
+        if not self._fields_seen and self._bare_text:
+            body = "\n".join(self._bare_text)
             if _is_whole(body):
                 events.append(ServerSentEvent(body, "bare", self._status))
         return events
@@ -135,8 +135,8 @@ class Decoder:
             self._fields_seen = True
         elif name in ("id", "retry"):
             self._fields_seen = True
-        elif not self._fields_seen and self._bare_size < MAX_BARE:
-            self._bare.append(line)
+        elif not self._fields_seen and self._bare_size < MAX_BARE_TEXT:
+            self._bare_text.append(line)
             self._bare_size += len(line)
 
     def _add(self, value: str, events: list[ServerSentEvent]) -> None:
@@ -164,7 +164,7 @@ def _is_whole(data: str) -> bool:
     if not stripped or stripped[0] not in "{[":
         return False
     try:
-        jsontext.loads(stripped)
+        json_codec.loads(stripped)
     except ValueError:
         return False
     return True
@@ -172,7 +172,7 @@ def _is_whole(data: str) -> bool:
 
 def looks_like_events(body: bytes) -> bool:
     """Whether a body that calls itself something else begins as a stream of events does."""
-    return _BEGINNING.match(body.removeprefix(b"\xef\xbb\xbf")) is not None
+    return _EVENT_START.match(body.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def encode(data: bytes, event: str | None = None) -> bytes:

@@ -33,12 +33,12 @@ def text(value: str) -> str:
     return value if is_text(value) else value.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
-def count(value: JSON, most: int = MAX_COUNT) -> int:
+def count(value: JSON, limit: int = MAX_COUNT) -> int:
     """Return how many a JSON value says, from 0 to `most`; 0 for what is not a count."""
     if type(value) is int or (
         isinstance(value, float) and value >= 0
     ):  # 5.0, as JavaScript writes it; no NaN
-        return int(min(max(value, 0), most))
+        return int(min(max(value, 0), limit))
     return 0
 
 

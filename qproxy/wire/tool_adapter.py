@@ -16,24 +16,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.events import JSON, Arguments, Event, Failed, Finish, ToolCall, Turn
+from qproxy.wire import json_codec
+from qproxy.wire.events import (
+    JSON,
+    ChoiceFinished,
+    Event,
+    StreamFailed,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
+    Turn,
+)
 from qproxy.wire.pipeline import Stage
-from qproxy.wire.tool_calls.json_strings import Decoding, string_end, value_end
-from qproxy.wire.tool_calls.text_buffer import Reading, Source
+from qproxy.wire.tool_calls.json_strings import StringDecoder, string_end, value_end
+from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 INPUT = "input"
 MAX_NAME = 64
-_SOUND = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_UNSOUND = re.compile(r"[^A-Za-z0-9_-]")
-REFUSED = frozenset({"search"})
+_VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_INVALID_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]")
+UNSUPPORTED_TOOLS = frozenset({"search"})
 
 
-def adapt(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]:
+def adapt_tools(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]:
     """The turn for Qwen, and the stage that undoes the change; `names`: whether the server is picky about names."""
     customs = {_name(tool) for tool in turn.tools if tool.get("type") == "custom"}
     calls = [call for message in turn.messages if "tool_calls" in message for call in _calls(message)]
-    stand_ins = _stand_ins({_name(one) for one in (*turn.tools, *calls)}) if names else {}
+    stand_ins = _aliases({_name(one) for one in (*turn.tools, *calls)}) if names else {}
     if not customs and not stand_ins and not any(call.get("type") == "custom" for call in calls):
         return turn, None
     changed = replace(
@@ -43,7 +51,7 @@ def adapt(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]
         messages=[_message(message, stand_ins) for message in turn.messages],
     )
     back = {stand_in: name for name, stand_in in stand_ins.items()}
-    return changed, Undo(back, frozenset(customs))
+    return changed, ToolNameRestorer(back, frozenset(customs))
 
 
 def _name(tool: Mapping[str, Any]) -> str:
@@ -57,17 +65,25 @@ def _calls(message: JSON) -> list[JSON]:
     return calls if isinstance(calls, list) else []
 
 
-def _stand_ins(used: set[str]) -> dict[str, str]:
+def _aliases(used: set[str]) -> dict[str, str]:
     """A stand-in for each name that Qwen would refuse; the same one in every turn of a conversation."""
-    return {name: stand_in(name, used) for name in used if not (_SOUND.match(name) and name not in REFUSED)}
+    return {
+        name: alias_name(name, used)
+        for name in used
+        if not (_VALID_NAME.match(name) and name not in UNSUPPORTED_TOOLS)
+    }
 
 
-def stand_in(name: str, used: set[str]) -> str:
+def alias_name(name: str, used: set[str]) -> str:
     """A name that Qwen takes: the sound part of it, and a digest where that is not enough to know it by."""
-    clean = _UNSOUND.sub("_", name)[:MAX_NAME]
-    if clean not in used and clean not in REFUSED and len(name) <= MAX_NAME:
-        siblings = [other for other in used if other != name and _UNSOUND.sub("_", other)[:MAX_NAME] == clean]
-        if clean and not siblings:
+    clean = _INVALID_CHARACTERS.sub("_", name)[:MAX_NAME]
+    if clean not in used and clean not in UNSUPPORTED_TOOLS and len(name) <= MAX_NAME:
+        peers = [
+            other
+            for other in used
+            if other != name and _INVALID_CHARACTERS.sub("_", other)[:MAX_NAME] == clean
+        ]
+        if clean and not peers:
             return clean
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{clean[: MAX_NAME - 9]}_{digest}"
@@ -120,56 +136,56 @@ def _call(call: JSON, stand_ins: Mapping[str, str]) -> JSON:
     name = _name(call)
     new = stand_ins.get(name, name)
     if call.get("type") == "custom":
-        arguments = jsontext.dumps({INPUT: call["custom"].get("input") or ""}).decode()
+        arguments = json_codec.dumps({INPUT: call["custom"].get("input") or ""}).decode()
         return {"id": call.get("id"), "type": "function", "function": {"name": new, "arguments": arguments}}
     return call if new == name else {**call, "function": {**call["function"], "name": new}}
 
 
-class Undo:
+class ToolNameRestorer:
     """The stage: the client's own names, and bare inputs for its custom tools."""
 
     def __init__(self, names: Mapping[str, str], customs: frozenset[str]) -> None:
         self._names = names
         self._customs = customs
-        self._inputs: dict[tuple[int, int], _Input] = {}
+        self._inputs: dict[tuple[int, int], _CustomInput] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:
-        if isinstance(item, ToolCall):
+        if isinstance(item, ToolCallStart):
             name = self._names.get(item.name, item.name)
             custom = name in self._customs
             if custom:
-                self._inputs[item.choice, item.index] = _Input()
+                self._inputs[item.choice, item.index] = _CustomInput()
             yield replace(item, name=name, custom=custom)
-        elif isinstance(item, Arguments) and (item.choice, item.index) in self._inputs:
-            yield from self._written(item.choice, item.index, item.text)
+        elif isinstance(item, ToolCallArgumentsDelta) and (item.choice, item.index) in self._inputs:
+            yield from self._restored(item.choice, item.index, item.text)
         else:
-            if isinstance(item, Finish | Failed):
+            if isinstance(item, ChoiceFinished | StreamFailed):
                 for choice, index in list(self._inputs):
-                    if isinstance(item, Failed) or item.choice == choice:
-                        yield from self._written(choice, index, "", last=True)
+                    if isinstance(item, StreamFailed) or item.choice == choice:
+                        yield from self._restored(choice, index, "", last=True)
                         del self._inputs[choice, index]
             yield item
 
-    def _written(self, choice: int, index: int, text: str, *, last: bool = False) -> Iterator[Event]:
+    def _restored(self, choice: int, index: int, text: str, *, last: bool = False) -> Iterator[Event]:
         out = self._inputs[choice, index].feed(text, last=last)
         if out:
-            yield Arguments(index, out, choice)
+            yield ToolCallArgumentsDelta(index, out, choice)
 
     def close(self) -> Iterator[Event]:
         return iter(())
 
 
-class _Input:
+class _CustomInput:
     """The value of `input` out of the arguments' JSON text; arguments that are none are the input themselves."""
 
     def __init__(self) -> None:
-        self._source = Source()
+        self._source = TextBuffer()
         self._out: list[str] = []
-        self._reading: Reading[None] | None = self._read()
+        self._reading: ParseSteps[None] | None = self._read()
 
     def feed(self, text: str, *, last: bool = False) -> str:
         self._source.push(text)
-        self._source.ended = self._source.ended or last
+        self._source.is_ended = self._source.is_ended or last
         if self._reading is not None:
             try:
                 next(self._reading)
@@ -178,45 +194,45 @@ class _Input:
         out, self._out = "".join(self._out), []
         return out
 
-    def _read(self) -> Reading[None]:
+    def _read(self) -> ParseSteps[None]:
         source = self._source
         offset = yield from self._start()
         if offset < 0:
             while True:
-                self._out.append(source.take(len(source)))
-                if not (yield from source.more()):
+                self._out.append(source.consume(len(source)))
+                if not (yield from source.has_more()):
                     return
-        source.take(offset)
-        if not source.starts('"'):
+        source.consume(offset)
+        if not source.may_start_with('"'):
             end = yield from value_end(source, 0)
-            self._out.append(source.take(len(source) if end < 0 else end))
+            self._out.append(source.consume(len(source) if end < 0 else end))
             return
-        source.take(1)
-        decoding = Decoding()
-        while not decoding.over:
+        source.consume(1)
+        decoding = StringDecoder()
+        while not decoding.finished:
             self._out.append(decoding.read(source))
-            if not decoding.over and not (yield from source.more()):
+            if not decoding.finished and not (yield from source.has_more()):
                 return
 
-    def _start(self) -> Reading[int]:
+    def _start(self) -> ParseSteps[int]:
         """Offset of the value of `input`; -1 when this is not the JSON that was asked for."""
         source = self._source
         offset = yield from source.visible()
-        if not (yield from source.has(offset + 1)) or not source.starts("{", offset):
+        if not (yield from source.starts_with(offset + 1)) or not source.may_start_with("{", offset):
             return -1
         while True:
             offset = yield from source.visible(offset + 1)
-            if source.starts("}", offset) and offset == 1:
-                source.take(offset + 1)
-                return 0 if source.ended else -1
+            if source.may_start_with("}", offset) and offset == 1:
+                source.consume(offset + 1)
+                return 0 if source.is_ended else -1
             end = yield from string_end(source, offset)
             colon = (yield from source.visible(end)) if end > 0 else -1
-            if colon < 0 or not source.starts(":", colon):
+            if colon < 0 or not source.may_start_with(":", colon):
                 return -1
             value = yield from source.visible(colon + 1)
-            if source.piece(offset, end) == f'"{INPUT}"':
+            if source.take_chunk(offset, end) == f'"{INPUT}"':
                 return value
             end = yield from value_end(source, value)
             offset = (yield from source.visible(end)) if end > 0 else -1
-            if offset < 0 or not source.starts(",", offset):
+            if offset < 0 or not source.may_start_with(",", offset):
                 return -1

@@ -14,23 +14,23 @@ from dataclasses import dataclass, field, replace
 
 from qproxy.wire.events import (
     JSON,
-    Arguments,
-    Done,
+    ChoiceFinished,
     Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Text,
-    ToolCall,
+    ReasoningDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
     Turn,
     Usage,
 )
 
-CUT = ("length", "content_filter")
+TRUNCATED = ("length", "content_filter")
 
 
 @dataclass(slots=True)
-class Call:
+class RoundCall:
     """A call in a round, and what it was answered with."""
 
     id: str
@@ -42,20 +42,20 @@ class Call:
 
 
 @dataclass
-class Round:
+class RoundStage:
     """What happens in one round, as its events pass: a stage."""
 
-    ours: Collection[str]
+    server_calls: Collection[str]
     """The names of the tools that this server runs."""
-    theirs: Collection[str]
+    client_calls: Collection[str]
     """The names of the client's."""
-    ids: Callable[[int], str]
+    call_ids: Callable[[int], str]
     """An id for our call number n: the model's may come twice in several rounds."""
-    before: Usage = field(default_factory=Usage)
-    last: bool = False
+    text_before: Usage = field(default_factory=Usage)
+    is_last: bool = False
     """No tools of ours any more."""
-    calls: list[Call] = field(default_factory=list)
-    sent: list[Call] = field(default_factory=list)
+    calls: list[RoundCall] = field(default_factory=list)
+    sent: list[RoundCall] = field(default_factory=list)
     """Those that the client got."""
     usage: Usage | None = None
     reason: str | None = None
@@ -63,29 +63,29 @@ class Round:
 
     def __post_init__(self) -> None:
         self._text: list[str] = []
-        self._thoughts: list[str] = []
-        self._by_index: dict[int, tuple[Call, int | None]] = {}
+        self._reasoning: list[str] = []
+        self._by_index: dict[int, tuple[RoundCall, int | None]] = {}
 
     def feed(self, event: Event) -> Iterable[Event]:
         """What the client gets because of an event."""
         match event:
-            case Text(text):
+            case TextDelta(text):
                 self._text.append(text)
-            case Reasoning(text):
-                self._thoughts.append(text)
-            case ToolCall():
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallStart():
                 return self._call(event)
-            case Arguments(index, text):
+            case ToolCallArgumentsDelta(index, text):
                 return self._arguments(index, text)
             case Usage():
                 self.usage = event
-                return [total(self.before, event)]
-            case Finish(reason):
+                return [add_usage(self.text_before, event)]
+            case ChoiceFinished(reason):
                 self.reason = reason
                 return []
-            case Done():
+            case StreamDone():
                 return []
-            case Failed():
+            case StreamFailed():
                 self.failed = True
         return [event]
 
@@ -94,24 +94,24 @@ class Round:
         if self.failed:
             return []
         reason = self.reason or "stop"
-        if reason not in CUT:
+        if reason not in TRUNCATED:
             reason = "tool_calls" if self.sent else "stop" if reason == "tool_calls" else reason
-        return [Finish(reason), Done()]
+        return [ChoiceFinished(reason), StreamDone()]
 
     @property
-    def pending(self) -> list[Call]:
+    def pending(self) -> list[RoundCall]:
         """Our calls that are to be run: none in a round that failed, was cut short or is the last."""
-        if self.failed or self.last or self.reason in CUT:
+        if self.failed or self.is_last or self.reason in TRUNCATED:
             return []
         return [call for call in self.calls if call not in self.sent]
 
     def message(self) -> JSON:
         """The assistant's message of this round, as the model wrote it."""
-        said: JSON = {"role": "assistant", "content": "".join(self._text) or None}
-        if self._thoughts:
-            said["reasoning_content"] = "".join(self._thoughts)
-        said["tool_calls"] = [_entry(call) for call in self.calls]
-        return said
+        message: JSON = {"role": "assistant", "content": "".join(self._text) or None}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        message["tool_calls"] = [_entry(call) for call in self.calls]
+        return message
 
     def results(self) -> list[JSON]:
         """The messages that answer our calls."""
@@ -121,13 +121,15 @@ class Round:
             if call.output is not None
         ]
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_server_tool(self, name: str) -> bool:
         """A name that nobody declared is the client's to refuse, when it has tools at all."""
-        return name in self.ours or not self.theirs
+        return name in self.server_calls or not self.client_calls
 
-    def _call(self, event: ToolCall) -> list[Event]:
-        ours = self._is_ours(event.name) and not event.custom
-        call = Call(self.ids(len(self.calls)) if ours else event.id, event.name, custom=event.custom)
+    def _call(self, event: ToolCallStart) -> list[Event]:
+        ours = self._is_server_tool(event.name) and not event.custom
+        call = RoundCall(
+            self.call_ids(len(self.calls)) if ours else event.id, event.name, custom=event.custom
+        )
         self.calls.append(call)
         if ours:
             self._by_index[event.index] = call, None
@@ -140,16 +142,16 @@ class Round:
     def _arguments(self, index: int, text: str) -> list[Event]:
         call, sent_as = self._by_index[index]
         call.arguments += text
-        return [] if sent_as is None else [Arguments(sent_as, text)]
+        return [] if sent_as is None else [ToolCallArgumentsDelta(sent_as, text)]
 
 
-def _entry(call: Call) -> JSON:
+def _entry(call: RoundCall) -> JSON:
     if call.custom:
         return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def total(before: Usage, now: Usage) -> Usage:
+def add_usage(before: Usage, now: Usage) -> Usage:
     """The usage of several rounds."""
     return Usage(
         before.prompt_tokens + now.prompt_tokens,
@@ -169,7 +171,7 @@ def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
     return added
 
 
-def next_turn(turn: Turn, done: Round, *, last: bool) -> Turn:
+def next_turn(turn: Turn, done: RoundStage, *, last: bool) -> Turn:
     """What the model is asked next; a forced choice holds for the first round only."""
     choice = "none" if last else turn.tool_choice if turn.tool_choice in (None, "none") else "auto"
     return replace(
@@ -179,7 +181,7 @@ def next_turn(turn: Turn, done: Round, *, last: bool) -> Turn:
     )
 
 
-def restored(
+def restore_history(
     messages: Sequence[JSON], recall: Callable[[tuple[str, ...]], Sequence[JSON] | None]
 ) -> list[JSON]:
     """The history with the hidden rounds of earlier answers in their places.

@@ -21,25 +21,25 @@ from typing import NoReturn, TypeGuard
 
 from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON, Request
+from qproxy.wire.events import JSON, ServerToolRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class DeclaredTools:
     """The tools of a request in the neutral shape."""
 
     tools: list[JSON]
     tool_choice: JSON = None
     legacy_functions: bool = False
     ignored: tuple[str, ...] = ()
-    requested: tuple[Request, ...] = ()
+    server_tools: tuple[ServerToolRequest, ...] = ()
 
 
-def _refuse(path: str, message: str) -> NoReturn:
+def _reject(path: str, message: str) -> NoReturn:
     raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
 
 
-def read(body: Mapping[str, JSON]) -> Declared:
+def parse_tools(body: Mapping[str, JSON]) -> DeclaredTools:
     """The tools that a chat request declares; RequestError names what is wrong with them."""
     entries = body.get("tools")
     legacy = entries is None and body.get("functions") is not None
@@ -50,15 +50,15 @@ def read(body: Mapping[str, JSON]) -> Declared:
     if entries is None:
         entries = []
     if not isinstance(entries, list):
-        _refuse(place, "expected an array of tools.")
+        _reject(place, "expected an array of tools.")
     tools: list[JSON] = []
     paths: dict[str, str] = {}
     ignored: list[str] = []
-    requested: list[Request] = []
+    requested: list[ServerToolRequest] = []
     for number, entry in enumerate(entries):
         path = f"{place}[{number}]"
         if not isinstance(entry, dict):
-            _refuse(path, "expected an object.")
+            _reject(path, "expected an object.")
         ours = None if legacy else _request(entry, path)
         if ours is not None:
             requested.append(ours)
@@ -67,39 +67,41 @@ def read(body: Mapping[str, JSON]) -> Declared:
         if not found:
             ignored.append(path)
         for tool in found:
-            name = _declared(tool)
+            name = _declarations_of(tool)
             if name in paths:
-                _refuse(
+                _reject(
                     f"{path}.{tool['type']}.name", f"{name!r} is declared twice, first by '{paths[name]}'."
                 )
             paths[name] = path
         tools.extend(found)
     choice = body.get("function_call") if legacy else body.get("tool_choice")
     tools, choice = _choice(tools, choice, "function_call" if legacy else "tool_choice", requested)
-    return Declared(tools, choice, legacy, tuple(ignored), tuple(requested))
+    return DeclaredTools(tools, choice, legacy, tuple(ignored), tuple(requested))
 
 
-def _request(entry: dict[str, JSON], path: str) -> Request | None:
+def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
     """A tool of this server that the entry asks for; None where it declares one of the client's own."""
     kind = entry.get("type")
     if kind == "qproxy":
         name = entry.get("name")
         if not _is_name(name):
-            _refuse(f"{path}.name", "expected the name of a tool of this server.")
-        return Request(path, name=name)
+            _reject(f"{path}.name", "expected the name of a tool of this server.")
+        return ServerToolRequest(path, name=name)
     if kind != "mcp":
         return None
     label = entry.get("server_label")
     if not _is_name(label):
-        _refuse(
+        _reject(
             f"{path}.server_label", "expected the label of an MCP server that this server is connected to."
         )
     if entry.get("server_url") is not None or entry.get("connector_id") is not None:
         key = "server_url" if entry.get("server_url") is not None else "connector_id"
-        _refuse(
+        _reject(
             f"{path}.{key}", "this server only connects to the MCP servers that its operator has declared."
         )
-    return Request(path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools"))
+    return ServerToolRequest(
+        path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools")
+    )
 
 
 def _allowed(value: JSON, path: str) -> frozenset[str] | None:
@@ -108,7 +110,7 @@ def _allowed(value: JSON, path: str) -> frozenset[str] | None:
     if names is None:
         return None
     if not isinstance(names, list) or not all(map(_is_name, names)):
-        _refuse(path, "expected an array of names of tools.")
+        _reject(path, "expected an array of names of tools.")
     return frozenset(names)
 
 
@@ -118,11 +120,13 @@ def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
         if key in entry:
             declarations = entry[key]
             if not isinstance(declarations, list):
-                _refuse(f"{path}.{key}", "expected an array of function declarations.")
-            return [_function(_lowered(one), f"{path}.{key}[{n}]") for n, one in enumerate(declarations)]
+                _reject(f"{path}.{key}", "expected an array of function declarations.")
+            return [
+                _function(_lowercase_types(one), f"{path}.{key}[{n}]") for n, one in enumerate(declarations)
+            ]
     kind = entry.get("type", "function" if "function" in entry else None)
     if not isinstance(kind, str):
-        _refuse(f"{path}.type", "expected the name of a kind of tool.")
+        _reject(f"{path}.type", "expected the name of a kind of tool.")
     if kind == "custom":
         custom = entry.get("custom") or {key: value for key, value in entry.items() if key != "type"}
         _named(custom, f"{path}.custom" if "custom" in entry else path)
@@ -147,27 +151,29 @@ def _is_name(value: JSON) -> TypeGuard[str]:
 def _named(function: JSON, path: str) -> None:
     name = function.get("name") if isinstance(function, dict) else None
     if not _is_name(name):
-        _refuse(f"{path}.name", "a function needs a name, without a NUL or half of a surrogate pair.")
+        _reject(f"{path}.name", "a function needs a name, without a NUL or half of a surrogate pair.")
     parameters, description = function.get("parameters"), function.get("description")
     if parameters is not None and not isinstance(parameters, dict):
-        _refuse(f"{path}.parameters", "expected a JSON schema (an object).")
+        _reject(f"{path}.parameters", "expected a JSON schema (an object).")
     if description is not None and not isinstance(description, str):
-        _refuse(f"{path}.description", "expected a string.")
+        _reject(f"{path}.description", "expected a string.")
 
 
-def _declared(tool: JSON) -> str:
+def _declarations_of(tool: JSON) -> str:
     """The name of a tool in the neutral shape."""
     name: str = tool[tool["type"]]["name"]
     return name
 
 
-def _lowered(schema: JSON) -> JSON:
+def _lowercase_types(schema: JSON) -> JSON:
     """A Gemini schema as JSON Schema: types in lower case, `nullable` as a type of its own."""
     if isinstance(schema, list):
-        return [_lowered(item) for item in schema]
+        return [_lowercase_types(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    lowered = {key: value if _is_enum(key, value) else _lowered(value) for key, value in schema.items()}
+    lowered = {
+        key: value if _is_enum(key, value) else _lowercase_types(value) for key, value in schema.items()
+    }
     kind = schema.get("type")
     if isinstance(kind, str) and kind.isupper():
         nullable = lowered.pop("nullable", False) is True
@@ -180,7 +186,7 @@ def _is_enum(key: str, value: JSON) -> bool:
 
 
 def _choice(
-    tools: list[JSON], choice: JSON, path: str, requested: Sequence[Request] = ()
+    tools: list[JSON], choice: JSON, path: str, requested: Sequence[ServerToolRequest] = ()
 ) -> tuple[list[JSON], JSON]:
     """The tools that remain allowed, and the choice as "none", "auto", "required" or one function."""
     if choice is None or choice in ("none", "auto", "required"):
@@ -188,42 +194,42 @@ def _choice(
     if choice == "any":  # the word of other vendors
         return tools, "required"
     if not isinstance(choice, dict):
-        _refuse(path, "expected none, auto, required or an object that names a function.")
+        _reject(path, "expected none, auto, required or an object that names a function.")
     if choice.get("type") == "allowed_tools" or "allowed_tools" in choice:
-        return _among(tools, choice, path, requested)
-    name = _chosen(choice)
+        return _is_among(tools, choice, path, requested)
+    name = _chosen_tool(choice)
     if name is None:
-        _refuse(path, "expected an object that names a function.")
-    kind = next((tool["type"] for tool in tools if _declared(tool) == name), None)
+        _reject(path, "expected an object that names a function.")
+    kind = next((tool["type"] for tool in tools if _declarations_of(tool) == name), None)
     if kind is None and requested:
         kind = "function"  # one of this server's, as far as is known here
     if kind is None:
-        _refuse(path, f"the function {name[:100]!r} is not among the tools.")
+        _reject(path, f"the function {name[:100]!r} is not among the tools.")
     return tools, {"type": kind, kind: {"name": name}}
 
 
-def _among(
-    tools: list[JSON], choice: dict[str, JSON], path: str, requested: Sequence[Request]
+def _is_among(
+    tools: list[JSON], choice: dict[str, JSON], path: str, requested: Sequence[ServerToolRequest]
 ) -> tuple[list[JSON], JSON]:
     """The tools that `allowed_tools` leaves, nested (chat) or flat (Responses), and whether one must be called."""
     nested = "allowed_tools" in choice
     allowed, path = (choice["allowed_tools"], f"{path}.allowed_tools") if nested else (choice, path)
     entries = allowed.get("tools") if isinstance(allowed, dict) else None
     if not isinstance(entries, list) or not entries:
-        _refuse(f"{path}.tools", "expected an array that names the tools.")
+        _reject(f"{path}.tools", "expected an array that names the tools.")
     mode = allowed.get("mode", "auto")
     if mode not in ("auto", "required"):
-        _refuse(f"{path}.mode", "expected auto or required.")
-    known, wanted = {_declared(tool) for tool in tools}, set()
+        _reject(f"{path}.mode", "expected auto or required.")
+    known, wanted = {_declarations_of(tool) for tool in tools}, set()
     for number, entry in enumerate(entries):
-        name = _chosen(entry)
+        name = _chosen_tool(entry)
         if name not in known and not requested:
-            _refuse(f"{path}.tools[{number}]", f"{str(name)[:100]!r} is not among the tools.")
+            _reject(f"{path}.tools[{number}]", f"{str(name)[:100]!r} is not among the tools.")
         wanted.add(name)
-    return [tool for tool in tools if _declared(tool) in wanted], mode
+    return [tool for tool in tools if _declarations_of(tool) in wanted], mode
 
 
-def _chosen(choice: JSON) -> str | None:
+def _chosen_tool(choice: JSON) -> str | None:
     if not isinstance(choice, dict):
         return None
     inner = choice.get("function") or choice.get("custom")

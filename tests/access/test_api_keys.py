@@ -8,12 +8,12 @@ import stat
 import pytest
 
 from qproxy import cli
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Key, KeyFileError, Keyring
+from qproxy.access import api_keys
+from qproxy.access.api_keys import ApiKey, ApiKeyStore, KeyFileError
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.server.request_policy import Access
-from qproxy.wire.errors import NotAuthenticated
+from qproxy.wire.errors import AuthenticationError
 from tests.helpers import HELLO, MODEL, accounts, world
 
 
@@ -28,93 +28,93 @@ def path(tmp_path):
 
 def test_a_key_is_kept_as_its_digest_for_the_owners_eyes_only(path):
     """The file has no secret, and nobody else may read it."""
-    key, secret = keys.create(path, name="bob", rpm=5, models=("qwen-*",))
+    key, secret = api_keys.create(path, name="bob", rpm=5, models=("qwen-*",))
     text = path.read_text()
     assert secret not in text
     assert hashlib.sha256(secret.encode()).hexdigest() in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert keys.read(path) == [key]
+    assert api_keys.read(path) == [key]
     assert len(secret) > 40
-    assert secret not in repr(Keyring((), path))
+    assert secret not in repr(ApiKeyStore((), path))
 
 
 def test_names_are_unique_among_keys_in_use(path):
     """A name can be used again only when its key is revoked."""
-    keys.create(path, name="bob")
+    api_keys.create(path, name="bob")
     with pytest.raises(KeyFileError, match="bob"):
-        keys.create(path, name="bob")
-    keys.revoke(path, "bob")
+        api_keys.create(path, name="bob")
+    api_keys.revoke(path, "bob")
     with pytest.raises(KeyFileError, match="no key 'bob' in use"):
-        keys.revoke(path, "bob")
-    keys.create(path, name="bob")
-    assert [key.state(0) for key in keys.read(path)] == ["revoked", "active"]
+        api_keys.revoke(path, "bob")
+    api_keys.create(path, name="bob")
+    assert [key.status(0) for key in api_keys.read(path)] == ["revoked", "active"]
 
 
 def test_a_ring_follows_its_file(path):
     """New, revoked and expired keys count from the next request on; a broken file changes nothing."""
     now = 1000.0
-    ring = Keyring((), path, wall=lambda: now)
-    assert not ring.demanded()
-    key, secret = keys.create(path, expires=2000)
-    assert ring.demanded()
-    assert ring.find(secret) == key
+    ring = ApiKeyStore((), path, wall_clock=lambda: now)
+    assert not ring.required()
+    key, secret = api_keys.create(path, expires=2000)
+    assert ring.required()
+    assert ring.authenticate(secret) == key
     good = path.read_bytes()
     for bad in (b"{", b'{"keys": [{"id": "x", "digest": "no"}]}', b"[]"):
         path.write_bytes(bad)
-        assert ring.demanded()
-        assert ring.find(secret) == key
+        assert ring.required()
+        assert ring.authenticate(secret) == key
     path.unlink()
-    assert ring.demanded()
+    assert ring.required()
     path.write_bytes(good)
     now = 2000.0
-    with pytest.raises(NotAuthenticated, match="expired"):
-        ring.find(secret)
+    with pytest.raises(AuthenticationError, match="expired"):
+        ring.authenticate(secret)
     now = 1000.0
-    keys.revoke(path, key.id)
-    assert ring.demanded()
-    with pytest.raises(NotAuthenticated, match="revoked"):
-        ring.find(secret)
+    api_keys.revoke(path, key.id)
+    assert ring.required()
+    with pytest.raises(AuthenticationError, match="revoked"):
+        ring.authenticate(secret)
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "sk-qproxy-", "\udcff", "k" * 100_000])
 def test_wrong_keys(path, wrong):
     """What is not a key is refused, however odd it is."""
-    keys.create(path)
-    ring = Keyring((), path)
-    with pytest.raises(NotAuthenticated):
-        ring.find(wrong)
+    api_keys.create(path)
+    ring = ApiKeyStore((), path)
+    with pytest.raises(AuthenticationError):
+        ring.authenticate(wrong)
 
 
 def test_the_first_of_two_keys_with_one_digest_counts(path):
     """A key that is also in `api_keys` is that one: it has no limits and no end."""
-    _, secret = keys.create(path, expires=1)
-    ring = Keyring(keys.configured(["other", secret]), path)
-    assert ring.find(secret).id == "api_keys[1]"
+    _, secret = api_keys.create(path, expires=1)
+    ring = ApiKeyStore(api_keys.keys_from_settings(["other", secret]), path)
+    assert ring.authenticate(secret).id == "api_keys[1]"
 
 
 def test_finding_a_key_compares_none_with_the_others():
     """However many keys there are, finding one reads no other's digest."""
     read = []
 
-    class Watched(Key):
+    class Watched(ApiKey):
         def __getattribute__(self, name):
             if name == "digest":
                 read.append(self)
             return super().__getattribute__(name)
 
-    ring = Keyring([Watched(f"key_{n}", keys.digest_of(f"secret {n}")) for n in range(50)])
+    ring = ApiKeyStore([Watched(f"key_{n}", api_keys.hash_key(f"secret {n}")) for n in range(50)])
     read.clear()
-    assert ring.find("secret 49").id == "key_49"
+    assert ring.authenticate("secret 49").id == "key_49"
     assert not read
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30d", 3592000), ("2h", 1007200), ("1970-01-12", 950400)])
 def test_when_a_key_ends(text, expected):
     """A span counts from now, a date is UTC's."""
-    assert keys.until(text, 1_000_000.0) == expected
+    assert api_keys.parse_expiry(text, 1_000_000.0) == expected
     with pytest.raises(ValueError):
-        keys.until("soon", 0)
+        api_keys.parse_expiry("soon", 0)
 
 
 async def test_every_route_declares_who_may_use_it():
@@ -152,7 +152,7 @@ async def test_a_key_made_while_serving(path):
     """A running server demands keys once there is one, and knows one of its models from another."""
     async with world(keys_file=str(path)) as it:
         assert (await it.post(HELLO))[0] == 200
-        _, secret = keys.create(path, name="narrow", models=("qwen-max*",))
+        _, secret = api_keys.create(path, name="narrow", models=("qwen-max*",))
         assert (await it.post(HELLO))[0] == 401
         status, _, body = await it.post(HELLO, headers=bearer(secret))
         assert (status, body["error"]["code"], body["error"]["param"]) == (
@@ -163,7 +163,7 @@ async def test_a_key_made_while_serving(path):
         assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 200
         _, listed = await it.get("/v1/models", bearer(secret))
         assert MODEL not in [model["id"] for model in listed["data"]]
-        keys.revoke(path, "narrow")
+        api_keys.revoke(path, "narrow")
         assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 401
 
 
@@ -172,7 +172,7 @@ def test_serving_others_needs_a_key(path):
     others = {"host": "0.0.0.0", "keys_file": str(path), "accounts": accounts("one")}
     with pytest.raises(ConfigError, match="qproxy keys create"):
         Config(**others).check()
-    keys.create(path)
+    api_keys.create(path)
     Config(**others).check()
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"keys\.json"):
@@ -184,8 +184,8 @@ def test_the_command(path, capsys, monkeypatch):
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
     assert cli.main(["keys", "create", "--name", "bob", "--rpm", "3", "--models", "a, b*"]) == 0
     secret = capsys.readouterr().out.strip()
-    (key,) = keys.read(path)
-    assert key == Key(key.id, keys.digest_of(secret), "bob", key.created, rpm=3, models=("a", "b*"))
+    (key,) = api_keys.read(path)
+    assert key == ApiKey(key.id, api_keys.hash_key(secret), "bob", key.created, rpm=3, models=("a", "b*"))
     assert cli.main(["keys", "list"]) == 0
     shown = capsys.readouterr().out
     assert "bob" in shown
@@ -202,7 +202,7 @@ def test_the_command(path, capsys, monkeypatch):
 def test_a_terminal_without_the_letter(path, monkeypatch):
     """What a locale cannot write is written by its number."""
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
-    keys.create(path, name="Zoë")
+    api_keys.create(path, name="Zoë")
     shown = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii"))
     assert cli.main(["keys", "list"]) == 0

@@ -6,11 +6,11 @@ import pytest
 import trio
 
 from qproxy import cli
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Budget, Key
-from qproxy.access.budgets import FRESH_SECONDS, Budgets
-from qproxy.cli.keys import table
-from qproxy.ledger import Ledger
+from qproxy.access import api_keys
+from qproxy.access.api_keys import ApiKey, Quota
+from qproxy.access.budgets import CACHE_SECONDS, BudgetTracker
+from qproxy.cli.keys import keys_table
+from qproxy.ledger import UsageLedger
 from qproxy.wire.errors import QproxyError, RequestError
 from tests.helpers import HELLO, world
 from tests.ledger.test_writer import NOON
@@ -25,7 +25,7 @@ def path(tmp_path):
 
 
 def key(*budgets):
-    return Key("key_1", "0" * 64, "bob", budgets=budgets)
+    return ApiKey("key_1", "0" * 64, "bob", budgets=budgets)
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def wall():
 
 @pytest.fixture
 def ledger(path, wall):
-    made = Ledger(path, wall=lambda: wall["now"])
+    made = UsageLedger(path, wall_clock=lambda: wall["now"])
     yield made
     made.close()
 
 
 @pytest.fixture
 def budgets(ledger, wall):
-    return Budgets(ledger, wall=lambda: wall["now"])
+    return BudgetTracker(ledger, wall_clock=lambda: wall["now"])
 
 
 async def use(budgets, of, tokens):
@@ -51,7 +51,7 @@ async def use(budgets, of, tokens):
 
 async def test_requests_of_a_day(budgets, wall):
     """A day's requests can be used once; the refusal says when there are more, and that trying again does not help."""
-    bob = key(Budget("day", requests=2))
+    bob = key(Quota("day", requests=2))
     await use(budgets, bob, 5)
     await use(budgets, bob, 5)
     with pytest.raises(RequestError) as refusal:
@@ -72,7 +72,7 @@ async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
     wall["now"] = NOON - 3600
     ledger.finished(record(id="before"))
     wall["now"] = NOON
-    bob = key(Budget("5h", tokens=150))
+    bob = key(Quota("5h", tokens=150))
     await use(budgets, bob, 29)
     with pytest.raises(RequestError, match=r"150 tokens in five hours\. .* back at 2026-11-26 16:10 UTC"):
         await budgets.claim(bob, 1)
@@ -83,7 +83,7 @@ async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
 
 async def test_requests_under_way_are_held(budgets):
     """Requests at once cannot together use more than is left; one that reached no model gives its share back."""
-    bob = key(Budget("month", requests=2))
+    bob = key(Quota("month", requests=2))
     first, second = await budgets.claim(bob, 10), await budgets.claim(bob, 10)
     with pytest.raises(RequestError):
         await budgets.claim(bob, 10)
@@ -98,23 +98,23 @@ async def test_requests_under_way_are_held(budgets):
 
 async def test_other_workers_are_heard_of(budgets, path, wall, ledger):
     """What another process wrote counts as soon as the ledger is asked again."""
-    bob = key(Budget("day", requests=3))
+    bob = key(Quota("day", requests=3))
     await use(budgets, bob, 5)
-    other = Ledger(path, wall=lambda: NOON)
+    other = UsageLedger(path, wall_clock=lambda: NOON)
     for number in range(3):
-        other.finished(record(id=f"elsewhere-{number}"))
+        other.record(record(id=f"elsewhere-{number}"))
     other.close()
-    budgets._tabs["bob"].asked -= FRESH_SECONDS + 1
+    budgets._tabs["bob"].asked -= CACHE_SECONDS + 1
     with pytest.raises(RequestError):
         await budgets.claim(bob, 5)
 
 
 async def test_nothing_is_counted_twice_or_lost_by_asking(budgets, ledger):
     """However often the ledger is asked in between, a row is what it is."""
-    bob = key(Budget("day", tokens=10**9))
+    bob = key(Quota("day", tokens=10**9))
     for number in range(40):
         claim = await budgets.claim(bob, 50)
-        budgets._tabs["bob"].asked -= FRESH_SECONDS + 1
+        budgets._tabs["bob"].asked -= CACHE_SECONDS + 1
         claim.settle(121, counts=True)
         ledger.finished(record(id=f"row-{number}"))
     await budgets.claim(bob, 1)
@@ -127,9 +127,9 @@ async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
     """A budget that cannot be read is not let loose: a 503 that says so."""
     blocked = tmp_path / "blocked"
     blocked.write_text("no directory")
-    ledger = None if broken == "none" else Ledger(blocked / "ledger.sqlite3")
+    ledger = None if broken == "none" else UsageLedger(blocked / "ledger.sqlite3")
     with pytest.raises(QproxyError, match="cannot be read now") as refusal:
-        await Budgets(ledger).claim(key(Budget("day", requests=1)), 1)
+        await BudgetTracker(ledger).reserve(key(Quota("day", requests=1)), 1)
     assert (refusal.value.status, refusal.value.code) == (503, "budget_unavailable")
     assert "budget of the key bob" in caplog.text
     if ledger is not None:
@@ -139,7 +139,7 @@ async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
 async def test_end_to_end(tmp_path):
     """A key made with a budget serves until it is used up, over restarts; `usage` and `keys list` tell."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
-    _, secret = keys.create(file, name="bob", budgets=(Budget("week", requests=3),))
+    _, secret = api_keys.create(file, name="bob", budgets=(Quota("week", requests=3),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     settings = {"keys_file": str(file), "ledger": str(ledger)}
     async with world(**settings) as it:
@@ -152,7 +152,7 @@ async def test_end_to_end(tmp_path):
         assert (status, body["error"]["code"]) == (429, "insufficient_quota")
         assert head["x-should-retry"] == "false"
         assert "week (from Monday, Beijing)" in body["error"]["message"]
-    assert "week: 3 requests" in "".join(table(keys.read(file), time.time()))
+    assert "week: 3 requests" in "".join(keys_table(api_keys.read(file), time.time()))
 
 
 def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
@@ -169,8 +169,8 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
         "month=1000",
     ]
     assert cli.main([*command, "--budget-tokens", "5h=50"]) == 0
-    (made,) = keys.read(tmp_path / "keys.json")
-    assert made.budgets == (Budget("5h", 10, 50), Budget("month", None, 1000))
+    (made,) = api_keys.read(tmp_path / "keys.json")
+    assert made.budgets == (Quota("5h", 10, 50), Quota("month", None, 1000))
     for wrong in ("fortnight=3", "day=0", "day"):
         with pytest.raises(SystemExit):
             cli.main(["keys", "create", "--budget-tokens", wrong])
@@ -180,7 +180,7 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
 async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
     """A stream that its client gave up costs the key about what had come."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
-    _, secret = keys.create(file, name="bob", budgets=(Budget("day", tokens=10_000),))
+    _, secret = api_keys.create(file, name="bob", budgets=(Quota("day", tokens=10_000),))
     async with world(keys_file=str(file), ledger=str(ledger)) as it:
         it.emulator.delay = 0.01
         fields = [(b"authorization", f"Bearer {secret}".encode())]
@@ -190,11 +190,11 @@ async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
         async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
             await response.receive()
         with trio.fail_after(2):
-            while it.server.counts.live:  # noqa: ASYNC110 - nobody tells
+            while it.server.counters.in_flight:  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.001)
         kept = it.server.ledger
         assert kept is not None
-        rows = await kept.ask(
+        rows = await kept.query(
             lambda file: file.execute("SELECT outcome, prompt_tokens, estimated FROM requests").fetchall()
         )
     assert rows == [("client_left", 501, 1)]

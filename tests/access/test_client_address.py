@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.access.client_address import MAX_HOPS, UNIX, TrustedProxies, parse, subscriber
-from qproxy.bootstrap.app import assemble
+from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from tests.helpers import accounts
@@ -86,4 +86,4 @@ def test_addresses_of_one_subscriber_are_one():
 def test_an_entry_that_is_no_network(entry):
     """A name is refused at the start, with what to write."""
     with pytest.raises(ConfigError, match=r"trusted_proxies: .*Name addresses"):
-        assemble(Config(accounts=accounts("one"), trusted_proxies=[entry]))
+        build_server(Config(accounts=accounts("one"), trusted_proxies=[entry]))

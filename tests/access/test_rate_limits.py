@@ -5,24 +5,24 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Key
-from qproxy.access.rate_limits import Meter, Meters, estimate, span
-from qproxy.emulator import FAULTS, Pause, Reply
+from qproxy.access import api_keys
+from qproxy.access.api_keys import ApiKey
+from qproxy.access.rate_limits import KeyRateLimiter, KeyRateLimiters, estimate, format_duration
+from qproxy.emulator import FAULTS, PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
-from qproxy.limits.token_bucket import Bucket
+from qproxy.limits.token_bucket import TokenBucket
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
 from tests.helpers import HELLO, frames, world
 
 
 def key(**limits):
-    return Key("key_1", "0" * 64, "bob", **limits)
+    return ApiKey("key_1", "0" * 64, "bob", **limits)
 
 
 def test_requests_a_minute():
     """A minute's worth can be taken at once; then one comes back every 60/rpm seconds."""
-    meter = Meter(key(rpm=3), 0.0)
+    meter = KeyRateLimiter(key(rpm=3), 0.0)
     for _ in range(3):
         meter.reserve(10**9, 0.0)
     with pytest.raises(RequestError, match="3 requests a minute") as refusal:
@@ -35,7 +35,7 @@ def test_requests_a_minute():
 
 def test_tokens_a_minute():
     """An estimate is exchanged for what was used, debts included; one above the limit waits for a full bucket."""
-    meter = Meter(key(tpm=600), 0.0)
+    meter = KeyRateLimiter(key(tpm=600), 0.0)
     reservation = meter.reserve(500, 0.0)
     with pytest.raises(RequestError, match="600 tokens a minute"):
         meter.reserve(200, 0.0)
@@ -52,7 +52,7 @@ def test_tokens_a_minute():
 
 def test_a_refusal_takes_nothing():
     """What is refused for its tokens has not used up a request."""
-    meter = Meter(key(rpm=1, tpm=60), 0.0)
+    meter = KeyRateLimiter(key(rpm=1, tpm=60), 0.0)
     meter.reserve(60, 0.0).settle(60, 0.0, counts=False)
     with pytest.raises(RequestError, match="tokens"):
         meter.reserve(60, 0.0)
@@ -62,7 +62,7 @@ def test_a_refusal_takes_nothing():
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.floats(0, 30)), max_size=30))
 def test_settling_what_was_reserved_gives_it_back(steps):
     """Whatever is reserved and settled with nothing used leaves the bucket as full as time makes it."""
-    meter, now = Meter(key(rpm=1000, tpm=1000), 0.0), 0.0
+    meter, now = KeyRateLimiter(key(rpm=1000, tpm=1000), 0.0), 0.0
     for tokens, _, pause in steps:
         now += pause
         meter.reserve(tokens, now).settle(0, now, counts=False)
@@ -73,25 +73,25 @@ def test_settling_what_was_reserved_gives_it_back(steps):
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 20)), max_size=60))
 def test_no_minute_has_more_than_its_limit_and_one_burst(steps):
     """Within any run of t seconds at most capacity + capacity * t / 60 is taken."""
-    bucket, now, taken = Bucket(100, 0.0), 0.0, 0
+    bucket, now, taken = TokenBucket(100, 0.0), 0.0, 0
     for count, pause in steps:
         now += pause
         if bucket.wait(count, now) == 0:
-            bucket.take(count, now)
+            bucket.acquire(count, now)
             taken += count
         assert taken <= 100 + 100 * now / 60 + 1e-6
 
 
 def test_a_key_whose_limits_change_begins_anew():
     """The meter belongs to the key as it is written now; a key without limits has none."""
-    meters = Meters()
-    assert meters.of(None, 0.0) is None
-    assert meters.of(key(), 0.0) is None
-    first = meters.of(key(rpm=1), 0.0)
-    assert meters.of(key(rpm=1), 0.0) is first
-    second = meters.of(key(rpm=2), 0.0)
+    meters = KeyRateLimiters()
+    assert meters.for_key(None, 0.0) is None
+    assert meters.for_key(key(), 0.0) is None
+    first = meters.for_key(key(rpm=1), 0.0)
+    assert meters.for_key(key(rpm=1), 0.0) is first
+    second = meters.for_key(key(rpm=2), 0.0)
     assert second is not first
-    assert meters.of(key(rpm=1), 0.0) is not first
+    assert meters.for_key(key(rpm=1), 0.0) is not first
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_key_whose_limits_change_begins_anew():
 )
 def test_spans(seconds, text):
     """Durations are written as OpenAI writes them."""
-    assert span(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_estimates():
@@ -114,14 +114,14 @@ def test_estimates():
 
 
 def made(tmp_path, **limits):
-    _, secret = keys.create(tmp_path / "keys.json", name="bob", **limits)
+    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", **limits)
     return [(b"authorization", b"Bearer " + secret.encode())], {"keys_file": str(tmp_path / "keys.json")}
 
 
 def spent(it, tmp_path):
     """Tokens that the only key has used."""
     now = trio.current_time()
-    bucket = it.server.meters.of(keys.read(tmp_path / "keys.json")[0], now).tokens
+    bucket = it.server.meters.of(api_keys.read(tmp_path / "keys.json")[0], now).tokens
     return bucket.capacity - bucket.left(now)
 
 
@@ -146,9 +146,9 @@ async def test_rate_limit_headers(tmp_path, autojump_clock):
 BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 USED = {
     "a refused request": (FAULTS["fault-filter"][1], False, 0),
-    "a server without tokens to tell": (Reply((BEGUN, chunk({}, "stop"), DONE)), False, range(2, 20)),
-    "a client that leaves before the answer": (Reply((Pause(1000),)), True, 0),
-    "a client that leaves in mid-answer": (Reply((BEGUN, Pause(1000))), True, range(2, 20)),
+    "a server without tokens to tell": (ScriptedReply((BEGUN, chunk({}, "stop"), DONE)), False, range(2, 20)),
+    "a client that leaves before the answer": (ScriptedReply((PauseStep(1000),)), True, 0),
+    "a client that leaves in mid-answer": (ScriptedReply((BEGUN, PauseStep(1000))), True, range(2, 20)),
 }
 
 

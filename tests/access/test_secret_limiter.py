@@ -11,9 +11,9 @@ from qproxy.access import secret_limiter
 from qproxy.access.client_address import UNIX
 from qproxy.access.secret_limiter import ALL_PER_MINUTE, MAX_DELAY, SecretLimiter
 from qproxy.backends.local.grants import SQLiteGrants
-from qproxy.backends.local.rate_limits import MeterFile
+from qproxy.backends.local.rate_limits import FileRateLimits
 from qproxy.server.asgi_client import InProcessClient
-from qproxy.telemetry import Record
+from qproxy.telemetry import RequestRecord
 from qproxy.wire.errors import RequestError, WrongKey
 from tests.dashboard.browser import Browser
 from tests.helpers import HELLO, h1, world
@@ -170,8 +170,8 @@ async def test_a_unix_socket_on_the_wire(monkeypatch):
     monkeypatch.setattr(helpers._Socket, "getpeername", lambda self: "")
     monkeypatch.setattr(helpers._Socket, "getsockname", lambda self: "/run/qproxy.sock")
     async with world(**SETTINGS) as it, h1(it.app) as client:
-        records: list[Record] = []
-        it.server.counts.listeners.append(records.append)
+        records: list[RequestRecord] = []
+        it.server.counters.listeners.append(records.append)
         for key, status in [(CLIENT, 200), *[("wrong", 401)] * LIMIT, ("wrong", 429), (CLIENT, 200)]:
             await client.send("GET", "/v1/models", headers=[("authorization", f"Bearer {key}")])
             assert (await client.response())[0] == status
@@ -182,22 +182,22 @@ async def test_a_unix_socket_on_the_wire(monkeypatch):
 async def test_a_log_line_says_who_asked():
     """The address is the one that is limited."""
     async with world(**SETTINGS, trusted_proxies=["10.0.0.0/8"]) as it:
-        records: list[Record] = []
-        it.server.counts.listeners.append(records.append)
+        records: list[RequestRecord] = []
+        it.server.counters.listeners.append(records.append)
         sent = [(b"x-forwarded-for", b"127.0.0.1, 203.0.113.7")]
         await ask(it, "/v1/models", CLIENT, peer="10.1.2.3", headers=sent)
         await ask(it, "/v1/models", CLIENT, peer="192.0.2.1", headers=sent)
-    assert [record.fields()["client"] for record in records] == ["203.0.113.7", "192.0.2.1"]
+    assert [record.to_json()["client"] for record in records] == ["203.0.113.7", "192.0.2.1"]
 
 
 async def test_no_key_and_an_old_key_cost_nothing(tmp_path):
     """Who shows none has guessed nothing, and neither has who shows one that was ours."""
-    from qproxy.access import api_keys as keys
+    from qproxy.access import api_keys
 
     path = tmp_path / "keys.json"
-    _, revoked = keys.create(path, name="old")
-    _, good = keys.create(path, name="good")
-    keys.revoke(path, "old")
+    _, revoked = api_keys.create(path, name="old")
+    _, good = api_keys.create(path, name="good")
+    api_keys.revoke(path, "old")
     async with world(**{**SETTINGS, "api_keys": [], "keys_file": str(path)}) as it:
         for _ in range(2 * LIMIT):
             assert (await ask(it, "/v1/models", ""))[0] == 401
@@ -304,7 +304,7 @@ async def test_a_key_that_is_no_longer_right_is_forgotten(limiter, autojump_cloc
 async def test_no_secret_is_on_disk_or_in_a_repr(tmp_path):
     """Only digests are kept."""
     path = tmp_path / "access.sqlite3"
-    limiter = SecretLimiter("key", LIMIT, SQLiteGrants(path), MeterFile(tmp_path / "wrong_keys"))
+    limiter = SecretLimiter("key", LIMIT, SQLiteGrants(path), FileRateLimits(tmp_path / "wrong_keys"))
     await limiter.verify("opaque-secret", "192.0.2.1", lambda: None)
     with pytest.raises(WrongKey):
         await limiter.verify("another-secret", "192.0.2.1", refuse)
@@ -317,7 +317,9 @@ async def test_a_disk_that_fails_locks_nobody_out(tmp_path, caplog):
     """The limit goes on in this process, and a right key is accepted."""
     blocked = tmp_path / "file"
     blocked.write_text("")
-    limiter = SecretLimiter("key", 2, SQLiteGrants(blocked / "access"), MeterFile(blocked / "wrong_keys"))
+    limiter = SecretLimiter(
+        "key", 2, SQLiteGrants(blocked / "access"), FileRateLimits(blocked / "wrong_keys")
+    )
     assert await limiter.verify("right", "192.0.2.1", lambda: "in") == "in"
     assert "only this process remembers" in caplog.text
     for _ in range(2):

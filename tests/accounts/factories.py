@@ -2,15 +2,15 @@
 
 from qproxy.accounts import Account
 from qproxy.auth import StaticKey
-from qproxy.wire.errors import Limit, UpstreamError
+from qproxy.wire.errors import LimitKind, UpstreamError
 
 
 def account(name, **fields) -> Account:
     return Account(name, StaticKey("http://x"), **fields)
 
 
-def refusal(limit: Limit, message="no", *, waits: float | None = None) -> UpstreamError:
+def refusal(limit: LimitKind, message="no", *, waits: float | None = None) -> UpstreamError:
     """What an upstream says about an account."""
     error = UpstreamError(message, status=429, retry_after=waits)
-    error.limit, error.named_wait = limit, waits
+    error.limit, error.retry_after_hint = limit, waits
     return error

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.accounts import cooldowns as rests
-from qproxy.accounts import quota_resets as resets
-from qproxy.accounts.account import CEILING_SECONDS, MAX_RESTS
-from qproxy.accounts.cooldowns import PROBE_SECONDS, SPANS
-from qproxy.wire.errors import Limit, Retry, UpstreamError
+from qproxy.accounts import cooldowns, quota_resets
+from qproxy.accounts.account import CONCURRENCY_BACKOFF_SECONDS, MAX_COOLDOWNS
+from qproxy.accounts.cooldowns import BACKOFF, PROBE_SECONDS
+from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from tests.accounts.factories import account, refusal
 
 WALL = datetime(2026, 8, 12, 3, 4, 5, tzinfo=UTC).timestamp()  # a Wednesday; in China 11:04
@@ -46,14 +45,14 @@ NAMED = {
 @pytest.mark.parametrize(("text", "seconds"), NAMED.values(), ids=NAMED.keys())
 def test_a_named_reset(text, seconds):
     """A time that a refusal names is understood, whatever its shape; what is none is not known."""
-    found = resets.named(text, WALL)
+    found = quota_resets.reset_time_in(text, WALL)
     assert (None if found is None else found - WALL) == seconds
 
 
 def test_a_reset_after_new_year():
     """A date without a year is the next such date."""
     december = datetime(2026, 12, 31, 12, tzinfo=UTC).timestamp()
-    found = resets.named("will reset at 01-02 00:00:00 UTC", december)
+    found = quota_resets.reset_time_in("will reset at 01-02 00:00:00 UTC", december)
     assert found == datetime(2027, 1, 2, tzinfo=UTC).timestamp()
 
 
@@ -73,7 +72,7 @@ PERIODS = {
 @pytest.mark.parametrize(("text", "seconds"), PERIODS.items(), ids=PERIODS.keys())
 def test_a_period(text, seconds):
     """Five hours, a day, a week from Monday and a month end by China's calendar."""
-    found = resets.of_period(text, WALL)
+    found = quota_resets.next_period_reset(text, WALL)
     assert (None if found is None else found - WALL) == seconds
 
 
@@ -81,47 +80,47 @@ def test_a_period(text, seconds):
 def test_any_text(text, wall):
     """No text breaks it, and no rest is longer than a month."""
     for words in (text, f"will reset at {text}", f"resets in {text}"):
-        found = resets.named(words, wall)
-        assert found is None or wall < found <= wall + resets.LONGEST
+        found = quota_resets.reset_time_in(words, wall)
+        assert found is None or wall < found <= wall + quota_resets.MAX_RESET
 
 
 SECONDS = {
-    "a burst": (refusal(Limit.MOMENT), 2.0, None),
-    "a header": (refusal(Limit.MOMENT, waits=17.0), 17.0, 17.0),
-    "a long header": (refusal(Limit.MINUTE, waits=7200.0), 7200.0, 7200.0),
-    "a minute": (refusal(Limit.MINUTE), 55.0, None),
-    "a quota": (refusal(Limit.QUOTA), 300.0, None),
-    "a quota that names its reset": (refusal(Limit.QUOTA, "will reset at 08-14 09:18:00 UTC"), at(2026, 8, 14, 9, 18), at(2026, 8, 14, 9, 18)),
-    "a quota of a week": (refusal(Limit.QUOTA, "week allocated quota exceeded"), HOUR, at(2026, 8, 16, 16)),
-    "overdue": (refusal(Limit.QUOTA, "overdue payments or no credit"), 300.0, None),
-    "a model": (refusal(Limit.MODEL), 600.0, None),
-    "access": (refusal(Limit.ACCESS), 60.0, None),
+    "a burst": (refusal(LimitKind.BURST), 2.0, None),
+    "a header": (refusal(LimitKind.BURST, waits=17.0), 17.0, 17.0),
+    "a long header": (refusal(LimitKind.MINUTE, waits=7200.0), 7200.0, 7200.0),
+    "a minute": (refusal(LimitKind.MINUTE), 55.0, None),
+    "a quota": (refusal(LimitKind.QUOTA), 300.0, None),
+    "a quota that names its reset": (refusal(LimitKind.QUOTA, "will reset at 08-14 09:18:00 UTC"), at(2026, 8, 14, 9, 18), at(2026, 8, 14, 9, 18)),
+    "a quota of a week": (refusal(LimitKind.QUOTA, "week allocated quota exceeded"), HOUR, at(2026, 8, 16, 16)),
+    "overdue": (refusal(LimitKind.QUOTA, "overdue payments or no credit"), 300.0, None),
+    "a model": (refusal(LimitKind.MODEL), 600.0, None),
+    "access": (refusal(LimitKind.ACCESS), 60.0, None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("error", "pause", "reset"), SECONDS.values(), ids=SECONDS.keys())
 def test_seconds(error, pause, reset):
     """A rest ends when the upstream says, at the next minute, at the reset, or after a few minutes."""
-    rest = rests.after(error, error.limit, 0, WALL)
-    assert (rest.until - WALL, rest.reset and rest.reset - WALL) == (pause, reset)
+    rest = cooldowns.cooldown_for(error, error.limit, 0, WALL)
+    assert (rest.until - WALL, rest.reset_at and rest.reset_at - WALL) == (pause, reset)
 
 
-@given(st.sampled_from(list(SPANS)), st.integers(0, 60), st.none() | st.floats(0, 1e7), st.floats(1e9, 2e9))
+@given(st.sampled_from(list(BACKOFF)), st.integers(0, 60), st.none() | st.floats(0, 1e7), st.floats(1e9, 2e9))
 def test_a_rest_is_bounded(limit, strikes, waits, wall):
     """However often a probe fails, the next one comes within the hour, or when the server has said."""
-    rest = rests.after(refusal(limit, waits=waits), limit, strikes, wall)
-    assert 0 <= rest.until - wall <= (SPANS[limit].longest if waits is None else resets.LONGEST) + 1e-3
+    rest = cooldowns.cooldown_for(refusal(limit, waits=waits), limit, strikes, wall)
+    assert 0 <= rest.until - wall <= (BACKOFF[limit].max if waits is None else quota_resets.MAX_RESET) + 1e-3
 
 
 SCOPES = {
-    "a minute on pay-as-you-go": (Limit.MINUTE, "payg", "m"),
-    "a minute on a plan": (Limit.MINUTE, "coding", ""),
-    "a burst of a login": (Limit.MOMENT, "oauth", ""),
-    "a model": (Limit.MODEL, "coding", "m"),
-    "a model's free quota": (Limit.FREE, "payg", "m"),
-    "a quota": (Limit.QUOTA, "payg", ""),
-    "access": (Limit.ACCESS, "payg", ""),
-    "concurrency": (Limit.CONCURRENCY, "payg", ""),
+    "a minute on pay-as-you-go": (LimitKind.MINUTE, "payg", "m"),
+    "a minute on a plan": (LimitKind.MINUTE, "coding", ""),
+    "a burst of a login": (LimitKind.BURST, "oauth", ""),
+    "a model": (LimitKind.MODEL, "coding", "m"),
+    "a model's free quota": (LimitKind.FREE, "payg", "m"),
+    "a quota": (LimitKind.QUOTA, "payg", ""),
+    "access": (LimitKind.ACCESS, "payg", ""),
+    "concurrency": (LimitKind.CONCURRENCY, "payg", ""),
 }
 
 
@@ -129,107 +128,107 @@ SCOPES = {
 def test_what_a_limit_is_for(limit, plan, key):
     """Pay-as-you-go counts minutes by model, plans by account."""
     it = account("a", plan=plan)
-    it.failed(refusal(limit), 0.0, "m")
-    assert list(it.rests) == [key]
+    it.record_failure(refusal(limit), 0.0, "m")
+    assert list(it.cooldowns) == [key]
 
 
 OURS = {
-    "quota": (UpstreamError("x", code="insufficient_quota"), Limit.QUOTA),
-    "login needed": (UpstreamError("x", code="upstream_credentials_exhausted"), Limit.ACCESS),
-    "later": (UpstreamError("x", retry=Retry.LATER), Limit.MOMENT),
-    "broken": (UpstreamError("x", retry=Retry.QUICKLY), Limit.NONE),
+    "quota": (UpstreamError("x", code="insufficient_quota"), LimitKind.QUOTA),
+    "login needed": (UpstreamError("x", code="upstream_credentials_exhausted"), LimitKind.ACCESS),
+    "later": (UpstreamError("x", retry=RetryHint.AFTER), LimitKind.BURST),
+    "broken": (UpstreamError("x", retry=RetryHint.SOON), LimitKind.NONE),
 }
 
 
 @pytest.mark.parametrize(("error", "limit"), OURS.values(), ids=OURS.keys())
 def test_errors_of_our_own(error, limit):
     """An error that did not come from a server's table is known by its code."""
-    assert rests.limit_of(error) is limit
+    assert cooldowns.classify(error) is limit
 
 
 def test_a_rest_ends_with_one_probe():
     """When a rest is over one request finds out, the others wait for what it hears, and a failure doubles the rest."""
     it = account("a", wall=lambda: WALL)
-    it.failed(refusal(Limit.QUOTA), 0.0)
-    assert it.resting_until("m") == 300.0
-    it.asked("m", 10.0)  # alone, so asked in its rest: that is no probe
-    it.failed(refusal(Limit.QUOTA), 11.0)
-    assert it.rests[""].strikes == 0
-    until = it.resting_until("m")
-    it.asked("m", until)
-    assert it.resting_until("m") == until + PROBE_SECONDS
-    it.failed(refusal(Limit.QUOTA), until + 1)
-    assert (it.rests[""].strikes, it.resting_until("m")) == (1, until + 1 + 600.0)
-    it.asked("m", until + 601)
-    it.succeeded("m", until + 601)
-    assert it.rests == {}
+    it.record_failure(refusal(LimitKind.QUOTA), 0.0)
+    assert it.cooldown_until("m") == 300.0
+    it.before_request("m", 10.0)  # alone, so asked in its rest: that is no probe
+    it.record_failure(refusal(LimitKind.QUOTA), 11.0)
+    assert it.cooldowns[""].failed_probes == 0
+    until = it.cooldown_until("m")
+    it.before_request("m", until)
+    assert it.cooldown_until("m") == until + PROBE_SECONDS
+    it.record_failure(refusal(LimitKind.QUOTA), until + 1)
+    assert (it.cooldowns[""].failed_probes, it.cooldown_until("m")) == (1, until + 1 + 600.0)
+    it.before_request("m", until + 601)
+    it.record_success("m", until + 601)
+    assert it.cooldowns == {}
 
 
 def test_a_probe_that_says_nothing_is_followed_by_another():
     """A client that leaves does not keep an account out for ever."""
     it = account("a")
-    it.failed(refusal(Limit.QUOTA), 0.0)
-    it.asked("m", 300.0)
-    it.asked("m", 300.0 + PROBE_SECONDS)
-    assert it.resting_until("m") == 300.0 + 2 * PROBE_SECONDS
+    it.record_failure(refusal(LimitKind.QUOTA), 0.0)
+    it.before_request("m", 300.0)
+    it.before_request("m", 300.0 + PROBE_SECONDS)
+    assert it.cooldown_until("m") == 300.0 + 2 * PROBE_SECONDS
 
 
 def test_an_answer_from_before_ends_no_rest():
     """A request that was sent before the refusal and answered after it proves nothing about now."""
     it = account("a")
-    it.failed(refusal(Limit.QUOTA), 5.0)
-    it.succeeded("m", 4.0)
+    it.record_failure(refusal(LimitKind.QUOTA), 5.0)
+    it.record_success("m", 4.0)
     assert it.quota == "no"
-    it.succeeded("m", 6.0)
-    assert not it.rests
+    it.record_success("m", 6.0)
+    assert not it.cooldowns
     assert it.quota is None
 
 
 def test_a_short_pause_does_not_end_a_long_rest():
     """An account out of quota that also says "slow down" is still out of quota."""
     it = account("a", plan="coding")
-    it.failed(refusal(Limit.QUOTA), 0.0)
-    it.failed(refusal(Limit.MOMENT), 1.0)
-    assert it.resting_until("m") == pytest.approx(300.0)
+    it.record_failure(refusal(LimitKind.QUOTA), 0.0)
+    it.record_failure(refusal(LimitKind.BURST), 1.0)
+    assert it.cooldown_until("m") == pytest.approx(300.0)
 
 
 def test_too_many_at_once_teaches_how_many():
     """After a concurrency error fewer are sent at once, for a while."""
     it = account("a")
     for _ in range(3):
-        it.asked("m", 0.0)
-    it.failed(refusal(Limit.CONCURRENCY), 0.0, "m")
+        it.before_request("m", 0.0)
+    it.record_failure(refusal(LimitKind.CONCURRENCY), 0.0, "m")
     it.in_flight -= 1
-    assert it.full(1.0)
+    assert it.at_capacity(1.0)
     it.in_flight -= 1
-    assert not it.full(1.0)
+    assert not it.at_capacity(1.0)
     it.in_flight = 9
-    assert not it.full(CEILING_SECONDS)
+    assert not it.at_capacity(CONCURRENCY_BACKOFF_SECONDS)
 
 
 def test_the_client_is_told_when_the_minute_is_over():
     """A minute's limit without a Retry-After gets a true one."""
-    error = refusal(Limit.MINUTE)
-    account("a", wall=lambda: WALL).failed(error, 1.0, "m")
+    error = refusal(LimitKind.MINUTE)
+    account("a", wall=lambda: WALL).record_failure(error, 1.0, "m")
     assert error.retry_after == pytest.approx(55.0)
 
 
 def test_a_new_token_ends_the_rest_of_the_old_one():
     """A token that was refused and renewed says nothing about the account; a quota that is gone stays gone."""
     it = account("a", plan="oauth")
-    it.failed(refusal(Limit.ACCESS), 0.0, "m")
-    it.renewed()
-    assert not it.rests
-    it.failed(refusal(Limit.QUOTA), 0.0, "m")
-    it.renewed()
-    assert it.rests
+    it.record_failure(refusal(LimitKind.ACCESS), 0.0, "m")
+    it.token_refreshed()
+    assert not it.cooldowns
+    it.record_failure(refusal(LimitKind.QUOTA), 0.0, "m")
+    it.token_refreshed()
+    assert it.cooldowns
 
 
 def test_clients_cannot_make_it_remember_without_end():
     """The models that an account has refused are few, however many names clients invent."""
     it = account("a")
-    it.failed(refusal(Limit.QUOTA), 0.0)
-    for n in range(3 * MAX_RESTS):
-        it.failed(refusal(Limit.MODEL), float(n), f"m{n}")
-    assert len(it.rests) <= MAX_RESTS
-    assert "" in it.rests
+    it.record_failure(refusal(LimitKind.QUOTA), 0.0)
+    for n in range(3 * MAX_COOLDOWNS):
+        it.record_failure(refusal(LimitKind.MODEL), float(n), f"m{n}")
+    assert len(it.cooldowns) <= MAX_COOLDOWNS
+    assert "" in it.cooldowns

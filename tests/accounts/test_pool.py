@@ -9,9 +9,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.accounts import Accounts
-from qproxy.accounts.rate_limit import Pace
-from qproxy.wire.errors import Limit, Overloaded, QproxyError
+from qproxy.accounts import AccountPool
+from qproxy.accounts.rate_limit import AccountRateLimiter
+from qproxy.wire.errors import LimitKind, OverloadedError, QproxyError
 from tests.accounts.factories import account, refusal
 
 
@@ -33,27 +33,27 @@ def left_of(one, now):
 
 async def test_leases_wait_and_give_up(autojump_clock):
     """A lease waits for a free account, for queue_timeout at most, and is given back after a cancellation."""
-    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=2.0)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=2.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
         await trio.testing.wait_all_tasks_blocked()
         async with accounts.lease("m") as leased:
             assert trio.current_time() == 1
             assert leased.in_flight == 1
-            with pytest.raises(Overloaded):
+            with pytest.raises(OverloadedError):
                 async with accounts.lease("m"):
                     raise AssertionError("not reached")
             assert trio.current_time() == 3
         nursery.start_soon(hold, accounts, 100)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert accounts.accounts[0].in_flight == accounts.waiting == 0
+    assert accounts.accounts[0].in_flight == accounts.queue_size == 0
     assert "sk" not in repr(accounts)
 
 
 async def test_the_line_is_first_come_first_served(autojump_clock):
     """Those who wait get what is given back in their order, and a newcomer does not take it from them."""
-    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=9)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=9)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for n in range(4):
@@ -66,22 +66,22 @@ async def test_the_line_is_first_come_first_served(autojump_clock):
 
 async def test_the_line_is_bounded(autojump_clock):
     """Who finds a full line is refused at once."""
-    accounts = Accounts([account("a", max_in_flight=1)], queue_timeout=5, max_waiting=3)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=5, max_waiting=3)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for _ in range(6):
             nursery.start_soon(hold, accounts, 100, seen)
         await trio.testing.wait_all_tasks_blocked()
-        assert accounts.waiting == 3
+        assert accounts.queue_size == 3
         assert [row[0] for row in seen].count("overloaded") == 2
         nursery.cancel_scope.cancel()
-    assert accounts.waiting == 0
+    assert accounts.queue_size == 0
 
 
 async def test_others_are_not_held_up(autojump_clock):
     """A line for one model does not delay those who want another."""
     one, two = account("a", models=("m",), max_in_flight=1), account("b", models=("n",))
-    accounts = Accounts([one, two], queue_timeout=5)
+    accounts = AccountPool([one, two], queue_timeout=5)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 3)
@@ -94,7 +94,7 @@ async def test_others_are_not_held_up(autojump_clock):
 
 async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
     """A waiter that is cancelled in the moment in which it is served gives the account to the next one, and costs nothing."""
-    accounts = Accounts([account("a", max_in_flight=1, pace=Pace(rpm=2))], queue_timeout=9)
+    accounts = AccountPool([account("a", max_in_flight=1, pace=AccountRateLimiter(rpm=2))], queue_timeout=9)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
@@ -103,16 +103,16 @@ async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
             await hold(accounts, 5, seen)
         nursery.start_soon(hold, accounts, 0, seen)
     assert seen[-1] == ("a", 1)
-    assert accounts.accounts[0].in_flight == accounts.waiting == 0
+    assert accounts.accounts[0].in_flight == accounts.queue_size == 0
     assert accounts.accounts[0].requests == 2
 
 
 async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
     """Those who wait for a place take the account whose rest ends first, although nothing was given back."""
     a, b = account("a", max_in_flight=1), account("b")
-    accounts = Accounts([a, b], queue_timeout=9)
+    accounts = AccountPool([a, b], queue_timeout=9)
     seen: list[Any] = []
-    b.failed(refusal(Limit.QUOTA, waits=2.0), 0.0)
+    b.record_failure(refusal(LimitKind.QUOTA, waits=2.0), 0.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 5)
         await trio.testing.wait_all_tasks_blocked()
@@ -122,7 +122,7 @@ async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
 
 async def test_a_lone_paced_account_is_waited_for(autojump_clock):
     """What is paced out is waited for within queue_timeout; beyond it a 429 says truly when to come again."""
-    accounts = Accounts([account("a", pace=Pace(rpm=30))], queue_timeout=3)
+    accounts = AccountPool([account("a", pace=AccountRateLimiter(rpm=30))], queue_timeout=3)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for _ in range(33):
@@ -138,7 +138,7 @@ async def test_a_lone_paced_account_is_waited_for(autojump_clock):
 
 async def test_a_paced_account_is_passed_over(autojump_clock):
     """While another account is free nobody waits."""
-    accounts = Accounts([account("a", pace=Pace(rpm=1)), account("b")], queue_timeout=3)
+    accounts = AccountPool([account("a", pace=AccountRateLimiter(rpm=1)), account("b")], queue_timeout=3)
     seen: list[Any] = []
     for n in range(20):
         await hold(accounts, 0, seen, affinity=str(n))
@@ -148,11 +148,11 @@ async def test_a_paced_account_is_passed_over(autojump_clock):
 
 async def test_tokens_are_reserved_and_settled(autojump_clock):
     """An estimate is taken before the request, exchanged for what was used after it, and more than a minute's is a minute's."""
-    one = account("a", pace=Pace(tpm=6000))
-    accounts = Accounts([one], queue_timeout=1)
+    one = account("a", pace=AccountRateLimiter(tpm=6000))
+    accounts = AccountPool([one], queue_timeout=1)
     assert accounts.counts_tokens
     async with accounts.lease("m", tokens=5000, used=lambda: 600):
-        assert one.pace.wait(1000, 0) == 0
+        assert one.rate_limiter.wait(1000, 0) == 0
         with pytest.raises(QproxyError) as refused:
             async with accounts.lease("m", tokens=2000):
                 raise AssertionError("not reached")
@@ -168,10 +168,10 @@ async def test_tokens_are_reserved_and_settled(autojump_clock):
 
 async def test_large_requests_do_not_starve(autojump_clock):
     """Small requests that come later do not eat the tokens that a large one waits for."""
-    one = account("a", pace=Pace(tpm=6000))
-    accounts = Accounts([one], queue_timeout=100)
+    one = account("a", pace=AccountRateLimiter(tpm=6000))
+    accounts = AccountPool([one], queue_timeout=100)
     seen: list[Any] = []
-    one.pace.take(6000, 0)
+    one.rate_limiter.acquire(6000, 0)
     async with trio.open_nursery() as nursery:
         for tokens in (3000, 100, 100):
             nursery.start_soon(partial(hold, accounts, 0, seen, tokens=tokens))
@@ -182,15 +182,15 @@ async def test_large_requests_do_not_starve(autojump_clock):
 async def test_no_herd_wakes_up_on_an_account_that_has_rested(autojump_clock):
     """When a rest is over one request finds out whether it really is; the others go elsewhere meanwhile."""
     a, b = account("a"), account("b")
-    accounts = Accounts([a, b])
-    a.failed(refusal(Limit.QUOTA, waits=60.0), 0.0)
+    accounts = AccountPool([a, b])
+    a.record_failure(refusal(LimitKind.QUOTA, waits=60.0), 0.0)
     await trio.sleep(61)
     async with trio.open_nursery() as nursery:
         for n in range(50):
             nursery.start_soon(partial(hold, accounts, 1, affinity=str(n)))
         await trio.testing.wait_all_tasks_blocked()
         assert (a.in_flight, b.in_flight) == (1, 49)
-    a.succeeded("m", 61.0)
+    a.record_success("m", 61.0)
     seen: list[Any] = []
     for n in range(50):
         await hold(accounts, 0, seen, affinity=str(n))
@@ -205,9 +205,9 @@ WISHES = st.tuples(
 @given(st.lists(WISHES, max_size=25), st.integers(1, 3), st.none() | st.integers(1, 60))
 def test_the_line_is_sound(wishes, places, rpm):
     """However requests come, wait and leave: no account has more than it may, nobody waits beyond the limits, all ends empty."""
-    one = account("a", models=("m", "n"), max_in_flight=places, pace=Pace(rpm=rpm, tpm=60))
+    one = account("a", models=("m", "n"), max_in_flight=places, pace=AccountRateLimiter(rpm=rpm, tpm=60))
     two = account("b", models=("n", "o"), max_in_flight=places)
-    accounts = Accounts([one, two], queue_timeout=1.0, max_waiting=5)
+    accounts = AccountPool([one, two], queue_timeout=1.0, max_waiting=5)
     begun, refused = [], []
 
     async def ask(model, start, seconds, leaves, tokens):
@@ -216,7 +216,7 @@ def test_the_line_is_sound(wishes, places, rpm):
             try:
                 async with accounts.lease(model, tokens=tokens, used=lambda: tokens // 2) as leased:
                     assert trio.current_time() <= start + 1.001
-                    assert leased.offers(model)
+                    assert leased.supports(model)
                     assert leased.in_flight <= places
                     begun.append(leased)
                     await trio.sleep(seconds)
@@ -231,16 +231,16 @@ def test_the_line_is_sound(wishes, places, rpm):
                 nursery.start_soon(ask, *wish)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert accounts.waiting == one.in_flight == two.in_flight == 0
+    assert accounts.queue_size == one.in_flight == two.in_flight == 0
     assert rpm is None or begun.count(one) <= rpm * (1 + 6 / 60) + 1
     assert set(refused) <= {(429, True, True), (503, True, True)}
 
 
 def test_a_server_that_reports_too_many_tokens_costs_a_minute():
     """However many tokens an answer is said to have taken, its account may be asked again a minute later."""
-    pace = Pace(tpm=1000)
-    pace.take(pace.reserved(500), 0.0)
-    pace.give_back(500 - 100_000_000, 0.0)
+    pace = AccountRateLimiter(tpm=1000)
+    pace.acquire(pace.reserved(500), 0.0)
+    pace.release(500 - 100_000_000, 0.0)
     assert 0 < pace.wait(1000, 0.0) <= 120
     assert pace.wait(1000, 120.0) == 0
-    assert pace.returned == -1000
+    assert pace.released_tokens == -1000

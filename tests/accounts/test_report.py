@@ -6,39 +6,47 @@ from datetime import UTC, datetime
 import pytest
 
 from qproxy import cli
-from qproxy.accounts import report as overview
-from qproxy.accounts.cooldowns import Rest
-from qproxy.accounts.shared_state import Login, Standing
+from qproxy.accounts import report
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.shared_state import AccountState, LoginState
 from qproxy.backends.local.account_state import read
-from qproxy.cli.accounts import table
-from qproxy.config.accounts import AccountConfig, resolve
+from qproxy.cli.accounts import accounts_table
+from qproxy.config.accounts import AccountConfig, resolve_account
 from qproxy.emulator.faults import json_reply
 from tests.helpers import HELLO, accounts, world
 
 WALL = datetime(2026, 8, 12, 11, 4, 5, tzinfo=UTC).timestamp()
-ONE = resolve(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-secret", rpm=2))
-QUOTA = Rest(WALL + 100, WALL, "quota", WALL + 86400)
+ONE = resolve_account(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-secret", rpm=2))
+QUOTA = Cooldown(WALL + 100, WALL, "quota", WALL + 86400)
 STANDINGS = {
     "not used": (None, "unused", "not used yet"),
-    "ready": (Standing("one", requests=3), "ready", "ready"),
-    "resting": (Standing("one", {"": QUOTA}), "resting", "resting until 11:05:45 UTC: quota"),
-    "rested": (Standing("one", {"": QUOTA.shifted(-200)}), "ready", "ready"),
-    "a model": (Standing("one", {"m": QUOTA}), "ready", "ready; not for m"),
+    "ready": (AccountState("one", requests=3), "ready", "ready"),
+    "resting": (AccountState("one", {"": QUOTA}), "resting", "resting until 11:05:45 UTC: quota"),
+    "rested": (AccountState("one", {"": QUOTA.with_clock_offset(-200)}), "ready", "ready"),
+    "a model": (AccountState("one", {"m": QUOTA}), "ready", "ready; not for m"),
     "signed out": (
-        Standing("one", {"": QUOTA}, login=Login("login_needed", "nobody is signed in", False)),
+        AccountState("one", {"": QUOTA}, login=LoginState("login_needed", "nobody is signed in", False)),
         "login_needed",
         "nobody is signed in",
     ),
-    "signed in": (Standing("one", login=Login("ready", "signed in", True, WALL + 9)), "ready", "ready"),
-    "paced": (Standing("one", pace={"requests": (0.5, WALL)}), "paced", "at its limit for this minute"),
+    "signed in": (
+        AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9)),
+        "ready",
+        "ready",
+    ),
+    "paced": (
+        AccountState("one", used_in_slots={"requests": (0.5, WALL)}),
+        "paced",
+        "at its limit for this minute",
+    ),
 }
 
 
 @pytest.mark.parametrize(("standing", "state", "words"), STANDINGS.values(), ids=STANDINGS.keys())
 def test_words(standing, state, words):
     """The state is said in a word for programs and in words for people."""
-    (row,) = overview.rows([ONE], {} if standing is None else {ONE.identity: standing}, WALL)
-    assert (row.state, row.words) == (state, words)
+    (row,) = report.account_rows([ONE], {} if standing is None else {ONE.identity: standing}, WALL)
+    assert (row.state, row.message) == (state, words)
     assert (row.name, row.kind, row.plan, row.host) == (
         "one",
         "key",
@@ -49,15 +57,15 @@ def test_words(standing, state, words):
 
 def test_the_end_of_a_token_is_shown():
     """A login says when its token ends."""
-    standing = Standing("one", login=Login("ready", "signed in", True, WALL + 9))
-    rows = overview.rows([ONE], {ONE.identity: standing}, WALL)
+    standing = AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9))
+    rows = report.account_rows([ONE], {ONE.identity: standing}, WALL)
     assert rows[0].expires_at == WALL + 9
-    assert "one: the token in use ends 11:04:14 UTC" in table(rows, WALL)
+    assert "one: the token in use ends 11:04:14 UTC" in accounts_table(rows, WALL)
 
 
 def test_another_key_is_another_account():
     """Who replaces a key that is out of quota does not inherit its rest."""
-    other = resolve(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-other"))
+    other = resolve_account(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-other"))
     assert other.identity != ONE.identity
     assert "secret" not in ONE.identity
 

@@ -15,33 +15,33 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.accounts import Account, Accounts
-from qproxy.accounts.cooldowns import Rest
-from qproxy.accounts.rate_limit import Pace
+from qproxy.accounts import Account, AccountPool
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import (
     HEARTBEAT,
-    BoardError,
-    Limits,
-    Login,
-    News,
-    Standing,
-    claimed,
+    AccountLimits,
+    AccountState,
+    AccountStateDelta,
+    LoginState,
+    StateStoreError,
     from_json,
-    merged,
+    merge,
     to_json,
+    try_acquire,
 )
-from qproxy.accounts.sync import Sharing
-from qproxy.backends.local.account_state import BoardFile, read
-from qproxy.wire.errors import Limit, RequestError
+from qproxy.accounts.sync import AccountStateSync
+from qproxy.backends.local.account_state import SqliteAccountState, read
+from qproxy.wire.errors import LimitKind, RequestError
 from tests.accounts.factories import account, refusal
 from tests.auth.helpers import signed
 
-REST = Rest(100.0, 0.0, "quota", 200.0)
+REST = Cooldown(100.0, 0.0, "quota", 200.0)
 
 
 def test_standings_survive_json():
     """What is written can be read, also by a version that knows more or fewer fields."""
-    standing = Standing(
+    standing = AccountState(
         "a",
         {"": REST},
         3,
@@ -49,7 +49,7 @@ def test_standings_survive_json():
         "429 x",
         5.0,
         "gone",
-        Login("ready", "signed in", True, 9.0),
+        LoginState("ready", "signed in", True, 9.0),
         {"tokens": (1.5, 2.0)},
         {"7": 2},
         {"p": (1, 70.0)},
@@ -57,43 +57,49 @@ def test_standings_survive_json():
     data = json.loads(json.dumps(to_json(standing)))
     assert from_json(data) == standing
     assert from_json({**data, "new": 1}) == standing
-    assert from_json({}) == Standing()
+    assert from_json({}) == AccountState()
     with pytest.raises(ValueError, match="not a standing"):
         from_json({"rests": {"": {"no": 1}}})
 
 
 NEWS = st.builds(
-    News, st.just("a"), requests=st.integers(0, 9), failures=st.integers(0, 9), in_flight=st.integers(0, 9)
+    AccountStateDelta,
+    st.just("a"),
+    requests=st.integers(0, 9),
+    failures=st.integers(0, 9),
+    in_flight=st.integers(0, 9),
 )
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqr"), NEWS), max_size=20))
 def test_counts_add_up(posts):
     """The news of several processes add up, whoever posts when; the last word about a process counts for it."""
-    standing, wall = Standing(), 1000.0
+    standing, wall = AccountState(), 1000.0
     for process, news in posts:
-        standing = merged(standing, news, process, wall)
+        standing = merge(standing, news, process, wall)
     assert standing.requests == standing.last_minute(wall) == sum(news.requests for _, news in posts)
     assert standing.failures == sum(news.failures for _, news in posts)
-    assert standing.under_way(wall) == sum({process: news.in_flight for process, news in posts}.values())
-    assert standing.under_way(wall + HEARTBEAT + 1) == standing.last_minute(wall + 70) == 0
+    assert standing.active_requests(wall) == sum(
+        {process: news.in_flight for process, news in posts}.values()
+    )
+    assert standing.active_requests(wall + HEARTBEAT + 1) == standing.last_minute(wall + 70) == 0
 
 
 def test_rests_begin_and_end():
     """A rest stays until somebody says that it is over."""
-    standing = merged(Standing(), News("a", {"": REST, "m": REST}), "p", 0.0)
-    standing = merged(standing, News("a", {"m": None}), "q", 0.0)
-    assert standing.rests == {"": REST}
+    standing = merge(AccountState(), AccountStateDelta("a", {"": REST, "m": REST}), "p", 0.0)
+    standing = merge(standing, AccountStateDelta("a", {"m": None}), "q", 0.0)
+    assert standing.cooldowns == {"": REST}
 
 
 @given(st.lists(st.tuples(st.floats(-5, 20), st.integers(0, 50)), min_size=1, max_size=80))
 def test_claims_keep_the_pace(steps):
     """Whatever the clock does, no more is granted than the bucket and its refilling allow, and it says what is left."""
-    limits, standing, wall, forward = Limits(30, 100), Standing(), 1000.0, 0.0
+    limits, standing, wall, forward = AccountLimits(30, 100), AccountState(), 1000.0, 0.0
     requests = tokens = 0
     for step, count in steps:
         wall, forward = wall + step, forward + max(step, 0.0)
-        standing, claim = claimed(standing, limits, count, wall)
+        standing, claim = try_acquire(standing, limits, count, wall)
         requests, tokens = requests + claim.granted, tokens + claim.granted * count
         assert claim.requests is not None
         assert claim.tokens is not None
@@ -105,14 +111,14 @@ def test_claims_keep_the_pace(steps):
 async def test_a_file_is_private_and_survives(tmp_path):
     """The board of one process is read by the next one; nobody else may read it."""
     path = tmp_path / "new" / "accounts.db"
-    first = BoardFile(path, wall=lambda: 50.0)
-    await first.exchange({"id": News("a", {"": REST}, requests=2, quota=("gone",))})
+    first = SqliteAccountState(path, wall_clock=lambda: 50.0)
+    await first.exchange({"id": AccountStateDelta("a", {"": REST}, requests=2, quota=("gone",))})
     await first.aclose()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o700
-    second = BoardFile(path, wall=lambda: 51.0)
-    (standing,) = (await second.exchange({"id": News("a")})).values()
-    assert (standing.rests, standing.requests, standing.quota) == ({"": REST}, 2, "gone")
+    second = SqliteAccountState(path, wall_clock=lambda: 51.0)
+    (standing,) = (await second.exchange({"id": AccountStateDelta("a")})).values()
+    assert (standing.cooldowns, standing.requests, standing.quota) == ({"": REST}, 2, "gone")
     assert read(path) == {"id": standing}
     assert read(tmp_path / "none.db") == {}
     await second.aclose()
@@ -129,13 +135,13 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
     """A file that cannot be used is said once, and accounts go on alone."""
     path = tmp_path / "accounts.db"
     spoil(path)
-    with pytest.raises(BoardError, match=r"accounts\.db"):
+    with pytest.raises(StateStoreError, match=r"accounts\.db"):
         read(path)
-    one = account("a", identity="id", pace=Pace(rpm=60))
-    board = BoardFile(path)
-    accounts = Accounts([one], sharing=Sharing(board))
+    one = account("a", identity="id", pace=AccountRateLimiter(rpm=60))
+    board = SqliteAccountState(path)
+    accounts = AccountPool([one], sharing=AccountStateSync(board))
     for _ in range(2):
-        await accounts.share()
+        await accounts.start_sync()
         async with accounts.lease("m") as leased:
             assert leased is one
     assert [record.message for record in caplog.records] == [
@@ -149,11 +155,13 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
 async def test_a_damaged_row_keeps_no_other_from_being_read(tmp_path):
     """What is no standing counts as none, is written anew, and the other accounts are known as before."""
     path = tmp_path / "accounts.db"
-    board = BoardFile(path)
-    await board.exchange({"a": News("a", requests=1), "b": News("b", requests=2)})
+    board = SqliteAccountState(path)
+    await board.exchange({"a": AccountStateDelta("a", requests=1), "b": AccountStateDelta("b", requests=2)})
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE accounts SET standing = '{' WHERE identity = 'a'")
-    known = await board.exchange({"a": News("a", requests=3), "b": News("b", requests=4)})
+    known = await board.exchange(
+        {"a": AccountStateDelta("a", requests=3), "b": AccountStateDelta("b", requests=4)}
+    )
     assert (known["a"].requests, known["b"].requests) == (3, 6)
     assert read(path) == known
     await board.aclose()
@@ -164,10 +172,10 @@ class Pair:
 
     def __init__(self, path, fields):
         self.wall = 1_000_000.0
-        self.boards = [BoardFile(path, wall=self.now) for _ in range(2)]
+        self.boards = [SqliteAccountState(path, wall_clock=self.now) for _ in range(2)]
         self.ones = [account("a", identity="id", wall=self.now, **fields()) for _ in range(2)]
         self.all = [
-            Accounts([one], queue_timeout=0.01, sharing=Sharing(board, wall=self.now))
+            AccountPool([one], queue_timeout=0.01, sharing=AccountStateSync(board, wall_clock=self.now))
             for one, board in zip(self.ones, self.boards, strict=True)
         ]
 
@@ -198,12 +206,12 @@ async def test_rests_are_shared(tmp_path):
     """What one process hears the other knows; what one finds out to be over is over for both."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
-        one.failed(refusal(Limit.QUOTA, "gone", waits=100.0), trio.current_time())
-        one.failed(refusal(Limit.MODEL), trio.current_time(), "m")
+        one.record_failure(refusal(LimitKind.QUOTA, "gone", waits=100.0), trio.current_time())
+        one.record_failure(refusal(LimitKind.MODEL), trio.current_time(), "m")
         await it.share(0, 1)
         assert resting(two) == {"": 100, "m": 600}
         assert two.quota == "gone"
-        two.succeeded()
+        two.record_success()
         await it.share(1, 0)
         assert resting(one) == {"m": 600}
         assert one.quota is None
@@ -216,7 +224,7 @@ async def test_what_happens_meanwhile_is_not_lost(tmp_path):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.share, 0)
             await trio.lowlevel.checkpoint()
-            one.failed(refusal(Limit.QUOTA, waits=100.0), trio.current_time())
+            one.record_failure(refusal(LimitKind.QUOTA, waits=100.0), trio.current_time())
         assert resting(one) == {"": 100}
         await it.share(0, 1)
         assert resting(two) == {"": 100}
@@ -226,7 +234,7 @@ async def test_a_wall_clock_that_jumps_moves_no_rest(tmp_path):
     """Inside a process time goes on by its own clock, whatever happens to the wall's."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
-        one.failed(refusal(Limit.QUOTA, waits=100.0), trio.current_time())
+        one.record_failure(refusal(LimitKind.QUOTA, waits=100.0), trio.current_time())
         await it.share(0, 1)
         it.wall -= 86400.0
         await it.share(0, 1, 0, 1)
@@ -235,7 +243,7 @@ async def test_a_wall_clock_that_jumps_moves_no_rest(tmp_path):
 
 async def test_one_pace_for_two_processes(tmp_path):
     """Together they get what one alone would get, and what one gives back both have."""
-    async with Pair(tmp_path / "b.db", lambda: {"pace": Pace(rpm=20, tpm=1000)}) as it:
+    async with Pair(tmp_path / "b.db", lambda: {"pace": AccountRateLimiter(rpm=20, tpm=1000)}) as it:
         got = 0
         for n in range(60):
             with suppress(RequestError):
@@ -248,16 +256,16 @@ async def test_one_pace_for_two_processes(tmp_path):
 
 async def test_how_a_login_is_stands_on_the_board(tmp_path):
     """Whoever reads the board knows whether somebody is signed in, and until when, but no token."""
-    board = BoardFile(tmp_path / "b.db")
+    board = SqliteAccountState(tmp_path / "b.db")
     async with signed(tmp_path, interval=0.05) as it:  # polled in real time: the board works in a thread
-        accounts = Accounts([Account("me", it.source(), identity="id")], sharing=Sharing(board))
-        await accounts.share()
+        accounts = AccountPool([Account("me", it.source(), identity="id")], sharing=AccountStateSync(board))
+        await accounts.start_sync()
         login = read(board.path)["id"].login
         assert login is not None
         assert (login.usable, login.expires_at) == (False, None)
         await it.sign_in()
         await accounts.accounts[0].source.credential()
-        await accounts.share()
+        await accounts.start_sync()
         login = read(board.path)["id"].login
         assert login is not None
         assert (login.state, login.expires_at) == ("ready", it.on_disk().expiry_date / 1000)
@@ -300,5 +308,5 @@ async def test_many_processes_keep_one_pace(tmp_path):
 
 def test_news_says_whether_it_is_worth_a_write():
     """A process without anything to tell writes nothing."""
-    assert News("a").empty
-    assert not replace(News("a"), quota=(None,)).empty
+    assert AccountStateDelta("a").is_empty
+    assert not replace(AccountStateDelta("a"), quota=(None,)).is_empty

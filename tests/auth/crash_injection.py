@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from qproxy.auth.credential_file import CredentialFile
-from qproxy.auth.lock import Lock
-from qproxy.wire.credential_format import Tokens
+from qproxy.auth.lock import FileLock
+from qproxy.wire.credential_format import TokenSet
 
-OLD = Tokens("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})
-NEW = Tokens("a2" * 500, "r2" * 500, "Bearer", 1_760_000_100_000, "portal.qwen.ai", {"note": "kept"})
-LAST = Tokens("a3", "r3", "Bearer", 1_760_000_200_000)
+OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})
+NEW = TokenSet("a2" * 500, "r2" * 500, "Bearer", 1_760_000_100_000, "portal.qwen.ai", {"note": "kept"})
+LAST = TokenSet("a3", "r3", "Bearer", 1_760_000_200_000)
 CALLS = (
     "open", "write", "read", "close", "fsync", "ftruncate", "lseek", "rename", "unlink", "mkdir", "listdir", "lstat",
     "fstat", "link", "chmod",
@@ -57,31 +57,31 @@ class Death:
         return at
 
 
-def refresh(file: CredentialFile, lock: Lock) -> None:
+def refresh(file: CredentialFile, lock: FileLock) -> None:
     """What the keeper does, without the network in the middle."""
-    if not lock.take():
+    if not lock.acquire():
         raise AssertionError("the lock is held")
-    file.read()
-    draft = file.draft()
-    draft.publish(NEW)
+    file.load()
+    draft = file.prepare_write()
+    draft.commit(NEW)
     draft.discard()
-    lock.give_back()
+    lock.release()
 
 
-def prepare(folder: Path, story: str) -> tuple[CredentialFile, Lock]:
+def prepare(folder: Path, story: str) -> tuple[CredentialFile, FileLock]:
     """The disk as a story finds it."""
     shared = story.startswith("shared")
     file = CredentialFile(folder / "me" / "oauth_creds.json", shared=shared)
     if story != "first sign-in":
         file.save(OLD)
     if story == "refresh after a death":
-        file.draft()
+        file.prepare_write()
     if story == "shared, stale lock":
         lock = file.path.with_suffix(".lock")
         lock.write_text("theirs")
         os.utime(lock, (time.time() - 60,) * 2)
     file.make_directory()
-    return file, Lock(file.path, shared=shared)
+    return file, FileLock(file.path, shared=shared)
 
 
 def deaths(folder: Path, story: str, point: str) -> Iterator[tuple[int, CredentialFile, bool]]:
@@ -103,13 +103,13 @@ def deaths(folder: Path, story: str, point: str) -> Iterator[tuple[int, Credenti
 
 def usable_again(file: CredentialFile) -> bool:
     """Whether the next process can go on, after the time that qwen-code's rule gives a dead holder."""
-    lock = Lock(file.path, shared=True, wall=lambda: time.time() + 60)
-    if not lock.take():
+    lock = FileLock(file.path, shared=True, wall_clock=lambda: time.time() + 60)
+    if not lock.acquire():
         return False
     file.save(LAST)
-    lock.give_back()
+    lock.release()
     names = {path.name for path in file.path.parent.iterdir()}
-    return file.read() == LAST and not any(name.startswith(".") for name in names)
+    return file.load() == LAST and not any(name.startswith(".") for name in names)
 
 
 def main(root: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def main(root: Path) -> dict[str, Any]:
         for point in POINTS:
             for number, file, killed in deaths(root / "disk", story, point):
                 found["kills"] += killed
-                where, tokens = f"{story}: {point} call {number}", file.read()
+                where, tokens = f"{story}: {point} call {number}", file.load()
                 word = {OLD.access_token: "old", NEW.access_token: "new"}.get(
                     tokens.access_token if tokens else ""
                 )

@@ -13,18 +13,18 @@ import trio.testing
 
 from qproxy.auth import OAuthSource
 from qproxy.auth.credential_file import CredentialFile
-from qproxy.auth.identity_client import Identity
-from qproxy.auth.lock import Lock
-from qproxy.auth.refresher import Keeper
-from qproxy.auth.token_state import Holding
+from qproxy.auth.identity_client import IdentityClient
+from qproxy.auth.lock import FileLock
+from qproxy.auth.refresher import TokenRefresher
+from qproxy.auth.token_state import TokenState
 from qproxy.emulator import Emulator
 from qproxy.emulator.identity import CLIENT_ID
-from qproxy.transport import Transport
-from qproxy.wire.credential_format import Tokens, dump
-from qproxy.wire.oauth import Provider
+from qproxy.transport import UpstreamTransport
+from qproxy.wire.credential_format import TokenSet, dump
+from qproxy.wire.oauth import IdentityProvider
 
 HOST = "http://emulator.test"
-PROVIDER = Provider(
+PROVIDER = IdentityProvider(
     f"{HOST}/api/v1/oauth2/device/code", f"{HOST}/api/v1/oauth2/token", CLIENT_ID, "openid model.completion"
 )
 EPOCH = 1_760_000_000.0
@@ -52,33 +52,35 @@ class Signed:
     """An identity server, and one account's parts."""
 
     emulator: Emulator
-    identity: Identity
+    identity: IdentityClient
     file: CredentialFile
     path: Path
     nursery: trio.Nursery
-    transport: Transport
+    transport: UpstreamTransport
     wall: Wall = field(default_factory=Wall)
 
     def source(self, name="me", *, file=None, shared=False, ahead=1200.0, keep=True):
         """A new source on the same file, as another process would have it."""
         file = file or self.file
-        holding = Holding(name, ahead)
-        lock = Lock(file.path, shared=shared, wall=self.wall)
-        keeper = Keeper(holding, file, lock, self.identity, run=in_place, wall=self.wall, spread=lambda: 0.5)
+        holding = TokenState(name, ahead)
+        lock = FileLock(file.path, shared=shared, wall_clock=self.wall)
+        keeper = TokenRefresher(
+            holding, file, lock, self.identity, run=in_place, wall_clock=self.wall, jitter=lambda: 0.5
+        )
         source = OAuthSource(holding, keeper, hosts=(HOST,), fallback_url="https://fallback.test/v1")
         if keep:
-            self.nursery.start_soon(source.keep)
+            self.nursery.start_soon(source.run)
         return source
 
     def flow(self):
-        return self.source(keep=False).flow()
+        return self.source(keep=False).start_login()
 
     async def sign_in(self, *, approve=True):
         """Go through a whole device flow, decided at once; how it ended."""
         flow = self.flow()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.run)
-            await flow.begun.wait()
+            await flow.started.wait()
             assert self.emulator.identity.decide(flow.progress.user_code, approve=approve)
         return flow.progress
 
@@ -89,8 +91,8 @@ class Signed:
         new.write_bytes(dump(tokens))
         new.replace(self.path)
 
-    def on_disk(self) -> Tokens:
-        found = self.file.read()
+    def on_disk(self) -> TokenSet:
+        found = self.file.load()
         assert found is not None
         return found
 
@@ -110,7 +112,7 @@ async def signed(tmp_path, **settings):
             nursery.start_soon(emulator.handle, theirs)
             return ours
 
-        transport = Transport(connect=connect)
-        identity = Identity(transport, PROVIDER)
+        transport = UpstreamTransport(connect=connect)
+        identity = IdentityClient(transport, PROVIDER)
         yield Signed(emulator, identity, CredentialFile(path), path, nursery, transport)
         nursery.cancel_scope.cancel()

@@ -22,16 +22,16 @@ import trio
 
 from qproxy.auth import OAuthSource
 from qproxy.auth.credential_file import CredentialFile
-from qproxy.auth.identity_client import Identity
-from qproxy.auth.lock import Lock
-from qproxy.auth.refresher import Keeper
-from qproxy.auth.token_state import Holding
+from qproxy.auth.identity_client import IdentityClient
+from qproxy.auth.lock import FileLock
+from qproxy.auth.refresher import TokenRefresher
+from qproxy.auth.token_state import TokenState
 from qproxy.emulator import Emulator
-from qproxy.emulator.identity import CLIENT_ID, Family
-from qproxy.transport import Transport
-from qproxy.wire.credential_format import Tokens
+from qproxy.emulator.identity import CLIENT_ID, TokenFamily
+from qproxy.transport import UpstreamTransport
+from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.oauth import Provider
+from qproxy.wire.oauth import IdentityProvider
 
 LIFETIME = 0.4
 WORD = 100
@@ -40,14 +40,19 @@ WORD = 100
 
 async def race(origin: str, path: Path, enough: int) -> dict[str, Any]:
     """One process: ask for a token until there have been enough different ones."""
-    provider = Provider(
+    provider = IdentityProvider(
         f"{origin}/api/v1/oauth2/device/code", f"{origin}/api/v1/oauth2/token", CLIENT_ID, "openid"
     )
-    keeper = Keeper(Holding("me", 1200.0), CredentialFile(path), Lock(path), Identity(Transport(), provider))
-    source = OAuthSource(keeper._holding, keeper, hosts=(origin,), fallback_url=origin)
+    keeper = TokenRefresher(
+        TokenState("me", 1200.0),
+        CredentialFile(path),
+        FileLock(path),
+        IdentityClient(UpstreamTransport(), provider),
+    )
+    source = OAuthSource(keeper._token_state, keeper, hosts=(origin,), fallback_url=origin)
     tokens: set[str | None] = set()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(source.keep)
+        nursery.start_soon(source.run)
         while len(tokens) < enough:
             with suppress(UpstreamError):  # the machine is busy, and the token ended on its way here
                 tokens.add((await source.credential()).token)
@@ -58,11 +63,14 @@ async def race(origin: str, path: Path, enough: int) -> dict[str, Any]:
 
 async def last(path: Path) -> str | None:
     """What a process that looks once more holds, long after the race."""
-    keeper = Keeper(
-        Holding("me", 0.0), CredentialFile(path), Lock(path), Identity(Transport(), Provider("", "", "", ""))
+    keeper = TokenRefresher(
+        TokenState("me", 0.0),
+        CredentialFile(path),
+        FileLock(path),
+        IdentityClient(UpstreamTransport(), IdentityProvider("", "", "", "")),
     )
-    await keeper._look()
-    tokens = keeper._holding.tokens
+    await keeper._reload_file()
+    tokens = keeper._token_state.tokens
     return tokens.access_token if tokens else None
 
 
@@ -98,19 +106,21 @@ async def serve(pipes: list[int], told: int, path: Path) -> dict[str, Any]:
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         origin = emulator.base_url.removesuffix("/compatible-mode/v1")
-        first = identity.issue(Family(), origin)
-        CredentialFile(path).save(Tokens(first["access_token"], first["refresh_token"], "Bearer", 1, origin))
+        first = identity.issue(TokenFamily(), origin)
+        CredentialFile(path).save(
+            TokenSet(first["access_token"], first["refresh_token"], "Bearer", 1, origin)
+        )
         os.write(told, origin.ljust(WORD).encode() * len(pipes))
         reports = await heard(pipes)
         os.write(told, b"look".ljust(WORD) * len(pipes))
         looks = await heard(pipes)
         nursery.cancel_scope.cancel()
-    found = CredentialFile(path).read()
+    found = CredentialFile(path).load()
     assert found is not None
     return {
         "processes": len(pipes),
-        "refreshes": identity.issued - 1,
-        "reused": identity.reused,
+        "refreshes": identity.issued_count - 1,
+        "reused": identity.reused_count,
         "by_process": [report["refreshes"] for report in reports],
         "with_the_newest": sum(look == found.access_token for look in looks),
     }

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from qproxy.auth.credential_file import CredentialFile, StorageError
-from qproxy.auth.lock import STALE_SECONDS, Lock
-from qproxy.wire.credential_format import Tokens
+from qproxy.auth.lock import STALE_SECONDS, FileLock
+from qproxy.wire.credential_format import TokenSet
 
-OLD = Tokens("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})
-NEW = Tokens("a2", "r2", "Bearer", 1_760_000_100_000, "portal.qwen.ai", {"note": "kept"})
+OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})
+NEW = TokenSet("a2", "r2", "Bearer", 1_760_000_100_000, "portal.qwen.ai", {"note": "kept"})
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,36 +112,36 @@ def test_removing_says_whether_there_was_one(file):
 def test_among_processes_the_kernel_decides(file):
     """One holder at a time; a closed holder frees it."""
     file.make_directory()
-    one, two = Lock(file.path), Lock(file.path)
-    assert one.take()
-    assert not two.take()
-    one.give_back()
-    assert two.take()
+    one, two = FileLock(file.path), FileLock(file.path)
+    assert one.acquire()
+    assert not two.acquire()
+    one.release()
+    assert two.acquire()
     assert not file.path.with_suffix(".lock").exists()
-    two.give_back()
+    two.release()
 
 
 def test_qwen_codes_lock_is_honoured(file):
     """Held it is respected, stale (by age, or from the future) it is stolen, and only ours is removed."""
     file.make_directory()
     now = [1_760_000_000.0]
-    lock, theirs = Lock(file.path, shared=True, wall=lambda: now[0]), file.path.with_suffix(".lock")
-    assert lock.take()
+    lock, theirs = FileLock(file.path, shared=True, wall_clock=lambda: now[0]), file.path.with_suffix(".lock")
+    assert lock.acquire()
     assert len(theirs.read_text()) == 36
     assert mode(theirs) == 0o600
-    lock.give_back()
+    lock.release()
     assert not theirs.exists()
     theirs.write_text("theirs")
     for age, stolen in ((0, False), (STALE_SECONDS - 1, False), (STALE_SECONDS + 1, True), (-3600, True)):
         theirs.write_text("theirs")
         os.utime(theirs, (now[0] - age,) * 2)
-        assert lock.take() is stolen
+        assert lock.acquire() is stolen
         if not stolen:
             assert theirs.read_text() == "theirs"
-        lock.give_back()
-    assert lock.take()
+        lock.release()
+    assert lock.acquire()
     theirs.write_text("stolen from us meanwhile")
-    lock.give_back()
+    lock.release()
     assert theirs.read_text() == "stolen from us meanwhile"
     assert [path.name for path in theirs.parent.iterdir() if ".stale." in path.name] == []
 

@@ -4,9 +4,9 @@ import pytest
 import trio
 
 from qproxy.auth.credential_file import StorageError
-from qproxy.auth.device_flow import pace
+from qproxy.auth.device_flow import next_poll
 from qproxy.emulator.identity import DEVICE_PATH, FAULTS, TOKEN_PATH
-from qproxy.wire.oauth import Pending, SlowDown, Transient
+from qproxy.wire.oauth import AuthorizationPending, SlowDown, TransientError
 from tests.auth.helpers import LIFETIME, signed
 
 
@@ -20,7 +20,7 @@ async def test_a_sign_in_leaves_tokens_in_the_file(tmp_path, autojump_clock):
         assert (await it.sign_in()).state == "signed_in"
         tokens = it.on_disk()
         assert tokens.access_token.startswith("emu-access-")
-        assert tokens.left(it.wall()) == pytest.approx(LIFETIME, abs=1)
+        assert tokens.seconds_left(it.wall()) == pytest.approx(LIFETIME, abs=1)
         begun = it.emulator.requests[0]
         assert begun.body["code_challenge_method"] == "S256"
         assert "x-request-id" in begun.headers
@@ -49,20 +49,20 @@ async def test_five_seconds_between_polls_and_five_more_for_each_slow_down(tmp_p
 
 
 PACES = {
-    "pending": (5.0, 5.0, Pending(), (5.0, 5.0)),
-    "pending after trouble": (5.0, 40.0, Pending(), (5.0, 5.0)),
+    "pending": (5.0, 5.0, AuthorizationPending(), (5.0, 5.0)),
+    "pending after trouble": (5.0, 40.0, AuthorizationPending(), (5.0, 5.0)),
     "slow down": (5.0, 5.0, SlowDown(), (10.0, 10.0)),
     "slow down at the end": (58.0, 58.0, SlowDown(), (60.0, 60.0)),
-    "trouble": (5.0, 5.0, Transient(""), (5.0, 10.0)),
-    "trouble at the end": (5.0, 50.0, Transient(""), (5.0, 60.0)),
-    "a long interval": (90.0, 90.0, Transient(""), (90.0, 90.0)),
+    "trouble": (5.0, 5.0, TransientError(""), (5.0, 10.0)),
+    "trouble at the end": (5.0, 50.0, TransientError(""), (5.0, 60.0)),
+    "a long interval": (90.0, 90.0, TransientError(""), (90.0, 90.0)),
 }
 
 
 @pytest.mark.parametrize(("interval", "pause", "answer", "then"), PACES.values(), ids=PACES.keys())
 def test_pace(interval, pause, answer, then):
     """The interval and the next pause, answer by answer."""
-    assert pace(interval, pause, answer) == then
+    assert next_poll(interval, pause, answer) == then
 
 
 async def test_the_interval_of_the_server_counts(tmp_path, autojump_clock):
@@ -119,7 +119,7 @@ async def test_no_code_no_flow(tmp_path, autojump_clock):
         it.emulator.identity.script(FAULTS["html"], at=DEVICE_PATH)
         progress = await it.flow().run()
         assert progress.state == "failed"
-        assert "other than JSON" in progress.words
+        assert "other than JSON" in progress.message
 
 
 async def test_tokens_that_cannot_be_saved_are_a_failure(tmp_path, autojump_clock):
@@ -132,7 +132,7 @@ async def test_tokens_that_cannot_be_saved_are_a_failure(tmp_path, autojump_cloc
         it.file.save = full
         progress = await it.sign_in()
         assert progress.state == "failed"
-        assert "No space left" in progress.words
+        assert "No space left" in progress.message
 
 
 async def test_a_flow_can_be_cancelled(tmp_path, autojump_clock):

@@ -6,10 +6,10 @@ import keyring.errors
 import pytest
 
 from qproxy.auth.credential_file import CredentialFile, StorageError
-from qproxy.auth.encryption import KeyringSeal
-from qproxy.wire.credential_format import Tokens, dump
+from qproxy.auth.encryption import KeyringCipher
+from qproxy.wire.credential_format import TokenSet, dump
 
-TOKENS = Tokens("a-secret", "r-secret", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
+TOKENS = TokenSet("a-secret", "r-secret", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
 
 
 class Ring(keyring.backend.KeyringBackend):
@@ -44,14 +44,14 @@ def ring():
 
 @pytest.fixture
 def file(tmp_path):
-    return CredentialFile(tmp_path / "me" / "oauth_creds.json", seal=KeyringSeal())
+    return CredentialFile(tmp_path / "me" / "oauth_creds.json", cipher=KeyringCipher())
 
 
 def test_the_disk_holds_no_token(ring, file):
     """Written encrypted, read back by another process with the same keyring."""
     file.save(TOKENS)
     assert b"secret" not in file.path.read_bytes()
-    assert CredentialFile(file.path, seal=KeyringSeal()).read() == TOKENS
+    assert CredentialFile(file.path, cipher=KeyringCipher()).load() == TOKENS
     assert len(ring.kept) == 1
 
 
@@ -69,9 +69,9 @@ def test_without_the_key_nothing_is_read(ring, file):
     file.save(TOKENS)
     ring.kept.clear()
     with pytest.raises(StorageError, match="does not open"):
-        CredentialFile(file.path, seal=KeyringSeal()).read()
+        CredentialFile(file.path, cipher=KeyringCipher()).load()
     ring.locked = True
     with pytest.raises(StorageError, match="KeyringLocked") as caught:
-        CredentialFile(file.path, seal=KeyringSeal()).read()
+        CredentialFile(file.path, cipher=KeyringCipher()).load()
     assert "secret" not in str(caught.value)
-    assert CredentialFile(file.path).read() is None
+    assert CredentialFile(file.path).load() is None

@@ -7,17 +7,17 @@ import os
 import pytest
 import trio
 
-from qproxy.auth import credential_file as files
-from qproxy.auth.blocking import DISK_TIMEOUT, LOCK_PATIENCE
+from qproxy.auth import credential_file
+from qproxy.auth.blocking import DISK_TIMEOUT, LOCK_TIMEOUT
 from qproxy.auth.credential_file import StorageError
-from qproxy.auth.refresh_schedule import LONGEST_BACKOFF, backoff, schedule
-from qproxy.auth.refresher import LOOK_EVERY
+from qproxy.auth.refresh_schedule import MAX_BACKOFF, backoff, schedule
+from qproxy.auth.refresher import RELOAD_INTERVAL
 from qproxy.auth.token_state import FORCE_WINDOW, MAX_FORCED
-from qproxy.bootstrap import auth as signing
+from qproxy.bootstrap import auth
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
-from qproxy.wire.credential_format import Tokens
+from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import UpstreamError
 from tests.auth.helpers import EPOCH, HOST, LIFETIME, signed
 
@@ -44,7 +44,7 @@ async def test_a_token_is_renewed_ahead_of_its_end(tmp_path, autojump_clock):
         assert len(refreshes(it)) == 1
         second = await source.credential()
         assert (second.generation, second.token) == (first.generation + 1, it.on_disk().access_token)
-        assert it.emulator.identity.accepts(second.token)
+        assert it.emulator.identity.accepts_token(second.token)
         assert source.status().state == "ready"
 
 
@@ -72,8 +72,8 @@ async def test_a_renewal_is_slept_to(lifetime, ahead, tmp_path, autojump_clock):
         source = it.source(ahead=ahead)
         await trio.sleep(lifetime - 2)
         plan = schedule(lifetime, ahead, 0.5)
-        assert ends - times[0] == pytest.approx(plan.ahead, abs=0.1)
-        assert plan.ahead > plan.margin == min(30.0, lifetime / 4)
+        assert ends - times[0] == pytest.approx(plan.refresh_margin, abs=0.1)
+        assert plan.refresh_margin > plan.margin == min(30.0, lifetime / 4)
         assert source.status().refreshes >= 1
 
 
@@ -89,7 +89,7 @@ async def test_no_request_begins_with_a_token_that_is_about_to_end(lifetime, tmp
         refused = 0
         for _ in range(int(margin) * 2):
             await trio.sleep(0.5)
-            left = it.on_disk().left(it.wall())
+            left = it.on_disk().seconds_left(it.wall())
             try:
                 assert (await source.credential()).token == last.token
             except UpstreamError:
@@ -100,8 +100,8 @@ async def test_no_request_begins_with_a_token_that_is_about_to_end(lifetime, tmp
                 assert left > margin
         assert refused > margin
         it.emulator.identity._script[TOKEN_PATH].clear()
-        await trio.sleep(LONGEST_BACKOFF)
-        assert it.emulator.identity.accepts((await source.credential()).token)
+        await trio.sleep(MAX_BACKOFF)
+        assert it.emulator.identity.accepts_token((await source.credential()).token)
 
 
 async def test_a_renewal_that_failed_is_tried_again_before_requests_wait(tmp_path, autojump_clock):
@@ -113,7 +113,7 @@ async def test_a_renewal_that_failed_is_tried_again_before_requests_wait(tmp_pat
         it.emulator.identity.script(*[FAULTS["503"]] * 1000)
         await trio.sleep(LIFETIME - 29.5)
         assert times[-1] == pytest.approx(ends - 30, abs=0.1)
-        assert times[-1] - times[-2] < times[-2] - times[-3] == LONGEST_BACKOFF * 0.75
+        assert times[-1] - times[-2] < times[-2] - times[-3] == MAX_BACKOFF * 0.75
 
 
 @pytest.mark.parametrize("left", [100.0, 29.0, 12.0, 1.0])
@@ -126,9 +126,9 @@ async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, 
         await trio.sleep(max(0.0, lifetime - left))
         source = it.source()
         credential = await source.credential()
-        assert source._holding.schedule == schedule(lifetime, 1200.0, 0.5)
+        assert source._token_state.schedule == schedule(lifetime, 1200.0, 0.5)
         assert (credential.token == first.access_token) == (left >= lifetime / 2 and lifetime < 1200)
-        assert it.on_disk().left(it.wall()) > min(30.0, lifetime / 4)
+        assert it.on_disk().seconds_left(it.wall()) > min(30.0, lifetime / 4)
 
 
 async def test_a_file_that_does_not_say_how_long_its_token_lasts(tmp_path, autojump_clock):
@@ -136,7 +136,7 @@ async def test_a_file_that_does_not_say_how_long_its_token_lasts(tmp_path, autoj
     async with signed(tmp_path, token_lifetime=40.0) as it:
         await it.sign_in()
         found = it.on_disk()
-        it.write(Tokens(found.access_token, found.refresh_token, "Bearer", found.expiry_date, HOST))
+        it.write(TokenSet(found.access_token, found.refresh_token, "Bearer", found.expiry_date, HOST))
         await trio.sleep(15)
         source = it.source()
         assert (await source.credential()).token == it.on_disk().access_token != found.access_token
@@ -151,7 +151,7 @@ async def test_tokens_that_last_no_time_set_no_pace(lifetime, tmp_path, autojump
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         it.source()
-        await trio.sleep(20 * LOOK_EVERY)
+        await trio.sleep(20 * RELOAD_INTERVAL)
         assert 1 < len(refreshes(it)) <= 21
 
 
@@ -162,7 +162,7 @@ async def test_a_machine_that_was_suspended_is_noticed(tmp_path, autojump_clock)
         source = it.source()
         await source.credential()
         it.wall.shift = LIFETIME - 20
-        await trio.sleep(LOOK_EVERY + 0.1)
+        await trio.sleep(RELOAD_INTERVAL + 0.1)
         assert source.status().refreshes == 1
 
 
@@ -175,15 +175,15 @@ async def test_a_token_that_worked_is_renewed_whenever_it_is_revoked(tmp_path, a
             credential = await source.credential()
             source.accepted(credential)
             it.emulator.identity.expire()
-            assert await source.refused(credential, "no")
+            assert await source.report_rejected(credential, "no")
         credential = await source.credential()
         source.accepted(credential)
-        assert not await source.refused(credential, "no")
+        assert not await source.report_rejected(credential, "no")
         assert source.status().state == "refused"
         source.accepted(credential)
         assert source.status().state == "ready"
         await trio.sleep(FORCE_WINDOW + 1)
-        assert await source.refused(credential, "no")
+        assert await source.report_rejected(credential, "no")
         assert len(refreshes(it)) == MAX_FORCED + 1
 
 
@@ -207,7 +207,7 @@ async def test_requests_that_find_an_ended_token_wait_for_one_refresh(tmp_path, 
             for _ in range(100):
                 nursery.start_soon(ask)
             await trio.testing.wait_all_tasks_blocked()
-            it.nursery.start_soon(source.keep)
+            it.nursery.start_soon(source.run)
         assert len(refreshes(it)) == 1
         assert got == [it.on_disk().access_token] * 100
 
@@ -234,12 +234,12 @@ async def test_a_stop_waits_for_the_refresh_under_way(tmp_path, autojump_clock):
         with trio.CancelScope() as scope:
             source = it.source(keep=False)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(source.keep)
+                nursery.start_soon(source.run)
                 while not refreshes(it):
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
         assert it.on_disk() != before
-        assert it.emulator.identity.accepts(it.on_disk().access_token)
+        assert it.emulator.identity.accepts_token(it.on_disk().access_token)
 
 
 async def test_one_refresh_for_each_refused_generation(tmp_path, autojump_clock):
@@ -251,7 +251,7 @@ async def test_one_refresh_for_each_refused_generation(tmp_path, autojump_clock)
         newer = []
 
         async def refused():
-            newer.append(await source.refused(first, "no"))
+            newer.append(await source.report_rejected(first, "no"))
 
         async with trio.open_nursery() as nursery:
             for _ in range(10):
@@ -259,14 +259,14 @@ async def test_one_refresh_for_each_refused_generation(tmp_path, autojump_clock)
         assert newer == [True] * 10
         assert len(refreshes(it)) == 1
         second = await source.credential()
-        assert not await source.refused(second, f"invalid access token {second.token}")
+        assert not await source.report_rejected(second, f"invalid access token {second.token}")
         assert len(refreshes(it)) == 1
         status = source.status()
         assert status.state == "refused"
-        assert "401" in status.words
-        assert "invalid access token ***" in status.words
+        assert "401" in status.message
+        assert "invalid access token ***" in status.message
         await trio.sleep(601)
-        assert await source.refused(second, "no")
+        assert await source.report_rejected(second, "no")
         assert source.status().state == "ready"
 
 
@@ -306,7 +306,7 @@ async def test_trouble_that_outlasts_the_token_is_said_and_ends(tmp_path, autoju
         assert caught.value.code == "upstream_credentials_exhausted"
         assert source.status().state == "expired"
         it.emulator.identity._script[TOKEN_PATH].clear()
-        await trio.sleep(LONGEST_BACKOFF + 10)
+        await trio.sleep(MAX_BACKOFF + 10)
         assert (await source.credential()).token == it.on_disk().access_token
 
 
@@ -346,7 +346,7 @@ async def test_a_refusal_is_believed_only_after_the_file_was_read_again(tmp_path
                 answer = reply(method, path, query, body, origin)  # it is they who got this one
                 granted = json.loads(answer.steps[0])
                 it.write(
-                    Tokens(
+                    TokenSet(
                         granted["access_token"],
                         granted["refresh_token"],
                         "Bearer",
@@ -358,9 +358,9 @@ async def test_a_refusal_is_believed_only_after_the_file_was_read_again(tmp_path
             return reply(method, path, query, body, origin)
 
         it.emulator.identity.reply = rotated_meanwhile
-        assert await source.refused(first, "no")
+        assert await source.report_rejected(first, "no")
         assert (await source.credential()).token == it.on_disk().access_token
-        assert it.emulator.identity.reused == 0
+        assert it.emulator.identity.reused_count == 0
         assert source.status().state == "ready"
 
 
@@ -370,8 +370,8 @@ async def test_a_newer_file_is_taken_up_instead_of_a_refresh(tmp_path, autojump_
         await it.sign_in()
         source, other = it.source(), it.source()
         first = await source.credential()
-        assert await other.refused(await other.credential(), "no")
-        assert await source.refused(first, "no")
+        assert await other.report_rejected(await other.credential(), "no")
+        assert await source.report_rejected(first, "no")
         assert len(refreshes(it)) == 1
         assert (await source.credential()).token == (await other.credential()).token
 
@@ -396,7 +396,7 @@ async def test_what_an_answer_leaves_out_stays(tmp_path, autojump_clock):
         await it.sign_in()
         before = it.on_disk()
         it.write(
-            Tokens(
+            TokenSet(
                 before.access_token,
                 before.refresh_token,
                 "Bearer",
@@ -407,7 +407,7 @@ async def test_what_an_answer_leaves_out_stays(tmp_path, autojump_clock):
         )
         it.emulator.identity.rotate = it.emulator.identity.names_resource = False
         source = it.source()
-        assert await source.refused(await source.credential(), "no")
+        assert await source.report_rejected(await source.credential(), "no")
         after = it.on_disk()
         assert after.access_token != before.access_token
         assert (after.refresh_token, after.resource_url, after.others) == (
@@ -424,7 +424,7 @@ async def test_the_base_follows_the_token(tmp_path, autojump_clock):
         source = it.source()
         first = await source.credential()
         it.emulator.identity.resource_url = "evil.test"
-        assert await source.refused(first, "no")
+        assert await source.report_rejected(first, "no")
         with pytest.raises(UpstreamError, match=r"https://evil.test.*oauth_hosts"):
             await source.credential()
 
@@ -440,11 +440,11 @@ async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autoj
         for _ in range(20):
             await trio.sleep(LIFETIME / 7)
             credential = await source.credential()
-            assert it.emulator.identity.accepts(credential.token)
+            assert it.emulator.identity.accepts_token(credential.token)
         assert len(refreshes(it)) <= 5
         it.wall.shift = 0.0
         await trio.sleep(10)
-        assert it.emulator.identity.accepts((await source.credential()).token)
+        assert it.emulator.identity.accepts_token((await source.credential()).token)
 
 
 @pytest.mark.parametrize(
@@ -468,15 +468,15 @@ async def test_a_disk_that_takes_nothing(code, tmp_path, autojump_clock, monkeyp
         await trio.sleep(LIFETIME - 600)
         status = source.status()
         assert status.state == "not_saved"
-        assert os.strerror(code) in status.words
-        assert "stays good" in status.words
+        assert os.strerror(code) in status.message
+        assert "stays good" in status.message
         assert refreshes(it) == []
         assert (await source.credential()).token == first.token
         await trio.sleep(590)
         second = await source.credential()
-        assert it.emulator.identity.accepts(second.token)
+        assert it.emulator.identity.accepts_token(second.token)
         assert len(refreshes(it)) == 1
-        assert "memory only" in source.status().words
+        assert "memory only" in source.status().message
         assert it.path.read_bytes() == before
         full[0] = False
         await trio.sleep(6)
@@ -496,7 +496,7 @@ async def test_a_disk_that_fills_up_between_draft_and_file(tmp_path, autojump_cl
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
             patch.setattr(os, "rename", broken)
-            assert await source.refused(first, "no")
+            assert await source.report_rejected(first, "no")
             assert it.path.read_bytes() == before
             assert source.status().state == "not_saved"
         await trio.sleep(6)
@@ -517,7 +517,7 @@ async def test_a_file_that_cannot_be_read_changes_nothing(tmp_path, autojump_clo
         it.path.symlink_to("/etc/passwd")
         await trio.sleep(6)
         assert (await source.credential()).token == first.token
-        assert "symbolic link" in source.status().words
+        assert "symbolic link" in source.status().message
 
 
 async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
@@ -529,12 +529,12 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
         lock = it.path.with_suffix(".lock")
         lock.write_text("theirs")
         os.utime(lock, (EPOCH + trio.current_time(),) * 2)
-        assert not await source.refused(first, "no")
+        assert not await source.report_rejected(first, "no")
         assert refreshes(it) == []
-        assert "Another program has held" in source.status().words
+        assert "Another program has held" in source.status().message
         assert lock.read_text() == "theirs"
         await trio.sleep(60)
-        assert await source.refused(first, "no")
+        assert await source.report_rejected(first, "no")
         assert not lock.exists()
 
 
@@ -556,7 +556,7 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
 def test_schedules(lifetime, ahead, spread, expected):
     """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts minutes."""
     found = schedule(lifetime, ahead, spread)
-    assert (found.ahead, found.margin) == expected
+    assert (found.refresh_margin, found.margin) == expected
 
 
 def test_backoff_doubles_to_a_minute():
@@ -572,20 +572,20 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
         source = it.source()
         credential = await source.credential()
         tokens = it.on_disk()
-        shown = f"{source!r} {source.status()!r} {source.status().fields()} {credential!r} {tokens!r} {source.keeper!r}"
+        shown = f"{source!r} {source.status()!r} {source.status().to_json()} {credential!r} {tokens!r} {source.refresher!r}"
         for secret in (tokens.access_token, tokens.refresh_token):
             assert secret not in shown
         assert "ready" in shown
         with pytest.raises(StorageError, match="regular file"):
-            files.CredentialFile(tmp_path / "accounts").read()
+            credential_file.CredentialFile(tmp_path / "accounts").load()
 
 
 async def test_a_request_waits_as_long_as_a_refresh_may_take(tmp_path, autojump_clock):
     """For the lock, the identity server (oauth_timeout) and the disk; here nobody keeps the account."""
     for seconds in (1.0, 100.0):
         account = AccountConfig("me", "oauth", credentials=str(tmp_path))
-        source = signing.source(account, Config(accounts=(account,), oauth_timeout=seconds))
+        source = auth.build_oauth_source(account, Config(accounts=(account,), oauth_timeout=seconds))
         began = trio.current_time()
         with pytest.raises(UpstreamError, match="Nobody is signed in"):
             await source.credential()
-        assert trio.current_time() - began == pytest.approx(LOCK_PATIENCE + seconds + DISK_TIMEOUT)
+        assert trio.current_time() - began == pytest.approx(LOCK_TIMEOUT + seconds + DISK_TIMEOUT)

@@ -4,8 +4,8 @@ import logging
 
 import trio
 
-from qproxy.auth.background import Keepers
-from qproxy.auth.supervised_task import Supervised
+from qproxy.auth.background import RefreshTasks
+from qproxy.auth.supervised_task import SupervisedTask
 
 
 async def test_a_task_that_keeps_crashing_comes_back_ever_later(autojump_clock, caplog):
@@ -20,7 +20,7 @@ async def test_a_task_that_keeps_crashing_comes_back_ever_later(autojump_clock, 
             return
         raise ExceptionGroup("two", [ValueError("a"), KeyError("b")])
 
-    task = Supervised("it", flaky, spread=lambda: 1.0)
+    task = SupervisedTask("it", flaky, jitter=lambda: 1.0)
     with trio.move_on_after(115):
         await task.run()
     assert [round(start - starts[0]) for start in starts] == [0, 1, 3, 7, 108, 110, 114]
@@ -39,7 +39,7 @@ async def test_pauses_have_an_end(autojump_clock):
         raise ValueError
 
     with trio.move_on_after(3600):
-        await Supervised("it", broken, spread=lambda: 1.0).run()
+        await SupervisedTask("it", broken, jitter=lambda: 1.0).run()
     assert 60 < len(starts) < 70
 
 
@@ -55,16 +55,16 @@ class Source:
 
 async def test_keepers_begin_and_end_with_their_sources(autojump_clock):
     """Told before the start, while running, and after; what has no `keep` needs none."""
-    keepers, one, two = Keepers(), Source("one"), Source("two")
-    keepers.keep([one, object()])
+    keepers, one, two = RefreshTasks(), Source("one"), Source("two")
+    keepers.set_sources([one, object()])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keepers.run)
         await trio.sleep(1)
         assert (one.runs, two.runs) == (1, 0)
-        keepers.keep([one, two])
+        keepers.set_sources([one, two])
         await trio.sleep(1)
         assert (one.runs, two.runs) == (1, 1)
-        keepers.keep([two])
+        keepers.set_sources([two])
         await trio.sleep(1)
         assert list(keepers.tasks) == ["two"]
         await keepers.stop()

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from qproxy.access.grants import GrantsError
-from qproxy.backends.local import grants as grants_file
+from qproxy.backends.local import grants
 from qproxy.backends.local.grants import SQLiteGrants
 
 
@@ -25,8 +25,8 @@ def stores(request, tmp_path):
     """Two processes' views of one store, and their clock; in memory there is one."""
     wall = Wall()
     path = tmp_path / "home" / "access.sqlite3" if request.param == "file" else None
-    first = SQLiteGrants(path, wall=wall)
-    return first, SQLiteGrants(path, wall=wall) if path else first, wall
+    first = SQLiteGrants(path, wall_clock=wall)
+    return first, SQLiteGrants(path, wall_clock=wall) if path else first, wall
 
 
 async def test_a_grant_is_known_to_everybody_until_it_ends(stores):
@@ -57,7 +57,7 @@ async def test_another_epoch_ends_what_was_granted_before(stores):
 
 async def test_the_store_is_bounded(stores, monkeypatch):
     """Beyond so many of a kind those that end first go, and what has ended is not kept."""
-    monkeypatch.setattr(grants_file, "MAX_ROWS", 3)
+    monkeypatch.setattr(grants, "MAX_ROWS", 3)
     one, _, wall = stores
     await one.add("other", b"x", wall.now + 1)
     for number in range(6):

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import trio
 
-from qproxy.backends.local.responses import TOUCH_SECONDS, SQLiteStore
-from qproxy.server.response_store import Missing, Stored, StoreError
+from qproxy.backends.local.responses import TOUCH_SECONDS, SqliteResponseStore
+from qproxy.server.response_store import ResponseNotFound, ResponseStoreError, StoredResponse
 from qproxy.wire.errors import RequestError
 
 
@@ -23,12 +23,12 @@ class Wall:
 
 def stored(id, previous=None, owner="me", text="hi"):
     said = {"id": f"msg_{id}", "type": "message", "text": text}
-    return Stored(id, owner, previous, {"id": id, "output": [said]}, [{"id": f"in_{id}"}])
+    return StoredResponse(id, owner, previous, {"id": id, "output": [said]}, [{"id": f"in_{id}"}])
 
 
 @asynccontextmanager
 async def sqlite(path=None, **settings):
-    store = SQLiteStore(path, **settings)
+    store = SqliteResponseStore(path, **settings)
     try:
         yield store
     finally:
@@ -43,28 +43,28 @@ def place(request, tmp_path):
 async def test_a_response_is_kept_and_forgotten(place):
     """What is kept is found as it was, by its owner only, until it is forgotten."""
     async with sqlite(place) as store:
-        await store.keep(stored("a"))
-        assert await store.find("me", "a") == stored("a")
+        await store.save(stored("a"))
+        assert await store.get("me", "a") == stored("a")
         for owner, id_ in (("you", "a"), ("me", "b"), ("", "a")):
-            with pytest.raises(Missing):
-                await store.find(owner, id_)
-            with pytest.raises(Missing):
-                await store.forget(owner, id_)
-        await store.forget("me", "a")
-        with pytest.raises(Missing):
-            await store.find("me", "a")
-        assert (store.statistics().kept, store.statistics().failed) == (1, 0)
+            with pytest.raises(ResponseNotFound):
+                await store.get(owner, id_)
+            with pytest.raises(ResponseNotFound):
+                await store.delete(owner, id_)
+        await store.delete("me", "a")
+        with pytest.raises(ResponseNotFound):
+            await store.get("me", "a")
+        assert (store.statistics().saved, store.statistics().failed) == (1, 0)
 
 
 async def test_a_conversation_from_its_beginning(place):
     """A chain is the whole conversation, the oldest first; a hole in it is named."""
     async with sqlite(place) as store:
         for id_, previous in (("a", None), ("b", "a"), ("c", "b")):
-            await store.keep(stored(id_, previous))
-        assert [one.id for one in await store.chain("me", "c")] == ["a", "b", "c"]
-        await store.forget("me", "a")
-        with pytest.raises(Missing) as caught:
-            await store.chain("me", "c")
+            await store.save(stored(id_, previous))
+        assert [one.id for one in await store.conversation("me", "c")] == ["a", "b", "c"]
+        await store.delete("me", "a")
+        with pytest.raises(ResponseNotFound) as caught:
+            await store.conversation("me", "c")
         assert caught.value.id == "a"
 
 
@@ -73,14 +73,14 @@ async def test_age(place):
     wall = Wall()
     async with sqlite(place, wall=wall, max_age=10 * TOUCH_SECONDS) as store:
         for id_, previous in (("a", None), ("b", "a"), ("z", None)):
-            await store.keep(stored(id_, previous))
+            await store.save(stored(id_, previous))
         wall.now += 8 * TOUCH_SECONDS
-        await store.chain("me", "b")
+        await store.conversation("me", "b")
         wall.now += 8 * TOUCH_SECONDS
-        assert (await store.find("me", "a")).id == "a"
-        with pytest.raises(Missing):
-            await store.find("me", "z")
-        await store.keep(stored("c"))
+        assert (await store.get("me", "a")).id == "a"
+        with pytest.raises(ResponseNotFound):
+            await store.get("me", "z")
+        await store.save(stored("c"))
         assert store.statistics().discarded == 1
 
 
@@ -90,17 +90,17 @@ async def test_size(place):
     async with sqlite(place, wall=wall, max_bytes=5000) as store:
         for number in range(10):
             wall.now += 1
-            await store.keep(stored(f"r{number}", text="x" * 900))
+            await store.save(stored(f"r{number}", text="x" * 900))
         found = []
         for number in range(10):
             try:
-                found.append((await store.find("me", f"r{number}")).id)
-            except Missing:
+                found.append((await store.get("me", f"r{number}")).id)
+            except ResponseNotFound:
                 continue
         assert found == ["r6", "r7", "r8", "r9"] or found == ["r5", "r6", "r7", "r8", "r9"]
         assert store.statistics().discarded == 10 - len(found)
-        with pytest.raises(StoreError, match="larger than all"):
-            await store.keep(stored("big", text="x" * 6000))
+        with pytest.raises(ResponseStoreError, match="larger than all"):
+            await store.save(stored("big", text="x" * 6000))
         assert store.statistics().failed == 1
 
 
@@ -108,22 +108,22 @@ async def test_a_conversation_that_is_too_large():
     """More than a request could ever hold is refused instead of read."""
     async with sqlite(max_chain=2 * 1024**2) as store:
         half = "x" * 1024**2
-        await store.keep(stored("a", text=half))
-        await store.keep(stored("b", "a", text=half))
+        await store.save(stored("a", text=half))
+        await store.save(stored("b", "a", text=half))
         with pytest.raises(RequestError, match="larger than 2 MiB"):
-            await store.chain("me", "b")
+            await store.conversation("me", "b")
 
 
 async def test_a_restart_keeps_what_is_stored(tmp_path):
     """A file outlives its store, serves two stores at once, and is for the owner's eyes only."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path) as store:
-        await store.keep(stored("a"))
+        await store.save(stored("a"))
         async with sqlite(path) as other:
-            await other.keep(stored("b", "a"))
-        assert len(await store.chain("me", "b")) == 2
+            await other.save(stored("b", "a"))
+        assert len(await store.conversation("me", "b")) == 2
     async with sqlite(path) as store:
-        assert (await store.find("me", "b")).previous == "a"
+        assert (await store.get("me", "b")).previous_id == "a"
         assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
 
 
@@ -134,7 +134,7 @@ async def test_stores_at_once(tmp_path):
     async def write(name):
         async with sqlite(path) as store:
             for number in range(10):
-                await store.keep(stored(f"{name}{number}"))
+                await store.save(stored(f"{name}{number}"))
 
     async with trio.open_nursery() as nursery:
         for name in "abcd":
@@ -162,8 +162,8 @@ async def test_a_file_that_cannot_be_used(tmp_path, spoil, message):
     spoil(path)
     async with sqlite(path) as store:
         for _ in range(2):
-            with pytest.raises(StoreError, match=message):
-                await store.find("me", "a")
+            with pytest.raises(ResponseStoreError, match=message):
+                await store.get("me", "a")
         assert store.statistics().failed == 2
 
 
@@ -171,37 +171,37 @@ async def test_a_damaged_row(tmp_path):
     """A row that is not ours is an error of the store, and the others can be read."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path) as store:
-        await store.keep(stored("a"))
-        await store.keep(stored("b"))
+        await store.save(stored("a"))
+        await store.save(stored("b"))
         with closing(sqlite3.connect(path)) as database, database:
             for body in (b"{", b"[]", b"{}", b"5"):
                 database.execute("UPDATE responses SET body = ? WHERE id = 'a'", (body,))
                 database.commit()
-                with pytest.raises(StoreError):
-                    await store.find("me", "a")
-        assert (await store.find("me", "b")).id == "b"
+                with pytest.raises(ResponseStoreError):
+                    await store.get("me", "a")
+        assert (await store.get("me", "b")).id == "b"
 
 
 async def test_a_lock_that_is_not_given_back(tmp_path):
     """A writer who never ends costs a use its time limit, no more; readers do not wait."""
     path = tmp_path / "responses.sqlite3"
     async with sqlite(path, timeout=0.1) as store:
-        await store.keep(stored("a"))
+        await store.save(stored("a"))
         with closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreError, match=r"locked|took more than"):
-                await store.keep(stored("b"))
-            assert len(await store.chain("me", "a")) == 1
-        await store.keep(stored("b"))
+            with pytest.raises(ResponseStoreError, match=r"locked|took more than"):
+                await store.save(stored("b"))
+            assert len(await store.conversation("me", "a")) == 1
+        await store.save(stored("b"))
 
 
 async def test_who_gives_up_waits_for_nothing(tmp_path):
     """A caller who is cancelled is free at once; the store stays sound."""
     async with sqlite(tmp_path / "responses.sqlite3") as store:
-        await store.keep(stored("a"))
+        await store.save(stored("a"))
         with trio.CancelScope() as scope:
             scope.cancel()
-            await store.keep(stored("b"))
+            await store.save(stored("b"))
         assert scope.cancelled_caught
-        assert (await store.find("me", "a")).id == "a"
+        assert (await store.get("me", "a")).id == "a"
     assert "responses.sqlite3, 1 kept" in repr(store)

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 from qproxy import cli
-from qproxy.cli.shell_completion import SHELLS, tree
+from qproxy.cli.shell_completion import SHELLS, describe_parser
 
-TOP = tree(cli.parser())
+TOP = describe_parser(cli.build_parser())
 SECTIONS = ("examples:", "exit codes:", "options:")
 
 
@@ -25,7 +25,7 @@ def page(name, capsys):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_a_page(name, capsys):
     """`--help` says what the command is for, with examples, exit codes, and the files and variables that it reads."""
-    told, command = page(name, capsys), cli.command(name)
+    told, command = page(name, capsys), cli.resolve_command(name)
     assert [section for section in SECTIONS if section not in told] == []
     assert " ".join(command.PAGE.about.split())[:60] in " ".join(told.split())
     assert all(f"qproxy {name}" in line for line in command.PAGE.examples)
@@ -39,7 +39,7 @@ def test_every_command_has_a_page(name, capsys):
     )
 
 
-EXAMPLES = [(name, line) for name in cli.COMMANDS for line in cli.command(name).PAGE.examples]
+EXAMPLES = [(name, line) for name in cli.COMMANDS for line in cli.resolve_command(name).PAGE.examples]
 
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
@@ -49,19 +49,19 @@ def test_every_example_is_a_command_line(name, line):
     inner = re.search(r"qproxy .+?(?=$| [|<>] )", line)
     assert inner is not None
     words = shlex.split(inner[0])
-    assert cli.parser().parse_args(words[1:]).command == name
+    assert cli.build_parser().parse_args(words[1:]).command == name
 
 
 def test_every_option_says_what_it_is():
     """No option or command is without a word."""
     dumb = [
-        (command.words, option.flags)
+        (command.names, option.flags)
         for command in TOP.all()
         for option in command.options
         if not option.help
     ]
     assert dumb == []
-    assert [command.words for command in TOP.all() if command is not TOP and not command.help] == []
+    assert [command.names for command in TOP.all() if command is not TOP and not command.help] == []
 
 
 def test_without_a_command(capsys):
@@ -77,10 +77,10 @@ def test_scripts_know_everything(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     for command in TOP.all():
-        assert command.words[-1] in script
+        assert command.names[-1] in script
         for option in command.options:
             longest = max(option.flags, key=len).removeprefix("--")
-            assert re.search(rf"(--|-l ){re.escape(longest)}\b", script), (command.words, longest)
+            assert re.search(rf"(--|-l ){re.escape(longest)}\b", script), (command.names, longest)
 
 
 COMPLETED = {
@@ -112,6 +112,6 @@ def test_words_of_any_kind():
     """Quotes, brackets and colons in the words of options do no harm in any shell."""
     parser = argparse.ArgumentParser(prog="odd")
     parser.add_argument("--quote", help="it's [a: b] \\ `x` $(y)")
-    scripts = {shell: write(tree(parser)) for shell, write in SHELLS.items()}
+    scripts = {shell: write(describe_parser(parser)) for shell, write in SHELLS.items()}
     assert "it'\\''s \\[a\\: b\\] \\\\ `x` $(y)" in scripts["zsh"]
     assert "'it\\'s [a: b] \\\\ `x` $(y)'" in scripts["fish"]

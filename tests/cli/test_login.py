@@ -13,10 +13,10 @@ import trio
 from qproxy import cli
 from qproxy.auth.device_flow import State
 from qproxy.auth.status import STATES
-from qproxy.bootstrap.auth import place
+from qproxy.bootstrap.auth import credential_path
 from qproxy.cli import login
 from qproxy.config import Config, load
-from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve
+from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
 from qproxy.emulator import Emulator
 
 ROOT = Path(__file__).parents[1]
@@ -39,18 +39,20 @@ def test_which_account(accounts, name, expected):
     """The one that is named, the only one, or a new one; where that is unclear, it is asked."""
     if " " in expected:
         with pytest.raises(ConfigError, match=expected):
-            login.chosen(accounts, name)
+            login.select_account(accounts, name)
     else:
-        assert login.chosen(accounts, name).name == expected
+        assert login.select_account(accounts, name).name == expected
 
 
 def test_where_the_file_is(tmp_path, monkeypatch):
     """In a directory of its own, or where the settings say."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", "/home/you")
-    assert place(ME) == tmp_path / "accounts" / "me" / "oauth_creds.json"
-    assert place(YOU) == Path("/home/you/.qwen/oauth_creds.json")
-    assert place(AccountConfig("x", kind="oauth", credentials="/etc/q/x.json")) == Path("/etc/q/x.json")
+    assert credential_path(ME) == tmp_path / "accounts" / "me" / "oauth_creds.json"
+    assert credential_path(YOU) == Path("/home/you/.qwen/oauth_creds.json")
+    assert credential_path(AccountConfig("x", kind="oauth", credentials="/etc/q/x.json")) == Path(
+        "/etc/q/x.json"
+    )
 
 
 def test_signed_in_accounts_need_no_configuration(tmp_path):
@@ -60,15 +62,15 @@ def test_signed_in_accounts_need_no_configuration(tmp_path):
     (tmp_path / "accounts" / "gone").mkdir()
     config = load(environ={"QPROXY_HOME": str(tmp_path)})
     assert config.accounts == (ME,)
-    assert resolve(ME).plan == "oauth"
-    assert "2026-04-15" in key_warnings(resolve(ME))[0]
+    assert resolve_account(ME).plan == "oauth"
+    assert "2026-04-15" in key_warnings(resolve_account(ME))[0]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a\n", "x" * 65])
 def test_names_are_those_of_directories(name):
     """No name leads out of the data directory."""
     with pytest.raises(ConfigError, match="letters"):
-        resolve(AccountConfig(name, kind="oauth"))
+        resolve_account(AccountConfig(name, kind="oauth"))
 
 
 def test_identity_servers_are_reached_by_https():

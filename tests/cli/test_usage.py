@@ -8,7 +8,7 @@ import time
 import pytest
 
 from qproxy import cli
-from qproxy.ledger import Ledger, Pricing
+from qproxy.ledger import Pricing, UsageLedger
 from tests.telemetry.factories import record
 
 
@@ -21,10 +21,10 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept(home):
-    ledger = Ledger(home / "ledger.sqlite3", Pricing(listed_for=["one"]))
-    ledger.finished(record(id="a"))
-    ledger.finished(record(id="b", account="home", outcome="client_left"))
-    ledger.finished(record(id="c", account="home", served_model="qwen-local", key=None))
+    ledger = UsageLedger(home / "ledger.sqlite3", Pricing(listed_for=["one"]))
+    ledger.record(record(id="a"))
+    ledger.record(record(id="b", account="home", outcome="client_left"))
+    ledger.record(record(id="c", account="home", served_model="qwen-local", key=None))
     ledger.close()
 
 

@@ -10,7 +10,14 @@ import pytest
 from qproxy import config as configuration
 from qproxy.bootstrap.app import create_app
 from qproxy.config import Config, load
-from qproxy.config.accounts import PRESETS, AccountConfig, ConfigError, key_warnings, resolve, with_key
+from qproxy.config.accounts import (
+    PRESETS,
+    AccountConfig,
+    ConfigError,
+    key_warnings,
+    load_key,
+    resolve_account,
+)
 from tests.helpers import accounts
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -136,19 +143,19 @@ def test_zero_configuration():
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "workspace"])
 def test_presets(preset):
     """Every preset resolves to its base URL."""
-    assert resolve(AccountConfig("a", preset=preset, key="sk-1")).base_url == PRESETS[preset].base_url
+    assert resolve_account(AccountConfig("a", preset=preset, key="sk-1")).base_url == PRESETS[preset].base_url
 
 
 def test_workspaces_and_keys(tmp_path):
     """A workspace fills the template; keys come from a variable or a file."""
     account = AccountConfig("a", preset="workspace", workspace="ws", region="eu-central-1", key="sk-1")
-    assert resolve(account).base_url == "https://ws.eu-central-1.maas.aliyuncs.com/compatible-mode/v1"
+    assert resolve_account(account).base_url == "https://ws.eu-central-1.maas.aliyuncs.com/compatible-mode/v1"
     (tmp_path / "key").write_text("sk-file\n")
-    assert with_key(AccountConfig("a", key_file=str(tmp_path / "key")), {}).key == "sk-file"
-    assert with_key(AccountConfig("a", key_env="K"), {"K": "sk-env"}).key == "sk-env"
+    assert load_key(AccountConfig("a", key_file=str(tmp_path / "key")), {}).key == "sk-file"
+    assert load_key(AccountConfig("a", key_env="K"), {"K": "sk-env"}).key == "sk-env"
     for broken in (AccountConfig("a", key_env="K"), AccountConfig("a", key_file=str(tmp_path / "none"))):
         with pytest.raises(ConfigError):
-            with_key(broken, {})
+            load_key(broken, {})
 
 
 WRONG_ACCOUNTS = {
@@ -167,7 +174,7 @@ WRONG_ACCOUNTS = {
 def test_a_wrong_account(account):
     """An account that cannot work is refused by name."""
     with pytest.raises(ConfigError, match="account 'a'"):
-        resolve(account)
+        resolve_account(account)
 
 
 WARNINGS = {
@@ -182,15 +189,18 @@ WARNINGS = {
 @pytest.mark.parametrize(("preset", "key", "message"), WARNINGS.values(), ids=WARNINGS.keys())
 def test_warnings(preset, key, message):
     """What is likely wrong about a key is said before a request finds out."""
-    warnings = key_warnings(resolve(AccountConfig("a", preset=preset, key=key)))
+    warnings = key_warnings(resolve_account(AccountConfig("a", preset=preset, key=key)))
     assert any(message in warning for warning in warnings)
     assert not any(key in warning for warning in warnings if key != "sk-1" and len(key) > 6)
 
 
 def test_no_warning_where_nothing_is_wrong():
     """A fitting key is not talked about; a key sent in the clear is."""
-    assert key_warnings(resolve(AccountConfig("a", preset="us", key="sk-1"))) == []
-    assert "unencrypted" in key_warnings(resolve(AccountConfig("a", base_url="http://x/v1", key="sk-1")))[0]
+    assert key_warnings(resolve_account(AccountConfig("a", preset="us", key="sk-1"))) == []
+    assert (
+        "unencrypted"
+        in key_warnings(resolve_account(AccountConfig("a", base_url="http://x/v1", key="sk-1")))[0]
+    )
 
 
 def test_what_cannot_be_served():

@@ -7,7 +7,7 @@ import trio
 
 from qproxy.config import Config
 from qproxy.dashboard import sessions
-from qproxy.dashboard.routes import ours
+from qproxy.dashboard.routes import safe_redirect
 from qproxy.server.request_policy import Access
 from tests.dashboard.browser import ADMIN_KEY, Browser
 from tests.helpers import world
@@ -23,15 +23,15 @@ FENCE = (
 
 def test_a_session_is_what_we_signed_and_ends():
     """A cookie is good with its key, until its end, and with nothing changed."""
-    made = sessions.begin("k", 1000.0)
-    text = sessions.cookie(made, "k")
-    assert sessions.read(text, "k", 1000.0) == made
-    assert made.signed_in
-    assert made.ends == 1000 + sessions.SECONDS
-    assert sessions.read(text, "k", made.ends) is None
-    assert sessions.read(text, "another", 1000.0) is None
-    assert sessions.read(text, None, 1000.0) is None
-    longer = text.replace(str(made.ends), str(made.ends + 1))
+    made = sessions.new_session("k", 1000.0)
+    text = sessions.to_cookie(made, "k")
+    assert sessions.from_cookie(text, "k", 1000.0) == made
+    assert made.created
+    assert made.expires == 1000 + sessions.SESSION_SECONDS
+    assert sessions.from_cookie(text, "k", made.expires) is None
+    assert sessions.from_cookie(text, "another", 1000.0) is None
+    assert sessions.from_cookie(text, None, 1000.0) is None
+    longer = text.replace(str(made.expires), str(made.expires + 1))
     for broken in (
         longer,
         text[:-1],
@@ -43,20 +43,20 @@ def test_a_session_is_what_we_signed_and_ends():
         "ä.1.ä",
         "x" * 5000,
     ):
-        assert sessions.read(broken, "k", 1000.0) is None, broken
+        assert sessions.from_cookie(broken, "k", 1000.0) is None, broken
 
 
 def test_who_has_not_signed_in_has_a_session_too():
     """It is not that of somebody who has, whatever it is sent as."""
-    made = sessions.begin(None, 0.0)
-    assert not made.signed_in
-    assert sessions.read(sessions.cookie(made, None), "k", 0.0) is None
-    assert made.token != sessions.begin(None, 0.0).token
+    made = sessions.new_session(None, 0.0)
+    assert not made.created
+    assert sessions.from_cookie(sessions.to_cookie(made, None), "k", 0.0) is None
+    assert made.token != sessions.new_session(None, 0.0).token
 
 
 def test_a_session_hides_what_it_is():
     """Neither its name nor its token is in its repr."""
-    made = sessions.begin("k", 0.0)
+    made = sessions.new_session("k", 0.0)
     assert made.name not in repr(made)
     assert made.token not in repr(made)
 
@@ -100,7 +100,7 @@ async def test_the_cookie_is_for_this_server_alone(scheme):
         entered = await browser.fill(form, "/dashboard/login", key=ADMIN_KEY)
         flags = entered.headers["set-cookie"].split("; ")[1:]
         secure = ["Secure"] if scheme == "https" else []
-        seconds = f"Max-Age={sessions.SECONDS}"
+        seconds = f"Max-Age={sessions.SESSION_SECONDS}"
         assert flags == ["Path=/dashboard", seconds, "HttpOnly", "SameSite=Strict", *secure]
         assert browser.cookie != before, "the session of before the login is not that of after it"
 
@@ -238,7 +238,7 @@ async def test_every_form_of_every_page_has_the_token():
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         await browser.login()
-        for route in it.server.families:
+        for route in it.server.route_groups:
             for each in route.routes():
                 if each.path.startswith("/dashboard") and "<" not in each.path and "POST" not in each.methods:
                     page = await browser.get(each.path)
@@ -339,4 +339,4 @@ async def test_a_body_that_is_no_form():
 )
 def test_the_login_leads_to_the_dashboard_alone(target, expected):
     """Whatever an address asks for."""
-    assert ours(target) == expected
+    assert safe_redirect(target) == expected

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.dashboard import charts
-from qproxy.dashboard import formatting as words
+from qproxy.dashboard import charts, formatting
 
 
 @pytest.mark.parametrize(
@@ -14,17 +13,17 @@ from qproxy.dashboard import formatting as words
 )
 def test_a_scale_ends_at_a_round_number(value, top):
     """1, 2 or 5 with zeros, and never below the value."""
-    assert charts.ceiling(value) == pytest.approx(top)
+    assert charts.nice_ceiling(value) == pytest.approx(top)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 10**9)] * 3), min_size=1, max_size=60))
 def test_bars_stay_within_the_drawing_and_keep_their_proportions(stacks):
     """No shape leaves the drawing; shapes stand on each other; what is nothing is not drawn."""
     times = [str(n) for n in range(len(stacks))]
-    chart = charts.bars("x", ("a", "b", "c"), times, stacks, words.number)
+    chart = charts.stacked_bars("x", ("a", "b", "c"), times, stacks, formatting.format_number)
     assert len(chart.columns) == len(stacks)
     assert len(chart.rows) == sum(any(stack) for stack in stacks)
-    assert chart.empty is (not any(map(any, stacks)))
+    assert chart.is_empty is (not any(map(any, stacks)))
     for column, stack in zip(chart.columns, stacks, strict=True):
         assert [shape.series for shape in column.shapes] == [n for n, value in enumerate(stack) if value]
         for shape in column.shapes:
@@ -37,14 +36,18 @@ def test_bars_stay_within_the_drawing_and_keep_their_proportions(stacks):
 )
 def test_what_is_counted_has_a_whole_scale(most, top, middle):
     """There is no half of a request."""
-    chart = charts.bars("x", ("a",), ["t"], [(most,)], words.number)
+    chart = charts.stacked_bars("x", ("a",), ["t"], [(most,)], formatting.format_number)
     assert (chart.top, chart.middle) == (top, middle)
 
 
 def test_a_line_is_interrupted_where_nothing_is_known():
     """A single known piece is a line too."""
-    chart = charts.steps(
-        "x", ("a", "b"), list("tuvw"), [(1, 2), (None, None), (2, 2), (1, None)], words.milliseconds
+    chart = charts.step_chart(
+        "x",
+        ("a", "b"),
+        list("tuvw"),
+        [(1, 2), (None, None), (2, 2), (1, None)],
+        formatting.format_milliseconds,
     )
     assert chart.lines == (
         "M0.00 50.00H250.00M500.00 0.00H750.00V50.00H1000.00",
@@ -68,8 +71,8 @@ def test_a_line_is_interrupted_where_nothing_is_known():
 )
 def test_a_bar_says_how_near_the_limit_is(use, limit, percent, level):
     """Without a limit there is no bar."""
-    bar = charts.used("x", use, limit, words.number)
-    assert (bar.percent, bar.level) == (percent, level)
+    bar = charts.usage_bars("x", use, limit, formatting.format_number)
+    assert (bar.percent, bar.severity) == (percent, level)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_a_bar_says_how_near_the_limit_is(use, limit, percent, level):
 )
 def test_numbers(value, text):
     """Whole up to five figures, then three of them."""
-    assert words.number(value) == text
+    assert formatting.format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -106,20 +109,32 @@ def test_numbers(value, text):
 )
 def test_spans(seconds, text):
     """In the unit that says it best."""
-    assert words.span(seconds) == text
+    assert formatting.format_duration(seconds) == text
 
 
 def test_times():
     """Ago, ahead, and by the clock in UTC."""
-    assert (words.ago(99, 100), words.ago(97, 100), words.ago(40, 100)) == (
+    assert (
+        formatting.format_ago(99, 100),
+        formatting.format_ago(97, 100),
+        formatting.format_ago(40, 100),
+    ) == (
         "just now",
         "3 s ago",
         "60 s ago",
     )
-    assert (words.ahead(100, 100), words.ahead(160, 100)) == ("now", "in 60 s")
-    assert (words.moment(0), words.moment(None)) == ("1970-01-01 00:00:00 UTC", "–")
-    assert (words.clock(3600, 3600), words.clock(3600, 30 * 86400)) == ("01:00", "01 Jan")
-    assert (words.money(None), words.money(0), words.money(0.0123), words.money(1234.5)) == (
+    assert (formatting.format_ahead(100, 100), formatting.format_ahead(160, 100)) == ("now", "in 60 s")
+    assert (formatting.format_moment(0), formatting.format_moment(None)) == ("1970-01-01 00:00:00 UTC", "–")
+    assert (formatting.format_clock(3600, 3600), formatting.format_clock(3600, 30 * 86400)) == (
+        "01:00",
+        "01 Jan",
+    )
+    assert (
+        formatting.format_money(None),
+        formatting.format_money(0),
+        formatting.format_money(0.0123),
+        formatting.format_money(1234.5),
+    ) == (
         "–",
         "$0.00",
         "$0.0123",

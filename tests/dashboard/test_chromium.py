@@ -13,10 +13,10 @@ from functools import partial
 import pytest
 import trio
 
-from qproxy.bootstrap import app as serving
+from qproxy.bootstrap import app
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
-from qproxy.emulator import Emulator, Identity
+from qproxy.emulator import Emulator, IdentityServer
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -105,7 +105,7 @@ class Person:
 @asynccontextmanager
 async def serving_to(person, folder, **settings):
     """A server with an account that answers and one to sign in, on a free port; the emulator behind it."""
-    emulator = Emulator(identity=Identity(interval=0.05))
+    emulator = Emulator(identity=IdentityServer(interval=0.05))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         origin = emulator.base_url.removesuffix(f"/{emulator.base_url.split('/', 3)[3]}")
@@ -128,7 +128,7 @@ async def serving_to(person, folder, **settings):
             default_model="qwen3.7-plus",
             **{**oauth, **settings},
         )
-        urls = await nursery.start(serving.serve, config)
+        urls = await nursery.start(app.serve, config)
         person.url = urls[0]
         person.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})  # they do not tell ports apart
         person.sees(1280)

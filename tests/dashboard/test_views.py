@@ -9,21 +9,21 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from qproxy.access import api_keys as keys
-from qproxy.accounts.cooldowns import Rest
-from qproxy.config.accounts import AccountConfig, ConfigError, resolve
+from qproxy.access import api_keys
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
 from qproxy.config.tools import ToolConfig
-from qproxy.dashboard import summaries as stories
+from qproxy.dashboard import summaries
 from qproxy.dashboard.views import connect
 from qproxy.dashboard.views import keys as key_pages
-from qproxy.emulator import Emulator, Identity
+from qproxy.emulator import Emulator, IdentityServer
 from qproxy.ledger import Pricing
-from qproxy.ledger.rows import row_of
-from qproxy.sandbox import Site
-from qproxy.sandbox.bubblewrap import Refusal
-from qproxy.telemetry import Story
-from qproxy.telemetry.records import Failure, Record, ToolRun
-from qproxy.wire.errors import Limit
+from qproxy.ledger.rows import to_row
+from qproxy.sandbox import SystemSandbox
+from qproxy.sandbox.bubblewrap import SandboxUnavailable
+from qproxy.telemetry import RelayRecord
+from qproxy.telemetry.records import FailedAttempt, RequestRecord, ToolRunRecord
+from qproxy.wire.errors import LimitKind
 from qproxy.wire.events import Usage
 from tests.accounts.factories import refusal
 from tests.dashboard.browser import ADMIN_KEY, Browser
@@ -53,9 +53,9 @@ async def entered(it):
 
 
 def record(number=1, **fields):
-    made = Record(f"req_{number}", "POST", "/v1/chat/completions", "/chat/completions")
-    made.story = Story(model="qwen3.7-plus", served_model="qwen3.7-plus", account="one", tries=1)
-    made.status, made.outcome, made.ended = 200, "ok", made.began + 2.5
+    made = RequestRecord(f"req_{number}", "POST", "/v1/chat/completions", "/chat/completions")
+    made.relay = RelayRecord(model="qwen3.7-plus", served_model="qwen3.7-plus", account="one", attempts=1)
+    made.status, made.outcome, made.ended_at = 200, "ok", made.started_at + 2.5
     for name, value in fields.items():
         setattr(made, name, value)
     return made
@@ -142,10 +142,10 @@ async def test_looking_is_not_counted(tmp_path):
     """The moving part, asked every second, leaves no line and no count."""
     async with shown(tmp_path) as it:
         browser = await entered(it)
-        before = it.server.counts.outcomes.total()
+        before = it.server.counters.outcomes.total()
         for _ in range(3):
             await browser.get("/dashboard/live")
-        assert it.server.counts.outcomes.total() == before
+        assert it.server.counters.outcomes.total() == before
 
 
 @pytest.mark.parametrize("period", ["1h", "24h", "7d", "30d", "nonsense"])
@@ -156,9 +156,9 @@ async def test_charts_and_sums(tmp_path, period):
         usage = Usage(prompt_tokens=1000, completion_tokens=500)
         for number in range(4):
             made = record(number, first_byte=0.25)
-            made.story.usage = usage
+            made.relay.usage = usage
             made.outcome = "upstream_cut" if number == 3 else "ok"
-            it.server.ledger.finished(made)
+            it.server.ledger.record(made)
         page = await browser.get(f"/dashboard?period={period}")
         assert "Requests 4 Failed 1 25.0%" in page.text
         assert "Tokens in 4,000 Tokens out 2,000" in page.text
@@ -195,7 +195,7 @@ async def test_the_list_is_looked_through(tmp_path):
     async with shown(tmp_path) as it:
         browser = await entered(it)
         for number in range(60):
-            it.server.ledger.finished(
+            it.server.ledger.record(
                 record(number, outcome="ok" if number else "error", error=None if number else "boom")
             )
         first = await browser.get("/dashboard/requests")
@@ -218,16 +218,16 @@ def test_a_story_tells_everything():
         stream=True,
         first_byte=0.4,
         finish="stop",
-        tools=[ToolRun("calc", True, 0.1), ToolRun("calc", False, 0.1)],
+        tools=[ToolRunRecord("calc", True, 0.1), ToolRunRecord("calc", False, 0.1)],
     )
-    story = made.story
-    story.failures, story.tries, story.account = [Failure("one", "rate_limit_exceeded")], 2, "two"
+    story = made.relay
+    story.failures, story.attempts, story.account = [FailedAttempt("one", "rate_limit_exceeded")], 2, "two"
     story.rules, story.usage = (
         ("developer_role",),
         Usage(100, 50, 150, {"cached_tokens": 10}, {"reasoning_tokens": 20}),
     )
     story.repairs["index_missing"] = 2
-    told = stories.story(row_of(made, 1.0, Pricing()))
+    told = summaries.summarize(to_row(made, 1.0, Pricing()))
     assert told[0] == "The key bob asked /chat/completions for qwen3.7-plus, as a stream."
     assert told[1] == "The account one did not answer: rate_limit_exceeded."
     assert told[2] == "The account two was asked for qwen3.7-plus, at try 2."
@@ -245,8 +245,8 @@ def test_a_story_tells_everything():
 def test_the_story_of_a_request_that_nobody_served():
     """It reached no account, and has neither tokens nor a first event."""
     made = record(outcome="error", error="account_unavailable", status=503)
-    made.story.account, made.story.tries = None, 0
-    told = stories.story(row_of(made, 1.0, Pricing()))
+    made.relay.account, made.relay.attempts = None, 0
+    told = summaries.summarize(to_row(made, 1.0, Pricing()))
     assert told[1] == "It reached no account."
     assert told[2] == "It was over after 2.5 s: refused, status 503, error account_unavailable."
     assert len(told) == 3
@@ -260,9 +260,9 @@ async def test_accounts_in_words(tmp_path):
         one, two = it.server.relay.accounts.accounts
         now = trio.current_time()
         for number in range(9):
-            it.server.ledger.finished(record(number))
-        two.failed(refusal(Limit.QUOTA, "Your plan is used up."), now)
-        two.failed(refusal(Limit.MODEL, "No such model."), now, "qwen-x")
+            it.server.ledger.record(record(number))
+        two.failed(refusal(LimitKind.QUOTA, "Your plan is used up."), now)
+        two.failed(refusal(LimitKind.MODEL, "No such model."), now, "qwen-x")
         page = await browser.get("/dashboard/accounts")
         assert "9 of 10 requests" in page.text
         assert "0 of 60 requests" in page.text
@@ -281,7 +281,7 @@ async def test_accounts_in_words(tmp_path):
 def test_an_allowance_is_for_a_window_that_there_is():
     """A misspelled window is a configuration error that names it."""
     with pytest.raises(ConfigError, match="'fortnight'"):
-        resolve(AccountConfig("one", base_url="http://one.test", key="k", allowance={"fortnight": 1}))
+        resolve_account(AccountConfig("one", base_url="http://one.test", key="k", allowance={"fortnight": 1}))
 
 
 async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
@@ -301,7 +301,7 @@ async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
         assert made.status == 201
         assert made.headers["cache-control"] == "no-store"
         secret = re.findall(r"sk-qproxy-[\w-]+", made.html)[0]
-        (key,) = keys.read(tmp_path / "keys.json")
+        (key,) = api_keys.read(tmp_path / "keys.json")
         assert (key.name, key.rpm, key.models) == ("bob", 60, ("qwen3*", "qwen-max"))
         assert (key.budgets[0].window, key.budgets[0].requests) == ("month", 100)
         assert (await it.post(HELLO))[0] == 401, "from now on a key is demanded"
@@ -372,13 +372,13 @@ async def test_tools_and_their_sandbox(tmp_path):
     """Each tool with what holds it; without a sandbox the fenced ones are refused, with the reason."""
 
     async def none():
-        return Refusal("there is no bubblewrap here")
+        return SandboxUnavailable("there is no bubblewrap here")
 
     tools = (
         ToolConfig(name="fenced", description="Held", argv=["/bin/true"]),
-        ToolConfig(name="free", description="Not held", argv=["/bin/true"], sandbox="none", offer="always"),
+        ToolConfig(name="free", description="Not held", argv=["/bin/true"], sandbox="none", policy="always"),
     )
-    async with shown(tmp_path, tools=tools, site=Site(none)) as it:
+    async with shown(tmp_path, tools=tools, site=SystemSandbox(none)) as it:
         page = await (await entered(it)).get("/dashboard/tools")
         assert "no sandbox can be made: there is no bubblewrap here" in page.text
         assert "fenced Held refused" in page.text
@@ -391,7 +391,7 @@ async def test_tools_and_their_sandbox(tmp_path):
 
 async def test_signing_in_by_the_dashboard(tmp_path):
     """Code, link and QR code; approved it is signed in; cancelled it is over."""
-    emulator = Emulator(identity=Identity(interval=0.01))
+    emulator = Emulator(identity=IdentityServer(interval=0.01))
     emulator.identity.resource_url = "http://identity.test"
     urls = {
         f"oauth_{what}_url": f"http://localhost/api/v1/oauth2/{path}"
@@ -413,7 +413,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
             page = await browser.get(path)
             assert (await browser.fill(page, path)).status == 303
             page = await browser.get(path)
-            code = it.server.logins.progress("me").user_code
+            code = it.server.login_sessions.progress("me").user_code
             assert code in page.text
             assert f"user_code={code}" in next(
                 v["href"] for v in page.all("a") if v.get("target") == "_blank"
@@ -425,7 +425,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
                 assert (await browser.fill(page, action)).status == 303
                 assert "was cancelled" in (await browser.get(path)).text
         assert it.emulator.identity.decide(code)
-        await it.server.logins._logins["me"].flow.ended.wait()
+        await it.server.login_sessions._logins["me"].flow.finished.wait()
         done = await browser.get(f"{path}/progress")
         assert "Signed in." in done.text
         assert "data-over" in done.html
@@ -443,7 +443,7 @@ async def test_recipes_are_those_of_the_docs(tmp_path):
     for recipe in found:
         section = page.partition(f"\n## {recipe.name}\n")[2].partition("\n## ")[0]
         assert recipe.text.strip() in section, recipe.name
-        assert recipe.then.strip() in section
+        assert recipe.note.strip() in section
     async with shown(tmp_path, default_model="qwen-mine") as it:
         browser = await entered(it)
         browser.host = "qproxy.example:8443"
@@ -452,7 +452,7 @@ async def test_recipes_are_those_of_the_docs(tmp_path):
         assert "OPENAI_BASE_URL=https://qproxy.example:8443/v1 OPENAI_API_KEY=any" in shown_page.text
         assert "qwen3.7-plus" not in "".join(re.findall(r"<pre.*?</pre>", shown_page.html, re.DOTALL))
         assert "127.0.0.1" not in shown_page.html
-        keys.create(tmp_path / "keys.json", name="x")
+        api_keys.create(tmp_path / "keys.json", name="x")
         shown_page = await browser.get("/dashboard/connect")
         assert "OPENAI_API_KEY=YOUR-KEY" in shown_page.text
         assert any(v.get("id") == "try-key" for v in shown_page.all("input"))
@@ -470,16 +470,18 @@ async def test_nothing_from_outside_becomes_html(tmp_path):
         account.quota = account.last_error = evil
         account.last_error_at = time.time()
         account.rests[evil] = account.rests[""] = _rest(evil)
-        made = record(1, key=evil, endpoint=evil, error=evil, finish=evil, tools=[ToolRun(evil, True, 0.1)])
-        story = made.story
+        made = record(
+            1, key=evil, endpoint=evil, error=evil, finish=evil, tools=[ToolRunRecord(evil, True, 0.1)]
+        )
+        story = made.relay
         story.model = story.served_model = story.account = story.upstream_request_id = evil
-        story.failures, story.tries, story.rules = [Failure(evil, evil)], 2, (evil,)
+        story.failures, story.attempts, story.rules = [FailedAttempt(evil, evil)], 2, (evil,)
         story.repairs[evil] = 1
-        it.server.ledger.finished(made)
+        it.server.ledger.record(made)
         live = record(2, key=evil, endpoint=evil, ended=None)
-        live.story.model = live.story.account = evil
-        it.server.counts.began(live)
-        keys.create(tmp_path / "keys.json", name=evil, models=(evil,))
+        live.relay.model = live.relay.account = evil
+        it.server.counters.request_started(live)
+        api_keys.create(tmp_path / "keys.json", name=evil, models=(evil,))
         paths = [
             *STATIC,
             "/dashboard/live",
@@ -503,7 +505,7 @@ async def test_nothing_from_outside_becomes_html(tmp_path):
 
 
 def _rest(why):
-    return Rest(trio.current_time() + 1000, trio.current_time(), why)
+    return Cooldown(trio.current_time() + 1000, trio.current_time(), why)
 
 
 def _quoted(text):

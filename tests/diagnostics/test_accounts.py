@@ -9,14 +9,13 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.config.accounts import AccountConfig, resolve
-from qproxy.diagnostics import Finding, exit_code
-from qproxy.diagnostics import network as way
-from qproxy.diagnostics.accounts import Patient, patient
+from qproxy.config.accounts import AccountConfig, resolve_account
+from qproxy.diagnostics import Finding, exit_code, network
+from qproxy.diagnostics.accounts import AccountCheck, account_check
 from qproxy.emulator import Emulator
-from qproxy.emulator.faults import DONE, Reply, chunk
-from qproxy.transport import Transport
-from qproxy.wire.dialects import model_catalog as catalogue
+from qproxy.emulator.faults import DONE, ScriptedReply, chunk
+from qproxy.transport import UpstreamTransport
+from qproxy.wire.dialects import model_catalog
 from tests.auth.helpers import in_place, signed
 from tests.helpers import world
 
@@ -30,8 +29,8 @@ async def examined(emulator=None, entry=KEYED, **settings):
     async with world(emulator=emulator, accounts=(entry,), **settings) as it:
         relay = it.server.relay
         found: list[Finding] = []
-        await patient(
-            resolve(entry), relay.accounts.accounts[0], relay, settings.get("default_model")
+        await account_check(
+            resolve_account(entry), relay.accounts.accounts[0], relay, settings.get("default_model")
         ).online(found)
         assert it.sound()
     return found
@@ -68,7 +67,7 @@ async def test_chat_that_fails(model, advice, autojump_clock):
     found = await examined(default_model=model)
     (chat,) = [finding for finding in found if finding.name == "chat, whole"]
     assert chat.failed
-    assert chat.words.startswith(f"{model}: ")
+    assert chat.message.startswith(f"{model}: ")
     assert advice in chat.advice
     assert "tool call, whole" not in states(found)
     assert exit_code(found) == 1
@@ -86,11 +85,11 @@ async def test_calls_that_needed_mending_and_calls_that_do_not_come():
     emulator = Emulator()
     first = chunk({"role": "assistant", "content": ""})
     entry = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "x"}'}}
-    mended = Reply((first, chunk({"tool_calls": [entry]}), chunk({}, "stop"), DONE))
-    words = Reply((first, chunk({"content": "Sunny."}), chunk({}, "stop"), DONE))
+    mended = ScriptedReply((first, chunk({"tool_calls": [entry]}), chunk({}, "stop"), DONE))
+    words = ScriptedReply((first, chunk({"content": "Sunny."}), chunk({}, "stop"), DONE))
     emulator.script(words, words, mended, words)
     found = {finding.name: finding for finding in await examined(emulator, OPEN)}
-    assert "(mended: " in found["tool call, whole"].words
+    assert "(mended: " in found["tool call, whole"].message
     assert found["tool call, streamed"].state == "warning"
     assert "--tool-call-parser" in found["tool call, streamed"].advice
 
@@ -108,22 +107,22 @@ MODELS = {
 async def test_which_model_is_asked(entry, settings, model):
     """The operator's default, else the cheapest by its name among those that are offered."""
     found = {finding.name: finding for finding in await examined(entry=entry, **settings)}
-    assert found["chat, whole"].words.startswith(f"{model} ")
+    assert found["chat, whole"].message.startswith(f"{model} ")
 
 
 async def test_nothing_to_ask():
     """An account that offers no model that is listed is not asked."""
     found = await examined(entry=AccountConfig("mine", "open", base_url=BASE, models=["llama-*"]))
     assert states(found)["chat"] == "skipped"
-    assert catalogue.lookup("llama-3") is None
+    assert model_catalog.limits_for("llama-3") is None
 
 
 async def test_a_login(tmp_path, autojump_clock):
     """A signed-in account says until when; one that nobody is signed in to says how to."""
     async with signed(tmp_path) as it, world() as server:
-        entry = resolve(AccountConfig("me", kind="oauth"))
-        one = patient(entry, server.server.relay.accounts.accounts[0], server.server.relay, None)
-        one.wall, one.run, one.account.source = it.wall, in_place, it.source(keep=False)
+        entry = resolve_account(AccountConfig("me", kind="oauth"))
+        one = account_check(entry, server.server.relay.accounts.accounts[0], server.server.relay, None)
+        one.wall_clock, one.run, one.account.source = it.wall, in_place, it.source(keep=False)
         (nobody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
         assert (nobody.state, nobody.advice) == ("failed", "qproxy login --account me")
         online: list[Finding] = []
@@ -131,10 +130,10 @@ async def test_a_login(tmp_path, autojump_clock):
         assert (online[-1].state, online[-1].advice) == ("failed", "qproxy login --account me")
         assert (await it.sign_in()).state == "signed_in"
         (somebody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
-        assert (somebody.state, "is good until" in somebody.words) == ("ok", True)
+        assert (somebody.state, "is good until" in somebody.message) == ("ok", True)
         access = it.on_disk().access_token
         assert access not in str([*online, somebody, one])
-        assert isinstance(one, Patient)
+        assert isinstance(one, AccountCheck)
 
 
 CLOCKS = {
@@ -149,7 +148,7 @@ CLOCKS = {
 @pytest.mark.parametrize(("date", "state"), CLOCKS.values(), ids=CLOCKS.keys())
 def test_clocks(date, state):
     """Ours is compared with the server's Date field."""
-    assert way.clock(date, "x", 1000.0).state == state
+    assert network.check_clock(date, "x", 1000.0).state == state
 
 
 @asynccontextmanager
@@ -174,7 +173,7 @@ async def over_tls(authority, trusted=True):
             nursery.start_soon(meet, theirs)
             return ours
 
-        yield Transport(ssl_context=ours, connect=connect)
+        yield UpstreamTransport(ssl_context=ours, connect=connect)
         nursery.cancel_scope.cancel()
 
 
@@ -182,12 +181,12 @@ async def test_certificates():
     """A good one is told with its end, one that ends soon is a warning, one of a stranger a failure with advice."""
     authority, now = trustme.CA(), time.time()
     async with over_tls(authority) as transport:
-        found = await way.to("https://127.0.0.1:1/v1", transport, "x", now)
+        found = await network.check_route("https://127.0.0.1:1/v1", transport, "x", now)
         assert states(found) == {"connection": "ok", "TLS": "ok"}
     peer = {"notAfter": "Jan  8 00:00:00 1970 GMT"}
-    assert way.certificate(peer, "TLSv1.3", "x", 0.0).state == "warning"
+    assert network.check_certificate(peer, "TLSv1.3", "x", 0.0).state == "warning"
     async with over_tls(authority, trusted=False) as transport:
-        (refused,) = await way.to("https://127.0.0.1:1/v1", transport, "x", now)
+        (refused,) = await network.check_route("https://127.0.0.1:1/v1", transport, "x", now)
         assert (refused.state, "ca_bundle" in refused.advice) == ("failed", True)
 
 
@@ -219,7 +218,7 @@ async def test_a_way_that_ends(url, name):
     async def connect(host, port):
         raise OSError("Connection refused")
 
-    found = await way.to(url, Transport(connect=connect), "x", 0.0)
+    found = await network.check_route(url, UpstreamTransport(connect=connect), "x", 0.0)
     assert (found[-1].name, found[-1].failed, bool(found[-1].advice)) == (name, True, True)
 
 
@@ -227,14 +226,14 @@ async def test_a_token_that_has_just_been_refused(tmp_path, autojump_clock):
     """It is renewed, as the server would, before anything is called a failure."""
     async with signed(tmp_path) as it, world(emulator=it.emulator) as server:
         await it.sign_in()
-        entry = resolve(AccountConfig("me", kind="oauth"))
+        entry = resolve_account(AccountConfig("me", kind="oauth"))
         relay = server.server.relay
-        one = patient(entry, relay.accounts.accounts[0], relay, None)
-        one.wall, one.account.source = it.wall, it.source(keep=False)
+        one = account_check(entry, relay.accounts.accounts[0], relay, None)
+        one.wall_clock, one.account.source = it.wall, it.source(keep=False)
         before = it.on_disk().access_token
         it.emulator.identity.expire()
         trio.socket.set_custom_hostname_resolver(Resolver())
         found: list[Finding] = []
         await one.online(found)
-        assert [(f.name, f.words) for f in found if f.failed] == []
+        assert [(f.name, f.message) for f in found if f.failed] == []
         assert it.on_disk().access_token != before

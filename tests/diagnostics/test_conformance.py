@@ -7,12 +7,12 @@ import trio
 import trio.testing
 
 from qproxy.diagnostics import exit_code
-from qproxy.diagnostics.conformance import Probe
+from qproxy.diagnostics.conformance import ConformanceCheck
 from qproxy.diagnostics.report import Finding
-from qproxy.diagnostics.run import AREA_SECONDS, within
+from qproxy.diagnostics.run import AREA_SECONDS, with_timeout
 from qproxy.emulator import Emulator
-from qproxy.emulator.faults import DONE, FAULTS, Reply, chunk, event, json_reply
-from qproxy.transport import Limits, Transport
+from qproxy.emulator.faults import DONE, FAULTS, ScriptedReply, chunk, event, json_reply
+from qproxy.transport import TransportLimits, UpstreamTransport
 from qproxy.wire.conformance import RULES
 from tests.helpers import served, world
 
@@ -34,10 +34,12 @@ async def probed(handle, **settings):
             nursery.start_soon(handle, theirs)
             return ours
 
-        transport = Transport(Limits(first_byte_timeout=30.0, idle_timeout=30.0), connect=connect)
+        transport = UpstreamTransport(
+            TransportLimits(first_byte_timeout=30.0, idle_timeout=30.0), connect=connect
+        )
         costs = settings.pop("costs", True)
         found: list[Finding] = []
-        await Probe(URL, transport, lambda: 0.0, **settings).all(found, costs=costs)
+        await ConformanceCheck(URL, transport, lambda: 0.0, **settings).all(found, costs=costs)
         yield found
         await transport.aclose()
         nursery.cancel_scope.cancel()
@@ -63,7 +65,7 @@ async def test_qproxy_itself_keeps_the_contract():
             await trio.sleep_forever()
 
     async with world() as it, probed(handle) as found:
-        assert [(f.name, f.words) for f in found if f.failed] == []
+        assert [(f.name, f.message) for f in found if f.failed] == []
         assert [finding.name for finding in found] == SAID
 
 
@@ -86,11 +88,11 @@ async def test_what_is_free():
 
 FIRST = chunk({"role": "assistant", "content": ""})
 WRONG = {
-    "no end": (Reply((FIRST, chunk({}, "stop"))), "done: the stream ends without data: [DONE]"),
-    "type": (Reply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"), "content-type: it is 'text/plain'"),
-    "error": (Reply((FIRST, event({"error": {"message": "no more"}}))), "qwen-flash: no more"),
+    "no end": (ScriptedReply((FIRST, chunk({}, "stop"))), "done: the stream ends without data: [DONE]"),
+    "type": (ScriptedReply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"), "content-type: it is 'text/plain'"),
+    "error": (ScriptedReply((FIRST, event({"error": {"message": "no more"}}))), "qwen-flash: no more"),
     "status": (json_reply({"message": "no"}, 503), "qwen-flash: status 503: no"),
-    "page": (Reply((b"<html>",), 502, "text/html"), "qwen-flash: status 502: <html>"),
+    "page": (ScriptedReply((b"<html>",), 502, "text/html"), "qwen-flash: status 502: <html>"),
 }  # fmt: skip
 
 
@@ -102,7 +104,7 @@ async def test_a_stream_that_is_wrong(reply, words):
     emulator.script(NOT_FOUND, NOT_FOUND, whole, reply)
     async with probed(emulator.handle) as found:
         (wrong,) = [finding for finding in found if finding.name == "chat, streamed"]
-        assert (wrong.state, words in wrong.words) == ("failed", True), wrong
+        assert (wrong.state, words in wrong.message) == ("failed", True), wrong
         assert found[-1].name == "embeddings, base64"
 
 
@@ -119,16 +121,19 @@ async def test_calls_that_break_the_contract():
     emulator.script(NOT_FOUND, NOT_FOUND, json_reply(WHOLE), *[FAULTS["quirk-index"][1]] * 4)
     async with probed(emulator.handle) as found:
         broken = [f for f in found if f.name == "tool call, streamed" and f.failed]
-        assert any(finding.words.startswith("call-index: two calls") for finding in broken)
-        assert [finding.advice for finding in broken] == [RULES[f.words.partition(":")[0]] for f in broken]
+        assert any(finding.message.startswith("call-index: two calls") for finding in broken)
+        assert [finding.advice for finding in broken] == [RULES[f.message.partition(":")[0]] for f in broken]
 
 
 async def test_a_model_that_does_not_call():
     """Words in place of a call are no breach but a warning, which says how servers are told to parse calls."""
     emulator = Emulator()
-    whole, streamed = json_reply(WHOLE), Reply((FIRST, chunk({"content": "hi"}), chunk({}, "stop"), DONE))
+    whole, streamed = (
+        json_reply(WHOLE),
+        ScriptedReply((FIRST, chunk({"content": "hi"}), chunk({}, "stop"), DONE)),
+    )
     counted = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": WHOLE["usage"]}  # fmt: skip
-    with_usage = Reply((FIRST, chunk({}, "stop"), event(counted), DONE))
+    with_usage = ScriptedReply((FIRST, chunk({}, "stop"), event(counted), DONE))
     emulator.script(NOT_FOUND, NOT_FOUND, whole, streamed, with_usage, whole, streamed)
     async with probed(emulator.handle) as found:
         called = [finding for finding in found if finding.name.startswith("tool call")]
@@ -162,6 +167,6 @@ async def test_time_is_bounded(autojump_clock):
         await trio.sleep_forever()
 
     found: list[Finding] = []
-    await within("x", slow, found)
+    await with_timeout("x", slow, found)
     assert [(f.name, f.state) for f in found] == [("first", "ok"), ("time", "failed")]
     assert trio.current_time() == pytest.approx(AREA_SECONDS, abs=1)

@@ -8,14 +8,13 @@ import stat
 import pytest
 import trio
 
-from qproxy.bootstrap.tools import workshop as make_workshop
+from qproxy.bootstrap.tools import build_tool_runtime as make_workshop
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
-from qproxy.diagnostics import system as machine
-from qproxy.diagnostics import tools as workshop
-from qproxy.sandbox import Site
-from qproxy.sandbox.bubblewrap import Refusal
-from qproxy.system.directories import make_private
+from qproxy.diagnostics import system, tools
+from qproxy.sandbox import SystemSandbox
+from qproxy.sandbox.bubblewrap import SandboxUnavailable
+from qproxy.system.directories import make_private_directory
 from qproxy.tools import functions
 
 
@@ -25,7 +24,7 @@ def config(tmp_path, **settings):
 
 
 def findings(tmp_path, file=None, **settings):
-    found = machine.files(config(tmp_path, **settings), tmp_path / "home", file)
+    found = system.check_files(config(tmp_path, **settings), tmp_path / "home", file)
     return {finding.name: finding for finding in found}
 
 
@@ -91,40 +90,42 @@ def test_databases(tmp_path):
 
 def test_open_files():
     """What the settings speak of is compared with what the system allows."""
-    assert machine.limits(Config(max_clients=1, max_requests=1)).state == "ok"
+    assert system.check_limits(Config(max_clients=1, max_requests=1)).state == "ok"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
-        assert machine.limits(Config(max_clients=hard)).state == "warning"
+        assert system.check_limits(Config(max_clients=hard)).state == "warning"
 
 
 async def test_the_port(tmp_path):
     """A free one is well, one that something else uses is not."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
-    taken = await machine.port(Config(port=port), tmp_path)
+    taken = await system.check_port(Config(port=port), tmp_path)
     await listener.aclose()
     assert (taken.state, "set port" in taken.advice) == ("failed", True)
-    assert (await machine.port(Config(port=port), tmp_path)).state == "ok"
+    assert (await system.check_port(Config(port=port), tmp_path)).state == "ok"
 
 
 async def test_tools():
     """Without tools nothing is looked for; with them, the sandbox is, and what cannot run is named."""
 
     async def nothing():
-        return Refusal("it is a test")
+        return SandboxUnavailable("it is a test")
 
-    none = await workshop.tools(make_workshop(Config()), Site(nothing), False)
+    none = await tools.check_tools(make_workshop(Config()), SystemSandbox(nothing), False)
     assert [finding.state for finding in none] == ["skipped"]
 
     def add(a: int, b: int) -> int:
         """The sum."""
         return a + b
 
-    shop = make_workshop(Config(), [functions.of(add)])
-    found = await workshop.tools(shop, Site(nothing), True)
+    shop = make_workshop(Config(), [functions.as_tool(add)])
+    found = await tools.check_tools(shop, SystemSandbox(nothing), True)
     assert [(finding.name, finding.state) for finding in found] == [("sandbox", "failed"), ("tools", "ok")]
     assert "docs/security.md" in found[0].advice
-    found = await workshop.tools(make_workshop(Config(), [functions.of(add)]), Site(nothing), False)
+    found = await tools.check_tools(
+        make_workshop(Config(), [functions.as_tool(add)]), SystemSandbox(nothing), False
+    )
     assert found[0].state == "skipped"
 
 
@@ -133,8 +134,8 @@ def test_folders_of_ours_are_private_all_the_way(tmp_path):
     before = os.umask(0)
     try:
         tmp_path.chmod(0o755)
-        make_private(tmp_path / "a" / "b" / "c")
-        make_private(tmp_path / "a" / "b")
+        make_private_directory(tmp_path / "a" / "b" / "c")
+        make_private_directory(tmp_path / "a" / "b")
     finally:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / path).stat().st_mode) for path in (".", "a", "a/b", "a/b/c")]

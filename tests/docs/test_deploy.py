@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from qproxy.bootstrap import app as serving
-from qproxy.cli import parser
+from qproxy.bootstrap import app
+from qproxy.cli import build_parser
 from qproxy.config import SETTINGS, Config
 from qproxy.http_server.shutdown import FAREWELL_SECONDS
-from qproxy.process import serve as process
+from qproxy.process import serve
 from tests.helpers import accounts
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
@@ -49,9 +49,9 @@ def test_the_unit_keeps_its_walls():
     for line in ("ExecStart", "ExecReload"):
         program, *words = service[line].split()
         assert program == "/opt/qproxy/bin/qproxy"
-        parser().parse_args(words)
+        build_parser().parse_args(words)
     assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + FAREWELL_SECONDS
-    wanted, _ = process.file_limit(Config())
+    wanted, _ = serve.file_limit(Config())
     assert wanted < int(service["LimitNOFILE"])
 
 
@@ -74,7 +74,7 @@ def test_the_image_is_not_root_and_the_containers_can_do_little():
         assert wall in COMPOSE
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)[0])
     command = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[-1])
-    parser().parse_args([*entry, *command][1:])
+    build_parser().parse_args([*entry, *command][1:])
 
 
 async def test_the_health_check():
@@ -92,7 +92,7 @@ async def test_the_health_check():
 
     config = Config(port=0, accounts=accounts("one"), store_responses=False)
     async with trio.open_nursery() as nursery:
-        urls = await nursery.start(serving.serve, config)
+        urls = await nursery.start(app.serve, config)
         port = urls[0].rpartition(":")[2]
         assert await healthy(port)
         nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ import pytest
 
 import qproxy
 from qproxy import cli
-from qproxy.bootstrap.app import assemble
+from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.emulator import demo
 from tests.helpers import accounts
@@ -50,7 +50,7 @@ def test_the_readmes_transcript_is_what_the_demo_prints():
 def test_every_command_is_in_the_readme():
     """With the words of its help."""
     told = {cells[0].strip("`").removeprefix("qproxy "): cells[1] for cells in rows(README, "Commands")}
-    assert told == {name: cli.command(name).HELP for name in cli.COMMANDS}
+    assert told == {name: cli.resolve_command(name).HELP for name in cli.COMMANDS}
 
 
 def told_routes():
@@ -69,10 +69,10 @@ def told_routes():
 
 def test_every_endpoint_is_in_the_readme():
     """And nothing else; a path that ends in … stands for all below it."""
-    server = assemble(Config(accounts=accounts("one"), store_responses=False))
+    server = build_server(Config(accounts=accounts("one"), store_responses=False))
     there = {
         (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", route.path))
-        for family in server.families
+        for family in server.route_groups
         for route in family.routes()
         for method in route.methods
     }

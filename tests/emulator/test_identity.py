@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from qproxy.emulator.identity import CLIENT_ID, DEVICE_PATH, FAULTS, TOKEN_PATH, Identity
+from qproxy.emulator.identity import CLIENT_ID, DEVICE_PATH, FAULTS, TOKEN_PATH, IdentityServer
 from qproxy.wire import oauth
 
 ORIGIN = "http://q.test"
-PROOF = oauth.proof(bytes(32))
+PROOF = oauth.new_pkce(bytes(32))
 
 
 class Clock:
@@ -25,7 +25,7 @@ def clock():
 
 @pytest.fixture
 def identity(clock):
-    return Identity(clock=clock)
+    return IdentityServer(clock=clock)
 
 
 def post(identity, path, **form):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.emulator.realtime_session import Speaker, tone
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.realtime import Translation
+from qproxy.emulator.realtime_session import RealtimeModel, tone
+from qproxy.wire import json_codec
+from qproxy.wire.realtime import SessionTranslator
 from tests.wire.strangers import mutated, mutations, values
 from tests.wire.strategies import examples
 
@@ -28,9 +28,9 @@ WRONG = {
 @pytest.mark.parametrize(("settings", "param"), WRONG.values(), ids=WRONG)
 def test_what_it_refuses(settings, param):
     """A setting that Qwen does not have is an error that names it, and changes nothing."""
-    speaker = Speaker("m")
+    speaker = RealtimeModel("m")
     before = dict(speaker.session)
-    (told,) = speaker.hear({"type": "session.update", "session": settings})
+    (told,) = speaker.handle({"type": "session.update", "session": settings})
     assert (told["type"], told["error"]["param"]) == ("error", param)
     assert speaker.session == before
 
@@ -40,23 +40,25 @@ def test_what_it_refuses(settings, param):
 )
 def test_what_it_does_not_do(kind):
     """An event that it has no use for is an error, not the end."""
-    (told,) = Speaker("m").hear({"type": kind})
+    (told,) = RealtimeModel("m").handle({"type": kind})
     assert told["type"] == "error"
 
 
 def test_it_hears_16_khz():
     """A tone at another rate is another tone to it."""
-    speaker = Speaker("m")
+    speaker = RealtimeModel("m")
     list(
-        speaker.hear({"type": "session.update", "session": {"turn_detection": None, "modalities": ["text"]}})
+        speaker.handle(
+            {"type": "session.update", "session": {"turn_detection": None, "modalities": ["text"]}}
+        )
     )
     for rate, hertz in ((16_000, 440), (24_000, 290)):
         audio = base64.b64encode(tone(440, 0.5, rate)).decode()
-        list(speaker.hear({"type": "input_audio_buffer.append", "audio": audio}))
-        list(speaker.hear({"type": "input_audio_buffer.commit"}))
+        list(speaker.handle({"type": "input_audio_buffer.append", "audio": audio}))
+        list(speaker.handle({"type": "input_audio_buffer.commit"}))
         told = [
             event
-            for event in speaker.hear({"type": "response.create"})
+            for event in speaker.handle({"type": "response.create"})
             if event["type"] == "response.text.done"
         ]
         assert f"about {hertz} Hz" in told[0]["text"]
@@ -101,23 +103,23 @@ events = st.one_of(odd_events, odd_events, st.sampled_from(TEMPLATES), values)
 @examples(100)
 def test_any_event_is_answered(said):
     """Whatever JSON it hears, at any field of any event, it says something or nothing and goes on."""
-    speaker = Speaker("m")
+    speaker = RealtimeModel("m")
     for event in said:
-        for told in speaker.hear(event):
-            jsontext.dumps(told)
-    assert list(speaker.hear({"type": "response.cancel"}))
+        for told in speaker.handle(event):
+            json_codec.dumps(told)
+    assert list(speaker.handle({"type": "response.cancel"}))
 
 
 @given(st.lists(st.tuples(events, st.booleans()), max_size=6), st.booleans())
 @examples(100)
 def test_any_event_between_a_client_and_it(said, modern):
     """Whatever JSON a client says goes out to the server or comes back as an error, and so does what the server says."""
-    speaker, session = Speaker("m"), Translation("m", modern=modern)
+    speaker, session = RealtimeModel("m"), SessionTranslator("m", modern=modern)
     for event, whose in said:
-        text = jsontext.dumps(event).decode()
-        outs = list(session.from_client(text) if whose else session.from_qwen(text))
+        text = json_codec.dumps(event).decode()
+        outs = list(session.from_client(text) if whose else session.from_upstream(text))
         for out in outs:
-            for told in speaker.hear(out.event):
-                for back in session.from_qwen(jsontext.dumps(told).decode()):
-                    jsontext.dumps(back.event)
-    assert session.seen.tokens >= 0
+            for told in speaker.handle(out.event):
+                for back in session.from_upstream(json_codec.dumps(told).decode()):
+                    json_codec.dumps(back.event)
+    assert session.usage.tokens >= 0

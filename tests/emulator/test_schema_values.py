@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qproxy.emulator import schema_values as schema
+from qproxy.emulator import schema_values
 
 DOUBLING = {
     **{f"d{n}": {"type": "array", "minItems": 2, "items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(22)},
@@ -49,5 +49,7 @@ HOSTILE = {
 def test_an_answer_is_bounded(hostile):
     """The values of an answer and its text have a limit, and no schema is an error."""
     question = "9" * 20_000 + " 1.5 in Ulm"
-    text = json.dumps(schema.arguments(hostile, question))
-    assert len(text) < 100 * schema.MAX_VALUES + schema.MAX_SCHEMA + schema.MAX_VALUES * 200
+    text = json.dumps(schema_values.example_arguments(hostile, question))
+    assert (
+        len(text) < 100 * schema_values.MAX_VALUES + schema_values.MAX_SCHEMA + schema_values.MAX_VALUES * 200
+    )

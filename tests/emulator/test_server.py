@@ -8,8 +8,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.emulator import FAULTS, Emulator, Identity, chat, completions, embeddings
-from qproxy.emulator.schema_values import arguments
+from qproxy.emulator import FAULTS, Emulator, IdentityServer, chat, completions, embeddings
+from qproxy.emulator.schema_values import example_arguments
 from tests.helpers import H1Client
 from tests.wire.strangers import ASK, mutated, mutations, values
 from tests.wire.strategies import examples
@@ -39,8 +39,8 @@ REFUSALS: dict[str, tuple[dict, int]] = {
 def test_refusals(fields, status):
     """What DashScope refuses is refused with its status and its shape."""
     base = {} if fields == {"messages": [USER]} else {"model": "qwen-plus", "messages": [USER]}
-    with pytest.raises(chat.Refusal) as caught:
-        chat.check({**base, **fields})
+    with pytest.raises(chat.ApiError) as caught:
+        chat.validate({**base, **fields})
     assert caught.value.status == status
     assert caught.value.body["error"]["message"]
 
@@ -65,7 +65,7 @@ SCHEMAS = {
 @pytest.mark.parametrize(("schema", "question", "value"), SCHEMAS.values(), ids=SCHEMAS.keys())
 def test_arguments(schema, question, value):
     """Arguments fit their schema and use the question's words."""
-    assert arguments(schema, question) == value
+    assert example_arguments(schema, question) == value
 
 
 def test_thoughts_tools_and_json():
@@ -82,12 +82,14 @@ def test_thoughts_tools_and_json():
 
 def test_embeddings():
     """Equal texts are equal, ten are the limit, and the length is the one asked for."""
-    answer = embeddings.compatible({"model": "text-embedding-v4", "input": ["a", "b", "a"], "dimensions": 64})
+    answer = embeddings.openai_response(
+        {"model": "text-embedding-v4", "input": ["a", "b", "a"], "dimensions": 64}
+    )
     one, two, three = (entry["embedding"] for entry in answer["data"])
     assert one == three != two
     assert len(one) == 64
     assert abs(sum(x * x for x in one) - 1) < 1e-9
-    native = embeddings.native(
+    native = embeddings.dashscope_response(
         {"model": "text-embedding-v4", "input": {"texts": ["a", "b"]}, "parameters": {"dimension": 64}}
     )
     assert [row["text_index"] for row in native["output"]["embeddings"]] == [1, 0]
@@ -107,8 +109,8 @@ def test_embeddings():
 )
 def test_embeddings_are_refused(change, status, says):
     """What DashScope refuses is refused."""
-    with pytest.raises(chat.Refusal, match=says) as caught:
-        embeddings.compatible({"model": "text-embedding-v4", "input": "x"} | change)
+    with pytest.raises(chat.ApiError, match=says) as caught:
+        embeddings.openai_response({"model": "text-embedding-v4", "input": "x"} | change)
     assert caught.value.status == status
 
 
@@ -118,7 +120,7 @@ CODER = {"model": "qwen3-coder-plus", "prompt": "def f(a, b):"}
 def test_completions():
     """Text goes on, a gap is filled; chunks add up to the whole; probabilities come token by token."""
     body = {**CODER, "n": 2, "logprobs": 1, "max_tokens": 3}
-    whole = completions.whole(body)
+    whole = completions.response(body)
     assert [choice["finish_reason"] for choice in whole["choices"]] == ["length"] * 2
     texts = ["", ""]
     for chunk in completions.chunks({**body, "stream_options": {"include_usage": True}}):
@@ -130,7 +132,7 @@ def test_completions():
     assert len(tokens) == 3
     assert "".join(tokens) == texts[0]
     gap = {**CODER, "prompt": "<|fim_prefix|>def f():\n<|fim_suffix|>\n<|fim_middle|>"}
-    assert "return" in completions.whole(gap)["choices"][0]["text"]
+    assert "return" in completions.response(gap)["choices"][0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -138,8 +140,8 @@ def test_completions():
 )
 def test_completions_are_refused(change):
     """No other models, no token ids, no field suffix."""
-    with pytest.raises(chat.Refusal):
-        completions.check({**CODER, **change})
+    with pytest.raises(chat.ApiError):
+        completions.validate({**CODER, **change})
 
 
 def test_faults_have_lines():
@@ -218,7 +220,7 @@ def test_any_body_is_answered(requests):
     trio.run(play)
 
 
-class Broken(Identity):
+class Broken(IdentityServer):
     """An identity server with a fault of its own."""
 
     def reply(self, method, path, query, body, origin):

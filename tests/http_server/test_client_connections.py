@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy import http_server as mended
+from qproxy import http_server
 from qproxy.bootstrap.app import serve
 from qproxy.config import Config
 from qproxy.http_server import h2 as http2
@@ -172,7 +172,7 @@ async def test_an_upgrade_of_connect(caplog, autojump_clock):
 @pytest.fixture(params=[0.9, 1.1])
 def age(request, monkeypatch):
     """The seconds after which a connection is old."""
-    monkeypatch.setattr(mended.Server, "max_age", 1000.0)
+    monkeypatch.setattr(http_server.TCPServer, "max_age", 1000.0)
     monkeypatch.setattr("random.uniform", lambda low, high: {0.9: low, 1.1: high}[request.param])
     return 1000.0 * request.param
 
@@ -294,12 +294,12 @@ async def test_a_client_library_survives_it(age, autojump_clock):
 @pytest.mark.parametrize(("setting", "seconds"), [(0, math.inf), (300.0, 300.0)])
 async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
     """`max_connection_age` is the server's limit; 0 is none."""
-    monkeypatch.setattr(mended.Server, "max_age", 1.0)
+    monkeypatch.setattr(http_server.TCPServer, "max_age", 1.0)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     config = Config(port=0, max_connection_age=setting, accounts=accounts("one"))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, config)
-        assert mended.Server.max_age == seconds
+        assert http_server.TCPServer.max_age == seconds
         nursery.cancel_scope.cancel()
 
 

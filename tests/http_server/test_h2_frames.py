@@ -136,7 +136,7 @@ async def test_a_frame_that_is_wrong(data, caplog, autojump_clock):
     async with world() as it:
         await say(it.app, PREFACE + frame(SETTINGS) + data)
         await serves(it.app)
-        assert len(it.server.lives) == 0
+        assert len(it.server.in_flight) == 0
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 

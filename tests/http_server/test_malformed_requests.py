@@ -8,7 +8,7 @@ import h11
 import pytest
 import trio
 
-from qproxy.server.app import one_path
+from qproxy.server.app import normalize_path
 from tests.helpers import HELLO, H1Client, served, world
 
 BODY = json.dumps(HELLO).encode()
@@ -158,4 +158,4 @@ async def test_expect_is_answered_before_the_body(autojump_clock):
 )  # fmt: skip
 def test_paths(target, path):
     """However it is written, there is one path."""
-    assert one_path(target) == path
+    assert normalize_path(target) == path

@@ -11,8 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy import http_server as mended
-from qproxy.http_server import tcp_server as mended_connection
+from qproxy import http_server
+from qproxy.http_server import tcp_server
 from tests.helpers import H1Client, H2Client
 from tests.http_server.test_h2_frames import DATA, PREFACE, SETTINGS, frame
 from tests.http_server.test_patches import Endless, answer, connection
@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("stock", [True, False], ids=["stock", "mended"])
 @BOTH
 async def test_a_window_that_stays_closed(stock, monkeypatch, autojump_clock):
     """A client that reads but opens no window is reset after the write limit; stock waits for it for ever."""
-    monkeypatch.setattr(mended.Server, "write_timeout", 7.0)
+    monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     app = Endless(b"x" * 40_000)
     async with connection(app, monkeypatch, stock=stock) as stream:
         client = H2Client(stream, acknowledge=False)
@@ -46,7 +46,7 @@ async def test_a_window_that_stays_closed(stock, monkeypatch, autojump_clock):
 
 async def test_the_end_of_an_answer_waits_no_longer(monkeypatch, autojump_clock):
     """The same when the answer is over and only its last bytes wait for a window."""
-    monkeypatch.setattr(mended.Server, "write_timeout", 7.0)
+    monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
 
     async def whole(scope, receive, send):
         if scope["type"] == "http":
@@ -64,7 +64,7 @@ async def test_the_end_of_an_answer_waits_no_longer(monkeypatch, autojump_clock)
 @pytest.mark.parametrize("version", ["1.1", "2"])
 async def test_a_slow_reader_is_not_a_stalled_one(version, monkeypatch, autojump_clock):
     """Whoever takes a little now and then gets everything, however long that takes."""
-    monkeypatch.setattr(mended.Server, "write_timeout", 7.0)
+    monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     size = 1_000_000
 
     async def whole(scope, receive, send):
@@ -171,7 +171,7 @@ async def test_a_peer_that_vanishes():
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with await trio.open_tcp_stream(*listener.socket.getsockname()) as ours, listener:
         theirs = await listener.accept()
-        mended_connection._notice_vanished_peers(theirs, 30.0)
+        tcp_server._enable_keepalive_probes(theirs, 30.0)
         assert theirs.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
         assert theirs.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         await trio.aclose_forcefully(theirs)

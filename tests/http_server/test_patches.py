@@ -16,26 +16,26 @@ from hypercorn.protocol.ws_stream import WSStream as StockSocket
 from hypercorn.trio.worker_context import WorkerContext
 from quart_trio import QuartTrio
 
-from qproxy import http_server as mended
-from qproxy.http_server import serve as running
+from qproxy import http_server
+from qproxy.http_server import serve
 from tests.helpers import H1Client, H2Client, served
 
-StockBuffer = mended.StreamBuffer.__mro__[1]
+StockBuffer = http_server.StreamBuffer.__mro__[1]
 StockServer = hypercorn.trio.tcp_server.TCPServer
 
 
 @asynccontextmanager
 async def connection(app, monkeypatch, *, stock=False, **config):
     """A connection served by mended or stock Hypercorn; its failure does not end the test."""
-    mended.install()
+    http_server.patch_hypercorn()
     if stock:
         monkeypatch.setattr(hypercorn.protocol, "H11Protocol", StockH1)
         monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
         monkeypatch.setattr(hypercorn.protocol.h2, "StreamBuffer", StockBuffer)
         monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", StockSocket)
         monkeypatch.setattr(hypercorn.protocol.h2, "WSStream", StockSocket)
-        monkeypatch.setattr(mended, "install", lambda: None)
-    async with served(app, StockServer if stock else mended.Server, **config) as stream:
+        monkeypatch.setattr(http_server, "install", lambda: None)
+    async with served(app, StockServer if stock else http_server.TCPServer, **config) as stream:
         yield stream
 
 
@@ -92,8 +92,8 @@ async def test_a_failing_connection_is_alone(monkeypatch, caplog):
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError), flatten_subgroups=True):
         await run(StockServer)
     assert not caplog.records
-    monkeypatch.setattr(mended.Server, "_read_data", odd)
-    await run(mended.Server)
+    monkeypatch.setattr(http_server.TCPServer, "_read_data", odd)
+    await run(http_server.TCPServer)
     assert [record.getMessage() for record in caplog.records] == ["a connection failed: ExceptionGroup"]
 
 
@@ -134,7 +134,7 @@ async def test_bytes_after_a_request(monkeypatch, autojump_clock):
 
 async def test_a_reader_that_stops(monkeypatch, autojump_clock):
     """A client that does not read is let go after the write limit; its own end frees it at once."""
-    monkeypatch.setattr(mended.Server, "write_timeout", 7.0)
+    monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     for leaves in (False, True):
         app = Endless()
         async with trio.open_nursery() as nursery:
@@ -158,7 +158,7 @@ async def _serve_over(stream, app):
     from tests.helpers import _Socket
 
     stream.socket = _Socket()
-    await mended.Server(wrap_app(app, 2**16, "asgi"), Config(), WorkerContext(None), {}, stream).run()
+    await http_server.TCPServer(wrap_app(app, 2**16, "asgi"), Config(), WorkerContext(None), {}, stream).run()
 
 
 @pytest.mark.parametrize("stock", [True, False])
@@ -280,8 +280,8 @@ async def _hello():
 
 def test_another_version_is_left_alone(monkeypatch, caplog):
     """A Hypercorn that is not known is not touched, and the log says so."""
-    monkeypatch.setattr(running, "version", lambda name: "0.19.0")
+    monkeypatch.setattr(serve, "version", lambda name: "0.19.0")
     monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
-    mended.install()
+    http_server.patch_hypercorn()
     assert vars(hypercorn.protocol)["H2Protocol"] is StockH2
     assert "0.19.0" in caplog.text

@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from qproxy.http_server import http_stream as exchange
+from qproxy.http_server import http_stream
 from tests.helpers import H1Client, served, world
 
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
@@ -28,7 +28,7 @@ class App:
         while more:
             message = await receive()
             body, more = body + message["body"], message["more_body"]
-        assert exchange.EXTENSION in scope["extensions"]
+        assert http_stream.EXTENSION in scope["extensions"]
         self.scopes.append(scope)
         self.bodies.append(body)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from qproxy.http_server import h11 as http1
-from qproxy.http_server import http_stream as exchange
+from qproxy.http_server import http_stream
 from tests.helpers import H1Client, served
 
 WAYS = {"by hand": [], "by h11": [("connection", "keep-alive, te")]}
@@ -37,7 +37,7 @@ class App:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return
-        self.ways.append(type(scope["extensions"][exchange.EXTENSION].framing).__name__)
+        self.ways.append(type(scope["extensions"][http_stream.EXTENSION].framing).__name__)
         body, more = b"", self.reads
         while more:
             message = await receive()

@@ -10,8 +10,8 @@ import trio.testing
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from qproxy.http_server.http_stream import MAX_HELD, MAX_PIECES
-from qproxy.http_server.ws_stream import MAX_EARLY, MAX_PARTS
+from qproxy.http_server.http_stream import MAX_BUFFERED, MAX_PIECES
+from qproxy.http_server.ws_stream import MAX_EARLY_BYTES, MAX_PARTS
 from tests.helpers import H2Client
 from tests.http_server.test_h2_frames import END_HEADERS, GET, HEADERS, PREFACE, SETTINGS, fields
 from tests.http_server.test_h2_frames import frame as h2_frame
@@ -103,7 +103,7 @@ async def test_too_many_bytes_before_the_answer(monkeypatch, autojump_clock):
         await trio.sleep(5)
 
     async with connection(slow, monkeypatch) as stream:
-        client = await Client(stream).begin(b"x" * (MAX_EARLY + 1))
+        client = await Client(stream).begin(b"x" * (MAX_EARLY_BYTES + 1))
         assert client.head == b""
         assert seen.is_set()
 
@@ -229,7 +229,7 @@ async def test_what_waits_has_a_bound(monkeypatch, autojump_clock):
             while True:
                 await client.say(BytesMessage(data=bytes(10_000)))
                 taken += 10_000
-        assert MAX_HELD <= taken < MAX_HELD + 100_000
+        assert MAX_BUFFERED <= taken < MAX_BUFFERED + 100_000
 
 
 async def test_empty_messages_that_wait_have_a_bound(monkeypatch, autojump_clock):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qproxy.access import api_keys as keys
+from qproxy.access import api_keys
 from tests.helpers import MODEL, accounts, world
 from tests.realtime_client import talk
 
@@ -73,7 +73,7 @@ async def test_the_catch_all_leaves_qwen_alone_at_dashscope():
 async def test_a_key_may_use_names_for_its_models(tmp_path):
     """A key that may use a model may ask for it by any of its names, and sees them; for no other model."""
     path = tmp_path / "keys.json"
-    _, secret = keys.create(path, name="narrow", models=(MODEL,))
+    _, secret = api_keys.create(path, name="narrow", models=(MODEL,))
     bearer = [(b"authorization", f"Bearer {secret}".encode())]
     table = {"gpt-*": MODEL, "fast": MODEL, "other-*": "qwen-max", "slow": "qwen-max"}
     async with world(aliases=table, keys_file=str(path)) as it:

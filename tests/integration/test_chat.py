@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qproxy import create_app
 from qproxy.config import Config
-from qproxy.emulator import FAULTS, Cut, Emulator, Reply
+from qproxy.emulator import FAULTS, CloseConnection, Emulator, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
 from tests.helpers import HELLO, MODEL, accounts, frames, world
 
@@ -135,7 +135,7 @@ async def test_models():
         status, body = await it.get("/v1/models/org/none")
         assert (status, body["error"]["code"]) == (404, "model_not_found")
         assert len([r for r in it.emulator.requests if r.path.endswith("/models")]) == 1
-        assert it.server.counts.outcomes == {"ok": 3, "error": 1}
+        assert it.server.counters.outcomes == {"ok": 3, "error": 1}
 
 
 async def test_models_of_a_silent_server_come_from_the_table(autojump_clock):
@@ -359,7 +359,7 @@ async def test_all_events_of_one_read_leave_in_one_write():
     """Chunks that arrive together leave together."""
     async with world() as it:
         pieces = b"".join(chunk({"content": str(n)}) for n in range(20)) + chunk({}, "stop") + DONE
-        it.emulator.script(Reply((pieces,)))
+        it.emulator.script(ScriptedReply((pieces,)))
         raw = json.dumps({**HELLO, "stream": True}).encode()
         async with it.client.request(
             "POST", "/v1/chat/completions", headers=[(b"content-type", b"application/json")], body=raw
@@ -403,8 +403,8 @@ async def test_one_log_line_and_no_secret(caplog):
         assert [line.fields["status"] for line in lines] == [200, 502]
         assert lines[0].fields["outcome"] == "ok"
         assert lines[0].fields["account"] == "one"
-        assert it.server.counts.outcomes == {"ok": 1, "error": 1}
-        assert it.server.counts.rules["parallel_calls"] == 0
+        assert it.server.counters.outcomes == {"ok": 1, "error": 1}
+        assert it.server.counters.rules["parallel_calls"] == 0
         everything = caplog.text + repr(it) + repr([line.__dict__ for line in caplog.records])
         for secret in ("sk-test-key", "client-secret", "Hello there"):
             assert secret not in everything
@@ -422,7 +422,8 @@ async def test_a_cut_before_the_head_is_tried_again(autojump_clock):
     """A connection that closes before it answers is a quick retry."""
     async with world() as it:
         it.emulator.script(
-            Reply((Cut(),)), Reply((event({"error": {"message": "x", "code": "data_inspection_failed"}}),))
+            ScriptedReply((CloseConnection(),)),
+            ScriptedReply((event({"error": {"message": "x", "code": "data_inspection_failed"}}),)),
         )
         assert (await it.post(HELLO))[0] == 400
         assert len(it.emulator.requests) == 2

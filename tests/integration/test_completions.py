@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from openai.types import Completion
 
-from qproxy.emulator.faults import HANG, Reply, json_reply
+from qproxy.emulator.faults import HANG, ScriptedReply, json_reply
 from tests.helpers import accounts, h1, world
 from tests.openai_types import judge, refusal, stream
 
@@ -104,7 +104,9 @@ async def test_several_prompts_are_one_answer(own):
 
 
 BROKEN = json_reply({"error": {"message": "too dear", "code": "Arrearage"}}, 400)
-FINE = Reply((b'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',))
+FINE = ScriptedReply(
+    (b'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',)
+)
 
 
 async def test_a_failure_among_several_prompts(autojump_clock):
@@ -130,7 +132,7 @@ async def test_a_failure_among_several_prompts(autojump_clock):
 async def test_a_disconnect_frees_every_prompt(whole, autojump_clock):
     """A client that leaves frees all that its prompts hold within 100 ms."""
     async with world(accounts=OWN) as it, h1(it.app) as client:
-        it.emulator.script(*([Reply((HANG,))] * 2 if whole else [FINE, Reply((HANG,))]))
+        it.emulator.script(*([ScriptedReply((HANG,))] * 2 if whole else [FINE, ScriptedReply((HANG,))]))
         body = json.dumps({**CODER, "prompt": ["one", "two"], "stream": not whole}).encode()
         await client.send("POST", PATH, body, [("content-type", "application/json")])
         await trio.testing.wait_all_tasks_blocked()
@@ -140,7 +142,7 @@ async def test_a_disconnect_frees_every_prompt(whole, autojump_clock):
         assert len(it.emulator.requests) == 2
         with trio.fail_after(0.1):
             await client.aclose()
-            await it.emulator.requests[-1].left.wait()
+            await it.emulator.requests[-1].disconnected.wait()
             await trio.testing.wait_all_tasks_blocked()
         assert it.sound()
 

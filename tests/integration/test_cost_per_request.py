@@ -15,14 +15,13 @@ import pytest
 import trio
 from hypercorn.events import RawData
 
-from qproxy import http_server as mended
-from qproxy.emulator import Emulator, Reply
+from qproxy import http_server
+from qproxy.emulator import Emulator, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
-from qproxy.http_server import tcp_server as connection
+from qproxy.http_server import tcp_server
 from qproxy.system import sockets
-from qproxy.transport import interruptible as patience
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import raw_json as verbatim
+from qproxy.transport import interruptible
+from qproxy.wire import json_codec, raw_json
 from tests.disconnects import real_world
 from tests.helpers import HELLO, H1Client, h1, world
 
@@ -88,7 +87,7 @@ async def counted(replies, body, repeat=1):
 
 def stream(*chunks):
     """An answer whose chunks come in one read."""
-    return Reply((HEAD + b"".join(chunks) + END,))
+    return ScriptedReply((HEAD + b"".join(chunks) + END,))
 
 
 async def per_chunk(one, count, body, around=()):
@@ -119,13 +118,13 @@ async def test_a_piece_of_arguments_costs_little_more_than_text():
 async def test_what_one_read_gives_leaves_in_one_write(monkeypatch):
     """A burst of any length that comes in one read is written once, between the head and the end."""
     writes = []
-    plain = mended.Server.protocol_send
+    plain = http_server.TCPServer.protocol_send
 
     async def watched(server, event):
         writes.append(event)
         await plain(server, event)
 
-    monkeypatch.setattr(mended.Server, "protocol_send", watched)
+    monkeypatch.setattr(http_server.TCPServer, "protocol_send", watched)
     emulator = Emulator()
     async with world(emulator=emulator) as it, h1(it.app) as client:
         emulator.script(*[stream(TEXT * count) for count in (1, 5, 300)])
@@ -149,9 +148,9 @@ async def test_a_whole_request_is_two_writes(monkeypatch):
 
     def counted(socket, *pieces):
         writes.append(sum(map(len, pieces)))
-        return sockets.write_now(socket, *pieces)
+        return sockets.send_nowait(socket, *pieces)
 
-    for module in (connection, patience):
+    for module in (tcp_server, interruptible):
         monkeypatch.setattr(module, "write_now", counted)
     async with real_world() as (_, dial):
         client = H1Client(await dial())
@@ -212,7 +211,7 @@ LONG = {
 async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prompt):
     """However long it is: one reading of the body, and no encoding of the messages or the tools."""
     read, written = [], []
-    plain_read, plain_write = verbatim.read, jsontext.dumps
+    plain_read, plain_write = raw_json.parse_body, json_codec.dumps
 
     def reading(data):
         read.append(len(data))
@@ -223,8 +222,8 @@ async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prom
         written.append(len(data))
         return data
 
-    monkeypatch.setattr(verbatim, "read", reading)
-    monkeypatch.setattr(jsontext, "dumps", writing)
+    monkeypatch.setattr(raw_json, "read", reading)
+    monkeypatch.setattr(json_codec, "dumps", writing)
     emulator = Emulator()
     async with world(emulator=emulator) as it:
         emulator.script(stream(TEXT))

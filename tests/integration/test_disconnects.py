@@ -5,7 +5,7 @@ import json
 import pytest
 import trio
 
-from qproxy import http_server as mended
+from qproxy import http_server
 from tests.disconnects import BEGUN, MOMENTS, WAYS, left, real_world, slow, until
 from tests.helpers import HELLO, H1Client, served, world
 
@@ -19,7 +19,7 @@ EVERY = [
 @EVERY[1]
 async def test_leaving(moment, ask, caplog, autojump_clock, monkeypatch):
     """The upstream is closed within 100 ms, lease and places are back, and nothing is an error."""
-    monkeypatch.setattr(mended.Server, "connections", 0)
+    monkeypatch.setattr(http_server.TCPServer, "connections", 0)
     async with world() as it, served(it.app) as stream:
         await left(it, stream, ask, moment, caplog, within=0.1)
 
@@ -28,7 +28,7 @@ async def test_leaving(moment, ask, caplog, autojump_clock, monkeypatch):
 @EVERY[1]
 async def test_leaving_over_real_sockets(moment, ask, caplog, monkeypatch):
     """The same with the kernel in between (and time for a busy machine)."""
-    monkeypatch.setattr(mended.Server, "connections", 0)
+    monkeypatch.setattr(http_server.TCPServer, "connections", 0)
     async with real_world() as (it, connect):
         await left(it, await connect(), ask, moment, caplog, within=2)
 
@@ -44,7 +44,7 @@ async def test_leaving_in_process(autojump_clock):
             assert await response.receive()
         (seen,) = it.emulator.requests
         with trio.fail_after(0.1):
-            await seen.left.wait()
+            await seen.disconnected.wait()
         assert it.sound()
 
 
@@ -59,5 +59,5 @@ async def test_clients_that_leave_at_once():
             )
             await trio.aclose_forcefully(stream)
         with trio.fail_after(5):
-            await until(lambda: not it.server.lives and not mended.Server.connections)
+            await until(lambda: not it.server.in_flight and not http_server.TCPServer.connections)
         assert it.sound()

@@ -8,13 +8,13 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy.access import api_keys as keys
+from qproxy.access import api_keys
 from qproxy.emulator import embeddings
-from qproxy.emulator.faults import HANG, Pause, Reply, json_reply
-from qproxy.relay.embeddings import embed
-from qproxy.telemetry import Story
+from qproxy.emulator.faults import HANG, PauseStep, ScriptedReply, json_reply
+from qproxy.relay.embeddings import create_embeddings
+from qproxy.telemetry import RelayRecord
 from qproxy.wire import embeddings as vectors
-from qproxy.wire.embeddings import Texts
+from qproxy.wire.embeddings import EmbeddingInput
 from tests.helpers import accounts, h1, world
 from tests.openai_types import refusal
 
@@ -83,7 +83,9 @@ async def test_aliases():
 )
 async def test_a_bounded_number_at_once(setting, in_flight, at_once, autojump_clock):
     """No more batches are under way than the setting and the accounts allow."""
-    slow = Reply((b" ", Pause(1.0), b'{"error": {"message": "no", "code": "data_inspection_failed"}}'), 400)
+    slow = ScriptedReply(
+        (b" ", PauseStep(1.0), b'{"error": {"message": "no", "code": "data_inspection_failed"}}'), 400
+    )
     async with world(embedding_requests=setting, accounts=accounts("one", max_in_flight=in_flight)) as it:
         it.emulator.script(*[slow] * 3)
         async with trio.open_nursery() as nursery:
@@ -95,15 +97,15 @@ async def test_a_bounded_number_at_once(setting, in_flight, at_once, autojump_cl
 async def test_the_first_failure_ends_all(autojump_clock):
     """One batch is refused: its siblings are closed, the client gets that one error, nothing is held."""
     error = b'{"error": {"message": "too dear", "code": "Arrearage"}}'
-    refused = Reply((b" ", Pause(0.1), error), 400, "application/json")
+    refused = ScriptedReply((b" ", PauseStep(0.1), error), 400, "application/json")
     async with world() as it:
-        it.emulator.script(Reply((HANG,)), refused, Reply((HANG,)))
+        it.emulator.script(ScriptedReply((HANG,)), refused, ScriptedReply((HANG,)))
         status, headers, body = await it.post(asks(TEXTS), PATH)
         assert (status, headers["x-should-retry"]) == (429, "false")
         assert "too dear" in refusal(body).message
         assert trio.current_time() < 1
         await trio.testing.wait_all_tasks_blocked()
-        assert [seen.left.is_set() for seen in it.emulator.requests].count(True) == 2
+        assert [seen.disconnected.is_set() for seen in it.emulator.requests].count(True) == 2
         assert it.sound()
 
 
@@ -150,7 +152,7 @@ async def test_accounts_that_cannot_embed_are_never_asked(settings):
 async def test_a_server_without_a_list(settings, listed):
     """Where Qwen's own names stand in for a list, those that embed are among them if the account can embed."""
     async with world(accounts=accounts("one", **settings)) as it:
-        it.emulator._reply = lambda seen: Reply((b"no",), 404, "text/plain")  # type: ignore[method-assign]
+        it.emulator._reply = lambda seen: ScriptedReply((b"no",), 404, "text/plain")  # type: ignore[method-assign]
         names = [model["id"] for model in (await it.get("/v1/models"))[1]["data"]]
         assert "qwen-plus" in names
         assert (MODEL in names) is listed
@@ -193,11 +195,11 @@ async def test_strict_params():
 
 async def test_a_key_is_charged_what_was_used(tmp_path):
     """A key's tokens a minute are those that the model's server counted."""
-    _, secret = keys.create(tmp_path / "keys.json", name="bob", tpm=1000)
+    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", tpm=1000)
     async with world(keys_file=str(tmp_path / "keys.json")) as it:
         headers = [(b"authorization", b"Bearer " + secret.encode())]
         assert (await it.post(asks(TEXTS), PATH, headers))[1]["x-ratelimit-limit-tokens"] == "1000"
-        meter = it.server.meters.of(keys.read(tmp_path / "keys.json")[0], trio.current_time())
+        meter = it.server.rate_limits.for_key(api_keys.read(tmp_path / "keys.json")[0], trio.current_time())
         assert meter is not None
         assert meter.headers(trio.current_time())["x-ratelimit-remaining-tokens"] in ("950", "951", "952")
 
@@ -205,7 +207,7 @@ async def test_a_key_is_charged_what_was_used(tmp_path):
 async def test_others_get_their_turn_between_vectors(monkeypatch):
     """While vectors are written down, whoever else wants to run does so: Trio runs everyone once a round."""
     turns, seen = 0, []
-    encode = vectors.encode
+    encode = vectors.encode_vectors
 
     def noted(row, *, base64):
         seen.append(turns)
@@ -220,7 +222,9 @@ async def test_others_get_their_turn_between_vectors(monkeypatch):
     monkeypatch.setattr(vectors, "encode", noted)
     async with world(embedding_requests=1) as it, trio.open_nursery() as nursery:
         nursery.start_soon(others)
-        await embed(it.server.relay, Texts(MODEL, TEXTS[:10], {"dimensions": 64}), Story())
+        await create_embeddings(
+            it.server.relay, EmbeddingInput(MODEL, TEXTS[:10], {"dimensions": 64}), RelayRecord()
+        )
         nursery.cancel_scope.cancel()
     assert len(seen) == 10
     assert max(seen.count(turn) for turn in seen) <= 2  # the last of one round and the first of the next
@@ -230,7 +234,7 @@ async def test_others_get_their_turn_between_vectors(monkeypatch):
 async def test_a_disconnect_closes_every_batch(how, autojump_clock):
     """A client that leaves frees all connections to the model's server within 100 ms."""
     async with world() as it, h1(it.app) as client:
-        it.emulator.script(*[Reply((HANG,))] * 3)
+        it.emulator.script(*[ScriptedReply((HANG,))] * 3)
         body = json.dumps(asks(TEXTS)).encode()
         await client.send("POST", PATH, body, [("content-type", "application/json")])
         await trio.testing.wait_all_tasks_blocked()
@@ -238,7 +242,7 @@ async def test_a_disconnect_closes_every_batch(how, autojump_clock):
         with trio.fail_after(0.1):
             await (client.aclose() if how == "close" else client.stream.send_eof())
             for seen in it.emulator.requests:
-                await seen.left.wait()
+                await seen.disconnected.wait()
             await trio.testing.wait_all_tasks_blocked()
         assert it.sound()
-        assert it.server.counts.outcomes == {"client_left": 1}
+        assert it.server.counters.outcomes == {"client_left": 1}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve
+from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
 from qproxy.emulator import Emulator
 from qproxy.emulator.faults import json_reply
 from tests.helpers import accounts, world
@@ -97,11 +97,11 @@ def test_two_ways_to_send_tools(dialect, spelling):
         render_tools=spelling,
     )
     with pytest.raises(ConfigError, match=r"account 'mine': tool_schema and render_tools"):
-        resolve(entry)
+        resolve_account(entry)
 
 
 def test_model_studio_is_warned_of():
     """Alibaba's own servers take OpenAI's form: who sets another one is warned, for they may learn it."""
     entry = AccountConfig("mine", preset="us", key="sk-1", tool_schema="function_declarations")
-    (warning,) = key_warnings(resolve(entry))
+    (warning,) = key_warnings(resolve_account(entry))
     assert "OpenAI's form" in warning

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from qproxy.auth import login_sessions as logins
-from qproxy.auth.refresher import Keeper
+from qproxy.auth import login_sessions
+from qproxy.auth.refresher import TokenRefresher
 from qproxy.config.accounts import AccountConfig
-from qproxy.emulator import Emulator, Identity
+from qproxy.emulator import Emulator, IdentityServer
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
 from tests.helpers import HELLO, accounts, world
 
@@ -23,7 +23,7 @@ ADMIN = [(b"authorization", b"Bearer the-admin-key")]
 @asynccontextmanager
 async def signing(tmp_path, *names, lifetime=3600.0, **settings):
     """A server with an account that is not signed in, and an identity server that is polled without delay."""
-    emulator = Emulator(identity=Identity(interval=0.01, token_lifetime=lifetime))
+    emulator = Emulator(identity=IdentityServer(interval=0.01, token_lifetime=lifetime))
     entries = [
         AccountConfig(name, kind="oauth", credentials=str(tmp_path / name)) for name in names or ("me",)
     ]
@@ -71,7 +71,7 @@ async def test_sign_in_over_http_and_chat(tmp_path):
         assert status == 200
         seen = it.emulator.requests[-1]
         assert seen.headers["host"] == "identity.test"
-        assert it.emulator.identity.accepts(seen.headers["authorization"].removeprefix("Bearer "))
+        assert it.emulator.identity.accepts_token(seen.headers["authorization"].removeprefix("Bearer "))
         assert it.sound()
 
 
@@ -96,7 +96,7 @@ async def test_who_asked_may_leave(tmp_path):
         it.emulator.identity.script(FAULTS["503"])
         with trio.move_on_after(0.05):
             await ask(it, "POST")
-        progress = it.server.logins.progress("me")
+        progress = it.server.login_sessions.progress("me")
         assert progress is not None
         assert progress.state in ("starting", "pending")
         assert (await sign_in(it))["state"] == "signed_in"
@@ -128,10 +128,10 @@ async def test_only_so_many_at_once(tmp_path):
     names = ["a", "b", "c", "d", "e"]
     async with signing(tmp_path, *names) as it:
         answers = [await ask(it, "POST", f"/admin/accounts/{name}/login") for name in names]
-        assert [status for status, _ in answers] == [201] * logins.MOST + [503]
+        assert [status for status, _ in answers] == [201] * login_sessions.MAX_CONCURRENT + [503]
         await ask(it, "DELETE", "/admin/accounts/a/login")
         assert (await ask(it, "POST", "/admin/accounts/e/login"))[0] == 201
-        it.server.logins._logins["a"].over -= logins.READABLE_SECONDS + 1
+        it.server.login_sessions._logins["a"].finished -= login_sessions.RETENTION_SECONDS + 1
         assert (await ask(it, "GET", "/admin/accounts/a/login"))[0] == 404
 
 
@@ -176,16 +176,16 @@ async def test_a_crash_of_a_keeper_is_survived(tmp_path, monkeypatch, caplog):
     """A mistake in the keeper is logged and counted, the server serves on, and the keeper comes back."""
     async with signing(tmp_path) as it:
         await sign_in(it)
-        whole = Keeper._look
+        whole = TokenRefresher._reload_file
 
         async def broken(self):
-            monkeypatch.setattr(Keeper, "_look", whole)
+            monkeypatch.setattr(TokenRefresher, "_look", whole)
             raise ZeroDivisionError("a mistake")
 
-        monkeypatch.setattr(Keeper, "_look", broken)
+        monkeypatch.setattr(TokenRefresher, "_look", broken)
         source(it).look_again()
         await trio.sleep(0.05)
-        assert it.server.keepers.tasks["me"].crashes == 1
+        assert it.server.refresh_tasks.tasks["me"].crashes == 1
         assert "has crashed" in caplog.text
         assert (await it.post(HELLO))[0] == 200
         it.emulator.identity.expire()
@@ -196,12 +196,12 @@ async def test_a_reload_keeps_who_stays(tmp_path):
     """Accounts come and go with the configuration; the keeper of one that stays is not disturbed."""
     async with signing(tmp_path, "me", "other") as it:
         await sign_in(it)
-        keepers = it.server.keepers
+        keepers = it.server.refresh_tasks
         me, other = source(it), source(it, "other")
         task = keepers.tasks["me"]
-        keepers.keep([me])
+        keepers.set_sources([me])
         assert list(keepers.tasks) == ["me"]
-        keepers.keep([other, me])
+        keepers.set_sources([other, me])
         assert keepers.tasks["me"] is task
         assert set(keepers.tasks) == {"me", "other"}
         assert (await it.post(HELLO))[0] == 200
@@ -233,14 +233,14 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
             me.keeper.file,
             me.keeper._lock,
         ]
-        heard += [it.server.logins, it.server.keepers, it.server.relay.accounts, identity]
+        heard += [it.server.login_sessions, it.server.refresh_tasks, it.server.relay.accounts, identity]
         heard.append(await ask(it, "GET", LOGIN))
 
         def crash(*arguments):
             tokens = me._holding.tokens
             raise RuntimeError(f"a mistake with {tokens!r}")
 
-        monkeypatch.setattr(Keeper, "_look", crash)
+        monkeypatch.setattr(TokenRefresher, "_look", crash)
         me.look_again()
         await trio.sleep(0.05)
         try:

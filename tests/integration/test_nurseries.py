@@ -8,7 +8,7 @@ import trio
 
 from qproxy import tools
 from qproxy.emulator import Emulator
-from qproxy.server import request_context as current
+from qproxy.server import request_context
 from tests.disconnects import JSON_HEADER
 from tests.helpers import HELLO, h1, h2c, world
 from tests.realtime_client import talk
@@ -32,7 +32,7 @@ def owners():
 
 def own():
     """The request's nursery, if the running task is within."""
-    nursery = current.nursery()
+    nursery = request_context.nursery()
     return nursery if nursery in owners() else None
 
 
@@ -137,7 +137,7 @@ async def test_no_nursery_outlives_its_request():
     seen = []
 
     async def watched(connect, host, port):
-        seen.append(current.scope())
+        seen.append(request_context.scope())
         return await connect(host, port)
 
     async with world(through=watched) as it:

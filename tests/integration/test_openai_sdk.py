@@ -12,7 +12,7 @@ from pydantic import BaseModel
 import qproxy
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
-from qproxy.emulator import FAULTS, Emulator, Reply, embeddings
+from qproxy.emulator import FAULTS, Emulator, ScriptedReply, embeddings
 from tests.helpers import MODEL
 from tests.integration.test_chat import WEATHER
 from tests.wire.pipeline import cut
@@ -93,7 +93,7 @@ async def test_recorded_streams_accumulate():
                 continue  # the helper raises for those
             raw = path.read_bytes()
             for ask in (streamed, whole):
-                emulator.script(Reply(tuple(cut(raw, range(61, len(raw), 211)))))
+                emulator.script(ScriptedReply(tuple(cut(raw, range(61, len(raw), 211)))))
                 (choice,) = (await run(ask, client)).choices
                 calls = [
                     [one.function.name, one.function.arguments] for one in choice.message.tool_calls or ()
@@ -154,7 +154,7 @@ async def test_leaving_a_stream_frees_the_upstream():
         assert "fault-hang" in FAULTS
         await run(leave, client)
         with trio.fail_after(5):
-            await emulator.requests[-1].left.wait()
+            await emulator.requests[-1].disconnected.wait()
 
 
 async def test_embeddings_in_the_default_encoding():

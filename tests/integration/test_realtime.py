@@ -21,12 +21,12 @@ from trio_websocket import ConnectionClosed, ConnectionRejected
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from qproxy import http_server as mended
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Budget
+from qproxy import http_server
+from qproxy.access import api_keys
+from qproxy.access.api_keys import Quota
 from qproxy.config.accounts import AccountConfig
 from qproxy.config.settings import SETTINGS
-from qproxy.emulator import Emulator, Pause, Reply
+from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import json_reply
 from qproxy.emulator.realtime_session import tone
 from tests.disconnects import real_world, until
@@ -66,11 +66,11 @@ async def test_text(autojump_clock):
             await client.until("response.done")
             words = "".join(e["delta"] for e in client.heard if e["type"] == "response.output_text.delta")
             assert words.endswith("You said: Hello")
-            record = next(iter(it.server.counts.live.values()))
+            record = next(iter(it.server.counters.in_flight.values()))
             await client.socket.aclose()
         assert it.sound()
-        assert it.server.counts.outcomes == {"ok": 1}
-        fields = record.fields()
+        assert it.server.counters.outcomes == {"ok": 1}
+        fields = record.to_json()
         told = {
             name: fields[name]
             for name in (
@@ -158,7 +158,7 @@ async def test_refusals(settings, asked, status, code, autojump_clock):
         assert (got, error["code"]) == (status, code)
         assert set(error) == {"message", "type", "param", "code"}
         assert it.sound()
-        assert not it.server.counts.live
+        assert not it.server.counters.in_flight
 
 
 async def test_a_page_that_may(autojump_clock):
@@ -202,7 +202,7 @@ async def test_how_a_session_ends(model, end, autojump_clock):
         assert [event["error"]["code"] for event in events] == [name]
         assert reason == events[-1]["error"]["message"][: len(reason)]
         assert reason
-        assert it.server.counts.outcomes == {outcome: 1}
+        assert it.server.counters.outcomes == {outcome: 1}
         assert it.sound()
 
 
@@ -213,7 +213,7 @@ async def test_a_session_that_is_finished(autojump_clock):
         events, code, _ = await client.end()
         assert [event["type"] for event in events] == ["session.created"]
         assert code == 1000
-    assert it.server.counts.outcomes == {"ok": 1}
+    assert it.server.counters.outcomes == {"ok": 1}
 
 
 async def test_what_the_server_says_wrong(autojump_clock):
@@ -259,7 +259,7 @@ async def test_the_server_stops(autojump_clock):
     """A session is told that the server stops, when it has had its time."""
     async with world() as it, talk(it.app) as client:
         await client.until("session.created")
-        it.server.lives.end()
+        it.server.in_flight.end()
         events, code, _ = await client.end()
         assert (events[-1]["error"]["code"], code) == ("shutting_down", 1012)
 
@@ -295,7 +295,7 @@ async def narrow(emulator, **settings):
 
 async def test_a_client_that_does_not_read(autojump_clock, monkeypatch):
     """A client that stops reading stops the server, a few events later, and is let go in time."""
-    monkeypatch.setattr(mended.Server, "write_timeout", 7.0)
+    monkeypatch.setattr(http_server.TCPServer, "write_timeout", 7.0)
     emulator = Emulator()
     async with (
         narrow(emulator) as it,
@@ -306,11 +306,11 @@ async def test_a_client_that_does_not_read(autojump_clock, monkeypatch):
         await client.until("response.output_audio.delta")
         client.socket._recv_channel = None  # nobody asks for the next message: the reader waits
         await trio.sleep(1)
-        sent = emulator.sessions[0].sent
+        sent = emulator.sessions[0].sent_events
         assert sent < 8
         with trio.fail_after(10):
-            await emulator.sessions[0].over.wait()
-        assert emulator.sessions[0].sent == sent
+            await emulator.sessions[0].closed.wait()
+        assert emulator.sessions[0].sent_events == sent
         await trio.testing.wait_all_tasks_blocked()
         assert it.sound()
 
@@ -370,10 +370,12 @@ async def test_a_client_that_leaves(leave, moment, caplog):
             (session,) = it.emulator.sessions
             with trio.fail_after(2):
                 await leave(client, stream)
-                await session.over.wait()
-                await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
-        assert it.server.counts.outcomes == {"ok": 1}
-        await until(lambda: mended.Server.connections == 0)
+                await session.closed.wait()
+                await until(
+                    lambda: it.sound() and not len(it.server.in_flight) and not it.server.admission.in_use
+                )
+        assert it.server.counters.outcomes == {"ok": 1}
+        await until(lambda: http_server.TCPServer.connections == 0)
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -387,13 +389,15 @@ async def test_a_client_that_leaves_in_time(leave, autojump_clock):
         assert not it.sound()
         with trio.fail_after(0.1):
             await leave(client, stream)
-            await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
+            await until(
+                lambda: it.sound() and not len(it.server.in_flight) and not it.server.admission.in_use
+            )
 
 
 async def test_a_client_that_leaves_before_it_is_accepted():
     """So is a connection that is still being made."""
     async with real_world() as (it, connect):
-        it.emulator.script(Reply((Pause(1000),)))
+        it.emulator.script(ScriptedReply((PauseStep(1000),)))
         stream = await connect()
         asked = UPGRADE.replace(b"GET /", f"GET /v1/realtime?model={MODEL}".encode())
         await stream.send_all(asked.replace(b"host: x", b"host: localhost"))
@@ -403,7 +407,7 @@ async def test_a_client_that_leaves_before_it_is_accepted():
         assert not it.sound()
         with trio.fail_after(2):
             await trio.aclose_forcefully(stream)
-            await it.emulator.requests[-1].left.wait()
+            await it.emulator.requests[-1].disconnected.wait()
             await until(it.sound)
 
 
@@ -491,7 +495,7 @@ async def test_over_http2(autojump_clock):
 
 async def _minted(tmp_path, **limits):
     file = tmp_path / "keys.json"
-    _, secret = keys.create(file, name="bob", **limits)
+    _, secret = api_keys.create(file, name="bob", **limits)
     return {"keys_file": str(file), "ledger": str(tmp_path / "ledger")}, [
         (b"authorization", f"Bearer {secret}".encode())
     ]
@@ -538,7 +542,7 @@ async def test_tokens_count_while_a_session_goes_on(tmp_path, autojump_clock):
 
 async def test_a_budget_holds_while_a_session_goes_on(tmp_path):
     """So with a budget of tokens, though the ledger hears of a session at its end only."""
-    settings, headers = await _minted(tmp_path, budgets=(Budget("day", tokens=25),))
+    settings, headers = await _minted(tmp_path, budgets=(Quota("day", tokens=25),))
     async with world(**settings) as it:
         await _used_up(it, headers, "insufficient_quota")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qproxy.emulator import Reply
+from qproxy.emulator import ScriptedReply
 from tests.helpers import world
 from tests.wire.strict_reader import read_stream, read_whole
 from tests.wire.test_recorded_streams import FILES, TOOLS, expected
@@ -18,7 +18,7 @@ def meaning(choice):
 async def test_streamed(path):
     """Every chunk obeys the contract, and they add up to what the file says."""
     async with world() as it:
-        it.emulator.script(Reply((path.read_bytes(),)))
+        it.emulator.script(ScriptedReply((path.read_bytes(),)))
         status, text = await it.stream(BODY)
         assert status == 200
         choices, error = read_stream(text.encode())
@@ -31,7 +31,7 @@ async def test_streamed(path):
 async def test_whole(path):
     """A whole answer is the fold of the same events; a failure in the middle of it is an error."""
     async with world() as it:
-        it.emulator.script(Reply((path.read_bytes(),)))
+        it.emulator.script(ScriptedReply((path.read_bytes(),)))
         status, _, body = await it.post(BODY)
         wanted = expected(path)
         if "failed" in wanted:

@@ -9,9 +9,9 @@ import trio
 from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
-from qproxy.bootstrap.app import assemble, reassemble
+from qproxy.bootstrap.app import build_server, rebuild_server
 from qproxy.config import Config
-from qproxy.emulator import Reply
+from qproxy.emulator import ScriptedReply
 from tests.helpers import MODEL, accounts, world
 from tests.integration.test_openai_sdk import run, sdk
 from tests.openai_types import judge, refusal
@@ -94,7 +94,7 @@ async def test_recorded(path):
     tools = [{"type": "function", **function} for function in functions]
     meaning = expected(path)
     async with world() as w:
-        w.emulator.script(Reply((path.read_bytes(),)))
+        w.emulator.script(ScriptedReply((path.read_bytes(),)))
         _, text = await stream(w, ASK | {"tools": tools})
         events = read(text)
         last = events[-2 if "failed" in meaning else -1]
@@ -114,7 +114,7 @@ async def test_recorded(path):
         calls = [[item["name"], item["arguments"]] for item in output if item["type"] == "function_call"]
         assert calls == meaning["calls"]
         if status != "failed":
-            w.emulator.script(Reply((path.read_bytes(),)))
+            w.emulator.script(ScriptedReply((path.read_bytes(),)))
             _, _, whole = await w.post(ASK | {"tools": tools}, PATH)
             assert judge(Response, whole).status == status
             assert [item["type"] for item in whole["output"]] == [item["type"] for item in output]
@@ -293,12 +293,12 @@ async def test_a_restart_keeps_conversations(tmp_path):
 async def test_a_reload_keeps_the_store():
     """Another configuration takes another store only where it says so."""
     before = Config(accounts=accounts("one"))
-    server = assemble(before)
-    store = server.store
+    server = build_server(before)
+    store = server.responses
 
     async def reload(**settings):
-        await server.take_up(reassemble(replace(before, **settings), before, server))
-        return server.store
+        await server.reconfigure(rebuild_server(replace(before, **settings), before, server))
+        return server.responses
 
     assert await reload(default_model=MODEL) is store
     other = await reload(store_timeout=1.0)
@@ -312,7 +312,7 @@ async def test_a_response_that_failed_is_not_kept():
     async with world() as w:
         _, text = await stream(w, {**ASK, "model": "fault-cut"})
         await is_gone(w, read(text)[0]["response"]["id"])
-        assert statistics(w).kept == 0
+        assert statistics(w).saved == 0
 
 
 async def test_who_leaves_leaves_nothing():
@@ -324,9 +324,9 @@ async def test_who_leaves_leaves_nothing():
         ) as response:
             await response.receive()
         with trio.fail_after(0.1):
-            await w.emulator.requests[-1].left.wait()
+            await w.emulator.requests[-1].disconnected.wait()
         assert w.sound()
-        assert statistics(w).kept == 0
+        assert statistics(w).saved == 0
 
 
 async def test_a_break_in_mid_answer():
@@ -396,4 +396,4 @@ async def test_leaving_a_stream_frees_the_upstream():
     async with sdk() as (client, emulator):
         await run(leave, client)
         with trio.fail_after(5):
-            await emulator.requests[-1].left.wait()
+            await emulator.requests[-1].disconnected.wait()

@@ -13,10 +13,10 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Budget
-from qproxy.access.budgets import FRESH_SECONDS
-from qproxy.emulator import Reply
+from qproxy.access import api_keys
+from qproxy.access.api_keys import Quota
+from qproxy.access.budgets import CACHE_SECONDS
+from qproxy.emulator import ScriptedReply
 from qproxy.wire import storable
 from qproxy.wire.endpoints import ENDPOINTS
 from tests.helpers import HELLO, MODEL, accounts, world
@@ -69,8 +69,8 @@ def replies(shape):
     def made(changes, number, field):
         body = json.dumps(mutated(shape, changes)).encode()
         if number == 0:
-            return Reply((b"data: %b\n\ndata: [DONE]\n\n" % body,), headers=(field,))
-        return Reply(
+            return ScriptedReply((b"data: %b\n\ndata: [DONE]\n\n" % body,), headers=(field,))
+        return ScriptedReply(
             (body,),
             status=(200, 200, 429, 500)[number - 1],
             content_type="application/json",
@@ -101,7 +101,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder = folder
-        _, secret = keys.create(folder / "keys.json", name="bob", rpm=10**6, tpm=10**9)
+        _, secret = api_keys.create(folder / "keys.json", name="bob", rpm=10**6, tpm=10**9)
         self.headers = [(b"authorization", f"Bearer {secret}".encode())]
         self.settings = {
             "accounts": accounts("one", rpm=10**6, tpm=10**9),
@@ -185,11 +185,11 @@ def test_no_stranger_poisons_a_neighbour(caplog):
 
 async def test_a_budget_is_not_evaded(tmp_path):
     """A key with five requests a day gets five, whatever else it and the model's server write beside them."""
-    _, secret = keys.create(tmp_path / "keys.json", name="bob", budgets=(Budget("day", requests=5),))
+    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", budgets=(Quota("day", requests=5),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     usage = {"prompt_tokens": 10**300, "completion_tokens": 2**63, "total_tokens": -1}
     chunk = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
-    answer = Reply((b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(chunk).encode(),))
+    answer = ScriptedReply((b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(chunk).encode(),))
     statuses = []
     settings = {"keys_file": str(tmp_path / "keys.json"), "ledger": str(tmp_path / "ledger")}
     async with world(**settings) as it:
@@ -205,7 +205,7 @@ async def test_a_budget_is_not_evaded(tmp_path):
                 for model in (MODEL, MODEL, "\ud800"):
                     nursery.start_soon(ask, model)
             assert it.server.ledger is not None
-            it.server.ledger.finished(record(id=f"poison {len(statuses)}", key="amy", model="\ud800"))
-            it.server.budgets._tabs["bob"].asked -= FRESH_SECONDS + 1
+            it.server.ledger.record(record(id=f"poison {len(statuses)}", key="amy", model="\ud800"))
+            it.server.budgets._usage_by_key["bob"].requested_at -= CACHE_SECONDS + 1
     assert [status for model, status in statuses if model != MODEL] == [400] * 4
     assert sorted(status for model, status in statuses if model == MODEL) == [200] * 5 + [429] * 3

@@ -16,7 +16,16 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Repeat, Reply, Reset, wild
+from qproxy.emulator import (
+    FAULTS,
+    CloseConnection,
+    Emulator,
+    PauseStep,
+    RepeatSteps,
+    ResetConnection,
+    ScriptedReply,
+    non_http,
+)
 from qproxy.emulator.faults import HANG, json_reply
 from tests.helpers import HELLO, MODEL, accounts, frames, leftovers, world
 
@@ -325,17 +334,17 @@ async def test_certificates(name, trusted, says, tmp_path, autojump_clock):
 # Proxies
 
 PROXY_REFUSES = {
-    "needs a password": (Reply((b"no",), 407, "text/html"), 502),
-    "forbids it": (Reply((b"<html>",), 403, "text/html"), 502),
-    "cannot reach it": (Reply((), 503), 502),
-    "is not HTTP": (wild(b"SSH-2.0-OpenSSH\r\n\r\n"), 502),
-    "closes": (wild(Cut()), 502),
-    "resets": (wild(Reset()), 502),
-    "says nothing": (wild(HANG), 504),
-    "floods": (wild(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), 502),
-    "drips": (wild(b"HTTP/1.1 200 ", Repeat((Pause(1), b"O"))), 504),
-    "opens and closes": (wild(b"HTTP/1.1 200 OK\r\n\r\n", Pause(0.1), Cut()), 502),
-    "opens onto garbage": (wild(b"HTTP/1.1 200 OK\r\n\r\n", b"garbage\r\n\r\n", Pause(0.1)), 502),
+    "needs a password": (ScriptedReply((b"no",), 407, "text/html"), 502),
+    "forbids it": (ScriptedReply((b"<html>",), 403, "text/html"), 502),
+    "cannot reach it": (ScriptedReply((), 503), 502),
+    "is not HTTP": (non_http(b"SSH-2.0-OpenSSH\r\n\r\n"), 502),
+    "closes": (non_http(CloseConnection()), 502),
+    "resets": (non_http(ResetConnection()), 502),
+    "says nothing": (non_http(HANG), 504),
+    "floods": (non_http(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), 502),
+    "drips": (non_http(b"HTTP/1.1 200 ", RepeatSteps((PauseStep(1), b"O"))), 504),
+    "opens and closes": (non_http(b"HTTP/1.1 200 OK\r\n\r\n", PauseStep(0.1), CloseConnection()), 502),
+    "opens onto garbage": (non_http(b"HTTP/1.1 200 OK\r\n\r\n", b"garbage\r\n\r\n", PauseStep(0.1)), 502),
 }
 
 
@@ -357,8 +366,8 @@ async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
 PROXY_FORWARDS = {
     "forwards": (None, 200),
     **{name: case for name, case in PROXY_REFUSES.items() if name not in ("forbids it", "cannot reach it")},
-    "cannot reach it": (Reply((b"<html>",), 503, "text/html"), 502),
-    "waits too long": (Reply((b"<html>",), 504, "text/html"), 502),
+    "cannot reach it": (ScriptedReply((b"<html>",), 503, "text/html"), 502),
+    "waits too long": (ScriptedReply((b"<html>",), 504, "text/html"), 502),
 }
 
 
@@ -408,7 +417,7 @@ async def test_an_answer_before_the_request_is_read(caplog, autojump_clock):
     """A server that answers (413) without reading the body is heard, although the body cannot be sent."""
     refusal = json_reply({"error": {"message": "too large", "code": "too_large"}}, 413)
     async with world() as it:
-        it.emulator.script(Reply(refusal.steps, 413, "application/json", early=True))
+        it.emulator.script(ScriptedReply(refusal.steps, 413, "application/json", early=True))
         answer = await told(it, {**HELLO, "messages": [{"role": "user", "content": "x" * 1_000_000}]})
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         assert it.sound()
@@ -432,7 +441,7 @@ async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
         finish = max(raw.index(reason) for reason in (b'"stop"', b'"tool_calls"') if reason in raw)
         whole = 0
         for cut in range(len(raw)):
-            it.emulator.script(*[Reply((raw[:cut], Cut()))] * 3)
+            it.emulator.script(*[ScriptedReply((raw[:cut], CloseConnection()))] * 3)
             answer = await told(it, {**HELLO, "stream": stream})
             it.emulator.clear()
             account.succeeded()  # this is not about its circuit

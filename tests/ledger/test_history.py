@@ -6,13 +6,13 @@ import pytest
 
 from qproxy.ledger import LedgerError, history, schema
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.rows import row_of
+from qproxy.ledger.rows import to_row
 from qproxy.ledger.writer import _insert
-from qproxy.telemetry.records import Record
+from qproxy.telemetry.records import RequestRecord
 
 
 def row(number, ended, outcome="ok", **columns):
-    made = row_of(Record(f"req_{number:03d}", "POST", "/v1/chat/completions"), ended, Pricing())
+    made = to_row(RequestRecord(f"req_{number:03d}", "POST", "/v1/chat/completions"), ended, Pricing())
     return {**made, "model": "m", "account": "a", "outcome": outcome, **columns}
 
 
@@ -34,8 +34,8 @@ def test_sums_along_time(ledger):
         row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5), row(3, 109.9, "client_left"),
         row(4, 119.9, "upstream_cut"), row(5, 120.0),
     )  # fmt: skip
-    found = history.slots(asked, 100.0, 120.0, 2)
-    assert [(s.begins, s.requests, s.ok, s.left, s.failed) for s in found] == [
+    found = history.time_slots(asked, 100.0, 120.0, 2)
+    assert [(s.start, s.requests, s.ok, s.disconnected, s.failed) for s in found] == [
         (100, 2, 1, 1, 0),
         (110, 1, 0, 0, 1),
     ]
@@ -45,9 +45,9 @@ def test_sums_along_time(ledger):
 def test_nothing_is_nothing(ledger):
     """An empty ledger has pieces with nothing in them."""
     found = ledger()
-    assert [s.requests for s in history.slots(found, 0.0, 10.0, 3)] == [0, 0, 0]
-    assert [s.total for s in history.speeds(found, 0.0, 10.0, 3)] == [None] * 3
-    assert history.requests(found, 5) == []
+    assert [s.requests for s in history.time_slots(found, 0.0, 10.0, 3)] == [0, 0, 0]
+    assert [s.total for s in history.latency_slots(found, 0.0, 10.0, 3)] == [None] * 3
+    assert history.recent_requests(found, 5) == []
 
 
 def test_speeds_are_those_of_good_answers(ledger):
@@ -58,7 +58,7 @@ def test_speeds_are_those_of_good_answers(ledger):
         row(200, 11.5, "failed", first_byte_ms=9e9, total_ms=9e9),
         row(201, 25.0, first_byte_ms=None, total_ms=3.0),
     )
-    first, second = history.speeds(asked, 10.0, 30.0, 2)
+    first, second = history.latency_slots(asked, 10.0, 30.0, 2)
     assert (first.first_byte, first.total) == ((50.0, 95.0), (500.0, 950.0))
     assert (second.first_byte, second.total) == (None, (3.0, 3.0))
 
@@ -74,7 +74,7 @@ def test_the_newest_first_and_page_by_page(ledger):
     """A page goes on exactly where the one before ended, also among those that ended together."""
     asked = ledger(*(row(n, 10.0 + n // 4) for n in range(10)))
     seen, before = [], None
-    while page := history.requests(asked, 3, before=before):
+    while page := history.recent_requests(asked, 3, before=before):
         seen += [each["id"] for each in page]
         before = (page[-1]["ended"], page[-1]["id"])
     assert seen == [f"req_{n:03d}" for n in reversed(range(10))]
@@ -83,20 +83,22 @@ def test_the_newest_first_and_page_by_page(ledger):
 def test_requests_are_looked_for_by_what_is_known(ledger):
     """By key, account, model or outcome, and by nothing else: a column's name is never taken from outside."""
     asked = ledger(row(1, 1.0, key="a"), row(2, 2.0, key="b"), row(3, 3.0, "error", key="b"))
-    assert [r["id"] for r in history.requests(asked, 9, only={"key": "b", "outcome": "ok"})] == ["req_002"]
-    assert len(history.requests(asked, 9, only={"1=1; DROP TABLE requests; --": "x"})) == 3
-    found = history.request(asked, "req_001")
+    assert [r["id"] for r in history.recent_requests(asked, 9, only={"key": "b", "outcome": "ok"})] == [
+        "req_002"
+    ]
+    assert len(history.recent_requests(asked, 9, only={"1=1; DROP TABLE requests; --": "x"})) == 3
+    found = history.request_by_id(asked, "req_001")
     assert found is not None
     assert found["key"] == "a"
-    assert history.request(asked, "' OR 1=1") is None
+    assert history.request_by_id(asked, "' OR 1=1") is None
 
 
 def test_a_question_that_takes_too_long_is_given_up(ledger):
     """It says so, and the connection answers the next one."""
     asked = ledger(*(row(n, 1.0) for n in range(200)))
     endless = "SELECT count(*) FROM requests a, requests b, requests c, requests d"
-    with pytest.raises(LedgerError, match="too much"), history.bounded(asked, 0.01):
+    with pytest.raises(LedgerError, match="too much"), history.query_timeout(asked, 0.01):
         asked.execute(endless).fetchone()
-    with pytest.raises(sqlite3.OperationalError), history.bounded(asked):
+    with pytest.raises(sqlite3.OperationalError), history.query_timeout(asked):
         asked.execute("SELECT nothing FROM nowhere")
-    assert len(history.requests(asked, 5)) == 5
+    assert len(history.recent_requests(asked, 5)) == 5

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from qproxy.ledger.prices import Price, Pricing, Tier, listed
+from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, load_price_list
 from qproxy.wire.events import Usage
 
 USAGE = Usage(1_000_000, 1_000_000, 2_000_000)
@@ -39,7 +39,7 @@ def test_where_no_price_is_known():
 
 def test_the_operators_word():
     """A price of the operator's holds for every account, and before the list's."""
-    pricing = Pricing({"qwen-plus": Price((Tier(1.0, 2.0),))}, ["intl"])
+    pricing = Pricing({"qwen-plus": ModelPrice((PriceTier(1.0, 2.0),))}, ["intl"])
     assert pricing.cost("intl", "qwen-plus", USAGE) == pricing.cost("home", "qwen-plus", USAGE) == 3.0
 
 
@@ -48,8 +48,8 @@ def test_the_list_says_what_it_is():
     data = json.loads(resources.files("qproxy.ledger").joinpath("prices.json").read_bytes())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", data["date"])
     assert data["sources"]
-    assert listed().prices.keys() == data["models"].keys()
-    for price in listed().prices.values():
-        bounds = [tier.up_to for tier in price.tiers]
+    assert load_price_list().prices.keys() == data["models"].keys()
+    for price in load_price_list().prices.values():
+        bounds = [tier.max_tokens for tier in price.tiers]
         assert bounds == sorted(set(bounds))
         assert bounds[-1] == float("inf")

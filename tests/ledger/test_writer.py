@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from qproxy.ledger import Ledger, LedgerError, schema
+from qproxy.ledger import LedgerError, UsageLedger, schema
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.usage import Use, oldest, used
+from qproxy.ledger.usage import UsageRow, oldest_request, usage_by
 from qproxy.limits.windows import WINDOWS
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
@@ -46,10 +46,10 @@ def reading(path):
 def kept(path, *moments, **settings):
     """A ledger with one record for each (seconds after noon, changes)."""
     clock = {"now": NOON}
-    ledger = Ledger(path, Pricing(listed_for=["one"]), wall=lambda: clock["now"], **settings)
+    ledger = UsageLedger(path, Pricing(listed_for=["one"]), wall_clock=lambda: clock["now"], **settings)
     for number, (after, changes) in enumerate(moments):
         clock["now"] = NOON + after
-        ledger.finished(record(**{"id": f"req_{number}", **changes}))
+        ledger.record(record(**{"id": f"req_{number}", **changes}))
     ledger.close()
     return ledger
 
@@ -99,7 +99,7 @@ def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
 def test_counts_beyond_measure_can_be_summed(path, reading):
     """What a budget asks for is answered, whatever stands in some rows."""
     kept(path, *((number, {"usage": Usage(10**300, 10**300, 10**300)}) for number in range(20)))
-    (use,) = used(reading(), "key", "day", NOON + 30)
+    (use,) = usage_by(reading(), "key", "day", NOON + 30)
     assert (use.requests, use.tokens) == (20, 40 * storable.MAX_COUNT)
 
 
@@ -135,7 +135,7 @@ def test_windows(path, reading, window, bob, amy):
     """Sums by key count what each window holds; a request that reached no account is nobody's use."""
     expected = {"bob": bob, "amy": amy}
     kept(path, *MOMENTS)
-    found = {use.name: use.requests for use in used(reading(), "key", window, NOON + 60)}
+    found = {use.name: use.requests for use in usage_by(reading(), "key", window, NOON + 60)}
     assert found == {name: count for name, count in expected.items() if count}
 
 
@@ -145,26 +145,26 @@ def test_sums(path, reading, window):
     kept(path, (0, {}), (1, {"outcome": "failed"}), (2, {"account": "two"}))
     connection = reading()
     cost = (60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6
-    (model,) = used(connection, "model", window, NOON + 60)
-    assert replace(model, cost=0.0) == Use("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
+    (model,) = usage_by(connection, "model", window, NOON + 60)
+    assert replace(model, cost=0.0) == UsageRow("qwen3.7-plus", window, 3, 1, 300, 63, 0.0, 1)
     assert model.cost == pytest.approx(2 * cost)
-    assert [use.name for use in used(connection, "account", window, NOON + 60)] == ["one", "two"]
-    assert used(connection, "account", window, NOON + 60, only="two")[0].unpriced == 1
-    assert used(connection, "key", window, NOON + 60, only="nobody") == []
-    assert oldest(connection, "bob", WINDOWS["5h"], NOON + 60) == NOON
+    assert [use.name for use in usage_by(connection, "account", window, NOON + 60)] == ["one", "two"]
+    assert usage_by(connection, "account", window, NOON + 60, only="two")[0].unpriced == 1
+    assert usage_by(connection, "key", window, NOON + 60, only="nobody") == []
+    assert oldest_request(connection, "bob", WINDOWS["5h"], NOON + 60) == NOON
 
 
 async def test_a_question_sees_every_row_before_it(path):
     """What is asked of a running ledger knows the request that ended a moment ago."""
-    ledger = Ledger(path, wall=lambda: NOON)
+    ledger = UsageLedger(path, wall_clock=lambda: NOON)
     try:
         for number in range(50):
-            ledger.finished(record(id=f"req_{number}"))
-        assert await ledger.ask(lambda file: file.execute("SELECT count(*) FROM requests").fetchone()) == (
+            ledger.record(record(id=f"req_{number}"))
+        assert await ledger.query(lambda file: file.execute("SELECT count(*) FROM requests").fetchone()) == (
             50,
         )
         with pytest.raises(LedgerError, match="no such table"):
-            await ledger.ask(lambda file: file.execute("SELECT * FROM nowhere"))
+            await ledger.query(lambda file: file.execute("SELECT * FROM nowhere"))
     finally:
         ledger.close()
 
@@ -178,11 +178,11 @@ def test_a_row_that_comes_again(path, reading):
 
 async def test_a_question_that_is_wrong(path):
     """A fault in a question is told to who asked, and the thread goes on."""
-    ledger = Ledger(path, wall=lambda: NOON)
+    ledger = UsageLedger(path, wall_clock=lambda: NOON)
     try:
         with pytest.raises(LedgerError, match="division"):
-            await ledger.ask(lambda file: 1 / 0)
-        assert await ledger.ask(lambda file: 7) == 7
+            await ledger.query(lambda file: 1 / 0)
+        assert await ledger.query(lambda file: 7) == 7
     finally:
         ledger.close()
 
@@ -202,13 +202,13 @@ def test_a_file_that_cannot_be_written(path, tmp_path, caplog):
     """A ledger without a place to write says so once, keeps its rows, and writes them when it can."""
     blocked = tmp_path / "data"
     blocked.write_text("not a directory")
-    ledger = Ledger(path, wall=lambda: NOON)
-    ledger.finished(record())
+    ledger = UsageLedger(path, wall_clock=lambda: NOON)
+    ledger.record(record())
     ledger.close()
     assert "cannot be written" in caplog.text
     assert (ledger.written, ledger.lost) == (0, 0)
     blocked.unlink()
-    ledger.finished(record(id="req_2"))
+    ledger.record(record(id="req_2"))
     ledger.close()
     assert (ledger.written, ledger.lost) == (2, 0)
 

@@ -10,13 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy import http_server as mended
+from qproxy import http_server
 from qproxy.config import Config
-from qproxy.emulator import Pause, Reply
+from qproxy.emulator import PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
-from qproxy.limits.concurrency import Admission
-from qproxy.process import serve as process
-from qproxy.wire.errors import Overloaded
+from qproxy.limits.concurrency import ConcurrencyLimiter
+from qproxy.process import serve
+from qproxy.wire.errors import OverloadedError
 from tests.helpers import HELLO, H1Client, h1, h2c, served, world
 
 BODY = json.dumps(HELLO).encode()
@@ -26,37 +26,37 @@ BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 
 async def test_the_line_is_short_and_moves(autojump_clock):
     """Places go to those who wait, in order; who waits too long, or finds the line full, is refused."""
-    admission = Admission(1, line=1, patience=1.0)
-    leave = await admission.enter()
+    admission = ConcurrencyLimiter(1, line=1, patience=1.0)
+    leave = await admission.acquire()
     async with trio.open_nursery() as nursery:
 
         async def wait():
-            (await admission.enter())()
+            (await admission.acquire())()
 
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
-        assert (admission.taken, admission.waiting) == (1, 1)
-        with pytest.raises(Overloaded) as refusal:
-            await admission.enter()
+        assert (admission.in_use, admission.queue_size) == (1, 1)
+        with pytest.raises(OverloadedError) as refusal:
+            await admission.acquire()
         assert (trio.current_time(), refusal.value.retry_after) == (0, 1)
         leave()
-    leave = await admission.enter()
-    with pytest.raises(Overloaded):
-        await admission.enter()
+    leave = await admission.acquire()
+    with pytest.raises(OverloadedError):
+        await admission.acquire()
     assert trio.current_time() == 1
     leave()
-    assert (admission.taken, admission.waiting, admission.refused) == (0, 0, 2)
+    assert (admission.in_use, admission.queue_size, admission.rejected) == (0, 0, 2)
 
 
 async def test_whoever_leaves_the_line_takes_no_place(autojump_clock):
     """Cancelled while waiting or just as a place comes free, nothing stays taken."""
     for leaves_first in (True, False):
-        admission = Admission(1, patience=100.0)
-        leave = await admission.enter()
+        admission = ConcurrencyLimiter(1, patience=100.0)
+        leave = await admission.acquire()
 
         async def request(admission=admission):
             with ExitStack() as stack:
-                stack.callback(await admission.enter())
+                stack.callback(await admission.acquire())
                 await trio.sleep_forever()
 
         with trio.CancelScope() as scope:
@@ -68,13 +68,13 @@ async def test_whoever_leaves_the_line_takes_no_place(autojump_clock):
                 scope.cancel()
         if not leaves_first:
             leave()
-        assert (admission.taken, admission.waiting) == (0, 0)
+        assert (admission.in_use, admission.queue_size) == (0, 0)
 
 
 async def test_too_many_requests_at_once(autojump_clock):
     """Beyond max_requests a request waits a second and gets a 503 that says when to come back; health does not wait."""
     async with world(max_requests=1) as it, trio.open_nursery() as nursery:
-        it.emulator.script(Reply((BEGUN, Pause(50), chunk({}, "stop"), DONE)))
+        it.emulator.script(ScriptedReply((BEGUN, PauseStep(50), chunk({}, "stop"), DONE)))
         nursery.start_soon(it.stream, HELLO)
         await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
@@ -88,10 +88,10 @@ async def test_too_many_requests_at_once(autojump_clock):
         assert trio.current_time() - began == 1
         for path in ("/livez", "/readyz", "/v1/models"):
             assert (await it.get(path))[0] == 200
-        assert it.server.admission.refused == 1
+        assert it.server.admission.rejected == 1
         await trio.sleep(60)
         assert (await it.post(HELLO))[0] == 200
-        assert it.server.admission.taken == 0
+        assert it.server.admission.in_use == 0
 
 
 @pytest.mark.parametrize("ends", ["refused", "left"])
@@ -102,19 +102,19 @@ async def test_a_place_is_given_back(ends, autojump_clock):
             assert (await it.post({**HELLO, "model": "fault-filter"}))[0] == 400
         else:
             async with h1(it.app) as client:
-                it.emulator.script(Reply((BEGUN, Pause(1000))))
+                it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
                 await client.send("POST", "/v1/chat/completions", BODY, [JSON_HEADER])
                 await trio.testing.wait_all_tasks_blocked()
-                assert it.server.admission.taken == 1
+                assert it.server.admission.in_use == 1
                 await client.aclose()
                 await trio.testing.wait_all_tasks_blocked()
-        assert it.server.admission.taken == 0
+        assert it.server.admission.in_use == 0
         assert it.sound()
 
 
 async def test_too_many_connections(monkeypatch, autojump_clock):
     """One connection too many is told so in HTTP and closed; when another ends there is room again."""
-    monkeypatch.setattr(mended.Server, "max_connections", 1)
+    monkeypatch.setattr(http_server.TCPServer, "max_connections", 1)
     async with world() as it:
         async with h1(it.app) as first:
             await first.send("GET", "/livez")
@@ -124,8 +124,8 @@ async def test_too_many_connections(monkeypatch, autojump_clock):
                 status, body = await second.response()
                 assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
                 assert await second.stream.receive_some(1) == b""
-            assert mended.Server.connections == 1
-        assert mended.Server.connections == 0
+            assert http_server.TCPServer.connections == 1
+        assert http_server.TCPServer.connections == 0
         async with h1(it.app) as third:
             await third.send("GET", "/livez")
             assert (await third.response())[0] == 200
@@ -133,7 +133,7 @@ async def test_too_many_connections(monkeypatch, autojump_clock):
 
 async def test_one_turned_away_that_does_not_go(monkeypatch, autojump_clock):
     """A client that keeps its refused connection open is closed a second later."""
-    monkeypatch.setattr(mended.Server, "max_connections", 0)
+    monkeypatch.setattr(http_server.TCPServer, "max_connections", 0)
     async with world() as it, served(it.app) as stream:
         while await stream.receive_some(65536):
             pass
@@ -193,7 +193,7 @@ async def test_a_body_that_does_not_end(autojump_clock):
         await stream.send_all(head + b'content-length: 100\r\n\r\n{"model"')
         client.http.send(_head())
         await trio.testing.wait_all_tasks_blocked()
-        assert it.server.admission.taken == 0
+        assert it.server.admission.in_use == 0
         status, body = await client.response()
         assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
         assert trio.current_time() == 5
@@ -223,10 +223,10 @@ def test_the_limit_on_open_files(monkeypatch, caplog):
     limits = {}
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
-    process.raise_file_limit(Config(max_clients=1000, max_requests=500))
+    serve.raise_file_limit(Config(max_clients=1000, max_requests=500))
     assert limits == {resource.RLIMIT_NOFILE: (1564, 4096)}
     assert not caplog.records
     caplog.set_level(logging.WARNING)
-    process.raise_file_limit(Config(max_clients=50_000))
+    serve.raise_file_limit(Config(max_clients=50_000))
     assert limits == {resource.RLIMIT_NOFILE: (4096, 4096)}
     assert "4096" in caplog.text

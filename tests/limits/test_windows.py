@@ -26,8 +26,8 @@ CASES = {
 def test_where_it_begins_and_ends(name):
     """A day is UTC's or Beijing's, a week begins on Monday in Beijing, a month is the calendar's."""
     now, begin, end = map(at, CASES[name])
-    assert WINDOWS[name].begins(now) == begin
-    assert WINDOWS[name].ends(now) == end
+    assert WINDOWS[name].start(now) == begin
+    assert WINDOWS[name].end(now) == end
 
 
 SECONDS = st.integers(int(at("2020-01-01T00:00+00:00")), int(at("2040-01-01T00:00+00:00")))
@@ -37,9 +37,9 @@ SECONDS = st.integers(int(at("2020-01-01T00:00+00:00")), int(at("2040-01-01T00:0
 def test_every_moment_is_in_its_window(now, name):
     """Windows leave no gap: each begins where the one before ended; those of hours begin on full ones."""
     window = WINDOWS[name]
-    begin, end = window.begins(now), window.ends(now)
+    begin, end = window.start(now), window.end(now)
     assert begin <= now < end
     if not window.rolling:
         assert begin % 3600 == 0
-        assert window.begins(end) == end
-        assert window.ends(begin) == end
+        assert window.start(end) == end
+        assert window.end(begin) == end

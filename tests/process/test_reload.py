@@ -10,15 +10,15 @@ import trio
 
 import qproxy
 from qproxy import cli
-from qproxy.bootstrap.app import assemble, reassemble
+from qproxy.bootstrap.app import build_server, rebuild_server
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
-from qproxy.emulator import Emulator, Pause, Reply
+from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
 from qproxy.process import reload as reloading
 from qproxy.process.reload import Reloader
-from qproxy.system import pidfile as running
-from qproxy.system.pidfile import Running
+from qproxy.system import pidfile
+from qproxy.system.pidfile import PidFile
 from tests.helpers import HELLO, H1Client, H2Client, frames
 from tests.integration.test_commands import connected, ended, process, serving
 
@@ -46,7 +46,7 @@ async def test_time_is_up():
 
         (url,) = await nursery.start(serve)
         port = int(url.rpartition(":")[2])
-        emulator.script(*[Reply((BEGUN, HANG))] * 2, Reply((HANG,)))
+        emulator.script(*[ScriptedReply((BEGUN, HANG))] * 2, ScriptedReply((HANG,)))
         one = H1Client(await trio.open_tcp_stream("127.0.0.1", port))
         await one.send("POST", PATH, body(True), [JSON_HEADER])
         assert (await one.event()).status_code == 200
@@ -85,7 +85,7 @@ async def listens(port):
 async def test_a_second_signal_ends_at_once():
     """The first lets a request go on, the second does not, and the exit code says which signal it was."""
     emulator = Emulator()
-    emulator.script(Reply((BEGUN, HANG)))
+    emulator.script(ScriptedReply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         async with serving("--upstream", emulator.base_url) as (child, port):
@@ -130,7 +130,9 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
         write("")
         async with serving("--config", str(path), QPROXY_HOME=str(tmp_path)) as (child, port):
             client = await connected(port)
-            emulator.script(Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n")))
+            emulator.script(
+                ScriptedReply((BEGUN, PauseStep(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n"))
+            )
             await client.send("POST", PATH, body(True), [JSON_HEADER])
             assert (await client.event()).status_code == 200
             write('api_keys = ["secret"]\nport = 1')
@@ -183,12 +185,12 @@ def settings(*names, **changes):
 async def test_what_did_not_change_is_kept():
     """Accounts keep what is known of them, and the pool its connections, unless their own settings changed."""
     before = settings("one", "two", "three")
-    server = assemble(before)
+    server = build_server(before)
     one, two, _ = server.relay.accounts.accounts
     one.requests, one.in_flight = 99, 3
     accounts, transport, admission = server.relay.accounts, server.relay.transport, server.admission
     after = settings("two", "one", "four", two="other", api_keys=["k"])
-    await server.take_up(reassemble(after, before, server))
+    await server.reconfigure(rebuild_server(after, before, server))
     assert server.relay.accounts is accounts
     assert [account.name for account in accounts.accounts] == ["two", "one", "four"]
     assert accounts.accounts[1] is one
@@ -200,7 +202,7 @@ async def test_what_did_not_change_is_kept():
     again = settings(
         "two", "one", "four", two="other", idle_timeout=9.0, max_requests=7, trusted_proxies=["127.0.0.1"]
     )
-    await server.take_up(reassemble(again, after, server))
+    await server.reconfigure(rebuild_server(again, after, server))
     assert server.relay.transport is not transport
     assert server.relay.transport.limits.idle_timeout == 9.0
     assert server.admission.limits[0] == 7
@@ -212,7 +214,7 @@ async def test_what_did_not_change_is_kept():
 async def test_a_configuration_that_cannot_be_used(caplog):
     """Whatever is wrong with it is found before anything is changed."""
     before = settings("one")
-    server = assemble(before)
+    server = build_server(before)
     relay, door = server.relay, server.door
     for bad in (
         settings(),
@@ -222,7 +224,7 @@ async def test_a_configuration_that_cannot_be_used(caplog):
         settings("one", admin_key="short"),
         settings("one", trusted_proxies=["proxy.test"]),
     ):
-        reloader = Reloader(server, before, partial(replace, bad), reassemble)
+        reloader = Reloader(server, before, partial(replace, bad), rebuild_server)
         taken_up, said = await reloader.reload()
         assert not taken_up
         assert said in caplog.text
@@ -231,37 +233,37 @@ async def test_a_configuration_that_cannot_be_used(caplog):
     def unreadable():
         raise ConfigError("qproxy.toml: gone")
 
-    assert await Reloader(server, before, unreadable, reassemble).reload() == (False, "qproxy.toml: gone")
+    assert await Reloader(server, before, unreadable, rebuild_server).reload() == (False, "qproxy.toml: gone")
 
 
 async def test_a_restart_is_asked_for():
     """A setting that only counts at the start is named."""
     before = settings("one")
     changed = settings("one", port=1, default_model="m")
-    _, said = await Reloader(assemble(before), before, lambda: changed, reassemble).reload()
+    _, said = await Reloader(build_server(before), before, lambda: changed, rebuild_server).reload()
     assert said == "reloaded; changed: default_model; only a restart changes port"
 
 
 def test_the_file_of_a_server(tmp_path):
     """It is there while the server is, one to a port; a file left behind by a killed one counts for nothing."""
     home = tmp_path / "home"
-    with Running(home, 80) as held:
-        state = running._state(held.path)
+    with PidFile(home, 80) as held:
+        state = pidfile._state(held.path)
         assert state is not None
         assert state["reloads"] == 0
-        held.reloaded(True, "x")
-        with Running(home, 80):
+        held.record_reload(True, "x")
+        with PidFile(home, 80):
             pass
-        state = running._state(held.path)
+        state = pidfile._state(held.path)
         assert (state or {})["said"] == "x"
-    assert running._state(home / "serving-80.json") is None
+    assert pidfile._state(home / "serving-80.json") is None
     (home / "serving-81.json").write_text('{"pid": 1, "reloads": 0}')
-    assert running.ask_to_reload(home, 81)[0] is False
+    assert pidfile.request_reload(home, 81)[0] is False
     (tmp_path / "file").write_text("")
-    with Running(tmp_path / "file", 80) as held:
-        held.reloaded(True, "nowhere to say so")
+    with PidFile(tmp_path / "file", 80) as held:
+        held.record_reload(True, "nowhere to say so")
 
 
 def test_only_settings_are_named():
     """The table of what only a restart changes names settings that exist."""
-    assert set(Config.__dataclass_fields__) >= reloading.AT_START
+    assert set(Config.__dataclass_fields__) >= reloading.RESTART_REQUIRED

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from qproxy import process as workers
+from qproxy import process
 from qproxy.process import backoff
-from qproxy.process.backoff import LONG, LONGEST, Backoff
-from qproxy.process.supervisor import Supervisor, listening
-from qproxy.process.worker import in_words
+from qproxy.process.backoff import HEALTHY_SECONDS, MAX_PAUSE, RestartBackoff
+from qproxy.process.supervisor import Supervisor, bound_listener
+from qproxy.process.worker import describe_exit
 
 WORKER = """
 import os, signal, socket, sys
@@ -40,14 +40,14 @@ class Told:
 
 def supervised(script, number=1, graceful=30.0):
     """The exit code of a supervisor with workers that run a script, and what it said."""
-    told, listener = Told(), listening("127.0.0.1", 0)
+    told, listener = Told(), bound_listener("127.0.0.1", 0)
     command = [sys.executable, "-S", "-E", "-c", WORKER + script]
     supervisor = Supervisor(
         command,
         listener,
         number,
         graceful=graceful,
-        begun=told.begun.append,
+        started=told.begun.append,
         reloaded=told.reloaded,
         stopping=told.stopping.append,
     )
@@ -57,9 +57,9 @@ def supervised(script, number=1, graceful=30.0):
 
 def test_lives():
     """The pause doubles with each short life, up to a bound; a long life makes it forgotten."""
-    one = Backoff()
-    assert [one.after(1.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, LONGEST, LONGEST]
-    assert [one.after(LONG), one.after(1.0)] == [0.0, 0.5]
+    one = RestartBackoff()
+    assert [one.delay_after(1.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, MAX_PAUSE, MAX_PAUSE]
+    assert [one.delay_after(HEALTHY_SECONDS), one.delay_after(1.0)] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -141,23 +141,23 @@ def test_reloading(answer, outcome):
 def test_an_address_in_use():
     """It is an error with the address in it."""
     with (
-        listening("127.0.0.1", 0) as one,
+        bound_listener("127.0.0.1", 0) as one,
         pytest.raises(OSError, match=r"cannot serve on 127\.0\.0\.1, port"),
     ):
-        listening(*one.getsockname())
+        bound_listener(*one.getsockname())
 
 
 def test_exit_codes_in_words():
     """As people say them."""
-    assert in_words(3) == "ended with exit code 3"
-    assert in_words(-9) == "was killed by SIGKILL"
-    assert in_words(-99) == "was killed by signal 99"
+    assert describe_exit(3) == "ended with exit code 3"
+    assert describe_exit(-9) == "was killed by SIGKILL"
+    assert describe_exit(-99) == "was killed by signal 99"
 
 
 def test_counting():
     """0 is one for each core."""
-    assert workers.count(3) == 3
-    assert workers.count(0) >= 1
+    assert process.worker_count(3) == 3
+    assert process.worker_count(0) >= 1
 
 
 def test_signals_are_given_back():

@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from qproxy import cli
-from qproxy.access import api_keys as keys
-from qproxy.emulator import Emulator, Pause, Reply
+from qproxy.access import api_keys
+from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
 from tests.helpers import HELLO
 from tests.integration.test_commands import (
@@ -30,7 +30,7 @@ from tests.integration.test_commands import (
 from tests.process.test_reload import listens
 
 BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
-SLOW = Reply((BEGUN, Pause(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n"))
+SLOW = ScriptedReply((BEGUN, PauseStep(1), chunk({"content": "lo"}, "stop"), b"data: [DONE]\n\n"))
 SETTINGS = """
 {extra}
 [[accounts]]
@@ -156,7 +156,7 @@ async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
 async def test_a_second_signal(tmp_path):
     """It ends all workers at once, and the exit code says which signal it was."""
     emulator = Emulator()
-    emulator.script(Reply((BEGUN, HANG)))
+    emulator.script(ScriptedReply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
         options = ("--workers", "2", "--upstream", emulator.base_url)
@@ -191,7 +191,7 @@ async def test_a_limit_for_all_and_no_orphans(tmp_path):
     """A key's requests a minute are those of the machine, whichever worker is asked; and workers whose supervisor was
     killed stop by themselves."""
     emulator = Emulator()
-    _, secret = keys.create(tmp_path / "keys.json", name="bob", rpm=5)
+    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)

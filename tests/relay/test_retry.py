@@ -5,11 +5,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.emulator import FAULTS, Cut, Emulator, Pause, Reply
+from qproxy.emulator import FAULTS, CloseConnection, Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import event, json_reply
-from qproxy.limits.circuit_breaker import LONGEST_PAUSE, THRESHOLD, Circuit, is_down
-from qproxy.relay.retry import REFUSALS, Action, decide
-from qproxy.wire.errors import Overloaded, RequestError, Retry, UpstreamError
+from qproxy.limits.circuit_breaker import MAX_PAUSE, THRESHOLD, CircuitBreaker, is_outage
+from qproxy.relay.retry import REJECTION_STATUSES, Action, next_action
+from qproxy.wire.errors import OverloadedError, RequestError, RetryHint, UpstreamError
 from tests.helpers import HELLO, accounts, world
 
 
@@ -36,15 +36,15 @@ ROWS = {
     "their time-out": (refusal(500, "InternalError.Timeout"), 1, 1, 504, "false"),
     "overload": (refusal(503, "ServiceUnavailable"), 3, 3, 503, "true"),
     "overload, for long": (refusal(503, "ServiceUnavailable", retry_after="9"), 1, 2, 503, "true"),
-    "gateway": (Reply((b"bad gateway",), 502, "text/plain"), 3, 3, 502, "true"),
-    "gateway time-out": (Reply((b"slow",), 504, "text/plain"), 1, 1, 504, "false"),
+    "gateway": (ScriptedReply((b"bad gateway",), 502, "text/plain"), 3, 3, 502, "true"),
+    "gateway time-out": (ScriptedReply((b"slow",), 504, "text/plain"), 1, 1, 504, "false"),
     "a web page": (FAULTS["fault-html"][1], 2, 2, 502, "true"),
     "an empty stream": (FAULTS["fault-empty"][1], 2, 2, 502, "true"),
-    "only comments": (Reply((b": hi\n\n",)), 2, 2, 502, "true"),
-    "only the end": (Reply((b"data: [DONE]\n\n",)), 2, 2, 502, "true"),
-    "a cut before the head": (Reply((Cut(),)), 3, 3, 502, "true"),
+    "only comments": (ScriptedReply((b": hi\n\n",)), 2, 2, 502, "true"),
+    "only the end": (ScriptedReply((b"data: [DONE]\n\n",)), 2, 2, 502, "true"),
+    "a cut before the head": (ScriptedReply((CloseConnection(),)), 3, 3, 502, "true"),
     "an error as the first event": (
-        Reply((event({"error": {"code": "limit_burst_rate"}}),)),
+        ScriptedReply((event({"error": {"code": "limit_burst_rate"}}),)),
         3,
         3,
         429,
@@ -71,7 +71,7 @@ async def test_tries(reply, alone, two, status, should, others, autojump_clock):
 async def test_an_empty_answer_names_its_cause(autojump_clock):
     """The 502 of an empty stream says what came, which is all there is to go by."""
     async with world() as it:
-        it.emulator.script(*[FAULTS["fault-empty"][1]] * 2, *[Reply((b": hi\n\n",))] * 2)
+        it.emulator.script(*[FAULTS["fault-empty"][1]] * 2, *[ScriptedReply((b": hi\n\n",))] * 2)
         assert "an empty body" in (await it.post(HELLO))[2]["error"]["message"]
         assert "6 bytes without an event" in (await it.post(HELLO))[2]["error"]["message"]
 
@@ -100,7 +100,7 @@ async def test_retry_after_is_passed_on(waits, told, autojump_clock):
 
 
 @given(
-    retry=st.sampled_from(list(Retry)),
+    retry=st.sampled_from(list(RetryHint)),
     tries=st.integers(1, 9),
     others=st.booleans(),
     refreshed=st.booleans(),
@@ -110,16 +110,20 @@ async def test_retry_after_is_passed_on(waits, told, autojump_clock):
 def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
     """Whatever happens: nothing after 20 s, no third retry but for a new token, no waiting for longer than 2 s."""
     error = UpstreamError("x", retry=retry, retry_after=wait)
-    action = decide(error, tries=tries, others=others, refreshed=refreshed, seconds=seconds)
+    action = next_action(error, attempts=tries, others=others, refreshed=refreshed, seconds=seconds)
     if action is not Action.GIVE_UP:
         assert seconds < 20
-        assert retry is not Retry.NEVER
-        assert tries < 3 or action is Action.REFRESH or (action is Action.ELSEWHERE and retry in REFUSALS)
-    if action is Action.AGAIN:
+        assert retry is not RetryHint.NEVER
+        assert (
+            tries < 3
+            or action is Action.REFRESH_TOKEN
+            or (action is Action.OTHER_ACCOUNT and retry in REJECTION_STATUSES)
+        )
+    if action is Action.SAME_ACCOUNT:
         assert (wait or 0) <= 2
-    if action is Action.REFRESH:
+    if action is Action.REFRESH_TOKEN:
         assert not refreshed
-    if action is Action.ELSEWHERE:
+    if action is Action.OTHER_ACCOUNT:
         assert others
 
 
@@ -145,47 +149,47 @@ async def test_the_most_hopeful_refusal_is_told(autojump_clock):
 
 def test_errors_of_ours_say_whether_to_retry():
     """Our own limits are worth another try, a client's mistake is left to the client's rules."""
-    assert Overloaded("x").should_retry is True
+    assert OverloadedError("x").should_retry is True
     assert RequestError("x").should_retry is None
     assert RequestError("x", status=429, type="rate_limit_error").should_retry is True
 
 
 # The circuit
 
-DOWN = UpstreamError("x", retry=Retry.QUICKLY)
+DOWN = UpstreamError("x", retry=RetryHint.SOON)
 
 
 def opened(now=0.0):
-    circuit = Circuit()
+    circuit = CircuitBreaker()
     for _ in range(THRESHOLD):
-        circuit.heard(DOWN, now)
+        circuit.record_result(DOWN, now)
     return circuit
 
 
 def test_a_circuit_opens_half_opens_and_closes():
     """Failures in a row open it, one probe at a time may try, failures double the pause, a success closes it."""
-    circuit = Circuit()
+    circuit = CircuitBreaker()
     for _ in range(THRESHOLD - 1):
-        circuit.heard(DOWN, 0.0)
+        circuit.record_result(DOWN, 0.0)
     assert circuit.state(0.0) == "closed"
-    circuit.heard(DOWN, 0.0)
+    circuit.record_result(DOWN, 0.0)
     assert (circuit.state(0.0), circuit.wait(0.0)) == ("open", 1.0)
     assert circuit.state(1.0) == "half-open"
-    circuit.asked(1.0)
+    circuit.before_request(1.0)
     assert circuit.state(1.0) == "open"
-    circuit.heard(DOWN, 1.5)
+    circuit.record_result(DOWN, 1.5)
     assert circuit.wait(1.5) == 2.0
-    circuit.asked(3.5)
-    circuit.heard(None, 4.0)
+    circuit.before_request(3.5)
+    circuit.record_result(None, 4.0)
     assert circuit.state(4.0) == "closed"
-    circuit.heard(DOWN, 4.0)
+    circuit.record_result(DOWN, 4.0)
     assert circuit.state(4.0) == "closed"
 
 
 def test_a_probe_that_says_nothing_is_followed_by_another():
     """A client that leaves does not keep the circuit open for ever."""
     circuit = opened()
-    circuit.asked(1.0)
+    circuit.before_request(1.0)
     assert circuit.wait(1.0) == 1.0
     assert circuit.wait(2.0) == 0.0
 
@@ -194,27 +198,27 @@ def test_failures_under_way_do_not_lengthen_the_pause():
     """A hundred requests that were already there when it opened count as nothing new."""
     circuit = opened()
     for _ in range(100):
-        circuit.heard(DOWN, 0.5)
+        circuit.record_result(DOWN, 0.5)
     assert circuit.wait(0.5) == 0.5
     now = 1.0
     for _ in range(20):
-        circuit.asked(now)
-        circuit.heard(DOWN, now)
-        assert circuit.wait(now) <= LONGEST_PAUSE
+        circuit.before_request(now)
+        circuit.record_result(DOWN, now)
+        assert circuit.wait(now) <= MAX_PAUSE
         now += circuit.wait(now)
 
 
 def test_a_refusal_is_an_answer():
     """Only what says that the server is down counts; a refusal proves that it is up."""
-    assert not is_down(UpstreamError("x", status=429, retry=Retry.QUICKLY))
-    assert not is_down(
-        UpstreamError("x", status=502, code="upstream_credentials_exhausted", retry=Retry.REFRESH)
+    assert not is_outage(UpstreamError("x", status=429, retry=RetryHint.SOON))
+    assert not is_outage(
+        UpstreamError("x", status=502, code="upstream_credentials_exhausted", retry=RetryHint.REFRESH_TOKEN)
     )
-    assert is_down(UpstreamError("x", status=504, code="upstream_timeout"))
-    circuit = Circuit()
+    assert is_outage(UpstreamError("x", status=504, code="upstream_timeout"))
+    circuit = CircuitBreaker()
     for _ in range(50):
-        circuit.heard(DOWN, 0.0)
-        circuit.heard(UpstreamError("x", status=400), 0.0)
+        circuit.record_result(DOWN, 0.0)
+        circuit.record_result(UpstreamError("x", status=400), 0.0)
     assert circuit.state(0.0) == "closed"
 
 
@@ -233,7 +237,7 @@ async def test_a_server_that_is_down_is_left_alone(autojump_clock):
 
 async def _down(it):
     """Requests that fail, each at every try, until the last one's first opens the circuit."""
-    it.emulator.script(*[Reply((Cut(),))] * 3 * THRESHOLD)
+    it.emulator.script(*[ScriptedReply((CloseConnection(),))] * 3 * THRESHOLD)
     for number in range(THRESHOLD):
         assert (await it.post(HELLO))[0] == (503 if number == THRESHOLD - 1 else 502)
     it.emulator.clear()
@@ -241,7 +245,7 @@ async def _down(it):
 
 @pytest.mark.parametrize(
     "reply",
-    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500), Reply((event({"error": {"message": "x", "code": "InternalError"}}),))],
+    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500), ScriptedReply((event({"error": {"message": "x", "code": "InternalError"}}),))],
     ids=["500", "in a 200"],
 )  # fmt: skip
 async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autojump_clock):
@@ -259,7 +263,7 @@ async def test_an_open_circuit_moves_requests_elsewhere(autojump_clock):
     class HalfDown(Emulator):
         def _reply(self, seen):
             if seen.headers["host"] == "one.test":
-                return Reply((Cut(),))
+                return ScriptedReply((CloseConnection(),))
             return super()._reply(seen)
 
     async with world(accounts=accounts("one", "two"), emulator=HalfDown()) as it:
@@ -276,7 +280,7 @@ async def test_a_probe_is_one(autojump_clock):
     async with world() as it, trio.open_nursery() as nursery:
         await _down(it)
         asked = len(it.emulator.requests)
-        it.emulator.script(Reply((Pause(0.5), Cut())))
+        it.emulator.script(ScriptedReply((PauseStep(0.5), CloseConnection())))
         await trio.sleep(1.1)
         for _ in range(10):
             nursery.start_soon(it.post, HELLO)

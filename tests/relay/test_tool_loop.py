@@ -10,10 +10,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from qproxy import tools
 from qproxy.bootstrap import tools as toolmaking
 from qproxy.config import Config
-from qproxy.config.tools import OfferConfig
-from qproxy.emulator import Reply
+from qproxy.config.tools import ToolOfferConfig
+from qproxy.emulator import ScriptedReply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
-from qproxy.relay import Memory
+from qproxy.relay import ToolRoundCache
 from tests.helpers import HELLO, MODEL, accounts, frames, h1, h2c, world
 
 ASK: dict = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2 and 3?"}]}
@@ -68,7 +68,7 @@ def calling(*calls, text=None, thought=None, finish="tool_calls", usage=USAGE):
         for piece in (whole[:3], whole[3:]):
             steps.append(chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}))
     steps += [chunk({}, finish), event({"choices": [], "usage": usage}), DONE]
-    return Reply(tuple(steps))
+    return ScriptedReply(tuple(steps))
 
 
 def saying(text, usage=USAGE):
@@ -476,10 +476,10 @@ OFFERS = {
     "always": ((), {}, "always", True),
     "on request, not asked for": ((), {}, "on request", False),
     "on request": ((), {"tools": [{"type": "qproxy", "name": "add"}]}, "on request", True),
-    "a rule for the model": ((OfferConfig(offer="never", models=["qwen*"]),), {}, "always", False),
-    "a rule for another model": ((OfferConfig(offer="never", models=["other"]),), {}, "always", True),
+    "a rule for the model": ((ToolOfferConfig(policy="never", models=["qwen*"]),), {}, "always", False),
+    "a rule for another model": ((ToolOfferConfig(policy="never", models=["other"]),), {}, "always", True),
     "a rule for the key": (
-        (OfferConfig(offer="always", keys=["api_keys*"], tools=["a*"]),),
+        (ToolOfferConfig(policy="always", keys=["api_keys*"], tools=["a*"]),),
         {},
         "on request",
         True,
@@ -504,7 +504,7 @@ async def test_a_rule_holds_for_a_model_by_any_of_its_names():
     """An alias is no way around a rule for the model that it stands for, and may have a rule of its own."""
     named = tools.function(name="add", offer="always")(lambda: "")
     for patterns in (["qwen3*"], ["gpt-*"]):
-        rules = (OfferConfig(offer="never", models=patterns),)
+        rules = (ToolOfferConfig(policy="never", models=patterns),)
         async with world(functions=[named], tool_offers=rules, aliases={"gpt-*": "qwen3-max"}) as it:
             await it.post({**HELLO, "model": "gpt-5"})
             assert "tools" not in it.emulator.requests[0].body
@@ -577,9 +577,13 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
         nursery.start_soon(first)
         await begun.wait()
         parts = it.server.__class__(it.server.relay, it.server.discovery, it.server.door, it.server.admission)
-        parts.bodies, parts.store, parts.pricing = it.server.bodies, it.server.store, it.server.pricing
-        parts.workshop = toolmaking.workshop(Config(), [add])
-        await it.server.take_up(parts)
+        parts.body_logger, parts.responses, parts.pricing = (
+            it.server.body_logger,
+            it.server.responses,
+            it.server.pricing,
+        )
+        parts.workshop = toolmaking.build_tool_runtime(Config(), [add])
+        await it.server.reconfigure(parts)
         go.set()
         await trio.testing.wait_all_tasks_blocked()
         assert answers[0][1]["x-qproxy-tools"].count("old;ok=?1") == 2
@@ -590,21 +594,21 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
 def test_memory_is_bounded():
     """What was not used for the longest time goes when there are too many, or too large ones; an hour ends all."""
     now = [0.0]
-    memory = Memory(lambda: now[0], seconds=3600, entries=3, size=1000)
+    memory = ToolRoundCache(lambda: now[0], seconds=3600, entries=3, size=1000)
     for number in range(4):
-        memory.keep(("place", (str(number),)), [{"content": "x"}])
-        memory.recall(("place", ("0",)))
-    assert [memory.recall(("place", (str(n),))) is not None for n in range(4)] == [True, False, True, True]
-    assert memory.recall(("elsewhere", ("0",))) is None
-    memory.keep(("place", ("large",)), [{"content": "x" * 980}])
+        memory.put(("place", (str(number),)), [{"content": "x"}])
+        memory.get(("place", ("0",)))
+    assert [memory.get(("place", (str(n),))) is not None for n in range(4)] == [True, False, True, True]
+    assert memory.get(("elsewhere", ("0",))) is None
+    memory.put(("place", ("large",)), [{"content": "x" * 980}])
     assert len(memory) == 1
-    memory.keep(("place", ("too large",)), [{"content": "x" * 2000}])
+    memory.put(("place", ("too large",)), [{"content": "x" * 2000}])
     assert len(memory) == 0
-    memory.keep(("place", ("0",)), [])
+    memory.put(("place", ("0",)), [])
     now[0] = 3599.0
-    assert memory.recall(("place", ("0",))) == []  # which is a use
+    assert memory.get(("place", ("0",))) == []  # which is a use
     now[0] = 7198.0
-    assert memory.recall(("place", ("0",))) == []
+    assert memory.get(("place", ("0",))) == []
     now[0] = 10798.0
-    assert memory.recall(("place", ("0",))) is None
+    assert memory.get(("place", ("0",))) is None
     assert repr(memory) == "<Memory of 0 answers, 0 bytes>"

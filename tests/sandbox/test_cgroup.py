@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from qproxy.sandbox import Fence, Limits, Refusal, bubblewrap, cgroup, finish
+from qproxy.sandbox import ResourceLimits, SandboxPolicy, SandboxUnavailable, bubblewrap, cgroup, communicate
 from qproxy.sandbox.cgroup import Cgroups
 from qproxy.sandbox.policy import MIB
 
@@ -86,7 +86,7 @@ def test_a_group_has_the_limits_of_a_call(tmp_path):
         seen.update({file.name: file.read_text() for file in path.iterdir()})
         shutil.rmtree(path)
 
-    limits = Limits(memory=100 * MIB, tmp=20 * MIB, processes=7)
+    limits = ResourceLimits(memory=100 * MIB, tmp_bytes=20 * MIB, processes=7)
     with Cgroups(tmp_path, remove).group(limits) as join:
         join(1234)
     assert seen == {
@@ -102,23 +102,25 @@ def test_a_group_has_the_limits_of_a_call(tmp_path):
 
 async def test_each_call_is_in_a_group_before_it_begins(tmp_path):
     """The first process of the sandbox is moved at the gate; the group is gone after the call."""
-    found = await bubblewrap.find()
-    if isinstance(found, Refusal):
+    found = await bubblewrap.find_bubblewrap()
+    if isinstance(found, SandboxUnavailable):
         return
     found.cgroups = Cgroups(tmp_path, shutil.rmtree)
-    async with found(["sleep", "1000"], Fence()) as child:
+    async with found(["sleep", "1000"], SandboxPolicy()) as child:
         (group,) = tmp_path.iterdir()
         moved = int((group / "cgroup.procs").read_text())
         os.kill(moved, 0)  # it is there
         child.kill()
     assert list(tmp_path.iterdir()) == []
-    async with found(["true"], Fence()) as child:
-        assert (await finish(child, b"", most=100)).code == 0
+    async with found(["true"], SandboxPolicy()) as child:
+        assert (await communicate(child, b"", limit=100)).code == 0
 
 
 async def test_a_group_that_cannot_be_made_is_a_refusal(tmp_path):
     """A call does not run without the limits that others had."""
     found = bubblewrap.Bubblewrap("/bin/true", Cgroups(tmp_path / "gone"))
-    with pytest.raises(Refusal, match=r"no cgroup can be made in .*gone: No such file or directory"):
-        async with found(["true"], Fence()):
+    with pytest.raises(
+        SandboxUnavailable, match=r"no cgroup can be made in .*gone: No such file or directory"
+    ):
+        async with found(["true"], SandboxPolicy()):
             pass

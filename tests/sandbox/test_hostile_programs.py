@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from qproxy.config.tools import ToolConfig
-from qproxy.sandbox import Refusal, Site, bubblewrap, remount
+from qproxy.sandbox import SandboxUnavailable, SystemSandbox, bubblewrap, remount
 from qproxy.sandbox.policy import PATH
 from tests.helpers import frames, world
 from tests.relay.test_tool_loop import ASK, calling, saying
@@ -48,12 +48,12 @@ def hostile(code, **given):
 @asynccontextmanager
 async def ran(tool, arguments=None):
     """(world, what the model was told of the call, or None where no sandbox can be made), after a whole answer."""
-    site = Site()
-    await site.look()
+    site = SystemSandbox()
+    await site.detect()
     async with world(tools=(tool,), site=site) as it:
         it.emulator.script(calling(("hostile", arguments or {})), saying("The end."))
         status, _, body = await it.post(ASKED)
-        if site.refusal is not None:
+        if site.unavailable_reason is not None:
             assert (status, body["error"]["code"]) == (400, "tool_unavailable")
             assert "no sandbox can be made" in body["error"]["message"]
             yield it, None
@@ -273,8 +273,8 @@ except OSError as error: print(error.strerror)
 async def test_without_a_limit_on_files_the_sandbox_says_so(monkeypatch, caplog):
     """Where nobody may set it, tools run without that limit, and the log and the sandbox's name say it once."""
     monkeypatch.setattr(remount, "__file__", "/nonexistent.py")
-    found = await bubblewrap.find()
-    if isinstance(found, Refusal):
+    found = await bubblewrap.find_bubblewrap()
+    if isinstance(found, SandboxUnavailable):
         assert "no sandbox can be made" not in caplog.text
         return
     assert repr(found).endswith("no limit on files>")
@@ -389,10 +389,10 @@ async def test_a_client_that_leaves_ends_the_programs_that_run_for_it(place):
         write=[str(held)],
         timeout=60.0,
     )
-    site = Site()
-    await site.look()
+    site = SystemSandbox()
+    await site.detect()
     async with world(tools=(tool,), site=site) as it:
-        if site.refusal is not None:
+        if site.unavailable_reason is not None:
             assert (await it.post(ASKED))[0] == 400
             return
         it.emulator.script(calling(("hostile", {}), text="x"))
@@ -418,10 +418,10 @@ async def test_a_result_that_looks_like_protocol_is_text():
     tool = hostile(
         f"import sys; sys.stdout.buffer.write({PROTOCOL!r}.encode() + b'\\0\\xff\\xed\\xa0\\x80\\x1b[2J')"
     )
-    site = Site()
-    await site.look()
+    site = SystemSandbox()
+    await site.detect()
     async with world(tools=(tool,), site=site) as it:
-        if site.refusal is not None:
+        if site.unavailable_reason is not None:
             assert (await it.post(ASKED))[0] == 400
             return
         it.emulator.script(calling(("hostile", {})), saying("The end."))
@@ -468,13 +468,13 @@ async def test_no_tool_outlives_a_server_that_is_killed(place):
     held = place / "held"
     held.touch()
     held.chmod(0o666)
-    site = Site()
-    await site.look()
+    site = SystemSandbox()
+    await site.detect()
     code = HOLD.replace("PLACE", repr(str(held))) + "kept = hold()\ntime.sleep(1000)"
     process = await trio.lowlevel.open_process(
         [sys.executable, "-c", DYING, PYTHON, code, str(held), *NEEDED], stderr=subprocess.PIPE
     )
-    if site.refusal is not None:
+    if site.unavailable_reason is not None:
         assert await process.wait() == 1
         return
     await written(held)

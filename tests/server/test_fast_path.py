@@ -155,4 +155,4 @@ async def test_a_client_that_leaves_before_its_body_is_whole(autojump_clock):
             await client.aclose()
             await trio.testing.wait_all_tasks_blocked()
             assert it.sound()
-        assert it.server.counts.outcomes == {"client_left": 1}
+        assert it.server.counters.outcomes == {"client_left": 1}

@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from qproxy.config import Config
-from qproxy.emulator import FAULTS, Emulator, Pause, Reply
+from qproxy.emulator import FAULTS, Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from qproxy.limits.circuit_breaker import THRESHOLD
-from qproxy.process.log_setup import log_to_stderr
+from qproxy.process.log_setup import configure_logging
 from qproxy.server.health import health
-from qproxy.telemetry.peers import Siblings
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.telemetry.peers import Peers
+from qproxy.wire.errors import RetryHint, UpstreamError
 from tests.auth.helpers import signed
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.telemetry.test_metrics import samples, value
@@ -58,7 +58,7 @@ async def test_a_request_is_counted():
 async def test_requests_under_way_are_seen():
     """A request that is being answered is in flight, holds an account and a socket, and gives all of it back."""
     async with world(admin_key="the-admins") as it:
-        it.emulator.script(Reply((BEGUN, Pause(1000))))
+        it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
         body = json.dumps({**HELLO, "stream": True}).encode()
         async with it.client.request("POST", "/v1/chat/completions", body=body) as response:
             await response.receive()
@@ -91,7 +91,7 @@ async def test_a_stream_cut_by_the_upstream():
         it.emulator.script(FAULTS["fault-end"][1])
         await it.stream(HELLO)
         await it.stream(HELLO)
-        assert it.server.counts.outcomes == {"upstream_cut": 1, "ok": 1}
+        assert it.server.counters.outcomes == {"upstream_cut": 1, "ok": 1}
 
 
 ACCESS = {
@@ -139,7 +139,7 @@ async def test_readyz_follows_the_accounts():
         assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"resting": 2}, "usable": 0})
         for account in it.server.relay.accounts.accounts:
             for _ in range(THRESHOLD):
-                account.failed(UpstreamError("x", retry=Retry.QUICKLY), trio.current_time())
+                account.failed(UpstreamError("x", retry=RetryHint.SOON), trio.current_time())
         assert await it.get("/readyz") == (
             503,
             {"status": "unusable", "accounts": {"down": 2}, "usable": 0},
@@ -164,18 +164,18 @@ async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
 
 async def test_siblings_answer_each_other(tmp_path):
     """Each worker gets the others' answers; one that was killed and one that is silent cost nothing."""
-    first, second = Siblings(tmp_path / "7"), Siblings(tmp_path / "7")
-    second._own = tmp_path / "7" / "other"  # two workers of one process
-    second.answers["metrics"] = lambda: b"[2]"
+    first, second = Peers(tmp_path / "7"), Peers(tmp_path / "7")
+    second._socket_path = tmp_path / "7" / "other"  # two workers of one process
+    second.handlers["metrics"] = lambda: b"[2]"
     async with trio.open_nursery() as nursery:
         await nursery.start(first.listen)
         await nursery.start(second.listen)
         dead = tmp_path / "7" / "dead"
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(dead))
-        assert await first.ask("metrics") == [b"[2]"]
+        assert await first.query("metrics") == [b"[2]"]
         assert not dead.exists()
-        assert await first.ask("nonsense") == [b""]
+        assert await first.query("nonsense") == [b""]
         assert (tmp_path / "7").stat().st_mode & 0o777 == 0o700
         nursery.cancel_scope.cancel()
     assert not (tmp_path / "7").exists()
@@ -183,7 +183,7 @@ async def test_siblings_answer_each_other(tmp_path):
 
 async def test_no_place_for_a_socket(tmp_path, caplog):
     """A path that is too long for a socket is a warning, and the worker serves on."""
-    siblings = Siblings(tmp_path / ("x" * 120))
+    siblings = Peers(tmp_path / ("x" * 120))
     await siblings.listen()
     assert "one worker only" in caplog.text
 
@@ -202,12 +202,12 @@ async def test_no_secret_and_no_prompt_is_logged(log_format, capsys):
         "log_level": "debug",
         "log_format": log_format,
     }
-    log_to_stderr(Config(**settings))
+    configure_logging(Config(**settings))
     try:
         async with world(**settings) as it:
             shown = [(b"authorization", f"Bearer {SECRETS[0]}".encode())]
             await it.post(HELLO, headers=shown)
-            it.emulator.script(Reply((BEGUN,)))
+            it.emulator.script(ScriptedReply((BEGUN,)))
             await it.post(HELLO, headers=shown)
         logging.getLogger("anybody").error("the key of one is %s", "sk-test-key")
         try:
@@ -251,7 +251,7 @@ async def test_no_piece_of_a_streamed_secret_is_logged(caplog):
         for piece in ('word": "qx9', "zk4-vv", '-w7", "a": 1}')
     ]
     emulator = Emulator()
-    emulator.script(Reply((chunk({"tool_calls": [call]}), *pieces, chunk({}, "tool_calls") + DONE)))
+    emulator.script(ScriptedReply((chunk({"tool_calls": [call]}), *pieces, chunk({}, "tool_calls") + DONE)))
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     async with world(log_bodies=True, emulator=emulator) as it:
         await it.stream({**HELLO, "tools": [tool]})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qproxy.server.request_policy import Access
 from qproxy.wire.endpoints import ENDPOINTS
-from qproxy.wire.endpoints.request_schemas import BODIES
+from qproxy.wire.endpoints.request_schemas import REQUEST_SCHEMAS
 from qproxy.wire.errors import RequestError
 from tests.helpers import HELLO, MODEL, world
 from tests.wire.strategies import examples
@@ -42,7 +42,7 @@ async def test_every_route_is_described_and_no_other():
     async with world() as it:
         document = await described(it)
         served = {}
-        for family in it.server.families:
+        for family in it.server.route_groups:
             for route in family.routes():
                 if route.access is Access.SESSION:  # pages for people
                     continue
@@ -79,7 +79,7 @@ OTHER = {"string": 5, "array": 5, "object": 5, "boolean": "x", "number": "x", "i
 FIELDS = [
     (endpoint, name, schema)
     for endpoint in ENDPOINTS
-    for name, schema in BODIES.get(endpoint.path, {"properties": {}})["properties"].items()
+    for name, schema in REQUEST_SCHEMAS.get(endpoint.path, {"properties": {}})["properties"].items()
 ]
 
 
@@ -89,7 +89,7 @@ FIELDS = [
 def test_what_is_described_is_checked(endpoint, name, schema):
     """A value of another type than the document says is refused, and the refusal names the field."""
     sound = {"messages": HELLO["messages"], "input": "hi", "prompt": "hi"}
-    body = {"model": MODEL, **{key: sound[key] for key in BODIES[endpoint.path]["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in REQUEST_SCHEMAS[endpoint.path]["required"]}}
     if name == "function_call":  # it means nothing without functions
         body["functions"] = [{"name": "f"}]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -111,7 +111,7 @@ def test_every_described_field_says_what_it_takes():
 def test_checking_leaves_nothing_behind(endpoint):
     """The same body, read again and again, adds no object to the process."""
     sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi"}
-    body = {"model": MODEL, **{key: sound[key] for key in BODIES[endpoint.path]["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in REQUEST_SCHEMAS[endpoint.path]["required"]}}
 
     def objects_after(times):
         for _ in range(times):

@@ -8,12 +8,12 @@ import h2.events
 import pytest
 
 import qproxy
-from qproxy.access.api_keys import Keyring, configured
+from qproxy.access.api_keys import ApiKeyStore, keys_from_settings
 from qproxy.server import Route
 from qproxy.server.asgi_client import in_process
-from qproxy.server.request_policy import EXPOSED, Access, Door
+from qproxy.server.request_policy import EXPOSED_HEADERS, Access, RequestPolicy
 from qproxy.system.exposure import is_loopback
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.errors import RequestError
 from tests.helpers import HELLO, h1, h2c, world
 
@@ -28,7 +28,7 @@ JSON = [("content-type", "application/json")]
 )
 def test_names_of_this_machine(host):
     """Whoever calls this machine by its own name may come in."""
-    assert Door().client({"host": host}, LOOPBACK) is None
+    assert RequestPolicy().authenticate({"host": host}, LOOPBACK) is None
 
 
 @pytest.mark.parametrize(
@@ -41,26 +41,29 @@ def test_names_of_this_machine(host):
 def test_a_foreign_name_for_this_machine(host):
     """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
     with pytest.raises(RequestError, match="allowed_hosts") as refusal:
-        Door().client({"host": host}, LOOPBACK)
+        RequestPolicy().authenticate({"host": host}, LOOPBACK)
     assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
-    assert Door(insecure_no_auth=True).client({"host": host}, {"server": ("192.0.2.7", 8787)}) is None
-    assert Door(allowed_hosts=("*",)).client({"host": host}, LOOPBACK) is None
-    keyed = Door(keyring=Keyring(configured(["secret"])))
-    assert keyed.client({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
+    assert (
+        RequestPolicy(insecure_no_auth=True).authenticate({"host": host}, {"server": ("192.0.2.7", 8787)})
+        is None
+    )
+    assert RequestPolicy(allowed_hosts=("*",)).authenticate({"host": host}, LOOPBACK) is None
+    keyed = RequestPolicy(api_keys=ApiKeyStore(keys_from_settings(["secret"])))
+    assert keyed.authenticate({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"])
 def test_another_machines_way_in_without_keys(address, caplog):
     """An address that other machines reach is served with keys or on the operator's word only, whatever started the server;
     the log says so once."""
-    door, scope = Door(), {"server": (address, 8787)}
+    door, scope = RequestPolicy(), {"server": (address, 8787)}
     for _ in range(2):
         with pytest.raises(RequestError, match="qproxy keys create") as refusal:
-            door.client({"host": "localhost"}, scope)
+            door.authenticate({"host": "localhost"}, scope)
         assert (refusal.value.status, refusal.value.code) == (403, "keys_required")
     assert [address in record.getMessage() for record in caplog.records] == [True]
-    assert Door(insecure_no_auth=True).client({}, scope) is None
-    assert Door().client({"host": "localhost"}, {"server": None}) is None
+    assert RequestPolicy(insecure_no_auth=True).authenticate({}, scope) is None
+    assert RequestPolicy().authenticate({"host": "localhost"}, {"server": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_an_origin_that_is_no_url(origin):
     """It is another origin than this machine's, and nothing breaks."""
     scope = {**LOOPBACK, "client": ("127.0.0.1", 1)}
     with pytest.raises(RequestError) as refusal:
-        Door().admit_local({"host": "localhost", "origin": origin}, scope)
+        RequestPolicy().require_local({"host": "localhost", "origin": origin}, scope)
     assert refusal.value.status == 403
 
 
@@ -157,9 +160,9 @@ async def test_pages_that_are_allowed():
         assert head[b"access-control-allow-private-network"] == b"true"
         status, headers, _ = await it.post(HELLO, headers=ORIGIN)
         assert status == 401
-        assert headers["access-control-expose-headers"] == EXPOSED
+        assert headers["access-control-expose-headers"] == EXPOSED_HEADERS
         ours = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
-        assert ours <= set(EXPOSED.split(", "))
+        assert ours <= set(EXPOSED_HEADERS.split(", "))
         assert headers["access-control-allow-origin"] == "https://app.test"
         assert (
             "access-control-allow-origin"
@@ -172,7 +175,7 @@ def test_pages_may_read_every_field_of_ours():
     sources = (path.read_text("utf-8") for path in Path(qproxy.__file__).parent.rglob("*.py"))
     written = {name for source in sources for name in re.findall(r'"(x-(?:qproxy|should)-[a-z-]+)"', source)}
     assert "x-qproxy-tools" in written
-    assert written <= set(EXPOSED.split(", "))
+    assert written <= set(EXPOSED_HEADERS.split(", "))
 
 
 async def test_security_headers():
@@ -192,9 +195,9 @@ async def test_security_headers():
 )
 def test_depth(text, depth):
     """A value is as deep as its arrays and objects are nested."""
-    value = jsontext.loads(text)
-    assert not jsontext.deeper_than(value, depth)
-    assert depth == 0 or jsontext.deeper_than(value, depth - 1)
+    value = json_codec.loads(text)
+    assert not json_codec.exceeds_depth(value, depth)
+    assert depth == 0 or json_codec.exceeds_depth(value, depth - 1)
 
 
 async def test_a_body_that_is_too_deep():
@@ -228,12 +231,15 @@ ADMIN_CASES = {
 @pytest.mark.parametrize(("key", "headers", "peer", "status"), ADMIN_CASES.values(), ids=ADMIN_CASES)
 def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
     """An admin route wants the admin key; without one, a direct request on the same machine."""
-    door, scope = Door(admin_key=key, allowed_hosts=("proxied.test",)), {**LOOPBACK, "client": (peer, 1)}
+    door, scope = (
+        RequestPolicy(admin_key=key, allowed_hosts=("proxied.test",)),
+        {**LOOPBACK, "client": (peer, 1)},
+    )
     if status is None:
-        door.admit_admin(headers, scope)
+        door.require_admin(headers, scope)
     else:
         with pytest.raises(RequestError) as refused:
-            door.admit_admin(headers, scope)
+            door.require_admin(headers, scope)
         assert refused.value.status == status
 
 
@@ -248,7 +254,7 @@ async def test_a_clients_key_opens_no_admin_route():
         return {"ruled": True}
 
     async with world(api_keys=["client"], admin_key="admin") as it:
-        it.server.families.append(Ruling())
+        it.server.route_groups.append(Ruling())
         async with in_process(it.server.app()) as client:
             for key, status in (("client", 401), ("admin", 200)):
                 headers = [(b"authorization", b"Bearer " + key.encode())]

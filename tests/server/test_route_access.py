@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from qproxy.access import api_keys as keys
+from qproxy.access import api_keys
 from qproxy.server.request_policy import Access
 from tests.helpers import world
 
@@ -33,10 +33,10 @@ async def status_of(it, path, method, headers):
 def shown(tmp_path):
     """A file of keys, and one key of each kind by what it is."""
     path, now = tmp_path / "keys.json", int(time.time())
-    _, good = keys.create(path, name="good")
-    _, revoked = keys.create(path, name="revoked")
-    _, expired = keys.create(path, name="expired", expires=now - 1)
-    keys.revoke(path, "revoked")
+    _, good = api_keys.create(path, name="good")
+    _, revoked = api_keys.create(path, name="revoked")
+    _, expired = api_keys.create(path, name="expired", expires=now - 1)
+    api_keys.revoke(path, "revoked")
     refused = {
         "no key": [],
         "a wrong key": bearer("sk-wrong"),

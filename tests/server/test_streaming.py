@@ -5,7 +5,7 @@ import json
 import pytest
 import trio
 
-from qproxy.emulator import Pause, Reply
+from qproxy.emulator import PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from tests.helpers import HELLO, frames, world
 
@@ -30,7 +30,9 @@ def content(text):
 async def test_comments_in_silence(split, autojump_clock):
     """A comment goes out for every 15 s without an event, and the answer around it is whole."""
     async with world() as it:
-        text = await text_of(it, Reply((BEGUN, Pause(50), REST[:split], Pause(35), REST[split:])))
+        text = await text_of(
+            it, ScriptedReply((BEGUN, PauseStep(50), REST[:split], PauseStep(35), REST[split:]))
+        )
         assert content(text) == "Hello"
         assert text.endswith("data: [DONE]\n\n")
         assert text.count(COMMENT) == 5
@@ -40,8 +42,8 @@ async def test_comments_in_silence(split, autojump_clock):
 async def test_the_upstreams_comments_do_not_count(autojump_clock):
     """What the server's own comments keep alive is its connection, not the client's."""
     async with world() as it:
-        steps = [step for _ in range(8) for step in (b": ping\n\n", Pause(10))]
-        text = await text_of(it, Reply((BEGUN, *steps, REST)))
+        steps = [step for _ in range(8) for step in (b": ping\n\n", PauseStep(10))]
+        text = await text_of(it, ScriptedReply((BEGUN, *steps, REST)))
         assert text.count(COMMENT) == 5
         assert content(text) == "Hello"
 
@@ -49,7 +51,7 @@ async def test_the_upstreams_comments_do_not_count(autojump_clock):
 async def test_no_comment_before_the_head(autojump_clock):
     """Until the first event there is no head, and so an error keeps its status."""
     async with world(idle_timeout=100.0) as it:
-        it.emulator.script(Reply((b": wait\n\n", Pause(1000))))
+        it.emulator.script(ScriptedReply((b": wait\n\n", PauseStep(1000))))
         status, text = await it.stream(HELLO)
         assert status == 504
         assert COMMENT not in text
@@ -58,40 +60,40 @@ async def test_no_comment_before_the_head(autojump_clock):
 async def test_comments_can_be_switched_off(autojump_clock):
     """keep_alive_interval 0 sends none."""
     async with world(keep_alive_interval=0.0) as it:
-        assert COMMENT not in await text_of(it, Reply((BEGUN, Pause(100), REST)))
+        assert COMMENT not in await text_of(it, ScriptedReply((BEGUN, PauseStep(100), REST)))
 
 
 async def test_comments_do_not_hide_a_dead_server(autojump_clock):
     """The idle limit of the upstream holds although the client hears comments."""
     async with world() as it:
-        text = await text_of(it, Reply((BEGUN, Pause(1000))))
+        text = await text_of(it, ScriptedReply((BEGUN, PauseStep(1000))))
         assert json.loads(frames(text)[-1])["error"]["code"] == "upstream_timeout"
         assert trio.current_time() == 120
         assert it.sound()
 
 
-LONG = [step for _ in range(100) for step in (chunk({"content": "x"}), Pause(2))]
+LONG = [step for _ in range(100) for step in (chunk({"content": "x"}), PauseStep(2))]
 
 
-@pytest.mark.parametrize("steps", [(BEGUN, Pause(1000)), (BEGUN, *LONG)], ids=["silent", "busy"])
+@pytest.mark.parametrize("steps", [(BEGUN, PauseStep(1000)), (BEGUN, *LONG)], ids=["silent", "busy"])
 async def test_a_stream_that_takes_too_long(steps, autojump_clock):
     """After request_timeout a stream ends with an error frame that says so."""
     async with world(request_timeout=50.0) as it:
-        text = await text_of(it, Reply(steps))
+        text = await text_of(it, ScriptedReply(steps))
         assert json.loads(frames(text)[-1])["error"]["code"] == "request_timeout"
         assert 50 <= trio.current_time() <= 52
         assert it.sound()
-        assert it.server.counts.outcomes == {"failed": 1}
+        assert it.server.counters.outcomes == {"failed": 1}
 
 
 async def test_a_whole_answer_that_takes_too_long(autojump_clock):
     """After request_timeout a plain request gets a 504, also before the upstream has begun."""
-    for steps in ((BEGUN, *LONG), (Pause(1000),)):
+    for steps in ((BEGUN, *LONG), (PauseStep(1000),)):
         async with world(request_timeout=50.0) as it:
-            it.emulator.script(Reply(steps))
+            it.emulator.script(ScriptedReply(steps))
             began = trio.current_time()
             status, _, body = await it.post(HELLO)
             assert (status, body["error"]["code"]) == (504, "request_timeout")
             assert trio.current_time() - began == 50
             assert it.sound()
-            assert not len(it.server.lives)
+            assert not len(it.server.in_flight)

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from qproxy.system.sqlite import opened
+from qproxy.system.sqlite import open_database
 
 
 def test_all_at_once(tmp_path):
@@ -17,7 +17,7 @@ def test_all_at_once(tmp_path):
         start.wait()
         try:
             for _ in range(20):
-                with closing(opened(path, patience=20)) as database:
+                with closing(open_database(path, patience=20)) as database:
                     database.execute("CREATE TABLE IF NOT EXISTS t (x)")
         except sqlite3.Error as error:
             failed.append(error)
@@ -36,4 +36,4 @@ def test_a_lock_that_stays(tmp_path):
     with closing(sqlite3.connect(path, isolation_level=None)) as one:
         one.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
-            opened(path, patience=0.02)
+            open_database(path, patience=0.02)

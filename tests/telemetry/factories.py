@@ -1,17 +1,17 @@
 """A finished record to look at."""
 
-from qproxy.telemetry import Failure, Record, Story, ToolRun
+from qproxy.telemetry import FailedAttempt, RelayRecord, RequestRecord, ToolRunRecord
 from qproxy.wire.events import Usage
 
 
 def record(**changes):
     """A streamed request of bob's that was answered at the second try."""
-    story = Story(
+    story = RelayRecord(
         model="qwen3.7-plus",
         served_model="qwen3.7-plus",
         account="one",
-        tries=2,
-        failures=[Failure("two", "upstream_error")],
+        attempts=2,
+        failures=[FailedAttempt("two", "upstream_error")],
         upstream_status=200,
         upstream_request_id="up-1",
         rules=("one_system", "effort"),
@@ -19,23 +19,23 @@ def record(**changes):
         upstream_seconds=1.4,
     )
     story.repairs.update({"closer_missing": 2})
-    made = Record(
+    made = RequestRecord(
         "req_1",
         "POST",
         "/v1/chat/completions",
         "/chat/completions",
         key="bob",
-        began=100.0,
-        ended=101.5,
+        started_at=100.0,
+        ended_at=101.5,
         status=200,
         stream=True,
         outcome="ok",
         first_byte=0.4,
-        answered=1.4,
-        finish="stop",
-        pieces=30,
-        tools=[ToolRun("clock", True, 0.02), ToolRun("clock", False, 0.2)],
-        story=story,
+        response_started=1.4,
+        finish_reason="stop",
+        chunks=30,
+        tools=[ToolRunRecord("clock", True, 0.02), ToolRunRecord("clock", False, 0.2)],
+        relay=story,
     )
     for name, value in changes.items():
         setattr(made if hasattr(made, name) else story, name, value)

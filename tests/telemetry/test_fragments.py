@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.telemetry.fragments import redacted
-from qproxy.telemetry.redaction import HIDDEN, Redactor
+from qproxy.telemetry.redaction import REDACTED, Redactor
 from tests.wire.strategies import examples
 
 REDACT = Redactor(["opaque-secret"]).text
@@ -58,7 +58,7 @@ def test_a_secret_in_pieces(kind, text, secret, size):
     left = Redactor(["opaque-secret"]).body(redacted(stream(map(kind, pieces)), REDACT))
     assert secret not in left
     assert not any(secret in "".join(part) for part in _joined(left))
-    assert HIDDEN in left
+    assert REDACTED in left
 
 
 def _joined(text):

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from qproxy.telemetry import Counts, Formatter, Record
-from qproxy.wire.tool_calls.repairs import KINDS
+from qproxy.telemetry import LogFormatter, RequestCounters, RequestRecord
+from qproxy.wire.tool_calls.repairs import REPAIRS
 from tests.telemetry.factories import record
 
 
@@ -16,12 +16,12 @@ def _formatted(as_json, fields, worker=None):
         {"name": "qproxy.request", "msg": "/v1", "levelname": "INFO", "created": 0.0, "msecs": 0}
     )
     made.fields = fields
-    return Formatter(as_json=as_json, worker=worker).format(made)
+    return LogFormatter(as_json=as_json, worker=worker).format(made)
 
 
 def test_for_machines():
     """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was mended."""
-    line = json.loads(_formatted(True, record().fields()))
+    line = json.loads(_formatted(True, record().to_json()))
     assert line == {
         "time": "1970-01-01T00:00:00.000Z",
         "level": "info",
@@ -52,7 +52,7 @@ def test_for_machines():
 
 def test_for_people():
     """Status, time, tokens, model, who and where stand in columns; the rest follows by name."""
-    line = _formatted(False, record().fields())
+    line = _formatted(False, record().to_json())
     head, _, rest = line.partition("  request_id=")
     assert head == (
         "00:00:00.000Z 200 ok              1.50s (400ms)    100→21 tok       qwen3.7-plus        "
@@ -73,8 +73,8 @@ def test_a_request_without_a_model():
         finish=None,
         tools=[],
     )
-    bare.story = type(bare.story)()
-    line = _formatted(False, bare.fields())
+    bare.relay = type(bare.relay)()
+    line = _formatted(False, bare.to_json())
     assert line.split() == [
         "00:00:00.000Z", "404", "error", "1.50s", "-", "-", "POST", "/v1/chat/completions",
         "request_id=req_1", "error=unknown_url",
@@ -83,14 +83,14 @@ def test_a_request_without_a_model():
 
 def test_a_workers_lines():
     """One of several workers says which one it is, in a request's line and in others."""
-    assert json.loads(_formatted(True, record().fields(), worker=2))["worker"] == 2
-    assert _formatted(False, record().fields(), worker=2).endswith(" worker=2")
+    assert json.loads(_formatted(True, record().to_json(), worker=2))["worker"] == 2
+    assert _formatted(False, record().to_json(), worker=2).endswith(" worker=2")
     assert _formatted(False, {"message": "x"}, worker=2).endswith(" worker=2")
 
 
 def test_what_a_client_may_put_into_a_line():
     """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones are cut."""
-    fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").fields()
+    fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").to_json()
     line = _formatted(False, fields)
     assert line.isprintable()
     assert len(line) < 700
@@ -105,7 +105,7 @@ ENDS = "\x0b\x0c\x1c\x1d\x1e\x7f\x80\x85\x9b\x9f\u2028\u2029\u202e\u2066\ufeff\u
 def test_no_character_breaks_a_line(char):
     """It is escaped in JSON and replaced for people, in messages, fields and exceptions."""
     text = f"a{char}b"
-    fields = {**record().fields(), "model": text}
+    fields = {**record().to_json(), "model": text}
     line = _formatted(True, fields)
     assert json.loads(line)["model"] == text
     assert line.isprintable()
@@ -116,44 +116,44 @@ def test_no_character_breaks_a_line(char):
         made = logging.makeLogRecord(
             {"name": "x", "msg": text, "levelname": "INFO", "exc_info": sys.exc_info()}
         )
-    line = Formatter(as_json=True).format(made)
+    line = LogFormatter(as_json=True).format(made)
     assert line.isprintable()
     assert json.loads(line)["message"] == text
-    first, *lines = Formatter(as_json=False).format(made).split("\n")
+    first, *lines = LogFormatter(as_json=False).format(made).split("\n")
     assert all(one.isprintable() for one in (first, *lines))
     assert all(one.startswith("  ") for one in lines)
 
 
 def test_a_listener_that_fails(caplog):
     """One listener's fault is logged and keeps nothing from the others."""
-    counts = Counts()
-    heard: list[Record] = []
+    counts = RequestCounters()
+    heard: list[RequestRecord] = []
 
     def broken(record):
         raise RuntimeError("disk")
 
     counts.listeners += [broken, heard.append]
     made = record()
-    counts.began(made)
-    assert counts.live == {"req_1": made}
-    counts.finished(made)
+    counts.request_started(made)
+    assert counts.in_flight == {"req_1": made}
+    counts.request_finished(made)
     assert heard == [made]
-    assert not counts.live
+    assert not counts.in_flight
     assert "RuntimeError: disk" in caplog.text
 
 
 def test_each_kind_of_repair_has_a_line_for_debugging(caplog):
     """With debug on, a finished request says once what each kind of repair was, and no word of its answer."""
     made = record()
-    made.story.repairs.update({"id_missing": 1})
+    made.relay.repairs.update({"id_missing": 1})
     with caplog.at_level(logging.DEBUG, "qproxy.repairs"):
-        Counts().finished(made)
+        RequestCounters().request_finished(made)
     told = [line.fields for line in caplog.records if line.name == "qproxy.repairs"]
     assert [(line["repair"], line["count"], line["meaning"]) for line in told] == [
-        (kind, count, KINDS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
+        (kind, count, REPAIRS[kind]) for kind, count in (("closer_missing", 2), ("id_missing", 1))
     ]
     assert all(line["request_id"] == "req_1" for line in told)
     caplog.clear()
     with caplog.at_level(logging.INFO, "qproxy.repairs"):
-        Counts().finished(made)
+        RequestCounters().request_finished(made)
     assert not [line for line in caplog.records if line.name == "qproxy.repairs"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from qproxy.telemetry import ToolRun
-from qproxy.telemetry.metrics import MAX_TOOLS, READ, TABLE, Metrics, exposition, table
+from qproxy.telemetry import ToolRunRecord
+from qproxy.telemetry.metrics import MAX_TOOLS, READ_METRICS, TABLE, Metrics, exposition, table
 from tests.telemetry.factories import record
 
 
@@ -39,7 +39,7 @@ GENAI = {
 def test_a_request():
     """A finished record shows in every metric that it says something about."""
     metrics = Metrics(lambda model: True)
-    metrics.finished(record())
+    metrics.record(record())
     found = shown(metrics)
 
     def of(name, **labels):
@@ -68,8 +68,8 @@ def test_labels_have_bounds():
     """A name that a client made up becomes "other", however often and however many."""
     metrics = Metrics(lambda model: model == "qwen3.7-plus")
     for number in range(500):
-        tools = [ToolRun(f"tool{number}", True, 0.1)]
-        metrics.finished(record(model=f"made-up-{number}", tools=tools))
+        tools = [ToolRunRecord(f"tool{number}", True, 0.1)]
+        metrics.record(record(model=f"made-up-{number}", tools=tools))
     models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
     assert models == {"other"}
     names = {labels["tool"] for labels in _labels(metrics, "qproxy_tool_runs_total")}
@@ -83,8 +83,8 @@ def _labels(metrics, name):
 def test_every_metric_is_there():
     """A registry that has seen everything shows every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
-    metrics.finished(record())
-    metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ})
+    metrics.record(record())
+    metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ_METRICS})
     names = set()
     for sample in shown(metrics):
         name = sample[0]
@@ -105,7 +105,7 @@ def test_sums_over_processes():
     parts = []
     for outcome in ("ok", "ok", "client_left"):
         metrics = Metrics(lambda model: True)
-        metrics.finished(record(outcome=outcome))
+        metrics.record(record(outcome=outcome))
         metrics.read({"qproxy_requests_in_flight": lambda: [((), 2.0)]})
         parts.append(json.loads(json.dumps(metrics.families())))
     found = samples(exposition(parts))
@@ -119,7 +119,7 @@ def test_sums_over_processes():
 def test_what_counting_costs():
     """A request of a kind that was seen before makes no further series, and takes a few dozen calls."""
     metrics, again = Metrics(lambda model: True), record(failures=[], repairs=Counter(), tools=[], tries=1)
-    metrics.finished(again)
+    metrics.record(again)
     before, calls = repr(metrics), 0
 
     def count(frame, event, argument):
@@ -128,7 +128,7 @@ def test_what_counting_costs():
 
     sys.setprofile(count)
     try:
-        metrics.finished(again)
+        metrics.record(again)
     finally:
         sys.setprofile(None)
     assert repr(metrics) == before

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.telemetry.log_format import Formatter
-from qproxy.telemetry.redaction import _NAMED, _SHAPED, HIDDEN, LONGEST_BODY, Redactor, _hide_value
+from qproxy.telemetry.log_format import LogFormatter
+from qproxy.telemetry.redaction import _NAMED, _SHAPED, MAX_BODY_LENGTH, REDACTED, Redactor, _hide_value
 from tests.wire.strategies import examples
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dozjgNryP4J3jVmNHl0w5N"
@@ -72,7 +72,7 @@ def test_what_looks_like_a_secret(text, secret):
     """Fields, tokens and keys are hidden by their shape."""
     hidden = Redactor().text(text)
     assert secret not in hidden
-    assert HIDDEN in hidden
+    assert REDACTED in hidden
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_does_not(text):
 )
 def test_looking_first_changes_nothing(text):
     """The words that are looked for first stand in everything that a pattern would find."""
-    assert Redactor().text(text) == _SHAPED.sub(HIDDEN, _NAMED.sub(_hide_value, text))
+    assert Redactor().text(text) == _SHAPED.sub(REDACTED, _NAMED.sub(_hide_value, text))
 
 
 @examples(100)
@@ -115,7 +115,7 @@ def test_looking_first_changes_nothing(text):
 def test_known_secrets(secret, before, after):
     """A configured secret is hidden wherever it stands, whatever it looks like."""
     hidden = Redactor([secret]).text(f"{before}{secret}{after}")
-    assert secret not in hidden or secret in f"{before}{HIDDEN}{after}"
+    assert secret not in hidden or secret in f"{before}{REDACTED}{after}"
 
 
 def test_a_known_secret_that_json_writes_otherwise():
@@ -125,13 +125,13 @@ def test_a_known_secret_that_json_writes_otherwise():
         text = json.dumps(secret)
         for _ in range(depth):
             text = json.dumps(text)
-        assert Redactor([secret]).text(text).count(HIDDEN) == 1
+        assert Redactor([secret]).text(text).count(REDACTED) == 1
         assert "and-more" not in Redactor([secret]).text(text)
 
 
 def test_the_longest_secret_first():
     """A secret that begins another one does not leave the other's end behind."""
-    assert Redactor(["12345678", "12345678-and-more"]).text("12345678-and-more") == HIDDEN
+    assert Redactor(["12345678", "12345678-and-more"]).text("12345678-and-more") == REDACTED
 
 
 LONG = {
@@ -214,7 +214,7 @@ def test_what_stands_behind_a_nested_secret_stays():
         value = json.loads(Redactor().text(raw))
         for _ in range(depth):
             value = json.loads(value["arguments"])
-        assert value == {"password": HIDDEN, "path": "/tmp", "n": 1}
+        assert value == {"password": REDACTED, "path": "/tmp", "n": 1}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_secret_behind_escapes(text):
     """ASCII that was escaped without need is read as what it is."""
     hidden = Redactor().body(text.encode())
     assert "hunter2" not in hidden
-    assert HIDDEN in hidden
+    assert REDACTED in hidden
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -250,7 +250,7 @@ def test_a_client_breaks_no_line(as_json):
         "password: \\",
     ):
         made.fields = {"message": "m", "model": value, "after": "it"}
-        line = Formatter(as_json=as_json).format(made)
+        line = LogFormatter(as_json=as_json).format(made)
         assert "abc" not in line
         assert json.loads(line)["after"] == "it" if as_json else "\n" not in line
 
@@ -263,8 +263,8 @@ def test_bodies():
     assert len(text) < 300
     assert "data:image/png;base64,iVBORw0KGgoi...(1100 characters)" in text
     assert "sk-abc" not in text
-    long = Redactor().body(b"a " * LONGEST_BODY)
-    assert long.endswith(f"... ({LONGEST_BODY} bytes more)")
+    long = Redactor().body(b"a " * MAX_BODY_LENGTH)
+    assert long.endswith(f"... ({MAX_BODY_LENGTH} bytes more)")
     assert Redactor().body(b"\xff{") == "\ufffd{"
 
 
@@ -277,7 +277,7 @@ def _line(as_json, *arguments, **keywords):
             lines.append(self.format(record))
 
     handler = Handler()
-    handler.setFormatter(Formatter(as_json=as_json, redactor=Redactor(["opaque-secret"])))
+    handler.setFormatter(LogFormatter(as_json=as_json, redactor=Redactor(["opaque-secret"])))
     logger.addHandler(handler)
     try:
         raise ValueError("the key opaque-secret is wrong")

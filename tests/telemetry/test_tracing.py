@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from qproxy.bootstrap.app import assemble
+from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.emulator import FAULTS
@@ -23,8 +23,8 @@ def traced(server):
     """Where the spans of a server's requests will be."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    server.around.tracer = tracing.Tracer(provider)
-    server.counts.listeners.append(tracing.ended)
+    server.around.tracer = tracing.OtelTracer(provider)
+    server.counts.listeners.append(tracing.end_span)
     return exporter
 
 
@@ -83,4 +83,4 @@ def test_without_the_library(monkeypatch):
     """Who asks for traces and has no OpenTelemetry is told what to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"qproxy\[otel\]"):
-        assemble(Config(accounts=accounts("one"), tracing=True))
+        build_server(Config(accounts=accounts("one"), tracing=True))

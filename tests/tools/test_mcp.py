@@ -19,16 +19,14 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
 from qproxy import config as configuration
-from qproxy.bootstrap import tools as toolmaking
+from qproxy.bootstrap import tools
 from qproxy.cli import main
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.config.tools import OfferConfig, ServerConfig
-from qproxy.sandbox import Fence, Refusal, Site, Unfenced
-from qproxy.sandbox import policy as fence
-from qproxy.tools import invoke as calling
-from qproxy.tools import mcp, messages
-from qproxy.tools.mcp_stdio import over_pipes
+from qproxy.config.tools import McpServerConfig, ToolOfferConfig
+from qproxy.sandbox import SandboxPolicy, SandboxUnavailable, SystemSandbox, UnsandboxedLauncher, policy
+from qproxy.tools import invoke, mcp, messages
+from qproxy.tools.mcp_stdio import stdio_connection
 from tests.helpers import world
 from tests.relay.test_tool_loop import ASK, saying
 from tests.relay.test_tool_loop import calling as model_calls
@@ -40,8 +38,10 @@ SEARCH = str(EXAMPLES / "file_search.py")
 
 def server(code, **given):
     """A server on our own Python, without a fence: what it says is what these tests are about."""
-    connect = over_pipes([sys.executable, "-I", "-c", PRELUDE + code], Unfenced(), Fence())
-    return mcp.Server("s", connect, **given)
+    connect = stdio_connection(
+        [sys.executable, "-I", "-c", PRELUDE + code], UnsandboxedLauncher(), SandboxPolicy()
+    )
+    return mcp.McpServer("s", connect, **given)
 
 
 PRELUDE = """
@@ -86,7 +86,7 @@ async def connected(*servers):
 
 async def ask(one, name, arguments="{}"):
     (tool,) = [tool for tool in one.tools if tool.name == name]
-    return await calling.call(tool, arguments)
+    return await invoke.invoke(tool, arguments)
 
 
 async def until(condition):
@@ -236,7 +236,7 @@ async def test_pauses_grow(autojump_clock, caplog):
             raise OSError("nobody there")
         yield None, None
 
-    one = mcp.Server("s", nowhere)
+    one = mcp.McpServer("s", nowhere)
     with trio.move_on_after(300):
         await one.run()
     pauses = [round(after - before, 3) for before, after in pairwise(times)]
@@ -301,7 +301,7 @@ async def test_a_server_over_http():
         (url,) = await nursery.start(
             lambda task_status: hypercorn.trio.serve(app, settings, task_status=task_status)
         )
-        one = mcp.Server("web", mcp.over_http(f"{url}/mcp", {"authorization": "Bearer token"}))
+        one = mcp.McpServer("web", mcp.http_connection(f"{url}/mcp", {"authorization": "Bearer token"}))
         async with connected(one):
             assert one.state == "connected, 1 tools"
             assert (await ask(one, "web__hello")).text == "over HTTP"
@@ -348,7 +348,7 @@ async def test_a_hostile_server_over_http(answer, said, caplog):
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
-        one = mcp.Server("web", mcp.over_http(f"http://127.0.0.1:{port}/mcp", {}))
+        one = mcp.McpServer("web", mcp.http_connection(f"http://127.0.0.1:{port}/mcp", {}))
         async with connected(one):
             assert one.state.startswith("not connected: ")
             assert said in one.state
@@ -409,7 +409,7 @@ async def test_a_flood_of_changes(autojump_clock):
             yield received, to_send
             nursery.cancel_scope.cancel()
 
-    one = mcp.Server("s", connect)
+    one = mcp.McpServer("s", connect)
     with trio.move_on_after(10.5):
         await one.run()
     assert 9 <= len(asked) <= 11
@@ -417,8 +417,8 @@ async def test_a_flood_of_changes(autojump_clock):
 
 async def test_the_tools_of_a_server_through_the_whole_way():
     """A client asks for a server by its label, for some of its tools, or sees only a better answer."""
-    entry = ServerConfig(label="s", argv=[sys.executable, "-I", "-c", PRELUDE + TOOLS], sandbox="none")
-    rules = (OfferConfig(offer="always", tools=["s__fails"]),)
+    entry = McpServerConfig(label="s", argv=[sys.executable, "-I", "-c", PRELUDE + TOOLS], sandbox="none")
+    rules = (ToolOfferConfig(policy="always", tools=["s__fails"]),)
     async with world(mcp_servers=(entry,), tool_offers=rules) as it:
         (source,) = it.server.workshop.toolbox.sources
         await source.settled()
@@ -439,13 +439,13 @@ async def test_the_tools_of_a_server_through_the_whole_way():
 
 
 async def _nothing():
-    return Refusal("this machine has no user namespaces.")
+    return SandboxUnavailable("this machine has no user namespaces.")
 
 
 async def test_without_a_sandbox_a_server_is_not_started(autojump_clock):
     """Its state says why, and a request for it is told to come back."""
-    entry = ServerConfig(label="s", argv=["true"])
-    async with world(mcp_servers=(entry,), site=Site(_nothing)) as it:
+    entry = McpServerConfig(label="s", argv=["true"])
+    async with world(mcp_servers=(entry,), site=SystemSandbox(_nothing)) as it:
         (source,) = it.server.workshop.toolbox.sources
         await source.settled()
         assert source.state == "refused: no sandbox can be made: this machine has no user namespaces."
@@ -468,12 +468,12 @@ FAULTY = {
 def test_a_faulty_declaration_is_named(fields, said):
     """What is wrong with a server's declaration is said before the start."""
     with pytest.raises(ConfigError, match=said):
-        toolmaking.workshop(Config(mcp_servers=(ServerConfig(**fields),)))
+        tools.build_tool_runtime(Config(mcp_servers=(McpServerConfig(**fields),)))
 
 
 def test_the_example_searches_its_folder_and_nothing_else(capsys):
     """The file search of the documentation, fenced: it finds what is in the folder, and cannot leave it."""
-    if shutil.which("python3", path=fence.PATH) is None:
+    if shutil.which("python3", path=policy.PATH) is None:
         return
 
     def run(name, **arguments):
@@ -497,7 +497,12 @@ def test_the_example_searches_its_folder_and_nothing_else(capsys):
 
 async def test_the_example_server_speaks_the_protocol():
     """The same server without a fence, on whatever Python runs the tests."""
-    one = mcp.Server("files", over_pipes([sys.executable, "-I", SEARCH, str(EXAMPLES)], Unfenced(), Fence()))
+    one = mcp.McpServer(
+        "files",
+        stdio_connection(
+            [sys.executable, "-I", SEARCH, str(EXAMPLES)], UnsandboxedLauncher(), SandboxPolicy()
+        ),
+    )
     async with connected(one):
         assert [tool.name for tool in one.tools] == ["files__search", "files__read"]
         assert "file_search.py:1" in (await ask(one, "files__search", '{"words": "mcp server"}')).text

@@ -11,11 +11,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.sandbox import Fence, Unfenced
+from qproxy.sandbox import SandboxPolicy, UnsandboxedLauncher
 from qproxy.tools import arguments as schema
-from qproxy.tools import invoke as calling
-from qproxy.tools import mcp, schema_worker
-from qproxy.tools.mcp_stdio import over_pipes
+from qproxy.tools import invoke, mcp, schema_worker
+from qproxy.tools.mcp_stdio import stdio_connection
 from qproxy.tools.schema_process import Evaluator, Exceeded
 from qproxy.tools.tool import Tool, ToolError
 from tests.wire.strategies import examples
@@ -347,7 +346,7 @@ class Listed:
 
 
 def source():
-    server = mcp.Server("s", over_pipes([], Unfenced(), Fence()))
+    server = mcp.McpServer("s", stdio_connection([], UnsandboxedLauncher(), SandboxPolicy()))
     server._evaluator = Evaluator(cpu_seconds=0.1)
     return server
 
@@ -381,13 +380,13 @@ async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
     """What was found out about a schema lasts while it is the same; after a rest it is tried anew."""
     server = source()
     (tool,) = await server._make([Listed("t", PLAIN)])
-    assert tool.refusal is None
+    assert tool.unavailable_reason is None
     (check,) = server._checkers.values()
     check._refusal, check._until = "too slow", trio.current_time() + schema.REST_SECONDS
     (tool,) = await server._make([Listed("t", PLAIN)])
-    assert tool.refusal == "too slow"
+    assert tool.unavailable_reason == "too slow"
     check._until = trio.current_time()
-    assert tool.refusal is None
+    assert tool.unavailable_reason is None
 
 
 async def test_the_model_reads_why_a_tool_is_unavailable():
@@ -398,8 +397,8 @@ async def test_the_model_reads_why_a_tool_is_unavailable():
         raise AssertionError("it must not run")
 
     check = await schema.foreign_checker(hostile, schema.bounded(hostile), Evaluator(cpu_seconds=0.1))
-    tool = Tool("t", "", hostile, check, run, "mcp", refused=lambda: check.refusal)
-    outcome = await calling.call(tool, json.dumps(arguments))
+    tool = Tool("t", "", hostile, check, run, "mcp", unavailable=lambda: check.refusal)
+    outcome = await invoke.invoke(tool, json.dumps(arguments))
     assert not outcome.ok
     assert outcome.text.startswith("Error: This tool is not available now: its schema cannot be checked")
-    assert tool.refusal is not None
+    assert tool.unavailable_reason is not None

@@ -16,12 +16,16 @@ from qproxy.bootstrap import tools as toolmaking
 from qproxy.cli import main
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.config.tools import OfferConfig, ServerConfig, ToolConfig
-from qproxy.sandbox import Fence, Refusal, Site, Unfenced, seccomp
-from qproxy.sandbox import policy as fence
-from qproxy.tools import arguments as schema
-from qproxy.tools import functions
-from qproxy.tools import invoke as calling
+from qproxy.config.tools import McpServerConfig, ToolConfig, ToolOfferConfig
+from qproxy.sandbox import (
+    SandboxPolicy,
+    SandboxUnavailable,
+    SystemSandbox,
+    UnsandboxedLauncher,
+    policy,
+    seccomp,
+)
+from qproxy.tools import arguments, functions, invoke
 from qproxy.tools.tool import ToolError
 from tests.helpers import world
 from tests.relay.test_tool_loop import ASK, saying
@@ -65,7 +69,7 @@ def everything(
 
 def test_a_schema_comes_from_hints_and_docstring():
     """Every hint that JSON can say becomes a schema, and the docstring its descriptions."""
-    tool = functions.of(everything)
+    tool = functions.as_tool(everything)
     assert tool.name == "everything"
     assert tool.description == "What it does,\nin two lines."
     properties = tool.parameters["properties"]
@@ -97,7 +101,7 @@ def test_a_marked_function_is_still_a_function():
         return 2 * n
 
     assert double(4) == 8
-    tool = functions.of(double)
+    tool = functions.as_tool(double)
     assert (tool.name, tool.timeout, tool.description) == ("twice", 3.0, "Double.")
     assert tool.parameters["properties"]["n"]["description"] == "A number."
 
@@ -113,7 +117,7 @@ UNFIT = {
 def test_a_function_that_cannot_be_a_tool(function):
     """It is refused when it is declared, not when it is called."""
     with pytest.raises(TypeError):
-        functions.of(function)
+        functions.as_tool(function)
 
 
 async def test_a_result_is_text_or_json():
@@ -123,18 +127,18 @@ async def test_a_result_is_text_or_json():
         def said(value=value):
             return value
 
-        outcome = await calling.call(functions.tool(said, name="f"), "")
+        outcome = await invoke.invoke(functions.tool(said, name="f"), "")
         assert (outcome.text, outcome.ok) == (text, True)
 
 
 async def test_a_reference_in_a_schema_fetches_nothing():
     """A `$ref` to an address is an error for the model; no connection is made."""
-    check = schema.checker(
+    check = arguments.make_validator(
         {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}}
     )
     with pytest.raises(ToolError, match="cannot be checked"):
         await check('{"a": 1}')
-    check = schema.checker(
+    check = arguments.make_validator(
         {"type": "object", "$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
     )
     assert await check('{"a": 1}') == {"a": 1}
@@ -160,7 +164,7 @@ def test_a_faulty_declaration_is_named(fields, said):
     """What is wrong with a tool is said before the server starts."""
     entry = ToolConfig(**{"name": "x", "argv": ["true"], **fields})
     with pytest.raises(ConfigError, match=said):
-        toolmaking.workshop(Config(tools=(entry,)))
+        toolmaking.build_tool_runtime(Config(tools=(entry,)))
 
 
 def test_a_link_is_not_followed(tmp_path):
@@ -168,24 +172,24 @@ def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "link").symlink_to("/usr")
     entry = ToolConfig(name="x", argv=["true"], read=[str(tmp_path / "link")])
     with pytest.raises(ConfigError, match="leads to /usr"):
-        toolmaking.workshop(Config(tools=(entry,)))
+        toolmaking.build_tool_runtime(Config(tools=(entry,)))
 
 
 def test_names_are_unique():
     """Two tools of one name are refused."""
     entry = ToolConfig(name="x", argv=["true"])
     with pytest.raises(ConfigError, match="declared twice"):
-        toolmaking.workshop(Config(tools=(entry, entry)))
+        toolmaking.build_tool_runtime(Config(tools=(entry, entry)))
 
 
 async def _nothing():
-    return Refusal("this machine has no user namespaces.")
+    return SandboxUnavailable("this machine has no user namespaces.")
 
 
 async def test_without_a_sandbox_commands_are_refused(caplog):
     """The log warns, the model is not told of the tool, and a request for it is a clear 400."""
-    always = ToolConfig(name="always", argv=["true"], offer="always")
-    async with world(tools=(always,), site=Site(_nothing)) as it:
+    always = ToolConfig(name="always", argv=["true"], policy="always")
+    async with world(tools=(always,), site=SystemSandbox(_nothing)) as it:
         assert "the tool always is not offered: no sandbox can be made: this machine has no" in caplog.text
         assert (await it.post(ASK))[0] == 200
         assert "tools" not in it.emulator.requests[0].body
@@ -199,8 +203,8 @@ async def test_without_a_sandbox_commands_are_refused(caplog):
 
 async def test_a_tool_without_a_sandbox_by_the_operators_word():
     """`sandbox = "none"` runs a program where no sandbox can be made, in an environment of its own."""
-    entry = ToolConfig(name="show", argv=["env"], env={"GIVEN": "yes"}, sandbox="none", offer="always")
-    async with world(tools=(entry,), site=Site(_nothing)) as it:
+    entry = ToolConfig(name="show", argv=["env"], env={"GIVEN": "yes"}, sandbox="none", policy="always")
+    async with world(tools=(entry,), site=SystemSandbox(_nothing)) as it:
         it.emulator.script(model_calls(("show", {})), saying("Done."))
         assert (await it.post(ASK))[0] == 200
         told = it.emulator.requests[1].body["messages"][-1]["content"]
@@ -215,25 +219,25 @@ async def test_a_tool_without_a_sandbox_by_the_operators_word():
 async def test_an_unfenced_program_is_ended_with_its_group():
     """Time limit and end hold for a program without a fence as well."""
     with trio.move_on_after(0.2) as scope:
-        async with Unfenced()(["sh", "-c", "sleep 1000 & sleep 1000"], Fence()) as child:
-            await sandbox.finish(child, b"", most=10)
+        async with UnsandboxedLauncher()(["sh", "-c", "sleep 1000 & sleep 1000"], SandboxPolicy()) as child:
+            await sandbox.communicate(child, b"", limit=10)
     assert scope.cancelled_caught
 
 
 async def test_no_bubblewrap_is_said(monkeypatch):
     """Where there is none, and where the one there is does not work, the refusal says so."""
     monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(()))
-    assert "there is no bubblewrap" in str(await sandbox.find())
+    assert "there is no bubblewrap" in str(await sandbox.find_bubblewrap())
     monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(["/bin/false", "/nowhere/bwrap"]))
-    assert "/nowhere/bwrap cannot be started" in str(await sandbox.find())
+    assert "/nowhere/bwrap cannot be started" in str(await sandbox.find_bubblewrap())
     monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(["/bin/false"]))
-    assert "/bin/false: bubblewrap ended without a word" in str(await sandbox.find())
+    assert "/bin/false: bubblewrap ended without a word" in str(await sandbox.find_bubblewrap())
 
 
 def test_the_fence_in_words():
     """A fence says what it must to bubblewrap, and no variable stands in the arguments."""
-    given = Fence(read=("/a/b",), write=("/a",), env={"KEY": "secret"})
-    words = fence.arguments(given, gate=5, info=6, seccomp=7)
+    given = SandboxPolicy(read=("/a/b",), write=("/a",), env={"KEY": "secret"})
+    words = policy.bwrap_arguments(given, gate=5, info=6, seccomp=7)
     line = " ".join(words)
     for part in ("--unshare-all", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop ALL"):
         assert part in line
@@ -242,13 +246,13 @@ def test_the_fence_in_words():
     assert line.endswith("--remount-ro / --chdir /tmp --seccomp 7 --info-fd 6 --block-fd 5 --")
     assert "secret" not in line + repr(given)
     assert "--share-net" not in line
-    assert "--share-net" in fence.arguments(Fence(network=True), gate=5, info=6, seccomp=None)
+    assert "--share-net" in policy.bwrap_arguments(SandboxPolicy(network=True), gate=5, info=6, seccomp=None)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_is_sound(machine):
     """Whole steps, jumps that stay inside, and a return at the end; nothing for a machine that is not known."""
-    data = seccomp.program(machine)
+    data = seccomp.seccomp_program(machine)
     assert data is not None
     assert len(data) % 8 == 0
     steps = [data[n : n + 8] for n in range(0, len(data), 8)]
@@ -256,7 +260,7 @@ def test_the_filter_is_sound(machine):
         if step[0] & 0x07 == 0x05:
             assert place + 1 + max(step[2], step[3]) < len(steps)
     assert steps[-1][0] == seccomp.RETURN
-    assert seccomp.program("pdp11") is None
+    assert seccomp.seccomp_program("pdp11") is None
 
 
 def run(capsys, *words):
@@ -266,7 +270,7 @@ def run(capsys, *words):
 
 def test_the_command_lists_and_tries(capsys):
     """`qproxy tools` shows the examples of the documentation, and runs them; where it cannot, it says why."""
-    if shutil.which("python3", path=fence.PATH) is None:
+    if shutil.which("python3", path=policy.PATH) is None:
         code, _, errors = run(capsys)
         assert code == 2
         assert "there is no program 'python3'" in errors
@@ -316,6 +320,6 @@ def test_paths_and_variables_of_a_declaration(tmp_path):
 def test_the_page_has_every_key():
     """docs/tools.md names every key of a tool, of an MCP server and of an offer."""
     page = (EXAMPLES.parent.parent / "tools.md").read_text()
-    for record in (ToolConfig, ServerConfig, OfferConfig):
+    for record in (ToolConfig, McpServerConfig, ToolOfferConfig):
         for field in dataclasses.fields(record):
             assert re.search(rf"(`|^){field.name}(`| =)", page, re.MULTILINE), field.name

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.transport.body_readers import MAX_LINE, Chunked, Cut, Framed, Sized, body_of
+from qproxy.transport.body_readers import (
+    MAX_LINE,
+    ChunkedReader,
+    ContentLengthReader,
+    H11Reader,
+    IncompleteBody,
+    body_reader_for,
+)
 
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n"
 
@@ -20,7 +27,7 @@ def read(body, pieces):
         drained += body.drain()
     try:
         body.check()
-    except (h11.RemoteProtocolError, Cut) as error:
+    except (h11.RemoteProtocolError, IncompleteBody) as error:
         return drained, body.over, type(error)
     return drained, body.over, None
 
@@ -62,22 +69,26 @@ CASES = {
 def test_chunked(data, drained, over, error, size):
     """Each case, whole and in small pieces: what was good comes out, and then what was wrong."""
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    assert read(Chunked(), pieces) == (drained, over, error)
+    assert read(ChunkedReader(), pieces) == (drained, over, error)
 
 
 def test_the_peers_end():
     """A connection that ends in the middle of a chunked body cut it off; after its end it changes nothing."""
-    assert read(Chunked(), [b"5\r\nhel", b""]) == (b"hel", False, Cut)
-    assert read(Framed(answered(b"content-length: 5\r\n")[0]), [b"hel", b""]) == (b"hel", False, Cut)
-    assert read(Framed(answered(b"")[0]), [b"all of it", b""]) == (b"all of it", True, None)
+    assert read(ChunkedReader(), [b"5\r\nhel", b""]) == (b"hel", False, IncompleteBody)
+    assert read(H11Reader(answered(b"content-length: 5\r\n")[0]), [b"hel", b""]) == (
+        b"hel",
+        False,
+        IncompleteBody,
+    )
+    assert read(H11Reader(answered(b"")[0]), [b"all of it", b""]) == (b"all of it", True, None)
 
 
 def test_what_comes_behind_a_body_spoils_the_connection():
     """Bytes behind the end are noticed: the next answer would begin with them."""
-    body = Chunked(b"0\r\n\r\n")
+    body = ChunkedReader(b"0\r\n\r\n")
     assert body.over
-    assert body.clean
-    assert not Chunked(b"0\r\n\r\nHTTP/1.1").clean
+    assert body.reusable
+    assert not ChunkedReader(b"0\r\n\r\nHTTP/1.1").reusable
 
 
 SIZED = {
@@ -92,27 +103,31 @@ SIZED = {
 def test_sized(length, data, drained, over, error, size):
     """A body with a length, whole and in small pieces, with its first bytes in the head's read and without."""
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    assert read(Sized(length), pieces) == (drained, over, error)
-    assert read(Sized(length, data[:1]), [data[1:]] if data[1:] else []) == (drained, over, error)
+    assert read(ContentLengthReader(length), pieces) == (drained, over, error)
+    assert read(ContentLengthReader(length, data[:1]), [data[1:]] if data[1:] else []) == (
+        drained,
+        over,
+        error,
+    )
 
 
 def test_the_end_of_a_sized_body():
     """The peer's end before it cut the body off; bytes behind it are not of it, and spoil the connection."""
-    assert read(Sized(5), [b"hel", b""]) == (b"hel", False, Cut)
-    assert read(Sized(5), [b"hello", b""]) == (b"hello", True, None)
-    body = Sized(2, b"hi!")
-    assert (body.drain(), body.over, body.clean) == (b"hi", True, False)
-    late = Sized(2, b"hi")
-    assert late.clean
+    assert read(ContentLengthReader(5), [b"hel", b""]) == (b"hel", False, IncompleteBody)
+    assert read(ContentLengthReader(5), [b"hello", b""]) == (b"hello", True, None)
+    body = ContentLengthReader(2, b"hi!")
+    assert (body.take_buffered(), body.finished, body.reusable) == (b"hi", True, False)
+    late = ContentLengthReader(2, b"hi")
+    assert late.reusable
     late.feed(b"HTTP")
-    assert (late.drain(), late.clean) == (b"hi", False)
+    assert (late.take_buffered(), late.reusable) == (b"hi", False)
 
 
 def test_which_body_follows_a_head():
     """Only what h11 calls chunked is read by hand."""
-    assert isinstance(body_of(*answered(b"transfer-encoding: Chunked\r\n")), Chunked)
-    assert isinstance(body_of(*answered(b"content-length: 5\r\n")), Framed)
-    assert isinstance(body_of(*answered(b"")), Framed)
+    assert isinstance(body_reader_for(*answered(b"transfer-encoding: Chunked\r\n")), ChunkedReader)
+    assert isinstance(body_reader_for(*answered(b"content-length: 5\r\n")), H11Reader)
+    assert isinstance(body_reader_for(*answered(b"")), H11Reader)
 
 
 @given(
@@ -128,8 +143,8 @@ def test_agrees_with_h11(parts, places, spoiled, where):
     for data in (sound, sound[:place] + spoiled + sound[place + len(spoiled) :]):
         http, head = answered(b"transfer-encoding: chunked\r\n")
         theirs, ours = (
-            read(Framed(http), [data]),
-            read(body_of(*answered(b"transfer-encoding: chunked\r\n")), cuts(data, places)),
+            read(H11Reader(http), [data]),
+            read(body_reader_for(*answered(b"transfer-encoding: chunked\r\n")), cuts(data, places)),
         )
         assert isinstance(head, h11.Response)
         if h11.RemoteProtocolError not in (theirs[2], ours[2]):

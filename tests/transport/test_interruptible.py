@@ -12,8 +12,8 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.transport import Limits, Quiet, Transport
-from qproxy.transport.interruptible import Patient
+from qproxy.transport import ReceiveTimeout, TransportLimits, UpstreamTransport
+from qproxy.transport.interruptible import InterruptibleStream
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
@@ -76,13 +76,13 @@ async def _read_impatiently(cuts, pauses, tls):
             nursery.start_soon(served, theirs, cuts, pauses, tls)
             return ours
 
-        transport = Transport(Limits(idle_timeout=20), connect=connect, ssl_context=context)
+        transport = UpstreamTransport(TransportLimits(idle_timeout=20), connect=connect, ssl_context=context)
         url = "https://host.test/" if tls else "http://host.test/"
         async with await transport.send(HTTPRequest("GET", url)) as response:
             while True:
                 try:
                     data = await response.receive(trio.current_time() + 1.0)
-                except Quiet:
+                except ReceiveTimeout:
                     gave_up += 1
                     continue
                 if not data:
@@ -103,10 +103,10 @@ async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock
         while True:
             try:
                 assert await response.receive(trio.current_time() + 7)
-            except Quiet:
+            except ReceiveTimeout:
                 continue
 
-    transport = Transport(Limits(idle_timeout=20), connect=connect)
+    transport = UpstreamTransport(TransportLimits(idle_timeout=20), connect=connect)
     await theirs.send_all(begins)
     async with await transport.send(HTTPRequest("GET", "http://host.test/")) as response:
         began = trio.current_time()
@@ -118,12 +118,12 @@ async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock
 async def test_a_waiting_read_can_be_interrupted(autojump_clock):
     """`interrupt` ends the wait at once, and means nothing to the next read."""
     ours, theirs = trio.testing.memory_stream_pair()
-    patient = Patient(ours)
+    patient = InterruptibleStream(ours)
     patient.interrupt()
     async with trio.open_nursery() as nursery:
 
         async def read():
-            with pytest.raises(Quiet):
+            with pytest.raises(ReceiveTimeout):
                 await patient.receive_some()
 
         nursery.start_soon(read)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from qproxy.bootstrap import transport as outbound
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.diagnostics import network as way
-from qproxy.transport import Limits, Proxy, Transport, socks
+from qproxy.diagnostics import network
+from qproxy.transport import ProxySettings, TransportLimits, UpstreamTransport, socks
 from qproxy.transport.proxy import Origin, ProxyServer
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
@@ -66,19 +66,19 @@ NO_PROXY = {
 @pytest.mark.parametrize(("entry", "direct"), NO_PROXY.values(), ids=NO_PROXY.keys())
 def test_no_proxy(entry, direct):
     """NO_PROXY's spellings."""
-    proxy = Proxy.everywhere("http://proxy.test:3128", entry)
-    assert (proxy.server_for(Origin.of("http://host.test/x")) is None) == direct
+    proxy = ProxySettings.for_all("http://proxy.test:3128", entry)
+    assert (proxy.proxy_for(Origin.of("http://host.test/x")) is None) == direct
 
 
 def test_no_proxy_for_networks_and_the_environment():
     """Addresses match networks; the customary variables are read."""
-    proxy = Proxy.from_environment(
+    proxy = ProxySettings.from_environment(
         {"HTTPS_PROXY": "http://u:p@proxy.test:3128", "NO_PROXY": "10.0.0.0/8, ::1"}
     )
-    assert proxy.server_for(Origin.of("https://10.1.2.3/")) is None
-    assert proxy.server_for(Origin.of("https://[::1]:9/")) is None
-    assert proxy.server_for(Origin.of("http://a.test/")) is None
-    server = proxy.server_for(Origin.of("https://a.test/"))
+    assert proxy.proxy_for(Origin.of("https://10.1.2.3/")) is None
+    assert proxy.proxy_for(Origin.of("https://[::1]:9/")) is None
+    assert proxy.proxy_for(Origin.of("http://a.test/")) is None
+    server = proxy.proxy_for(Origin.of("https://a.test/"))
     assert server == ProxyServer.of("http://u:p@proxy.test:3128")
     assert "u:p" not in repr(proxy)
     assert "dTpw" not in repr(proxy)
@@ -108,22 +108,22 @@ def test_a_variable_that_holds_no_proxy_is_named(monkeypatch, name, url):
     """Who set the variable is told so, and no setting is blamed; what it holds may be a secret."""
     monkeypatch.setattr(outbound, "proxy_environment", lambda: {name: url})
     with pytest.raises(ConfigError, match=f"^{name}: expected .*socks5") as caught:
-        outbound.transport(Config())
+        outbound.build_transport(Config())
     assert "secret" not in str(caught.value)
 
 
 def test_a_setting_that_holds_no_proxy_is_named():
     """The setting is named where it is the setting's fault."""
     with pytest.raises(ConfigError, match=r"^proxy: expected"):
-        outbound.transport(Config(proxy="gopher://p"))
+        outbound.build_transport(Config(proxy="gopher://p"))
 
 
 def test_no_proxy_of_the_settings_and_of_the_environment(monkeypatch):
     """Hosts that need no proxy may be named in either place when the variables name the proxy."""
     variables = {"ALL_PROXY": "socks5://p.test", "NO_PROXY": "a.test"}
     monkeypatch.setattr(outbound, "proxy_environment", lambda: variables)
-    transport = outbound.transport(Config(no_proxy="b.test"))
-    ways = {host: transport.way(f"https://{host}/")[1] for host in ("a.test", "b.test", "c.test")}
+    transport = outbound.build_transport(Config(no_proxy="b.test"))
+    ways = {host: transport.route(f"https://{host}/")[1] for host in ("a.test", "b.test", "c.test")}
     assert ways == {"a.test": None, "b.test": None, "c.test": ProxyServer.of("socks5://p.test")}
 
 
@@ -132,8 +132,8 @@ async def test_requests_in_absolute_form(nursery):
     behind: list = []
     calls: list = []
     proxy = HTTPProxy(opener(nursery, answer, behind), authorization=b"Basic dXNlcjpwYXNz")
-    transport = Transport(
-        proxy=Proxy.everywhere("http://user:pass@proxy.test:3128"),
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"),
         connect=opener(nursery, proxy.handle, calls),
     )
     get = HTTPRequest("GET", "http://host.test:8080")
@@ -149,7 +149,9 @@ async def test_a_tunnel_for_another_protocol(nursery):
     """What is not HTTP, a WebSocket for one, gets a connection of its own also where it is not encrypted (RFC 6455 4.1)."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic dXNlcjpwYXNz")
     connect = opener(nursery, proxy.handle, [])
-    transport = Transport(proxy=Proxy.everywhere("http://user:pass@proxy.test:3128"), connect=connect)
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"), connect=connect
+    )
     async with transport.stream("http://host.test/realtime") as stream:
         await stream.send_all(b"hello")
         assert await stream.receive_some(1000) == OK
@@ -162,8 +164,8 @@ async def test_a_tunnel_for_another_protocol(nursery):
 async def test_a_proxy_that_refuses(nursery, url):
     """A refusal, of a request or of a tunnel, names the proxy and the host, and no credentials."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic other")
-    transport = Transport(
-        proxy=Proxy.everywhere("http://user:pass@proxy.test:3128"),
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"),
         connect=opener(nursery, proxy.handle, []),
     )
     with pytest.raises(UpstreamError, match=r"proxy\.test refuses .* host\.test \(407\)") as caught:
@@ -179,7 +181,7 @@ async def test_a_407_of_the_server_itself_is_its_own(nursery):
         await stream.receive_some(65536)
         await stream.send_all(b"HTTP/1.1 407 Odd\r\ncontent-length: 0\r\n\r\n")
 
-    transport = Transport(connect=opener(nursery, odd, []))
+    transport = UpstreamTransport(connect=opener(nursery, odd, []))
     assert await fetch(transport) == (407, b"")
 
 
@@ -208,7 +210,9 @@ async def test_requests_through_socks(nursery, proxy, url, destination, bound):
     behind: list = []
     calls: list = []
     server = SOCKSProxy(opener(nursery, answer, behind), bound=bound)
-    transport = Transport(proxy=Proxy.everywhere(proxy), connect=opener(nursery, server.handle, calls))
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all(proxy), connect=opener(nursery, server.handle, calls)
+    )
     request = HTTPRequest("GET", url)
     assert [await fetch(transport, request) for _ in range(2)] == [(200, b"hi")] * 2
     assert server.destinations == [destination]
@@ -219,8 +223,8 @@ async def test_requests_through_socks(nursery, proxy, url, destination, bound):
 async def test_socks_with_a_password(nursery):
     """The credentials of the proxy's URL are shown where the proxy wants them (RFC 1929)."""
     server = SOCKSProxy(opener(nursery, answer, []), credentials=("üser", "pa:ss"))
-    transport = Transport(
-        proxy=Proxy.from_environment({"ALL_PROXY": "socks5h://%C3%BCser:pa%3Ass@p.test"}),
+    transport = UpstreamTransport(
+        proxy=ProxySettings.from_environment({"ALL_PROXY": "socks5h://%C3%BCser:pa%3Ass@p.test"}),
         connect=opener(nursery, server.handle, []),
     )
     assert await fetch(transport) == (200, b"hi")
@@ -231,7 +235,7 @@ async def test_socks_credentials_that_are_not_wanted(nursery):
     """A proxy that wants none is shown none."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
-    transport = Transport(proxy=Proxy.everywhere("socks5h://u:p@p.test"), connect=connect)
+    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://u:p@p.test"), connect=connect)
     assert await fetch(transport) == (200, b"hi")
     assert not server.shown
 
@@ -249,7 +253,9 @@ SOCKS_REFUSALS = {
 async def test_socks_refusals(nursery, settings, url, words):
     """A refusal is told with its reason, the proxy's name and the host's, and nothing stays open."""
     server = SOCKSProxy(opener(nursery, answer, []), **settings)
-    transport = Transport(proxy=Proxy.everywhere(url), connect=opener(nursery, server.handle, []))
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all(url), connect=opener(nursery, server.handle, [])
+    )
     with pytest.raises(UpstreamError, match=rf"proxy p\.test refuses .* host\.test \({words}") as caught:
         await fetch(transport)
     assert "secret" not in caught.value.message
@@ -275,7 +281,7 @@ async def test_a_server_that_speaks_no_socks(nursery, data, words):
         await stream.send_eof()
 
     connect = opener(nursery, odd, [])
-    transport = Transport(proxy=Proxy.everywhere("socks5h://p.test"), connect=connect)
+    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://p.test"), connect=connect)
     with pytest.raises(UpstreamError, match=words):
         await fetch(transport)
     assert transport.statistics().open == 0
@@ -298,7 +304,7 @@ async def test_a_name_that_is_too_long_for_socks(nursery):
     """A name of more than 255 bytes is an error in words; nothing is sent in its place."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
-    transport = Transport(proxy=Proxy.everywhere("socks5h://p.test"), connect=connect)
+    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://p.test"), connect=connect)
     with pytest.raises(UpstreamError, match="too long"):
         await fetch(transport, HTTPRequest("GET", f"http://{'.'.join(['a' * 60] * 5)}/"))
     assert not server.destinations
@@ -312,7 +318,9 @@ async def test_a_silent_proxy(nursery, autojump_clock):
 
     connect = opener(nursery, silent, [])
     for url in ("socks5h://p.test", "http://p.test"):
-        transport = Transport(Limits(connect_timeout=3), proxy=Proxy.everywhere(url), connect=connect)
+        transport = UpstreamTransport(
+            TransportLimits(connect_timeout=3), proxy=ProxySettings.for_all(url), connect=connect
+        )
         began = trio.current_time()
         with pytest.raises(UpstreamError, match="within 3 s"):
             await fetch(transport, HTTPRequest("GET", "https://host.test/"))
@@ -325,7 +333,7 @@ async def test_a_name_that_nobody_knows(nursery):
     """A name that cannot be looked up here is an error that names it."""
     trio.socket.set_custom_hostname_resolver(Names())
     connect = opener(nursery, SOCKSProxy(trio.open_tcp_stream).handle, [])
-    transport = Transport(proxy=Proxy.everywhere("socks5://p.test"), connect=connect)
+    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5://p.test"), connect=connect)
     with pytest.raises(UpstreamError, match=r"Cannot connect to host\.test: .*not known"):
         await fetch(transport)
 
@@ -355,13 +363,13 @@ async def test_tls_by_way_of_a_proxy(kind, scheme):
     authority.configure_trust(trusting)
     proxy = kind(trio.open_tcp_stream)
     async with listening(answer, server_context) as port, listening(proxy.handle) as proxy_port:
-        transport = Transport(
-            proxy=Proxy.everywhere(f"{scheme}://127.0.0.1:{proxy_port}"), ssl_context=trusting
+        transport = UpstreamTransport(
+            proxy=ProxySettings.for_all(f"{scheme}://127.0.0.1:{proxy_port}"), ssl_context=trusting
         )
         url = f"https://localhost:{port}/"
         assert await fetch(transport, HTTPRequest("GET", url)) == (200, b"hi")
         assert await fetch(transport, HTTPRequest("POST", url, (), b"x" * 200_000)) == (200, b"hi")
-        assert transport.statistics().made == 1
+        assert transport.statistics().created == 1
         await transport.aclose()
 
 
@@ -380,8 +388,10 @@ async def test_the_way_that_qproxy_check_reports(nursery, url, steps):
     """`qproxy check` looks up what a request would, and says who it was that answered."""
     trio.socket.set_custom_hostname_resolver(Names(**{"host.test": ["192.0.2.7"]}))
     server = SOCKSProxy(opener(nursery, answer, []))
-    transport = Transport(proxy=Proxy.everywhere(url), connect=opener(nursery, server.handle, []))
-    found = await way.to("http://host.test/v1", transport, "x", 0.0)
+    transport = UpstreamTransport(
+        proxy=ProxySettings.for_all(url), connect=opener(nursery, server.handle, [])
+    )
+    found = await network.check_route("http://host.test/v1", transport, "x", 0.0)
     assert [finding.name for finding in found] == list(steps)
     assert all(finding.state == "ok" for finding in found)
-    assert all(word in finding.words for finding, word in zip(found, steps.values(), strict=True))
+    assert all(word in finding.message for finding, word in zip(found, steps.values(), strict=True))

@@ -10,16 +10,14 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from qproxy.wire import sse
-from qproxy.wire import tool_adapter as adaptation
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import DIALECTS, Target
+from qproxy.wire import sse, tool_adapter, tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.endpoints import chat
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.pipeline import Chain
+from qproxy.wire.pipeline import Pipeline
 from tests.wire.strict_reader import read_stream, read_whole
 
-TARGET = Target("http://h/v1", "qwen")
+TARGET = UpstreamTarget("http://h/v1", "qwen")
 
 
 def function(name, properties=None, **more):
@@ -100,15 +98,15 @@ def decoded(body, **more):
     return chat.decode({**BODY, **body, **more}, id="chatcmpl-1", created=7)
 
 
-def events(pieces, turn, *, profile=toolcalls.Profile(), repairs=None, dialect="compatible"):  # noqa: B008
+def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible"):  # noqa: B008
     """The events that pieces of an answer's bytes mean."""
-    sent, undo = adaptation.adapt(turn, names=True)
+    sent, undo = tool_adapter.adapt_tools(turn, names=True)
     stages: list[Any] = [
         sse.Decoder(),
         DIALECTS[dialect].decoder(TARGET),
-        toolcalls.open(sent, profile, repairs),
+        tool_calls.open(sent, profile, repairs),
     ]
-    chain = Chain(*stages, *([undo] if undo is not None else []))
+    chain = Pipeline(*stages, *([undo] if undo is not None else []))
     out = [event for piece in pieces for event in chain.feed(piece)]
     return out + chain.close()
 
@@ -126,7 +124,7 @@ def play(pieces, *, body=None, **options):
 def play_whole(raw, *, body=None, **options):
     turn = decoded(body or {})
     try:
-        answer = chat.whole(turn, events([raw], turn, **options))
+        answer = chat.response(turn, events([raw], turn, **options))
     except QproxyError as error:
         return None, {"message": error.message}
     return read_whole(json.loads(json.dumps(answer)), legacy=turn.legacy_functions), None

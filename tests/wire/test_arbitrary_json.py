@@ -11,26 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import sse
-from qproxy.wire import tool_adapter as adaptation
-from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire import sse, tool_adapter, tool_calls
 from qproxy.wire.dialects import (
     DIALECTS,
-    Target,
-)
-from qproxy.wire.dialects import (
-    error_mapping as errors,
-)
-from qproxy.wire.dialects import (
-    prompt_tools as prompt,
-)
-from qproxy.wire.dialects import (
-    request_rules as rules,
+    UpstreamTarget,
+    error_mapping,
+    prompt_tools,
+    request_rules,
 )
 from qproxy.wire.endpoints import ENDPOINTS
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
-from qproxy.wire.pipeline import Chain
+from qproxy.wire.pipeline import Pipeline
 from tests.wire.strangers import ANSWERS, ASK, ASKS, mutated, mutations
 from tests.wire.strategies import TOOLS, examples
 
@@ -64,17 +56,17 @@ def test_any_answer(dialect, kind):
         body = mutated(ANSWERS[kind], changes)
         text = json.dumps(body).encode()
         turn = Turn(id="c", created=0, model="m", messages=[], tools=TOOLS)
-        target = Target("http://h/v1", "m")
+        target = UpstreamTarget("http://h/v1", "m")
         with suppress(QproxyError):
-            chain = Chain(sse.Decoder(), DIALECTS[dialect].decoder(target), toolcalls.open(turn))
+            chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(target), tool_calls.open(turn))
             data = b"event: error\n" * named + b"data: " + text + b"\n\n"
             events = [*chain.feed(data * 2), *chain.close()]
             for endpoint in ENDPOINTS:
                 encoded(endpoint, turn_for(endpoint), events)
         with suppress(QproxyError):
-            DIALECTS[dialect].whole(json.loads(text), target)
+            DIALECTS[dialect].response(json.loads(text), target)
         for status in (400, 429, 500):
-            assert isinstance(errors.upstream_error(status, (), text), QproxyError)
+            assert isinstance(error_mapping.error_from_response(status, (), text), QproxyError)
 
     check()
 
@@ -93,14 +85,14 @@ def test_any_request(endpoint):
             turn = endpoint.decode(body, **CONTEXT)
             for dialect in DIALECTS.values():
                 for family in ("dashscope", "open"):
-                    adapted, _ = adaptation.adapt(turn, names=family == "dashscope")
-                    sent = rules.apply(adapted, model=turn.model, family=family).turn
-                    for form in (sent, prompt.written(sent, "auto", turn.model)):
-                        dialect.request(form, Target("http://h/v1", turn.model, family=family))
+                    adapted, _ = tool_adapter.adapt_tools(turn, names=family == "dashscope")
+                    sent = request_rules.apply_rules(adapted, model=turn.model, family=family).turn
+                    for form in (sent, prompt_tools.render_tools(sent, "auto", turn.model)):
+                        dialect.request(form, UpstreamTarget("http://h/v1", turn.model, family=family))
         except QproxyError as error:
             refusal = error
         if refusal is not None:
             assert 400 <= refusal.status < 500
-            json.dumps(refusal.body())
+            json.dumps(refusal.to_body())
 
     check()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.transport import Limits, Transport
-from qproxy.transport.body_readers import MAX_TRAILERS, Chunked
-from qproxy.wire import http1 as heads
+from qproxy.transport import TransportLimits, UpstreamTransport
+from qproxy.transport.body_readers import MAX_TRAILERS, ChunkedReader
+from qproxy.wire import http1
 from qproxy.wire.bounded_h11 import MAX_CHUNK_LINE, BoundedConnection
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http1 import MAX_BLANKS, MAX_LINES
@@ -131,7 +131,7 @@ async def test_bounds_of_a_requests_head(method, kind, autojump_clock):
 @KINDS
 def test_bounds_of_heads_that_are_read_by_hand(kind):
     """They are the same."""
-    for start, read in ((POST, heads.read_request), (OK, heads.read_response)):
+    for start, read in ((POST, http1.parse_request), (OK, http1.parse_response)):
         assert read(large(kind, start, 0) + b"hi", LIMIT) is not None
         assert read(large(kind, start, 1) + b"hi", LIMIT) is None
 
@@ -145,7 +145,9 @@ async def test_bounds_of_an_upstreams_head(start, kind, nursery, autojump_clock)
         for extra in (0, 1):
             data = large(kind, start, extra) + after
             script = [data[begin : begin + size] for begin in range(0, len(data), size)]
-            transport = Transport(Limits(max_header_bytes=LIMIT), connect=Net(nursery, script).connect)
+            transport = UpstreamTransport(
+                TransportLimits(max_header_bytes=LIMIT), connect=Net(nursery, script).connect
+            )
             if extra:
                 with pytest.raises(UpstreamError) as caught:
                     await fetch(transport)
@@ -191,8 +193,8 @@ def test_bounds_of_chunks(most, more, size):
 def test_bounds_of_an_upstreams_chunks(body):
     """The same for a response whose chunks are read by hand."""
     for size in (len(body), 500):
-        chunks = Chunked()
+        chunks = ChunkedReader()
         for begin in range(0, len(body), size):
             chunks.feed(body[begin : begin + size])
         with pytest.raises(h11.RemoteProtocolError):
-            chunks.check()
+            chunks.raise_error()

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import credential_format as tokens
-from qproxy.wire.credential_format import Tokens
-from qproxy.wire.oauth import Granted
+from qproxy.wire import credential_format
+from qproxy.wire.credential_format import TokenSet
+from qproxy.wire.oauth import TokenResponse
 
 WHOLE = {
     "access_token": "at",
@@ -22,10 +22,10 @@ WHOLE = {
 def test_a_file_of_qwen_code_is_read_and_written_alike():
     """Two spaces of indentation, qwen-code's five fields in its order, and others after them."""
     text = json.dumps({**WHOLE, "id": [1]}, indent=2)
-    found = tokens.load(text.encode())
+    found = credential_format.load(text.encode())
     assert found is not None
-    assert found.left(1_760_000_000 - 60) == 60
-    assert tokens.dump(found).decode() == text
+    assert found.seconds_left(1_760_000_000 - 60) == 60
+    assert credential_format.dump(found).decode() == text
     assert "at'" not in repr(found)
 
 
@@ -43,44 +43,44 @@ UNREADABLE = {
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_what_is_no_credential_is_none(data):
     """A file that fails the checks holds no credentials; it is not an error."""
-    assert tokens.load(data) is None
+    assert credential_format.load(data) is None
 
 
 @pytest.mark.parametrize("end", [None, "soon", 0, 1e300, [1]], ids=str)
 def test_a_file_without_an_end_has_ended(end):
     """So it is refreshed, which mends what old releases wrote."""
-    found = tokens.load(json.dumps({**WHOLE, "expiry_date": end}).encode())
+    found = credential_format.load(json.dumps({**WHOLE, "expiry_date": end}).encode())
     assert found is not None
-    assert found.left(1.0) < 0
+    assert found.seconds_left(1.0) < 0
 
 
 def test_a_refresh_keeps_what_its_answer_does_not_name():
     """The refresh token, the resource and the unknown fields of before."""
-    before = Tokens("a1", "r1", "Bearer", 1, "portal.qwen.ai", {"x": 1})
-    after = before.renewed(Granted("a2", None, "Bearer", 60.0, None), 1000.0)
-    assert after == Tokens("a2", "r1", "Bearer", 1_060_000, "portal.qwen.ai", {"x": 1}, 60.0)
-    moved = before.renewed(Granted("a2", "r2", "Bearer", None, "other.qwen.ai"), 1000.0)
-    assert moved == Tokens("a2", "r2", "Bearer", 4_600_000, "other.qwen.ai", {"x": 1}, 3600.0)
+    before = TokenSet("a1", "r1", "Bearer", 1, "portal.qwen.ai", {"x": 1})
+    after = before.with_refresh(TokenResponse("a2", None, "Bearer", 60.0, None), 1000.0)
+    assert after == TokenSet("a2", "r1", "Bearer", 1_060_000, "portal.qwen.ai", {"x": 1}, 60.0)
+    moved = before.with_refresh(TokenResponse("a2", "r2", "Bearer", None, "other.qwen.ai"), 1000.0)
+    assert moved == TokenSet("a2", "r2", "Bearer", 4_600_000, "other.qwen.ai", {"x": 1}, 3600.0)
 
 
 @pytest.mark.parametrize("lifetime", [None, "long", 0, -1, True, 1e300, [1]], ids=str)
 def test_a_lifetime_that_is_none_is_not_known(lifetime):
     """Only a positive number of seconds is one."""
-    found = tokens.load(json.dumps({**WHOLE, "expires_in": lifetime}).encode())
+    found = credential_format.load(json.dumps({**WHOLE, "expires_in": lifetime}).encode())
     assert found is not None
     assert found.lifetime is None
 
 
 def test_a_lifetime_survives_the_file():
     """Whoever reads the file later knows how long the token lasts in all."""
-    before = tokens.issued(Granted("a1", "r1", "Bearer", 120.0, None), 1000.0)
-    assert tokens.load(tokens.dump(before)) == before
+    before = credential_format.from_response(TokenResponse("a1", "r1", "Bearer", 120.0, None), 1000.0)
+    assert credential_format.load(credential_format.dump(before)) == before
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text())))
 def test_any_unknown_fields_survive(others):
     """Reading and writing is the identity on what is not ours."""
     text = json.dumps({**others, **WHOLE})
-    found = tokens.load(text.encode())
+    found = credential_format.load(text.encode())
     assert found is not None
-    assert json.loads(tokens.dump(found)) == json.loads(text)
+    assert json.loads(credential_format.dump(found)) == json.loads(text)

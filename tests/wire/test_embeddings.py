@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire.embeddings import Texts, encode, take_out
+from qproxy.wire.embeddings import EmbeddingInput, encode_vectors, extract_vectors
 from qproxy.wire.errors import UpstreamError
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -21,7 +21,7 @@ def test_rows_are_cut_out(rows, text, indent):
     """Every array called embedding is taken out as it was written, and nothing else changes, whatever strings say."""
     text = f"{text} " if text == "embedding" else text
     body = {"text": text, text: [1], "data": [{"embedding": row, "note": text} for row in rows]}
-    rest, found = take_out(json.dumps(body, indent=indent).encode())
+    rest, found = extract_vectors(json.dumps(body, indent=indent).encode())
     assert [json.loads(row) for row in found] == rows
     numbered = [{"embedding": number, "note": text} for number in range(len(rows))]
     expected = {**body, "data": numbered}
@@ -33,16 +33,16 @@ def test_rows_are_cut_out(rows, text, indent):
 @given(st.lists(FLOATS, min_size=1))
 def test_base64_is_little_endian_binary32(numbers):
     """What openai-python decodes with numpy's float32 is what the server sent; and back again."""
-    coded = encode(json.dumps(numbers).encode(), base64=True)
+    coded = encode_vectors(json.dumps(numbers).encode(), base64=True)
     packed = b64decode(json.loads(coded))
     assert packed == struct.pack(f"<{len(numbers)}f", *numbers)
-    assert json.loads(encode(coded, base64=False)) == numbers
+    assert json.loads(encode_vectors(coded, base64=False)) == numbers
 
 
 def test_numbers_keep_their_digits():
     """As numbers, a vector goes through as the server wrote it."""
     row = b"[0.10000000000000000001, -1e-7,\n 3]"
-    assert encode(row, base64=False) is row
+    assert encode_vectors(row, base64=False) is row
 
 
 @pytest.mark.parametrize(
@@ -67,20 +67,20 @@ def test_numbers_keep_their_digits():
 def test_what_is_no_vector_is_an_error(row, base64):
     """Nothing that is not a list of finite binary32 numbers reaches a client."""
     with pytest.raises(UpstreamError, match="vector") as caught:
-        encode(row, base64=base64)
+        encode_vectors(row, base64=base64)
     assert caught.value.code == "upstream_invalid_response"
 
 
 def test_an_array_that_does_not_end():
     """A cut body is not JSON."""
     with pytest.raises(ValueError, match="end"):
-        take_out(b'{"data":[{"embedding":[1,2')
+        extract_vectors(b'{"data":[{"embedding":[1,2')
 
 
 @pytest.mark.parametrize(("count", "size", "sizes"), [(1, 10, [1]), (10, 10, [10]), (21, 10, [10, 10, 1])])
 def test_batches(count, size, sizes):
     """Batches are full but for the last and keep everything else."""
-    asked = Texts("m", [str(number) for number in range(count)], {"dimensions": 64}, base64=True)
+    asked = EmbeddingInput("m", [str(number) for number in range(count)], {"dimensions": 64}, base64=True)
     batches = list(asked.batches(size))
     assert [len(batch.texts) for batch in batches] == sizes
     assert [text for batch in batches for text in batch.texts] == asked.texts

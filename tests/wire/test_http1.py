@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import http1 as heads
+from qproxy.wire import http1
 
 LIMIT = 64 * 1024
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
@@ -59,24 +59,24 @@ def by_h11(data):
 @pytest.mark.parametrize("head", PLAIN.values(), ids=PLAIN)
 def test_a_plain_request(head):
     """It is what h11 makes of it, and its body begins where its head ends."""
-    found = heads.read_request(head + b"\r\nhi", LIMIT)
+    found = http1.parse_request(head + b"\r\nhi", LIMIT)
     assert found is not None
-    assert (found.target, found.fields) == by_h11(head + b"\r\n")
+    assert (found.target, found.headers) == by_h11(head + b"\r\n")
     assert found.end == len(head) + 2
-    assert found.length in (0, 2)
+    assert found.content_length in (0, 2)
 
 
 @pytest.mark.parametrize("head", NOT_PLAIN.values(), ids=NOT_PLAIN)
 def test_what_is_left_to_h11(head):
     """What is longer, older, rarer or wrong."""
-    assert heads.read_request(head + b"\r\n", LIMIT) is None
+    assert http1.parse_request(head + b"\r\n", LIMIT) is None
 
 
 def test_a_head_that_is_not_whole():
     """Nothing is made of it before its empty line."""
     whole = POST + b"\r\n"
-    assert heads.read_request(whole, LIMIT)
-    assert not any(heads.read_request(whole[:end], LIMIT) for end in range(len(whole)))
+    assert http1.parse_request(whole, LIMIT)
+    assert not any(http1.parse_request(whole[:end], LIMIT) for end in range(len(whole)))
 
 
 def spoiled(head, where, spoil, cut):
@@ -112,9 +112,9 @@ SPOILS = [
 def test_requests_agree_with_h11(head, where, spoil, cut):
     """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
     data = spoiled(head, where, spoil, cut)
-    found = heads.read_request(data, LIMIT)
+    found = http1.parse_request(data, LIMIT)
     if found is not None:
-        assert (found.target, found.fields) == by_h11(data[: found.end])
+        assert (found.target, found.headers) == by_h11(data[: found.end])
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -151,10 +151,10 @@ OTHER_ANSWERS = {
 @pytest.mark.parametrize(("head", "length", "stays"), ANSWERS.values(), ids=ANSWERS)
 def test_a_plain_response(head, length, stays):
     """It is what h11 makes of it."""
-    found = heads.read_response(head + b"\r\nhello", LIMIT)
+    found = http1.parse_response(head + b"\r\nhello", LIMIT)
     assert found is not None
-    assert (found.length, found.stays, found.end) == (length, stays, len(head) + 2)
-    assert (found.status, found.fields) == answer_by_h11(head + b"\r\n")
+    assert (found.content_length, found.keep_alive, found.end) == (length, stays, len(head) + 2)
+    assert (found.status, found.headers) == answer_by_h11(head + b"\r\n")
 
 
 def answer_by_h11(data):
@@ -171,7 +171,7 @@ def answer_by_h11(data):
 @pytest.mark.parametrize("head", OTHER_ANSWERS.values(), ids=OTHER_ANSWERS)
 def test_responses_that_are_left_to_h11(head):
     """What is older, rarer or wrong."""
-    assert heads.read_response(head + b"\r\n", LIMIT) is None
+    assert http1.parse_response(head + b"\r\n", LIMIT) is None
 
 
 @given(
@@ -183,10 +183,10 @@ def test_responses_that_are_left_to_h11(head):
 def test_responses_agree_with_h11(head, where, spoil, cut):
     """Whatever is wrong with a head: what is read here, h11 reads in the same way."""
     data = spoiled(head, where, spoil, cut)
-    found = heads.read_response(data, LIMIT)
+    found = http1.parse_response(data, LIMIT)
     if found is not None:
         status, fields = answer_by_h11(data[: found.end])
-        fields_here = [(n, b"Chunked" if n == b"transfer-encoding" else v) for n, v in found.fields]
+        fields_here = [(n, b"Chunked" if n == b"transfer-encoding" else v) for n, v in found.headers]
         assert (found.status, fields_here) == (status, fields)
 
 
@@ -205,7 +205,7 @@ def test_written_as_h11_writes(fields):
         theirs = http.send(h11.Response(status_code=200, headers=fields))
     except h11.LocalProtocolError:
         theirs = None
-    assert heads.write_response(200, fields) == theirs
+    assert http1.write_response(200, fields) == theirs
 
 
 @given(NAMES, VALUES, st.lists(st.tuples(NAMES, VALUES), max_size=2))
@@ -216,7 +216,7 @@ def test_requests_written_as_h11_writes(method, target, fields):
         theirs = h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=fields))
     except h11.LocalProtocolError:
         theirs = None
-    assert heads.write_request(method, target, fields) == theirs
+    assert http1.write_request(method, target, fields) == theirs
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_requests_written_as_h11_writes(method, target, fields):
 )
 def test_requests_that_are_not_written(fields):
     """How a request is framed is the transport's to say, once."""
-    assert heads.write_request(b"POST", b"/", fields) is None
+    assert http1.write_request(b"POST", b"/", fields) is None

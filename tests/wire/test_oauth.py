@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 
 from qproxy.config import Config
 from qproxy.wire import oauth
-from qproxy.wire.oauth import Device, Ended, Granted, Pending, Provider, SlowDown, Transient
+from qproxy.wire.oauth import (
+    AuthorizationPending,
+    DeviceAuthorization,
+    GrantError,
+    IdentityProvider,
+    SlowDown,
+    TokenResponse,
+    TransientError,
+)
 
-QWEN = Provider(
+QWEN = IdentityProvider(
     "https://chat.qwen.ai/api/v1/oauth2/device/code",
     "https://chat.qwen.ai/api/v1/oauth2/token",
     "client",
@@ -25,7 +33,7 @@ TOKEN = {
     "expires_in": 60,
     "resource_url": "h",
 }
-GRANTED = Granted("at", "rt", "Bearer", 60.0, "h")
+GRANTED = TokenResponse("at", "rt", "Bearer", 60.0, "h")
 
 
 def body(value):
@@ -36,7 +44,7 @@ def test_the_challenge_is_rfc_7636s():
     """Appendix B of RFC 7636, from its bytes."""
     octets = [116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105, 214,
               191, 240, 91, 88, 5, 88, 83, 132, 141, 121]  # fmt: skip
-    proof = oauth.proof(bytes(octets))
+    proof = oauth.new_pkce(bytes(octets))
     assert proof.verifier == "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
     assert proof.challenge == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
     assert proof.verifier not in repr(proof)
@@ -44,13 +52,13 @@ def test_the_challenge_is_rfc_7636s():
 
 def test_forms_are_percent_encoded():
     """A space is %20, a reserved character is encoded, and the device request alone has an id."""
-    begun = oauth.begin(QWEN, "ch", "an-id")
+    begun = oauth.device_authorization_request(QWEN, "ch", "an-id")
     assert begun.body == (
         b"client_id=client&scope=openid%20profile%20email%20model.completion"
         b"&code_challenge=ch&code_challenge_method=S256"
     )
     assert (b"x-request-id", b"an-id") in begun.headers
-    polled, refreshed = oauth.poll(QWEN, "d+/=", "v"), oauth.refresh(QWEN, "r&t")
+    polled, refreshed = oauth.device_token_request(QWEN, "d+/=", "v"), oauth.refresh_request(QWEN, "r&t")
     assert polled.body.startswith(b"grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Adevice_code&")
     assert b"device_code=d%2B%2F%3D&code_verifier=v" in polled.body
     assert refreshed.body == b"grant_type=refresh_token&refresh_token=r%26t&client_id=client"
@@ -78,74 +86,110 @@ BEGUN = {
     "as Qwen answers": (
         200,
         {**START, "verification_uri_complete": "https://q/a?user_code=AB"},
-        Device("dc", "AB", "https://q/a?user_code=AB", 900.0, None),
+        DeviceAuthorization("dc", "AB", "https://q/a?user_code=AB", 900.0, None),
     ),
-    "without the complete page": (200, START, Device("dc", "AB", "https://q/a", 900.0, None)),
-    "with an interval": (200, {**START, "interval": 7}, Device("dc", "AB", "https://q/a", 900.0, 7.0)),
-    "numbers as text": (200, {**START, "expires_in": "60"}, Device("dc", "AB", "https://q/a", 60.0, None)),
-    "no end": (200, {**START, "expires_in": None}, Device("dc", "AB", "https://q/a", 300.0, None)),
-    "too short an end": (200, {**START, "expires_in": 1}, Device("dc", "AB", "https://q/a", 30.0, None)),
-    "too long an end": (200, {**START, "expires_in": 1e6}, Device("dc", "AB", "https://q/a", 3600.0, None)),
-    "no code": (200, {"error": "nope", "error_description": "why"}, Ended),
-    "refused": (400, {"error": "invalid_client"}, Ended),
-    "no page": (200, {"device_code": "dc", "user_code": "AB"}, Ended),
-    "a page that is a script": (200, {**START, "verification_uri": "javascript:alert(1)"}, Ended),
-    "a web page": (200, HTML, Transient),
-    "a web page, refused": (403, HTML, Transient),
-    "an overload": (503, {"error": "x"}, Transient),
-    "too many": (429, {"error": "x"}, Transient),
-    "a list": (200, [1], Transient),
-    "nothing": (200, b"", Transient),
+    "without the complete page": (200, START, DeviceAuthorization("dc", "AB", "https://q/a", 900.0, None)),
+    "with an interval": (
+        200,
+        {**START, "interval": 7},
+        DeviceAuthorization("dc", "AB", "https://q/a", 900.0, 7.0),
+    ),
+    "numbers as text": (
+        200,
+        {**START, "expires_in": "60"},
+        DeviceAuthorization("dc", "AB", "https://q/a", 60.0, None),
+    ),
+    "no end": (
+        200,
+        {**START, "expires_in": None},
+        DeviceAuthorization("dc", "AB", "https://q/a", 300.0, None),
+    ),
+    "too short an end": (
+        200,
+        {**START, "expires_in": 1},
+        DeviceAuthorization("dc", "AB", "https://q/a", 30.0, None),
+    ),
+    "too long an end": (
+        200,
+        {**START, "expires_in": 1e6},
+        DeviceAuthorization("dc", "AB", "https://q/a", 3600.0, None),
+    ),
+    "no code": (200, {"error": "nope", "error_description": "why"}, GrantError),
+    "refused": (400, {"error": "invalid_client"}, GrantError),
+    "no page": (200, {"device_code": "dc", "user_code": "AB"}, GrantError),
+    "a page that is a script": (200, {**START, "verification_uri": "javascript:alert(1)"}, GrantError),
+    "a web page": (200, HTML, TransientError),
+    "a web page, refused": (403, HTML, TransientError),
+    "an overload": (503, {"error": "x"}, TransientError),
+    "too many": (429, {"error": "x"}, TransientError),
+    "a list": (200, [1], TransientError),
+    "nothing": (200, b"", TransientError),
 }
 
 
 @pytest.mark.parametrize(("status", "answer", "meaning"), BEGUN.values(), ids=BEGUN.keys())
 def test_answers_to_begin(status, answer, meaning):
     """A code is what was asked for; JSON that has none is the end; the rest proves nothing."""
-    found = oauth.read_begun(status, body(answer))
-    assert found == meaning if isinstance(meaning, Device) else isinstance(found, meaning)
+    found = oauth.parse_authorization(status, body(answer))
+    assert found == meaning if isinstance(meaning, DeviceAuthorization) else isinstance(found, meaning)
 
 
 POLLED = {
-    "pending": (400, {"error": "authorization_pending"}, Pending()),
-    "pending, the other way": (200, {"status": "pending"}, Pending()),
+    "pending": (400, {"error": "authorization_pending"}, AuthorizationPending()),
+    "pending, the other way": (200, {"status": "pending"}, AuthorizationPending()),
     "slow down as Qwen says it": (429, {"error": "slow_down"}, SlowDown()),
     "slow down as the RFC says it": (400, {"error": "slow_down"}, SlowDown()),
     "too many requests": (429, {"error": "rate_limit"}, SlowDown()),
     "granted": (200, TOKEN, GRANTED),
-    "granted with a null": (200, {**TOKEN, "refresh_token": None}, Granted("at", None, "Bearer", 60.0, "h")),
-    "granted, bare": (200, {"access_token": "at"}, Granted("at", None, "Bearer", None, None)),
-    "denied": (400, {"error": "access_denied"}, Ended("access_denied", oauth.ENDINGS["access_denied"])),
-    "expired": (400, {"error": "expired_token"}, Ended("expired_token", oauth.ENDINGS["expired_token"])),
-    "unknown code": (400, {"error": "invalid_grant"}, Ended("invalid_grant", oauth.ENDINGS["invalid_grant"])),
-    "unauthorised": (401, {"detail": "x"}, Ended("invalid_grant", oauth.ENDINGS["invalid_grant"])),
+    "granted with a null": (
+        200,
+        {**TOKEN, "refresh_token": None},
+        TokenResponse("at", None, "Bearer", 60.0, "h"),
+    ),
+    "granted, bare": (200, {"access_token": "at"}, TokenResponse("at", None, "Bearer", None, None)),
+    "denied": (
+        400,
+        {"error": "access_denied"},
+        GrantError("access_denied", oauth.GRANT_ERRORS["access_denied"]),
+    ),
+    "expired": (
+        400,
+        {"error": "expired_token"},
+        GrantError("expired_token", oauth.GRANT_ERRORS["expired_token"]),
+    ),
+    "unknown code": (
+        400,
+        {"error": "invalid_grant"},
+        GrantError("invalid_grant", oauth.GRANT_ERRORS["invalid_grant"]),
+    ),
+    "unauthorised": (401, {"detail": "x"}, GrantError("invalid_grant", oauth.GRANT_ERRORS["invalid_grant"])),
     "another error": (
         400,
         {"error": "invalid_client", "error_description": "who?"},
-        Ended("upstream_error", "status 400: invalid_client: who?"),
+        GrantError("upstream_error", "status 400: invalid_client: who?"),
     ),
     "an error with status 200": (
         200,
         {"error": "server_error"},
-        Ended("upstream_error", "status 200: server_error"),
+        GrantError("upstream_error", "status 200: server_error"),
     ),
-    "an empty token": (200, {"access_token": ""}, Transient),
-    "neither": (200, {}, Transient),
-    "a web page": (200, HTML, Transient),
-    "a web page, unauthorised": (401, HTML, Transient),
-    "a web page, too many": (429, HTML, Transient),
-    "an error of theirs": (500, {"error": "access_denied"}, Transient),
-    "not JSON": (400, b"authorization_pending", Transient),
-    "not UTF-8": (200, b"\xff\xfe", Transient),
-    "deep": (200, b"[" * 100_000, Transient),
+    "an empty token": (200, {"access_token": ""}, TransientError),
+    "neither": (200, {}, TransientError),
+    "a web page": (200, HTML, TransientError),
+    "a web page, unauthorised": (401, HTML, TransientError),
+    "a web page, too many": (429, HTML, TransientError),
+    "an error of theirs": (500, {"error": "access_denied"}, TransientError),
+    "not JSON": (400, b"authorization_pending", TransientError),
+    "not UTF-8": (200, b"\xff\xfe", TransientError),
+    "deep": (200, b"[" * 100_000, TransientError),
 }
 
 
 @pytest.mark.parametrize(("status", "answer", "meaning"), POLLED.values(), ids=POLLED.keys())
 def test_answers_to_a_poll(status, answer, meaning):
     """Only JSON decides, and 400 and 429 say slow_down alike."""
-    found = oauth.read_polled(status, body(answer))
-    assert isinstance(found, Transient) if meaning is Transient else found == meaning
+    found = oauth.parse_poll(status, body(answer))
+    assert isinstance(found, TransientError) if meaning is TransientError else found == meaning
 
 
 DEAD = {"error": "invalid_request", "error_description": "Invalid refresh token or client_id"}
@@ -154,27 +198,27 @@ REFRESHED = {
     "granted without a new refresh token": (
         200,
         {"access_token": "at"},
-        Granted("at", None, "Bearer", None, None),
+        TokenResponse("at", None, "Bearer", None, None),
     ),
-    "a dead refresh token": (400, DEAD, Ended),
-    "unauthorised": (401, {}, Ended),
-    "a web page": (200, HTML, Transient),
-    "a web page with 400": (400, HTML, Transient),
-    "a web page with 401": (401, HTML, Transient),
-    "forbidden": (403, {"error": "x"}, Transient),
-    "too many": (429, {"error": "x"}, Transient),
-    "a gateway": (502, b"bad gateway", Transient),
-    "an error with 200": (200, {"error": "invalid_grant"}, Transient),
-    "a token with an error": (200, {**TOKEN, "error": "x"}, Transient),
-    "no token": (200, {"expires_in": 1}, Transient),
+    "a dead refresh token": (400, DEAD, GrantError),
+    "unauthorised": (401, {}, GrantError),
+    "a web page": (200, HTML, TransientError),
+    "a web page with 400": (400, HTML, TransientError),
+    "a web page with 401": (401, HTML, TransientError),
+    "forbidden": (403, {"error": "x"}, TransientError),
+    "too many": (429, {"error": "x"}, TransientError),
+    "a gateway": (502, b"bad gateway", TransientError),
+    "an error with 200": (200, {"error": "invalid_grant"}, TransientError),
+    "a token with an error": (200, {**TOKEN, "error": "x"}, TransientError),
+    "no token": (200, {"expires_in": 1}, TransientError),
 }
 
 
 @pytest.mark.parametrize(("status", "answer", "meaning"), REFRESHED.values(), ids=REFRESHED.keys())
 def test_answers_to_a_refresh(status, answer, meaning):
     """A refresh token is dead only when JSON says so with 400 or 401."""
-    found = oauth.read_refreshed(status, body(answer))
-    assert found == meaning if isinstance(meaning, Granted) else isinstance(found, meaning)
+    found = oauth.parse_refresh(status, body(answer))
+    assert found == meaning if isinstance(meaning, TokenResponse) else isinstance(found, meaning)
 
 
 @given(
@@ -182,18 +226,18 @@ def test_answers_to_a_refresh(status, answer, meaning):
 )
 def test_any_answer_has_a_meaning(status, answer):
     """No bytes make a reader raise."""
-    for read in (oauth.read_begun, oauth.read_polled, oauth.read_refreshed):
+    for read in (oauth.parse_authorization, oauth.parse_poll, oauth.parse_refresh):
         assert read(status, body(answer)) is not None
 
 
 def test_words_hold_no_secret_and_stay_short():
     """What the server echoes of ours is struck out, and a long or odd text is one short line."""
     echo = {"error": "bad", "error_description": "no device_code=dc-secret\r\n\x1b[31m" + "x" * 500}
-    found = oauth.read_polled(400, body(echo), secrets=("dc-secret",))
-    assert isinstance(found, Ended)
-    assert "dc-secret" not in found.words
-    assert found.words.isprintable()
-    assert len(found.words) < 250
+    found = oauth.parse_poll(400, body(echo), secrets=("dc-secret",))
+    assert isinstance(found, GrantError)
+    assert "dc-secret" not in found.message
+    assert found.message.isprintable()
+    assert len(found.message) < 250
 
 
 ALLOWED = ("portal.qwen.ai", "*.qwen.ai", "*.aliyuncs.com", "http://127.0.0.1:8090")
@@ -271,4 +315,4 @@ def test_a_wildcard_stands_within_one_label(pattern, host, covered):
 
 def test_slow_down_adds_five_seconds_up_to_sixty():
     """RFC 8628's step, with an end; a longer interval of the server's stays."""
-    assert [oauth.slower(i) for i in (5.0, 10.0, 58.0, 60.0, 90.0)] == [10.0, 15.0, 60.0, 60.0, 90.0]
+    assert [oauth.slow_down(i) for i in (5.0, 10.0, 58.0, 60.0, 90.0)] == [10.0, 15.0, 60.0, 60.0, 90.0]

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import raw_json as verbatim
-from qproxy.wire.raw_json import LEAST, Body
+from qproxy.wire import raw_json
+from qproxy.wire.raw_json import MIN_RAW_BYTES, RawBody
 from tests.helpers import HELLO, world
 
-LONG = [{"role": "user", "content": "x" * LEAST}]
-LONGER = st.builds(operator.mul, st.text(alphabet='aé好🙂\\"', max_size=5), st.integers(0, LEAST))
+LONG = [{"role": "user", "content": "x" * MIN_RAW_BYTES}]
+LONGER = st.builds(operator.mul, st.text(alphabet='aé好🙂\\"', max_size=5), st.integers(0, MIN_RAW_BYTES))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -32,11 +32,13 @@ def test_reads_what_json_reads(value, indent, ascii_only, blank):
     data = (blank + json.dumps(value, indent=indent, ensure_ascii=ascii_only) + blank).encode(
         "utf-8", "surrogatepass"
     )
-    body = verbatim.read(data)
+    body = raw_json.parse_body(data)
     assert body == value
-    texts = body.texts if isinstance(body, Body) else None  # nothing is worth remembering of an empty one
+    texts = (
+        body.raw_fields if isinstance(body, RawBody) else None
+    )  # nothing is worth remembering of an empty one
     assert (texts is None) is (value == {})
-    assert json.loads(verbatim.dumps(body, texts)) == value
+    assert json.loads(raw_json.dumps(body, texts)) == value
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_reads_what_json_reads(value, indent, ascii_only, blank):
 )
 def test_reads_other_things_too(text):
     """What is no object, or an odd one, is read as JSON reads it."""
-    assert verbatim.read(text.encode()) == json.loads(text.removeprefix("\ufeff"))
+    assert raw_json.parse_body(text.encode()) == json.loads(text.removeprefix("\ufeff"))
 
 
 @pytest.mark.parametrize(
@@ -67,16 +69,16 @@ def test_reads_other_things_too(text):
 def test_refuses_what_is_not_json(text):
     """The error is JSON's own, with its position."""
     with pytest.raises(ValueError, match=r"char|JSON"):
-        verbatim.read(text.encode())
+        raw_json.parse_body(text.encode())
 
 
 def test_a_value_that_is_changed_is_written_anew():
     """Only the very object that was read goes on as it was written; an equal one does not."""
     data = json.dumps({"messages": LONG, "n": 1}, indent=4).encode()
-    body = verbatim.read(data)
-    assert verbatim.dumps({"messages": body["messages"]}, body.texts).count(b"\n") > 2
-    assert verbatim.dumps({"messages": list(body["messages"])}, body.texts).count(b"\n") == 0
-    assert verbatim.dumps({"messages": body["messages"]}, None).count(b"\n") == 0
+    body = raw_json.parse_body(data)
+    assert raw_json.dumps({"messages": body["messages"]}, body.texts).count(b"\n") > 2
+    assert raw_json.dumps({"messages": list(body["messages"])}, body.texts).count(b"\n") == 0
+    assert raw_json.dumps({"messages": body["messages"]}, None).count(b"\n") == 0
 
 
 @given(
@@ -88,13 +90,13 @@ def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
     """Whatever characters stand before, in and behind a value, its own bytes are those that were read."""
     value = {f"å{number}": one for number, one in enumerate(values)}
     data = (mark + json.dumps(value, indent=1, ensure_ascii=ascii_only)).encode()
-    body = verbatim.read(data)
+    body = raw_json.parse_body(data)
     for name in body:
         written = json.dumps(body[name], ensure_ascii=ascii_only, indent=1).replace("\n", "\n ")
-        said = body.texts.text(body[name]) if isinstance(body, Body) else None
-        assert (said is None) is (len(written) < LEAST)
+        said = body.raw_fields.text(body[name]) if isinstance(body, RawBody) else None
+        assert (said is None) is (len(written) < MIN_RAW_BYTES)
         assert said is None or bytes(said).decode() == written
-    assert json.loads(verbatim.dumps(body, getattr(body, "texts", None))) == value
+    assert json.loads(raw_json.dumps(body, getattr(body, "texts", None))) == value
 
 
 def test_what_is_large_is_copied_once():
@@ -109,8 +111,8 @@ def test_what_is_large_is_copied_once():
 
     tracemalloc.start()
     try:
-        body, reading = room(lambda: verbatim.read(data))
-        sent, writing = room(lambda: verbatim.dumps(dict(body), body.texts))
+        body, reading = room(lambda: raw_json.parse_body(data))
+        sent, writing = room(lambda: raw_json.dumps(dict(body), body.texts))
     finally:
         tracemalloc.stop()
     assert json.loads(sent) == json.loads(data)
@@ -120,7 +122,7 @@ def test_what_is_large_is_copied_once():
 
 async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
     """Spaces, escapes and the order of keys are the client's own, so that Qwen's prefix cache finds what it knows."""
-    text = '[{"content" : "%s", "role":\n "user"}]' % ("\\u00e9" * LEAST)
+    text = '[{"content" : "%s", "role":\n "user"}]' % ("\\u00e9" * MIN_RAW_BYTES)
     raw = f'{{"model": "{HELLO["model"]}", "messages": {text}}}'
     seen = []
     async with world() as it:

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.wire import sse
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import DIALECTS, Target
-from qproxy.wire.events import Failed, Turn
-from qproxy.wire.pipeline import Chain
+from qproxy.wire import sse, tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
+from qproxy.wire.events import StreamFailed, Turn
+from qproxy.wire.pipeline import Pipeline
 from tests.wire.tool_call_contract import check, fold
 
 FILES = sorted((Path(__file__).parents[1] / "recorded").rglob("*.sse"))
@@ -42,13 +41,13 @@ def expected(path):
 
 def play(pieces):
     """What the pieces of a stream mean: the folded first choice, with the status of a failure."""
-    decoder = DIALECTS["compatible"].decoder(Target("http://h/v1", "m"))
-    chain = Chain(sse.Decoder(), decoder, toolcalls.open(TURN))
+    decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
+    chain = Pipeline(sse.Decoder(), decoder, tool_calls.open(TURN))
     out = [event for piece in pieces for event in chain.feed(piece)] + chain.close()
     check(out)
     found = fold(out)[0]
     found["calls"] = [[name, arguments] for _, name, arguments in found["calls"]]
-    if isinstance(out[-1], Failed):
+    if isinstance(out[-1], StreamFailed):
         found["failed"] = out[-1].error.status
     return found
 

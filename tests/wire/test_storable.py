@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import storable
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import deltas
-from qproxy.wire.dialects import error_mapping as errors
+from qproxy.wire import json_codec, storable, tool_calls
+from qproxy.wire.dialects import deltas, error_mapping
 from qproxy.wire.endpoints import ENDPOINTS, models
 from qproxy.wire.endpoints.embeddings import decode as decode_embeddings
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import Done, Finish, ToolCall, ToolCallDelta, Turn
-from qproxy.wire.oauth import Device, read_begun
+from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, StreamDone, ToolCallStart, Turn
+from qproxy.wire.oauth import DeviceAuthorization, parse_authorization
 from tests.wire.strangers import values
 
 HALF = "a\ud800"
@@ -100,7 +97,7 @@ CONTENTS = {
 def test_contents_pass(path, body):
     """What is said may hold half of a character: it goes on as an escape."""
     turn = DECODERS[path](json.loads(json.dumps(body)), id="x", created=0)
-    assert b"\\ud800" in jsontext.dumps([turn.messages, turn.tools, turn.params])
+    assert b"\\ud800" in json_codec.dumps([turn.messages, turn.tools, turn.params])
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -130,7 +127,7 @@ def test_a_count(value, expected):
 @given(st.dictionaries(st.sampled_from(["prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens", "cached_tokens", "prompt_tokens_details", "completion_tokens_details"]), st.one_of(values, st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), values))))  # fmt: skip
 def test_any_usage_is_storable(counts):
     """Whatever an upstream says that an answer took, what is read fits where it is kept."""
-    usage = deltas.usage(counts)
+    usage = deltas.parse_usage(counts)
     details = (usage.cached_tokens, usage.reasoning_tokens)
     for count in (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, *details):
         assert type(count) is int
@@ -140,7 +137,7 @@ def test_any_usage_is_storable(counts):
 def test_a_list_of_models():
     """A model that cannot be named is not listed, and a time is a time."""
     entries = [{"id": HALF}, {"id": "m", "created": 10**400, "owned_by": HALF}, {"id": "n", "created": True}]
-    found = models.parse({"data": entries})
+    found = models.parse_models({"data": entries})
     assert [(model.id, model.created, model.owned_by) for model in found] == [
         ("m", storable.MAX_SECONDS, "a?"), ("n", 0, "qwen"),
     ]  # fmt: skip
@@ -154,24 +151,24 @@ WAITS = ["9" * 400, "nan", "inf", "-5", "x", "Mon, 01 Jan 99999999999999999999 0
 def test_a_wait_is_one_that_can_be_waited(name, value):
     """No header field of an upstream makes a wait that is no number of seconds."""
     headers = ((name, value.encode()), (b"date", b"Mon, 01 Jan 2026 00:00:00 GMT"))
-    error = errors.upstream_error(429, headers, b"{}")
+    error = error_mapping.error_from_response(429, headers, b"{}")
     assert error.retry_after is not None
-    assert 0 <= error.retry_after <= errors.MAX_RETRY_AFTER
-    assert error.named_wait is None or 0 <= error.named_wait <= errors.YEAR
+    assert 0 <= error.retry_after <= error_mapping.MAX_RETRY_AFTER
+    assert error.retry_after_hint is None or 0 <= error.retry_after_hint <= error_mapping.YEAR
 
 
 def test_words_of_an_error_are_text():
     """What a refusal says is kept, shown and logged, so it can be."""
     body = {"error": {"message": HALF, "param": HALF, "code": HALF}, "request_id": HALF}
-    error = errors.upstream_error(400, (), json.dumps(body).encode())
+    error = error_mapping.error_from_response(400, (), json.dumps(body).encode())
     assert (error.message, error.param, error.request_id) == ("a?", "a?", "a?")
 
 
 def test_a_device_code_that_lasts_for_ever():
     """A number beyond all bounds in an identity server's answer is not known."""
     body = {"device_code": "c", "verification_uri": "https://h/p", "expires_in": 10**400, "interval": 10**400}
-    begun = read_begun(200, json.dumps(body).encode())
-    assert isinstance(begun, Device)
+    begun = parse_authorization(200, json.dumps(body).encode())
+    assert isinstance(begun, DeviceAuthorization)
     assert (begun.expires_in, begun.interval) == (300.0, None)
 
 
@@ -183,22 +180,22 @@ def test_what_was_read_can_be_written(shape):
         text = shape.replace("%s", text)
         if depth % 50 == 0 or 490 < depth < 510:
             try:
-                value = jsontext.loads(text)
-            except jsontext.TooDeep:
-                assert depth >= jsontext.MAX_DEPTH
+                value = json_codec.loads(text)
+            except json_codec.NestingTooDeep:
+                assert depth >= json_codec.MAX_DEPTH
             else:
-                assert depth < jsontext.MAX_DEPTH
-                assert jsontext.dumps(value)
+                assert depth < json_codec.MAX_DEPTH
+                assert json_codec.dumps(value)
 
 
 def test_names_that_a_model_writes():
     """A model's call has a name and an id that can be stored, whatever it wrote."""
     turn = Turn(id="x", created=0, model="m", messages=[], tools=[tool()])
-    stage = toolcalls.open(turn)
+    stage = tool_calls.open(turn)
     events = [
         event
-        for item in (ToolCallDelta(0, HALF, HALF, "{}"), Finish("tool_calls"), Done())
+        for item in (RawToolCallDelta(0, HALF, HALF, "{}"), ChoiceFinished("tool_calls"), StreamDone())
         for event in stage.feed(item)
     ]
-    (made,) = [event for event in [*events, *stage.close()] if isinstance(event, ToolCall)]
+    (made,) = [event for event in [*events, *stage.close()] if isinstance(event, ToolCallStart)]
     assert (made.id, made.name) == ("a?", "a?")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.wire import tool_schemas as schemas
-from qproxy.wire.events import Arguments, Finish, ToolCall, Turn
-from qproxy.wire.tool_adapter import adapt, stand_in
+from qproxy.wire import tool_schemas
+from qproxy.wire.events import ChoiceFinished, ToolCallArgumentsDelta, ToolCallStart, Turn
+from qproxy.wire.tool_adapter import adapt_tools, alias_name
 
 
 def named(*names):
@@ -22,7 +22,7 @@ PATCH = {"type": "custom", "custom": {"name": "patch", "description": "Apply a p
 
 def adapted(tools, messages=(), choice=None) -> tuple[Turn, Any]:
     """The changed turn, and the stage that undoes the change."""
-    return adapt(turn(tools, messages, choice), names=True)
+    return adapt_tools(turn(tools, messages, choice), names=True)
 
 
 def turn(tools, messages=(), choice=None):
@@ -32,9 +32,9 @@ def turn(tools, messages=(), choice=None):
 def test_what_qwen_takes_is_not_touched():
     """The very same turn, and nothing to undo."""
     plain = turn(named("a", "b-c_9"))
-    assert adapt(plain, names=True) == (plain, None)
+    assert adapt_tools(plain, names=True) == (plain, None)
     picky = turn(named("a.b"))
-    assert adapt(picky, names=False) == (picky, None)
+    assert adapt_tools(picky, names=False) == (picky, None)
 
 
 @pytest.mark.parametrize("name", ["search", "a.b", "mcp/tool:x", "x" * 65, "größe", "a b"])
@@ -55,9 +55,9 @@ def test_names(name):
     assert changed.messages[0]["tool_calls"][0]["function"]["name"] == new
     assert changed.messages[1]["name"] == new
     assert messages[0]["tool_calls"][0]["function"]["name"] == name  # the client's own objects are not edited
-    out = list(undo.feed(ToolCall(0, "1", new)))
-    assert out == [ToolCall(0, "1", name)]
-    assert list(undo.feed(Arguments(0, "{}"))) == [Arguments(0, "{}")]
+    out = list(undo.feed(ToolCallStart(0, "1", new)))
+    assert out == [ToolCallStart(0, "1", name)]
+    assert list(undo.feed(ToolCallArgumentsDelta(0, "{}"))) == [ToolCallArgumentsDelta(0, "{}")]
 
 
 def test_a_name_that_is_no_longer_declared():
@@ -71,9 +71,9 @@ def test_a_name_that_is_no_longer_declared():
 def test_stand_ins_do_not_collide():
     """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same one."""
     used = {"a.b", "a/b", "c.d", "c_d", "x" * 65, "x" * 66}
-    stand_ins = {stand_in(name, used) for name in used}
+    stand_ins = {alias_name(name, used) for name in used}
     assert len(stand_ins) == len(used)
-    assert stand_in("a.b", used) == stand_in("a.b", used)
+    assert alias_name("a.b", used) == alias_name("a.b", used)
 
 
 def test_custom_tools_become_functions():
@@ -84,8 +84,10 @@ def test_custom_tools_become_functions():
             "tool_calls": [{"id": "1", "type": "custom", "custom": {"name": "patch", "input": 'a "b"'}}],
         }
     ]
-    read = schemas.read({"tools": [PATCH], "tool_choice": {"type": "custom", "custom": {"name": "patch"}}})
-    changed, _ = adapt(turn(read.tools, history, read.tool_choice), names=True)
+    read = tool_schemas.parse_tools(
+        {"tools": [PATCH], "tool_choice": {"type": "custom", "custom": {"name": "patch"}}}
+    )
+    changed, _ = adapt_tools(turn(read.tools, history, read.tool_choice), names=True)
     (tool,) = changed.tools
     assert tool["function"]["name"] == "patch"
     assert tool["function"]["parameters"]["required"] == ["input"]
@@ -99,7 +101,7 @@ def test_a_grammar_is_told():
     """The format of a custom tool is for the model to read."""
     form = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "x"'}}
     custom = {"type": "custom", "name": "p", "format": form}
-    changed, _ = adapt(turn(schemas.read({"tools": [custom]}).tools), names=True)
+    changed, _ = adapt_tools(turn(tool_schemas.parse_tools({"tools": [custom]}).tools), names=True)
     assert 'start: "x"' in json.dumps(changed.tools).replace('\\"', '"')
 
 
@@ -107,12 +109,12 @@ def unwrapped(text, cuts=()):
     """What a client gets of a custom call whose arguments the model wrote as `text`."""
     _, undo = adapted([PATCH])
     spots = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-    events: list[Any] = [ToolCall(0, "1", "patch")]
-    events += [Arguments(0, text[a:b]) for a, b in itertools.pairwise(spots) if a < b]
-    out = [event for item in [*events, Finish("tool_calls")] for event in undo.feed(item)]
-    assert out[0] == ToolCall(0, "1", "patch", custom=True)
-    assert out[-1] == Finish("tool_calls")
-    return "".join(event.text for event in out if isinstance(event, Arguments))
+    events: list[Any] = [ToolCallStart(0, "1", "patch")]
+    events += [ToolCallArgumentsDelta(0, text[a:b]) for a, b in itertools.pairwise(spots) if a < b]
+    out = [event for item in [*events, ChoiceFinished("tool_calls")] for event in undo.feed(item)]
+    assert out[0] == ToolCallStart(0, "1", "patch", custom=True)
+    assert out[-1] == ChoiceFinished("tool_calls")
+    return "".join(event.text for event in out if isinstance(event, ToolCallArgumentsDelta))
 
 
 INPUTS = {
@@ -145,6 +147,6 @@ def test_any_input(text, cuts, ascii):
 def test_inputs_flow():
     """The input is passed on as it comes."""
     _, undo = adapted([PATCH])
-    list(undo.feed(ToolCall(0, "1", "patch")))
-    assert list(undo.feed(Arguments(0, '{"input": "abc'))) == [Arguments(0, "abc")]
-    assert list(undo.feed(Arguments(0, "def"))) == [Arguments(0, "def")]
+    list(undo.feed(ToolCallStart(0, "1", "patch")))
+    assert list(undo.feed(ToolCallArgumentsDelta(0, '{"input": "abc'))) == [ToolCallArgumentsDelta(0, "abc")]
+    assert list(undo.feed(ToolCallArgumentsDelta(0, "def"))) == [ToolCallArgumentsDelta(0, "def")]

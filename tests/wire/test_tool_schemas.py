@@ -2,9 +2,9 @@
 
 import pytest
 
-from qproxy.wire import tool_schemas as schemas
+from qproxy.wire import tool_schemas
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import Request
+from qproxy.wire.events import ServerToolRequest
 
 F = {"name": "f", "parameters": {"type": "object"}}
 NESTED = {"type": "function", "function": F}
@@ -27,41 +27,43 @@ SHAPES = {
 @pytest.mark.parametrize(("body", "tools"), SHAPES.values(), ids=SHAPES.keys())
 def test_shapes(body, tools):
     """Whatever shape a client uses, the tools are OpenAI's nested ones."""
-    assert schemas.read(body).tools == tools
+    assert tool_schemas.parse_tools(body).tools == tools
 
 
 def test_a_property_of_any_name_is_lowered():
     """A declaration's property may be called enum, type or nullable."""
     properties = {name: {"type": "STRING"} for name in ("enum", "type", "nullable")}
     declared = [{"name": "f", "parameters": {"type": "OBJECT", "properties": properties}}]
-    (tool,) = schemas.read({"tools": [{"function_declarations": declared}]}).tools
+    (tool,) = tool_schemas.parse_tools({"tools": [{"function_declarations": declared}]}).tools
     assert {one["type"] for one in tool["function"]["parameters"]["properties"].values()} == {"string"}
 
 
 def test_legacy_is_remembered():
     """Who declares functions is answered with function_call."""
-    declared = schemas.read({"functions": [F], "function_call": {"name": "f"}})
+    declared = tool_schemas.parse_tools({"functions": [F], "function_call": {"name": "f"}})
     assert declared.legacy_functions
     assert declared.tool_choice == CHOSEN
 
 
 def test_unknown_kinds_are_named():
     """Agents send web_search and namespaces to everyone: they are left out and said to be."""
-    declared = schemas.read({"tools": [{"type": "web_search"}, NESTED, {"type": "namespace", "name": "x"}]})
+    declared = tool_schemas.parse_tools(
+        {"tools": [{"type": "web_search"}, NESTED, {"type": "namespace", "name": "x"}]}
+    )
     assert declared.tools == [NESTED]
     assert declared.ignored == ("tools[0]", "tools[2]")
 
 
 REQUESTS = {
-    "by name": ({"type": "qproxy", "name": "calculator"}, Request("tools[1]", name="calculator")),
-    "a server": ({"type": "mcp", "server_label": "files"}, Request("tools[1]", server="files")),
+    "by name": ({"type": "qproxy", "name": "calculator"}, ServerToolRequest("tools[1]", name="calculator")),
+    "a server": ({"type": "mcp", "server_label": "files"}, ServerToolRequest("tools[1]", server="files")),
     "some of a server": (
         {"type": "mcp", "server_label": "files", "allowed_tools": ["read"], "require_approval": "never"},
-        Request("tools[1]", server="files", allowed=frozenset({"read"})),
+        ServerToolRequest("tools[1]", server="files", allowed=frozenset({"read"})),
     ),
     "a filter": (
         {"type": "mcp", "server_label": "files", "allowed_tools": {"tool_names": ["read"]}},
-        Request("tools[1]", server="files", allowed=frozenset({"read"})),
+        ServerToolRequest("tools[1]", server="files", allowed=frozenset({"read"})),
     ),
 }
 
@@ -69,11 +71,11 @@ REQUESTS = {
 @pytest.mark.parametrize(("entry", "request_"), REQUESTS.values(), ids=REQUESTS.keys())
 def test_tools_of_this_server(entry, request_):
     """A tool that this server runs is asked for, not declared, and may be named in the choice."""
-    declared = schemas.read(
+    declared = tool_schemas.parse_tools(
         {"tools": [NESTED, entry], "tool_choice": {"type": "function", "name": "calculator"}}
     )
     assert declared.tools == [NESTED]
-    assert declared.requested == (request_,)
+    assert declared.server_tools == (request_,)
     assert declared.ignored == ()
     assert declared.tool_choice == {"type": "function", "function": {"name": "calculator"}}
 
@@ -94,13 +96,13 @@ BAD_REQUESTS = {
 def test_bad_requests_for_tools(entry, param):
     """What is wrong with a request for a tool of this server is named; a client never says where to connect to."""
     with pytest.raises(RequestError) as caught:
-        schemas.read({"tools": [entry]})
+        tool_schemas.parse_tools({"tools": [entry]})
     assert caught.value.param == param
 
 
 def test_schemas_are_not_copied():
     """A schema of any size passes as it is."""
-    assert schemas.read({"tools": [NESTED]}).tools[0] is NESTED
+    assert tool_schemas.parse_tools({"tools": [NESTED]}).tools[0] is NESTED
 
 
 CHOICES = {
@@ -123,7 +125,7 @@ CHOICES = {
 def test_choices(choice, expected):
     """Every way to choose is one of four."""
     other = {"type": "function", "function": {"name": "g"}}
-    declared = schemas.read({"tools": [NESTED, other], "tool_choice": choice})
+    declared = tool_schemas.parse_tools({"tools": [NESTED, other], "tool_choice": choice})
     assert declared.tool_choice == expected
     assert len(declared.tools) == (1 if "allowed_tools" in str(choice) else 2)
 
@@ -155,5 +157,5 @@ WRONG = {
 def test_wrong_tools(body, param):
     """A wrong tool is a 400 that names its path."""
     with pytest.raises(RequestError) as caught:
-        schemas.read(body)
+        tool_schemas.parse_tools(body)
     assert caught.value.param == param

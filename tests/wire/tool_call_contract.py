@@ -1,11 +1,11 @@
 """The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds up."""
 
-from qproxy.wire.conformance import breaches
+from qproxy.wire.conformance import violations
 
 
 def check(events):
     """AssertionError when the events break the contract."""
-    found = list(breaches(events))
+    found = list(violations(events))
     assert not found, found
 
 

@@ -24,59 +24,61 @@ from typing import TypeVar
 import trio
 
 from qproxy.accounts.shared_state import (
-    BoardError,
-    Claim,
-    Limits,
-    News,
-    Standing,
-    claimed,
+    AccountLimits,
+    AccountState,
+    AccountStateDelta,
+    RateLimitGrant,
+    StateStoreError,
     from_json,
-    merged,
+    merge,
     to_json,
+    try_acquire,
 )
-from qproxy.system.sqlite import opened, opened_to_read, transaction
+from qproxy.system.sqlite import open_database, open_readonly, transaction
 
 T = TypeVar("T")
 log = logging.getLogger("qproxy.accounts")
 LOCK_SECONDS = 2.0
 """For others to finish writing."""
-FORGOTTEN = 90 * 86400.0
+FORGET_AFTER_SECONDS = 90 * 86400.0
 """Seconds after which an account that nobody has used is no longer known."""
 _SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (identity TEXT PRIMARY KEY, standing TEXT NOT NULL, at REAL NOT NULL)"
 
 
-class BoardFile:
+class SqliteAccountState:
     """The file, as one process uses it."""
 
-    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.process = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._wall = wall
+        self._wall_clock = wall_clock
         self._connection: sqlite3.Connection | None = None
-        self._one = trio.CapacityLimiter(1)
+        self._lock = trio.CapacityLimiter(1)
 
     def __repr__(self) -> str:
         return f"<BoardFile {self.path}>"
 
-    async def claim(self, identity: str, limits: Limits, tokens: int) -> Claim:
-        def change(rows: Mapping[str, Standing]) -> tuple[dict[str, Standing], Claim]:
-            known = rows.get(identity, Standing())
-            standing, claim = claimed(known, limits, tokens, self._wall())
-            return {identity: standing}, claim
+    async def acquire(self, identity: str, limits: AccountLimits, tokens: int) -> RateLimitGrant:
+        def change(rows: Mapping[str, AccountState]) -> tuple[dict[str, AccountState], RateLimitGrant]:
+            known = rows.get(identity, AccountState())
+            state, claim = try_acquire(known, limits, tokens, self._wall_clock())
+            return {identity: state}, claim
 
-        return await self._in_thread(lambda: self._change([identity], change))
+        return await self._in_thread(lambda: self._transaction([identity], change))
 
-    async def exchange(self, news: Mapping[str, News]) -> Mapping[str, Standing]:
-        def change(rows: Mapping[str, Standing]) -> tuple[dict[str, Standing], Mapping[str, Standing]]:
-            wall = self._wall()
+    async def exchange(self, delta: Mapping[str, AccountStateDelta]) -> Mapping[str, AccountState]:
+        def change(
+            rows: Mapping[str, AccountState],
+        ) -> tuple[dict[str, AccountState], Mapping[str, AccountState]]:
+            wall_clock = self._wall_clock()
             changed = {
-                identity: merged(rows.get(identity, Standing()), item, self.process, wall)
-                for identity, item in news.items()
-                if not item.empty or self.process in rows.get(identity, Standing()).in_flight
+                identity: merge(rows.get(identity, AccountState()), item, self.process, wall_clock)
+                for identity, item in delta.items()
+                if not item.is_empty or self.process in rows.get(identity, AccountState()).in_flight
             }
             return changed, {**rows, **changed}
 
-        return await self._in_thread(lambda: self._change(list(news), change))
+        return await self._in_thread(lambda: self._transaction(list(delta), change))
 
     async def aclose(self) -> None:
         if self._connection is not None:
@@ -84,30 +86,32 @@ class BoardFile:
             self._connection = None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._one)
+        return await trio.to_thread.run_sync(work, limiter=self._lock)
 
-    def _change(
-        self, identities: list[str], change: Callable[[Mapping[str, Standing]], tuple[dict[str, Standing], T]]
+    def _transaction(
+        self,
+        identities: list[str],
+        change: Callable[[Mapping[str, AccountState]], tuple[dict[str, AccountState], T]],
     ) -> T:
         """Read some rows, change some, as if nobody else were there."""
-        with _ours(self.path):
-            connection = self._connection = self._connection or _opened(self.path, self._wall())
+        with _is_current(self.path):
+            connection = self._connection = self._connection or _open(self.path, self._wall_clock())
             with transaction(connection):
                 changed, result = change(_rows(connection, identities))
-                now = self._wall()
+                now = self._wall_clock()
                 connection.executemany(
                     "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)",
-                    [(key, json.dumps(to_json(standing)), now) for key, standing in changed.items()],
+                    [(key, json.dumps(to_json(state)), now) for key, state in changed.items()],
                 )
             return result
 
 
-def read(path: Path) -> dict[str, Standing]:
+def read(path: Path) -> dict[str, AccountState]:
     """What a board says, for people: nothing where there is none.  Raises BoardError."""
     if not path.exists():
         return {}
-    with _ours(path):
-        connection = opened_to_read(path, patience=LOCK_SECONDS)
+    with _is_current(path):
+        connection = open_readonly(path, patience=LOCK_SECONDS)
         try:
             return _rows(connection)
         finally:
@@ -115,35 +119,35 @@ def read(path: Path) -> dict[str, Standing]:
 
 
 @contextmanager
-def _ours(path: Path) -> Iterator[None]:
+def _is_current(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, ValueError, TypeError, ArithmeticError) as error:
-        raise BoardError(f"{path}: {error}") from None
+        raise StateStoreError(f"{path}: {error}") from None
 
 
-def _opened(path: Path, wall: float) -> sqlite3.Connection:
-    connection = opened(path, patience=LOCK_SECONDS)
+def _open(path: Path, wall_clock: float) -> sqlite3.Connection:
+    connection = open_database(path, patience=LOCK_SECONDS)
     try:
         connection.execute(_SCHEMA)
-        connection.execute("DELETE FROM accounts WHERE at < ?", (wall - FORGOTTEN,))
+        connection.execute("DELETE FROM accounts WHERE at < ?", (wall_clock - FORGET_AFTER_SECONDS,))
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _rows(connection: sqlite3.Connection, identities: list[str] | None = None) -> dict[str, Standing]:
+def _rows(connection: sqlite3.Connection, identities: list[str] | None = None) -> dict[str, AccountState]:
     rows = connection.execute("SELECT identity, standing FROM accounts").fetchall()
     return {
         identity: _standing(text) for identity, text in rows if identities is None or identity in identities
     }
 
 
-def _standing(text: str) -> Standing:
+def _standing(text: str) -> AccountState:
     """Read a standing; a damaged row is one of an account that nobody has used, and keeps no other from being read."""
     try:
         return from_json(json.loads(text))
     except ValueError:
         log.warning("a row of the accounts' board cannot be read, and begins anew")
-        return Standing()
+        return AccountState()

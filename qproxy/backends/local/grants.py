@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from qproxy.access.grants import GrantsError
-from qproxy.system.sqlite import opened, transaction
+from qproxy.system.sqlite import open_database, transaction
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -48,9 +48,9 @@ TIMEOUT = 5.0
 class SQLiteGrants:
     """The store; without a path it is in memory.  The file is opened when it is first used."""
 
-    def __init__(self, path: Path | None = None, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None = None, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._path = path
-        self._wall = wall
+        self._wall = wall_clock
         self._turns = trio.CapacityLimiter(1)
         self._database: sqlite3.Connection | None = None
 
@@ -103,7 +103,7 @@ class SQLiteGrants:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = database = opened(self._path, patience=TIMEOUT / 2)
+            self._database = database = open_database(self._path, patience=TIMEOUT / 2)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:
                 raise sqlite3.DatabaseError(f"{self._path} was written by a newer qproxy")

@@ -23,32 +23,32 @@ from pathlib import Path
 from struct import Struct
 
 from qproxy.access.rate_limits import Buckets
-from qproxy.system.directories import make_private
+from qproxy.system.directories import make_private_directory
 
-HEAD = b"qproxy meters 1\n"
+HEADER = b"qproxy meters 1\n"
 RECORD = Struct("<16sddd")
 """Whose, requests and tokens left, and when."""
 SLOTS = 4096
-NEAR = 32
+PROBE_SLOTS = 32
 """Where a key may stand: so many places from where its digest says; the longest unused one is taken over."""
-PATIENCE = 0.002
+LOCK_TIMEOUT = 0.002
 log = logging.getLogger("qproxy.meters")
 
 
-class MeterFile:
+class FileRateLimits:
     """The file, as one process uses it; opened when it is first used."""
 
-    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.path = path
-        self._wall = wall
+        self._wall_clock = wall_clock
         self._fd: int | None = None
-        self._works = True
+        self._healthy = True
 
     def __repr__(self) -> str:
         return f"<MeterFile {self.path}>"
 
     @contextmanager
-    def held(self, identity: bytes, buckets: Buckets, now: float) -> Iterator[None]:
+    def transaction(self, identity: bytes, buckets: Buckets, now: float) -> Iterator[None]:
         """As `meters.Shelf` says."""
         place = self._read(identity[:16], buckets, now)
         try:
@@ -65,33 +65,33 @@ class MeterFile:
             fd = self._open()
             if not _locked(fd):
                 return None
-            begin = len(HEAD) + int.from_bytes(identity[:4], "little") % (SLOTS - NEAR) * RECORD.size
-            table = os.pread(fd, NEAR * RECORD.size, begin).ljust(NEAR * RECORD.size, b"\0")
+            begin = len(HEADER) + int.from_bytes(identity[:4], "little") % (SLOTS - PROBE_SLOTS) * RECORD.size
+            table = os.pread(fd, PROBE_SLOTS * RECORD.size, begin).ljust(PROBE_SLOTS * RECORD.size, b"\0")
             number, lefts, at = _found(table, identity)
         except OSError as error:
-            self._failed(error)
+            self._log_failure(error)
             return None
-        self._works = True
-        age = max(0.0, self._wall() - at)
+        self._healthy = True
+        age = max(0.0, self._wall_clock() - at)
         for bucket, left in zip(buckets, lefts, strict=True):
             if bucket is not None:
-                bucket.put(left, now - age)
+                bucket.set_level(left, now - age)
         return begin + number * RECORD.size
 
     def _write(self, place: int, identity: bytes, buckets: Buckets, now: float) -> None:
-        requests, tokens = (bucket.left(now) if bucket is not None else 0.0 for bucket in buckets)
+        requests, tokens = (bucket.available(now) if bucket is not None else 0.0 for bucket in buckets)
         try:
-            os.pwrite(self._open(), RECORD.pack(identity, requests, tokens, self._wall()), place)
+            os.pwrite(self._open(), RECORD.pack(identity, requests, tokens, self._wall_clock()), place)
         except OSError as error:
-            self._failed(error)
+            self._log_failure(error)
 
     def _open(self) -> int:
         if self._fd is None:
-            make_private(self.path.parent)
+            make_private_directory(self.path.parent)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if os.pread(fd, len(HEAD), 0) != HEAD:  # a new one, or none of ours
+            if os.pread(fd, len(HEADER), 0) != HEADER:  # a new one, or none of ours
                 os.truncate(fd, 0)
-                os.pwrite(fd, HEAD, 0)
+                os.pwrite(fd, HEADER, 0)
             self._fd = fd
         return self._fd
 
@@ -101,15 +101,15 @@ class MeterFile:
             os.close(self._fd)
             self._fd = None
 
-    def _failed(self, error: OSError) -> None:
-        if self._works:
+    def _log_failure(self, error: OSError) -> None:
+        if self._healthy:
             log.warning("%s: limits a minute are kept by this process alone: %s", self.path.name, error)
-        self._works = False
+        self._healthy = False
 
 
 def _locked(fd: int) -> bool:
     """Whether the lock could be had in time."""
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,9 +21,9 @@ from typing import TypeVar
 
 import trio
 
-from qproxy.server.response_store import Missing, Statistics, Stored, StoreError
-from qproxy.system.sqlite import opened
-from qproxy.wire import json_codec as jsontext
+from qproxy.server.response_store import ResponseNotFound, ResponseStoreError, StoredResponse, StoreStatistics
+from qproxy.system.sqlite import open_database
+from qproxy.wire import json_codec
 from qproxy.wire.errors import RequestError
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ TRIM_SHARE = 100
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 
 
-class SQLiteStore:
+class SqliteResponseStore:
     """The store; without a path it is in memory.  The file is opened when it is first used."""
 
     def __init__(
@@ -68,59 +68,61 @@ class SQLiteStore:
         max_bytes: int = 1024**3,
         max_chain: int = MAX_CHAIN_BYTES,
         timeout: float = 5.0,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._max_age = max_age
         self._max_bytes = max_bytes
         self._max_chain = max_chain
         self._timeout = timeout
-        self._wall = wall
-        self._turns = trio.CapacityLimiter(1)
+        self._wall_clock = wall_clock
+        self._lock = trio.CapacityLimiter(1)
         self._database: sqlite3.Connection | None = None
-        self._kept = self._failed = self._discarded = 0
+        self._saved_count = self._failed_count = self._discarded_count = 0
         self._added = 0
         self._trim_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<SQLiteStore {self._path or 'in memory'}, {self._kept} kept>"
+        return f"<SQLiteStore {self._path or 'in memory'}, {self._saved_count} kept>"
 
-    def statistics(self) -> Statistics:
-        return Statistics(self._kept, self._failed, self._discarded)
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(self._saved_count, self._failed_count, self._discarded_count)
 
-    async def keep(self, stored: Stored) -> None:
-        await self._run(lambda: self._keep(stored))
+    async def save(self, stored: StoredResponse) -> None:
+        await self._run(lambda: self._save(stored))
 
-    async def find(self, owner: str, id: str) -> Stored:
-        return await self._run(lambda: self._find(owner, id))
+    async def get(self, owner: str, id: str) -> StoredResponse:
+        return await self._run(lambda: self._get(owner, id))
 
-    async def chain(self, owner: str, id: str) -> list[Stored]:
-        return await self._run(lambda: self._chain(owner, id))
+    async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
+        return await self._run(lambda: self._conversation(owner, id))
 
-    async def forget(self, owner: str, id: str) -> None:
-        await self._run(lambda: self._forget(owner, id))
+    async def delete(self, owner: str, id: str) -> None:
+        await self._run(lambda: self._delete(owner, id))
 
     async def aclose(self) -> None:
         """Close the file, for good or until the next use; what is in memory is gone."""
         if self._database is not None:
-            with suppress(StoreError):  # a thread that hangs closes it in the end
+            with suppress(ResponseStoreError):  # a thread that hangs closes it in the end
                 await self._run(self._close)
 
     async def _run(self, use: Callable[[], T]) -> T:
         """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
         if self._path is None:  # memory does not make anyone wait
             await trio.lowlevel.checkpoint()
-            return self._using(use)
+            return self._with_connection(use)
         try:
             with trio.fail_after(self._timeout):
                 return await trio.to_thread.run_sync(
-                    self._using, use, abandon_on_cancel=True, limiter=self._turns
+                    self._with_connection, use, abandon_on_cancel=True, limiter=self._lock
                 )
         except trio.TooSlowError:
-            self._failed += 1
-            raise StoreError(f"The store of responses took more than {self._timeout:g} seconds.") from None
+            self._failed_count += 1
+            raise ResponseStoreError(
+                f"The store of responses took more than {self._timeout:g} seconds."
+            ) from None
 
-    def _using(self, use: Callable[[], T]) -> T:
+    def _with_connection(self, use: Callable[[], T]) -> T:
         try:
             return use()
         except (
@@ -130,14 +132,14 @@ class SQLiteStore:
             LookupError,
             TypeError,
         ) as error:  # the last three: a damaged row
-            self._failed += 1
+            self._failed_count += 1
             if self._path is not None:  # it may be another file by now
                 self._close()
-            raise StoreError(f"The store of responses cannot be used ({error}).") from None
+            raise ResponseStoreError(f"The store of responses cannot be used ({error}).") from None
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = database = opened(self._path, patience=self._timeout / 2)
+            self._database = database = open_database(self._path, patience=self._timeout / 2)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:
                 raise sqlite3.DatabaseError(f"{self._path} was written by a newer qproxy")
@@ -150,16 +152,16 @@ class SQLiteStore:
             self._database.close()
             self._database = None
 
-    def _keep(self, stored: Stored) -> None:
-        body = jsontext.dumps({"response": stored.response, "items": stored.items})
+    def _save(self, stored: StoredResponse) -> None:
+        body = json_codec.dumps({"response": stored.response, "items": stored.items})
         if len(body) > self._max_bytes:
             raise OSError("a response is larger than all that may be kept")
-        now, database = self._wall(), self._open()
+        now, database = self._wall_clock(), self._open()
         database.execute(
             "INSERT OR REPLACE INTO responses (owner, id, previous, used, size, body) VALUES (?, ?, ?, ?, ?, ?)",
-            (stored.owner, stored.id, stored.previous, now, len(body), body),
+            (stored.owner, stored.id, stored.previous_id, now, len(body), body),
         )
-        self._kept += 1
+        self._saved_count += 1
         self._added += len(body)
         if now >= self._trim_at or self._added * TRIM_SHARE > self._max_bytes:
             self._trim(database, now)
@@ -168,32 +170,32 @@ class SQLiteStore:
         """Discard what was not used for too long and then, from the longest unused on, what is too much."""
         self._added, self._trim_at = 0, now + TRIM_SECONDS
         old = database.execute("DELETE FROM responses WHERE used < ?", (now - self._max_age,))
-        self._discarded += old.rowcount
+        self._discarded_count += old.rowcount
         (total,) = database.execute("SELECT total(size) FROM responses").fetchone()
         if total > self._max_bytes:
-            self._discarded += database.execute(DISCARD, (self._max_bytes,)).rowcount
+            self._discarded_count += database.execute(DISCARD, (self._max_bytes,)).rowcount
 
     def _row(self, owner: str, id: str) -> tuple[str | None, float, bytes]:
         row: tuple[str | None, float, bytes] | None = (
             self._open()
             .execute(
                 "SELECT previous, used, body FROM responses WHERE owner = ? AND id = ? AND used >= ?",
-                (owner, id, self._wall() - self._max_age),
+                (owner, id, self._wall_clock() - self._max_age),
             )
             .fetchone()
         )
         if row is None:
-            raise Missing(id)
+            raise ResponseNotFound(id)
         return row
 
-    def _find(self, owner: str, id: str) -> Stored:
+    def _get(self, owner: str, id: str) -> StoredResponse:
         previous, _, body = self._row(owner, id)
-        return _stored(owner, id, previous, body)
+        return _response_of_row(owner, id, previous, body)
 
-    def _chain(self, owner: str, id: str) -> list[Stored]:
-        found: list[Stored] = []
+    def _conversation(self, owner: str, id: str) -> list[StoredResponse]:
+        found: list[StoredResponse] = []
         stale: list[str] = []
-        size, wanted, now = 0, id, self._wall()
+        size, wanted, now = 0, id, self._wall_clock()
         while wanted:
             previous, used, body = self._row(owner, wanted)
             stale += [wanted] if used < now - TOUCH_SECONDS else []
@@ -201,7 +203,7 @@ class SQLiteStore:
             if size > self._max_chain:
                 message = f"The conversation is larger than {self._max_chain // 1024**2} MiB."
                 raise RequestError(message, param="previous_response_id", code="context_length_exceeded")
-            found.append(_stored(owner, wanted, previous, body))
+            found.append(_response_of_row(owner, wanted, previous, body))
             wanted = previous or ""
         self._touch(owner, stale, now)
         return found[::-1]
@@ -214,11 +216,11 @@ class SQLiteStore:
                     "UPDATE responses SET used = ? WHERE owner = ? AND id = ?", (now, owner, id_)
                 )
 
-    def _forget(self, owner: str, id: str) -> None:
+    def _delete(self, owner: str, id: str) -> None:
         if not self._open().execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, id)).rowcount:
-            raise Missing(id)
+            raise ResponseNotFound(id)
 
 
-def _stored(owner: str, id: str, previous: str | None, body: bytes) -> Stored:
-    content = jsontext.loads(body)
-    return Stored(id, owner, previous, content["response"], content["items"])
+def _response_of_row(owner: str, id: str, previous: str | None, body: bytes) -> StoredResponse:
+    content = json_codec.loads(body)
+    return StoredResponse(id, owner, previous, content["response"], content["items"])

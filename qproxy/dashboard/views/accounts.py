@@ -19,28 +19,30 @@ import trio
 
 from qproxy.accounts import Account
 from qproxy.auth.credentials import StaticKey
-from qproxy.auth.device_flow import Progress
+from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.auth.status import Status
-from qproxy.dashboard import charts
-from qproxy.dashboard import formatting as words
-from qproxy.dashboard.auth import Visit
+from qproxy.auth.status import AccountStatus
+from qproxy.dashboard import charts, formatting
+from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Bar
-from qproxy.dashboard.rendering import Pages, redirect
+from qproxy.dashboard.rendering import PageRenderer, redirect
 from qproxy.dashboard.views import ledger
-from qproxy.dashboard.views.ledger import Told
-from qproxy.ledger.usage import Use, used
+from qproxy.dashboard.views.ledger import LedgerUnavailable
+from qproxy.ledger.usage import UsageRow, usage_by
 from qproxy.limits.windows import WINDOWS
-from qproxy.server.http_response import Reply
-from qproxy.server.routes.admin_login import source_of
-from qproxy.server.state import Parts
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.routes.admin_login import oauth_source
+from qproxy.server.state import ServerState
 
-GOOD, BUSY = ("ready", "refreshing"), ("full", "paced", "retrying", "ending", "not_saved", "resting")
-MOST_MODELS = 20
+HEALTHY_STATES, BUSY_STATES = (
+    ("ready", "refreshing"),
+    ("full", "paced", "retrying", "ending", "not_saved", "resting"),
+)
+MAX_MODELS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class AccountCard:
     """One account for a page.  Times are Unix time."""
 
     name: str
@@ -48,22 +50,22 @@ class Card:
     plan: str
     host: str
     state: str
-    words: str
-    level: str
+    message: str
+    severity: str
     """good, odd or bad."""
     in_flight: int
     requests: int
     failures: int
     expires_at: float | None
-    resting_until: float | None
-    refused: tuple[tuple[str, float, str], ...]
+    cooldown_until: float | None
+    refused_models: tuple[tuple[str, float, str], ...]
     """Models that it is not asked for, until when and why."""
     quota: str | None
     quota_reset_at: float | None
     last_error: str | None
     last_error_at: float | None
-    signs_in: bool
-    pace: tuple[Bar, ...]
+    uses_login: bool
+    rate: tuple[Bar, ...]
     path: str
     allowance: Mapping[str, int] = field(default_factory=dict)
 
@@ -71,32 +73,33 @@ class Card:
 class AccountPages:
     """The list, and the sign-in of one."""
 
-    def __init__(self, parts: Parts, pages: Pages, wall: Callable[[], float]) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._state = state
         self._pages = pages
-        self._wall = wall
+        self._wall_clock = wall_clock
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/accounts", self._list
         yield "GET", "/accounts/<name>/login", self._login
         yield "GET", "/accounts/<name>/login/progress", self._progress
         yield "POST", "/accounts/<name>/login", self._start
         yield "POST", "/accounts/<name>/login/cancel", self._cancel
 
-    def cards(self, now: float) -> list[Card]:
+    def cards(self, now: float) -> list[AccountCard]:
         """The accounts as this process sees them."""
-        states, at = self._parts.account_states(), trio.current_time()
+        states, at = self._state.account_states(), trio.current_time()
         return [
-            card(account, states[account.name], at, now - at)
-            for account in self._parts.relay.accounts.accounts
+            account_card(account, states[account.name], at, now - at)
+            for account in self._state.relay.accounts.accounts
         ]
 
-    async def _list(self, visit: Visit) -> Reply:
-        now = self._wall()
-        found = await ledger.ask(self._parts, partial(_uses, now=now))
+    async def _list(self, visit: PageRequest) -> HTTPResponse:
+        now = self._wall_clock()
+        found = await ledger.ask(self._state, partial(_quota_bars, now=now))
         cards = self.cards(now)
         windows = {
-            each.name: [] if isinstance(found, Told) else windows_of(each, found, now) for each in cards
+            each.name: [] if isinstance(found, LedgerUnavailable) else windows_of(each, found, now)
+            for each in cards
         }
         return self._pages.page(
             visit,
@@ -104,97 +107,110 @@ class AccountPages:
             cards=cards,
             windows=windows,
             now=now,
-            trouble=found.words if isinstance(found, Told) else "",
+            trouble=found.message if isinstance(found, LedgerUnavailable) else "",
         )
 
-    async def _login(self, visit: Visit, name: str) -> Reply:
-        source_of(self._parts, name)
-        progress = self._parts.logins.progress(name)
+    async def _login(self, visit: PageRequest, name: str) -> HTTPResponse:
+        oauth_source(self._state, name)
+        progress = self._state.login_sessions.progress(name)
         code = qr_code(progress.verification_uri) if progress and progress.verification_uri else ""
-        return self._pages.page(visit, "signing_in.html", qr=code, **_told(name, progress))
+        return self._pages.page(visit, "signing_in.html", qr=code, **_message_of(name, progress))
 
-    async def _progress(self, visit: Visit, name: str) -> Reply:
-        source_of(self._parts, name)
-        return self._pages.page(visit, "progress.html", **_told(name, self._parts.logins.progress(name)))
+    async def _progress(self, visit: PageRequest, name: str) -> HTTPResponse:
+        oauth_source(self._state, name)
+        return self._pages.page(
+            visit, "progress.html", **_message_of(name, self._state.login_sessions.progress(name))
+        )
 
-    async def _start(self, visit: Visit, name: str) -> Reply:
-        await self._parts.logins.start(source_of(self._parts, name))
+    async def _start(self, visit: PageRequest, name: str) -> HTTPResponse:
+        await self._state.login_sessions.start(oauth_source(self._state, name))
         return redirect(_path(name))
 
-    async def _cancel(self, visit: Visit, name: str) -> Reply:
-        source_of(self._parts, name)
-        await self._parts.logins.cancel(name)
+    async def _cancel(self, visit: PageRequest, name: str) -> HTTPResponse:
+        oauth_source(self._state, name)
+        await self._state.login_sessions.cancel(name)
         return redirect(_path(name))
 
 
-def card(account: Account, state: str, at: float, ahead: float) -> Card:
+def account_card(account: Account, state: str, at: float, ahead: float) -> AccountCard:
     """An account at a moment of Trio's clock, which the wall clock is so much ahead of."""
     status = account.source.status() if isinstance(account.source, OAuthSource) else None
-    rest = account.rests.get("")
-    resting = rest.until + ahead if rest is not None and rest.until > at else None
-    refused = sorted((m, r.until + ahead, r.why) for m, r in account.rests.items() if m and r.until > at)
+    cooldown = account.cooldowns.get("")
+    resting = cooldown.until + ahead if cooldown is not None and cooldown.until > at else None
+    refused = sorted(
+        (m, r.until + ahead, r.reason) for m, r in account.cooldowns.items() if m and r.until > at
+    )
     url = account.source.base_url if isinstance(account.source, StaticKey) else ""
-    return Card(
+    return AccountCard(
         name=account.name,
-        kind="Qwen account" if status else "own server" if account.family == "open" else "key",
+        kind="Qwen account" if status else "own server" if account.provider_family == "open" else "key",
         plan=account.plan,
         host=urlsplit(url).hostname or "",
         state=state,
-        words=_state_words(account, state, status, at),
-        level="good" if state in GOOD else "odd" if state in BUSY else "bad",
+        message=_state_text(account, state, status, at),
+        severity="good" if state in HEALTHY_STATES else "odd" if state in BUSY_STATES else "bad",
         in_flight=account.in_flight,
         requests=account.requests,
         failures=account.failures,
         expires_at=status.expires_at if status else None,
-        resting_until=resting,
-        refused=tuple(refused[:MOST_MODELS]),
+        cooldown_until=resting,
+        refused_models=tuple(refused[:MAX_MODELS]),
         quota=account.quota,
-        quota_reset_at=None if rest is None or rest.reset is None else rest.reset + ahead,
+        quota_reset_at=None if cooldown is None or cooldown.reset_at is None else cooldown.reset_at + ahead,
         last_error=account.last_error,
         last_error_at=account.last_error_at,
-        signs_in=status is not None,
-        pace=tuple(_pace(account, at)),
+        uses_login=status is not None,
+        rate=tuple(_rate_text(account, at)),
         path=_path(account.name),
         allowance=account.allowance,
     )
 
 
-def _state_words(account: Account, state: str, status: Status | None, at: float) -> str:
+def _state_text(account: Account, state: str, status: AccountStatus | None, at: float) -> str:
     """What the state means now."""
     if state == "down":
-        return f"Its server does not answer; asked again in {words.span(account.circuit.wait(at))}."
+        return f"Its server does not answer; asked again in {formatting.format_duration(account.circuit_breaker.wait(at))}."
     if state == "resting":
-        why = account.rests[""].why if "" in account.rests else "a refusal"
-        return f"Resting after {why}; asked again in {words.span(account.resting_until('') - at)}."
+        why = account.cooldowns[""].reason if "" in account.cooldowns else "a refusal"
+        return f"Resting after {why}; asked again in {formatting.format_duration(account.cooldown_until('') - at)}."
     if state == "full":
         return "Has as many requests as it may have at once."
     if state == "paced":
         return "At its limit for this minute."
     if status is not None:
-        return f"{status.words[:1].upper()}{status.words[1:].rstrip('.')}."
+        return f"{status.message[:1].upper()}{status.message[1:].rstrip('.')}."
     return "Ready to serve."
 
 
-def _pace(account: Account, at: float) -> Iterator[Bar]:
+def _rate_text(account: Account, at: float) -> Iterator[Bar]:
     """What this minute has used of the account's own limits."""
-    for bucket, what in ((account.pace.requests, "requests"), (account.pace.tokens, "tokens")):
+    for bucket, what in (
+        (account.rate_limiter.requests, "requests"),
+        (account.rate_limiter.tokens, "tokens"),
+    ):
         if bucket is not None:
-            taken = bucket.capacity - bucket.left(at)
-            yield charts.used("this minute", max(0.0, taken), bucket.capacity, words.number, what)
+            taken = bucket.capacity - bucket.available(at)
+            yield charts.usage_bars(
+                "this minute", max(0.0, taken), bucket.capacity, formatting.format_number, what
+            )
 
 
-def _uses(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, Use]]:
+def _quota_bars(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, UsageRow]]:
     """A question to the ledger: each window's uses by account."""
-    return {name: {use.name: use for use in used(connection, "account", name, now)} for name in WINDOWS}
+    return {name: {use.name: use for use in usage_by(connection, "account", name, now)} for name in WINDOWS}
 
 
-def windows_of(card: Card, uses: Mapping[str, Mapping[str, Use]], now: float) -> list[dict[str, Any]]:
+def windows_of(
+    card: AccountCard, uses: Mapping[str, Mapping[str, UsageRow]], now: float
+) -> list[dict[str, Any]]:
     """What an account has used within each window, against its allowance where one is told."""
     found = []
     for name, window in WINDOWS.items():
-        use = uses[name].get(card.name, Use(card.name, name))
-        bar = charts.used(window.words, use.requests, card.allowance.get(name), words.number, "requests")
-        ends = None if window.rolling else window.ends(now)
+        use = uses[name].get(card.name, UsageRow(card.name, name))
+        bar = charts.usage_bars(
+            window.label, use.requests, card.allowance.get(name), formatting.format_number, "requests"
+        )
+        ends = None if window.rolling else window.end(now)
         found.append({"bar": bar, "tokens": use.tokens, "cost": use.cost, "ends": ends})
     return found
 
@@ -203,7 +219,7 @@ def _path(name: str) -> str:
     return f"/dashboard/accounts/{quote(name, safe='')}/login"
 
 
-def _told(name: str, progress: Progress | None) -> dict[str, Any]:
+def _message_of(name: str, progress: LoginProgress | None) -> dict[str, Any]:
     return {"name": name, "path": _path(name), "progress": progress}
 
 

@@ -13,15 +13,15 @@ from importlib.resources import files
 
 import trio
 
-from qproxy.dashboard.auth import Visit
-from qproxy.dashboard.rendering import Pages
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts
+from qproxy.dashboard.auth import PageRequest
+from qproxy.dashboard.rendering import PageRenderer
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import ServerState
 from qproxy.wire.errors import QproxyError
 
 BASE_URL, MODEL, KEY = "http://127.0.0.1:8787/v1", "qwen3.7-plus", re.compile(r"\bany\b")
 """What stands in a recipe for this server's address, a model and a key."""
-DEMANDED = "YOUR-KEY"
+KEY_PLACEHOLDER = "YOUR-KEY"
 MODELS_SECONDS = 3.0
 """How long the page waits for the servers' lists."""
 CHAT_LAST = re.compile("embedding|rerank|tts|asr|ocr|image|audio|realtime|livetranslate", re.IGNORECASE)
@@ -29,47 +29,47 @@ CHAT_LAST = re.compile("embedding|rerank|tts|asr|ocr|image|audio|realtime|livetr
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ClientRecipe:
     """What to set in one program."""
 
     name: str
     where: str
     """The file, where it is one."""
     text: str
-    then: str = ""
+    note: str = ""
     """A command to run after that."""
 
-    def filled(self, base_url: str, model: str, key: str) -> Recipe:
+    def with_values(self, base_url: str, model: str, key: str) -> ClientRecipe:
         """The recipe for this server."""
 
         def fill(text: str) -> str:
             return KEY.sub(lambda _: key, text).replace(BASE_URL, base_url).replace(MODEL, model)
 
-        return Recipe(self.name, self.where, fill(self.text).strip(), fill(self.then).strip())
+        return ClientRecipe(self.name, self.where, fill(self.text).strip(), fill(self.note).strip())
 
 
-def recipes() -> list[Recipe]:
+def recipes() -> list[ClientRecipe]:
     """Those of the package."""
     text = (files("qproxy.dashboard") / "recipes.toml").read_text(encoding="utf-8")
-    return [Recipe(**entry) for entry in tomllib.loads(text)["recipes"]]
+    return [ClientRecipe(**entry) for entry in tomllib.loads(text)["recipes"]]
 
 
 class ConnectPage:
     """The page."""
 
-    def __init__(self, parts: Parts, pages: Pages) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer) -> None:
+        self._state = state
         self._pages = pages
         self._recipes = recipes()
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/connect", self._view
 
-    async def _view(self, visit: Visit) -> Reply:
-        demanded = self._parts.door.keyring.demanded()
+    async def _view(self, visit: PageRequest) -> HTTPResponse:
+        demanded = self._state.policy.api_keys.required()
         base_url, models = f"{visit.origin}/v1", await self._models()
-        model = self._parts.door.default_model or (models[0] if models else MODEL)
-        key = DEMANDED if demanded else "any"
+        model = self._state.policy.default_model or (models[0] if models else MODEL)
+        key = KEY_PLACEHOLDER if demanded else "any"
         return self._pages.page(
             visit,
             "connect.html",
@@ -78,7 +78,7 @@ class ConnectPage:
             model=model,
             demanded=demanded,
             key=key,
-            recipes=[recipe.filled(base_url, model, key) for recipe in self._recipes],
+            recipes=[recipe.with_values(base_url, model, key) for recipe in self._recipes],
         )
 
     async def _models(self) -> list[str]:
@@ -86,7 +86,7 @@ class ConnectPage:
         found: list[str] = []
         with trio.move_on_after(MODELS_SECONDS):
             try:
-                found = [model.id for model in await self._parts.discovery.models()]
+                found = [model.id for model in await self._state.model_directory.models()]
             except QproxyError:
                 found = []
         return sorted(found, key=lambda name: (bool(CHAT_LAST.search(name)), name))

@@ -16,23 +16,22 @@ from typing import Any, TypeVar
 
 import trio
 
-from qproxy.access import api_keys as keys
-from qproxy.access.api_keys import Budget, Key, KeyFileError
-from qproxy.dashboard import charts
-from qproxy.dashboard import formatting as words
-from qproxy.dashboard.auth import Visit
+from qproxy.access import api_keys
+from qproxy.access.api_keys import ApiKey, KeyFileError, Quota
+from qproxy.dashboard import charts, formatting
+from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Bar
-from qproxy.dashboard.rendering import Pages, redirect
+from qproxy.dashboard.rendering import PageRenderer, redirect
 from qproxy.dashboard.views import ledger
-from qproxy.dashboard.views.ledger import Told
-from qproxy.ledger.usage import Use, used
+from qproxy.dashboard.views.ledger import LedgerUnavailable
+from qproxy.ledger.usage import UsageRow, usage_by
 from qproxy.limits.windows import WINDOWS
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import ServerState
 from qproxy.wire.errors import RequestError
 
 T = TypeVar("T")
-NAME = re.compile(r"[^\x00-\x1f\x7f]{1,60}\Z")
+NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,60}\Z")
 FILE_SECONDS = 5.0
 FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "tokens")
 
@@ -40,56 +39,56 @@ FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "toke
 class KeyPages:
     """The page, and what its forms do."""
 
-    def __init__(self, parts: Parts, pages: Pages, wall: Callable[[], float]) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._state = state
         self._pages = pages
-        self._wall = wall
+        self._wall_clock = wall_clock
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/keys", self._list
         yield "POST", "/keys", self._create
         yield "POST", "/keys/revoke", self._revoke
 
-    async def _list(self, visit: Visit) -> Reply:
+    async def _list(self, visit: PageRequest) -> HTTPResponse:
         return await self._page(visit)
 
-    async def _create(self, visit: Visit) -> Reply:
+    async def _create(self, visit: PageRequest) -> HTTPResponse:
         path = self._path()
         try:
-            wanted = fields(visit.form, self._wall())
-            key, secret = await _in_time(partial(keys.create, path, **wanted))
+            wanted = key_form_fields(visit.form, self._wall_clock())
+            key, secret = await _within_timeout(partial(api_keys.create, path, **wanted))
         except ValueError as error:
             return await self._page(visit, 400, complaint=str(error))
         except KeyFileError as error:
             return await self._page(visit, 409, complaint=str(error))
         return await self._page(visit, 201, made=key, secret=secret)
 
-    async def _revoke(self, visit: Visit) -> Reply:
+    async def _revoke(self, visit: PageRequest) -> HTTPResponse:
         try:
-            await _in_time(partial(keys.revoke, self._path(), visit.form.get("id", "")))
+            await _within_timeout(partial(api_keys.revoke, self._path(), visit.form.get("id", "")))
         except KeyFileError as error:
             return await self._page(visit, 409, complaint=str(error))
         return redirect("/dashboard/keys")
 
     def _path(self) -> Path:
-        path = self._parts.door.keyring.path
+        path = self._state.policy.api_keys.path
         if path is None:
             raise RequestError("This server has no file of keys (the setting keys_file).", code="no_key_file")
         return path
 
     async def _page(
         self,
-        visit: Visit,
+        visit: PageRequest,
         status: int = 200,
         *,
         complaint: str = "",
-        made: Key | None = None,
+        made: ApiKey | None = None,
         secret: str = "",
-    ) -> Reply:
-        keyring, now = self._parts.door.keyring, self._wall()
-        known = sorted(keyring.known(), key=lambda key: (key.state(now) != "active", -key.created))
-        found = await ledger.ask(self._parts, partial(_uses, now=now))
-        uses = {} if isinstance(found, Told) else found
+    ) -> HTTPResponse:
+        keyring, now = self._state.policy.api_keys, self._wall_clock()
+        known = sorted(keyring.has_file_keys(), key=lambda key: (key.status(now) != "active", -key.created))
+        found = await ledger.ask(self._state, partial(_usage_bars, now=now))
+        uses = {} if isinstance(found, LedgerUnavailable) else found
         return self._pages.page(
             visit,
             "keys.html",
@@ -105,7 +104,7 @@ class KeyPages:
         )
 
 
-async def _in_time(change: Callable[[], T]) -> T:
+async def _within_timeout(change: Callable[[], T]) -> T:
     """Change the file in a thread; a RequestError when somebody else has its lock for too long."""
     with trio.move_on_after(FILE_SECONDS):
         return await trio.to_thread.run_sync(change, abandon_on_cancel=True)
@@ -115,19 +114,19 @@ async def _in_time(change: Callable[[], T]) -> T:
     )  # fmt: skip
 
 
-def fields(form: Mapping[str, str], now: float) -> dict[str, Any]:
+def key_form_fields(form: Mapping[str, str], now: float) -> dict[str, Any]:
     """A new key's fields from a form; ValueError says what is wrong with one."""
     given = {name: form.get(name, "").strip() for name in FIELDS}
-    if not NAME.match(given["name"]):
+    if not NAME_PATTERN.match(given["name"]):
         raise ValueError("A key needs a name of at most 60 characters.")
     if given["window"] and given["window"] not in WINDOWS:
         raise ValueError("There is no such window for a budget.")
     numbers = {name: _count(given[name], name) for name in ("rpm", "tpm", "requests", "tokens")}
-    budgets: tuple[Budget, ...] = ()
+    budgets: tuple[Quota, ...] = ()
     if numbers["requests"] or numbers["tokens"]:
         if not given["window"]:
             raise ValueError("A budget needs a window.")
-        budgets = (Budget(given["window"], numbers["requests"], numbers["tokens"]),)
+        budgets = (Quota(given["window"], numbers["requests"], numbers["tokens"]),)
     return {
         "name": given["name"],
         "expires": _end(given["expires"], now),
@@ -150,7 +149,7 @@ def _end(text: str, now: float) -> int | None:
     if not text:
         return None
     try:
-        end = keys.until(text, now)
+        end = api_keys.parse_expiry(text, now)
     except ValueError:
         raise ValueError("A key ends after a span (30d, 12h) or on a date (2027-01-31).") from None
     if not now < end < 1e11:
@@ -158,13 +157,13 @@ def _end(text: str, now: float) -> int | None:
     return end
 
 
-def _uses(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, Use]]:
+def _usage_bars(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, UsageRow]]:
     """A question to the ledger: each window's uses by key."""
-    return {name: {use.name: use for use in used(connection, "key", name, now)} for name in WINDOWS}
+    return {name: {use.name: use for use in usage_by(connection, "key", name, now)} for name in WINDOWS}
 
 
-def _row(key: Key, uses: Mapping[str, Mapping[str, Use]], now: float) -> dict[str, Any]:
-    state = key.state(now)
+def _row(key: ApiKey, uses: Mapping[str, Mapping[str, UsageRow]], now: float) -> dict[str, Any]:
+    state = key.status(now)
     month = uses.get("month", {}).get(key.label)
     return {
         "key": key,
@@ -177,11 +176,11 @@ def _row(key: Key, uses: Mapping[str, Mapping[str, Use]], now: float) -> dict[st
     }
 
 
-def _bars(key: Key, budget: Budget, uses: Mapping[str, Mapping[str, Use]]) -> Iterator[Bar]:
+def _bars(key: ApiKey, budget: Quota, uses: Mapping[str, Mapping[str, UsageRow]]) -> Iterator[Bar]:
     """What is used of a budget."""
-    use = uses.get(budget.window, {}).get(key.label) or Use(key.label, budget.window)
-    label = WINDOWS[budget.window].words
+    use = uses.get(budget.window, {}).get(key.label) or UsageRow(key.label, budget.window)
+    label = WINDOWS[budget.window].label
     if budget.requests is not None:
-        yield charts.used(label, use.requests, budget.requests, words.number, "requests")
+        yield charts.usage_bars(label, use.requests, budget.requests, formatting.format_number, "requests")
     if budget.tokens is not None:
-        yield charts.used(label, use.tokens, budget.tokens, words.number, "tokens")
+        yield charts.usage_bars(label, use.tokens, budget.tokens, formatting.format_number, "tokens")

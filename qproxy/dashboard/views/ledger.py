@@ -7,28 +7,28 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from qproxy.ledger import LedgerError, history
-from qproxy.server.state import Parts
+from qproxy.server.state import ServerState
 
 T = TypeVar("T")
-OFF = "There is no ledger: the setting `ledger` is none."
+LEDGER_OFF = "There is no ledger: the setting `ledger` is none."
 
 
-class Told(NamedTuple):
+class LedgerUnavailable(NamedTuple):
     """What a page says where the ledger has no answer; "" where it has."""
 
-    words: str
+    message: str
 
 
-async def ask(parts: Parts, question: Callable[[sqlite3.Connection], T]) -> T | Told:
+async def ask(state: ServerState, question: Callable[[sqlite3.Connection], T]) -> T | LedgerUnavailable:
     """What a question gives, or why it has no answer."""
-    if parts.ledger is None:
-        return Told(OFF)
+    if state.ledger is None:
+        return LedgerUnavailable(LEDGER_OFF)
     try:
-        return await parts.ledger.ask(lambda connection: _within_bounds(connection, question))
+        return await state.ledger.query(lambda connection: _with_timeout(connection, question))
     except LedgerError as error:
-        return Told(f"The ledger has no answer: {error}")
+        return LedgerUnavailable(f"The ledger has no answer: {error}")
 
 
-def _within_bounds(connection: sqlite3.Connection, question: Callable[[sqlite3.Connection], T]) -> T:
-    with history.bounded(connection):
+def _with_timeout(connection: sqlite3.Connection, question: Callable[[sqlite3.Connection], T]) -> T:
+    with history.query_timeout(connection):
         return question(connection)

@@ -12,42 +12,41 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qproxy.dashboard import charts
-from qproxy.dashboard import formatting as words
-from qproxy.dashboard.auth import Visit
+from qproxy.dashboard import charts, formatting
+from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Chart
-from qproxy.dashboard.rendering import Pages
+from qproxy.dashboard.rendering import PageRenderer
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.accounts import AccountPages
-from qproxy.dashboard.views.ledger import Told
-from qproxy.dashboard.views.requests import lines
+from qproxy.dashboard.views.ledger import LedgerUnavailable
+from qproxy.dashboard.views.requests import request_rows
 from qproxy.ledger import history
-from qproxy.ledger.history import Slot, Speed
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts
-from qproxy.telemetry.records import Record
+from qproxy.ledger.history import LatencySlot, TimeSlot
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import ServerState
+from qproxy.telemetry.records import RequestRecord
 
 RECENT = 8
-MOST_LIVE = 50
+MAX_LIVE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class ChartPeriod:
     """A span of time that can be looked at."""
 
     name: str
-    words: str
+    label: str
     seconds: float
-    pieces: int
+    slots: int
 
 
 PERIODS = {
     period.name: period
     for period in (
-        Period("1h", "hour", 3600, 60),
-        Period("24h", "24 hours", 86400, 48),
-        Period("7d", "7 days", 7 * 86400, 56),
-        Period("30d", "30 days", 30 * 86400, 60),
+        ChartPeriod("1h", "hour", 3600, 60),
+        ChartPeriod("24h", "24 hours", 86400, 48),
+        ChartPeriod("7d", "7 days", 7 * 86400, 56),
+        ChartPeriod("30d", "30 days", 30 * 86400, 60),
     )
 }
 STATES = {
@@ -58,7 +57,7 @@ STATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveRequest:
     """A request under way."""
 
     id: str
@@ -67,29 +66,29 @@ class Live:
     key: str
     model: str
     account: str
-    doing: str
+    activity: str
 
 
 class OverviewPages:
     """The page, and the part of it that moves."""
 
-    def __init__(self, parts: Parts, pages: Pages, wall: Callable[[], float]) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._state = state
         self._pages = pages
-        self._wall = wall
-        self._accounts = AccountPages(parts, pages, wall)
+        self._wall_clock = wall_clock
+        self._accounts = AccountPages(state, pages, wall_clock)
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "", self._page
         yield "GET", "/live", self._live
 
-    async def _page(self, visit: Visit) -> Reply:
-        period, now = PERIODS.get(visit.query.get("period", ""), PERIODS["24h"]), self._wall()
-        found = await ledger.ask(self._parts, partial(_history, now=now, period=period))
-        recent = await ledger.ask(self._parts, partial(history.requests, limit=RECENT))
+    async def _page(self, visit: PageRequest) -> HTTPResponse:
+        period, now = PERIODS.get(visit.query.get("period", ""), PERIODS["24h"]), self._wall_clock()
+        found = await ledger.ask(self._state, partial(_history, now=now, period=period))
+        recent = await ledger.ask(self._state, partial(history.recent_requests, limit=RECENT))
         drawn, totals = (
             ([], None)
-            if isinstance(found, Told)
+            if isinstance(found, LedgerUnavailable)
             else (_charts(*found[:2], period), _totals(found[0], found[2]))
         )
         return self._pages.page(
@@ -99,23 +98,23 @@ class OverviewPages:
             periods=PERIODS.values(),
             charts=drawn,
             totals=totals,
-            trouble=found.words if isinstance(found, Told) else "",
-            recent=[] if isinstance(recent, Told) else lines(recent),
+            trouble=found.message if isinstance(found, LedgerUnavailable) else "",
+            recent=[] if isinstance(recent, LedgerUnavailable) else request_rows(recent),
             accounts=self._accounts.cards(now),
             now=now,
-            **self._moving(),
+            **self._in_flight_rows(),
         )
 
-    async def _live(self, visit: Visit) -> Reply:
-        return self._pages.page(visit, "live.html", **self._moving())
+    async def _live(self, visit: PageRequest) -> HTTPResponse:
+        return self._pages.page(visit, "live.html", **self._in_flight_rows())
 
-    def _moving(self) -> dict[str, Any]:
-        health = self._parts.health()
-        live = [_live(record) for record in self._parts.counts.live.values() if record.story.model]
+    def _in_flight_rows(self) -> dict[str, Any]:
+        health = self._state.health()
+        live = [_live(record) for record in self._state.counters.in_flight.values() if record.relay.model]
         return {
-            "live": live[-MOST_LIVE:][::-1],
+            "live": live[-MAX_LIVE:][::-1],
             "under_way": len(live),
-            "waiting": self._parts.admission.waiting + self._parts.relay.accounts.waiting,
+            "waiting": self._state.concurrency.queue_size + self._state.relay.accounts.queue_size,
             "health": STATES[health.state],
             "well": health.ready,
             "usable": health.usable,
@@ -123,15 +122,15 @@ class OverviewPages:
         }
 
 
-def _live(record: Record) -> Live:
-    story = record.story
+def _live(record: RequestRecord) -> LiveRequest:
+    story = record.relay
     if record.first_byte is not None and record.stream:
-        doing = f"streaming, {words.plural(record.pieces, 'event')}"
-    elif story.tries:
-        doing = "waiting for the answer" + (f", try {story.tries}" if story.tries > 1 else "")
+        doing = f"streaming, {formatting.plural(record.chunks, 'event')}"
+    elif story.attempts:
+        doing = "waiting for the answer" + (f", try {story.attempts}" if story.attempts > 1 else "")
     else:
         doing = "waiting for an account"
-    return Live(
+    return LiveRequest(
         record.id,
         record.seconds,
         record.endpoint,
@@ -143,22 +142,26 @@ def _live(record: Record) -> Live:
 
 
 def _history(
-    connection: sqlite3.Connection, *, now: float, period: Period
-) -> tuple[list[Slot], list[Speed], Speed]:
+    connection: sqlite3.Connection, *, now: float, period: ChartPeriod
+) -> tuple[list[TimeSlot], list[LatencySlot], LatencySlot]:
     """A question to the ledger: sums and speeds along time, and the speed of all."""
-    span, pieces = (now - period.seconds, now + 1), period.pieces
-    whole = history.speeds(connection, *span, 1)[0]
-    return history.slots(connection, *span, pieces), history.speeds(connection, *span, pieces), whole
+    span, pieces = (now - period.seconds, now + 1), period.slots
+    whole = history.latency_slots(connection, *span, 1)[0]
+    return (
+        history.time_slots(connection, *span, pieces),
+        history.latency_slots(connection, *span, pieces),
+        whole,
+    )
 
 
-def _totals(slots: list[Slot], whole: Speed) -> dict[str, Any]:
+def _totals(slots: list[TimeSlot], whole: LatencySlot) -> dict[str, Any]:
     """The sums of a span, and its speed."""
     requests, failed = sum(slot.requests for slot in slots), sum(slot.failed for slot in slots)
     return {
         "requests": requests,
         "failed": failed,
         "rate": f"{failed / requests:.1%}" if requests else "–",
-        "left": sum(slot.left for slot in slots),
+        "left": sum(slot.disconnected for slot in slots),
         "prompt_tokens": sum(slot.prompt_tokens for slot in slots),
         "completion_tokens": sum(slot.completion_tokens for slot in slots),
         "cost": sum(slot.cost for slot in slots),
@@ -166,16 +169,27 @@ def _totals(slots: list[Slot], whole: Speed) -> dict[str, Any]:
     }
 
 
-def _charts(slots: list[Slot], speeds: list[Speed], period: Period) -> list[Chart]:
-    times = [words.clock(slot.begins, period.seconds) for slot in slots]
-    if period.seconds > 2 * words.DAY:
-        times = [f"{when} {words.clock(slot.begins, 0)}" for when, slot in zip(times, slots, strict=True)]
-    outcomes = [(slot.ok, slot.left, slot.failed) for slot in slots]
+def _charts(slots: list[TimeSlot], speeds: list[LatencySlot], period: ChartPeriod) -> list[Chart]:
+    times = [formatting.format_clock(slot.start, period.seconds) for slot in slots]
+    if period.seconds > 2 * formatting.DAY:
+        times = [
+            f"{when} {formatting.format_clock(slot.start, 0)}"
+            for when, slot in zip(times, slots, strict=True)
+        ]
+    outcomes = [(slot.ok, slot.disconnected, slot.failed) for slot in slots]
     tokens = [(slot.prompt_tokens, slot.completion_tokens) for slot in slots]
     return [
-        charts.bars("Requests", ("answered", "left by the client", "failed"), times, outcomes, words.number),
-        charts.bars("Tokens", ("in", "out"), times, tokens, words.number),
-        charts.bars("Errors", ("failed",), times, [(slot.failed,) for slot in slots], words.number),
+        charts.stacked_bars(
+            "Requests",
+            ("answered", "left by the client", "failed"),
+            times,
+            outcomes,
+            formatting.format_number,
+        ),
+        charts.stacked_bars("Tokens", ("in", "out"), times, tokens, formatting.format_number),
+        charts.stacked_bars(
+            "Errors", ("failed",), times, [(slot.failed,) for slot in slots], formatting.format_number
+        ),
         _latency("Time to the first event", times, [speed.first_byte for speed in speeds]),
         _latency("Whole time", times, [speed.total for speed in speeds]),
     ]
@@ -183,4 +197,6 @@ def _charts(slots: list[Slot], speeds: list[Speed], period: Period) -> list[Char
 
 def _latency(name: str, times: list[str], pairs: list[tuple[float, float] | None]) -> Chart:
     values = [pair or (None, None) for pair in pairs]
-    return charts.steps(name, ("median", "95th percentile"), times, values, words.milliseconds)
+    return charts.step_chart(
+        name, ("median", "95th percentile"), times, values, formatting.format_milliseconds
+    )

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from qproxy.dashboard import summaries as stories
-from qproxy.dashboard.auth import Visit
-from qproxy.dashboard.rendering import Pages
+from qproxy.dashboard import summaries
+from qproxy.dashboard.auth import PageRequest
+from qproxy.dashboard.rendering import PageRenderer
 from qproxy.dashboard.views import ledger
-from qproxy.dashboard.views.ledger import Told
+from qproxy.dashboard.views.ledger import LedgerUnavailable
 from qproxy.ledger import history
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import ServerState
 from qproxy.wire.errors import RequestError
 
 PAGE = 50
@@ -27,22 +27,22 @@ PAGE = 50
 class RequestPages:
     """The list and the stories."""
 
-    def __init__(self, parts: Parts, pages: Pages, wall: Callable[[], float]) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._state = state
         self._pages = pages
-        self._wall = wall
+        self._wall_clock = wall_clock
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/requests", self._list
         yield "GET", "/requests/<id>", self._one
 
-    async def _list(self, visit: Visit) -> Reply:
+    async def _list(self, visit: PageRequest) -> HTTPResponse:
         only = {name: visit.query[name] for name in history.COLUMNS if visit.query.get(name)}
         question = partial(
-            history.requests, limit=PAGE + 1, before=_cursor(visit.query.get("before", "")), only=only
+            history.recent_requests, limit=PAGE + 1, before=_cursor(visit.query.get("before", "")), only=only
         )
-        found = await ledger.ask(self._parts, question)
-        rows = [] if isinstance(found, Told) else found
+        found = await ledger.ask(self._state, question)
+        rows = [] if isinstance(found, LedgerUnavailable) else found
         older = ""
         if len(rows) > PAGE:
             last = rows[PAGE - 1]
@@ -50,33 +50,35 @@ class RequestPages:
         return self._pages.page(
             visit,
             "requests.html",
-            rows=lines(rows[:PAGE]),
-            trouble=found.words if isinstance(found, Told) else "",
+            rows=request_rows(rows[:PAGE]),
+            trouble=found.message if isinstance(found, LedgerUnavailable) else "",
             only=only,
             columns=history.COLUMNS,
-            outcomes=stories.OUTCOMES,
+            outcomes=summaries.OUTCOMES,
             older=older,
             paged="before" in visit.query,
-            now=self._wall(),
+            now=self._wall_clock(),
         )
 
-    async def _one(self, visit: Visit, id: str) -> Reply:
-        found = await ledger.ask(self._parts, partial(history.request, id=id))
-        if isinstance(found, Told):
-            raise RequestError(found.words, status=503, code="ledger_unavailable")
+    async def _one(self, visit: PageRequest, id: str) -> HTTPResponse:
+        found = await ledger.ask(self._state, partial(history.request_by_id, id=id))
+        if isinstance(found, LedgerUnavailable):
+            raise RequestError(found.message, status=503, code="ledger_unavailable")
         if found is None:
             message = "The ledger knows no such request: it may be under way still, or too old."
             raise RequestError(message, status=404, code="request_not_found")
-        return self._pages.page(visit, "request.html", row=line(found), story=stories.story(found))
+        return self._pages.page(
+            visit, "request.html", row=request_row(found), story=summaries.summarize(found)
+        )
 
 
-def line(row: Mapping[str, Any]) -> dict[str, Any]:
+def request_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its outcome in words."""
-    return {**row, "told": stories.outcome(row), "level": stories.level(row)}
+    return {**row, "told": summaries.outcome_label(row), "level": summaries.level(row)}
 
 
-def lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [line(row) for row in rows]
+def request_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [request_row(row) for row in rows]
 
 
 def _cursor(text: str) -> tuple[float, str] | None:

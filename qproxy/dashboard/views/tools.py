@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from qproxy.dashboard.auth import Visit
-from qproxy.dashboard.rendering import Pages
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts
+from qproxy.dashboard.auth import PageRequest
+from qproxy.dashboard.rendering import PageRenderer
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import ServerState
 from qproxy.tools.tool import Tool
 
-FENCES = {
+SANDBOX_LABELS = {
     "bubblewrap": "in the sandbox",
     "none": "without a fence",
     "elsewhere": "on another server",
@@ -22,32 +22,32 @@ FENCES = {
 class ToolPages:
     """The page."""
 
-    def __init__(self, parts: Parts, pages: Pages) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState, pages: PageRenderer) -> None:
+        self._state = state
         self._pages = pages
 
-    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[Reply]]]]:
+    def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/tools", self._list
 
-    async def _list(self, visit: Visit) -> Reply:
-        toolbox = self._parts.workshop.toolbox
-        tools = sorted(toolbox.tools().values(), key=lambda tool: tool.name)
+    async def _list(self, visit: PageRequest) -> HTTPResponse:
+        registry = self._state.tool_runtime.registry
+        tools = sorted(registry.tools().values(), key=lambda tool: tool.name)
         return self._pages.page(
             visit,
             "tools.html",
             tools=[_row(tool) for tool in tools],
-            sources=[{"label": source.label, "state": source.state} for source in toolbox.sources],
-            site=toolbox.site,
-            limit=self._parts.workshop.limit,
+            sources=[{"label": source.label, "state": source.state} for source in registry.sources],
+            site=registry.sandbox,
+            limit=self._state.tool_runtime.max_rounds,
         )
 
 
 def _row(tool: Tool) -> dict[str, Any]:
-    refusal = tool.refusal
+    refusal = tool.unavailable_reason
     return {
         "tool": tool,
         "about": tool.description.partition("\n")[0],
-        "fence": FENCES.get(tool.fence, tool.fence),
+        "fence": SANDBOX_LABELS.get(tool.isolation, tool.isolation),
         "refusal": refusal,
-        "level": "bad" if refusal else "odd" if tool.offer == "never" else "good",
+        "level": "bad" if refusal else "odd" if tool.policy == "never" else "good",
     }

@@ -12,41 +12,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qproxy.auth import OAuthSource
-from qproxy.auth.device_flow import Progress
-from qproxy.server.http_response import Reply, json
+from qproxy.auth.device_flow import LoginProgress
+from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_policy import Access
-from qproxy.server.state import Parts, Route
+from qproxy.server.state import Route, ServerState
 from qproxy.wire.errors import RequestError
 
 PATH = "/admin/accounts/<name>/login"
 
 
-class SigningIn:
+class AdminLoginRoutes:
     """The views and their routes."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     def routes(self) -> Iterator[Route]:
         for method, view in (("POST", self._start), ("GET", self._progress), ("DELETE", self._cancel)):
             yield Route(PATH, (method,), view, Access.ADMIN, versioned=False)
 
-    async def _start(self, name: str) -> Reply:
-        progress, new = await self._parts.logins.start(source_of(self._parts, name))
+    async def _start(self, name: str) -> HTTPResponse:
+        progress, new = await self._state.login_sessions.start(oauth_source(self._state, name))
         return _answer(name, progress, 201 if new else 200)
 
-    async def _progress(self, name: str) -> Reply:
-        source_of(self._parts, name)
-        return _answer(name, self._parts.logins.progress(name))
+    async def _progress(self, name: str) -> HTTPResponse:
+        oauth_source(self._state, name)
+        return _answer(name, self._state.login_sessions.progress(name))
 
-    async def _cancel(self, name: str) -> Reply:
-        source_of(self._parts, name)
-        return _answer(name, await self._parts.logins.cancel(name))
+    async def _cancel(self, name: str) -> HTTPResponse:
+        oauth_source(self._state, name)
+        return _answer(name, await self._state.login_sessions.cancel(name))
 
 
-def source_of(parts: Parts, name: str) -> OAuthSource:
+def oauth_source(state: ServerState, name: str) -> OAuthSource:
     """The account's source; RequestError when it cannot be signed in."""
-    found = [account for account in parts.relay.accounts.accounts if account.name == name]
+    found = [account for account in state.relay.accounts.accounts if account.name == name]
     if not found:
         raise RequestError(f"There is no account {name[:200]!r}.", status=404, code="account_not_found")
     source = found[0].source
@@ -56,16 +56,16 @@ def source_of(parts: Parts, name: str) -> OAuthSource:
     return source
 
 
-def _answer(name: str, progress: Progress | None, status: int = 200) -> Reply:
+def _answer(name: str, progress: LoginProgress | None, status: int = 200) -> HTTPResponse:
     if progress is None:
         message = f"No sign-in of the account {name!r} is under way or has just ended."
         raise RequestError(message, status=404, code="login_not_found")
     body = {
         "account": name,
         "state": progress.state,
-        "message": progress.words,
+        "message": progress.message,
         "user_code": progress.user_code or None,
         "verification_uri": progress.verification_uri or None,
-        "expires_in": round(progress.left),
+        "expires_in": round(progress.seconds_left),
     }
-    return json(body, status)
+    return json_response(body, status)

@@ -8,51 +8,51 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qproxy.access.rate_limits import estimate_texts
-from qproxy.relay.embeddings import embed
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Pieces, Reply
+from qproxy.relay.embeddings import create_embeddings
+from qproxy.server import request_context
+from qproxy.server.http_response import HTTPResponse, StreamingBody
 from qproxy.server.routes.generate import json_body
-from qproxy.server.state import Parts, Route
-from qproxy.server.usage_limits import charge
+from qproxy.server.state import Route, ServerState
+from qproxy.server.usage_limits import reserve_usage
 from qproxy.wire.endpoints import embeddings
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
-class Embedding:
+class EmbeddingRoutes:
     """The view and its route."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/embeddings", ("POST",), self._view, direct=True)
+        yield Route("/embeddings", ("POST",), self._view, fast_path=True)
 
-    async def _view(self) -> Reply:
-        parts, record, stack = self._parts, current.record(), current.stack()
-        life = parts.lives.one(stack, parts.door.request_timeout)
-        with life.limited():
-            asked = embeddings.decode(await json_body(parts))
-            await charge(parts, asked.model, lambda: (estimate_texts(asked), 0))
-            stack.callback(await parts.admission.enter())
-            found = await embed(parts.relay, asked, record.story)
-            record.first_byte = record.answered = record.seconds
-        pieces = _Pieces(embeddings.pieces(asked, found.vectors, found.tokens))
-        length = embeddings.length(asked, found.vectors, found.tokens)
-        return Reply(pieces, fields={"content-length": str(length)})
+    async def _view(self) -> HTTPResponse:
+        state, record, stack = self._state, request_context.record(), request_context.stack()
+        in_flight = state.in_flight.add(stack, state.policy.request_timeout)
+        with in_flight.deadline_scope():
+            request = embeddings.decode(await json_body(state))
+            await reserve_usage(state, request.model, lambda: (estimate_texts(request), 0))
+            stack.callback(await state.concurrency.acquire())
+            found = await create_embeddings(state.relay, request, record.relay)
+            record.first_byte = record.response_started = record.seconds
+        pieces = _EmbeddingBody(embeddings.iter_body(request, found.vectors, found.tokens))
+        length = embeddings.content_length(request, found.vectors, found.tokens)
+        return HTTPResponse(pieces, headers={"content-length": str(length)})
 
 
-class _Pieces(Pieces):
+class _EmbeddingBody(StreamingBody):
     """A body in pieces that are there already."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
+        self._chunks = iter(pieces)
 
     async def __anext__(self) -> bytes:
         joined = bytearray()
-        for piece in self._pieces:
+        for piece in self._chunks:
             joined += piece
-            if len(joined) >= PIECE_BYTES:
+            if len(joined) >= CHUNK_BYTES:
                 break
         if not joined:
             raise StopAsyncIteration

@@ -14,15 +14,14 @@ from functools import partial
 from typing import Any
 
 from qproxy.access.rate_limits import estimate
-from qproxy.relay.event_stream import MAX_EVENTS, Pulled, apart
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply
-from qproxy.server.in_flight import Life
-from qproxy.server.state import Parts, Route
-from qproxy.server.streaming import Stream, note
-from qproxy.server.usage_limits import charge
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import raw_json as verbatim
+from qproxy.relay.event_stream import MAX_EVENTS, EventStream, apart
+from qproxy.server import request_context
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.in_flight import InFlightRequest
+from qproxy.server.state import Route, ServerState
+from qproxy.server.streaming import SSEBody, record_events
+from qproxy.server.usage_limits import reserve_usage
+from qproxy.wire import json_codec, raw_json
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 from qproxy.wire.json_codec import LARGE
@@ -31,101 +30,114 @@ STREAM_TYPE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-class Memory:
+class NoHistory:
     """What one request knows of earlier ones and leaves to later ones: this one nothing.
 
     It is made in the request's context, and used after it too: a stream outlives it.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
 
-    async def recall(self, body: Any) -> dict[str, Any]:
+    async def load(self, body: Any) -> dict[str, Any]:
         """What the request needs of earlier ones: further arguments for the endpoint's `decode`."""
         return {}
 
-    async def keep(self, turn: Turn, answer: dict[str, Any]) -> None:
+    async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
         """Remember a whole answer.  What goes wrong here is not the answer's fault: nothing is raised."""
 
-    async def ended(self, turn: Turn, encoder: StreamEncoder) -> None:
+    async def save_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
         """Remember a streamed answer, before its last bytes go out.  As `keep`, nothing is raised."""
 
 
-class Asking:
+class GenerationRoutes:
     """The views and their routes."""
 
-    def __init__(self, parts: Parts, memories: Mapping[str, Callable[[Parts], Memory]] | None = None) -> None:
-        self._parts = parts
-        self._memories = memories or {}
+    def __init__(
+        self, state: ServerState, memories: Mapping[str, Callable[[ServerState], NoHistory]] | None = None
+    ) -> None:
+        self._state = state
+        self._histories = memories or {}
         """What makes the memory of a request, for the endpoints that have one, by path."""
 
     def routes(self) -> Iterator[Route]:
         for endpoint in ENDPOINTS:
-            yield Route(endpoint.path, ("POST",), self._view(endpoint), direct=True)
+            yield Route(endpoint.path, ("POST",), self._view(endpoint), fast_path=True)
 
-    def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[Reply]]:
-        async def view() -> Reply:
-            parts, record, stack = self._parts, current.record(), current.stack()
-            memory = self._memories.get(endpoint.path, Memory)(parts)
-            life = parts.lives.one(stack, parts.door.request_timeout)
-            with life.limited():
+    def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[HTTPResponse]]:
+        async def view() -> HTTPResponse:
+            state, record, stack = self._state, request_context.record(), request_context.stack()
+            memory = self._histories.get(endpoint.path, NoHistory)(state)
+            in_flight = state.in_flight.add(stack, state.policy.request_timeout)
+            with in_flight.deadline_scope():
                 turn = await self._turn(endpoint, memory)
                 record.stream = turn.stream
-                equipped, tools = parts.workshop.equip(
+                equipped, tools = state.tool_runtime.prepare(
                     turn,
-                    current.client(),
-                    stands_for=parts.door.aliases.resolve(turn.model),
-                    remembers=not endpoint.shows_tools,
+                    request_context.api_key(),
+                    stands_for=state.policy.aliases.resolve(turn.model),
+                    remembers=not endpoint.exposes_server_tools,
                 )
-                await charge(parts, turn.model, _guess(equipped))
-                stack.callback(await parts.admission.enter())
-                answer = await parts.workshop.answer(
-                    parts.relay, equipped, tools, record.story, stack, current.nursery
+                await reserve_usage(state, turn.model, _estimate(equipped))
+                stack.callback(await state.concurrency.acquire())
+                answer = await state.tool_runtime.start(
+                    state.relay, equipped, tools, record.relay, stack, request_context.nursery
                 )
                 record.first_byte = record.seconds
                 if not turn.stream:
                     return await self._whole(endpoint, memory, turn, answer)
-            return self._streamed(endpoint, memory, turn.without_prompt(), answer, life)
+            return self._stream(endpoint, memory, turn.without_prompt(), answer, in_flight)
 
         return view
 
-    async def _turn(self, endpoint: Endpoint, memory: Memory) -> Turn:
-        body, door = await json_body(self._parts), self._parts.door
+    async def _turn(self, endpoint: Endpoint, memory: NoHistory) -> Turn:
+        body, policy = await json_body(self._state), self._state.policy
         decode = partial(
             endpoint.decode,
             body,
             id=endpoint.id_prefix + secrets.token_hex(12),
             created=int(time.time()),
-            default_model=door.default_model,
-            max_messages=door.max_messages,
-            **await memory.recall(body),
+            default_model=policy.default_model,
+            max_messages=policy.max_messages,
+            **await memory.load(body),
         )
-        is_large = isinstance(body, verbatim.Body) and body.texts.size > LARGE
+        is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
         return await apart(decode) if is_large else decode()
 
-    async def _whole(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled) -> Reply:
-        record, bodies = current.record(), self._parts.bodies
-        events = await answer.all()
-        note(record, events)
-        record.answered = record.seconds
+    async def _whole(
+        self, endpoint: Endpoint, memory: NoHistory, turn: Turn, answer: EventStream
+    ) -> HTTPResponse:
+        record, bodies = request_context.record(), self._state.body_logger
+        events = await answer.read_all()
+        record_events(record, events)
+        record.response_started = record.seconds
         many = len(events) > MAX_EVENTS
-        whole = await apart(endpoint.whole, turn, events) if many else endpoint.whole(turn, events)
-        await memory.keep(turn, whole)
-        data = await apart(jsontext.dumps, whole) if many else jsontext.dumps(whole)
+        whole = await apart(endpoint.response, turn, events) if many else endpoint.response(turn, events)
+        await memory.save(turn, whole)
+        data = await apart(json_codec.dumps, whole) if many else json_codec.dumps(whole)
         if bodies:
-            bodies.answered(record, data)
-        return Reply(data)
+            bodies.log_response(record, data)
+        return HTTPResponse(data)
 
-    def _streamed(self, endpoint: Endpoint, memory: Memory, turn: Turn, answer: Pulled, life: Life) -> Reply:
-        record, parts, encoder = current.record(), self._parts, endpoint.encoder(turn)
-        ended = partial(memory.ended, turn, encoder)
-        body = Stream(answer, encoder, record, life, keep_alive=parts.door.keep_alive, ended=ended)
-        if parts.bodies:
-            body.copies_to(current.stack().enter_context(closing(parts.bodies.streaming(record))))
-        return Reply(body, content_type=STREAM_TYPE, fields=dict(STREAM_HEADERS))
+    def _stream(
+        self,
+        endpoint: Endpoint,
+        memory: NoHistory,
+        turn: Turn,
+        answer: EventStream,
+        in_flight: InFlightRequest,
+    ) -> HTTPResponse:
+        record, state, encoder = request_context.record(), self._state, endpoint.encoder(turn)
+        ended = partial(memory.save_stream, turn, encoder)
+        body = SSEBody(
+            answer, encoder, record, in_flight, keep_alive=state.policy.keep_alive_interval, ended=ended
+        )
+        if state.body_logger:
+            body.log_to(request_context.stack().enter_context(closing(state.body_logger.streaming(record))))
+        return HTTPResponse(body, content_type=STREAM_TYPE, headers=dict(STREAM_HEADERS))
 
 
-def _guess(turn: Turn) -> Callable[[], tuple[int, int]]:
+def _estimate(turn: Turn) -> Callable[[], tuple[int, int]]:
     """`estimate`, made now for a stream: it does not keep its prompt for as long as it lasts."""
     if not turn.stream:
         return partial(estimate, turn)
@@ -133,12 +145,12 @@ def _guess(turn: Turn) -> Callable[[], tuple[int, int]]:
     return lambda: estimated
 
 
-async def json_body(parts: Parts) -> Any:
+async def json_body(state: ServerState) -> Any:
     """The request's body as JSON; a RequestError says what is wrong with it."""
-    headers = current.headers()
+    headers = request_context.headers()
     mimetype = (headers.get("content-type") or "").partition(";")[0].strip().lower()
-    parts.door.check_type(mimetype, from_page="origin" in headers)
-    data = await current.body()
-    if parts.bodies:
-        parts.bodies.asked(current.record(), data)
-    return await apart(parts.door.parse, data) if len(data) > LARGE else parts.door.parse(data)
+    state.policy.check_content_type(mimetype, from_page="origin" in headers)
+    data = await request_context.body()
+    if state.body_logger:
+        state.body_logger.log_request(request_context.record(), data)
+    return await apart(state.policy.parse_json, data) if len(data) > LARGE else state.policy.parse_json(data)

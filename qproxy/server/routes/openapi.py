@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from qproxy.server.http_response import Reply, json
+from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_policy import JSON_TYPE, Access
-from qproxy.server.state import Family, Parts, Route
+from qproxy.server.state import Route, RouteGroup, ServerState
 from qproxy.version import VERSION
 from qproxy.wire.endpoints import ENDPOINTS
-from qproxy.wire.endpoints.request_schemas import BODIES
+from qproxy.wire.endpoints.request_schemas import REQUEST_SCHEMAS
 
 _PARAMETER = re.compile(r"<(?:[^<>:]+:)?([^<>:]+)>")
-_ASKS = frozenset(endpoint.path for endpoint in ENDPOINTS)
+_TAKES_BODY = frozenset(endpoint.path for endpoint in ENDPOINTS)
 """The paths whose answers come whole or as a stream."""
 _TEXT = {"type": "string"}
 _ERROR = {
@@ -37,7 +37,7 @@ _ERROR = {
         }
     },
 }
-_REFUSED = {"$ref": "#/components/responses/Error"}
+_ERROR_RESPONSES = {"$ref": "#/components/responses/Error"}
 _SCHEMES = {
     "key": {
         "type": "http",
@@ -49,24 +49,24 @@ _SCHEMES = {
 }
 
 
-class Describing:
+class OpenApiRoutes:
     """The document's route."""
 
-    def __init__(self, parts: Parts, families: Sequence[Family]) -> None:
-        self._parts = parts
-        self._families = families
+    def __init__(self, state: ServerState, families: Sequence[RouteGroup]) -> None:
+        self._state = state
+        self._route_groups = families
 
     def routes(self) -> Iterator[Route]:
         yield Route("/openapi.json", ("GET",), self._view, Access.OPEN, versioned=False)
 
-    async def _view(self) -> Reply:
+    async def _view(self) -> HTTPResponse:
         routes = (
             route
-            for family in self._families
+            for family in self._route_groups
             for route in family.routes()
             if route.access is not Access.SESSION  # pages for people are no part of an API
         )
-        return json(document(routes, keys=self._parts.door.keyring.demanded()))
+        return json_response(document(routes, keys=self._state.policy.api_keys.required()))
 
 
 def document(routes: Iterable[Route], *, keys: bool) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def document(routes: Iterable[Route], *, keys: bool) -> dict[str, Any]:
 
 
 def _operation(route: Route, path: str, method: str, keys: bool) -> dict[str, Any]:
-    asks = route.path in _ASKS
-    words = re.findall(r"[A-Za-z0-9]+", path)
+    asks = route.path in _TAKES_BODY
+    text = re.findall(r"[A-Za-z0-9]+", path)
     operation: dict[str, Any] = {
-        "operationId": "_".join([method.lower(), *words]),
+        "operationId": "_".join([method.lower(), *text]),
         "security": _security(route.access, keys),
-        "responses": {"200": _answer(asks), "4XX": _REFUSED, "5XX": _REFUSED},
+        "responses": {"200": _answer(asks), "4XX": _ERROR_RESPONSES, "5XX": _ERROR_RESPONSES},
     }
     names = _PARAMETER.findall(path)
     if names:
@@ -105,8 +105,8 @@ def _operation(route: Route, path: str, method: str, keys: bool) -> dict[str, An
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
-    if asks or route.path in BODIES:
-        schema = BODIES.get(route.path, {"type": "object"})
+    if asks or route.path in REQUEST_SCHEMAS:
+        schema = REQUEST_SCHEMAS.get(route.path, {"type": "object"})
         operation["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": schema}}}
     return operation
 

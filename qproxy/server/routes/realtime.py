@@ -15,18 +15,18 @@ from collections.abc import Iterator
 import trio
 from quart import websocket
 
-from qproxy.relay.realtime import Ending, Session, connect, stopped
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply
-from qproxy.server.state import Parts, Route
-from qproxy.server.usage_limits import charge, charge_more
+from qproxy.relay.realtime import RealtimeSession, SessionEnd, connect_upstream, end_for_error
+from qproxy.server import request_context
+from qproxy.server.http_response import HTTPResponse
+from qproxy.server.state import Route, ServerState
+from qproxy.server.usage_limits import extend_usage, reserve_usage
 from qproxy.wire.errors import QproxyError, RequestError
-from qproxy.wire.realtime import Translation
+from qproxy.wire.realtime import SessionTranslator
 
 PROTOCOL = "realtime"
 """OpenAI's sub-protocol, chosen where it is offered."""
-BETA_PROTOCOL, BETA_FIELD = "openai-beta.realtime-v1", "realtime=v1"
-SWITCHED = 101
+BETA_PROTOCOL, BETA_HEADER = "openai-beta.realtime-v1", "realtime=v1"
+SWITCHING_PROTOCOLS = 101
 MAX_REASON = 120
 """Bytes of a close frame's words (RFC 6455 5.5)."""
 
@@ -35,7 +35,7 @@ class _Client:
     """The client's end, as Quart has it."""
 
     async def receive(self) -> str | bytes:
-        current.listen()
+        request_context.allow_receive()
         message: str | bytes = await websocket.receive()
         return message
 
@@ -43,74 +43,81 @@ class _Client:
         await websocket.send(text)
 
 
-class Realtime:
+class RealtimeRoutes:
     """The view and its route."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     def routes(self) -> Iterator[Route]:
         yield Route("/realtime", (), self._view, websocket=True)
-        yield Route("/realtime", ("GET",), self._plain)
+        yield Route("/realtime", ("GET",), self._reject_http)
 
-    async def _plain(self) -> Reply:
+    async def _reject_http(self) -> HTTPResponse:
         """For who asks without a WebSocket's handshake."""
         message = "This path speaks WebSocket only (RFC 6455, or RFC 8441 over HTTP/2)."
         raise RequestError(message, status=426, code="websocket_required")
 
     async def _view(self) -> None:
-        parts, record, stack = self._parts, current.record(), current.stack()
-        bounds = parts.speech.bounds
-        life = parts.lives.one(stack, bounds.timeout)
-        with life.limited():
-            model = websocket.args.get("model") or parts.door.default_model
+        state, record, stack = self._state, request_context.record(), request_context.stack()
+        bounds = state.realtime.bounds
+        in_flight = state.in_flight.add(stack, bounds.timeout)
+        with in_flight.deadline_scope():
+            model = websocket.args.get("model") or state.policy.default_model
             if not model:
                 raise RequestError("you must provide a model parameter", param="model")
-            await charge(parts, model, lambda: (0, 0))
-            stack.callback(await parts.admission.enter())
-            server, first = await connect(parts.relay, model, bounds, record.story, stack, current.nursery())
-        translation = Translation(
+            await reserve_usage(state, model, lambda: (0, 0))
+            stack.callback(await state.concurrency.acquire())
+            server, first = await connect_upstream(
+                state.relay, model, bounds, record.relay, stack, request_context.nursery()
+            )
+        translation = SessionTranslator(
             model,
             modern=not _wants_beta(),
-            voices=parts.speech.voices,
-            strict=parts.relay.policy.strict_params,
+            voices=state.realtime.voices,
+            strict=state.relay.policy.strict_params,
             event_prefix=f"event_{secrets.token_hex(8)}_",
         )
 
         async def pays(minutes: int) -> None:
-            await charge_more(parts, translation.seen.tokens, minutes)
+            await extend_usage(state, translation.usage.tokens, minutes)
 
-        session = Session(_Client(), server, translation, bounds, pays=pays)
+        session = RealtimeSession(_Client(), server, translation, bounds, pays=pays)
         offered = websocket.requested_subprotocols
         await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
-        record.status, record.stream, record.first_byte, record.outcome = SWITCHED, True, record.seconds, "ok"
-        stack.callback(_note, translation, record.overhead)
+        record.status, record.stream, record.first_byte, record.outcome = (
+            SWITCHING_PROTOCOLS,
+            True,
+            record.seconds,
+            "ok",
+        )
+        stack.callback(_record_session, translation, record.overhead_seconds)
         try:
-            with life.limited():
+            with in_flight.deadline_scope():
                 ending = await session.run(first)
         except QproxyError as error:
-            ending = stopped(error)
-        await _end(session, ending)
+            ending = end_for_error(error)
+        await _close_code(session, ending)
 
 
 def _wants_beta() -> bool:
-    fields = current.headers()
-    asked = [name.strip().lower() for name in str(fields.get("openai-beta", "")).split(",")]
-    return BETA_FIELD in asked or BETA_PROTOCOL in websocket.requested_subprotocols
+    fields = request_context.headers()
+    request = [name.strip().lower() for name in str(fields.get("openai-beta", "")).split(",")]
+    return BETA_HEADER in request or BETA_PROTOCOL in websocket.requested_subprotocols
 
 
-def _note(translation: Translation, overhead: float) -> None:
+def _record_session(translation: SessionTranslator, overhead: float) -> None:
     """What the log should know of a session; all but its beginning was waiting for one end or the other."""
-    record, seen = current.record(), translation.seen
-    record.story.upstream_seconds = record.seconds - overhead
-    record.story.usage = seen.usage
-    record.story.ignored = tuple(seen.ignored)
-    record.pieces, record.answered = seen.responses, record.seconds
+    record, seen = request_context.record(), translation.usage
+    record.relay.upstream_seconds = record.seconds - overhead
+    record.relay.usage = seen.usage
+    record.relay.ignored = tuple(seen.ignored)
+    record.chunks, record.response_started = seen.responses, record.seconds
 
 
-async def _end(session: Session, ending: Ending) -> None:
+async def _close_code(session: RealtimeSession, ending: SessionEnd) -> None:
     """The last words, for a client that listens."""
-    record, reason = current.record(), ""
+    record, reason = request_context.record(), ""
     record.outcome = ending.outcome
     if ending.error is not None:
         record.error = ending.error.code or ending.error.type

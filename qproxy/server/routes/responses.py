@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from quart import request
 
-from qproxy.server import request_context as current
-from qproxy.server.http_response import Reply, json
-from qproxy.server.response_store import Missing, Store, Stored, StoreError
-from qproxy.server.routes.generate import Memory
-from qproxy.server.state import Parts, Route
+from qproxy.server import request_context
+from qproxy.server.http_response import HTTPResponse, json_response
+from qproxy.server.response_store import ResponseNotFound, ResponseStore, ResponseStoreError, StoredResponse
+from qproxy.server.routes.generate import NoHistory
+from qproxy.server.state import Route, ServerState
 from qproxy.wire.endpoints import StreamEncoder, responses
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
@@ -31,7 +31,7 @@ Item = dict[str, Any]
 
 def _owner() -> str:
     """Whose responses the current client may see."""
-    key = current.client()
+    key = request_context.api_key()
     return "" if key is None else key.digest
 
 
@@ -39,44 +39,44 @@ def _not_found(id: str) -> NoReturn:
     raise RequestError(f"Response with id {id[:100]!r} not found.", status=404)
 
 
-class RememberedResponses(Memory):
+class ResponseHistory(NoHistory):
     """The memory of one `POST /v1/responses`."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self._store = parts.store
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state)
+        self._store = state.responses
         self._owner = _owner()
-        self._request = current.record().id
+        self._request = request_context.record().id
 
-    async def recall(self, body: Any) -> dict[str, Any]:
+    async def load(self, body: Any) -> dict[str, Any]:
         """The conversation that the request continues, and the items that it refers to."""
-        previous, ids = responses.references(body)
-        before = [] if previous is None else await _before(self._store, self._owner, previous)
-        known = {} if self._store is None else await _known(self._store, self._owner, ids)
+        previous, ids = responses.referenced_ids(body)
+        before = [] if previous is None else await _previous_items(self._store, self._owner, previous)
+        known = {} if self._store is None else await _items_by_id(self._store, self._owner, ids)
         return {"before": before, "known": known, "keeps": self._store is not None}
 
-    async def keep(self, turn: Turn, answer: dict[str, Any]) -> None:
-        asked = responses.asked(turn)
+    async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
+        asked = responses.request_of(turn)
         if not asked.store or self._store is None:
             return
         try:
-            await self._store.keep(Stored(turn.id, self._owner, asked.previous, answer, asked.items))
-        except StoreError as error:
+            await self._store.save(StoredResponse(turn.id, self._owner, asked.previous, answer, asked.items))
+        except ResponseStoreError as error:
             log.warning("request %s: its response is not kept: %s", self._request, error)
 
-    async def ended(self, turn: Turn, encoder: StreamEncoder) -> None:
+    async def save_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
         assert isinstance(encoder, responses.Encoder)
         if encoder.response is not None:
-            await self.keep(turn, encoder.response)
+            await self.save(turn, encoder.response)
 
 
-async def _before(store: Store | None, owner: str, previous: str) -> list[Item]:
+async def _previous_items(store: ResponseStore | None, owner: str, previous: str) -> list[Item]:
     """The items of a conversation; a RequestError, in OpenAI's words, when it is not there."""
     try:
         if store is None:
-            raise Missing(previous)
-        chain = await store.chain(owner, previous)
-    except Missing as missing:
+            raise ResponseNotFound(previous)
+        chain = await store.conversation(owner, previous)
+    except ResponseNotFound as missing:
         message = f"Previous response with id {missing.id[:100]!r} not found."
         if store is None:
             message += " This server keeps no responses."
@@ -86,25 +86,25 @@ async def _before(store: Store | None, owner: str, previous: str) -> list[Item]:
     return [item for stored in chain for item in stored.conversation()]
 
 
-async def _known(store: Store, owner: str, ids: list[str]) -> dict[str, Item]:
+async def _items_by_id(store: ResponseStore, owner: str, ids: list[str]) -> dict[str, Item]:
     """Those of the items that are stored, by id."""
     known: dict[str, Item] = {}
     wanted = frozenset(ids)
     for response in dict.fromkeys(map(responses.response_of, ids)):
         if response is not None:
             try:
-                stored = await store.find(owner, response)
-            except Missing:
+                stored = await store.get(owner, response)
+            except ResponseNotFound:
                 continue
             known.update((item["id"], item) for item in stored.conversation() if item["id"] in wanted)
     return known
 
 
-class StoredResponses:
+class ResponseRoutes:
     """The views of one stored response, and their routes."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     def routes(self) -> Iterator[Route]:
         yield Route("/responses/<id>", ("GET",), self._get)
@@ -112,39 +112,39 @@ class StoredResponses:
         yield Route("/responses/<id>/input_items", ("GET",), self._input_items)
         yield Route("/responses/<id>/cancel", ("POST",), self._cancel)
 
-    async def _get(self, id: str) -> Reply:
+    async def _get(self, id: str) -> HTTPResponse:
         if request.args.get("stream") in ("true", "1"):
             message = "Only a response made in the background can be streamed again."
             raise RequestError(message, param="stream", code="unsupported_parameter")
-        return json((await self._find(id)).response)
+        return json_response((await self._find(id)).response)
 
-    async def _delete(self, id: str) -> Reply:
+    async def _delete(self, id: str) -> HTTPResponse:
         try:
-            await self._store(id).forget(_owner(), id)
-        except Missing:
+            await self._store(id).delete(_owner(), id)
+        except ResponseNotFound:
             _not_found(id)
-        return json({"id": id, "object": "response", "deleted": True})
+        return json_response({"id": id, "object": "response", "deleted": True})
 
-    async def _input_items(self, id: str) -> Reply:
+    async def _input_items(self, id: str) -> HTTPResponse:
         """What the model was given: the conversation before the response, and the request's own items."""
         stored = await self._find(id)
         try:
-            chain = await self._store(id).chain(_owner(), id)
-        except Missing:  # its beginning has been deleted
+            chain = await self._store(id).conversation(_owner(), id)
+        except ResponseNotFound:  # its beginning has been deleted
             chain = [stored]
         before = [item for earlier in chain[:-1] for item in earlier.conversation()]
         query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
-        return json(responses.page([*before, *stored.items], **query))
+        return json_response(responses.list_page([*before, *stored.items], **query))
 
-    async def _cancel(self, id: str) -> Reply:
+    async def _cancel(self, id: str) -> HTTPResponse:
         await self._find(id)
         raise RequestError("Cannot cancel a synchronous response.")
 
-    def _store(self, id: str) -> Store:
-        return self._parts.store or _not_found(id)
+    def _store(self, id: str) -> ResponseStore:
+        return self._state.responses or _not_found(id)
 
-    async def _find(self, id: str) -> Stored:
+    async def _find(self, id: str) -> StoredResponse:
         try:
-            return await self._store(id).find(_owner(), id)
-        except Missing:
+            return await self._store(id).get(_owner(), id)
+        except ResponseNotFound:
             _not_found(id)

@@ -10,7 +10,7 @@ server at its word, as an SDK does.  `qproxy check` asks servers and has their a
 qproxy to the very same rules.
 """
 
-from qproxy.wire.conformance.events import breaches
-from qproxy.wire.conformance.rules import RULES, Breach
+from qproxy.wire.conformance.events import violations
+from qproxy.wire.conformance.rules import RULES, Violation
 
-__all__ = ["RULES", "Breach", "breaches"]
+__all__ = ["RULES", "Violation", "violations"]

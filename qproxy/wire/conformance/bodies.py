@@ -7,59 +7,59 @@ import binascii
 import math
 from typing import Any
 
-from qproxy.wire.conformance.rules import Breach
+from qproxy.wire.conformance.rules import Violation
 from qproxy.wire.events import JSON
 
 ERROR_KEYS = {"message": (str,), "type": (str,), "param": (str, type(None)), "code": (str, type(None))}
 
 
-def models(body: JSON) -> tuple[list[str], list[Breach]]:
+def check_models(body: JSON) -> tuple[list[str], list[Violation]]:
     """The names in a list of models, and what is wrong with the list."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
-        return [], [Breach("models", "there is no list `data`")]
+        return [], [Violation("models", "there is no list `data`")]
     found = []
     if body.get("object") != "list":
-        found.append(Breach("models", f"object is {body.get('object')!r:.40} instead of 'list'"))
+        found.append(Violation("models", f"object is {body.get('object')!r:.40} instead of 'list'"))
     names = [item.get("id") for item in data if isinstance(item, dict)]
     if len(names) != len(data) or not all(isinstance(name, str) for name in names):
-        found.append(Breach("models", "an entry has no id"))
+        found.append(Violation("models", "an entry has no id"))
     return [name for name in names if isinstance(name, str)], found
 
 
-def error(status: int, body: JSON) -> list[Breach]:
+def check_error(status: int, body: JSON) -> list[Violation]:
     """What is wrong with the answer to a request that had to be refused."""
     if status < 400:
-        return [Breach("error", f"a request that cannot be served is answered with status {status}")]
+        return [Violation("error", f"a request that cannot be served is answered with status {status}")]
     found = []
     if status >= 500:
-        found.append(Breach("error", f"the client's own mistake is answered with status {status}"))
-    told = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(told, dict):
-        return [*found, Breach("error", "there is no object `error`")]
+        found.append(Violation("error", f"the client's own mistake is answered with status {status}"))
+    message = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(message, dict):
+        return [*found, Violation("error", "there is no object `error`")]
     for key, kinds in ERROR_KEYS.items():
-        if key not in told:
-            found.append(Breach("error", f"error.{key} is absent"))
-        elif not isinstance(told[key], kinds):
-            found.append(Breach("error", f"error.{key} is {told[key]!r:.40}"))
+        if key not in message:
+            found.append(Violation("error", f"error.{key} is absent"))
+        elif not isinstance(message[key], kinds):
+            found.append(Violation("error", f"error.{key} is {message[key]!r:.40}"))
     return found
 
 
-def embeddings(body: JSON, count: int, *, as_base64: bool) -> list[Breach]:
+def check_embeddings(body: JSON, count: int, *, as_base64: bool) -> list[Violation]:
     """What is wrong with the answer to a request for the vectors of `count` texts."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-        return [Breach("vectors", "there is no list `data`")]
+        return [Violation("vectors", "there is no list `data`")]
     found = []
     if [item.get("index") for item in data] != list(range(count)):
-        found.append(Breach("vectors", f"the indices are not 0 to {count - 1}, in order"))
+        found.append(Violation("vectors", f"the indices are not 0 to {count - 1}, in order"))
     wanted = "base64" if as_base64 else "a list of numbers"
     right = _is_base64 if as_base64 else _is_numbers
     if not all(right(item.get("embedding")) for item in data):
-        found.append(Breach("vectors", f"a vector is not {wanted}, though that was asked for"))
+        found.append(Violation("vectors", f"a vector is not {wanted}, though that was asked for"))
     usage = body.get("usage")
     if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
-        found.append(Breach("usage", "usage.prompt_tokens is absent"))
+        found.append(Violation("usage", "usage.prompt_tokens is absent"))
     return found
 
 

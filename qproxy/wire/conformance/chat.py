@@ -12,83 +12,91 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.conformance.events import breaches
-from qproxy.wire.conformance.rules import Breach
-from qproxy.wire.events import JSON, Arguments, Event, Finish, Reasoning, Text, ToolCall
+from qproxy.wire import json_codec
+from qproxy.wire.conformance.events import violations
+from qproxy.wire.conformance.rules import Violation
+from qproxy.wire.events import (
+    JSON,
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
+)
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 @dataclass(slots=True)
-class Reading:
+class ParsedResponse:
     """What an answer adds up to, and what is wrong with it."""
 
     events: list[Event] = field(default_factory=list)
-    breaches: list[Breach] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
     tokens: int = 0
     error: str | None = None
     """What the server said in place of an answer."""
 
     @property
     def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Text))
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
 
     @property
-    def thought(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Reasoning))
+    def reasoning(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, ReasoningDelta))
 
     @property
     def calls(self) -> list[tuple[str, str]]:
         """Names and arguments, in order."""
-        return calls(self.events)
+        return check_calls(self.events)
 
     @property
-    def reasons(self) -> list[str]:
-        return [event.reason for event in self.events if isinstance(event, Finish)]
+    def finish_reasons(self) -> list[str]:
+        return [event.reason for event in self.events if isinstance(event, ChoiceFinished)]
 
-    def note(self, rule: str, words: str) -> None:
+    def note(self, rule: str, text: str) -> None:
         """A breach, said once."""
-        if (breach := Breach(rule, words)) not in self.breaches:
-            self.breaches.append(breach)
+        if (breach := Violation(rule, text)) not in self.violations:
+            self.violations.append(breach)
 
-    def judged(self) -> Reading:
+    def with_violations(self) -> ParsedResponse:
         """With the breaches of the whole."""
         if self.error is None:
-            for rule, words in breaches(self.events):
+            for rule, words in violations(self.events):
                 self.note(rule, words)
             for name, text in self.calls:
-                if (why := not_an_object(text)) is not None:
+                if (why := non_object_kind(text)) is not None:
                     self.note("arguments", f"those of {name!r:.60} are {why}")
         return self
 
 
-def calls(events: Iterable[Event]) -> list[tuple[str, str]]:
+def check_calls(events: Iterable[Event]) -> list[tuple[str, str]]:
     """The names and arguments of the calls among the events."""
     found: dict[tuple[int, int], list[str]] = {}
     for event in events:
-        if isinstance(event, ToolCall):
+        if isinstance(event, ToolCallStart):
             found.setdefault((event.choice, event.index), [event.name, ""])
-        elif isinstance(event, Arguments) and (event.choice, event.index) in found:
+        elif isinstance(event, ToolCallArgumentsDelta) and (event.choice, event.index) in found:
             found[event.choice, event.index][1] += event.text
     return [(name, text) for name, text in found.values()]
 
 
-def not_an_object(text: str) -> str | None:
+def non_object_kind(text: str) -> str | None:
     """What the arguments are, if not the JSON text of an object."""
     try:
-        value = jsontext.loads(text)
+        value = json_codec.loads(text)
     except ValueError:
         return "not JSON"
     return None if isinstance(value, dict) else "JSON, but not an object"
 
 
-def whole(body: JSON) -> Reading:
+def check_response(body: JSON) -> ParsedResponse:
     """A whole answer."""
-    reading = Reading()
+    reading = ParsedResponse()
     if _failed(body, reading):
         return reading
-    _envelope(body, "chat.completion", reading)
+    _check_envelope(body, "chat.completion", reading)
     _usage(body.get("usage"), reading)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
@@ -103,15 +111,15 @@ def whole(body: JSON) -> Reading:
             reading.note("role", f"it is {message.get('role')!r:.40} instead of assistant")
         if "content" not in message:
             reading.note("message", "the message has no content (it may be null, not absent)")
-        reading.events += [*_said(message, position), *_whole_calls(message, position, reading)]
+        reading.events += [*_check_text(message, position), *_whole_calls(message, position, reading)]
         if choice.get("finish_reason") is not None:
-            reading.events.append(Finish(str(choice["finish_reason"]), position))
-    return reading.judged()
+            reading.events.append(ChoiceFinished(str(choice["finish_reason"]), position))
+    return reading.with_violations()
 
 
-def stream(items: Iterable[str], *, usage: bool) -> Reading:
+def check_stream(items: Iterable[str], *, usage: bool) -> ParsedResponse:
     """A streamed answer, by the data of its events; `usage` says whether usage was asked for."""
-    reading, sofar = Reading(), _Sofar()
+    reading, sofar = ParsedResponse(), _StreamState()
     frames = list(items)
     if "[DONE]" not in frames:
         reading.note("done", "the stream ends without data: [DONE]")
@@ -122,7 +130,7 @@ def stream(items: Iterable[str], *, usage: bool) -> Reading:
         if frame == "[DONE]":
             continue
         try:
-            chunk = jsontext.loads(frame)
+            chunk = json_codec.loads(frame)
         except ValueError:
             reading.note("json", f"a chunk is not JSON: {frame[:60]!r}")
             continue
@@ -133,13 +141,13 @@ def stream(items: Iterable[str], *, usage: bool) -> Reading:
         reading.note("usage", "it was asked for (stream_options), and the last chunk has none")
     if not sofar.indices:
         reading.note("message", "no chunk has a choice")
-    ended = {event.choice for event in reading.events if isinstance(event, Finish)}
+    ended = {event.choice for event in reading.events if isinstance(event, ChoiceFinished)}
     for number in sofar.indices.keys() - ended:
         reading.note("finish", f"choice {number} has no finish_reason")
-    return reading.judged()
+    return reading.with_violations()
 
 
-class _Sofar:
+class _StreamState:
     """What the chunks before have told."""
 
     def __init__(self) -> None:
@@ -148,9 +156,9 @@ class _Sofar:
         """By choice: the indices of its calls, with their ids."""
 
 
-def _chunk(chunk: Any, sofar: _Sofar, reading: Reading, usage: bool, counted: bool) -> bool:
+def _chunk(chunk: Any, sofar: _StreamState, reading: ParsedResponse, usage: bool, counted: bool) -> bool:
     """Take a chunk; whether the usage has come."""
-    _envelope(chunk, "chat.completion.chunk", reading)
+    _check_envelope(chunk, "chat.completion.chunk", reading)
     envelope = tuple(chunk.get(key) for key in ("id", "created", "model"))
     if sofar.envelope not in (None, envelope):
         reading.note("envelope", "id, created or model change within the stream")
@@ -161,21 +169,21 @@ def _chunk(chunk: Any, sofar: _Sofar, reading: Reading, usage: bool, counted: bo
         choices = []
     if counted:
         reading.note("usage", "a chunk follows the one with the usage")
-    told = chunk.get("usage") is not None
-    if told and not usage:
+    message = chunk.get("usage") is not None
+    if message and not usage:
         reading.note("usage", "it is sent, though nobody asked for it (no stream_options)")
-    if told and choices and usage:
+    if message and choices and usage:
         reading.note("usage", "it stands in a chunk with choices; it should come in one of its own")
-    if not choices and not told:
+    if not choices and not message:
         reading.note("usage", "a chunk has neither a choice nor usage")
-    if told:
+    if message:
         _usage(chunk["usage"], reading)
     for choice in choices:
         _choice(choice, sofar, reading)
-    return told and not choices
+    return message and not choices
 
 
-def _choice(choice: Any, sofar: _Sofar, reading: Reading) -> None:
+def _choice(choice: Any, sofar: _StreamState, reading: ParsedResponse) -> None:
     number = choice.get("index") if isinstance(choice, dict) else None
     delta = choice.get("delta") if isinstance(choice, dict) else None
     if not isinstance(number, int) or not isinstance(delta, dict):
@@ -184,15 +192,17 @@ def _choice(choice: Any, sofar: _Sofar, reading: Reading) -> None:
     if number not in sofar.indices and delta.get("role") != "assistant":
         reading.note("role", f"the first delta of choice {number} does not say assistant")
     known = sofar.indices.setdefault(number, {})
-    reading.events += _said(delta, number)
+    reading.events += _check_text(delta, number)
     entries = delta.get("tool_calls")
     for entry in entries if isinstance(entries, list) else ():
         reading.events += _entry(entry if isinstance(entry, dict) else {}, number, known, reading)
     if choice.get("finish_reason") is not None:
-        reading.events.append(Finish(str(choice["finish_reason"]), number))
+        reading.events.append(ChoiceFinished(str(choice["finish_reason"]), number))
 
 
-def _entry(entry: dict[str, Any], choice: int, known: dict[int, str], reading: Reading) -> Iterator[Event]:
+def _entry(
+    entry: dict[str, Any], choice: int, known: dict[int, str], reading: ParsedResponse
+) -> Iterator[Event]:
     index, id = entry.get("index"), str(entry.get("id") or "")
     function = entry.get("function")
     function = function if isinstance(function, dict) else {}
@@ -203,7 +213,7 @@ def _entry(entry: dict[str, Any], choice: int, known: dict[int, str], reading: R
         if entry.get("type") != "function":
             reading.note("call-type", f"call {index} begins with the type {entry.get('type')!r:.40}")
         known[index] = id
-        yield ToolCall(index, id, str(function.get("name") or ""), choice)
+        yield ToolCallStart(index, id, str(function.get("name") or ""), choice)
     else:
         if id and id == known[index]:
             reading.note("call-id", f"that of call {index} is sent again in a later fragment")
@@ -214,15 +224,15 @@ def _entry(entry: dict[str, Any], choice: int, known: dict[int, str], reading: R
     yield from _arguments(function.get("arguments"), index, choice, reading)
 
 
-def _arguments(value: Any, index: int, choice: int, reading: Reading) -> Iterator[Event]:
+def _arguments(value: Any, index: int, choice: int, reading: ParsedResponse) -> Iterator[Event]:
     if isinstance(value, str):
         if value:
-            yield Arguments(index, value, choice)
+            yield ToolCallArgumentsDelta(index, value, choice)
     elif value is not None:
         reading.note("arguments", f"those of call {index} are not text but {type(value).__name__}")
 
 
-def _whole_calls(message: dict[str, Any], choice: int, reading: Reading) -> Iterator[Event]:
+def _whole_calls(message: dict[str, Any], choice: int, reading: ParsedResponse) -> Iterator[Event]:
     entries = message.get("tool_calls")
     if entries == []:
         reading.note("message", "tool_calls is an empty list; it should be absent")
@@ -233,19 +243,19 @@ def _whole_calls(message: dict[str, Any], choice: int, reading: Reading) -> Iter
             continue
         if entry.get("type") != "function":
             reading.note("call-type", f"call {index} is of type {entry.get('type')!r:.40}")
-        yield ToolCall(index, str(entry.get("id") or ""), str(function.get("name") or ""), choice)
+        yield ToolCallStart(index, str(entry.get("id") or ""), str(function.get("name") or ""), choice)
         yield from _arguments(function.get("arguments"), index, choice, reading)
 
 
-def _said(message: dict[str, Any], choice: int) -> Iterator[Event]:
+def _check_text(message: dict[str, Any], choice: int) -> Iterator[Event]:
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thought, str) and thought:
-        yield Reasoning(thought, choice)
+        yield ReasoningDelta(thought, choice)
     if isinstance(message.get("content"), str) and message["content"]:
-        yield Text(message["content"], choice)
+        yield TextDelta(message["content"], choice)
 
 
-def _envelope(body: Any, kind: str, reading: Reading) -> None:
+def _check_envelope(body: Any, kind: str, reading: ParsedResponse) -> None:
     if body.get("object") != kind:
         reading.note("envelope", f"object is {body.get('object')!r:.40} instead of {kind!r}")
     for key, type_ in (("id", str), ("created", int), ("model", str)):
@@ -253,9 +263,9 @@ def _envelope(body: Any, kind: str, reading: Reading) -> None:
             reading.note("envelope", f"{key} is {body.get(key)!r:.40}")
 
 
-def _usage(usage: Any, reading: Reading) -> None:
-    told = [usage.get(key) for key in COUNTS] if isinstance(usage, dict) else []
-    counts = [count for count in told if isinstance(count, int) and count >= 0]
+def _usage(usage: Any, reading: ParsedResponse) -> None:
+    message = [usage.get(key) for key in COUNTS] if isinstance(usage, dict) else []
+    counts = [count for count in message if isinstance(count, int) and count >= 0]
     if len(counts) != len(COUNTS):
         reading.note("usage", "prompt_tokens, completion_tokens and total_tokens are not three counts")
         return
@@ -264,7 +274,7 @@ def _usage(usage: Any, reading: Reading) -> None:
         reading.note("usage", f"total_tokens is {reading.tokens}, not {prompt} and {completion}")
 
 
-def _failed(body: Any, reading: Reading) -> bool:
+def _failed(body: Any, reading: ParsedResponse) -> bool:
     """Whether there is no answer here."""
     if not isinstance(body, dict):
         reading.note("json", "it is not an object")

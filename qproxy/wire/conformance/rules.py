@@ -27,9 +27,9 @@ RULES: dict[str, str] = {
 """By name: what a client does with it, so what a breach costs."""
 
 
-class Breach(NamedTuple):
+class Violation(NamedTuple):
     """One rule that an answer breaks."""
 
     rule: str
-    words: str
+    message: str
     """What was seen."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qproxy.wire.dialects import dashscope, embeddings
-from qproxy.wire.dialects import openai as compatible
-from qproxy.wire.dialects.target import Target
-from qproxy.wire.embeddings import Texts
+from qproxy.wire.dialects import dashscope, embeddings, openai
+from qproxy.wire.dialects.target import UpstreamTarget
+from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.events import JSON, Event, Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Stage
@@ -24,15 +23,17 @@ from qproxy.wire.sse import ServerSentEvent
 class Dialect:
     """One way to speak to a Qwen server."""
 
-    request: Callable[[Turn, Target], HTTPRequest]
-    decoder: Callable[[Target], Stage[ServerSentEvent, Event]]
-    whole: Callable[[JSON, Target], list[Event]]
-    embed: Callable[[Texts, Target], HTTPRequest]
+    request: Callable[[Turn, UpstreamTarget], HTTPRequest]
+    decoder: Callable[[UpstreamTarget], Stage[ServerSentEvent, Event]]
+    response: Callable[[JSON, UpstreamTarget], list[Event]]
+    embeddings_request: Callable[[EmbeddingInput, UpstreamTarget], HTTPRequest]
 
 
 DIALECTS = {
-    "compatible": Dialect(compatible.request, compatible.Decoder, compatible.whole, embeddings.compatible),
-    "dashscope": Dialect(dashscope.request, dashscope.Decoder, dashscope.whole, embeddings.native),
+    "compatible": Dialect(openai.request, openai.Decoder, openai.response, embeddings.openai_request),
+    "dashscope": Dialect(
+        dashscope.request, dashscope.Decoder, dashscope.response, embeddings.dashscope_request
+    ),
 }
 
-__all__ = ["DIALECTS", "Dialect", "Target"]
+__all__ = ["DIALECTS", "Dialect", "UpstreamTarget"]

@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.cumulative import Either
-from qproxy.wire.dialects import deltas
-from qproxy.wire.dialects import function_declarations as declarations
-from qproxy.wire.dialects.error_mapping import event_error
-from qproxy.wire.dialects.target import Target
+from qproxy.wire import json_codec
+from qproxy.wire.cumulative import IncrementalOrCumulative
+from qproxy.wire.dialects import deltas, function_declarations
+from qproxy.wire.dialects.error_mapping import error_from_event
+from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, SearchInfo, Turn
+from qproxy.wire.events import JSON, ChoiceFinished, Event, SearchInfo, StreamDone, StreamFailed, Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 
@@ -31,32 +30,34 @@ _MULTIMODAL = re.compile(r"-vl|omni|qvq|^qwen3\.[5-9]-(plus|flash)|^qwen[4-9]")
 _MEDIA = {"image_url": "image", "input_audio": "audio", "video_url": "video", "video": "video"}
 
 
-def request(turn: Turn, target: Target) -> HTTPRequest:
+def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     """The turn as a native request; a stream is asked for in a header, and as increments."""
     multimodal = bool(_MULTIMODAL.search(target.model)) or any(map(_has_media, turn.messages))
     parameters: dict[str, JSON] = {**turn.params, "result_format": "message"}
     messages: Sequence[JSON] = [_message(message, multimodal) for message in turn.messages]
-    if target.tool_schema == declarations.NAME:
-        messages = declarations.messages(messages)
-        parameters |= declarations.fields(turn)
+    if target.tool_schema == function_declarations.NAME:
+        messages = function_declarations.messages(messages)
+        parameters |= function_declarations.fields(turn)
     else:
         if turn.tools:
             parameters["tools"] = turn.tools
         if turn.tool_choice is not None:
             parameters["tool_choice"] = turn.tool_choice
-    headers = target.authorised((b"accept", b"application/json"))
+    headers = target.with_authorization((b"accept", b"application/json"))
     if turn.stream:
         parameters["incremental_output"] = True
-        headers = target.authorised((b"accept", b"text/event-stream"), (b"x-dashscope-sse", b"enable"))
+        headers = target.with_authorization(
+            (b"accept", b"text/event-stream"), (b"x-dashscope-sse", b"enable")
+        )
     body = {"model": target.model, "input": {"messages": messages}, "parameters": parameters}
-    return HTTPRequest("POST", _url(target.base_url, multimodal), headers, jsontext.dumps(body))
+    return HTTPRequest("POST", _url(target.base_url, multimodal), headers, json_codec.dumps(body))
 
 
 def _url(base_url: str, multimodal: bool) -> str:
-    return root(base_url) + _SERVICE.format("multimodal" if multimodal else "text")
+    return api_root(base_url) + _SERVICE.format("multimodal" if multimodal else "text")
 
 
-def root(base_url: str) -> str:
+def api_root(base_url: str) -> str:
     """The host's own part of an account's base URL, below which the native services are."""
     suffix = next((suffix for suffix in _BASES if base_url.endswith(suffix)), "")
     return base_url.removesuffix(suffix)
@@ -71,7 +72,7 @@ def _message(message: JSON, multimodal: bool) -> JSON:
     """A message with native content parts (no `type`); text models want a string."""
     content = message.get("content")
     if not multimodal:
-        return {**message, "content": deltas.text_of(content)} if isinstance(content, list) else message
+        return {**message, "content": deltas.parse_text(content)} if isinstance(content, list) else message
     if isinstance(content, list):
         return {**message, "content": [_part(part) for part in content]}
     if isinstance(content, str) and message.get("role") != "tool":
@@ -91,30 +92,30 @@ def _part(part: JSON) -> JSON:
 class Decoder:
     """Server-sent events in, events out; `asked`: whether increments were asked for."""
 
-    def __init__(self, target: Target, *, asked: bool = True) -> None:
+    def __init__(self, target: UpstreamTarget, *, asked: bool = True) -> None:
         self._plan = target.plan
-        self._declared = declarations.reader(target)
-        self._texts = Either(asked=asked)
+        self._declared = function_declarations.reader(target)
+        self._texts = IncrementalOrCumulative(request=asked)
         self._finished = False
         self._found: dict[str, JSON] = {}
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         if item.data == "[DONE]":
-            return [Done()]
+            return [StreamDone()]
         try:
-            data = jsontext.loads(item.data)
+            data = json_codec.loads(item.data)
         except ValueError:
             data = None
         if not isinstance(data, dict):
             message = "The model's server sent an event that is not JSON."
-            return [Failed(UpstreamError(message, code="upstream_invalid_response"))]
+            return [StreamFailed(UpstreamError(message, code="upstream_invalid_response"))]
         if item.event == "error" or not isinstance(data.get("output"), dict):
-            error = event_error(data, item.status, plan=self._plan)
-            return [Failed(error)] if error is not None else []
+            error = error_from_event(data, item.status, plan=self._plan)
+            return [StreamFailed(error)] if error is not None else []
         if self._declared is not None:
             data = self._declared.read(data)
         events = [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
-        self._finished = self._finished or any(isinstance(event, Finish) for event in events)
+        self._finished = self._finished or any(isinstance(event, ChoiceFinished) for event in events)
         return events
 
     def _is_new(self, event: Event) -> bool:
@@ -126,7 +127,7 @@ class Decoder:
 
     def close(self) -> list[Event]:
         """The end of the bytes is the end of the answer, if it had finished."""
-        return [*self._texts.close(), *([Done()] if self._finished else [])]
+        return [*self._texts.close(), *([StreamDone()] if self._finished else [])]
 
 
 def _events(data: dict[str, JSON]) -> Iterator[Event]:
@@ -140,27 +141,27 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
     for position, choice in enumerate(choices):
         if not isinstance(choice, dict):
             continue
-        number = deltas.number_of(choice, position)
+        number = deltas.choice_index(choice, position)
         message = choice.get("message") or choice.get("delta")
         if isinstance(message, dict):
-            yield from deltas.payload(message, number, choice.get("logprobs"))
+            yield from deltas.parse_delta(message, number, choice.get("logprobs"))
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in ("", "null"):
-            yield Finish(reason, number)
+            yield ChoiceFinished(reason, number)
     if isinstance(data.get("usage"), dict):
-        yield deltas.usage(data["usage"])
+        yield deltas.parse_usage(data["usage"])
 
 
-def whole(body: JSON, target: Target) -> list[Event]:
+def response(body: JSON, target: UpstreamTarget) -> list[Event]:
     """The events of a whole answer; a body that is an error (also with status 200) gives `Failed`."""
     if not isinstance(body, dict) or not isinstance(body.get("output"), dict):
-        error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
+        error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a generation."
-        return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
-    if (declared := declarations.reader(target)) is not None:
+        return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
+    if (declared := function_declarations.reader(target)) is not None:
         body = declared.read(body)
     events = list(_events(body))
-    deltas.number_calls(events)
-    if not any(isinstance(event, Finish) for event in events):
-        events.append(Finish("stop"))
-    return [*events, Done()]
+    deltas.index_calls(events)
+    if not any(isinstance(event, ChoiceFinished) for event in events):
+        events.append(ChoiceFinished("stop"))
+    return [*events, StreamDone()]

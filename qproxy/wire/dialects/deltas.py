@@ -8,36 +8,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qproxy.wire import storable
-from qproxy.wire.events import JSON, Event, Reasoning, Refusal, Text, ToolCallDelta, Usage
+from qproxy.wire.events import JSON, Event, RawToolCallDelta, ReasoningDelta, RefusalDelta, TextDelta, Usage
 
 MAX_CHOICES = 128
 """What a client may ask for, and so the most that there is an index for."""
 
 
-def payload(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[Event]:
+def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[Event]:
     """What a delta (or a whole message) carries: thoughts, then text, then calls."""
     events: list[Event] = []
     thought = delta.get("reasoning_content") or delta.get("reasoning")
     if thought and isinstance(thought, str):
-        events.append(Reasoning(thought, choice))
-    text = text_of(delta.get("content"))
+        events.append(ReasoningDelta(thought, choice))
+    text = parse_text(delta.get("content"))
     if text:
-        events.append(Text(text, choice, None if logprobs is None else chances(logprobs)))
+        events.append(TextDelta(text, choice, None if logprobs is None else parse_logprobs(logprobs)))
     refusal = delta.get("refusal")
     if refusal and isinstance(refusal, str):
-        events.append(Refusal(refusal, choice))
+        events.append(RefusalDelta(refusal, choice))
     calls = delta.get("tool_calls")
     if isinstance(calls, list):
         for entry in calls:
             if isinstance(entry, dict):
-                events.append(_call(entry, entry.get("function"), choice))
+                events.append(_parse_call(entry, entry.get("function"), choice))
     legacy = delta.get("function_call")
     if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
-        events.append(_call({"index": 0}, legacy, choice))
+        events.append(_parse_call({"index": 0}, legacy, choice))
     return events
 
 
-def newer_logprobs(value: JSON) -> JSON:
+def chat_logprobs(value: JSON) -> JSON:
     """The probabilities of a completion in the shape that those of a chat have."""
     if not isinstance(value, dict) or not isinstance(value.get("tokens"), list):
         return value
@@ -53,29 +53,29 @@ def _of_length(value: JSON, count: int) -> list[JSON]:
 
 
 def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
-    rest = [
+    cooldown = [
         {"token": name, "logprob": number, "bytes": None}
         for name, number in (top.items() if isinstance(top, dict) else ())
     ]
-    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": rest}
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": cooldown}
 
 
-def number_of(choice: dict[str, JSON], position: int) -> int:
+def choice_index(choice: dict[str, JSON], position: int) -> int:
     """Which choice this is: its index, or its place where that is no index."""
     index = choice.get("index")
     return index if type(index) is int and 0 <= index < MAX_CHOICES else position
 
 
-def chances(logprobs: JSON) -> JSON:
+def parse_logprobs(logprobs: JSON) -> JSON:
     """Log probabilities that have OpenAI's shape, entry by entry; None for what has another."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list) or not all(map(_is_chance, content)):
+    if not isinstance(content, list) or not all(map(_is_logprob, content)):
         return None
     tops = (entry.get("top_logprobs") or [] for entry in content)
-    return logprobs if all(isinstance(top, list) and all(map(_is_chance, top)) for top in tops) else None
+    return logprobs if all(isinstance(top, list) and all(map(_is_logprob, top)) for top in tops) else None
 
 
-def _is_chance(entry: JSON) -> bool:
+def _is_logprob(entry: JSON) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("token"), str)
@@ -84,21 +84,21 @@ def _is_chance(entry: JSON) -> bool:
     )
 
 
-def text_of(content: JSON) -> str:
+def parse_text(content: JSON) -> str:
     """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(part for part in parts if isinstance(part, str))
+        state = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(part for part in state if isinstance(part, str))
     return ""
 
 
-def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
+def _parse_call(entry: dict[str, JSON], function: JSON, choice: int) -> RawToolCallDelta:
     if not isinstance(function, dict):
         function = {}
     index, id_, name = entry.get("index"), entry.get("id"), function.get("name")
-    return ToolCallDelta(
+    return RawToolCallDelta(
         index if type(index) is int and abs(index) <= storable.MAX_COUNT else None,
         id_ if isinstance(id_, str) else None,
         name if isinstance(name, str) else None,
@@ -107,7 +107,7 @@ def _call(entry: dict[str, JSON], function: JSON, choice: int) -> ToolCallDelta:
     )
 
 
-def _details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
+def _parse_details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
     """The first of these that is an object, with counts for its numbers."""
     found = (counts.get(name) for name in names)
     details = next((value for value in found if value and isinstance(value, dict)), {})
@@ -120,16 +120,16 @@ def _detail(name: str, value: JSON) -> JSON:
     return storable.count(value) if counts and value is not None else value
 
 
-def usage(counts: dict[str, JSON]) -> Usage:
+def parse_usage(counts: dict[str, JSON]) -> Usage:
     """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
     prompt = storable.count(counts.get("prompt_tokens")) or storable.count(counts.get("input_tokens"))
     completion = storable.count(counts.get("completion_tokens")) or storable.count(
         counts.get("output_tokens")
     )
-    prompt_details = _details(counts, "prompt_tokens_details", "input_tokens_details")
+    prompt_details = _parse_details(counts, "prompt_tokens_details", "input_tokens_details")
     if "cached_tokens" not in prompt_details and storable.count(counts.get("cached_tokens")):
         prompt_details["cached_tokens"] = storable.count(counts["cached_tokens"])
-    completion_details = _details(counts, "completion_tokens_details", "output_tokens_details")
+    completion_details = _parse_details(counts, "completion_tokens_details", "output_tokens_details")
     return Usage(
         prompt,
         completion,
@@ -139,10 +139,10 @@ def usage(counts: dict[str, JSON]) -> Usage:
     )
 
 
-def number_calls(events: Iterable[Event]) -> None:
+def index_calls(events: Iterable[Event]) -> None:
     """In a whole answer every entry is a call of its own, whatever index it has, if any."""
     counts: dict[int, int] = {}
     for event in events:
-        if isinstance(event, ToolCallDelta):
+        if isinstance(event, RawToolCallDelta):
             event.index = counts.get(event.choice, 0)
             counts[event.choice] = event.index + 1

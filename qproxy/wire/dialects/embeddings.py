@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.dialects import dashscope, deltas
-from qproxy.wire.dialects.error_mapping import event_error
-from qproxy.wire.dialects.target import Target
-from qproxy.wire.embeddings import Texts, Vectors, not_vectors, take_out
+from qproxy.wire.dialects.error_mapping import error_from_event
+from qproxy.wire.dialects.target import UpstreamTarget
+from qproxy.wire.embeddings import EmbeddingInput, EmbeddingOutput, extract_vectors, invalid_vectors_error
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import HTTPRequest
 
@@ -26,60 +26,60 @@ _SERVICE = "/api/v1/services/embeddings/text-embedding/text-embedding"
 _ACCEPT = (b"accept", b"application/json")
 
 
-def compatible(asked: Texts, target: Target) -> HTTPRequest:
+def openai_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRequest:
     """A batch as OpenAI's embeddings."""
-    body = {**asked.params, "model": target.model, "input": asked.texts, "encoding_format": "float"}
+    body = {**request.params, "model": target.model, "input": request.texts, "encoding_format": "float"}
     url = f"{target.base_url}/embeddings"
-    return HTTPRequest("POST", url, target.authorised(_ACCEPT), jsontext.dumps(body))
+    return HTTPRequest("POST", url, target.with_authorization(_ACCEPT), json_codec.dumps(body))
 
 
-def native(asked: Texts, target: Target) -> HTTPRequest:
+def dashscope_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRequest:
     """A batch as DashScope's own text-embedding service takes it."""
-    parameters = dict(asked.params)
+    parameters = dict(request.params)
     if "dimensions" in parameters:
         parameters["dimension"] = parameters.pop("dimensions")
-    body = {"model": target.model, "input": {"texts": asked.texts}, "parameters": parameters}
-    url = dashscope.root(target.base_url) + _SERVICE
-    return HTTPRequest("POST", url, target.authorised(_ACCEPT), jsontext.dumps(body))
+    body = {"model": target.model, "input": {"texts": request.texts}, "parameters": parameters}
+    url = dashscope.api_root(target.base_url) + _SERVICE
+    return HTTPRequest("POST", url, target.with_authorization(_ACCEPT), json_codec.dumps(body))
 
 
-def read(body: bytes, asked: Texts, target: Target) -> Vectors:
+def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget) -> EmbeddingOutput:
     """The vectors in an answer of either dialect; UpstreamError when it does not hold one for each text."""
     try:
-        data, rows = take_out(body)
+        data, rows = extract_vectors(body)
     except ValueError:
-        raise not_vectors("something that is not JSON") from None
+        raise invalid_vectors_error("something that is not JSON") from None
     output = data.get("output") if isinstance(data, dict) else None
     items = output.get("embeddings") if isinstance(output, dict) else None
     if items is None and isinstance(data, dict):
         items = data.get("data")
     if not isinstance(items, list):
-        raise event_error(data, None, plan=target.plan) or not_vectors("something else")
-    return Vectors(_in_order(items, rows, len(asked.texts)), _tokens(data))
+        raise error_from_event(data, None, plan=target.plan) or invalid_vectors_error("something else")
+    return EmbeddingOutput(_order_rows(items, rows, len(request.texts)), _tokens(data))
 
 
-def _in_order(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> list[bytes]:
+def _order_rows(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> list[bytes]:
     """The rows by the index that the items give them; where none is given they stand in order."""
     found: dict[int, bytes] = {}
     for position, item in enumerate(items):
         if not isinstance(item, dict):
-            raise not_vectors("an item that is not an object")
+            raise invalid_vectors_error("an item that is not an object")
         index = item.get("index", item.get("text_index", position))
         found[index if type(index) is int else -1] = _row(item.get("embedding"), rows)
     if len(items) != count or any(number not in found for number in range(count)):
-        raise not_vectors(f"{len(items)} vectors for {count} texts, or with wrong numbers")
+        raise invalid_vectors_error(f"{len(items)} vectors for {count} texts, or with wrong numbers")
     return [found[number] for number in range(count)]
 
 
 def _row(value: JSON, rows: Sequence[bytes]) -> bytes:
     if isinstance(value, str):  # base64, unasked
-        return jsontext.dumps(value)
+        return json_codec.dumps(value)
     if isinstance(value, int) and 0 <= value < len(rows):
         return rows[value]
-    raise not_vectors("an item without a vector")
+    raise invalid_vectors_error("an item without a vector")
 
 
 def _tokens(data: dict[str, JSON]) -> int:
     counts = data.get("usage")
-    usage = deltas.usage(counts if isinstance(counts, dict) else {})
+    usage = deltas.parse_usage(counts if isinstance(counts, dict) else {})
     return usage.prompt_tokens or usage.total_tokens

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import storable
-from qproxy.wire.errors import Limit, Retry, UpstreamError
+from qproxy.wire import json_codec, storable
+from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import Headers
 
@@ -33,26 +32,26 @@ MAX_READ = 8000
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ErrorPattern:
     """One kind of refusal: how it is recognised, and what a client is told."""
 
-    says: str
+    text: str
     """A pattern for `code message`, in lower case."""
     status: int
     type: str
     code: str | None
-    retry: Retry = Retry.NEVER
+    retry: RetryHint = RetryHint.NEVER
     wait: float | None = None
     """Seconds to wait where the upstream names none."""
-    gloss: str = ""
+    message: str = ""
     param: str | None = None
     when: tuple[int, ...] = ()
     """Upstream statuses that the row is for; none means any."""
     plans: tuple[str, ...] = ()
-    limit: Limit = Limit.NONE
+    limit: LimitKind = LimitKind.NONE
 
 
-_BAD, _RATE, _QUOTA, _SERVER = (
+_INVALID_REQUEST, _RATE, _QUOTA, _SERVER = (
     "invalid_request_error",
     "rate_limit_error",
     "insufficient_quota",
@@ -63,81 +62,81 @@ _PLANS = ("coding", "token", "oauth")
 _OVERDUE = "The upstream account has overdue payments or no credit"
 
 # fmt: off
-ROWS: tuple[Row, ...] = (
+PATTERNS: tuple[ErrorPattern, ...] = (
     # What the request did wrong
-    Row(r"range of input length|context_length_exceeded|maximum context length|exceeds? the (model'?s )?context|context size|input (is )?too long", 400, _BAD, "context_length_exceeded"),
-    Row(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _BAD, "invalid_value", param="max_tokens"),
-    Row(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _BAD, "unsupported_parameter", param="enable_thinking"),
-    Row(r"notsupportenablethinking|enable_thinking", 400, _BAD, "unsupported_parameter", param="enable_thinking", when=(400,)),
-    Row(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _BAD, "content_filter", gloss="Refused by the upstream's content inspection"),
-    Row(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss=_OVERDUE, limit=Limit.QUOTA),
-    Row(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _BAD, "invalid_image_url", when=(400,)),
-    Row(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400, _BAD, "invalid_image", when=(400,)),
-    Row(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _BAD, "model_not_found", Retry.ELSEWHERE, param="model", limit=Limit.MODEL, when=(400, 403, 404, 0, 200)),
-    Row(r"invalid_value", 400, _BAD, "invalid_value", when=(400,)),
-    Row(r"throttling\.allocationquota", 400, _BAD, None, when=(400,)),
+    ErrorPattern(r"range of input length|context_length_exceeded|maximum context length|exceeds? the (model'?s )?context|context size|input (is )?too long", 400, _INVALID_REQUEST, "context_length_exceeded"),
+    ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _INVALID_REQUEST, "invalid_value", param="max_tokens"),
+    ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking"),
+    ErrorPattern(r"notsupportenablethinking|enable_thinking", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking", when=(400,)),
+    ErrorPattern(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _INVALID_REQUEST, "content_filter", message="Refused by the upstream's content inspection"),
+    ErrorPattern(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message=_OVERDUE, limit=LimitKind.QUOTA),
+    ErrorPattern(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _INVALID_REQUEST, "invalid_image_url", when=(400,)),
+    ErrorPattern(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400, _INVALID_REQUEST, "invalid_image", when=(400,)),
+    ErrorPattern(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _INVALID_REQUEST, "model_not_found", RetryHint.OTHER_ACCOUNT, param="model", limit=LimitKind.MODEL, when=(400, 403, 404, 0, 200)),
+    ErrorPattern(r"invalid_value", 400, _INVALID_REQUEST, "invalid_value", when=(400,)),
+    ErrorPattern(r"throttling\.allocationquota", 400, _INVALID_REQUEST, None, when=(400,)),
     # Quota that is gone, told apart from a minute's limit
-    Row(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.FREE),
-    Row(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's free quota is used up", limit=Limit.QUOTA),
-    Row(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, gloss="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=Limit.QUOTA),
-    Row(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 2, limit=Limit.CONCURRENCY),
-    Row(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, limit=Limit.MINUTE),
-    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, plans=("token",), gloss="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=Limit.MINUTE),
-    Row(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, plans=_PLANS, when=(429, 403, 0), limit=Limit.QUOTA),
-    Row(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many tokens for this minute", limit=Limit.MINUTE),
-    Row(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, limit=Limit.MOMENT),
-    Row(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 60, gloss="Too many requests for this minute", limit=Limit.MINUTE),
-    Row(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", Retry.QUICKLY, 2, when=(429, 0, 200, 503, 1302, 1305), limit=Limit.MOMENT),
+    ErrorPattern(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.FREE),
+    ErrorPattern(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.QUOTA),
+    ErrorPattern(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=LimitKind.QUOTA),
+    ErrorPattern(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 2, limit=LimitKind.CONCURRENCY),
+    ErrorPattern(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, limit=LimitKind.MINUTE),
+    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, plans=("token",), message="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=LimitKind.MINUTE),
+    ErrorPattern(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, plans=_PLANS, when=(429, 403, 0), limit=LimitKind.QUOTA),
+    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many tokens for this minute", limit=LimitKind.MINUTE),
+    ErrorPattern(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, limit=LimitKind.BURST),
+    ErrorPattern(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many requests for this minute", limit=LimitKind.MINUTE),
+    ErrorPattern(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, when=(429, 0, 200, 503, 1302, 1305), limit=LimitKind.BURST),
     # Who may
-    Row(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", Retry.ELSEWHERE, gloss="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=Limit.ACCESS),
-    Row(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", Retry.ELSEWHERE, limit=Limit.MODEL),
-    Row(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", Retry.ELSEWHERE, when=(401, 403), limit=Limit.ACCESS),
-    Row(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
-    Row(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401, 403, 0), gloss="The upstream refuses this server's own key or token (it may belong to another region or plan)", limit=Limit.ACCESS),
+    ErrorPattern(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", RetryHint.OTHER_ACCOUNT, message="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=LimitKind.ACCESS),
+    ErrorPattern(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", RetryHint.OTHER_ACCOUNT, limit=LimitKind.MODEL),
+    ErrorPattern(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", RetryHint.OTHER_ACCOUNT, when=(401, 403), limit=LimitKind.ACCESS),
+    ErrorPattern(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
+    ErrorPattern(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401, 403, 0), message="The upstream refuses this server's own key or token (it may belong to another region or plan)", limit=LimitKind.ACCESS),
     # What broke on their side
-    Row(r"url error, please check url", 400, _BAD, None, when=(400,)),
-    Row(r"internalerror\.algo\.invalidparameter", 400, _BAD, "invalid_parameter", when=(400,)),
-    Row(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", Retry.NEVER),
-    Row(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(500, 503, 529, 0, 200)),
-    Row(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", Retry.QUICKLY, when=(500, 502, 503, 0, 200)),
-    Row(r"invalid_?parameter", 400, _BAD, "invalid_parameter", when=(400, 0, 200)),
+    ErrorPattern(r"url error, please check url", 400, _INVALID_REQUEST, None, when=(400,)),
+    ErrorPattern(r"internalerror\.algo\.invalidparameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400,)),
+    ErrorPattern(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", RetryHint.NEVER),
+    ErrorPattern(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503, _SERVER, "overloaded", RetryHint.SOON, 2, when=(500, 503, 529, 0, 200)),
+    ErrorPattern(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 503, 0, 200)),
+    ErrorPattern(r"invalid_?parameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400, 0, 200)),
     # By status alone
-    Row(r"", 502, _SERVER, "upstream_credentials_exhausted", Retry.REFRESH, when=(401,), gloss="The upstream refuses this server's own key or token", limit=Limit.ACCESS),
-    Row(r"", 429, _QUOTA, "insufficient_quota", Retry.ELSEWHERE, when=(402,), gloss="The upstream account has to be paid for", limit=Limit.QUOTA),
-    Row(r"", 403, _PERMISSION, "access_denied", Retry.ELSEWHERE, when=(403,), limit=Limit.MODEL),
-    Row(r"", 404, _BAD, "not_found", Retry.ELSEWHERE, when=(404,), limit=Limit.MODEL),
-    Row(r"", 502, _SERVER, "upstream_error", when=(405,), gloss="The upstream does not offer this at its base URL"),
-    Row(r"", 413, _BAD, "request_too_large", when=(413,)),
-    Row(r"", 429, _RATE, "rate_limit_exceeded", Retry.LATER, 5, when=(429,), limit=Limit.MOMENT),
-    Row(r"", 400, _BAD, None, when=(400, 422)),
-    Row(r"", 503, _SERVER, "overloaded", Retry.QUICKLY, 2, when=(503, 529)),
-    Row(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
-    Row(r"", 502, _SERVER, "upstream_error", Retry.QUICKLY, when=(500, 502, 520, 521, 522, 523, 524)),
-    Row(r"", 502, _SERVER, "upstream_error"),
+    ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,), message="The upstream refuses this server's own key or token", limit=LimitKind.ACCESS),
+    ErrorPattern(r"", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, when=(402,), message="The upstream account has to be paid for", limit=LimitKind.QUOTA),
+    ErrorPattern(r"", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
+    ErrorPattern(r"", 404, _INVALID_REQUEST, "not_found", RetryHint.OTHER_ACCOUNT, when=(404,), limit=LimitKind.MODEL),
+    ErrorPattern(r"", 502, _SERVER, "upstream_error", when=(405,), message="The upstream does not offer this at its base URL"),
+    ErrorPattern(r"", 413, _INVALID_REQUEST, "request_too_large", when=(413,)),
+    ErrorPattern(r"", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 5, when=(429,), limit=LimitKind.BURST),
+    ErrorPattern(r"", 400, _INVALID_REQUEST, None, when=(400, 422)),
+    ErrorPattern(r"", 503, _SERVER, "overloaded", RetryHint.SOON, 2, when=(503, 529)),
+    ErrorPattern(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
+    ErrorPattern(r"", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 520, 521, 522, 523, 524)),
+    ErrorPattern(r"", 502, _SERVER, "upstream_error"),
 )
 # fmt: on
-_PATTERNS = tuple(re.compile(row.says, re.DOTALL) for row in ROWS)
+_COMPILED = tuple(re.compile(row.text, re.DOTALL) for row in PATTERNS)
 _SECRET = re.compile(r"\b(sk-[\w*-]{3})[\w*-]+|(?<=[Bb]earer )[\w.~+/-]{8,}")
 
 
-def upstream_error(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
+def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
     """The error that a response other than 200 stands for."""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(headers)}
     try:
-        data = jsontext.loads(body)
+        data = json_codec.loads(body)
     except ValueError:
-        error = _not_json(status, body)
+        error = _error_from_text(status, body)
     else:
-        error = _from_object(data if isinstance(data, dict) else {}, status, plan)
-    error.answered = status == 500
+        error = _from_json(data if isinstance(data, dict) else {}, status, plan)
+    error.server_responded = status == 500
     error.request_id = error.request_id or fields.get("x-request-id")
     wait = _retry_after(fields)
     if wait is not None:
-        error.retry_after, error.named_wait = min(wait, MAX_RETRY_AFTER), wait
+        error.retry_after, error.retry_after_hint = min(wait, MAX_RETRY_AFTER), wait
     return error
 
 
-def event_error(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
+def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
     """The error that an object inside a 200 stands for; None when it is not an error.
 
     Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}` (DashScope),
@@ -149,23 +148,23 @@ def event_error(data: JSON, status: int | None, *, plan: str = "payg") -> Upstre
     if not named and not (status or 0) >= 400:
         return None
     known = data.get("status") if isinstance(data.get("status"), int) else status
-    code = _inner(data).get("code")
+    code = _unwrap(data).get("code")
     if not known and re.fullmatch("[1-9][0-9]{2}", str(code)):
         known = int(str(code))
-    error = _from_object(data, known if known and known >= 400 else 0, plan)
-    error.answered = True
+    error = _from_json(data, known if known and known >= 400 else 0, plan)
+    error.server_responded = True
     return error
 
 
-def _inner(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
+def _unwrap(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
     error = data.get("error")
     if isinstance(error, dict):
         return error
     return {**data, "message": error} if isinstance(error, str) else data
 
 
-def _from_object(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
-    error = _inner(data)
+def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
+    error = _unwrap(data)
     code = next((_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
     message = _text(error.get("message") or error.get("msg") or error.get("error_description") or "")
     param = error.get("param")
@@ -181,26 +180,26 @@ def _text(value: JSON) -> str:
     """What a field says, cut before any pattern looks at it."""
     if isinstance(value, dict | list):
         try:
-            value = jsontext.dumps(value).decode()
+            value = json_codec.dumps(value).decode()
         except RecursionError:
             return ""
     return str(value)[:MAX_READ]
 
 
-def _classify(status: int, text: str, plan: str) -> Row:
+def _classify(status: int, text: str, plan: str) -> ErrorPattern:
     text = text.lower()
-    for row, pattern in zip(ROWS, _PATTERNS, strict=True):
+    for row, pattern in zip(PATTERNS, _COMPILED, strict=True):
         fits = (not row.when or status in row.when) and (not row.plans or plan in row.plans)
         if fits and pattern.search(text):
             return row
     raise AssertionError("the last row fits everything")
 
 
-def _error(row: Row, message: str, param: str | None = None) -> UpstreamError:
+def _error(row: ErrorPattern, message: str, param: str | None = None) -> UpstreamError:
     message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
     message = storable.text(message)  # an account's state keeps it, and the dashboard shows it
     error = UpstreamError(
-        f"{row.gloss}: {message}" if row.gloss else message,
+        f"{row.message}: {message}" if row.message else message,
         status=row.status,
         type=row.type,
         param=param or row.param,
@@ -211,23 +210,23 @@ def _error(row: Row, message: str, param: str | None = None) -> UpstreamError:
     return error
 
 
-def _not_json(status: int, body: bytes) -> UpstreamError:
+def _error_from_text(status: int, body: bytes) -> UpstreamError:
     """HTML from a firewall or a proxy, plain words, or nothing."""
     text = body[:500].decode("utf-8", "replace").strip()
     if not text.startswith("<") and status >= 400:
         return _error(
             _classify(status, text, ""), text or f"The model's server answered with status {status}."
         )
-    return unreadable(status, body)
+    return invalid_response_error(status, body)
 
 
-def unreadable(status: int, body: bytes) -> UpstreamError:
+def invalid_response_error(status: int, body: bytes) -> UpstreamError:
     """The error for an answer that is no JSON; none of it is repeated, since it may be part of an answer."""
     page = body[:500].lstrip().startswith(b"<")
     what = "a web page" if page else "something that is not JSON" if body.strip() else "an empty body"
     hint = ": a firewall or a proxy may be in the way" if page else ""
     message = f"The model's server answered with {what} (status {status}){hint}."
-    return UpstreamError(message, code="upstream_invalid_response", retry=Retry.ONCE)
+    return UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.ONCE)
 
 
 def _retry_after(fields: Mapping[str, str]) -> float | None:

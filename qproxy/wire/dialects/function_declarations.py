@@ -19,10 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.dialects import deltas
-from qproxy.wire.dialects import message_rules as history
-from qproxy.wire.dialects.target import Target
+from qproxy.wire import json_codec
+from qproxy.wire.dialects import deltas, message_rules
+from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.events import JSON, Turn
 
 NAME = "function_declarations"
@@ -85,7 +84,7 @@ def _config(turn: Turn) -> dict[str, JSON]:
 def messages(said: Sequence[JSON]) -> Sequence[JSON]:
     """A conversation with its calls and their results as parts; the very same one where it has none."""
     names: dict[str, str] = {}
-    changed = [_message(message, names) for message in history.function_to_tool(said)]
+    changed = [_message(message, names) for message in message_rules.function_to_tool(said)]
     same = all(new is old for new, old in zip(changed, said, strict=True))
     return said if same else changed
 
@@ -98,14 +97,14 @@ def _message(message: JSON, names: dict[str, str]) -> JSON:
     if not calls:
         return message
     content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}] if content else []
+    state = content if isinstance(content, list) else [{"text": content}] if content else []
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**kept, "content": [*parts, *(_call(call, names) for call in calls)]}
+    return {**kept, "content": [*state, *(_call(call, names) for call in calls)]}
 
 
 def _not_text(content: JSON) -> list[JSON]:
-    parts = content if isinstance(content, list) else []
-    return [part for part in parts if not (isinstance(part, dict) and "text" in part)]
+    state = content if isinstance(content, list) else []
+    return [part for part in state if not (isinstance(part, dict) and "text" in part)]
 
 
 def _call(call: JSON, names: dict[str, str]) -> JSON:
@@ -120,7 +119,7 @@ def _call(call: JSON, names: dict[str, str]) -> JSON:
 def _response(message: JSON, names: Mapping[str, str]) -> JSON:
     id_ = message.get("tool_call_id")
     name = message.get("name") or names.get(id_ or "", "")
-    response = _object(deltas.text_of(message.get("content")), "output")
+    response = _object(deltas.parse_text(message.get("content")), "output")
     return {"functionResponse": {**({"id": id_} if id_ else {}), "name": name, "response": response}}
 
 
@@ -129,7 +128,7 @@ def _object(text: JSON, key: str) -> JSON:
     value = text
     if isinstance(text, str):
         try:
-            value = jsontext.loads(text)
+            value = json_codec.loads(text)
         except ValueError:
             value = text
     return value if isinstance(value, dict) else {key: text}
@@ -167,17 +166,17 @@ class Reader:
         for key in ("delta", "message", "content"):
             if isinstance(choice.get(key), dict):
                 name = "message" if key == "content" else key
-                changed[name] = self._message(choice[key], deltas.number_of(choice, position))
+                changed[name] = self._message(choice[key], deltas.choice_index(choice, position))
         return changed
 
     def _message(self, message: dict[str, JSON], choice: int) -> JSON:
-        parts = _parts(message)
-        texts = [part for part in parts if isinstance(part.get("text"), str)]
+        state = _parts(message)
+        texts = [part for part in state if isinstance(part.get("text"), str)]
         thought = "".join(part["text"] for part in texts if part.get("thought") is True)
         text = "".join(part["text"] for part in texts if part.get("thought") is not True)
         own = message.get("tool_calls")
         entries = [*(own if isinstance(own, list) else ()), *_function_calls(message)]
-        entries += [call for part in parts for call in _function_calls(part)]
+        entries += [call for part in state for call in _function_calls(part)]
         changed = {key: value for key, value in message.items() if key not in (*_CALLS, "parts", "content")}
         content = message.get("content")
         changed["content"] = content if isinstance(content, str) and content else text
@@ -205,7 +204,7 @@ class Reader:
         return numbered
 
 
-def reader(target: Target) -> Reader | None:
+def reader(target: UpstreamTarget) -> Reader | None:
     """What an answer of this target is read with first; None for one in OpenAI's words."""
     return Reader() if target.tool_schema == NAME else None
 
@@ -216,7 +215,7 @@ def _parts(message: Mapping[str, JSON]) -> list[dict[str, Any]]:
     if isinstance(content, dict):
         content = content.get("parts")
     found = [one for one in (content, message.get("parts")) if isinstance(one, list)]
-    return [part for parts in found for part in parts if isinstance(part, dict)]
+    return [part for state in found for part in state if isinstance(part, dict)]
 
 
 def _function_calls(holder: Mapping[str, JSON]) -> Iterator[JSON]:
@@ -249,7 +248,7 @@ def _entry(entry: JSON) -> JSON:
         return entry
     arguments = _arguments(function)
     if arguments is not None and not isinstance(arguments, str):
-        arguments = jsontext.dumps(arguments).decode()
+        arguments = json_codec.dumps(arguments).decode()
     kept = {key: value for key, value in entry.items() if key not in ("function", *_CALLS)}
     kept.setdefault("id", function.get("id"))
     return {**kept, "function": {"name": function.get("name"), "arguments": arguments}}

@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
 Messages: TypeAlias = Sequence[Any]
-Change: TypeAlias = Callable[[Messages], Messages]
-Mark: TypeAlias = str | type
+ChangeMessages: TypeAlias = Callable[[Messages], Messages]
+Feature: TypeAlias = str | type
 EXTRAS = frozenset(("refusal", "audio", "annotations", "function_call", "reasoning"))
 
 
-def marks(messages: Messages) -> frozenset[Mark]:
+def features(messages: Messages) -> frozenset[Feature]:
     """What occurs in the messages: keys, roles and types of content."""
     roles = [message.get("role") for message in messages]
     contents = [type(message.get("content")) for message in messages]
@@ -46,7 +46,7 @@ def developer_to_system(messages: Messages) -> Messages:
     return _each(messages, lambda m: {**m, "role": "system"} if m.get("role") == "developer" else m)
 
 
-def one_system(messages: Messages) -> Messages:
+def merge_system(messages: Messages) -> Messages:
     """Join the system messages at the start; parts (with their cache markers) stay parts."""
     places = [number for number, message in enumerate(messages) if message.get("role") == "system"]
     if not places or places == [0]:
@@ -56,15 +56,15 @@ def one_system(messages: Messages) -> Messages:
         content: JSON = [part for message in systems for part in _parts(message.get("content"))]
     else:
         content = "\n\n".join(text_of(message) for message in systems)
-    rest = [message for message in messages if message.get("role") != "system"]
-    return [{**systems[0], "content": content}, *rest]
+    cooldown = [message for message in messages if message.get("role") != "system"]
+    return [{**systems[0], "content": content}, *cooldown]
 
 
 def _parts(content: JSON) -> list[JSON]:
     return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
 
 
-def with_system(messages: Messages, text: str) -> Messages:
+def append_system(messages: Messages, text: str) -> Messages:
     """The messages with `text` at the end of their system message, or as one."""
     if messages and messages[0].get("role") == "system":
         first = messages[0]
@@ -95,22 +95,22 @@ def function_to_tool(messages: Messages) -> Messages:
     return out
 
 
-def mend_calls(messages: Messages) -> Messages:
-    return _each(messages, _mend_message_calls)
+def repair_calls(messages: Messages) -> Messages:
+    return _each(messages, _repair_message_calls)
 
 
-def _mend_message_calls(message: dict[str, JSON]) -> dict[str, JSON]:
+def _repair_message_calls(message: dict[str, JSON]) -> dict[str, JSON]:
     calls = message.get("tool_calls")
     if calls is None or message.get("role") != "assistant":
         return message
     if not calls:  # an empty list is refused everywhere
         return {key: value for key, value in message.items() if key != "tool_calls"}
-    mended = [_mend_call(call) for call in calls]
+    mended = [_repair_call(call) for call in calls]
     same = all(new is old for new, old in zip(mended, calls, strict=True))
     return message if same else {**message, "tool_calls": mended}
 
 
-def _mend_call(call: dict[str, JSON]) -> dict[str, JSON]:
+def _repair_call(call: dict[str, JSON]) -> dict[str, JSON]:
     function = call.get("function")
     if not isinstance(function, dict):
         return call
@@ -120,15 +120,15 @@ def _mend_call(call: dict[str, JSON]) -> dict[str, JSON]:
     if arguments is None or arguments == "":
         arguments = "{}"
     elif isinstance(arguments, str):  # cut or broken: keep the words, as a server wants JSON here
-        arguments = jsontext.dumps({"arguments": arguments}).decode()
+        arguments = json_codec.dumps({"arguments": arguments}).decode()
     else:
-        arguments = jsontext.dumps(arguments).decode()
+        arguments = json_codec.dumps(arguments).decode()
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
 def _is_json(text: str) -> bool:
     try:
-        jsontext.loads(text)
+        json_codec.loads(text)
     except ValueError:
         return False
     return True
@@ -185,9 +185,9 @@ def _audio_message(message: dict[str, JSON]) -> dict[str, JSON]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    parts = [_audio_part(part) for part in content]
-    same = all(new is old for new, old in zip(parts, content, strict=True))
-    return message if same else {**message, "content": parts}
+    state = [_audio_part(part) for part in content]
+    same = all(new is old for new, old in zip(state, content, strict=True))
+    return message if same else {**message, "content": state}
 
 
 def _audio_part(part: JSON) -> JSON:
@@ -200,10 +200,10 @@ def _audio_part(part: JSON) -> JSON:
     return {**part, "input_audio": {**audio, "data": uri}}
 
 
-_RANGE = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
+_RANGE_PATTERN = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
 
 
-def range_end(message: str) -> int | None:
+def allowed_maximum(message: str) -> int | None:
     """N of an error's "[1, N]"."""
-    match = _RANGE.search(message)
+    match = _RANGE_PATTERN.search(message)
     return int(match[1]) if match else None

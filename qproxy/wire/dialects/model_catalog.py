@@ -13,38 +13,38 @@ _M = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """What a model can take and give, in tokens."""
 
     context: int
     output: int
-    thinks: bool = False
+    can_think: bool = False
     """Thinking is on unless switched off."""
-    old: bool = False
+    is_legacy: bool = False
     """Before structured output: `json_schema` is refused, JSON mode and thinking exclude each other."""
 
 
-MODELS: dict[str, Limits] = {
-    "qwen3.8-max": Limits(_M, 131_072, thinks=True),
-    "qwen3.8-flash": Limits(_M, 131_072, thinks=True),
-    "qwen3.7-max": Limits(_M, 65_536, thinks=True),
-    "qwen3.7-plus": Limits(_M, 65_536, thinks=True),
-    "qwen3.7-flash": Limits(_M, 65_536, thinks=True),
-    "qwen3.6-plus": Limits(_M, 65_536, thinks=True, old=True),
-    "qwen3.6-flash": Limits(_M, 65_536, thinks=True, old=True),
-    "qwen3.6-max-preview": Limits(262_144, 65_536, thinks=True, old=True),
-    "qwen3.5-plus": Limits(_M, 65_536, thinks=True, old=True),
-    "qwen3.5-flash": Limits(_M, 65_536, thinks=True, old=True),
-    "qwen3-max": Limits(262_144, 65_536, old=True),
-    "qwen3-coder-plus": Limits(_M, 65_536, old=True),
-    "qwen3-coder-flash": Limits(_M, 65_536, old=True),
-    "qwen3-coder-next": Limits(262_144, 65_536, old=True),
-    "qwen-plus": Limits(_M, 32_768, old=True),
-    "qwen-flash": Limits(_M, 32_768, old=True),
-    "qwen-turbo": Limits(131_072, 16_384, old=True),
-    "qwen-max": Limits(32_768, 8_192, old=True),
-    "qwen3-vl-plus": Limits(262_144, 32_768, old=True),
-    "qwq-plus": Limits(131_072, 8_192, thinks=True, old=True),
+MODELS: dict[str, ModelLimits] = {
+    "qwen3.8-max": ModelLimits(_M, 131_072, can_think=True),
+    "qwen3.8-flash": ModelLimits(_M, 131_072, can_think=True),
+    "qwen3.7-max": ModelLimits(_M, 65_536, can_think=True),
+    "qwen3.7-plus": ModelLimits(_M, 65_536, can_think=True),
+    "qwen3.7-flash": ModelLimits(_M, 65_536, can_think=True),
+    "qwen3.6-plus": ModelLimits(_M, 65_536, can_think=True, is_legacy=True),
+    "qwen3.6-flash": ModelLimits(_M, 65_536, can_think=True, is_legacy=True),
+    "qwen3.6-max-preview": ModelLimits(262_144, 65_536, can_think=True, is_legacy=True),
+    "qwen3.5-plus": ModelLimits(_M, 65_536, can_think=True, is_legacy=True),
+    "qwen3.5-flash": ModelLimits(_M, 65_536, can_think=True, is_legacy=True),
+    "qwen3-max": ModelLimits(262_144, 65_536, is_legacy=True),
+    "qwen3-coder-plus": ModelLimits(_M, 65_536, is_legacy=True),
+    "qwen3-coder-flash": ModelLimits(_M, 65_536, is_legacy=True),
+    "qwen3-coder-next": ModelLimits(262_144, 65_536, is_legacy=True),
+    "qwen-plus": ModelLimits(_M, 32_768, is_legacy=True),
+    "qwen-flash": ModelLimits(_M, 32_768, is_legacy=True),
+    "qwen-turbo": ModelLimits(131_072, 16_384, is_legacy=True),
+    "qwen-max": ModelLimits(32_768, 8_192, is_legacy=True),
+    "qwen3-vl-plus": ModelLimits(262_144, 32_768, is_legacy=True),
+    "qwq-plus": ModelLimits(131_072, 8_192, can_think=True, is_legacy=True),
 }
 
 
@@ -56,7 +56,7 @@ LINES = ("qwen", "qwq-", "qvq-", "text-embedding-v")
 """How the names of Qwen's own models begin, also of those to come."""
 
 
-def names(*, embedding: bool = False) -> Iterable[str]:
+def model_names(*, embedding: bool = False) -> Iterable[str]:
     """The models worth listing, with or without those that embed."""
     return (*MODELS, *(EMBEDDING if embedding else ()))
 
@@ -66,7 +66,7 @@ def is_qwen(model: str) -> bool:
     return model.lower().startswith(LINES)
 
 
-def lookup(model: str) -> Limits | None:
+def limits_for(model: str) -> ModelLimits | None:
     """A model's limits, by its name or by the name without a dated suffix (`qwen-plus-2025-07-28`)."""
     name = model.lower()
     while name:

@@ -15,41 +15,41 @@ from __future__ import annotations
 
 from copy import copy
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import raw_json as verbatim
-from qproxy.wire import storable
-from qproxy.wire.dialects import dashscope, deltas
-from qproxy.wire.dialects import function_declarations as declarations
-from qproxy.wire.dialects.error_mapping import event_error
-from qproxy.wire.dialects.target import Target
+from qproxy.wire import json_codec, raw_json, storable
+from qproxy.wire.dialects import dashscope, deltas, function_declarations
+from qproxy.wire.dialects.error_mapping import error_from_event
+from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import (
     JSON,
-    Completion,
-    Done,
+    ChoiceFinished,
+    CompletionPrompt,
     Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Text,
-    ToolCallDelta,
+    RawToolCallDelta,
+    ReasoningDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
     Turn,
 )
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
 
 
-def request(turn: Turn, target: Target) -> HTTPRequest:
+def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     """`POST {base}/chat/completions` with the turn's fields; usage is always asked for.
 
     Text to be continued goes to `/completions` where the server has that for the model: a chat model that is given it
     as a user's message answers it, wrapped in its template, rather than going on.
     """
-    if turn.completion is not None and target.completes:
+    if turn.completion is not None and target.supports_completions:
         return _completion(turn, turn.completion, target)
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
-    if target.tool_schema == declarations.NAME:
-        body |= {"messages": declarations.messages(turn.messages), **declarations.fields(turn)}
+    if target.tool_schema == function_declarations.NAME:
+        body |= {
+            "messages": function_declarations.messages(turn.messages),
+            **function_declarations.fields(turn),
+        }
     else:
         if turn.tools:
             body["tools"] = turn.tools
@@ -59,7 +59,7 @@ def request(turn: Turn, target: Target) -> HTTPRequest:
     return _post("chat/completions", body, turn, target)
 
 
-def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
+def _completion(turn: Turn, asked: CompletionPrompt, target: UpstreamTarget) -> HTTPRequest:
     """`POST {base}/completions`; one prompt, and probabilities in the older spelling."""
     body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
     if body.get("logprobs"):
@@ -67,28 +67,28 @@ def _completion(turn: Turn, asked: Completion, target: Target) -> HTTPRequest:
     return _post("completions", body, turn, target)
 
 
-def _post(path: str, body: dict[str, JSON], turn: Turn, target: Target) -> HTTPRequest:
+def _post(path: str, body: dict[str, JSON], turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     stream = turn.stream
     body["stream"] = stream
     if stream:
         body["stream_options"] = {"include_usage": True}
-    headers = target.authorised((b"accept", b"text/event-stream" if stream else b"application/json"))
-    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, verbatim.dumps(body, turn.texts))
+    headers = target.with_authorization((b"accept", b"text/event-stream" if stream else b"application/json"))
+    return HTTPRequest("POST", f"{target.base_url}/{path}", headers, raw_json.dumps(body, turn.raw_fields))
 
 
 class Decoder:
     """Server-sent events in, events out."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: UpstreamTarget) -> None:
         self._target = target
         self._plan = target.plan
         self._native: dashscope.Decoder | None = None
-        self._declared = declarations.reader(target)
+        self._declared = function_declarations.reader(target)
         """For a server that answers in DashScope's native shape all the same."""
-        self._halves: dict[tuple[type, int, int | None], Event] = {}
+        self._lone_surrogates: dict[tuple[type, int, int | None], Event] = {}
         self._escaped = True
         """Characters of this chunk are `\\u` escapes, of which a surrogate pair takes two."""
-        self._going: dict[int, bool] = {}
+        self._last_event: dict[int, bool] = {}
         """Choices that have said, with a null for a finish reason, that they go on; False when they have an empty reason
         then: that is an end where it is news, and where no more comes."""
 
@@ -97,10 +97,10 @@ class Decoder:
         data = item.data
         self._escaped = "\\u" in data
         if data == "[DONE]":
-            self._going = dict.fromkeys(self._going, True)
-            return [Done()]
+            self._last_event = dict.fromkeys(self._last_event, True)
+            return [StreamDone()]
         try:
-            chunk = jsontext.loads(data)
+            chunk = json_codec.loads(data)
         except ValueError:
             return self._not_json(item)
         if not isinstance(chunk, dict):
@@ -111,16 +111,20 @@ class Decoder:
         if self._declared is not None:
             chunk = self._declared.read(chunk)
         if "choices" not in chunk or "error" in chunk or item.event == "error":
-            error = event_error(chunk, item.status, plan=self._plan)
+            error = error_from_event(chunk, item.status, plan=self._plan)
             if error is not None:
-                return [Failed(error)]
+                return [StreamFailed(error)]
         return self._chunk(chunk)
 
     def close(self) -> list[Event]:
         """Nothing is held back but halves of characters, which a cut stream leaves behind."""
         native = self._native.close() if self._native is not None else []
-        over = [Finish("stop", number) for number in sorted(self._going) if not self._going[number]]
-        return [*self._unpaired(), *native, *over]
+        over = [
+            ChoiceFinished("stop", number)
+            for number in sorted(self._last_event)
+            if not self._last_event[number]
+        ]
+        return [*self._replace_unpaired(), *native, *over]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
@@ -128,7 +132,7 @@ class Decoder:
         error = UpstreamError(
             "The model's server sent a chunk that is not JSON.", code="upstream_invalid_response"
         )
-        return [Failed(error)]
+        return [StreamFailed(error)]
 
     def _chunk(self, chunk: JSON) -> list[Event]:
         events: list[Event] = []
@@ -137,92 +141,92 @@ class Decoder:
             if isinstance(choice, dict):
                 events.extend(self._choice(choice, position))
         if isinstance(chunk.get("usage"), dict):
-            events.append(deltas.usage(chunk["usage"]))
+            events.append(deltas.parse_usage(chunk["usage"]))
         return events
 
     def _choice(self, choice: dict[str, JSON], position: int) -> list[Event]:
-        number = deltas.number_of(choice, position)
+        number = deltas.choice_index(choice, position)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")
         logprobs = choice.get("logprobs")
         if delta is None and "text" in choice:  # of a completion
-            delta, logprobs = {"content": choice["text"]}, deltas.newer_logprobs(logprobs)
+            delta, logprobs = {"content": choice["text"]}, deltas.chat_logprobs(logprobs)
         reason = choice.get("finish_reason")
         if reason == "error_finish":
-            return [Failed(_error_finish(delta, self._plan))]
+            return [StreamFailed(_error_finish(delta, self._plan))]
         events: list[Event] = []
         if isinstance(delta, dict):
-            events = deltas.payload(delta, number, logprobs)
-            if self._halves or (self._escaped and any(map(_ends_in_half, events))):
-                events = [whole for event in events if (whole := self._join_halves(event)) is not None]
+            events = deltas.parse_delta(delta, number, logprobs)
+            if self._lone_surrogates or (self._escaped and any(map(_ends_in_lone_surrogate, events))):
+                events = [whole for event in events if (whole := self._join_surrogates(event)) is not None]
         if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
-            events += self._unpaired(number)
-            events.append(Finish(reason, number))
-        if reason is None or number in self._going:
-            self._going[number] = reason != ""
+            events += self._replace_unpaired(number)
+            events.append(ChoiceFinished(reason, number))
+        if reason is None or number in self._last_event:
+            self._last_event[number] = reason != ""
         return events
 
-    def _join_halves(self, event: Event) -> Event | None:
+    def _join_surrogates(self, event: Event) -> Event | None:
         """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
-        if isinstance(event, ToolCallDelta):
+        if isinstance(event, RawToolCallDelta):
             name = "arguments"
-            key: tuple[type, int, int | None] = (ToolCallDelta, event.choice, event.index)
-        elif isinstance(event, Text | Reasoning):
+            key: tuple[type, int, int | None] = (RawToolCallDelta, event.choice, event.index)
+        elif isinstance(event, TextDelta | ReasoningDelta):
             name, key = "text", (type(event), event.choice, None)
         else:
             return event
         text = getattr(event, name)
         if not isinstance(text, str) or not text:
             return event
-        if key in self._halves:
-            joined = getattr(self._halves.pop(key), name) + text
+        if key in self._lone_surrogates:
+            joined = getattr(self._lone_surrogates.pop(key), name) + text
             text = joined.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         if "\ud800" <= text[-1] <= "\udbff":
-            self._halves[key] = half = copy(event)
+            self._lone_surrogates[key] = half = copy(event)
             setattr(half, name, text[-1])
             text = text[:-1]
         setattr(event, name, text)
-        return event if text or isinstance(event, ToolCallDelta) else None
+        return event if text or isinstance(event, RawToolCallDelta) else None
 
-    def _unpaired(self, choice: int | None = None) -> list[Event]:
-        keys = [key for key in self._halves if choice is None or key[1] == choice]
-        return [self._halves.pop(key) for key in keys]
+    def _replace_unpaired(self, choice: int | None = None) -> list[Event]:
+        keys = [key for key in self._lone_surrogates if choice is None or key[1] == choice]
+        return [self._lone_surrogates.pop(key) for key in keys]
 
 
-def _ends_in_half(event: Event) -> bool:
+def _ends_in_lone_surrogate(event: Event) -> bool:
     """Whether an event's text ends with the first half of a surrogate pair."""
-    text = event.arguments if isinstance(event, ToolCallDelta) else getattr(event, "text", None)
+    text = event.arguments if isinstance(event, RawToolCallDelta) else getattr(event, "text", None)
     return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
-    text = deltas.text_of(delta.get("content")) if isinstance(delta, dict) else ""
+    text = deltas.parse_text(delta.get("content")) if isinstance(delta, dict) else ""
     try:
-        data = jsontext.loads(text)
+        data = json_codec.loads(text)
     except ValueError:
         data = {"error": {"message": text or "The model's server broke the answer off."}}
-    error = event_error(data, None, plan=plan)
+    error = error_from_event(data, None, plan=plan)
     return error or UpstreamError(storable.text(text) or "The model's server broke the answer off.")
 
 
-def whole(body: JSON, target: Target) -> list[Event]:
+def response(body: JSON, target: UpstreamTarget) -> list[Event]:
     """The events of a whole answer; a body that is an error gives `Failed`."""
     if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
-        return dashscope.whole(body, target)
-    if isinstance(body, dict) and (declared := declarations.reader(target)) is not None:
+        return dashscope.response(body, target)
+    if isinstance(body, dict) and (declared := function_declarations.reader(target)) is not None:
         body = declared.read(body)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-        error = event_error(body, None, plan=target.plan) if isinstance(body, dict) else None
+        error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a chat completion."
-        return [Failed(error or UpstreamError(message, code="upstream_invalid_response"))]
+        return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
-    deltas.number_calls(events)
-    finished = {event.choice for event in events if isinstance(event, Finish)}
+    deltas.index_calls(events)
+    finished = {event.choice for event in events if isinstance(event, ChoiceFinished)}
     for position, choice in enumerate(body["choices"]):
-        number = deltas.number_of(choice, position) if isinstance(choice, dict) else position
+        number = deltas.choice_index(choice, position) if isinstance(choice, dict) else position
         if number not in finished:  # some servers leave it out of whole answers
-            events.append(Finish("stop", number))
-    return [*events, Done()]
+            events.append(ChoiceFinished("stop", number))
+    return [*events, StreamDone()]

@@ -12,35 +12,34 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from qproxy.wire.dialects import message_rules as history
+from qproxy.wire.dialects import message_rules
 from qproxy.wire.events import JSON, Turn
-from qproxy.wire.tool_calls import hermes
-from qproxy.wire.tool_calls import qwen_coder as coder
+from qproxy.wire.tool_calls import hermes, qwen_coder
 
-SPELLINGS: dict[str, ModuleType] = {"hermes": hermes, "coder": coder}
+TOOL_FORMATS: dict[str, ModuleType] = {"hermes": hermes, "coder": qwen_coder}
 _CODER = re.compile(r"qwen3[-_]?coder|qwen3\.[5-9]|qwen[4-9]", re.IGNORECASE)
 _DROPPED = ("parallel_tool_calls",)
 
 
-def spelling(setting: str, model: str) -> ModuleType:
+def tool_format(setting: str, model: str) -> ModuleType:
     """The module of a spelling; "auto" goes by the model's name."""
     if setting == "auto":
         setting = "coder" if _CODER.search(model) else "hermes"
-    return SPELLINGS[setting]
+    return TOOL_FORMATS[setting]
 
 
-def written(turn: Turn, setting: str, model: str) -> Turn:
+def render_tools(turn: Turn, setting: str, model: str) -> Turn:
     """The turn without declared tools: all about them stands in its messages."""
-    form = spelling(setting, model)
+    form = tool_format(setting, model)
     messages: list[Any] = []
     for message in turn.messages:
         if message.get("role") == "tool":
-            _result(messages, history.text_of(message))
+            _result(messages, message_rules.text_of(message))
         else:
-            messages.append(_with_calls(message, form))
-    prompt = form.render(turn.tools) if turn.parses_calls else ""
+            messages.append(_render_calls(message, form))
+    prompt = form.render(turn.tools) if turn.tools_enabled else ""
     if prompt:
-        messages = list(history.with_system(messages, prompt + _forced(turn.tool_choice)))
+        messages = list(message_rules.append_system(messages, prompt + _forced_tool_prompt(turn.tool_choice)))
     params = {name: value for name, value in turn.params.items() if name not in _DROPPED}
     return replace(turn, messages=messages, tools=(), tool_choice=None, params=params)
 
@@ -59,18 +58,18 @@ class _Results(dict[str, Any]):
     """A user message that holds results."""
 
 
-def _with_calls(message: JSON, form: ModuleType) -> JSON:
+def _render_calls(message: JSON, form: ModuleType) -> JSON:
     calls = message.get("tool_calls") if message.get("role") == "assistant" else None
     if not calls:
         return message
     functions = [call["function"] for call in calls if isinstance(call.get("function"), dict)]
     blocks = [form.render_call(one.get("name") or "", one.get("arguments") or "") for one in functions]
-    said = history.text_of(message)
+    said = message_rules.text_of(message)
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**kept, "content": "\n".join([*([said] if said else []), *blocks])}
 
 
-def _forced(choice: JSON) -> str:
+def _forced_tool_prompt(choice: JSON) -> str:
     if choice == "required":
         return "\n\nAnswer with a function call now."
     if isinstance(choice, dict):

@@ -17,34 +17,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
 
-from qproxy.wire.dialects import message_rules as history
-from qproxy.wire.dialects import model_catalog as catalogue
+from qproxy.wire.dialects import message_rules, model_catalog
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import JSON, Turn
 
 
-class Draft:
+class RequestDraft:
     """A request while the rules are at it."""
 
     def __init__(self, turn: Turn, model: str, forced_tools: str, strict: bool) -> None:
         self.model = model
-        self.limits = catalogue.lookup(model)
-        self.say(turn.messages)
+        self.limits = model_catalog.limits_for(model)
+        self.set_messages(turn.messages)
         self.tools = turn.tools
         self.tool_choice = turn.tool_choice
         self.params = dict(turn.params)
         self.stream = turn.stream
-        self.completion = turn.completion
+        self.is_completion = turn.completion
         self.forced_tools = forced_tools
         self.ignored: list[str] = []
         self.notes: list[str] = []
         self._strict = strict
 
-    def say(self, messages: history.Messages) -> None:
+    def set_messages(self, messages: message_rules.Messages) -> None:
         """Have these messages."""
-        self.messages, self.marks = messages, history.marks(messages)
+        self.messages, self.marks = messages, message_rules.features(messages)
 
-    def drop(self, name: str) -> bool:
+    def drop_param(self, name: str) -> bool:
         """Leave a parameter out and say so; False when it was not there."""
         if name not in self.params:
             return False
@@ -58,13 +57,13 @@ class Draft:
     @property
     def thinking(self) -> bool:
         """Whether the model will think, as far as can be told from here."""
-        asked = self.params.get("enable_thinking")
-        if asked is None:
+        request = self.params.get("enable_thinking")
+        if request is None:
             effort = self.params.get("reasoning_effort")
-            asked = effort not in ("none", "minimal") if effort else None
-        return asked if isinstance(asked, bool) else bool(self.limits and self.limits.thinks)
+            request = effort not in ("none", "minimal") if effort else None
+        return request if isinstance(request, bool) else bool(self.limits and self.limits.can_think)
 
-    def think(self, on: bool) -> None:
+    def set_thinking(self, on: bool) -> None:
         """Switch thinking on or off for this request."""
         self.params["enable_thinking"] = on
         if not on:
@@ -76,39 +75,39 @@ class Draft:
         return self.tool_choice is not None and self.tool_choice not in ("auto", "none")
 
 
-Apply = Callable[[Draft], bool]
+ApplyRule = Callable[[RequestDraft], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RequestRule:
     """One row of the table."""
 
     name: str
     doc: str
     where: str
     """"dashscope" or "all"."""
-    apply: Apply
+    apply: ApplyRule
 
 
-def _messages(change: history.Change, *about: history.Mark) -> Apply:
+def _messages(change: message_rules.ChangeMessages, *about: message_rules.Feature) -> ApplyRule:
     """A rule about messages that have one of these marks.
 
     A function that changes nothing returns the very list that it was given; without the marks it is not asked.
     """
 
-    def apply(draft: Draft) -> bool:
+    def apply(draft: RequestDraft) -> bool:
         if draft.marks.isdisjoint(about):
             return False
         changed = change(draft.messages)
         done = changed is not draft.messages
         if done:
-            draft.say(changed)
+            draft.set_messages(changed)
         return done
 
     return apply
 
 
-def _tools_empty(draft: Draft) -> bool:
+def _tools_empty(draft: RequestDraft) -> bool:
     if draft.tools:
         return False
     had = draft.tool_choice is not None or "parallel_tool_calls" in draft.params
@@ -117,7 +116,7 @@ def _tools_empty(draft: Draft) -> bool:
     return had
 
 
-def _tool_choice_allowed(draft: Draft) -> bool:
+def _tool_choice_allowed(draft: RequestDraft) -> bool:
     if draft.tool_choice != "none":
         return False
     draft.tools, draft.tool_choice = (), None  # not every server knows "none"; without tools there is no call
@@ -125,58 +124,58 @@ def _tool_choice_allowed(draft: Draft) -> bool:
     return True
 
 
-def _parallel_calls(draft: Draft) -> bool:
+def _parallel_calls(draft: RequestDraft) -> bool:
     if not draft.tools or "parallel_tool_calls" in draft.params:
         return False
     draft.params["parallel_tool_calls"] = True
     return True
 
 
-def _forced_tool_thinking(draft: Draft) -> bool:
+def _forced_tool_thinking(draft: RequestDraft) -> bool:
     if not (draft.forces_tool and draft.thinking):
         return False
     if draft.forced_tools == "auto":
         draft.tool_choice = "auto"
         draft.notes.append("tool_choice auto: this model cannot be forced while it thinks")
     else:
-        draft.think(False)
+        draft.set_thinking(False)
         draft.notes.append("thinking off: this model cannot be forced to call a tool while it thinks")
     return True
 
 
-def _json_thinking(draft: Draft) -> bool:
+def _json_thinking(draft: RequestDraft) -> bool:
     kind = (draft.params.get("response_format") or {}).get("type")
-    old = draft.limits is None or draft.limits.old
+    old = draft.limits is None or draft.limits.is_legacy
     if kind not in ("json_object", "json_schema") or not old or not draft.thinking:
         return False
-    draft.think(False)
+    draft.set_thinking(False)
     draft.notes.append("thinking off: this model cannot think in JSON mode")
     return True
 
 
-def _json_word(draft: Draft) -> bool:
+def _json_keyword(draft: RequestDraft) -> bool:
     if (draft.params.get("response_format") or {}).get("type") != "json_object":
         return False
-    if any("json" in history.text_of(message).lower() for message in draft.messages):
+    if any("json" in message_rules.text_of(message).lower() for message in draft.messages):
         return False
-    draft.say(history.with_system(draft.messages, "Answer in JSON."))
+    draft.set_messages(message_rules.append_system(draft.messages, "Answer in JSON."))
     return True
 
 
-def _json_schema(draft: Draft) -> bool:
+def _json_schema(draft: RequestDraft) -> bool:
     wanted = draft.params.get("response_format") or {}
-    if wanted.get("type") != "json_schema" or draft.limits is None or not draft.limits.old:
+    if wanted.get("type") != "json_schema" or draft.limits is None or not draft.limits.is_legacy:
         return False
     message = f"The model {draft.model!r} cannot be held to a JSON schema; newer Qwen models can."
     raise RequestError(message, param="response_format", code="unsupported_value")
 
 
-def _effort(draft: Draft) -> bool:
+def _reasoning_effort(draft: RequestDraft) -> bool:
     effort = draft.params.get("reasoning_effort")
     if effort is None:
         return False
     if effort in ("none", "minimal"):
-        draft.think(False)
+        draft.set_thinking(False)
         return True
     if draft.model.startswith("qwen3.8"):
         mapped = {"high": "xhigh", "max": "xhigh"}.get(effort, effort)
@@ -195,15 +194,15 @@ def _effort(draft: Draft) -> bool:
     return True
 
 
-def _completion_thinking(draft: Draft) -> bool:
-    said = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
-    if draft.completion is None or said or not draft.thinking:
+def _completion_thinking(draft: RequestDraft) -> bool:
+    message = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
+    if draft.is_completion is None or message or not draft.thinking:
         return False
-    draft.think(False)
+    draft.set_thinking(False)
     return True
 
 
-def _output_limit(draft: Draft) -> bool:
+def _output_limit(draft: RequestDraft) -> bool:
     done = False
     for name in ("max_tokens", "max_completion_tokens"):
         value = draft.params.get(name)
@@ -213,7 +212,7 @@ def _output_limit(draft: Draft) -> bool:
     return done
 
 
-def _one_output_limit(draft: Draft) -> bool:
+def _one_output_limit(draft: RequestDraft) -> bool:
     if "max_completion_tokens" not in draft.params:
         return False
     newer = draft.model.startswith(("qwen3.5", "qwen3.6", "qwen3.7", "qwen3.8", "deepseek"))
@@ -223,7 +222,7 @@ def _one_output_limit(draft: Draft) -> bool:
     return True
 
 
-def _temperature(draft: Draft) -> bool:
+def _temperature(draft: RequestDraft) -> bool:
     value = draft.params.get("temperature")
     if not isinstance(value, int | float) or value < 2:
         return False
@@ -231,7 +230,7 @@ def _temperature(draft: Draft) -> bool:
     return True
 
 
-def _top_p(draft: Draft) -> bool:
+def _top_p(draft: RequestDraft) -> bool:
     value = draft.params.get("top_p")
     if not isinstance(value, int | float) or value > 0:
         return False
@@ -239,7 +238,7 @@ def _top_p(draft: Draft) -> bool:
     return True
 
 
-def _seed(draft: Draft) -> bool:
+def _seed(draft: RequestDraft) -> bool:
     value = draft.params.get("seed")
     if not isinstance(value, int) or 0 <= value < 2**31:
         return False
@@ -247,7 +246,7 @@ def _seed(draft: Draft) -> bool:
     return True
 
 
-def _logprobs(draft: Draft) -> bool:
+def _logprobs(draft: RequestDraft) -> bool:
     value = draft.params.get("top_logprobs")
     if not isinstance(value, int) or value <= 5:
         return False
@@ -255,7 +254,7 @@ def _logprobs(draft: Draft) -> bool:
     return True
 
 
-def _choices(draft: Draft) -> bool:
+def _max_choices(draft: RequestDraft) -> bool:
     count = draft.params.get("n")
     if not isinstance(count, int) or count == 1:
         return False
@@ -267,59 +266,59 @@ def _choices(draft: Draft) -> bool:
     return False
 
 
-def _audio_output(draft: Draft) -> bool:
+def _audio_output(draft: RequestDraft) -> bool:
     if "audio" in (draft.params.get("modalities") or ()) and "omni" not in draft.model:
         message = f"The model {draft.model!r} does not speak: only text output is possible."
         raise RequestError(message, param="modalities", code="unsupported_value")
     return False
 
 
-MEANINGLESS = (
+UNSUPPORTED_PARAMS = (
     "frequency_penalty", "logit_bias", "user", "store", "service_tier", "prediction", "safety_identifier",
     "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "verbosity", "moderation",
     "web_search_options", "background", "webhook_config",
 )  # fmt: skip
 
 
-def _meaningless(draft: Draft) -> bool:
-    dropped = [name for name in MEANINGLESS if draft.drop(name)]
-    if "metadata" in draft.params and not draft.model.startswith("qwen") and draft.drop("metadata"):
+def _drop_unsupported(draft: RequestDraft) -> bool:
+    dropped = [name for name in UNSUPPORTED_PARAMS if draft.drop_param(name)]
+    if "metadata" in draft.params and not draft.model.startswith("qwen") and draft.drop_param("metadata"):
         dropped.append("metadata")
     return bool(dropped)
 
 
 RULES = (
-    Rule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(history.developer_to_system, "developer")),
-    Rule("one_system", "all system messages become one, at the start", "dashscope", _messages(history.one_system, "system")),
-    Rule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(history.function_to_tool, "function", "function_call")),
-    Rule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(history.mend_calls, "tool_calls")),
-    Rule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(history.null_content, NoneType)),
-    Rule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(history.assistant_extras, *history.EXTRAS)),
-    Rule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(history.tool_content, list)),
-    Rule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(history.audio_uris, list)),
-    Rule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
-    Rule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
-    Rule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
-    Rule("effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _effort),
-    Rule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
-    Rule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tools)", "dashscope", _forced_tool_thinking),
-    Rule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
-    Rule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),
-    Rule("json_word", "JSON mode gets the word JSON into the messages", "dashscope", _json_word),
-    Rule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
-    Rule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
-    Rule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
-    Rule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
-    Rule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
-    Rule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
-    Rule("choices", "n above 4, or above 1 with tools, is refused", "dashscope", _choices),
-    Rule("audio_output", "audio output is refused for models that do not speak", "dashscope", _audio_output),
-    Rule("meaningless", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _meaningless),
+    RequestRule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(message_rules.developer_to_system, "developer")),
+    RequestRule("one_system", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
+    RequestRule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(message_rules.function_to_tool, "function", "function_call")),
+    RequestRule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(message_rules.repair_calls, "tool_calls")),
+    RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(message_rules.null_content, NoneType)),
+    RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
+    RequestRule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(message_rules.tool_content, list)),
+    RequestRule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(message_rules.audio_uris, list)),
+    RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
+    RequestRule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
+    RequestRule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
+    RequestRule("effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _reasoning_effort),
+    RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
+    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tools)", "dashscope", _forced_tool_thinking),
+    RequestRule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
+    RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),
+    RequestRule("json_word", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
+    RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
+    RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
+    RequestRule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
+    RequestRule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
+    RequestRule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
+    RequestRule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
+    RequestRule("choices", "n above 4, or above 1 with tools, is refused", "dashscope", _max_choices),
+    RequestRule("audio_output", "audio output is refused for models that do not speak", "dashscope", _audio_output),
+    RequestRule("meaningless", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _drop_unsupported),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class RuleResult:
     """What the rules made of a turn."""
 
     turn: Turn
@@ -329,7 +328,7 @@ class Applied:
     notes: tuple[str, ...]
 
 
-def apply(
+def apply_rules(
     turn: Turn,
     *,
     model: str,
@@ -337,9 +336,9 @@ def apply(
     switches: Mapping[str, bool] | None = None,
     strict_params: bool = False,
     forced_tools: str = "thinking-off",
-) -> Applied:
+) -> RuleResult:
     """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
-    draft = Draft(turn, model, forced_tools, strict_params)
+    draft = RequestDraft(turn, model, forced_tools, strict_params)
     switches = switches or {}
     applied = tuple(
         rule.name
@@ -347,20 +346,20 @@ def apply(
         if switches.get(rule.name, rule.where in ("all", family)) and rule.apply(draft)
     )
     if not applied:
-        return Applied(turn, (), (), ())
+        return RuleResult(turn, (), (), ())
     changed = replace(
         turn, messages=draft.messages, tools=draft.tools, tool_choice=draft.tool_choice, params=draft.params
     )
-    return Applied(changed, applied, tuple(draft.ignored), tuple(draft.notes))
+    return RuleResult(changed, applied, tuple(draft.ignored), tuple(draft.notes))
 
 
-def learn_from(error: UpstreamError, turn: Turn) -> Turn | None:
+def amend_after_error(error: UpstreamError, turn: Turn) -> Turn | None:
     """The turn mended by what a 400 says about it, for one more try; None when it says nothing useful."""
     params: dict[str, JSON] = dict(turn.params)
     if error.status != 400:
         return None
     if error.param == "max_tokens":
-        limit = history.range_end(error.message)
+        limit = message_rules.allowed_maximum(error.message)
         for name in ("max_tokens", "max_completion_tokens"):
             if limit is not None and isinstance(params.get(name), int) and params[name] > limit:
                 params[name] = limit

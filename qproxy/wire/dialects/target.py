@@ -8,7 +8,7 @@ from qproxy.wire.http_request import Headers
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UpstreamTarget:
     """Whom one request goes to, as whom, and for which model."""
 
     base_url: str
@@ -25,10 +25,10 @@ class Target:
     tool_schema: str = "openai"
     """"openai", or "function_declarations" for a server that speaks of functions as Gemini does (`declarations`)."""
 
-    completes: bool = False
+    supports_completions: bool = False
     """Whether the server goes on from a text itself (`/completions`), for this model."""
 
-    def authorised(self, *extra: tuple[bytes, bytes]) -> Headers:
+    def with_authorization(self, *extra: tuple[bytes, bytes]) -> Headers:
         """The header fields of a JSON request to this target."""
         fields = [(b"content-type", b"application/json"), *extra, *self.headers]
         if self.token is not None:

@@ -24,7 +24,7 @@ class StreamEncoder(Protocol):
 
     def close(self) -> Iterable[bytes]: ...
 
-    def failure(self, error: QproxyError, /) -> bytes: ...
+    def error_event(self, error: QproxyError, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,20 @@ class Endpoint:
     id_prefix: str
     decode: Callable[..., Turn]
     encoder: Callable[[Turn], StreamEncoder]
-    whole: Callable[[Turn, Iterable[Event]], dict[str, Any]]
-    shows_tools: bool = False
+    response: Callable[[Turn, Iterable[Event]], dict[str, Any]]
+    exposes_server_tools: bool = False
     """Its clients see the calls of this server's tools, and send them back with the conversation."""
 
 
 ENDPOINTS = (
-    Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.whole),
-    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.whole),
-    Endpoint("/responses", "resp_", responses.decode, responses.Encoder, responses.whole, shows_tools=True),
+    Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.response),
+    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.response),
+    Endpoint(
+        "/responses",
+        "resp_",
+        responses.decode,
+        responses.Encoder,
+        responses.response,
+        exposes_server_tools=True,
+    ),
 )

@@ -20,71 +20,67 @@ from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import Any, TypeGuard
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import sse
-from qproxy.wire import tool_schemas as schemas
-from qproxy.wire.endpoints import chat_messages as messages
-from qproxy.wire.endpoints import tool_reports as reports
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire import json_codec, sse, tool_schemas
+from qproxy.wire.endpoints import chat_messages, tool_reports, validation
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
-    Arguments,
+    ChoiceFinished,
     Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Refusal,
+    ReasoningDelta,
+    RefusalDelta,
     SearchInfo,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
+    ServerToolCall,
+    ServerToolResult,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
     Turn,
     Usage,
 )
-from qproxy.wire.raw_json import Body
+from qproxy.wire.raw_json import RawBody
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def _response_format(value: JSON, path: str) -> JSON:
-    kind = checks.an_object(value, path).get("type")
-    checks.one_of(("text", "json_object", "json_schema"))(kind, f"{path}.type")
+    kind = validation.object_(value, path).get("type")
+    validation.one_of(("text", "json_object", "json_schema"))(kind, f"{path}.type")
     if kind == "json_schema":
-        checks.an_object(value.get("json_schema"), f"{path}.json_schema")
+        validation.object_(value.get("json_schema"), f"{path}.json_schema")
     return value
 
 
-checks.says(
+validation.with_schema(
     _response_format,
     type="object",
     required=["type"],
     properties={"type": {"enum": ["text", "json_object", "json_schema"]}},
 )
 FIELDS = {
-    "temperature": checks.a_number(0, 2),
-    "top_p": checks.a_number(0, 1),
-    "presence_penalty": checks.a_number(-2, 2),
-    "frequency_penalty": checks.a_number(-2, 2),
-    "max_tokens": checks.an_integer(1),
-    "max_completion_tokens": checks.an_integer(1),
-    "n": checks.an_integer(1, 128),
-    "seed": checks.an_integer(-(2**63)),
-    "top_logprobs": checks.an_integer(0, 20),
-    "logprobs": checks.a_boolean,
-    "stream": checks.a_boolean,
-    "stream_options": checks.an_object,
-    "parallel_tool_calls": checks.a_boolean,
-    "reasoning_effort": checks.one_of(EFFORTS),
+    "temperature": validation.number(0, 2),
+    "top_p": validation.number(0, 1),
+    "presence_penalty": validation.number(-2, 2),
+    "frequency_penalty": validation.number(-2, 2),
+    "max_tokens": validation.integer(1),
+    "max_completion_tokens": validation.integer(1),
+    "n": validation.integer(1, 128),
+    "seed": validation.integer(-(2**63)),
+    "top_logprobs": validation.integer(0, 20),
+    "logprobs": validation.boolean,
+    "stream": validation.boolean,
+    "stream_options": validation.object_,
+    "parallel_tool_calls": validation.boolean,
+    "reasoning_effort": validation.one_of(EFFORTS),
     "response_format": _response_format,
-    "stop": checks.stop_sequences,
-    "logit_bias": checks.an_object,
-    "metadata": checks.an_object_of_names,
-    "qproxy": checks.an_object,
-    "modalities": checks.an_array,
-    "store": checks.a_boolean,
-    "user": checks.a_name,
+    "stop": validation.stop_sequences,
+    "logit_bias": validation.object_,
+    "metadata": validation.an_object_of_names,
+    "qproxy": validation.object_,
+    "modalities": validation.array,
+    "store": validation.boolean,
+    "user": validation.a_name,
 }
 _NOT_PARAMS = frozenset(
     (
@@ -105,13 +101,13 @@ def decode(
     body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
-    body = checks.a_body(body)
-    model = checks.model(body, default_model)
-    fields = checks.fields(body, FIELDS)
+    body = validation.body(body)
+    model = validation.require_model(body, default_model)
+    fields = validation.check_fields(body, FIELDS)
     if "messages" not in fields:
-        checks.missing("messages")
-    declared = schemas.read(fields)
-    said = fields.get("tools")
+        validation.missing("messages")
+    declared = tool_schemas.parse_tools(fields)
+    message = fields.get("tools")
     options = fields.get("stream_options") or {}
     stream = fields.get("stream", False)
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
@@ -121,23 +117,23 @@ def decode(
         id=id,
         created=created,
         model=model,
-        messages=messages.check(fields["messages"], limit=max_messages),
-        tools=said if _same(said, declared.tools) else declared.tools,
+        messages=chat_messages.validate_messages(fields["messages"], limit=max_messages),
+        tools=message if _identity(message, declared.tools) else declared.tools,
         tool_choice=declared.tool_choice,
         params=params,
         stream=stream,
         include_usage=bool(options.get("include_usage")) and stream,
         legacy_functions=declared.legacy_functions,
-        requested=declared.requested,
-        reports_tools=checks.includes(fields.get("qproxy"), "tools"),
-        texts=body.texts if isinstance(body, Body) else None,
+        server_tools=declared.server_tools,
+        include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
+        raw_fields=body.raw_fields if isinstance(body, RawBody) else None,
         ignored=declared.ignored,
     )
 
 
-def _same(said: JSON, read: list[JSON]) -> TypeGuard[list[JSON]]:
+def _identity(message: JSON, read: list[JSON]) -> TypeGuard[list[JSON]]:
     """Whether the client's array has just these entries."""
-    return isinstance(said, list) and len(said) == len(read) and all(map(operator.is_, said, read))
+    return isinstance(message, list) and len(message) == len(read) and all(map(operator.is_, message, read))
 
 
 def _string(text: str) -> bytes:
@@ -145,7 +141,7 @@ def _string(text: str) -> bytes:
     try:
         return quoted.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
-        return jsontext.dumps(text)
+        return json_codec.dumps(text)
 
 
 class Encoder:
@@ -162,77 +158,81 @@ class Encoder:
         }
         self._turn = turn
         self._legacy = turn.legacy_functions
-        self._envelope = b"data: " + jsontext.dumps(head)[:-1]
-        self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
-        self._heads: dict[int, bytes] = {}
+        self._envelope = b"data: " + json_codec.dumps(head)[:-1]
+        self._closing = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
+        self._announced: dict[int, bytes] = {}
         self._usage: Usage | None = None
         self._custom: set[tuple[int, int]] = set()
         """Choices and numbers of the calls to custom tools."""
-        self._report = reports.Report()
+        self._tool_report = tool_reports.ToolReport()
         self._found = b""
         """What a search found, for the next chunk."""
-        self._over = False
+        self._finished = False
 
     def feed(self, event: Event) -> list[bytes]:
         """The chunks that say `event`."""
-        say = _SAYINGS.get(type(event))
+        say = _DELTA_EVENTS.get(type(event))
         chunks = [] if say is None else say(self, event)
         if self._found and chunks and chunks[-1].startswith(self._envelope):
             chunks[-1] = self._with_found(chunks[-1])
         return chunks
 
-    def _text(self, event: Text) -> list[bytes]:
+    def _text(self, event: TextDelta) -> list[bytes]:
         return self._delta(event.choice, b'"content":' + _string(event.text), b'""', event.logprobs)
 
-    def _reasoning(self, event: Reasoning) -> list[bytes]:
+    def _reasoning(self, event: ReasoningDelta) -> list[bytes]:
         return self._delta(event.choice, b'"reasoning_content":' + _string(event.text))
 
-    def _refusal(self, event: Refusal) -> list[bytes]:
+    def _refusal(self, event: RefusalDelta) -> list[bytes]:
         return self._delta(event.choice, b'"refusal":' + _string(event.text))
 
-    def _counted(self, event: Usage) -> list[bytes]:
+    def _usage_event(self, event: Usage) -> list[bytes]:
         self._usage = event
         return []
 
-    def _failed(self, event: Failed) -> list[bytes]:
-        return [self.failure(event.error)]
+    def _failed(self, event: StreamFailed) -> list[bytes]:
+        return [self.error_event(event.error)]
 
-    def _began_tool(self, event: ServerCall) -> list[bytes]:
-        self._report.add(event)
+    def _server_call(self, event: ServerToolCall) -> list[bytes]:
+        self._tool_report.add(event)
         return []
 
-    def _ran_tool(self, event: ServerResult) -> list[bytes]:
-        self._report.add(event)
-        return [reports.comment(event)]
+    def _server_result(self, event: ServerToolResult) -> list[bytes]:
+        self._tool_report.add(event)
+        return [tool_reports.sse_comment(event)]
 
     def _searched(self, event: SearchInfo) -> list[bytes]:
-        self._found = b',"search_info":' + jsontext.dumps(event.info)
+        self._found = b',"search_info":' + json_codec.dumps(event.info)
         return []
 
     def _with_found(self, chunk: bytes) -> bytes:
         """The chunk with what a search found; a chunk of its own would have no delta, and there are clients that want one."""
         found, self._found = self._found, b""
-        return chunk.removesuffix(self._end) + found + self._end
+        return chunk.removesuffix(self._closing) + found + self._closing
 
     def close(self) -> list[bytes]:
         """The usage chunk when it was asked for, and the end; nothing after a failure."""
-        if self._over:
+        if self._finished:
             return []
-        self._over = True
+        self._finished = True
         out = []
         if self._turn.include_usage:
-            counts = jsontext.dumps(usage_object(self._usage or Usage()))
+            counts = json_codec.dumps(usage_object(self._usage or Usage()))
             more = self._found + self._reported()
             out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, more))
         return [*out, b"data: [DONE]\n\n"]
 
     def _reported(self) -> bytes:
-        return b',"qproxy":' + jsontext.dumps(self._report.object()) if self._turn.reports_tools else b""
+        return (
+            b',"qproxy":' + json_codec.dumps(self._tool_report.to_json())
+            if self._turn.include_tool_reports
+            else b""
+        )
 
-    def failure(self, error: QproxyError) -> bytes:
+    def error_event(self, error: QproxyError) -> bytes:
         """The one frame that says that a stream which has begun cannot go on."""
-        self._over = True
-        return sse.encode(jsontext.dumps(error.body()))
+        self._finished = True
+        return sse.encode(json_codec.dumps(error.to_body()))
 
     def _head(self, choice: int, content: bytes) -> list[bytes]:
         """The choice's first chunk.  `content` is "" before text and null before anything else.
@@ -240,27 +240,29 @@ class Encoder:
         Choices begin in order, whichever speaks first: openai-python's stream helper keeps them in a list.
         """
         before = range(choice if choice < (self._turn.params.get("n") or 1) else 0)
-        out = [piece for lower in before if lower not in self._heads for piece in self._head(lower, b"null")]
-        self._heads[choice] = b'%b,"choices":[{"index":%d,"delta":{' % (self._envelope, choice)
+        out = [
+            piece for lower in before if lower not in self._announced for piece in self._head(lower, b"null")
+        ]
+        self._announced[choice] = b'%b,"choices":[{"index":%d,"delta":{' % (self._envelope, choice)
         return [*out, self._chunk(choice, b'"role":"assistant","content":' + content)]
 
     def _chunk(self, choice: int, delta: bytes, logprobs: bytes = b"null") -> bytes:
         return b'%b%b},"logprobs":%b,"finish_reason":null}]%b' % (
-            self._heads[choice],
+            self._announced[choice],
             delta,
             logprobs,
-            self._end,
+            self._closing,
         )
 
     def _delta(
         self, choice: int, delta: bytes, content: bytes = b"null", logprobs: JSON = None
     ) -> list[bytes]:
-        probabilities = b"null" if logprobs is None else jsontext.dumps(logprobs_object(logprobs))
-        if choice in self._heads:
+        probabilities = b"null" if logprobs is None else json_codec.dumps(logprobs_object(logprobs))
+        if choice in self._announced:
             return [self._chunk(choice, delta, probabilities)]
         return [*self._head(choice, content), self._chunk(choice, delta, probabilities)]
 
-    def _call(self, event: ToolCall) -> list[bytes]:
+    def _call(self, event: ToolCallStart) -> list[bytes]:
         name = _string(event.name)
         if self._legacy:
             return self._delta(event.choice, b'"function_call":{"name":%b,"arguments":""}' % name)
@@ -270,7 +272,7 @@ class Encoder:
         entry = b'"tool_calls":[{"index":%d,"id":%b,%b}]' % (event.index, _string(event.id), shape % name)
         return self._delta(event.choice, entry)
 
-    def _arguments(self, event: Arguments) -> list[bytes]:
+    def _arguments(self, event: ToolCallArgumentsDelta) -> list[bytes]:
         text = _string(event.text)
         if self._legacy:
             return self._delta(event.choice, b'"function_call":{"arguments":%b}' % text)
@@ -282,30 +284,30 @@ class Encoder:
             event.choice, b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]' % (event.index, text)
         )
 
-    def _finish(self, event: Finish) -> list[bytes]:
+    def _finish(self, event: ChoiceFinished) -> list[bytes]:
         reason, choice = event.reason, event.choice
-        out = [] if choice in self._heads else self._head(choice, b'""')
+        out = [] if choice in self._announced else self._head(choice, b'""')
         if self._legacy and reason == "tool_calls":
             reason = "function_call"
         report = b"" if self._turn.include_usage else self._reported()
         out.append(
             b'%b},"logprobs":null,"finish_reason":%b}]%b%b'
-            % (self._heads[choice], _string(reason), report, self._end)
+            % (self._announced[choice], _string(reason), report, self._closing)
         )
         return out
 
 
-_SAYINGS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
-    Text: Encoder._text,
-    Reasoning: Encoder._reasoning,
-    Arguments: Encoder._arguments,
-    ToolCall: Encoder._call,
-    Refusal: Encoder._refusal,
-    Finish: Encoder._finish,
-    Usage: Encoder._counted,
-    Failed: Encoder._failed,
-    ServerCall: Encoder._began_tool,
-    ServerResult: Encoder._ran_tool,
+_DELTA_EVENTS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
+    TextDelta: Encoder._text,
+    ReasoningDelta: Encoder._reasoning,
+    ToolCallArgumentsDelta: Encoder._arguments,
+    ToolCallStart: Encoder._call,
+    RefusalDelta: Encoder._refusal,
+    ChoiceFinished: Encoder._finish,
+    Usage: Encoder._usage_event,
+    StreamFailed: Encoder._failed,
+    ServerToolCall: Encoder._server_call,
+    ServerToolResult: Encoder._server_result,
     SearchInfo: Encoder._searched,
 }
 _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'
@@ -338,14 +340,14 @@ class _Choice:
 
     def __init__(self) -> None:
         self.text: list[str] = []
-        self.thoughts: list[str] = []
+        self.reasoning: list[str] = []
         self.refusal: list[str] = []
-        self.calls: list[tuple[ToolCall, list[str]]] = []
+        self.calls: list[tuple[ToolCallStart, list[str]]] = []
         self.logprobs: list[JSON] = []
         self.reason = "stop"
 
 
-def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
+def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
     """The `chat.completion` that the events add up to; raises the error of a `Failed`."""
     choices: dict[int, _Choice] = {}
     usage, found = Usage(), None
@@ -355,7 +357,7 @@ def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
             usage = event
         elif isinstance(event, SearchInfo):
             found = event.info
-        elif isinstance(event, Failed):
+        elif isinstance(event, StreamFailed):
             raise event.error
         elif hasattr(event, "choice"):
             _add(choices.setdefault(event.choice, _Choice()), event)
@@ -367,25 +369,25 @@ def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
         "choices": [_choice_object(turn, number, choices[number]) for number in sorted(choices)],
         "usage": usage_object(usage),
         **({} if found is None else {"search_info": found}),
-        **({"qproxy": reports.of(events)} if turn.reports_tools else {}),
+        **({"qproxy": tool_reports.build_report(events)} if turn.include_tool_reports else {}),
     }
 
 
 def _add(choice: _Choice, event: Event) -> None:
     match event:
-        case Text(text, _, logprobs):
+        case TextDelta(text, _, logprobs):
             choice.text.append(text)
             if isinstance(logprobs, dict):
                 choice.logprobs.extend(logprobs.get("content") or ())
-        case Reasoning(text):
-            choice.thoughts.append(text)
-        case Refusal(text):
+        case ReasoningDelta(text):
+            choice.reasoning.append(text)
+        case RefusalDelta(text):
             choice.refusal.append(text)
-        case ToolCall():
+        case ToolCallStart():
             choice.calls.append((event, []))
-        case Arguments(index, text):
+        case ToolCallArgumentsDelta(index, text):
             choice.calls[index][1].append(text)
-        case Finish(reason):
+        case ChoiceFinished(reason):
             choice.reason = reason
 
 
@@ -395,8 +397,8 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
         "content": "".join(choice.text) if choice.text or not choice.calls else None,
         "refusal": "".join(choice.refusal) or None,
     }
-    if choice.thoughts:
-        message["reasoning_content"] = "".join(choice.thoughts)
+    if choice.reasoning:
+        message["reasoning_content"] = "".join(choice.reasoning)
     reason = choice.reason
     if choice.calls and turn.legacy_functions:
         call, pieces = choice.calls[0]
@@ -408,7 +410,7 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
     return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _call_object(call: ToolCall, arguments: str) -> dict[str, Any]:
+def _call_object(call: ToolCallStart, arguments: str) -> dict[str, Any]:
     if call.custom:
         return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": arguments}}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
@@ -26,15 +26,15 @@ PARTS: dict[str, str] = {
     "video": "video",
     "video_url": "video_url",
 }
-_SPEAKERS = ("user", "system", "developer")
-_a_role = checks.one_of(ROLES)
+_ROLE_CHECKS = ("user", "system", "developer")
+_role = validation.one_of(ROLES)
 # Clients that speak the Responses API elsewhere send its part names here too.
 RESPONSES_TEXT = ("input_text", "output_text")
 
 
-def check(value: JSON, path: str = "messages", limit: int = 10_000) -> list[JSON]:
+def validate_messages(value: JSON, path: str = "messages", limit: int = 10_000) -> list[JSON]:
     """The messages, checked; the same list unless a part had to be renamed."""
-    messages = checks.an_array(value, path)
+    messages = validation.array(value, path)
     if not messages:
         message = f"Invalid '{path}': empty array. Expected an array with minimum length 1."
         raise RequestError(message, param=path, code="empty_array")
@@ -57,19 +57,19 @@ def _is_plain(message: JSON) -> bool:
         return isinstance(answered := message.get("tool_call_id"), str) and answered.isascii()
     if role == "assistant":
         return message.get("tool_calls") is None and message.get("function_call") is None
-    return role in _SPEAKERS
+    return role in _ROLE_CHECKS
 
 
 def _message(value: JSON, path: str) -> dict[str, JSON]:
-    message = checks.an_object(value, path)
+    message = validation.object_(value, path)
     if message.get("role") is None:
-        checks.missing(f"{path}.role")
-    role = _a_role(message["role"], f"{path}.role")
+        validation.missing(f"{path}.role")
+    role = _role(message["role"], f"{path}.role")
     content = message.get("content")
     if role == "assistant":
         _calls(message, path)
     elif content is None and role != "function":
-        checks.missing(f"{path}.content")
+        validation.missing(f"{path}.content")
     if role == "tool":
         _named(message, "tool_call_id", path)
     if role == "function":
@@ -77,58 +77,60 @@ def _message(value: JSON, path: str) -> dict[str, JSON]:
     if content is None or isinstance(content, str):
         return message
     if not isinstance(content, list):
-        checks.wrong_type(f"{path}.content", "a string or an array of content parts", content)
-    parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
-    if all(new is old for new, old in zip(parts, content, strict=True)):
+        validation.wrong_type(f"{path}.content", "a string or an array of content parts", content)
+    state = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
+    if all(new is old for new, old in zip(state, content, strict=True)):
         return message
-    return {**message, "content": parts}
+    return {**message, "content": state}
 
 
 def _named(message: dict[str, JSON], key: str, path: str) -> None:
     if message.get(key) is None:
-        checks.missing(f"{path}.{key}")
-    checks.a_name(message[key], f"{path}.{key}")
+        validation.missing(f"{path}.{key}")
+    validation.a_name(message[key], f"{path}.{key}")
 
 
 def _part(value: JSON, path: str) -> Any:
     if isinstance(value, str):  # a list of strings is a common slip with one meaning
         return {"type": "text", "text": value}
-    part = checks.an_object(value, path)
+    part = validation.object_(value, path)
     kind = part.get("type")
     if kind is None:
-        checks.missing(f"{path}.type")
+        validation.missing(f"{path}.type")
     if kind in RESPONSES_TEXT:
         kind, part = "text", {**part, "type": "text"}
     elif kind == "input_image":
         image = part.get("image_url")
         url = {"url": image, "detail": part.get("detail", "auto")} if isinstance(image, str) else image
         kind, part = "image_url", {"type": "image_url", "image_url": url}
-    checks.one_of(PARTS)(kind, f"{path}.type")
+    validation.one_of(PARTS)(kind, f"{path}.type")
     key = PARTS[kind]
     if part.get(key) is None:
-        checks.missing(f"{path}.{key}")
+        validation.missing(f"{path}.{key}")
     if key in ("text", "refusal"):
-        checks.a_string(part[key], f"{path}.{key}")
+        validation.string(part[key], f"{path}.{key}")
     elif kind in ("image_url", "video_url"):
         url = part[key]
         if isinstance(url, str):  # the same slip in many clients
             return {**part, key: {"url": url}}
-        checks.a_string(checks.an_object(url, f"{path}.{key}").get("url"), f"{path}.{key}.url")
+        validation.string(validation.object_(url, f"{path}.{key}").get("url"), f"{path}.{key}.url")
     elif kind == "input_audio":
-        checks.a_string(checks.an_object(part[key], f"{path}.{key}").get("data"), f"{path}.{key}.data")
+        validation.string(validation.object_(part[key], f"{path}.{key}").get("data"), f"{path}.{key}.data")
     return part
 
 
 def _calls(message: dict[str, JSON], path: str) -> None:
     calls = message.get("tool_calls")
     if calls is not None:
-        for number, call in enumerate(checks.an_array(calls, f"{path}.tool_calls")):
+        for number, call in enumerate(validation.array(calls, f"{path}.tool_calls")):
             where = f"{path}.tool_calls[{number}]"
-            kind = checks.a_string(checks.an_object(call, where).get("type") or "function", f"{where}.type")
-            function = checks.an_object(call.get(kind), f"{where}.{kind}")
-            checks.a_name(function.get("name"), f"{where}.{kind}.name")
+            kind = validation.string(
+                validation.object_(call, where).get("type") or "function", f"{where}.type"
+            )
+            function = validation.object_(call.get(kind), f"{where}.{kind}")
+            validation.a_name(function.get("name"), f"{where}.{kind}.name")
     legacy = message.get("function_call")
     if legacy is not None:
-        checks.a_name(
-            checks.an_object(legacy, f"{path}.function_call").get("name"), f"{path}.function_call.name"
+        validation.a_name(
+            validation.object_(legacy, f"{path}.function_call").get("name"), f"{path}.function_call.name"
         )

@@ -16,32 +16,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import sse
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire import json_codec, sse
+from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.chat import usage_object
 from qproxy.wire.errors import QproxyError, RequestError
-from qproxy.wire.events import JSON, Completion, Event, Failed, Finish, Refusal, Text, Turn, Usage
-from qproxy.wire.raw_json import Body
+from qproxy.wire.events import (
+    JSON,
+    ChoiceFinished,
+    CompletionPrompt,
+    Event,
+    RefusalDelta,
+    StreamFailed,
+    TextDelta,
+    Turn,
+    Usage,
+)
+from qproxy.wire.raw_json import RawBody
 
 MAX_PROMPTS = 256
 FIELDS = {
-    "temperature": checks.a_number(0, 2),
-    "top_p": checks.a_number(0, 1),
-    "presence_penalty": checks.a_number(-2, 2),
-    "frequency_penalty": checks.a_number(-2, 2),
-    "max_tokens": checks.an_integer(1),
-    "n": checks.an_integer(1, 128),
-    "best_of": checks.an_integer(1, 20),
-    "seed": checks.an_integer(-(2**63)),
-    "logprobs": checks.an_integer(0, 5),
-    "echo": checks.a_boolean,
-    "suffix": checks.a_string,
-    "stream": checks.a_boolean,
-    "stream_options": checks.an_object,
-    "stop": checks.stop_sequences,
-    "logit_bias": checks.an_object,
-    "user": checks.a_name,
+    "temperature": validation.number(0, 2),
+    "top_p": validation.number(0, 1),
+    "presence_penalty": validation.number(-2, 2),
+    "frequency_penalty": validation.number(-2, 2),
+    "max_tokens": validation.integer(1),
+    "n": validation.integer(1, 128),
+    "best_of": validation.integer(1, 20),
+    "seed": validation.integer(-(2**63)),
+    "logprobs": validation.integer(0, 5),
+    "echo": validation.boolean,
+    "suffix": validation.string,
+    "stream": validation.boolean,
+    "stream_options": validation.object_,
+    "stop": validation.stop_sequences,
+    "logit_bias": validation.object_,
+    "user": validation.a_name,
 }
 _NOT_PARAMS = frozenset(
     ("model", "prompt", "suffix", "echo", "n", "best_of", "logprobs", "stream", "stream_options")
@@ -52,14 +61,14 @@ def decode(
     body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
-    body = checks.a_body(body)
-    model = checks.model(body, default_model)
-    fields = checks.fields(body, FIELDS)
+    body = validation.body(body)
+    model = validation.require_model(body, default_model)
+    fields = validation.check_fields(body, FIELDS)
     if "prompt" not in fields:
-        checks.missing("prompt")
+        validation.missing("prompt")
     suffix, stream = fields.get("suffix"), fields.get("stream", False)
     shown = _prompts(fields["prompt"], may_be_empty=bool(suffix))
-    prompts = tuple(_gap(prompt, suffix) if suffix else prompt for prompt in shown)
+    prompts = tuple(_suffix(prompt, suffix) if suffix else prompt for prompt in shown)
     options = fields.get("stream_options") or {}
     return Turn(
         id=id,
@@ -69,13 +78,13 @@ def decode(
         params=_params(fields),
         stream=stream,
         include_usage=bool(options.get("include_usage")) and stream,
-        completion=Completion(
+        completion=CompletionPrompt(
             prompts=prompts,
-            shown=shown if fields.get("echo") else (),
+            echo=shown if fields.get("echo") else (),
             choices=fields.get("n", 1),
             logprobs=fields.get("logprobs") is not None,
         ),
-        texts=body.texts if isinstance(body, Body) else None,
+        raw_fields=body.raw_fields if isinstance(body, RawBody) else None,
     )
 
 
@@ -84,21 +93,21 @@ def _prompts(value: JSON, *, may_be_empty: bool) -> tuple[str, ...]:
     if isinstance(value, str):
         return (_prompt(value, "prompt", may_be_empty),)
     if not isinstance(value, list):
-        checks.wrong_type("prompt", "a string or an array of strings", value)
+        validation.wrong_type("prompt", "a string or an array of strings", value)
     if not value:
-        checks.wrong_value("prompt", "the array is empty; send at least one prompt.")
-    if checks.token_ids(value):
+        validation.wrong_value("prompt", "the array is empty; send at least one prompt.")
+    if validation.token_ids(value):
         _token_ids()
     if len(value) > MAX_PROMPTS:
-        checks.wrong_value(
+        validation.wrong_value(
             "prompt", f"at most {MAX_PROMPTS} prompts in one request, but there are {len(value)}."
         )
     return tuple(_prompt(item, f"prompt[{number}]", may_be_empty) for number, item in enumerate(value))
 
 
 def _prompt(value: JSON, path: str, may_be_empty: bool) -> str:
-    if not checks.a_string(value, path) and not may_be_empty:
-        checks.wrong_value(path, "the prompt is empty.")
+    if not validation.string(value, path) and not may_be_empty:
+        validation.wrong_value(path, "the prompt is empty.")
     return str(value)
 
 
@@ -111,7 +120,7 @@ def _token_ids() -> NoReturn:
     )
 
 
-def _gap(prefix: str, suffix: str) -> str:
+def _suffix(prefix: str, suffix: str) -> str:
     """Fill in the middle, in the words that Qwen's coder models were trained on."""
     return f"<|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>"
 
@@ -119,13 +128,13 @@ def _gap(prefix: str, suffix: str) -> str:
 def _params(fields: dict[str, JSON]) -> dict[str, JSON]:
     """What is passed on, in a chat's words."""
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
-    count, most, probabilities = fields.get("n", 1), fields.get("best_of"), fields.get("logprobs")
-    if most is not None and most < count:
-        checks.wrong_value("best_of", f"it must be at least n, which is {count}.")
-    if most is not None and most > count:
+    count, limit, probabilities = fields.get("n", 1), fields.get("best_of"), fields.get("logprobs")
+    if limit is not None and limit < count:
+        validation.wrong_value("best_of", f"it must be at least n, which is {count}.")
+    if limit is not None and limit > count:
         if fields.get("stream"):
-            checks.wrong_value("best_of", "what is streamed cannot be chosen afterwards.")
-        count, params["logprobs"] = most, True
+            validation.wrong_value("best_of", "what is streamed cannot be chosen afterwards.")
+        count, params["logprobs"] = limit, True
     if probabilities is not None:
         if fields.get("echo"):
             message = "The probabilities of the prompt itself are not to be had: leave out echo or logprobs."
@@ -146,80 +155,80 @@ class Encoder:
         self._offsets: dict[int, int] = {}
         """Of each choice that has begun, the characters said."""
         self._usage: Usage | None = None
-        self._over = False
+        self._finished = False
 
     def feed(self, event: Event) -> list[bytes]:
         """The chunks that say `event`."""
         match event:
-            case Text(text, choice, logprobs):
-                return [*self._begin(choice), self._chunk(choice, text, logprobs=logprobs)]
-            case Refusal(text, choice):
-                return [*self._begin(choice), self._chunk(choice, text)]
-            case Finish(reason, choice):
-                return [*self._begin(choice), self._chunk(choice, "", _reason(reason))]
+            case TextDelta(text, choice, logprobs):
+                return [*self._start_choice(choice), self._chunk(choice, text, logprobs=logprobs)]
+            case RefusalDelta(text, choice):
+                return [*self._start_choice(choice), self._chunk(choice, text)]
+            case ChoiceFinished(reason, choice):
+                return [*self._start_choice(choice), self._chunk(choice, "", _reason(reason))]
             case Usage():
                 self._usage = event
-            case Failed(error):
-                return [self.failure(error)]
+            case StreamFailed(error):
+                return [self.error_event(error)]
         return []
 
     def close(self) -> list[bytes]:
         """The usage chunk when it was asked for, and the end; nothing after a failure."""
-        if self._over:
+        if self._finished:
             return []
-        self._over = True
+        self._finished = True
         out = []
         if self._turn.include_usage:
             usage = usage_object(self._usage or Usage())
-            out.append(sse.encode(jsontext.dumps({**_head(self._turn), "choices": [], "usage": usage})))
+            out.append(sse.encode(json_codec.dumps({**_envelope(self._turn), "choices": [], "usage": usage})))
         return [*out, b"data: [DONE]\n\n"]
 
-    def failure(self, error: QproxyError) -> bytes:
+    def error_event(self, error: QproxyError) -> bytes:
         """The one frame that says that a stream which has begun cannot go on."""
-        self._over = True
-        return sse.encode(jsontext.dumps(error.body()))
+        self._finished = True
+        return sse.encode(json_codec.dumps(error.to_body()))
 
-    def _begin(self, choice: int) -> list[bytes]:
+    def _start_choice(self, choice: int) -> list[bytes]:
         """With `echo` a choice begins with its prompt."""
         if choice in self._offsets:
             return []
         self._offsets[choice] = 0
-        shown = _shown(self._turn, choice)
+        shown = _echoed(self._turn, choice)
         return [self._chunk(choice, shown)] if shown else []
 
     def _chunk(self, choice: int, text: str, reason: str | None = None, logprobs: JSON = None) -> bytes:
         offset = self._offsets[choice]
         self._offsets[choice] += len(text)
-        wanted = _asked(self._turn).logprobs
+        wanted = _completion_prompt(self._turn).logprobs
         body = {
-            **_head(self._turn),
+            **_envelope(self._turn),
             "choices": [
                 {
                     "text": text,
                     "index": choice,
-                    "logprobs": legacy(_entries(logprobs), offset) if wanted else None,
+                    "logprobs": legacy_logprobs(_entries(logprobs), offset) if wanted else None,
                     "finish_reason": reason,
                 }
             ],
         }
         if self._turn.include_usage:
             body["usage"] = None
-        return sse.encode(jsontext.dumps(body))
+        return sse.encode(json_codec.dumps(body))
 
 
-def _asked(turn: Turn) -> Completion:
+def _completion_prompt(turn: Turn) -> CompletionPrompt:
     assert turn.completion is not None
     return turn.completion
 
 
-def _head(turn: Turn) -> dict[str, Any]:
+def _envelope(turn: Turn) -> dict[str, Any]:
     return {"id": turn.id, "object": "text_completion", "created": turn.created, "model": turn.model}
 
 
-def _shown(turn: Turn, choice: int) -> str:
+def _echoed(turn: Turn, choice: int) -> str:
     """What `echo` puts in front of a choice."""
-    asked = _asked(turn)
-    return asked.shown[choice // turn.params.get("n", 1)] if asked.shown else ""
+    request = _completion_prompt(turn)
+    return request.echo[choice // turn.params.get("n", 1)] if request.echo else ""
 
 
 def _reason(reason: str) -> str:
@@ -233,7 +242,7 @@ def _entries(logprobs: JSON) -> list[JSON]:
     return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
 
 
-def legacy(entries: list[JSON], offset: int) -> JSON:
+def legacy_logprobs(entries: list[JSON], offset: int) -> JSON:
     """A chat's probabilities in the older shape; null for none."""
     if not entries:
         return None
@@ -271,40 +280,40 @@ class _Choice:
         return sum(known) / len(known) if known else 0.0
 
 
-def whole(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
+def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
     """The `text_completion` that the events add up to; raises the error of a `Failed`."""
     choices: dict[int, _Choice] = {}
     usage = Usage()
     for event in events:
         if isinstance(event, Usage):
             usage = event
-        elif isinstance(event, Failed):
+        elif isinstance(event, StreamFailed):
             raise event.error
-        elif isinstance(event, Text | Refusal):
+        elif isinstance(event, TextDelta | RefusalDelta):
             choice = choices.setdefault(event.choice, _Choice())
             choice.text.append(event.text)
-            choice.entries += _entries(event.logprobs) if isinstance(event, Text) else []
-        elif isinstance(event, Finish):
+            choice.entries += _entries(event.logprobs) if isinstance(event, TextDelta) else []
+        elif isinstance(event, ChoiceFinished):
             choices.setdefault(event.choice, _Choice()).reason = _reason(event.reason)
-    objects = [_object(turn, *chosen) for chosen in _chosen(turn, choices)]
-    return {**_head(turn), "choices": objects, "usage": usage_object(usage)}
+    objects = [_object(turn, *chosen) for chosen in _best_choices(turn, choices)]
+    return {**_envelope(turn), "choices": objects, "usage": usage_object(usage)}
 
 
-def _chosen(turn: Turn, choices: dict[int, _Choice]) -> Iterator[tuple[int, int, _Choice]]:
+def _best_choices(turn: Turn, choices: dict[int, _Choice]) -> Iterator[tuple[int, int, _Choice]]:
     """(our number, its own number, choice): of each prompt's choices the best ones."""
-    asked, count = _asked(turn), turn.params.get("n", 1)
-    for prompt in range(len(asked.prompts)):
+    request, count = _completion_prompt(turn), turn.params.get("n", 1)
+    for prompt in range(len(request.prompts)):
         own = [number for number in sorted(choices) if number // count == prompt]
-        if count > asked.choices:
+        if count > request.choices:
             own.sort(key=lambda number: -choices[number].score)
-        for rank, number in enumerate(own[: asked.choices]):
-            yield prompt * asked.choices + rank, number, choices[number]
+        for rank, number in enumerate(own[: request.choices]):
+            yield prompt * request.choices + rank, number, choices[number]
 
 
 def _object(turn: Turn, index: int, number: int, choice: _Choice) -> dict[str, Any]:
     return {
-        "text": _shown(turn, number) + "".join(choice.text),
+        "text": _echoed(turn, number) + "".join(choice.text),
         "index": index,
-        "logprobs": legacy(choice.entries, 0) if _asked(turn).logprobs else None,
+        "logprobs": legacy_logprobs(choice.entries, 0) if _completion_prompt(turn).logprobs else None,
         "finish_reason": choice.reason,
     }

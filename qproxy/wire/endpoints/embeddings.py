@@ -11,40 +11,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.embeddings import Texts
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire import json_codec
+from qproxy.wire.embeddings import EmbeddingInput
+from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 MAX_TEXTS = 2048
 
 
-def _dense(value: JSON, path: str) -> JSON:
+def _check_encoding_format(value: JSON, path: str) -> JSON:
     if value != "dense":
-        checks.wrong_value(path, "OpenAI's answer has room for dense vectors only.")
+        validation.wrong_value(path, "OpenAI's answer has room for dense vectors only.")
     return value
 
 
 FIELDS = {
-    "encoding_format": checks.one_of(("float", "base64")),
-    "dimensions": checks.an_integer(1, 65_536),
-    "user": checks.a_name,
-    "text_type": checks.one_of(("query", "document")),
-    "instruct": checks.a_string,
-    "output_type": _dense,
+    "encoding_format": validation.one_of(("float", "base64")),
+    "dimensions": validation.integer(1, 65_536),
+    "user": validation.a_name,
+    "text_type": validation.one_of(("query", "document")),
+    "instruct": validation.string,
+    "output_type": _check_encoding_format,
 }
 _NOT_PARAMS = frozenset(("model", "input", "encoding_format", "user"))
 
 
-def decode(body: JSON) -> Texts:
+def decode(body: JSON) -> EmbeddingInput:
     """What a request body asks for; RequestError names the field that is wrong."""
-    body = checks.a_body(body)
-    model = checks.model(body, None)  # the operator's default model chats
-    fields = checks.fields(body, FIELDS)
+    body = validation.body(body)
+    model = validation.require_model(body, None)  # the operator's default model chats
+    fields = validation.check_fields(body, FIELDS)
     if "input" not in fields:
-        checks.missing("input")
-    return Texts(
+        validation.missing("input")
+    return EmbeddingInput(
         model=model,
         texts=_texts(fields["input"]),
         params={name: value for name, value in fields.items() if name not in _NOT_PARAMS},
@@ -58,19 +58,21 @@ def _texts(value: JSON) -> list[str]:
     if isinstance(value, str):
         return [_text(value, "input")]
     if not isinstance(value, list):
-        checks.wrong_type("input", "a string or an array of strings", value)
+        validation.wrong_type("input", "a string or an array of strings", value)
     if not value:
-        checks.wrong_value("input", "the array is empty; send at least one text.")
-    if checks.token_ids(value):
+        validation.wrong_value("input", "the array is empty; send at least one text.")
+    if validation.token_ids(value):
         _token_ids()
     if len(value) > MAX_TEXTS:
-        checks.wrong_value("input", f"at most {MAX_TEXTS} texts in one request, but there are {len(value)}.")
+        validation.wrong_value(
+            "input", f"at most {MAX_TEXTS} texts in one request, but there are {len(value)}."
+        )
     return [_text(item, f"input[{number}]") for number, item in enumerate(value)]
 
 
 def _text(value: JSON, path: str) -> str:
-    if not checks.a_string(value, path):
-        checks.wrong_value(path, "the text is empty.")
+    if not validation.string(value, path):
+        validation.wrong_value(path, "the text is empty.")
     return str(value)
 
 
@@ -83,17 +85,19 @@ def _token_ids() -> NoReturn:
     )
 
 
-def pieces(asked: Texts, vectors: Sequence[bytes], tokens: int) -> Iterator[bytes]:
+def iter_body(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> Iterator[bytes]:
     """The answer's body, a piece for each vector; those are as `vectors.encode` wrote them."""
     opening = b'{"object":"list","data":['
     for number, vector in enumerate(vectors):
         yield b'%b{"object":"embedding","index":%d,"embedding":%b}' % (opening, number, vector)
         opening = b","
-    rest = jsontext.dumps({"model": asked.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-    yield b"]," + rest[1:]
+    cooldown = json_codec.dumps(
+        {"model": request.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    )
+    yield b"]," + cooldown[1:]
 
 
-def length(asked: Texts, vectors: Sequence[bytes], tokens: int) -> int:
+def content_length(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> int:
     """Of the whole body in bytes, without making it."""
-    empty = pieces(asked, [b""] * len(vectors), tokens)
+    empty = iter_body(request, [b""] * len(vectors), tokens)
     return sum(map(len, empty)) + sum(map(len, vectors))

@@ -50,12 +50,12 @@ class Model:
         return body
 
 
-def is_text(name: str) -> bool:
+def is_text_model(name: str) -> bool:
     """Whether a model of this name reads and writes text (or embeds it)."""
     return not any(fnmatchcase(name.lower(), pattern) for pattern in _NOT_TEXT)
 
 
-def parse(body: JSON) -> list[Model]:
+def parse_models(body: JSON) -> list[Model]:
     """The text models in an upstream's answer to `GET /models`; ValueError when it is not such a list."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
@@ -63,7 +63,7 @@ def parse(body: JSON) -> list[Model]:
     models = []
     for entry in data:
         name = entry.get("id") if isinstance(entry, dict) else None
-        if isinstance(name, str) and name and storable.is_text(name) and is_text(name):
+        if isinstance(name, str) and name and storable.is_text(name) and is_text_model(name):
             owner = entry.get("owned_by")
             models.append(
                 Model(
@@ -75,7 +75,7 @@ def parse(body: JSON) -> list[Model]:
     return models
 
 
-def listing(models: Iterable[Model]) -> dict[str, Any]:
+def model_list(models: Iterable[Model]) -> dict[str, Any]:
     """The answer to `GET /v1/models`: every id once, in the given order."""
     unique: dict[str, Model] = {}
     for model in models:
@@ -83,7 +83,7 @@ def listing(models: Iterable[Model]) -> dict[str, Any]:
     return {"object": "list", "data": [model.body() for model in unique.values()]}
 
 
-def one(models: Iterable[Model], name: str, aliases: Aliases) -> dict[str, Any]:
+def model_object(models: Iterable[Model], name: str, aliases: Aliases) -> dict[str, Any]:
     """The answer to `GET /v1/models/{id}`; RequestError 404 when there is no such model."""
     known = {model.id: model for model in models}
     if name in known:

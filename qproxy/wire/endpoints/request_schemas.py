@@ -11,16 +11,12 @@ from collections.abc import Mapping
 
 from qproxy.wire.endpoints import (
     chat,
+    chat_messages,
     completions,
     embeddings,
+    validation,
 )
-from qproxy.wire.endpoints import (
-    chat_messages as messages,
-)
-from qproxy.wire.endpoints import (
-    validation as checks,
-)
-from qproxy.wire.endpoints.responses import request as responses
+from qproxy.wire.endpoints.responses import request
 from qproxy.wire.events import JSON
 
 NAME: JSON = {"type": "string", "minLength": 1}
@@ -29,7 +25,7 @@ MESSAGE: JSON = {
     "type": "object",
     "required": ["role"],
     "properties": {
-        "role": {"enum": sorted(messages.ROLES)},
+        "role": {"enum": sorted(chat_messages.ROLES)},
         "content": CONTENT,
         "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
         "tool_call_id": {"type": ["string", "null"]},
@@ -40,35 +36,35 @@ TOOLS: JSON = {"type": ["array", "null"], "items": {"type": "object"}}
 CHOICE: JSON = {"type": ["string", "object", "null"]}
 
 
-def _object(required: list[str], *parts: Mapping[str, JSON]) -> JSON:
+def _object(required: list[str], *state: Mapping[str, JSON]) -> JSON:
     properties: dict[str, JSON] = {}
-    for part in parts:
+    for part in state:
         properties.update(part)
     return {"type": "object", "required": required, "properties": properties}
 
 
-BODIES: dict[str, JSON] = {
+REQUEST_SCHEMAS: dict[str, JSON] = {
     "/chat/completions": _object(
         ["messages"],
         {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
         {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
-        checks.properties(chat.FIELDS),
+        validation.properties(chat.FIELDS),
     ),
     "/completions": _object(
         ["prompt"],
         {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
-        checks.properties(completions.FIELDS),
+        validation.properties(completions.FIELDS),
     ),
     "/embeddings": _object(
         ["model", "input"],
         {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
-        checks.properties(embeddings.FIELDS),
+        validation.properties(embeddings.FIELDS),
     ),
     "/responses": _object(
         ["input"],
         {"model": NAME, "input": {"type": ["string", "array"], "items": {"type": "object"}}},
         {"tools": TOOLS, "tool_choice": CHOICE},
-        checks.properties(responses.FIELDS),
+        validation.properties(request.FIELDS),
     ),
 }
 """`model` may be missing where the operator has set `default_model`."""

@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from qproxy.wire.events import Event, ServerCall, ServerResult
+from qproxy.wire.events import Event, ServerToolCall, ServerToolResult
 
 
-class Report:
+class ToolReport:
     """The tools that ran in one answer."""
 
     def __init__(self) -> None:
         self._arguments: dict[str, str] = {}
         self._tools: list[dict[str, Any]] = []
 
-    def add(self, event: ServerCall | ServerResult) -> None:
+    def add(self, event: ServerToolCall | ServerToolResult) -> None:
         """Take note of a call or of what came of it."""
-        if isinstance(event, ServerCall):
+        if isinstance(event, ServerToolCall):
             self._arguments[event.id] = event.arguments
             return
         self._tools.append(
@@ -30,29 +30,29 @@ class Report:
                 "arguments": self._arguments.get(event.id, ""),
                 "output": event.output,
                 "ok": event.ok,
-                "ms": milliseconds(event),
+                "ms": to_milliseconds(event),
             }
         )
 
-    def object(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The answer's `qproxy` object."""
         return {"tools": self._tools}
 
 
-def of(events: Iterable[Event]) -> dict[str, Any]:
+def build_report(events: Iterable[Event]) -> dict[str, Any]:
     """The `qproxy` object of a whole answer."""
-    report = Report()
+    report = ToolReport()
     for event in events:
-        if isinstance(event, ServerCall | ServerResult):
+        if isinstance(event, ServerToolCall | ServerToolResult):
             report.add(event)
-    return report.object()
+    return report.to_json()
 
 
-def comment(result: ServerResult) -> bytes:
+def sse_comment(result: ServerToolResult) -> bytes:
     """One line for people who read streams; clients skip it."""
     name = "".join(char if "!" <= char <= "~" else "_" for char in result.name[:80])
-    return f": tool {name} {'ok' if result.ok else 'failed'} {milliseconds(result)} ms\n\n".encode()
+    return f": tool {name} {'ok' if result.ok else 'failed'} {to_milliseconds(result)} ms\n\n".encode()
 
 
-def milliseconds(result: ServerResult) -> int:
+def to_milliseconds(result: ServerToolResult) -> int:
     return round(result.seconds * 1000)

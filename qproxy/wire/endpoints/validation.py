@@ -17,7 +17,7 @@ from qproxy.wire.events import JSON
 Check = TypeVar("Check", bound=Callable[[JSON, str], JSON])
 
 
-def says(check: Check, **schema: JSON) -> Check:
+def with_schema(check: Check, **schema: JSON) -> Check:
     """The check, which takes what this JSON Schema describes."""
     vars(check)["schema"] = schema  # with the check, so that it goes with it
     return check
@@ -47,13 +47,13 @@ _KINDS = {
 }
 
 
-def kind(value: JSON) -> str:
+def type_name(value: JSON) -> str:
     """The JSON type of a value, in words."""
     return "null" if value is None else _KINDS.get(type(value), "something else")
 
 
 def wrong_type(path: str, expected: str, value: JSON) -> NoReturn:
-    message = f"Invalid type for '{path}': expected {expected}, but got {kind(value)} instead."
+    message = f"Invalid type for '{path}': expected {expected}, but got {type_name(value)} instead."
     raise RequestError(message, param=path, code="invalid_type")
 
 
@@ -67,21 +67,21 @@ def missing(path: str) -> NoReturn:
     )
 
 
-def an_object(value: JSON, path: str) -> dict[str, JSON]:
+def object_(value: JSON, path: str) -> dict[str, JSON]:
     return value if isinstance(value, dict) else wrong_type(path, "an object", value)
 
 
-def an_array(value: JSON, path: str) -> list[JSON]:
+def array(value: JSON, path: str) -> list[JSON]:
     return value if isinstance(value, list) else wrong_type(path, "an array", value)
 
 
-def a_string(value: JSON, path: str) -> str:
+def string(value: JSON, path: str) -> str:
     return value if isinstance(value, str) else wrong_type(path, "a string", value)
 
 
 def a_name(value: JSON, path: str) -> str:
     """A string that names something, or is its id: it will be compared, stored, or written into a header."""
-    name = a_string(value, path)
+    name = string(value, path)
     if not storable.is_text(name):
         wrong_value(path, "it holds a NUL or half of a surrogate pair, which no name has.")
     return name
@@ -89,24 +89,24 @@ def a_name(value: JSON, path: str) -> str:
 
 def an_object_of_names(value: JSON, path: str) -> dict[str, JSON]:
     """An object whose keys the client has chosen."""
-    for name in an_object(value, path):
+    for name in object_(value, path):
         a_name(name, f"{path}.{name[:64]}")
     return value  # type: ignore[no-any-return]
 
 
-def a_boolean(value: JSON, path: str) -> bool:
+def boolean(value: JSON, path: str) -> bool:
     return value if isinstance(value, bool) else wrong_type(path, "a boolean", value)
 
 
-says(an_object, type="object")
-says(an_array, type="array")
-says(a_string, type="string")
-says(a_name, type="string")
-says(an_object_of_names, type="object")
-says(a_boolean, type="boolean")
+with_schema(object_, type="object")
+with_schema(array, type="array")
+with_schema(string, type="string")
+with_schema(a_name, type="string")
+with_schema(an_object_of_names, type="object")
+with_schema(boolean, type="boolean")
 
 
-def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
+def number(low: float, high: float) -> Callable[[JSON, str], float]:
     """A number within [low, high]."""
 
     def check(value: JSON, path: str) -> float:
@@ -116,10 +116,10 @@ def a_number(low: float, high: float) -> Callable[[JSON, str], float]:
             wrong_value(path, f"expected a number between {low:g} and {high:g}, but got {str(value)[:40]}.")
         return value
 
-    return says(check, type="number", minimum=low, maximum=high)
+    return with_schema(check, type="number", minimum=low, maximum=high)
 
 
-def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
+def integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
     """An integer within [low, high]; 5.0 is one (JavaScript and YAML write it so)."""
 
     def check(value: JSON, path: str) -> int:
@@ -131,16 +131,16 @@ def an_integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
             wrong_value(path, f"expected an integer from {low} to {high}, but got {str(value)[:40]}.")
         return value
 
-    return says(check, type="integer", minimum=low, maximum=high)
+    return with_schema(check, type="integer", minimum=low, maximum=high)
 
 
 def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
     def check(value: JSON, path: str) -> str:
-        if a_string(value, path) not in options:
+        if string(value, path) not in options:
             wrong_value(path, f"{value[:80]!r} is none of {', '.join(sorted(options))}.")
         return str(value)
 
-    return says(check, type="string", enum=sorted(options))
+    return with_schema(check, type="string", enum=sorted(options))
 
 
 def token_ids(items: list[JSON]) -> bool:
@@ -156,30 +156,32 @@ def stop_sequences(value: JSON, path: str) -> JSON:
     """A string or an array of strings."""
     if isinstance(value, list):
         for number, item in enumerate(value):
-            a_string(item, f"{path}[{number}]")
+            string(item, f"{path}[{number}]")
         return value
     return value if isinstance(value, str) else wrong_type(path, "a string or an array of strings", value)
 
 
-says(stop_sequences, type=["string", "array"], items={"type": "string"})
+with_schema(stop_sequences, type=["string", "array"], items={"type": "string"})
 
 
-def includes(value: JSON, what: str) -> bool:
+def include_values(value: JSON, what: str) -> bool:
     """Whether the request's `qproxy` object, if it has one, asks to see something of ours in the answer."""
-    names = an_array((value or {}).get("include") or [], "qproxy.include")
+    names = array((value or {}).get("include") or [], "qproxy.include")
     for number, name in enumerate(names):
         one_of(("tools",))(name, f"qproxy.include[{number}]")
     return what in names
 
 
-def a_body(value: JSON) -> dict[str, JSON]:
+def body(value: JSON) -> dict[str, JSON]:
     """The whole body of a request, which has no path to be named by."""
     if not isinstance(value, dict):
-        raise RequestError(f"The request body must be a JSON object, but it is {kind(value)}.")
+        raise RequestError(f"The request body must be a JSON object, but it is {type_name(value)}.")
     return value
 
 
-def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
+def check_fields(
+    body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]
+) -> dict[str, JSON]:
     """The body without its nulls, each field that has a check in `table` checked."""
     checked = {}
     for name, value in body.items():
@@ -189,7 +191,7 @@ def fields(body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], J
     return checked
 
 
-def model(body: Mapping[str, JSON], default: str | None) -> str:
+def require_model(body: Mapping[str, JSON], default: str | None) -> str:
     """The request's model, else the operator's default."""
     value = body.get("model")
     if value is None:

@@ -15,8 +15,15 @@ Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, Open
 have it (the judge of the tests), qwen-code and DashScope's SDK for what the pages do not say.
 """
 
-from qproxy.wire.realtime.session import Out, ToClient, ToQwen
-from qproxy.wire.realtime.translator import Translation
-from qproxy.wire.realtime.urls import place, url
+from qproxy.wire.realtime.session import ToClient, ToUpstream, TranslatedEvent
+from qproxy.wire.realtime.translator import SessionTranslator
+from qproxy.wire.realtime.urls import default_realtime_url, session_url
 
-__all__ = ["Out", "ToClient", "ToQwen", "Translation", "place", "url"]
+__all__ = [
+    "TranslatedEvent",
+    "ToClient",
+    "ToUpstream",
+    "SessionTranslator",
+    "default_realtime_url",
+    "session_url",
+]

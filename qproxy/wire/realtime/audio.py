@@ -19,11 +19,11 @@ RATE = 16_000
 """What Qwen hears."""
 RATES = (8_000, 16_000, 24_000, 48_000)
 """What a client may send."""
-MAX_PIECE = 24_000
+MAX_CHUNK = 24_000
 """Bytes that are filtered at once: others have their turn after them."""
 ATTENUATION = 70.0
 """dB, what the window is made for."""
-PASS, STOP = 0.875, 1.0625
+PASS_BAND, STOP_BAND = 0.875, 1.0625
 """Where the filter begins and ends to fall, as parts of the lower Nyquist frequency."""
 _dot: Callable[[Sequence[float], Sequence[float]], float] = getattr(
     math, "sumprod", lambda a, b: sum(map(operator.mul, a, b))
@@ -73,9 +73,9 @@ class Resampler:
     def flush(self) -> bytes:
         """What the filter still holds; after it a new sound begins."""
         self._half = b""
-        rest = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
+        cooldown = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
         self.reset()
-        return rest
+        return cooldown
 
 
 def _phases(up: int, down: int) -> list[list[float]]:
@@ -83,7 +83,7 @@ def _phases(up: int, down: int) -> list[list[float]]:
     if up == down:
         return [[1.0]]
     width = 0.5 / max(up, down)  # of the lower Nyquist frequency, where 1 is the rate of the steps
-    edge, fall = width * (PASS + STOP) / 2, width * (STOP - PASS)
+    edge, fall = width * (PASS_BAND + STOP_BAND) / 2, width * (STOP_BAND - PASS_BAND)
     count = math.ceil((ATTENUATION - 8) / (2.285 * math.tau * fall))
     per_phase = math.ceil(count / up)
     count = per_phase * up

@@ -14,23 +14,29 @@ from typing import Any, NoReturn
 
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
-from qproxy.wire.realtime import event_names as names
-from qproxy.wire.realtime import session_config as settings
-from qproxy.wire.realtime.audio import MAX_PIECE, RATE, Resampler
-from qproxy.wire.realtime.session import Out, Seen, ToQwen
+from qproxy.wire.realtime import event_names, session_config
+from qproxy.wire.realtime.audio import MAX_CHUNK, RATE, Resampler
+from qproxy.wire.realtime.session import SessionUsage, ToUpstream, TranslatedEvent
 
 
-class Hearing:
+class ClientEventTranslator:
     """Of one session."""
 
-    def __init__(self, told: settings.Told, seen: Seen, voices: Mapping[str, str], *, strict: bool) -> None:
-        self._told = told
-        self._seen = seen
+    def __init__(
+        self,
+        message: session_config.SessionSettings,
+        seen: SessionUsage,
+        voices: Mapping[str, str],
+        *,
+        strict: bool,
+    ) -> None:
+        self._settings = message
+        self._usage = seen
         self._voices = voices
         self._strict = strict
-        self._ear = Resampler(settings.CLIENT_RATE)
+        self._resampler = Resampler(session_config.CLIENT_RATE)
 
-    def said(self, event: dict[str, Any]) -> Iterator[Out]:
+    def translate(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
         """What goes out for an event; RequestError when it cannot be served."""
         kind = event["type"]
         if kind == "session.update":
@@ -38,12 +44,12 @@ class Hearing:
         elif kind == "input_audio_buffer.append":
             yield from self._audio(event)
         elif kind in ("input_audio_buffer.commit", "input_audio_buffer.clear"):
-            rest = self._ear.flush()
+            cooldown = self._resampler.flush()
             if kind == "input_audio_buffer.clear":
-                self._seen.waiting = 0.0
-            elif rest:
-                yield _append(rest)
-            yield ToQwen(event)
+                self._usage.pending_events = 0.0
+            elif cooldown:
+                yield _append(cooldown)
+            yield ToUpstream(event)
         elif kind == "conversation.item.create":
             yield from self._item(event)
         elif kind == "response.create":
@@ -53,72 +59,74 @@ class Hearing:
                 "This server offers no transcription sessions.", param="type", code="unsupported_event"
             )
         else:
-            yield ToQwen(event)
+            yield ToUpstream(event)
 
-    def _update(self, event: dict[str, Any]) -> ToQwen:
-        wanted = settings.for_qwen(event.get("session"), self._voices)
+    def _update(self, event: dict[str, Any]) -> ToUpstream:
+        wanted = session_config.to_upstream_session(event.get("session"), self._voices)
         self._ignore(wanted.ignored)
-        if wanted.rate is not None and wanted.rate != self._told.rate:
-            self._told.rate, self._ear = wanted.rate, Resampler(wanted.rate)
-        self._told.voice = wanted.voice or self._told.voice
+        if wanted.rate is not None and wanted.rate != self._settings.rate:
+            self._settings.rate, self._resampler = wanted.rate, Resampler(wanted.rate)
+        self._settings.voice = wanted.voice or self._settings.voice
         if wanted.tools is not None:
-            self._told.tools = wanted.tools
+            self._settings.tools = wanted.tools
         if wanted.tool_choice is not None:
-            self._told.tool_choice = wanted.tool_choice
+            self._settings.tool_choice = wanted.tool_choice
         session = wanted.session
         if wanted.tools is not None or wanted.tool_choice is not None:
-            session["tools"] = self._told.callable()
-        return ToQwen({**event, "session": session})
+            session["tools"] = self._settings.callable_tools()
+        return ToUpstream({**event, "session": session})
 
-    def _audio(self, event: dict[str, Any]) -> Iterator[Out]:
+    def _audio(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
         data = _decoded(event.get("audio"), "audio")
-        for start in range(0, len(data), MAX_PIECE):
-            heard = self._ear.feed(data[start : start + MAX_PIECE])
+        for start in range(0, len(data), MAX_CHUNK):
+            heard = self._resampler.feed(data[start : start + MAX_CHUNK])
             if heard:
-                self._seen.waiting += len(heard) / (2 * RATE)
-                yield _append(heard, event if start + MAX_PIECE >= len(data) else {})
+                self._usage.pending_events += len(heard) / (2 * RATE)
+                yield _append(heard, event if start + MAX_CHUNK >= len(data) else {})
 
-    def _item(self, event: dict[str, Any]) -> Iterator[Out]:
+    def _item(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
         """Pictures go in by a buffer of their own; sound must come by the other one."""
         item = event.get("item")
         content = item.get("content") if isinstance(item, dict) else None
         if not isinstance(item, dict) or not isinstance(content, list):
-            yield ToQwen(event)
+            yield ToUpstream(event)
             return
         kept: list[JSON] = []
-        pictures: list[Out] = []
+        pictures: list[TranslatedEvent] = []
         for number, part in enumerate(content):
             path = f"item.content[{number}]"
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "input_image":
                 picture = _picture(part.get("image_url"), path)
-                pictures.append(ToQwen({"type": "input_image_buffer.append", "image": picture}))
+                pictures.append(ToUpstream({"type": "input_image_buffer.append", "image": picture}))
             elif kind == "input_audio":
-                _refuse(f"{path}.type", "send sound by input_audio_buffer.append.")
+                _rejected(f"{path}.type", "send sound by input_audio_buffer.append.")
             else:
                 kept.append(
-                    {**part, "type": names.PARTS.get(str(kind), kind)} if isinstance(part, dict) else part
+                    {**part, "type": event_names.BETA_PARTS.get(str(kind), kind)}
+                    if isinstance(part, dict)
+                    else part
                 )
         yield from pictures
         if kept or not content:
-            yield ToQwen({**event, "item": {**item, "content": kept}})
+            yield ToUpstream({**event, "item": {**item, "content": kept}})
 
-    def _response(self, event: dict[str, Any]) -> ToQwen:
-        asked = event.get("response")
-        if not isinstance(asked, dict):
-            return ToQwen(event)
-        if asked.get("conversation") not in (None, "auto") or asked.get("input") is not None:
-            name = "input" if asked.get("input") is not None else "conversation"
-            _refuse(f"response.{name}", "a response outside of the conversation is nothing that Qwen has.")
+    def _response(self, event: dict[str, Any]) -> ToUpstream:
+        request = event.get("response")
+        if not isinstance(request, dict):
+            return ToUpstream(event)
+        if request.get("conversation") not in (None, "auto") or request.get("input") is not None:
+            name = "input" if request.get("input") is not None else "conversation"
+            _rejected(f"response.{name}", "a response outside of the conversation is nothing that Qwen has.")
         kept: dict[str, JSON] = {}
-        for name, value in asked.items():
+        for name, value in request.items():
             if name in ("modalities", "output_modalities"):
-                kept["modalities"] = settings.modalities(value, f"response.{name}")
+                kept["modalities"] = session_config.modalities(value, f"response.{name}")
             elif name == "instructions":
                 kept[name] = value
             elif value is not None and name != "conversation":
                 self._ignore([f"response.{name}"])
-        return ToQwen({**event, "response": kept})
+        return ToUpstream({**event, "response": kept})
 
     def _ignore(self, paths: list[str]) -> None:
         if paths and self._strict:
@@ -127,11 +135,11 @@ class Hearing:
                 param=paths[0],
                 code="unsupported_parameter",
             )
-        self._seen.ignored += [path for path in paths if path not in self._seen.ignored]
+        self._usage.ignored += [path for path in paths if path not in self._usage.ignored]
 
 
-def _append(data: bytes, event: Mapping[str, JSON] | None = None) -> ToQwen:
-    return ToQwen(
+def _append(data: bytes, event: Mapping[str, JSON] | None = None) -> ToUpstream:
+    return ToUpstream(
         {
             **(event or {}),
             "type": "input_audio_buffer.append",
@@ -144,16 +152,16 @@ def _decoded(value: JSON, path: str) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError, TypeError):
-        _refuse(path, "expected base64.")
+        _rejected(path, "expected base64.")
 
 
 def _picture(value: JSON, path: str) -> str:
     """The data of a picture, which Qwen wants without its type."""
     head, comma, data = value.partition(",") if isinstance(value, str) else ("", "", "")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        _refuse(f"{path}.image_url", "expected a picture as a data: URL.")
+        _rejected(f"{path}.image_url", "expected a picture as a data: URL.")
     return str(data)
 
 
-def _refuse(path: str, message: str) -> NoReturn:
+def _rejected(path: str, message: str) -> NoReturn:
     raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")

@@ -11,7 +11,7 @@ from typing import Any
 
 from qproxy.wire.events import JSON
 
-MODERN = {
+GA_NAMES = {
     "response.text.delta": "response.output_text.delta",
     "response.text.done": "response.output_text.done",
     "response.audio.delta": "response.output_audio.delta",
@@ -21,34 +21,34 @@ MODERN = {
     "conversation.item.created": "conversation.item.added",
 }
 """The beta's names, and today's."""
-CANONICAL = {new: old for old, new in MODERN.items()} | {"rate_limit.updated": "rate_limits.updated"}
-MODERN_PARTS = {"text": "output_text", "audio": "output_audio"}
+BETA_NAMES = {new: old for old, new in GA_NAMES.items()} | {"rate_limit.updated": "rate_limits.updated"}
+GA_PARTS = {"text": "output_text", "audio": "output_audio"}
 """Kinds of content in an assistant's message."""
-PARTS = {new: old for old, new in MODERN_PARTS.items()}
+BETA_PARTS = {new: old for old, new in GA_PARTS.items()}
 PCM = {"type": "audio/pcm", "rate": 24_000}
 """What comes out of Qwen, and out of OpenAI."""
 
 
-def canonical(event: dict[str, Any]) -> None:
+def to_beta(event: dict[str, Any]) -> None:
     """A server event in the beta's words, whatever its server's age."""
-    event["type"] = CANONICAL.get(event["type"], event["type"])
+    event["type"] = BETA_NAMES.get(event["type"], event["type"])
     for item in _items(event):
-        _rename_parts(item, PARTS)
+        _rename_parts(item, BETA_PARTS)
     response = event.get("response")
     if isinstance(response, dict):
-        _tell_usage(response)
+        _rename_usage(response)
         if "output_audio_format" in response:
             response["output_audio_format"] = "pcm16"
 
 
-def modern(event: dict[str, Any]) -> None:
+def to_ga(event: dict[str, Any]) -> None:
     """A canonical event in today's words."""
-    event["type"] = MODERN.get(event["type"], event["type"])
+    event["type"] = GA_NAMES.get(event["type"], event["type"])
     for item in _items(event):
-        _rename_parts(item, MODERN_PARTS)
+        _rename_parts(item, GA_PARTS)
     response = event.get("response")
     if isinstance(response, dict):
-        _modernise(response)
+        _to_ga_shape(response)
 
 
 def _items(event: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _rename_parts(item: dict[str, Any], names: dict[str, str]) -> None:
             part["type"] = names.get(str(part.get("type")), part.get("type"))
 
 
-def _tell_usage(response: dict[str, Any]) -> None:
+def _rename_usage(response: dict[str, Any]) -> None:
     """Token counts under OpenAI's names: `input_token_details`, where Qwen says `input_tokens_details`."""
     usage = response.get("usage")
     if isinstance(usage, dict):
@@ -78,7 +78,7 @@ def _tell_usage(response: dict[str, Any]) -> None:
                 usage.setdefault(f"{side}_token_details", details)
 
 
-def _modernise(response: dict[str, Any]) -> None:
+def _to_ga_shape(response: dict[str, Any]) -> None:
     modalities = response.pop("modalities", None)
     if modalities is not None:
         response["output_modalities"] = output_modalities(modalities)

@@ -11,31 +11,30 @@ from typing import Any
 
 from qproxy.wire import storable
 from qproxy.wire.events import JSON, Usage
-from qproxy.wire.realtime import event_names as names
-from qproxy.wire.realtime import session_config as settings
-from qproxy.wire.realtime.session import Ids, Seen, keep
+from qproxy.wire.realtime import event_names, session_config
+from qproxy.wire.realtime.session import EventIds, SessionUsage, remember
 
 
-class Telling:
+class ServerEventTranslator:
     """Of one session."""
 
-    def __init__(self, told: settings.Told, seen: Seen, ids: Ids) -> None:
-        self._client = told
-        self._seen = seen
+    def __init__(self, message: session_config.SessionSettings, seen: SessionUsage, ids: EventIds) -> None:
+        self._settings = message
+        self._usage = seen
         self._ids = ids
         self._events: dict[str, None] = {}
-        self._heard: dict[str, str] = {}
+        self._input_samples: dict[str, str] = {}
         """What of a transcription is certain, by item."""
-        self._since = 0.0
+        self._response_started = 0.0
         """When speech has begun, in the server's milliseconds."""
-        self._spoken: dict[str, float] = {}
+        self._spoken_items: dict[str, float] = {}
         """Seconds of speech, by item."""
         self._calls: dict[str, str] = {}
         """Names of functions, by item."""
         self._open: dict[str, JSON] = {}
         """Items that a modern client has not been told the end of, and what came before each."""
 
-    def told(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def translate(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What the client hears of an event."""
         identity = event.get("event_id")
         if not isinstance(identity, str) or not identity:
@@ -43,35 +42,39 @@ class Telling:
         elif identity in self._events:
             return
         else:
-            keep(self._events, identity, None)
-        names.canonical(event)
-        for out in self._told(event):
-            if self._client.modern:
-                names.modern(out)
+            remember(self._events, identity, None)
+        event_names.to_beta(event)
+        for out in self._translate(event):
+            if self._settings.is_ga:
+                event_names.to_ga(out)
             yield out
 
-    def _told(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _translate(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """A canonical event, and what a client hears because of it."""
         kind = event["type"]
         if kind in ("session.created", "session.updated"):
             session = event.get("session")
-            event["session"] = settings.for_client(session if isinstance(session, dict) else {}, self._client)
+            event["session"] = session_config.to_client_session(
+                session if isinstance(session, dict) else {}, self._settings
+            )
         elif kind == "session.finished":
-            self._seen.finished = True
+            self._usage.finished = True
             return
         elif kind == "error":
-            self._seen.errors += 1
+            self._usage.errors += 1
             event["error"] = _error_shape(event.get("error"))
         elif kind == "conversation.item.input_audio_transcription.text":
             yield from self._partial(event)
             return
         elif kind.startswith("conversation.item.input_audio_transcription."):
             identity = str(event.get("item_id"))
-            self._heard.pop(identity, None)
+            self._input_samples.pop(identity, None)
             if kind.endswith(".completed"):
-                event.setdefault("usage", {"type": "duration", "seconds": self._spoken.pop(identity, 0.0)})
+                event.setdefault(
+                    "usage", {"type": "duration", "seconds": self._spoken_items.pop(identity, 0.0)}
+                )
         elif kind.startswith("input_audio_buffer."):
-            self._listen(event)
+            self._track_speech(event)
         elif kind == "response.function_call_arguments.done":
             event.setdefault("name", self._calls.get(str(event.get("item_id")), ""))
         elif kind in ("response.created", "response.done"):
@@ -86,17 +89,17 @@ class Telling:
             return
         identity = str(item.get("id"))
         if item.get("type") == "function_call" and isinstance(item.get("name"), str):
-            keep(self._calls, identity, item["name"])
+            remember(self._calls, identity, item["name"])
         if kind == "conversation.item.done":
-            if self._client.modern and self._open.pop(identity, ...) is not ...:
+            if self._settings.is_ga and self._open.pop(identity, ...) is not ...:
                 yield event
             return
-        if not self._client.modern or kind not in ("conversation.item.created", "response.output_item.done"):
+        if not self._settings.is_ga or kind not in ("conversation.item.created", "response.output_item.done"):
             yield event
             return
         if kind == "conversation.item.created":
             yield event
-            keep(self._open, identity, event.get("previous_item_id"))
+            remember(self._open, identity, event.get("previous_item_id"))
         whole = kind == "response.output_item.done" or item.get("status") != "in_progress"
         if whole and identity in self._open:
             yield {
@@ -111,37 +114,39 @@ class Telling:
     def _partial(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Qwen repeats what it is certain of; a client gets what is new of that."""
         identity, text = str(event.get("item_id")), event.get("text")
-        before = self._heard.get(identity, "")
+        before = self._input_samples.get(identity, "")
         if isinstance(text, str) and len(text) > len(before) and text.startswith(before):
-            keep(self._heard, identity, text)
+            remember(self._input_samples, identity, text)
             kept = {key: value for key, value in event.items() if key not in ("text", "stash")}
             kind = "conversation.item.input_audio_transcription.delta"
             yield {"content_index": 0, **kept, "type": kind, "delta": text[len(before) :]}
 
-    def _listen(self, event: dict[str, Any]) -> None:
+    def _track_speech(self, event: dict[str, Any]) -> None:
         """How long each piece of speech is: what its transcription costs is told in seconds."""
         kind, identity = event["type"].rpartition(".")[2], str(event.get("item_id"))
         if kind == "speech_started":
-            self._since = _number(event.get("audio_start_ms"))
+            self._response_started = _number(event.get("audio_start_ms"))
         elif kind == "speech_stopped":
-            spoken = max(0.0, _number(event.get("audio_end_ms")) - self._since) / 1000
-            keep(self._spoken, identity, spoken)
+            spoken = max(0.0, _number(event.get("audio_end_ms")) - self._response_started) / 1000
+            remember(self._spoken_items, identity, spoken)
         elif kind == "committed":
-            keep(self._spoken, identity, self._spoken.get(identity, self._seen.waiting))
-            self._seen.waiting = 0.0
+            remember(
+                self._spoken_items, identity, self._spoken_items.get(identity, self._usage.pending_events)
+            )
+            self._usage.pending_events = 0.0
 
     def _count_response(self, event: dict[str, Any]) -> None:
         response = event.get("response")
         if not isinstance(response, dict):
             return
-        if "voice" in response and self._client.voice:
-            response["voice"] = self._client.voice
+        if "voice" in response and self._settings.voice:
+            response["voice"] = self._settings.voice
         response.setdefault("object", "realtime.response")
         if event["type"] == "response.done":
-            self._seen.responses += 1
+            self._usage.responses += 1
             usage = response.get("usage")
             if isinstance(usage, dict):
-                self._seen.usage = _added(self._seen.usage, usage)
+                self._usage.usage = _item_added(self._usage.usage, usage)
 
 
 def _number(value: JSON) -> float:
@@ -165,7 +170,7 @@ def _error_shape(error: JSON) -> dict[str, JSON]:
     }
 
 
-def _added(before: Usage | None, usage: Mapping[str, JSON]) -> Usage:
+def _item_added(before: Usage | None, usage: Mapping[str, JSON]) -> Usage:
     count = storable.count
     prompt, completion = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
     total = before or Usage(0, 0, 0)

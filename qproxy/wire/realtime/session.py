@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON, Usage
 
-REMEMBERED = 512
+MAX_REMEMBERED = 512
 """Ids of events and items that are kept in mind: of a server that says things twice, or in two pieces."""
 
 
 @dataclass(frozen=True, slots=True)
-class ToQwen:
+class ToUpstream:
     """An event for the model's server."""
 
     event: dict[str, JSON]
@@ -26,11 +26,11 @@ class ToClient:
     event: dict[str, JSON]
 
 
-Out: TypeAlias = ToQwen | ToClient
+TranslatedEvent: TypeAlias = ToUpstream | ToClient
 
 
 @dataclass(slots=True)
-class Seen:
+class SessionUsage:
     """What a session has come to, for those who count."""
 
     responses: int = 0
@@ -39,7 +39,7 @@ class Seen:
     finished: bool = False
     """The server has said its last word."""
     ignored: list[str] = field(default_factory=list)
-    waiting: float = 0.0
+    pending_events: float = 0.0
     """Seconds of sound that went in since the last commit."""
 
     @property
@@ -48,7 +48,7 @@ class Seen:
         return 0 if self.usage is None else self.usage.prompt_tokens + self.usage.completion_tokens
 
 
-class Ids:
+class EventIds:
     """Of events of our own: a prefix and a count."""
 
     def __init__(self, prefix: str) -> None:
@@ -62,11 +62,11 @@ class Ids:
 
 def error_event(error: QproxyError, event_id: str, cause: str | None = None) -> dict[str, JSON]:
     """An error of ours as an event; `cause` is the client's event that it is about."""
-    return {"type": "error", "event_id": event_id, "error": {**error.body()["error"], "event_id": cause}}
+    return {"type": "error", "event_id": event_id, "error": {**error.to_body()["error"], "event_id": cause}}
 
 
-def keep(memory: dict[str, Any], key: str, value: Any) -> None:
+def remember(memory: dict[str, Any], key: str, value: Any) -> None:
     """Remember this, and forget the oldest where there is too much."""
     memory[key] = value
-    if len(memory) > REMEMBERED:
+    if len(memory) > MAX_REMEMBERED:
         del memory[next(iter(memory))]

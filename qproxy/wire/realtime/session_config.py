@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from qproxy.wire import tool_schemas as schemas
+from qproxy.wire import tool_schemas
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 from qproxy.wire.realtime.audio import RATES
@@ -44,7 +44,7 @@ OPENAI_VOICES = frozenset(
 SILENCE_MS = (200, 6000)
 _ECHOES = frozenset(("id", "object", "type", "model", "expires_at", "client_secret"))
 """What a client may send back as it was told: it changes nothing."""
-_MEANINGLESS = frozenset(
+_UNSUPPORTED = frozenset(
     (
         "include", "prompt", "reasoning", "tracing", "truncation", "parallel_tool_calls", "speed", "noise_reduction",
         "input_audio_noise_reduction",
@@ -53,7 +53,7 @@ _MEANINGLESS = frozenset(
 
 
 @dataclass(slots=True)
-class Wanted:
+class SessionUpdate:
     """What a client wants of its session."""
 
     session: dict[str, JSON] = field(default_factory=dict)
@@ -68,38 +68,40 @@ class Wanted:
     """As the client calls it."""
 
 
-def for_qwen(session: JSON, voices: Mapping[str, str]) -> Wanted:
+def to_upstream_session(session: JSON, voices: Mapping[str, str]) -> SessionUpdate:
     """A client's settings as Qwen wants them; RequestError names what cannot be."""
     if not isinstance(session, dict):
-        _refuse("session", "expected an object.")
+        _rejected("session", "expected an object.")
     if session.get("type") not in (None, "realtime"):
-        _refuse("session.type", "this server offers sessions of the type 'realtime' only.")
-    wanted = Wanted()
-    _read_tools(session, wanted)
+        _rejected("session.type", "this server offers sessions of the type 'realtime' only.")
+    wanted = SessionUpdate()
+    _parse_tools(session, wanted)
     for name, value in session.items():
-        _read(name, value, f"session.{name}", voices, wanted)
+        _parse_session(name, value, f"session.{name}", voices, wanted)
     return wanted
 
 
-def _read(name: str, value: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+def _parse_session(
+    name: str, value: JSON, path: str, voices: Mapping[str, str], wanted: SessionUpdate
+) -> None:
     session = wanted.session
     if name in _ECHOES or name in ("tools", "tool_choice"):
         return
-    if name in _MEANINGLESS:
+    if name in _UNSUPPORTED:
         if value is not None:
             wanted.ignored.append(path)
     elif name == "audio":
-        _read_audio(value, path, voices, wanted)
+        _parse_audio(value, path, voices, wanted)
     elif name in ("modalities", "output_modalities"):
         session["modalities"] = modalities(value, path)
     elif name in ("max_output_tokens", "max_response_output_tokens"):
         if value is not None and value != "inf":
             session["max_tokens"] = value
     elif name == "voice":
-        _read_voice(value, path, voices, wanted)
+        _parse_voice(value, path, voices, wanted)
     elif name in ("input_audio_format", "output_audio_format"):
         if value not in ("pcm16", "pcm", None):
-            _refuse(path, "this server takes and gives pcm16 only.")
+            _rejected(path, "this server takes and gives pcm16 only.")
         session[name] = "pcm"
     elif name in ("transcription", "input_audio_transcription"):
         session["input_audio_transcription"] = _transcription(value, path, wanted)
@@ -109,42 +111,42 @@ def _read(name: str, value: JSON, path: str, voices: Mapping[str, str], wanted: 
         session[name] = value
 
 
-def _read_audio(audio: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+def _parse_audio(audio: JSON, path: str, voices: Mapping[str, str], wanted: SessionUpdate) -> None:
     """Today's nested settings of sound."""
     for side in ("input", "output"):
         settings = audio.get(side) if isinstance(audio, dict) else None
         for name, value in (settings if isinstance(settings, dict) else {}).items():
             where = f"{path}.{side}.{name}"
             if name == "format":
-                rate = _format(value, where, RATES if side == "input" else (CLIENT_RATE,))
+                rate = _parse_format(value, where, RATES if side == "input" else (CLIENT_RATE,))
                 wanted.session[f"{side}_audio_format"] = "pcm"
                 wanted.rate = rate if side == "input" else wanted.rate
             else:
-                _read(name, value, where, voices, wanted)
+                _parse_session(name, value, where, voices, wanted)
 
 
-def _format(value: JSON, path: str, rates: tuple[int, ...]) -> int:
+def _parse_format(value: JSON, path: str, rates: tuple[int, ...]) -> int:
     kind = value.get("type", "audio/pcm") if isinstance(value, dict) else value
     rate = (value.get("rate") or CLIENT_RATE) if isinstance(value, dict) else CLIENT_RATE
     if kind not in ("audio/pcm", "pcm16", "pcm", None):
-        _refuse(path, "this server takes and gives audio/pcm only.")
+        _rejected(path, "this server takes and gives audio/pcm only.")
     if rate not in rates:
-        _refuse(f"{path}.rate", f"expected one of {', '.join(map(str, rates))}.")
+        _rejected(f"{path}.rate", f"expected one of {', '.join(map(str, rates))}.")
     return int(rate)
 
 
 def modalities(value: JSON, path: str) -> list[str]:
     """Qwen gives text alone, or sound with its text."""
     if not isinstance(value, list) or not value or any(kind not in ("text", "audio") for kind in value):
-        _refuse(path, 'expected ["text"] or ["audio"].')
+        _rejected(path, 'expected ["text"] or ["audio"].')
     return ["text", "audio"] if "audio" in value else ["text"]
 
 
-def _read_voice(value: JSON, path: str, voices: Mapping[str, str], wanted: Wanted) -> None:
+def _parse_voice(value: JSON, path: str, voices: Mapping[str, str], wanted: SessionUpdate) -> None:
     name = value.get("id") if isinstance(value, dict) else value
     if not isinstance(name, str):
         if value is not None:
-            _refuse(path, "expected the name of a voice.")
+            _rejected(path, "expected the name of a voice.")
         return
     if name in voices:
         wanted.session["voice"] = voices[name]
@@ -155,7 +157,7 @@ def _read_voice(value: JSON, path: str, voices: Mapping[str, str], wanted: Wante
     wanted.voice = name
 
 
-def _transcription(value: JSON, path: str, wanted: Wanted) -> JSON:
+def _transcription(value: JSON, path: str, wanted: SessionUpdate) -> JSON:
     if not isinstance(value, dict):
         return None
     if value.get("prompt"):
@@ -166,7 +168,7 @@ def _transcription(value: JSON, path: str, wanted: Wanted) -> JSON:
     }
 
 
-def _turn_detection(value: JSON, path: str, wanted: Wanted) -> JSON:
+def _turn_detection(value: JSON, path: str, wanted: SessionUpdate) -> JSON:
     if not isinstance(value, dict):
         return None
     kept = {key: inner for key, inner in value.items() if inner is not None}
@@ -179,17 +181,17 @@ def _turn_detection(value: JSON, path: str, wanted: Wanted) -> JSON:
     return kept
 
 
-def _read_tools(session: Mapping[str, JSON], wanted: Wanted) -> None:
+def _parse_tools(session: Mapping[str, JSON], wanted: SessionUpdate) -> None:
     choice = session.get("tool_choice")
     if session.get("tools") is not None:
         try:
-            declared = schemas.read({"tools": session["tools"]})
+            declared = tool_schemas.parse_tools({"tools": session["tools"]})
         except RequestError as error:
             error.param = f"session.{error.param}"
             raise
-        if declared.requested:
-            _refuse(
-                f"session.{declared.requested[0].path}", "this server's own tools do not run in a session."
+        if declared.server_tools:
+            _rejected(
+                f"session.{declared.server_tools[0].path}", "this server's own tools do not run in a session."
             )
         wanted.tools = declared.tools
         wanted.ignored += [f"session.{path}" for path in declared.ignored]
@@ -199,47 +201,47 @@ def _read_tools(session: Mapping[str, JSON], wanted: Wanted) -> None:
             wanted.ignored.append("session.tool_choice")
 
 
-def _refuse(path: str, message: str) -> NoReturn:
+def _rejected(path: str, message: str) -> NoReturn:
     raise RequestError(f"Invalid value for '{path}': {message}", param=path, code="invalid_value")
 
 
 @dataclass(slots=True)
-class Told:
+class SessionSettings:
     """What the client calls things, for telling it of its session."""
 
     model: str
-    modern: bool
+    is_ga: bool
     """Whether it speaks today's API rather than the beta."""
     voice: str | None = None
     rate: int = CLIENT_RATE
     tools: list[JSON] = field(default_factory=list)
     tool_choice: JSON = "auto"
 
-    def callable(self) -> list[JSON]:
+    def callable_tools(self) -> list[JSON]:
         """All tools that the model may call: `tool_choice` itself is nothing that Qwen's sessions know."""
         return [] if self.tool_choice == "none" else self.tools
 
 
-def for_client(session: Mapping[str, JSON], told: Told) -> dict[str, JSON]:
+def to_client_session(session: Mapping[str, JSON], message: SessionSettings) -> dict[str, JSON]:
     """Qwen's settings in the client's words."""
     known = dict(session)
     kinds = known.pop("modalities", ["text", "audio"])
-    voice = told.voice or known.pop("voice", None)
-    most = known.pop("max_tokens", None) or known.pop("max_response_output_tokens", None) or "inf"
+    voice = message.voice or known.pop("voice", None)
+    limit = known.pop("max_tokens", None) or known.pop("max_response_output_tokens", None) or "inf"
     heard, detection = known.pop("input_audio_transcription", None), known.pop("turn_detection", None)
     for name in ("input_audio_format", "output_audio_format", "tools", "tool_choice", "voice", "model"):
         known.pop(name, None)
     tools: list[JSON] = [
-        {"type": "function", **tool["function"]} for tool in told.tools if "function" in tool
+        {"type": "function", **tool["function"]} for tool in message.tools if "function" in tool
     ]
     ours = {
         **known,
         "object": "realtime.session",
-        "model": told.model,
+        "model": message.model,
         "tools": tools,
-        "tool_choice": told.tool_choice,
+        "tool_choice": message.tool_choice,
     }
-    if not told.modern:
+    if not message.is_ga:
         return {
             **ours,
             "modalities": kinds,
@@ -248,10 +250,10 @@ def for_client(session: Mapping[str, JSON], told: Told) -> dict[str, JSON]:
             "output_audio_format": "pcm16",
             "input_audio_transcription": heard,
             "turn_detection": detection,
-            "max_response_output_tokens": most,
+            "max_response_output_tokens": limit,
         }
     hearing: dict[str, Any] = {
-        "format": {**PCM, "rate": told.rate},
+        "format": {**PCM, "rate": message.rate},
         "transcription": heard,
         "turn_detection": detection,
     }
@@ -260,5 +262,5 @@ def for_client(session: Mapping[str, JSON], told: Told) -> dict[str, JSON]:
         "type": "realtime",
         "output_modalities": output_modalities(kinds),
         "audio": {"input": hearing, "output": {"format": dict(PCM), "voice": voice, "speed": 1.0}},
-        "max_output_tokens": most,
+        "max_output_tokens": limit,
     }

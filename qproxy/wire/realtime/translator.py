@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON
-from qproxy.wire.realtime import session_config as settings
-from qproxy.wire.realtime.client_events import Hearing
-from qproxy.wire.realtime.server_events import Telling
-from qproxy.wire.realtime.session import Ids, Out, Seen, ToClient, error_event
+from qproxy.wire.realtime import session_config
+from qproxy.wire.realtime.client_events import ClientEventTranslator
+from qproxy.wire.realtime.server_events import ServerEventTranslator
+from qproxy.wire.realtime.session import EventIds, SessionUsage, ToClient, TranslatedEvent, error_event
 
 MAX_DEPTH = 128
 MAX_VALUES = 20_000
 """Of a large event: it is sound or an image, with little around it, and is read in one go."""
 
 
-class Translation:
+class SessionTranslator:
     """Of one session."""
 
     def __init__(
@@ -33,37 +33,37 @@ class Translation:
         strict: bool = False,
         event_prefix: str = "event_q",
     ) -> None:
-        self.told = settings.Told(model, modern)
-        self.seen = Seen()
-        self._ids = Ids(event_prefix)
-        self._hearing = Hearing(self.told, self.seen, voices or {}, strict=strict)
-        self._telling = Telling(self.told, self.seen, self._ids)
+        self.settings = session_config.SessionSettings(model, modern)
+        self.usage = SessionUsage()
+        self._ids = EventIds(event_prefix)
+        self._client_events = ClientEventTranslator(self.settings, self.usage, voices or {}, strict=strict)
+        self._server_events = ServerEventTranslator(self.settings, self.usage, self._ids)
 
     def __repr__(self) -> str:
-        return f"<Translation for {self.told.model}, {self.seen.responses} responses>"
+        return f"<Translation for {self.settings.model}, {self.usage.responses} responses>"
 
-    def from_client(self, text: str | bytes) -> Iterator[Out]:
+    def from_client(self, text: str | bytes) -> Iterator[TranslatedEvent]:
         """What goes out for an event of the client."""
         event: JSON = None
         try:
-            event = _read(text)
-            yield from self._hearing.said(event)
+            event = _parse_event(text)
+            yield from self._client_events.translate(event)
         except QproxyError as error:
             cause = event.get("event_id") if isinstance(event, dict) else None
             yield ToClient(self.error(error, cause if isinstance(cause, str) else None))
 
-    def from_qwen(self, text: str | bytes) -> Iterator[ToClient]:
+    def from_upstream(self, text: str | bytes) -> Iterator[ToClient]:
         """What goes out for an event of the model's server."""
         try:
-            event = jsontext.loads(text, MAX_VALUES)
+            event = json_codec.loads(text, MAX_VALUES)
         except ValueError:
             event = None
         known = isinstance(event, dict) and isinstance(event.get("type"), str)
-        if not known or jsontext.deeper_than(event, MAX_DEPTH):
+        if not known or json_codec.exceeds_depth(event, MAX_DEPTH):
             message = "The model's server said something that is no event."
             yield ToClient(self.error(QproxyError(message, status=502, code="upstream_invalid_response")))
             return
-        for out in self._telling.told(event):
+        for out in self._server_events.translate(event):
             yield ToClient(out)
 
     def error(self, error: QproxyError, cause: str | None = None) -> dict[str, JSON]:
@@ -71,15 +71,15 @@ class Translation:
         return error_event(error, self._ids.new(), cause)
 
 
-def _read(text: str | bytes) -> dict[str, Any]:
+def _parse_event(text: str | bytes) -> dict[str, Any]:
     if not isinstance(text, str):
         raise RequestError("Events are JSON in text frames; this was a binary one.", code="invalid_event")
     try:
-        event = jsontext.loads(text, MAX_VALUES)
+        event = json_codec.loads(text, MAX_VALUES)
     except ValueError as error:
         raise RequestError(f"The event is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise RequestError("An event is an object with a 'type'.", param="type", code="invalid_event")
-    if jsontext.deeper_than(event, MAX_DEPTH):
+    if json_codec.exceeds_depth(event, MAX_DEPTH):
         raise RequestError(f"The event nests more than {MAX_DEPTH} levels deep.", code="invalid_value")
     return event

@@ -7,13 +7,13 @@ from urllib.parse import quote, urlsplit
 PATH = "/api-ws/v1/realtime"
 
 
-def place(base_url: str) -> str:
+def default_realtime_url(base_url: str) -> str:
     """Model Studio's, on the host of an account's base URL."""
-    parts = urlsplit(base_url)
-    return f"{parts.scheme}://{parts.netloc}{PATH}"
+    state = urlsplit(base_url)
+    return f"{state.scheme}://{state.netloc}{PATH}"
 
 
-def url(realtime_url: str, model: str) -> str:
+def session_url(realtime_url: str, model: str) -> str:
     """The URL of a session with a model; ws(s) is http(s) until it is upgraded."""
     web = realtime_url.replace("ws", "http", 1) if realtime_url.startswith("ws") else realtime_url
     return f"{web}{'&' if '?' in web else '?'}model={quote(model, safe='')}"

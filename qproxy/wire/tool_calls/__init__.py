@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from qproxy.wire.cumulative import Snapshots
+from qproxy.wire.cumulative import CumulativeText
 from qproxy.wire.events import Event, Turn
-from qproxy.wire.pipeline import Chain, Stage
-from qproxy.wire.tool_calls.assembler import Router
-from qproxy.wire.tool_calls.finish_reason import Finishing
-from qproxy.wire.tool_calls.text_calls import WrittenCalls
-from qproxy.wire.tool_calls.think_tags import Thinking
+from qproxy.wire.pipeline import Pipeline, Stage
+from qproxy.wire.tool_calls.assembler import ToolCallAssembler
+from qproxy.wire.tool_calls.finish_reason import FinishReasonStage
+from qproxy.wire.tool_calls.text_calls import TextCallParser
+from qproxy.wire.tool_calls.think_tags import ThinkTagParser
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class ModelProfile:
     """How a model deviates, by the operator's word: never a guess."""
 
     implied_think: bool = False
@@ -42,11 +42,11 @@ class Profile:
     """Calls are written as a JSON object that is the whole answer, or the whole of a code fence."""
 
 
-def open(turn: Turn, profile: Profile = Profile(), repairs: Counter[str] | None = None) -> Chain:
+def open(turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[str] | None = None) -> Pipeline:
     """The stage for one answer to `turn`; repairs are counted in `repairs`."""
     repairs = Counter() if repairs is None else repairs
-    stages: list[Stage[Event, Event]] = [Snapshots(repairs)] if profile.cumulative else []
-    stages.append(Thinking(profile.implied_think, repairs))
-    if turn.parses_calls:
-        stages.append(WrittenCalls(turn, repairs, react=profile.react, bare_json=profile.bare_json))
-    return Chain(*stages, Router(turn, repairs), Finishing(repairs))
+    stages: list[Stage[Event, Event]] = [CumulativeText(repairs)] if profile.cumulative else []
+    stages.append(ThinkTagParser(profile.implied_think, repairs))
+    if turn.tools_enabled:
+        stages.append(TextCallParser(turn, repairs, react=profile.react, bare_json=profile.bare_json))
+    return Pipeline(*stages, ToolCallAssembler(turn, repairs), FinishReasonStage(repairs))

@@ -15,22 +15,22 @@ from collections import Counter
 
 from qproxy.wire.tool_calls.json_state import JSONState
 
-_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_JSON_STARTS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
-class Received:
+class ArgumentsAccumulator:
     """What has come of one call's arguments.  Each piece costs its own length, whatever came before."""
 
-    __slots__ = ("_held", "_json", "_pieces", "_repairs", "size", "snapshots")
+    __slots__ = ("_undecided", "_json", "_pieces", "_repairs", "size", "cumulative")
 
     def __init__(self, repairs: Counter[str]) -> None:
         self._repairs = repairs
         self._json = JSONState()
         self._pieces: list[str] = []
-        self._held = ""
+        self._undecided = ""
         """A piece that may be a repetition or not."""
         self.size = 0
-        self.snapshots = False
+        self.cumulative = False
         """The server repeats everything so far."""
 
     def __repr__(self) -> str:
@@ -43,21 +43,21 @@ class Received:
         return self._pieces[0] if self._pieces else ""
 
     @property
-    def complete(self) -> bool:
-        return self._json.complete
+    def is_complete(self) -> bool:
+        return self._json.is_complete
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Nothing but blanks so far."""
-        return self._json.empty and not self._held
+        return self._json.empty and not self._undecided
 
     @property
-    def cut(self) -> bool:
+    def truncate(self) -> bool:
         """Whether they stop in the middle.  Those that are no JSON at all are judged by their brackets."""
-        if not self._json.broken:
-            return not self._json.complete and not self._json.empty
+        if not self._json.is_broken:
+            return not self._json.is_complete and not self._json.empty
         depth, in_string = 0, False
-        for mark in _MARKS.findall(self.text):
+        for mark in _JSON_STARTS.findall(self.text):
             if mark == '"':
                 in_string = not in_string
             elif not in_string and len(mark) == 1:
@@ -66,9 +66,9 @@ class Received:
 
     def add(self, piece: str) -> str:
         """What `piece` adds: all of it, its new end, or nothing (yet)."""
-        if self._held:
+        if self._undecided:
             return self._decide(piece)
-        if self._json.complete:
+        if self._json.is_complete:
             if piece.strip():
                 self._repairs["arguments_replayed"] += 1
             return ""
@@ -76,9 +76,9 @@ class Received:
             return self._repetition(piece)
         return self.append(piece)
 
-    def goes_on(self, piece: str) -> bool:
+    def continues(self, piece: str) -> bool:
         """Take a piece, if it can only be more of the string that is open: it cannot repeat what came, nor end anything."""
-        if not 0 < len(piece) < self.size or self._held or not self._json.inside(piece):
+        if not 0 < len(piece) < self.size or self._undecided or not self._json.inside(piece):
             return False
         self._pieces.append(piece)
         self.size += len(piece)
@@ -94,31 +94,31 @@ class Received:
 
     def _repetition(self, piece: str) -> str:
         """A piece that begins with everything so far."""
-        if self.snapshots or not self._json.accepts(piece):
+        if self.cumulative or not self._json.accepts(piece):
             return self._new_end(piece)
         if not JSONState().feed(piece) or self._json.completes(piece):
             return self.append(piece)
-        self._held = piece
+        self._undecided = piece
         return ""
 
     def _new_end(self, piece: str) -> str:
         self._repairs["arguments_snapshot" if len(piece) > self.size else "arguments_replayed"] += 1
-        self.snapshots = self.snapshots or len(piece) > self.size
+        self.cumulative = self.cumulative or len(piece) > self.size
         return self.append(piece[self.size :])
 
     def _decide(self, piece: str) -> str:
-        held, self._held = self._held, ""
+        held, self._undecided = self._undecided, ""
         alone = JSONState()
         alone.feed(held)
         repeated = piece.startswith(held) or (
-            not self._json.accepts(held + piece) and alone.accepts(piece) and not alone.complete
+            not self._json.accepts(held + piece) and alone.accepts(piece) and not alone.is_complete
         )
         new = self._new_end(held) if repeated else self.append(held)
         return new + self.add(piece)
 
     def close(self) -> str:
         """The end: what was held is a repetition if that makes whole JSON of it."""
-        held, self._held = self._held, ""
+        held, self._undecided = self._undecided, ""
         if not held:
             return ""
         return self._new_end(held) if JSONState().completes(held) else self.append(held)

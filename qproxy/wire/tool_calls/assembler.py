@@ -21,12 +21,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import storable
+from qproxy.wire import json_codec, storable
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import Arguments, Done, Event, Failed, Finish, Text, ToolCall, ToolCallDelta, Turn
-from qproxy.wire.tool_calls.arguments import Received
-from qproxy.wire.tool_calls.finish_reason import KEPT
+from qproxy.wire.events import (
+    ChoiceFinished,
+    Event,
+    RawToolCallDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
+    Turn,
+)
+from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
+from qproxy.wire.tool_calls.finish_reason import KEPT_REASONS
 
 MAX_HELD = 8 * 1024 * 1024
 """Characters of arguments that are held for a call without a name, or until a call before it is complete."""
@@ -37,16 +46,16 @@ class _Call:
 
     def __init__(self, upstream_index: int | None, said_id: str | None, repairs: Counter[str]) -> None:
         self.upstream_index = upstream_index
-        self.said_id = said_id
+        self.upstream_id = said_id
         """The id that the upstream gave it, also where another call has it already."""
         self.name = ""
         self.index = -1
         """Ours; -1 until the header has gone out."""
-        self.arguments = Received(repairs)
-        self.written = False
-        self.over = False
+        self.arguments = ArgumentsAccumulator(repairs)
+        self.from_text = False
+        self.finished = False
         """No more of it will come, complete or not."""
-        self.announced_again = False
+        self.announced_twice = False
         """Its name came once more after its arguments were complete: a repetition, or another such call."""
         self.repeats_name = False
         """Its name has come again in the middle: that it comes says nothing."""
@@ -57,7 +66,7 @@ class _Call:
 
     @property
     def ended(self) -> bool:
-        return self.over or self.arguments.complete
+        return self.finished or self.arguments.is_complete
 
 
 class _Choice:
@@ -73,50 +82,50 @@ class _Choice:
         """The call whose name may not be settled; there is never more than one."""
         self.sent: list[_Call] = []
         """The calls whose header is made, by our index."""
-        self.speaking = 0
+        self.current = 0
         """Index of the call that leaves as it comes; those after it wait in `queued`."""
-        self.queued: dict[int, list[Event]] = {}
+        self.queue: dict[int, list[Event]] = {}
         self.queued_size = 0
         self.ids: set[str] = set()
         self.by_id: dict[str, _Call] = {}
-        self.latest_on: dict[int, _Call] = {}
+        self.latest_by_index: dict[int, _Call] = {}
 
-    def feed(self, delta: ToolCallDelta) -> Iterable[Event]:
+    def feed(self, delta: RawToolCallDelta) -> Iterable[Event]:
         piece = delta.arguments
-        said = delta.id or delta.name or delta.written or self.queued or self.held is not None
-        call = None if said or delta.index is None else self.latest_on.get(delta.index)
-        in_turn = call is not None and call.index == self.speaking and not self.sent[-1].written
-        if call is not None and in_turn and isinstance(piece, str) and call.arguments.goes_on(piece):
-            return (Arguments(call.index, piece, self.number),)  # what nearly every one is
-        return self._in_turn(self._written(delta) if delta.written else self._entry(delta))
+        message = delta.id or delta.name or delta.from_text or self.queue or self.held is not None
+        call = None if message or delta.index is None else self.latest_by_index.get(delta.index)
+        in_turn = call is not None and call.index == self.current and not self.sent[-1].from_text
+        if call is not None and in_turn and isinstance(piece, str) and call.arguments.continues(piece):
+            return (ToolCallArgumentsDelta(call.index, piece, self.number),)  # what nearly every one is
+        return self._in_order(self._text_call(delta) if delta.from_text else self._entry(delta))
 
-    def _in_turn(self, events: Iterable[Event]) -> Iterator[Event]:
+    def _in_order(self, events: Iterable[Event]) -> Iterator[Event]:
         """One call after the other: clients take a call for whole when they see another, whatever its index."""
         for event in events:
-            if isinstance(event, ToolCall | Arguments) and event.index > self.speaking:
-                self.queued.setdefault(event.index, []).append(event)
-                self.queued_size += len(event.text) if isinstance(event, Arguments) else 0
+            if isinstance(event, ToolCallStart | ToolCallArgumentsDelta) and event.index > self.current:
+                self.queue.setdefault(event.index, []).append(event)
+                self.queued_size += len(event.text) if isinstance(event, ToolCallArgumentsDelta) else 0
             else:
                 yield event
-        while self.queued and (self.sent[self.speaking].ended or self.queued_size > MAX_HELD):
-            self.speaking += 1
-            yield from self.queued.pop(self.speaking, ())
-        if not self.queued:
+        while self.queue and (self.sent[self.current].ended or self.queued_size > MAX_HELD):
+            self.current += 1
+            yield from self.queue.pop(self.current, ())
+        if not self.queue:
             self.queued_size = 0
 
-    def _entry(self, delta: ToolCallDelta) -> Iterator[Event]:
-        yield from self._written_before()
+    def _entry(self, delta: RawToolCallDelta) -> Iterator[Event]:
+        yield from self._is_written_copy()
         name = (delta.name or "").strip()
-        piece = self._piece(delta.arguments)
+        piece = self._delta(delta.arguments)
         id_ = (delta.id or "").strip() or None
         if id_ is None and not name and not piece.strip():
-            call = self._addressed(delta.index)
-            if call is None or not piece or not call.arguments.size or call.arguments.complete:
+            call = self._call_for(delta.index)
+            if call is None or not piece or not call.arguments.size or call.arguments.is_complete:
                 self.repairs["blank_entry"] += 1
                 return
         call = self.route(delta.index, id_, name, piece.strip())
         if name:
-            self._named(call, name)
+            self._with_name(call, name)
         if self.held is not call:
             yield from self._settle()
         yield from self._grow(call, piece)
@@ -127,57 +136,57 @@ class _Choice:
             yield from self._header(call)
         new = call.arguments.add(piece) if piece else ""
         if call.sent and new:
-            yield Arguments(call.index, new, self.number)
+            yield ToolCallArgumentsDelta(call.index, new, self.number)
         elif call.arguments.size > MAX_HELD and not call.sent:
-            yield _nameless()
+            yield _unnamed_error()
 
-    def _written(self, delta: ToolCallDelta) -> Iterator[Event]:
+    def _text_call(self, delta: RawToolCallDelta) -> Iterator[Event]:
         """A call that was read from text: its pieces are exact, and are not looked at for repetitions."""
         yield from self._settle()
         call = self.by_id.get(delta.id or "") or self._open(None, delta.id)
         if delta.name:
             call.name = delta.name
-            yield from self._written_before()
+            yield from self._is_written_copy()
             yield from self._header(call)
-            call.written = True
+            call.from_text = True
         if delta.arguments:
-            yield Arguments(call.index, call.arguments.append(delta.arguments), self.number)
+            yield ToolCallArgumentsDelta(call.index, call.arguments.append(delta.arguments), self.number)
 
-    def _written_before(self) -> Iterator[Event]:
+    def _is_written_copy(self) -> Iterator[Event]:
         """A written call ends where another begins."""
-        if self.sent and self.sent[-1].written:
-            self.sent[-1].over = True
-            yield from self._filled(self.sent[-1])
+        if self.sent and self.sent[-1].from_text:
+            self.sent[-1].finished = True
+            yield from self._fill(self.sent[-1])
 
-    def _filled(self, call: _Call) -> Iterator[Event]:
+    def _fill(self, call: _Call) -> Iterator[Event]:
         """`{}` where a call has no arguments."""
-        if call.arguments.empty:
+        if call.arguments.is_empty:
             self.repairs["arguments_missing"] += 1
-            yield Arguments(call.index, call.arguments.append("{}"), self.number)
+            yield ToolCallArgumentsDelta(call.index, call.arguments.append("{}"), self.number)
 
-    def _piece(self, arguments: object) -> str:
+    def _delta(self, arguments: object) -> str:
         if arguments is None or isinstance(arguments, str):
             return arguments or ""
         self.repairs["arguments_object"] += 1
-        return jsontext.dumps(arguments).decode()
+        return json_codec.dumps(arguments).decode()
 
-    def _addressed(self, index: int | None) -> _Call | None:
+    def _call_for(self, index: int | None) -> _Call | None:
         """The call that an entry without an id belongs to."""
         if index is None:
             return self.calls[-1] if self.calls else None
-        return self.latest_on.get(index)
+        return self.latest_by_index.get(index)
 
     def route(self, index: int | None, id_: str | None, name: str, piece: str) -> _Call:
         """The call that an entry with this piece of arguments belongs to, opened if it is a new one."""
         if index is None:
             self.repairs["index_missing"] += 1
-        waiting = self._addressed(index)
+        waiting = self._call_for(index)
         if id_ is None:
             return self._without_id(index, waiting, name, piece)
         if id_ in self.by_id:
-            return self._known(index, id_, waiting, name)
+            return self._by_id(index, id_, waiting, name)
         if waiting is not None and self._adopts(waiting, name):
-            waiting.said_id = id_
+            waiting.upstream_id = id_
             self.by_id[id_] = waiting
             self.repairs["id_late"] += 1
             return waiting
@@ -185,8 +194,8 @@ class _Choice:
             self.repairs["index_reused"] += 1
         return self._open(index, id_)
 
-    def _known(self, index: int | None, id_: str, waiting: _Call | None, name: str) -> _Call:
-        call = waiting if waiting is not None and waiting.said_id == id_ else self.by_id[id_]
+    def _by_id(self, index: int | None, id_: str, waiting: _Call | None, name: str) -> _Call:
+        call = waiting if waiting is not None and waiting.upstream_id == id_ else self.by_id[id_]
         elsewhere = call is not waiting and index is not None and index != call.upstream_index
         if not name or not (elsewhere or self._is_another(call, name)):
             return call
@@ -195,7 +204,7 @@ class _Choice:
 
     def _is_another(self, call: _Call, name: str) -> bool:
         """Whether this cannot be the call's name: it has one, and no arguments that are under way."""
-        under_way = not call.arguments.empty and not call.arguments.complete
+        under_way = not call.arguments.is_empty and not call.arguments.is_complete
         return (
             bool(call.name) and name != call.name and not under_way and not self._continues_name(call, name)
         )
@@ -205,11 +214,11 @@ class _Choice:
             return self._open(index, None)
         if name and waiting.name and not self._continues_name(waiting, name):
             replayed = waiting.repeats_name and piece == waiting.arguments.text.strip()
-            repeated = name == waiting.name and (waiting.arguments.snapshots or not piece or replayed)
+            repeated = name == waiting.name and (waiting.arguments.cumulative or not piece or replayed)
             if not repeated:
                 return self._open(index, None)
-            waiting.announced_again = not piece
-        elif waiting.announced_again and piece:
+            waiting.announced_twice = not piece
+        elif waiting.announced_twice and piece:
             again = self._open(index, None)
             again.name = waiting.name
             return again
@@ -217,12 +226,12 @@ class _Choice:
 
     def _adopts(self, call: _Call, name: str) -> bool:
         """Whether a call without an id is the one that this id was meant for."""
-        if call.said_id is not None or call.arguments.complete:
+        if call.upstream_id is not None or call.arguments.is_complete:
             return False
         return not name or not call.name or name == call.name
 
     def _continues_name(self, call: _Call, name: str) -> bool:
-        if call.arguments.complete:
+        if call.arguments.is_complete:
             return False
         if name == call.name:
             return True
@@ -237,12 +246,12 @@ class _Choice:
         call = _Call(index, id_, self.repairs)
         self.calls.append(call)
         if index is not None:
-            self.latest_on[index] = call
+            self.latest_by_index[index] = call
         if id_ is not None:
             self.by_id.setdefault(id_, call)
         return call
 
-    def _named(self, call: _Call, name: str) -> None:
+    def _with_name(self, call: _Call, name: str) -> None:
         if not call.name:
             call.name = name
         elif call.sent or name == call.name:
@@ -271,48 +280,48 @@ class _Choice:
         self.sent.append(call)
         if call.upstream_index is not None and call.upstream_index != call.index:
             self.repairs["index_gap"] += 1
-        id_ = None if call.said_id is None else storable.text(call.said_id)
+        id_ = None if call.upstream_id is None else storable.text(call.upstream_id)
         if id_ is None or id_ in self.ids:
             self.repairs["id_missing"] += 1
             id_ = self.turn.call_id(self.number, call.index)
         self.ids.add(id_)
-        yield ToolCall(call.index, id_, storable.text(call.name), self.number)
+        yield ToolCallStart(call.index, id_, storable.text(call.name), self.number)
         if call.arguments.text:  # they came before the name
-            yield Arguments(call.index, call.arguments.text, self.number)
+            yield ToolCallArgumentsDelta(call.index, call.arguments.text, self.number)
 
     def release(self, *, fill: bool = False) -> Iterator[Event]:
         """The end, or a failure: what was held of names, arguments and calls; with `fill`, `{}` where none came."""
         held = list(self._settle())
         for call in self.sent:
-            rest = call.arguments.close()
-            held += [Arguments(call.index, rest, self.number)] if rest else []
-        yield from self._in_turn(held)
-        for call in self.sent[self.speaking :]:
-            yield from self.queued.pop(call.index, ())
+            cooldown = call.arguments.close()
+            held += [ToolCallArgumentsDelta(call.index, cooldown, self.number)] if cooldown else []
+        yield from self._in_order(held)
+        for call in self.sent[self.current :]:
+            yield from self.queue.pop(call.index, ())
             if fill:
-                yield from self._filled(call)
-        self.speaking = len(self.sent)
+                yield from self._fill(call)
+        self.current = len(self.sent)
 
     def end(self, reason: str) -> Iterator[Event]:
         """End every call, and give the reason that is true of them.  What was cut short is not filled."""
-        yield from self.release(fill=reason not in KEPT)
+        yield from self.release(fill=reason not in KEPT_REASONS)
         if len(self.calls) > len(self.sent):
             self.repairs["nameless_call"] += len(self.calls) - len(self.sent)
         if self.calls and not self.sent:
-            yield _nameless()
-        elif reason not in KEPT and any(call.arguments.cut for call in self.sent):
+            yield _unnamed_error()
+        elif reason not in KEPT_REASONS and any(call.arguments.truncate for call in self.sent):
             self.repairs["finish_truncated"] += 1
-            yield Finish("length", self.number)
+            yield ChoiceFinished("length", self.number)
         else:
-            yield Finish(reason, self.number)
+            yield ChoiceFinished(reason, self.number)
 
 
-def _nameless() -> Failed:
+def _unnamed_error() -> StreamFailed:
     message = "The model's server sent a tool call without a name."
-    return Failed(UpstreamError(message, code="upstream_invalid_response"))
+    return StreamFailed(UpstreamError(message, code="upstream_invalid_response"))
 
 
-class Router:
+class ToolCallAssembler:
     """The stage: `ToolCallDelta` in, `ToolCall` and `Arguments` out; everything else passes in order."""
 
     def __init__(self, turn: Turn, repairs: Counter[str]) -> None:
@@ -323,9 +332,9 @@ class Router:
         self._ended: set[int] = set()
 
     def feed(self, item: Event) -> Iterable[Event]:
-        if isinstance(item, Text):
+        if isinstance(item, TextDelta):
             return (item,)
-        if isinstance(item, ToolCallDelta):
+        if isinstance(item, RawToolCallDelta):
             choice = self._choices.get(item.choice)
             if choice is None:
                 if item.choice in self._ended:
@@ -337,15 +346,15 @@ class Router:
         return self._other(item)
 
     def _other(self, item: Event) -> Iterator[Event]:
-        if isinstance(item, Finish) and item.reason not in ("", "null", "error_finish"):
+        if isinstance(item, ChoiceFinished) and item.reason not in ("", "null", "error_finish"):
             self._ended.add(item.choice)
             if item.choice in self._choices:
                 yield from self._choices.pop(item.choice).end(item.reason)
                 return
-        if isinstance(item, Failed):
+        if isinstance(item, StreamFailed):
             for choice in self._choices.values():
                 yield from choice.release()
-        elif isinstance(item, Done):
+        elif isinstance(item, StreamDone):
             while self._choices:
                 yield from self._choices.popitem()[1].end("tool_calls")
         yield item

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 from qproxy.wire.tool_calls import hermes
-from qproxy.wire.tool_calls.emitter import Sink, Tools
-from qproxy.wire.tool_calls.text_buffer import Reading, Source
+from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
+from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 MAX_HELD = 1024 * 1024
 """Characters that are held to see whether an answer is a call; a longer one is text."""
@@ -21,56 +21,58 @@ _OPENER = re.compile(r"(`{3,}+)[ \t]*+(?:json|tool_call|tool|xml)?[ \t]*+\r?\n")
 _LINE_END = re.compile("\n")
 
 
-def read_answer(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
+def read_answer(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
     """Read an answer that begins with a brace or a bracket; False when it is text."""
-    while (yield from source.more()):
+    while (yield from source.has_more()):
         if len(source) > MAX_HELD:
             break
     if len(source) > MAX_HELD:
         return False
-    return _found(source, sink, tools, source.piece(0), len(source))
+    return _first_call(source, sink, tools, source.take_chunk(0), len(source))
 
 
-def read_fence(source: Source, sink: Sink, tools: Tools) -> Reading[bool]:
+def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
     """Read a fence that begins at the source's start; False when it is none, or holds no call."""
-    line = yield from source.until(_LINE_END, 0, 64)
-    opener = _OPENER.match(source.piece(0, line + 1)) if line >= 0 else None
+    line = yield from source.read_until(_LINE_END, 0, 64)
+    opener = _OPENER.match(source.take_chunk(0, line + 1)) if line >= 0 else None
     if opener is None:
         return False
     start = yield from source.visible(opener.end())
-    if not (source.starts("{", start) or source.starts("[", start)):
+    if not (source.may_start_with("{", start) or source.may_start_with("[", start)):
         return False
     closer = re.compile(rf" {{0,3}}{opener[1]}`*+[ \t]*+\r?\n?\Z")
-    begun = opener.end()
-    while begun <= MAX_HELD:
-        end = yield from source.until(_LINE_END, begun, MAX_HELD)
-        if end < 0 and not source.ended:
+    started = opener.end()
+    while started <= MAX_HELD:
+        end = yield from source.read_until(_LINE_END, started, MAX_HELD)
+        if end < 0 and not source.is_ended:
             return False
         stop = len(source) if end < 0 else end + 1
-        if closer.match(source.piece(begun, stop)):
-            return _found(source, sink, tools, source.piece(start, begun), stop)
+        if closer.match(source.take_chunk(started, stop)):
+            return _first_call(source, sink, tools, source.take_chunk(start, started), stop)
         if end < 0:
-            return _found(source, sink, tools, source.piece(start), stop)
-        begun = stop
+            return _first_call(source, sink, tools, source.take_chunk(start), stop)
+        started = stop
     return False
 
 
-def _found(source: Source, sink: Sink, tools: Tools, body: str, size: int) -> bool:
+def _first_call(
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, body: str, size: int
+) -> bool:
     calls = parse(body, tools)
     if not calls:
         return False
-    source.take(size)
+    source.consume(size)
     for call in calls:
-        sub = Source(call + hermes.CLOSER, ended=True)
-        for _ in hermes.read(sub, sink, tools, 0, declared=True, spelling="bare"):
+        sub = TextBuffer(call + hermes.CLOSER, ended=True)
+        for _ in hermes.parse_call(sub, sink, tools, 0, declared=True, spelling="bare"):
             pass  # an ended source never waits
     return True
 
 
-def parse(body: str, tools: Tools) -> list[str]:
+def parse(body: str, tools: DeclaredFunctions) -> list[str]:
     """The JSON texts of the calls (objects or lists of them) that a text consists of; none when there is more in it."""
     body = body.strip()
-    for text in _readings(body):
+    for text in _interpretations(body):
         try:
             found = _values(text)
         except ValueError:
@@ -80,7 +82,7 @@ def parse(body: str, tools: Tools) -> list[str]:
     return []
 
 
-def _readings(body: str) -> list[str]:
+def _interpretations(body: str) -> list[str]:
     """The text, or what it means if its last brace is missing or its braces are doubled."""
     if not body.startswith("{{"):
         return [body, body + "}"]
@@ -92,7 +94,7 @@ def _values(text: str) -> list[tuple[JSON, str]]:
     """The JSON values that stand one after the other, each with its text."""
     found, position = [], 0
     while position < len(text):
-        value, end = jsontext.load_first(text, position)
+        value, end = json_codec.loads_prefix(text, position)
         found.append((value, text[position:end]))
         position = end
         while position < len(text) and text[position] in " \t\r\n,;":
@@ -100,7 +102,7 @@ def _values(text: str) -> list[tuple[JSON, str]]:
     return found
 
 
-def _is_call(value: JSON, tools: Tools) -> bool:
+def _is_call(value: JSON, tools: DeclaredFunctions) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, dict) and _is_call(item, tools) for item in value)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in tools:

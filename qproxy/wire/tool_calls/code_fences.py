@@ -8,15 +8,15 @@ line.  Inline code and indentation open nothing here.
 from __future__ import annotations
 
 
-class Fences:
+class CodeFenceTracker:
     """Fed with the text in order, in any pieces."""
 
-    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "last", "open")
+    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "last_fence", "open")
 
     def __init__(self) -> None:
-        self.open: tuple[str, int] | None = None
+        self.is_open: tuple[str, int] | None = None
         """Character and length of the fence that the text is in."""
-        self.last = "\n"
+        self.last_fence = "\n"
         """The last character of the text; at its start as after a line's end."""
         self._line()
 
@@ -29,24 +29,24 @@ class Fences:
         self._spoiled = False
 
     @property
-    def inside(self) -> bool:
+    def is_inside(self) -> bool:
         """Whether what comes next stands in a fenced block (or in the line that opens one)."""
-        return self.open is not None or (self._phase != "plain" and self._run >= 3)
+        return self.is_open is not None or (self._phase != "plain" and self._run >= 3)
 
     @property
-    def line_start(self) -> bool:
-        return self.last == "\n"
+    def at_line_start(self) -> bool:
+        return self.last_fence == "\n"
 
     def feed(self, text: str) -> None:
         if not text:
             return
-        self.last = text[-1]
+        self.last_fence = text[-1]
         if self._phase == "plain" and "\n" not in text:
             return
         lines = text.split("\n")
         for number, line in enumerate(lines):
             if number:
-                self._line_over()
+                self._end_line()
             for char in line:
                 if self._phase == "plain":
                     break
@@ -69,11 +69,11 @@ class Fences:
             self._alone = self._alone and char in " \t\r"
             self._spoiled = self._spoiled or (char == "`" and self._char == "`")
 
-    def _line_over(self) -> None:
+    def _end_line(self) -> None:
         if self._run >= 3 and self._phase != "plain":
-            if self.open is None:
+            if self.is_open is None:
                 if not self._spoiled:
-                    self.open = self._char, self._run
-            elif self._char == self.open[0] and self._run >= self.open[1] and self._alone:
-                self.open = None
+                    self.is_open = self._char, self._run
+            elif self._char == self.is_open[0] and self._run >= self.is_open[1] and self._alone:
+                self.is_open = None
         self._line()

@@ -16,9 +16,9 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
-from qproxy.wire.tool_calls.json_strings import Escaper
+from qproxy.wire.tool_calls.json_strings import ControlCharEscaper
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?\Z")
@@ -30,12 +30,12 @@ _PYTHON_WORDS = {
 }  # fmt: skip
 """Types that are no JSON Schema, in the words of people who write their schemas by hand."""
 MAX_LITERAL = 64 * 1024
-_DEEPEST = 8
+_MAX_DEPTH = 8
 MAX_NODES = 256
 """Subschemas of one parameter, and items of one list, that are looked at."""
 
 
-def kinds(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
+def allowed_types(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
     """Return the JSON types that a schema allows; empty when it does not say.
 
     Looks at MAX_NODES subschemas in all, because a `$ref` lets a short schema unfold without end.
@@ -44,13 +44,15 @@ def kinds(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
 
 
 def _kinds(schema: JSON, root: Mapping[str, JSON], depth: int, budget: Iterator[int]) -> set[str]:
-    if not isinstance(schema, dict) or depth > _DEEPEST or next(budget, None) is None:
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH or next(budget, None) is None:
         return set()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _kinds(_resolved(reference, root), root, depth + 1, budget)
-    said = schema.get("type")
-    found = {said} if isinstance(said, str) else {one for one in _first(said) if isinstance(one, str)}
+        return _kinds(_resolve(reference, root), root, depth + 1, budget)
+    message = schema.get("type")
+    found = (
+        {message} if isinstance(message, str) else {one for one in _first(message) if isinstance(one, str)}
+    )
     for key in ("anyOf", "oneOf", "allOf"):
         for branch in _first(schema.get(key)):
             found |= _kinds(branch, root, depth + 1, budget)
@@ -70,7 +72,7 @@ def _first(value: JSON) -> list[JSON]:
     return value[:MAX_NODES] if isinstance(value, list) else []
 
 
-def _resolved(reference: str, root: Mapping[str, JSON]) -> JSON:
+def _resolve(reference: str, root: Mapping[str, JSON]) -> JSON:
     """What a `#/...` reference points at; None when it points nowhere."""
     found: JSON = root
     for part in reference.removeprefix("#").split("/")[1:] if reference.startswith("#") else ["?"]:
@@ -78,12 +80,12 @@ def _resolved(reference: str, root: Mapping[str, JSON]) -> JSON:
     return found
 
 
-def is_text(allowed: set[str]) -> bool:
+def is_string_type(allowed: set[str]) -> bool:
     """Whether a value of these kinds is text whatever it says, and may leave as it comes."""
     return allowed <= {"string"}
 
 
-def typed(text: str, allowed: set[str]) -> str:
+def coerce(text: str, allowed: set[str]) -> str:
     """The JSON text of a value that was written as `text`."""
     bare = text.strip()
     for kind, read in _READERS.items():
@@ -91,7 +93,7 @@ def typed(text: str, allowed: set[str]) -> str:
             found = read(bare)
             if found is not None:
                 return found
-    return jsontext.quote(text)
+    return json_codec.quote(text)
 
 
 def _null(text: str) -> str | None:
@@ -132,12 +134,12 @@ def _structure(text: str, kind: JSON, openers: str) -> str | None:
     if text[:1] not in openers or not text:
         return None
     try:
-        value = jsontext.loads_leniently(text)
+        value = json_codec.loads_lenient(text)
     except ValueError:
         return _literal(text, kind)
     if not isinstance(value, kind):
         return None
-    escaper = Escaper()
+    escaper = ControlCharEscaper()
     return escaper.feed(text) + escaper.close()
 
 
@@ -149,7 +151,7 @@ def _literal(text: str, kind: JSON) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ast.literal_eval(text)
-        return jsontext.dumps(value).decode() if isinstance(value, kind) else None
+        return json_codec.dumps(value).decode() if isinstance(value, kind) else None
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
 

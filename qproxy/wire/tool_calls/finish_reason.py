@@ -15,25 +15,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from qproxy.wire.errors import Retry, UpstreamError
+from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import (
-    Arguments,
-    Done,
+    ChoiceFinished,
     Event,
-    Failed,
-    Finish,
     SearchInfo,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
+    ServerToolCall,
+    ServerToolResult,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
     Usage,
 )
 
-KEPT = ("length", "content_filter")
+KEPT_REASONS = ("length", "content_filter")
 
 
-class Finishing:
+class FinishReasonStage:
     """The stage."""
 
     def __init__(self, repairs: Counter[str]) -> None:
@@ -45,57 +45,61 @@ class Finishing:
         self._failed = False
 
     def feed(self, item: Event) -> Iterable[Event]:
-        if isinstance(item, Text | Arguments) and item.choice in self._open and not self._failed:
+        if (
+            isinstance(item, TextDelta | ToolCallArgumentsDelta)
+            and item.choice in self._open
+            and not self._failed
+        ):
             return (item,)  # nearly all that comes
-        return self._decided(item)
+        return self._decide(item)
 
-    def _decided(self, item: Event) -> Iterator[Event]:
+    def _decide(self, item: Event) -> Iterator[Event]:
         if self._failed:
             return
-        if isinstance(item, Usage | ServerCall | ServerResult | SearchInfo):
+        if isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
             yield item
-        elif isinstance(item, Done):
+        elif isinstance(item, StreamDone):
             yield from self._end()
             yield item
-        elif isinstance(item, Failed):
+        elif isinstance(item, StreamFailed):
             if self._open or not self._finished:  # after the end of every choice it changes nothing
                 self._failed = True
                 yield item
-        elif isinstance(item, Finish):
+        elif isinstance(item, ChoiceFinished):
             yield from self._finish(item)
         elif item.choice in self._finished:
             self._repairs["after_finish"] += 1
         else:
-            self._open[item.choice] = self._open.get(item.choice, False) or isinstance(item, ToolCall)
+            self._open[item.choice] = self._open.get(item.choice, False) or isinstance(item, ToolCallStart)
             yield item
 
-    def _finish(self, item: Finish) -> Iterator[Event]:
+    def _finish(self, item: ChoiceFinished) -> Iterator[Event]:
         if item.choice in self._finished:
             self._repairs["finish_repeated"] += 1
             return
         if item.reason == "error_finish":
             self._failed = True
-            yield Failed(UpstreamError("The model's server broke the answer off with an error."))
+            yield StreamFailed(UpstreamError("The model's server broke the answer off with an error."))
             return
         if item.reason in ("", "null") and not self._done:
             return  # "still going", in the words of some servers
         calls = self._open.pop(item.choice, False)
         self._finished.add(item.choice)
-        reason = item.reason if item.reason in KEPT else "tool_calls" if calls else "stop"
+        reason = item.reason if item.reason in KEPT_REASONS else "tool_calls" if calls else "stop"
         if reason != item.reason:
             self._repairs["finish_mended"] += 1
-        yield Finish(reason, item.choice)
+        yield ChoiceFinished(reason, item.choice)
 
     def _end(self) -> Iterator[Event]:
         """`[DONE]` ends what is open."""
         self._done = True
         for choice in list(self._open):
             self._repairs["finish_missing"] += 1
-            yield from self._finish(Finish("", choice))
+            yield from self._finish(ChoiceFinished("", choice))
 
     def close(self) -> Iterator[Event]:
         """The end of the bytes: an error unless everything had ended."""
         if not self._failed and not self._done and (self._open or not self._finished):
             self._failed = True
             message = "The model's server closed the connection in the middle of its answer."
-            yield Failed(UpstreamError(message, retry=Retry.ONCE))
+            yield StreamFailed(UpstreamError(message, retry=RetryHint.ONCE))

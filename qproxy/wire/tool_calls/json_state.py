@@ -40,12 +40,12 @@ class JSONState:
         return other
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether a whole object or array (or string, or literal) has been read."""
         return self._expect == "nothing"
 
     @property
-    def broken(self) -> bool:
+    def is_broken(self) -> bool:
         """Whether something came that cannot be JSON."""
         return self._expect == "broken"
 
@@ -64,20 +64,20 @@ class JSONState:
     def completes(self, text: str) -> bool:
         """Whether `text` would end the value."""
         after = self.copy()
-        return after.feed(text) and after.complete
+        return after.feed(text) and after.is_complete
 
     def feed(self, text: str) -> bool:
         """Read on; False (and nothing more is understood) when `text` cannot follow."""
         if self.inside(text):
             return True
-        end = self.read(text)
+        end = self.read_until_end(text)
         if end < len(text) and self._expect == "nothing" and not text[end:].strip(_SPACE):
             return True
         if end < len(text):
             self._expect = "broken"
         return self._expect != "broken"
 
-    def read(self, text: str, position: int = 0) -> int:
+    def read_until_end(self, text: str, position: int = 0) -> int:
         """Read on from `position` to the value's end; returns where the reading stopped.
 
         That is after the value's last character (`complete`), at a character that cannot follow (`broken`), or
@@ -106,9 +106,9 @@ class JSONState:
         elif self._in_key:
             self._in_key, self._expect = False, "colon"
         else:
-            self._value_over()
+            self._end_value()
 
-    def _value_over(self) -> None:
+    def _end_value(self) -> None:
         self._expect = "comma" if self._stack else "nothing"
 
     def _step(self, char: str) -> bool:
@@ -121,12 +121,12 @@ class JSONState:
                 return False
             self._literal = self._literal[1:]
             if not self._literal:
-                self._value_over()
+                self._end_value()
             return True
         if expect == "number":
             if char in _NUMBER:
                 return True
-            self._value_over()
+            self._end_value()
             expect = self._expect
         if char in _SPACE:
             return expect != "broken"
@@ -179,4 +179,4 @@ class JSONState:
 
     def _close(self) -> None:
         self._stack.pop()
-        self._value_over()
+        self._end_value()

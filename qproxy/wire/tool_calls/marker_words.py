@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.tool_calls import coercion as values
-from qproxy.wire.tool_calls.emitter import Sink, Tools
+from qproxy.wire import json_codec
+from qproxy.wire.tool_calls import coercion
+from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.json_state import JSONState
-from qproxy.wire.tool_calls.json_strings import MAX_HEAD, Escaper
-from qproxy.wire.tool_calls.text_buffer import WINDOW, Reading, Source
+from qproxy.wire.tool_calls.json_strings import MAX_HEAD, ControlCharEscaper
+from qproxy.wire.tool_calls.text_buffer import WINDOW, ParseSteps, TextBuffer
 
 _NAME_END = re.compile("[\n✿]")
 _LINE_END = re.compile("\n")
@@ -29,7 +29,7 @@ MAX_PROPERTIES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class MarkerWords:
     """The marker words of one spelling."""
 
     dialect: str
@@ -40,56 +40,60 @@ class Words:
     """Where arguments that are no JSON end."""
 
 
-FLOWERS = Words(
+FLOWER_MARKERS = MarkerWords(
     "legacy", "✿FUNCTION✿", "✿ARGS✿", ("✿RESULT✿", "✿RETURN✿"), re.compile(r"\n✿|✿(?=FUNC|ARGS|RES|RET)")
 )
-REACT = Words("react", "Action:", "Action Input:", ("Observation:", "Observation："), re.compile(r"\n(?=Observation|Action:|Thought:)"))  # fmt: skip
+REACT = MarkerWords("react", "Action:", "Action Input:", ("Observation:", "Observation："), re.compile(r"\n(?=Observation|Action:|Thought:)"))  # fmt: skip
 
 
-def read(source: Source, sink: Sink, tools: Tools, words: Words) -> Reading[bool]:
+def parse_call(
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, text: MarkerWords
+) -> ParseSteps[bool]:
     """Read the calls whose first marker stands at the source's start; False, with nothing consumed, when it is text."""
-    head = yield from _head(source, tools, words)
+    head = yield from _head(source, tools, text)
     if head is None:
         return False
     name, end = head
-    source.take(end)
+    source.consume(end)
     while True:
-        yield from _call(source, sink, tools, name, words)
+        yield from _call(source, sink, tools, name, text)
         offset = yield from source.visible()
-        marker = yield from source.which((words.arguments, words.call, *words.results), offset)
-        if marker == words.arguments and words is FLOWERS:
-            source.take(offset + len(marker))
+        marker = yield from source.match_any((text.arguments, text.call, *text.results), offset)
+        if marker == text.arguments and text is FLOWER_MARKERS:
+            source.consume(offset + len(marker))
             continue
-        if marker in words.results:
-            yield from swallow(source, sink)
-        elif marker == words.call:
-            source.take(offset)
-            head = yield from _head(source, tools, words)
+        if marker in text.results:
+            yield from discard_rest(source, sink)
+        elif marker == text.call:
+            source.consume(offset)
+            head = yield from _head(source, tools, text)
             if head is not None:
                 name, end = head
-                source.take(end)
+                source.consume(end)
                 continue
         return True
 
 
-def _head(source: Source, tools: Tools, words: Words) -> Reading[tuple[str, int] | None]:
+def _head(
+    source: TextBuffer, tools: DeclaredFunctions, text: MarkerWords
+) -> ParseSteps[tuple[str, int] | None]:
     """The declared name, and the offset of its arguments."""
-    start = yield from _after_colon(source, len(words.call))
-    end = yield from source.until(_NAME_END, start, MAX_NAME, tools.begins)
-    name = source.piece(start, end).strip() if end >= 0 else ""
+    start = yield from _after_colon(source, len(text.call))
+    end = yield from source.read_until(_NAME_END, start, MAX_NAME, tools.is_prefix)
+    name = source.take_chunk(start, end).strip() if end >= 0 else ""
     if name not in tools:
         return None
     offset = yield from source.visible(end)
-    if (yield from source.which((words.arguments,), offset)) is None:
+    if (yield from source.match_any((text.arguments,), offset)) is None:
         return None
-    return name, offset + len(words.arguments)
+    return name, offset + len(text.arguments)
 
 
-def _after_colon(source: Source, offset: int) -> Reading[int]:
+def _after_colon(source: TextBuffer, offset: int) -> ParseSteps[int]:
     """Offset after blanks and a colon, be it ASCII or full width."""
     colon = False
-    while (yield from source.has(offset + 1)):
-        char = source.piece(offset, offset + 1)
+    while (yield from source.starts_with(offset + 1)):
+        char = source.take_chunk(offset, offset + 1)
         if char in ":：" and not colon:
             colon = True
         elif char not in " \t":
@@ -98,78 +102,86 @@ def _after_colon(source: Source, offset: int) -> Reading[int]:
     return offset
 
 
-def _call(source: Source, sink: Sink, tools: Tools, name: str, words: Words) -> Reading[None]:
-    sink.opened(name, words.dialect)
-    source.take((yield from _after_colon(source, 0)))
-    source.take((yield from source.visible()))
-    if (yield from source.which(("```",))):
+def _call(
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str, text: MarkerWords
+) -> ParseSteps[None]:
+    sink.begin_call(name, text.dialect)
+    source.consume((yield from _after_colon(source, 0)))
+    source.consume((yield from source.visible()))
+    if (yield from source.match_any(("```",))):
         yield from _fenced(source, sink, tools, name)
         return
-    if source.starts("{"):
-        yield from _json(source, sink, words)
+    if source.may_start_with("{"):
+        yield from _json(source, sink, text)
         yield from _drop_line(source)
         return
-    end = yield from source.until(words.end, 0, MAX_HEAD)
-    raw = source.take(len(source) if end < 0 else end).strip()
-    sink.wrote(_wrapped(raw, tools, name) if raw else "")
+    end = yield from source.read_until(text.end, 0, MAX_HEAD)
+    raw = source.consume(len(source) if end < 0 else end).strip()
+    sink.emit_arguments(_wrapped(raw, tools, name) if raw else "")
 
 
-def _json(source: Source, sink: Sink, words: Words) -> Reading[None]:
+def _json(source: TextBuffer, sink: EventEmitter, words: MarkerWords) -> ParseSteps[None]:
     """An object, as it comes; what is no JSON up to the next marker."""
-    state, escaper = JSONState(), Escaper()
+    state, escaper = JSONState(), ControlCharEscaper()
     while True:
-        text = source.take(state.read(source.piece(0, WINDOW)))
-        sink.wrote(escaper.feed(text) + (escaper.close() if state.complete or state.broken else ""))
-        if state.complete:
+        text = source.consume(state.read_until_end(source.take_chunk(0, WINDOW)))
+        sink.emit_arguments(
+            escaper.feed(text) + (escaper.close() if state.is_complete or state.is_broken else "")
+        )
+        if state.is_complete:
             return
-        if state.broken:
+        if state.is_broken:
             sink.repairs["arguments_broken"] += 1
-            end = yield from source.until(words.end, 0, MAX_HEAD)
-            sink.wrote(source.take(len(source) if end < 0 else end).rstrip())
+            end = yield from source.read_until(words.end, 0, MAX_HEAD)
+            sink.emit_arguments(source.consume(len(source) if end < 0 else end).rstrip())
             return
-        if not len(source) and not (yield from source.more()):
-            sink.wrote(escaper.close())
+        if not len(source) and not (yield from source.has_more()):
+            sink.emit_arguments(escaper.close())
             return
 
 
-def _drop_line(source: Source) -> Reading[None]:
+def _drop_line(source: TextBuffer) -> ParseSteps[None]:
     """What stands on the line after the arguments (a comment) belongs to nobody."""
     while True:
         end = source.find(_NAME_END)
         if end >= 0:
-            source.take(end)
+            source.consume(end)
             return
-        source.take(len(source))
-        if not (yield from source.more()):
+        source.consume(len(source))
+        if not (yield from source.has_more()):
             return
 
 
-def _fenced(source: Source, sink: Sink, tools: Tools, name: str) -> Reading[None]:
+def _fenced(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str) -> ParseSteps[None]:
     """Code in a fence: the value of the tool's one string parameter, or the arguments as they are."""
-    line = yield from source.until(_LINE_END, 0, MAX_NAME)
-    source.take(len(source) if line < 0 else line + 1)
-    end = yield from source.until(_FENCE_END, 0, MAX_HEAD * 64)
-    body = source.take(len(source) if end < 0 else end)
-    source.take(3)
+    line = yield from source.read_until(_LINE_END, 0, MAX_NAME)
+    source.consume(len(source) if line < 0 else line + 1)
+    end = yield from source.read_until(_FENCE_END, 0, MAX_HEAD * 64)
+    body = source.consume(len(source) if end < 0 else end)
+    source.consume(3)
     body = body.removesuffix("\n") if end >= 0 else body
     text = _wrapped(body, tools, name)
-    sink.wrote(text.removesuffix('"}') if end < 0 and source.cut and text.endswith('"}') else text)
+    sink.emit_arguments(
+        text.removesuffix('"}') if end < 0 and source.truncated and text.endswith('"}') else text
+    )
 
 
-def _wrapped(body: str, tools: Tools, name: str) -> str:
+def _wrapped(body: str, tools: DeclaredFunctions, name: str) -> str:
     properties = tools.properties(name)
     if len(properties) > MAX_PROPERTIES:
         return body
-    texts = [key for key in properties if values.kinds(properties[key], tools.schema(name)) == {"string"}]
+    texts = [
+        key for key in properties if coercion.allowed_types(properties[key], tools.schema(name)) == {"string"}
+    ]
     if len(texts) != 1:
         return body
-    return f"{{{jsontext.quote(texts[0])}: {jsontext.quote(body)}}}"
+    return f"{{{json_codec.quote(texts[0])}: {json_codec.quote(body)}}}"
 
 
-def swallow(source: Source, sink: Sink) -> Reading[None]:
+def discard_rest(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
     """The rest of the answer, from a result's marker on, is invented."""
     sink.repairs["result_invented"] += 1
     while True:
-        source.take(len(source))
-        if not (yield from source.more()):
+        source.consume(len(source))
+        if not (yield from source.has_more()):
             return

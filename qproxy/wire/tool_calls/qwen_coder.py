@@ -21,12 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qproxy.wire import json_codec as jsontext
+from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
-from qproxy.wire.tool_calls import coercion as values
-from qproxy.wire.tool_calls.emitter import Sink, Tools, bare_name
+from qproxy.wire.tool_calls import coercion
+from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter, strip_namespace
 from qproxy.wire.tool_calls.hermes import CLOSER, OPENER
-from qproxy.wire.tool_calls.text_buffer import LONGEST, Reading, Source
+from qproxy.wire.tool_calls.text_buffer import MAX_MARKER, ParseSteps, TextBuffer
 
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
@@ -36,12 +36,18 @@ MAX_VALUE = 8 * 1024 * 1024
 _NAME_END = re.compile(r"[>\n<]")
 _KEY_END = re.compile(r"[>\n]")
 _ANGLE = re.compile("<")
-_SOUND = re.compile(r"[^\s<>\"'=]+\Z")
+_VALID_NAME = re.compile(r"[^\s<>\"'=]+\Z")
 
 
-def read(
-    source: Source, sink: Sink, tools: Tools, start: int, *, wrapped: bool, declared: bool
-) -> Reading[bool]:
+def parse_call(
+    source: TextBuffer,
+    sink: EventEmitter,
+    tools: DeclaredFunctions,
+    start: int,
+    *,
+    wrapped: bool,
+    declared: bool,
+) -> ParseSteps[bool]:
     """Read the function whose tag begins at `start`; False, with nothing consumed, when it is text.
 
     `wrapped`: a `<tool_call>` stands before it.  With `declared`, only declared functions count.
@@ -53,19 +59,19 @@ def read(
             return found
         found = True
         name, end = head
-        sink.opened(name, "coder")
-        source.take(end)
+        sink.begin_call(name, "coder")
+        source.consume(end)
         yield from _Function(source, sink, tools, name).read()
         offset = yield from source.visible()
-        marker = yield from source.which((CLOSER, FUNCTION), offset)
+        marker = yield from source.match_any((CLOSER, FUNCTION), offset)
         if marker == FUNCTION and wrapped:
             start = offset
             continue
         if marker == CLOSER:
-            source.take(offset + len(CLOSER))
-        elif source.ended and CLOSER.startswith(source.piece(offset, offset + LONGEST)):
-            source.take(len(source))
-            if wrapped and not source.cut:
+            source.consume(offset + len(CLOSER))
+        elif source.is_ended and CLOSER.startswith(source.take_chunk(offset, offset + MAX_MARKER)):
+            source.consume(len(source))
+            if wrapped and not source.truncated:
                 sink.repairs["closer_missing"] += 1
         elif wrapped:
             sink.repairs["closer_missing"] += 1
@@ -75,84 +81,84 @@ def read(
 
 
 def _head(
-    source: Source, start: int, wrapped: bool, declared: Tools | None
-) -> Reading[tuple[str, int] | None]:
+    source: TextBuffer, start: int, wrapped: bool, declared: DeclaredFunctions | None
+) -> ParseSteps[tuple[str, int] | None]:
     """The name, and the offset of what follows the tag, once that shows that it is a call."""
     offset = start + len(FUNCTION)
-    end = yield from source.until(_NAME_END, offset, MAX_NAME, declared.begins if declared else None)
-    name = bare_name(source.piece(offset, end)) if end >= 0 else ""
-    if not _SOUND.match(name) or (declared is not None and name not in declared):
+    end = yield from source.read_until(_NAME_END, offset, MAX_NAME, declared.is_prefix if declared else None)
+    name = strip_namespace(source.take_chunk(offset, end)) if end >= 0 else ""
+    if not _VALID_NAME.match(name) or (declared is not None and name not in declared):
         return None
-    end += source.starts(">", end)
+    end += source.may_start_with(">", end)
     follows = yield from source.visible(end)
-    if follows == len(source) and source.ended:
+    if follows == len(source) and source.is_ended:
         return (name, follows) if wrapped else None
     legal = (PARAMETER, END_FUNCTION, CLOSER, FUNCTION) if wrapped else (PARAMETER, END_FUNCTION)
-    marker = yield from source.which(legal, follows)
-    if marker is None and not (wrapped and source.ended and cut_marker(source, legal, follows)):
+    marker = yield from source.match_any(legal, follows)
+    if marker is None and not (wrapped and source.is_ended and partial_marker(source, legal, follows)):
         return None
     return name, follows
 
 
-def cut_marker(source: Source, markers: tuple[str, ...], offset: int) -> bool:
+def partial_marker(source: TextBuffer, markers: tuple[str, ...], offset: int) -> bool:
     """Whether the text ended within one of the markers."""
-    rest = source.piece(offset, offset + LONGEST) if source.ended else ""
-    return bool(rest) and any(marker.startswith(rest) for marker in markers)
+    cooldown = source.take_chunk(offset, offset + MAX_MARKER) if source.is_ended else ""
+    return bool(cooldown) and any(marker.startswith(cooldown) for marker in markers)
 
 
 class _Function:
     """One function's parameters, from its first tag to its end."""
 
-    def __init__(self, source: Source, sink: Sink, tools: Tools, name: str) -> None:
+    def __init__(self, source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str) -> None:
         self.source = source
         self.sink = sink
         self.schema = tools.schema(name)
         self.properties = tools.properties(name)
-        self.given: set[str] = set()
+        self.values: set[str] = set()
 
-    def read(self) -> Reading[None]:
+    def read(self) -> ParseSteps[None]:
         """Write `{"key": value, ...}`."""
         source, sink = self.source, self.sink
         while True:
             offset = yield from source.visible()
-            marker = yield from source.which((PARAMETER, END_FUNCTION), offset)
+            marker = yield from source.match_any((PARAMETER, END_FUNCTION), offset)
             if marker == PARAMETER:
-                source.take(offset + len(PARAMETER))
+                source.consume(offset + len(PARAMETER))
                 yield from self._parameter()
                 continue
             if marker == END_FUNCTION:
-                source.take(offset + len(END_FUNCTION))
-            elif source.ended and (
-                offset == len(source) or cut_marker(source, (PARAMETER, END_FUNCTION, CLOSER), offset)
+                source.consume(offset + len(END_FUNCTION))
+            elif source.is_ended and (
+                offset == len(source) or partial_marker(source, (PARAMETER, END_FUNCTION, CLOSER), offset)
             ):
-                source.take(len(source))
-                if source.cut:  # never closed for the model
+                source.consume(len(source))
+                if source.truncated:  # never closed for the model
                     sink.truncated = True
                     return
-            sink.wrote("}" if self.given else "{}")
+            sink.emit_arguments("}" if self.values else "{}")
             return
 
-    def _parameter(self) -> Reading[None]:
+    def _parameter(self) -> ParseSteps[None]:
         source, sink = self.source, self.sink
-        end = yield from source.until(_KEY_END, 0, MAX_NAME)
+        end = yield from source.read_until(_KEY_END, 0, MAX_NAME)
         if end < 0:
             sink.truncated = True
-            source.take(len(source))
+            source.consume(len(source))
             return
-        key = bare_name(source.take(end))
-        source.take(1 if source.starts(">") else 0)
-        twice = key in self.given
+        key = strip_namespace(source.consume(end))
+        source.consume(1 if source.may_start_with(">") else 0)
+        twice = key in self.values
         if twice:
             sink.repairs["parameter_twice"] += 1
         else:
-            sink.wrote(f"{', ' if self.given else '{'}{jsontext.quote(key)}: ")
-        self.given.add(key)
-        allowed = values.kinds(self.properties.get(key), self.schema)
-        value = _Value(self, streams=values.is_text(allowed), silent=twice)
+            sink.emit_arguments(f"{', ' if self.values else '{'}{json_codec.quote(key)}: ")
+        self.values.add(key)
+        allowed = coercion.allowed_types(self.properties.get(key), self.schema)
+        value = _Value(self, streams=coercion.is_string_type(allowed), silent=twice)
         text = yield from value.read()
         if text is not None and not twice:
-            whole = value.closed or not source.cut
-            sink.wrote(values.typed(text, allowed) if whole else text.strip())
+            whole = value.is_closed or not source.truncated
+            sink.emit_arguments(coercion.coerce(text, allowed) if whole else text.strip())
 
 
 class _Value:
@@ -163,126 +169,126 @@ class _Value:
         self._source = function.source
         self._sink = function.sink
         self._streams = streams
-        self._silent = silent
+        self._suppressed = silent
         self._collected: list[str] = []
         self._size = 0
-        self._begun = False
+        self._started = False
         self._last = "\n"
-        self.closed = False
+        self.is_closed = False
 
-    def read(self) -> Reading[str | None]:
+    def read(self) -> ParseSteps[str | None]:
         """Read to the value's end; returns its text unless it has been passed on."""
         source = self._source
-        yield from self._form_newline()
+        yield from self._leading_newline()
         while True:
             angle = source.find(_ANGLE)
             end = len(source) if angle < 0 else angle
             newline = self._newline_before(end)
-            self._pass_on(end - newline)
+            self._emit(end - newline)
             if angle < 0:
-                if not (yield from source.more()):
-                    if source.cut:
-                        self._pass_on(len(source))
-                    source.take(len(source))  # the newline of a closer that never came
+                if not (yield from source.has_more()):
+                    if source.truncated:
+                        self._emit(len(source))
+                    source.consume(len(source))  # the newline of a closer that never came
                     break
                 continue
-            swallowed = yield from self._ends_at(newline)
+            swallowed = yield from self._find_end(newline)
             if swallowed >= 0:
-                source.take(newline + swallowed)
-                self.closed = True
+                source.consume(newline + swallowed)
+                self.is_closed = True
                 break
-            self._pass_on(newline + 1)
-        return self._over()
+            self._emit(newline + 1)
+        return self._end()
 
-    def _over(self) -> str | None:
+    def _end(self) -> str | None:
         if not self._streams:
             return "".join(self._collected)
-        if not self._begun:
+        if not self._started:
             self._write('"')
-        if self.closed or not self._source.cut:
+        if self.is_closed or not self._source.truncated:
             self._write('"')
         return None
 
     def _write(self, text: str) -> None:
-        self._begun = True
-        if not self._silent:
-            self._sink.wrote(text)
+        self._started = True
+        if not self._suppressed:
+            self._sink.emit_arguments(text)
 
-    def _form_newline(self) -> Reading[None]:
+    def _leading_newline(self) -> ParseSteps[None]:
         source = self._source
-        if not (yield from source.has(1)):
+        if not (yield from source.starts_with(1)):
             return
-        if source.starts("\r"):
-            yield from source.has(2)
-        newline = yield from source.which(("\r\n", "\n"))
-        source.take(len(newline or ""))
+        if source.may_start_with("\r"):
+            yield from source.starts_with(2)
+        newline = yield from source.match_any(("\r\n", "\n"))
+        source.consume(len(newline or ""))
 
     def _newline_before(self, end: int) -> int:
         """Length of the newline before offset `end`; at the text's end also of what may be the half of one."""
-        text = self._source.piece(max(0, end - 2), end)
+        text = self._source.take_chunk(max(0, end - 2), end)
         if text.endswith("\r") and end == len(self._source):
             return 1
         return 2 if text.endswith("\r\n") else 1 if text.endswith("\n") else 0
 
-    def _pass_on(self, size: int) -> None:
+    def _emit(self, size: int) -> None:
         if size <= 0:
             return
-        text = self._source.take(size)
+        text = self._source.consume(size)
         self._last = text[-1]
         self._size += size
         if self._streams:
-            self._write(("" if self._begun else '"') + jsontext.quote(text)[1:-1])
+            self._write(("" if self._started else '"') + json_codec.quote(text)[1:-1])
             return
         self._collected.append(text)
         if self._size > MAX_VALUE:
             self._streams = True
-            self._write('"' + jsontext.quote("".join(self._collected))[1:-1])
+            self._write('"' + json_codec.quote("".join(self._collected))[1:-1])
 
-    def _ends_at(self, offset: int) -> Reading[int]:
+    def _find_end(self, offset: int) -> ParseSteps[int]:
         """How much of the tag at `offset` (after at most a newline) ends with the value; -1 when it ends nothing."""
         source = self._source
-        tag = yield from source.which((END_PARAMETER, END_FUNCTION, PARAMETER, CLOSER), offset)
+        tag = yield from source.match_any((END_PARAMETER, END_FUNCTION, PARAMETER, CLOSER), offset)
         if tag is None:
             return -1
         after = offset + len(tag)
         if tag == END_PARAMETER:
-            legal = yield from self._before((PARAMETER, END_FUNCTION, CLOSER), after)
+            legal = yield from self._preceded_by((PARAMETER, END_FUNCTION, CLOSER), after)
             return len(tag) if legal else -1
         line_start = offset > 0 or self._last == "\n"
         if tag == PARAMETER:
             legal = line_start and (yield from self._next_key(after))
         elif line_start:
             successors = (CLOSER, OPENER, FUNCTION) if tag == END_FUNCTION else (OPENER,)
-            legal = yield from self._before(successors, after)
+            legal = yield from self._preceded_by(successors, after)
         else:
-            legal = yield from self._at_the_end(after, tag)
+            legal = yield from self._at_function_end(after, tag)
         return 0 if legal else -1
 
-    def _before(self, markers: tuple[str, ...], offset: int) -> Reading[bool]:
+    def _preceded_by(self, markers: tuple[str, ...], offset: int) -> ParseSteps[bool]:
         """Whether one of the markers, or the end, comes next."""
         source = self._source
         offset = yield from source.visible(offset)
         if offset == len(source):
-            return source.ended
-        found = yield from source.which(markers, offset)
-        return found is not None or cut_marker(source, markers, offset)
+            return source.is_ended
+        found = yield from source.match_any(markers, offset)
+        return found is not None or partial_marker(source, markers, offset)
 
-    def _at_the_end(self, offset: int, tag: str) -> Reading[bool]:
+    def _at_function_end(self, offset: int, tag: str) -> ParseSteps[bool]:
         """Whether nothing but a closing tag follows to the answer's end."""
         source = self._source
         offset = yield from source.visible(offset)
-        if tag == END_FUNCTION and (yield from source.which((CLOSER,), offset)):
+        if tag == END_FUNCTION and (yield from source.match_any((CLOSER,), offset)):
             offset = yield from source.visible(offset + len(CLOSER))
-        return offset == len(source) and source.ended
+        return offset == len(source) and source.is_ended
 
-    def _next_key(self, offset: int) -> Reading[bool]:
+    def _next_key(self, offset: int) -> ParseSteps[bool]:
         """Whether the `<parameter=` tag names a declared parameter that has not been given."""
         source = self._source
-        end = yield from source.until(_KEY_END, offset, MAX_NAME)
+        end = yield from source.read_until(_KEY_END, offset, MAX_NAME)
         if end < 0:
             return False
-        key = bare_name(source.piece(offset, end))
-        return key in self._function.properties and key not in self._function.given
+        key = strip_namespace(source.take_chunk(offset, end))
+        return key in self._function.properties and key not in self._function.values
 
 
 PROMPT = """# Tools
@@ -320,17 +326,17 @@ Reminder:
 
 def render(tools: Sequence[JSON]) -> str:
     """The tools as the model's own template writes them into the system prompt."""
-    return PROMPT.format(tools="\n".join(map(jsontext.spaced, tools)))
+    return PROMPT.format(tools="\n".join(map(json_codec.dumps_spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:
     """A call of the history as the model would have written it; `arguments` is JSON text."""
     try:
-        given = jsontext.loads(arguments or "{}")
+        given = json_codec.loads(arguments or "{}")
     except ValueError:
         given = {}
     parameters = "".join(
-        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else jsontext.spaced(value)}\n{END_PARAMETER}\n"
+        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else json_codec.dumps_spaced(value)}\n{END_PARAMETER}\n"
         for key, value in (given.items() if isinstance(given, dict) else ())
     )
     return f"{OPENER}\n{FUNCTION}{name}>\n{parameters}{END_FUNCTION}\n{CLOSER}"

@@ -6,7 +6,7 @@ holds any: kinds are in logs and metrics.  `docs/tool-calls.md` has this table, 
 
 from __future__ import annotations
 
-KINDS = {
+REPAIRS = {
     "index_missing": "an entry without an index belongs to its id's call, or to the latest",
     "index_reused": "a second call on an index gets an index of its own",
     "index_gap": "indices that do not count from 0 are counted anew",
@@ -45,7 +45,7 @@ KINDS = {
 }
 
 
-def table() -> str:
+def repairs_table() -> str:
     """The kinds as a table for the documentation."""
-    rows = (f"| `{kind}` | {meaning} |" for kind, meaning in KINDS.items())
+    rows = (f"| `{kind}` | {meaning} |" for kind, meaning in REPAIRS.items())
     return "\n".join(["| kind | what is done |", "| --- | --- |", *rows])

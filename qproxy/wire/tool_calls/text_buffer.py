@@ -12,14 +12,14 @@ from collections.abc import Callable, Generator
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
-Reading: TypeAlias = Generator[None, None, T]
+ParseSteps: TypeAlias = Generator[None, None, T]
 """A reader under way: yields for more text, returns its result."""
 
-MAX_BLANK = 64 * 1024
+MAX_WHITESPACE = 64 * 1024
 """Longest run of white space that is looked through."""
-LONGEST = 16
+MAX_MARKER = 16
 """Longest text that a pattern for `until` may match, and longer than any marker."""
-MUCH = 4096
+COPY_THRESHOLD = 4096
 """Characters that are copied when more comes; a longer text is kept in pieces."""
 WINDOW = 8192
 """Characters that a reader of JSON looks at in one go."""
@@ -27,116 +27,116 @@ NO_LIMIT = 1 << 60
 _VISIBLE = re.compile(r"[^ \t\r\n]")
 
 
-class Source:
+class TextBuffer:
     """What has come and has not been consumed.
 
     While much is held, what comes is kept in pieces: who waits looks at the end only, and pays for no more than that.
     """
 
-    __slots__ = ("_at", "_pieces", "_size", "_text", "cut", "ended")
+    __slots__ = ("_position", "_pieces", "_size", "_text", "truncated", "is_ended")
 
     def __init__(self, text: str = "", *, ended: bool = False) -> None:
         self._text = text
-        self._at = 0
-        self._pieces: list[str] = []
+        self._position = 0
+        self._chunks: list[str] = []
         self._size = len(text)
-        self.ended = ended
+        self.is_ended = ended
         """No more will come."""
-        self.cut = False
+        self.truncated = False
         """It ended before the writer was done: out of tokens, or a broken connection."""
 
     def __repr__(self) -> str:
-        return f"<Source {len(self)} characters{', ended' if self.ended else ''}>"
+        return f"<Source {len(self)} characters{', ended' if self.is_ended else ''}>"
 
     def __len__(self) -> int:
         return self._size
 
     def push(self, text: str) -> None:
         self._size += len(text)
-        if self._pieces or len(self._text) - self._at > MUCH:
-            self._pieces.append(text)
+        if self._chunks or len(self._text) - self._position > COPY_THRESHOLD:
+            self._chunks.append(text)
         else:
-            self._text = self._text[self._at :] + text
-            self._at = 0
+            self._text = self._text[self._position :] + text
+            self._position = 0
 
-    def take(self, size: int) -> str:
+    def consume(self, size: int) -> str:
         """Consume `size` characters."""
-        if self._pieces and self._at + size > len(self._text):
+        if self._chunks and self._position + size > len(self._text):
             self._text = self._from(0)
-            self._at, self._pieces = 0, []
-        start = self._at
-        self._at = min(start + size, len(self._text))
-        self._size -= self._at - start
-        return self._text[start : self._at]
+            self._position, self._chunks = 0, []
+        start = self._position
+        self._position = min(start + size, len(self._text))
+        self._size -= self._position - start
+        return self._text[start : self._position]
 
-    def piece(self, start: int, end: int | None = None) -> str:
-        at = self._at
-        if not self._pieces or (end is not None and at + end <= len(self._text)):
+    def take_chunk(self, start: int, end: int | None = None) -> str:
+        at = self._position
+        if not self._chunks or (end is not None and at + end <= len(self._text)):
             return self._text[at + start : None if end is None else at + end]
         return self._from(start)[: None if end is None else max(0, end - start)]
 
     def _from(self, start: int) -> str:
         """The text from an offset on, put together from the end."""
         at, pieces = self._size, []
-        for piece in reversed(self._pieces):
+        for piece in reversed(self._chunks):
             if at <= start:
                 break
             pieces.append(piece)
             at -= len(piece)
         if at > start:
-            pieces.append(self._text[self._at + start :])
+            pieces.append(self._text[self._position + start :])
             at = start
         return "".join(reversed(pieces))[start - at :]
 
     def find(self, pattern: re.Pattern[str], start: int = 0, limit: int = NO_LIMIT) -> int:
         """Offset of the first match that begins within `limit` characters of `start`, or -1."""
-        text, base = self._text, self._at
-        if self._pieces:
+        text, base = self._text, self._position
+        if self._chunks:
             before = min(start, 1)  # a pattern may look at the character before it
             text, base = self._from(start - before), before - start
         begin = base + start
-        match = pattern.search(text, begin, min(len(text), begin + limit + LONGEST))
+        match = pattern.search(text, begin, min(len(text), begin + limit + MAX_MARKER))
         return match.start() - base if match else -1
 
-    def starts(self, literal: str, offset: int = 0) -> bool:
-        if not self._pieces:
-            return self._text.startswith(literal, self._at + offset)
-        return self.piece(offset, offset + len(literal)) == literal
+    def may_start_with(self, literal: str, offset: int = 0) -> bool:
+        if not self._chunks:
+            return self._text.startswith(literal, self._position + offset)
+        return self.take_chunk(offset, offset + len(literal)) == literal
 
-    def more(self) -> Reading[bool]:
+    def has_more(self) -> ParseSteps[bool]:
         """Wait until there is more text than now; False at the end."""
         size = len(self)
         while len(self) == size:
-            if self.ended:
+            if self.is_ended:
                 return False
             yield
         return True
 
-    def has(self, size: int) -> Reading[bool]:
+    def starts_with(self, size: int) -> ParseSteps[bool]:
         """Wait until there are at least `size` characters; False when there never will be."""
         while len(self) < size:
-            if not (yield from self.more()):
+            if not (yield from self.has_more()):
                 return False
         return True
 
-    def which(self, literals: tuple[str, ...], offset: int = 0) -> Reading[str | None]:
+    def match_any(self, literals: tuple[str, ...], offset: int = 0) -> ParseSteps[str | None]:
         """The literal that stands at `offset`, once that is certain."""
         while True:
             for literal in literals:
-                if self.starts(literal, offset):
+                if self.may_start_with(literal, offset):
                     return literal
-            rest = self.piece(offset, offset + LONGEST)
-            if not any(len(rest) < len(literal) and literal.startswith(rest) for literal in literals):
+            cooldown = self.take_chunk(offset, offset + MAX_MARKER)
+            if not any(len(cooldown) < len(literal) and literal.startswith(cooldown) for literal in literals):
                 return None
-            if not (yield from self.more()):
+            if not (yield from self.has_more()):
                 return None
 
-    def visible(self, offset: int = 0) -> Reading[int]:
+    def visible(self, offset: int = 0) -> ParseSteps[int]:
         """Offset of the next character that is not white space; the length of the text when there is none.
 
         In a run of white space that is too long to be looked through it is a blank's.
         """
-        last, position = offset + MAX_BLANK, offset
+        last, position = offset + MAX_WHITESPACE, offset
         while True:
             found = self.find(_VISIBLE, position)
             if found < 0:
@@ -145,12 +145,12 @@ class Source:
                 return last
             if found >= 0:
                 return found
-            if not (yield from self.more()):
+            if not (yield from self.has_more()):
                 return position
 
-    def until(
+    def read_until(
         self, pattern: re.Pattern[str], offset: int, limit: int, may: Callable[[str], bool] | None = None
-    ) -> Reading[int]:
+    ) -> ParseSteps[int]:
         """Offset of the first match that begins within `limit` characters of `offset`; -1 when there is none.
 
         `may` says of the text before it whether there is still a point in waiting for one.
@@ -161,8 +161,8 @@ class Source:
             if found >= 0:
                 return found if found <= last else -1
             size = len(self)
-            position = max(offset, size - LONGEST)  # what is looked for may have begun
-            if position > last or (may is not None and not may(self.piece(offset, last))):
+            position = max(offset, size - MAX_MARKER)  # what is looked for may have begun
+            if position > last or (may is not None and not may(self.take_chunk(offset, last))):
                 return -1
-            if not (yield from self.more()):
+            if not (yield from self.has_more()):
                 return -1

@@ -10,10 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from qproxy.wire.events import JSON, Event, Failed, Finish, Reasoning, Text, ToolCallDelta
+from qproxy.wire.events import (
+    JSON,
+    ChoiceFinished,
+    Event,
+    RawToolCallDelta,
+    ReasoningDelta,
+    StreamFailed,
+    TextDelta,
+)
 
 _OPEN, _CLOSE = "<think>", "</think>"
-MAX_BLANK = 64
+MAX_WHITESPACE = 64
 """Blanks at the start of an answer that are held to see whether a thought begins after them."""
 MAX_RUN = 4096
 """Blanks in a thought that are held to see whether it ends after them."""
@@ -38,14 +46,14 @@ class _Choice:
         """The server splits thoughts off itself: the blanks of its text are its own."""
         self.long_run = False
         """A run of blanks too long to be held is being passed on."""
-        self.begun = False
+        self.started = False
         """Text of the answer has been passed on."""
         self.logprobs: list[JSON] = []
         """Of the held text."""
-        self.blank = True
+        self.whitespace = True
         """Nothing of the thought has been passed on yet: blanks before it are dropped."""
 
-    def feed(self, text: str) -> Iterator[tuple[type[Text] | type[Reasoning], str]]:
+    def feed(self, text: str) -> Iterator[tuple[type[TextDelta] | type[ReasoningDelta], str]]:
         text = self.held + text
         self.held = ""
         if self.state == "start" or (self.state == "thought" and self.implied):
@@ -53,26 +61,26 @@ class _Choice:
         if self.state == "after":
             text = self._after(text)
         if self.state == "thought" and text:
-            if self.blank:
+            if self.whitespace:
                 text = text.lstrip()
-                self.blank = not text
-            thought, closer, rest = text.partition(_CLOSE)
+                self.whitespace = not text
+            thought, closer, cooldown = text.partition(_CLOSE)
             if closer:
                 self.state = "after"
                 thought = thought[: self._without_run(thought)]
                 if thought:
-                    yield Reasoning, thought
-                text = rest
+                    yield ReasoningDelta, thought
+                text = cooldown
             else:
                 keep = self._without_run(text[: len(text) - _held_prefix(text, _CLOSE)])
                 self.held = text[keep:]
                 if keep:
-                    yield Reasoning, text[:keep]
+                    yield ReasoningDelta, text[:keep]
                 return
             text = self._after(text)
         if text and self.state == "text":
-            self.begun = True
-            yield Text, text
+            self.started = True
+            yield TextDelta, text
 
     def _without_run(self, text: str) -> int:
         """Length without the blanks at the end, which are dropped before a closer; but a long run is passed on."""
@@ -90,12 +98,12 @@ class _Choice:
             self.structured = False
             text = bare.removeprefix(_CLOSE)
             bare = text.lstrip()
-        opens = self.structured and not self.begun
+        opens = self.structured and not self.started
         if opens and bare.startswith(_OPEN):
             self.state, self.structured = "thought", False
             return bare.removeprefix(_OPEN)
         may_come = _CLOSE.startswith(bare) or (opens and _OPEN.startswith(bare))
-        if may_come and len(text) - len(bare) <= MAX_BLANK:
+        if may_come and len(text) - len(bare) <= MAX_WHITESPACE:
             self.held = text
             return ""
         self.state = "text"
@@ -105,83 +113,87 @@ class _Choice:
         """Decide whether the answer begins with `<think>`; hold while it may."""
         bare = text.lstrip()
         blank = len(text) - len(bare)
-        if bare.startswith(_OPEN) and blank <= MAX_BLANK:
+        if bare.startswith(_OPEN) and blank <= MAX_WHITESPACE:
             self.state, self.implied = "thought", False
             return bare.removeprefix(_OPEN)
-        if _OPEN.startswith(bare) and blank <= MAX_BLANK:
+        if _OPEN.startswith(bare) and blank <= MAX_WHITESPACE:
             self.held = text
             return ""
         self.state = "thought" if self.implied else "text"
         self.implied = False
         return text
 
-    def flush(self) -> Iterator[tuple[type[Text] | type[Reasoning], str]]:
+    def flush(self) -> Iterator[tuple[type[TextDelta] | type[ReasoningDelta], str]]:
         held, self.held = self.held, ""
         if held and self.state == "thought" and held.strip():
-            yield Reasoning, held.rstrip()
+            yield ReasoningDelta, held.rstrip()
         elif held and (
             self.state == "start" or (self.state == "after" and (self.structured or held.strip()))
         ):
-            yield Text, held if self.structured or self.state == "start" else held.lstrip()
+            yield TextDelta, held if self.structured or self.state == "start" else held.lstrip()
 
 
-class Thinking:
+class ThinkTagParser:
     """The stage."""
 
     def __init__(self, implied: bool, repairs: Counter[str]) -> None:
-        self._implied = implied
+        self._implied_think = implied
         self._repairs = repairs
         self._choices: dict[int, _Choice] = {}
 
     def feed(self, item: Event) -> Iterable[Event]:
-        if isinstance(item, Text | ToolCallDelta):  # nearly all that comes, and nearly all of it passes
+        if isinstance(
+            item, TextDelta | RawToolCallDelta
+        ):  # nearly all that comes, and nearly all of it passes
             choice = self._choices.get(item.choice)
             if choice is not None and choice.state == "text":
-                choice.begun = choice.begun or isinstance(item, Text)
+                choice.started = choice.started or isinstance(item, TextDelta)
                 return (item,)
-        return self._decided(item)
+        return self._decide(item)
 
-    def _decided(self, item: Event) -> Iterator[Event]:
-        if isinstance(item, Text):
+    def _decide(self, item: Event) -> Iterator[Event]:
+        if isinstance(item, TextDelta):
             choice = self._choices.get(item.choice)
             if choice is None:
-                choice = self._choices[item.choice] = _Choice(self._implied)
+                choice = self._choices[item.choice] = _Choice(self._implied_think)
             if isinstance(item.logprobs, dict):
                 choice.logprobs += item.logprobs.get("content") or []
             for kind, text in choice.feed(item.text):
-                yield self._said(choice, kind, text, item.choice)
+                yield self._emit(choice, kind, text, item.choice)
             return
-        if isinstance(item, ToolCallDelta):
+        if isinstance(item, RawToolCallDelta):
             choice = self._choices.setdefault(item.choice, _Choice(False))
             if choice.state == "after" and not choice.held.strip():
                 choice.held = ""  # blanks between a thought and a call belong to nobody
             yield from self._flush(item.choice)
             choice.state = "text"
-        elif isinstance(item, Finish):
+        elif isinstance(item, ChoiceFinished):
             yield from self._flush(item.choice)
-        elif isinstance(item, Failed):
+        elif isinstance(item, StreamFailed):
             for number in self._choices:
                 yield from self._flush(number)
-        elif isinstance(item, Reasoning):
+        elif isinstance(item, ReasoningDelta):
             choice = self._choices.setdefault(item.choice, _Choice(False))
             if choice.state in ("start", "text"):
                 choice.state, choice.structured = "after", True
         yield item
 
-    def _said(self, choice: _Choice, kind: type[Text] | type[Reasoning], text: str, number: int) -> Event:
-        if kind is Reasoning:
+    def _emit(
+        self, choice: _Choice, kind: type[TextDelta] | type[ReasoningDelta], text: str, number: int
+    ) -> Event:
+        if kind is ReasoningDelta:
             self._repairs["think_tag"] += 1
             choice.logprobs = []  # OpenAI's are those of the content
-            return Reasoning(text, number, inline=True)
+            return ReasoningDelta(text, number, inline=True)
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
         choice.logprobs = []
-        return Text(text, number, logprobs)
+        return TextDelta(text, number, logprobs)
 
     def _flush(self, number: int) -> Iterator[Event]:
         choice = self._choices.get(number)
         if choice is not None:
             for kind, text in choice.flush():
-                yield self._said(choice, kind, text, number)
+                yield self._emit(choice, kind, text, number)
 
     def close(self) -> Iterator[Event]:
         for number in self._choices:

@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire.conformance import RULES, breaches, chat
+from qproxy.wire.conformance import RULES, chat, violations
 from qproxy.wire.conformance import bodies as plain
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import Arguments, Failed, Finish, Text, ToolCall, ToolCallDelta
+from qproxy.wire.events import (
+    ChoiceFinished,
+    RawToolCallDelta,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
+)
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
@@ -41,10 +48,10 @@ def test_a_right_stream_breaks_nothing():
     """Text, thoughts, a call and the usage that was asked for add up, without a breach."""
     thought = chunk({"reasoning_content": "hm"})
     frames = [chunk(FIRST), thought, chunk({"content": "so"}), call(), piece(), CALLED, COUNTED, DONE]
-    reading = chat.stream(frames, usage=True)
-    assert (reading.breaches, reading.error, reading.tokens) == ([], None, 7)
-    assert (reading.text, reading.thought, reading.calls) == ("so", "hm", [("f", '{"a": 1}')])
-    assert reading.reasons == ["tool_calls"]
+    reading = chat.check_stream(frames, usage=True)
+    assert (reading.violations, reading.error, reading.tokens) == ([], None, 7)
+    assert (reading.text, reading.reasoning, reading.calls) == ("so", "hm", [("f", '{"a": 1}')])
+    assert reading.finish_reasons == ["tool_calls"]
 
 
 STREAMS = {
@@ -85,9 +92,9 @@ STREAMS = {
 @pytest.mark.parametrize(("rule", "frames"), STREAMS.values(), ids=STREAMS.keys())
 def test_a_stream_that_breaks_a_rule(rule, frames):
     """Each breach is named by its rule, and every rule says what it costs."""
-    found = chat.stream(frames, usage=False).breaches
+    found = chat.check_stream(frames, usage=False).violations
     assert rule in {breach.rule for breach in found}
-    assert all(breach.rule in RULES and breach.words for breach in found)
+    assert all(breach.rule in RULES and breach.message for breach in found)
 
 
 ASKED = {
@@ -102,7 +109,7 @@ ASKED = {
 @pytest.mark.parametrize("frames", ASKED.values(), ids=ASKED.keys())
 def test_usage_that_was_asked_for(frames):
     """It comes in a chunk of its own, last, with counts that add up."""
-    assert "usage" in {breach.rule for breach in chat.stream(frames, usage=True).breaches}
+    assert "usage" in {breach.rule for breach in chat.check_stream(frames, usage=True).violations}
 
 
 MESSAGE = {"role": "assistant", "content": "hi"}
@@ -116,9 +123,11 @@ def body(message=MESSAGE, finish="stop", **extra):
 
 def test_a_right_answer_breaks_nothing():
     """Words, or a call with null content."""
-    assert chat.whole(body()).breaches == []
-    reading = chat.whole(body({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls"))
-    assert (reading.breaches, reading.calls) == ([], [("f", "{}")])
+    assert chat.check_response(body()).violations == []
+    reading = chat.check_response(
+        body({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls")
+    )
+    assert (reading.violations, reading.calls) == ([], [("f", "{}")])
 
 
 WHOLE = {
@@ -140,35 +149,38 @@ WHOLE = {
 @pytest.mark.parametrize(("rule", "answer"), WHOLE.values(), ids=WHOLE.keys())
 def test_a_whole_answer_that_breaks_a_rule(rule, answer):
     """The same rules hold for answers in one piece."""
-    assert rule in {breach.rule for breach in chat.whole(answer).breaches}
+    assert rule in {breach.rule for breach in chat.check_response(answer).violations}
 
 
 @pytest.mark.parametrize("error", [{"error": {"message": "no"}}, {"error": "no"}], ids=["object", "words"])
 def test_an_error_is_not_an_answer(error):
     """What the server says in place of an answer is kept in its words."""
-    assert chat.whole(error).error == "no"
-    assert chat.stream([chunk(FIRST), json.dumps(error)], usage=False).error == "no"
+    assert chat.check_response(error).error == "no"
+    assert chat.check_stream([chunk(FIRST), json.dumps(error)], usage=False).error == "no"
 
 
 EVENTS = {
-    "a delta": ([ToolCallDelta(), Finish("stop")], "call-index"),
-    "after a failure": ([Failed(UpstreamError("x")), Text("y")], "finish"),
-    "an empty piece": ([ToolCall(0, "a", "f"), Arguments(0, ""), Finish("tool_calls")], "arguments"),
+    "a delta": ([RawToolCallDelta(), ChoiceFinished("stop")], "call-index"),
+    "after a failure": ([StreamFailed(UpstreamError("x")), TextDelta("y")], "finish"),
+    "an empty piece": (
+        [ToolCallStart(0, "a", "f"), ToolCallArgumentsDelta(0, ""), ChoiceFinished("tool_calls")],
+        "arguments",
+    ),
 }
 
 
 @pytest.mark.parametrize(("events", "rule"), EVENTS.values(), ids=EVENTS.keys())
 def test_events_that_break_a_rule(events, rule):
     """What only qproxy's own stages could do wrong is a breach too."""
-    assert [breach.rule for breach in breaches(events)] == [rule]
+    assert [breach.rule for breach in violations(events)] == [rule]
 
 
 def test_lists_of_models():
     """Names and breaches of a list."""
-    assert plain.models({"object": "list", "data": [{"id": "a"}]}) == (["a"], [])
-    names, found = plain.models({"data": [{"id": "a"}, {}]})
+    assert plain.check_models({"object": "list", "data": [{"id": "a"}]}) == (["a"], [])
+    names, found = plain.check_models({"data": [{"id": "a"}, {}]})
     assert (names, [breach.rule for breach in found]) == (["a"], ["models", "models"])
-    assert [breach.rule for breach in plain.models([])[1]] == ["models"]
+    assert [breach.rule for breach in plain.check_models([])[1]] == ["models"]
 
 
 ERROR = {"message": "m", "type": "t", "param": None, "code": None}
@@ -185,7 +197,7 @@ ERRORS = {
 @pytest.mark.parametrize(("status", "answer", "words"), ERRORS.values(), ids=ERRORS.keys())
 def test_errors(status, answer, words):
     """A refusal has a status of the client's and OpenAI's four keys."""
-    assert [breach.words for breach in plain.error(status, answer)] == words
+    assert [breach.message for breach in plain.check_error(status, answer)] == words
 
 
 def test_embeddings():
@@ -196,13 +208,13 @@ def test_embeddings():
         data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
         return {"data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}}
 
-    assert plain.embeddings(answer([1.0], [2]), 2, as_base64=False) == []
-    assert plain.embeddings(answer(row), 1, as_base64=True) == []
+    assert plain.check_embeddings(answer([1.0], [2]), 2, as_base64=False) == []
+    assert plain.check_embeddings(answer(row), 1, as_base64=True) == []
     for wrong, as_base64 in [
         (answer(row), False), (answer([1.0]), True), (answer("a"), True), (answer(), False), ({}, False),
         ({**answer(row), "usage": None}, True),
     ]:  # fmt: skip
-        assert plain.embeddings(wrong, 1, as_base64=as_base64)
+        assert plain.check_embeddings(wrong, 1, as_base64=as_base64)
 
 
 WORDS = (
@@ -229,12 +241,12 @@ ANYTHING = st.recursive(
 @given(st.lists(ANYTHING, max_size=4))
 def test_nothing_that_a_server_says_is_too_odd(bodies):
     """Whatever JSON comes, it is judged and nothing is raised."""
-    chat.stream([json.dumps(body) for body in bodies], usage=True)
+    chat.check_stream([json.dumps(body) for body in bodies], usage=True)
     for answer in bodies:
-        chat.whole(answer)
-        plain.models(answer)
-        plain.error(404, answer)
-        plain.embeddings(answer, 1, as_base64=True)
+        chat.check_response(answer)
+        plain.check_models(answer)
+        plain.check_error(404, answer)
+        plain.check_embeddings(answer, 1, as_base64=True)
 
 
 def test_every_rule_is_tried():

@@ -4,14 +4,13 @@ import json
 
 import pytest
 
-from qproxy.wire import sse
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import DIALECTS, Target
-from qproxy.wire.events import Failed, Turn, Usage
-from qproxy.wire.pipeline import Chain
+from qproxy.wire import sse, tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
+from qproxy.wire.events import StreamFailed, Turn, Usage
+from qproxy.wire.pipeline import Pipeline
 from tests.wire.tool_call_contract import check, fold
 
-TARGET = Target("https://h/compatible-mode/v1", "qwen-plus", "sk-1")
+TARGET = UpstreamTarget("https://h/compatible-mode/v1", "qwen-plus", "sk-1")
 TOOLS = [{"type": "function", "function": {"name": "get"}}]
 HELLO = [{"role": "user", "content": "hi"}]
 NATIVE = DIALECTS["dashscope"]
@@ -43,7 +42,7 @@ def test_multimodal_models_have_their_own_path(model):
     """Vision, omni and the newer models are asked at the multimodal path, with untyped parts."""
     picture = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "what?"}]}]
-    request = NATIVE.request(turn(messages=messages), Target("https://h/api/v1", model))
+    request = NATIVE.request(turn(messages=messages), UpstreamTarget("https://h/api/v1", model))
     assert request.url == "https://h/api/v1/services/aigc/multimodal-generation/generation"
     (message,) = json.loads(request.body)["input"]["messages"]
     assert message["content"] == [{"image": "https://x/y.png"}, {"text": "what?"}]
@@ -73,7 +72,7 @@ def play(text, dialect="dashscope", size=None):
     """The events of a stream, read whole or in pieces of `size` bytes."""
     raw = text.encode()
     decoder = DIALECTS[dialect].decoder(TARGET)
-    chain = Chain(sse.Decoder(), decoder, toolcalls.open(turn(tools=TOOLS)))
+    chain = Pipeline(sse.Decoder(), decoder, tool_calls.open(turn(tools=TOOLS)))
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)] if size else [raw]
     out = [one for piece in pieces for one in chain.feed(piece)] + chain.close()
     check(out)
@@ -133,19 +132,19 @@ def test_errors(dialect):
     """An error event, a code in a 200, and a stream that stops early are errors."""
     error = 'event:error\n:HTTP_STATUS/429\ndata:{"code":"Throttling.RateQuota","message":"slow","request_id":"r"}\n\n'
     last = play(event({"content": "a"}) + error, dialect)[-1]
-    assert isinstance(last, Failed)
+    assert isinstance(last, StreamFailed)
     assert last.error.status == 429
-    assert isinstance(play(event({"content": "a"}), dialect)[-1], Failed)
+    assert isinstance(play(event({"content": "a"}), dialect)[-1], StreamFailed)
 
 
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_whole(dialect):
     """A whole answer gives the same events; a code with status 200 is an error."""
     body = json.loads(event({"content": "ok", "tool_calls": [call("{}")]}, "tool_calls").split("data:")[1])
-    stage = toolcalls.open(turn(tools=TOOLS))
-    out = [one for item in DIALECTS[dialect].whole(body, TARGET) for one in stage.feed(item)]
+    stage = tool_calls.open(turn(tools=TOOLS))
+    out = [one for item in DIALECTS[dialect].response(body, TARGET) for one in stage.feed(item)]
     assert fold(out)[0]["calls"] == [["call_1", "get", "{}"]]
     assert isinstance(
-        DIALECTS[dialect].whole({"code": "InvalidParameter", "message": "no"}, TARGET)[0], Failed
+        DIALECTS[dialect].response({"code": "InvalidParameter", "message": "no"}, TARGET)[0], StreamFailed
     )
-    assert isinstance(DIALECTS[dialect].whole([], TARGET)[0], Failed)
+    assert isinstance(DIALECTS[dialect].response([], TARGET)[0], StreamFailed)

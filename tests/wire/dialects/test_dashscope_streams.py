@@ -114,7 +114,7 @@ def test_what_a_search_found_reaches_the_client(items, expected, dialect):
     out = b"".join([*(part for event in answer for part in encoder.feed(event)), *encoder.close()])
     frames = [json.loads(line.removeprefix("data: ")) for line in out.decode().split("\n\n")[:-2]]
     assert [frame["search_info"] for frame in frames if "search_info" in frame] == expected
-    for whole in (chat.whole(turn, answer), responses_of(answer)):
+    for whole in (chat.response(turn, answer), responses_of(answer)):
         assert whole.get("search_info") == (expected[-1] if expected else None)
 
 
@@ -124,7 +124,7 @@ def responses_of(answer):
     encoder = responses.Encoder(turn)
     frames = [part for event in answer for part in encoder.feed(event)] + encoder.close()
     last = json.loads(frames[-1].split(b"data: ")[1])["response"]
-    assert last == json.loads(json.dumps(responses.whole(turn, answer)))
+    assert last == json.loads(json.dumps(responses.response(turn, answer)))
     return last
 
 

@@ -5,17 +5,17 @@ import json
 import pytest
 
 from qproxy.emulator import embeddings as emulated
-from qproxy.wire.dialects import DIALECTS, Target, embeddings
-from qproxy.wire.embeddings import Texts
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget, embeddings
+from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.errors import UpstreamError
 
-TARGET = Target("https://host.test/compatible-mode/v1", "text-embedding-v4", "sk-1")
-ASKED = Texts("alias", ["a", "b", "c"], {"dimensions": 64, "text_type": "query"}, base64=True)
+TARGET = UpstreamTarget("https://host.test/compatible-mode/v1", "text-embedding-v4", "sk-1")
+ASKED = EmbeddingInput("alias", ["a", "b", "c"], {"dimensions": 64, "text_type": "query"}, base64=True)
 
 
 def test_compatible_request():
     """Numbers are asked for whatever the client wants, for the model's name at the server."""
-    request = DIALECTS["compatible"].embed(ASKED, TARGET)
+    request = DIALECTS["compatible"].embeddings_request(ASKED, TARGET)
     assert (request.method, request.url) == ("POST", "https://host.test/compatible-mode/v1/embeddings")
     assert json.loads(request.body) == {
         "model": "text-embedding-v4",
@@ -30,8 +30,8 @@ def test_compatible_request():
 @pytest.mark.parametrize("base", ["/compatible-mode/v1", "/api/v1", "/v1", ""])
 def test_native_request(base):
     """The native service has its own path and spells dimensions otherwise."""
-    target = Target(f"https://host.test{base}", "text-embedding-v4")
-    request = DIALECTS["dashscope"].embed(ASKED, target)
+    target = UpstreamTarget(f"https://host.test{base}", "text-embedding-v4")
+    request = DIALECTS["dashscope"].embeddings_request(ASKED, target)
     assert request.url == "https://host.test/api/v1/services/embeddings/text-embedding/text-embedding"
     assert json.loads(request.body) == {
         "model": "text-embedding-v4",
@@ -43,9 +43,9 @@ def test_native_request(base):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_answers_are_read_in_order(dialect):
     """What the emulator answers in either dialect is read, in the order of the texts."""
-    sent = json.loads(DIALECTS[dialect].embed(ASKED, TARGET).body)
-    answer = emulated.native(sent) if dialect == "dashscope" else emulated.compatible(sent)
-    found = embeddings.read(json.dumps(answer).encode(), ASKED, TARGET)
+    sent = json.loads(DIALECTS[dialect].embeddings_request(ASKED, TARGET).body)
+    answer = emulated.dashscope_response(sent) if dialect == "dashscope" else emulated.openai_response(sent)
+    found = embeddings.parse_response(json.dumps(answer).encode(), ASKED, TARGET)
     assert [json.loads(row) for row in found.rows] == [emulated.vector(text, 64) for text in ASKED.texts]
     assert found.tokens == 3
 
@@ -71,7 +71,7 @@ def rows(*indices, **extra):
 )
 def test_other_servers(answer, expected):
     """Servers differ in order, indices, usage and format."""
-    found = embeddings.read(json.dumps(answer).encode(), ASKED, TARGET)
+    found = embeddings.parse_response(json.dumps(answer).encode(), ASKED, TARGET)
     assert (found.rows, found.tokens) == expected
 
 
@@ -98,7 +98,7 @@ def test_wrong_answers(answer):
     """One vector for each text and no guess about whose it is: all else is a 502."""
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with pytest.raises(UpstreamError) as caught:
-        embeddings.read(body, ASKED, TARGET)
+        embeddings.parse_response(body, ASKED, TARGET)
     assert (caught.value.status, caught.value.code) == (502, "upstream_invalid_response")
 
 
@@ -106,5 +106,5 @@ def test_an_error_inside_a_200():
     """An error object with status 200 keeps its meaning."""
     body = json.dumps({"code": "Arrearage", "message": "overdue", "request_id": "r1"}).encode()
     with pytest.raises(UpstreamError) as caught:
-        embeddings.read(body, ASKED, TARGET)
+        embeddings.parse_response(body, ASKED, TARGET)
     assert (caught.value.code, caught.value.request_id) == ("insufficient_quota", "r1")

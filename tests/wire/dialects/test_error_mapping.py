@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qproxy.wire.dialects.error_mapping import MAX_MESSAGE, event_error, upstream_error
-from qproxy.wire.errors import Limit, Retry
+from qproxy.wire.dialects.error_mapping import MAX_MESSAGE, error_from_event, error_from_response
+from qproxy.wire.errors import LimitKind, RetryHint
 
 BAD, RATE, QUOTA, SERVER, PERMISSION = (
     "invalid_request_error",
@@ -14,7 +14,13 @@ BAD, RATE, QUOTA, SERVER, PERMISSION = (
     "server_error",
     "permission_error",
 )
-NO, FAST, ELSE, LATER, REFRESH = Retry.NEVER, Retry.QUICKLY, Retry.ELSEWHERE, Retry.LATER, Retry.REFRESH
+NO, FAST, ELSE, LATER, REFRESH = (
+    RetryHint.NEVER,
+    RetryHint.SOON,
+    RetryHint.OTHER_ACCOUNT,
+    RetryHint.AFTER,
+    RetryHint.REFRESH_TOKEN,
+)
 CREDENTIALS = (502, SERVER, "upstream_credentials_exhausted", REFRESH)
 EXHAUSTED = (429, QUOTA, "insufficient_quota", ELSE)
 MINUTE = (429, RATE, "rate_limit_exceeded", LATER)
@@ -127,26 +133,26 @@ def test_every_row(status, code, message, plan, expected, native):
         if native
         else {"error": {"code": code, "message": message, "type": "x"}}
     )
-    error = upstream_error(status, (), json.dumps(body).encode(), plan=plan)
+    error = error_from_response(status, (), json.dumps(body).encode(), plan=plan)
     assert (error.status, error.type, error.code, error.retry) == expected
     assert message in error.message
 
 
 LIMITS = {
-    "limit_burst_rate": (429, "Request rate increased too quickly", Limit.MOMENT),
-    "throttling": (429, "x", Limit.MOMENT),
-    "limit_requests": (429, "x", Limit.MINUTE),
-    "insufficient_quota": (429, "x", Limit.MINUTE),
-    "a": (429, "concurrency allocated quota exceeded", Limit.CONCURRENCY),
-    "b": (429, "week allocated quota exceeded", Limit.QUOTA),
-    "Arrearage": (400, "x", Limit.QUOTA),
-    "AllocationQuota.FreeTierOnly": (403, "x", Limit.FREE),
-    "Model.AccessDenied": (403, "x", Limit.MODEL),
-    "model_not_found": (404, "x", Limit.MODEL),
-    "Workspace.AccessDenied": (403, "x", Limit.ACCESS),
-    "invalid_api_key": (401, "x", Limit.ACCESS),
-    "invalid_parameter_error": (400, "x", Limit.NONE),
-    "internal_error": (500, "x", Limit.NONE),
+    "limit_burst_rate": (429, "Request rate increased too quickly", LimitKind.BURST),
+    "throttling": (429, "x", LimitKind.BURST),
+    "limit_requests": (429, "x", LimitKind.MINUTE),
+    "insufficient_quota": (429, "x", LimitKind.MINUTE),
+    "a": (429, "concurrency allocated quota exceeded", LimitKind.CONCURRENCY),
+    "b": (429, "week allocated quota exceeded", LimitKind.QUOTA),
+    "Arrearage": (400, "x", LimitKind.QUOTA),
+    "AllocationQuota.FreeTierOnly": (403, "x", LimitKind.FREE),
+    "Model.AccessDenied": (403, "x", LimitKind.MODEL),
+    "model_not_found": (404, "x", LimitKind.MODEL),
+    "Workspace.AccessDenied": (403, "x", LimitKind.ACCESS),
+    "invalid_api_key": (401, "x", LimitKind.ACCESS),
+    "invalid_parameter_error": (400, "x", LimitKind.NONE),
+    "internal_error": (500, "x", LimitKind.NONE),
 }
 
 
@@ -155,13 +161,13 @@ def test_what_a_refusal_says_about_the_account(code, row):
     """Each kind of refusal names the limit that it speaks of; what is about the request names none."""
     status, message, limit = row
     body = json.dumps({"error": {"code": code, "message": message}}).encode()
-    assert upstream_error(status, (), body).limit is limit
+    assert error_from_response(status, (), body).limit is limit
 
 
 def test_a_named_wait_is_kept_whole():
     """The client is told at most two minutes, the account rests for as long as the server said."""
-    error = upstream_error(429, ((b"retry-after", b"3600"),), b"{}")
-    assert (error.retry_after, error.named_wait) == (120, 3600)
+    error = error_from_response(429, ((b"retry-after", b"3600"),), b"{}")
+    assert (error.retry_after, error.retry_after_hint) == (120, 3600)
 
 
 SHAPES = {
@@ -176,7 +182,7 @@ SHAPES = {
 @pytest.mark.parametrize(("status", "body", "code"), SHAPES.values(), ids=SHAPES.keys())
 def test_shapes(status, body, code):
     """Each shape of body is read."""
-    error = upstream_error(status, (), json.dumps(body).encode())
+    error = error_from_response(status, (), json.dumps(body).encode())
     assert error.code == code
     assert error.message
 
@@ -185,7 +191,7 @@ def test_shapes(status, body, code):
 @pytest.mark.parametrize("status", [200, 403, 502])
 def test_what_is_not_json(status, body):
     """HTML, words and nothing are errors of the upstream, with something to read."""
-    error = upstream_error(status, (), body)
+    error = error_from_response(status, (), body)
     assert error.status >= 403
     assert error.message
     if status != 403 or body.startswith(b"<"):
@@ -207,15 +213,17 @@ WAITS = {
 def test_retry_after(fields, seconds):
     """The upstream's wait is passed on, at most two minutes; where there is none the row has one."""
     headers = tuple((name.encode(), value.encode()) for name, value in fields.items())
-    error = upstream_error(429, headers, b'{"error": {"code": "limit_requests", "message": "x"}}')
+    error = error_from_response(429, headers, b'{"error": {"code": "limit_requests", "message": "x"}}')
     assert error.retry_after == seconds
 
 
 def test_request_ids():
     """The upstream's id is taken from the body, else from the header."""
     headers = ((b"x-request-id", b"from-header"),)
-    assert upstream_error(400, headers, b'{"code":"x","request_id":"from-body"}').request_id == "from-body"
-    assert upstream_error(400, headers, b'{"code":"x"}').request_id == "from-header"
+    assert (
+        error_from_response(400, headers, b'{"code":"x","request_id":"from-body"}').request_id == "from-body"
+    )
+    assert error_from_response(400, headers, b'{"code":"x"}').request_id == "from-header"
 
 
 def test_keys_are_masked_and_messages_bounded():
@@ -223,7 +231,7 @@ def test_keys_are_masked_and_messages_bounded():
     body = {
         "error": {"message": "Incorrect API key provided: sk-abcdef0123456789. " + "x" * 9999, "code": "y"}
     }
-    message = upstream_error(400, (), json.dumps(body).encode()).message
+    message = error_from_response(400, (), json.dumps(body).encode()).message
     assert "abcdef0123456789" not in message
     assert len(message) <= MAX_MESSAGE + 200
 
@@ -241,7 +249,7 @@ NOT_ERRORS = [
 @pytest.mark.parametrize("data", NOT_ERRORS, ids=str)
 def test_what_is_no_error(data):
     """An ordinary chunk is not taken for an error."""
-    assert event_error(data, None) is None
+    assert error_from_event(data, None) is None
 
 
 IN_STREAM = {
@@ -258,7 +266,7 @@ IN_STREAM = {
 @pytest.mark.parametrize(("data", "status", "code"), IN_STREAM.values(), ids=IN_STREAM.keys())
 def test_errors_in_streams(data, status, code):
     """Each shape of error inside a 200 is the error that it would be outside."""
-    error = event_error(data, status)
+    error = error_from_event(data, status)
     assert error is not None
     assert error.code == code
 
@@ -269,7 +277,7 @@ def test_errors_in_streams(data, status, code):
 def test_a_long_message_is_cut_before_it_is_read(unit):
     """What a message says first decides; how much follows costs nothing."""
     said = {"error": {"code": "limit_requests", "message": "Requests rate limit exceeded " + unit * 200_000}}
-    error = upstream_error(429, (), json.dumps(said).encode())
+    error = error_from_response(429, (), json.dumps(said).encode())
     assert (error.code, error.status) == ("rate_limit_exceeded", 429)
     assert len(str(error)) < 2 * MAX_MESSAGE
 
@@ -279,4 +287,4 @@ def test_a_message_may_be_any_json():
     for depth in (3, 300, 900):
         deep = "[" * depth + "]" * depth
         body = f'{{"error": {{"code": {deep}, "message": {deep}, "type": {{"a": {deep}}}}}}}'
-        assert upstream_error(429, (), body.encode()).status == 429
+        assert error_from_response(429, (), body.encode()).status == 429

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.wire import sse
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import DIALECTS, Target
-from qproxy.wire.events import Failed, Turn, Usage
-from qproxy.wire.pipeline import Chain
+from qproxy.wire import sse, tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
+from qproxy.wire.events import StreamFailed, Turn, Usage
+from qproxy.wire.pipeline import Pipeline
 from tests.wire.tool_call_contract import check, fold
 
-TARGET = Target("https://h/v1", "m", "sk-1", "open", "open", tool_schema="function_declarations")
+TARGET = UpstreamTarget("https://h/v1", "m", "sk-1", "open", "open", tool_schema="function_declarations")
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"name": "weather", "description": "The weather", "parameters": PARAMETERS}
 TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": {"name": "now"}}]
@@ -198,7 +197,7 @@ def chunks(dialect, messages, reason="STOP"):
 
 def play(dialect, raw, cuts=()):
     """The events of a stream, read in these pieces."""
-    chain = Chain(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), toolcalls.open(turn()))
+    chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.open(turn()))
     ends = [*cuts, len(raw)]
     pieces = [raw[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
     out = [one for piece in pieces for one in chain.feed(piece)] + chain.close()
@@ -240,8 +239,8 @@ def test_whole(dialect, messages, text, calls):
     """A whole answer gives the same events as a streamed one."""
     choice = {"message": messages[0], "finish_reason": "STOP"}
     body = {"choices": [choice]} if dialect == "compatible" else {"output": {"choices": [choice]}}
-    stage = toolcalls.open(turn())
-    out = [one for item in DIALECTS[dialect].whole(body, TARGET) for one in stage.feed(item)]
+    stage = tool_calls.open(turn())
+    out = [one for item in DIALECTS[dialect].response(body, TARGET) for one in stage.feed(item)]
     check(out)
     assert summary(out) == (text, calls, "tool_calls" if calls else "stop")
 
@@ -274,8 +273,10 @@ def test_candidates(stream):
     if stream:
         out = play("compatible", f"data: {json.dumps(CANDIDATES)}\n\n".encode())
     else:
-        stage = toolcalls.open(turn())
-        out = [one for item in DIALECTS["compatible"].whole(CANDIDATES, TARGET) for one in stage.feed(item)]
+        stage = tool_calls.open(turn())
+        out = [
+            one for item in DIALECTS["compatible"].response(CANDIDATES, TARGET) for one in stage.feed(item)
+        ]
     assert summary(out) == ("I look.", [ROMAN], "tool_calls")
     assert fold(out)[0]["thought"] == "hm"
     assert next(one for one in out if isinstance(one, Usage)) == Usage(
@@ -296,7 +297,7 @@ def test_finish_reasons(dialect, reason, expected):
 def test_a_call_that_went_wrong(dialect):
     """A call that the server could not read itself is an error and no answer."""
     assert isinstance(
-        play(dialect, chunks(dialect, [{"content": ""}], "MALFORMED_FUNCTION_CALL"))[-1], Failed
+        play(dialect, chunks(dialect, [{"content": ""}], "MALFORMED_FUNCTION_CALL"))[-1], StreamFailed
     )
 
 
@@ -306,5 +307,5 @@ def test_errors(dialect):
     body = {"error": {"code": "invalid_parameter", "message": "no"}}
     if dialect == "dashscope":
         body = {"code": "InvalidParameter", "message": "no"}  # type: ignore[dict-item]
-    assert isinstance(DIALECTS[dialect].whole(body, TARGET)[0], Failed)
-    assert isinstance(play(dialect, f"data: {json.dumps(body)}\n\n".encode())[-1], Failed)
+    assert isinstance(DIALECTS[dialect].response(body, TARGET)[0], StreamFailed)
+    assert isinstance(play(dialect, f"data: {json.dumps(body)}\n\n".encode())[-1], StreamFailed)

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from qproxy.wire.dialects import message_rules as history
-from qproxy.wire.dialects import request_rules as rules
+from qproxy.wire.dialects import message_rules, request_rules
 from qproxy.wire.errors import RequestError, UpstreamError
-from qproxy.wire.events import Completion, Turn
+from qproxy.wire.events import CompletionPrompt, Turn
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -40,7 +39,7 @@ def turn(messages=(USER,), tools=(), tool_choice=None, **params):
 
 
 def apply(given, model="qwen3.7-plus", family="dashscope", **options):
-    return rules.apply(given, model=model, family=family, **options)
+    return request_rules.apply_rules(given, model=model, family=family, **options)
 
 
 # name of the rule: (turn, model, what must be true of the changed turn)
@@ -77,7 +76,7 @@ CASES = {
     "tools_forbidden": (turn(tools=[TOOL], tool_choice="none"), "qwen-plus", lambda t: not t.tools and t.tool_choice is None),
     "parallel_calls": (turn(tools=[TOOL]), "qwen-plus", lambda t: t.params == {"parallel_tool_calls": True}),
     "effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
-    "completion_thinking": (replace(turn(), completion=Completion(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
+    "completion_thinking": (replace(turn(), completion=CompletionPrompt(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
     "json_thinking": (turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"}), "qwen3.5-plus", lambda t: t.params["enable_thinking"] is False),
@@ -96,10 +95,10 @@ CASES = {
 
 def test_every_rule_has_a_case_and_a_line():
     """The table, the examples and the page name the same rules."""
-    assert [rule.name for rule in rules.RULES] == list(CASES)
-    assert all(rule.doc and rule.where in ("all", "dashscope") for rule in rules.RULES)
+    assert [rule.name for rule in request_rules.RULES] == list(CASES)
+    assert all(rule.doc and rule.where in ("all", "dashscope") for rule in request_rules.RULES)
     page = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
-    for rule in rules.RULES:
+    for rule in request_rules.RULES:
         assert f"| `{rule.name}` | {rule.doc} | {rule.where} |" in page
 
 
@@ -127,7 +126,7 @@ def test_a_rule_can_be_switched_off(name):
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in rules.RULES if rule.where == "dashscope"], ids=lambda rule: rule.name
+    "rule", [rule for rule in request_rules.RULES if rule.where == "dashscope"], ids=lambda rule: rule.name
 )
 def test_open_servers_are_left_alone(rule):
     """A rule for DashScope does not touch another server unless it is switched on."""
@@ -232,7 +231,7 @@ def test_no_rule_is_passed_over_that_has_something_to_do(messages):
     """A rule about messages is asked only where they have its marks; asking it always would come to the same."""
     told = apply(turn(messages))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history, "marks", lambda messages: Every())
+        patch.setattr(message_rules, "marks", lambda messages: Every())
         assert apply(turn(messages)) == told
 
 
@@ -248,5 +247,5 @@ LEARNT = {
 @pytest.mark.parametrize(("message", "param", "params", "expected"), LEARNT.values(), ids=LEARNT.keys())
 def test_learning_from_an_error(message, param, params, expected):
     """A 400 that says what it wants is given that, once."""
-    mended = rules.learn_from(UpstreamError(message, status=400, param=param), turn(**params))
+    mended = request_rules.amend_after_error(UpstreamError(message, status=400, param=param), turn(**params))
     assert (mended.params if mended else None) == expected

@@ -9,17 +9,17 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from qproxy.wire.endpoints import chat
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import (
-    Arguments,
-    Done,
+    ChoiceFinished,
     Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Refusal,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
+    ReasoningDelta,
+    RefusalDelta,
+    ServerToolCall,
+    ServerToolResult,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
     Turn,
     Usage,
 )
@@ -165,7 +165,9 @@ def test_too_many_messages_are_refused():
 
 def test_text_stream():
     """Role once, then text, then one finish with an empty delta."""
-    text = encode(turn(stream=True), Text("Hel"), Text('lo "\n'), Finish("stop"), Done())
+    text = encode(
+        turn(stream=True), TextDelta("Hel"), TextDelta('lo "\n'), ChoiceFinished("stop"), StreamDone()
+    )
     assert deltas(text) == [
         {"role": "assistant", "content": ""},
         {"content": "Hel"},
@@ -184,10 +186,10 @@ def test_call_stream():
     """A call's id, type and name come once; content is null when a call comes first."""
     text = encode(
         turn(stream=True),
-        ToolCall(0, "call_1", "f"),
-        Arguments(0, '{"a"'),
-        Arguments(0, ":1}"),
-        Finish("tool_calls"),
+        ToolCallStart(0, "call_1", "f"),
+        ToolCallArgumentsDelta(0, '{"a"'),
+        ToolCallArgumentsDelta(0, ":1}"),
+        ChoiceFinished("tool_calls"),
     )
     assert deltas(text) == [
         {"role": "assistant", "content": None},
@@ -204,7 +206,7 @@ def test_call_stream():
 
 def test_reasoning_stream():
     """Thoughts go out as reasoning_content."""
-    text = encode(turn(stream=True), Reasoning("hm"), Text("x"), Finish("stop"))
+    text = encode(turn(stream=True), ReasoningDelta("hm"), TextDelta("x"), ChoiceFinished("stop"))
     assert deltas(text) == [
         {"role": "assistant", "content": None},
         {"reasoning_content": "hm"},
@@ -215,7 +217,9 @@ def test_reasoning_stream():
 
 def test_usage_chunk_comes_last_and_only_when_wanted():
     """With include_usage every chunk has a usage, null but in the last, which has no choices."""
-    parsed = chunks(encode(turn(stream=True, include_usage=True), Text("x"), Usage(3, 4, 7), Finish("stop")))
+    parsed = chunks(
+        encode(turn(stream=True, include_usage=True), TextDelta("x"), Usage(3, 4, 7), ChoiceFinished("stop"))
+    )
     assert [chunk["usage"] for chunk in parsed[:-1]] == [None, None, None]
     assert parsed[-1]["choices"] == []
     assert (parsed[-1]["usage"]["prompt_tokens"], parsed[-1]["usage"]["total_tokens"]) == (3, 7)
@@ -223,13 +227,22 @@ def test_usage_chunk_comes_last_and_only_when_wanted():
 
 def test_an_empty_answer_still_has_a_role():
     """Finish alone makes a role chunk and a finish chunk."""
-    assert deltas(encode(turn(stream=True), Finish("stop"))) == [{"role": "assistant", "content": ""}, {}]
+    assert deltas(encode(turn(stream=True), ChoiceFinished("stop"))) == [
+        {"role": "assistant", "content": ""},
+        {},
+    ]
 
 
 def test_choices_are_kept_apart():
     """Each choice has its own role and finish."""
     parsed = chunks(
-        encode(turn(stream=True), Text("a", 0), Text("b", 1), Finish("stop", 1), Finish("length", 0))
+        encode(
+            turn(stream=True),
+            TextDelta("a", 0),
+            TextDelta("b", 1),
+            ChoiceFinished("stop", 1),
+            ChoiceFinished("length", 0),
+        )
     )
     assert [(c["choices"][0]["index"], c["choices"][0]["finish_reason"]) for c in parsed] == [
         (0, None), (0, None), (1, None), (1, None), (1, "stop"), (0, "length"),
@@ -239,18 +252,24 @@ def test_choices_are_kept_apart():
 def test_choices_begin_in_order():
     """Also where a later one speaks first, as openai-python's stream helper needs it."""
     asked = turn(stream=True, params={"n": 3})
-    text = encode(asked, Text("c", 2), Text("a", 0), Text("b", 1), *(Finish("stop", n) for n in range(3)))
+    text = encode(
+        asked,
+        TextDelta("c", 2),
+        TextDelta("a", 0),
+        TextDelta("b", 1),
+        *(ChoiceFinished("stop", n) for n in range(3)),
+    )
     state = ChatCompletionStreamState()
     for chunk in chunks(text):
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     assert [choice.message.content for choice in state.get_final_completion().choices] == ["a", "b", "c"]
     assert text.count('"role"') == 3
-    assert encode(turn(stream=True), Text("a", 10**9)).count('"role"') == 1
+    assert encode(turn(stream=True), TextDelta("a", 10**9)).count('"role"') == 1
 
 
 def test_a_failure_is_one_frame_and_the_end():
     """After the first byte an error is one frame with all four keys, without [DONE]."""
-    text = encode(turn(stream=True, include_usage=True), Text("a"), Failed(UpstreamError("cut")))
+    text = encode(turn(stream=True, include_usage=True), TextDelta("a"), StreamFailed(UpstreamError("cut")))
     last = text.split("\n\n")[-2]
     assert json.loads(last.removeprefix("data: ")) == {
         "error": {"message": "cut", "type": "server_error", "param": None, "code": "upstream_error"}
@@ -260,30 +279,36 @@ def test_a_failure_is_one_frame_and_the_end():
 
 def test_half_a_surrogate_pair_does_not_break_the_stream():
     """Text that has no UTF-8 form is written with an escape."""
-    assert deltas(encode(turn(stream=True), Text("\ud83c"), Finish("stop")))[1] == {"content": "\ud83c"}
+    assert deltas(encode(turn(stream=True), TextDelta("\ud83c"), ChoiceFinished("stop")))[1] == {
+        "content": "\ud83c"
+    }
 
 
 def test_legacy_functions():
     """Who speaks `functions` hears `function_call`."""
     asked = turn(stream=True, legacy_functions=True)
-    events: list[Event] = [ToolCall(0, "call_1", "f"), Arguments(0, "{}"), Finish("tool_calls")]
+    events: list[Event] = [
+        ToolCallStart(0, "call_1", "f"),
+        ToolCallArgumentsDelta(0, "{}"),
+        ChoiceFinished("tool_calls"),
+    ]
     text = encode(asked, *events)
     assert deltas(text)[1:3] == [
         {"function_call": {"name": "f", "arguments": ""}},
         {"function_call": {"arguments": "{}"}},
     ]
     assert chunks(text)[-1]["choices"][0]["finish_reason"] == "function_call"
-    choice = chat.whole(asked, events)["choices"][0]
+    choice = chat.response(asked, events)["choices"][0]
     assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
     assert choice["finish_reason"] == "function_call"
 
 
 def test_whole_answer():
     """The whole answer is the fold of the same events."""
-    body = chat.whole(
+    body = chat.response(
         turn(),
-        [Reasoning("h"), Text("a", logprobs={"content": [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": []}]}),
-         Text("b"), Usage(1, 2, 3, {"cached_tokens": 1}, {"reasoning_tokens": 2}), Finish("stop"), Done()],
+        [ReasoningDelta("h"), TextDelta("a", logprobs={"content": [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": []}]}),
+         TextDelta("b"), Usage(1, 2, 3, {"cached_tokens": 1}, {"reasoning_tokens": 2}), ChoiceFinished("stop"), StreamDone()],
     )  # fmt: skip
     parsed = ChatCompletion.model_validate(body, strict=True)
     assert parsed.choices[0].message.content == "ab"
@@ -296,8 +321,14 @@ def test_whole_answer():
 
 def test_whole_answer_with_calls():
     """Content is null when there are calls and no text."""
-    body = chat.whole(
-        turn(), [ToolCall(0, "c", "f"), Arguments(0, "{"), Arguments(0, "}"), Finish("tool_calls")]
+    body = chat.response(
+        turn(),
+        [
+            ToolCallStart(0, "c", "f"),
+            ToolCallArgumentsDelta(0, "{"),
+            ToolCallArgumentsDelta(0, "}"),
+            ChoiceFinished("tool_calls"),
+        ],
     )
     message = ChatCompletion.model_validate(body, strict=True).choices[0].message
     assert message.content is None
@@ -312,12 +343,12 @@ def test_whole_answer_with_calls():
 def test_whole_custom_call_and_refusal():
     """A custom call keeps its free-form input; a refusal its text."""
     events: list[Event] = [
-        Refusal("no"),
-        ToolCall(0, "c", "sql", custom=True),
-        Arguments(0, "select 1"),
-        Finish("tool_calls"),
+        RefusalDelta("no"),
+        ToolCallStart(0, "c", "sql", custom=True),
+        ToolCallArgumentsDelta(0, "select 1"),
+        ChoiceFinished("tool_calls"),
     ]
-    message = chat.whole(turn(), events)["choices"][0]["message"]
+    message = chat.response(turn(), events)["choices"][0]["message"]
     assert message["refusal"] == "no"
     assert message["tool_calls"] == [
         {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "select 1"}}
@@ -328,11 +359,11 @@ def test_whole_custom_call_and_refusal():
 def test_whole_answer_raises_what_failed():
     """A whole answer that failed is an error, whatever came before."""
     with pytest.raises(UpstreamError, match="cut"):
-        chat.whole(turn(), [Text("a"), Failed(UpstreamError("cut"))])
+        chat.response(turn(), [TextDelta("a"), StreamFailed(UpstreamError("cut"))])
 
 
-RAN = (ServerCall("call_1", "sum", '{"a":1}'), ServerResult("call_1", "sum", "2", True, 0.0123))
-ANSWER = (Text("two"), Finish("stop"))
+RAN = (ServerToolCall("call_1", "sum", '{"a":1}'), ServerToolResult("call_1", "sum", "2", True, 0.0123))
+ANSWER = (TextDelta("two"), ChoiceFinished("stop"))
 
 
 def test_tools_that_ran_here_are_comments():
@@ -340,7 +371,7 @@ def test_tools_that_ran_here_are_comments():
     text = encode(turn(), *RAN, *ANSWER)
     assert text.startswith(": tool sum ok 12 ms\n\ndata: ")
     assert "call_1" not in text
-    assert "tool" not in str(chat.whole(turn(), [*RAN, *ANSWER]))
+    assert "tool" not in str(chat.response(turn(), [*RAN, *ANSWER]))
 
 
 @pytest.mark.parametrize("usage", [False, True])
@@ -352,13 +383,13 @@ def test_tools_that_ran_here_are_reported_to_who_asks(usage):
     *others, last = chunks(text)
     assert last["qproxy"] == {"tools": told}
     assert not any("qproxy" in chunk for chunk in others)
-    assert chat.whole(asked, [*RAN, *ANSWER])["qproxy"] == {"tools": told}
+    assert chat.response(asked, [*RAN, *ANSWER])["qproxy"] == {"tools": told}
 
 
 def test_what_to_include_is_checked():
     """`qproxy.include` names what there is."""
-    assert decode(qproxy={"include": ["tools"]}).reports_tools
-    assert not decode(qproxy={}).reports_tools
+    assert decode(qproxy={"include": ["tools"]}).include_tool_reports
+    assert not decode(qproxy={}).include_tool_reports
     with pytest.raises(RequestError) as caught:
         decode(qproxy={"include": ["secrets"]})
     assert caught.value.param == "qproxy.include[0]"

@@ -7,7 +7,15 @@ from openai.types import Completion
 
 from qproxy.wire.endpoints import completions
 from qproxy.wire.errors import RequestError, UpstreamError
-from qproxy.wire.events import Event, Failed, Finish, Reasoning, Refusal, Text, Usage
+from qproxy.wire.events import (
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamFailed,
+    TextDelta,
+    Usage,
+)
 from tests.openai_types import judge, stream
 
 ASKED = {"model": "qwen3-coder-plus", "prompt": "def f():"}
@@ -84,13 +92,13 @@ def probable(text, logprob=-0.5):
 
 
 EVENTS: list[Event] = [
-    Reasoning("hm"),
-    Text("a", 0, probable("a")),
-    Text("b", 1, probable("b", -0.1)),
-    Text("cc", 0, probable("cc")),
-    Finish("length", 0),
-    Refusal("no", 1),
-    Finish("tool_calls", 1),
+    ReasoningDelta("hm"),
+    TextDelta("a", 0, probable("a")),
+    TextDelta("b", 1, probable("b", -0.1)),
+    TextDelta("cc", 0, probable("cc")),
+    ChoiceFinished("length", 0),
+    RefusalDelta("no", 1),
+    ChoiceFinished("tool_calls", 1),
     Usage(3, 4, 7),
 ]
 
@@ -113,7 +121,7 @@ def streamed(turn, events):
 )
 def test_a_stream_adds_up_to_the_whole(change):
     """Chunk by chunk or at once: the same texts, numbers, probabilities and reasons, as the SDK declares them."""
-    whole = judge(Completion, completions.whole(decode(**change), EVENTS))
+    whole = judge(Completion, completions.response(decode(**change), EVENTS))
     chunks = stream(Completion, streamed(decode(**change, stream=True), EVENTS))
     assert len(whole.choices) == 2
     for choice in whole.choices:
@@ -132,7 +140,7 @@ def test_a_stream_adds_up_to_the_whole(change):
 def test_echo():
     """The prompt, without marker words, stands before its own choices."""
     turn = decode(prompt=["x", "y"], suffix="z", echo=True, n=2)
-    answer = completions.whole(turn, [Text(f"-{n}", n) for n in range(4)])
+    answer = completions.response(turn, [TextDelta(f"-{n}", n) for n in range(4)])
     assert [choice["text"] for choice in answer["choices"]] == ["x-0", "x-1", "y-2", "y-3"]
 
 
@@ -140,17 +148,17 @@ def test_best_of():
     """The likeliest of those that were made, for each prompt by itself, numbered without gaps."""
     turn = decode(prompt=["x", "y"], best_of=2)
     scores = [-2.0, -1.0, -0.1, -0.2]
-    events = [Text(str(n), n, probable(str(n), score)) for n, score in enumerate(scores)]
-    answer = completions.whole(turn, events)
+    events = [TextDelta(str(n), n, probable(str(n), score)) for n, score in enumerate(scores)]
+    answer = completions.response(turn, events)
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "1"), (1, "2")]
     assert answer["choices"][0]["logprobs"] is None
 
 
 def test_failures():
     """A failure ends a stream with one frame, and a whole answer with the error."""
-    failed: list[Event] = [Text("a"), Failed(UpstreamError("broken"))]
+    failed: list[Event] = [TextDelta("a"), StreamFailed(UpstreamError("broken"))]
     text = streamed(decode(stream=True), failed)
     assert json.loads(text.split("\n\n")[-2].removeprefix("data: "))["error"]["message"] == "broken"
     assert "[DONE]" not in text
     with pytest.raises(UpstreamError, match="broken"):
-        completions.whole(decode(), failed)
+        completions.response(decode(), failed)

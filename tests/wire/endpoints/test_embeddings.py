@@ -71,9 +71,9 @@ def test_ignored_fields():
 @pytest.mark.parametrize("rows", [[b"[0.5]"], [b"[1,2]", b"[-3.0,4]"]])
 def test_pieces_are_the_answer(rows):
     """The pieces add up to OpenAI's answer, one piece for each vector and one for the rest."""
-    pieces = list(embeddings.pieces(embeddings.decode(ASKED), rows, 7))
+    pieces = list(embeddings.iter_body(embeddings.decode(ASKED), rows, 7))
     assert len(pieces) == len(rows) + 1
-    assert embeddings.length(embeddings.decode(ASKED), rows, 7) == sum(map(len, pieces))
+    assert embeddings.content_length(embeddings.decode(ASKED), rows, 7) == sum(map(len, pieces))
     body = json.loads(b"".join(pieces))
     assert [item.pop("embedding") for item in body["data"]] == [json.loads(row) for row in rows]
     assert [item["index"] for item in body["data"]] == list(range(len(rows)))
@@ -83,5 +83,5 @@ def test_pieces_are_the_answer(rows):
 
 def test_the_answer_is_what_the_sdk_declares():
     """Numbers, as openai-python's types have them."""
-    body = json.loads(b"".join(embeddings.pieces(embeddings.decode(ASKED), [b"[0.5, 0.25]"], 1)))
+    body = json.loads(b"".join(embeddings.iter_body(embeddings.decode(ASKED), [b"[0.5, 0.25]"], 1)))
     assert judge(CreateEmbeddingResponse, body).data[0].embedding == [0.5, 0.25]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from openai.types.beta.realtime import RealtimeServerEvent as BetaEvent
 from openai.types.realtime import RealtimeServerEvent as ModernEvent
 
-from qproxy.emulator.realtime_session import Speaker, tone
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.realtime import ToClient, ToQwen, Translation, place, url
+from qproxy.emulator.realtime_session import RealtimeModel, tone
+from qproxy.wire import json_codec
+from qproxy.wire.realtime import SessionTranslator, ToClient, ToUpstream, default_realtime_url, session_url
 
 
 def _by_type(union):
@@ -93,13 +93,15 @@ PCM = {"type": "audio/pcm", "rate": 24000}
 
 
 def translation(*, modern=True, **more):
-    return Translation("gpt-realtime", modern=modern, voices={"marin": "Cherry"}, event_prefix="e", **more)
+    return SessionTranslator(
+        "gpt-realtime", modern=modern, voices={"marin": "Cherry"}, event_prefix="e", **more
+    )
 
 
 def heard(event, given=None):
     """What Qwen hears of a client's event; an error fails the test."""
     outs = list((given or translation()).from_client(json.dumps(event)))
-    assert all(isinstance(out, ToQwen) for out in outs), outs
+    assert all(isinstance(out, ToUpstream) for out in outs), outs
     return [out.event for out in outs]
 
 
@@ -171,14 +173,14 @@ def test_qwen_takes_them(wanted, expected):
     """The emulator, which is as strict as Alibaba's pages, takes what comes out."""
     (event,) = heard(session(**wanted))
     event["session"].pop("voice", None)
-    assert [told["type"] for told in Speaker("m").hear(event)] == ["session.updated"]
+    assert [told["type"] for told in RealtimeModel("m").handle(event)] == ["session.updated"]
 
 
 def test_what_is_left_out_is_noted():
     """What has no meaning for Qwen is named, and refused where the operator wants that."""
     given = translation()
     heard(session(voice="alloy", tracing="auto", tool_choice="required", tools=[FLAT]), given)
-    assert sorted(given.seen.ignored) == ["session.tool_choice", "session.tracing", "session.voice"]
+    assert sorted(given.usage.ignored) == ["session.tool_choice", "session.tracing", "session.voice"]
     (out,) = translation(strict=True).from_client(json.dumps(session(tracing="auto")))
     assert isinstance(out, ToClient)
     assert out.event["error"]["code"] == "unsupported_parameter"
@@ -305,12 +307,12 @@ def test_sound_at_qwens_own_rate_passes():
 def told_of(event, given=None):
     """What a client is told of an event of Qwen's."""
     text = event if isinstance(event, str | bytes) else json.dumps(event)
-    return [out.event for out in (given or translation()).from_qwen(text)]
+    return [out.event for out in (given or translation()).from_upstream(text)]
 
 
 def conversation(**settings):
     """All that the emulator says in a session: text, sound and a tool call."""
-    speaker = Speaker("qwen-realtime")
+    speaker = RealtimeModel("qwen-realtime")
     quiet = {"turn_detection": None, "input_audio_transcription": {"model": "m"}, **settings}
     heard_sound = base64.b64encode(tone(440, 0.3, 16_000)).decode()
     for event in (
@@ -330,7 +332,7 @@ def conversation(**settings):
         {"type": "input_audio_buffer.clear"},
         session(voice="alloy"),
     ):
-        yield from speaker.begin() if event is None else speaker.hear(event)
+        yield from speaker.start() if event is None else speaker.handle(event)
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -350,13 +352,13 @@ def test_whole_conversations_have_openais_types(modern):
     }
     assert names <= set(kinds) if modern else not names & set(kinds)
     assert "conversation.item.input_audio_transcription.delta" in kinds
-    assert kinds.count("response.done") == given.seen.responses == 4
+    assert kinds.count("response.done") == given.usage.responses == 4
     assert (
-        given.seen.usage.prompt_tokens,
-        given.seen.usage.completion_tokens,
-        given.seen.usage.total_tokens,
+        given.usage.usage.prompt_tokens,
+        given.usage.usage.completion_tokens,
+        given.usage.usage.total_tokens,
     ) == (40, 20, 60)
-    assert not given._telling._open
+    assert not given._server_events._open
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -368,7 +370,7 @@ def test_newer_servers_are_understood(modern):
         newer = json.loads(json.dumps(event))
         from qproxy.wire.realtime import event_names as names
 
-        names.modern(newer)
+        names.to_ga(newer)
         got = told_of(newer, new)
         assert [told["type"] for told in got] == [told["type"] for told in expected]
 
@@ -410,8 +412,8 @@ def test_memory_is_bounded():
             {"type": "conversation.item.input_audio_transcription.text", "item_id": str(number), "text": "a"},
             given,
         )
-    telling = given._telling
-    assert max(map(len, (telling._events, telling._open, telling._calls, telling._heard))) <= 512
+    telling = given._server_events
+    assert max(map(len, (telling._events, telling._open, telling._calls, telling._input_samples))) <= 512
 
 
 def test_the_name_of_a_call_is_found():
@@ -508,8 +510,8 @@ def test_nothing_breaks_a_session(said, modern):
     given_one = translation(modern=modern)
     for from_client, kind, event in said:
         text = json.dumps({**event, "type": kind})
-        for out in given_one.from_client(text) if from_client else given_one.from_qwen(text):
-            jsontext.dumps(out.event)
+        for out in given_one.from_client(text) if from_client else given_one.from_upstream(text):
+            json_codec.dumps(out.event)
             assert isinstance(out.event["type"], str)
 
 
@@ -517,13 +519,13 @@ def test_the_end_of_a_session_is_noted():
     """Qwen's last word is nothing that OpenAI's clients know."""
     given = translation()
     assert told_of({"type": "session.finished"}, given) == []
-    assert given.seen.finished
+    assert given.usage.finished
 
 
 def test_places():
     """The realtime models are at their own place of an account's host."""
-    at = place("https://dashscope-intl.aliyuncs.com/compatible-mode/v1")
+    at = default_realtime_url("https://dashscope-intl.aliyuncs.com/compatible-mode/v1")
     assert at == "https://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
-    assert url(at, "a b/c") == at + "?model=a%20b%2Fc"
-    assert url("wss://x.test/r?k=1", "m") == "https://x.test/r?k=1&model=m"
-    assert url("ws://x.test/r", "m") == "http://x.test/r?model=m"
+    assert session_url(at, "a b/c") == at + "?model=a%20b%2Fc"
+    assert session_url("wss://x.test/r?k=1", "m") == "https://x.test/r?k=1&model=m"
+    assert session_url("ws://x.test/r", "m") == "http://x.test/r?model=m"

@@ -7,11 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.dialects import DIALECTS, Target
+from qproxy.wire import tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import Arguments, Done, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn, Usage
-from qproxy.wire.pipeline import Chain
+from qproxy.wire.events import (
+    ChoiceFinished,
+    RawToolCallDelta,
+    ReasoningDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    Turn,
+    Usage,
+)
+from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.tool_calls.json_state import JSONState
 from tests.wire.tool_call_contract import check, fold
@@ -22,11 +32,11 @@ TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)
 
 
 def d(index=None, id=None, name=None, args=None, choice=0):
-    return ToolCallDelta(index, id, name, args, choice)
+    return RawToolCallDelta(index, id, name, args, choice)
 
 
-def run(*events, profile=toolcalls.Profile(), repairs=None):  # noqa: B008 - frozen
-    stage = toolcalls.open(TURN, profile, Counter() if repairs is None else repairs)
+def run(*events, profile=tool_calls.ModelProfile(), repairs=None):  # noqa: B008 - frozen
+    stage = tool_calls.open(TURN, profile, Counter() if repairs is None else repairs)
     out = [result for event in events for result in stage.feed(event)]
     out += stage.close()
     check(out)
@@ -39,7 +49,7 @@ def calls(*events):
     return [tuple(call) for call in folded["calls"]], folded["reason"]
 
 
-END = (Finish("tool_calls"), Done())
+END = (ChoiceFinished("tool_calls"), StreamDone())
 A = '{"a": 1}'
 FIRST = TURN.call_id(0, 0)
 SECOND = TURN.call_id(0, 1)
@@ -82,10 +92,10 @@ CASES = {
     "16 arguments null": ((d(0, "x", "lookup", None), *END), [("x", "lookup", "{}")]),
     "16 arguments empty": ((d(0, "x", "lookup", ""), d(0, "", None, ""), *END), [("x", "lookup", "{}")]),
     "17 whole calls in one delta": ((d(0, "x", "one", A), d(1, "y", "two", A), *END), [("x", "one", A), ("y", "two", A)]),
-    "20 finish stop": ((d(0, "x", "one", A), Finish("stop"), Done()), [("x", "one", A)]),
-    "21 finish empty": ((d(0, "x", "one", A), Finish(""), Done()), [("x", "one", A)]),
-    "21 finish null in words": ((d(0, "x", "one", A), Finish("null"), Done()), [("x", "one", A)]),
-    "21 finish missing": ((d(0, "x", "one", A), Done()), [("x", "one", A)]),
+    "20 finish stop": ((d(0, "x", "one", A), ChoiceFinished("stop"), StreamDone()), [("x", "one", A)]),
+    "21 finish empty": ((d(0, "x", "one", A), ChoiceFinished(""), StreamDone()), [("x", "one", A)]),
+    "21 finish null in words": ((d(0, "x", "one", A), ChoiceFinished("null"), StreamDone()), [("x", "one", A)]),
+    "21 finish missing": ((d(0, "x", "one", A), StreamDone()), [("x", "one", A)]),
     "26 padding": ((d(1, "", "", " "), d(0, "x", "one", A), d(0, "", "", ""), d(3), *END), [("x", "one", A)]),
     "26 blanks inside a string are no padding": ((d(0, "x", "one", '{"a": "b'), d(0, "", "", "  "), d(0, "", "", 'c"}'), *END), [("x", "one", '{"a": "b  c"}')]),
     "split name": ((d(0, "x", "write_"), d(0, "", "note"), d(0, "", None, A), *END), [("x", "write_note", A)]),
@@ -101,21 +111,21 @@ def test_quirks(events, expected):
 
 
 FINISHES = {
-    "text and stop": ((Text("a"), Finish("stop"), Done()), "stop"),
-    "text but tool_calls": ((Text("a"), Finish("tool_calls"), Done()), "stop"),
-    "text but function_call": ((Text("a"), Finish("function_call"), Done()), "stop"),
-    "text without a finish": ((Text("a"), Done()), "stop"),
-    "text and length": ((Text("a"), Finish("length"), Done()), "length"),
-    "text and content_filter": ((Text("a"), Finish("content_filter"), Done()), "content_filter"),
-    "finish but no done": ((Text("a"), Finish("stop")), "stop"),
-    "call cut, length": ((d(0, "x", "one", '{"a'), Finish("length"), Done()), "length"),
-    "call cut, stop": ((d(0, "x", "one", '{"a'), Finish("stop"), Done()), "length"),
+    "text and stop": ((TextDelta("a"), ChoiceFinished("stop"), StreamDone()), "stop"),
+    "text but tool_calls": ((TextDelta("a"), ChoiceFinished("tool_calls"), StreamDone()), "stop"),
+    "text but function_call": ((TextDelta("a"), ChoiceFinished("function_call"), StreamDone()), "stop"),
+    "text without a finish": ((TextDelta("a"), StreamDone()), "stop"),
+    "text and length": ((TextDelta("a"), ChoiceFinished("length"), StreamDone()), "length"),
+    "text and content_filter": ((TextDelta("a"), ChoiceFinished("content_filter"), StreamDone()), "content_filter"),
+    "finish but no done": ((TextDelta("a"), ChoiceFinished("stop")), "stop"),
+    "call cut, length": ((d(0, "x", "one", '{"a'), ChoiceFinished("length"), StreamDone()), "length"),
+    "call cut, stop": ((d(0, "x", "one", '{"a'), ChoiceFinished("stop"), StreamDone()), "length"),
     "call cut, tool_calls": ((d(0, "x", "one", '{"a'), *END), "length"),
-    "call cut, no finish": ((d(0, "x", "one", '{"a'), Done()), "length"),
-    "call and length": ((d(0, "x", "one", A), Finish("length"), Done()), "length"),
-    "call and content_filter": ((d(0, "x", "one", A), Finish("content_filter"), Done()), "content_filter"),
-    "finish twice": ((Text("a"), Finish("stop"), Finish("length"), Done()), "stop"),
-    "text after the finish": ((Text("a"), Finish("stop"), Text("b"), Done()), "stop"),
+    "call cut, no finish": ((d(0, "x", "one", '{"a'), StreamDone()), "length"),
+    "call and length": ((d(0, "x", "one", A), ChoiceFinished("length"), StreamDone()), "length"),
+    "call and content_filter": ((d(0, "x", "one", A), ChoiceFinished("content_filter"), StreamDone()), "content_filter"),
+    "finish twice": ((TextDelta("a"), ChoiceFinished("stop"), ChoiceFinished("length"), StreamDone()), "stop"),
+    "text after the finish": ((TextDelta("a"), ChoiceFinished("stop"), TextDelta("b"), StreamDone()), "stop"),
 }  # fmt: skip
 
 
@@ -129,35 +139,46 @@ def test_finish(events, reason):
 
 
 FAILED = {
-    "nothing and the end": (Text("a"),),
+    "nothing and the end": (TextDelta("a"),),
     "call and the end": (d(0, "x", "one", A),),
     "no event at all": (),
-    "error_finish": (Text("a"), Finish("error_finish"), Done()),
+    "error_finish": (TextDelta("a"), ChoiceFinished("error_finish"), StreamDone()),
     "nameless call": (d(0, "x", None, A), *END),
-    "a failure of the server": (Text("a"), Failed(UpstreamError("x"))),
+    "a failure of the server": (TextDelta("a"), StreamFailed(UpstreamError("x"))),
 }
 
 
 @pytest.mark.parametrize("events", FAILED.values(), ids=FAILED.keys())
 def test_failures(events):
     """A stream that just ends, or ends in an error, ends in an error."""
-    assert isinstance(run(*events)[-1], Failed)
+    assert isinstance(run(*events)[-1], StreamFailed)
 
 
 def test_a_failure_after_the_end_changes_nothing():
     """A connection that breaks after the finish has broken nothing."""
-    assert run(Text("a"), Finish("stop"), Failed(UpstreamError("x")))[-1] == Finish("stop")
+    assert run(TextDelta("a"), ChoiceFinished("stop"), StreamFailed(UpstreamError("x")))[
+        -1
+    ] == ChoiceFinished("stop")
 
 
 def test_usage_passes_even_after_the_finish():
     """The counts come last and are kept."""
-    assert run(Text("a"), Finish("stop"), Usage(1, 2, 3), Done())[-2:] == [Usage(1, 2, 3), Done()]
+    assert run(TextDelta("a"), ChoiceFinished("stop"), Usage(1, 2, 3), StreamDone())[-2:] == [
+        Usage(1, 2, 3),
+        StreamDone(),
+    ]
 
 
 def test_choices_do_not_mix():
     """Each choice has its own calls, ids and finish."""
     folded = fold(
-        run(d(0, None, "one", A, 1), d(0, None, "two", A, 0), Finish("stop", 1), Finish("stop", 0), Done())
+        run(
+            d(0, None, "one", A, 1),
+            d(0, None, "two", A, 0),
+            ChoiceFinished("stop", 1),
+            ChoiceFinished("stop", 0),
+            StreamDone(),
+        )
     )
     assert [call[1] for call in folded[1]["calls"]] == ["one"]
     assert [call[1] for call in folded[0]["calls"]] == ["two"]
@@ -166,15 +187,15 @@ def test_choices_do_not_mix():
 def test_repairs_are_counted():
     """Every repair has a kind and a count."""
     repairs: Counter[str] = Counter()
-    run(d(None, None, "one", {"a": 1}), Finish("stop"), Done(), repairs=repairs)
+    run(d(None, None, "one", {"a": 1}), ChoiceFinished("stop"), StreamDone(), repairs=repairs)
     assert repairs == {"index_missing": 1, "arguments_object": 1, "id_missing": 1, "finish_mended": 1}
 
 
 def test_a_header_leaves_at_once():
     """A declared name that is no other's beginning is sent without waiting; arguments follow piece by piece."""
-    stage = toolcalls.open(TURN)
+    stage = tool_calls.open(TURN)
     assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCall"]
-    assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [Arguments(0, '{"a": "long')]
+    assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [ToolCallArgumentsDelta(0, '{"a": "long')]
 
 
 @given(
@@ -197,7 +218,7 @@ def test_any_cut_of_the_arguments(texts, data):
     assert reason == "tool_calls"
 
 
-@given(st.lists(st.builds(d, st.sampled_from([None, 0, 1, -1, 5]), st.sampled_from([None, "", "x", "y"]), st.sampled_from([None, "", "one", "write", "?"]), st.sampled_from([None, "", "{", "}", A, '"', {}, 1])), max_size=12), st.sampled_from([(), END, (Done(),)]))  # fmt: skip
+@given(st.lists(st.builds(d, st.sampled_from([None, 0, 1, -1, 5]), st.sampled_from([None, "", "x", "y"]), st.sampled_from([None, "", "one", "write", "?"]), st.sampled_from([None, "", "{", "}", A, '"', {}, 1])), max_size=12), st.sampled_from([(), END, (StreamDone(),)]))  # fmt: skip
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_no_deltas_break_the_contract(deltas, end):
     """Random deltas never raise, and what comes out obeys the contract."""
@@ -221,18 +242,18 @@ THOUGHTS = {
 def test_thoughts(texts, thought, text):
     """Thoughts at the start of the text become reasoning, at any cut."""
     for pieces in (texts, list("".join(texts))):
-        folded = fold(run(*[Text(piece) for piece in pieces], Finish("stop"), Done()))[0]
+        folded = fold(run(*[TextDelta(piece) for piece in pieces], ChoiceFinished("stop"), StreamDone()))[0]
         assert (folded["thought"], folded["text"]) == (thought, text)
 
 
 FOUND = {
-    "error_finish in a call": ((d(0, "x", "one", '{"a": '), Finish("error_finish"), Done()), [("Failed", None)]),
-    "blanks before a tag": ((Text(" " * 70 + "<think>t</think>hi"), *END), [("Text", " " * 70 + "<think>t</think>hi")]),
-    "second closer": ((Text("<think>t</think></think>hi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
-    "closer after structured": ((Reasoning("t"), Text("</think>\n\nhi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
-    "blanks after structured": ((Reasoning("t"), Text("\n\n"), Text("hi"), *END), [("Reasoning", "t"), ("Text", "\n\nhi")]),
-    "blanks before a call": ((Reasoning("t"), Text("\n\n"), d(0, "x", "one", "{}"), *END), [("Reasoning", "t")]),
-    "tag after a call": ((d(0, "x", "one", "{}"), Text("<think>a</think>b"), *END), [("Text", "<think>a</think>b")]),
+    "error_finish in a call": ((d(0, "x", "one", '{"a": '), ChoiceFinished("error_finish"), StreamDone()), [("Failed", None)]),
+    "blanks before a tag": ((TextDelta(" " * 70 + "<think>t</think>hi"), *END), [("Text", " " * 70 + "<think>t</think>hi")]),
+    "second closer": ((TextDelta("<think>t</think></think>hi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
+    "closer after structured": ((ReasoningDelta("t"), TextDelta("</think>\n\nhi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
+    "blanks after structured": ((ReasoningDelta("t"), TextDelta("\n\n"), TextDelta("hi"), *END), [("Reasoning", "t"), ("Text", "\n\nhi")]),
+    "blanks before a call": ((ReasoningDelta("t"), TextDelta("\n\n"), d(0, "x", "one", "{}"), *END), [("Reasoning", "t")]),
+    "tag after a call": ((d(0, "x", "one", "{}"), TextDelta("<think>a</think>b"), *END), [("Text", "<think>a</think>b")]),
 }  # fmt: skip
 
 
@@ -241,16 +262,16 @@ def test_what_a_review_found(events, expected):
     """Faults that a reader of the code found, each mended, at any cut of the text."""
     for sent in (
         events,
-        [p for e in events for p in ([Text(c) for c in e.text] if isinstance(e, Text) else [e])],
+        [p for e in events for p in ([TextDelta(c) for c in e.text] if isinstance(e, TextDelta) else [e])],
     ):
         out = run(*sent)
         texts: dict[str, str] = {}
         for event in out:
-            if isinstance(event, Text | Reasoning):
+            if isinstance(event, TextDelta | ReasoningDelta):
                 kind = type(event).__name__
                 texts[kind] = texts.get(kind, "") + event.text
         if expected == [("Failed", None)]:
-            assert isinstance(out[-1], Failed)
+            assert isinstance(out[-1], StreamFailed)
         else:
             assert list(texts.items()) == expected
 
@@ -259,14 +280,14 @@ def test_a_late_delta_of_a_finished_choice():
     """What comes for a choice that has ended harms no other choice."""
     late = d(0, "z", None, "{", 0)
     out = run(
-        Text("a", 1),
-        Text("b", 0),
-        Finish("stop", 0),
+        TextDelta("a", 1),
+        TextDelta("b", 0),
+        ChoiceFinished("stop", 0),
         late,
-        Finish("stop", 0),
-        Text("c", 1),
-        Finish("stop", 1),
-        Done(),
+        ChoiceFinished("stop", 0),
+        TextDelta("c", 1),
+        ChoiceFinished("stop", 1),
+        StreamDone(),
     )
     assert fold(out)[1]["text"] == "ac"
 
@@ -276,20 +297,34 @@ def test_held_text_keeps_its_logprobs():
     first, second = ({"content": [{"token": token}]} for token in ("<", "b>"))
     (event,) = (
         e
-        for e in run(Text("<", logprobs=first), Text("b>", logprobs=second), Finish("stop"), Done())
-        if isinstance(e, Text)
+        for e in run(
+            TextDelta("<", logprobs=first),
+            TextDelta("b>", logprobs=second),
+            ChoiceFinished("stop"),
+            StreamDone(),
+        )
+        if isinstance(e, TextDelta)
     )
     assert event.logprobs == {"content": [{"token": "<"}, {"token": "b>"}], "refusal": None}
 
 
 def test_implied_thought():
     """A model of the profile begins inside a thought; one that writes the tag all the same is read too."""
-    profile = toolcalls.Profile(implied_think=True)
+    profile = tool_calls.ModelProfile(implied_think=True)
     for text in ("hm</think>\n\nhi", "<think>hm</think>hi"):
         for pieces in ([text], list(text)):
-            folded = fold(run(*[Text(piece) for piece in pieces], Finish("stop"), Done(), profile=profile))[0]
+            folded = fold(
+                run(
+                    *[TextDelta(piece) for piece in pieces],
+                    ChoiceFinished("stop"),
+                    StreamDone(),
+                    profile=profile,
+                )
+            )[0]
             assert (folded["thought"], folded["text"]) == ("hm", "hi")
-    folded = fold(run(Reasoning("hm"), Text("hi"), Finish("stop"), Done(), profile=profile))[0]
+    folded = fold(
+        run(ReasoningDelta("hm"), TextDelta("hi"), ChoiceFinished("stop"), StreamDone(), profile=profile)
+    )[0]
     assert (folded["thought"], folded["text"]) == ("hm", "hi")
 
 
@@ -300,9 +335,9 @@ def test_the_automaton_agrees_with_json(value, cut):
     text = json.dumps([value])
     state = JSONState()
     assert state.feed(text[:cut])
-    assert state.complete == (cut >= len(text))
+    assert state.is_complete == (cut >= len(text))
     assert state.feed(text[cut:])
-    assert state.complete
+    assert state.is_complete
     assert not state.accepts("{")
 
 
@@ -314,9 +349,9 @@ def test_the_automaton_refuses(text):
 
 def test_a_nameless_call_is_not_held_for_ever():
     """Arguments that never get a name end the answer at a limit."""
-    stage = toolcalls.open(TURN)
+    stage = tool_calls.open(TURN)
     out = [e for n in range(10) for e in stage.feed(d(0, "x", None, "y" * 1_000_000 if n else '{"a": "'))]
-    assert isinstance(out[-1], Failed)
+    assert isinstance(out[-1], StreamFailed)
     assert len(out) == 1
 
 
@@ -328,13 +363,13 @@ def test_broken_arguments_are_passed_on():
 
 def test_a_cut_before_the_arguments_is_not_closed():
     """A call that was cut before its arguments began gets no {} that could be taken for them."""
-    assert calls(d(0, "x", "one"), Finish("length"), Done()) == ([("x", "one", "")], "length")
+    assert calls(d(0, "x", "one"), ChoiceFinished("length"), StreamDone()) == ([("x", "one", "")], "length")
 
 
 def test_halves_of_a_character_in_arguments_are_joined():
     """A character that a server cut into two escapes, one in each delta, arrives whole."""
-    decoder = DIALECTS["compatible"].decoder(Target("http://h/v1", "m"))
-    stage = Chain(decoder, toolcalls.open(TURN))
+    decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
+    stage = Pipeline(decoder, tool_calls.open(TURN))
     chunks = [
         r'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"x","function":{"name":"one","arguments":"{\"a\": \"\ud83c"}}]}}]}',
         r'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\udf0a\"}"}}]},"finish_reason":"stop"}]}',
@@ -347,5 +382,5 @@ def test_entries_of_a_whole_answer_are_calls_of_their_own():
     """Two calls of one function without arguments, indices and ids stay two."""
     call = {"function": {"name": "one", "arguments": ""}}
     body = {"choices": [{"message": {"tool_calls": [call, call]}, "finish_reason": "tool_calls"}]}
-    events = DIALECTS["compatible"].whole(body, Target("http://h/v1", "m"))
+    events = DIALECTS["compatible"].response(body, UpstreamTarget("http://h/v1", "m"))
     assert [name for _, name, _ in fold(run(*events))[0]["calls"]] == ["one", "one"]

@@ -6,10 +6,10 @@ read by the strict reader of `contract`.
 
 import pytest
 
-from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire import tool_calls
 from qproxy.wire.dialects import DIALECTS
 from qproxy.wire.endpoints import chat
-from qproxy.wire.events import ToolCallDelta
+from qproxy.wire.events import RawToolCallDelta
 from tests.wire.pipeline import DONE, TARGET, call, calls, chunk, decoded, entry, meaning, said, same
 from tests.wire.strict_reader import read_whole
 
@@ -160,13 +160,13 @@ def test_what_was_held_precedes_a_failure():
 
 def test_a_call_waits_for_the_one_before_it():
     """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing up."""
-    stage = toolcalls.open(decoded({}))
+    stage = tool_calls.open(decoded({}))
     flow = [
         (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]), (1, "", None, 'ome"}', []),
         (2, "z", "now", "", []), (0, "", None, '"Paris"}', [0, 1, 1, 1, 2]), (2, "", None, "{}", [2]), (3, "w", "now", "{}", [3, 3]),
     ]  # fmt: skip
     for index, id, name, arguments, left in flow:
-        assert [event.index for event in stage.feed(ToolCallDelta(index, id, name, arguments))] == left
+        assert [event.index for event in stage.feed(RawToolCallDelta(index, id, name, arguments))] == left
     assert meaning(call(0, "x", "now", ""), call(1, "y", NAME, A), *ENDS["stop"])[2] == [NOW, PARIS]
 
 
@@ -237,8 +237,8 @@ def test_whole_bodies(entries, expected, dialect):
     choices = [{"index": 0, "message": {"content": "", "tool_calls": entries}, "finish_reason": "stop"}]
     body = {"choices": choices} if dialect == "compatible" else {"output": {"choices": choices}}
     turn = decoded({})
-    stage = toolcalls.open(turn)
-    out = [event for item in DIALECTS[dialect].whole(body, TARGET) for event in stage.feed(item)]
-    (choice,) = read_whole(chat.whole(turn, out)).values()
+    stage = tool_calls.open(turn)
+    out = [event for item in DIALECTS[dialect].response(body, TARGET) for event in stage.feed(item)]
+    (choice,) = read_whole(chat.response(turn, out)).values()
     assert [tuple(one) for one in choice["calls"]] == expected
     assert choice["reason"] == "tool_calls"

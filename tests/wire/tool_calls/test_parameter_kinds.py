@@ -2,7 +2,7 @@
 
 import pytest
 
-from qproxy.wire.tool_calls import coercion as values
+from qproxy.wire.tool_calls import coercion
 
 ROOT = {"$defs": {"n": {"type": ["integer", "null"]}, "t": {"$ref": "#/$defs/n"}}}
 CASES = {
@@ -24,7 +24,7 @@ CASES = {
 @pytest.mark.parametrize(("schema", "kinds"), CASES.values(), ids=CASES.keys())
 def test_kinds(schema, kinds):
     """Types come from type, references, branches, enum, const and the other keywords, in this order."""
-    assert values.kinds(schema, ROOT) == kinds
+    assert coercion.allowed_types(schema, ROOT) == kinds
 
 
 class Counted(dict):
@@ -49,13 +49,16 @@ CIRCLE = Counted({"$ref": "#"})
 def test_a_schema_that_unfolds_costs_little(root):
     """300 references to the root would be looked at 300**4 times: MAX_NODES subschemas are, then no more."""
     Counted.lookups = 0
-    values.kinds(root, root)
-    assert Counted.lookups <= 12 * values.MAX_NODES
+    coercion.allowed_types(root, root)
+    assert Counted.lookups <= 12 * coercion.MAX_NODES
 
 
 def test_a_long_list_costs_little():
     """Of types, branches and an enum only the first MAX_NODES are looked at."""
     many = 1_000_000
-    assert values.kinds({"enum": [1] * values.MAX_NODES + ["a"] * many}, {}) == {"integer"}
-    assert values.kinds({"type": ["null"] * values.MAX_NODES + ["string"] * many}, {}) == {"null"}
-    assert values.kinds({"anyOf": [{}] * values.MAX_NODES + [{"type": "string"}] * many}, {}) == set()
+    assert coercion.allowed_types({"enum": [1] * coercion.MAX_NODES + ["a"] * many}, {}) == {"integer"}
+    assert coercion.allowed_types({"type": ["null"] * coercion.MAX_NODES + ["string"] * many}, {}) == {"null"}
+    assert (
+        coercion.allowed_types({"anyOf": [{}] * coercion.MAX_NODES + [{"type": "string"}] * many}, {})
+        == set()
+    )

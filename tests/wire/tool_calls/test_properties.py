@@ -5,18 +5,18 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.events import Done, Finish, Reasoning, Text, Turn
+from qproxy.wire import tool_calls
+from qproxy.wire.events import ChoiceFinished, ReasoningDelta, StreamDone, TextDelta, Turn
 from tests.wire.strategies import TOOLS, examples, joined, prose, replies
 from tests.wire.tool_call_contract import check, fold
 
 TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)
 PROFILES = [
-    toolcalls.Profile(),
-    toolcalls.Profile(implied_think=True),
-    toolcalls.Profile(bare_json=True),
-    toolcalls.Profile(react=True),
-    toolcalls.Profile(cumulative=True),
+    tool_calls.ModelProfile(),
+    tool_calls.ModelProfile(implied_think=True),
+    tool_calls.ModelProfile(bare_json=True),
+    tool_calls.ModelProfile(react=True),
+    tool_calls.ModelProfile(cumulative=True),
 ]
 
 
@@ -26,10 +26,10 @@ def cut(text, places):
     return [text[a:b] for a, b in zip([0, *spots], [*spots, len(text)], strict=True)]
 
 
-def play(pieces, finish="stop", profile=PROFILES[0], kind=Text):
-    stage = toolcalls.open(TURN, profile)
+def play(pieces, finish="stop", profile=PROFILES[0], kind=TextDelta):
+    stage = tool_calls.open(TURN, profile)
     out = [event for piece in pieces for event in stage.feed(kind(piece))]
-    for end in (Finish(finish), Done()):
+    for end in (ChoiceFinished(finish), StreamDone()):
         out += stage.feed(end)
     out += stage.close()
     check(out)
@@ -68,7 +68,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join), cuts, st.sampled_from(["stop", "length", "tool_calls", ""]), st.sampled_from(PROFILES[:4]), st.sampled_from([Text, Reasoning]))  # fmt: skip
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join), cuts, st.sampled_from(["stop", "length", "tool_calls", ""]), st.sampled_from(PROFILES[:4]), st.sampled_from([TextDelta, ReasoningDelta]))  # fmt: skip
 @examples(500)
 def test_no_text_breaks_it(text, places, finish, profile, kind):
     """Whatever a model writes: nothing raises, the contract holds, and the cut makes no difference."""

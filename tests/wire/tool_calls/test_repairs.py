@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import qproxy.wire
-from qproxy.wire.tool_calls import Profile, repairs
-from qproxy.wire.tool_calls import marker_words as legacy
+from qproxy.wire.tool_calls import ModelProfile, marker_words, repairs
 from tests.wire.pipeline import DONE, call, calls, chunk, entry, said, same, thought
 
 WIRE = Path(qproxy.wire.__file__).parent
@@ -28,13 +27,13 @@ def counted():
 def test_code_and_table_agree():
     """Every kind that is counted is in the table, and none besides."""
     found = set(counted()) - {"written_"}
-    spellings = {"hermes", "coder", "bare", legacy.FLOWERS.dialect, legacy.REACT.dialect}
-    assert found | {f"written_{spelling}" for spelling in spellings} == set(repairs.KINDS)
+    spellings = {"hermes", "coder", "bare", marker_words.FLOWER_MARKERS.dialect, marker_words.REACT.dialect}
+    assert found | {f"written_{spelling}" for spelling in spellings} == set(repairs.REPAIRS)
 
 
 def test_the_page_has_the_table():
     """docs/tool-calls.md names the kinds with the same words."""
-    assert repairs.table() in PAGE.read_text()
+    assert repairs.repairs_table() in PAGE.read_text()
 
 
 A = '{"city": "Paris"}'
@@ -78,25 +77,25 @@ MET = {
     "after_finish": [*said("a"), chunk(None, "stop"), calls(entry(0, "x", "now", "{}")), DONE],
 }  # fmt: skip
 PROFILES = {
-    "text_snapshot": Profile(cumulative=True),
-    "written_react": Profile(react=True),
-    "written_bare": Profile(bare_json=True),
+    "text_snapshot": ModelProfile(cumulative=True),
+    "written_react": ModelProfile(react=True),
+    "written_bare": ModelProfile(bare_json=True),
 }
 
 
-@pytest.mark.parametrize("kind", repairs.KINDS)
+@pytest.mark.parametrize("kind", repairs.REPAIRS)
 def test_each_kind_is_met(kind):
     """Each kind has a stream in which it is counted, the same at any cut."""
     found: Counter[str] = Counter()
-    same(*MET[kind], repairs=found, profile=PROFILES.get(kind, Profile()))
+    same(*MET[kind], repairs=found, profile=PROFILES.get(kind, ModelProfile()))
     assert found[kind]
-    assert set(found) <= set(repairs.KINDS)
+    assert set(found) <= set(repairs.REPAIRS)
 
 
 def test_a_bare_call_is_of_one_kind():
     """What has no tags is not said to miss them."""
     found: Counter[str] = Counter()
-    same(*MET["written_bare"], repairs=found, profile=Profile(bare_json=True))
+    same(*MET["written_bare"], repairs=found, profile=ModelProfile(bare_json=True))
     assert found == {"written_bare": 1, "arguments_missing": 1}
 
 

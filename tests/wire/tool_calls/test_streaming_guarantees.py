@@ -7,23 +7,29 @@ from collections import Counter
 
 import pytest
 
-from qproxy.wire import tool_calls as toolcalls
-from qproxy.wire.cumulative import Snapshots
-from qproxy.wire.events import Arguments, Done, Finish, Reasoning, Text, ToolCallDelta
-from qproxy.wire.tool_calls import Profile
-from qproxy.wire.tool_calls import assembler as structured
-from qproxy.wire.tool_calls.arguments import Received
+from qproxy.wire import tool_calls
+from qproxy.wire.cumulative import CumulativeText
+from qproxy.wire.events import (
+    ChoiceFinished,
+    RawToolCallDelta,
+    ReasoningDelta,
+    StreamDone,
+    TextDelta,
+    ToolCallArgumentsDelta,
+)
+from qproxy.wire.tool_calls import ModelProfile, assembler
+from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
 from qproxy.wire.tool_calls.json_state import JSONState
-from qproxy.wire.tool_calls.text_buffer import Source
+from qproxy.wire.tool_calls.text_buffer import TextBuffer
 from tests.wire.pipeline import decoded
 
 TURN = decoded({}, stream=True)
 LONGEST = len("get_weather")
 
 
-def lag(text, *, head="", kind=Text, profile=Profile()):  # noqa: B008 - frozen
+def lag(text, *, head="", kind=TextDelta, profile=ModelProfile()):  # noqa: B008 - frozen
     """The most characters that are held back at any time while `text` comes one by one after `head`."""
-    stage = toolcalls.open(TURN, profile)
+    stage = tool_calls.open(TURN, profile)
     for _ in stage.feed(kind(head)):
         pass
     most = gone = 0
@@ -37,23 +43,23 @@ PROSE = "A < b, <p>, </p>, `<tool_call>`, <tool_cal, </tool_cal, <function, ✿ 
 STRING = '<tool_call>{"name": "write_file", "arguments": {"content": "'
 TAGS = "<tool_call>\n<function=write_file>\n<parameter=content>\n"
 HELD = {
-    "prose": (PROSE, "a", Text, 11),
-    "prose, every tag broken off": ("<tool_call<function</tool_call✿FUNCTION" * 3, "a", Text, 11),
-    "an opener, then prose": ("<tool_call> is a tag" * 3, "a", Text, 12),
-    "an opener, blanks, then prose": ("<tool_call>    is a tag", "a", Text, 16),
-    "an opener, half a function": ("<tool_call>\n<functio is a tag", "a", Text, 21),
-    "a bare function": ("<function=get_weather> is a tag", "a", Text, 10 + LONGEST + 2),
-    "a bare function, undeclared": ("<function=" + "other" * 20 + "> is a tag", "a", Text, 12),
-    "a bare function, half a parameter": ("<function=get_weather>\n<parameterx", "a", Text, 10 + LONGEST + 1 + 1 + 11),
-    "marker words": ("\n✿FUNCTIO, \n✿ARGS✿", "a", Text, 10),
-    "marker words, undeclared": ("\n✿FUNCTION✿: " + "other" * 20, "a", Text, 14),
-    "the start of an answer": ("\n<thin air", "", Text, 7),
-    "a thought": ("a < b, </p>, </thin, </think" * 3, "<think>a", Text, 8),
-    "a structured thought": (PROSE, "a", Reasoning, 11),
-    "arguments in JSON": ("x < y </tool_cal <tool_call>{} , : co code" * 4, STRING, Text, 1),
-    "arguments in JSON, escapes": ('\\" \\n \\u00e9 \\\\' * 4, STRING, Text, 9),
-    "a value in tags": ("x < y </paramete </functio <tool_cal {}\n\n" * 4, TAGS, Text, 12),
-    "a value in tags, closers": ("a</parameter>   b\n</function> c\n</tool_call> d" * 3, TAGS, Text, 16),
+    "prose": (PROSE, "a", TextDelta, 11),
+    "prose, every tag broken off": ("<tool_call<function</tool_call✿FUNCTION" * 3, "a", TextDelta, 11),
+    "an opener, then prose": ("<tool_call> is a tag" * 3, "a", TextDelta, 12),
+    "an opener, blanks, then prose": ("<tool_call>    is a tag", "a", TextDelta, 16),
+    "an opener, half a function": ("<tool_call>\n<functio is a tag", "a", TextDelta, 21),
+    "a bare function": ("<function=get_weather> is a tag", "a", TextDelta, 10 + LONGEST + 2),
+    "a bare function, undeclared": ("<function=" + "other" * 20 + "> is a tag", "a", TextDelta, 12),
+    "a bare function, half a parameter": ("<function=get_weather>\n<parameterx", "a", TextDelta, 10 + LONGEST + 1 + 1 + 11),
+    "marker words": ("\n✿FUNCTIO, \n✿ARGS✿", "a", TextDelta, 10),
+    "marker words, undeclared": ("\n✿FUNCTION✿: " + "other" * 20, "a", TextDelta, 14),
+    "the start of an answer": ("\n<thin air", "", TextDelta, 7),
+    "a thought": ("a < b, </p>, </thin, </think" * 3, "<think>a", TextDelta, 8),
+    "a structured thought": (PROSE, "a", ReasoningDelta, 11),
+    "arguments in JSON": ("x < y </tool_cal <tool_call>{} , : co code" * 4, STRING, TextDelta, 1),
+    "arguments in JSON, escapes": ('\\" \\n \\u00e9 \\\\' * 4, STRING, TextDelta, 9),
+    "a value in tags": ("x < y </paramete </functio <tool_cal {}\n\n" * 4, TAGS, TextDelta, 12),
+    "a value in tags, closers": ("a</parameter>   b\n</function> c\n</tool_call> d" * 3, TAGS, TextDelta, 16),
 }  # fmt: skip
 
 
@@ -80,12 +86,19 @@ LIMITS = {
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_what_never_becomes_a_call_is_let_go(text, size):
     """At a limit of some 64 KiB unconfirmed text is passed on; none of it is lost, at any cut."""
-    stage = toolcalls.open(TURN)
+    stage = tool_calls.open(TURN)
     gone = []
     for at in range(0, len(text), size):
-        gone += [event.text for event in stage.feed(Text(text[at : at + size])) if hasattr(event, "text")]
+        gone += [
+            event.text for event in stage.feed(TextDelta(text[at : at + size])) if hasattr(event, "text")
+        ]
     before = sum(map(len, gone))
-    gone += [e.text for end in (Finish("stop"), Done()) for e in stage.feed(end) if hasattr(e, "text")]
+    gone += [
+        e.text
+        for end in (ChoiceFinished("stop"), StreamDone())
+        for e in stage.feed(end)
+        if hasattr(e, "text")
+    ]
     assert "".join(gone) == text.removeprefix("<think>")
     assert before >= len(text) - 66_000
 
@@ -95,18 +108,18 @@ class Work:
 
     def __init__(self, monkeypatch):
         self.done = 0
-        self.count(monkeypatch, Source, "piece", lambda found, *_: len(found))
-        self.count(monkeypatch, Source, "take", lambda found, *_: len(found))
-        self.count(monkeypatch, Source, "_from", lambda found, *_: len(found))
+        self.count(monkeypatch, TextBuffer, "piece", lambda found, *_: len(found))
+        self.count(monkeypatch, TextBuffer, "take", lambda found, *_: len(found))
+        self.count(monkeypatch, TextBuffer, "_from", lambda found, *_: len(found))
         self.count(monkeypatch, JSONState, "read", lambda end, text, position=0: end - position)
-        plain = Source.find
+        plain = TextBuffer.find
 
         def find(source, pattern, start=0, limit=1 << 60):
             found = plain(source, pattern, start, limit)
             self.done += min(limit, (len(source) if found < 0 else found) - start) + 1
             return found
 
-        monkeypatch.setattr(Source, "find", find)
+        monkeypatch.setattr(TextBuffer, "find", find)
 
     def count(self, monkeypatch, owner, name, size):
         plain = getattr(owner, name)
@@ -150,15 +163,15 @@ BARE = {
 def test_work_is_linear(make, size, monkeypatch):
     """Twice the answer is twice the work, in one delta as well as in very many."""
     work = Work(monkeypatch)
-    profile = Profile(bare_json=make in BARE.values())
+    profile = ModelProfile(bare_json=make in BARE.values())
     spent = []
     for length in (20_000, 40_000):
         text, work.done = make(length), 0
-        stage = toolcalls.open(TURN, profile)
+        stage = tool_calls.open(TURN, profile)
         for at in range(0, len(text), size):
-            for _ in stage.feed(Text(text[at : at + size])):
+            for _ in stage.feed(TextDelta(text[at : at + size])):
                 pass
-        for _ in (*stage.feed(Finish("stop")), *stage.feed(Done())):
+        for _ in (*stage.feed(ChoiceFinished("stop")), *stage.feed(StreamDone())):
             pass
         spent.append(work.done)
     assert spent[1] < 2.3 * spent[0] + 10_000
@@ -169,22 +182,22 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
     work = Work(monkeypatch)
     joined = []
 
-    class Watched(Received):
+    class Watched(ArgumentsAccumulator):
         @property
         def text(self):
             joined.append(self.size)
             return super().text
 
-    monkeypatch.setattr(structured, "Received", Watched)
-    stage = toolcalls.open(TURN)
+    monkeypatch.setattr(assembler, "Received", Watched)
+    stage = tool_calls.open(TURN)
     count = 100_000
     pieces = ['{"content": "', *["eleven char"] * count, '"}']
     first, *rest = pieces
-    deltas = [ToolCallDelta(0, "x", "write_file", first)] + [
-        ToolCallDelta(0, "", None, text) for text in rest
+    deltas = [RawToolCallDelta(0, "x", "write_file", first)] + [
+        RawToolCallDelta(0, "", None, text) for text in rest
     ]
     out = [event for delta in deltas for event in stage.feed(delta)]
-    assert [event.text for event in out if isinstance(event, Arguments)] == pieces
+    assert [event.text for event in out if isinstance(event, ToolCallArgumentsDelta)] == pieces
     assert work.done <= sum(map(len, pieces))
     assert len(joined) <= 2
 
@@ -192,15 +205,15 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
 def test_calls_cost_the_same_however_many_there_are(monkeypatch):
     """Each entry looks for its call once, however many there were before it."""
     looked = []
-    plain = structured._Choice._addressed
+    plain = assembler._Choice._call_for
 
     def addressed(choice, index):
         looked.append(index)
         return plain(choice, index)
 
-    monkeypatch.setattr(structured._Choice, "_addressed", addressed)
-    stage = toolcalls.open(TURN)
-    entries = [ToolCallDelta(n % 7, f"id{n}", "now", "{}") for n in range(3000)]
+    monkeypatch.setattr(assembler._Choice, "_addressed", addressed)
+    stage = tool_calls.open(TURN)
+    entries = [RawToolCallDelta(n % 7, f"id{n}", "now", "{}") for n in range(3000)]
     out = [event for entry in entries for event in stage.feed(entry)]
     assert len(out) == 2 * len(entries)
     assert len(looked) == len(entries)
@@ -208,6 +221,8 @@ def test_calls_cost_the_same_however_many_there_are(monkeypatch):
 
 def test_a_cumulative_profile_costs_nothing_where_nothing_repeats():
     """Text that is new each time is passed on as it is, and not compared with all that came."""
-    stage = Snapshots(Counter())
+    stage = CumulativeText(Counter())
     texts = [f"{n} " for n in range(3000)]
-    assert [event for text in texts for event in stage.feed(Text(text))] == [Text(text) for text in texts]
+    assert [event for text in texts for event in stage.feed(TextDelta(text))] == [
+        TextDelta(text) for text in texts
+    ]

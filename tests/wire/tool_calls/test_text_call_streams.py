@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from qproxy.wire.tool_calls import Profile
+from qproxy.wire.tool_calls import ModelProfile
 from tests.wire.pipeline import DONE, TEXT, call, chunk, function, meaning, play, said, stream, thought
 
 NAME = "get_weather"
@@ -279,7 +279,7 @@ def test_code_after_marker_words():
 def test_react():
     """ReAct is read for models that are said to speak it."""
     text = f"Thought: x\nAction: {NAME}\nAction Input: {A}\nObservation: y"
-    assert told(text, profile=Profile(react=True)) == ("Thought: x\n", "", [PARIS], "tool_calls")
+    assert told(text, profile=ModelProfile(react=True)) == ("Thought: x\n", "", [PARIS], "tool_calls")
 
 
 INLINE = {
@@ -300,7 +300,7 @@ def test_inline_thoughts(text, shown, hidden, expected):
     """A thought in the text is reasoning; a call ends it under strict rules.  Implied openers need a profile."""
     reason = "tool_calls" if expected else "stop"
     assert told(text) == (shown, hidden, expected, reason)
-    implied = Profile(implied_think=True)
+    implied = ModelProfile(implied_think=True)
     assert told(text, profile=implied) == (shown, hidden, expected, reason)
     assert told(text.removeprefix("<think>"), profile=implied) == (shown, hidden, expected, reason)
 

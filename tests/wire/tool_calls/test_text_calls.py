@@ -7,9 +7,17 @@ import json
 
 import pytest
 
-from qproxy.wire import tool_calls as toolcalls
+from qproxy.wire import tool_calls
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.events import Done, Failed, Finish, Reasoning, Text, ToolCallDelta, Turn
+from qproxy.wire.events import (
+    ChoiceFinished,
+    RawToolCallDelta,
+    ReasoningDelta,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    Turn,
+)
 from tests.wire.tool_call_contract import check, fold
 
 TYPED = {
@@ -47,18 +55,20 @@ def pieces(text, size):
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def play(*parts, finish="stop", size=0, kind=Text, turn=TURN, profile=toolcalls.Profile(), repairs=None):  # noqa: B008
+def play(
+    *parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=tool_calls.ModelProfile(), repairs=None
+):  # noqa: B008
     """The folded answer to text (a string) and events, the text cut into pieces of `size`."""
-    stage = toolcalls.open(turn, profile, repairs)
+    stage = tool_calls.open(turn, profile, repairs)
     sent = []
     for part in parts:
-        if isinstance(part, str | Reasoning | Text):
+        if isinstance(part, str | ReasoningDelta | TextDelta):
             text = part if isinstance(part, str) else part.text
             make = kind if isinstance(part, str) else type(part)
             sent += [make(piece) for piece in (pieces(text, size) if size else [text])]
         else:
             sent.append(part)
-    sent += [Finish(finish), Done()] if finish else []
+    sent += [ChoiceFinished(finish), StreamDone()] if finish else []
     out = [result for event in sent for result in stage.feed(event)]
     out += stage.close()
     check(out)
@@ -300,20 +310,20 @@ BARE = {
 def test_bare_json(case):
     """With the profile, JSON that is the whole answer or fence is a call."""
     text, said, calls, *after = case
-    profile = toolcalls.Profile(bare_json=True)
+    profile = tool_calls.ModelProfile(bare_json=True)
     assert same(text, profile=profile) == (said + "".join(after), calls, "tool_calls")
 
 
 @pytest.mark.parametrize("text", ['{"name": "other", "arguments": {}}', '{"name": "get", "arguments": {}} ok?', '{"a": 1}', "{", '```py\n{"name": "get"}\n```', "```json\n{}\n```\n", "`x` {y}", '```json\n{"name": "get", "arguments": {}}\nx\n```'])  # fmt: skip
 def test_bare_json_that_is_text(text):
     """Other JSON, undeclared names and JSON within prose stay text."""
-    assert same(text, profile=toolcalls.Profile(bare_json=True)) == (text, [], "stop")
+    assert same(text, profile=tool_calls.ModelProfile(bare_json=True)) == (text, [], "stop")
 
 
 def test_react():
     """With the profile, an action with its input is a call, and the observation is invented."""
     text = 'Thought: hm\nAction: get\nAction Input: {"city": "Paris"}\nObservation: x\nThought: y'
-    profile = toolcalls.Profile(react=True)
+    profile = tool_calls.ModelProfile(react=True)
     assert same(text, profile=profile) == ("Thought: hm\n", [GET], "tool_calls")
     plain = "Actions: An Action: none of them\nAction: other\nAction Input: {}"
     assert same(plain, profile=profile) == (plain, [], "stop")
@@ -350,8 +360,8 @@ def test_a_cut_within_the_closing_tag():
 
 def test_a_failure_passes_on_what_was_held():
     """A broken stream gives the text that was held back, and leaves the call open."""
-    stage = toolcalls.open(TURN)
-    out = [*stage.feed(Text("a <tool")), *stage.feed(Failed(UpstreamError("x")))]
+    stage = tool_calls.open(TURN)
+    out = [*stage.feed(TextDelta("a <tool")), *stage.feed(StreamFailed(UpstreamError("x")))]
     assert [type(e).__name__ for e in out] == ["Text", "Text", "Failed"]
     assert fold(out)[0]["text"] == "a <tool"
 
@@ -372,21 +382,23 @@ THOUGHTS = {
 def test_calls_and_inline_thoughts(text, thought, said, calls):
     """A call ends a thought that forgot its closing tag, under strict rules; a late tag is nobody's."""
     assert same(text) == (said, calls, "tool_calls" if calls else "stop")
-    stage = toolcalls.open(TURN)
-    out = [e for piece in text for e in stage.feed(Text(piece))] + list(stage.feed(Finish("stop")))
+    stage = tool_calls.open(TURN)
+    out = [e for piece in text for e in stage.feed(TextDelta(piece))] + list(
+        stage.feed(ChoiceFinished("stop"))
+    )
     assert fold(out)[0]["thought"] == thought
 
 
 def test_calls_in_structured_thoughts():
     """A call that a server left in the reasoning is found, and the reasoning goes on after it."""
-    result = same(Reasoning("hm\n" + H + "\nyes"), Text("ok"))
+    result = same(ReasoningDelta("hm\n" + H + "\nyes"), TextDelta("ok"))
     assert result == ("ok", [GET], "tool_calls")
-    assert same(Reasoning("say " + H), Text("ok")) == ("ok", [], "stop")
+    assert same(ReasoningDelta("say " + H), TextDelta("ok")) == ("ok", [], "stop")
 
 
 def test_written_and_structured_calls_share_their_indices():
     """Both kinds in one answer: dense indices, unique ids, blanks between them dropped."""
-    structured = ToolCallDelta(0, "call_a", "now", "{}")
+    structured = RawToolCallDelta(0, "call_a", "now", "{}")
     assert same(H + "\n", structured) == ("", [GET, ("now", "{}")], "tool_calls")
     assert same("\n\n", structured, "\n") == ("", [("now", "{}")], "tool_calls")
     assert same("Hm <tool", structured, " so") == ("Hm <tool so", [("now", "{}")], "tool_calls")
@@ -399,27 +411,27 @@ def texts(events):
 
 def test_text_is_not_held_back():
     """All but the beginning of a marker leaves at once; arguments flow as they come."""
-    stage = toolcalls.open(TURN)
-    (event,) = stage.feed(Text("hello <"))
-    assert event == Text("hello ")
-    (event,) = stage.feed(Text("b>"))
-    assert event == Text("<b>")
-    list(stage.feed(Text('<tool_call>{"name": "write", "arguments": {"content": "')))
-    assert texts(stage.feed(Text("long text"))) == "long text"
-    stage = toolcalls.open(TURN)
-    list(stage.feed(Text("<tool_call><function=write><parameter=content>a")))
-    assert texts(stage.feed(Text("long text"))) == "long text"
+    stage = tool_calls.open(TURN)
+    (event,) = stage.feed(TextDelta("hello <"))
+    assert event == TextDelta("hello ")
+    (event,) = stage.feed(TextDelta("b>"))
+    assert event == TextDelta("<b>")
+    list(stage.feed(TextDelta('<tool_call>{"name": "write", "arguments": {"content": "')))
+    assert texts(stage.feed(TextDelta("long text"))) == "long text"
+    stage = tool_calls.open(TURN)
+    list(stage.feed(TextDelta("<tool_call><function=write><parameter=content>a")))
+    assert texts(stage.feed(TextDelta("long text"))) == "long text"
 
 
 def test_a_nameless_block_is_let_go():
     """Text that never becomes a call is held only up to a limit."""
-    stage = toolcalls.open(TURN)
+    stage = tool_calls.open(TURN)
     text = '<tool_call>{"x": "' + "y" * 70_000
-    assert "".join(texts(stage.feed(Text(piece))) for piece in pieces(text, 1000)) == text
+    assert "".join(texts(stage.feed(TextDelta(piece))) for piece in pieces(text, 1000)) == text
 
 
 def test_cumulative_text():
     """With the profile, text that repeats everything so far is passed on once."""
-    profile = toolcalls.Profile(cumulative=True)
+    profile = tool_calls.ModelProfile(cumulative=True)
     assert play("He", "Hello", "Hello", "Hello you", profile=profile)[0] == "Hello you"
     assert play("He", "He")[0] == "HeHe"

@@ -21,8 +21,17 @@ stored, listed and sent to the model, and what a stored response says needs no s
 OpenAPI `CreateResponse`, `InputItem`, `Response`, `ResponseStreamEvent`.
 """
 
-from qproxy.wire.endpoints.responses.encoder import Encoder, whole
-from qproxy.wire.endpoints.responses.objects import page, response_of
-from qproxy.wire.endpoints.responses.request import Asked, asked, decode, references
+from qproxy.wire.endpoints.responses.encoder import Encoder, response
+from qproxy.wire.endpoints.responses.objects import list_page, response_of
+from qproxy.wire.endpoints.responses.request import ResponsesRequest, decode, referenced_ids, request_of
 
-__all__ = ["Asked", "Encoder", "asked", "decode", "page", "references", "response_of", "whole"]
+__all__ = [
+    "ResponsesRequest",
+    "Encoder",
+    "request_of",
+    "decode",
+    "list_page",
+    "referenced_ids",
+    "response_of",
+    "response",
+]

@@ -13,112 +13,112 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire import json_codec
+from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 TEXTS = ("input_text", "output_text", "text")
 KINDS = ("input_text", "input_image", "input_file", "input_audio")
-SAID = ("output_text", "refusal")
+OUTPUT_KINDS = ("output_text", "refusal")
 """What a message of the model consists of."""
 
 
-def read(value: JSON, role: str, path: str) -> list[JSON]:
+def parse_content(value: JSON, role: str, path: str) -> list[JSON]:
     """A message's content as canonical parts; RequestError names the part that is wrong."""
     if isinstance(value, str):
-        return [text(value, role)]
+        return [plain_text(value, role)]
     if value is None:
-        checks.missing(path)
+        validation.missing(path)
     if not isinstance(value, list):
-        checks.wrong_type(path, "a string or an array of content parts", value)
+        validation.wrong_type(path, "a string or an array of content parts", value)
     return [_part(part, role, f"{path}[{number}]") for number, part in enumerate(value)]
 
 
-def text(value: str, role: str) -> JSON:
+def plain_text(value: str, role: str) -> JSON:
     """A text part in the spelling of the one who says it."""
     if role == "assistant":
         return {"type": "output_text", "text": value, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": value}
 
 
-def read_output(value: JSON, path: str) -> JSON:
+def parse_tool_output(value: JSON, path: str) -> JSON:
     """A tool's output: a string or canonical parts; another JSON value as its text."""
     if value is None:
-        checks.missing(path)
+        validation.missing(path)
     if isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value):
-        return read(value, "tool", path)
-    return value if isinstance(value, str) else jsontext.dumps(value).decode()
+        return parse_content(value, "tool", path)
+    return value if isinstance(value, str) else json_codec.dumps(value).decode()
 
 
 def _part(value: JSON, role: str, path: str) -> JSON:
     if isinstance(value, str):  # a list of strings is a common slip with one meaning
-        return text(value, role)
-    part = checks.an_object(value, path)
+        return plain_text(value, role)
+    part = validation.object_(value, path)
     kind = part.get("type")
     if kind is None:
-        checks.missing(f"{path}.type")
+        validation.missing(f"{path}.type")
     if kind in TEXTS:
-        return text(_said(part, "text", path), role)
-    checks.one_of(SAID if role == "assistant" else KINDS)(kind, f"{path}.type")
+        return plain_text(_output_text(part, "text", path), role)
+    validation.one_of(OUTPUT_KINDS if role == "assistant" else KINDS)(kind, f"{path}.type")
     if kind == "refusal":
-        return {"type": "refusal", "refusal": _said(part, "refusal", path)}
+        return {"type": "refusal", "refusal": _output_text(part, "refusal", path)}
     if kind == "input_image":
         return _image(part, path)
     if kind == "input_file":
         return _file(part, path)
-    checks.a_string(checks.an_object(part.get(kind), f"{path}.{kind}").get("data"), f"{path}.{kind}.data")
+    validation.string(validation.object_(part.get(kind), f"{path}.{kind}").get("data"), f"{path}.{kind}.data")
     return {"type": kind, kind: part[kind]}
 
 
-def _said(part: dict[str, JSON], key: str, path: str) -> str:
+def _output_text(part: dict[str, JSON], key: str, path: str) -> str:
     if part.get(key) is None:
-        checks.missing(f"{path}.{key}")
-    return checks.a_string(part[key], f"{path}.{key}")
+        validation.missing(f"{path}.{key}")
+    return validation.string(part[key], f"{path}.{key}")
 
 
 def _image(part: dict[str, JSON], path: str) -> JSON:
     url = part.get("image_url")
     if url is None:
-        _refuse_id(part, path)
-        checks.missing(f"{path}.image_url")
+        _reject_file_id(part, path)
+        validation.missing(f"{path}.image_url")
     if isinstance(url, dict):  # chat's spelling
         url = url.get("url")
     return {
         "type": "input_image",
-        "image_url": checks.a_string(url, f"{path}.image_url"),
+        "image_url": validation.string(url, f"{path}.image_url"),
         "detail": part.get("detail") or "auto",
     }
 
 
 def _file(part: dict[str, JSON], path: str) -> JSON:
     if part.get("file_data") is None:
-        _refuse_id(part, path)
+        _reject_file_id(part, path)
         if part.get("file_url") is not None:
             message = "Files are not fetched here: send the file's content in 'file_data'."
             raise RequestError(message, param=f"{path}.file_url", code="unsupported_parameter")
-        checks.missing(f"{path}.file_data")
-    file = {"type": "input_file", "file_data": checks.a_string(part["file_data"], f"{path}.file_data")}
+        validation.missing(f"{path}.file_data")
+    file = {"type": "input_file", "file_data": validation.string(part["file_data"], f"{path}.file_data")}
     if part.get("filename") is not None:
-        file["filename"] = checks.a_string(part["filename"], f"{path}.filename")
+        file["filename"] = validation.string(part["filename"], f"{path}.filename")
     return file
 
 
-def _refuse_id(part: dict[str, JSON], path: str) -> None:
+def _reject_file_id(part: dict[str, JSON], path: str) -> None:
     if part.get("file_id") is not None:
         message = "There is no file store here: send the content itself instead of a 'file_id'."
         raise RequestError(message, param=f"{path}.file_id", code="unsupported_parameter")
 
 
-def chat(parts: Sequence[JSON], role: str) -> JSON:
+def to_chat_content(state: Sequence[JSON], role: str) -> JSON:
     """Canonical parts as chat's content: one string where they are all text and it is one text, else a list."""
-    texts = [part.get("text", part.get("refusal")) for part in parts]
+    texts = [part.get("text", part.get("refusal")) for part in state]
     if all(isinstance(value, str) for value in texts) and (len(texts) <= 1 or role != "user"):
         return ("" if role == "assistant" else "\n\n").join(texts)
-    return [_chat_part(part) for part in parts]
+    return [_to_chat_part(part) for part in state]
 
 
-def _chat_part(part: JSON) -> JSON:
+def _to_chat_part(part: JSON) -> JSON:
     kind = part["type"]
     if kind == "input_image":
         url = {"url": part["image_url"]}

@@ -14,66 +14,65 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire import sse
+from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints.responses import objects
-from qproxy.wire.endpoints.responses.output import Output
-from qproxy.wire.endpoints.responses.output_items import Happening
-from qproxy.wire.endpoints.responses.request import asked
+from qproxy.wire.endpoints.responses.output import ResponseOutput
+from qproxy.wire.endpoints.responses.output_items import ItemEvent
+from qproxy.wire.endpoints.responses.request import request_of
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import JSON, Done, Event, Failed, Finish, SearchInfo, Turn, Usage
+from qproxy.wire.events import JSON, ChoiceFinished, Event, SearchInfo, StreamDone, StreamFailed, Turn, Usage
 
 
-class Progress:
+class ResponseBuilder:
     """How far the response to a turn has come."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
-        self._asked = asked(turn)
-        self._output = Output(turn.id, self._asked)
+        self._request = request_of(turn)
+        self._output = ResponseOutput(turn.id, self._request)
         self._usage = Usage()
         self._reason = "stop"
         self._found: dict[str, JSON] = {}
         """`search_info`, where the model's server has searched."""
 
-    def begin(self) -> list[Happening]:
-        response = objects.response(self._turn, self._asked.echo, "in_progress")
+    def start(self) -> list[ItemEvent]:
+        response = objects.response_object(self._turn, self._request.echo, "in_progress")
         return [
             ("response.created", {"response": response}),
             ("response.in_progress", {"response": response}),
         ]
 
-    def feed(self, event: Event) -> list[Happening]:
+    def feed(self, event: Event) -> list[ItemEvent]:
         """What happens because of an event; of further choices, which nobody can ask for here, nothing."""
         if isinstance(event, Usage):
             self._usage = event
-        elif isinstance(event, Finish):
+        elif isinstance(event, ChoiceFinished):
             self._reason = event.reason
         elif isinstance(event, SearchInfo):
             self._found = {"search_info": event.info}
-        elif not isinstance(event, Done | Failed) and getattr(event, "choice", 0) == 0:
+        elif not isinstance(event, StreamDone | StreamFailed) and getattr(event, "choice", 0) == 0:
             return self._output.feed(event)
         return []
 
-    def end(self) -> list[Happening]:
+    def end(self) -> list[ItemEvent]:
         happenings = self._output.end(cut=self._reason in objects.REASONS)
         response = self.response()
         return [*happenings, (f"response.{response['status']}", {"response": response})]
 
-    def fail(self, error: QproxyError) -> list[Happening]:
-        response = objects.response(
-            self._turn, self._asked.echo, "failed", self._output.so_far(), error=error
+    def fail(self, error: QproxyError) -> list[ItemEvent]:
+        response = objects.response_object(
+            self._turn, self._request.echo, "failed", self._output.snapshot(), error=error
         )
-        details = error.body()["error"]
+        details = error.to_body()["error"]
         flat = {key: details[key] for key in ("code", "message", "param")}
         return [("response.failed", {"response": response}), ("error", {**flat, "error": details})]
 
     def response(self) -> dict[str, JSON]:
         """The response that is over."""
         status = "incomplete" if self._reason in objects.REASONS else "completed"
-        response = objects.response(
+        response = objects.response_object(
             self._turn,
-            self._asked.echo,
+            self._request.echo,
             status,
             self._output.items,
             usage=self._usage,
@@ -88,49 +87,49 @@ class Encoder:
     content_type = "text/event-stream"
 
     def __init__(self, turn: Turn) -> None:
-        self._progress = Progress(turn)
+        self._builder = ResponseBuilder(turn)
         self._number = 0
-        self._over = False
+        self._finished = False
         self.response: dict[str, JSON] | None = None
         """The response, once it has ended well."""
 
     def feed(self, event: Event) -> list[bytes]:
         """The frames that say `event`."""
-        if isinstance(event, Failed):
-            return [self.failure(event.error)]
-        return [*self._begun(), *self._frames(self._progress.feed(event))]
+        if isinstance(event, StreamFailed):
+            return [self.error_event(event.error)]
+        return [*self._started(), *self._frames(self._builder.feed(event))]
 
     def close(self) -> list[bytes]:
         """The end of what is open, and of the response; nothing after a failure."""
-        if self._over:
+        if self._finished:
             return []
-        self._over = True
-        frames = [*self._begun(), *self._frames(self._progress.end())]
-        self.response = self._progress.response()
+        self._finished = True
+        frames = [*self._started(), *self._frames(self._builder.end())]
+        self.response = self._builder.response()
         return frames
 
-    def failure(self, error: QproxyError) -> bytes:
+    def error_event(self, error: QproxyError) -> bytes:
         """The frames that say that a response which has begun cannot go on."""
-        self._over = True
-        return b"".join([*self._begun(), *self._frames(self._progress.fail(error))])
+        self._finished = True
+        return b"".join([*self._started(), *self._frames(self._builder.fail(error))])
 
-    def _begun(self) -> list[bytes]:
-        return [] if self._number else self._frames(self._progress.begin())
+    def _started(self) -> list[bytes]:
+        return [] if self._number else self._frames(self._builder.start())
 
-    def _frames(self, happenings: Iterable[Happening]) -> list[bytes]:
+    def _frames(self, happenings: Iterable[ItemEvent]) -> list[bytes]:
         frames = []
         for kind, fields in happenings:
             data = {"type": kind, "sequence_number": self._number, **fields}
-            frames.append(sse.encode(jsontext.dumps(data), kind))
+            frames.append(sse.encode(json_codec.dumps(data), kind))
             self._number += 1
         return frames
 
 
-def whole(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
+def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
     """The response that the events add up to; raises the error of a `Failed`."""
-    progress = Progress(turn)
+    progress = ResponseBuilder(turn)
     for event in events:
-        if isinstance(event, Failed):
+        if isinstance(event, StreamFailed):
             raise event.error
         progress.feed(event)
     progress.end()

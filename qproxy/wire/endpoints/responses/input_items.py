@@ -13,19 +13,19 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
-from qproxy.wire import json_codec as jsontext
-from qproxy.wire.endpoints import validation as checks
-from qproxy.wire.endpoints.responses import content_parts as parts
+from qproxy.wire import json_codec
+from qproxy.wire.endpoints import validation
+from qproxy.wire.endpoints.responses import content_parts
 from qproxy.wire.endpoints.responses.objects import input_id
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
 ROLES = ("user", "assistant", "system", "developer")
-SEAL = "qproxy-1."
+REASONING_PREFIX = "qproxy-1."
 """How an `encrypted_content` of ours begins.  It is not a secret: it is the client's own answer's thought."""
 
 
-def read(
+def parse_items(
     value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str]
 ) -> tuple[list[JSON], list[str]]:
     """The canonical items of an `input`, and the paths of those left out.
@@ -35,36 +35,36 @@ def read(
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list):
-        checks.wrong_type("input", "a string or an array of items", value)
+        validation.wrong_type("input", "a string or an array of items", value)
     found: list[JSON] = []
     ignored: list[str] = []
     for number, entry in enumerate(value):
         path = f"input[{number}]"
-        item = checks.an_object(entry, path)
-        kind = kind_of(item, path)
+        item = validation.object_(entry, path)
+        kind = item_type(item, path)
         if kind == "item_reference":
-            referred = checks.a_name(item.get("id"), f"{path}.id")
+            referred = validation.a_name(item.get("id"), f"{path}.id")
             if referred not in before:
-                found.append(known[referred] if referred in known else _missing(referred))
-        elif kind not in READERS:
+                found.append(known[referred] if referred in known else _missing_item_error(referred))
+        elif kind not in ITEM_PARSERS:
             ignored.append(path)
         else:
-            own = None if item.get("id") is None else checks.a_name(item["id"], f"{path}.id")
-            canonical = READERS[kind](item, path)
+            own = None if item.get("id") is None else validation.a_name(item["id"], f"{path}.id")
+            canonical = ITEM_PARSERS[kind](item, path)
             id_ = own or input_id(kind, response, number)
             found.append({"id": id_, "type": kind, "status": "completed", **canonical})
     return found, ignored
 
 
-def kind_of(item: Mapping[str, JSON], path: str) -> str:
+def item_type(item: Mapping[str, JSON], path: str) -> str:
     """An item's type; without one it is a message, or with nothing but an id a reference."""
     kind = item.get("type")
     if kind is None:
         return "item_reference" if "id" in item and "role" not in item else "message"
-    return checks.a_string(kind, f"{path}.type")
+    return validation.string(kind, f"{path}.type")
 
 
-def _missing(id_: str) -> NoReturn:
+def _missing_item_error(id_: str) -> NoReturn:
     message = (
         f"Item with id {id_[:100]!r} not found. Items are not persisted when `store` is set to false. Try again with "
         "`store` set to true, or remove this item from your input."
@@ -74,45 +74,48 @@ def _missing(id_: str) -> NoReturn:
 
 def _message(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     if item.get("role") is None:
-        checks.missing(f"{path}.role")
-    role = checks.one_of(ROLES)(item["role"], f"{path}.role")
-    return {"role": role, "content": parts.read(item.get("content"), role, f"{path}.content")}
+        validation.missing(f"{path}.role")
+    role = validation.one_of(ROLES)(item["role"], f"{path}.role")
+    return {
+        "role": role,
+        "content": content_parts.parse_content(item.get("content"), role, f"{path}.content"),
+    }
 
 
-def _named(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
+def _check_name(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
     """Those of an item's names and ids, which it must have."""
-    return {key: checks.a_name(_text(item, key, path), f"{path}.{key}") for key in keys}
+    return {key: validation.a_name(_text(item, key, path), f"{path}.{key}") for key in keys}
 
 
 def _text(item: Mapping[str, JSON], key: str, path: str) -> str:
     if item.get(key) is None:
-        checks.missing(f"{path}.{key}")
-    return checks.a_string(item[key], f"{path}.{key}")
+        validation.missing(f"{path}.{key}")
+    return validation.string(item[key], f"{path}.{key}")
 
 
-def _group(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    return {} if item.get("namespace") is None else _named(item, path, "namespace")
+def _namespace(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
+    return {} if item.get("namespace") is None else _check_name(item, path, "namespace")
 
 
 def _function_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     arguments = item.get("arguments")
     if not isinstance(arguments, str):
-        arguments = "{}" if arguments is None else jsontext.dumps(arguments).decode()
-    return {**_named(item, path, "call_id", "name"), **_group(item, path), "arguments": arguments}
+        arguments = "{}" if arguments is None else json_codec.dumps(arguments).decode()
+    return {**_check_name(item, path, "call_id", "name"), **_namespace(item, path), "arguments": arguments}
 
 
 def _custom_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     return {
-        **_named(item, path, "call_id", "name"),
-        **_group(item, path),
+        **_check_name(item, path, "call_id", "name"),
+        **_namespace(item, path),
         "input": _text(item, "input", path),
     }
 
 
 def _output(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     return {
-        **_named(item, path, "call_id"),
-        "output": parts.read_output(item.get("output"), f"{path}.output"),
+        **_check_name(item, path, "call_id"),
+        "output": content_parts.parse_tool_output(item.get("output"), f"{path}.output"),
     }
 
 
@@ -120,7 +123,7 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     """A tool that this server ran in an earlier answer; what failed says why."""
     output, error = item.get("output"), item.get("error")
     return {
-        **_named(item, path, "server_label", "name"),
+        **_check_name(item, path, "server_label", "name"),
         "arguments": _text(item, "arguments", path),
         "output": output if isinstance(output, str) else None,
         "error": error if isinstance(error, dict) else None,
@@ -129,33 +132,33 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 def _reasoning(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
     """A thought's text from wherever it is: the content, the summary, or what we sealed."""
-    text = _joined(item.get("content"), "") or _joined(item.get("summary"), "\n\n")
-    text = text or unsealed(item.get("encrypted_content"))
+    text = _joined_text(item.get("content"), "") or _joined_text(item.get("summary"), "\n\n")
+    text = text or decode_reasoning(item.get("encrypted_content"))
     return {"summary": [{"type": "summary_text", "text": text}] if text else []}
 
 
-def _joined(entries: JSON, separator: str) -> str:
+def _joined_text(entries: JSON, separator: str) -> str:
     entries = entries if isinstance(entries, list) else []
     texts = [entry.get("text") for entry in entries if isinstance(entry, dict)]
     return separator.join(text for text in texts if isinstance(text, str))
 
 
-def sealed(text: str) -> str:
+def encode_reasoning(text: str) -> str:
     """A thought as `encrypted_content`, for clients that keep nothing else of it."""
-    return SEAL + b64encode(text.encode("utf-8", "surrogatepass")).decode()
+    return REASONING_PREFIX + b64encode(text.encode("utf-8", "surrogatepass")).decode()
 
 
-def unsealed(value: JSON) -> str:
+def decode_reasoning(value: JSON) -> str:
     """The thought in an `encrypted_content` of ours; nothing for one of another server."""
-    if not isinstance(value, str) or not value.startswith(SEAL):
+    if not isinstance(value, str) or not value.startswith(REASONING_PREFIX):
         return ""
     try:
-        return b64decode(value.removeprefix(SEAL), validate=True).decode("utf-8", "surrogatepass")
+        return b64decode(value.removeprefix(REASONING_PREFIX), validate=True).decode("utf-8", "surrogatepass")
     except ValueError:
         return ""
 
 
-READERS: dict[str, Callable[[Mapping[str, JSON], str], dict[str, JSON]]] = {
+ITEM_PARSERS: dict[str, Callable[[Mapping[str, JSON], str], dict[str, JSON]]] = {
     "message": _message,
     "function_call": _function_call,
     "function_call_output": _output,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from qproxy.wire import tool_schemas as schemas
+from qproxy.wire import tool_schemas
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 
@@ -19,7 +19,7 @@ KINDS = ("function", "custom")
 
 
 @dataclass(slots=True)
-class Groups:
+class ToolNamespaces:
     """The grouped tools of a request."""
 
     tools: list[JSON] = field(default_factory=list)
@@ -31,12 +31,12 @@ class Groups:
     ignored: list[str] = field(default_factory=list)
 
 
-def joined(namespace: str | None, name: str) -> str:
+def qualified_name(namespace: str | None, name: str) -> str:
     """The name by which the model knows a tool."""
     return f"{namespace}__{name}" if namespace else name
 
 
-def is_group(entry: JSON) -> bool:
+def is_namespace(entry: JSON) -> bool:
     return (
         isinstance(entry, dict)
         and entry.get("type") == "namespace"
@@ -45,24 +45,24 @@ def is_group(entry: JSON) -> bool:
     )
 
 
-def members(entry: JSON) -> Iterator[tuple[int, JSON]]:
+def namespace_tools(entry: JSON) -> Iterator[tuple[int, JSON]]:
     """The tools of a group that can be offered, with their places."""
     for number, tool in enumerate(entry["tools"]):
         if isinstance(tool, dict) and tool.get("type") in KINDS and isinstance(tool.get("name"), str):
             yield number, tool
 
 
-def read(entries: Iterable[JSON]) -> Groups:
+def parse_namespace(entries: Iterable[JSON]) -> ToolNamespaces:
     """The grouped tools among the tools of a request; RequestError names what is wrong with one."""
-    groups = Groups()
+    groups = ToolNamespaces()
     for number, entry in enumerate(entries):
-        if is_group(entry):
-            path, found = f"tools[{number}]", dict(members(entry))
+        if is_namespace(entry):
+            path, found = f"tools[{number}]", dict(namespace_tools(entry))
             groups.paths.add(path)
             groups.ignored += [f"{path}.tools[{n}]" for n in range(len(entry["tools"])) if n not in found]
             for place, tool in found.items():
                 _check(tool, f"{path}.tools[{place}]")
-                name = joined(entry["name"], tool["name"])
+                name = qualified_name(entry["name"], tool["name"])
                 groups.tools.append({**tool, "name": name})
                 groups.names[name] = (entry["name"], tool["name"])
     return groups
@@ -71,7 +71,7 @@ def read(entries: Iterable[JSON]) -> Groups:
 def _check(tool: JSON, path: str) -> None:
     """RequestError, with the tool's own place, when it is not one."""
     try:
-        schemas.read({"tools": [tool]})
+        tool_schemas.parse_tools({"tools": [tool]})
     except RequestError as error:
         message, param = (text.replace("tools[0]", path) for text in (error.message, error.param or ""))
         raise RequestError(message, param=param, code=error.code) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON, Turn, Usage
 
@@ -21,7 +21,7 @@ PREFIXES = {
 }  # fmt: skip
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete, by the finish reason."""
-OWN_TOOLS = "qproxy"
+SERVER_TOOLS = "qproxy"
 """The `server_label` of tools that this server runs and that no MCP server gives it."""
 MAX_PAGE = 100
 _ITEM = re.compile(r"[a-z]+_([0-9a-f]{24})i?[0-9]{4,}\Z")
@@ -41,7 +41,7 @@ def response_of(item: str) -> str | None:
     return f"resp_{match[1]}" if match else None
 
 
-def response(
+def response_object(
     turn: Turn,
     echo: dict[str, JSON],
     status: str,
@@ -93,12 +93,12 @@ def error_object(error: QproxyError) -> dict[str, JSON]:
     return {"code": code, "message": error.message, "type": error.code or error.type, "param": error.param}
 
 
-def page(
+def list_page(
     items: Sequence[JSON], *, limit: str | None = None, after: str | None = None, order: str | None = None
 ) -> dict[str, JSON]:
     """A page of items, the newest first unless asked otherwise; the parameters are those of the query."""
     size = _limit(limit)
-    if checks.one_of(("asc", "desc"))(order or "desc", "order") == "desc":
+    if validation.one_of(("asc", "desc"))(order or "desc", "order") == "desc":
         items = items[::-1]
     ids = [item["id"] for item in items]
     if after is not None:
@@ -120,5 +120,5 @@ def _limit(text: str | None) -> int:
     if text is None:
         return 20
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_PAGE:
-        checks.wrong_value("limit", f"expected an integer from 1 to {MAX_PAGE}, but got {text[:40]!r}.")
+        validation.wrong_value("limit", f"expected an integer from 1 to {MAX_PAGE}, but got {text[:40]!r}.")
     return int(text)

@@ -12,89 +12,110 @@ from __future__ import annotations
 from typing import Protocol
 
 from qproxy.wire.endpoints.responses.objects import output_id
-from qproxy.wire.endpoints.responses.output_items import Call, Happening, Message, OwnCall, Thought
-from qproxy.wire.endpoints.responses.request import Asked
-from qproxy.wire.events import JSON, Arguments, Event, Reasoning, ServerCall, ServerResult, Text, ToolCall
+from qproxy.wire.endpoints.responses.output_items import (
+    FunctionCallItem,
+    ItemEvent,
+    McpCallItem,
+    MessageItem,
+    ReasoningItem,
+)
+from qproxy.wire.endpoints.responses.request import ResponsesRequest
+from qproxy.wire.events import (
+    JSON,
+    Event,
+    ReasoningDelta,
+    ServerToolCall,
+    ServerToolResult,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
+)
 
 
-class _Item(Protocol):
+class _OutputItem(Protocol):
     """An output item that is open."""
 
-    def takes(self, event: Event) -> bool: ...
+    def accepts(self, event: Event) -> bool: ...
 
-    def whole(self) -> bool:
+    def add_complete(self) -> bool:
         """Whether something else may begin now."""
         ...
 
-    def add(self, event: Event) -> list[Happening]: ...
+    def add(self, event: Event) -> list[ItemEvent]: ...
 
-    def close(self) -> list[Happening]: ...
+    def close(self) -> list[ItemEvent]: ...
 
     def item(self, status: str) -> JSON: ...
 
 
-class Output:
+class ResponseOutput:
     """The output items of one response."""
 
-    def __init__(self, response: str, asked: Asked) -> None:
+    def __init__(self, response: str, request: ResponsesRequest) -> None:
         self.items: list[JSON] = []
         """Those that are closed."""
         self._response = response
-        self._asked = asked
-        self._open: _Item | None = None
-        self._waiting: list[Event] = []
+        self._asked = request
+        self._open: _OutputItem | None = None
+        self._pending: list[Event] = []
 
-    def feed(self, event: Event) -> list[Happening]:
+    def feed(self, event: Event) -> list[ItemEvent]:
         """What happens because of an event of the answer."""
         current = self._open
-        if current is not None and current.takes(event):
+        if current is not None and current.accepts(event):
             out = current.add(event)
-            return [*out, *self._go_on()] if self._waiting and current.whole() else out
-        if current is not None and not current.whole():
-            self._waiting.append(event)
+            return [*out, *self._add_to_open()] if self._pending and current.add_complete() else out
+        if current is not None and not current.add_complete():
+            self._pending.append(event)
             return []
-        if isinstance(event, Arguments | ServerResult):
+        if isinstance(event, ToolCallArgumentsDelta | ServerToolResult):
             return []  # blanks after a call that was whole
-        return [*self._close(), *self._begin(event)]
+        return [*self._close(), *self._open_item(event)]
 
-    def end(self, *, cut: bool) -> list[Happening]:
+    def end(self, *, cut: bool) -> list[ItemEvent]:
         """Close what is open; an answer that is not `cut` short and said nothing gets one empty message."""
-        out: list[Happening] = []
-        while self._waiting:
-            out += self._go_on()
-        said = self._open is not None and not isinstance(self._open, Thought)
-        if not cut and not said and all(item["type"] == "reasoning" for item in self.items):
-            out += [*self._close(), *self._begin(Text(""))]
+        out: list[ItemEvent] = []
+        while self._pending:
+            out += self._add_to_open()
+        message = self._open is not None and not isinstance(self._open, ReasoningItem)
+        if not cut and not message and all(item["type"] == "reasoning" for item in self.items):
+            out += [*self._close(), *self._open_item(TextDelta(""))]
         return [*out, *self._close("incomplete" if cut else "completed")]
 
-    def so_far(self) -> list[JSON]:
+    def snapshot(self) -> list[JSON]:
         """The items with the open one, for a response that broke off."""
         return [*self.items, self._open.item("incomplete")] if self._open is not None else self.items
 
-    def _go_on(self) -> list[Happening]:
+    def _add_to_open(self) -> list[ItemEvent]:
         """Close the open item and take up what has waited for that."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._pending = self._pending, []
         return [*self._close(), *(happening for event in waiting for happening in self.feed(event))]
 
-    def _begin(self, event: Event) -> list[Happening]:
+    def _open_item(self, event: Event) -> list[ItemEvent]:
         index = len(self.items)
-        item: _Item
-        if isinstance(event, Reasoning):
-            item = Thought(output_id("reasoning", self._response, index), index, self._asked.sealed)
-        elif isinstance(event, ToolCall):
-            kind = "custom_tool_call" if event.custom else "function_call"
-            item = Call(
-                output_id(kind, self._response, index), index, kind, event, self._asked.groups.get(event.name)
+        item: _OutputItem
+        if isinstance(event, ReasoningDelta):
+            item = ReasoningItem(
+                output_id("reasoning", self._response, index), index, self._asked.include_encrypted
             )
-        elif isinstance(event, ServerCall):
-            item = OwnCall(output_id("mcp_call", self._response, index), index, event)
+        elif isinstance(event, ToolCallStart):
+            kind = "custom_tool_call" if event.custom else "function_call"
+            item = FunctionCallItem(
+                output_id(kind, self._response, index),
+                index,
+                kind,
+                event,
+                self._asked.namespaces.get(event.name),
+            )
+        elif isinstance(event, ServerToolCall):
+            item = McpCallItem(output_id("mcp_call", self._response, index), index, event)
         else:
-            item = Message(output_id("message", self._response, index), index, self._asked.logprobs)
+            item = MessageItem(output_id("message", self._response, index), index, self._asked.logprobs)
         self._open = item
         added = {"output_index": index, "item": item.item("in_progress")}
         return [("response.output_item.added", added), *item.add(event)]
 
-    def _close(self, status: str = "completed") -> list[Happening]:
+    def _close(self, status: str = "completed") -> list[ItemEvent]:
         if self._open is None:
             return []
         closing, self._open = self._open, None

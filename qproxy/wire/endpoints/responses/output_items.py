@@ -10,144 +10,152 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from qproxy.wire.endpoints.responses.input_items import sealed
-from qproxy.wire.endpoints.responses.objects import OWN_TOOLS
+from qproxy.wire.endpoints.responses.input_items import encode_reasoning
+from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
 from qproxy.wire.events import (
     JSON,
-    Arguments,
     Event,
-    Reasoning,
-    Refusal,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
+    ReasoningDelta,
+    RefusalDelta,
+    ServerToolCall,
+    ServerToolResult,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
 )
 from qproxy.wire.tool_calls.json_state import JSONState
 
-Happening: TypeAlias = tuple[str, dict[str, JSON]]
+ItemEvent: TypeAlias = tuple[str, dict[str, JSON]]
 
 
-class Thought:
+class ReasoningItem:
     """A reasoning item, whose summary is the thought itself: Qwen hides none."""
 
     def __init__(self, id: str, index: int, sealed: bool) -> None:
-        self._at = {"item_id": id, "output_index": index, "summary_index": 0}
-        self._sealed = sealed
+        self._index = {"item_id": id, "output_index": index, "summary_index": 0}
+        self._encrypted = sealed
         self._pieces: list[str] = []
 
-    def takes(self, event: Event) -> bool:
-        return isinstance(event, Reasoning)
+    def accepts(self, event: Event) -> bool:
+        return isinstance(event, ReasoningDelta)
 
-    def whole(self) -> bool:
+    def add_complete(self) -> bool:
         return True
 
-    def add(self, event: Any) -> list[Happening]:
+    def add(self, event: Any) -> list[ItemEvent]:
         first = [] if self._pieces else [self._part("added", "")]
         self._pieces.append(event.text)
-        return [*first, ("response.reasoning_summary_text.delta", {**self._at, "delta": event.text})]
+        return [*first, ("response.reasoning_summary_text.delta", {**self._index, "delta": event.text})]
 
-    def close(self) -> list[Happening]:
+    def close(self) -> list[ItemEvent]:
         text = "".join(self._pieces)
         return [
-            ("response.reasoning_summary_text.done", {**self._at, "text": text}),
+            ("response.reasoning_summary_text.done", {**self._index, "text": text}),
             self._part("done", text),
         ]
 
-    def _part(self, what: str, text: str) -> Happening:
+    def _part(self, what: str, text: str) -> ItemEvent:
         part = {"type": "summary_text", "text": text}
-        return f"response.reasoning_summary_part.{what}", {**self._at, "part": part}
+        return f"response.reasoning_summary_part.{what}", {**self._index, "part": part}
 
     def item(self, status: str) -> JSON:
         text = "".join(self._pieces)
         summary = [{"type": "summary_text", "text": text}] if self._pieces else []
-        item = {"id": self._at["item_id"], "type": "reasoning", "summary": summary, "status": status}
-        return {**item, "encrypted_content": sealed(text)} if self._sealed else item
+        item = {"id": self._index["item_id"], "type": "reasoning", "summary": summary, "status": status}
+        return {**item, "encrypted_content": encode_reasoning(text)} if self._encrypted else item
 
 
-class Message:
+class MessageItem:
     """A message item: parts of text and, where the model says no, of refusal."""
 
     def __init__(self, id: str, index: int, logprobs: bool) -> None:
-        self._at = {"item_id": id, "output_index": index}
+        self._index = {"item_id": id, "output_index": index}
         self._logprobs = logprobs
-        self._parts: list[_Part] = []
+        self._parts: list[_ContentPart] = []
 
-    def takes(self, event: Event) -> bool:
-        return isinstance(event, Text | Refusal)
+    def accepts(self, event: Event) -> bool:
+        return isinstance(event, TextDelta | RefusalDelta)
 
-    def whole(self) -> bool:
+    def add_complete(self) -> bool:
         return True
 
-    def add(self, event: Any) -> list[Happening]:
-        kind = "refusal" if isinstance(event, Refusal) else "output_text"
-        out: list[Happening] = []
+    def add(self, event: Any) -> list[ItemEvent]:
+        kind = "refusal" if isinstance(event, RefusalDelta) else "output_text"
+        out: list[ItemEvent] = []
         if not self._parts or self._parts[-1].kind != kind:
             out = self.close()
-            self._parts.append(_Part(kind, {**self._at, "content_index": len(self._parts)}))
-            out.append(self._parts[-1].happening("added"))
-        chances = _chances(event.logprobs) if self._logprobs and isinstance(event, Text) else []
+            self._parts.append(_ContentPart(kind, {**self._index, "content_index": len(self._parts)}))
+            out.append(self._parts[-1].item_event("added"))
+        chances = _logprob_objects(event.logprobs) if self._logprobs and isinstance(event, TextDelta) else []
         return [*out, *self._parts[-1].add(event.text, chances)]
 
-    def close(self) -> list[Happening]:
+    def close(self) -> list[ItemEvent]:
         return self._parts[-1].close() if self._parts else []
 
     def item(self, status: str) -> JSON:
         content = [part.part() for part in self._parts]
-        id_ = self._at["item_id"]
+        id_ = self._index["item_id"]
         return {"id": id_, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
-class _Part:
+class _ContentPart:
     """One content part of a message."""
 
     def __init__(self, kind: str, at: dict[str, JSON]) -> None:
         self.kind = kind
-        self._at = at
+        self._index = at
         self._pieces: list[str] = []
-        self._chances: list[JSON] = []
+        self._logprob_events: list[JSON] = []
 
-    def add(self, text: str, chances: list[JSON]) -> list[Happening]:
+    def add(self, text: str, chances: list[JSON]) -> list[ItemEvent]:
         if not text:
             return []
         self._pieces.append(text)
-        self._chances += chances
-        return [(f"response.{self.kind}.delta", {**self._at, "delta": text, **self._logprobs(chances)})]
+        self._logprob_events += chances
+        return [(f"response.{self.kind}.delta", {**self._index, "delta": text, **self._logprobs(chances)})]
 
-    def close(self) -> list[Happening]:
-        said = {"refusal" if self.kind == "refusal" else "text": "".join(self._pieces)}
-        done = {**self._at, **said, **self._logprobs(self._chances)}
-        return [(f"response.{self.kind}.done", done), self.happening("done")]
+    def close(self) -> list[ItemEvent]:
+        message = {"refusal" if self.kind == "refusal" else "text": "".join(self._pieces)}
+        done = {**self._index, **message, **self._logprobs(self._logprob_events)}
+        return [(f"response.{self.kind}.done", done), self.item_event("done")]
 
     def _logprobs(self, chances: list[JSON]) -> dict[str, JSON]:
-        return {} if self.kind == "refusal" else {"logprobs": [_brief(chance) for chance in chances]}
+        return {} if self.kind == "refusal" else {"logprobs": [_without_top(chance) for chance in chances]}
 
-    def happening(self, what: str) -> Happening:
-        return f"response.content_part.{what}", {**self._at, "part": self.part()}
+    def item_event(self, what: str) -> ItemEvent:
+        return f"response.content_part.{what}", {**self._index, "part": self.part()}
 
     def part(self) -> JSON:
         text = "".join(self._pieces)
         if self.kind == "refusal":
             return {"type": "refusal", "refusal": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(self._chances)}
+        return {
+            "type": "output_text",
+            "text": text,
+            "annotations": [],
+            "logprobs": list(self._logprob_events),
+        }
 
 
-def _chances(logprobs: JSON) -> list[JSON]:
+def _logprob_objects(logprobs: JSON) -> list[JSON]:
     """Chat's log probabilities of a piece of text, each with the keys that a response demands."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [
-        {**_chance(entry), "top_logprobs": [_chance(top) for top in entry.get("top_logprobs") or ()]}
+        {
+            **_logprob_object(entry),
+            "top_logprobs": [_logprob_object(top) for top in entry.get("top_logprobs") or ()],
+        }
         for entry in content or ()
     ]
 
 
-def _brief(chance: JSON) -> JSON:
+def _without_top(chance: JSON) -> JSON:
     """As the events of a text tell it: without bytes."""
     top = [{"token": other["token"], "logprob": other["logprob"]} for other in chance["top_logprobs"]]
     return {"token": chance["token"], "logprob": chance["logprob"], "top_logprobs": top}
 
 
-def _chance(entry: JSON) -> dict[str, JSON]:
+def _logprob_object(entry: JSON) -> dict[str, JSON]:
     token = entry.get("token", "")
     spelt = entry.get("bytes")
     return {
@@ -157,13 +165,13 @@ def _chance(entry: JSON) -> dict[str, JSON]:
     }
 
 
-class Call:
+class FunctionCallItem:
     """A call of a function, or of a custom tool with its free-form input."""
 
     def __init__(
-        self, id: str, index: int, kind: str, call: ToolCall, group: tuple[str, str] | None = None
+        self, id: str, index: int, kind: str, call: ToolCallStart, group: tuple[str, str] | None = None
     ) -> None:
-        self._at = {"item_id": id, "output_index": index}
+        self._index = {"item_id": id, "output_index": index}
         self._kind = kind
         self._call = call
         self._name = {"name": call.name} if group is None else {"namespace": group[0], "name": group[1]}
@@ -171,66 +179,66 @@ class Call:
         self._pieces: list[str] = []
         self._json: JSONState | None = None
 
-    def takes(self, event: Event) -> bool:
-        return isinstance(event, Arguments) and event.index == self._call.index
+    def accepts(self, event: Event) -> bool:
+        return isinstance(event, ToolCallArgumentsDelta) and event.index == self._call.index
 
-    def whole(self) -> bool:
+    def add_complete(self) -> bool:
         """Whether nothing more can come; of a free-form input nobody knows before the end."""
         if self._call.custom:
             return False
         if self._json is None:  # only a call that something waits for is read as it comes
             self._json = JSONState()
             self._json.feed("".join(self._pieces))
-        return self._json.complete
+        return self._json.is_complete
 
-    def add(self, event: Any) -> list[Happening]:
-        if not isinstance(event, Arguments) or not event.text:
+    def add(self, event: Any) -> list[ItemEvent]:
+        if not isinstance(event, ToolCallArgumentsDelta) or not event.text:
             return []
         self._pieces.append(event.text)
         if self._json is not None:
             self._json.feed(event.text)
-        return [(f"response.{self._kind}_{self._key}.delta", {**self._at, "delta": event.text})]
+        return [(f"response.{self._kind}_{self._key}.delta", {**self._index, "delta": event.text})]
 
-    def close(self) -> list[Happening]:
-        done = {**self._at, self._key: "".join(self._pieces)}
+    def close(self) -> list[ItemEvent]:
+        done = {**self._index, self._key: "".join(self._pieces)}
         return [(f"response.{self._kind}_{self._key}.done", done)]
 
     def item(self, status: str) -> JSON:
-        said = {
+        message = {
             "call_id": self._call.id,
             **self._name,
             self._key: "" if status == "in_progress" else "".join(self._pieces),
         }
-        item = {"id": self._at["item_id"], "type": self._kind, **said}
+        item = {"id": self._index["item_id"], "type": self._kind, **message}
         return item if self._call.custom else {**item, "status": status}
 
 
-class OwnCall:
+class McpCallItem:
     """A tool that this server runs: open until its result is there."""
 
-    def __init__(self, id: str, index: int, call: ServerCall) -> None:
-        self._at = {"item_id": id, "output_index": index}
+    def __init__(self, id: str, index: int, call: ServerToolCall) -> None:
+        self._index = {"item_id": id, "output_index": index}
         self._call = call
-        self._result: ServerResult | None = None
+        self._result: ServerToolResult | None = None
 
-    def takes(self, event: Event) -> bool:
-        return isinstance(event, ServerResult) and event.id == self._call.id
+    def accepts(self, event: Event) -> bool:
+        return isinstance(event, ServerToolResult) and event.id == self._call.id
 
-    def whole(self) -> bool:
+    def add_complete(self) -> bool:
         return self._result is not None
 
-    def add(self, event: Any) -> list[Happening]:
-        if isinstance(event, ServerResult):
+    def add(self, event: Any) -> list[ItemEvent]:
+        if isinstance(event, ServerToolResult):
             self._result = event
-            return [(f"response.mcp_call.{'completed' if event.ok else 'failed'}", dict(self._at))]
+            return [(f"response.mcp_call.{'completed' if event.ok else 'failed'}", dict(self._index))]
         arguments = self._call.arguments
         return [
-            ("response.mcp_call.in_progress", dict(self._at)),
-            ("response.mcp_call_arguments.delta", {**self._at, "delta": arguments}),
-            ("response.mcp_call_arguments.done", {**self._at, "arguments": arguments}),
+            ("response.mcp_call.in_progress", dict(self._index)),
+            ("response.mcp_call_arguments.delta", {**self._index, "delta": arguments}),
+            ("response.mcp_call_arguments.done", {**self._index, "arguments": arguments}),
         ]
 
-    def close(self) -> list[Happening]:
+    def close(self) -> list[ItemEvent]:
         return []
 
     def item(self, status: str) -> JSON:
@@ -238,10 +246,10 @@ class OwnCall:
         failed = result is not None and not result.ok
         content = [{"type": "text", "text": result.output}] if result is not None else []
         return {
-            "id": self._at["item_id"],
+            "id": self._index["item_id"],
             "type": "mcp_call",
             "status": "failed" if failed else status,
-            "server_label": self._call.server or OWN_TOOLS,
+            "server_label": self._call.server or SERVER_TOOLS,
             "name": self._call.tool or self._call.name,
             "arguments": "" if status == "in_progress" else self._call.arguments,
             "output": result.output if result is not None and result.ok else None,

@@ -15,27 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qproxy.wire import storable
-from qproxy.wire.endpoints import chat
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire.endpoints import chat, validation
 from qproxy.wire.endpoints.responses import conversation, tools
 from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 
 # What a model's server may be told, by the same name in both APIs: OpenAI's fields and Qwen's own.
-PASSED = (
+PASSED_PARAMS = (
     "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier", "prompt_cache_key",
     "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
     "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
     "vl_high_resolution_images", "chat_template_kwargs",
 )  # fmt: skip
 # What is ours to keep, or decides nothing here.
-READ = frozenset((
+READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
     "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs", "background",
     "truncation", "max_tool_calls",
 ))  # fmt: skip
-REFUSED = {
+REJECTED_PARAMS = {
     "background": "Responses are not made in the background here.",
     "conversation": "There are no conversations here: use previous_response_id.",
     "prompt": "There are no stored prompts here: send instructions and input.",
@@ -43,55 +42,55 @@ REFUSED = {
 
 
 def _metadata(value: JSON, path: str) -> JSON:
-    pairs = checks.an_object_of_names(value, path)
+    pairs = validation.an_object_of_names(value, path)
     if len(pairs) > 16:
-        checks.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
+        validation.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
     for key, text in pairs.items():
         if len(key) > 64:
-            checks.wrong_value(f"{path}.{key[:64]}", "a key has at most 64 characters.")
-        if len(checks.a_string(text, f"{path}.{key}")) > 512:
-            checks.wrong_value(f"{path}.{key}", "a value has at most 512 characters.")
+            validation.wrong_value(f"{path}.{key[:64]}", "a key has at most 64 characters.")
+        if len(validation.string(text, f"{path}.{key}")) > 512:
+            validation.wrong_value(f"{path}.{key}", "a value has at most 512 characters.")
     return value
 
 
 def _reasoning(value: JSON, path: str) -> JSON:
-    summary = checks.an_object(value, path).get("summary")
+    summary = validation.object_(value, path).get("summary")
     if summary is not None:
-        checks.one_of(("auto", "concise", "detailed"))(summary, f"{path}.summary")
+        validation.one_of(("auto", "concise", "detailed"))(summary, f"{path}.summary")
     return value
 
 
-checks.says(
+validation.with_schema(
     _metadata, type="object", maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}
 )
-checks.says(_reasoning, type="object")
+validation.with_schema(_reasoning, type="object")
 FIELDS = {
-    "temperature": checks.a_number(0, 2),
-    "top_p": checks.a_number(0, 1),
-    "max_output_tokens": checks.an_integer(1),
-    "max_tool_calls": checks.an_integer(1),
-    "top_logprobs": checks.an_integer(0, 20),
-    "parallel_tool_calls": checks.a_boolean,
-    "stream": checks.a_boolean,
-    "store": checks.a_boolean,
-    "background": checks.a_boolean,
-    "instructions": checks.a_string,
-    "previous_response_id": checks.a_name,
-    "include": checks.an_array,
+    "temperature": validation.number(0, 2),
+    "top_p": validation.number(0, 1),
+    "max_output_tokens": validation.integer(1),
+    "max_tool_calls": validation.integer(1),
+    "top_logprobs": validation.integer(0, 20),
+    "parallel_tool_calls": validation.boolean,
+    "stream": validation.boolean,
+    "store": validation.boolean,
+    "background": validation.boolean,
+    "instructions": validation.string,
+    "previous_response_id": validation.a_name,
+    "include": validation.array,
     "metadata": _metadata,
-    "text": checks.an_object,
+    "text": validation.object_,
     "reasoning": _reasoning,
-    "truncation": checks.one_of(("auto", "disabled")),
-    "stop": checks.stop_sequences,
-    "user": checks.a_name,
-    "safety_identifier": checks.a_name,
-    "prompt_cache_key": checks.a_name,
-    "service_tier": checks.a_name,
+    "truncation": validation.one_of(("auto", "disabled")),
+    "stop": validation.stop_sequences,
+    "user": validation.a_name,
+    "safety_identifier": validation.a_name,
+    "prompt_cache_key": validation.a_name,
+    "service_tier": validation.a_name,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResponsesRequest:
     """What a request says beside its turn."""
 
     echo: dict[str, JSON]
@@ -99,10 +98,10 @@ class Asked:
     items: list[JSON]
     """The request's own input, canonical."""
     store: bool
-    sealed: bool
+    include_encrypted: bool
     """The client wants each thought as `encrypted_content` too."""
     logprobs: bool
-    groups: dict[str, tuple[str, str]]
+    namespaces: dict[str, tuple[str, str]]
     """By the name that the model knows, the group and the name of a tool in it."""
 
     @property
@@ -112,13 +111,13 @@ class Asked:
         return previous
 
 
-def asked(turn: Turn) -> Asked:
+def request_of(turn: Turn) -> ResponsesRequest:
     """What this endpoint's `decode` has kept with the turn."""
-    assert isinstance(turn.asked, Asked)
-    return turn.asked
+    assert isinstance(turn.endpoint_state, ResponsesRequest)
+    return turn.endpoint_state
 
 
-def references(body: JSON) -> tuple[str | None, list[str]]:
+def referenced_ids(body: JSON) -> tuple[str | None, list[str]]:
     """The response that a request continues, and the ids of the items it refers to: what to look up first."""
     if not isinstance(body, dict):
         return None, []
@@ -153,17 +152,17 @@ def decode(
     `before` are the items of the responses that it continues, `known` those that it may refer to; `keeps` says
     whether there is a store.
     """
-    body = checks.a_body(body)
-    model = checks.model(body, default_model)
-    fields = checks.fields(body, FIELDS)
-    _refuse(fields)
+    body = validation.body(body)
+    model = validation.require_model(body, default_model)
+    fields = validation.check_fields(body, FIELDS)
+    _reject(fields)
     if "input" not in fields:
-        checks.missing("input")
-    own, dropped = items.read(
+        validation.missing("input")
+    own, dropped = items.parse_items(
         fields["input"], response=id, known=known or {}, before={item["id"] for item in before}
     )
-    offered = tools.read(fields)
-    messages = conversation.messages([*before, *own])
+    offered = tools.parse_tools(fields)
+    messages = conversation.to_messages([*before, *own])
     if fields.get("instructions"):
         messages.insert(0, {"role": "system", "content": fields["instructions"]})
     _check_length(messages, max_messages)
@@ -177,21 +176,21 @@ def decode(
         tool_choice=offered.declared.tool_choice,
         params=params,
         stream=fields.get("stream", False),
-        requested=offered.declared.requested,
+        server_tools=offered.declared.server_tools,
         ignored=(*_ignored(fields), *dropped, *offered.ignored),
-        asked=Asked(
+        endpoint_state=ResponsesRequest(
             echo=_echo(fields, offered, keeps),
             items=own,
             store=keeps and fields.get("store", True),
-            sealed="reasoning.encrypted_content" in fields.get("include", ()),
+            include_encrypted="reasoning.encrypted_content" in fields.get("include", ()),
             logprobs="logprobs" in params,
-            groups=offered.groups,
+            namespaces=offered.namespaces,
         ),
     )
 
 
-def _refuse(fields: Mapping[str, JSON]) -> None:
-    for name, message in REFUSED.items():
+def _reject(fields: Mapping[str, JSON]) -> None:
+    for name, message in REJECTED_PARAMS.items():
         if fields.get(name):
             raise RequestError(message, param=name, code="unsupported_parameter")
 
@@ -206,7 +205,11 @@ def _check_length(messages: Sequence[JSON], limit: int) -> None:
 
 
 def _ignored(fields: Mapping[str, JSON]) -> list[str]:
-    names = [name for name in fields if name not in READ and name not in PASSED and name not in REFUSED]
+    names = [
+        name
+        for name in fields
+        if name not in READ_PARAMS and name not in PASSED_PARAMS and name not in REJECTED_PARAMS
+    ]
     if fields.get("truncation") == "auto":
         names.append("truncation")
     if "max_tool_calls" in fields:
@@ -216,15 +219,17 @@ def _ignored(fields: Mapping[str, JSON]) -> list[str]:
 
 def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
     """Chat's parameters: what keeps its name, and what has another one there."""
-    params = {name: fields[name] for name in PASSED if name in fields}
+    params = {name: fields[name] for name in PASSED_PARAMS if name in fields}
     if "max_output_tokens" in fields:
         params["max_completion_tokens"] = fields["max_output_tokens"]
     effort = fields.get("reasoning", {}).get("effort")
     if effort is not None:
-        params["reasoning_effort"] = checks.one_of(chat.EFFORTS)(effort, "reasoning.effort")
+        params["reasoning_effort"] = validation.one_of(chat.EFFORTS)(effort, "reasoning.effort")
     text = fields.get("text", {})
     if text.get("verbosity") is not None:
-        params["verbosity"] = checks.one_of(("low", "medium", "high"))(text["verbosity"], "text.verbosity")
+        params["verbosity"] = validation.one_of(("low", "medium", "high"))(
+            text["verbosity"], "text.verbosity"
+        )
     if text.get("format") is not None:
         params |= _response_format(text["format"])
     if fields.get("top_logprobs") or "message.output_text.logprobs" in fields.get("include", ()):
@@ -235,19 +240,19 @@ def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
 
 def _response_format(value: JSON) -> dict[str, JSON]:
     """`text.format` as chat's `response_format`: the schema nested."""
-    form = checks.an_object(value, "text.format")
-    kind = checks.one_of(("text", "json_object", "json_schema"))(form.get("type"), "text.format.type")
+    form = validation.object_(value, "text.format")
+    kind = validation.one_of(("text", "json_object", "json_schema"))(form.get("type"), "text.format.type")
     if kind == "text":
         return {}
     if kind == "json_object":
         return {"response_format": {"type": kind}}
-    checks.an_object(form.get("schema"), "text.format.schema")
+    validation.object_(form.get("schema"), "text.format.schema")
     schema = {key: form[key] for key in ("description", "schema", "strict") if form.get(key) is not None}
-    name = checks.a_name(form.get("name"), "text.format.name")
+    name = validation.a_name(form.get("name"), "text.format.name")
     return {"response_format": {"type": kind, "json_schema": {"name": name, **schema}}}
 
 
-def _echo(fields: Mapping[str, JSON], offered: tools.Tools, keeps: bool) -> dict[str, JSON]:
+def _echo(fields: Mapping[str, JSON], offered: tools.ResponsesTools, keeps: bool) -> dict[str, JSON]:
     text, reasoning = fields.get("text", {}), fields.get("reasoning", {})
     return {
         "instructions": fields.get("instructions"),

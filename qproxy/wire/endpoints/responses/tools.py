@@ -13,61 +13,61 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qproxy.wire import tool_schemas as schemas
-from qproxy.wire.endpoints import validation as checks
+from qproxy.wire import tool_schemas
+from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.events import JSON
 
 # The kinds that are offered, each with the keys that a response shows of it.
-OFFERED = {
+SERVED_TYPES = {
     "function": ("name", "description", "parameters", "strict"),
     "custom": ("name", "description", "format"),
     "mcp": ("server_label", "server_description", "allowed_tools", "require_approval"),
 }
-DEMANDED = ("parameters", "strict")
+REQUIRED_CHOICES = ("parameters", "strict")
 """Those that a function shows also when nothing was said."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class ResponsesTools:
     """The tools for the turn, and as the answer repeats them."""
 
-    declared: schemas.Declared
+    declared: tool_schemas.DeclaredTools
     ignored: tuple[str, ...]
-    groups: dict[str, tuple[str, str]]
+    namespaces: dict[str, tuple[str, str]]
     """By the name that the model knows, the group and the name of a tool in it."""
     echo: list[JSON]
     choice_echo: JSON
 
 
-def read(fields: Mapping[str, JSON]) -> Tools:
+def parse_tools(fields: Mapping[str, JSON]) -> ResponsesTools:
     """The tools that a request offers; RequestError names what is wrong with them."""
-    entries = checks.an_array(fields.get("tools", []), "tools")
+    entries = validation.array(fields.get("tools", []), "tools")
     choice = fields.get("tool_choice")
-    elsewhere = _is_elsewhere(choice)
-    groups = namespaces.read(entries)
-    declared = schemas.read(
+    elsewhere = _is_hosted(choice)
+    groups = namespaces.parse_namespace(entries)
+    declared = tool_schemas.parse_tools(
         {
             "tools": [*entries, *groups.tools],
             "tool_choice": "auto" if elsewhere else _as_chat(choice),
         }
     )
     ignored = [path for path in declared.ignored if path not in groups.paths] + groups.ignored
-    return Tools(
+    return ResponsesTools(
         declared,
         (*ignored, "tool_choice") if elsewhere else tuple(ignored),
         groups.names,
-        [shown for entry in entries for shown in _shown(entry)],
+        [shown for entry in entries for shown in _echo_tool(entry)],
         _choice_echo(declared.tool_choice, choice),
     )
 
 
-def _shown(entry: dict[str, JSON]) -> list[JSON]:
+def _echo_tool(entry: dict[str, JSON]) -> list[JSON]:
     """A tool as a response shows it; nothing where it is not offered."""
-    if namespaces.is_group(entry):
+    if namespaces.is_namespace(entry):
         group = {"type": "namespace", "name": entry["name"], "description": entry.get("description") or ""}
-        return [{**group, "tools": [_flat(tool) for _, tool in namespaces.members(entry)]}]
-    return [_flat(entry)] if _kind(entry) in OFFERED else []
+        return [{**group, "tools": [_flatten(tool) for _, tool in namespaces.namespace_tools(entry)]}]
+    return [_flatten(entry)] if _kind(entry) in SERVED_TYPES else []
 
 
 def _kind(entry: dict[str, JSON]) -> str:
@@ -75,33 +75,33 @@ def _kind(entry: dict[str, JSON]) -> str:
     return kind
 
 
-def _is_elsewhere(choice: JSON) -> bool:
+def _is_hosted(choice: JSON) -> bool:
     """Whether a choice wants a tool that is not run here."""
     if not isinstance(choice, dict):
         return False
-    kind = checks.a_string(choice.get("type", "function"), "tool_choice.type")
+    kind = validation.string(choice.get("type", "function"), "tool_choice.type")
     if kind == "mcp":  # a server, but none of its tools: nothing that can be forced
         return choice.get("name") is None
-    return kind not in OFFERED and kind != "allowed_tools"
+    return kind not in SERVED_TYPES and kind != "allowed_tools"
 
 
 def _as_chat(choice: JSON) -> JSON:
     """A choice in the shape that `schemas` reads; a tool of an MCP server by the name that the model knows."""
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        checks.an_array(choice.get("tools"), "tool_choice.tools")
+        validation.array(choice.get("tools"), "tool_choice.tools")
         return {"allowed_tools": choice}
     if isinstance(choice, dict) and choice.get("type") == "mcp":
         return {"type": "function", "name": f"{choice.get('server_label')}__{choice['name']}"}
     return choice
 
 
-def _flat(entry: dict[str, JSON]) -> JSON:
+def _flatten(entry: dict[str, JSON]) -> JSON:
     """A function, a custom tool or an MCP server as a response shows it."""
     kind = _kind(entry)
     inner = entry[kind] if isinstance(entry.get(kind), dict) else entry
-    shown = {key: inner[key] for key in OFFERED[kind] if inner.get(key) is not None}
+    shown = {key: inner[key] for key in SERVED_TYPES[kind] if inner.get(key) is not None}
     if kind == "function":
-        shown = {**dict.fromkeys(DEMANDED), **shown}
+        shown = {**dict.fromkeys(REQUIRED_CHOICES), **shown}
     return {"type": kind, **shown}
 
 

@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 
 from qproxy.wire.endpoints import responses
-from qproxy.wire.errors import Overloaded, RequestError, UpstreamError
+from qproxy.wire.errors import OverloadedError, RequestError, UpstreamError
 from qproxy.wire.events import (
-    Arguments,
-    Done,
+    ChoiceFinished,
     Event,
-    Failed,
-    Finish,
-    Reasoning,
-    Refusal,
-    ServerCall,
-    ServerResult,
-    Text,
-    ToolCall,
+    ReasoningDelta,
+    RefusalDelta,
+    ServerToolCall,
+    ServerToolResult,
+    StreamDone,
+    StreamFailed,
+    TextDelta,
+    ToolCallArgumentsDelta,
+    ToolCallStart,
     Usage,
 )
 from tests.openai_types import judge
@@ -95,39 +95,39 @@ OWN = ["output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta", 
 REFUSED = ["content_part.added", "refusal.delta", "refusal.done", "content_part.done"]
 
 STORIES: dict[str, tuple[list[Event], list[str], str]] = {
-    "text": ([Text("a"), Finish("stop"), Usage(1, 2, 3)], TEXT, "completed"),
-    "nothing": ([Finish("stop")], [kind for kind in TEXT if kind != "output_text.delta"], "completed"),
-    "a thought and text": ([Reasoning("h"), Text("a"), Finish("stop")], THOUGHT + TEXT, "completed"),
-    "only a thought": ([Reasoning("h"), Finish("stop")], [*THOUGHT, *(kind for kind in TEXT if kind != "output_text.delta")], "completed"),
-    "a call": ([ToolCall(0, "c", "f"), Arguments(0, "{}"), Finish("tool_calls")], CALL, "completed"),
+    "text": ([TextDelta("a"), ChoiceFinished("stop"), Usage(1, 2, 3)], TEXT, "completed"),
+    "nothing": ([ChoiceFinished("stop")], [kind for kind in TEXT if kind != "output_text.delta"], "completed"),
+    "a thought and text": ([ReasoningDelta("h"), TextDelta("a"), ChoiceFinished("stop")], THOUGHT + TEXT, "completed"),
+    "only a thought": ([ReasoningDelta("h"), ChoiceFinished("stop")], [*THOUGHT, *(kind for kind in TEXT if kind != "output_text.delta")], "completed"),
+    "a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ChoiceFinished("tool_calls")], CALL, "completed"),
     "text, calls, text": (
-        [Text("a"), ToolCall(0, "c", "f"), Arguments(0, "{}"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Text("b"), Finish("tool_calls")],
+        [TextDelta("a"), ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), TextDelta("b"), ChoiceFinished("tool_calls")],
         TEXT + CALL + CALL + TEXT,
         "completed",
     ),
     "two calls in pieces": (
-        [ToolCall(0, "c", "f"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Arguments(0, "{}"), Arguments(0, " "), Text("b"), Finish("tool_calls")],
+        [ToolCallStart(0, "c", "f"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), ToolCallArgumentsDelta(0, "{}"), ToolCallArgumentsDelta(0, " "), TextDelta("b"), ChoiceFinished("tool_calls")],
         [*CALL, *CALL, *TEXT],
         "completed",
     ),
     "a custom call, then another": (
-        [ToolCall(0, "c", "sql", custom=True), Arguments(0, "select 1"), ToolCall(1, "d", "f"), Arguments(1, "{}"), Finish("tool_calls")],
+        [ToolCallStart(0, "c", "sql", custom=True), ToolCallArgumentsDelta(0, "select 1"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), ChoiceFinished("tool_calls")],
         CUSTOM + CALL,
         "completed",
     ),
-    "a refusal after a text": ([Text("a"), Refusal("no"), Finish("stop")], [*TEXT[:5], *REFUSED, TEXT[5]], "completed"),
+    "a refusal after a text": ([TextDelta("a"), RefusalDelta("no"), ChoiceFinished("stop")], [*TEXT[:5], *REFUSED, TEXT[5]], "completed"),
     "our own tools in parallel": (
         [
-            ServerCall("x", "w__get", "{}", "w", "get"), ServerCall("y", "run", "{}"), ServerResult("y", "run", "bad", False, 0.1),
-            ServerResult("x", "w__get", "page", True, 0.1), Text("a"), Finish("stop"),
+            ServerToolCall("x", "w__get", "{}", "w", "get"), ServerToolCall("y", "run", "{}"), ServerToolResult("y", "run", "bad", False, 0.1),
+            ServerToolResult("x", "w__get", "page", True, 0.1), TextDelta("a"), ChoiceFinished("stop"),
         ],
         [*OWN, "mcp_call.completed", "output_item.done", *OWN, "mcp_call.failed", "output_item.done", *TEXT],
         "completed",
     ),
-    "cut short": ([Text("a"), Finish("length")], TEXT, "incomplete"),
-    "cut in a thought": ([Reasoning("h"), Finish("length")], THOUGHT, "incomplete"),
-    "cut in a call": ([ToolCall(0, "c", "f"), Arguments(0, '{"a'), Finish("length")], CALL, "incomplete"),
-    "filtered": ([Text("a"), Finish("content_filter")], TEXT, "incomplete"),
+    "cut short": ([TextDelta("a"), ChoiceFinished("length")], TEXT, "incomplete"),
+    "cut in a thought": ([ReasoningDelta("h"), ChoiceFinished("length")], THOUGHT, "incomplete"),
+    "cut in a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, '{"a'), ChoiceFinished("length")], CALL, "incomplete"),
+    "filtered": ([TextDelta("a"), ChoiceFinished("content_filter")], TEXT, "incomplete"),
 }  # fmt: skip
 
 
@@ -135,14 +135,14 @@ STORIES: dict[str, tuple[list[Event], list[str], str]] = {
 def test_stories(events, kinds, status):
     """Each story has OpenAI's events in OpenAI's order, and whole it is what its stream came to."""
     asked = turn(tools=[{"type": "function", "name": "f"}, {"type": "custom", "name": "sql"}])
-    text, response = encode(asked, *events, Done())
+    text, response = encode(asked, *events, StreamDone())
     happened = read(text)
     assert [event["type"] for event in happened[:2]] == ["response.created", "response.in_progress"]
     first = judge(Response, happened[0]["response"])
     assert (first.id, first.status, first.output, first.created_at) == (ID, "in_progress", [], 1700000000)
     assert short(happened) == kinds
     assert happened[-1]["type"] == f"response.{status}"
-    assert happened[-1]["response"] == response == responses.whole(asked, events)
+    assert happened[-1]["response"] == response == responses.response(asked, events)
     assert judge(Response, response).status == status
     done = [event["item"] for event in happened if event["type"] == "response.output_item.done"]
     assert done == response["output"]
@@ -150,10 +150,10 @@ def test_stories(events, kinds, status):
 
 def test_why_a_response_is_incomplete():
     """The item that was cut and the response say so, and the response says why."""
-    response = responses.whole(turn(), [Text("a"), Finish("length"), Usage(1, 2, 3)])
+    response = responses.response(turn(), [TextDelta("a"), ChoiceFinished("length"), Usage(1, 2, 3)])
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
     assert response["output"][-1]["status"] == "incomplete"
-    assert responses.whole(turn(), [Finish("content_filter")])["incomplete_details"] == {
+    assert responses.response(turn(), [ChoiceFinished("content_filter")])["incomplete_details"] == {
         "reason": "content_filter"
     }
 
@@ -161,7 +161,7 @@ def test_why_a_response_is_incomplete():
 def test_usage():
     """Usage has the Responses API's names."""
     counts = Usage(10, 5, 15, {"cached_tokens": 4, "text_tokens": 3}, {"reasoning_tokens": 2})
-    assert responses.whole(turn(), [counts, Finish("stop")])["usage"] == {
+    assert responses.response(turn(), [counts, ChoiceFinished("stop")])["usage"] == {
         "input_tokens": 10,
         "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
         "output_tokens": 5,
@@ -179,39 +179,43 @@ def test_the_response_repeats_the_request():
         "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}, "verbosity": "low"},
         "top_logprobs": 1, "max_tool_calls": 2,
     }  # fmt: skip
-    response = responses.whole(turn(**said), [Finish("stop")])
+    response = responses.response(turn(**said), [ChoiceFinished("stop")])
     judge(Response, response)
     assert {key: response[key] for key in said} == said
 
 
 def test_log_probabilities_only_when_asked():
     """Log probabilities stand in the deltas and in the text, where the client wants them."""
-    text, response = encode(turn(top_logprobs=1), Text("a", logprobs=LOGPROBS), Finish("stop"))
+    text, response = encode(turn(top_logprobs=1), TextDelta("a", logprobs=LOGPROBS), ChoiceFinished("stop"))
     events = {event["type"]: event for event in read(text)}
     chance = events["response.output_text.delta"]["logprobs"][0]
     assert chance == {"token": "a", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]}
     judge(Response, response)
     told = response["output"][0]["content"][0]["logprobs"][0]
     assert (told["token"], told["bytes"], told["top_logprobs"][0]["bytes"]) == ("a", [97], [98])
-    text, _ = encode(turn(), Text("a", logprobs=LOGPROBS), Finish("stop"))
+    text, _ = encode(turn(), TextDelta("a", logprobs=LOGPROBS), ChoiceFinished("stop"))
     assert 'logprob"' not in text
 
 
 def test_sealed_thoughts_come_back():
     """A thought is sealed for who asks, and its item alone brings it back."""
-    response = responses.whole(
-        turn(include=["reasoning.encrypted_content"]), [Reasoning("hm"), Text("a"), Finish("stop")]
+    response = responses.response(
+        turn(include=["reasoning.encrypted_content"]),
+        [ReasoningDelta("hm"), TextDelta("a"), ChoiceFinished("stop")],
     )
     judge(Response, response)
     thought, said = response["output"]
     again = turn(input=[{**thought, "summary": []}, said])
     assert again.messages == [{"role": "assistant", "content": "a", "reasoning_content": "hm"}]
-    assert "encrypted_content" not in responses.whole(turn(), [Reasoning("hm"), Finish("stop")])["output"][0]
+    assert (
+        "encrypted_content"
+        not in responses.response(turn(), [ReasoningDelta("hm"), ChoiceFinished("stop")])["output"][0]
+    )
 
 
 FAILURES = {
     "the server": (UpstreamError("cut"), "server_error", "upstream_error"),
-    "a limit": (Overloaded("slow", status=429), "rate_limit_exceeded", "overloaded"),
+    "a limit": (OverloadedError("slow", status=429), "rate_limit_exceeded", "overloaded"),
     "the request": (RequestError("bad", param="input"), "invalid_prompt", None),
 }
 
@@ -219,7 +223,13 @@ FAILURES = {
 @pytest.mark.parametrize(("error", "code", "ours"), FAILURES.values(), ids=FAILURES)
 def test_a_failure(error, code, ours):
     """A response that breaks off says so, with what there was, and then an error makes the clients raise."""
-    text, response = encode(turn(), Text("a"), ToolCall(0, "c", "f"), Arguments(0, "{"), Failed(error))
+    text, response = encode(
+        turn(),
+        TextDelta("a"),
+        ToolCallStart(0, "c", "f"),
+        ToolCallArgumentsDelta(0, "{"),
+        StreamFailed(error),
+    )
     *_, failed, last = read(text)
     assert response is None
     assert failed["type"] == "response.failed"
@@ -229,13 +239,13 @@ def test_a_failure(error, code, ours):
     assert (last["type"], last["code"], last["message"]) == ("error", ours, error.message)
     assert last["error"] == error.body()["error"]
     with pytest.raises(type(error)):
-        responses.whole(turn(), [Text("a"), Failed(error)])
+        responses.response(turn(), [TextDelta("a"), StreamFailed(error)])
 
 
 def test_a_failure_before_anything():
     """Even a stream that fails first begins with response.created."""
     encoder = responses.Encoder(turn())
-    events = read(encoder.failure(UpstreamError("late")).decode())
+    events = read(encoder.error_event(UpstreamError("late")).decode())
     assert [event["type"] for event in events] == [
         "response.created", "response.in_progress", "response.failed", "error",
     ]  # fmt: skip
@@ -253,18 +263,18 @@ def answers(draw):
     calls = 0
     for kind in draw(st.lists(st.sampled_from("trcaaa"), max_size=25)):
         if kind == "t":
-            events.append(Text(draw(WORDS)))
+            events.append(TextDelta(draw(WORDS)))
         elif kind == "r":
-            events.append(Reasoning(draw(WORDS)))
+            events.append(ReasoningDelta(draw(WORDS)))
         elif kind == "c":
-            events.append(ToolCall(calls, f"call_{calls}", "f"))
+            events.append(ToolCallStart(calls, f"call_{calls}", "f"))
             left[calls] = ['{"', "a", '":', "1", "}"]
             calls += 1
         elif any(left.values()):
             index = draw(st.sampled_from([index for index, pieces in left.items() if pieces]))
-            events.append(Arguments(index, left[index].pop(0)))
-    events += [Arguments(index, piece) for index, pieces in left.items() for piece in pieces]
-    return [*events, Finish("tool_calls" if calls else "stop")]
+            events.append(ToolCallArgumentsDelta(index, left[index].pop(0)))
+    events += [ToolCallArgumentsDelta(index, piece) for index, pieces in left.items() for piece in pieces]
+    return [*events, ChoiceFinished("tool_calls" if calls else "stop")]
 
 
 @given(answers())
@@ -290,9 +300,9 @@ def test_any_answer(events):
                 assert event.get("text", event.get("arguments")) == said
     calls = [item for item in response["output"] if item["type"] == "function_call"]
     assert [(call["call_id"], call["arguments"]) for call in calls] == [
-        (event.id, '{"a":1}') for event in events if isinstance(event, ToolCall)
+        (event.id, '{"a":1}') for event in events if isinstance(event, ToolCallStart)
     ]
     texts = [part["text"] for item in response["output"] for part in item.get("content", ())]
-    assert "".join(texts) == "".join(event.text for event in events if isinstance(event, Text))
+    assert "".join(texts) == "".join(event.text for event in events if isinstance(event, TextDelta))
     thoughts = [part["text"] for item in response["output"] for part in item.get("summary", ())]
-    assert "".join(thoughts) == "".join(event.text for event in events if isinstance(event, Reasoning))
+    assert "".join(thoughts) == "".join(event.text for event in events if isinstance(event, ReasoningDelta))

@@ -4,9 +4,9 @@ import pytest
 from openai.types.responses import Response
 
 from qproxy.wire.endpoints import responses
-from qproxy.wire.endpoints.responses import input_items as items
+from qproxy.wire.endpoints.responses import input_items
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import Arguments, Event, Finish, ToolCall
+from qproxy.wire.events import ChoiceFinished, Event, ToolCallArgumentsDelta, ToolCallStart
 from tests.openai_types import judge
 
 ID = "resp_" + "0" * 24
@@ -84,7 +84,7 @@ CONVERSATIONS = {
         [{"role": "assistant", "content": "yes", "reasoning_content": "hm"}],
     ),
     "reasoning that was sealed": (
-        [{"type": "reasoning", "summary": [], "encrypted_content": items.sealed("hm\ud83c")}, SAID],
+        [{"type": "reasoning", "summary": [], "encrypted_content": input_items.encode_reasoning("hm\ud83c")}, SAID],
         [{"role": "assistant", "content": "yes", "reasoning_content": "hm\ud83c"}],
     ),
     "reasoning sealed elsewhere": ([{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, SAID], [{"role": "assistant", "content": "yes"}]),
@@ -113,13 +113,16 @@ def test_instructions_come_first_and_are_not_stored():
         {"model": "m", "input": "hi", "instructions": "be brief"}, id=ID, created=0, before=before
     )
     assert [message["content"] for message in turn.messages] == ["be brief", "a", "hi"]
-    assert len(responses.asked(turn).items) == 1
+    assert len(responses.request_of(turn).items) == 1
 
 
 def test_references_lead_to_stored_items():
     """A reference becomes what it refers to; one to an item of the same conversation is not said twice."""
     body = {"input": [{"id": "msg_1"}, {"type": "item_reference", "id": "fc_2"}, USER]}
-    assert responses.references(body | {"previous_response_id": "resp_1"}) == ("resp_1", ["msg_1", "fc_2"])
+    assert responses.referenced_ids(body | {"previous_response_id": "resp_1"}) == (
+        "resp_1",
+        ["msg_1", "fc_2"],
+    )
     known = {"fc_2": {"id": "fc_2", **CALL}}
     before = [{"id": "msg_1", **SAID}]
     turn = responses.decode({"model": "m", **body}, id=ID, created=0, before=before, known=known)
@@ -129,7 +132,7 @@ def test_references_lead_to_stored_items():
 @pytest.mark.parametrize("body", [[], {"input": 1}, {"input": [1, {"id": 1}], "previous_response_id": 2}])
 def test_references_of_a_wrong_body(body):
     """What decode will refuse refers to nothing."""
-    assert responses.references(body) == (None, [])
+    assert responses.referenced_ids(body) == (None, [])
 
 
 def test_a_missing_item_is_a_404():
@@ -141,7 +144,7 @@ def test_a_missing_item_is_a_404():
 
 def test_ids_lead_back_to_the_response():
     """Items that come without an id get one from which the response can be told; those with one keep it."""
-    own = responses.asked(decode(input=[USER, {**CALL, "id": "fc_mine"}, OUTPUT])).items
+    own = responses.request_of(decode(input=[USER, {**CALL, "id": "fc_mine"}, OUTPUT])).items
     assert [responses.response_of(item["id"]) for item in own] == [ID, None, ID]
     assert responses.response_of("msg_0123") is None
 
@@ -198,10 +201,10 @@ def test_tools_and_choices(choice, read, echo):
     turn = decode(tools=offered, tool_choice=choice)
     assert [tool["type"] for tool in turn.tools] == ["function", "custom"]
     assert turn.tools[0]["function"] == {key: FUNCTION[key] for key in ("name", "parameters", "strict")}
-    assert [request.server for request in turn.requested] == ["w"]
+    assert [request.server for request in turn.server_tools] == ["w"]
     assert turn.ignored[0] == "tools[2]"
     assert turn.tool_choice == read
-    shown = responses.asked(turn).echo
+    shown = responses.request_of(turn).echo
     assert shown["tool_choice"] == echo
     assert shown["tools"] == [FUNCTION, CUSTOM, {"type": "mcp", "server_label": "w"}]
 
@@ -213,7 +216,7 @@ def test_allowed_tools():
     assert turn.tool_names() == ["f"]
     assert len(turn.tools) == 1
     assert turn.tool_choice == "required"
-    assert responses.asked(turn).echo["tool_choice"] == wanted
+    assert responses.request_of(turn).echo["tool_choice"] == wanted
 
 
 GROUP = {
@@ -227,12 +230,16 @@ def test_tools_in_groups():
     turn = decode(tools=[FUNCTION, GROUP, {"type": "namespace"}])
     assert [tool[tool["type"]]["name"] for tool in turn.tools] == ["f", "mcp__web__get", "mcp__web__put"]
     assert turn.ignored == ("tools[2]", "tools[1].tools[1]")
-    assert responses.asked(turn).echo["tools"] == [
+    assert responses.request_of(turn).echo["tools"] == [
         FUNCTION,
         {**GROUP, "tools": [GROUP["tools"][0], GROUP["tools"][2]]},
     ]
-    events: list[Event] = [ToolCall(0, "c1", "mcp__web__get"), Arguments(0, "{}"), Finish("tool_calls")]
-    response = responses.whole(turn, events)
+    events: list[Event] = [
+        ToolCallStart(0, "c1", "mcp__web__get"),
+        ToolCallArgumentsDelta(0, "{}"),
+        ChoiceFinished("tool_calls"),
+    ]
+    response = responses.response(turn, events)
     judge(Response, response)
     call = response["output"][0]
     assert (call["namespace"], call["name"]) == ("mcp__web", "get")
@@ -313,7 +320,7 @@ PAGES = {
 @pytest.mark.parametrize(("query", "ids", "more"), PAGES.values(), ids=PAGES)
 def test_pages(query, ids, more):
     """A page is a cut of the items with its ends named."""
-    page = responses.page([{"id": f"i{n}"} for n in range(5)], **query)
+    page = responses.list_page([{"id": f"i{n}"} for n in range(5)], **query)
     assert [item["id"] for item in page["data"]] == ids
     assert page["has_more"] is more
     assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else ("", ""))
@@ -325,5 +332,5 @@ def test_pages(query, ids, more):
 def test_wrong_pages(query, param):
     """A wrong query names its parameter."""
     with pytest.raises(RequestError) as caught:
-        responses.page([], **query)
+        responses.list_page([], **query)
     assert caught.value.param == param
