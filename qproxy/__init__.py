@@ -2,17 +2,19 @@
 
     client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
                                                  │   relay  (where wire       │
-    upstreams.X.request ← target, Turn ──────────┘   meets Trio)              └─ events ← toolcalls ← upstreams.X.Decoder ← sse.Decoder ← bytes
+    dialects.X.request ← target, Turn ───────────┘   meets Trio)              └─ events ← tool_calls ← dialects.X.Decoder ← sse.Decoder ← bytes
 
 Bytes come in from a client and become a `Turn`; a Qwen account answers with bytes that become events; the events
 become the client's bytes.  `wire` is pure; `relay` takes one request through it; `server` speaks HTTP with the
-client, `transport` with Qwen; `serving` puts the parts together.
+client, `transport` with Qwen; `bootstrap` puts the parts together.
 
-Where the model calls a tool of this server, `rounds` runs it (`tools`, fenced by `sandbox`) and asks the model again.
+Where the model calls a tool of this server, `relay.tool_loop` runs it (`tools`, fenced by `sandbox`) and asks the model
+again.
 
-Imports point one way: cli → serving → server → rounds → {relay, tools} → {transport, accounts, auth, sandbox, observe} → wire.
-The settings (`config`) are read where parts are put together (`serving`, `outbound`, `signing`, `toolmaking`, `watching`,
-`reloading`) and by `doctor`, `demo` and `cli`: the other rooms get what they need as arguments.
+Imports point one way: cli → diagnostics → {process, emulator} → bootstrap → {backends, dashboard} → server → relay →
+accounts → config → access → {auth, ledger} → {http_server, limits, telemetry, tools, transport} → {wire, sandbox, system}.
+The settings (`config`) are read where parts are put together (`bootstrap`, `process`) and by `diagnostics`,
+`emulator.demo` and `cli`: the other packages get what they need as arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment
@@ -41,11 +43,11 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {
-        "app": "asgi",
+        "app": "process.asgi",
         "Config": "config",
-        "create_app": "serving",
-        "serve": "serving",
-        "in_process": "inprocess",
+        "create_app": "bootstrap.app",
+        "serve": "bootstrap.app",
+        "in_process": "server.asgi_client",
     }
     if name not in homes:
         raise AttributeError(f"module 'qproxy' has no attribute {name!r}")

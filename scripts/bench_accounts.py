@@ -26,7 +26,9 @@ PACE = 10**9
 
 def accounts(board: SqliteAccountState | None, pace: AccountRateLimiter) -> AccountPool:
     ten = [Account(f"a{n}", StaticKey("http://x"), identity=f"id{n}", rate_limiter=pace) for n in range(10)]
-    return AccountPool(ten, sharing=AccountStateSync(board) if board else None)
+    return AccountPool(
+        ten, sharing=AccountStateSync(board) if board else None, queue_timeout=1.0, max_queue_size=100
+    )
 
 
 async def leases(all_of_them: AccountPool) -> float:

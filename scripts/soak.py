@@ -15,13 +15,16 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 import trio
 
+from qproxy.bootstrap.limits import transport_limits
+from qproxy.config import Config
 from qproxy.emulator import Emulator
-from qproxy.transport import TransportLimits, UpstreamTransport
+from qproxy.transport import UpstreamTransport
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
@@ -57,7 +60,7 @@ SETTINGS = """
 port = {port}
 log_level = "error"
 log_format = "json"
-pool_idle = 1
+pool_idle_timeout = 1
 client_idle_timeout = 2
 
 [[accounts]]
@@ -89,7 +92,12 @@ class Soak:
         self._left = total
         self._random = random.Random(1)
         self._transport = UpstreamTransport(
-            TransportLimits(max_connections=4 * CLIENTS, first_byte_timeout=60, idle_timeout=60)
+            replace(
+                transport_limits(Config()),
+                max_connections=4 * CLIENTS,
+                first_byte_timeout=60,
+                idle_timeout=60,
+            )
         )
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.done = 0
@@ -245,7 +253,7 @@ class Process:
 async def settled(url: str, emulator: Emulator, process: Process) -> tuple[int, int]:
     """Connections to the upstream and open files, once one more request has swept the pool."""
     await trio.sleep(2.5)
-    transport = UpstreamTransport()
+    transport = UpstreamTransport(transport_limits(Config()))
     body = {"model": "qwen-plus", "messages": [{"role": "user", "content": "hi"}]}
     request = HTTPRequest(
         "POST",

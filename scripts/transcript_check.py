@@ -14,7 +14,7 @@ def story(session: Session) -> None:
     session.same[origin.removeprefix("http://")] = "127.0.0.1:8080"
     session.environ |= {"QPROXY_UPSTREAM": f"{origin}/v1", "QPROXY_PORT": "0", "no_proxy": "127.0.0.1"}
     # Any machine allows so many.
-    session.environ |= {"QPROXY_MAX_CLIENTS": "100", "QPROXY_MAX_REQUESTS": "100"}
+    session.environ |= {"QPROXY_MAX_CLIENT_CONNECTIONS": "100", "QPROXY_MAX_REQUESTS": "100"}
     session.run("check")
     session.run("check", f"{origin}/v1")
     session.environ["QPROXY_PROT"] = "8787"

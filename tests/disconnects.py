@@ -115,9 +115,13 @@ async def left(it, stream, ask, moment, caplog, *, within):
     assert not it.sound()
     with trio.fail_after(within):
         await leave()
-        await it.emulator.requests[-1].left.wait()
-        await until(lambda: it.sound() and not len(it.server.lives) and not it.server.admission.taken)
-    assert it.server.counts.outcomes["client_left"] == 1
+        await it.emulator.requests[-1].disconnected.wait()
+        await until(
+            lambda: (
+                it.sound() and not len(it.server.state.in_flight) and not it.server.state.concurrency.in_use
+            )
+        )
+    assert it.server.state.counters.outcomes["client_disconnected"] == 1
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     await trio.aclose_forcefully(stream)
     with trio.fail_after(within):

@@ -30,6 +30,7 @@ from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator
 from qproxy.server import Server
 from qproxy.server.asgi_client import InProcessClient, in_process
+from qproxy.wire.endpoints import ENDPOINTS
 
 MODEL = "qwen3.7-plus"
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello there"}]}
@@ -67,8 +68,8 @@ class World:
 
     def sound(self):
         """Whether nothing is held: no lease, no connection in use."""
-        statistics = self.server.relay.transport.statistics()
-        leases = [account.in_flight for account in self.server.relay.accounts.accounts]
+        statistics = self.server.state.relay.transport.statistics()
+        leases = [account.in_flight for account in self.server.state.relay.accounts.accounts]
         return statistics.open == statistics.idle and not any(leases)
 
 
@@ -80,15 +81,15 @@ async def leftovers(it):
         task = waiting.pop()
         tasks += 1
         waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    statistics = it.server.relay.transport.statistics()
+    statistics = it.server.state.relay.transport.statistics()
     busy = statistics.open - statistics.idle
     return {
         "busy": busy,
         "tasks": tasks - it.emulator.open_connections,
         "files": len(os.listdir("/proc/self/fd")),
-        "leases": sum(account.in_flight for account in it.server.relay.accounts.accounts),
-        "lives": len(it.server.lives),
-        "places": it.server.admission.taken,
+        "leases": sum(account.in_flight for account in it.server.state.relay.accounts.accounts),
+        "lives": len(it.server.state.in_flight),
+        "places": it.server.state.concurrency.in_use,
     }
 
 
@@ -105,10 +106,13 @@ def accounts(*names, **settings):
 
 
 @asynccontextmanager
-async def world(*, emulator=None, through=None, functions=(), site=None, **settings) -> AsyncIterator[World]:
-    """An app in front of an emulator; `settings` are those of `Config`.
+async def world(
+    *, emulator=None, through=None, functions=(), site=None, backends=None, endpoints=ENDPOINTS, **settings
+) -> AsyncIterator[World]:
+    """Serve an app in front of an emulator; `settings` are those of `Config`.
 
-    `functions` are Python functions as tools, `site` a way to a sandbox; `through(connect, host, port)` makes the connections where they are not to be plain and working ones.
+    `functions` are Python functions as tools, `site` a way to a sandbox, `backends` where shared state lives;
+    `through(connect, host, port)` makes the connections that are not to be plain and working ones.
     """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
@@ -121,7 +125,14 @@ async def world(*, emulator=None, through=None, functions=(), site=None, **setti
             return ours
 
         way = connect if through is None else partial(through, connect)
-        server = build_server(Config(**settings), connect=way, tools=functions, sandbox=site)
+        server = build_server(
+            Config(**settings),
+            connect=way,
+            tools=functions,
+            sandbox=site,
+            backends=backends,
+            endpoints=endpoints,
+        )
         app = server.app()
         async with in_process(app) as client:
             yield World(emulator, server, app, client)

@@ -423,11 +423,11 @@ def _sample(found: frozenset[str]) -> str:
 
 
 EXAMPLES: dict[str, list[str]] = {
-    "qproxy.config.reading: key re": [r"^[ \t]*+(\[++[ \t]*+)?[\"']?api_keys[\"']?[ \t]*+[=\].]"],
-    "qproxy.observe.redaction: known map re": [r"sk\-one|sk\-on|secret"],
-    "qproxy.wire.toolcalls.bare: opener": [r" {0,3}````*+[ \t]*+\r?\n?\Z"],
-    "qproxy.wire.toolcalls.written: others": [r"<(?=[tf/]|\Z)|[✿]", r"<(?=[tf/]|\Z)|[✿A`]"],
-    "qproxy.wire.upstreams.errors: row": [],  # the module holds them, too
+    "qproxy.config.parsing: key re": [r"^[ \t]*+(\[++[ \t]*+)?[\"']?api_keys[\"']?[ \t]*+[=\].]"],
+    "qproxy.telemetry.redaction: known map re": [r"sk\-one|sk\-on|secret"],
+    "qproxy.wire.tool_calls.bare_json: opener": [r" {0,3}````*+[ \t]*+\r?\n?\Z"],
+    "qproxy.wire.tool_calls.text_calls: others": [r"<(?=[tf/]|\Z)|[✿]", r"<(?=[tf/]|\Z)|[✿A`]"],
+    "qproxy.wire.dialects.error_mapping: row": [],  # the module holds them, too
 }
 """What the calls that build a pattern from parts make of them, by module and the names in its parts."""
 

@@ -22,12 +22,14 @@ import trio
 from hypercorn.config import Config as HypercornConfig
 
 import qproxy
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.backends.local import ledger_schema as schema
+from qproxy.bootstrap import app
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.emulator import Emulator, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
 from qproxy.http_server import Worker
-from qproxy.ledger import schema
 from qproxy.process import asgi
 from tests.helpers import HELLO, H1Client, H2Client, accounts, frames
 from tests.integration.test_commands import PATIENCE
@@ -63,6 +65,12 @@ WAYS = {
     "`hypercorn.trio.serve`": Way((str(EXAMPLES / "trio_hypercorn.py"),), bind=("{}",)),
 }
 MASTERS = {name: way for name, way in WAYS.items() if way.workers}
+SAME_SIGNALS = {
+    "`hypercorn -w 2`": "`hypercorn -w 1`",  # Hypercorn's master
+    "`hypercorn.trio.serve`": "`qproxy.serve`",  # the program's own receiver
+}
+"""Ways whose signals are received by the same code as another's."""
+INTERRUPTED = {name: way for name, way in WAYS.items() if name not in SAME_SIGNALS}
 COMMANDS = {name: way for name, way in WAYS.items() if way.bind and name.startswith("`hypercorn -w")}
 
 
@@ -233,11 +241,7 @@ async def test_settings_that_cannot_serve(way, tmp_path):
         assert not process.lines("Traceback")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-async def test_requests_at_the_end(way, number, tmp_path):
-    """After graceful_timeout streams end with an error frame and whole requests with a 503, over both versions of HTTP; the
-    ledger says why.  Hypercorn's lines come once a process, and a setting that it has itself is named once."""
+async def check_requests_at_the_end(way, number, tmp_path):
     async with upstream() as emulator:
         settings = environment(emulator, tmp_path)
         if way.bind:
@@ -255,6 +259,19 @@ async def test_requests_at_the_end(way, number, tmp_path):
     if way in COMMANDS.values():
         assert len(process.lines("Running on")) == max(1, way.workers)
         assert len(process.lines("the setting port is not used", "--bind")) == 1
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+async def test_requests_at_the_end(way, tmp_path):
+    """After SIGTERM and graceful_timeout streams end with an error frame and whole requests with a 503, over both versions of
+    HTTP; the ledger says why.  Hypercorn's lines come once a process, and a setting that it has itself is named once."""
+    await check_requests_at_the_end(way, signal.SIGTERM, tmp_path)
+
+
+@pytest.mark.parametrize("way", INTERRUPTED.values(), ids=INTERRUPTED.keys())
+async def test_an_interrupt(way, tmp_path):
+    """SIGINT ends requests as SIGTERM does, in each piece of code that receives signals."""
+    await check_requests_at_the_end(way, signal.SIGINT, tmp_path)
 
 
 @pytest.mark.parametrize("way", MASTERS.values(), ids=MASTERS.keys())
@@ -361,9 +378,7 @@ async def test_the_end_without_a_socket(autojump_clock):
                 task_status.started()
                 answers.append((await response.read()).decode())
 
-        server = qproxy.serving.assemble(
-            Config(accounts=accounts("one"), graceful_timeout=7), connect=connect
-        )
+        server = app.build_server(Config(accounts=accounts("one"), graceful_timeout=7), connect=connect)
         async with qproxy.in_process(server.app()) as client:
             await nursery.start(ask, client)
             began = trio.current_time()
@@ -396,7 +411,7 @@ async def test_no_lifespan_no_app():
     """The app is built in its lifespan only: before, after a failed one and after the last one a request is a 503 in words,
     also once the settings could be served."""
     found: list[Config] = [Config()]
-    app = asgi.App(lambda: found[0])
+    app = asgi.LazyApp(lambda: found[0])
     server = Server(app)
 
     async def refused():
@@ -427,7 +442,7 @@ async def test_a_fault_at_the_start_is_told(caplog):
     def broken():
         raise ZeroDivisionError("that was not foreseen")
 
-    (failed,) = await Server(asgi.App(broken)).call("lifespan")
+    (failed,) = await Server(asgi.LazyApp(broken)).call("lifespan")
     assert failed["message"] == "ZeroDivisionError: that was not foreseen; the log has the details"
     assert caplog.records[-1].exc_info
 
@@ -441,7 +456,7 @@ def run_without_trio(coroutine):
 
 def test_without_trio():
     """Under another event loop the lifespan fails and a request is refused, both in words."""
-    server = Server(asgi.App())
+    server = Server(asgi.LazyApp())
     (failed,) = run_without_trio(server.call("lifespan"))
     assert "--worker-class trio" in failed["message"]
     head, _ = run_without_trio(server.call(method="POST", path=PATH, headers=[]))
@@ -468,7 +483,7 @@ def test_addresses_of_a_program(bind, refused):
 
     def check():
         for host in worker.hosts():
-            config.check_address(host)
+            config.check_address(host, has_api_keys)
 
     if refused is None:
         check()
@@ -492,5 +507,5 @@ def test_limits_are_the_settings(caplog):
 def test_settings_of_a_server_are_named():
     """Each setting that the server around the app has itself is named when it says something."""
     config = Config(port=9, workers=3, certfile="x", keyfile="y", host="::1")
-    assert [line.split()[2] for line in asgi.unused_settings(config)] == list(asgi.OPTIONS)
+    assert [line.split()[2] for line in asgi.unused_settings(config)] == list(asgi.HYPERCORN_OPTIONS)
     assert asgi.unused_settings(Config(accounts=(AccountConfig("one"),))) == []

@@ -29,7 +29,7 @@ IPV6_PREFIX = 64
 class TrustedProxies:
     """The proxies that are believed when they name a client."""
 
-    def __init__(self, entries: Iterable[str] = ()) -> None:
+    def __init__(self, entries: Iterable[str]) -> None:
         """Raises ValueError for an entry that is no address, no network in CIDR and not `unix`."""
         names = list(entries)
         self._unix = UNIX in names
@@ -40,7 +40,7 @@ class TrustedProxies:
     def __repr__(self) -> str:
         return f"<TrustedProxies {len(self._networks)} networks{', unix' if self._unix else ''}>"
 
-    def client(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    def client_address(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The address of whoever asks; `peer` is the socket's, None for a Unix socket."""
         nearest = UNIX if peer is None else peer
         if not (self._unix or self._networks) or not self._trusts(nearest):
@@ -49,13 +49,13 @@ class TrustedProxies:
         for name, value in headers:
             if name.lower() in (b"x-forwarded-for", b"forwarded"):
                 chains.setdefault(name.lower(), []).append(value)
-        found = {self._first_stranger(nearest, _hops(name, values)) for name, values in chains.items()}
+        found = {self._first_untrusted(nearest, _hops(name, values)) for name, values in chains.items()}
         return found.pop() if len(found) == 1 else nearest
 
-    def _first_stranger(self, nearest: str, hops: Iterable[str]) -> str:
+    def _first_untrusted(self, nearest: str, hops: Iterable[str]) -> str:
         """The first address that no trusted proxy has, going from the nearest; `hops` begin there."""
         for hop in hops:
-            address = parse(hop)
+            address = parse_address(hop)
             if address is None:  # "unknown", a name (RFC 7239 6.2, 6.3)
                 break
             nearest = str(address)
@@ -66,7 +66,7 @@ class TrustedProxies:
     def _trusts(self, text: str) -> bool:
         if text == UNIX:
             return self._unix
-        address = parse(text)
+        address = parse_address(text)
         return address is not None and any(address in network for network in self._networks)
 
 
@@ -74,23 +74,23 @@ def _hops(name: bytes, values: Iterable[bytes]) -> list[str]:
     """The addresses in a field's values, the nearest first; at most `MAX_HOPS`."""
     elements = b",".join(values).decode("latin-1").rsplit(",", MAX_HOPS)[-MAX_HOPS:]
     if name == b"forwarded":
-        elements = [_for(element) for element in elements]
+        elements = [_for_parameter(element) for element in elements]
     return elements[::-1]
 
 
-def _for(element: str) -> str:
+def _for_parameter(element: str) -> str:
     """The `for` parameter of an element of a Forwarded field (RFC 7239 4)."""
     pairs = (pair.partition("=") for pair in element.split(";"))
     return next((value.strip().strip('"') for name, _, value in pairs if name.strip().lower() == "for"), "")
 
 
-def parse(text: str) -> IPAddress | None:
+def parse_address(text: str) -> IPAddress | None:
     """An address as proxies write it: alone, with a port, in brackets; None for anything else."""
-    return _parse(text.strip()) if len(text) <= MAX_ADDRESS else None
+    return _parse_cached(text.strip()) if len(text) <= MAX_ADDRESS else None
 
 
 @lru_cache(maxsize=4096)
-def _parse(text: str) -> IPAddress | None:
+def _parse_cached(text: str) -> IPAddress | None:
     host = text.rpartition(":")[0] if text.count(":") == 1 else text
     if host.startswith("["):
         host = host[1:].partition("]")[0]
@@ -102,9 +102,9 @@ def _parse(text: str) -> IPAddress | None:
 
 
 @lru_cache(maxsize=4096)
-def subscriber(address: str) -> str:
+def subscriber_prefix(address: str) -> str:
     """What counts as one address: an IPv4 address, the /64 of an IPv6 address, or the text where it is neither."""
-    ip = parse(address)
+    ip = parse_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))
     return address if ip is None else str(ip)

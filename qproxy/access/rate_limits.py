@@ -1,167 +1,169 @@
-"""What a client key has left of its requests and tokens a minute.
+"""Rate limits of API keys: requests and tokens per minute.
 
-Two buckets a key, refilled evenly: a minute's worth at most.  A request reserves one request and an estimate of its
-tokens before it is sent; when it is over, the estimate is exchanged for what was used (a client that left pays for
-what it got), and a request that reached no model costs nothing.
+A request reserves one request and an estimate of its tokens before it is sent. When it ends, the estimate is exchanged
+for what was used: a client that disconnected pays for what it received, and a request that reached no model is free.
 
-No clock and no I/O: whoever asks says what time it is.  A `Shelf` is where the buckets stand between two uses, for all
-processes that serve the same keys; the embedded member is a file (`meter_file`).  Without one a meter is this
-process's own.
+`RateLimitStore` holds the buckets for all processes that serve the same keys; `backends.local` has one in memory and
+one in a file. A limiter keeps the levels of its last use for what the responses say of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
+
+import trio
 
 from qproxy.access.api_keys import ApiKey
-from qproxy.limits.token_bucket import TokenBucket
+from qproxy.limits.token_bucket import (
+    REQUESTS,
+    TOKENS,
+    Amounts,
+    RateLimitGrant,
+    TokenBucket,
+    refill_seconds,
+)
 from qproxy.wire import json_codec
 from qproxy.wire.embeddings import EmbeddingInput
+from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 
 TOKENS_PER_IMAGE = 1000
 BYTES_PER_TOKEN = 4
+NOTHING: Amounts = {}
+
+
+class RateLimitStore(Protocol):
+    """The levels of limits per minute, for all processes that share the store.
+
+    A subject is whatever is limited; `limits` are its amounts per minute. A store that fails costs accuracy and no
+    request: it then decides by what this process knows.
+    """
+
+    async def reserve(self, subject: bytes, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
+        """Take all the amounts, or nothing if one of them is not available; no amounts ask for the levels."""
+        ...
+
+    def settle(self, subject: bytes, limits: Amounts, amounts: Amounts) -> None:
+        """Take the amounts in any case, or return those that are negative. Never waits."""
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
 class RateLimitReservation:
-    """What one request has taken and may get back."""
+    """What a request has taken and may get back."""
 
     limiter: KeyRateLimiter
-    tokens: int
+    tokens: float
     settled: bool = False
 
-    def settle(self, used: int, now: float, *, counts: bool = True) -> None:
-        """Exchange the estimate for `used` tokens; `counts` says whether the request itself stays taken.  Once."""
+    def settle(self, used: float, *, counts: bool = True) -> None:
+        """Exchange the estimate for `used` tokens, once; the request is returned unless it `counts`."""
         if not self.settled:
             self.settled = True
-            self.limiter.refund(self.tokens - used, 0 if counts else 1, now)
-
-
-Buckets: TypeAlias = tuple[TokenBucket | None, TokenBucket | None]
-"""Of requests and of tokens."""
-
-
-class RateLimitStore(Protocol):
-    """Where the buckets of all keys stand, for several processes."""
-
-    def transaction(self, identity: bytes, buckets: Buckets, now: float) -> AbstractContextManager[None]:
-        """The buckets are as everybody left them and nobody else's for the block, and left for others after it.
-
-        An error in the block leaves them as they were.
-        """
-        ...
+            self.limiter.settle({TOKENS: used - self.tokens, REQUESTS: 0 if counts else -1})
 
 
 class KeyRateLimiter:
-    """The two buckets of one key."""
+    """The limits per minute of one key."""
 
-    def __init__(self, key: ApiKey, now: float, store: RateLimitStore | None = None) -> None:
+    def __init__(
+        self, key: ApiKey, store: RateLimitStore, *, clock: Callable[[], float] = trio.current_time
+    ) -> None:
+        self.limits = key.rate_limits
         self._name = key.label
         self._store = store
-        self._identity = hashlib.sha256(f"{key.digest} {key.rpm} {key.tpm}".encode()).digest()
-        self.requests = TokenBucket(key.rpm, now) if key.rpm else None
-        self.tokens = TokenBucket(key.tpm, now) if key.tpm else None
+        self._clock = clock
+        self._subject = hashlib.sha256(f"{key.digest} {key.rpm} {key.tpm}".encode()).digest()
+        now = clock()
+        self._levels = {unit: TokenBucket(limit, now) for unit, limit in self.limits.items()}
 
-    def _buckets(self, now: float) -> AbstractContextManager[None]:
-        if self._store is None:
-            return nullcontext()
-        return self._store.transaction(self._identity, (self.requests, self.tokens), now)
+    async def reserve(self, tokens: float) -> RateLimitReservation:
+        """Take one request and the tokens. Raises a RequestError with status 429, and takes nothing, if that must wait."""
+        amounts = {REQUESTS: 1, TOKENS: min(tokens, self.limits.get(TOKENS, tokens))}
+        self._check(await self._store.reserve(self._subject, self.limits, amounts), amounts)
+        return RateLimitReservation(self, amounts[TOKENS])
 
-    def reserve(self, tokens: int, now: float) -> RateLimitReservation:
-        """Take one request and so many tokens.  RequestError 429 when that must wait; then nothing is taken."""
-        with self._buckets(now):
-            self._check(1, tokens, now)
-            if self.tokens:
-                tokens = min(tokens, self.tokens.capacity)
-            self._acquire(tokens, 1, now)
-        return RateLimitReservation(self, tokens)
+    async def extend(self, amounts: Amounts) -> None:
+        """Take what a running request has used since. Raises a RequestError with status 429 if that was too much."""
+        self.settle(amounts)
+        self._check(await self._store.reserve(self._subject, self.limits, NOTHING), NOTHING)
 
-    def consume(self, tokens: int, requests: int, now: float) -> None:
-        """What a request that goes on has used since; RequestError 429 when that was more than there was."""
-        with self._buckets(now):
-            self._acquire(tokens, requests, now)
-        with self._buckets(now):  # on its own: an error in a block takes back what the block took
-            self._check(0, 0, now)
+    def settle(self, amounts: Amounts) -> None:
+        """Take or return amounts in any case."""
+        now = self._clock()
+        for unit, bucket in self._levels.items():
+            bucket.acquire(amounts.get(unit, 0), now)
+        self._store.settle(self._subject, self.limits, amounts)
 
-    def _check(self, requests: int, tokens: int, now: float) -> None:
-        for bucket, count, what in ((self.requests, requests, "requests"), (self.tokens, tokens, "tokens")):
-            wait = bucket.wait(count, now) if bucket else 0.0
-            if bucket and wait > 0:
+    def _check(self, grant: RateLimitGrant, amounts: Amounts) -> None:
+        now = self._clock()
+        for unit, available in grant.available.items():
+            self._levels[unit].set_level(available, now)
+        if grant.granted:
+            return
+        for unit, limit in self.limits.items():
+            wait = refill_seconds(limit, grant.available[unit], amounts.get(unit, 0))
+            if wait:
                 raise RequestError(
-                    f"The API key {self._name!r} is limited to {bucket.capacity} {what} a minute. "
-                    f"Try again in {wait:.1f} s.",
+                    f"API key {self._name!r} is limited to {limit} {unit} per minute. Retry in {wait:.1f} s.",
                     status=429,
                     type="rate_limit_error",
                     code="rate_limit_exceeded",
                     retry_after=wait,
                 )
 
-    def refund(self, tokens: int, requests: int, now: float) -> None:
-        with self._buckets(now):
-            self._acquire(-tokens, -requests, now)
-
-    def _acquire(self, tokens: int, requests: int, now: float) -> None:
-        for bucket, count in ((self.tokens, tokens), (self.requests, requests)):
-            if bucket:
-                bucket.acquire(count, now)
-
-    def headers(self, now: float) -> dict[str, str]:
-        """OpenAI's x-ratelimit-* fields, as of this process's last use."""
-        fields = {}
-        for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
-            if bucket:
-                fields[f"x-ratelimit-limit-{what}"] = str(bucket.capacity)
-                fields[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.available(now))))
-                fields[f"x-ratelimit-reset-{what}"] = format_duration(bucket.wait(bucket.capacity, now))
-        return fields
+    def status(self) -> list[RateLimitStatus]:
+        """Return what is left of each limit, as of this process's last use of the key."""
+        now = self._clock()
+        return [
+            RateLimitStatus(
+                unit, bucket.capacity, max(0, int(bucket.available(now))), bucket.wait(bucket.capacity, now)
+            )
+            for unit, bucket in self._levels.items()
+        ]
 
 
 class KeyRateLimiters:
-    """The meters of all keys, made as they come.  A key whose limits have changed begins anew."""
+    """The limiters of all keys, created on demand. A key whose limits have changed gets a new one."""
 
-    def __init__(self, store: RateLimitStore | None = None) -> None:
+    def __init__(self, store: RateLimitStore, *, clock: Callable[[], float] = trio.current_time) -> None:
         self._store = store
+        self._clock = clock
         self._by_key: dict[ApiKey, KeyRateLimiter] = {}
 
-    def for_key(self, key: ApiKey | None, now: float) -> KeyRateLimiter | None:
-        """The key's meter; None for a key without limits."""
-        if key is None or not (key.rpm or key.tpm):
+    def for_key(self, key: ApiKey) -> KeyRateLimiter | None:
+        """Return the key's limiter, or None for a key without limits per minute."""
+        if not (key.rpm or key.tpm):
             return None
-        if key not in self._by_key:
-            self._by_key = {known: limiter for known, limiter in self._by_key.items() if known.id != key.id}
-            self._by_key[key] = KeyRateLimiter(key, now, self._store)
-        return self._by_key[key]
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as OpenAI writes it: 12ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    minutes, cooldown = divmod(seconds, 60)
-    return f"{int(minutes)}m{round(cooldown)}s" if minutes else f"{cooldown:.3g}s"
+        limiter = self._by_key.get(key)
+        if limiter is None:
+            self._by_key = {known: other for known, other in self._by_key.items() if known.id != key.id}
+            limiter = self._by_key[key] = KeyRateLimiter(key, self._store, clock=self._clock)
+        return limiter
 
 
 def estimate(turn: Turn) -> tuple[int, int]:
-    """About how many tokens a turn's prompt is, and at most how many its answer was asked to be."""
+    """Estimate the tokens of a turn's prompt, and return them with the maximum that was requested for its output."""
     text = sum(_text_size(message.get("content")) for message in turn.messages if isinstance(message, dict))
     tools = _text_of(turn) // BYTES_PER_TOKEN if turn.tools else 0
-    limit = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
-    return text + tools + 1, int(limit) if isinstance(limit, int | float) and limit > 0 else 0
+    max_tokens = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
+    return text + tools + 1, int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
 
 
 def _text_of(turn: Turn) -> int:
-    """How many bytes the tools are as text."""
+    """Return the size of the tools as text, in bytes."""
     text = None if turn.raw_fields is None else turn.raw_fields.text(turn.tools)
     return len(json_codec.dumps(list(turn.tools)) if text is None else text)
 
 
 def estimate_texts(request: EmbeddingInput) -> int:
-    """About how many tokens the texts of a request for embeddings are."""
+    """Estimate the tokens of the texts of an embedding request."""
     return sum(map(_text_size, request.texts)) + 1
 
 

@@ -1,8 +1,8 @@
 """One way into a Qwen server, and how it has been doing.
 
 Here: what is known of one account, and how an error or a success changes that.  Not here: which account is chosen
-(`choosing`), how long a rest is (`rests`).  Nothing is given up for ever: whatever an upstream says, the account is
-asked again, and one good answer ends a rest.  Times are Trio's clock; `wall` is only asked when a rest begins,
+(`selection`), how long a rest is (`cooldowns`).  Nothing is given up for ever: whatever an upstream says, the account is
+asked again, and one good answer ends a rest.  Times are Trio's clock; `wall_clock` is only asked when a rest begins,
 because upstreams speak of calendars.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
-from qproxy.accounts import cooldowns as rests
+from qproxy.accounts import cooldowns as cooldown_rules
 from qproxy.accounts.cooldowns import PROBE_SECONDS, Cooldown
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.auth import Credential, CredentialSource
@@ -112,12 +112,18 @@ class Account:
         return max((self.cooldowns[key].until for key in ("", model) if key in self.cooldowns), default=0.0)
 
     def state(self, now: float) -> str:
-        """One word for people: ready, paced, full, resting or down."""
+        """The state: ready, rate_limited, at_capacity, cooling_down or unavailable."""
         if self.circuit_breaker.wait(now):
-            return "down"
+            return "unavailable"
         if now < self.cooldown_until(""):
-            return "resting"
-        return "full" if self.at_capacity(now) else "paced" if self.rate_limiter.wait(1, now) else "ready"
+            return "cooling_down"
+        return (
+            "at_capacity"
+            if self.at_capacity(now)
+            else "rate_limited"
+            if self.rate_limiter.wait(1, now)
+            else "ready"
+        )
 
     def before_request(self, model: str, now: float) -> None:
         """A request goes out; where a rest is over it is the probe, and the others wait for what it hears."""
@@ -138,17 +144,19 @@ class Account:
         self.failures += 1
         wall_clock = self.wall_clock()
         self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall_clock
-        limit = rests.classify(error)
+        limit = cooldown_rules.classify(error)
         if limit is LimitKind.NONE:
             return
-        key = rests.cooldown_scope(limit, self.plan, model)
+        key = cooldown_rules.cooldown_scope(limit, self.plan, model)
         before = self.cooldowns.get(key)
         strikes = 0 if before is None else before.failed_probes + before.probing
-        cooldown = rests.cooldown_for(error, limit, strikes, wall_clock).with_clock_offset(now - wall_clock)
+        cooldown = cooldown_rules.cooldown_for(error, limit, strikes, wall_clock).with_clock_offset(
+            now - wall_clock
+        )
         if before is None or before.probing or cooldown.until > before.until:
             self.cooldowns[key] = cooldown
             self._drop_one_cooldown()
-        if limit is LimitKind.MINUTE and getattr(error, "named_wait", None) is None:
+        if limit is LimitKind.MINUTE and getattr(error, "retry_after_hint", None) is None:
             error.retry_after = cooldown.until - now  # for the client: the error itself knows no clock
         elif limit is LimitKind.CONCURRENCY:
             self._learned_concurrency = max(1, self.in_flight - 1), now + CONCURRENCY_BACKOFF_SECONDS

@@ -1,6 +1,6 @@
 """How long an account is left alone after a refusal, and for which models.
 
-`after` is pure.  A rest is for one model where the limit is the model's (a minute's limit on pay-as-you-go, a model that
+`cooldown_for` is pure.  A rest is for one model where the limit is the model's (a minute's limit on pay-as-you-go, a model that
 the account does not have), else for the account.  It only ever says "ask the others first": an account that is alone
 is asked all the same, and a rest ends with a probe, one request whose answer decides for the rest of them.
 
@@ -84,7 +84,7 @@ def cooldown_scope(limit: LimitKind, plan: str, model: str) -> str:
 
 
 def cooldown_for(error: QproxyError, limit: LimitKind, strikes: int, wall_clock: float) -> Cooldown:
-    """The rest that an error asks for, by the wall clock; `strikes` probes have failed before."""
+    """The rest that an error asks for, by the wall clock; `failed_probes` probes have failed before."""
     span = BACKOFF[limit]
     pause, reset = min(span.first * 2.0**strikes, span.max), None
     spoken = error.retry_after_hint if isinstance(error, UpstreamError) else error.retry_after

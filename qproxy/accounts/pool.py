@@ -1,4 +1,4 @@
-"""Acting on `choose`: who gets which account when, first come, first served.
+"""Acting on `select_account`: who gets which account when, first come, first served.
 
 A request that cannot be served at once stands in a line, bounded in length and in time.  Whatever ends a reason to wait
 (a lease given back, a time that has come) serves the line from its head in one synchronous step, so that nobody who
@@ -82,6 +82,15 @@ class _AccountLease(AbstractAsyncContextManager[Account]):
         self._accounts.release(account, 0 if usage is None else account.rate_limiter.reserved(tokens) - usage)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What a reload changes in a pool."""
+
+    accounts: tuple[Account, ...]
+    queue_timeout: float
+    max_queue_size: int
+
+
 class AccountPool:
     """All accounts of the server."""
 
@@ -89,13 +98,13 @@ class AccountPool:
         self,
         accounts: Sequence[Account],
         *,
-        queue_timeout: float = 1.0,
-        max_waiting: int = 100,
+        queue_timeout: float,
+        max_queue_size: int,
         sharing: AccountStateSync | None = None,
     ) -> None:
         self.accounts = tuple(accounts)
         self._queue_timeout = queue_timeout
-        self._max_queue_size = max_waiting
+        self._max_queue_size = max_queue_size
         self._queue: list[_LeaseRequest] = []
         self.sync = sharing
         """With whom; nobody, unless somebody says so."""
@@ -113,10 +122,10 @@ class AccountPool:
         """Whether an account is paced by tokens, so that a request should say how many it will take."""
         return any(account.rate_limiter.tokens for account in self.accounts)
 
-    def replace(self, other: AccountPool) -> None:
-        """Be what `other` is from now on; leases under way end where they began."""
-        self.accounts = other.accounts
-        self._queue_timeout, self._max_queue_size = other._queue_timeout, other._max_queue_size
+    def reconfigure(self, settings: PoolSettings) -> None:
+        """Use other accounts and limits from now on; leases of accounts that are gone end normally."""
+        self.accounts = settings.accounts
+        self._queue_timeout, self._max_queue_size = settings.queue_timeout, settings.max_queue_size
         self._serve_queue()
 
     async def start_sync(self) -> None:

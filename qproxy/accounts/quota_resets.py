@@ -26,7 +26,7 @@ _IN = re.compile(
     r"(?:d(?:ays?)?|h(?:ours?)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?: |,|and)*+)++)"
 )
 _EPOCH = re.compile(r"resets?(?: at|:)? *+(\d{10})(\d{3})?\b")
-_SPAN = re.compile(r"(?<![\d.])(\d++(?:\.\d++)?) *+([dhms])")
+_DURATION = re.compile(r"(?<![\d.])(\d++(?:\.\d++)?) *+([dhms])")
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? {1,16}(?:\w{1,64} {1,16})?quota|\b(dai)ly\b")
 
@@ -36,7 +36,7 @@ def reset_time_in(text: str, wall_clock: float) -> float | None:
     text = text.lower()
     when: float | None = None
     if match := _IN.search(text):
-        when = wall_clock + sum(float(count) * _SECONDS[unit] for count, unit in _SPAN.findall(match[1]))
+        when = wall_clock + sum(float(count) * _SECONDS[unit] for count, unit in _DURATION.findall(match[1]))
     elif match := _EPOCH.search(text):
         when = float(match[1])
     elif match := _AT.search(text):
@@ -44,33 +44,33 @@ def reset_time_in(text: str, wall_clock: float) -> float | None:
     return when if when is not None and wall_clock < when <= wall_clock + MAX_RESET else None
 
 
-def _parse_time(state: dict[str, str | None], wall_clock: float) -> float | None:
-    zone = _time_zone(state)
+def _parse_time(parts: dict[str, str | None], wall_clock: float) -> float | None:
+    zone = _time_zone(parts)
     now = datetime.fromtimestamp(wall_clock, zone)
     try:
         moment = now.replace(
-            year=int(state["year"] or now.year),
-            month=int(state["month"] or now.month),
-            day=int(state["day"] or now.day),
-            hour=int(state["hour"] or 0),
-            minute=int(state["minute"] or 0),
-            second=int(state["second"] or 0),
+            year=int(parts["year"] or now.year),
+            month=int(parts["month"] or now.month),
+            day=int(parts["day"] or now.day),
+            hour=int(parts["hour"] or 0),
+            minute=int(parts["minute"] or 0),
+            second=int(parts["second"] or 0),
             microsecond=0,
         )
-        if state["month"] is None and moment <= now:
+        if parts["month"] is None and moment <= now:
             moment += timedelta(days=1)
-        elif state["year"] is None and moment < now - timedelta(days=180):
+        elif parts["year"] is None and moment < now - timedelta(days=180):
             moment = moment.replace(year=now.year + 1)
     except ValueError:  # no such day
         return None
     return moment.timestamp()
 
 
-def _time_zone(state: dict[str, str | None]) -> timezone:
-    if state["offset"] is not None and int(state["offset"]) < 24:
-        offset = timedelta(hours=int(state["offset"]), minutes=int(state["half"] or 0) % 60)
-        return timezone(-offset if state["sign"] == "-" else offset)
-    return UTC if state["zone"] in ("utc", "gmt", "z") else CHINA_TIME
+def _time_zone(parts: dict[str, str | None]) -> timezone:
+    if parts["offset"] is not None and int(parts["offset"]) < 24:
+        offset = timedelta(hours=int(parts["offset"]), minutes=int(parts["half"] or 0) % 60)
+        return timezone(-offset if parts["sign"] == "-" else offset)
+    return UTC if parts["zone"] in ("utc", "gmt", "z") else CHINA_TIME
 
 
 def next_period_reset(text: str, wall_clock: float) -> float | None:

@@ -1,19 +1,19 @@
-"""How fast one account may be asked: requests and tokens a minute, so that it does not get to hear "too many".
+"""The rate limits of one account: requests and tokens per minute, so that its server does not have to reject requests.
 
-A token bucket each.  A request takes one request and an estimate of its tokens before it is sent, and the estimate is
-exchanged for what was used when it is over.  Where several processes speak as one account, what they agreed on
-(`board`) is put into these buckets, and they are each one's view of it.
+A token bucket each. A request takes one request and an estimate of its tokens before it is sent, and the estimate is
+exchanged for what was used when it ends. Where several processes use the same account, the levels that they share
+(`shared_state`) are put into these buckets, which are this process's view of them.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from qproxy.limits.token_bucket import TokenBucket
+from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts, TokenBucket
 
 
 class QueuedDemand(NamedTuple):
-    """Who else waits for the same, before."""
+    """What requests ahead in the queue will take."""
 
     requests: int = 0
     tokens: int = 0
@@ -23,32 +23,35 @@ NO_DEMAND = QueuedDemand()
 
 
 class AccountRateLimiter:
-    """Of one account; without limits it never makes anyone wait."""
+    """Limits of one account; without any it never makes a request wait."""
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None) -> None:
+        self._tpm = tpm or 0
         self.requests = TokenBucket(rpm, 0.0) if rpm else None
         self.tokens = TokenBucket(tpm, 0.0) if tpm else None
-        self.released_tokens = 0.0
-        """Tokens given back since the beginning, more than was taken later counting against them."""
+        limits = ((REQUESTS, rpm), (TOKENS, tpm))
+        self.limits: Amounts = {unit: limit for unit, limit in limits if limit}
+        self.released: dict[str, float] = {}
+        """Amounts returned since the start, less what was used beyond the estimates."""
 
     def __repr__(self) -> str:
-        return f"<Pace {self.requests} {self.tokens}>"
+        return f"<AccountRateLimiter {self.requests} {self.tokens}>"
 
     @property
     def is_limited(self) -> bool:
         return self.requests is not None or self.tokens is not None
 
     def describe(self) -> str:
-        """The limits, for people."""
+        """Return the limits as text."""
         limits = [(self.requests, "requests"), (self.tokens, "tokens")]
         return " and ".join(f"{bucket.capacity} {what}" for bucket, what in limits if bucket) + " a minute"
 
     def reserved(self, tokens: int) -> int:
-        """So many of a request's tokens are taken: a minute's worth at most, or nothing where none are counted."""
-        return min(tokens, self.tokens.capacity) if self.tokens else 0
+        """Return how many of a request's tokens are taken: a minute's worth at most, or none without a limit."""
+        return min(tokens, self._tpm)
 
     def wait(self, tokens: int, now: float, ahead: QueuedDemand = NO_DEMAND) -> float:
-        """Seconds until one request with so many tokens may go, after those ahead of it."""
+        """Return the seconds until a request with these tokens may be sent, after those ahead of it."""
         waits = [0.0]
         if self.requests:
             waits.append(self.requests.wait(1, now, ahead.requests))
@@ -62,17 +65,17 @@ class AccountRateLimiter:
                 bucket.acquire(count, now)
 
     def release(self, tokens: int, now: float) -> None:
-        """An estimate was too large by so much, or too small by as much below nothing.
+        """Return the tokens by which an estimate was too large, negative if it was too small.
 
         Too small by a minute's worth at most: no server looks further back, and one that reports far too many tokens
-        must not keep its account from being asked.
+        must not keep its account from being used.
         """
-        tokens = max(tokens, -self.tokens.capacity) if self.tokens else tokens
+        tokens = max(tokens, -self._tpm) if self.tokens else tokens
         self.acquire(-tokens, now, requests=0)
-        self.released_tokens += tokens
+        self.released[TOKENS] = self.released.get(TOKENS, 0.0) + tokens
 
-    def set_level(self, requests: float | None, tokens: float | None, now: float) -> None:
-        """Have so much left, as agreed with others."""
-        for bucket, left in ((self.requests, requests), (self.tokens, tokens)):
-            if bucket is not None and left is not None:
-                bucket.set_level(left, now)
+    def set_levels(self, levels: Amounts, now: float) -> None:
+        """Set what is available, as all processes know it."""
+        for unit, bucket in ((REQUESTS, self.requests), (TOKENS, self.tokens)):
+            if bucket is not None and unit in levels:
+                bucket.set_level(levels[unit], now)

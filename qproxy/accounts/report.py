@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from qproxy.accounts.shared_state import AccountLimits, AccountState, remaining
+from qproxy.accounts.rate_limit import AccountRateLimiter
+from qproxy.accounts.shared_state import AccountState, remaining
 from qproxy.config.accounts import AccountConfig
 
 
@@ -25,14 +26,14 @@ class AccountRow:
     plan: str | None
     host: str | None
     state: str
-    """ready, paced, resting, or unused where no server has asked it yet; for a login that cannot be
+    """ready, rate_limited, cooling_down, or unused where no server has asked it yet; for a login that cannot be
     used, its state."""
     message: str
     """The state for people."""
     expires_at: float | None
     """When the token in use ends; it is renewed before.  A key does not end."""
     cooldown_until: float | None
-    refused_models: Mapping[str, float]
+    models_refused: Mapping[str, float]
     """Models that it is not asked for, and until when."""
     quota: str | None
     """What its server last said about its quota."""
@@ -58,20 +59,21 @@ def account_rows(
 def _account_row(account: AccountConfig, standing: AccountState | None, wall_clock: float) -> AccountRow:
     known = standing or AccountState()
     cooldown = known.cooldowns.get("")
-    resting = cooldown is not None and cooldown.until > wall_clock
-    limits = AccountLimits(account.rpm or None, account.tpm or None)
+    cooling_down = cooldown is not None and cooldown.until > wall_clock
+    limits = AccountRateLimiter(account.rpm, account.tpm).limits
     refused = {
         model: item.until for model, item in known.cooldowns.items() if model and item.until > wall_clock
     }
     login = known.login
     if login is not None and not login.usable:
         state, text = login.state, login.message
-    elif cooldown is not None and resting:
-        state, text = "resting", f"resting until {format_time(cooldown.until, wall_clock)}: {cooldown.reason}"
+    elif cooldown is not None and cooling_down:
+        until = format_time(cooldown.until, wall_clock)
+        state, text = "cooling_down", f"cooling down until {until}: {cooldown.reason}"
     elif standing is None:
         state, text = "unused", "not used yet"
-    elif any(remaining(known, what, limit, wall_clock).wait(1, wall_clock) for what, limit in limits.pairs()):
-        state, text = "paced", "at its limit for this minute"
+    elif any(remaining(known, what, limit, wall_clock).wait(1, wall_clock) for what, limit in limits.items()):
+        state, text = "rate_limited", "at its requests or tokens per minute"
     else:
         state, text = "ready", "ready"
     if refused:
@@ -84,8 +86,8 @@ def _account_row(account: AccountConfig, standing: AccountState | None, wall_clo
         state=state,
         message=text,
         expires_at=login.expires_at if login is not None else None,
-        cooldown_until=cooldown.until if cooldown is not None and resting else None,
-        refused_models=refused,
+        cooldown_until=cooldown.until if cooldown is not None and cooling_down else None,
+        models_refused=refused,
         quota=known.quota,
         quota_reset_at=cooldown.reset_at if cooldown is not None else None,
         in_flight=known.active_requests(wall_clock),

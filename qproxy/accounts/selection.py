@@ -27,7 +27,7 @@ class CapacityWait:
     """Every fitting account is full or paced out."""
 
     seconds: float = math.inf
-    """Until `paced` may be asked."""
+    """Until `rate_limited` may be asked."""
     rate_limited: Account | None = None
     at_capacity: bool = True
     """One of them is full, so a place may be free any moment."""

@@ -1,10 +1,10 @@
-"""What the processes that speak as the same accounts tell each other, and what outlives them.
+"""What the processes that share accounts tell each other, and what outlives them.
 
-A `Board` is the one interface: `exchange` posts what happened here and reads what happened elsewhere, about once a
-second; `claim` asks for a place in an account's pace and is the only thing that a request waits for, and only where
-the account is paced.  The embedded member is a file (`board_file`); one for several machines would be another.
+`AccountStateStore` is the interface: `exchange` publishes what happened in this process and returns what happened
+elsewhere, about once a second; `acquire` takes from an account's rate limit and is the only call that a request waits
+for, and only where the account is limited. `backends.local` has a member that keeps the states in a file.
 
-Times on a board are those of the wall clock.  `merged` and `claimed` are pure.
+Times in a store are those of the wall clock. `merge` and `acquire_rate` are pure.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from qproxy.accounts.cooldowns import Cooldown
-from qproxy.limits.token_bucket import MINUTE, TokenBucket
+from qproxy.limits.token_bucket import MINUTE, Amounts, RateLimitGrant, TokenBucket, try_acquire
 
 SLOT_SECONDS = 10.0
-"""Seconds that are counted together for "the last minute"."""
+"""Resolution of the requests of the last minute."""
 HEARTBEAT = 15.0
-"""A process that has said nothing for so long has no requests under way: it has ended."""
+"""Seconds without an exchange after which a process counts as ended, with no requests in flight."""
 
 
 class StateStoreError(Exception):
-    """The board cannot be read or written; the message says why."""
+    """The store cannot be read or written; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginState:
-    """How the tokens of an account that is signed in are; `auth.status` has the states and the words."""
+    """The state of a logged-in account's tokens (`auth.status`)."""
 
     state: str
     message: str
@@ -38,7 +38,7 @@ class LoginState:
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """What everybody should know of one account."""
+    """What every process should know of one account."""
 
     name: str = ""
     cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
@@ -48,12 +48,12 @@ class AccountState:
     last_error_at: float | None = None
     quota: str | None = None
     login: LoginState | None = None
-    used_in_slots: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """What is left of requests and of tokens, and when that was."""
+    bucket_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The level of each limited unit, and its time."""
     slots: Mapping[str, int] = field(default_factory=dict)
-    """Requests by slot of time."""
+    """Requests by time slot."""
     in_flight: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    """By process, and when it said so."""
+    """Requests by process, and when it reported them."""
 
     def last_minute(self, wall_clock: float) -> int:
         first = int((wall_clock - MINUTE) // SLOT_SECONDS) + 1
@@ -65,92 +65,73 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True)
 class AccountStateDelta:
-    """What happened to one account in one process since it last said so."""
+    """What happened to one account in one process since its last exchange."""
 
     name: str
     cooldowns: Mapping[str, Cooldown | None] = field(default_factory=dict)
-    """Those that began, and (None) those that ended."""
+    """Those that started and, as None, those that ended."""
     requests: int = 0
     failures: int = 0
     in_flight: int = 0
     last_error: str | None = None
     last_error_at: float | None = None
     quota: tuple[str | None] | None = None
-    """In a tuple where it has changed."""
+    """In a tuple if it has changed."""
     login: LoginState | None = None
-    """Where it has changed."""
-    released_tokens: float = 0.0
-    """Tokens that were taken and not used."""
-    limits: AccountLimits | None = None
+    """If it has changed."""
+    released: Amounts = field(default_factory=dict)
+    """Amounts that were taken and not used."""
+    limits: Amounts = field(default_factory=dict)
+    """The account's limits per minute."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody would miss it."""
-        counts = self.requests or self.failures or self.in_flight or self.released_tokens
+        """Whether it says nothing."""
+        counts = self.requests or self.failures or self.in_flight or any(self.released.values())
         return not (counts or self.cooldowns or self.quota or self.login)
 
 
-@dataclass(frozen=True, slots=True)
-class AccountLimits:
-    """An account's requests and tokens a minute."""
-
-    rpm: int | None = None
-    tpm: int | None = None
-
-    def pairs(self) -> list[tuple[str, int]]:
-        limits = (("requests", self.rpm), ("tokens", self.tpm))
-        return [(what, limit) for what, limit in limits if limit is not None]
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimitGrant:
-    """How a claim ended, and what is left after it."""
-
-    granted: bool
-    requests: float | None
-    tokens: float | None
-
-
 class AccountStateStore(Protocol):
-    """Where the processes meet.  Everything raises BoardError."""
+    """The store of account states, by the identity of an account. Every method may raise StateStoreError."""
 
-    async def acquire(self, identity: str, limits: AccountLimits, tokens: int) -> RateLimitGrant:
-        """One request and so many tokens of an account's pace, for all processes together."""
+    async def acquire(self, identity: str, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
+        """Take the amounts from an account's limits per minute, for all processes together, or nothing."""
         ...
 
     async def exchange(self, delta: Mapping[str, AccountStateDelta]) -> Mapping[str, AccountState]:
-        """Post the news, by identity; returns what is known of the same accounts then."""
+        """Publish what happened, and return the states of the same accounts."""
+        ...
+
+    async def load(self) -> Mapping[str, AccountState]:
+        """Return the states of all accounts."""
         ...
 
     async def aclose(self) -> None: ...
 
 
-def remaining(state: AccountState, what: str, capacity: int, wall_clock: float) -> TokenBucket:
-    """One of an account's buckets as it stands."""
+def remaining(state: AccountState, unit: str, capacity: float, wall_clock: float) -> TokenBucket:
+    """Return one of an account's buckets with its current level."""
     bucket = TokenBucket(capacity, wall_clock)
-    if what in state.used_in_slots:
-        amount, at = state.used_in_slots[what]
-        bucket.set_level(amount, min(at, wall_clock))  # a clock that was set back makes nobody wait for it
+    if unit in state.bucket_levels:
+        amount, at = state.bucket_levels[unit]
+        bucket.set_level(
+            amount, min(at, wall_clock)
+        )  # a clock that was set back makes no request wait for it
     return bucket
 
 
-def try_acquire(
-    state: AccountState, limits: AccountLimits, tokens: int, wall_clock: float
+def acquire_rate(
+    state: AccountState, limits: Amounts, amounts: Amounts, wall_clock: float
 ) -> tuple[AccountState, RateLimitGrant]:
-    """The standing after a claim, and how it ended."""
-    counts = {"requests": 1, "tokens": tokens}
-    buckets = {what: remaining(state, what, capacity, wall_clock) for what, capacity in limits.pairs()}
-    granted = not any(bucket.wait(counts[what], wall_clock) for what, bucket in buckets.items())
-    for what, bucket in buckets.items() if granted else ():
-        bucket.acquire(min(counts[what], bucket.capacity), wall_clock)
-    rate_limiter = {what: (bucket.available(wall_clock), wall_clock) for what, bucket in buckets.items()}
-    amounts = {what: amount for what, (amount, _) in rate_limiter.items()}
-    claim = RateLimitGrant(granted, amounts.get("requests"), amounts.get("tokens"))
-    return replace(state, pace={**state.used_in_slots, **rate_limiter}), claim
+    """Take amounts from an account's limits; return its state after that, and the result."""
+    buckets = {unit: remaining(state, unit, limit, wall_clock) for unit, limit in limits.items()}
+    grant = try_acquire(buckets, amounts, wall_clock)
+    levels = {unit: (amount, wall_clock) for unit, amount in grant.available.items()}
+    return replace(state, bucket_levels={**state.bucket_levels, **levels}), grant
 
 
 def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_clock: float) -> AccountState:
-    """The standing after one process's news."""
+    """Return the state after what happened in one process."""
     cooldowns = {
         **state.cooldowns,
         **{key: cooldown for key, cooldown in delta.cooldowns.items() if cooldown is not None},
@@ -159,11 +140,12 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
     slot = str(int(wall_clock // SLOT_SECONDS))
     slots = {**state.slots, slot: state.slots.get(slot, 0) + delta.requests}
     in_flight = {**state.in_flight, process: (delta.in_flight, wall_clock)}
-    rate_limiter = dict(state.used_in_slots)
-    if delta.released_tokens and delta.limits is not None and delta.limits.tpm is not None:
-        bucket = remaining(state, "tokens", delta.limits.tpm, wall_clock)
-        bucket.acquire(-delta.released_tokens, wall_clock)
-        rate_limiter["tokens"] = bucket.available(wall_clock), wall_clock
+    levels = dict(state.bucket_levels)
+    for unit, amount in delta.released.items():
+        if amount and unit in delta.limits:
+            bucket = remaining(state, unit, delta.limits[unit], wall_clock)
+            bucket.acquire(-amount, wall_clock)
+            levels[unit] = bucket.available(wall_clock), wall_clock
     return AccountState(
         name=delta.name,
         cooldowns={key: cooldown for key, cooldown in cooldowns.items() if key not in ended},
@@ -173,7 +155,7 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
         last_error_at=delta.last_error_at or state.last_error_at,
         quota=state.quota if delta.quota is None else delta.quota[0],
         login=delta.login or state.login,
-        used_in_slots=rate_limiter,
+        bucket_levels=levels,
         slots={
             key: count for key, count in slots.items() if count and int(key) > wall_clock // SLOT_SECONDS - 7
         },
@@ -185,21 +167,36 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
     )
 
 
+RENAMED_KEYS: Mapping[str, str] = {"rests": "cooldowns", "pace": "bucket_levels"}
+RENAMED_COOLDOWN_KEYS: Mapping[str, str] = {"why": "reason", "reset": "reset_at", "strikes": "failed_probes"}
+RENAMED_LOGIN_KEYS: Mapping[str, str] = {"words": "message"}
+"""Names in states that older versions wrote."""
+
+
 def to_json(state: AccountState) -> dict[str, Any]:
+    """Return the state for a store."""
     return asdict(state)
 
 
 def from_json(data: Mapping[str, Any]) -> AccountState:
-    """A standing that was written before, by this or another version; ValueError when it is none."""
+    """Read a state that this or another version has stored. Raises ValueError."""
     try:
-        known = {key: value for key, value in data.items() if key in AccountState.__dataclass_fields__}
-        cooldowns = {key: Cooldown(**cooldown) for key, cooldown in known.pop("rests", {}).items()}
-        for name in ("pace", "in_flight"):
+        current = _with_current_keys(data, RENAMED_KEYS)
+        known = {key: value for key, value in current.items() if key in AccountState.__dataclass_fields__}
+        cooldowns = {
+            model: Cooldown(**_with_current_keys(cooldown, RENAMED_COOLDOWN_KEYS))
+            for model, cooldown in known.pop("cooldowns", {}).items()
+        }
+        for name in ("bucket_levels", "in_flight"):
             pairs: Sequence[tuple[str, Any]] = list(known.get(name, {}).items())
             known[name] = {key: (first, second) for key, (first, second) in pairs}
         login = known.pop("login", None)
-        return AccountState(
-            cooldowns=cooldowns, login=None if login is None else LoginState(**login), **known
-        )
+        if login is not None:
+            login = LoginState(**_with_current_keys(login, RENAMED_LOGIN_KEYS))
+        return AccountState(cooldowns=cooldowns, login=login, **known)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"not a standing: {error}") from None
+        raise ValueError(f"not an account state: {error}") from None
+
+
+def _with_current_keys(data: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    return {renames.get(key, key): value for key, value in data.items()}

@@ -1,8 +1,7 @@
-"""Keep a process's accounts and a board in step.
+"""Keeps the accounts of this process and the shared store in step.
 
-Once a second: what happened here since the last time is posted, what others posted is taken up.  An account counts
-for itself; the differences are taken here.  A board that fails is said once in the log, and the process goes on with
-what it knows.
+Once a second what happened here is published, and what happened elsewhere is applied. An account counts for itself; the
+differences are computed here. A store that fails is logged once, and the process continues with what it knows.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import trio
 from qproxy.accounts.account import Account
 from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.shared_state import (
-    AccountLimits,
     AccountState,
     AccountStateDelta,
     AccountStateStore,
@@ -26,6 +24,7 @@ from qproxy.accounts.shared_state import (
     remaining,
 )
 from qproxy.auth.oauth_source import OAuthSource
+from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts
 
 SYNC_INTERVAL = 1.0
 log = logging.getLogger("qproxy.accounts")
@@ -33,22 +32,22 @@ log = logging.getLogger("qproxy.accounts")
 
 @dataclass(slots=True)
 class _LastSync:
-    """What the board has been told of an account, and has told."""
+    """What was published and received of an account."""
 
     requests: int = 0
     failures: int = 0
-    released_tokens: float = 0.0
+    released: Amounts = field(default_factory=dict)
     quota: str | None = None
     last_error_at: float | None = None
     login: LoginState | None = None
-    local_in_flight: dict[str, Cooldown] = field(default_factory=dict)
-    """The rests of the account, by Trio's clock."""
-    remote_in_flight: Mapping[str, Cooldown] = field(default_factory=dict)
-    """The same on the board, by the wall clock."""
+    local_cooldowns: dict[str, Cooldown] = field(default_factory=dict)
+    """The account's cooldowns, by Trio's clock."""
+    remote_cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
+    """Those of the store, by the wall clock."""
 
 
 class AccountStateSync:
-    """Of one process."""
+    """Exchanges the account states of one process with the store."""
 
     def __init__(self, store: AccountStateStore, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -57,13 +56,13 @@ class AccountStateSync:
         self._healthy = True
         self._starting = trio.Lock()
         self.synced = False
-        """Whether what was known before this process is known to it."""
+        """Whether the stored states were applied once."""
 
     def __repr__(self) -> str:
-        return f"<Sharing by {self._store}>"
+        return f"<AccountStateSync with {self._store}>"
 
     async def start(self, accounts: Sequence[Account]) -> None:
-        """The first exchange, once for all who wait for it."""
+        """Exchange for the first time; concurrent callers wait for the same exchange."""
         async with self._starting:
             if not self.synced:
                 await self.exchange(accounts)
@@ -72,7 +71,7 @@ class AccountStateSync:
         await self._store.aclose()
 
     async def exchange(self, accounts: Sequence[Account]) -> None:
-        """Post and take up, once."""
+        """Publish and apply, once."""
         shared = {account.identity: account for account in accounts if account.identity}
         delta = {identity: self._delta(account) for identity, account in shared.items()}
         before = {identity: self._snapshot(account) for identity, account in shared.items()}
@@ -88,18 +87,19 @@ class AccountStateSync:
             self._apply(account, before[identity], standings.get(identity, AccountState()))
 
     async def acquire(self, account: Account, tokens: int) -> bool:
-        """Whether an account's pace, agreed on with everybody, allows one request more."""
+        """Return whether an account's limits, shared by all processes, allow one more request."""
+        limiter = account.rate_limiter
         try:
-            claim = await self._store.acquire(account.identity, _account_limits(account), tokens)
+            grant = await self._store.acquire(account.identity, limiter.limits, {REQUESTS: 1, TOKENS: tokens})
         except StateStoreError as error:
             self._log_failure(error)
             return True
-        account.rate_limiter.set_level(claim.requests, claim.tokens, trio.current_time())
-        return claim.granted
+        limiter.set_levels(grant.available, trio.current_time())
+        return grant.granted
 
     def _log_failure(self, error: StateStoreError) -> None:
         if self._healthy:
-            log.warning("accounts are paced and remembered by this process alone: %s", error)
+            log.warning("account state is not shared with other workers: %s", error)
         self._healthy = False
 
     def _delta(self, account: Account) -> AccountStateDelta:
@@ -108,9 +108,9 @@ class AccountStateSync:
         began = {
             key: cooldown.with_clock_offset(ahead)
             for key, cooldown in account.cooldowns.items()
-            if posted.local_in_flight.get(key) != cooldown
+            if posted.local_cooldowns.get(key) != cooldown
         }
-        ended = dict.fromkeys(key for key in posted.local_in_flight if key not in account.cooldowns)
+        ended = dict.fromkeys(key for key in posted.local_cooldowns if key not in account.cooldowns)
         login = _login_state(account)
         fresh_error = account.last_error_at != posted.last_error_at
         return AccountStateDelta(
@@ -123,15 +123,15 @@ class AccountStateSync:
             last_error_at=account.last_error_at if fresh_error else None,
             quota=None if account.quota == posted.quota else (account.quota,),
             login=None if login == posted.login else login,
-            released_tokens=account.rate_limiter.released_tokens - posted.released_tokens,
-            limits=_account_limits(account),
+            released=_difference(account.rate_limiter.released, posted.released),
+            limits=account.rate_limiter.limits,
         )
 
     def _snapshot(self, account: Account) -> _LastSync:
         return _LastSync(
             account.requests,
             account.failures,
-            account.rate_limiter.released_tokens,
+            dict(account.rate_limiter.released),
             account.quota,
             account.last_error_at,
             _login_state(account),
@@ -139,17 +139,17 @@ class AccountStateSync:
         )
 
     def _apply(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
-        """What others have said, except where something has happened here."""
+        """Apply what happened elsewhere, except where something has happened here."""
         now, wall_clock = trio.current_time(), self._wall_clock()
         before = self._last_synced[account.identity]
-        here = now_posted.local_in_flight
+        here = now_posted.local_cooldowns
         for key in {*here, *state.cooldowns}:
             mine, theirs = here.get(key), state.cooldowns.get(key)
             since_posted, just_posted = (
                 account.cooldowns.get(key) != mine,
-                before.local_in_flight.get(key) != mine,
+                before.local_cooldowns.get(key) != mine,
             )
-            if since_posted or just_posted or theirs == before.remote_in_flight.get(key):
+            if since_posted or just_posted or theirs == before.remote_cooldowns.get(key):
                 continue
             if theirs is None:
                 here.pop(key, None)
@@ -158,14 +158,14 @@ class AccountStateSync:
                 here[key] = account.cooldowns[key] = theirs.with_clock_offset(now - wall_clock)
         if account.quota == now_posted.quota:
             now_posted.quota = account.quota = state.quota
-        since = account.rate_limiter.released_tokens - now_posted.released_tokens
-        amounts = {
-            what: remaining(state, what, limit, wall_clock).available(wall_clock)
-            for what, limit in _account_limits(account).pairs()
+        limiter = account.rate_limiter
+        since = _difference(limiter.released, now_posted.released)
+        levels = {
+            unit: remaining(state, unit, limit, wall_clock).available(wall_clock) + since.get(unit, 0.0)
+            for unit, limit in limiter.limits.items()
         }
-        tokens = amounts["tokens"] + since if "tokens" in amounts else None
-        account.rate_limiter.set_level(amounts.get("requests"), tokens, now)
-        now_posted.remote_in_flight = state.cooldowns
+        limiter.set_levels(levels, now)
+        now_posted.remote_cooldowns = state.cooldowns
         self._last_synced[account.identity] = now_posted
 
 
@@ -176,6 +176,5 @@ def _login_state(account: Account) -> LoginState | None:
     return LoginState(status.state, status.message, status.usable, status.expires_at)
 
 
-def _account_limits(account: Account) -> AccountLimits:
-    requests, tokens = account.rate_limiter.requests, account.rate_limiter.tokens
-    return AccountLimits(requests.capacity if requests else None, tokens.capacity if tokens else None)
+def _difference(now: Amounts, before: Amounts) -> Amounts:
+    return {unit: amount - before.get(unit, 0.0) for unit, amount in now.items()}

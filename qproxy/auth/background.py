@@ -24,7 +24,7 @@ class RefreshedSource(Protocol):
 
 
 class RefreshTasks:
-    """Runs `keep` of every source that has one."""
+    """Runs `run` of every source that has one."""
 
     def __init__(self) -> None:
         self._sources: list[RefreshedSource] = []

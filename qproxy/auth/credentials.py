@@ -29,7 +29,7 @@ class CredentialSource(Protocol):
         """The upstream answered 401 to this credential, in these words.  True when a newer one is to be had now."""
         ...
 
-    def accepted(self, credential: Credential) -> None:
+    def report_accepted(self, credential: Credential) -> None:
         """The upstream has let this credential in."""
         ...
 
@@ -47,5 +47,5 @@ class StaticKey:
     async def report_rejected(self, credential: Credential, why: str = "") -> bool:
         return False
 
-    def accepted(self, credential: Credential) -> None:
+    def report_accepted(self, credential: Credential) -> None:
         pass

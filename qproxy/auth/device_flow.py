@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 import trio
 
-from qproxy.auth.credential_file import StorageError
+from qproxy.auth.credential_store import StorageError
 from qproxy.auth.identity_client import IdentityClient
 from qproxy.wire.credential_format import TokenSet, from_response
 from qproxy.wire.oauth import (

@@ -1,16 +1,16 @@
-"""Tokens that are encrypted on the disk, with a key that the operating system's keyring keeps.
+"""Encryption of stored tokens, with a key that the operating system's keyring keeps.
 
-Optional: `pip install 'qproxy[keyring]'` and the setting `encrypt_credentials`.  The file then holds one JSON object with
-a Fernet token (AES-128-CBC with HMAC-SHA256) in it; a copy of the disk without the owner's keyring is worth nothing.
-Such a file cannot be shared with qwen-code, which does not know it.  A file that is not encrypted is read all the same,
-and encrypted when it is next written.
+Optional: `pip install 'qproxy[keyring]'` and the setting `encrypt_credentials`. The file then holds one JSON object with
+a Fernet token (AES-128-CBC with HMAC-SHA256); a copy of the disk without the owner's keyring is worth nothing. Such a
+file cannot be shared with qwen-code, which does not know it. A file that is not encrypted is read anyway, and encrypted
+when it is next written.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from qproxy.auth.credential_file import StorageError
+from qproxy.auth.credential_store import StorageError
 from qproxy.wire import json_codec
 
 SERVICE, KEY_NAME = "qproxy", "credentials"
@@ -18,7 +18,7 @@ FIELD = "qproxy_sealed"
 
 
 class KeyringCipher:
-    """A seal whose key is in the keyring, made there when it is first needed."""
+    """A cipher whose key is in the keyring, created on first use."""
 
     def __init__(self) -> None:
         try:
@@ -31,7 +31,7 @@ class KeyringCipher:
         self._load_fernet: Any = None
 
     def __repr__(self) -> str:
-        return "<KeyringSeal>"
+        return "<KeyringCipher>"
 
     def encrypt(self, data: bytes) -> bytes:
         return json_codec.dumps({FIELD: self._key().encrypt(data).decode("ascii")})
@@ -46,11 +46,11 @@ class KeyringCipher:
         try:
             opened: bytes = self._key().decrypt(sealed)
         except InvalidToken:
-            raise StorageError("The keyring's key does not open the credential file.") from None
+            raise StorageError("The key in the keyring does not decrypt the credential file.") from None
         return opened
 
     def _key(self) -> Any:
-        """The key, read once; asking the keyring may wait for a person, so this belongs in a thread."""
+        """Return the key, read once; the keyring may wait for a person, so this is called in a thread."""
         if self._load_fernet is None:
             try:
                 key = self._keyring.get_password(SERVICE, KEY_NAME)

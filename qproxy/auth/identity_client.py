@@ -1,6 +1,6 @@
 """The identity server, asked over HTTP: requests and answers are `wire.oauth`'s, the way is `transport`'s.
 
-Nothing is raised but cancellation: what fails on the way is a `Transient` answer like any other.
+Nothing is raised but cancellation: what fails on the way is a `TransientError` answer like any other.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ MAX_RESPONSE_BYTES = 64 * 1024
 class IdentityClient:
     """One identity server."""
 
-    def __init__(
-        self, transport: UpstreamTransport, provider: IdentityProvider, *, timeout: float = 30.0
-    ) -> None:
+    def __init__(self, transport: UpstreamTransport, provider: IdentityProvider, *, timeout: float) -> None:
         self._transport = transport
         self._provider = provider
         self._timeout = timeout

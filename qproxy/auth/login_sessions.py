@@ -1,88 +1,28 @@
-"""The sign-ins of a running server: one at a time for each account, and not many at once.
+"""The interface of the logins that a server runs: one at a time for each account, and not many at once.
 
-A second start attaches to the one under way; what is over stays readable for five minutes.  (qwen-code's daemon has the
-same rules.)  A sign-in belongs to the server, not to the request that started it: whoever asked may leave.
+Starting a second login of an account attaches to the one in progress; a finished one can be read for a while. A login
+belongs to the server, not to the request that started it.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, field
+from typing import Protocol
 
-import trio
-
-from qproxy.auth.background import RefreshTasks
-from qproxy.auth.device_flow import DeviceFlow, LoginProgress
+from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.wire.errors import OverloadedError
-
-MAX_CONCURRENT = 4
-RETENTION_SECONDS = 300.0
-log = logging.getLogger("qproxy.auth")
 
 
-@dataclass(eq=False, slots=True)
-class _Login:
-    flow: DeviceFlow
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    finished: float = float("inf")
-    """When it ended, by Trio's clock."""
-
-
-class LoginSessions:
-    """The sign-ins by account."""
-
-    def __init__(self, refresh_tasks: RefreshTasks) -> None:
-        self._refresh_tasks = refresh_tasks
-        self._logins: dict[str, _Login] = {}
-
-    def __repr__(self) -> str:
-        return f"<Logins {', '.join(f'{name}: {login.flow!r}' for name, login in self._logins.items())}>"
+class LoginSessions(Protocol):
+    """The logins of a server, by account."""
 
     async def start(self, source: OAuthSource) -> tuple[LoginProgress, bool]:
-        """The sign-in of an account, with its code as soon as there is one; and whether it is a new one."""
-        login = self._find(source.name)
-        new = login is None or login.flow.progress.finished
-        if login is None or new:
-            if sum(not other.flow.progress.finished for other in self._logins.values()) >= MAX_CONCURRENT:
-                raise OverloadedError(
-                    f"{MAX_CONCURRENT} sign-ins are under way; more are not begun at once.", retry_after=5
-                )
-            login = self._logins[source.name] = _Login(source.start_login())
-            self._refresh_tasks.start_soon(self._run, login, source)
-        await login.flow.started.wait()
-        return login.flow.progress, new
+        """Return the account's login, once it has a code, and whether it is new. Raises OverloadedError."""
+        ...
 
-    def progress(self, name: str) -> LoginProgress | None:
-        """How an account's sign-in stands, or ended in the last five minutes; None when there is none."""
-        login = self._find(name)
-        return login.flow.progress if login is not None else None
+    async def progress(self, name: str) -> LoginProgress | None:
+        """Return the progress of an account's login, in progress or recent; None if there is none."""
+        ...
 
     async def cancel(self, name: str) -> LoginProgress | None:
-        """Cancel an account's sign-in; how it stands then."""
-        login = self._find(name)
-        if login is None:
-            return None
-        login.scope.cancel()
-        await login.flow.finished.wait()
-        return login.flow.progress
-
-    def _find(self, name: str) -> _Login | None:
-        now = trio.current_time()
-        for other, login in list(self._logins.items()):
-            if now - login.finished > RETENTION_SECONDS:
-                del self._logins[other]
-        return self._logins.get(name)
-
-    async def _run(self, login: _Login, source: OAuthSource) -> None:
-        log.info("account %s: a sign-in begins", source.name)
-        try:
-            with login.scope:
-                await login.flow.run()
-        except Exception as error:  # a mistake of ours ends this sign-in and nothing else
-            log.error("account %s: the sign-in has crashed", source.name, exc_info=error)
-        finally:
-            login.finished = trio.current_time()
-        progress = login.flow.progress
-        log.info("account %s: the sign-in is over: %s (%s)", source.name, progress.message, progress.state)
-        source.reload()
+        """Cancel an account's login, and return its progress."""
+        ...

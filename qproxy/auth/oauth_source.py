@@ -1,7 +1,7 @@
 """The credential source of an account that was signed in by the device flow, as requests see it.
 
 Here: what a request waits for, where a token may go, and the errors that say why there is none.  Not here: any refresh
-(`auth.keeper`) and the states themselves (`auth.holding`).
+(`auth.refresher`) and the states themselves (`auth.token_state`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.oauth import base_url, sanitize
 
+ROUND_TIMEOUT = 70.0
+"""How long a request waits for a round: the lock's 29 s, the refresh's 30 s, the disk."""
+
 
 class OAuthSource:
-    """A signed-in account; its `keep` must be running, supervised."""
+    """A signed-in account; its `run` must be running, supervised."""
 
     def __init__(
         self,
@@ -30,10 +33,8 @@ class OAuthSource:
         *,
         hosts: Sequence[str],
         fallback_url: str,
-        interval: float = 5.0,
-        patience: float = 70.0,
+        interval: float,
     ) -> None:
-        """`patience` is how long a request waits for a round."""
         self.name = token_state.name
         self.refresher = refresher
         self.run = refresher.run
@@ -41,7 +42,6 @@ class OAuthSource:
         self._hosts = tuple(hosts)
         self._fallback_url = fallback_url
         self._interval = interval
-        self._patience = patience
 
     def __repr__(self) -> str:
         status = self.status()
@@ -49,10 +49,10 @@ class OAuthSource:
 
     async def credential(self) -> Credential:
         """The token to use now; waits for a refresh where the one before is about to end."""
-        if not self._usable():
+        if not self._has_usable_token():
             await self._request_refresh(RefreshRequest())
         tokens = self._token_state.tokens
-        if tokens is None or not self._usable():
+        if tokens is None or not self._has_usable_token():
             raise self._unusable_error()
         return Credential(tokens.access_token, self._base_url(tokens), self._token_state.generation)
 
@@ -63,15 +63,15 @@ class OAuthSource:
         """
         token_state = self._token_state
         if credential.generation == token_state.generation:
-            if not token_state.may_force(trio.current_time()):
+            if not token_state.can_force_refresh(trio.current_time()):
                 token_state.rejected_by_api = token_state.generation, sanitize(why, token_state.secrets())
                 return False
             await self._request_refresh(RefreshRequest(token_state.generation))
-        return credential.generation != token_state.generation and self._usable()
+        return credential.generation != token_state.generation and self._has_usable_token()
 
-    def accepted(self, credential: Credential) -> None:
+    def report_accepted(self, credential: Credential) -> None:
         """Chat has let this credential in."""
-        self._token_state.note_accepted(credential.generation)
+        self._token_state.record_accepted(credential.generation)
 
     def start_login(self) -> DeviceFlow:
         """A sign-in to this account, not begun."""
@@ -89,22 +89,22 @@ class OAuthSource:
             account=self.name,
             state=state,
             message=token_state.message(state),
-            usable=token_state.usable(left),
+            usable=token_state.is_usable(left),
             generation=token_state.generation,
             expires_at=token_state.tokens.expiry_date / 1000 if token_state.tokens is not None else None,
             refreshed_at=token_state.refreshed_at,
             refreshes=token_state.refreshes,
             failures=token_state.failures,
             last_error=token_state.last_error or token_state.storage_error,
-            file=str(self.refresher.file.path),
+            file=self.refresher.store.location,
         )
 
-    def _usable(self) -> bool:
-        return self._token_state.usable(self.refresher.seconds_left())
+    def _has_usable_token(self) -> bool:
+        return self._token_state.is_usable(self.refresher.seconds_left())
 
     async def _request_refresh(self, ask: RefreshRequest) -> None:
         self.refresher.request_refresh(ask)
-        with trio.move_on_after(self._patience):
+        with trio.move_on_after(ROUND_TIMEOUT):
             await ask.done.wait()
 
     def _base_url(self, tokens: TokenSet) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MARGIN = 30.0
 """With so many seconds left at most, no request is begun with a token: by then it is to be renewed."""
-LEAD = 2.0
+MARGIN_RATIO = 2.0
 """So many seconds before the margin a renewal begins at the latest."""
 FIRST_BACKOFF, MAX_BACKOFF = 2.0, 60.0
 
@@ -21,14 +21,14 @@ class RefreshSchedule:
     """From here on requests wait for the renewal; the token serves none any more."""
 
 
-def schedule(lifetime: float, ahead: float, jitter: float) -> RefreshSchedule:
+def plan_refresh(lifetime: float, ahead: float, jitter: float) -> RefreshSchedule:
     """The schedule of a token that lasts so many seconds from its issue; `spread`, in 0..1, keeps many accounts apart.
 
     A token that lasts minutes is renewed in its second half: it would otherwise be renewed as soon as it is there.
     One of less than two minutes has a quarter of its lifetime as its margin.
     """
     margin = min(MARGIN, lifetime / 4)
-    latest = margin + min(LEAD, lifetime / 20)
+    latest = margin + min(MARGIN_RATIO, lifetime / 20)
     return RefreshSchedule(max(latest, min(ahead * (0.75 + jitter / 2), lifetime / 2)), margin)
 
 

@@ -1,7 +1,7 @@
 """What one signed-in account holds: its tokens, how long they last, and what has gone wrong.
 
 Here: memory, and what follows from it (how long, which state, which words).  Not here: files, HTTP, waiting
-(`auth.keeper`).  Times come in: `wall` is Unix time, `now` Trio's clock.
+(`auth.refresher`).  Times come in: `wall_clock` is Unix time, `now` Trio's clock.
 
 Two clocks: the wall clock says when a token ends, and Trio's clock, from the moment the token came, has a say too, so a
 wall clock that is set back does not make a token last longer, and one that is set forward costs a refresh and no more.
@@ -13,7 +13,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from qproxy.auth.refresh_schedule import RefreshSchedule, backoff, schedule
+from qproxy.auth.refresh_schedule import RefreshSchedule, backoff, plan_refresh
 from qproxy.auth.status import LoginStatus
 from qproxy.wire.credential_format import LIFETIME, TokenSet
 
@@ -56,7 +56,7 @@ class TokenState:
     """Refresh tokens that were used up while the file could not be written, and which it may still hold."""
     rejected_refresh_token: str = field(default="", repr=False)
     """A refresh token that was refused."""
-    forced_at: int = 0
+    forced_generation: int = 0
     """The generation that the last forced refresh brought."""
     forced_at: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FORCED))
     """When forced refreshes brought tokens, by Trio's clock."""
@@ -82,39 +82,41 @@ class TokenState:
         left = max(0.0, tokens.seconds_left(wall_clock))
         lifetime = tokens.lifetime or max(left, LIFETIME)
         self.tokens, self.expires = tokens, now + min(left, lifetime)
-        self.schedule = schedule(lifetime, self.refresh_margin, jitter)
+        self.schedule = plan_refresh(lifetime, self.refresh_margin, jitter)
         self.not_before, self.failures, self.last_error = 0.0, 0, None
 
-    def usable(self, left: float) -> bool:
+    def is_usable(self, left: float) -> bool:
         """Whether a request may begin with the token."""
         return left > self.schedule.margin
 
-    def renewable(self) -> bool:
+    def is_renewable(self) -> bool:
         """Whether there is a refresh token that was not refused."""
         return self.tokens is not None and self.tokens.refresh_token not in ("", self.rejected_refresh_token)
 
     def refresh_due(self, left: float, forced: int | None) -> bool:
         """Whether to refresh: it is time, or, with `forced`, the token is still the one of that generation."""
-        return self.renewable() and (forced == self.generation or left <= self.schedule.refresh_margin)
+        return self.is_renewable() and (forced == self.generation or left <= self.schedule.refresh_margin)
 
-    def until_due(self, left: float, now: float) -> float:
+    def seconds_until_due(self, left: float, now: float) -> float:
         """Seconds until a refresh is to be tried, as things are."""
         return (
-            max(left - self.schedule.refresh_margin, self.not_before - now) if self.renewable() else math.inf
+            max(left - self.schedule.refresh_margin, self.not_before - now)
+            if self.is_renewable()
+            else math.inf
         )
 
-    def may_force(self, now: float) -> bool:
+    def can_force_refresh(self, now: float) -> bool:
         """Whether a token that chat refuses is refreshed before its time."""
         recent = sum(now - when < FORCE_WINDOW for when in self.forced_at)
-        untried = self.forced_at == self.generation != self.accepted
+        untried = self.forced_generation == self.generation != self.accepted
         return recent < MAX_FORCED and not (recent and untried)
 
-    def note_forced(self, now: float) -> None:
+    def record_forced_refresh(self, now: float) -> None:
         """A forced refresh has brought the token."""
-        self.forced_at = self.generation
+        self.forced_generation = self.generation
         self.forced_at.append(now)
 
-    def note_accepted(self, generation: int) -> None:
+    def record_accepted(self, generation: int) -> None:
         """Chat has let the token of this generation in."""
         if generation == self.generation != self.accepted:
             self.accepted = generation
@@ -151,10 +153,10 @@ class TokenState:
 
     def state(self, left: float) -> LoginStatus:
         """One word for people (`status.STATES`)."""
-        dead = self.tokens is not None and not self.renewable()
+        dead = self.tokens is not None and not self.is_renewable()
         if self.refreshing:
             return "refreshing"
-        if not self.usable(left):
+        if not self.is_usable(left):
             return "login_needed" if self.tokens is None or dead else "expired"
         if self.rejected_by_api[0] == self.generation:
             return "refused"

@@ -1,74 +1,70 @@
-"""From the settings to a workshop: every tool with its schema, its program and its fence, checked before the start.
+"""The tools that the server runs, from a `Config`: each with its schema, its program and its sandbox policy.
 
-ConfigError names the tool and what is wrong with it.
+Everything is checked before the server starts: ConfigError names the tool and what is wrong with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import trio
 
-from qproxy.bootstrap import transport as outbound
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.tools import McpServerConfig, SandboxConfig, ToolConfig, parameters
-from qproxy.relay import ToolRoundCache, ToolRuntime
+from qproxy.relay import ToolRoundStore, ToolRuntime
 from qproxy.sandbox import Launcher, ResourceLimits, SandboxPolicy, SystemSandbox, UnsandboxedLauncher
 from qproxy.sandbox.policy import MIB, policy_errors
 from qproxy.tools import arguments, functions, mcp
 from qproxy.tools.command import CommandTool, missing_program
 from qproxy.tools.mcp_stdio import stdio_connection
-from qproxy.tools.registry import OfferRule, ToolRegistry
+from qproxy.tools.registry import ToolRegistry, ToolRule
 from qproxy.tools.tool import NAME_PATTERN, Tool
-from qproxy.transport import UpstreamTransport
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
-"""A function of a program that embeds qproxy, or what `functions.tool` made of it."""
+"""A function of a program that embeds qproxy, or the `Tool` that `functions.tool` makes of it."""
 
 
 def build_tool_runtime(
-    config: Config, own: Sequence[ToolLike] = (), sandbox: SystemSandbox | None = None
+    config: Config,
+    own: Sequence[ToolLike] = (),
+    sandbox: SystemSandbox | None = None,
+    rounds: ToolRoundStore | None = None,
 ) -> ToolRuntime:
-    """The tools of a configuration, and a program's own functions."""
+    """Return the tools of the settings and of the program that embeds qproxy."""
     sandbox = sandbox or SystemSandbox()
-    fences = [
+    policies = [
         (f"tool {entry.name!r}", build_sandbox_policy(entry))
         for entry in config.tools
         if entry.sandbox != "none"
     ]
-    fences += [
+    policies += [
         (f"MCP server {entry.label!r}", build_sandbox_policy(entry))
         for entry in config.mcp_servers
         if entry.argv and entry.sandbox != "none"
     ]
-    for complaint in policy_errors(fences):
-        raise ConfigError(complaint)
-    places = trio.CapacityLimiter(config.tool_programs)
+    for error in policy_errors(policies):
+        raise ConfigError(error)
+    places = trio.CapacityLimiter(config.max_tool_processes)
     tools = [*(command_tool(entry, sandbox, places) for entry in config.tools), *map(functions.as_tool, own)]
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
-    rules = [OfferRule(row.policy, row.tools, row.keys, row.models) for row in config.tool_offers]
-    patient = replace(config, idle_timeout=mcp.SILENCE_SECONDS, total_timeout=0.0)
-    transport = partial(outbound.build_transport, patient)
-    sources = [mcp_server(entry, sandbox, transport) for entry in config.mcp_servers]
+    rules = [ToolRule(row.policy, row.tools, row.keys, row.models) for row in config.tool_rules]
+    sources = [mcp_server(entry, sandbox) for entry in config.mcp_servers]
     labels = [source.label for source in sources]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"mcp_servers: {label!r} is declared twice.")
-    registry = ToolRegistry(tools, sources, rules, sandbox if fences else None)
-    memory = ToolRoundCache(trio.current_time, seconds=config.tool_memory_seconds)
-    return ToolRuntime(registry, limit=config.tool_rounds, memory=memory)
+    registry = ToolRegistry(tools, sources, rules, sandbox if policies else None)
+    return ToolRuntime(registry, limit=config.max_tool_rounds, rounds=rounds)
 
 
 def build_sandbox_policy(entry: SandboxConfig) -> SandboxPolicy:
-    """What an entry may see and use."""
+    """Return the files, environment and resources that a tool may use."""
     limits = ResourceLimits(
         cpu_seconds=entry.cpu_seconds,
         memory=entry.memory_mb * MIB,
@@ -81,7 +77,7 @@ def build_sandbox_policy(entry: SandboxConfig) -> SandboxPolicy:
 
 
 def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.CapacityLimiter) -> Tool:
-    """A command as a tool."""
+    """Return a command as a tool."""
     where = f"tool {entry.name!r}"
     if not NAME_PATTERN.match(entry.name):
         raise ConfigError(f"{where}: a name has letters, digits, _ and -, and begins with a letter.")
@@ -108,15 +104,13 @@ def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.Capacit
         kind="command",
         timeout=entry.timeout,
         policy=entry.policy,
-        unavailable=lambda: (sandbox.unavailable_reason if fenced else None) or check.refusal,
+        unavailable=lambda: (sandbox.unavailable_reason if fenced else None) or check.unavailable_reason,
         isolation=entry.sandbox,
     )
 
 
-def mcp_server(
-    entry: McpServerConfig, sandbox: SystemSandbox, transport: Callable[[], UpstreamTransport]
-) -> mcp.McpServer:
-    """An MCP server as a source of tools."""
+def mcp_server(entry: McpServerConfig, sandbox: SystemSandbox) -> mcp.McpServer:
+    """Return an MCP server as a source of tools."""
     where = f"MCP server {entry.label!r}"
     if not NAME_PATTERN.match(entry.label):
         raise ConfigError(f"{where}: a label has letters, digits, _ and -, and begins with a letter.")
@@ -124,10 +118,10 @@ def mcp_server(
         raise ConfigError(f"{where}: set argv or url.")
     fenced, allowed = entry.sandbox != "none", build_sandbox_policy(entry)
     if entry.url is not None:
-        state = urlsplit(entry.url)
-        if state.scheme not in ("http", "https") or not state.hostname:
+        parts = urlsplit(entry.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
-        connect = mcp.http_connection(entry.url, entry.headers, transport)
+        connect = mcp.http_connection(entry.url, entry.headers)
     else:
         missing = missing_program(entry.argv[0], fenced=fenced)
         if missing is not None:
@@ -137,7 +131,7 @@ def mcp_server(
         entry.label,
         connect,
         allow=entry.allow,
-        offer=entry.policy,
+        policy=entry.policy,
         timeout=entry.timeout,
         isolation="elsewhere" if entry.url else entry.sandbox,
     )

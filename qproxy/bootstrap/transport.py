@@ -1,38 +1,34 @@
-"""The way out, as the settings describe it: limits, proxy and certificates of every connection to an upstream."""
+"""Connections to upstreams, from a `Config`: their limits, proxy and certificates."""
 
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 
 import trio
 
+from qproxy.bootstrap.limits import transport_limits
 from qproxy.config import Config, proxy_environment
 from qproxy.config.accounts import ConfigError
-from qproxy.transport import ConnectFunction, ProxySettings, TransportLimits, UpstreamTransport
+from qproxy.transport import ConnectFunction, ProxySettings, UpstreamTransport
 
 SETTINGS = (
-    "connect_timeout", "write_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "pool_timeout",
-    "pool_idle", "max_connections", "proxy", "no_proxy", "ca_bundle",
+    "upstream_connect_timeout", "upstream_write_timeout", "upstream_first_byte_timeout", "upstream_read_timeout", "upstream_total_timeout", "pool_timeout",
+    "pool_idle_timeout", "max_upstream_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
+"""The settings of a transport: a reload builds a new one if any of them changed."""
 
 
 def build_transport(
-    config: Config, connect: ConnectFunction | None = None, *, pool_idle: float | None = None
+    config: Config, connect: ConnectFunction = trio.open_tcp_stream, *, keep_connections: bool = True
 ) -> UpstreamTransport:
-    """A transport with the settings' limits, proxy and certificates; `pool_idle` overrides the setting.
+    """Return a transport with the limits, proxy and certificates of the settings.
 
-    `connect(host, port)` gives the streams, for programs with a network of their own.
+    `connect(host, port)` opens the streams.  Without `keep_connections` every request has a connection of its own.
     """
-    limits = TransportLimits(
-        connect_timeout=config.connect_timeout,
-        write_timeout=config.write_timeout,
-        first_byte_timeout=config.first_byte_timeout or None,
-        idle_timeout=config.idle_timeout or None,
-        total_timeout=config.total_timeout or None,
-        pool_timeout=config.pool_timeout,
-        pool_idle=config.pool_idle if pool_idle is None else pool_idle,
-        max_connections=config.max_connections,
-    )
+    limits = transport_limits(config)
+    if not keep_connections:
+        limits = replace(limits, pool_idle=0.0)
     try:
         if config.proxy:
             proxy = ProxySettings.for_all(config.proxy, config.no_proxy)
@@ -45,7 +41,5 @@ def build_transport(
         try:
             context = ssl.create_default_context(cafile=config.ca_bundle)
         except OSError as error:
-            raise ConfigError(f"ca_bundle: {config.ca_bundle} cannot be used ({error}).") from None
-    return UpstreamTransport(
-        limits, proxy=proxy, ssl_context=context, connect=connect or trio.open_tcp_stream
-    )
+            raise ConfigError(f"ca_bundle: cannot load {config.ca_bundle} ({error}).") from None
+    return UpstreamTransport(limits, proxies=proxy, ssl_context=context, connect=connect)

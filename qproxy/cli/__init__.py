@@ -3,7 +3,7 @@
 One module a command, each with `HELP` (a line), `PAGE` (what `--help` says beside the options), `add(parser)` for its arguments
 and `run(arguments)`, which returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.  A new command is one module and its name in `COMMANDS`.
 
-This is the only room that prints: results to standard output (`saying.say`), everything else to standard error.
+This is the only package that prints: results to standard output (`output.print_result`), everything else to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from qproxy.access.api_keys import KeyFileError
+from qproxy.access.api_keys import ApiKeyStoreError
 from qproxy.cli.help import VARIABLES, HelpPage
 from qproxy.cli.output import print_error, print_result
 from qproxy.config.accounts import ConfigError
@@ -75,16 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without the letter: say it by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    text = sys.argv[1:] if argv is None else argv
-    one = text[0] if text and text[0] in COMMANDS and text[0] != ALL else None
+    command_line = sys.argv[1:] if argv is None else argv
+    one = command_line[0] if command_line and command_line[0] in COMMANDS and command_line[0] != ALL else None
     top = build_parser([one] if one else COMMANDS)
-    arguments = top.parse_args(text)
+    arguments = top.parse_args(command_line)
     if arguments.command is None:
         print_result(top.format_help().rstrip())
         return 2
     try:
         return resolve_command(arguments.command).run(arguments)
-    except (ConfigError, KeyFileError) as error:
+    except (ConfigError, ApiKeyStoreError) as error:
         print_error(str(error))
         return 2
     except OSError as error:

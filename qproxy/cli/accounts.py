@@ -1,17 +1,20 @@
-"""`qproxy accounts`: how your accounts are doing."""
+"""`qproxy accounts`: the states of the accounts.
+
+They are what the servers of this data directory last stored; no upstream is contacted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+
+import trio
 
 from qproxy import config as configuration
 from qproxy.accounts import report
-from qproxy.accounts.shared_state import StateStoreError
-from qproxy.backends.local.account_state import read
+from qproxy.accounts.shared_state import AccountState, StateStoreError
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_error, print_result
 
@@ -36,17 +39,29 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, wall_clock = configuration.load(path=arguments.config), time.time()
     try:
-        standings = read(Path(config.accounts_file)) if config.accounts_file else {}
+        states = trio.run(_load, config)
     except StateStoreError as error:
         print_error(str(error))
         return 1
-    rows = report.account_rows(config.all_accounts(), standings, wall_clock)
+    rows = report.account_rows(config.all_accounts(), states, wall_clock)
     if arguments.json:
         print_result(json.dumps({"accounts": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False))
     else:
         for line in accounts_table(rows, wall_clock):
             print_result(line)
     return 0
+
+
+async def _load(config: configuration.Config) -> Mapping[str, AccountState]:
+    from qproxy.backends.factory import open_account_state
+
+    store = open_account_state(config)
+    if store is None:
+        return {}
+    try:
+        return await store.load()
+    finally:
+        await store.aclose()
 
 
 def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list[str]:

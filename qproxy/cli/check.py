@@ -1,6 +1,6 @@
 """`qproxy check`: what is wrong, and what to do about it.
 
-Here: the words of the command.  The checks themselves are `qproxy.doctor`.
+Here: the words of the command.  The checks themselves are `qproxy.diagnostics`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Findin
 
 def base_url(text: str) -> str:
     """The base URL that is meant: `/v1` where there is no path."""
-    state = urlsplit(text)
-    if state.scheme not in ("http", "https") or not state.hostname or state.query or state.username:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(f"{text!r} is not http(s)://host[:port]/path without a query or a password.")
-    return f"{text.rstrip('/')}{'' if state.path.strip('/') else '/v1'}"
+    return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"

@@ -63,7 +63,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     identity = IdentityServer(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
     emulator, stop = Emulator(identity=identity), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http_server.until_signal, stop, print_result)
+        nursery.start_soon(http_server.wait_for_signal, stop, print_result)
         await nursery.start(emulator.serve, arguments.port)
         print_result(HOW_TO.format(origin=emulator.origin, lifetime=arguments.token_lifetime))
         await stop.wait()

@@ -56,6 +56,6 @@ def _bullets(title: str, entries: Mapping[str, str]) -> str:
     width = max(map(len, entries))
     lines = []
     for name, text in entries.items():
-        first, *cooldown = textwrap.wrap(text, WIDTH - width - 4)
-        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in cooldown)]
+        first, *rest = textwrap.wrap(text, WIDTH - width - 4)
+        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in rest)]
     return f"{title}:\n" + "\n".join(lines)

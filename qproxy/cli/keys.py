@@ -1,7 +1,6 @@
 """`qproxy keys`: the keys of your clients.
 
-Here: the words of the command.  What a key is and where it is kept is `qproxy.keys`; the file is all that the command
-touches, and a running server sees the change by itself.
+The command changes the store of keys, and nothing else: a running server applies the change by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +8,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from qproxy import config as configuration
 from qproxy.access import api_keys
@@ -77,15 +78,22 @@ def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path, now = Path(configuration.load(path=arguments.config).keys_file or ""), time.time()
+    import trio
+
+    from qproxy.backends.factory import open_api_keys
+
+    config, now = configuration.load(path=arguments.config), time.time()
+    store = open_api_keys(replace(config, api_keys=[]))
     if arguments.action == "list":
-        for line in keys_table(api_keys.read(path), now):
+        for line in keys_table(store.list_keys(), now):
             print_result(line)
     elif arguments.action == "revoke":
-        revoked = api_keys.revoke(path, arguments.key)
-        print_result(f"Revoked {revoked.id}. A running server refuses it from its next request on.")
+        revoked = trio.run(store.revoke, arguments.key)
+        print_result(f"Revoked {revoked.id}. A running server rejects it from its next request.")
     else:
-        _create(arguments, path, now)
+        key, secret = trio.run(partial(store.create, **_key_fields(arguments, now)))
+        print_note(f"{key.id}, in {config.keys_file}. This is the key; it is not shown again:")
+        print_result(secret)
     return 0
 
 
@@ -112,20 +120,16 @@ def _format_date(when: int | None) -> str:
     return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(when))
 
 
-def _create(arguments: argparse.Namespace, path: Path, now: float) -> None:
+def _key_fields(arguments: argparse.Namespace, now: float) -> dict[str, Any]:
     try:
         expires = api_keys.parse_expiry(arguments.expires, now) if arguments.expires else None
     except ValueError:
-        raise ConfigError(f"--expires: {arguments.expires!r} is neither a span (30d) nor a date.") from None
-    models = tuple(word.strip() for word in arguments.models.split(",") if word.strip())
-    key, secret = api_keys.create(
-        path,
-        name=arguments.name,
-        rpm=arguments.rpm,
-        tpm=arguments.tpm,
-        models=models,
-        expires=expires,
-        budgets=_budgets(arguments),
-    )
-    print_note(f"{key.id}, in {path}. This is the key; it is not shown again:")
-    print_result(secret)
+        raise ConfigError(f"--expires: {arguments.expires!r} is neither a time (30d) nor a date.") from None
+    return {
+        "name": arguments.name,
+        "rpm": arguments.rpm,
+        "tpm": arguments.tpm,
+        "models": tuple(word.strip() for word in arguments.models.split(",") if word.strip()),
+        "expires": expires,
+        "budgets": _budgets(arguments),
+    }

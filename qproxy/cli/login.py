@@ -1,7 +1,7 @@
 """`qproxy login`: sign in to a Qwen account by the device flow.
 
 Here: which account, and what the person sees (the page, the code, a QR code, a countdown).  The flow itself is
-`auth.device`, and the server's admin routes run the same one.
+`auth.device_flow`, and the server's admin routes run the same one.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from qproxy.backends.factory import credential_opener
     from qproxy.bootstrap import auth
 
     config = configuration.load(path=arguments.config)
     account = select_account(config.accounts, arguments.account)
-    source = auth.build_oauth_source(account, config)
+    source = auth.build_oauth_source(account, config, credential_opener(config)(account))
     print_note(f"Note: {FREE_TIER_ENDED}")
     progress = trio.run(_log_in, source, not arguments.no_browser)
     if progress.state == "cancelled":
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if progress.state != "signed_in":
         print_error(progress.message)
         return 1
-    print_result(f"Signed in: account {account.name}, in {source.refresher.file.path}.")
+    print_result(f"Signed in: account {account.name}, in {source.refresher.store.location}.")
     if config.accounts and account not in config.accounts:
         print_note(
             f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"'

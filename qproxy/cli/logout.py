@@ -27,15 +27,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.bootstrap import auth
+    from qproxy.backends.factory import credential_opener
 
     config = configuration.load(path=arguments.config)
     account = select_account(config.accounts, arguments.account)
-    source = auth.build_oauth_source(account, config)
-    if not trio.run(source.refresher.logout):
-        print_error(f"nobody is signed in to the account {account.name} ({source.refresher.file.path}).")
+    store = credential_opener(config)(account)
+    if not trio.run(store.remove):
+        print_error(f"nobody is signed in to the account {account.name} ({store.location}).")
         return 1
-    print_result(f"Signed out: {source.refresher.file.path} is gone.")
+    print_result(f"Signed out: {store.location} is gone.")
     if account.credentials is not None:
         print_note("Other programs that use this file are signed out as well.")
     print_note("Qwen names no way to revoke a token: one that was copied elsewhere works until it ends.")

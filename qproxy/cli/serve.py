@@ -1,7 +1,7 @@
 """`qproxy serve`: its options are the table of settings.
 
 Here: the options, and whether this process serves, is one of several workers, or supervises them.  What each of these
-does is in `process` and `workers`, imported when it is known which.
+does is in `process.serve` and `process.supervisor`, imported when it is known which.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import sys
 from typing import Any
 
 from qproxy import config as configuration
-from qproxy import process as workers
+from qproxy import process
+from qproxy.backends.api_keys import has_api_keys
 from qproxy.cli.help import CONFIGURATION, VARIABLES, HelpPage
 from qproxy.cli.output import print_result
+from qproxy.config.renames import RENAMED_SETTINGS
 
 HELP = "serve your accounts"
 PAGE = HelpPage(
@@ -65,7 +67,24 @@ def add(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, dest=name, action="store_const", const="true", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+    for name in RENAMED_SETTINGS:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, action=_RefuseRenamed, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # what a supervisor gives its workers
+
+
+class _RefuseRenamed(argparse.Action):
+    """Ends with the error that says how a flag is named now."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: object,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        name = self.option_strings[0].removeprefix("--").replace("-", "_")
+        parser.error(f"{name!r} was renamed to {RENAMED_SETTINGS[name]!r}.")
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -82,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         return configuration.load(path=arguments.config, flags=_flags(arguments))
 
     config = read()
-    config.check()
-    if arguments.worker is None and workers.worker_count(config.workers) > 1:
+    config.check(has_api_keys)
+    if arguments.worker is None and process.worker_count(config.workers) > 1:
         from qproxy.process import supervisor
 
         return supervisor.run(config, _command(arguments), print_result)

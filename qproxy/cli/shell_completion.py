@@ -1,6 +1,6 @@
 """Completion scripts for shells, made from an argument parser.
 
-Pure: `tree` reads a parser into plain records, one for each (sub)command; each shell's function writes them down in its
+Pure: `describe_parser` reads a parser into plain records, one for each (sub)command; each shell's function writes them down in its
 own language.  A new option or command is completed without a word here.
 """
 
@@ -49,23 +49,23 @@ def describe_parser(parser: argparse.ArgumentParser) -> CommandSpec:
     return _command(parser, (parser.prog,), "")
 
 
-def _command(parser: argparse.ArgumentParser, text: tuple[str, ...], help: str) -> CommandSpec:
+def _command(parser: argparse.ArgumentParser, names: tuple[str, ...], help: str) -> CommandSpec:
     options: list[OptionSpec] = []
     values: list[str] = []
     commands: list[CommandSpec] = []
     for action in parser._actions:  # argparse gives no other way to ask
         choices = () if action.choices is None else tuple(map(str, action.choices))
         if isinstance(action, argparse._SubParsersAction):
-            message = {choice.dest: str(choice.help) for choice in action._choices_actions}
+            help_texts = {choice.dest: str(choice.help) for choice in action._choices_actions}
             for name, below in action.choices.items():
-                commands.append(_command(below, (*text, name), message.get(name, "")))
+                commands.append(_command(below, (*names, name), help_texts.get(name, "")))
         elif action.option_strings:
             flags, takes = tuple(action.option_strings), action.nargs != 0
             file = action.metavar in FILES or (action.dest or "").endswith(("file", "bundle"))
             options.append(OptionSpec(flags, (action.help or "").replace("%%", "%"), takes, choices, file))
         else:
             values += choices
-    return CommandSpec(text, help, tuple(options), tuple(values), tuple(commands))
+    return CommandSpec(names, help, tuple(options), tuple(values), tuple(commands))
 
 
 def bash(top: CommandSpec) -> str:

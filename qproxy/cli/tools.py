@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from qproxy import config as configuration
-from qproxy.bootstrap import tools as toolmaking
+from qproxy.bootstrap import tools as tool_setup
 from qproxy.cli.help import DONE, HelpPage
 from qproxy.cli.output import print_error, print_note, print_result
 from qproxy.relay import ToolRuntime
@@ -46,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, sandbox = configuration.load(path=arguments.config), SystemSandbox()
-    return trio.run(_main, toolmaking.build_tool_runtime(config, sandbox=sandbox), sandbox, arguments)
+    return trio.run(_main, tool_setup.build_tool_runtime(config, sandbox=sandbox), sandbox, arguments)
 
 
 async def _main(tool_runtime: ToolRuntime, sandbox: SystemSandbox, arguments: argparse.Namespace) -> int:
@@ -80,7 +80,7 @@ async def _call(tools: dict[str, Tool], name: str, given: str) -> int:
 def _list(tool_runtime: ToolRuntime, sandbox: SystemSandbox, *, as_json: bool) -> int:
     tools, sources = list(tool_runtime.registry.tools().values()), tool_runtime.registry.sources
     if as_json:
-        message = {
+        states = {
             "sandbox": {
                 "available": sandbox.unavailable_reason is None,
                 "reason": sandbox.unavailable_reason,
@@ -88,7 +88,7 @@ def _list(tool_runtime: ToolRuntime, sandbox: SystemSandbox, *, as_json: bool) -
             "tools": [_describe(tool) for tool in tools],
             "mcp_servers": [{"label": source.label, "state": source.state} for source in sources],
         }
-        print_result(json_codec.dumps(message).decode())
+        print_result(json_codec.dumps(states).decode())
         return 0
     print_result(f"sandbox: {sandbox.unavailable_reason or 'bubblewrap works here'}")
     for source in sources:
@@ -110,7 +110,7 @@ def _describe(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "kind": tool.kind,
-        "offer": tool.policy,
+        "policy": tool.policy,
         "server": tool.server,
         "sandbox": tool.isolation or None,
         "refusal": tool.unavailable_reason,

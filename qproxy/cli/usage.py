@@ -1,4 +1,4 @@
-"""`qproxy usage`: what the ledger says, as a table, as JSON or as CSV.
+"""`qproxy usage`: the usage ledger as a table, as JSON or as CSV.
 
 It reads the file, not the server: it works while one runs, and when none does.
 """
@@ -11,8 +11,6 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from qproxy import config as configuration
@@ -62,17 +60,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from qproxy.ledger import LedgerError, schema
+    import trio
+
+    from qproxy.ledger import LedgerError
     from qproxy.ledger.prices import load_price_list
 
-    path, now = configuration.load(path=arguments.config).ledger or "", time.time()
+    config, windows = configuration.load(path=arguments.config), arguments.window or DEFAULT_PERIOD
     try:
-        with closing(schema.open_for_reading(Path(path))) as ledger:
-            rows = [
-                row
-                for window in arguments.window or DEFAULT_PERIOD
-                for row in _usage_rows(ledger, arguments.by, window, now)
-            ]
+        rows = trio.run(_usage_rows, config, arguments.by, windows, time.time())
     except LedgerError as error:
         print_error(str(error))
         return 1
@@ -90,8 +85,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _usage_rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str, Any]]:
-    from qproxy.ledger.usage import usage_by
+async def _usage_rows(
+    config: configuration.Config, by: Any, windows: Sequence[str], now: float
+) -> list[dict[str, Any]]:
+    from qproxy.backends.factory import open_ledger_reader
+
+    ledger = open_ledger_reader(config)
+    try:
+        found = await ledger.usage_by(by, windows, now)
+    finally:
+        await ledger.aclose()
+    return [row for window in windows for row in _window_rows(found[window], window, now)]
+
+
+def _window_rows(usage: Sequence[Any], window: str, now: float) -> list[dict[str, Any]]:
     from qproxy.telemetry.log_format import printable
 
     since = WINDOWS[window].start(now) if window in WINDOWS else None
@@ -107,7 +114,7 @@ def _usage_rows(ledger: Any, by: Any, window: str, now: float) -> list[dict[str,
             "cost_usd": round(use.cost, 6),
             "unpriced": use.unpriced,
         }
-        for use in usage_by(ledger, by, window, now)
+        for use in usage
     ]
 
 

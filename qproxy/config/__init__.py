@@ -1,10 +1,11 @@
 """Configuration: one frozen `Config` from defaults < TOML < environment < flags.
 
 settings   the table of settings
+accounts   accounts and their presets
 tools      the tables of tools
-reading    values from TOML, variables and flags, checked
+parsing    values from TOML, variables and flags, checked
 
-This is the only room that reads the environment.  Accounts and their presets are in `presets`.
+This is the only package that reads the environment.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def load(
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(data_dir(environ) / "keys.json"))
-    values.setdefault("accounts_file", str(data_dir(environ) / "accounts.db"))
-    values.setdefault("meters_file", str(data_dir(environ) / "meters"))
+    values.setdefault("account_state_file", str(data_dir(environ) / "accounts.db"))
+    values.setdefault("rate_limits_file", str(data_dir(environ) / "meters"))
     values.setdefault("wrong_keys_file", str(data_dir(environ) / "wrong_keys"))
     values.setdefault("access_file", str(data_dir(environ) / "access.sqlite3"))
     values.setdefault("ledger", str(data_dir(environ) / "ledger.sqlite3"))
@@ -100,7 +101,7 @@ def table() -> str:
     blank = Config()
     for name, item in SETTINGS.items():
         default = getattr(blank, name)
-        message = str(default).lower() if isinstance(default, bool) else default
-        shown = "" if default in (None, "", [], {}) else f"`{message}`"
+        text = str(default).lower() if isinstance(default, bool) else default
+        shown = "" if default in (None, "", [], {}) else f"`{text}`"
         rows.append(f"| `{name}` | {describe_type(TYPES[name])} | {shown} | {item.metadata['help']} |")
     return "\n".join(rows) + "\n"

@@ -1,6 +1,6 @@
 """Accounts as an operator writes them down, and the base URLs that Alibaba publishes.
 
-`resolve` turns a preset into a base URL, a plan and a key; `key_warnings` says what is likely wrong about a key
+`resolve_account` turns a preset into a base URL, a plan and a key; `key_warnings` says what is likely wrong about a key
 before a request finds out.  Sources: Model Studio's region and plan pages, qwen-code's provider presets.
 """
 
@@ -69,7 +69,7 @@ class AccountConfig:
     """One `[[accounts]]` table."""
 
     name: str
-    kind: Literal["key", "open", "oauth"] = "key"
+    kind: Literal["key", "openai_compatible", "oauth"] = "key"
     """An API key; a server of your own; an account that `qproxy login` signs in."""
     preset: str | None = None
     base_url: str | None = None
@@ -90,7 +90,7 @@ class AccountConfig:
     tpm: int | None = None
     """Tokens a minute, in and out; 0 is no limit."""
     allowance: dict[str, int] = field(default_factory=dict)
-    """Requests that its plan allows, by window (`qproxy.windows`): the dashboard shows how many are used."""
+    """Requests that its plan allows, by window (`qproxy.limits.windows`): the dashboard shows how many are used."""
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     dialect: Literal["compatible", "dashscope"] = "compatible"
@@ -110,7 +110,8 @@ class AccountConfig:
     @property
     def identity(self) -> str:
         """What tells it from others on disk, where its key is not: another key or server is another account."""
-        what = "\n".join((self.kind, self.name, self.base_url or "", self.key or ""))
+        kind = "open" if self.kind == "openai_compatible" else self.kind  # its name in the first files
+        what = "\n".join((kind, self.name, self.base_url or "", self.key or ""))
         return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
@@ -140,8 +141,8 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
         base_url, plan = base_url or PRESETS["beijing"].base_url, plan or "oauth"
     if base_url is None:
         raise ConfigError(f"{where}: set a preset or a base_url.")
-    state = urlsplit(base_url)
-    if state.scheme not in ("http", "https") or not state.hostname or state.query or state.username:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(
             f"{where}: base_url must be http(s)://host[:port]/path without a query or a password."
         )
@@ -159,7 +160,7 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
             raise ConfigError(f"{where}: the key has characters that no key has.")
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
-    plan = plan or ("open" if account.kind == "open" else "payg")
+    plan = plan or ("open" if account.kind == "openai_compatible" else "payg")
     return replace(
         account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_capabilities(account, plan, base_url)
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qproxy.config.accounts import ConfigError
+from qproxy.config.renames import check_name, check_value
 from qproxy.config.settings import SETTINGS, TABLES, TYPES
 
 _SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)(?:_|$)")
@@ -50,6 +51,7 @@ def _check_known(name: str, known: Iterable[str], where: str) -> str:
     names = list(known)
     if name in names:
         return name
+    check_name(name, where)
     near = difflib.get_close_matches(name, names, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{where}: there is no setting {name!r}.{hint}")
@@ -67,6 +69,7 @@ def _record(kind: Any, entry: Any, where: str) -> Any:
     types, values = get_type_hints(kind), {}
     for name, value in entry.items():
         _check_known(name, types, where)
+        check_value(name, value, where)
         values[name] = _coerce(types[name], value, f"{where}, {name}")
     for item in fields(kind):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
@@ -79,14 +82,18 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for variable, text in environ.items():
         name = variable.removeprefix("QPROXY_").lower()
-        if not variable.startswith("QPROXY_") or name in ("config", "home") or _links_service(variable, text):
+        if (
+            not variable.startswith("QPROXY_")
+            or name in ("config", "home")
+            or _is_service_link(variable, text)
+        ):
             continue
         _check_known(name, SETTINGS, variable)
         values[name] = parse(name, text, variable)
     return values
 
 
-def _links_service(variable: str, text: str) -> bool:
+def _is_service_link(variable: str, text: str) -> bool:
     """Return whether Kubernetes has set the variable, to tell of a Service whose name begins with `qproxy`.
 
     A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more, unless its
@@ -114,6 +121,7 @@ def parse(name: str, text: str, where: str) -> Any:
         elif origin is dict:
             pairs = [word.partition("=")[::2] for word in listed]
             value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
+        check_value(name, value, where)
     except (ValueError, KeyError):
         raise ConfigError(f"{where}: {text!r} is not {describe_type(kind)}.") from None
     return _coerce(kind, value, where)
@@ -125,6 +133,7 @@ def parse_bool(text: str) -> bool:
 
 def validate(name: str, value: Any, where: str) -> Any:
     """A setting's value if it has the setting's type."""
+    check_value(name, value, where)
     return _coerce(TYPES[name], value, f"{where}, {name}")
 
 

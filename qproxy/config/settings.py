@@ -1,7 +1,7 @@
 """The table of settings: one frozen `Config`.
 
 The fields are the table: name, type, default and help.  The flags of `qproxy serve`, the `QPROXY_*` variables, the
-keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`reading`).  A field of the type
+keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`parsing`).  A field of the type
 `tuple[Record, ...]` is an array of tables in the file, such as `[[accounts]]`; it has no flag and no variable.
 """
 
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from qproxy.access import api_keys as keys
 from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
-from qproxy.config.tools import McpServerConfig, ToolConfig, ToolOfferConfig
-from qproxy.system.exposure import is_loopback, without_keys
+from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
+from qproxy.system.exposure import exposed_without_keys_message, is_loopback
 
 MAX_WORKERS = 256
 MIN_ADMIN_KEY = 15
@@ -26,6 +24,8 @@ MIN_ADMIN_KEY = 15
 MIN_ADMIN_KEY_VARIETY = 6
 SERVER_SETTINGS = ("host", "port", "workers", "certfile", "keyfile")
 """The settings that only `qproxy serve`, and `qproxy.serve` in a program, can honor."""
+NO_LEDGER = "none"
+"""Value of the setting `ledger` for no ledger."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -75,20 +75,22 @@ class Config:
         "hosts that are reached without a proxy, comma-separated; beside NO_PROXY where a variable names the proxy",
     )
     ca_bundle: str | None = setting(None, "certificates to trust (PEM) instead of the system's")
-    connect_timeout: float = setting(10.0, "to reach an upstream, TLS included")
-    write_timeout: float = setting(30.0, "for an upstream to take a piece of the request")
-    first_byte_timeout: float = setting(300.0, "for an upstream to begin its answer")
-    idle_timeout: float = setting(120.0, "of silence within an upstream's answer")
-    total_timeout: float = setting(0.0, "for an upstream's whole answer; 0 is no limit")
-    pool_timeout: float = setting(5.0, "waiting for a connection to an upstream that is at max_connections")
-    pool_idle: float = setting(60.0, "how long an unused connection to an upstream is kept")
-    max_connections: int = setting(5000, "connections at once to one upstream host")
+    upstream_connect_timeout: float = setting(10.0, "to reach an upstream, TLS included")
+    upstream_write_timeout: float = setting(30.0, "for an upstream to take a piece of the request")
+    upstream_first_byte_timeout: float = setting(300.0, "for an upstream to begin its answer")
+    upstream_read_timeout: float = setting(120.0, "of silence within an upstream's answer")
+    upstream_total_timeout: float = setting(0.0, "for an upstream's whole answer; 0 is no limit")
+    pool_timeout: float = setting(
+        5.0, "waiting for a connection to an upstream that is at max_upstream_connections"
+    )
+    pool_idle_timeout: float = setting(60.0, "how long an unused connection to an upstream is kept")
+    max_upstream_connections: int = setting(5000, "connections at once to one upstream host")
     queue_timeout: float = setting(
         1.0, "waiting for a place when max_requests are taken, or for an account at its limits"
     )
     client_write_timeout: float = setting(30.0, "for a client to take a piece of its answer")
-    body_timeout: float = setting(60.0, "for a client to send its request's body")
-    request_timeout: float = setting(
+    client_body_timeout: float = setting(60.0, "for a client to send its request's body")
+    client_request_timeout: float = setting(
         3600.0, "for a client's whole request, from its first byte to its last; 0 is no limit"
     )
     keep_alive_interval: float = setting(
@@ -96,14 +98,14 @@ class Config:
     )
     graceful_timeout: float = setting(30.0, "for running requests to end after a signal to stop")
     client_idle_timeout: float = setting(60.0, "how long a client's connection is kept without a request")
-    max_connection_age: float = setting(
+    max_client_connection_age: float = setting(
         900.0,
         "after which a client is asked to go on with another connection, give or take a tenth: a GOAWAY over HTTP/2, "
         "`Connection: close` over HTTP/1.1; 0 is no limit",
     )
-    max_clients: int = setting(6000, "connections of clients at once; more are turned away")
+    max_client_connections: int = setting(6000, "connections of clients at once; more are turned away")
     max_requests: int = setting(5000, "requests to models at once; more wait in line for queue_timeout")
-    max_waiting: int = setting(100, "requests waiting in line at once; more are refused at once")
+    max_queue_size: int = setting(100, "requests waiting in line at once; more are refused at once")
     max_header_bytes: int = setting(64 * 1024, "largest head of a request")
     max_body_bytes: int = setting(64 * 1024 * 1024, "largest request body")
     max_json_depth: int = setting(128, "deepest nesting of a request body")
@@ -114,11 +116,11 @@ class Config:
     keys_file: str | None = setting(
         None, "the keys made by `qproxy keys`; by default keys.json in the data directory"
     )
-    accounts_file: str | None = setting(
+    account_state_file: str | None = setting(
         None,
         "what is known of the accounts, shared by all processes; by default accounts.db in the data directory",
     )
-    meters_file: str | None = setting(
+    rate_limits_file: str | None = setting(
         None,
         "what client keys have left of their requests and tokens a minute, shared by all processes; by default meters in "
         "the data directory",
@@ -156,23 +158,23 @@ class Config:
     strict_params: bool = setting(
         False, "refuse parameters without a meaning for Qwen instead of ignoring them"
     )
-    forced_tools: Literal["thinking-off", "auto"] = setting(
+    forced_tool_choice: Literal["thinking-off", "auto"] = setting(
         "thinking-off", "what gives way when a forced tool meets thinking"
     )
-    stream_upstream: Literal["always", "asked"] = setting(
+    stream_upstream: Literal["always", "requested"] = setting(
         "always", "whether whole answers are streamed from DashScope and assembled here"
     )
-    embedding_requests: int = setting(
+    max_embedding_requests: int = setting(
         8, "requests to models' servers that one request for embeddings makes at once"
     )
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
-    implied_think: list[str] = setting([], "patterns of models whose answers begin inside a thought")
-    bare_json: list[str] = setting(
+    implied_think_models: list[str] = setting([], "patterns of models whose answers begin inside a thought")
+    bare_json_models: list[str] = setting(
         ["*qwen2.5-coder*", "*qwen2_5-coder*"],
         "patterns of models that write calls as bare JSON or in a JSON fence",
     )
-    react: list[str] = setting([], "patterns of models that write calls as Action and Action Input")
-    cumulative: list[str] = setting(
+    react_models: list[str] = setting([], "patterns of models that write calls as Action and Action Input")
+    cumulative_models: list[str] = setting(
         [], "patterns of models whose servers repeat the whole text in each event"
     )
     oauth_device_url: str = setting(
@@ -195,7 +197,7 @@ class Config:
         5.0, "between two questions whether a sign-in is approved, unless told otherwise"
     )
     oauth_timeout: float = setting(30.0, "for the identity server to answer")
-    oauth_refresh_ahead: float = setting(
+    oauth_refresh_margin: float = setting(
         1200.0,
         "before its end at which a token is renewed, give or take a quarter; at the latest 30 s before it",
     )
@@ -238,28 +240,32 @@ class Config:
     ledger: str | None = setting(
         None, "the file of the usage ledger; by default ledger.sqlite3 in the data directory, `none` for none"
     )
-    ledger_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
+    ledger_retention_days: int = setting(90, "how long the ledger keeps requests, in days; 0 is for ever")
     tracing: bool = setting(
         False, "send OpenTelemetry traces where the OTEL_* variables say; needs qproxy[otel]"
     )
-    tool_rounds: int = setting(8, "rounds in which this server's tools run for one answer; then one without")
-    tool_programs: int = setting(
+    max_tool_rounds: int = setting(
+        8, "rounds in which this server's tools run for one answer; then one without"
+    )
+    max_tool_processes: int = setting(
         16, "commands that run at once for all clients; more wait their turn, within their time limit"
     )
-    tool_memory_seconds: float = setting(
+    tool_round_cache_seconds: float = setting(
         3600.0, "how long the hidden calls of an answer that ended with the client's own calls are remembered"
     )
     accounts: tuple[AccountConfig, ...] = setting((), "ways into Qwen servers")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
     mcp_servers: tuple[McpServerConfig, ...] = setting((), "MCP servers whose tools models may call")
-    tool_offers: tuple[ToolOfferConfig, ...] = setting((), "which client keys and models get which tools")
+    tool_rules: tuple[ToolRuleConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""
         accounts = self.accounts
         if self.upstream is not None:
-            extra = AccountConfig("upstream", "open", base_url=self.upstream, key=self.upstream_key)
+            extra = AccountConfig(
+                "upstream", "openai_compatible", base_url=self.upstream, key=self.upstream_key
+            )
             accounts = (extra, *accounts)
         if not accounts:
             raise ConfigError(
@@ -268,8 +274,8 @@ class Config:
             )
         return tuple(resolve_account(account) for account in accounts)
 
-    def check(self) -> None:
-        """ConfigError when the settings cannot be served together."""
+    def check(self, has_keys: Callable[[Config], bool]) -> None:
+        """Raise ConfigError if the settings cannot be served together; `has_keys` reads whether there are API keys."""
         if self.workers > MAX_WORKERS:
             raise ConfigError(f"workers: at most {MAX_WORKERS}.")
         if (self.certfile is None) != (self.keyfile is None):
@@ -278,7 +284,7 @@ class Config:
             self._check_certificate()
         if self.port > 65535:
             raise ConfigError("port: it is at most 65535.")
-        self.check_address(self.host)
+        self.check_address(self.host, has_keys)
         self.check_admin_key()
         for name in ("oauth_device_url", "oauth_token_url"):
             url = urlsplit(getattr(self, name))
@@ -291,10 +297,10 @@ class Config:
         defaults: dict[str, Any] = {name: SETTINGS[name].default for name in SERVER_SETTINGS}
         return dataclasses.replace(self, **defaults)
 
-    def check_address(self, host: str) -> None:
-        """ConfigError when this host's name or address may not be served without keys, and there are none."""
-        if not is_loopback(host) and not self.insecure_no_auth and not self._has_keys():
-            raise ConfigError(without_keys(host))
+    def check_address(self, host: str, has_keys: Callable[[Config], bool]) -> None:
+        """Raise ConfigError if this host name or address may not be served without API keys, and there are none."""
+        if not is_loopback(host) and not self.insecure_no_auth and not has_keys(self):
+            raise ConfigError(exposed_without_keys_message(host))
 
     def check_admin_key(self) -> None:
         """ConfigError for an admin_key that can be guessed."""
@@ -313,12 +319,6 @@ class Config:
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"certfile {self.certfile}, keyfile {self.keyfile}: {reason}.") from None
-
-    def _has_keys(self) -> bool:
-        try:
-            return bool(self.api_keys or (self.keys_file and keys.read(Path(self.keys_file))))
-        except keys.KeyFileError as error:
-            raise ConfigError(str(error)) from None
 
     def secrets(self) -> set[str]:
         """Every value that no log may show: those of the fields that a repr hides."""

@@ -1,6 +1,6 @@
-"""The tables of tools: `[[tools]]`, `[[mcp_servers]]` and `[[tool_offers]]`.
+"""The tables of tools: `[[tools]]`, `[[mcp_servers]]` and `[[tool_rules]]`.
 
-What each may be given is the same for a command and for an MCP server that is started here: `FenceConfig`.
+What each may be given is the same for a command and for an MCP server that is started here: `SandboxConfig`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from qproxy.config.accounts import ConfigError
 
-OfferPolicy = Literal["always", "on request", "never"]
+ToolPolicy = Literal["always", "on request", "never"]
 T = TypeVar("T", bound="SandboxConfig")
 
 
@@ -51,7 +51,7 @@ class ToolConfig(SandboxConfig):
     """A JSON Schema."""
     parameters_file: str | None = None
     """Where the schema is instead."""
-    policy: OfferPolicy = "on request"
+    policy: ToolPolicy = "on request"
     timeout: float = 30.0
     max_output: int = 64 * 1024
 
@@ -70,7 +70,7 @@ class McpServerConfig(SandboxConfig):
     """Headers whose values are in variables of the server's environment."""
     allow: list[str] = field(default_factory=lambda: ["*"])
     """Patterns of its tools' names."""
-    policy: OfferPolicy = "on request"
+    policy: ToolPolicy = "on request"
     timeout: float = 30.0
     """Of one call."""
     cpu_seconds: int = 3600
@@ -78,10 +78,10 @@ class McpServerConfig(SandboxConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolOfferConfig:
-    """One rule: an entry of `[[tool_offers]]`; the first that fits decides."""
+class ToolRuleConfig:
+    """One rule: an entry of `[[tool_rules]]`; the first that fits decides."""
 
-    policy: OfferPolicy
+    policy: ToolPolicy
     tools: list[str] = field(default_factory=lambda: ["*"])
     keys: list[str] = field(default_factory=lambda: ["*"])
     """Names of client keys."""

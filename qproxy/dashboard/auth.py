@@ -1,7 +1,7 @@
 """Who may come in by a browser, and what a form must show.
 
 With an `admin_key` whoever has typed it in, for as long as the session is on record; without one, browsers on the server's own
-machine, as for the admin routes (`Door.admit_local`).  A form is taken only from a page of this server: the browser says
+machine, as for the admin routes (`host_policy.require_local`).  A form is taken only from a page of this server: the browser says
 where it comes from (Origin, Sec-Fetch-Site), the session's cookie is not sent along from elsewhere (SameSite), and the
 form repeats the session's token.
 
@@ -11,6 +11,7 @@ Guesses at the admin_key wait, and count against their address together with tho
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,21 +21,24 @@ from urllib.parse import parse_qsl
 
 import trio
 
+from qproxy.access.grants import GrantStore, GrantStoreError
 from qproxy.dashboard import sessions
 from qproxy.dashboard.sessions import DashboardSession
 from qproxy.server import request_context
-from qproxy.server.state import ServerState
+from qproxy.server.host_policy import require_local
+from qproxy.server.state import StateHolder
 from qproxy.system.exposure import origin_authority
 from qproxy.wire.errors import AuthenticationError, RequestError
 
 COOKIE = "qproxy_dashboard"
 PATH = "/dashboard"
-KIND = "dashboard session"
+GRANT_KIND = "dashboard session"
 """Of grants."""
 GUESS_SECONDS = 0.5
 """How long a wrong one waits for its answer."""
 MAX_FIELDS = 50
 FORM_TYPE = "application/x-www-form-urlencoded"
+log = logging.getLogger("qproxy.dashboard")
 
 
 class LoginRequired(Exception):
@@ -59,8 +63,8 @@ class PageRequest:
 class DashboardAuth:
     """Of one server."""
 
-    def __init__(self, state: ServerState, *, wall_clock: Callable[[], float] = time.time) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._server = server
         self._wall_clock = wall_clock
         self._epoch = ""
         """Of the admin_key whose sessions are on record, as far as this process has seen to it."""
@@ -71,24 +75,24 @@ class DashboardAuth:
     @property
     def key(self) -> str | None:
         """The admin_key now."""
-        return self._state.policy.admin_key
+        return self._server.state.authentication.admin_key
 
     async def open_request(self) -> PageRequest:
-        """The request being served.  GrantsError when it cannot be told whether the visitor has signed in."""
+        """The request being served.  GrantStoreError when it cannot be told whether the visitor has signed in."""
         scope, headers = request_context.scope(), request_context.headers()
         host = headers.get("host") or ""
         forwarded = (headers.get("x-forwarded-proto") or "").strip().lower()
         secure = scope["scheme"] == "https" or forwarded == "https"
         query = _fields(scope["query_string"])
         origin = f"{'https' if secure else 'http'}://{host}"
-        session = await self._session(headers.get("cookie") or "")
+        session = await self._load_session(headers.get("cookie") or "")
         return PageRequest(session, secure, query, {}, scope["path"], origin)
 
     def require_login(self, visit: PageRequest) -> None:
         """LoginNeededError or a RequestError unless the visitor runs the server."""
         check_origin()
         if self.key is None:
-            self._state.policy.require_local(request_context.headers(), request_context.scope())
+            require_local(request_context.headers(), request_context.scope())
         elif not visit.session.created:
             raise LoginRequired
 
@@ -103,31 +107,34 @@ class DashboardAuth:
 
     async def login(self, shown: str) -> DashboardSession | None:
         """A session for whoever shows the admin_key; None for a wrong one, RequestError for too many."""
-        state, key, shown = self._state, self.key, shown.strip()
+        state, key, shown = self._server.state, self.key, shown.strip()
         address = request_context.record().client or ""
         try:
-            await state.admin_keys.verify(shown, address, partial(state.policy.check_admin_key, shown))
+            await state.admin_keys.verify(
+                shown, address, partial(state.authentication.check_admin_key, shown)
+            )
         except AuthenticationError:
             await trio.sleep(GUESS_SECONDS)
             return None
         session = sessions.new_session(key, self._wall_clock())
         await state.grants.add(
-            KIND, sessions.digest(session, key), session.expires, epoch=sessions.epoch(key)
+            GRANT_KIND,
+            sessions.session_digest(session, key),
+            session.expires,
+            epoch=sessions.admin_key_epoch(key),
         )
         return session
 
     async def logout(self, session: DashboardSession) -> None:
-        """The session's cookie is worth nothing any more, in every process.  GrantsError when that cannot be written."""
+        """The session's cookie is worth nothing any more, in every process.  GrantStoreError when that cannot be written."""
         if session.created:
-            await self._state.grants.revoke(KIND, sessions.digest(session, self.key))
+            await self._server.state.grants.revoke(GRANT_KIND, sessions.session_digest(session, self.key))
 
-    async def forget_other_keys(self) -> None:
+    async def revoke_other_epochs(self) -> None:
         """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
-        epoch = (
-            "" if self.key is None else sessions.epoch(self.key)
-        )  # without a key there are no sessions to end
+        epoch = _epoch(self.key)
         if epoch != self._epoch:
-            await self._state.grants.retain(KIND, epoch)
+            await self._server.state.grants.retain(GRANT_KIND, epoch)
             self._epoch = epoch
 
     def set_cookie(self, session: DashboardSession, *, secure: bool) -> str:
@@ -136,15 +143,32 @@ class DashboardAuth:
         left = max(0, session.expires - int(self._wall_clock()))
         return _cookie(value, left, secure=secure)
 
-    async def _session(self, text: str) -> DashboardSession:
+    async def _load_session(self, text: str) -> DashboardSession:
         """The session that the browser names, or a new one for somebody who has not signed in."""
         value, now, key = _named(text), self._wall_clock(), self.key
         if key is not None:
-            await self.forget_other_keys()
+            await self.revoke_other_epochs()
             session = sessions.from_cookie(value, key, now)
-            if session and await self._state.grants.has(KIND, sessions.digest(session, key)):
+            if session and await self._server.state.grants.has(
+                GRANT_KIND, sessions.session_digest(session, key)
+            ):
                 return session
         return sessions.from_cookie(value, None, now) or sessions.new_session(None, now)
+
+
+async def end_stale_sessions(grants: GrantStore, admin_key: str | None) -> None:
+    """End the sessions of earlier admin keys when the server starts."""
+    if admin_key is None:
+        return
+    try:
+        await grants.retain(GRANT_KIND, _epoch(admin_key))
+    except GrantStoreError as error:  # the first visit tries again, and reports it
+        log.warning("cannot end the sessions of earlier admin keys: %s", error)
+
+
+def _epoch(admin_key: str | None) -> str:
+    """Return the epoch of an admin key's sessions; "" without a key, when there are no sessions."""
+    return "" if admin_key is None else sessions.admin_key_epoch(admin_key)
 
 
 def check_origin() -> None:
@@ -191,5 +215,5 @@ def _named(text: str) -> str:
 
 def _is_foreign(why: str) -> RequestError:
     return RequestError(
-        f"The request was not taken: {why}.", status=403, type="permission_error", code="form_refused"
+        f"The request was not taken: {why}.", status=403, type="permission_error", code="form_rejected"
     )

@@ -96,10 +96,10 @@ def stacked_bars(
                 shapes.append(
                     Shape(number, (place + GAP / 2) * width, max(0.0, floor), width * (1 - GAP), height)
                 )
-        message = ", ".join(
+        values_text = ", ".join(
             f"{say(value)} {which}" for which, value in zip(series, stack, strict=True) if value
         )
-        columns.append(Column(place * width, width, f"{when}: {message or 'nothing'}", tuple(shapes)))
+        columns.append(Column(place * width, width, f"{when}: {values_text or 'nothing'}", tuple(shapes)))
     rows = tuple(
         (when, *(say(value) for value in stack))
         for when, stack in zip(times, values, strict=True)
@@ -138,16 +138,16 @@ def _describe(series: Sequence[str], row: Sequence[float | None], say: Callable[
 
 def _steps(values: Sequence[float | None], top: float, width: float) -> str:
     """One line as path data: `H` along a piece, `V` to the next one's height."""
-    text, drawing = [], False
+    path, drawing = [], False
     for place, value in enumerate(values):
         if value is None:
             drawing = False
             continue
         y = HEIGHT - value / top * HEIGHT
-        text.append(f"V{y:.2f}" if drawing else f"M{place * width:.2f} {y:.2f}")
-        text.append(f"H{(place + 1) * width:.2f}")
+        path.append(f"V{y:.2f}" if drawing else f"M{place * width:.2f} {y:.2f}")
+        path.append(f"H{(place + 1) * width:.2f}")
         drawing = True
-    return "".join(text)
+    return "".join(path)
 
 
 def _chart(

@@ -1,12 +1,11 @@
 """The routes of the dashboard, and what happens around each of its views: who asks, with which form, and errors as pages.
 
-The one idea: a view gets a `Visit` that was let in, with a form that was checked, and gives a reply; nothing about
-keys, cookies or refusals is left to it.  A new family of pages is a class with `views()` and a row in `Dashboard`.
+The one idea: a view gets a `PageRequest` that was let in, with a form that was checked, and gives a reply; nothing about
+keys, cookies or refusals is left to it.  A new family of pages is a class with `views()` and a row in `DashboardRoutes`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -14,7 +13,6 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
-from qproxy.access.grants import GrantsError
 from qproxy.dashboard import auth
 from qproxy.dashboard.auth import DashboardAuth, LoginRequired, PageRequest
 from qproxy.dashboard.rendering import PageRenderer, redirect
@@ -25,42 +23,34 @@ from qproxy.dashboard.views.overview import OverviewPages
 from qproxy.dashboard.views.requests import RequestPages
 from qproxy.dashboard.views.tools import ToolPages
 from qproxy.server import error_handlers, request_context
+from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.request_policy import Access
-from qproxy.server.state import Route, ServerState
+from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError, RequestError
 
 View: TypeAlias = Callable[..., Awaitable[HTTPResponse]]
 LOGIN_PAGE = "/dashboard/login"
 MAX_FORM = 64 * 1024
-log = logging.getLogger("qproxy.dashboard")
 
 
 class PageGroup(Protocol):
     """A family of pages."""
 
     def views(self) -> Iterator[tuple[str, str, View]]:
-        """(method, path below /dashboard, view): a view takes a `Visit` and the path's parameters."""
+        """(method, path below /dashboard, view): a view takes a `PageRequest` and the path's parameters."""
         ...
 
 
 class DashboardRoutes:
     """The family of routes."""
 
-    def __init__(self, state: ServerState, *, wall_clock: Callable[[], float] = time.time) -> None:
-        self._auth = DashboardAuth(state, wall_clock=wall_clock)
+    def __init__(self, server: StateHolder, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._auth = DashboardAuth(server, wall_clock=wall_clock)
         self._pages = pages = PageRenderer()
         self._families: list[PageGroup] = [
-            OverviewPages(state, pages, wall_clock), RequestPages(state, pages, wall_clock), AccountPages(state, pages, wall_clock),
-            KeyPages(state, pages, wall_clock), ToolPages(state, pages), ConnectPage(state, pages),
+            OverviewPages(server, pages, wall_clock), RequestPages(server, pages, wall_clock), AccountPages(server, pages, wall_clock),
+            KeyPages(server, pages, wall_clock), ToolPages(server, pages), ConnectPage(server, pages),
         ]  # fmt: skip
-
-    async def forget_other_keys(self) -> None:
-        """End the sessions that were begun with another admin_key, at the start."""
-        try:
-            await self._auth.forget_other_keys()
-        except GrantsError as error:  # the first visit tries again, and says so
-            log.warning("sessions of another admin_key may be on record: %s", error)
 
     def routes(self) -> Iterator[Route]:
         yield self._route("/login", "GET", self._form, admitted=False)

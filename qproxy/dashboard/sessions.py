@@ -56,8 +56,8 @@ def to_cookie(session: DashboardSession, admin_key: str | None) -> str:
 
 def from_cookie(text: str, admin_key: str | None, now: float) -> DashboardSession | None:
     """The session that a cookie names; None unless it was signed with this key and goes on."""
-    name, _, cooldown = text[:MAX_COOKIE_BYTES].partition(".")
-    ends, _, signature = cooldown.partition(".")
+    name, _, rest = text[:MAX_COOKIE_BYTES].partition(".")
+    ends, _, signature = rest.partition(".")
     if not (ends.isascii() and ends.isdecimal() and signature.isascii()):
         return None
     if not hmac.compare_digest(signature, _sign(admin_key, "session", name, int(ends))):
@@ -65,12 +65,12 @@ def from_cookie(text: str, admin_key: str | None, now: float) -> DashboardSessio
     return _session(admin_key, name, int(ends)) if now < int(ends) else None
 
 
-def digest(session: DashboardSession, admin_key: str | None) -> bytes:
+def session_digest(session: DashboardSession, admin_key: str | None) -> bytes:
     """What is on record of the session; the cookie cannot be made from it."""
     return bytes.fromhex(_sign(admin_key, "record", session.name, session.expires))
 
 
-def epoch(admin_key: str | None) -> str:
+def admin_key_epoch(admin_key: str | None) -> str:
     """A name for the time during which this is the admin_key."""
     return _sign(admin_key, "epoch", "", 0)
 

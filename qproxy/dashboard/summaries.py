@@ -16,9 +16,9 @@ from qproxy.wire.tool_calls.repairs import REPAIRS
 OUTCOMES = {
     "ok": "answered",
     "error": "refused",
-    "failed": "failed here",
-    "upstream_cut": "cut off by the model's server",
-    "client_left": "client left",
+    "internal_error": "internal error",
+    "upstream_truncated": "truncated by the upstream",
+    "client_disconnected": "client disconnected",
     "shutting_down": "ended with the server",
 }
 _RULES = {rule.name: rule.doc for rule in RULES}
@@ -30,8 +30,8 @@ def outcome_label(row: Mapping[str, Any]) -> str:
 
 
 def level(row: Mapping[str, Any]) -> str:
-    """good, odd or bad."""
-    return {"ok": "good", "client_left": "odd"}.get(row["outcome"], "bad")
+    """ok, warning or error."""
+    return {"ok": "ok", "client_disconnected": "warning"}.get(row["outcome"], "error")
 
 
 def parse_counts(text: str | None) -> list[tuple[str, str]]:
@@ -44,28 +44,28 @@ def parse_counts(text: str | None) -> list[tuple[str, str]]:
 
 def summarize(row: Mapping[str, Any]) -> list[str]:
     """What happened, in order."""
-    message = [
+    sentences = [
         _describe_request(row),
         *_describe_attempts(row),
         _describe_upstream(row),
         _describe_outcome(row),
         _describe_tokens(row),
     ]
-    message += [
+    sentences += [
         f"The server ran its tool {name.removesuffix('!')} {plural(int(count), 'time')}"
         f"{', which failed' if name.endswith('!') else ''}."
         for name, count in parse_counts(row["tools"])
     ]
-    message += [
+    sentences += [
         f"Rule {name}: {_RULES.get(name, 'of another version')}."
         for name in (row["rules"] or "").split(",")
         if name
     ]
-    message += [
+    sentences += [
         f"Repaired {plural(int(count), 'time')}, {name}: {REPAIRS.get(name, 'of another version')}."
         for name, count in parse_counts(row["repairs"])
     ]
-    return [sentence for sentence in message if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _describe_request(row: Mapping[str, Any]) -> str:
@@ -83,7 +83,7 @@ def _describe_attempts(row: Mapping[str, Any]) -> list[str]:
 def _describe_upstream(row: Mapping[str, Any]) -> str:
     if not row["account"]:
         return "It reached no account."
-    attempts = f", at try {row['tries']}" if row["tries"] > 1 else ""
+    attempts = f", at try {row['attempts']}" if row["attempts"] > 1 else ""
     return f"The account {row['account']} was asked for {row['served_model']}{attempts}."
 
 
@@ -93,7 +93,7 @@ def _describe_outcome(row: Mapping[str, Any]) -> str:
         if row["first_byte_ms"] is not None
         else "it "
     )
-    reason = f", finish reason {row['finish']}" if row["finish"] else ""
+    reason = f", finish reason {row['finish_reason']}" if row["finish_reason"] else ""
     error = f", error {row['error']}" if row["error"] else ""
     ours = (
         f", {format_milliseconds(row['overhead_ms'])} of it spent here"

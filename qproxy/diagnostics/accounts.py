@@ -16,8 +16,8 @@ import trio
 from qproxy.accounts import Account, AccountPool
 from qproxy.accounts.report import format_time
 from qproxy.auth import Credential, OAuthSource
-from qproxy.auth.blocking import Run, run_blocking
-from qproxy.auth.credential_file import StorageError
+from qproxy.auth.credential_store import StorageError
+from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, key_warnings
 from qproxy.diagnostics import network, probes
 from qproxy.diagnostics.http_probe import HttpReply, fetch
@@ -44,10 +44,8 @@ class AccountCheck:
     """Resolved."""
     account: Account
     relay: Relay
-    default_model: str | None = None
+    default_model: str | None
     wall_clock: Callable[[], float] = time.time
-    run: Run = run_blocking
-    """Reads files."""
 
     @property
     def area(self) -> str:
@@ -104,7 +102,7 @@ class AccountCheck:
         warnings = key_warnings(self.entry)
         prefix = f"account {self.entry.name!r}: "
         name = "plan" if self.entry.kind == "oauth" else "key"
-        found = [self.finding(name, "warning", text.removeprefix(prefix)) for text in warnings]
+        found = [self.finding(name, "warning", warning.removeprefix(prefix)) for warning in warnings]
         if not found and self.entry.key:
             found = [self.finding("key", "ok", "looks like one for its server")]
         return found
@@ -115,12 +113,12 @@ class AccountCheck:
         if not isinstance(source, OAuthSource):
             return []
         try:
-            tokens = await self.run(source.refresher.file.load)
+            tokens = await source.refresher.store.load()
         except StorageError as error:
             return [self.finding("signed in", "failed", str(error), self.login)]
         if tokens is None:
             return [self.finding("signed in", "failed", "nobody is signed in", self.login)]
-        ended = tokens.left(self.wall_clock()) <= 0
+        ended = tokens.seconds_left(self.wall_clock()) <= 0
         until = f"the token {'ended' if ended else 'is good until'} {format_time(tokens.expiry_date / 1000, self.wall_clock())}"
         if ended and not tokens.refresh_token:
             return [self.finding("signed in", "failed", until, self.login)]
@@ -282,9 +280,7 @@ def _cost(record: RelayRecord) -> int:
     return record.usage.total_tokens if record.usage is not None else 0
 
 
-def account_check(
-    entry: AccountConfig, account: Account, relay: Relay, default_model: str | None
-) -> AccountCheck:
-    """An account by itself: its own line, the server's transport and policy."""
-    alone = Relay(AccountPool([account]), relay.transport, relay.policy)
-    return AccountCheck(entry, account, alone, default_model)
+def account_check(entry: AccountConfig, account: Account, relay: Relay, config: Config) -> AccountCheck:
+    """Return the check of one account: in a pool of its own, with the server's transport and policy."""
+    pool = AccountPool([account], queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size)
+    return AccountCheck(entry, account, Relay(pool, relay.transport, relay.policy), config.default_model)

@@ -1,6 +1,6 @@
 """Any OpenAI-compatible server, asked as a client's SDK asks it; its answers are held to OpenAI's contract.
 
-Nothing is mended here: the bytes are read by `wire.sse` and `wire.contract`, which take the server at its word.
+Nothing is mended here: the bytes are read by `wire.sse` and `wire.conformance`, which take the server at its word.
 Useful before a server becomes an account (vLLM, SGLang, llama.cpp, Ollama), and for qproxy itself.
 """
 
@@ -14,7 +14,7 @@ from qproxy.diagnostics import network, probes
 from qproxy.diagnostics.http_probe import HttpReply, fetch
 from qproxy.diagnostics.probes import PARSER
 from qproxy.diagnostics.report import Finding, State, last_failed
-from qproxy.relay.relay import STREAM_TYPES
+from qproxy.relay.chat_attempt import STREAM_TYPES
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec, sse
 from qproxy.wire.conformance import RULES, Violation, bodies, chat

@@ -42,7 +42,7 @@ async def check_route(url: str, transport: UpstreamTransport, area: str, wall_cl
             Finding(area, "connection", "failed", error.message, _advice(error, url, proxy is not None))
         )
         return found
-    reached = proxy.origin if proxy is not None and proxy.forwards(origin) else origin
+    reached = proxy.origin if proxy is not None and proxy.is_forward_proxy_for(origin) else origin
     found.append(Finding(area, "connection", "ok", f"{reached.authority} answers"))
     if isinstance(stream, trio.SSLStream):
         found.append(check_certificate(stream.getpeercert(), str(stream.version()), area, wall_clock))

@@ -69,12 +69,12 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
 def summary(findings: Sequence[Finding]) -> str:
     """The sum of a report."""
     states = Counter(finding.state for finding in findings)
-    state = [
+    parts = [
         f"{states['failed']} failed",
         f"{states['warning']} {'warning' if states['warning'] == 1 else 'warnings'}",
         f"{states['ok']} well",
     ]
     if states["skipped"]:
-        state.append(f"{states['skipped']} skipped")
+        parts.append(f"{states['skipped']} skipped")
     tokens = sum(finding.tokens for finding in findings)
-    return f"{', '.join(state)}{f'; it cost {tokens} tokens' if tokens else ''}."
+    return f"{', '.join(parts)}{f'; it cost {tokens} tokens' if tokens else ''}."

@@ -1,6 +1,6 @@
 """The whole examination: which checks there are, side by side, each within its time.
 
-`examine` looks at this machine, the settings and every account; `probe` at one server that need not be ours.
+`run_checks` looks at this machine, the settings and every account; `check_url` at one server that need not be ours.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import trio
 
-from qproxy.bootstrap import transport as outbound
-from qproxy.bootstrap.app import build_server
-from qproxy.bootstrap.telemetry import NO_LEDGER
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.bootstrap import transport as transport_setup
+from qproxy.bootstrap.state import build_state
 from qproxy.config import Config
+from qproxy.config.settings import NO_LEDGER
 from qproxy.diagnostics import system
-from qproxy.diagnostics import tools as workshop
+from qproxy.diagnostics import tools as tool_checks
 from qproxy.diagnostics.accounts import AccountCheck, account_check
 from qproxy.diagnostics.conformance import ConformanceCheck
 from qproxy.diagnostics.report import CONFIGURATION, Finding
@@ -33,16 +34,16 @@ RESPONSE_SECONDS = 30.0
 async def run_checks(config: Config, home: Path, file: str | None, *, offline: bool = False) -> list[Finding]:
     """Everything about a configuration.  ConfigError when it cannot be served; `offline` makes no connections."""
     sandbox = SystemSandbox()
-    config.check()
+    config.check(has_api_keys)
     untouched = replace(
         short_timeouts(config),
-        accounts_file=None,
-        meters_file=None,
+        account_state_file=None,
+        rate_limits_file=None,
         ledger=NO_LEDGER,
         store_responses=False,
         tracing=False,
     )
-    server = build_server(untouched, sandbox=sandbox)
+    state = build_state(untouched, sandbox=sandbox)
     try:
         entries = config.all_accounts()
         source = file or "no configuration file"
@@ -56,18 +57,17 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
-        accounts = zip(entries, server.relay.accounts.accounts, strict=True)
-        patients = [account_check(entry, one, server.relay, config.default_model) for entry, one in accounts]
+        accounts = zip(entries, state.relay.accounts.accounts, strict=True)
+        patients = [account_check(entry, one, state.relay, config) for entry, one in accounts]
         if offline:
             return [*found, *[finding for one in patients for finding in await one.offline()]]
         fenced = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
-        assert server.workshop is not None
         return found + await _run_concurrently(
-            patients, partial(workshop.check_tools, server.workshop, sandbox, fenced)
+            patients, partial(tool_checks.check_tools, state.tool_runtime, sandbox, fenced)
         )
     finally:
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block
-            await server.relay.transport.aclose()
+            await state.relay.transport.aclose()
 
 
 async def _run_concurrently(
@@ -80,7 +80,7 @@ async def _run_concurrently(
         found += await tools()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(with_timeout, workshop.AREA, check_tools, reports[0])
+        nursery.start_soon(with_timeout, tool_checks.AREA, check_tools, reports[0])
         for one, report in zip(patients, reports[1:], strict=True):
             nursery.start_soon(with_timeout, one.area, one.online, report)
     return [finding for report in reports for finding in report]
@@ -101,7 +101,7 @@ async def check_url(
     config: Config, url: str, *, key: str | None, model: str | None, costs: bool = True
 ) -> list[Finding]:
     """Everything about one server; the settings give the proxy, the certificates and the time limits."""
-    transport, found = outbound.build_transport(short_timeouts(config)), list[Finding]()
+    transport, found = transport_setup.build_transport(short_timeouts(config)), list[Finding]()
     one = ConformanceCheck(url, transport, time.time, key, model)
     try:
         await with_timeout(url, partial(one.all, costs=costs), found)
@@ -113,11 +113,14 @@ async def check_url(
 
 def short_timeouts(config: Config) -> Config:
     """The settings with limits that suit somebody who waits for a report."""
-    first, idle = config.first_byte_timeout or RESPONSE_SECONDS, config.idle_timeout or RESPONSE_SECONDS
+    first, idle = (
+        config.upstream_first_byte_timeout or RESPONSE_SECONDS,
+        config.upstream_read_timeout or RESPONSE_SECONDS,
+    )
     return replace(
         config,
-        first_byte_timeout=min(first, RESPONSE_SECONDS),
-        idle_timeout=min(idle, RESPONSE_SECONDS),
+        upstream_first_byte_timeout=min(first, RESPONSE_SECONDS),
+        upstream_read_timeout=min(idle, RESPONSE_SECONDS),
     )
 
 

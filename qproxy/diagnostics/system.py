@@ -6,20 +6,18 @@ Nothing is made or changed here; what a file holds is looked at only to see whet
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import trio
 
-from qproxy.bootstrap import auth
-from qproxy.bootstrap.telemetry import NO_LEDGER
+from qproxy.backends.local import files
 from qproxy.config import Config
 from qproxy.diagnostics.report import Finding
 from qproxy.process.serve import file_limit
 from qproxy.system import pidfile
+from qproxy.system.sqlite import read_error
 
 FILES, LIMITS = "files", "limits"
 GROUP_OR_OTHERS = 0o077
@@ -29,7 +27,7 @@ def check_files(config: Config, home: Path, file: str | None) -> list[Finding]:
     """The data directory, the files with secrets and the databases."""
     found = [_directory(home)]
     found += [_secret(name, path) for name, path in _secrets(config, file)]
-    found += [_database(name, path) for name, path in _databases(config)]
+    found += [_database(name, path) for name, path in files.databases(config)]
     return found
 
 
@@ -38,24 +36,12 @@ def _secrets(config: Config, file: str | None) -> Iterator[tuple[str, Path]]:
     written = [account.key for account in config.accounts if not (account.key_env or account.key_file)]
     if file is not None and (config.api_keys or config.admin_key or config.upstream_key or any(written)):
         yield "configuration file", Path(file)
-    if config.keys_file:
-        yield "keys of clients", Path(config.keys_file)
     for account in config.accounts:
         if account.key_file is not None:
             yield f"key of {account.name}", Path(account.key_file).expanduser()
-        if account.kind == "oauth":
-            yield f"tokens of {account.name}", auth.credential_path(account)
+    yield from files.secret_files(config)
     if config.keyfile is not None:
         yield "TLS key", Path(config.keyfile)
-
-
-def _databases(config: Config) -> Iterator[tuple[str, Path]]:
-    if config.accounts_file:
-        yield "accounts' state", Path(config.accounts_file)
-    if config.ledger not in (None, NO_LEDGER):
-        yield "usage ledger", Path(str(config.ledger))
-    if config.store_responses and config.responses_file:
-        yield "responses", Path(config.responses_file)
 
 
 def _directory(home: Path) -> Finding:
@@ -99,10 +85,8 @@ def _database(name: str, path: Path) -> Finding:
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK):
         text = f"{path} cannot be written by this user"
         return Finding(FILES, name, "failed", text, "see its owner and mode, and its directory's")
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
-            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
+    error = read_error(path)
+    if error is not None:
         return Finding(FILES, name, "failed", f"{path}: {error}", "move it away; the server makes a new one")
     return Finding(FILES, name, "ok", f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})")
 
@@ -116,7 +100,7 @@ def check_limits(config: Config) -> Finding:
     """How many files may be open."""
     wanted, allowed = file_limit(config)
     if allowed < wanted:
-        text = f"{allowed} may be open; max_clients and max_requests may need {wanted}"
+        text = f"{allowed} may be open; max_client_connections and max_requests may need {wanted}"
         return Finding(
             LIMITS, "open files", "warning", text, "raise the hard limit (LimitNOFILE=, ulimit -Hn)"
         )

@@ -1,12 +1,13 @@
 """A Qwen look-alike, for people without an account, for tests, and for developing against.
 
-server     `Emulator`: HTTP over any Trio stream
-chat       what it says (pure); `completions` and `embeddings` the same for those
-speaking   what it says in a realtime session (pure)
-realtime   a realtime session, and what may go wrong with one
-schema     arguments that fit a tool's schema (pure)
-faults     what it does wrong on demand
-identity   its identity server: device flow, page in the browser, rotating refresh tokens
+server             `Emulator`: HTTP over any Trio stream
+chat               what it says (pure); `completions` and `embeddings` the same for those
+realtime_session   what it says in a realtime session (pure)
+realtime           a realtime session, and what may go wrong with one
+schema_values      arguments that fit a tool's schema (pure)
+faults             what it does wrong on demand
+identity           its identity server: device flow, page in the browser, rotating refresh tokens
+demo               `qproxy demo`: a question with a tool call, the whole way
 """
 
 from qproxy.emulator.faults import (
@@ -29,9 +30,9 @@ __all__ = [
     "IdentityServer",
     "PauseStep",
     "RawBytes",
-    "RepeatSteps",
-    "ScriptedReply",
-    "ResetConnection",
     "ReceivedRequest",
+    "RepeatSteps",
+    "ResetConnection",
+    "ScriptedReply",
     "non_http",
 ]

@@ -21,7 +21,7 @@ MODELS = (
 CREATED = 1_760_000_000
 GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
-_GAP = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+_FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 class ApiError(Exception):
@@ -96,9 +96,9 @@ def validate(body: Any) -> None:
 
 def fill_in_middle(prompt: str) -> str | None:
     """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is none."""
-    _, found, gap = prompt.partition(_GAP[0])
-    gap, middle, _ = gap.rpartition(_GAP[2])
-    before, suffix, after = gap.rpartition(_GAP[1])
+    _, found, gap = prompt.partition(_FIM_MARKERS[0])
+    gap, middle, _ = gap.rpartition(_FIM_MARKERS[2])
+    before, suffix, after = gap.rpartition(_FIM_MARKERS[1])
     return f"    return {len(before)} + {len(after)}" if found and middle and suffix else None
 
 
@@ -129,11 +129,11 @@ def _called_tools(tools: list[Any], choice: Any, question: str) -> list[Any]:
     if isinstance(choice, dict):
         name = choice.get("function", {}).get("name")
         return [tool for tool in tools if tool["name"] == name] or tools[:1]
-    text = set(re.findall(r"\w{3,}", question.lower()))
+    words = set(re.findall(r"\w{3,}", question.lower()))
 
     def stop_at(tool: Any) -> int:
-        message = f"{tool['name']} {tool.get('description') or ''}".lower().replace("_", " ")
-        return len(text & set(re.findall(r"\w{3,}", message)))
+        description = f"{tool['name']} {tool.get('description') or ''}".lower().replace("_", " ")
+        return len(words & set(re.findall(r"\w{3,}", description)))
 
     ranked = sorted(tools, key=stop_at, reverse=True)
     return ranked[:2] if re.search(r"\b(two|both|parallel)\b", question.lower()) else ranked[:1]

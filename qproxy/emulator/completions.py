@@ -36,20 +36,20 @@ def continuation(prompt: str) -> str:
 
 def _answers(body: Any) -> Iterator[tuple[int, list[str], str]]:
     """(index, tokens, finish reason) of every choice."""
-    text = _TOKEN.findall(continuation(body["prompt"]))
-    limit = body.get("max_tokens") or len(text)
+    tokens = _TOKEN.findall(continuation(body["prompt"]))
+    limit = body.get("max_tokens") or len(tokens)
     for index in range(body.get("n") or 1):
-        yield index, text[:limit], "length" if limit < len(text) else "stop"
+        yield index, tokens[:limit], "length" if limit < len(tokens) else "stop"
 
 
-def _logprobs(body: Any, text: list[str], offset: int) -> Any:
+def _logprobs(body: Any, tokens: list[str], offset: int) -> Any:
     if body.get("logprobs") is None:
         return None
-    starts = [offset + sum(map(len, text[:n])) for n in range(len(text))]
-    best = [{word: -0.5} if body["logprobs"] else {} for word in text]
+    starts = [offset + sum(map(len, tokens[:n])) for n in range(len(tokens))]
+    best = [{word: -0.5} if body["logprobs"] else {} for word in tokens]
     return {
-        "tokens": text,
-        "token_logprobs": [-0.5] * len(text),
+        "tokens": tokens,
+        "token_logprobs": [-0.5] * len(tokens),
         "top_logprobs": best,
         "text_offset": starts,
     }
@@ -66,8 +66,8 @@ def _envelope(body: Any) -> dict[str, Any]:
 
 def _usage(body: Any) -> dict[str, int]:
     prompt = len(_TOKEN.findall(body["prompt"]))
-    message = sum(len(text) for _, text, _ in _answers(body))
-    return {"prompt_tokens": prompt, "completion_tokens": message, "total_tokens": prompt + message}
+    count = sum(len(text) for _, text, _ in _answers(body))
+    return {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
 
 
 def response(body: Any) -> dict[str, Any]:

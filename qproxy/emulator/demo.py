@@ -19,6 +19,7 @@ import trio
 
 from qproxy import http_server
 from qproxy.bootstrap import app
+from qproxy.bootstrap.limits import transport_limits
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.config.tools import ToolConfig
@@ -70,7 +71,7 @@ async def send_chat(url: str, messages: list[Any], tool: Any, say: PrintFunction
     request = HTTPRequest("POST", f"{url}/chat/completions", headers, json_codec.dumps(body))
     text = ""
     calls: dict[int, Any] = {}
-    transport, decoder = UpstreamTransport(), sse.Decoder()
+    transport, decoder = UpstreamTransport(transport_limits(Config())), sse.Decoder()
     async with await transport.send(request) as response:
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {(await response.read(10_000)).decode()}")
@@ -119,8 +120,8 @@ async def calculate(url: str, say: PrintFunction) -> str:
     """Ask what the server's own tool is needed for, and return the model's words."""
     say(f"\n> {CALCULATION_QUESTION}    (with the tool calculate, which the server runs in its sandbox)")
     with trio.fail_after(ANSWER_TIMEOUT):
-        request = [{"role": "user", "content": CALCULATION_QUESTION}]
-        reply = await send_chat(url, request, {"type": "qproxy", "name": "calculate"}, say)
+        messages = [{"role": "user", "content": CALCULATION_QUESTION}]
+        reply = await send_chat(url, messages, {"type": "qproxy", "name": "calculate"}, say)
     say(f"\n< {reply['content']}")
     return str(reply["content"])
 
@@ -163,7 +164,7 @@ def run(port: int, once: bool, say: PrintFunction) -> int:
 async def _main(port: int, once: bool, say: PrintFunction, ledger: str) -> int:
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http_server.until_signal, stop, say)
+        nursery.start_soon(http_server.wait_for_signal, stop, say)
         await nursery.start(emulator.serve)
         account = AccountConfig("emulator", base_url=emulator.base_url, key="sk-emulator")
         missing = await tool_support_missing()

@@ -1,7 +1,7 @@
 """Faults on demand: what a model server may do wrong, each under a model's name.
 
 Ask for the model `fault-cut` (through qproxy or directly) and the answer is cut in the middle.  Tests queue their
-own `Reply` instead (`Emulator.script`).  Here is only what is sent; `server` sends it.
+own `ScriptedReply` instead (`Emulator.script`).  Here is only what is sent; `server` sends it.
 
 A reply is a list of steps.  One without a status has no head of ours: its steps are everything that is sent, and so
 it may be anything, HTTP or not.

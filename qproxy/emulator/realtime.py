@@ -1,6 +1,6 @@
 """The emulated realtime API: a WebSocket, and what may go wrong with one, each under a model's name.
 
-`speaking` says what is said.  A model that is called `fault-rt-…` does what its name says at its first response.
+`realtime_session` says what is said.  A model that is called `fault-rt-…` does what its name says at its first response.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ENDLESS = {
 
 
 class HandshakeRequest(Protocol):
-    """What `server.Seen` is here."""
+    """What `server.ReceivedRequest` is here."""
 
     method: str
     path: str
@@ -110,7 +110,7 @@ async def _hang(stream: _ReplayStream, socket: WebSocketConnection, heard: Recor
             return
         await _say(socket, heard, speaker.start())
         while not speaker.finished:
-            event = _read(await socket.get_message())
+            event = _parse_message(await socket.get_message())
             heard.events.append(event)
             asks = isinstance(event, dict) and event.get("type") == "response.create"
             if heard.model.startswith(FAULT) and asks:
@@ -121,7 +121,7 @@ async def _hang(stream: _ReplayStream, socket: WebSocketConnection, heard: Recor
         heard.code = closed.reason.code if closed.reason else None
 
 
-def _read(message: str | bytes) -> Any:
+def _parse_message(message: str | bytes) -> Any:
     """The event in a message; None, which is no event, for what is not JSON or nests too deeply to be repeated."""
     try:
         event = json_codec.loads(message)

@@ -19,7 +19,15 @@ from qproxy.emulator.schema_values import example_arguments
 from qproxy.wire.realtime.audio import Resampler
 
 Event: TypeAlias = dict[str, Any]
-_ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError, struct.error)
+_MALFORMED_EVENT_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
 """What reading JSON of another shape than the expected one raises."""
 VOICES = ("Cherry", "Ethan", "Chelsie", "Serena", "Tina")
 SETTINGS = frozenset(
@@ -79,7 +87,7 @@ class RealtimeModel:
             return
         try:
             yield from answer(event)
-        except _ODD as error:
+        except _MALFORMED_EVENT_ERRORS as error:
             yield self._error("invalid_value", f"Invalid event '{kind}': {type(error).__name__}.")
 
     def _event(self, kind: str, **fields: Any) -> Event:
@@ -171,8 +179,8 @@ class RealtimeModel:
         yield self._event("session.finished")
 
     def _on_response_create(self, event: Event) -> Iterator[Event]:
-        request = event.get("response") or {}
-        modalities = list(request.get("modalities") or self.session["modalities"])
+        overrides = event.get("response") or {}
+        modalities = list(overrides.get("modalities") or self.session["modalities"])
         self._turns += 1
         response = {
             "id": f"resp_emu{self._turns}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_PLACE = re.compile(r"\b(?:in|of|for|at|to|from|near)\s++((?:[A-Z][\w'-]*+\s?+)++)")
+_LOCATION = re.compile(r"\b(?:in|of|for|at|to|from|near)\s++((?:[A-Z][\w'-]*+\s?+)++)")
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?")
 _QUOTED_TEXT = re.compile(r"\"([^\"]{1,200})\"|'([^']{1,200})'|`([^`]{1,200})`")
 MAX_DEPTH = 12
@@ -102,7 +102,7 @@ class _ValueGenerator:
 
     def text(self, schema: dict[str, Any], name: str) -> str:
         quoted = _QUOTED_TEXT.search(self.question)
-        place = _PLACE.search(self.question)
+        place = _LOCATION.search(self.question)
         if any(word in name.lower() for word in ("city", "location", "place", "country", "town")) and place:
             text = place[1].strip()
         elif quoted:

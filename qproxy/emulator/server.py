@@ -1,7 +1,7 @@
 """The emulated server: HTTP/1.1 by h11 over any Trio stream.
 
 Written by hand rather than on a framework because its point is control of the bytes: it cuts, hangs, and sends
-what is not HTTP.  While it answers it watches for the client's end, and notes it in `Seen.left`.
+what is not HTTP.  While it answers it watches for the client's end, and notes it in `ReceivedRequest.disconnected`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_HEAD = 64 * 1024
 log = logging.getLogger("qproxy.emulator")
 LogFunction: TypeAlias = Callable[[bytes], Awaitable[None]]
 PREFIXES = ("/compatible-mode/v1", "/v1")
-ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+MALFORMED_REQUEST_ERRORS = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 """What reading a body of another shape than the expected one raises."""
 
 
@@ -262,7 +262,7 @@ class Emulator:
                 return self._scripted(seen.body) or self._models[path](seen.body)
         except chat.ApiError as refusal:
             return json_reply(refusal.body, refusal.status)
-        except ODD as error:
+        except MALFORMED_REQUEST_ERRORS as error:
             message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"
             return json_reply({"error": {"message": message, "code": "invalid_parameter_error"}}, 400)
         return json_reply(

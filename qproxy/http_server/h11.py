@@ -1,9 +1,9 @@
 """HTTP/1.1 that keeps reading while it answers, and refuses in words.
 
-A request that is written as nearly all are (`wire.heads`) is read and answered by hand, and h11 hears nothing of it;
+A request that is written as nearly all are (`wire.http1`) is read and answered by hand, and h11 hears nothing of it;
 every other one is h11's, from the first byte on.
 
-What is refused here never became a request, so no route could answer it; its error has OpenAI's shape all the same.
+What is rejected here never became a request, so no API is known: its error has the default shape, OpenAI's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
 
 from qproxy.http_server.http_stream import HTTPStream
-from qproxy.http_server.keep_alive import retirement
+from qproxy.http_server.keep_alive import retirement_time
 from qproxy.http_server.response_writer import FastWriter, H11Writer
 from qproxy.http_server.tcp_server import TCPServer
 from qproxy.wire import http1, json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
+from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import RequestError
 
 _SERVER_SIDE = h2.config.H2Configuration(client_side=False)
@@ -63,7 +64,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         self._ended = False
         """The connection carries no further request: nothing more is read."""
         self._is_last = False
-        self._retires_at = retirement(TCPServer.max_age)
+        self._retires_at = retirement_time(TCPServer.max_age)
 
     @property
     def connection(self) -> Any:
@@ -160,9 +161,9 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             await super()._handle_events()
 
     async def _send_error_response(self, status_code: int) -> None:
-        what = _too_large(self.config) if status_code == 431 else "It is not valid HTTP/1.1."
+        what = _head_too_large_message(self.config) if status_code == 431 else "It is not valid HTTP/1.1."
         error = RequestError(f"The request cannot be read. {what}", status=status_code)
-        body = json_codec.dumps(error.to_body())
+        body = json_codec.dumps(OPENAI.error_body(error, ""))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -202,7 +203,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             self._is_last = True
             fields = [field for field in fields if field[0] != b"content-length"]
         if target.lower().startswith((b"http://", b"https://")):  # RFC 9112 3.2.2
-            authority, target = _split(target)
+            authority, target = _split_target(target)
             fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
         elif not self._is_last:
             return request
@@ -240,10 +241,10 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
                 await super()._maybe_recycle()
 
 
-def _too_large(config: Config) -> str:
+def _head_too_large_message(config: Config) -> str:
     return (
         f"Its head is too large: it may have {config.h11_max_incomplete_size} bytes (the setting max_header_bytes), "
-        f"{http1.MAX_LINES} lines and {http1.MAX_BLANKS} blanks in a row."
+        f"{http1.MAX_LINES} lines and {http1.MAX_BLANK_RUN} blanks in a row."
     )
 
 
@@ -266,7 +267,7 @@ def _can_upgrade(request: h11.Request) -> bool:
     return len(settings) == 1 and request.method != b"CONNECT"
 
 
-def _split(target: bytes) -> tuple[bytes, bytes]:
+def _split_target(target: bytes) -> tuple[bytes, bytes]:
     """The authority of a target in absolute form, and its path and query; ValueError when there is no authority."""
     cooldown = target.partition(b"://")[2]
     authority = re.split(rb"[/?#]", cooldown, maxsplit=1)[0]

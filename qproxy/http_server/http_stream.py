@@ -1,10 +1,10 @@
 """One request over HTTP/1.1 and its answer, between the connection and the app.
 
 Stock makes an event object for every step, passes it through three objects, and gives the app its messages by a
-memory channel.  Here a message of the app becomes bytes in one step (`framing` says how), and leaves in one write: a
+memory channel.  Here a message of the app becomes bytes in one step (`response_writer` says how), and leaves in one write: a
 head waits for the body that comes with it.
 
-`leave` is for an app that wants to be cancelled when its client leaves without a task of its own that waits for it:
+`on_disconnect` is for an app that wants to be cancelled when its client leaves without a task of its own that waits for it:
 the server calls what is set there, once, instead of leaving that to a message.
 """
 
@@ -25,12 +25,8 @@ from qproxy.wire.http1 import HeaderList
 
 MAX_BUFFERED = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
-MAX_PIECES = 1024
-"""Of it that wait for the app: each takes some hundred bytes, though it may have one or none."""
-SLICE = 64
-"""Pieces that are taken up at once; then other tasks have their turn.  A read is 64 KiB, a chunk or a frame may be 6."""
-EXTENSION = "qproxy.exchange"
-"""The name in the ASGI scope's extensions under which an app finds its `Exchange`."""
+EXTENSION = "qproxy.http_stream"
+"""The name in the ASGI scope's extensions under which an app finds its `HTTPStream`."""
 
 
 class DisconnectNotifier:
@@ -59,7 +55,7 @@ class DisconnectNotifier:
 class HTTPStream(DisconnectNotifier):
     """What h11's protocol calls its stream."""
 
-    keep_alive = False
+    idle = False
 
     def __init__(
         self,
@@ -71,11 +67,10 @@ class HTTPStream(DisconnectNotifier):
         headers: HeaderList,
     ) -> None:
         self._protocol = protocol
-        """Its `http1.H1`."""
+        """Its `h11.H11Protocol`."""
         self.writer = framing
         self._received: list[dict[str, Any]] = []
         self._buffered = 0
-        self._pieces = 0
         self._changed: trio.Event | None = None
         """What the app waits for when there is no message, or the reader when the app is behind."""
         self._response_started = b""
@@ -125,9 +120,6 @@ class HTTPStream(DisconnectNotifier):
         """What h11 made of it: a part of the request, or its client's end."""
         if isinstance(event, Body):
             await self.has_more(bytes(event.data), whole=False)
-            self._pieces += 1
-            if not self._pieces % SLICE:
-                await trio.lowlevel.checkpoint()
         elif isinstance(event, EndBody):
             await self.has_more(b"", whole=True)
         elif isinstance(event, StreamClosed):
@@ -141,7 +133,7 @@ class HTTPStream(DisconnectNotifier):
         self._buffered += len(data)
         self.whole = whole
         self._write_trace()
-        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not self.closed:
+        while self._buffered > MAX_BUFFERED and not self.closed:
             await self._wait()
 
     def disconnected(self) -> None:
@@ -163,7 +155,7 @@ class HTTPStream(DisconnectNotifier):
                 return {"type": "http.disconnect"}
             await self._wait()
         message = self._received.pop(0)
-        if "body" in message:
+        if self._buffered:
             self._buffered -= len(message["body"])
             self._write_trace()
         return message
@@ -199,7 +191,7 @@ class HTTPStream(DisconnectNotifier):
             (bytes(name).strip().lower(), bytes(value).strip()) for name, value in message.get("headers", ())
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
-        headers += protocol.own_fields()
+        headers += protocol.server_headers()
         if protocol.in_last_exchange:
             headers.append((b"connection", b"close"))
         self.began = True
@@ -220,7 +212,7 @@ class HTTPStream(DisconnectNotifier):
         if framed:
             await self._protocol.send(RawData(data=framed))
         if not more:
-            await self._protocol.over()
+            await self._protocol.finished()
 
     async def _on_app_finished(self) -> None:
         if self.closed:
@@ -231,4 +223,4 @@ class HTTPStream(DisconnectNotifier):
             )
             await self._body({})
         else:  # in the middle of its answer: the connection's end says so
-            await self._protocol.over()
+            await self._protocol.finished()

@@ -11,13 +11,13 @@ from typing import Any
 
 import trio
 
-AGE_SPREAD = 0.1
+AGE_JITTER = 0.1
 """Connections that began together do not end together."""
 
 
-def retirement(age: float) -> float:
+def retirement_time(age: float) -> float:
     """When a connection that begins now has the given age, give or take a tenth (Trio's clock)."""
-    return trio.current_time() + age * random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)
+    return trio.current_time() + age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
 
 class KeepAliveTimer:

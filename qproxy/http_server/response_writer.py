@@ -1,6 +1,6 @@
 """How an HTTP/1.1 exchange is written on its connection: by h11, or by hand.
 
-By hand are those exchanges whose request's head was plain (`wire.heads`): h11's connection knows nothing of them, it
+By hand are those exchanges whose request's head was plain (`wire.http1`): h11's connection knows nothing of them, it
 stands idle before and after.  Both refuse what no response may be in the same way, h11.LocalProtocolError.
 """
 

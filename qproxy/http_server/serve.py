@@ -1,6 +1,6 @@
 """Mending Hypercorn in this process, and serving with it.
 
-`install` is the only place where Hypercorn's names are changed.
+`patch_hypercorn` is the only place where Hypercorn's names are changed.
 """
 
 from __future__ import annotations
@@ -21,30 +21,22 @@ from hypercorn.config import Config
 from qproxy.http_server.h2 import H2Protocol, StreamBuffer
 from qproxy.http_server.h11 import H11Protocol
 from qproxy.http_server.tcp_server import TCPServer
-from qproxy.http_server.worker import announce
+from qproxy.http_server.worker import install_worker
 from qproxy.http_server.ws_stream import WSStream
 
 PATCHED_VERSION = "0.18"
 BACKLOG = 2048
-log = logging.getLogger("qproxy.hypercorn")
+log = logging.getLogger("qproxy.http_server")
 
 
-def patch_hypercorn(
-    *, write_timeout: float | None = None, max_connections: int | None = None, max_age: float | None = None
-) -> None:
-    """Mend Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
-    if write_timeout is not None:
-        TCPServer.write_timeout = write_timeout
-    if max_connections is not None:
-        TCPServer.max_connections = max_connections
-    if max_age is not None:
-        TCPServer.max_age = max_age
+def patch_hypercorn() -> None:
+    """Patch Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
     if not version("hypercorn").startswith(PATCHED_VERSION + "."):
         log.warning(
             "Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), PATCHED_VERSION
         )
         return
-    announce()
+    install_worker()
     setattr(hypercorn.trio.run, "TCPServer", TCPServer)  # noqa: B010 - typed modules do not let classes be replaced
     setattr(hypercorn.protocol, "H11Protocol", H11Protocol)  # noqa: B010
     setattr(hypercorn.protocol, "H2Protocol", H2Protocol)  # noqa: B010
@@ -56,11 +48,11 @@ def patch_hypercorn(
 async def serve(
     app: Any,
     *,
-    host: str = "127.0.0.1",
-    port: int = 0,
+    host: str,
+    port: int,
+    certfile: str | None,
+    keyfile: str | None,
     listener: int | None = None,
-    certfile: str | None = None,
-    keyfile: str | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -68,7 +60,7 @@ async def serve(
 
     Reports the bound URLs.  `listener`: the descriptor of a socket that listens already, instead of an address.  When
     `shutdown_trigger` returns, no new connection is taken and running requests may end.  The limits are those that the
-    app sets in its lifespan (`Worker.configure`).
+    app sets in its lifespan (`HttpServerLimits.apply`).
     """
     patch_hypercorn()
     config = Config()

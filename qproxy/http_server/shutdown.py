@@ -1,8 +1,8 @@
-"""The end of the server around the app, as the app sees it.
+"""The shutdown of the server around the app, as the app sees it.
 
-Whatever serves the app (Hypercorn's worker, `in_process`) announces a `Shutdown` before it starts the app's lifespan:
-an event that is set when no new connection is taken, and the seconds for which it then waits for running requests.
-The app says how many it wants, and ends what still runs shortly before they are over.
+The server (Hypercorn's worker, `in_process`) sets `current_shutdown` before it starts the app's lifespan: an event that
+is set when no new connection is accepted, and the seconds for which the server then waits for requests in flight.  The
+app sets these seconds, and ends the remaining requests shortly before they have passed.
 """
 
 from __future__ import annotations
@@ -12,41 +12,40 @@ from typing import Protocol
 
 import trio
 
-from qproxy.server.in_flight import InFlightRequests
-
-FAREWELL_SECONDS = 2.0
-"""For requests whose time is up to be told so."""
+ERROR_DELIVERY_SECONDS = 2.0
+"""Seconds for ended requests to send their errors."""
 
 
 class Shutdown:
-    """When the server stops, and how long it waits for requests."""
+    """When the server stops, and how long it waits for requests in flight."""
 
     def __init__(self) -> None:
-        self.begun = trio.Event()
-        self.grace = 0.0
-        """Seconds; those of the app, once it has said how many it wants."""
+        self.started = trio.Event()
+        self.timeout = 0.0
+        """Seconds; set by the app."""
 
     def __repr__(self) -> str:
-        return f"<Shutdown{' begun' if self.begun.is_set() else ''}, {self.grace:g} s>"
+        return f"<Shutdown{' started' if self.started.is_set() else ''}, {self.timeout:g} s>"
 
 
 current_shutdown: ContextVar[Shutdown | None] = ContextVar("qproxy.shutdown", default=None)
-"""The shutdown of the server that this task belongs to; None where the server says nothing of its end."""
+"""The shutdown of the server that this task belongs to; None if the server has no such protocol."""
 
 
-class Draining(Protocol):
-    """What is told of the end: the parts of a server."""
+class InFlight(Protocol):
+    """The requests in flight, which can be ended together."""
 
-    draining: bool
-    lives: InFlightRequests
+    def drain(self) -> None: ...
+
+    def end(self) -> None: ...
 
 
-async def drain(state: Draining, graceful_timeout: float) -> None:
-    """Wait for the shutdown; give running requests their time, and end the rest with an error."""
+async def drain(in_flight: InFlight, graceful_timeout: float) -> None:
+    """Wait for the shutdown, give the requests in flight their time, and end the rest with an error."""
     shutdown = current_shutdown.get()
     if shutdown is None:
         return
-    await shutdown.begun.wait()
-    state.draining = True
+    await shutdown.started.wait()
+    in_flight.drain()
     await trio.sleep(graceful_timeout)
-    state.lives.end()
+    in_flight.end()

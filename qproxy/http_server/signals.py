@@ -9,15 +9,15 @@ from collections.abc import Callable
 import trio
 
 
-async def until_signal(stop: trio.Event, say: Callable[[str], None]) -> None:
+async def wait_for_signal(stop: trio.Event, notify: Callable[[str], None]) -> None:
     """Set `stop` at the first SIGINT or SIGTERM; a second one ends the program at once."""
-    request = False  # `stop` may be set from elsewhere too, and then the first signal is still the first
+    signaled = False  # `stop` may be set from elsewhere too, and then the first signal is still the first
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
-            if request:
-                say("Stopping at once.")
+            if signaled:
+                notify("Stopping at once.")
                 # Whatever is in the way of an orderly end is in the way of an exception too.
                 os._exit(128 + number)
-            request = True
-            say("Stopping: running requests may end; once more to stop at once.")
+            signaled = True
+            notify("Stopping: running requests may end; once more to stop at once.")
             stop.set()

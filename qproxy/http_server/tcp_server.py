@@ -22,6 +22,7 @@ from hypercorn.events import Closed, RawData, Updated
 from qproxy.http_server.keep_alive import KeepAliveTimer
 from qproxy.system.sockets import raw_socket, recv, recv_nowait, send_nowait
 from qproxy.wire import json_codec
+from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import OverloadedError
 
 READ_SIZE = 64 * 1024
@@ -35,7 +36,7 @@ WRITE_SIZE = 16 * 1024
 """What must leave within the write timeout: slower than that is not reading."""
 PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
 """Seconds of silence, seconds between two probes, and how many a vanished peer may leave unanswered."""
-log = logging.getLogger("qproxy.hypercorn")
+log = logging.getLogger("qproxy.http_server")
 
 
 class TCPServer(hypercorn.trio.tcp_server.TCPServer):
@@ -57,7 +58,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._is_plaintext = raw_socket(self.stream)
+        self._raw_socket = raw_socket(self.stream)
         self.idle_task: KeepAliveTimer = KeepAliveTimer(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
@@ -88,7 +89,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
         with trio.move_on_after(REJECT_TIMEOUT), suppress(*gone):
             if not hasattr(self.stream, "do_handshake"):
                 message = "The server has as many connections as it may have at once."
-                body = json_codec.dumps(OverloadedError(message).to_body())
+                body = json_codec.dumps(OPENAI.error_body(OverloadedError(message), ""))
                 await self.stream.send_all(REJECT_RESPONSE % (len(body), body))
                 await self.stream.send_eof()
                 while await self.stream.receive_some(REJECT_READ_SIZE):
@@ -98,9 +99,9 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
     async def protocol_send(self, event: Any) -> None:
         """Write with a limit on progress; a client that does not read is gone."""
         if isinstance(event, RawData):
-            cooldown = self._sent_immediately(event.data)
-            if cooldown:
-                await self._send_with_timeout(cooldown)
+            rest = self._sent_immediately(event.data)
+            if rest:
+                await self._send_with_timeout(rest)
         elif isinstance(event, Updated):
             self.idle_task.set(event.idle)
         else:
@@ -108,9 +109,9 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
 
     def _sent_immediately(self, data: bytes) -> bytes:
         """What the kernel does not take at once."""
-        if self._is_plaintext is None or not data or self._peer_closed or self.send_lock.locked():
+        if self._raw_socket is None or not data or self._peer_closed or self.send_lock.locked():
             return data
-        return data[send_nowait(self._is_plaintext, data) :]
+        return data[send_nowait(self._raw_socket, data) :]
 
     async def _send_with_timeout(self, data: bytes) -> None:
         """Shielded from the first moment: what a cancelled request has written is the connection's, and over HTTP/2 it
@@ -143,11 +144,11 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
 
     async def _read_some(self) -> bytes:
         """What comes next; b"" at the end.  Nobody here keeps it while the next is waited for."""
-        if self._is_plaintext is None:
+        if self._raw_socket is None:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         else:
-            more = recv_nowait(self._is_plaintext, READ_SIZE) if self._pending_data else None
-            data = await recv(self._is_plaintext, READ_SIZE) if more is None else more
+            more = recv_nowait(self._raw_socket, READ_SIZE) if self._pending_data else None
+            data = await recv(self._raw_socket, READ_SIZE) if more is None else more
             self._pending_data = more is None and len(data) == READ_SIZE
         self._at_end = not data
         return data

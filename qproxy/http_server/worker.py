@@ -27,11 +27,11 @@ from hypercorn.config import Config, Sockets
 from hypercorn.utils import LifespanFailureError
 
 from qproxy.http_server.shutdown import Shutdown, current_shutdown
-from qproxy.http_server.signals import until_signal
+from qproxy.http_server.signals import wait_for_signal
 from qproxy.system import launch
 
 _serve = hypercorn.trio.run.worker_serve
-log = logging.getLogger("qproxy.hypercorn")
+log = logging.getLogger("qproxy.http_server")
 
 
 class Worker(Shutdown):
@@ -52,10 +52,10 @@ class Worker(Shutdown):
         sockets, config = self._sockets, self._config
         if sockets is None:
             for bind in (*config.bind, *config.insecure_bind, *config.quic_bind):
-                yield from _host(bind)
+                yield from _bind_host(bind)
         else:
             for sock in (*sockets.secure_sockets, *sockets.insecure_sockets, *sockets.quic_sockets):
-                yield from _own_host(sock)
+                yield from _socket_host(sock)
 
     def configure(self, **settings: Any) -> None:
         """Set Hypercorn's settings; one that somebody has set to something else is named in the log."""
@@ -70,26 +70,26 @@ class Worker(Shutdown):
         self.failure = reason
         self.scope.cancel()
 
-    def log_once(self) -> None:
+    def use_process_logging(self) -> None:
         """Leave Hypercorn's lines to the handlers of the process, unless Hypercorn was told where they go."""
         config = self._config
         if config.errorlog == "-" and config.logconfig is None and config.logconfig_dict is None:
             config.errorlog = logging.getLogger("hypercorn.error")
 
-    async def until_stopped(self, trigger: Callable[..., Awaitable[None]] | None) -> None:
+    async def wait_stopped(self, trigger: Callable[..., Awaitable[None]] | None) -> None:
         """Wait for a reason to stop.  Stock cancels this when it has one of its own."""
         try:
             async with trio.open_nursery() as nursery:
                 if trigger is not None:
-                    nursery.start_soon(self._after, trigger)
+                    nursery.start_soon(self._stop_after, trigger)
                 if launch.is_hypercorn_command():
                     nursery.start_soon(self._watch_process)
                 await self._stop.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            self.begun.set()
+            self.started.set()
 
-    async def _after(self, trigger: Callable[..., Awaitable[None]]) -> None:
+    async def _stop_after(self, trigger: Callable[..., Awaitable[None]]) -> None:
         await trigger()
         self._stop.set()
 
@@ -97,7 +97,7 @@ class Worker(Shutdown):
         """Stop when the process is asked to end, or is left alone."""
         master = multiprocessing.parent_process()
         if master is None:
-            await until_signal(self._stop, log.info)
+            await wait_for_signal(self._stop, log.info)
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master's event says when it is time
         await trio.lowlevel.wait_readable(master.sentinel)
@@ -119,7 +119,7 @@ async def worker_serve(
     token = current_shutdown.set(worker)
 
     async def until_stopped() -> None:
-        await worker.until_stopped(shutdown_trigger)
+        await worker.wait_stopped(shutdown_trigger)
 
     try:
         with worker.scope:
@@ -134,22 +134,22 @@ async def worker_serve(
         raise LifespanFailureError("startup", worker.failure)
 
 
-def announce() -> None:
+def install_worker() -> None:
     """Have Hypercorn run its Trio worker within a `Worker`, in this process."""
     setattr(hypercorn.trio, "worker_serve", worker_serve)  # noqa: B010 - typed modules do not let names be replaced
     setattr(hypercorn.trio.run, "worker_serve", worker_serve)  # noqa: B010
 
 
-def _host(bind: str) -> Iterator[str]:
+def _bind_host(bind: str) -> Iterator[str]:
     """The host of an address as Hypercorn's settings have it."""
     if bind.startswith("fd://"):
         with socket.socket(fileno=os.dup(int(bind.removeprefix("fd://")))) as sock:
-            yield from _own_host(sock)
+            yield from _socket_host(sock)
     elif not bind.startswith("unix:"):
         host, _, port = bind.replace("[", "").replace("]", "").rpartition(":")
         yield host if host and port.isdecimal() else bind
 
 
-def _own_host(sock: socket.socket) -> Iterator[str]:
+def _socket_host(sock: socket.socket) -> Iterator[str]:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         yield sock.getsockname()[0]

@@ -5,8 +5,8 @@ end.  It counts messages that wait for the app but not their size, inflates what
 lets a message that is too large or no message at all pass without an end, and pings without asking for the answer.
 
 The idea: what comes from the client is held, up to a bound, until the app asks for it, and beyond that bound nothing
-more is read.  There is no compression: a kilobyte could become a megabyte.  `leave` is called when the client has
-gone, as for an `Exchange`.
+more is read.  There is no compression: a kilobyte could become a megabyte.  `on_disconnect` is called when the client has
+gone, as for an `HTTPStream`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from wsproto.connection import Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from qproxy.http_server.http_stream import EXTENSION, MAX_BUFFERED, MAX_PIECES, SLICE, DisconnectNotifier
+from qproxy.http_server.http_stream import EXTENSION, MAX_BUFFERED, DisconnectNotifier
 from qproxy.wire import json_codec
+from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import RequestError
 
 MAX_EARLY_BYTES = 64 * 1024
 """Bytes that a client may send ahead of being accepted."""
-MAX_PARTS = 64 * 1024
-"""Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
 CLOSE_TIMEOUT = 1.0
 """For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
 NORMAL, ABNORMAL, MESSAGE_TOO_BIG, INTERNAL_ERROR = 1000, 1006, 1009, 1011
@@ -130,7 +129,7 @@ class WSStream(DisconnectNotifier):
         error = RequestError(
             "This is no proper request for a WebSocket (RFC 6455 4.1).", code="bad_handshake"
         )
-        body = json_codec.dumps(error.to_body())
+        body = json_codec.dumps(OPENAI.error_body(error, ""))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await self._send_handshake({"status": error.status, "headers": headers})
         await self._send(Body(stream_id=self._id, data=body))
@@ -147,19 +146,10 @@ class WSStream(DisconnectNotifier):
         self._last_received = trio.current_time()
         if connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
             connection.receive_data(data)
-            for number, event in enumerate(connection.events(), 1):
+            for event in connection.events():
                 await self._handle_frame(connection, event)
-                if not number % SLICE:
-                    await trio.lowlevel.checkpoint()
-                    await self._wait_for_app()
-        await self._wait_for_app()
-
-    async def _wait_for_app(self) -> None:
-        """Return when the app has less to take than may wait for it."""
         self._blocked = True
-        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not (
-            self.closed or self._failed
-        ):
+        while self._buffered > MAX_BUFFERED and not (self.closed or self._failed):
             await self._changed.park()
         self._blocked = False
 
@@ -182,12 +172,11 @@ class WSStream(DisconnectNotifier):
         self._size += (
             len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
         )
-        limit = self._config.websocket_max_message_size
-        if self._size > limit or len(self._message_parts) >= MAX_PARTS:
-            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes, and {MAX_PARTS} parts.")
+        if self._size > self._config.websocket_max_message_size:
+            limit = self._config.websocket_max_message_size
+            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes.")
             return
-        if data or not self._message_parts:
-            self._message_parts.append(data)
+        self._message_parts.append(data)
         if not event.message_finished:
             return
         text = isinstance(event, TextMessage)
@@ -322,21 +311,21 @@ class WSStream(DisconnectNotifier):
     async def _ping_loop(self, interval: float) -> None:
         """Ping a client that is quiet; one that does not answer either is gone."""
         with self._keepalive_scope:
-            request = False
+            pinged = False
             while True:
-                await trio.sleep_until(self._last_received + interval * (2 if request else 1))
+                await trio.sleep_until(self._last_received + interval * (2 if pinged else 1))
                 quiet = trio.current_time() - self._last_received
                 if self._blocked:  # it is we who do not listen
-                    self._last_received, request = trio.current_time(), False
-                elif request and quiet >= interval * 2:
+                    self._last_received, pinged = trio.current_time(), False
+                elif pinged and quiet >= interval * 2:
                     with trio.CancelScope(shield=True):
                         await self._send(StreamClosed(stream_id=self._id))
                     return
                 elif quiet >= interval:
-                    request = True
+                    pinged = True
                     await self._frame(Ping())
                 else:
-                    request = False
+                    pinged = False
 
 
 def _read_handshake(request: Any) -> Handshake:

@@ -1,18 +1,16 @@
-"""The ledger: who used how much of what, kept in one SQLite file.
+"""The usage ledger: who used how much of what.
 
-    schema    the tables, and how a file from before becomes one of today
-    rows      a finished record as a row
-    prices    what tokens cost, as far as that is known
-    writing   the thread that writes: a batch at a time, never later than a second
-    usage     the questions: sums by key, account or model over a window
-    history   the same for people who look: sums along time, speeds, single requests
+    protocol   the interface: recording requests, and queries
+    usage      the results of queries
+    rows       a finished request as a row
+    prices     what tokens cost, if known
 
-Several processes share a file (SQLite's write-ahead log lets one write while others read); nothing of a request is
-in it but names, numbers and codes.  Any SQLite tool, Datasette among them, reads it while the server runs.
+A row has names, numbers and codes of a request, and nothing of its content. `backends.local` has a member that keeps
+the rows in an SQLite file, which any SQLite tool, such as Datasette, reads while the server runs.
 """
 
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.schema import LedgerError
-from qproxy.ledger.writer import UsageLedger
+from qproxy.ledger.protocol import LedgerError, LedgerReader, UsageLedger
+from qproxy.ledger.usage import WindowUsage
 
-__all__ = ["UsageLedger", "LedgerError", "Pricing"]
+__all__ = ["LedgerError", "LedgerReader", "Pricing", "UsageLedger", "WindowUsage"]

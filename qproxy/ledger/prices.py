@@ -22,13 +22,13 @@ CACHED_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class PriceTier:
-    """Prices for prompts of up to `up_to` tokens; US dollars for a million tokens."""
+    """Prices for prompts of up to `max_prompt_tokens` tokens; US dollars for a million tokens."""
 
     input: float
     output: float
     cached: float | None = None
     thinking_output: float | None = None
-    max_tokens: float = float("inf")
+    max_prompt_tokens: float = float("inf")
 
     def cost(self, usage: Usage) -> float:
         cached = min(usage.cached_tokens, usage.prompt_tokens)
@@ -47,7 +47,7 @@ class ModelPrice:
 
     def cost(self, usage: Usage) -> float:
         """US dollars for the tokens of one request."""
-        return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_tokens).cost(usage)
+        return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens).cost(usage)
 
 
 @dataclass(frozen=True, slots=True)

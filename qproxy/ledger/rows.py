@@ -31,8 +31,8 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "status": record.status,
         "outcome": record.outcome,
         "error": record.error,
-        "finish": record.finish_reason,
-        "tries": story.attempts,
+        "finish_reason": record.finish_reason,
+        "attempts": story.attempts,
         "failures": ",".join(f"{failed}:{code}" for failed, code in story.failures) or None,
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -57,9 +57,9 @@ def storable_row(row: LedgerRow) -> LedgerRow:
 
 def _storable(value: str | int | float | None) -> str | int | float | None:
     if isinstance(value, str):
-        return storable.text(value)
+        return storable.storable_text(value)
     if isinstance(value, int):
-        return storable.count(value)
+        return storable.parse_count(value)
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 

@@ -1,8 +1,8 @@
-"""How many requests are served at once.
+"""Limits the requests that are served concurrently.
 
-A request takes a place before it goes to a model and gives it back with its last byte.  When all are taken it waits in
-line, for a moment and if the line is short: a client that hears "overloaded" after a second can do something about
-it, one that waits a minute cannot.  Health is answered without a place.
+A request acquires a slot before it is relayed and releases it with its last byte.  Without a free slot it waits in a
+bounded queue, briefly: a client that gets "overloaded" after a second can retry elsewhere, one that waits a minute
+cannot.  Health checks need no slot.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from qproxy.wire.errors import OverloadedError
 
 
 class ConcurrencyLimiter:
-    """A number of places, and a short line before them."""
+    """A number of slots, and a short queue for them."""
 
-    def __init__(self, places: int = 1000, *, line: int = 100, patience: float = 1.0) -> None:
-        self._slots = trio.CapacityLimiter(places)
-        self._queue = line
-        self._queue_timeout = patience
-        self.limits = (places, line, patience)
+    def __init__(self, slots: int, *, max_queue_size: int, queue_timeout: float) -> None:
+        self._slots = trio.CapacityLimiter(slots)
+        self._max_queue_size = max_queue_size
+        self._queue_timeout = queue_timeout
         self.rejected = 0
-        """Since the start."""
+        """Requests rejected since the start."""
 
     def __repr__(self) -> str:
-        return f"<Admission {self.in_use}/{self._slots.total_tokens} taken, {self.queue_size} waiting>"
+        return f"<ConcurrencyLimiter {self.in_use}/{self.slots} in use, {self.queue_size} waiting>"
+
+    @property
+    def slots(self) -> int:
+        return int(self._slots.total_tokens)
 
     @property
     def in_use(self) -> int:
@@ -37,14 +40,14 @@ class ConcurrencyLimiter:
         return self._slots.statistics().tasks_waiting
 
     async def acquire(self) -> Callable[[], None]:
-        """Take a place; returns what gives it back.  Overloaded when none is free in time."""
-        place = object()
+        """Acquire a slot, and return the function that releases it.  Raises OverloadedError when none is free in time."""
+        borrower = object()
         if self._slots.available_tokens > 0 and not self.queue_size:
-            self._slots.acquire_on_behalf_of_nowait(place)
-            return lambda: self._slots.release_on_behalf_of(place)
-        if self.queue_size < self._queue:
+            self._slots.acquire_on_behalf_of_nowait(borrower)
+            return lambda: self._slots.release_on_behalf_of(borrower)
+        if self.queue_size < self._max_queue_size:
             with trio.move_on_after(self._queue_timeout):
-                await self._slots.acquire_on_behalf_of(place)
-                return lambda: self._slots.release_on_behalf_of(place)
+                await self._slots.acquire_on_behalf_of(borrower)
+                return lambda: self._slots.release_on_behalf_of(borrower)
         self.rejected += 1
-        raise OverloadedError("The server has as many requests as it may have at once.", retry_after=1)
+        raise OverloadedError("The server is at its concurrent request limit (max_requests).", retry_after=1)

@@ -10,13 +10,17 @@ instead of being reset, a worker that is busy takes fewer connections, and an ad
 SO_REUSEPORT each worker has a queue that dies with it, who connects is dealt out blindly, and a second server of
 the same user starts on the same address without a word.)
 
-Supervisor and worker speak over a socket pair (`child`, `post`), not with signals: what a terminal or systemd sends to
+Supervisor and worker speak over a socket pair (`worker`, `channel`), not with signals: what a terminal or systemd sends to
 all processes at once is then no second signal.  A worker whose supervisor is gone stops in an orderly way.
 
-  backoff     when a worker that died begins anew
-  child       one worker, as the supervisor sees it
+  serve       `qproxy serve` itself: one process, or the supervisor
   supervisor  the loop: signals, deaths, words of the workers
-  post        the supervisor, as a worker sees it
+  worker      one worker, as the supervisor sees it
+  channel     the supervisor, as a worker sees it
+  backoff     when a worker that died begins anew
+  reload      settings taken up while it serves
+  log_setup   where the log goes, and in what form
+  systemd     what systemd is told
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class SupervisorChannel:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=place.channel)))
 
     async def send(self, **facts: Any) -> None:
-        with suppress(trio.BrokenResourceError):  # `obey` finds out too
+        with suppress(trio.BrokenResourceError):  # `run` finds out too
             await self._stream.send_all(json.dumps(facts).encode() + b"\n")
 
     async def run(self, stop: trio.Event, reload: Reload) -> None:
@@ -52,8 +52,8 @@ class SupervisorChannel:
         heard = b""
         with suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some():
-                *text, heard = (heard + data).split(b"\n")
-                for word in text:
+                *lines, heard = (heard + data).split(b"\n")
+                for word in lines:
                     if word == STOP:
                         stop.set()
                     elif word == RELOAD:

@@ -1,9 +1,8 @@
-"""Another configuration for a server that runs: read, checked, and taken up whole or not at all.
+"""Reloads the configuration of a running server: read, checked, and applied whole or not at all.
 
-A reload makes the parts anew from the new settings, keeps those whose settings are the same (accounts with what is
-known of them, the connections to their servers), and gives them to the server in one step between two requests.
-Requests under way keep what they have: no stream is dropped.  What cannot be used is said in the log, and to whoever
-asked, and the old configuration stays.  Who asked, and where the answer stands, is in `running`.
+A reload builds another `ServerState` from the new settings and the running one (`bootstrap.reload`), which the server
+swaps in between two requests.  Requests in flight keep the parts that they have: no stream is dropped.  If the settings
+are invalid, the error is logged and reported to `qproxy reload`, and the server keeps its configuration.
 """
 
 from __future__ import annotations
@@ -16,67 +15,64 @@ from pathlib import Path
 
 import trio
 
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.bootstrap.reload import RESTART_REQUIRED, effective_config, rebuild_state
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.server import Server
+from qproxy.server import Server, ServerState
 from qproxy.system.pidfile import PidFile
 
-RESTART_REQUIRED = frozenset({
-    "host", "port", "certfile", "keyfile", "max_clients", "max_header_bytes", "client_idle_timeout", "max_connection_age",
-    "accounts_file", "client_write_timeout", "graceful_timeout", "body_timeout", "max_body_bytes",
-    "metrics_access", "tracing", "ledger", "ledger_days", "workers", "meters_file",
-    "wrong_keys_file", "wrong_keys_per_minute", "access_file",
-})  # fmt: skip
-"""Settings that a running server cannot take up."""
 log = logging.getLogger("qproxy")
 
 
 class Reloader:
-    """Takes a server from one configuration to the next."""
+    """Reloads one server."""
 
     def __init__(
         self,
         server: Server,
         config: Config,
         load: Callable[[], Config],
-        assemble: Callable[[Config, Config, Server], Server],
+        rebuild: Callable[[Config, Config, ServerState], ServerState] = rebuild_state,
     ) -> None:
         self._server = server
         self._config = config
+        """The settings in effect."""
         self._load = load
-        self._assemble = assemble
+        self._rebuild = rebuild
         self._lock = trio.Lock()
 
     async def reload(self) -> tuple[bool, str]:
-        """Whether the configuration was taken up, and a line that says so."""
+        """Return whether the configuration was applied, and a line about it."""
         async with self._lock:
             return await self._reload()
 
     async def _reload(self) -> tuple[bool, str]:
         try:
             config = self._load()
-            config.check()
-            state = self._assemble(config, self._config, self._server)
+            config.check(has_api_keys)
+            effective = effective_config(config, self._config)
+            state = self._rebuild(effective, self._config, self._server.state)
         except ConfigError as error:
-            log.error("not reloaded, the configuration from before stays: %s", error)
+            log.error("reload failed, keeping the current configuration: %s", error)
             return False, str(error)
         changed = {f.name for f in fields(Config) if getattr(config, f.name) != getattr(self._config, f.name)}
-        self._config = config
+        self._config = effective
         await self._server.reconfigure(state)
         message = f"reloaded; changed: {', '.join(sorted(changed - RESTART_REQUIRED)) or 'nothing'}"
         if changed & RESTART_REQUIRED:
-            message += f"; only a restart changes {', '.join(sorted(changed & RESTART_REQUIRED))}"
+            message += f"; a restart is required for {', '.join(sorted(changed & RESTART_REQUIRED))}"
         log.info("%s", message)
         return True, message
 
     async def serve_reloads(self, home: Path, port: int) -> None:
-        """Reload at every SIGHUP, and say so in the process's file."""
+        """Reload at every SIGHUP, and write the outcome to the process's file."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals, PidFile(home, port) as running:
             async for _ in signals:
                 running.record_reload(*await self.reload())
 
     async def on_sighup(self) -> None:
-        """Reload at every SIGHUP; for a worker, whose supervisor has the file."""
+        """Reload at every SIGHUP; for a worker, whose supervisor writes the file."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             async for _ in signals:
                 await self.reload()

@@ -1,7 +1,7 @@
 """`qproxy serve` in this process, alone or as one of several workers: signals, limits, reloads, and its exit code.
 
-Here: what belongs to a process that does nothing else.  Not here: the server's parts and how it serves (`serving`, also
-for programs that embed it), who starts and stops workers (`workers.supervisor`).
+Here: what belongs to a process that does nothing else.  Not here: the server's parts and how it serves (`bootstrap`, also
+for programs that embed it), who starts and stops workers (`process.supervisor`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Callable
 import trio
 
 from qproxy import http_server
-from qproxy.bootstrap.app import build_server, rebuild_server, serve
+from qproxy.bootstrap.app import build_server, serve
+from qproxy.bootstrap.reload import rebuild_state
 from qproxy.config import Config, data_dir, load
 from qproxy.config.accounts import AccountConfig
 from qproxy.process import log_setup
 from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
-from qproxy.server import Server
+from qproxy.server import ServerState
 from qproxy.system.directories import peer_directory
 
 SPARE_FILES = 64
@@ -36,7 +37,7 @@ def run(
 ) -> int:
     """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew.
 
-    `place`: of a worker among others, who says nothing itself.
+    `spec`: of a worker among others, who says nothing itself.
     """
     log_setup.configure_logging(config, worker=place and place.number)
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -63,7 +64,7 @@ def _single_process(group: BaseException) -> BaseException:
 
 def file_limit(config: Config) -> tuple[int, int]:
     """How many files the settings may need open at once, and how many of them this process may open."""
-    wanted = config.max_clients + config.max_requests + SPARE_FILES
+    wanted = config.max_client_connections + config.max_requests + SPARE_FILES
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return wanted, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
@@ -75,7 +76,9 @@ def raise_file_limit(config: Config) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        log.warning("only %d files may be open, and max_clients with max_requests want %d", allowed, wanted)
+        log.warning(
+            "only %d files may be open, and max_client_connections with max_requests want %d", allowed, wanted
+        )
 
 
 def _describe_address(account: AccountConfig) -> str:
@@ -89,16 +92,14 @@ async def _run_server(
     stop, post = trio.Event(), None if place is None else SupervisorChannel(place)
     server = build_server(config, workers_directory=place and peer_directory(data_dir(), os.getppid()))
 
-    def renewed(config: Config, before: Config, server: Server) -> Server:
-        state = rebuild_server(config, before, server)
-        log_setup.configure_logging(
-            config, worker=place and place.number
-        )  # other secrets, and perhaps another shape
+    def rebuild(config: Config, before: Config, previous: ServerState) -> ServerState:
+        state = rebuild_state(config, before, previous)
+        log_setup.configure_logging(config, worker=place and place.number)  # other secrets, level or format
         return state
 
-    reloader = Reloader(server, config, read, renewed)
+    reloader = Reloader(server, config, read, rebuild)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http_server.until_signal, stop, say if post is None else _no_reload)
+        nursery.start_soon(http_server.wait_for_signal, stop, say if post is None else _no_reload)
 
         async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
             listener = place and place.listener

@@ -38,7 +38,7 @@ SIGNALS = (*STOPS, signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 2048
 SHUTDOWN_MARGIN = 10.0
 """After the graceful time, for workers to end by themselves."""
-log = logging.getLogger("qproxy.workers")
+log = logging.getLogger("qproxy.process")
 
 
 class WorkerSlot:

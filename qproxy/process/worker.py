@@ -1,6 +1,6 @@
 """One worker process, as its supervisor sees it: started, told a word, listened to, and its end.
 
-The words to a worker are lines (`stop`, `reload`); its own are lines of JSON (`serves`, or `taken_up` and `said`).
+The words to a worker are lines (`stop`, `reload`); its own are lines of JSON (`is_serving`, or `taken_up` and `messages`).
 Nothing here waits.
 """
 

@@ -1,15 +1,24 @@
-"""Answers in rounds: the model calls this server's tools, reads their results, and goes on.
+"""One request from end to end: which account is asked, how often, and what becomes of the answer.
 
-    rounds     one answer over several rounds, pulled like an answer of one; the tools run between two of them
-    memory     the hidden calls of answers that ended with the client's own
-    workshop   what a request is equipped with; put together anew by a reload
+    relay            a turn to an account's server, and its answer; here `wire` meets Trio
+    retry            where and how often it is tried
+    event_stream     the answer, pulled event by event
+    multi_prompt     several prompts of one request
+    embeddings       batches of texts; `fan_out` runs such things side by side
+    realtime         a realtime session between a client and an upstream
+    model_directory  which models the accounts offer
 
-What of a round the client sees, and what the model is told next, is pure: `wire.rounds`.  A request that gets no tool
-of this server's never comes here.
+Answers in rounds, where the model calls this server's tools, reads their results, and goes on:
+
+    tool_loop        one answer over several rounds, pulled like an answer of one; the tools run between two of them
+    tool_history     the hidden calls of answers that ended with the client's own
+    tool_runtime     what a request is equipped with; put together anew by a reload
+
+What of a round the client sees, and what the model is told next, is pure: `wire.tool_rounds`.
 """
 
-from qproxy.relay.tool_history import ToolRoundCache
 from qproxy.relay.tool_loop import ToolLoop
+from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.relay.tool_runtime import ToolRuntime
 
-__all__ = ["ToolRoundCache", "ToolLoop", "ToolRuntime"]
+__all__ = ["ToolLoop", "ToolRoundStore", "ToolRuntime"]

@@ -1,7 +1,7 @@
 """One request for embeddings, start to end: batches to accounts, side by side, and the vectors in order.
 
-A model's server takes a few texts at once (DashScope: ten), a client may send 2,048.  The batches run `abreast`,
-a bounded number at a time; each takes the same way as a chat (`trying`: lease, failover, refresh).
+An upstream takes a few texts at once (DashScope: ten), a client may send 2,048.  A bounded number of batches is
+in flight at a time (`fan_out`); each is an `Attempt` of its own, retried like a chat (`retry`).
 
 Writing the vectors down is work, not waiting: after each one others get their turn.
 """
@@ -16,13 +16,15 @@ import trio
 
 from qproxy.accounts import Account
 from qproxy.auth import Credential
+from qproxy.relay.chat_attempt import check_status
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, apart
 from qproxy.relay.fan_out import merge_records, run_bounded
-from qproxy.relay.relay import MAX_ERROR_BODY, Relay
-from qproxy.relay.retry import RetryLoop
+from qproxy.relay.relay import Relay
+from qproxy.relay.retry import Attempt, RetryLoop
 from qproxy.telemetry import RelayRecord
+from qproxy.transport import UpstreamTransport
 from qproxy.wire import embeddings as vectors
-from qproxy.wire.dialects import DIALECTS, embeddings, error_mapping
+from qproxy.wire.dialects import DIALECTS, embeddings
 from qproxy.wire.embeddings import EmbeddingInput, EmbeddingOutput
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Usage
@@ -72,10 +74,11 @@ class _EmbeddingJob:
 
     async def _batch(self, number: int) -> None:
         batch, record = self._batches[number], RelayRecord(served_model=self._model)
-        attempts = RetryLoop(self._relay.accounts, self._model, record, task="embedding")
+        attempt = _BatchAttempt(self._relay.transport, self._model, batch, record)
+        loop = RetryLoop(self._relay.accounts, self._model, record, task="embedding")
         try:
             async with AsyncExitStack() as stack:
-                found = await attempts.run(partial(self._ask, batch, record), stack)
+                found = await loop.run(attempt, stack)
         finally:
             merge_records(self._record, record)
             self._record.upstream_seconds = trio.current_time() - self._started_at
@@ -85,28 +88,26 @@ class _EmbeddingJob:
             self._written[number].append(await apart(encode) if len(row) > LARGE else encode())
             await trio.lowlevel.checkpoint()
 
-    async def _ask(
-        self,
-        batch: EmbeddingInput,
-        record: RelayRecord,
-        account: Account,
-        credential: Credential,
-        stack: AsyncExitStack,
-    ) -> EmbeddingOutput:
-        """One try with one account."""
-        target = account.target(credential, self._model, record.trace_headers)
-        record.account = account.name
-        response = await self._relay.transport.send(
-            DIALECTS[account.dialect].embeddings_request(batch, target)
-        )
+
+class _BatchAttempt(Attempt[EmbeddingOutput]):
+    """One batch on its way to an account."""
+
+    def __init__(
+        self, transport: UpstreamTransport, model: str, batch: EmbeddingInput, record: RelayRecord
+    ) -> None:
+        self._transport = transport
+        self._model = model
+        self._batch = batch
+        self._record = record
+
+    async def start(self, account: Account, credential: Credential, stack: AsyncExitStack) -> EmbeddingOutput:
+        """Send the batch, and return its vectors."""
+        target = account.target(credential, self._model, self._record.trace_headers)
+        self._record.account = account.name
+        request = DIALECTS[account.dialect].embeddings_request(self._batch, target)
+        response = await self._transport.send(request)
         await stack.enter_async_context(response)
-        record.upstream_status = response.status
-        record.upstream_request_id = response.header(b"x-request-id")
-        if response.status != 200:
-            body = await response.read(MAX_ERROR_BODY)
-            raise error_mapping.error_from_response(
-                response.status, response.headers, body, plan=account.plan
-            )
+        await check_status(response, account, self._record)
         body = await response.read(MAX_WHOLE_BODY)
-        read = partial(embeddings.parse_response, body, batch, target)
+        read = partial(embeddings.parse_response, body, self._batch, target)
         return await apart(read) if len(body) > LARGE else read()

@@ -1,8 +1,8 @@
 """An answer under way: pulled by whoever writes it to the client, at the client's pace.
 
 Each `receive` reads once from the upstream and returns every event that became certain with it: no queue, no pump
-task, no nursery and no cancel scope across a `yield`.  `Pulled` is what the server asks of an answer; `Answer` is one
-upstream response.  Several of them are one answer in `prompts.Series` (one to each prompt) and `rounds.Rounds` (with
+task, no nursery and no cancel scope across a `yield`.  `EventStream` is what the server asks of an answer; `UpstreamEventStream` is one
+upstream response.  Several of them are one answer in `multi_prompt.MultiPromptStream` (one to each prompt) and `tool_loop.ToolLoop` (with
 the server's own tools between).
 """
 
@@ -39,7 +39,7 @@ async def apart(work: Callable[..., T], *arguments: Any) -> T:
 class EventStream(Protocol):
     """An answer under way, whatever it is made of: `receive()` until it returns nothing.
 
-    A failure is the last event, a `Failed`; nothing is raised but cancellation.
+    A failure is the last event, a `StreamFailed`; nothing is raised but cancellation.
     """
 
     def interrupt(self) -> None: ...
@@ -81,7 +81,7 @@ class UpstreamEventStream:
     async def receive(self, until: float = math.inf) -> list[Event]:
         """Every event that became certain with one read of the upstream; empty at the end.
 
-        Raises `transport.Quiet` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
+        Raises `transport.ReceiveTimeout` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
         """
         while not self._pending and not self._finished:
             self._pending = await self._read(until)

@@ -20,13 +20,13 @@ from qproxy.wire.endpoints import models
 from qproxy.wire.endpoints.models import Model
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.http_request import HTTPRequest
-from qproxy.wire.model_aliases import Aliases, is_pattern
+from qproxy.wire.model_aliases import ModelAliases, is_pattern
 
 LIST_TIMEOUT = 5.0
 LIST_BYTES = 1024 * 1024
 LIST_VALUES = 50_000
 """Of a large list; it is read in one go."""
-log = logging.getLogger("qproxy.discovery")
+log = logging.getLogger("qproxy.relay")
 
 
 class ModelDirectory:
@@ -37,14 +37,14 @@ class ModelDirectory:
         accounts: Sequence[Account],
         transport: UpstreamTransport,
         *,
-        cache_seconds: float = 300.0,
-        aliases: Aliases | None = None,
-        extra: Sequence[str] = (),
+        cache_seconds: float,
+        aliases: ModelAliases,
+        extra: Sequence[str],
     ) -> None:
         self._accounts = accounts
         self._transport = transport
         self._cache_seconds = cache_seconds
-        self._aliases = aliases or Aliases()
+        self._aliases = aliases
         self._extra = extra
         self._lock = trio.Lock()
         self._models: list[Model] = []

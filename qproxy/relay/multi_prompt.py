@@ -102,7 +102,7 @@ class MultiPromptStream:
             self._current.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """As `Pulled` says.  Between two answers `until` waits for the first event of the next."""
+        """As `EventStream` says.  Between two answers `until` waits for the first event of the next."""
         if self._pending:
             events, self._pending = self._pending, []
             return events

@@ -2,11 +2,11 @@
 
 The idea: both ends belong to one nursery.  Each has a task that waits for it and passes on what it says, and that waits
 again only when that has gone out: whoever does not listen makes the other wait, and nothing heaps up.  Whatever ends
-one end ends the session: it has an `Ending`, and the client is told of it in a last `error` event and a close code.
+one end ends the session: it has an `SessionEnd`, and the client is told of it in a last `error` event and a close code.
 A client that leaves cancels everything, and the server's end is closed with it.
 
 Before the client is accepted the model's server has said its first word, so a refusal has its HTTP status and another
-account may be tried (`trying`), as with any other request.
+account may be tried (`retry`), as with any other request.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -23,9 +22,9 @@ import trio
 from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.relay.relay import Relay
-from qproxy.relay.retry import RetryLoop
+from qproxy.relay.retry import Attempt, RetryLoop
 from qproxy.telemetry import RelayRecord
-from qproxy.transport import HandshakeRejected, UpstreamClosed, UpstreamWebSocket
+from qproxy.transport import HandshakeRejected, UpstreamClosed, UpstreamTransport, UpstreamWebSocket
 from qproxy.transport.connection import format_seconds, timeout_error
 from qproxy.wire import json_codec, realtime
 from qproxy.wire.dialects import error_mapping
@@ -33,7 +32,7 @@ from qproxy.wire.errors import QproxyError, UpstreamError
 from qproxy.wire.http_request import Headers
 from qproxy.wire.realtime import SessionTranslator, ToUpstream, TranslatedEvent
 
-log = logging.getLogger("qproxy.realtime")
+log = logging.getLogger("qproxy.relay")
 NORMAL, GOING_AWAY, MESSAGE_TOO_BIG, POLICY_VIOLATION, INTERNAL_ERROR, RESTART, TRY_AGAIN_LATER = (
     1000,
     1001,
@@ -49,23 +48,23 @@ FORWARDED_CODES = frozenset((NORMAL, GOING_AWAY, POLICY_VIOLATION, MESSAGE_TOO_B
 """Close codes of the server that mean the same to the client."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """What a session may take.  Seconds and bytes."""
+    """Limits of one session.  Seconds (`math.inf` for no limit) and bytes."""
 
-    timeout: float = 3600.0
-    idle_timeout: float = 600.0
-    ping_interval: float = 20.0
-    max_message_bytes: int = 16 * 1024 * 1024
+    timeout: float
+    idle_timeout: float
+    ping_interval: float
+    max_message_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class RealtimeConfig:
-    """How this server's sessions are."""
+    """The settings of realtime sessions."""
 
-    bounds: SessionLimits = field(default_factory=SessionLimits)
-    voices: Mapping[str, str] = field(default_factory=dict)
-    """What a client may call voices, and Qwen's names for them."""
+    bounds: SessionLimits
+    voices: Mapping[str, str]
+    """Clients' names of voices, and Qwen's names for them."""
 
 
 class RealtimeClient(Protocol):
@@ -99,43 +98,55 @@ async def connect_upstream(
     """A model's server's end, and its first word.  Raises QproxyError when no account could have one."""
     record.model = model
     record.served_model = served = relay.policy.aliases.resolve(model)
-    attempts = RetryLoop(relay.accounts, served, record, task="realtime")
+    attempt = _SessionAttempt(relay.transport, served, bounds, record, nursery)
+    loop = RetryLoop(relay.accounts, served, record, task="realtime")
     began = trio.current_time()
     try:
-        return await attempts.run(partial(_open_session, relay, served, bounds, record, nursery), stack)
+        return await loop.run(attempt, stack)
     finally:
         record.upstream_seconds = trio.current_time() - began
 
 
-async def _open_session(
-    relay: Relay,
-    model: str,
-    bounds: SessionLimits,
-    record: RelayRecord,
-    nursery: trio.Nursery,
-    account: Account,
-    credential: Credential,
-    stack: AsyncExitStack,
-) -> tuple[UpstreamWebSocket, str | bytes]:
-    """One try with one account."""
-    target = account.target(credential, model, record.trace_headers)
-    record.account = account.name
-    headers: Headers = (*target.headers, (b"authorization", f"Bearer {credential.token}".encode()))
-    socket = UpstreamWebSocket(
-        realtime.session_url(account.realtime_url, model),
-        headers,
-        ping_interval=bounds.ping_interval,
-        max_message_bytes=bounds.max_message_bytes,
-    )
-    try:
-        await nursery.start(socket.run, relay.transport)
-    except HandshakeRejected as refused:
-        record.upstream_status = refused.status
-        raise error_mapping.error_from_response(
-            refused.status, refused.headers, refused.body, plan=account.plan
-        ) from None
-    stack.push_async_callback(socket.aclose)
-    return socket, await _first_event(socket, relay.transport.limits.first_byte_timeout, account.plan)
+class _SessionAttempt(Attempt[tuple[UpstreamWebSocket, str | bytes]]):
+    """One session on its way to an account: its socket, and the first event that came over it."""
+
+    def __init__(
+        self,
+        transport: UpstreamTransport,
+        model: str,
+        limits: SessionLimits,
+        record: RelayRecord,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._transport = transport
+        self._model = model
+        self._limits = limits
+        self._record = record
+        self._nursery = nursery
+
+    async def start(
+        self, account: Account, credential: Credential, stack: AsyncExitStack
+    ) -> tuple[UpstreamWebSocket, str | bytes]:
+        """Connect, and return the socket once the upstream has sent an event that is no error."""
+        target = account.target(credential, self._model, self._record.trace_headers)
+        self._record.account = account.name
+        headers: Headers = (*target.headers, (b"authorization", f"Bearer {credential.token}".encode()))
+        socket = UpstreamWebSocket(
+            realtime.session_url(account.realtime_url, self._model),
+            headers,
+            ping_interval=self._limits.ping_interval,
+            max_message_bytes=self._limits.max_message_bytes,
+        )
+        try:
+            await self._nursery.start(socket.run, self._transport)
+        except HandshakeRejected as refused:
+            self._record.upstream_status = refused.status
+            raise error_mapping.error_from_response(
+                refused.status, refused.headers, refused.body, plan=account.plan
+            ) from None
+        stack.push_async_callback(socket.aclose)
+        timeout = self._transport.limits.first_byte_timeout
+        return socket, await _first_event(socket, timeout, account.plan)
 
 
 async def _first_event(socket: UpstreamWebSocket, limit: float | None, plan: str) -> str | bytes:
@@ -209,7 +220,7 @@ class RealtimeSession:
             ending = self._outcome_of(ended)
         except QproxyError as error:
             ending = (
-                SessionEnd(INTERNAL_ERROR, error, "upstream_cut")
+                SessionEnd(INTERNAL_ERROR, error, "upstream_truncated")
                 if isinstance(error, UpstreamError)
                 else end_for_error(error)
             )
@@ -218,7 +229,7 @@ class RealtimeSession:
             fault = QproxyError(
                 "qproxy had an internal error; its log has the details.", code="internal_error"
             )
-            ending = SessionEnd(INTERNAL_ERROR, fault, "failed")
+            ending = SessionEnd(INTERNAL_ERROR, fault, "internal_error")
         if not self._life.cancel_called:
             self._end = ending
             self._life.cancel()
@@ -231,8 +242,8 @@ class RealtimeSession:
         message = f"The model's server closed the session (code {ended.code}){text}"
         error = UpstreamError(message, code="session_closed")
         if ended.code in FORWARDED_CODES or 3000 <= ended.code < 5000:
-            return SessionEnd(ended.code, error, "upstream_cut")
-        return SessionEnd(INTERNAL_ERROR, error, "upstream_cut")
+            return SessionEnd(ended.code, error, "upstream_truncated")
+        return SessionEnd(INTERNAL_ERROR, error, "upstream_truncated")
 
     async def _from_client(self) -> SessionEnd:
         """From the client to the server."""
@@ -279,7 +290,7 @@ class RealtimeSession:
                 break
             await trio.sleep_until(until)
         message = f"Neither end of the session said anything for {limit:g} s."
-        return SessionEnd(NORMAL, QproxyError(message, status=504, code="session_idle"), "failed")
+        return SessionEnd(NORMAL, QproxyError(message, status=504, code="session_idle"), "internal_error")
 
 
 def _text(event: object) -> str:
@@ -290,15 +301,15 @@ def end_for_error(error: QproxyError) -> SessionEnd:
     """How a session ends that this server does not go on with: it stops, or the session's time is up."""
     if error.code == "shutting_down":
         return SessionEnd(RESTART, error, "shutting_down")
-    return SessionEnd(POLICY_VIOLATION if error.status == 429 else NORMAL, error, "failed")
+    return SessionEnd(POLICY_VIOLATION if error.status == 429 else NORMAL, error, "internal_error")
 
 
 __all__ = [
-    "SessionLimits",
     "RealtimeClient",
-    "SessionEnd",
-    "RealtimeSession",
     "RealtimeConfig",
+    "RealtimeSession",
+    "SessionEnd",
+    "SessionLimits",
     "connect_upstream",
     "end_for_error",
 ]

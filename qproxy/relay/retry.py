@@ -1,16 +1,18 @@
-"""The tries of one request: an account, and after an error the same or another one, while that can help.
+"""The attempts of one request: an account, and after an error the same or another one, while that can help.
 
-Here: how often, where and after what pause.  Not here: what a try does (`relay`, `embedding`), which account is
-chosen (`accounts`), what an error means (`wire.errors`).  The idea: `decide` is pure, what to do after an error as
-a function of the error and of what has been tried; `Tries` acts on it.
+Here: how often, where and after what backoff.  Not here: what an attempt does (`chat_attempt`, `embeddings`,
+`realtime`), which account is chosen (`accounts`), what an error means (`wire.errors`).  The idea: `next_action`
+is pure, what to do after an error as a function of the error and of the attempts so far; `RetryLoop` acts on it.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from typing import TypeAlias, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import trio
 
@@ -20,8 +22,6 @@ from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError, RetryHint, UpstreamError
 
 T = TypeVar("T")
-StartAttempt: TypeAlias = Callable[[Account, Credential, AsyncExitStack], Awaitable[T]]
-"""One try with one account; what it opens is entered on the stack."""
 
 MAX_ATTEMPTS = 3
 """The first and two quick ones: the client's own retries come on top."""
@@ -47,11 +47,12 @@ class Action(enum.Enum):
 def next_action(
     error: QproxyError, *, attempts: int, others: bool, refreshed: bool, seconds: float = 0.0
 ) -> Action:
-    """The one place that says whether to try again.
+    """Return what to do after an error.
 
-    `tries` counts those made in `seconds`, `others` says whether an untried account is left, `refreshed` whether
-    this request has renewed the account's token already.  Never for the client's own mistakes.  A refusal goes round all
-    accounts, for it comes at once and costs the upstream nothing; whatever else fails is tried `MAX_TRIES` times at most.
+    `attempts` counts those made in `seconds`, `others` says whether an account is left that is not excluded,
+    `refreshed` whether this request has refreshed the account's token already.  The client's own mistakes are
+    never retried.  A rejection goes round all accounts, for it comes at once and costs the upstream nothing;
+    whatever else fails is attempted `MAX_ATTEMPTS` times at most.
     """
     if seconds >= RETRY_BUDGET_SECONDS or (error.retry is RetryHint.ONCE and attempts > 1):
         return Action.GIVE_UP
@@ -63,14 +64,12 @@ def next_action(
         return Action.GIVE_UP
     if others:
         return Action.OTHER_ACCOUNT
-    soon = (
-        error.retry_after or 0.0
-    ) <= MAX_BACKOFF  # what is told to wait longer, the client should wait for
+    soon = (error.retry_after or 0.0) <= MAX_BACKOFF  # a longer wait is the client's
     return Action.SAME_ACCOUNT if error.retry in (RetryHint.SOON, RetryHint.ONCE) and soon else Action.GIVE_UP
 
 
 def backoff_delay(attempts: int, error: QproxyError) -> float:
-    """Seconds before the next quick try: 0.2, then 0.4, or what the server asked for."""
+    """Return the seconds before the next quick attempt: 0.2, then 0.4, or what the server asked for."""
     return max(0.2 * 2.0 ** (attempts - 1), error.retry_after or 0.0)
 
 
@@ -86,12 +85,38 @@ def most_actionable_error(failures: Sequence[UpstreamError]) -> UpstreamError:
     )
 
 
-def _no_amendment(error: UpstreamError) -> bool:
-    return False
+@dataclass(slots=True)
+class _AccountState:
+    """What one request knows of one account that it has used."""
+
+    failed: bool = False
+    excluded: bool = False
+    """Not to be chosen again."""
+    refreshed: bool = False
+    """Its token was refreshed for this request."""
+
+
+class Attempt(ABC, Generic[T]):
+    """What a request does with an account: started until it succeeds or the loop gives up."""
+
+    tokens = 0
+    """Tokens to reserve with an account whose tokens per minute are limited."""
+
+    @abstractmethod
+    async def start(self, account: Account, credential: Credential, stack: AsyncExitStack) -> T:
+        """Send the request and return what it started; what is opened is entered on `stack`."""
+
+    def amend(self, error: UpstreamError) -> bool:
+        """Change the request after an error, and return whether that is worth an attempt of its own."""
+        return False
+
+    def tokens_used(self) -> int | None:
+        """Return how many of the reserved tokens were used, None where that is not known."""
+        return None
 
 
 class RetryLoop:
-    """Those of one request."""
+    """The attempts of one request."""
 
     def __init__(
         self,
@@ -110,89 +135,82 @@ class RetryLoop:
         self._started_at = trio.current_time()
         self._count = 0
         self._failures: list[UpstreamError] = []
-        self._attempted: list[Account] = []
-        self._failed_at: list[Account] = []
-        self._refreshed: list[Account] = []
+        self._states: dict[Account, _AccountState] = {}
 
     def __repr__(self) -> str:
-        return f"<Tries {self._count} at {self._model}>"
+        return f"<RetryLoop attempt {self._count} at {self._model}>"
 
-    async def run(
-        self,
-        begin: StartAttempt[T],
-        stack: AsyncExitStack,
-        *,
-        mend: Callable[[UpstreamError], bool] = _no_amendment,
-        tokens: int = 0,
-        used: Callable[[], int | None] = lambda: None,
-    ) -> T:
-        """What `begin` gives; what it opened, and the lease, is closed by `stack`.
+    async def run(self, attempt: Attempt[T], stack: AsyncExitStack) -> T:
+        """Return what `attempt.start` returns; what it opened, and the account's lease, is closed by `stack`.
 
-        An account that is paced by tokens has `tokens` reserved for it, and at the end `used` says how many it took.
-
-        `mend(error)` may change the request and say that this is worth a try of its own.  Raises QproxyError when no
-        account could begin.
+        Raises QproxyError when no account could start it.
         """
         while True:
             self._count += 1
             self._record.attempts += 1
-            attempt = AsyncExitStack()
-            stack.push_async_exit(attempt)
-            account = await attempt.enter_async_context(
-                self._accounts.lease(
-                    self._model,
-                    task=self._task,
-                    affinity=self._affinity,
-                    without=self._attempted,
-                    tokens=tokens,
-                    used=used,
-                )
-            )
-            credential, request = None, trio.current_time()
+            opened = AsyncExitStack()
+            stack.push_async_exit(opened)
+            account = await opened.enter_async_context(self._lease(attempt))
+            credential, started_at = None, trio.current_time()
             try:
                 credential = await account.source.credential()
                 self._record.attempt_started(account.name, self._model, credential.base_url)
-                started = await begin(account, credential, attempt)
+                result = await attempt.start(account, credential, opened)
             except UpstreamError as error:
                 failure = error
-                self._record.attempt_failed(account.name, error)
-                account.record_failure(
-                    error, trio.current_time(), self._model, again=account in self._failed_at
-                )
-                self._failed_at.append(account)
-                await attempt.aclose()
+                self._record_failure(account, error)
+                await opened.aclose()
             else:
-                account.record_success(self._model, request)
-                account.source.accepted(credential)
-                return started
+                account.record_success(self._model, started_at)
+                account.source.report_accepted(credential)
+                return result
             self._record.upstream_request_id = failure.request_id or self._record.upstream_request_id
-            if not mend(failure):
+            if not attempt.amend(failure):
                 await self._apply_action(failure, account, credential)
+
+    def _lease(self, attempt: Attempt[T]) -> AbstractAsyncContextManager[Account]:
+        return self._accounts.lease(
+            self._model,
+            task=self._task,
+            affinity=self._affinity,
+            without=self._excluded() if self._states else (),
+            tokens=attempt.tokens,
+            used=attempt.tokens_used,
+        )
+
+    def _excluded(self) -> list[Account]:
+        return [account for account, state in self._states.items() if state.excluded]
+
+    def _record_failure(self, account: Account, error: UpstreamError) -> None:
+        state = self._states.setdefault(account, _AccountState())
+        self._record.attempt_failed(account.name, error)
+        account.record_failure(error, trio.current_time(), self._model, again=state.failed)
+        state.failed = True
 
     async def _apply_action(
         self, failure: UpstreamError, account: Account, credential: Credential | None
     ) -> None:
-        """Return when another try may begin; raise what to tell the client when none may."""
+        """Return when another attempt may start.  Raises the error for the client when none may."""
         self._failures.append(failure)
-        now = trio.current_time()
+        now, state = trio.current_time(), self._states[account]
         others = has_alternative(
             self._accounts.accounts,
             self._model,
             task=self._task,
             now=now,
-            without=[*self._attempted, account],
+            without=[*self._excluded(), account],
         )
         action = next_action(
             failure,
             attempts=self._count,
             others=others,
-            refreshed=account in self._refreshed,
+            refreshed=state.refreshed,
             seconds=now - self._started_at,
         )
         if failure.retry is RetryHint.REFRESH_TOKEN and credential is not None:
             newer = await account.source.report_rejected(credential, failure.message)
             if action is Action.REFRESH_TOKEN:
-                self._refreshed.append(account)
+                state.refreshed = True
                 if newer:
                     account.token_refreshed()
                     return
@@ -200,7 +218,7 @@ class RetryLoop:
         if action is Action.GIVE_UP:
             raise most_actionable_error(self._failures)
         if action is Action.OTHER_ACCOUNT:
-            self._attempted.append(account)
+            state.excluded = True
         else:
             pause = backoff_delay(self._count, failure)
             await trio.sleep(pause)

@@ -1,11 +1,11 @@
 """An answer of several rounds, pulled like an answer of one.
 
-`Rounds` is `Pulled` as any other answer, so what streams or assembles an answer does not know of it: `receive` gives
+`ToolLoop` is `EventStream` as any other answer, so what streams or assembles an answer does not know of it: `receive` gives
 the events of the round under way, and between two rounds what the tools say, in the order of their calls.
 
 Who owns what: the tools of a round run in parallel, together with the opening of the next round, in *one* task of the
 request's nursery, which the server opens around everything that is done for a request and cancels when the client
-has left or the answer is whole.  It is not a nursery of `receive`'s own: a pull may give up at its time (`Quiet`), so
+has left or the answer is whole.  It is not a nursery of `receive`'s own: a pull may give up at its time (`ReceiveTimeout`), so
 that a comment can go out, and the tools must go on meanwhile.  Nor is it one on the request's exit stack: a nursery
 belongs to the task that opened it, and the stack outlives the request's handler.  The task is over before the stack
 closes what it opened.
@@ -25,7 +25,7 @@ import trio
 
 from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
-from qproxy.relay.tool_history import ConversationKey, ToolRoundCache
+from qproxy.relay.tool_rounds import ConversationKey, ToolRoundStore
 from qproxy.telemetry import RelayRecord
 from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
@@ -34,10 +34,7 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, ServerToolCall, ServerToolResult, StreamFailed, Turn, Usage
 from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
 
-log = logging.getLogger("qproxy.tools")
-DEFAULT_MAX_ROUNDS = 8
-"""Rounds in which tools may run, unless the settings say otherwise; then one more, without."""
-
+log = logging.getLogger("qproxy.relay")
 MAX_CALLS_PER_ROUND = 32
 """That are run of one round."""
 
@@ -47,10 +44,11 @@ class RequestTools:
     """What a request has of this server's tools."""
 
     tools: Mapping[str, Tool]
-    limit: int = DEFAULT_MAX_ROUNDS
-    cache: ToolRoundCache | None = None
+    limit: int
+    """Rounds in which tools may run; then one more, without."""
+    store: ToolRoundStore | None = None
     conversation_key: ConversationKey = ""
-    """Where the hidden part of this answer is remembered."""
+    """Under which the hidden part of this response is saved."""
 
     def offered_tools(self, turn: Turn) -> Turn:
         """The turn with these tools among its own."""
@@ -84,7 +82,7 @@ class ToolLoop:
         self._stream: EventStream | None = None
         self._pending_events: list[Event] = []
         self._finished = False
-        self._results = trio.Event()
+        self._has_events = trio.Event()
         self._waiter: trio.CancelScope | None = None
         self._results: dict[str, ServerToolResult | None] = {}
         """Of the calls that run, in their order; one that has ended waits until those before it have."""
@@ -105,7 +103,7 @@ class ToolLoop:
             self._waiter.cancel()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """Every event that became certain; empty at the end.  Raises `Quiet` at `until`, and loses nothing."""
+        """Every event that became certain; empty at the end.  Raises `ReceiveTimeout` at `until`, and loses nothing."""
         while True:
             if self._pending_events:
                 events, self._pending_events = self._pending_events, []
@@ -125,10 +123,10 @@ class ToolLoop:
         return events
 
     async def _wait_for_results(self, until: float) -> None:
-        self._results = trio.Event()
+        self._has_events = trio.Event()
         with trio.CancelScope(deadline=until) as self._waiter:
             try:
-                await self._results.wait()
+                await self._has_events.wait()
                 return
             finally:
                 self._waiter = None
@@ -136,7 +134,7 @@ class ToolLoop:
 
     def _report_results(self, *events: Event) -> None:
         self._pending_events += events
-        self._results.set()
+        self._has_events.set()
 
     def _start_round(self, before: Usage) -> RoundStage:
         number = self._number
@@ -179,7 +177,7 @@ class ToolLoop:
                         )
             self._record.tool_seconds += trio.current_time() - began
             if self._stage.sent:
-                self._cache_round()
+                await self._save_round()
                 self._end_round()
             else:
                 await self._next()
@@ -188,7 +186,7 @@ class ToolLoop:
         except Exception as error:  # ours: the client is told, as everywhere
             log.exception("a round of tools failed", exc_info=error)
             self._fail(QproxyError("qproxy had an internal error between two rounds.", code="internal_error"))
-        self._results.set()
+        self._has_events.set()
 
     def _fail(self, error: QproxyError) -> None:
         self._finished = True
@@ -225,13 +223,13 @@ class ToolLoop:
         turn = replace(self._turn, id=f"{self._client_turn.id}/{self._number}")  # ids of calls are made of it
         self._stream = await self._relay.open(turn, self._record, self._held)
 
-    def _cache_round(self) -> None:
-        """Keep what the client does not see of this answer, for when it comes back with its results."""
-        if self._tools.cache is not None:
+    async def _save_round(self) -> None:
+        """Save what the client does not see of this response, for its next request."""
+        if self._tools.store is not None:
             hidden = [
                 *self._turn.messages[self._opening_messages :],
                 self._stage.message(),
                 *self._stage.results(),
             ]
             ids = tuple(call.id for call in self._stage.sent)
-            self._tools.cache.put((self._tools.conversation_key, ids), hidden)
+            await self._tools.store.save(self._tools.conversation_key, ids, hidden)

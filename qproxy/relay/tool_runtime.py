@@ -1,6 +1,6 @@
 """Where tools and answers meet: what a request is equipped with, and its answer in as many rounds as it takes.
 
-`equip` says which tools a request gets and puts the hidden part of its conversation back; `answer` opens a plain
+`prepare` says which tools a request gets and puts the hidden part of its conversation back; `start` opens a plain
 answer, at no further cost, for a request without tools of this server.  A reload brings another workshop; the one
 before goes on for the requests that have it.
 """
@@ -16,8 +16,8 @@ import trio
 from qproxy.access.api_keys import ApiKey
 from qproxy.relay.event_stream import EventStream
 from qproxy.relay.relay import Relay
-from qproxy.relay.tool_history import ToolRoundCache, conversation_key
-from qproxy.relay.tool_loop import DEFAULT_MAX_ROUNDS, RequestTools, ToolLoop
+from qproxy.relay.tool_loop import RequestTools, ToolLoop
+from qproxy.relay.tool_rounds import ToolRoundStore, conversation_key, restore
 from qproxy.telemetry import RelayRecord
 from qproxy.tools.registry import ToolRegistry
 from qproxy.tools.tool import Tool
@@ -29,17 +29,17 @@ class ToolRuntime:
 
     def __init__(
         self,
-        registry: ToolRegistry | None = None,
+        registry: ToolRegistry,
         *,
-        limit: int = DEFAULT_MAX_ROUNDS,
-        memory: ToolRoundCache | None = None,
+        limit: int,
+        rounds: ToolRoundStore | None,
     ) -> None:
-        self.registry = registry or ToolRegistry()
-        self.cache = memory or ToolRoundCache(trio.current_time)
+        self.registry = registry
+        self.rounds = rounds
         self.max_rounds = limit
 
     def __repr__(self) -> str:
-        return f"<Workshop with {self.registry!r} and {self.cache!r}>"
+        return f"<Workshop with {self.registry!r} and {self.rounds!r}>"
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Get ready: the sandbox is tried out, MCP servers are connected to in the nursery."""
@@ -49,12 +49,11 @@ class ToolRuntime:
         """No new request will come."""
         self.registry.drain()
 
-    def prepare(
-        self, turn: Turn, key: ApiKey | None, *, stands_for: str | None = None, remembers: bool = True
+    async def prepare(
+        self, turn: Turn, key: ApiKey | None, *, remembers: bool = True
     ) -> tuple[Turn, RequestTools]:
         """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
 
-        `stands_for` is the model that an alias of the request means.
         `remembers` is for clients that do not see the calls of our tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
@@ -62,12 +61,14 @@ class ToolRuntime:
         if turn.completion is None and (
             self.registry or turn.server_tools
         ):  # who completes a text calls nothing
-            tools = self.registry.select(turn, name, stands_for)
-        if not remembers or not (tools or len(self.cache)):
+            tools = self.registry.select(turn, name)
+        rounds = self.rounds if remembers else None
+        if rounds is None or not (tools or not rounds.is_empty):
             return turn, RequestTools(tools, self.max_rounds)
         where = conversation_key(turn, key.digest if key else "")
-        turn = replace(turn, messages=self.cache.restore(turn, where))
-        return turn, RequestTools(tools, self.max_rounds, self.cache, where)
+        if not rounds.is_empty:
+            turn = replace(turn, messages=await restore(rounds, turn, where))
+        return turn, RequestTools(tools, self.max_rounds, rounds, where)
 
     async def start(
         self,

@@ -27,14 +27,14 @@ from importlib import import_module
 import trio
 
 from qproxy.sandbox import cgroup, policy, remount, seccomp
-from qproxy.sandbox.cgroup import Cgroups
+from qproxy.sandbox.cgroup import CgroupTree
 from qproxy.sandbox.policy import NOBODY_UID, ResourceLimits, SandboxPolicy
 from qproxy.sandbox.process import ChildProcess, adopt, communicate, start
 
 log = logging.getLogger("qproxy.tools")
 START_SECONDS = 10.0
 """For bubblewrap to make the sandbox."""
-ENDING_SECONDS = 0.1
+KILL_INTERVAL = 0.1
 """For a sandbox that failed to end."""
 PROBE_ARGUMENTS = ("true",)
 MAX_SIGNALS = 1024
@@ -42,7 +42,7 @@ MAX_SIGNALS = 1024
 
 
 class SandboxUnavailable(Exception):
-    """Why no sandbox can be made; also a `Starter`, which raises itself."""
+    """Why no sandbox can be made; also a `Launcher`, which raises itself."""
 
     def __call__(
         self, argv: Sequence[str], allowed: SandboxPolicy, /
@@ -50,14 +50,14 @@ class SandboxUnavailable(Exception):
         raise self
 
 
-class NoFileLimit(SandboxUnavailable):
+class FileLimitUnavailable(SandboxUnavailable):
     """Why the files in /tmp can have no limit."""
 
 
 class Bubblewrap:
     """Starts fenced programs."""
 
-    def __init__(self, path: str, cgroups: Cgroups | None = None) -> None:
+    def __init__(self, path: str, cgroups: CgroupTree | None = None) -> None:
         self.path = path
         self.cgroups = cgroups
         """Where each call gets a cgroup; None where there is no such place."""
@@ -67,11 +67,11 @@ class Bubblewrap:
         """The files in /tmp have a limit; False where the system lets nobody set one."""
 
     def __repr__(self) -> str:
-        state = [self.path]
-        state += [] if self._filter else ["no system-call filter"]
-        state += [] if self.counts_files else ["no limit on files"]
-        state += [] if self.cgroups is None else [f"cgroups in {self.cgroups.root}"]
-        return f"<Bubblewrap {', '.join(state)}>"
+        parts = [self.path]
+        parts += [] if self._filter else ["no system-call filter"]
+        parts += [] if self.counts_files else ["no limit on files"]
+        parts += [] if self.cgroups is None else [f"cgroups in {self.cgroups.root}"]
+        return f"<Bubblewrap {', '.join(parts)}>"
 
     def __call__(
         self, argv: Sequence[str], allowed: SandboxPolicy, /
@@ -101,7 +101,7 @@ class Bubblewrap:
         if self.cgroups is None:
             return lambda pid: None
         try:
-            return ours.enter_context(self.cgroups.group(limits))
+            return ours.enter_context(self.cgroups.create(limits))
         except OSError as error:
             raise SandboxUnavailable(
                 f"no cgroup can be made in {self.cgroups.root}: {error.strerror}."
@@ -112,22 +112,22 @@ class Bubblewrap:
     ) -> tuple[_Namespace, ChildProcess, trio.lowlevel.FdStream, int]:
         """bubblewrap, on its way to the gate: it, its news, and the gate's handle."""
         with ExitStack() as theirs:
-            delta, tells = os.pipe()
+            info_reader, tells = os.pipe()
             waits, gate = os.pipe()
             theirs.callback(os.close, tells)
             theirs.callback(os.close, waits)
             ours.callback(os.close, gate)
-            info = trio.lowlevel.FdStream(delta)
+            info = trio.lowlevel.FdStream(info_reader)
             ours.callback(info.close)
             inherit, seccomp_file = [tells, waits], None
             if self._filter is not None:
                 seccomp_file = _argument_file(self._filter)
                 theirs.callback(os.close, seccomp_file)
                 inherit.append(seccomp_file)
-            text = policy.bwrap_arguments(allowed, gate=waits, info=tells, seccomp=seccomp_file)
+            arguments = policy.bwrap_arguments(allowed, gate=waits, info=tells, seccomp=seccomp_file)
             env = policy.environment(allowed)
             try:
-                popen = start([self.path, *text, *argv], env, inherit=inherit, user=self._user)
+                popen = start([self.path, *arguments, *argv], env, inherit=inherit, user=self._user)
             except OSError as error:
                 raise SandboxUnavailable(f"{self.path} cannot be started: {error.strerror}.") from None
         end = _Namespace(popen)
@@ -138,12 +138,12 @@ class Bubblewrap:
         self, end: _Namespace, child: ChildProcess, info: trio.lowlevel.FdStream, allowed: SandboxPolicy
     ) -> int:
         """Learn who is the first within, and bound it and all that it will start; return its number."""
-        message = bytearray()
+        received = bytearray()
         with trio.move_on_after(START_SECONDS) as slow:
             while data := await info.receive_some(4096):
-                message += data
+                received += data
             try:
-                first = int(json.loads(message)["child-pid"])
+                first = int(json.loads(received)["child-pid"])
             except ValueError:
                 text = await child.stderr.receive_some(1000)
                 raise SandboxUnavailable(_first_line(text) or "bubblewrap ended without a word.") from None
@@ -168,11 +168,13 @@ class Bubblewrap:
             )
             if done.returncode == 0:
                 return
-            with trio.move_on_after(ENDING_SECONDS):
-                await end.gone()
+            with trio.move_on_after(KILL_INTERVAL):
+                await end.wait()
                 return  # bubblewrap failed, and says so on standard error
-            raise NoFileLimit(bytes(done.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2])
-        raise NoFileLimit(f"/tmp was not remounted within {START_SECONDS:g} s.")
+            raise FileLimitUnavailable(
+                bytes(done.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]
+            )
+        raise FileLimitUnavailable(f"/tmp was not remounted within {START_SECONDS:g} s.")
 
 
 class _Namespace:
@@ -189,7 +191,7 @@ class _Namespace:
                 signal.pidfd_send_signal(self.first, signal.SIGKILL)
         self._popen.kill()
 
-    async def gone(self) -> None:
+    async def wait(self) -> None:
         if self.first is not None:  # its end is not told before that of all others in its namespace
             await trio.lowlevel.wait_readable(self.first)
 
@@ -276,21 +278,21 @@ async def find_bubblewrap() -> Bubblewrap | SandboxUnavailable:
     if not sys.platform.startswith("linux"):
         return SandboxUnavailable("a sandbox needs Linux.")
     why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
-    cgroups = cgroup.find()
+    cgroups = cgroup.find_cgroups()
     for path in bubblewrap_candidates():
         bubblewrap = Bubblewrap(path, cgroups)
-        found = await _tried(bubblewrap)
-        if isinstance(found, NoFileLimit):
+        found = await _trial_run(bubblewrap)
+        if isinstance(found, FileLimitUnavailable):
             log.warning("%s: the files in a tool's /tmp have no limit: %s", path, found)
             bubblewrap.counts_files = False
-            found = await _tried(bubblewrap)
+            found = await _trial_run(bubblewrap)
         if found is None:
             return bubblewrap
         why = f"{path}: {found}"
     return SandboxUnavailable(why)
 
 
-async def _tried(bubblewrap: Bubblewrap) -> SandboxUnavailable | None:
+async def _trial_run(bubblewrap: Bubblewrap) -> SandboxUnavailable | None:
     """Start a program that does nothing; why that does not work."""
     try:
         async with bubblewrap(PROBE_ARGUMENTS, SandboxPolicy()) as child:

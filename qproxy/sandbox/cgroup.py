@@ -24,7 +24,7 @@ PREFIX = "qproxy-call-"
 PROC = Path("/proc/self")
 
 
-class Cgroups:
+class CgroupTree:
     """Makes cgroups below a directory that belongs to this server."""
 
     def __init__(self, root: Path, remove: Callable[[Path], None] = os.rmdir) -> None:
@@ -33,7 +33,7 @@ class Cgroups:
         self._numbers = itertools.count(1)
 
     def __repr__(self) -> str:
-        return f"<Cgroups below {self.root}>"
+        return f"<CgroupTree below {self.root}>"
 
     def prepare(self) -> bool:
         """Turn the controllers on, and remove what servers that were killed left; False where that may not be."""
@@ -42,8 +42,8 @@ class Cgroups:
                 return False  # beside processes, no cgroup can have controllers
             wanted = " ".join(f"+{name}" for name in sorted(CONTROLLERS))
             _write(self.root, "cgroup.subtree_control", wanted)
-            self._remove_left()
-            with self.group(ResourceLimits()):
+            self._remove_stale()
+            with self.create(ResourceLimits()):
                 return True
         except OSError:
             return False
@@ -51,19 +51,19 @@ class Cgroups:
     def _read(self, name: str) -> list[str]:
         return (self.root / name).read_text().split()
 
-    def _remove_left(self) -> None:
+    def _remove_stale(self) -> None:
         for left in self.root.glob(f"{PREFIX}*-*"):
             if not Path("/proc", left.name.split("-")[2]).exists():  # else another worker's
                 with suppress(OSError):
                     self._remove(left)
 
     @contextmanager
-    def group(self, limits: ResourceLimits) -> Iterator[Callable[[int], None]]:
+    def create(self, limits: ResourceLimits) -> Iterator[Callable[[int], None]]:
         """Make a cgroup with limits; what is given moves a process into it.  At the end all processes in it are killed."""
         path = self.root / f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         path.mkdir()
         try:
-            for name, value in values(limits).items():
+            for name, value in limit_values(limits).items():
                 with suppress(*((OSError,) if name in OPTIONAL else ())):
                     _write(path, name, value)
             yield lambda pid: _write(path, "cgroup.procs", str(pid))
@@ -78,7 +78,7 @@ def _write(path: Path, name: str, value: str) -> None:
     (path / name).write_text(value)
 
 
-def values(limits: ResourceLimits) -> dict[str, str]:
+def limit_values(limits: ResourceLimits) -> dict[str, str]:
     """Return the files of a cgroup for the limits of a call; what is in /tmp is memory too."""
     return {
         "memory.max": str(limits.memory + limits.tmp_bytes),
@@ -88,7 +88,7 @@ def values(limits: ResourceLimits) -> dict[str, str]:
     }
 
 
-def find(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -> Cgroups | None:
+def find_cgroups(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -> CgroupTree | None:
     """Return the cgroups below the directory above this server's own; None where it is not this server's to use."""
     try:
         own = next(line[3:] for line in (proc / "cgroup").read_text().splitlines() if line.startswith("0::"))
@@ -101,5 +101,5 @@ def find(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -> Cgroup
     here = Path(mount[4]) / Path(own).relative_to(mount[3])
     if here == Path(mount[4]):  # the root of the tree, or of a container's part of it: nothing is above
         return None
-    cgroups = Cgroups(here.parent, remove)
+    cgroups = CgroupTree(here.parent, remove)
     return cgroups if cgroups.prepare() else None

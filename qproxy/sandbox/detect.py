@@ -11,7 +11,7 @@ from qproxy.sandbox.process import ChildProcess, Launcher
 
 
 class SystemSandbox:
-    """A `Starter` that is bubblewrap where it works, and a refusal where it does not."""
+    """A `Launcher` that is bubblewrap where it works, and a refusal where it does not."""
 
     def __init__(
         self, look: Callable[[], Awaitable[Bubblewrap | SandboxUnavailable]] = find_bubblewrap

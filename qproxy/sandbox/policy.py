@@ -70,20 +70,29 @@ def bwrap_arguments(isolation: SandboxPolicy, *, gate: int, info: int, seccomp: 
 
     The environment is not among them: everyone on the machine can read a process's arguments.
     """
-    text = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-    text += ["--uid", str(NOBODY_UID), "--gid", str(NOBODY_UID), "--cap-drop", "ALL", "--hostname", "sandbox"]
-    text += ["--share-net"] if isolation.network else []
+    arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    arguments += [
+        "--uid",
+        str(NOBODY_UID),
+        "--gid",
+        str(NOBODY_UID),
+        "--cap-drop",
+        "ALL",
+        "--hostname",
+        "sandbox",
+    ]
+    arguments += ["--share-net"] if isolation.network else []
     for path in SYSTEM_PATHS:
-        text += _system(path)
+        arguments += _system(path)
     for path in (*SETTINGS, *(NETWORK_SETTINGS if isolation.network else ())):
-        text += ["--ro-bind-try", os.path.realpath(path), path]
-    text += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    text += ["--size", str(isolation.limits.tmp_bytes), "--tmpfs", "/tmp"]
+        arguments += ["--ro-bind-try", os.path.realpath(path), path]
+    arguments += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    arguments += ["--size", str(isolation.limits.tmp_bytes), "--tmpfs", "/tmp"]
     for path in sorted({*isolation.read, *isolation.write}):  # an outer folder before what is in it
-        text += ["--bind" if path in isolation.write else "--ro-bind", path, path]
-    text += ["--remount-ro", "/", "--chdir", "/tmp"]
-    text += [] if seccomp is None else ["--seccomp", str(seccomp)]
-    return [*text, "--info-fd", str(info), "--block-fd", str(gate), "--"]
+        arguments += ["--bind" if path in isolation.write else "--ro-bind", path, path]
+    arguments += ["--remount-ro", "/", "--chdir", "/tmp"]
+    arguments += [] if seccomp is None else ["--seccomp", str(seccomp)]
+    return [*arguments, "--info-fd", str(info), "--block-fd", str(gate), "--"]
 
 
 def _system(path: str) -> list[str]:

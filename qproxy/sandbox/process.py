@@ -1,6 +1,6 @@
 """A program that runs for us: its pipes, its end, and the end of everything it started.
 
-A child is started by a `Starter` (`Bubblewrap`, or `Unfenced`), in the main thread: a process that asked the kernel
+A child is started by a `Launcher` (`Bubblewrap`, or `UnsandboxedLauncher`), in the main thread: a process that asked the kernel
 to die with its parent dies with the *thread* that made it, and Trio's own way starts processes in a worker thread
 that ends when it has been idle for a while.
 """

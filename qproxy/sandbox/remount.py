@@ -29,13 +29,13 @@ def main(user: str, pid: str, options: str) -> None:
         os.setresgid(int(user), int(user), int(user))
         os.setresuid(int(user), int(user), int(user))
     libc = ctypes.CDLL(None, use_errno=True)
-    while not is_mounted(pid):
+    while not is_tmp_mounted(pid):
         time.sleep(0.001)
     mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-    enter(libc, fcntl.ioctl(mounts, NS_GET_USERNS), CLONE_NEWUSER)
+    enter_namespace(libc, fcntl.ioctl(mounts, NS_GET_USERNS), CLONE_NEWUSER)
     flags = MS_REMOUNT | MS_NOSUID | MS_NODEV
     while True:
-        enter(libc, mounts, CLONE_NEWNS)
+        enter_namespace(libc, mounts, CLONE_NEWNS)
         if libc.mount(b"tmpfs", b"/tmp", None, flags, options.encode()) == 0:
             return
         if ctypes.get_errno() != errno.ENOENT:  # else the old root, without a /tmp, still covers the new one
@@ -43,13 +43,13 @@ def main(user: str, pid: str, options: str) -> None:
         time.sleep(0.001)
 
 
-def enter(libc: ctypes.CDLL, namespace: int, kind: int) -> None:
+def enter_namespace(libc: ctypes.CDLL, namespace: int, kind: int) -> None:
     """Enter a namespace; raises OSError."""
     if libc.setns(namespace, kind) != 0:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def is_mounted(pid: str) -> bool:
+def is_tmp_mounted(pid: str) -> bool:
     """Return whether a process sees a tmpfs with a size at /tmp: it is the last root that bubblewrap makes."""
     with open(f"/proc/{pid}/mountinfo") as mounts:
         lines = [line.split() for line in mounts]

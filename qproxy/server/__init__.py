@@ -1,28 +1,29 @@
-"""HTTP with the client.
+"""The ASGI app: Quart-Trio, a fast path beside its router, and everything around a request.
 
-app         `Server`: the Quart-Trio app
-parts       what it stands on; `Route` and `Family`: how routes are told
-around      what happens around every request
-lane        the way of requests that ask a model, beside Quart's router
-current     the request being served
+app              `Server`: the app of one `ServerState`, and the swap at a reload
+state            `ServerState`: every part of a running server; `Route` and `RouteGroup`
+middleware       runs before and after every request
+fast_path        serves requests to models without Quart's router
+request_context  the request being served
 
-asking      the routes that ask a model, whole and streamed (`streaming`)
-responses   what `/responses` remembers, and the routes that read it
-embedding   the route for embeddings
-plain       models, health
-monitoring  `/metrics`
-signing_in  the admin routes that sign an account in
-describing  the OpenAPI document
+authentication   API keys, the admin key; who may use a route (`Access`)
+host_policy      addresses and host names without keys; DNS rebinding
+cors             web pages of other origins
+request_body     limits of a request; its body as JSON
+usage_limits     rate limits and budgets of API keys
+in_flight        requests in flight, and how they are ended
+streaming        streamed response bodies
+http_response    responses on either path
+error_handlers   errors as responses
+health           the state that `/readyz` reports
+response_store   the interface of stored responses
+asgi_client      the app without a socket, for Trio programs
+routes/          one group of routes per module
 
-charging    what a request costs its key
-reply       a response, whichever way it goes out
-refusals    errors as responses
-
-A new family of routes is a class with `routes()` and an entry of `Server.families`; every route says who may use it
-(`door.Access`).
+A new group of routes is a class with `routes()`, passed to `Server` as an extension; every route declares its `Access`.
 """
 
 from qproxy.server.app import Server
 from qproxy.server.state import Route, RouteGroup, ServerState
 
-__all__ = ["RouteGroup", "ServerState", "Route", "Server"]
+__all__ = ["Route", "RouteGroup", "Server", "ServerState"]

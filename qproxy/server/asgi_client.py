@@ -1,7 +1,7 @@
-"""The app without a socket, for Trio programs: ASGI spoken directly, in real time.
+"""The app without a socket, for Trio programs: ASGI called directly, in real time.
 
-Leaving a response early is a client's disconnect: the app is told, and cancelled if it does not go within a
-second.  A piece of the answer is handed over when it is asked for, so a slow reader slows the upstream.
+Leaving a response early is a disconnect: the app receives it, and is cancelled if it does not finish within a second.
+A chunk of the response is passed on when it is received, so a slow reader slows the upstream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DISCONNECT_TIMEOUT = 1.0
 
 
 class InProcessResponse:
-    """The head of an answer, and its body piece by piece."""
+    """The head of a response, and its body chunk by chunk."""
 
     def __init__(self, pieces: trio.MemoryReceiveChannel[Any]) -> None:
         self._chunks = pieces
@@ -31,7 +31,7 @@ class InProcessResponse:
         self.status, self.headers = head["status"], list(head.get("headers", ()))
 
     async def receive(self) -> bytes:
-        """Some of the body; b"" at the end."""
+        """Return the next bytes of the body; b"" at the end."""
         while True:
             try:
                 message = await self._chunks.receive()
@@ -43,7 +43,7 @@ class InProcessResponse:
                 return b""
 
     async def read(self) -> bytes:
-        """The whole rest of the body."""
+        """Return the rest of the body."""
         pieces = []
         while piece := await self.receive():
             pieces.append(piece)
@@ -51,15 +51,15 @@ class InProcessResponse:
 
 
 class InProcessClient:
-    """Makes requests of one app."""
+    """Sends requests to one app."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._running = 0
         self._ended = trio.lowlevel.ParkingLot()
 
-    async def until_idle(self) -> None:
-        """Return when no request runs."""
+    async def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
         while self._running:
             await self._ended.park()
 
@@ -67,7 +67,7 @@ class InProcessClient:
     async def request(
         self, method: str, path: str, *, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b""
     ) -> AsyncIterator[InProcessResponse]:
-        """The response to a request; leaving the block ends the request."""
+        """Send a request and return its response; leaving the block ends the request."""
         sender, receiver = trio.open_memory_channel[Any](0)
         gone = trio.Event()
         inbox = [{"type": "http.request", "body": body, "more_body": False}]
@@ -79,7 +79,7 @@ class InProcessClient:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            with suppress(trio.BrokenResourceError):  # as in ASGI: who has left is not sent to
+            with suppress(trio.BrokenResourceError):  # as in ASGI: messages after a disconnect are dropped
                 await sender.send(message)
 
         async def run() -> None:
@@ -125,9 +125,9 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
 
 @asynccontextmanager
 async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
-    """A client for an ASGI app that is started (its lifespan) for the block.
+    """Return a client for an ASGI app whose lifespan is the block.
 
-    At the block's end the app stops as a server does: requests of other tasks have its `graceful_timeout` to end.
+    At the end of the block the app shuts down like a server: requests of other tasks have its `graceful_timeout`.
     """
     to_app, inbox = trio.open_memory_channel[Any](2)
     outbox, from_app = trio.open_memory_channel[Any](2)
@@ -144,11 +144,13 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
             raise RuntimeError(f"the app did not start: {started.get('message', '')}")
         try:
             yield client
-            shutdown.begun.set()
-            with trio.move_on_after(shutdown.grace):
-                await client.until_idle()
+            shutdown.started.set()
+            with trio.move_on_after(shutdown.timeout):
+                await client.wait_idle()
         finally:
-            with trio.move_on_after(DISCONNECT_TIMEOUT, shield=True):  # the app's own end must run even so
+            with trio.move_on_after(
+                DISCONNECT_TIMEOUT, shield=True
+            ):  # the app's own shutdown must run even if cancelled
                 await to_app.send({"type": "lifespan.shutdown"})
                 await from_app.receive()
             nursery.cancel_scope.cancel()

@@ -1,13 +1,11 @@
-"""The way of requests that ask a model, beside Quart's router: the same views, with less between.
+"""A fast path around Quart's router for requests to models: the same views, called directly from ASGI.
 
-Quart makes a request, two contexts, a session and a response for every request, and a task that waits for the
-client's end; that is as much work as all of the rest.  Here a view is called straight from ASGI.  What is not one of
-these requests, as it is written most often, goes Quart's way, and so does all of it once somebody has added functions
-of their own to the app (`plain`).
+For every request, Quart makes a request, two contexts, a session, a response, and a task that waits for the client to
+disconnect: as much work as everything else together.  Other requests, and apps with custom hooks, use Quart's router.
 
-Every request has a nursery, which owns what runs beside the handler (a round's tools, the task that waits for the
-client's leaving) and whose cancel scope ends the request when the client leaves: called by the server's `Exchange` where
-there is one, else by that task, at ASGI's message.
+Every request has a nursery, which owns the tasks beside the handler (tools, the task that waits for the disconnect)
+and whose cancel scope ends the request when the client disconnects: called by our Hypercorn's HTTP stream if there is
+one, otherwise by that task at ASGI's message.
 """
 
 from __future__ import annotations
@@ -22,31 +20,32 @@ import trio
 from qproxy.server import error_handlers, request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
-from qproxy.server.state import Route, ServerState
+from qproxy.server.request_body import RequestLimits, body_timeout, body_too_large
+from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError
 
-HTTP_STREAM = "qproxy.exchange"
-"""ASGI extension of our Hypercorn: `leave` is called when the client has left, or at once when it has already."""
+HTTP_STREAM = "qproxy.http_stream"
+"""ASGI extension of our Hypercorn: it calls `on_disconnect` when the client disconnects, or at once if it already has."""
 LENGTH_DIGITS = 18
-"""Of a content-length that is looked at: another ASGI server may pass on more digits than Python reads."""
+"""Of a content-length: other ASGI servers may pass more digits than `int` accepts."""
 
 
 class FastPath:
-    """An ASGI app."""
+    """An ASGI app in front of another one."""
 
     def __init__(
         self,
-        state: ServerState,
-        around: RequestMiddleware,
+        server: StateHolder,
+        middleware: RequestMiddleware,
         routes: Mapping[str, Route],
-        otherwise: Callable[..., Awaitable[None]],
-        plain: Callable[[], bool],
+        fallback: Callable[..., Awaitable[None]],
+        is_eligible: Callable[[], bool],
     ) -> None:
-        self._state = state
-        self._middleware = around
+        self._server = server
+        self._middleware = middleware
         self._routes = routes
-        self._fallback = otherwise
-        self._is_eligible = plain
+        self._fallback = fallback
+        self._is_eligible = is_eligible
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         route = None
@@ -57,13 +56,15 @@ class FastPath:
             return
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             incoming = _RequestReader(receive, nursery.cancel_scope, scope["extensions"].get(HTTP_STREAM))
-            request_context.bind(scope, stack, nursery, partial(self._send_body, incoming))
+            request_context.bind(scope, stack, nursery, partial(self._receive_body, incoming))
             await self._serve(route, send)
-            nursery.cancel_scope.cancel()  # the answer is whole, or nobody waits for it any more
+            nursery.cancel_scope.cancel()  # the response is complete, or the client has disconnected
 
     async def _serve(self, route: Route, send: Any) -> None:
-        reply = await self._send_response(route)
-        await send({"type": "http.response.start", "status": reply.status, "headers": self._send_head(reply)})
+        reply = await self._respond(route)
+        await send(
+            {"type": "http.response.start", "status": reply.status, "headers": self._response_headers(reply)}
+        )
         body = reply.body
         del reply  # a stream may last
         if isinstance(body, bytes):
@@ -73,21 +74,21 @@ class FastPath:
         async for piece in body:
             more = not body.finished
             await send({"type": "http.response.body", "body": piece, "more_body": more})
-            del piece  # the next one may be long in coming
-        if more:  # nobody knew that the last piece was the last
+            del piece  # waiting for the next one may take long
+        if more:  # the last chunk was not known to be the last
             await send({"type": "http.response.body", "body": b""})
 
-    def _send_head(self, reply: HTTPResponse) -> list[tuple[bytes, bytes]]:
-        fields = reply.headers
-        fields["content-type"] = reply.content_type
+    def _response_headers(self, reply: HTTPResponse) -> list[tuple[bytes, bytes]]:
+        headers = reply.headers
+        headers["content-type"] = reply.content_type
         if isinstance(reply.body, bytes):
-            fields["content-length"] = str(len(reply.body))
-        self._middleware.on_response(reply.status, fields)
-        return [(name.encode(), value.encode()) for name, value in fields.items()]
+            headers["content-length"] = str(len(reply.body))
+        self._middleware.on_response(reply.status, headers)
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
 
-    async def _send_response(self, route: Route) -> HTTPResponse:
+    async def _respond(self, route: Route) -> HTTPResponse:
         try:
-            self._middleware.on_request(route.path)
+            self._middleware.on_request(route.path, route)
             await self._middleware.authorize(route.access)
             reply: HTTPResponse = await route.view()
         except QproxyError as error:
@@ -101,40 +102,40 @@ class FastPath:
             return error_handlers.internal_error_response(faults)
         return reply
 
-    async def _send_body(self, incoming: _RequestReader) -> bytes:
-        policy = self._state.policy
+    async def _receive_body(self, incoming: _RequestReader) -> bytes:
+        limits = self._server.state.request_limits
         length = request_context.headers().get("content-length") or ""
-        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > policy.max_body_bytes):
-            raise error_handlers.body_too_large()
-        if incoming.is_connected():
-            return await incoming.body(policy.max_body_bytes)
-        with trio.move_on_after(policy.body_timeout):
-            return await incoming.body(policy.max_body_bytes)
-        raise error_handlers.body_timeout()
+        if length.isdecimal() and (len(length) > LENGTH_DIGITS or int(length) > limits.max_body_bytes):
+            raise body_too_large(limits)
+        if incoming.is_complete():
+            return await incoming.body(limits)
+        with trio.move_on_after(limits.client_body_timeout):
+            return await incoming.body(limits)
+        raise body_timeout(limits)
 
 
 class _RequestReader:
-    """What comes from the client: a body, and then its end."""
+    """Receives the client's body, and then its disconnect."""
 
-    def __init__(self, receive: Any, gone: trio.CancelScope, exchange: Any) -> None:
+    def __init__(self, receive: Any, request_scope: trio.CancelScope, http_stream: Any) -> None:
         self._receive = receive
-        self._disconnected = gone
-        self._http_stream = exchange
-        if exchange is not None:
-            exchange.leave = gone.cancel
+        self._request_scope = request_scope
+        self._http_stream = http_stream
+        if http_stream is not None:
+            http_stream.on_disconnect = request_scope.cancel
 
-    def is_connected(self) -> bool:
-        """Whether the whole body has come already."""
+    def is_complete(self) -> bool:
+        """Return whether the whole body has arrived, so that reading it cannot wait."""
         return self._http_stream is not None and self._http_stream.whole
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body; RequestError when it is longer than `limit`."""
+    async def body(self, limits: RequestLimits) -> bytes:
+        """Return the whole body.  Raises RequestError when it is too large."""
         pieces, size = [], 0
         while (message := await self._receive())["type"] == "http.request":
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
-            if size > limit:
-                raise error_handlers.body_too_large()
+            if size > limits.max_body_bytes:
+                raise body_too_large(limits)
             if not message.get("more_body", False):
                 if self._http_stream is None:
                     request_context.nursery().start_soon(self._watch)
@@ -148,5 +149,5 @@ class _RequestReader:
         await self._on_disconnect()
 
     async def _on_disconnect(self) -> None:
-        self._disconnected.cancel()
+        self._request_scope.cancel()
         await trio.lowlevel.checkpoint()

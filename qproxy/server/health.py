@@ -1,10 +1,10 @@
-"""Whether the server can do its work: one state, for `/readyz`, the metrics and whoever shows it to people.
+"""Whether the server can serve requests: one state, for `/readyz`, the metrics and the dashboard.
 
-    ready      an account can serve, or would be asked: one that rests is, when it is alone
-    unusable   none is asked now: the servers of all of them are down
-    draining   the server stops; nothing new should come
+    ready      an account can serve, or would be tried: one in cooldown is, if there is no other
+    unusable   no account would be tried now: all their upstreams are down
+    draining   the server is shutting down; clients should not send new requests
 
-Pure: the accounts say how they are, this says what follows.  `/livez` asks nobody: a process that answers is alive.
+Pure: it derives the state from the accounts' states.  `/livez` depends on nothing: a process that responds is alive.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STATES = ("ready", "unusable", "draining")
-SERVING = frozenset(("ready", "full", "paced"))
-"""States of an account that can serve, now or in a moment."""
-LAST_RESORT = SERVING | {"resting"}
-"""States in which it is asked when there is no other."""
+SERVING = frozenset(("ready", "at_capacity", "rate_limited"))
+"""States of an account that can serve, now or soon."""
+LAST_RESORT = SERVING | {"cooling_down"}
+"""States in which it is tried if there is no other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the server is."""
+    """The state of the server."""
 
     state: str
     accounts: dict[str, int]
-    """How many accounts are in each state."""
+    """Number of accounts in each state."""
 
     @property
     def usable(self) -> int:
-        """How many can serve, now or in a moment."""
+        """Number of accounts that can serve, now or soon."""
         return sum(self.accounts.get(state, 0) for state in SERVING)
 
     @property
@@ -39,7 +39,7 @@ class Health:
 
 
 def health(accounts: Iterable[str], *, draining: bool) -> Health:
-    """The server's state from the states of its accounts."""
+    """Return the server's state from those of its accounts."""
     states = Counter(accounts)
-    request = any(states[state] for state in LAST_RESORT)
-    return Health("draining" if draining else "ready" if request else "unusable", dict(states))
+    last_resort = any(states[state] for state in LAST_RESORT)
+    return Health("draining" if draining else "ready" if last_resort else "unusable", dict(states))

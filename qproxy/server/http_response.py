@@ -1,4 +1,4 @@
-"""A response, whoever sends it: Quart, or the lane beside it."""
+"""A response, on Quart's path or the fast path."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from quart import Response
 from quart.wrappers.response import ResponseBody
 
-from qproxy.server.request_policy import JSON_TYPE
+from qproxy.server.request_body import JSON_TYPE
 from qproxy.wire import json_codec
 
 
 class StreamingBody(ResponseBody):
-    """A body that comes in pieces, one when one is asked for."""
+    """A body in chunks, produced on demand."""
 
     finished = False
-    """Set with the last piece, where that is known then."""
+    """Set with the last chunk if it is known to be the last."""
 
     async def __aenter__(self) -> StreamingBody:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        pass  # what is open is on the request's exit stack
+        pass  # the request's exit stack closes everything
 
     def __aiter__(self) -> StreamingBody:
         return self
@@ -34,7 +34,7 @@ class StreamingBody(ResponseBody):
 
 @dataclass(slots=True)
 class HTTPResponse:
-    """Status, body and fields (names in lower case)."""
+    """Status, body and headers (names in lower case)."""
 
     body: bytes | StreamingBody
     status: int = 200
@@ -42,12 +42,12 @@ class HTTPResponse:
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> Response:
-        """The same for Quart."""
+        """Return the response as one of Quart's."""
         response = Response(self.body, self.status, self.headers)
         response.content_type = self.content_type
         return response
 
 
 def json_response(body: Any, status: int = 200) -> HTTPResponse:
-    """A JSON body."""
+    """Return a response with a JSON body."""
     return HTTPResponse(json_codec.dumps(body), status)

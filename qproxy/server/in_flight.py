@@ -1,13 +1,12 @@
-"""The requests under way, so that each can be ended with a word: its own time limit, or the server's end.
+"""The requests in flight, so that each can be ended with an error: at its own time limit, or when the server stops.
 
-A `Life` begins with a request and is over with its last byte.  Until the answer's head is out it is a cancel scope
-around the handler, whose end is an error response; after that it is an interruption of the pull that waits, whose
-end is an error frame.  Nobody is cut off in silence.
+An `InFlightRequest` lasts from a request's first byte to its last.  Until the response's head is sent it is a cancel
+scope around the handler, which ends in an error response; after that it interrupts the pull that is waiting, which ends
+in an error event.  No response is cut off without one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
@@ -17,37 +16,39 @@ from qproxy.wire.errors import OverloadedError, QproxyError
 
 
 class InFlightRequest:
-    """One request."""
+    """A request that has not finished."""
 
-    def __init__(self, timeout: float = math.inf) -> None:
-        self._timeout = timeout
-        self.deadline = trio.current_time() + timeout
+    def __init__(self, seconds: float, setting: str) -> None:
+        """`setting` is the name of the time limit, for the error."""
+        self._seconds = seconds
+        self._setting = setting
+        self.deadline = trio.current_time() + seconds
         self._error: QproxyError | None = None
         self._callback: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
-        return f"<Life until {self.deadline:.0f}{', ended' if self._error else ''}>"
+        return f"<InFlightRequest until {self.deadline:.0f}{', ended' if self._error else ''}>"
 
     def end(self, error: QproxyError) -> None:
-        """Answer the request with this error, as soon as it can be said."""
+        """End the request with this error as soon as it can be sent."""
         self._error = error
         if self._callback is not None:
             self._callback()
 
     def error(self) -> QproxyError | None:
-        """The error to end with, once there is one."""
+        """Return the error to end with; None while the request may continue."""
         if self._error is None and trio.current_time() >= self.deadline:
-            message = f"The request took longer than the {self._timeout:g} s that this server allows."
+            message = f"The request took longer than {self._seconds:g} s ({self._setting})."
             return QproxyError(message, status=504, code="request_timeout")
         return self._error
 
-    def on_end(self, wake: Callable[[], object]) -> None:
-        """What to call when the life is ended from outside."""
-        self._callback = wake
+    def on_end(self, callback: Callable[[], object]) -> None:
+        """Call this when `end` is called."""
+        self._callback = callback
 
     @contextmanager
     def deadline_scope(self) -> Iterator[None]:
-        """Cancel the block when the life is over, and raise the error that says why."""
+        """Cancel the block when the request is ended or its time is up, and raise the error."""
         with trio.CancelScope(deadline=self.deadline) as scope:
             self.on_end(scope.cancel)
             if self._error is not None:
@@ -60,33 +61,39 @@ class InFlightRequest:
 
 
 class InFlightRequests:
-    """All requests under way."""
+    """All requests in flight."""
 
     def __init__(self) -> None:
         self._requests: set[InFlightRequest] = set()
         self._ended = False
+        self.draining = False
+        """Whether the server is shutting down; clients should not send new requests."""
 
     def __repr__(self) -> str:
-        return f"<Lives {len(self._requests)}>"
+        return f"<InFlightRequests {len(self._requests)}>"
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def add(self, stack: AsyncExitStack, timeout: float = math.inf) -> InFlightRequest:
-        """A life that lasts as long as the stack."""
-        in_flight = InFlightRequest(timeout)
-        if self._ended:  # a request on a connection that was open
-            in_flight.end(_stopping())
+    def add(self, stack: AsyncExitStack, seconds: float, setting: str) -> InFlightRequest:
+        """Return a request that is in flight until the stack closes, for at most the seconds of a setting."""
+        in_flight = InFlightRequest(seconds, setting)
+        if self._ended:  # a request on a connection that was still open
+            in_flight.end(_shutting_down_error())
         self._requests.add(in_flight)
         stack.callback(self._requests.remove, in_flight)
         return in_flight
 
+    def drain(self) -> None:
+        """Report from now on that the server is shutting down."""
+        self.draining = True
+
     def end(self) -> None:
-        """End them all, and those that come later: the server stops."""
+        """End all requests, and those that are still to come."""
         self._ended = True
         for in_flight in self._requests:
-            in_flight.end(_stopping())
+            in_flight.end(_shutting_down_error())
 
 
-def _stopping() -> QproxyError:
-    return OverloadedError("The server is stopping.", code="shutting_down", retry_after=1)
+def _shutting_down_error() -> QproxyError:
+    return OverloadedError("The server is shutting down.", code="shutting_down", retry_after=1)

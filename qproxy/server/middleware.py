@@ -1,102 +1,123 @@
-"""What happens around every request, whichever way it takes: who is it, what is counted, what every response says.
+"""Runs before and after every request, on either path: authentication, counters, response headers.
 
-A request that asks for a WebSocket is one of them, until it is accepted.
+A WebSocket handshake is a request until it is accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import trio
-
 from qproxy.access.secret_limiter import SecretLimiter
 from qproxy.server import request_context
-from qproxy.server.request_policy import SECURITY_HEADERS, Access, api_key_from
-from qproxy.server.state import ServerState
-from qproxy.telemetry import ToolRunRecord, TracerProtocol
+from qproxy.server.authentication import Access, api_key_from
+from qproxy.server.cors import SECURITY_HEADERS
+from qproxy.server.request_body import check_encoding
+from qproxy.server.state import Route, StateHolder
+from qproxy.telemetry import RequestRecord, ToolRunRecord
+from qproxy.telemetry.counters import Listener, notify
+from qproxy.wire.endpoints import Api, find_api
 
 T = TypeVar("T")
 UNLOGGED_PATHS = (
     "/livez", "/readyz", "/metrics", "/dashboard/live", "/dashboard/accounts/<name>/login/progress",
 )  # fmt: skip
-"""Asked every few seconds by machines, and by open pages: no log line."""
+"""Requested every few seconds by machines and open pages: no log line."""
 
 
 class RequestMiddleware:
-    """Of one server."""
+    """What every request of a server passes through."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
-        self.tracer: TracerProtocol | None = None
+    def __init__(self, server: StateHolder, apis: Sequence[Api], listeners: Sequence[Listener]) -> None:
+        """`listeners` receive the record of every finished request.  They must be quick and must not wait."""
+        self._server = server
+        self._apis = apis
+        self.listeners = tuple(listeners)
 
-    def on_request(self, template: str) -> None:
-        """A request has come to the route with this path, "" where there is none."""
-        record, headers = request_context.record(), request_context.headers()
+    def on_request(self, template: str, route: Route | None) -> None:
+        """Begin a request to the path with this template, "" for an unknown one, whose route may be a program's (None).
+
+        Raises RequestError for an unacceptable one.
+        """
+        context, state = request_context.current(), self._server.state
+        record, headers = context.record, context.headers
+        api = None if route is None else route.api
+        context.api = api or find_api(self._apis, context.scope["path"], headers.__contains__)
         record.endpoint = template.removeprefix("/v1")
-        record.client = self._state.proxies.client(*request_context.peer())
+        record.operation = (route is not None and route.operation) or record.endpoint
+        record.client = state.trusted_proxies.client_address(*request_context.peer())
         if template not in UNLOGGED_PATHS:
-            self._state.counters.request_started(record)
-            request_context.stack().callback(self._state.counters.request_finished, record)
-            if self.tracer is not None:
-                record.relay.trace = self.tracer.start(record, headers.get)
-        if request_context.scope()["type"] == "websocket":
-            self._state.policy.check_websocket_origin(headers)
-        else:
-            self._state.policy.check_encoding(headers)
+            state.counters.request_started(record)
+            context.stack.callback(self._on_finished, record)
+            if state.tracer is not None:
+                record.relay.trace = state.tracer.start(record, headers.get)
+        if context.scope["type"] != "websocket":
+            check_encoding(headers)
+        elif not state.authentication.api_keys.required():
+            state.cors.check_websocket(headers)
 
     async def authorize(self, access: Access) -> None:
-        """RequestError unless whoever asks may use a route with this access."""
-        scope, headers, state = request_context.scope(), request_context.headers(), self._state
-        policy, record = state.policy, request_context.record()
+        """Raise RequestError unless the sender may use a route with this access."""
+        context, state = request_context.current(), self._server.state
+        scope, headers, authentication = context.scope, context.headers, state.authentication
         if access is Access.KEY:
-            compare = partial(policy.authenticate, headers, scope)
-            shown = api_key_from(headers) if policy.api_keys.required() else ""
-            key = await _verified(state.client_keys, shown, compare)
-            scope["qproxy.key"], record.key = key, None if key is None else key.label
+            names = context.api.api_key_headers
+            check = partial(authentication.authenticate, headers, scope, names)
+            secret = api_key_from(headers, names) if authentication.api_keys.required() else ""
+            context.api_key = key = await _verify(state.client_keys, secret, check)
+            context.record.key = None if key is None else key.label
         elif access is Access.ADMIN:
-            shown = api_key_from(headers) if policy.admin_key is not None else ""
-            await _verified(state.admin_keys, shown, partial(policy.require_admin, headers, scope))
+            secret = api_key_from(headers) if authentication.admin_key is not None else ""
+            await _verify(state.admin_keys, secret, partial(authentication.require_admin, headers, scope))
 
-    def on_response(self, status: int, fields: Any) -> None:
-        """A response with this status goes out; `fields` (a dict, or Quart's headers) gets its header fields."""
-        scope, record = request_context.scope(), request_context.record()
+    def on_response(self, status: int, headers: Any) -> None:
+        """Add the server's headers to those of a response (a dict, or Quart's headers)."""
+        context = request_context.current()
+        record, api = context.record, context.api
         record.status = status
-        if record.outcome == "client_left" and not record.stream:
-            record.outcome = "ok"  # an error has said so by now
-        story = record.relay
-        fields["x-request-id"] = record.id
-        fields["openai-processing-ms"] = str(round(record.seconds * 1000))
+        if record.outcome == "client_disconnected" and not record.stream:
+            record.outcome = "ok"  # an error would have replaced it by now
+        relayed = record.relay
+        for name in api.request_id_headers:
+            headers[name] = record.id
+        if api.processing_ms_header is not None:
+            headers[api.processing_ms_header] = str(round(record.seconds * 1000))
         for name, value in SECURITY_HEADERS.items():
-            fields.setdefault(name, value)  # a page says its own
-        fields.update(self._state.policy.cors_headers(request_context.headers()))
-        if "qproxy.meter" in scope:
-            fields.update(scope["qproxy.meter"].headers(trio.current_time()))
-        if not record.stream and story.attempts:
-            fields["x-qproxy-overhead-ms"] = f"{record.overhead_seconds * 1000:.1f}"
-        if story.upstream_request_id:
-            fields["x-qproxy-upstream-request-id"] = _header_text(story.upstream_request_id)
-        if story.ignored:
-            fields["x-qproxy-ignored-params"] = _header_text(", ".join(story.ignored))
-        if story.rule_notes:
-            fields["x-qproxy-notes"] = _header_text("; ".join(story.rule_notes))
+            headers.setdefault(name, value)  # a page of the dashboard has its own
+        headers.update(self._server.state.cors.response_headers(context.headers, api.exposed_headers))
+        if context.limited_key is not None:
+            limits = self._server.state.usage_limiter.rate_limits(context.limited_key)
+            headers.update(api.rate_limit_headers(limits, time.time()))
+        if not record.stream and relayed.attempts:
+            headers["x-qproxy-overhead-ms"] = f"{record.overhead_seconds * 1000:.1f}"
+        if relayed.upstream_request_id:
+            headers["x-qproxy-upstream-request-id"] = _header_text(relayed.upstream_request_id)
+        if relayed.ignored:
+            headers["x-qproxy-ignored-params"] = _header_text(", ".join(relayed.ignored))
+        if relayed.rule_notes:
+            headers["x-qproxy-notes"] = _header_text("; ".join(relayed.rule_notes))
         if record.tools and not record.stream:
-            fields["x-qproxy-tools"] = _header_text(", ".join(map(_log_tools, record.tools)))
+            headers["x-qproxy-tools"] = _header_text(", ".join(map(_tool_item, record.tools)))
+
+    def _on_finished(self, record: RequestRecord) -> None:
+        self._server.state.counters.request_finished(record)
+        notify(self.listeners, record)
 
 
-async def _verified(limiter: SecretLimiter, shown: str, compare: Callable[[], T]) -> T:
-    """What `compare` returns; a secret that is shown passes the limiter of wrong ones."""
-    if not shown:
-        return compare()
-    return await limiter.verify(shown, request_context.record().client or "", compare)
+async def _verify(limiter: SecretLimiter, secret: str, check: Callable[[], T]) -> T:
+    """Return what `check` returns, through the limiter of wrong secrets if there is a secret."""
+    if not secret:
+        return check()
+    return await limiter.verify(secret, request_context.record().client or "", check)
 
 
-def _log_tools(tool: ToolRunRecord) -> str:
-    """A call of a tool, as an item of a structured field (RFC 8941)."""
+def _tool_item(tool: ToolRunRecord) -> str:
+    """Return a tool run as an item of a structured header (RFC 8941)."""
     return f"{tool.name};ok=?{tool.ok:d};ms={tool.seconds * 1000:.0f}"
 
 
 def _header_text(text: str) -> str:
-    """Text that may stand in a header field: printable ASCII, at most 1,000 characters."""
+    """Return text that is valid in a header: printable ASCII, at most 1,000 characters."""
     return "".join(char if " " <= char <= "~" else "?" for char in text[:1000])

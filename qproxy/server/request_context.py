@@ -1,7 +1,6 @@
-"""The request being served: what is known of it, wherever it is asked.
+"""The request being served, found by a context variable.
 
-All of it lives in the request's ASGI scope, so it ends with the request.  The scope is found by a context variable,
-which is set by whoever begins to serve a request: a request has a task of its own.
+Each request has a task of its own, which binds the context before the request is handled; child tasks inherit it.
 """
 
 from __future__ import annotations
@@ -10,21 +9,23 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import trio
 
 from qproxy.access.api_keys import ApiKey
+from qproxy.access.usage_limiter import UsageReservation
 from qproxy.telemetry import RequestRecord
+from qproxy.wire.endpoints import OPENAI, Api
 
 Default = TypeVar("Default")
 MAX_LOGGED_PATH = 200
-"""What a log line and an error repeat of a path that a client made up."""
-_scope: ContextVar[dict[str, Any]] = ContextVar("qproxy.request")
+"""Characters of a client's path that log lines and errors repeat."""
 
 
 class Headers:
-    """The header fields of a request, by name in whatever case; the first of several with one name."""
+    """The headers of a request, by case-insensitive name; the first of several with one name."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         self._values: dict[bytes, bytes] = {}
@@ -32,75 +33,116 @@ class Headers:
             self._values.setdefault(name.lower(), value)
 
     def __repr__(self) -> str:
-        return f"<Fields {', '.join(name.decode('latin-1') for name in self._values)}>"
+        return f"<Headers {', '.join(name.decode('latin-1') for name in self._values)}>"
 
     def __contains__(self, name: str) -> bool:
         return name.lower().encode() in self._values
 
     def get(self, name: str, default: Default | None = None) -> str | Default | None:
-        """A field's value as text."""
+        """Return a header's value as text."""
         value = self._values.get(name.lower().encode())
         return default if value is None else value.decode("latin-1")
 
 
+@dataclass(eq=False, slots=True)
+class RequestContext:
+    """What is known of one request while it is served."""
+
+    scope: dict[str, Any]
+    """The ASGI scope."""
+    headers: Headers
+    record: RequestRecord
+    stack: AsyncExitStack
+    """Closes everything that is opened for the request."""
+    nursery: trio.Nursery | None
+    """Owns the tasks beside the handler; None once the request is finished."""
+    read_body: Callable[[], Awaitable[bytes]]
+    allow_receive: Callable[[], None] | None = None
+    """Lets the next message of a WebSocket be read."""
+    api: Api = OPENAI
+    """The API whose errors and headers the request gets; `RequestMiddleware.on_request` chooses it."""
+    api_key: ApiKey | None = None
+    """The client's key; None before authentication and on servers without keys."""
+    limited_key: ApiKey | None = None
+    """The client's key if the response describes its rate limits."""
+    reservation: UsageReservation | None = None
+    charged_tokens: int = 0
+    """Tokens of a realtime session that its key has paid for already."""
+
+    def release_nursery(self) -> None:
+        """Drop the nursery: it refers to the task, whose context refers to this object."""
+        self.nursery = None
+
+
+_current: ContextVar[RequestContext] = ContextVar("qproxy.request")
+current = _current.get
+"""Return the context of the request being served."""
+
+
 def bind(
-    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery, body: Callable[[], Awaitable[bytes]]
-) -> None:
-    """Serve this request from here on, in this task and its children."""
-    scope["qproxy.stack"] = stack
-    scope["qproxy.nursery"] = nursery
-    stack.callback(scope.pop, "qproxy.nursery")  # it refers to the task, whose context refers to the scope
-    scope["qproxy.body"] = body
-    scope["qproxy.headers"] = Headers(scope["headers"])
-    _scope.set(scope)
+    scope: Any, stack: AsyncExitStack, nursery: trio.Nursery, read_body: Callable[[], Awaitable[bytes]]
+) -> RequestContext:
+    """Make this the request of the current task and its children."""
+    record = RequestRecord(
+        "req_" + secrets.token_hex(16), scope.get("method", "GET"), scope["path"][:MAX_LOGGED_PATH]
+    )
+    context = RequestContext(scope, Headers(scope["headers"]), record, stack, nursery, read_body)
+    stack.callback(context.release_nursery)
+    _current.set(context)
+    return context
 
 
 def scope() -> dict[str, Any]:
-    """The request's ASGI scope."""
-    return _scope.get()
+    """Return the request's ASGI scope."""
+    return _current.get().scope
 
 
 def headers() -> Headers:
-    """The request's header fields."""
-    return cast("Headers", scope()["qproxy.headers"])
+    """Return the request's headers."""
+    return _current.get().headers
 
 
 async def body() -> bytes:
-    """The request's whole body; a RequestError when it is too large or too slow."""
-    return cast("bytes", await scope()["qproxy.body"]())
+    """Return the request's whole body.  Raises RequestError when it is too large or too slow."""
+    return await _current.get().read_body()
 
 
 def peer() -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:
-    """The address of the socket's other end, None for a Unix socket, and the header fields as they came."""
-    here = scope()
+    """Return the socket's peer address (None for a Unix socket) and the raw headers."""
+    here = _current.get().scope
     client = here.get("client")
     return None if client is None else str(client[0]), here["headers"]
 
 
 def allow_receive() -> None:
     """Let a WebSocket's next message be read."""
-    scope()["qproxy.listen"]()
+    allow = _current.get().allow_receive
+    assert allow is not None, "not a WebSocket"
+    allow()
 
 
 def stack() -> AsyncExitStack:
-    """What closes everything that is opened for the request, whatever happens."""
-    return cast("AsyncExitStack", scope()["qproxy.stack"])
+    """Return the exit stack that closes everything opened for the request."""
+    return _current.get().stack
 
 
 def nursery() -> trio.Nursery:
-    """What owns the tasks beside the request's handler; cancelled when the client leaves or the answer is whole."""
-    return cast("trio.Nursery", scope()["qproxy.nursery"])
+    """Return the nursery of the tasks beside the handler; cancelled when the client disconnects or all is sent."""
+    here = _current.get().nursery
+    assert here is not None, "the request is finished"
+    return here
 
 
 def record() -> RequestRecord:
-    """The request's record, begun when it is first asked for."""
-    here = scope()
-    if "qproxy.record" not in here:
-        path = here["path"][:MAX_LOGGED_PATH]
-        here["qproxy.record"] = RequestRecord("req_" + secrets.token_hex(16), here.get("method", "GET"), path)
-    return cast("RequestRecord", here["qproxy.record"])
+    """Return the request's record."""
+    return _current.get().record
+
+
+def api() -> Api:
+    """Return the API whose errors and headers the request gets."""
+    return _current.get().api
 
 
 def api_key() -> ApiKey | None:
-    """Whose request it is, where that is asked."""
-    return cast("ApiKey | None", scope().get("qproxy.key"))
+    """Return the client's API key; None where no keys are required."""
+    return _current.get().api_key

@@ -1,12 +1,10 @@
-"""Responses that clients may come back to: what a store of them is.
+"""The interface of stored responses, which clients may continue or read again.
 
-    sqlite     one file for all processes of a machine, or memory for one process
+A store maps (owner, id) to a `StoredResponse`, bounded by age and size, and can follow a conversation back to its
+beginning.  With another owner nothing is found: one key's responses do not exist for another.  The members are in
+`backends`.
 
-A store is a map from (owner, id) to a `Stored`, bounded by age and size, that can follow a conversation back to its
-beginning.  Whoever asks with another owner finds nothing: one key's responses do not exist for another.  A further
-member (one that several machines share) has the methods of `Store` and joins where the parts are put together.
-
-A store may fail; the answer that it should keep must not fail with it.
+A store may fail; the response that it should save must not fail with it.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ JSON = Any
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """One response and what it answered."""
+    """A response and the input of its request."""
 
     id: str
     owner: str
-    """The whole digest of the client's key; empty where no keys are demanded."""
+    """The whole digest of the client's key; empty on servers without keys."""
     previous_id: str | None
     """The response that it continues."""
     response: JSON
@@ -34,23 +32,23 @@ class StoredResponse:
     """The request's own input, canonical."""
 
     def conversation(self) -> list[JSON]:
-        """What a response that continues this one begins with."""
+        """Return the items that a response continuing this one begins with."""
         return [*self.items, *self.response["output"]]
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """What a store has done since the start."""
+    """Counts of a store since the start."""
 
     saved: int
     failed: int
-    """Uses that failed, of whatever kind."""
+    """Operations that failed."""
     discarded: int
-    """Responses that were too old or one too many."""
+    """Responses that were deleted because of their age or the size limit."""
 
 
 class ResponseNotFound(Exception):
-    """There is no such response for this owner."""
+    """The owner has no such response."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
@@ -58,7 +56,7 @@ class ResponseNotFound(Exception):
 
 
 class ResponseStoreError(QproxyError):
-    """The store cannot be used now."""
+    """The store is unavailable."""
 
     status = 503
     code: str | None = "store_unavailable"
@@ -66,22 +64,22 @@ class ResponseStoreError(QproxyError):
 
 
 class ResponseStore(Protocol):
-    """Where responses are kept.  Every method may raise StoreError."""
+    """A store of responses.  Every method may raise ResponseStoreError."""
 
     async def save(self, stored: StoredResponse) -> None:
-        """Keep a response; it can be found as soon as this returns, by every process that shares the store."""
+        """Save a response; once this returns, every process that shares the store can find it."""
         ...
 
     async def get(self, owner: str, id: str) -> StoredResponse:
-        """The response; Missing when there is none."""
+        """Return a response.  Raises ResponseNotFound."""
         ...
 
     async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
-        """The conversation that ends with this response, from its beginning; Missing when a part of it is gone."""
+        """Return the conversation that ends with a response, from its beginning.  Raises ResponseNotFound for a gap."""
         ...
 
     async def delete(self, owner: str, id: str) -> None:
-        """Delete the response; Missing when there is none."""
+        """Delete a response.  Raises ResponseNotFound."""
         ...
 
     def statistics(self) -> StoreStatistics: ...

@@ -1,39 +1,47 @@
-"""What the server stands on, and how its routes are told: read by every family of routes, changed by `app` alone.
+"""What a server is made of, as one frozen record, and how its routes are declared.
 
-Here: the parts, and what follows from all of them together (how the server and its accounts are).  Not here: how they
-are made (`serving`, `watching`), what a request does with them (`asking`, `charging`).
+`bootstrap` builds the record whole.  A reload builds another one from it and the server swaps the two in one assignment
+(`Server.reconfigure`), so routes read `server.state` once per request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import trio
 
-from qproxy.access.budgets import BudgetTracker
 from qproxy.access.client_address import TrustedProxies
-from qproxy.access.grants import Grants
-from qproxy.access.rate_limits import KeyRateLimiters, RateLimitStore
+from qproxy.access.grants import GrantStore
 from qproxy.access.secret_limiter import SecretLimiter
+from qproxy.access.usage_limiter import UsageLimiter
 from qproxy.accounts import Account
+from qproxy.accounts.pool import PoolSettings
 from qproxy.auth.background import RefreshTasks
 from qproxy.auth.login_sessions import LoginSessions
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.backends.local.grants import SQLiteGrants
+from qproxy.http_server.limits import HttpServerLimits
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay import ToolRuntime
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
+from qproxy.server.authentication import Access, Authentication
+from qproxy.server.cors import CorsPolicy
 from qproxy.server.health import Health, health
 from qproxy.server.in_flight import InFlightRequests
-from qproxy.server.request_policy import Access, RequestPolicy
+from qproxy.server.request_body import RequestLimits
 from qproxy.server.response_store import ResponseStore
-from qproxy.telemetry import RequestCounters
+from qproxy.telemetry import RequestCounters, TracerProtocol
 from qproxy.telemetry.body_log import BodyLogger
+from qproxy.telemetry.counters import Listener
+from qproxy.telemetry.peers import Peers
+from qproxy.wire.endpoints import Api, Endpoint
+from qproxy.wire.events import JSON
+
+BackgroundTask: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,76 +49,101 @@ class Route:
     """One path and who may use it."""
 
     path: str
-    """As Quart writes it: `/models/<path:name>`."""
+    """In Quart's notation: `/models/<path:name>`."""
     methods: tuple[str, ...]
     view: Callable[..., Awaitable[Any]]
     access: Access = Access.KEY
     versioned: bool = True
-    """Whether it is OpenAI's: served under `/v1` and without."""
+    """Whether it belongs to OpenAI's API: served with and without `/v1`."""
     websocket: bool = False
-    """Whether it is asked for by a WebSocket's handshake; it has no methods then."""
+    """Whether it is opened by a WebSocket handshake; it has no methods then."""
+    api: Api | None = None
+    """Whose errors and headers it has; None chooses by the request (`find_api`)."""
+    operation: str = ""
+    """`gen_ai.operation.name` for metrics and traces, if it sends requests to a model."""
+    schema: JSON | None = None
+    """JSON Schema of a request's body, if it reads one."""
+    streams: bool = False
+    """Whether its responses come whole or as a stream."""
     fast_path: bool = False
-    """Whether its view knows nothing of Quart and gives a `Reply`, so that the lane can take it."""
+    """Whether its view is independent of Quart and returns an `HTTPResponse`, so that the fast path can serve it."""
 
     def paths(self) -> list[str]:
-        """The paths that lead to it."""
+        """Return the paths that lead to it."""
         return [f"/v1{self.path}", self.path] if self.versioned else [self.path]
 
 
 class RouteGroup(Protocol):
-    """Some routes that belong together."""
+    """Routes that belong together."""
 
     def routes(self) -> Iterable[Route]: ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class ServerState:
-    """The parts of a running server; a reload changes them between two requests, so they are asked each time."""
+    """The parts of a running server."""
 
-    def __init__(
-        self,
-        relay: Relay,
-        discovery: ModelDirectory,
-        policy: RequestPolicy,
-        admission: ConcurrencyLimiter | None = None,
-    ) -> None:
-        self.relay = relay
-        self.model_directory = discovery
-        self.policy = policy
-        self.concurrency = admission or ConcurrencyLimiter()
-        self.responses: ResponseStore | None = None
-        """Where responses are kept; None keeps none."""
-        self.tool_runtime = ToolRuntime()
-        """The tools that this server runs."""
-        self.counters = RequestCounters()
-        self.in_flight = InFlightRequests()
-        self.rate_limits = KeyRateLimiters()
-        self.proxies = TrustedProxies()
-        self.limit_secrets(SQLiteGrants())
-        self.refresh_tasks = RefreshTasks()
-        self.login_sessions = LoginSessions(self.refresh_tasks)
-        self.realtime = RealtimeConfig()
-        """How realtime sessions are."""
-        self.pricing = Pricing()
-        self.ledger: UsageLedger | None = None
-        self.budgets = BudgetTracker(None)
-        self.body_logger: BodyLogger | None = None
-        """Where requests and answers are logged; nowhere unless the operator asks for it."""
-        self.draining = False
+    http_limits: HttpServerLimits
 
-    def limit_secrets(self, grants: Grants, store: RateLimitStore | None = None, per_minute: int = 0) -> None:
-        """Limit the wrong keys of an address; without a number there is no limit."""
-        self.grants = grants
-        self.client_keys = SecretLimiter("client key", per_minute, grants, store)
-        self.admin_keys = SecretLimiter("admin key", per_minute, grants, store)
+    # Who may use the server.
+    authentication: Authentication
+    cors: CorsPolicy
+    trusted_proxies: TrustedProxies
+    grants: GrantStore
+    client_keys: SecretLimiter
+    admin_keys: SecretLimiter
+    metrics_access: Access
+
+    # What one request may take.
+    request_limits: RequestLimits
+    concurrency: ConcurrencyLimiter
+    usage_limiter: UsageLimiter
+
+    # How requests are served.
+    endpoints: tuple[Endpoint, ...]
+    """The APIs that generate text."""
+    relay: Relay
+    pool_settings: PoolSettings
+    """The accounts and limits that the pool (`relay.accounts`) uses from the swap on."""
+    default_model: str | None
+    """The model of requests that name none."""
+    model_directory: ModelDirectory
+    realtime: RealtimeConfig
+    tool_runtime: ToolRuntime
+    responses: ResponseStore | None
+    """Stored responses; None when they are not stored."""
+    refresh_tasks: RefreshTasks
+    login_sessions: LoginSessions
+
+    # What is recorded.
+    in_flight: InFlightRequests
+    counters: RequestCounters
+    listeners: tuple[Listener, ...]
+    """Receive every finished request's record, after the metrics."""
+    pricing: Pricing
+    ledger: UsageLedger | None
+    body_logger: BodyLogger | None
+    tracer: TracerProtocol | None
+    peers: Peers
+
+    background: tuple[BackgroundTask, ...]
+    """Tasks of the parts that run for as long as the app is served."""
 
     def health(self) -> Health:
-        """Whether the server can do its work."""
-        return health(self.account_states().values(), draining=self.draining)
+        """Return whether the server can serve requests."""
+        return health(self.account_states().values(), draining=self.in_flight.draining)
 
     def account_states(self) -> dict[str, str]:
-        """One word for each account, by its name: how it serves, or why it cannot be spoken as."""
+        """Return the state of every account, by name."""
         now = trio.current_time()
         return {account.name: _state(account, now) for account in self.relay.accounts.accounts}
+
+
+class StateHolder(Protocol):
+    """A server, as its routes and middleware see it."""
+
+    state: ServerState
+    """The current state; a reload replaces it between two requests."""
 
 
 def _state(account: Account, now: float) -> str:

@@ -1,14 +1,13 @@
-"""A streamed answer as it is sent: pulled at the client's pace.
+"""A streamed response body, pulled at the client's pace.
 
-One piece of bytes leaves for all events of one read.  There is no queue, no task and no generator: what is asked
-for next is read next.  While the model says nothing a comment goes out every `keep_alive` seconds, so that nobody in
-between takes the silence for the end; the pull that it interrupts loses nothing (`transport.patience`).
+All events of one read are sent as one chunk.  There is no queue, no task and no generator: each pull reads the next
+events.  While the upstream is silent, the API's keep-alive is sent every `keep_alive_interval` seconds so that no proxy
+closes the connection; the interrupted read loses nothing (`transport.interruptible`).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,12 +24,10 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import ChoiceFinished, Event, ServerToolResult, StreamFailed
 
 log = logging.getLogger("qproxy.server")
-KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
-"""Server-sent events: a line that begins with a colon is skipped by every client."""
 
 
 class SSEBody(StreamingBody):
-    """The body of one streamed answer."""
+    """The body of one streamed response."""
 
     def __init__(
         self,
@@ -39,30 +36,32 @@ class SSEBody(StreamingBody):
         record: RequestRecord,
         in_flight: InFlightRequest,
         *,
-        keep_alive: float = math.inf,
-        ended: Callable[[], Awaitable[None]] | None = None,
+        keep_alive: bytes,
+        keep_alive_interval: float,
+        on_finished: Callable[[], Awaitable[None]],
     ) -> None:
+        """`keep_alive` is sent to fill silence; `on_finished` runs after the last event, before its bytes are sent."""
         self._events = answer
         self._encoder = encoder
         self._record = record
         self._in_flight = in_flight
         self._keep_alive = keep_alive
-        self._finished = ended
-        """What is to be done when the answer is there, before its last bytes go out."""
+        self._keep_alive_interval = keep_alive_interval
+        self._on_finished = on_finished
         self._logger: StreamLogger | None = None
         in_flight.on_end(answer.interrupt)
 
-    def log_to(self, copy: StreamLogger) -> None:
-        """Tell of every piece that is sent."""
-        self._logger = copy
+    def log_to(self, logger: StreamLogger) -> None:
+        """Copy every chunk that is sent to a logger."""
+        self._logger = logger
 
     async def __anext__(self) -> bytes:
-        while not self.over:
+        while not self.finished:
             try:
                 data = await self._next()
             except Exception:
-                log.exception("request %s failed after its answer had begun", self._record.id)
-                data = self._fail(internal_error())
+                log.exception("request %s failed after its response had started", self._record.id)
+                data = self._fail(internal_error(self._record.id))
             if self._logger is not None:
                 self._logger.add(data)
             if data:
@@ -73,30 +72,29 @@ class SSEBody(StreamingBody):
         error = self._in_flight.error()
         if error is not None:
             return self._fail(error)
-        comment_at = trio.current_time() + self._keep_alive
+        keep_alive_at = trio.current_time() + self._keep_alive_interval
         try:
-            events = await self._events.receive(min(comment_at, self._in_flight.deadline))
+            events = await self._events.receive(min(keep_alive_at, self._in_flight.deadline))
         except ReceiveTimeout:
-            return KEEP_ALIVE_COMMENT if trio.current_time() >= comment_at else b""
+            return self._keep_alive if trio.current_time() >= keep_alive_at else b""
         if not events:
-            self.over = True
+            self.finished = True
             self._record.response_started = self._record.seconds
-            self._record.outcome = "upstream_cut" if self._record.error else "ok"
+            self._record.outcome = "upstream_truncated" if self._record.error else "ok"
             last = b"".join(self._encoder.close())
-            if self._finished is not None:
-                await self._finished()
+            await self._on_finished()
             return last
         record_events(self._record, events)
         return b"".join(piece for event in events for piece in self._encoder.feed(event))
 
     def _fail(self, error: QproxyError) -> bytes:
-        self.over = True
-        self._record.fail(error, "failed")
+        self.finished = True
+        self._record.fail(error, "internal_error")
         return self._encoder.error_event(error)
 
 
 def record_events(record: RequestRecord, events: list[Event]) -> None:
-    """What the log should know of some events."""
+    """Note in a request's record what its log line needs of some events."""
     record.chunks += len(events)
     last: Any = events[-1]
     if isinstance(last, StreamFailed):
@@ -108,6 +106,8 @@ def record_events(record: RequestRecord, events: list[Event]) -> None:
             record.tools.append(ToolRunRecord(event.name, event.ok, event.seconds))
 
 
-def internal_error() -> QproxyError:
-    """What a client is told of a fault of ours; the log has the rest."""
-    return QproxyError("qproxy had an internal error; its log has the details.", code="internal_error")
+def internal_error(request_id: str) -> QproxyError:
+    """Return the error for an unexpected exception; only the log has its details."""
+    return QproxyError(
+        f"Internal server error (request {request_id}); see the qproxy log.", code="internal_error"
+    )

@@ -1,71 +1,57 @@
-"""What a request costs its key: a place in the minute's limits, a share of the budgets, and what it used in the end.
-
-Reserved before the request goes to a model, settled with its last byte, whatever happened to it.
-"""
+"""Rate limits and budgets of the client's API key: reserved before a request is relayed, settled when it is finished."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
 from qproxy.access.api_keys import ApiKey
+from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.server import request_context
 from qproxy.server.state import ServerState
 
 
 async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], tuple[int, int]]) -> None:
-    """Reserve what a request for `model` will use; RequestError when its key may not have it.
+    """Reserve the estimated usage of a request for `model`. Raises RequestError when its key does not allow it.
 
-    `estimate` gives about how many tokens the prompt is, and at most how many the answer was asked to be.
+    `estimate` returns the approximate tokens of the prompt, and the maximum tokens of the response.
     """
     key, record, stack = request_context.api_key(), request_context.record(), request_context.stack()
     record.relay.model = model
-    state.policy.authorize_model(key, model)
+    state.authentication.authorize_model(key, model)
 
     def record_estimate() -> None:
-        """About how long the prompt was, where the upstream did not say."""
+        """Keep the estimate if the upstream reported no usage."""
         if record.relay.usage is None and record.first_byte is not None:
             record.prompt_estimate = estimate()[0]
 
-    if key is not None:
-        await _reserve(state, key, estimate)
-    stack.callback(record_estimate)  # the last one in runs first: what is settled is what was guessed
+    if key is not None and key.is_limited:
+        await _reserve(state, key, sum(estimate()))
+    stack.callback(record_estimate)  # runs before the callback of _reserve, which settles the recorded tokens
 
 
-async def extend_usage(state: ServerState, tokens: int, minutes: int) -> None:
-    """Charge a request that goes on for its tokens so far, and perhaps for a minute; RequestError when its key has no more.
+async def extend_usage(tokens: int, minutes: int) -> None:
+    """Charge a session for its tokens so far and for further minutes. Raises RequestError when its key is exhausted.
 
-    A minute is another request to `rpm`; a budget counts the request once.
+    A minute counts as another request against `rpm`; a budget counts the session once.
     """
-    scope = request_context.scope()
-    key, more = request_context.api_key(), tokens - scope.get("qproxy.charged", 0)
-    scope["qproxy.charged"] = tokens
-    if "qproxy.meter" in scope:
-        scope["qproxy.meter"].take_more(more, minutes, trio.current_time())
-    if key is not None and "qproxy.claim" in scope:
-        scope["qproxy.claim"].add(more)
-        await state.budgets.check_running(key)
+    context = request_context.current()
+    more = tokens - context.charged_tokens
+    context.charged_tokens = tokens
+    if context.reservation is not None:
+        await context.reservation.extend({REQUESTS: minutes, TOKENS: more})
 
 
-async def _reserve(state: ServerState, key: ApiKey, estimate: Callable[[], tuple[int, int]]) -> None:
-    record, stack = request_context.record(), request_context.stack()
-    limiter = state.rate_limits.for_key(key, trio.current_time())
-    tokens = sum(estimate()) if limiter or key.budgets else 0
-    if key.budgets:
-        claim = request_context.scope()["qproxy.claim"] = await state.budgets.reserve(key, tokens)
-        stack.callback(lambda: claim.settle(sum(record.tokens()), counts=record.relay.account is not None))
-    if limiter is not None:
-        request_context.scope()["qproxy.meter"] = limiter
-        reservation = limiter.reserve(tokens, trio.current_time())
+async def _reserve(state: ServerState, key: ApiKey, tokens: int) -> None:
+    context = request_context.current()
+    context.limited_key = key  # a rejection has the headers too
+    context.reservation = reservation = await state.usage_limiter.reserve(key, {REQUESTS: 1, TOKENS: tokens})
+    record = context.record
 
-        scope = request_context.scope()
+    def settle() -> None:
+        reservation.settle(
+            {TOKENS: sum(record.tokens())},
+            attempted=record.relay.attempts > 0,
+            answered=record.relay.account is not None,
+        )
 
-        def reserved() -> int:
-            return int(scope.get("qproxy.charged", 0))
-
-        def settle() -> None:
-            used, counts = sum(record.tokens()) - reserved(), record.relay.attempts > 0
-            reservation.settle(used, trio.current_time(), counts=counts)
-
-        stack.callback(settle)
+    context.stack.callback(settle)

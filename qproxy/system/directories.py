@@ -16,5 +16,5 @@ def make_private_directory(folder: Path) -> None:
 
 
 def peer_directory(home: Path, parent: int) -> Path:
-    """Where the workers of one parent find each other (`siblings`)."""
+    """Where the workers of one parent find each other (`peers`)."""
     return home / "workers" / str(parent)

@@ -33,7 +33,7 @@ def origin_authority(origin: str) -> str:
         return ""
 
 
-def without_keys(address: str) -> str:
+def exposed_without_keys_message(address: str) -> str:
     """What is wrong with serving an address that other machines reach without keys, and what to do."""
     return (
         f"Serving on {address} without keys would let everyone use your accounts. Make one with "

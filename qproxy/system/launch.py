@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-TRIO, OTHERS = "hypercorn.trio.run", "hypercorn.asyncio.run"
+TRIO_WORKER, ASYNCIO_WORKER = "hypercorn.trio.run", "hypercorn.asyncio.run"
 """The modules of Hypercorn's workers."""
-APPS = {"qproxy", "qproxy:app", "asgi:qproxy:app"}
+APP_NAMES = {"qproxy", "qproxy:app", "asgi:qproxy:app"}
 """What the command may be told to serve for it to be `qproxy.app`."""
-NOT_TRIO = "it runs on Trio: start `hypercorn qproxy:app --worker-class trio`, or `qproxy serve`."
+TRIO_REQUIRED = "it runs on Trio: start `hypercorn qproxy:app --worker-class trio`, or `qproxy serve`."
 CANNOT_SERVE = "qproxy cannot serve: {}"
 
 
@@ -17,8 +17,8 @@ def is_hypercorn_command() -> bool:
     processes = sys.modules.get("multiprocessing.process")
     target = getattr(processes and processes.current_process(), "_target", None)
     if getattr(target, "__module__", None) in (
-        TRIO,
-        OTHERS,
+        TRIO_WORKER,
+        ASYNCIO_WORKER,
     ):  # the only sign of a worker that was begun with -m
         return True
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -27,5 +27,5 @@ def is_hypercorn_command() -> bool:
 
 def require_trio() -> None:
     """End a process of Hypercorn's command that would serve `qproxy.app` by another worker class, in a line."""
-    if TRIO not in sys.modules and APPS.intersection(sys.argv):
-        sys.exit(CANNOT_SERVE.format(NOT_TRIO))
+    if TRIO_WORKER not in sys.modules and APP_NAMES.intersection(sys.argv):
+        sys.exit(CANNOT_SERVE.format(TRIO_REQUIRED))

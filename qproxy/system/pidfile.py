@@ -1,6 +1,6 @@
 """The file that says which process serves a port, and the way to have that process reload.
 
-`Running` is a small file for the time of a block: the process, and how its last reload went.  The lock on it tells a
+`PidFile` is a small file for the time of a block: the process, and how its last reload went.  The lock on it tells a
 living server from one that was killed.  No Trio and nothing of the server: the supervisor of workers and `qproxy
 reload` need no more than this.
 """

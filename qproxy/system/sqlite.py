@@ -1,10 +1,10 @@
-"""SQLite files as every room here opens them: the ledger, the board of accounts, the stored responses.
+"""SQLite files as every member of `backends.local` opens them.
 
-Here: the file and its folder, for their owner only; a connection's settings; a transaction.  Not here: tables, their
-versions and what an error means, which are each room's own, and threads.
+Here are the file and its directory, for their owner only; a connection's settings; a transaction. Tables, their
+versions, threads and the meaning of errors belong to the members.
 
-In WAL mode one process writes while others read, and one that is killed leaves whole transactions or none.  With
-synchronous = NORMAL it loses nothing that was written either; a lost power may cost the last moments.
+In WAL mode one process writes while others read, and one that is killed leaves whole transactions or none. With
+synchronous = NORMAL it loses nothing that was written either; a power failure may cost the last moments.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pathlib import Path
 
 from qproxy.system.directories import make_private_directory
 
+READ_TIMEOUT = 2.0
+
 
 def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
-    """A connection to the file, made where there is none; without a path, to memory.  OSError, sqlite3.Error.
+    """Open the file, created if there is none; without a path, memory. Raises OSError, sqlite3.Error.
 
-    Any thread may use it, one at a time.  `patience`: seconds for another process to end its write.
+    Any thread may use the connection, one at a time. `patience` is seconds for another process to finish its write.
     """
     if path is not None:
         make_private_directory(path.parent)
@@ -42,7 +44,7 @@ def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
 def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
     """Put the file into WAL mode.
 
-    SQLite's own busy timeout does not count here: of two who change the mode at once, one is refused at once.
+    SQLite's own busy timeout does not apply here: of two processes that change the mode at once, one fails at once.
     """
     limit = time.monotonic() + patience
     while True:
@@ -56,13 +58,26 @@ def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
 
 
 def open_readonly(path: Path, *, patience: float) -> sqlite3.Connection:
-    """A connection that changes nothing, to a file that is there.  sqlite3.Error."""
+    """Open an existing file for reading. Raises sqlite3.Error."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=patience)
+
+
+def read_error(path: Path) -> str | None:
+    """Return why a file cannot be read as a database, None if it can."""
+    try:
+        connection = open_readonly(path, patience=READ_TIMEOUT)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return str(error)
+    return None
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that the block changes, or nothing; nobody else changes anything meanwhile."""
+    """Commit everything that the block changes, or nothing; no other process writes meanwhile."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -1,14 +1,15 @@
 """What happened: one record a request, and everybody who reads it.
 
-    record     the facts of one request: names, numbers and codes
-    counts     requests under way and counted; tells the listeners when one is over
-    lines      a record as a log line
+    records    the facts of one request: names, numbers and codes
+    counters   requests under way and counted; tells the listeners when one is over
+    log_format a record as a log line
     redaction  secrets out of whatever is logged
-    bodies     requests and answers in the log, where the operator wants them
+    body_log   requests and answers in the log, where the operator wants them
     metrics    /metrics
     tracing    OpenTelemetry spans (the extra `qproxy[otel]`)
+    peers      several workers as one
 
-Facts flow one way: server and relay fill in the record, `Counts.finished` hands it on.
+Facts flow one way: server and relay fill in the record, `RequestCounters.request_finished` hands it on.
 """
 
 from qproxy.telemetry.counters import RequestCounters
@@ -23,12 +24,12 @@ from qproxy.telemetry.records import (
 )
 
 __all__ = [
-    "TracerProtocol",
-    "RequestCounters",
     "FailedAttempt",
     "LogFormatter",
-    "RequestRecord",
     "RelayRecord",
+    "RequestCounters",
+    "RequestRecord",
     "ToolRunRecord",
     "TraceProtocol",
+    "TracerProtocol",
 ]

@@ -31,7 +31,7 @@ class BodyLogger:
 
     def streamed(self, record: RequestRecord, data: bytes) -> None:
         """An answer's that came in pieces."""
-        self._write(record, "response", fragments.redacted(data, self._redactor.text))
+        self._write(record, "response", fragments.redact_stream(data, self._redactor.text))
 
     def streaming(self, record: RequestRecord) -> StreamLogger:
         """An answer's that comes in pieces."""

@@ -1,7 +1,7 @@
-"""What is happening and what has happened since the start; whoever wants to hear of a finished request, hears it here.
+"""The requests in flight and the counts of finished ones.
 
-A finished record is counted, logged, and given to each listener (the metrics, the ledger) in turn.  A listener must
-be quick and must not wait: it runs in the request's last moment, whether it ended, failed or was cancelled.
+A finished record is counted, logged, and passed to each listener (the metrics, the ledger) in turn.  A listener must
+be quick and must not wait: it runs as the request ends, even if it failed or was cancelled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from qproxy.telemetry.records import RequestRecord
@@ -30,18 +30,17 @@ class RequestCounters:
         self.rules: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
         self.in_flight: dict[str, RequestRecord] = {}
-        """The records of the requests under way, by id."""
-        self.listeners: list[Listener] = []
+        """The records of the requests in flight, by id."""
 
     def __repr__(self) -> str:
-        return f"<Counts {len(self.in_flight)} under way, {dict(self.outcomes)}>"
+        return f"<RequestCounters {len(self.in_flight)} in flight, {dict(self.outcomes)}>"
 
     def request_started(self, record: RequestRecord) -> None:
-        """A request is under way until `finished`."""
+        """Count a request as in flight until `request_finished`."""
         self.in_flight[record.id] = record
 
     def request_finished(self, record: RequestRecord) -> None:
-        """Count a request, write its line, and tell the listeners."""
+        """Count a finished request and write its log line."""
         self.in_flight.pop(record.id, None)
         record.ended_at = time.perf_counter()
         self.outcomes[record.outcome] += 1
@@ -54,11 +53,15 @@ class RequestCounters:
             _write_line(record)
         if repairs_log.isEnabledFor(logging.DEBUG):
             _log_repairs(record)
-        for listener in self.listeners:
-            try:
-                listener(record)
-            except Exception:  # it must not keep the others, or the request's stack, from their work
-                log.exception("%r failed", listener)
+
+
+def notify(listeners: Iterable[Listener], record: RequestRecord) -> None:
+    """Pass a finished request's record to listeners."""
+    for listener in listeners:
+        try:
+            listener(record)
+        except Exception:  # the other listeners and the rest of the request's stack still have to run
+            log.exception("%r failed", listener)
 
 
 _LINE = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None)

@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 from qproxy.wire import json_codec
 
-Place: TypeAlias = tuple[Any, ...]
+FieldPath: TypeAlias = tuple[Any, ...]
 MAX_DEPTH = 20
 PREFIX = b"data: "
-NAMES = ("type", "item_id", "output_index", "content_index", "index")
+IDENTIFYING_KEYS = ("type", "item_id", "output_index", "content_index", "index")
 """What says to which of several texts an event belongs."""
 
 
 @dataclass(eq=False, slots=True)
-class _Event:
+class _StreamEvent:
     """One event, and whether it has been changed."""
 
     line: int
@@ -30,33 +30,35 @@ class _Event:
 
 
 @dataclass(eq=False, slots=True)
-class _Text:
+class _FieldText:
     """One field's pieces: the event, the object, the name in it."""
 
-    pieces: list[tuple[_Event, Any, Any]] = field(default_factory=list)
+    fragments: list[tuple[_StreamEvent, Any, Any]] = field(default_factory=list)
 
-    def whole(self) -> str:
-        return "".join(holder[name] for _, holder, name in self.pieces)
+    def joined(self) -> str:
+        return "".join(holder[name] for _, holder, name in self.fragments)
 
     def replace(self, text: str) -> None:
         """Have the first piece say all of it."""
-        for event, holder, name in self.pieces:
+        for event, holder, name in self.fragments:
             event.changed = event.changed or holder[name] != text
             holder[name], text = text, ""
 
 
-def redacted(stream: bytes, redact: Callable[[str], str]) -> bytes:
+def redact_stream(stream: bytes, redact: Callable[[str], str]) -> bytes:
     """A stream of server-sent events without the secrets that several of them hold together."""
     lines = stream.split(b"\n")
     events = [
-        _Event(number, value) for number, line in enumerate(lines) if (value := _read(line)) is not None
+        _StreamEvent(number, value)
+        for number, line in enumerate(lines)
+        if (value := _parse_event(line)) is not None
     ]
-    texts: dict[Place, _Text] = {}
+    texts: dict[FieldPath, _FieldText] = {}
     for event in events:
-        for place, holder, name in _strings(event.value, _marks(event.value)):
-            texts.setdefault(place, _Text()).pieces.append((event, holder, name))
+        for place, holder, name in _iter_strings(event.value, _identifying_values(event.value)):
+            texts.setdefault(place, _FieldText()).fragments.append((event, holder, name))
     for text in texts.values():
-        whole = text.whole() if len(text.pieces) > 1 else ""
+        whole = text.joined() if len(text.fragments) > 1 else ""
         hidden = redact(whole)
         if hidden != whole:
             text.replace(hidden)
@@ -66,7 +68,7 @@ def redacted(stream: bytes, redact: Callable[[str], str]) -> bytes:
     return b"\n".join(lines)
 
 
-def _read(line: bytes) -> Any:
+def _parse_event(line: bytes) -> Any:
     """The object in an event's data; None where there is none, or it was cut off."""
     if not line.startswith(PREFIX):
         return None
@@ -77,12 +79,12 @@ def _read(line: bytes) -> Any:
     return value if isinstance(value, dict) else None
 
 
-def _marks(value: Any) -> Place:
+def _identifying_values(value: Any) -> FieldPath:
     """What tells the entries of a list apart, or the events of one kind."""
-    return tuple(value[name] for name in NAMES if isinstance(value.get(name), str | int))
+    return tuple(value[name] for name in IDENTIFYING_KEYS if isinstance(value.get(name), str | int))
 
 
-def _strings(value: Any, place: Place, depth: int = 0) -> Iterator[tuple[Place, Any, Any]]:
+def _iter_strings(value: Any, place: FieldPath, depth: int = 0) -> Iterator[tuple[FieldPath, Any, Any]]:
     """Every string of a value, by its place: the object or list that has it, and under which name."""
     if depth > MAX_DEPTH:
         return
@@ -91,5 +93,5 @@ def _strings(value: Any, place: Place, depth: int = 0) -> Iterator[tuple[Place, 
         if isinstance(entry, str):
             yield (*place, name), value, name
         elif isinstance(entry, dict | list):
-            marks = _marks(entry) if isinstance(entry, dict) else ()
-            yield from _strings(entry, (*place, marks or name), depth + 1)
+            marks = _identifying_values(entry) if isinstance(entry, dict) else ()
+            yield from _iter_strings(entry, (*place, marks or name), depth + 1)

@@ -51,25 +51,25 @@ class LogFormatter(logging.Formatter):
             fields = {"message": record.getMessage()}
             if record.exc_info:
                 fields["traceback"] = self.formatException(record.exc_info)
-        return escaped(_write({**head, **fields}))
+        return escape_controls(_write({**head, **fields}))
 
     def _text(self, record: logging.LogRecord) -> str:
         when, fields = _timestamp(record)[11:], getattr(record, "fields", None)
         if fields is not None and "status" in fields:
             return f"{when} {printable(columns({**fields, **self._worker_label}))}"
-        text = [when, record.levelname.lower(), record.getMessage()]
-        text += [
+        shown = [when, record.levelname.lower(), record.getMessage()]
+        shown += [
             f"{name}={value}"
             for name, value in {**(fields or {}), **self._worker_label}.items()
             if name != "message"
         ]
-        lines = [printable(" ".join(text))]
+        lines = [printable(" ".join(shown))]
         if record.exc_info:  # indented: what an exception says cannot pose as a line of the log
             lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(lines)
 
 
-def escaped(text: str) -> str:
+def escape_controls(text: str) -> str:
     """JSON in which every character that is not printable is escaped.
 
     JSON itself (RFC 8259 7) wants that of C0 controls only.  U+0085, U+2028 and U+2029 end a line for some readers, C1
@@ -112,8 +112,8 @@ def columns(fields: Mapping[str, Any]) -> str:
         " → ".join(whose) or "-",
         f"{fields['method']} {fields['path']}" + (" (stream)" if fields.get("stream") else ""),
     ]
-    cooldown = [f"{name}={value}" for name, value in fields.items() if name not in IN_COLUMNS]
-    return "  ".join([*shown, " ".join(cooldown)]).rstrip()
+    rest = [f"{name}={value}" for name, value in fields.items() if name not in IN_COLUMNS]
+    return "  ".join([*shown, " ".join(rest)]).rstrip()
 
 
 def _duration(milliseconds: float) -> str:

@@ -27,13 +27,6 @@ OTHER = "other"
 MAX_TOOLS = 200
 """Names of tools that become labels: an MCP server may have any number."""
 PROVIDER = "qwen"
-OPERATIONS = {
-    "/chat/completions": "chat",
-    "/responses": "chat",
-    "/completions": "text_completion",
-    "/embeddings": "embeddings",
-}
-"""gen_ai.operation.name by route."""
 _GENAI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_BYTE = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -61,7 +54,7 @@ class MetricSpec(NamedTuple):
 
 # fmt: off
 COUNTED_METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"), "Requests that are over; outcome client_left counts cancellations"),
+    MetricSpec("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"), "Finished requests; outcome client_disconnected counts cancellations"),
     MetricSpec("qproxy_key_requests_total", "counter", ("key", "outcome"), "Requests by client key"),
     MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"), "Tokens by client key; kind is prompt or completion"),
     MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"), "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
@@ -70,8 +63,8 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first", _FIRST_BYTE),
     MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Of an answer's tokens after the first", _PER_TOKEN),
     MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy (or by the client) rather than waiting for an upstream", _OVERHEAD),
-    MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Further tries of requests whose try before failed"),
-    MetricSpec("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed tries"),
+    MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Attempts after a failed attempt"),
+    MetricSpec("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed attempts"),
     MetricSpec("qproxy_repairs_total", "counter", ("kind",), "Repairs of tool calls and streams"),
     MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Runs of tools by this server; outcome is ok or failed"),
     MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "How long a tool ran", _DURATION),
@@ -81,8 +74,8 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
 READ_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("qproxy_requests_in_flight", "gauge", (), "Requests under way"),
     MetricSpec("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests places"),
-    MetricSpec("qproxy_requests_waiting", "gauge", ("what",), "Requests in line: for a place, or for an account"),
-    MetricSpec("qproxy_requests_refused_total", "counter", (), "Requests that found no place"),
+    MetricSpec("qproxy_requests_waiting", "gauge", ("queue",), "Requests in a queue: for a request slot, or for an account"),
+    MetricSpec("qproxy_requests_rejected_total", "counter", (), "Requests rejected because the queue was full, or after queue_timeout"),
     MetricSpec("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
     MetricSpec("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),
     MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
@@ -157,7 +150,7 @@ class Metrics:
         if story.attempts:
             self._record_attempts(record, model)
         if record.first_byte is not None:
-            genai = (OPERATIONS.get(record.endpoint, record.endpoint), PROVIDER, model)
+            genai = (record.operation, PROVIDER, model)
             child("gen_ai_server_time_to_first_token_seconds", *genai).observe(record.first_byte)
             each = record.seconds_per_token()
             if each is not None:
@@ -167,7 +160,7 @@ class Metrics:
 
     def _record_attempts(self, record: RequestRecord, model: str) -> None:
         story, child = record.relay, self.child
-        operation = OPERATIONS.get(record.endpoint, record.endpoint)
+        operation = record.operation
         error = "" if record.outcome == "ok" else record.error or record.outcome
         duration = child("gen_ai_server_request_duration_seconds", operation, PROVIDER, model, error)
         duration.observe(record.seconds)
@@ -200,11 +193,11 @@ class Metrics:
                 child("qproxy_tokens_total", model, kind).inc(count)
 
 
-def exposition(state: Iterable[Families]) -> bytes:
+def exposition(processes: Iterable[Families]) -> bytes:
     """The sum of several processes' metrics, in the text format."""
     heads: dict[str, tuple[str, str]] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for families in state:
+    for families in processes:
         for name, help_, kind, samples in families:
             heads.setdefault(name, (help_, kind))
             total = sums.setdefault(name, {})

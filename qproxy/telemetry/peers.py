@@ -2,7 +2,7 @@
 
 `qproxy serve --workers 2` and `hypercorn -w 2` start workers that share a port; who is asked for `/metrics` is chance.  Each worker
 listens on a Unix socket in a directory named after their common parent (only the owner may enter it) and answers
-questions there; `ask` puts one to all the others.  Nothing is sent while nobody asks, and a worker that is gone
+questions there; `query` puts one to all the others.  Nothing is sent while nobody asks, and a worker that is gone
 leaves a socket that refuses, which whoever finds it removes.
 
 A process without such a parent (`qproxy serve` alone, `hypercorn -w 0`) has no siblings and opens nothing.
@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -39,15 +40,18 @@ class Peers:
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
-        self.handlers: dict[str, Callable[[], bytes]] = {}
-        """What this worker says to each question."""
         self._socket_path = None if directory is None else directory / str(os.getpid())
 
     def __repr__(self) -> str:
         return f"<Siblings in {self._directory}>"
 
-    async def listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer the siblings' questions until cancelled; without a directory that is nothing."""
+    async def listen(
+        self,
+        handlers: Mapping[str, Callable[[], bytes]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer the peers' queries, by their names, until cancelled; return at once without a directory."""
         if self._directory is None or self._socket_path is None:
             task_status.started()
             return
@@ -65,17 +69,17 @@ class Peers:
                 return
             task_status.started()
             try:
-                await trio.serve_listeners(self._handle, [trio.SocketListener(listening)])
+                await trio.serve_listeners(partial(self._handle, handlers), [trio.SocketListener(listening)])
             finally:
                 _remove(self._socket_path)
                 with suppress(OSError):  # the last one closes the door
                     self._directory.rmdir()
 
-    async def _handle(self, stream: trio.SocketStream) -> None:
+    async def _handle(self, handlers: Mapping[str, Callable[[], bytes]], stream: trio.SocketStream) -> None:
         async with stream:
             with trio.move_on_after(PEER_TIMEOUT), suppress(OSError, trio.BrokenResourceError):
                 question = (await stream.receive_some(MAX_QUERY_BYTES)).decode("ascii", "replace")
-                await stream.send_all(self.handlers.get(question, bytes)())
+                await stream.send_all(handlers.get(question, bytes)())
 
     async def query(self, question: str) -> list[bytes]:
         """The answers of all siblings that are alive; this process's own is not among them."""

@@ -1,9 +1,9 @@
 """What happened to one request, as names, numbers and codes.
 
 Nothing here holds a prompt, an answer, a key or a token, so a record may be logged, counted and kept.  The log line,
-the metrics and the ledger are three readings of the same finished `Record`; none of them is told anything else.
+the metrics and the ledger are three readings of the same finished `RequestRecord`; none of them is told anything else.
 
-`Story` is what the relay knows (accounts, tries, tokens), `Record` what the server knows around it.
+`RelayRecord` is what the relay knows (accounts, tries, tokens), `RequestRecord` what the server knows around it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ToolRunRecord(NamedTuple):
 
 
 class TraceProtocol(Protocol):
-    """A trace of the request while it runs (`observe.tracing`)."""
+    """A trace of the request while it runs (`telemetry.tracing`)."""
 
     def start_attempt(self, account: str, model: str, url: str) -> Headers:
         """A try begins; the header fields that carry the trace on to its server."""
@@ -57,7 +57,7 @@ class TraceProtocol(Protocol):
 
 
 class TracerProtocol(Protocol):
-    """`observe.tracing.Tracer`, where traces are wanted."""
+    """`telemetry.tracing.OtelTracer`, where traces are wanted."""
 
     def start(self, record: RequestRecord, header: Callable[[str], str | None]) -> TraceProtocol:
         """The trace of a request that has just begun, under the client's own span if its header fields name one."""
@@ -117,6 +117,8 @@ class RequestRecord:
     path: str
     endpoint: str = ""
     """The route that it took (`/chat/completions`), with or without /v1; empty for an unknown one."""
+    operation: str = ""
+    """What the route asks of a model, by OpenTelemetry's name (`chat`), else `endpoint` once more."""
     key: str | None = None
     """The name, else the id, of the client's key."""
     client: str | None = None
@@ -127,8 +129,8 @@ class RequestRecord:
     error: str | None = None
     """The code (or type) of the error that was answered."""
     stream: bool = False
-    outcome: str = "client_left"
-    """ok, error, failed (an error of ours after the first byte), upstream_cut (one of the upstream's), client_left,
+    outcome: str = "client_disconnected"
+    """ok, error, internal_error (an error of ours after the first byte), upstream_truncated (one of the upstream's), client_disconnected,
     shutting_down."""
     first_byte: float | None = None
     """Seconds from the start to the answer's head, which goes out with the first event."""
@@ -199,8 +201,8 @@ class RequestRecord:
             else None,
             "account": record.account,
             "stream": self.stream,
-            "finish": self.finish_reason,
-            "tries": record.attempts if record.retries else None,
+            "finish_reason": self.finish_reason,
+            "attempts": record.attempts if record.retries else None,
             "rounds": record.rounds if record.rounds > 1 else None,
             "failures": ",".join(f"{account}:{code}" for account, code in record.failures) or None,
             "prompt_tokens": usage.prompt_tokens if usage else None,

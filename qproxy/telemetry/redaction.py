@@ -27,13 +27,13 @@ MAX_LEVELS = 3
 MAX_BODY_LENGTH = 64 * 1024
 REDACTED = "[hidden]"
 
-_START = r"(?: \b | (?<=\\[bfnrt]) )"
+_SHAPE_START = r"(?: \b | (?<=\\[bfnrt]) )"
 """Of a word; in JSON it may follow an escaped line break, whose letter is none of it."""
 _PAIRS = r"(?: (?P=slashes) \\ (?P=slashes) \\ )*+"
 """Backslashes that are escaped themselves, in a value whose quotes have `slashes`."""
 _NAMED = re.compile(
     rf"""(?ix)
-    (?P<name> {_START}
+    (?P<name> {_SHAPE_START}
       (?: [\w-]{{0,40}} (?: authorization | passw(?:or)?d | passphrase | secret | verifier | cookie
                          | (?:api|access|secret|private)[-_]?key )
         | (?: access|refresh|id|device|session|bearer|auth|api )[-_]?(?:token|code) | token ) \b
@@ -46,7 +46,7 @@ _NAMED = re.compile(
 )
 _SHAPED = re.compile(
     rf"""(?x)
-    {_START} (?:
+    {_SHAPE_START} (?:
         (?i:bearer|basic) \s++ [A-Za-z0-9._~+/=-]{{8,}}+           # RFC 9110 11.4
       | sk-[A-Za-z0-9_-]{{8,}}+                                  # OpenAI, DashScope, qproxy
       | eyJ[A-Za-z0-9_-]{{12,}}+ (?: \.[A-Za-z0-9_-]*+ ){{0,4}}+     # JWT, JWE (RFC 7519): base64 of '{{"'
@@ -68,9 +68,9 @@ _NAMES = (
     "_key", "-key", "ikey", "skey", "tkey", "ekey",
 )  # fmt: skip
 """What names of secret values end with; the last six are ends of `api_key`, `accesskey` and their like."""
-_ENDS = tuple("\\\"'=: \t\r\n")
+_VALUE_DELIMITERS = tuple("\\\"'=: \t\r\n")
 """What may follow a name that has a value."""
-_SHAPES = (
+_SECRET_SHAPES = (
     "sk-", "eyj", "bearer", "basic", "://", "akia", "asia", "ltai", "aiza", "ya29.", "xox", "xapp-", "k_live_", "k_test_",
     "hf_", "npm_", "pypi-", "private key",
 )  # fmt: skip
@@ -90,7 +90,7 @@ class Redactor:
             spelling
             for secret in secrets
             if len(secret) >= MIN_SECRET_LENGTH
-            for spelling in _spellings(secret)
+            for spelling in _encodings(secret)
         }
         known = sorted(spelled, key=len, reverse=True)
         self._secrets = known
@@ -105,9 +105,9 @@ class Redactor:
             text = self._secret_pattern.sub(REDACTED, text)
         lowered = text.lower()
         named = [name for name in _NAMES if name in lowered]
-        if any(name + end in lowered for name in named for end in _ENDS):
+        if any(name + end in lowered for name in named for end in _VALUE_DELIMITERS):
             text = _NAMED.sub(_hide_value, text)
-        shaped = any(map(lowered.__contains__, _SHAPES))
+        shaped = any(map(lowered.__contains__, _SECRET_SHAPES))
         if not shaped and ("gh" in lowered or "gl" in lowered):
             shaped = _GIT.search(lowered) is not None
         return _SHAPED.sub(REDACTED, text) if shaped else text
@@ -120,7 +120,7 @@ class Redactor:
         return self.text(text) + (f"... ({more} bytes more)" if more > 0 else "")
 
 
-def _spellings(secret: str) -> set[str]:
+def _encodings(secret: str) -> set[str]:
     """A secret as it is, and as JSON and JSON within JSON write it."""
     found = {secret}
     for _ in range(MAX_LEVELS):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from qproxy.telemetry.metrics import OPERATIONS, PROVIDER
+from qproxy.telemetry.metrics import PROVIDER
 from qproxy.telemetry.records import RequestRecord
 from qproxy.version import VERSION
 from qproxy.wire.http_request import Headers
@@ -74,7 +74,7 @@ class RequestTrace:
         self._tracer = tracer
         self._span = span
         self._attempt_span: trace.Span | None = None
-        self._operation = OPERATIONS.get(record.endpoint, record.endpoint)
+        self._operation = record.operation
 
     def start_attempt(self, account: str, model: str, url: str) -> Headers:
         """A span for a try; the header fields that carry it on to its server."""
@@ -118,7 +118,7 @@ class RequestTrace:
                 "http.response.status_code": record.status,
                 "qproxy.request_id": record.id,
                 "qproxy.outcome": record.outcome,
-                "qproxy.tries": record.relay.attempts,
+                "qproxy.attempts": record.relay.attempts,
             }
         )
         if error and record.status not in range(400, 500):  # a client's mistake is not a server's error

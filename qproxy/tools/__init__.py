@@ -5,9 +5,9 @@ Three kinds, all declared by the operator and never by a client:
     mcp         what MCP servers offer, as `server__tool`; from `[[mcp_servers]]`
     functions   Python functions of a program that embeds qproxy: `create_app(config, tools=[f])`
 
-Each becomes a `Tool`: a name, a schema and something to await.  `calling.call` is the one place where a tool runs: it
+Each becomes a `Tool`: a name, a schema and something to await.  `invoke.invoke` is the one place where a tool runs: it
 checks the arguments before the tool sees them, keeps the time, and turns whatever goes wrong into text that the
-model can read.  `Toolbox` says which request gets which tools.  Rounds of model and tools are `qproxy.rounds`.
+model can read.  `ToolRegistry` says which request gets which tools.  Rounds of model and tools are `qproxy.relay.tool_loop`.
 
 Not here: HTTP, accounts, what a client sees of it (`wire.endpoints`).
 """

@@ -8,7 +8,7 @@ What an evaluation costs is the schema's and the model's to say, so it happens h
 short: the schema has none but PLAIN keywords, each of which looks at a part of the arguments once, and is small, and
 so are the arguments.  That is nearly every call.  Everything else goes to a process that can be killed
 (`schema_process`): patterns, references, `uniqueItems`, what is long, and the check of a stranger's schema itself,
-once while it is the same.  A schema that goes beyond the limits there makes its tool unavailable for REST_SECONDS.
+once while it is the same.  A schema that goes beyond the limits there makes its tool unavailable for COOLDOWN_SECONDS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from qproxy.tools import schema_worker
-from qproxy.tools.schema_process import Evaluator, Exceeded
+from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
 from qproxy.tools.tool import ToolError
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
@@ -33,7 +33,7 @@ MAX_SHORT = 8 * 1024
 """Bytes of a schema, and characters of arguments, that may be evaluated in this process."""
 MAX_PAIRS = 2000
 """Values in the schema times values in the arguments that may be evaluated in this process: some milliseconds."""
-REST_SECONDS = 60.0
+COOLDOWN_SECONDS = 60.0
 NOT_INSTALLED = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
 
 _ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly",
@@ -45,82 +45,88 @@ _ONE_SCHEMA, _NAMED_SCHEMAS, _SCHEMAS = (
     {"properties"},
     {"allOf", "anyOf", "oneOf"},
 )
-PLAIN = _ANNOTATIONS | _ASSERTIONS | _ONE_SCHEMA | _NAMED_SCHEMAS | _SCHEMAS
+BOUNDED_KEYWORDS = _ANNOTATIONS | _ASSERTIONS | _ONE_SCHEMA | _NAMED_SCHEMAS | _SCHEMAS
 """Keywords whose work is at most values of the schema times values of the arguments."""
 
-_own: trio.lowlevel.RunVar[Evaluator] = trio.lowlevel.RunVar("qproxy.tools.schema")
+_own: trio.lowlevel.RunVar[SchemaEvaluator] = trio.lowlevel.RunVar("qproxy.tools.schema")
 
 
 class SchemaError(ValueError):
     """A schema that cannot be used, and why."""
 
 
-class Validator:
+class ArgumentsValidator:
     """Turns the model's JSON text into arguments that fit a schema; raises ToolError."""
 
-    def __init__(self, schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator | None = None) -> None:
+    def __init__(
+        self, schema: Mapping[str, JSON], text: bytes, evaluator: SchemaEvaluator | None = None
+    ) -> None:
         self.text = text
-        self._short = is_short(schema, text)
+        self._short = is_cheap(schema, text)
         self._values = count_values(schema) if self._short else 0
-        self._validator = schema_worker.validator(schema) if self._short else None
+        self._validator = schema_worker.make_validator(schema) if self._short else None
         self._evaluator = evaluator
         self._refusal = ""
         self._until = 0.0
 
     def __repr__(self) -> str:
-        return f"<Checker, {'here' if self._short else 'in a process'}>"
+        return f"<ArgumentsValidator, {'here' if self._short else 'in a process'}>"
 
     @property
-    def refusal(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why the schema is not evaluated now, where that is so."""
         return self._refusal if self._refusal and trio.current_time() < self._until else None
 
     async def __call__(self, arguments: str) -> dict[str, Any]:
         given = parse(arguments)
         if self._short and len(arguments) <= MAX_SHORT and self._values * count_values(given) <= MAX_PAIRS:
-            found = schema_worker.complain(self._validator, given)
+            found = schema_worker.validate_arguments(self._validator, given)
         else:
-            found = await self._elsewhere(given)
+            found = await self._evaluate_in_process(given)
         if "fault" in found:
             raise ToolError(f"The arguments cannot be checked: {found['fault']}.")
         if found:
             raise ToolError("Invalid arguments at {}: {}".format(*found["arguments"]))
         return given
 
-    async def _elsewhere(self, given: JSON) -> dict[str, Any]:
-        if self.refusal is None:
+    async def _evaluate_in_process(self, given: JSON) -> dict[str, Any]:
+        if self.unavailable_reason is None:
             try:
-                return await (self._evaluator or own()).evaluate(self.text, json_codec.dumps(given))
-            except Exceeded as error:
+                return await (self._evaluator or local_evaluator()).evaluate(
+                    self.text, json_codec.dumps(given)
+                )
+            except EvaluationLimitExceeded as error:
                 self._refusal = f"its schema cannot be checked: {error}"
-                self._until = trio.current_time() + REST_SECONDS
+                self._until = trio.current_time() + COOLDOWN_SECONDS
         raise ToolError(f"This tool is not available now: {self._refusal}")
 
 
-def own() -> Evaluator:
+def local_evaluator() -> SchemaEvaluator:
     """Return the evaluator of this Trio program for tools of its operator."""
     try:
         return _own.get()
     except LookupError:
-        _own.set(Evaluator())
+        _own.set(SchemaEvaluator())
         return _own.get()
 
 
-def make_validator(schema: Mapping[str, JSON]) -> Validator:
-    """Return the checker for a schema of the operator's, which is checked in this process; raises SchemaError."""
+def make_validator(schema: Mapping[str, JSON]) -> ArgumentsValidator:
+    """Return the validator for a schema of the operator's, which is checked in this process; raises SchemaError."""
     _require_jsonschema()
-    _refuse(schema_worker.complain_of_schema(schema), schema)
-    return Validator(schema, json_codec.dumps(schema))
+    _raise_for_reply(schema_worker.validate_schema(schema), schema)
+    return ArgumentsValidator(schema, json_codec.dumps(schema))
 
 
-async def foreign_checker(schema: Mapping[str, JSON], text: bytes, evaluator: Evaluator) -> Validator:
-    """Return the checker for a stranger's schema; raises SchemaError, and Exceeded when that cannot be checked."""
+async def make_foreign_validator(
+    schema: Mapping[str, JSON], text: bytes, evaluator: SchemaEvaluator
+) -> ArgumentsValidator:
+    """Return the validator for a stranger's schema; raises SchemaError, and EvaluationLimitExceeded when that cannot be checked."""
     _require_jsonschema()
-    _refuse(await evaluator.evaluate(text), schema)
-    return Validator(schema, text, evaluator)
+    _raise_for_reply(await evaluator.evaluate(text), schema)
+    return ArgumentsValidator(schema, text, evaluator)
 
 
-def bounded(schema: Mapping[str, JSON]) -> bytes:
+def serialize_bounded(schema: Mapping[str, JSON]) -> bytes:
     """Return the text of a stranger's schema; raises SchemaError when it has no usable one."""
     if json_codec.exceeds_depth(schema, MAX_DEPTH):
         raise SchemaError(f"it is nested more than {MAX_DEPTH} deep.")
@@ -133,7 +139,7 @@ def bounded(schema: Mapping[str, JSON]) -> bytes:
     return text
 
 
-def _refuse(found: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
+def _raise_for_reply(found: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
     if "fault" in found:
         raise SchemaError(f"it cannot be checked: {found['fault']}.")
     if found:
@@ -147,24 +153,26 @@ def _require_jsonschema() -> None:
         raise SchemaError(NOT_INSTALLED)
 
 
-def is_short(schema: JSON, text: bytes) -> bool:
+def is_cheap(schema: JSON, text: bytes) -> bool:
     """Return whether a schema is small and has none but PLAIN keywords."""
-    return len(text) <= MAX_SHORT and _is_plain(schema) and count_values(schema) <= MAX_PAIRS
+    return len(text) <= MAX_SHORT and _has_bounded_keywords(schema) and count_values(schema) <= MAX_PAIRS
 
 
-def _is_plain(schema: JSON) -> bool:
+def _has_bounded_keywords(schema: JSON) -> bool:
     if isinstance(schema, bool):
         return True
     if (
         not isinstance(schema, dict)
-        or not schema.keys() <= PLAIN
-        or not _is_plain_type(schema.get("type", ""))
+        or not schema.keys() <= BOUNDED_KEYWORDS
+        or not _is_known_type(schema.get("type", ""))
     ):
         return False
-    return all(_is_plain(inner) for key, value in schema.items() for inner in _subschemas(key, value))
+    return all(
+        _has_bounded_keywords(inner) for key, value in schema.items() for inner in _subschemas(key, value)
+    )
 
 
-def _is_plain_type(value: JSON) -> bool:
+def _is_known_type(value: JSON) -> bool:
     """Return whether a type is a name or names: in draft 3 it may hold schemas."""
     return all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
 

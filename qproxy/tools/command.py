@@ -52,10 +52,10 @@ class CommandTool:
         return f"<Command {self._argv[0]}>"
 
     async def __call__(self, arguments: dict[str, Any]) -> str:
-        text = substitute_arguments(self._argv, arguments, self._names)
+        argv = substitute_arguments(self._argv, arguments, self._names)
         given = json_codec.dumps(arguments)
         try:
-            async with self._placeholders, self._launcher(text, self._policy) as child:
+            async with self._placeholders, self._launcher(argv, self._policy) as child:
                 finished = await communicate(child, given, limit=self._max_output)
         except OSError as error:  # no such program, where there is no sandbox to say so
             raise ToolError(f"The program cannot be started: {error.strerror}.") from None
@@ -66,17 +66,17 @@ def substitute_arguments(
     argv: Sequence[str], arguments: Mapping[str, Any], names: frozenset[str]
 ) -> list[str]:
     """argv with the arguments in their places; `names` are those that the schema knows, others stay as they are."""
-    text = []
+    placed = []
     for word in argv:
         wanted = [name for name in _PLACEHOLDER.findall(word) if name in names]
         if all(name in arguments for name in wanted):
-            text.append(_PLACEHOLDER.sub(lambda match: _text(match, arguments, names), word))
-    for word in text:
+            placed.append(_PLACEHOLDER.sub(lambda match: _text(match, arguments, names), word))
+    for word in placed:
         if "\0" in word:
             raise ToolError("An argument holds a NUL character, which a program cannot be given.")
         if len(word.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT_BYTES:
             raise ToolError(f"An argument is longer than {MAX_ARGUMENT_BYTES} bytes.")
-    return text
+    return placed
 
 
 def _text(match: re.Match[str], arguments: Mapping[str, Any], names: frozenset[str]) -> str:

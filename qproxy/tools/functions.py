@@ -26,8 +26,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, overload
 
 import trio
 
-from qproxy.tools import arguments as schema
-from qproxy.tools.tool import NAME_PATTERN, OfferPolicy, Tool
+from qproxy.tools import arguments as argument_schema
+from qproxy.tools.tool import NAME_PATTERN, Tool, ToolPolicy
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
@@ -49,7 +49,7 @@ def function(
     name: str | None = None,
     description: str | None = None,
     timeout: float = 30.0,
-    offer: OfferPolicy = "always",
+    policy: ToolPolicy = "always",
 ) -> Callable[[F], F]: ...
 
 
@@ -59,13 +59,13 @@ def function(
     name: str | None = None,
     description: str | None = None,
     timeout: float = 30.0,
-    offer: OfferPolicy = "always",
+    policy: ToolPolicy = "always",
 ) -> F | Callable[[F], F]:
     """Mark a function as a tool; it stays the function that it was."""
 
     def decorate(function: F) -> F:
         function.__qproxy_tool__ = tool(  # type: ignore[attr-defined]
-            function, name=name, description=description, timeout=timeout, offer=offer
+            function, name=name, description=description, timeout=timeout, policy=policy
         )
         return function
 
@@ -86,7 +86,7 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout: float = 30.0,
-    offer: OfferPolicy = "always",
+    policy: ToolPolicy = "always",
 ) -> Tool:
     """A function as a tool; TypeError where it cannot be one."""
     name = name or function.__name__
@@ -94,7 +94,7 @@ def tool(
         raise TypeError(f"{name!r} cannot be a tool's name: letters, digits, _ and -, at most 64.")
     about, parameters = _parse_docstring(inspect.getdoc(function) or "")
     accepted = parameters_schema(function, parameters)
-    check = schema.make_validator(accepted)
+    check = argument_schema.make_validator(accepted)
     return Tool(
         name=name,
         description=description or about,
@@ -103,8 +103,8 @@ def tool(
         run=_make_runner(function),
         kind="function",
         timeout=timeout,
-        policy=offer,
-        unavailable=lambda: check.refusal,
+        policy=policy,
+        unavailable=lambda: check.unavailable_reason,
     )
 
 
@@ -155,8 +155,8 @@ def _type_schema(hint: Any) -> dict[str, JSON]:
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
     if origin is Annotated:
-        text = [extra for extra in arguments[1:] if isinstance(extra, str)]
-        return {**_type_schema(arguments[0]), **({"description": text[0]} if text else {})}
+        descriptions = [extra for extra in arguments[1:] if isinstance(extra, str)]
+        return {**_type_schema(arguments[0]), **({"description": descriptions[0]} if descriptions else {})}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):

@@ -1,6 +1,6 @@
 """MCP servers: their tools as ours, and the connection to each, kept up.
 
-A `Server` is connected by its own task, which lives as long as the workshop: it asks for the list of tools, asks
+A `McpServer` is connected by its own task, which lives as long as the workshop: it asks for the list of tools, asks
 again when the server says that it changed (and now and then, for a server that does not say), and after a loss
 connects anew, with growing pauses.  While a server is away it offers nothing.  Calls go over the one session, from
 whatever request's task; the SDK tells them apart, and tells the server when one is given up.
@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from qproxy.sandbox import SandboxUnavailable
-from qproxy.tools import arguments as schema
+from qproxy.tools import arguments as argument_schema
 from qproxy.tools.mcp_stdio import ServerExited, Streams
-from qproxy.tools.schema_process import Evaluator, Exceeded
-from qproxy.tools.tool import OfferPolicy, Tool, ToolError
-from qproxy.transport import UpstreamTransport
+from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
+from qproxy.tools.tool import Tool, ToolError, ToolPolicy
 from qproxy.version import VERSION
 from qproxy.wire import json_codec
 
@@ -38,10 +37,6 @@ CONNECT_SECONDS = 30.0
 """For a server to start, shake hands and tell its tools."""
 REFRESH_SECONDS = 60.0
 """Between two questions for the list, when nothing was heard."""
-CHANGE_SECONDS = 1.0
-"""Between two at the least, however often the server says that its list has changed."""
-SILENCE_SECONDS = 300.0
-"""Of a server over HTTP, within an answer."""
 RETRY_DELAYS = (0.5, 60.0)
 """Before the first and before any later attempt to connect anew; each is twice the one before."""
 HEALTHY_SECONDS = 60.0
@@ -64,7 +59,7 @@ class McpServer:
         connect: Callable[[], AbstractAsyncContextManager[Streams]],
         *,
         allow: Sequence[str] = ("*",),
-        offer: OfferPolicy = "on request",
+        policy: ToolPolicy = "on request",
         timeout: float = 30.0,
         isolation: str = "",
     ) -> None:
@@ -73,11 +68,11 @@ class McpServer:
         self.tools: tuple[Tool, ...] = ()
         self._connect = connect
         self._allow = allow
-        self._offer = offer
+        self._policy = policy
         self._timeout = timeout
         self._isolation = isolation
-        self._evaluator = Evaluator()
-        self._checkers: dict[bytes, schema.Validator] = {}
+        self._evaluator = SchemaEvaluator()
+        self._checkers: dict[bytes, argument_schema.ArgumentsValidator] = {}
         """Of the tools there are, by schema: what was found out about one lasts while it is the same."""
         self._client: Client | None = None
         self._tools_changed = trio.Event()
@@ -131,15 +126,13 @@ class McpServer:
                 async with client, trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_tools, client)
                     await self._list(client)
-                    self._client, listed = client, trio.current_time()
+                    self._client = client
                     while True:
                         scope.deadline = trio.current_time() + REFRESH_SECONDS + CONNECT_SECONDS
                         with trio.move_on_after(REFRESH_SECONDS):
                             await self._tools_changed.wait()
-                            await trio.sleep_until(listed + CHANGE_SECONDS)
                         self._tools_changed = trio.Event()
                         await self._list(client)
-                        listed = trio.current_time()
         return f"it did not answer within {CONNECT_SECONDS:g} s"
 
     async def _on_notification(self, message: Any) -> None:
@@ -161,13 +154,13 @@ class McpServer:
     async def _list(self, client: Client) -> None:
         listed: list[Any] = []
         cursor = None
-        for _ in range(MAX_TOOLS):  # a page may have no tool
+        while len(listed) < MAX_TOOLS:
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
-            if cursor is None or len(listed) >= MAX_TOOLS:
+            if cursor is None:
                 break
-        tools = await self._make([one for one in listed[:MAX_TOOLS] if self._is_allowed(one.name)])
+        tools = await self._make_tools([one for one in listed[:MAX_TOOLS] if self._is_allowed(one.name)])
         self.tools = tuple({tool.name: tool for tool in tools}.values())
         self.state = f"connected, {len(self.tools)} tools"
         self._first_attempt_done.set()
@@ -175,52 +168,58 @@ class McpServer:
     def _is_allowed(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._allow)
 
-    async def _make(self, listed: Sequence[Any]) -> list[Tool]:
+    async def _make_tools(self, listed: Sequence[Any]) -> list[Tool]:
         """Make a tool of each that was listed; leave out what cannot be used."""
         checkers, tools, declared, exceeded = self._checkers, [], 0, 0
         self._checkers = {}
         for one in listed:
             try:
-                check = await self._checker(one.input_schema, checkers, may_exceed=exceeded < MAX_EXCEEDED)
+                check = await self._make_validator(
+                    one.input_schema, checkers, may_exceed=exceeded < MAX_EXCEEDED
+                )
                 declared += len(check.text) + len(one.description or "")
                 if declared > MAX_DECLARED:
-                    raise schema.SchemaError(f"the tools before it have {MAX_DECLARED} bytes.")
-            except (schema.SchemaError, Exceeded) as error:
-                exceeded += isinstance(error, Exceeded)
+                    raise argument_schema.SchemaError(f"the tools before it have {MAX_DECLARED} bytes.")
+            except (argument_schema.SchemaError, EvaluationLimitExceeded) as error:
+                exceeded += isinstance(error, EvaluationLimitExceeded)
                 log.warning("MCP server %s: its tool %.64r is left out: %s", self.label, one.name, error)
             else:
                 self._checkers[check.text] = check
                 tools.append(self._tool(one, check))
         return tools
 
-    async def _checker(
-        self, given: Mapping[str, Any], known: Mapping[bytes, schema.Validator], *, may_exceed: bool
-    ) -> schema.Validator:
+    async def _make_validator(
+        self,
+        given: Mapping[str, Any],
+        known: Mapping[bytes, argument_schema.ArgumentsValidator],
+        *,
+        may_exceed: bool,
+    ) -> argument_schema.ArgumentsValidator:
         await trio.lowlevel.checkpoint()
-        text = schema.bounded(given)
+        text = argument_schema.serialize_bounded(given)
         if text in known:
             return known[text]
         if not may_exceed:
-            raise schema.SchemaError(f"{MAX_EXCEEDED} before it took too long to check.")
-        return await schema.foreign_checker(given, text, self._evaluator)
+            raise argument_schema.SchemaError(f"{MAX_EXCEEDED} before it took too long to check.")
+        return await argument_schema.make_foreign_validator(given, text, self._evaluator)
 
-    def _tool(self, message: Any, check: schema.Validator) -> Tool:
+    def _tool(self, declared: Any, check: argument_schema.ArgumentsValidator) -> Tool:
         async def run(arguments: dict[str, Any]) -> str:
-            return await self._call(message.name, arguments)
+            return await self._call(declared.name, arguments)
 
         return Tool(
-            name=_INVALID_NAME.sub("_", f"{self.label}__{message.name}")[:MAX_NAME],
-            description=message.description or message.title or "",
-            parameters=message.input_schema,
+            name=_INVALID_NAME.sub("_", f"{self.label}__{declared.name}")[:MAX_NAME],
+            description=declared.description or declared.title or "",
+            parameters=declared.input_schema,
             validate=check,
             run=run,
             kind="mcp",
             timeout=self._timeout,
-            policy=self._offer,
+            policy=self._policy,
             server=self.label,
-            remote_name=message.name,
+            remote_name=declared.name,
             isolation=self._isolation,
-            unavailable=lambda: check.refusal,
+            unavailable=lambda: check.unavailable_reason,
         )
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
@@ -243,10 +242,10 @@ class McpServer:
 
 def result_text(result: Any) -> str:
     """A result as text for the model: its texts, what else there is by name, else its structure."""
-    state = [_content_text(part) for part in result.content]
-    if not state and result.structured_content is not None:
+    parts = [_content_text(part) for part in result.content]
+    if not parts and result.structured_content is not None:
         return json_codec.dumps(result.structured_content).decode()
-    return "\n".join(state) or "(no output)"
+    return "\n".join(parts) or "(no output)"
 
 
 def _content_text(part: Any) -> str:
@@ -277,19 +276,18 @@ async def _call_arguments(streams: Streams) -> AsyncIterator[Streams]:
 
 
 def http_connection(
-    url: str, headers: Mapping[str, str], transport: Callable[[], UpstreamTransport] = UpstreamTransport
+    url: str, headers: Mapping[str, str]
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
-    """How to connect to a server that runs elsewhere, each time over a new `transport`."""
+    """How to connect to a server that runs elsewhere."""
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Streams]:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        from qproxy.tools.mcp_http import BoundedTransport
-
+        limits = httpx2.Timeout(CONNECT_SECONDS, read=300.0)
         async with (
-            httpx2.AsyncClient(headers=dict(headers), transport=BoundedTransport(transport())) as http,
+            httpx2.AsyncClient(headers=dict(headers), timeout=limits) as http,
             streamable_http_client(url, http_client=http) as streams,
         ):
             yield streams

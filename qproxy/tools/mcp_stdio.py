@@ -1,7 +1,7 @@
 """An MCP server that is started here, behind the fence, and its pipes as the SDK wants them.
 
-The SDK's own way of starting a server knows of no fence, and starts it from a thread of its own (`sandbox.child` says
-why that must not be).  One JSON-RPC message is one line.  When the server ends, so does the block, with `Ended`.
+The SDK's own way of starting a server knows of no fence, and starts it from a thread of its own (`sandbox.process` says
+why that must not be).  One JSON-RPC message is one line.  When the server ends, so does the block, with `ServerExited`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import trio
 
 from qproxy.sandbox import ChildProcess, Launcher, SandboxPolicy
-from qproxy.tools import messages
 
 Streams: TypeAlias = tuple[Any, Any]
 """The SDK's: messages from the server, messages to it."""
 READ_SIZE = 64 * 1024
+MAX_LINE = 8 * 1024 * 1024
 MAX_STDERR = 200
 SHUTDOWN_TIMEOUT = 1.0
 """For a server to end by itself when its input is closed."""
@@ -41,10 +41,10 @@ def stdio_connection(
         async with launcher(argv, isolation) as child:
             incoming, received = anyio.create_memory_object_stream[Any](0)
             to_send, outgoing = anyio.create_memory_object_stream[Any](0)
-            text = _StderrTail()
+            stderr_tail = _StderrTail()
             async with incoming, received, to_send, outgoing, trio.open_nursery() as nursery:
-                nursery.start_soon(text.listen, child)
-                nursery.start_soon(_read, child, incoming, text)
+                nursery.start_soon(stderr_tail.listen, child)
+                nursery.start_soon(_read, child, incoming, stderr_tail)
                 nursery.start_soon(_write, child, outgoing)
                 yield received, to_send
                 await _shut_down(child)
@@ -69,53 +69,36 @@ class _StderrTail:
         """Nothing more will be said."""
 
     async def listen(self, child: ChildProcess) -> None:
-        cooldown = b""
+        rest = b""
         while data := await child.stderr.receive_some(READ_SIZE):
-            *lines, cooldown = (cooldown + data).split(b"\n")
-            cooldown = cooldown[-MAX_STDERR:]
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-MAX_STDERR:]
             for line in lines:
                 self.line = line.decode("utf-8", "replace").strip()[:MAX_STDERR] or self.line
         self.truncated.set()
 
 
-def _message(line: bytes) -> Any:
-    """What a line says; None for nothing, and for what is no message."""
+async def _read(child: ChildProcess, incoming: Any, stderr_tail: _StderrTail) -> None:
+    """Messages from the server until it ends."""
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 
-    if not line:
-        return None
-    try:
-        messages.check(line)
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except messages.TooLarge as error:
-        raise ServerExited(f"it sent {error}") from None
-    except ValueError:
-        log.debug("an MCP server sent a line that is no message")
-        return None
-
-
-async def _read(child: ChildProcess, incoming: Any, text: _StderrTail) -> None:
-    """Messages from the server until it ends."""
-    line: list[bytes] = []
-    size = 0
-    """Of what there is of a line."""
+    rest = b""
     while data := await child.stdout.receive_some(READ_SIZE):
-        first, *others = bytes(data).split(b"\n")
-        line.append(first)
-        size += len(first)
-        for following in others:
-            message = _message(b"".join(line).strip())
-            await trio.lowlevel.checkpoint()
-            if message is not None:
-                await incoming.send(message)
-            line, size = [following], len(following)
-        if size > messages.MAX_MESSAGE:
-            raise ServerExited(f"it sent a line of more than {messages.MAX_MESSAGE} bytes")
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_LINE:
+            raise ServerExited(f"it sent a line of more than {MAX_LINE} bytes")
+        for line in filter(None, map(bytes.strip, lines)):
+            try:
+                message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+            except ValueError:
+                log.debug("an MCP server sent a line that is no message")
+            else:
+                await incoming.send(SessionMessage(message))
     code = await child.wait()
     with trio.move_on_after(SHUTDOWN_TIMEOUT):  # a program that it started may keep standard error open
-        await text.truncated.wait()
-    raise ServerExited(f"it ended with exit code {code}{': ' if text.line else ''}{text.line}")
+        await stderr_tail.truncated.wait()
+    raise ServerExited(f"it ended with exit code {code}{': ' if stderr_tail.line else ''}{stderr_tail.line}")
 
 
 async def _write(child: ChildProcess, outgoing: Any) -> None:

@@ -1,6 +1,6 @@
 """Which request gets which tools.
 
-The operator says it for each tool (`offer`) and, before that, by rows of `[[tool_offers]]` with patterns for tools,
+The operator says it for each tool (`policy`) and, before that, by rows of `[[tool_rules]]` with patterns for tools,
 client keys and models; the first row that fits decides.  *always*: the model is told of the tool, whatever the client
 asks.  *on request*: when the client names it.  *never*: not even then.
 
@@ -11,7 +11,7 @@ that forbids tools gets none.  A client's own tool wins over one of the same nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn, Protocol
@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol
 import trio
 
 from qproxy.sandbox import SystemSandbox
-from qproxy.tools.tool import OfferPolicy, Tool
+from qproxy.tools.tool import Tool, ToolPolicy
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import ServerToolRequest, Turn
 
@@ -47,19 +47,18 @@ class ToolProvider(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class OfferRule:
-    """One row of `[[tool_offers]]`."""
+class ToolRule:
+    """One row of `[[tool_rules]]`."""
 
-    policy: OfferPolicy
+    policy: ToolPolicy
     tools: Sequence[str] = ("*",)
     keys: Sequence[str] = ("*",)
     models: Sequence[str] = ("*",)
 
-    def matches(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
-        """Whether the row is about this tool, this key and a model of one of these names."""
+    def matches(self, tool: Tool, key: str, model: str) -> bool:
         return all(
-            any(fnmatchcase(value.lower(), pattern.lower()) for value in values for pattern in patterns)
-            for values, patterns in (((tool.name,), self.tools), ((key,), self.keys), (names, self.models))
+            any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)
+            for value, patterns in ((tool.name, self.tools), (key, self.keys), (model, self.models))
         )
 
 
@@ -70,7 +69,7 @@ class ToolRegistry:
         self,
         tools: Iterable[Tool] = (),
         sources: Sequence[ToolProvider] = (),
-        rules: Sequence[OfferRule] = (),
+        rules: Sequence[ToolRule] = (),
         sandbox: SystemSandbox | None = None,
     ) -> None:
         self._tools = tuple(tools)
@@ -117,55 +116,45 @@ class ToolRegistry:
         found = {tool.name: tool for source in self.sources for tool in source.tools}
         return found | {tool.name: tool for tool in self._tools}
 
-    def offer_policy(self, tool: Tool, key: str, names: Sequence[str]) -> OfferPolicy:
-        """Whether a request of this key for the model of these names gets the tool."""
-        return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
+    def policy_for(self, tool: Tool, key: str, model: str) -> ToolPolicy:
+        """Whether a request of this key for this model gets the tool."""
+        return next((rule.policy for rule in self._rules if rule.matches(tool, key, model)), tool.policy)
 
-    def select(self, turn: Turn, key: str = "", stands_for: str | None = None) -> dict[str, Tool]:
-        """The tools that this server runs for a request; RequestError names a request for one that it does not get.
-
-        `stands_for` is the model that an alias of the request means.
-        """
+    def select(self, turn: Turn, key: str = "") -> dict[str, Tool]:
+        """The tools that this server runs for a request; RequestError names a request for one that it does not get."""
         known = self.tools()
-        names = (turn.model, stands_for or turn.model)
-
-        def offer(tool: Tool) -> OfferPolicy:
-            return self.offer_policy(tool, key, names)
-
         asked: dict[str, Tool] = {}
         for request in turn.server_tools:
-            for tool in self._requested(request, known, offer):
+            for tool in self._requested(request, known, turn, key):
                 self._check(request, tool, turn)
                 asked[tool.name] = tool
         if asked and turn.params.get("n", 1) != 1:
             message = "This server runs tools for one answer at a time; 'n' must be 1."
             raise RequestError(message, param="n", code="unsupported_value")
         _check_choice(turn, asked)
-        return asked | self._offered_by_default(turn, offer, known, asked)
+        return asked | self._offered_by_default(turn, key, known, asked)
 
     def _offered_by_default(
-        self,
-        turn: Turn,
-        offer: Callable[[Tool], OfferPolicy],
-        known: Mapping[str, Tool],
-        request: Mapping[str, Tool],
+        self, turn: Turn, key: str, known: Mapping[str, Tool], requested: Mapping[str, Tool]
     ) -> dict[str, Tool]:
         if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
             return {}
-        taken = {*client_names(turn), *request}
+        taken = {*client_names(turn), *requested}
         return {
             name: tool
             for name, tool in known.items()
-            if name not in taken and tool.unavailable_reason is None and offer(tool) == "always"
+            if name not in taken
+            and tool.unavailable_reason is None
+            and self.policy_for(tool, key, turn.model) == "always"
         }
 
     def _requested(
-        self, request: ServerToolRequest, known: Mapping[str, Tool], offer: Callable[[Tool], OfferPolicy]
+        self, request: ServerToolRequest, known: Mapping[str, Tool], turn: Turn, key: str
     ) -> list[Tool]:
         """Those that a request means.  One that it may never have is as unknown as one that is not there."""
 
         def may(tool: Tool) -> bool:
-            return offer(tool) != "never"
+            return self.policy_for(tool, key, turn.model) != "never"
 
         if request.name is not None:
             tool = known.get(request.name)
@@ -206,11 +195,11 @@ def _unknown_tool_error(request: ServerToolRequest, message: str) -> NoReturn:
     raise RequestError(message, param=request.path, code="unknown_tool")
 
 
-def _check_choice(turn: Turn, request: Mapping[str, Tool]) -> None:
+def _check_choice(turn: Turn, requested: Mapping[str, Tool]) -> None:
     """A choice that names a tool must name one that is there."""
     choice = turn.tool_choice
     if isinstance(choice, dict):
         name = choice[choice["type"]]["name"]
-        if name not in request and name not in client_names(turn):
+        if name not in requested and name not in client_names(turn):
             message = f"Invalid value for 'tool_choice': the function {name[:100]!r} is not among the tools."
             raise RequestError(message, param="tool_choice", code="invalid_value")

@@ -1,6 +1,6 @@
 """A process that evaluates schemas, so that one which runs away holds nobody up and can be killed.
 
-`Evaluator` owns at most one process: started when it is first needed, ended by its own limits (`schema_worker`), by
+`SchemaEvaluator` owns at most one process: started when it is first needed, ended by its own limits (`schema_worker`), by
 the limit on time here, by a caller who leaves in the middle, when it was idle, or with the Trio program.  Requests
 come one after another; each source of schemas has an evaluator of its own, so that it only holds up itself.
 """
@@ -18,35 +18,35 @@ import trio
 
 from qproxy.tools import schema_worker
 
-CPU_SECONDS = 1.0
+MAX_CPU_SECONDS = 1.0
 """For one request."""
-WALL_SECONDS = 15.0
+REPLY_TIMEOUT = 15.0
 """For one request and for the start of the process, however busy the machine is."""
 MAX_REPLY = 64 * 1024
 
 
-class Exceeded(Exception):
+class EvaluationLimitExceeded(Exception):
     """An evaluation went beyond its limits, and why."""
 
 
-class Evaluator:
+class SchemaEvaluator:
     """Evaluates schemas in a process of its own."""
 
-    def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
+    def __init__(self, cpu_seconds: float = MAX_CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
-        self._turns = trio.Lock()
+        self._lock = trio.Lock()
         self._process: trio.Process | None = None
 
     def __repr__(self) -> str:
-        return f"<Evaluator, {'idle' if self._process is None else f'process {self._process.pid}'}>"
+        return f"<SchemaEvaluator, {'idle' if self._process is None else f'process {self._process.pid}'}>"
 
     async def evaluate(self, schema: bytes, arguments: bytes = b"") -> dict[str, Any]:
-        """Return the reply of `schema_worker` to JSON texts; raises Exceeded when there is none within the limits."""
+        """Return the reply of `schema_worker` to JSON texts; raises EvaluationLimitExceeded when there is none within the limits."""
         request = b"%s\n%s\n" % (schema, arguments)
-        async with self._turns:
+        async with self._lock:
             reply = await self._exchange(request) or await self._exchange(request)
         if not reply:
-            raise Exceeded("the process that checks it ends at once.")
+            raise EvaluationLimitExceeded("the process that checks it ends at once.")
         replied: dict[str, Any] = json.loads(reply)
         return replied
 
@@ -55,15 +55,17 @@ class Evaluator:
         process, self._process = self._process, None
         reply = b""
         try:
-            with trio.fail_after(WALL_SECONDS):
+            with trio.fail_after(REPLY_TIMEOUT):
                 process = process or await _start(self._cpu_seconds)
-                reply = await _reply(process, request)
+                reply = await _read_reply(process, request)
                 if not reply:
-                    self._explain(await process.wait())
+                    self._raise_for_exit(await process.wait())
         except trio.TooSlowError:
-            raise Exceeded(f"it takes more than {WALL_SECONDS:g} s.") from None
+            raise EvaluationLimitExceeded(f"it takes more than {REPLY_TIMEOUT:g} s.") from None
         except OSError as error:
-            raise Exceeded(f"the process that checks it cannot be started: {error.strerror}.") from None
+            raise EvaluationLimitExceeded(
+                f"the process that checks it cannot be started: {error.strerror}."
+            ) from None
         finally:
             if reply:
                 self._process = process
@@ -71,12 +73,12 @@ class Evaluator:
                 process.kill()
         return reply
 
-    def _explain(self, code: int) -> None:
-        """Raise Exceeded for a process that did not end by itself."""
+    def _raise_for_exit(self, code: int) -> None:
+        """Raise EvaluationLimitExceeded for a process that did not end by itself."""
         if os.name == "posix" and code == -signal.SIGPROF:
-            raise Exceeded(f"it takes more than {self._cpu_seconds:g} s of CPU.")
+            raise EvaluationLimitExceeded(f"it takes more than {self._cpu_seconds:g} s of CPU.")
         if code != 0:
-            raise Exceeded(f"the process that checks it failed ({code}).")
+            raise EvaluationLimitExceeded(f"the process that checks it failed ({code}).")
 
 
 async def _start(cpu_seconds: float) -> trio.Process:
@@ -91,11 +93,11 @@ async def _start(cpu_seconds: float) -> trio.Process:
         else None,  # Windows starts nothing without its variables
         start_new_session=True,
     )
-    trio.lowlevel.spawn_system_task(_own, process)
+    trio.lowlevel.spawn_system_task(_reap, process)
     return process
 
 
-async def _own(process: trio.Process) -> None:
+async def _reap(process: trio.Process) -> None:
     """End the process with the Trio program, and leave no zombie."""
     try:
         await process.wait()
@@ -105,7 +107,7 @@ async def _own(process: trio.Process) -> None:
             await process.wait()
 
 
-async def _reply(process: trio.Process, request: bytes) -> bytes:
+async def _read_reply(process: trio.Process, request: bytes) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
     reply = b""

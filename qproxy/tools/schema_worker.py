@@ -18,10 +18,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-MEMORY = 512 * 1024 * 1024
-IDLE_SECONDS = 60.0
-MAX_COMPLAINT = 500
-MAX_KEPT = 64
+MAX_MEMORY = 512 * 1024 * 1024
+IDLE_TIMEOUT = 60.0
+MAX_MESSAGE = 500
+MAX_CACHED = 64
 """Schemas that are kept parsed."""
 
 
@@ -29,17 +29,17 @@ def evaluate(schema: bytes, arguments: bytes, kept: dict[bytes, Any]) -> dict[st
     """Return what is wrong with a schema, or with arguments by it; empty where nothing is."""
     try:
         if not arguments:
-            return complain_of_schema(json.loads(schema))
+            return validate_schema(json.loads(schema))
         if schema not in kept:
-            if len(kept) >= MAX_KEPT:
+            if len(kept) >= MAX_CACHED:
                 kept.clear()
-            kept[schema] = validator(json.loads(schema))
-        return complain(kept[schema], json.loads(arguments))
+            kept[schema] = make_validator(json.loads(schema))
+        return validate_arguments(kept[schema], json.loads(arguments))
     except (ValueError, MemoryError, RecursionError) as fault:
         return {"fault": type(fault).__name__}
 
 
-def complain(validator: Any, arguments: Any) -> dict[str, Any]:
+def validate_arguments(validator: Any, arguments: Any) -> dict[str, Any]:
     """Return what is wrong with arguments; empty where nothing is."""
     import jsonschema
 
@@ -47,38 +47,38 @@ def complain(validator: Any, arguments: Any) -> dict[str, Any]:
         error = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
     except Exception as fault:  # a $ref to nowhere, a schema that goes in circles, memory
         return {"fault": type(fault).__name__}
-    return {} if error is None else {"arguments": _complaint(error)}
+    return {} if error is None else {"arguments": _path_and_message(error)}
 
 
-def complain_of_schema(schema: Any) -> dict[str, Any]:
+def validate_schema(schema: Any) -> dict[str, Any]:
     """Return what is wrong with a schema; empty where nothing is."""
     import jsonschema
 
     try:
-        kind(schema).check_schema(schema)
+        validator_class(schema).check_schema(schema)
     except jsonschema.SchemaError as error:
-        return {"schema": _complaint(error)}
+        return {"schema": _path_and_message(error)}
     except Exception as fault:
         return {"fault": type(fault).__name__}
     return {}
 
 
-def kind(schema: Any) -> Any:
+def validator_class(schema: Any) -> Any:
     """Return the class of validators for a schema's dialect."""
     import jsonschema
 
     return jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
 
 
-def validator(schema: Any) -> Any:
+def make_validator(schema: Any) -> Any:
     """Return a validator that fetches nothing: its registry of its own knows no address."""
     from referencing import Registry
 
-    return kind(schema)(schema, registry=Registry())
+    return validator_class(schema)(schema, registry=Registry())
 
 
-def _complaint(error: Any) -> list[str]:
-    return [error.json_path[:MAX_COMPLAINT], error.message[:MAX_COMPLAINT]]
+def _path_and_message(error: Any) -> list[str]:
+    return [error.json_path[:MAX_MESSAGE], error.message[:MAX_MESSAGE]]
 
 
 def limit_process() -> None:
@@ -86,7 +86,7 @@ def limit_process() -> None:
     import resource
 
     for limit, value in (
-        (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_AS, MAX_MEMORY),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -100,7 +100,7 @@ def limit_process() -> None:
 
 
 def main() -> None:
-    """Answer requests on standard input until it ends, or none has come for IDLE_SECONDS."""
+    """Answer requests on standard input until it ends, or none has come for IDLE_TIMEOUT."""
     import jsonschema  # noqa: F401  # before the limits
 
     kept: dict[bytes, Any] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     limited = hasattr(signal, "setitimer")
     if limited:
         limit_process()
-    while not limited or select.select([0], [], [], IDLE_SECONDS)[0]:
+    while not limited or select.select([0], [], [], IDLE_TIMEOUT)[0]:
         schema, arguments = sys.stdin.buffer.readline(), sys.stdin.buffer.readline()
         if not arguments.endswith(b"\n"):
             return

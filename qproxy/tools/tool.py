@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from qproxy.wire.events import JSON
 
-OfferPolicy: TypeAlias = Literal["always", "on request", "never"]
+ToolPolicy: TypeAlias = Literal["always", "on request", "never"]
 ToolFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[str]]
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 """What Qwen and OpenAI both take."""
@@ -34,7 +34,7 @@ class Tool:
     kind: str
     """command, mcp or function."""
     timeout: float = 30.0
-    policy: OfferPolicy = "on request"
+    policy: ToolPolicy = "on request"
     server: str | None = None
     """The MCP server's label."""
     remote_name: str = ""

@@ -1,10 +1,10 @@
 """The body of a response, out of the bytes of its connection.
 
-`Sized` and `Chunked` (RFC 9112 6.2 and 7.1) are read by hand: a streamed answer is thousands of small chunks, and h11
-makes several objects for each.  `Framed` leaves to h11 what comes behind a head that was h11's to judge.
+`ContentLengthReader` and `ChunkedReader` (RFC 9112 6.2 and 7.1) are read by hand: a streamed answer is thousands of small chunks, and h11
+makes several objects for each.  `H11Reader` leaves to h11 what comes behind a head that was h11's to judge.
 
 Both are fed what the connection gives, b"" at its end, and drained of what has become body.  What breaks off behind
-good bytes is an error only when those have been taken: `check`.
+good bytes is an error only when those have been taken: `raise_error`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BodyReader(Protocol):
     def take_buffered(self) -> bytes: ...
 
     def raise_error(self) -> None:
-        """Raise what was wrong with what came: `Cut` or an h11 error."""
+        """Raise what was wrong with what came: `IncompleteBody` or an h11 error."""
         ...
 
 
@@ -116,7 +116,7 @@ class H11Reader(_BufferedReader):
         except h11.RemoteProtocolError as error:
             self._error = IncompleteBody() if at_end else error
         else:
-            self.over = event is not h11.NEED_DATA
+            self.finished = event is not h11.NEED_DATA
 
 
 class ChunkedReader(_BufferedReader):
@@ -147,7 +147,7 @@ class ChunkedReader(_BufferedReader):
 
     def _read(self, data: bytes) -> None:
         position, before = 0, -1
-        while before < position < len(data) and not self.over:
+        while before < position < len(data) and not self.finished:
             before = position
             if self._remaining:
                 position += self._some(data[position : position + self._remaining])
@@ -204,5 +204,5 @@ class ChunkedReader(_BufferedReader):
         self._trailers += size if end >= 0 else 0
         if self._trailers > MAX_TRAILERS:
             raise h11.RemoteProtocolError(f"trailers of more than {MAX_TRAILERS} bytes")
-        self.over = end == position
+        self.finished = end == position
         return end + 2 if end >= 0 else position

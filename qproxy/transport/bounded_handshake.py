@@ -18,7 +18,7 @@ UPGRADE = h11.Request(
 """What is answered, as far as it matters to h11."""
 
 
-class BoundedOpening(trio.abc.Stream):
+class BoundedHandshakeStream(trio.abc.Stream):
     """A stream that breaks when the response to a WebSocket's request is beyond the bounds of heads."""
 
     def __init__(self, stream: trio.abc.Stream, max_head: int) -> None:

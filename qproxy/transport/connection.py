@@ -1,9 +1,9 @@
 """One HTTP/1.1 connection and the exchange that it carries.
 
-A request's head, and a response's that is written as nearly all are, is written and read by `wire.heads`; for any
+A request's head, and a response's that is written as nearly all are, is written and read by `wire.http1`; for any
 other one h11 is told what was sent, and given what came.
 
-Every await here stands under a limit named in `Limits`; what the limit, the network or the peer does becomes
+Every await here stands under a limit named in `TransportLimits`; what the limit, the network or the peer does becomes
 an `UpstreamError` at the line where it happens.  Messages name the host and nothing else of a request.
 """
 
@@ -41,27 +41,28 @@ MAX_INTERIM = 20
 """1xx responses before the real one; more is a server gone wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLimits:
-    """Seconds, counts and bytes.  A time of None means no limit."""
+    """Limits of connections to upstreams.  Seconds (None for no limit), counts and bytes."""
 
-    connect_timeout: float = 10.0
+    connect_timeout: float
     """Name look-up, TCP, the proxy's part (CONNECT, SOCKS) and TLS together."""
-    write_timeout: float = 30.0
+    write_timeout: float
     """For one write of the request to make progress."""
-    first_byte_timeout: float | None = 300.0
+    first_byte_timeout: float | None
     """From the request's last byte to the response's head."""
-    idle_timeout: float | None = 120.0
+    idle_timeout: float | None
     """Silence within the response's body."""
-    total_timeout: float | None = None
+    total_timeout: float | None
     """From `send` to the body's last byte."""
-    pool_timeout: float = 5.0
+    pool_timeout: float
     """Waiting for a free connection to a host that is at `max_connections`."""
-    pool_idle: float = 60.0
+    pool_idle: float
     """How long an unused connection is kept."""
-    max_connections: int = 5000
+    max_connections: int
     """At once, to one host."""
-    max_header_bytes: int = 64 * 1024
+    max_head_bytes: int = 64 * 1024
+    """Of a response; not a setting."""
 
 
 def timeout_error(what: str, seconds: float) -> UpstreamError:
@@ -73,7 +74,7 @@ def timeout_error(what: str, seconds: float) -> UpstreamError:
 class map_errors:
     """Network and protocol errors become ours."""
 
-    __slots__ = ("_while_doing", "_retry")
+    __slots__ = ("_retry", "_while_doing")
     NETWORK = (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError)
 
     def __init__(self, doing: str, *, retry: RetryHint) -> None:
@@ -178,7 +179,7 @@ class UpstreamConnection:
 
     def _send_with_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
         """Let h11 have the exchange from here on; the request's head as it writes it."""
-        http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
+        http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_head_bytes)
         head = http.send(
             h11.Request(method=request.method, target=self._target(request), headers=list(fields))
         )
@@ -191,14 +192,14 @@ class UpstreamConnection:
         doing = f"{self.host} broke off before it answered"
         with map_errors(doing, retry=RetryHint.SOON):
             data = await self._read_more(doing)
-            by_hand, limit = self._http is None and request.method != "HEAD", self.limits.max_header_bytes
+            by_hand, limit = self._http is None and request.method != "HEAD", self.limits.max_head_bytes
             plain = http1.parse_response(data, limit) if by_hand else None
             if plain is not None:
-                cooldown = data[plain.end :]
+                rest = data[plain.end :]
                 self._body = (
-                    ChunkedReader(cooldown)
+                    ChunkedReader(rest)
                     if plain.content_length is None
-                    else ContentLengthReader(plain.content_length, cooldown)
+                    else ContentLengthReader(plain.content_length, rest)
                 )
                 self._keep_alive = self._keep_alive and plain.keep_alive
                 return ResponseHead(plain.status, tuple(plain.headers))

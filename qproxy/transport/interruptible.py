@@ -20,14 +20,14 @@ class ReceiveTimeout(Exception):
 
 
 class InterruptibleStream(trio.abc.Stream):
-    """A stream whose reads last until `until`, or until `interrupt` is called."""
+    """A stream whose reads last until `deadline`, or until `interrupt` is called."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream = stream
         self.deadline = math.inf
         """Trio's clock."""
         self._reading: trio.CancelScope | None = None
-        self._is_plaintext = raw_socket(stream)
+        self._raw_socket = raw_socket(stream)
         self._buffered = False
         """The last read may have left something."""
 
@@ -35,7 +35,7 @@ class InterruptibleStream(trio.abc.Stream):
         return f"<Patient {self.transport_stream!r}>"
 
     @property
-    def raw_socket(self) -> trio.socket.SocketType | None:
+    def socket(self) -> trio.socket.SocketType | None:
         """What the pool polls an idle connection by."""
         return getattr(self.transport_stream, "socket", None)
 
@@ -47,9 +47,9 @@ class InterruptibleStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with trio.CancelScope(deadline=self.deadline) as self._reading:
             try:
-                if self._is_plaintext is None or max_bytes is None:
+                if self._raw_socket is None or max_bytes is None:
                     return await self.transport_stream.receive_some(max_bytes)
-                return await self._read(self._is_plaintext, max_bytes)
+                return await self._read(self._raw_socket, max_bytes)
             finally:
                 self._reading = None
         raise ReceiveTimeout
@@ -66,7 +66,7 @@ class InterruptibleStream(trio.abc.Stream):
 
     def send_nowait(self, *pieces: bytes) -> int:
         """How many bytes left without waiting; none is no error yet."""
-        return 0 if self._is_plaintext is None else send_nowait(self._is_plaintext, *pieces)
+        return 0 if self._raw_socket is None else send_nowait(self._raw_socket, *pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.transport_stream.send_all(data)

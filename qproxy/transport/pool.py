@@ -63,15 +63,15 @@ class UpstreamTransport:
 
     def __init__(
         self,
-        limits: TransportLimits | None = None,
+        limits: TransportLimits,
         *,
-        proxy: ProxySettings | None = None,
+        proxies: ProxySettings | None = None,
         ssl_context: ssl.SSLContext | None = None,
         connect: ConnectFunction = trio.open_tcp_stream,
         user_agent: str = f"qproxy/{VERSION}",
     ) -> None:
-        self.limits = limits or TransportLimits()
-        self._proxy = proxy or ProxySettings()
+        self.limits = limits
+        self._proxies = proxies or ProxySettings()
         self._ssl_context = ssl_context
         self._connect = connect
         self._user_agent = user_agent
@@ -93,7 +93,7 @@ class UpstreamTransport:
         """
         key = origin, proxy = self.route(request.url)
         host = self._host(key)
-        forwarded = proxy is not None and proxy.forwards(origin)
+        forwarded = proxy is not None and proxy.is_forward_proxy_for(origin)
         total = self.limits.total_timeout
         deadline = float("inf") if total is None else trio.current_time() + total
         authorization = proxy.authorization if proxy is not None and forwarded else None
@@ -107,7 +107,7 @@ class UpstreamTransport:
                     connection = await self._open_new(key)
                 head = await connection.send_request(request, fields, deadline)
                 if head.status == PROXY_AUTHENTICATION_REQUIRED and proxy is not None and forwarded:
-                    raise _proxy_refusal(proxy, origin, str(head.status))
+                    raise _proxy_error(proxy, origin, str(head.status))
                 return UpstreamResponse(connection, head, deadline, partial(self._release, host, slot))
             except BaseException as error:
                 await self._release(host, slot, connection, reusable=False)
@@ -147,7 +147,7 @@ class UpstreamTransport:
             origin = Origin.of(url)
         except ValueError as error:
             raise UpstreamError(f"The account's base URL is {error}.") from None
-        return origin, self._proxy.proxy_for(origin)
+        return origin, self._proxies.proxy_for(origin)
 
     async def connect(self, url: str) -> trio.abc.Stream:
         """A connection of one's own the way that requests to a URL go, for who looks at that.  Raises as `send` does."""
@@ -185,10 +185,13 @@ class UpstreamTransport:
         """A new connection; with `tunnel` to the origin itself, also where a proxy would forward requests."""
         origin, proxy = key
         with trio.move_on_after(self.limits.connect_timeout):
-            if proxy is None or tunnel or not proxy.forwards(origin):
+            if proxy is None or tunnel or not proxy.is_forward_proxy_for(origin):
                 stream, prefix = await self._open(origin, proxy), b""
             else:
-                stream, prefix = await self._proxied(origin, proxy), f"http://{origin.host_header}".encode()
+                stream, prefix = (
+                    await self._open_proxied(origin, proxy),
+                    f"http://{origin.host_header}".encode(),
+                )
             self._created += 1
             return UpstreamConnection(stream, self.limits, origin.host, prefix)
         error = timeout_error(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
@@ -218,37 +221,37 @@ class UpstreamTransport:
             raise
         return tls
 
-    async def _proxied(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
+    async def _open_proxied(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
         """A connection to the proxy itself."""
         stream = await self._tcp(proxy.origin, f"Cannot connect to the proxy {proxy.origin.host}")
         return await self._start_tls(stream, proxy.origin) if proxy.origin.scheme == "https" else stream
 
     async def _tunnel(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
         """A connection to `origin` that the proxy makes."""
-        stream = await self._proxied(origin, proxy)
+        stream = await self._open_proxied(origin, proxy)
         try:
-            await (self._ask_for_socks if proxy.is_socks else self._request_tunnel)(stream, origin, proxy)
+            await (self._socks_handshake if proxy.is_socks else self._request_tunnel)(stream, origin, proxy)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
         return stream
 
-    async def _ask_for_socks(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
+    async def _socks_handshake(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
         host = origin.host
         if not proxy.resolves_names:
             with map_errors(f"Cannot connect to {host}", retry=RetryHint.SOON):
-                host = await _address(host, origin.port)
+                host = await _resolve(host, origin.port)
         with map_errors(f"The proxy {proxy.origin.host} failed", retry=RetryHint.SOON):
             try:
                 await socks.connect(stream, host, origin.port, proxy.credentials)
             except socks.SOCKSError as error:
-                raise _proxy_refusal(proxy, origin, str(error)) from None
+                raise _proxy_error(proxy, origin, str(error)) from None
 
     async def _request_tunnel(self, stream: trio.abc.Stream, origin: Origin, proxy: ProxyServer) -> None:
         fields = [("host", origin.authority), ("user-agent", self._user_agent)]
         if proxy.authorization is not None:
             fields.append(("proxy-authorization", proxy.authorization))
-        http = BoundedConnection(h11.CLIENT, self.limits.max_header_bytes)
+        http = BoundedConnection(h11.CLIENT, self.limits.max_head_bytes)
         with map_errors(f"The proxy {proxy.origin.host} failed", retry=RetryHint.SOON):
             head = http.send(h11.Request(method="CONNECT", target=origin.authority, headers=fields))
             await stream.send_all((head or b"") + (http.send(h11.EndOfMessage()) or b""))
@@ -259,7 +262,7 @@ class UpstreamTransport:
                     http.receive_data(bytes(await stream.receive_some(16 * 1024)))
         if not isinstance(event, h11.Response) or not 200 <= event.status_code < 300:
             status = event.status_code if isinstance(event, h11.Response) else "no answer"
-            raise _proxy_refusal(proxy, origin, str(status))
+            raise _proxy_error(proxy, origin, str(status))
 
     async def _release(
         self, host: _HostPool, slot: object, connection: UpstreamConnection | None, reusable: bool
@@ -282,11 +285,11 @@ class UpstreamTransport:
                 await connection.aclose()
 
 
-def _proxy_refusal(proxy: ProxyServer, origin: Origin, reason: str) -> UpstreamError:
+def _proxy_error(proxy: ProxyServer, origin: Origin, reason: str) -> UpstreamError:
     return UpstreamError(f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({reason}).")
 
 
-async def _address(host: str, port: int) -> str:
+async def _resolve(host: str, port: int) -> str:
     """An address of a host: IPv4 where it has one, which every proxy reaches."""
     entries = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
     entries.sort(key=lambda entry: entry[0] != trio.socket.AF_INET)

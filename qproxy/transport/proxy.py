@@ -33,10 +33,10 @@ class Origin:
     @lru_cache(maxsize=256)  # each request asks for its account's
     def of(cls, url: str) -> Origin:
         """The origin of an absolute http or https URL; ValueError when it is none."""
-        state = urlsplit(url)
-        if state.scheme not in ("http", "https") or not state.hostname:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an absolute http or https URL")
-        return cls(state.scheme, state.hostname, state.port or (443 if state.scheme == "https" else 80))
+        return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
 
     @property
     def authority(self) -> str:
@@ -59,25 +59,25 @@ class ProxyServer:
     """User name and password."""
 
     @classmethod
-    def of(cls, url: str, source: str = "proxy") -> ProxyServer:
+    def parse(cls, url: str, source: str = "proxy") -> ProxyServer:
         """A proxy from its URL; ValueError, which names `source` and no part of the URL, when it is none."""
         try:
-            return cls._of(urlsplit(url if "://" in url else f"http://{url}"))
+            return cls._from_url(urlsplit(url if "://" in url else f"http://{url}"))
         except ValueError:
             raise ValueError(
                 f"{source}: expected http[s]://[user:password@]host:port or socks5[h]://[user:password@]host:port."
             ) from None
 
     @classmethod
-    def _of(cls, state: SplitResult) -> ProxyServer:
+    def _from_url(cls, url: SplitResult) -> ProxyServer:
         credentials = None
-        if state.username is not None:
-            credentials = unquote(state.username), unquote(state.password or "")
-        if state.scheme not in SOCKS:
-            return cls(Origin.of(f"{state.scheme}://{state.netloc.rpartition('@')[2]}"), credentials)
-        if not state.hostname or any(len(text.encode()) > MAX_TEXT for text in credentials or ()):
+        if url.username is not None:
+            credentials = unquote(url.username), unquote(url.password or "")
+        if url.scheme not in SOCKS:
+            return cls(Origin.of(f"{url.scheme}://{url.netloc.rpartition('@')[2]}"), credentials)
+        if not url.hostname or any(len(text.encode()) > MAX_TEXT for text in credentials or ()):
             raise ValueError("not a SOCKS proxy")
-        return cls(Origin(state.scheme, state.hostname, state.port or SOCKS_PORT), credentials)
+        return cls(Origin(url.scheme, url.hostname, url.port or SOCKS_PORT), credentials)
 
     @property
     def authorization(self) -> str | None:
@@ -95,7 +95,7 @@ class ProxyServer:
         """Whether it looks names up; `socks5` leaves that to its client, as in curl."""
         return self.origin.scheme != "socks5"
 
-    def forwards(self, target: Origin) -> bool:
+    def is_forward_proxy_for(self, target: Origin) -> bool:
         """Whether it takes requests to `target` itself, rather than making a connection (RFC 9112 3.2.2)."""
         return target.scheme == "http" and not self.is_socks
 
@@ -106,16 +106,17 @@ class ProxySettings:
 
     http: ProxyServer | None = None
     https: ProxyServer | None = None
-    no_proxy: tuple[str, ...] = ()
+    exempt: tuple[str, ...] = ()
+    """Hosts that are reached without a proxy."""
 
     @classmethod
-    def for_all(cls, url: str, no_proxy: str = "") -> ProxySettings:
+    def for_all(cls, url: str, no_proxy: str) -> ProxySettings:
         """One proxy for all targets but those in `no_proxy` (comma-separated); ValueError when it is none."""
-        server = ProxyServer.of(url)
+        server = ProxyServer.parse(url)
         return cls(server, server, _hosts(no_proxy))
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], no_proxy: str = "") -> ProxySettings:
+    def from_environment(cls, environ: Mapping[str, str], no_proxy: str) -> ProxySettings:
         """HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
 
         `no_proxy` adds to the last.  ValueError, which names the variable, when one holds no proxy.
@@ -123,7 +124,7 @@ class ProxySettings:
 
         def read(*names: str) -> ProxyServer | None:
             name = next((name for name in (*names, "all_proxy", "ALL_PROXY") if environ.get(name)), None)
-            return None if name is None else ProxyServer.of(environ[name], name)
+            return None if name is None else ProxyServer.parse(environ[name], name)
 
         exempt = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
         return cls(read("http_proxy"), read("https_proxy", "HTTPS_PROXY"), _hosts(f"{exempt},{no_proxy}"))
@@ -131,7 +132,7 @@ class ProxySettings:
     def proxy_for(self, target: Origin) -> ProxyServer | None:
         """The proxy to reach `target` through; None for a direct connection."""
         server = self.https if target.scheme == "https" else self.http
-        if server is None or any(_matches(pattern, target) for pattern in self.no_proxy):
+        if server is None or any(_matches(pattern, target) for pattern in self.exempt):
             return None
         return server
 

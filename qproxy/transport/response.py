@@ -1,6 +1,6 @@
 """The answer to one request: its head, and its body as it comes.
 
-Waiting for the next piece has two ends that are no loss, silence that the caller is not ready to wait through (`Quiet`)
+Waiting for the next piece has two ends that are no loss, silence that the caller is not ready to wait through (`ReceiveTimeout`)
 and an interruption, and two that are: the limits on silence and on the whole answer.
 """
 

@@ -31,7 +31,7 @@ REPLIES = {
     7: "command not supported",
     8: "address type not supported",
 }
-NO_SOCKS = "it does not speak SOCKS 5"
+NOT_SOCKS5 = "it does not speak SOCKS 5"
 Credentials: TypeAlias = tuple[str, str]
 Handshake: TypeAlias = Generator[tuple[bytes, int], bytes, None]
 """Yields what to send and how many bytes to receive, is sent those, and returns when the connection is made."""
@@ -46,36 +46,36 @@ def handshake(host: str, port: int, credentials: Credentials | None) -> Handshak
     methods = bytes([NO_AUTHENTICATION] if credentials is None else [NO_AUTHENTICATION, PASSWORD])
     version, method = yield bytes([VERSION, len(methods)]) + methods, 2
     if version != VERSION:
-        raise SOCKSError(NO_SOCKS)
+        raise SOCKSError(NOT_SOCKS5)
     if method == PASSWORD and credentials is not None:
-        user, password = map(_text, credentials)
+        user, password = map(_length_prefixed, credentials)
         version, status = yield bytes([PASSWORD_VERSION]) + user + password, 2
         if status:
             raise SOCKSError("it rejects the user name or the password")
     elif method != NO_AUTHENTICATION:
         wanted = "a user name and a password" if credentials is None else "other credentials"
         raise SOCKSError(f"it wants {wanted}")
-    request = bytes([VERSION, CONNECT, 0]) + _address(host) + port.to_bytes(2, "big")
+    request = bytes([VERSION, CONNECT, 0]) + _encode_address(host) + port.to_bytes(2, "big")
     version, reply, _, kind = yield request, 4
     if version != VERSION:
-        raise SOCKSError(NO_SOCKS)
+        raise SOCKSError(NOT_SOCKS5)
     if reply:
         raise SOCKSError(REPLIES.get(reply, f"reply {reply}"))
     size = ADDRESS_SIZES.get(kind)
     if kind == NAME:
         (size,) = yield b"", 1
     if size is None:
-        raise SOCKSError(NO_SOCKS)
+        raise SOCKSError(NOT_SOCKS5)
     yield b"", size + 2  # the address that the proxy connects from: nobody's concern
 
 
-def _text(text: str) -> bytes:
+def _length_prefixed(text: str) -> bytes:
     """A text behind its length."""
     data = text.encode()
     return bytes([len(data)]) + data
 
 
-def _address(host: str) -> bytes:
+def _encode_address(host: str) -> bytes:
     """A destination: an address as such, anything else as a name for the proxy to look up."""
     try:
         address = ipaddress.ip_address(host)

@@ -18,7 +18,7 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import ProtocolError
 
-from qproxy.transport.bounded_handshake import BoundedOpening
+from qproxy.transport.bounded_handshake import BoundedHandshakeStream
 from qproxy.transport.connection import format_seconds, timeout_error
 from qproxy.transport.pool import UpstreamTransport
 from qproxy.wire.errors import RetryHint, UpstreamError
@@ -70,7 +70,7 @@ class UpstreamWebSocket:
     async def run(self, transport: UpstreamTransport, *, task_status: trio.TaskStatus[None]) -> None:
         """Own the connection until `aclose` or a cancellation; started when it is open.
 
-        Raises `Refused`, or UpstreamError when there is no connection or no answer.
+        Raises `HandshakeRejected`, or UpstreamError when there is no connection or no answer.
         """
         try:
             with self._cancel_scope:
@@ -91,14 +91,14 @@ class UpstreamWebSocket:
             self._closed.set()
 
     async def _handshake(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> WebSocketConnection:
-        state, limit = urlsplit(self._url), self._limits.first_byte_timeout
+        parts, limit = urlsplit(self._url), self._limits.first_byte_timeout
         connection = None
         with trio.move_on_after(format_seconds(limit)) as waiting:
             connection = await wrap_client_stream(
                 cast("trio.Nursery", _WatchedNursery(nursery, self._read, waiting)),
-                cast("Any", BoundedOpening(stream, self._limits.max_header_bytes)),
-                state.netloc.rpartition("@")[2],
-                f"{state.path or '/'}?{state.query}",
+                cast("Any", BoundedHandshakeStream(stream, self._limits.max_head_bytes)),
+                parts.netloc.rpartition("@")[2],
+                f"{parts.path or '/'}?{parts.query}",
                 extra_headers=list(self._headers),
                 message_queue_size=0,
                 max_message_size=self._max_message_bytes,
@@ -127,7 +127,7 @@ class UpstreamWebSocket:
             return
 
     async def receive(self) -> str | bytes:
-        """The next message.  `Ended` when the other end has closed it, UpstreamError when it is lost."""
+        """The next message.  `ConnectionClosed` when the other end has closed it, UpstreamError when it is lost."""
         while True:
             try:
                 with trio.move_on_after(self._ping_interval):
@@ -138,7 +138,7 @@ class UpstreamWebSocket:
                 raise _closed_error(closed) from None
             if self._receive_requested:
                 raise UpstreamError(
-                    f"{self._host} is silent: it does not answer a ping.", code="upstream_lost"
+                    f"{self._host} is silent: it does not answer a ping.", code="upstream_ping_timeout"
                 )
             self._receive_requested = True
             self._nursery.start_soon(self._ping)

@@ -2,32 +2,32 @@
 
     client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
                                                  │            relay           │
-    upstreams.X.request ← target, Turn ──────────┘                            └─ events ← toolcalls ← upstreams.X.Decoder ← sse.Decoder ← bytes
+    dialects.X.request ← target, Turn ───────────┘                            └─ events ← tool_calls ← dialects.X.Decoder ← sse.Decoder ← bytes
 
 No Trio, no clock, no files, no sockets, no randomness (ids and times come in with the `Turn`), no
-logging: `tests/test_rooms.py` keeps it so.  What is here can therefore be tested, replayed and
+logging: `tests/test_architecture.py` keeps it so.  What is here can therefore be tested, replayed and
 reasoned about as functions of bytes.
 
 Contracts
-    stage      `feed(item) -> iterable of outputs` and `close() -> iterable of outputs` (`stages`).
-    upstream   what a Qwen server speaks: `request(turn, target) -> HTTPRequest`; `Decoder`, a stage from
-               server-sent events to events; `whole(body) -> events`.  Table: `upstreams.DIALECTS`.
-               For embeddings `embed(texts, target) -> HTTPRequest`; `embeddings.read` reads both dialects' answers.
+    stage      `feed(item) -> iterable of outputs` and `close() -> iterable of outputs` (`pipeline`).
+    dialect    what a Qwen server speaks: `request(turn, target) -> HTTPRequest`; `Decoder`, a stage from
+               server-sent events to events; `response(body) -> events`.  Table: `dialects.DIALECTS`.
+               For embeddings `embeddings_request(input, target) -> HTTPRequest`; `embeddings.parse_response` reads both dialects' answers.
     endpoint   what a client speaks: `decode(body, ...) -> Turn`; `Encoder`, a stage from events to
-               bytes; `whole(turn, events) -> object`.  Table: `endpoints.ENDPOINTS`.
-               `endpoints.embeddings` stands beside it: it asks for vectors (`vectors`), not for a turn.
-    realtime   beside both: one protocol in three spellings (OpenAI's two, Qwen's), event by event (`Translation`).
-    toolcalls  how Qwen models spell calls and thoughts: one stage from events to events.
+               bytes; `response(turn, events) -> object`; `Api`, its errors and headers.  Table: `endpoints.ENDPOINTS`.
+               `endpoints.embeddings` stands beside it: it asks for vectors (`embeddings`), not for a turn.
+    realtime   beside both: one protocol in three spellings (OpenAI's two, Qwen's), event by event (`SessionTranslator`).
+    tool calls how Qwen models spell calls and thoughts: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes.  No module
 translates a client's format straight into an upstream's: N + M, never N × M.
 
-What leaves `toolcalls` (and so what every Encoder may rely on), per choice:
-    1. `ToolCall` comes before its `Arguments`; indices are dense from 0 in order of appearance; ids are
+What leaves `tool_calls` (and so what every Encoder may rely on), per choice:
+    1. `ToolCallStart` comes before its `ToolCallArgumentsDelta`; indices are dense from 0 in order of appearance; ids are
        unique; a header is never sent without a name.
-    2. Calls come one after the other: no `Arguments` of a call after the next `ToolCall`.  The concatenated
-       `Arguments` of a call are what the model wrote; `{}` where it wrote nothing.
-    3. Exactly one `Finish`, last, with stop, length, tool_calls or content_filter; `tool_calls` exactly
+    2. Calls come one after the other: no `ToolCallArgumentsDelta` of a call after the next `ToolCallStart`.  The concatenated
+       `ToolCallArgumentsDelta` of a call are what the model wrote; `{}` where it wrote nothing.
+    3. Exactly one `ChoiceFinished`, last, with stop, length, tool_calls or content_filter; `tool_calls` exactly
        when calls were sent and the model was not cut short.
-    4. After `Failed` nothing follows.
+    4. After `StreamFailed` nothing follows.
 """

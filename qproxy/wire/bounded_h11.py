@@ -2,7 +2,7 @@
 
 h11 bounds what is incomplete, and only its bytes: a head that comes in one read is parsed however long it is, and its
 patterns for a field and for a chunk's size are quadratic in a run of blanks.  So a head, the line of a chunk's size and
-the trailers are held back here until they are whole, checked (`wire.heads.check`), and then given to h11 one by one.
+the trailers are held back here until they are whole, checked (`http1.check_head`), and then given to h11 one by one.
 
 RFC 9112 2 and 7.1; what is too large is a 431 (RFC 6585 5).
 """
@@ -20,8 +20,8 @@ MAX_CHUNK_LINE = 1024
 """Bytes of a chunk's size with its extensions."""
 _BLANK_LINE = re.compile(rb"\n\r?+\n")  # where h11 ends a head
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,20}+")
-_HEADS = (h11.IDLE, h11.SEND_RESPONSE)
-_ENDED = (h11.MUST_CLOSE, h11.CLOSED)
+_HEAD_STATES = (h11.IDLE, h11.SEND_RESPONSE)
+_CLOSED_STATES = (h11.MUST_CLOSE, h11.CLOSED)
 """In the remaining states what comes waits: it is the next message's, or no HTTP."""
 
 
@@ -31,103 +31,114 @@ class BoundedConnection(h11.Connection):
     def __init__(self, role: Any, max_head: int) -> None:
         super().__init__(role, max_incomplete_event_size=max_head)
         self._max_head = max_head
-        self._held = bytearray()
-        self._searched = 0
+        self._buffer = bytearray()
+        self._scanned = 0
         """How far there is no blank line in what is held."""
-        self._at_end = False
-        self._chunks: _Chunks | None = None
+        self._at_eof = False
+        self._chunks: _ChunkScanner | None = None
+        self._is_rejected = False
+
+    @property
+    def their_state(self) -> Any:
+        return h11.ERROR if self._is_rejected else super().their_state
 
     @property
     def trailing_data(self) -> tuple[bytes, bool]:
-        return super().trailing_data[0] + bytes(self._held), self._at_end
+        return super().trailing_data[0] + bytes(self._buffer), self._at_eof
 
     def receive_data(self, data: bytes | bytearray) -> None:
         if data:
-            self._held += data
+            self._buffer += data
         else:
-            self._at_end = True
+            self._at_eof = True
 
     def next_event(self) -> Any:
         while (event := super().next_event()) is h11.NEED_DATA:
-            piece = self._next_piece()
+            piece = self._next_chunk()
             if piece is None:
                 return event
             super().receive_data(piece)
         if isinstance(event, h11.Request | h11.Response):
             chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
-            self._chunks = _Chunks() if chunked else None
+            self._chunks = _ChunkScanner() if chunked else None
         return event
 
-    def _next_piece(self) -> bytes | None:
+    def _next_chunk(self) -> bytes | None:
         """What h11 may parse next, None while there is nothing; b"" for the end."""
         try:
-            size = self._measure()
-        except http1.TooLarge as error:
-            self._process_error(self.their_role)  # as h11 does where it refuses
+            size = self._parsable_size()
+        except http1.HeadTooLarge as error:
+            self._is_rejected = True
             raise h11.RemoteProtocolError(str(error), error_status_hint=431) from None
-        if not size and (not self._at_end or self._waits()):
+        if not size and (not self._at_eof or self._is_next_message()):
             return None
         size = size or len(
-            self._held
+            self._buffer
         )  # a message that breaks off: h11 finds no whole line in it, and says so
-        piece = bytes(self._held[:size])
-        del self._held[:size]
-        self._searched = 0
+        piece = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._scanned = 0
         return piece
 
-    def _measure(self) -> int:
+    def _parsable_size(self) -> int:
         """How many of the held bytes h11 may parse next."""
         state = self.their_state
-        if not self._held or self._waits():
+        if not self._buffer or self._is_next_message():
             return 0
-        if state in _HEADS:
-            return 1 if self._held[0] <= 0x20 else self._section()  # such a byte h11 refuses by itself
+        if state in _HEAD_STATES:
+            return (
+                1 if self._buffer[0] <= 0x20 else self._header_section_size()
+            )  # such a byte h11 refuses by itself
         if state is h11.SEND_BODY and self._chunks is not None:
-            return self._trailers() if self._chunks.in_trailers else self._chunks.measure(self._held)
-        return len(self._held)
+            return (
+                self._trailers_size()
+                if self._chunks.in_trailers
+                else self._chunks.parsable_size(self._buffer)
+            )
+        return len(self._buffer)
 
-    def _waits(self) -> bool:
+    def _is_next_message(self) -> bool:
         """Whether bytes are held for what comes after this message."""
-        return bool(self._held) and self.their_state not in (*_HEADS, h11.SEND_BODY, *_ENDED)
+        return bool(self._buffer) and self.their_state not in (*_HEAD_STATES, h11.SEND_BODY, *_CLOSED_STATES)
 
-    def _section(self) -> int:
+    def _header_section_size(self) -> int:
         """The length of the head or the trailers, 0 while the blank line behind them is to come."""
-        blank = _BLANK_LINE.search(self._held, self._searched)
-        end = blank.end() if blank else len(self._held)
-        self._searched = max(0, end - 2)
+        blank = _BLANK_LINE.search(self._buffer, self._scanned)
+        end = blank.end() if blank else len(self._buffer)
+        self._scanned = max(0, end - 2)
         if blank or end > self._max_head:
-            http1.check(self._held[:end], self._max_head)
+            http1.check_head(self._buffer[:end], self._max_head)
         return end if blank else 0
 
-    def _trailers(self) -> int:
+    def _trailers_size(self) -> int:
         for empty in (b"\n", b"\r\n"):
-            if self._held.startswith(empty):
+            if self._buffer.startswith(empty):
                 return len(empty)
-        return self._section()
+        return self._header_section_size()
 
 
-class _Chunks:
+class _ChunkScanner:
     """Where the next chunk ends in what is held."""
 
     def __init__(self) -> None:
-        self._left = 0
+        self._remaining = 0
         """Bytes to come of the chunk that has begun, the line end behind it included."""
         self.in_trailers = False
 
-    def measure(self, held: bytearray) -> int:
+    def parsable_size(self, held: bytearray) -> int:
         """How many bytes of `held` may be parsed: a whole size, and what is there of its chunk."""
         line = 0
-        if not self._left:
+        if not self._remaining:
             line = held.find(b"\r\n", 0, MAX_CHUNK_LINE) + 2
             if line < 2:
                 if len(held) >= MAX_CHUNK_LINE:
-                    raise http1.TooLarge(f"A chunk's size has more than {MAX_CHUNK_LINE} bytes.")
+                    raise http1.HeadTooLarge(f"A chunk's size has more than {MAX_CHUNK_LINE} bytes.")
                 return 0
             size = _SIZE.match(held)
             if size is None:
                 return line  # h11 says what is wrong with it
             self.in_trailers = not int(size[0], 16)
-            self._left = 0 if self.in_trailers else int(size[0], 16) + 2
-        some = min(self._left, len(held) - line)
-        self._left -= some
+            self._remaining = 0 if self.in_trailers else int(size[0], 16) + 2
+        some = min(self._remaining, len(held) - line)
+        self._remaining -= some
         return line + some

@@ -1,6 +1,6 @@
 """The tokens of one account, in the format of qwen-code's `oauth_creds.json`.
 
-Here: the record and its JSON.  Not here: where the file is and how it is written (`auth.files`).
+Here: the record and its JSON.  Not here: where the file is and how it is written (`auth.credential_file`).
 
 The idea: whatever is in the file survives us.  Fields that we do not know are kept as they are; a refresh replaces
 what its answer names and nothing else (qwen-code loses `resource_url` when an answer has none; we do not).

@@ -1,8 +1,8 @@
 """Servers that send everything so far in each event, instead of what is new: the new end of each is passed on.
 
-`Snapshots` is for a model that is known to do so, because a model may well say the same thing twice.  `Either` is
+`CumulativeText` is for a model that is known to do so, because a model may well say the same thing twice.  `IncrementalOrCumulative` is
 for DashScope's native API, where a stream is all snapshots or all increments and nobody says which: the first text
-that could be both is held until the next one tells.  Calls need no help here: `toolcalls.structured` knows
+that could be both is held until the next one tells.  Calls need no help here: `tool_calls.assembler` knows
 repetitions.
 """
 
@@ -102,7 +102,7 @@ class _TextState:
 
 
 class IncrementalOrCumulative:
-    """The stage.  `asked` says what a stream is that ends before it has told: increments where they were asked for."""
+    """The stage.  `request` says what a stream is that ends before it has told: increments where they were asked for."""
 
     def __init__(self, *, request: bool) -> None:
         self._undecided = request

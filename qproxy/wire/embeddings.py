@@ -1,9 +1,9 @@
-"""Embeddings' vocabulary: what a client asks (`Texts`) and what a model answers (`Vectors`), beside Turn and events.
+"""Embeddings' vocabulary: what a client asks (`EmbeddingInput`) and what a model answers (`EmbeddingOutput`), beside Turn and events.
 
 The idea: a vector is carried as the bytes that the server wrote.  2,048 vectors of 1,024 numbers are 45 MB of JSON,
 and reading or writing that in one go would keep every other request waiting for a second.  So an answer's arrays are
 cut out by looking for their brackets, which costs next to nothing, and then each is checked and written by itself
-(`encode`, well under a millisecond): whoever does many of them can let others in between.  It also gives the client
+(`encode_vectors`, well under a millisecond): whoever does many of them can let others in between.  It also gives the client
 the server's own digits.
 
 JSON: RFC 8259.  base64: RFC 4648; at OpenAI it holds little-endian IEEE 754 binary32.

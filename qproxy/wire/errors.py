@@ -1,4 +1,4 @@
-"""The tree of errors.  Each knows its HTTP status, OpenAI type and code, and whether another try can help.
+"""The tree of errors.  Each knows its HTTP status, its cause (type, code, parameter) and whether a retry can help.
 
     QproxyError
     ├── RequestError            the client's request: 4xx, never retried
@@ -8,13 +8,12 @@
     └── UpstreamError           what Qwen, or the way to it, did; `retry` says what may help
 
 A foreign error becomes one of these at the line where the foreign call is made, and nowhere else.
-`body()` is OpenAI's error object with all four keys (openapi `Error`); `code` is never a number.
+An error knows no JSON: each API writes it in its own shape (`wire.endpoints.api.Api.error_body`).
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 
 class RetryHint(enum.Enum):
@@ -96,10 +95,6 @@ class QproxyError(Exception):
             return True
         return False if self.status > 500 else None
 
-    def to_body(self) -> dict[str, Any]:
-        """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-
 
 class RequestError(QproxyError):
     """The request cannot be served as it is."""
@@ -116,7 +111,7 @@ class AuthenticationError(RequestError):
     code: str | None = "invalid_api_key"
 
 
-class WrongKey(AuthenticationError):
+class InvalidKeyError(AuthenticationError):
     """The key is none of ours: it counts against its address."""
 
 

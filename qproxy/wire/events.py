@@ -10,8 +10,8 @@ and know nothing more.  Whoever changes a message makes a new one; a `Turn` is n
 Events are plain slotted records, not frozen ones: one is made for every chunk of every stream, and
 a frozen dataclass costs three times as much to make.  Treat them as immutable all the same.
 
-`ToolCallDelta` is what an upstream sent, whatever it was.  Only `toolcalls` may see it; what leaves
-`toolcalls` obeys the contract written down in `qproxy.wire` and uses `ToolCall` and `Arguments`.
+`RawToolCallDelta` is what an upstream sent, whatever it was.  Only `tool_calls` may see it; what leaves
+`tool_calls` obeys the contract written down in `qproxy.wire` and uses `ToolCallStart` and `ToolCallArgumentsDelta`.
 """
 
 from __future__ import annotations
@@ -85,9 +85,11 @@ class Turn:
     completion: CompletionPrompt | None = None
     """The client wants text continued rather than a message answered."""
     raw_fields: Any = field(default=None, repr=False, compare=False)
-    """How the client wrote its fields (`verbatim.Verbatim`), where that is known."""
+    """How the client wrote its fields (`raw_json.RawFields`), where that is known."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
+    request_id: str = ""
+    """The id of the client's request, for an API whose errors name it in mid-stream."""
     endpoint_state: object = None
     """What else its endpoint wants to know of the request when it answers; nobody else looks at it."""
 
@@ -98,7 +100,7 @@ class Turn:
 
     def without_prompt(self) -> Turn:
         """For whom only the answer concerns: a prompt may be megabytes, and an answer may take minutes."""
-        return replace(self, messages=(), texts=None)
+        return replace(self, messages=(), raw_fields=None)
 
     def tool_names(self) -> list[str]:
         """The names of the declared functions, in the client's order."""
@@ -193,7 +195,7 @@ class ServerToolCall:
 
 @dataclass(slots=True)
 class ServerToolResult:
-    """What came of a `ServerCall`: every call has one, unless the answer fails or the client leaves first."""
+    """What came of a `ServerToolCall`: every call has one, unless the answer fails or the client leaves first."""
 
     id: str
     name: str
@@ -238,7 +240,7 @@ def _count(value: JSON) -> int:
 
 @dataclass(slots=True)
 class ChoiceFinished:
-    """A choice ends.  From an upstream: any string; after `toolcalls`: stop, length, tool_calls, content_filter."""
+    """A choice ends.  From an upstream: any string; after `tool_calls`: stop, length, tool_calls, content_filter."""
 
     reason: str
     choice: int = 0

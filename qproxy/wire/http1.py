@@ -4,7 +4,7 @@ A head is the costliest part of a short exchange, and nearly every head says the
 connection that stays.  Those are read and written here, with one regular expression each.  Whatever is longer, older,
 rarer or wrong (another method or version, line folding, bare line feeds, two lengths, a coding, an upgrade, `Expect`,
 `Connection: close` of a request) is not read: the functions give None, and h11 has the word.  Nothing is accepted that
-h11 refuses, and it is read as h11 reads it (`tests/wire/test_heads.py` compares them).
+h11 refuses, and it is read as h11 reads it (`tests/wire/test_http1.py` compares them).
 
 Every repeat here is possessive: a pattern never tries a byte twice, so what it costs is linear in what it is given.
 `check` bounds a head of either end before any pattern, these or h11's, looks at it.
@@ -23,7 +23,7 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
 MAX_LINES = 2048
 """Of a head: as many as HTTP/2 takes in 64 KiB, where each field counts 32 bytes more (RFC 9113 6.5.2)."""
-MAX_BLANKS = 256
+MAX_BLANK_RUN = 256
 """In a row: h11's pattern for a field tries every cut of a run of blanks, so its cost is the square of this."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
@@ -35,12 +35,12 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([2-9][0-9]{2})(?: [^\x00\n\v\f\r]*+)?+\r\n")
 _METHOD = re.compile(_TOKEN)
 _TARGET = re.compile(rb"[\x21-\x7e]++")
 _LENGTH = re.compile(rb"[0-9]{1,18}+")
-_LONG_BLANKS = b" " * (MAX_BLANKS + 1)
+_LONG_BLANK_RUN = b" " * (MAX_BLANK_RUN + 1)
 _LEFT_TO_H11 = (b"transfer-encoding", b"expect", b"upgrade")
 """Fields of a request that change what follows it."""
 
 
-class TooLarge(ValueError):
+class HeadTooLarge(ValueError):
     """A head is beyond a bound; the message names it."""
 
 
@@ -68,14 +68,14 @@ class ResponseHead(NamedTuple):
     """Where its body begins."""
 
 
-def check(data: bytes | bytearray, limit: int) -> None:
-    """Raise TooLarge when a head, or the trailers of a body, have more bytes, lines or blanks than they may have."""
+def check_head(data: bytes | bytearray, limit: int) -> None:
+    """Raise HeadTooLarge when a head, or the trailers of a body, have more bytes, lines or blanks than they may have."""
     if len(data) > limit:
-        raise TooLarge(f"It has more than max_header_bytes ({limit}).")
+        raise HeadTooLarge(f"It has more than max_header_bytes ({limit}).")
     if data.count(b"\n") > MAX_LINES:
-        raise TooLarge(f"It has more than {MAX_LINES} lines.")
-    if _LONG_BLANKS in data.replace(b"\t", b" "):
-        raise TooLarge(f"It has more than {MAX_BLANKS} blanks in a row.")
+        raise HeadTooLarge(f"It has more than {MAX_LINES} lines.")
+    if _LONG_BLANK_RUN in data.replace(b"\t", b" "):
+        raise HeadTooLarge(f"It has more than {MAX_BLANK_RUN} blanks in a row.")
 
 
 def parse_request(data: bytes, limit: int) -> RequestHead | None:
@@ -135,8 +135,8 @@ def _end(data: bytes, limit: int) -> int:
     if end < 4:
         return 0
     try:
-        check(data[:end], limit)
-    except TooLarge:
+        check_head(data[:end], limit)
+    except HeadTooLarge:
         return 0
     return end
 
@@ -165,5 +165,6 @@ def write_response(status: int, fields: Sequence[tuple[bytes, bytes]]) -> bytes 
 
 def _join_head(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-    sound = _FIELDS.fullmatch(lines) and lines.count(b"\n") == len(fields)  # a field may not make another
-    return b"%b\r\n%b\r\n" % (first, lines) if sound else None
+    if b":" in b"".join([name for name, _ in fields]) or lines.count(b"\n") != len(fields):
+        return None  # a field may not make another, nor a name have a value of its own
+    return b"%b\r\n%b\r\n" % (first, lines) if _FIELDS.fullmatch(lines) else None

@@ -1,4 +1,4 @@
-"""The one HTTP request that `upstreams` build and `transport` sends."""
+"""The one HTTP request that `dialects` build and `transport` sends."""
 
 from __future__ import annotations
 

@@ -105,14 +105,14 @@ def loads(text: str | bytes, values: int | None = None) -> Any:
         if text.startswith("{"):  # hardly ever are there blanks around it
             value, end = _reader(_default_decoder, text, values, **_usually).raw_decode(text)
             if end == len(text):
-                return value if end < 2 * MAX_DEPTH else _shallow(value, text)
+                return value if end < 2 * MAX_DEPTH else _check_depth(value, text)
         value = _reader(_default_decoder, text, values, **_usually).decode(text)
     except RecursionError:  # each Python has a limit of its own
         raise NestingTooDeep("nested too deeply") from None
-    return value if len(text) < 2 * MAX_DEPTH else _shallow(value, text)
+    return value if len(text) < 2 * MAX_DEPTH else _check_depth(value, text)
 
 
-def _shallow(value: Any, text: str) -> Any:
+def _check_depth(value: Any, text: str) -> Any:
     """The value of a text, when it can be written again."""
     if text.count("[") + text.count("{") > MAX_DEPTH and exceeds_depth(value, MAX_DEPTH):
         raise NestingTooDeep("nested too deeply")
@@ -172,7 +172,7 @@ def dumps_spaced(value: Any) -> str:
 def loads_lenient(text: str) -> Any:
     """Like `loads`, with raw control characters in strings: models write them."""
     try:
-        return _shallow(_reader(_lenient, text, **_decode_strict, strict=False).decode(text), text)
+        return _check_depth(_reader(_lenient, text, **_decode_strict, strict=False).decode(text), text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

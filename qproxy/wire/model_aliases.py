@@ -17,19 +17,19 @@ def is_pattern(name: str) -> bool:
     return not set(name).isdisjoint("*?[")
 
 
-class Aliases:
+class ModelAliases:
     """The operator's aliases."""
 
     def __init__(
-        self, table: Mapping[str, str] | None = None, is_model: Callable[[str], bool] = lambda name: False
+        self, table: Mapping[str, str], is_model: Callable[[str], bool] = lambda name: False
     ) -> None:
-        self._exact = dict(table or {})
+        self._exact = dict(table)
         patterns = (name for name in self._exact if is_pattern(name) and name != CATCH_ALL)
         self._patterns = sorted(patterns, key=len, reverse=True)
         self._is_model = is_model
 
     def __repr__(self) -> str:
-        return f"<Aliases {len(self._exact)} names and patterns>"
+        return f"<ModelAliases {len(self._exact)} names and patterns>"
 
     @property
     def names(self) -> list[str]:

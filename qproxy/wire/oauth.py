@@ -1,10 +1,10 @@
 """OAuth 2.0's device flow as Qwen speaks it: the three requests, and what their answers mean.
 
 Here: bytes in, one of a few records out.  Not here: waiting, clocks, randomness (the verifier's bytes come in),
-files (`wire.tokens` has their format) and any decision to give up: `auth.device` and `auth.oauth` act.
+files (`wire.credential_format` has their format) and any decision to give up: `auth.device_flow` and `auth.oauth_source` act.
 
 The idea: an answer is judged by what it proves.  A refusal is believed only when it is JSON that says so.  A web page
-(Qwen's firewall sends some, also with status 200), a 5xx and silence prove nothing and are `Transient`.  The server's
+(Qwen's firewall sends some, also with status 200), a 5xx and silence prove nothing and are `TransientError`.  The server's
 own words may echo a secret, so of a body only `error` and `error_description` are kept, without what was sent.
 
 RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations where they stand.
@@ -201,7 +201,7 @@ def parse_authorization(status: int, body: bytes) -> AuthorizationResult:
 
 
 def parse_poll(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> PollResult:
-    """What the answer to `poll` means; `secrets` are what was sent, and appear in no words."""
+    """What the answer to `poll_token` means; `secrets` are what was sent, and appear in no words."""
     answer = _object(body)
     if answer is None or status >= 500:
         return TransientError(_without_verifier(status, answer))
@@ -222,7 +222,7 @@ def parse_poll(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Poll
 
 
 def parse_refresh(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> RefreshResult:
-    """What the answer to `refresh` means: `Ended` only for 400 and 401 in JSON."""
+    """What the answer to `refresh` means: `GrantError` only for 400 and 401 in JSON."""
     answer = _object(body)
     if answer is None or status >= 500:
         return TransientError(_without_verifier(status, answer))
@@ -310,13 +310,13 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     url = resource_url.strip().rstrip("/")
     if "://" not in url:
         url = f"https://{url}"
-    state = urlsplit(url)
-    host = state.hostname or ""
-    if state.query or state.fragment or state.username or not fullmatch(r"[a-z0-9.:-]+", host):
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.query or parts.fragment or parts.username or not fullmatch(r"[a-z0-9.:-]+", host):
         raise ValueError(f"{sanitize(resource_url)!r} is no address of an API")
-    if not any(_allows(pattern, state.scheme, host, state.netloc.lower()) for pattern in allowed):
+    if not any(_allows(pattern, parts.scheme, host, parts.netloc.lower()) for pattern in allowed):
         raise ValueError(
-            f"{state.scheme}://{sanitize(state.netloc)} is not among the hosts that may see the token"
+            f"{parts.scheme}://{sanitize(parts.netloc)} is not among the hosts that may see the token"
         )
     return url if url.lower().endswith("/v1") else f"{url}/v1"
 
@@ -324,10 +324,10 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
 def _allows(pattern: str, scheme: str, host: str, netloc: str) -> bool:
     if "://" in pattern:
         return f"{scheme}://{netloc}" == pattern.lower().rstrip("/")
-    return scheme == "https" and netloc in (host, f"{host}:443") and _covers(pattern.lower(), host)
+    return scheme == "https" and netloc in (host, f"{host}:443") and _host_matches(pattern.lower(), host)
 
 
-def _covers(pattern: str, host: str) -> bool:
+def _host_matches(pattern: str, host: str) -> bool:
     """Whether the pattern stands for the host, label by label."""
     labels, wanted = host.split("."), pattern.split(".")
     return len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted))

@@ -58,7 +58,7 @@ class RawBody(dict[str, JSON]):
 
 
 def parse_body(data: bytes) -> JSON:
-    """A body; ValueError when it is not JSON.  An object is a `Body`."""
+    """A body; ValueError when it is not JSON.  An object is a `RawBody`."""
     data = data.removeprefix(codecs.BOM_UTF8)
     text = data.decode()
     return _object(text, data) or json_codec.loads_strict(text)

@@ -2,7 +2,7 @@
 
 JSON allows more than they do: text with half of a surrogate pair has no UTF-8 form, a NUL ends a text in some
 databases, an integer may have any number of digits, and true is a number to Python.  What names something is refused
-where it enters (`checks.a_name`), or replaced where nobody can be told; what an upstream counts is read by `count`.
+where it enters (`validation.identifier`), or replaced where nobody can be told; what an upstream counts is read by `parse_count`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_SECONDS = 2**53 - 1
 """The last of the Unix seconds that a double tells apart."""
 
 
-def is_text(text: str) -> bool:
+def is_storable_text(text: str) -> bool:
     """Return whether every store takes the text: it has a UTF-8 form and no NUL."""
     if "\0" in text:
         return False
@@ -28,13 +28,13 @@ def is_text(text: str) -> bool:
     return True
 
 
-def text(value: str) -> str:
+def storable_text(value: str) -> str:
     """Return the text with a question mark for each character that not every store takes."""
-    return value if is_text(value) else value.replace("\0", "?").encode("utf-8", "replace").decode()
+    return value if is_storable_text(value) else value.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
-def count(value: JSON, limit: int = MAX_COUNT) -> int:
-    """Return how many a JSON value says, from 0 to `most`; 0 for what is not a count."""
+def parse_count(value: JSON, limit: int = MAX_COUNT) -> int:
+    """Return how many a JSON value says, from 0 to `limit`; 0 for what is not a count."""
     if type(value) is int or (
         isinstance(value, float) and value >= 0
     ):  # 5.0, as JavaScript writes it; no NaN
@@ -42,6 +42,6 @@ def count(value: JSON, limit: int = MAX_COUNT) -> int:
     return 0
 
 
-def is_number(value: JSON) -> bool:
+def is_finite_number(value: JSON) -> bool:
     """Return whether a JSON value is a number that a double holds."""
     return (type(value) is int or isinstance(value, float)) and abs(value) <= 1.7e308

@@ -4,7 +4,7 @@
     custom     a tool with free-form input (a patch, a program) becomes a function with one string parameter
                `input`; of the model's JSON the client gets the bare input, as it comes
 
-`adapt` gives the changed turn and the `Undo` stage for the answer's events, or None where nothing had to change.
+`adapt_tools` gives the changed turn and the `ToolNameRestorer` stage for the answer's events, or None where nothing had to change.
 It changes tools, the tool choice, and the calls in the history alike, so that a conversation stays one.
 """
 

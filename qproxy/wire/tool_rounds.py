@@ -1,10 +1,10 @@
 """One answer of several rounds: the model calls, this server runs what is its own, the model goes on.
 
-Here, pure: what of a round the client sees (`Round`), what the model is told next (`next_turn`), and how the hidden
-part of an earlier answer comes back into the history (`restored`).  What waits, runs and remembers is `qproxy.rounds`.
+Here, pure: what of a round the client sees (`RoundStage`), what the model is told next (`next_turn`), and how the hidden
+part of an earlier answer comes back into the history (`restore_history`).  What waits, runs and remembers is `qproxy.relay.tool_loop`.
 
 The client's own calls pass as they come, renumbered without gaps; a round that has any is the last, because only the
-client can go on.  Ours are held back, text and thoughts of all rounds flow, usage adds up, one `Finish` ends it.
+client can go on.  Ours are held back, text and thoughts of all rounds flow, usage adds up, one `ChoiceFinished` ends it.
 """
 
 from __future__ import annotations

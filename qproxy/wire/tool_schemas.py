@@ -84,13 +84,13 @@ def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
     kind = entry.get("type")
     if kind == "qproxy":
         name = entry.get("name")
-        if not _is_name(name):
+        if not _is_nonempty_name(name):
             _reject(f"{path}.name", "expected the name of a tool of this server.")
         return ServerToolRequest(path, name=name)
     if kind != "mcp":
         return None
     label = entry.get("server_label")
-    if not _is_name(label):
+    if not _is_nonempty_name(label):
         _reject(
             f"{path}.server_label", "expected the label of an MCP server that this server is connected to."
         )
@@ -109,7 +109,7 @@ def _allowed(value: JSON, path: str) -> frozenset[str] | None:
     names = value.get("tool_names") if isinstance(value, dict) else value
     if names is None:
         return None
-    if not isinstance(names, list) or not all(map(_is_name, names)):
+    if not isinstance(names, list) or not all(map(_is_nonempty_name, names)):
         _reject(path, "expected an array of names of tools.")
     return frozenset(names)
 
@@ -144,13 +144,13 @@ def _function(function: JSON, path: str) -> JSON:
     return {"type": "function", "function": function}
 
 
-def _is_name(value: JSON) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip()) and storable.is_text(value)
+def _is_nonempty_name(value: JSON) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and storable.is_storable_text(value)
 
 
 def _named(function: JSON, path: str) -> None:
     name = function.get("name") if isinstance(function, dict) else None
-    if not _is_name(name):
+    if not _is_nonempty_name(name):
         _reject(f"{path}.name", "a function needs a name, without a NUL or half of a surrogate pair.")
     parameters, description = function.get("parameters"), function.get("description")
     if parameters is not None and not isinstance(parameters, dict):

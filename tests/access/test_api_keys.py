@@ -9,10 +9,13 @@ import pytest
 
 from qproxy import cli
 from qproxy.access import api_keys
-from qproxy.access.api_keys import ApiKey, ApiKeyStore, KeyFileError
+from qproxy.access.api_keys import ApiKey, ApiKeyStoreError, StaticApiKeys
+from qproxy.backends.api_keys import has_api_keys
+from qproxy.backends.local import key_file
+from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.server.request_policy import Access
+from qproxy.server.authentication import Access
 from qproxy.wire.errors import AuthenticationError
 from tests.helpers import HELLO, MODEL, accounts, world
 
@@ -28,35 +31,35 @@ def path(tmp_path):
 
 def test_a_key_is_kept_as_its_digest_for_the_owners_eyes_only(path):
     """The file has no secret, and nobody else may read it."""
-    key, secret = api_keys.create(path, name="bob", rpm=5, models=("qwen-*",))
+    key, secret = key_file.create(path, name="bob", rpm=5, models=("qwen-*",))
     text = path.read_text()
     assert secret not in text
     assert hashlib.sha256(secret.encode()).hexdigest() in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert api_keys.read(path) == [key]
+    assert key_file.read(path) == [key]
     assert len(secret) > 40
-    assert secret not in repr(ApiKeyStore((), path))
+    assert secret not in repr(FileApiKeys(path))
 
 
 def test_names_are_unique_among_keys_in_use(path):
     """A name can be used again only when its key is revoked."""
-    api_keys.create(path, name="bob")
-    with pytest.raises(KeyFileError, match="bob"):
-        api_keys.create(path, name="bob")
-    api_keys.revoke(path, "bob")
-    with pytest.raises(KeyFileError, match="no key 'bob' in use"):
-        api_keys.revoke(path, "bob")
-    api_keys.create(path, name="bob")
-    assert [key.status(0) for key in api_keys.read(path)] == ["revoked", "active"]
+    key_file.create(path, name="bob")
+    with pytest.raises(ApiKeyStoreError, match="bob"):
+        key_file.create(path, name="bob")
+    key_file.revoke(path, "bob")
+    with pytest.raises(ApiKeyStoreError, match="no active key 'bob'"):
+        key_file.revoke(path, "bob")
+    key_file.create(path, name="bob")
+    assert [key.status(0) for key in key_file.read(path)] == ["revoked", "active"]
 
 
 def test_a_ring_follows_its_file(path):
     """New, revoked and expired keys count from the next request on; a broken file changes nothing."""
     now = 1000.0
-    ring = ApiKeyStore((), path, wall_clock=lambda: now)
+    ring = FileApiKeys(path, wall_clock=lambda: now)
     assert not ring.required()
-    key, secret = api_keys.create(path, expires=2000)
+    key, secret = key_file.create(path, expires=2000)
     assert ring.required()
     assert ring.authenticate(secret) == key
     good = path.read_bytes()
@@ -71,7 +74,7 @@ def test_a_ring_follows_its_file(path):
     with pytest.raises(AuthenticationError, match="expired"):
         ring.authenticate(secret)
     now = 1000.0
-    api_keys.revoke(path, key.id)
+    key_file.revoke(path, key.id)
     assert ring.required()
     with pytest.raises(AuthenticationError, match="revoked"):
         ring.authenticate(secret)
@@ -80,16 +83,16 @@ def test_a_ring_follows_its_file(path):
 @pytest.mark.parametrize("wrong", ["", "x", "sk-qproxy-", "\udcff", "k" * 100_000])
 def test_wrong_keys(path, wrong):
     """What is not a key is refused, however odd it is."""
-    api_keys.create(path)
-    ring = ApiKeyStore((), path)
+    key_file.create(path)
+    ring = FileApiKeys(path)
     with pytest.raises(AuthenticationError):
         ring.authenticate(wrong)
 
 
 def test_the_first_of_two_keys_with_one_digest_counts(path):
     """A key that is also in `api_keys` is that one: it has no limits and no end."""
-    _, secret = api_keys.create(path, expires=1)
-    ring = ApiKeyStore(api_keys.keys_from_settings(["other", secret]), path)
+    _, secret = key_file.create(path, expires=1)
+    ring = FileApiKeys(path, api_keys.keys_from_settings(["other", secret]))
     assert ring.authenticate(secret).id == "api_keys[1]"
 
 
@@ -103,7 +106,7 @@ def test_finding_a_key_compares_none_with_the_others():
                 read.append(self)
             return super().__getattribute__(name)
 
-    ring = ApiKeyStore([Watched(f"key_{n}", api_keys.hash_key(f"secret {n}")) for n in range(50)])
+    ring = StaticApiKeys([Watched(f"key_{n}", api_keys.hash_key(f"secret {n}")) for n in range(50)])
     read.clear()
     assert ring.authenticate("secret 49").id == "key_49"
     assert not read
@@ -121,17 +124,17 @@ async def test_every_route_declares_who_may_use_it():
     """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no admin."""
     async with world(api_keys=["secret"]) as it:
         rules = list(it.app.url_map.iter_rules())
-        assert {rule.endpoint for rule in rules} == set(it.server.access)
-        opened = {rule.rule for rule in rules if it.server.access[rule.endpoint] is Access.OPEN}
+        assert {rule.endpoint for rule in rules} == set(it.server.routes)
+        opened = {rule.rule for rule in rules if it.server.routes[rule.endpoint].access is Access.OPEN}
         assert opened == {"/", "/livez", "/readyz", "/openapi.json"}
         for rule in rules:
             for method in rule.methods - {"HEAD", "OPTIONS"}:
                 path = rule.rule.replace("<path:name>", "x")
                 async with it.client.request(method, path, body=b"{}") as response:
                     await response.read()
-                access = it.server.access[rule.endpoint]
+                access = it.server.routes[rule.endpoint].access
                 if access is Access.SESSION:
-                    continue  # tests/dashboard/test_guard.py
+                    continue  # tests/dashboard/test_auth.py
                 refused = {Access.OPEN: False, Access.KEY: 401}.get(access, 403)
                 assert (response.status in (401, 403) and response.status) == refused, (method, path)
 
@@ -152,7 +155,7 @@ async def test_a_key_made_while_serving(path):
     """A running server demands keys once there is one, and knows one of its models from another."""
     async with world(keys_file=str(path)) as it:
         assert (await it.post(HELLO))[0] == 200
-        _, secret = api_keys.create(path, name="narrow", models=("qwen-max*",))
+        _, secret = key_file.create(path, name="narrow", models=("qwen-max*",))
         assert (await it.post(HELLO))[0] == 401
         status, _, body = await it.post(HELLO, headers=bearer(secret))
         assert (status, body["error"]["code"], body["error"]["param"]) == (
@@ -163,7 +166,7 @@ async def test_a_key_made_while_serving(path):
         assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 200
         _, listed = await it.get("/v1/models", bearer(secret))
         assert MODEL not in [model["id"] for model in listed["data"]]
-        api_keys.revoke(path, "narrow")
+        key_file.revoke(path, "narrow")
         assert (await it.post({**HELLO, "model": "qwen-max"}, headers=bearer(secret)))[0] == 401
 
 
@@ -171,12 +174,12 @@ def test_serving_others_needs_a_key(path):
     """A key in the file is as good as api_keys; a file that is not one is a configuration error."""
     others = {"host": "0.0.0.0", "keys_file": str(path), "accounts": accounts("one")}
     with pytest.raises(ConfigError, match="qproxy keys create"):
-        Config(**others).check()
-    api_keys.create(path)
-    Config(**others).check()
+        Config(**others).check(has_api_keys)
+    key_file.create(path)
+    Config(**others).check(has_api_keys)
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"keys\.json"):
-        Config(**others).check()
+        Config(**others).check(has_api_keys)
 
 
 def test_the_command(path, capsys, monkeypatch):
@@ -184,7 +187,7 @@ def test_the_command(path, capsys, monkeypatch):
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
     assert cli.main(["keys", "create", "--name", "bob", "--rpm", "3", "--models", "a, b*"]) == 0
     secret = capsys.readouterr().out.strip()
-    (key,) = api_keys.read(path)
+    (key,) = key_file.read(path)
     assert key == ApiKey(key.id, api_keys.hash_key(secret), "bob", key.created, rpm=3, models=("a", "b*"))
     assert cli.main(["keys", "list"]) == 0
     shown = capsys.readouterr().out
@@ -202,7 +205,7 @@ def test_the_command(path, capsys, monkeypatch):
 def test_a_terminal_without_the_letter(path, monkeypatch):
     """What a locale cannot write is written by its number."""
     monkeypatch.setenv("QPROXY_HOME", str(path.parent))
-    api_keys.create(path, name="Zoë")
+    key_file.create(path, name="Zoë")
     shown = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii"))
     assert cli.main(["keys", "list"]) == 0

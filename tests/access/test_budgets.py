@@ -6,14 +6,15 @@ import pytest
 import trio
 
 from qproxy import cli
-from qproxy.access import api_keys
 from qproxy.access.api_keys import ApiKey, Quota
 from qproxy.access.budgets import CACHE_SECONDS, BudgetTracker
+from qproxy.backends.local import key_file
+from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.cli.keys import keys_table
-from qproxy.ledger import UsageLedger
+from qproxy.ledger import Pricing
 from qproxy.wire.errors import QproxyError, RequestError
+from tests.backends.test_local_ledger import NOON
 from tests.helpers import HELLO, world
-from tests.ledger.test_writer import NOON
 from tests.telemetry.factories import record
 
 DAY = 86400
@@ -35,7 +36,7 @@ def wall():
 
 @pytest.fixture
 def ledger(path, wall):
-    made = UsageLedger(path, wall_clock=lambda: wall["now"])
+    made = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: wall["now"], keep_days=90)
     yield made
     made.close()
 
@@ -45,8 +46,13 @@ def budgets(ledger, wall):
     return BudgetTracker(ledger, wall_clock=lambda: wall["now"])
 
 
+def amounts(tokens):
+    """What one request takes."""
+    return {"requests": 1, "tokens": tokens}
+
+
 async def use(budgets, of, tokens):
-    (await budgets.claim(of, tokens)).settle(tokens, counts=True)
+    (await budgets.reserve(of, amounts(tokens))).settle(amounts(tokens))
 
 
 async def test_requests_of_a_day(budgets, wall):
@@ -55,12 +61,12 @@ async def test_requests_of_a_day(budgets, wall):
     await use(budgets, bob, 5)
     await use(budgets, bob, 5)
     with pytest.raises(RequestError) as refusal:
-        await budgets.claim(bob, 1)
+        await budgets.reserve(bob, amounts(1))
     error = refusal.value
     assert (error.status, error.type, error.code) == (429, "insufficient_quota", "insufficient_quota")
     assert error.should_retry is False
     assert error.message == (
-        "The API key 'bob' has used up its budget of 2 requests a day (UTC). It is renewed at 2026-11-27 00:00 UTC."
+        "API key 'bob' has exhausted its budget of 2 requests per day (UTC). It resets at 2026-11-27 00:00 UTC."
     )
     assert error.retry_after == pytest.approx((11 * 60 + 50) * 60)
     wall["now"] += DAY
@@ -70,56 +76,59 @@ async def test_requests_of_a_day(budgets, wall):
 async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
     """What was used before this process began counts; of five rolling hours, the first comes back after them."""
     wall["now"] = NOON - 3600
-    ledger.finished(record(id="before"))
+    ledger.record(record(id="before"))
     wall["now"] = NOON
     bob = key(Quota("5h", tokens=150))
     await use(budgets, bob, 29)
-    with pytest.raises(RequestError, match=r"150 tokens in five hours\. .* back at 2026-11-26 16:10 UTC"):
-        await budgets.claim(bob, 1)
+    with pytest.raises(
+        RequestError, match=r"150 tokens per five hours\. .* available again at 2026-11-26 16:10 UTC"
+    ):
+        await budgets.reserve(bob, amounts(1))
     wall["now"] = NOON + 4 * 3600 + 60
-    budgets._tabs["bob"].asked = -100.0
+    budgets._usage_by_key["bob"].requested_at = -100.0
     await use(budgets, bob, 29)
 
 
 async def test_requests_under_way_are_held(budgets):
     """Requests at once cannot together use more than is left; one that reached no model gives its share back."""
     bob = key(Quota("month", requests=2))
-    first, second = await budgets.claim(bob, 10), await budgets.claim(bob, 10)
+    first, second = await budgets.reserve(bob, amounts(10)), await budgets.reserve(bob, amounts(10))
     with pytest.raises(RequestError):
-        await budgets.claim(bob, 10)
-    first.settle(0, counts=False)
-    first.settle(0, counts=False)
-    third = await budgets.claim(bob, 10)
-    second.settle(10, counts=True)
-    third.settle(10, counts=True)
+        await budgets.reserve(bob, amounts(10))
+    first.settle({})
+    first.settle({})
+    third = await budgets.reserve(bob, amounts(10))
+    second.settle(amounts(10))
+    third.settle(amounts(10))
     with pytest.raises(RequestError):
-        await budgets.claim(bob, 10)
+        await budgets.reserve(bob, amounts(10))
 
 
 async def test_other_workers_are_heard_of(budgets, path, wall, ledger):
     """What another process wrote counts as soon as the ledger is asked again."""
     bob = key(Quota("day", requests=3))
     await use(budgets, bob, 5)
-    other = UsageLedger(path, wall_clock=lambda: NOON)
+    other = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     for number in range(3):
         other.record(record(id=f"elsewhere-{number}"))
     other.close()
-    budgets._tabs["bob"].asked -= CACHE_SECONDS + 1
+    budgets._usage_by_key["bob"].requested_at -= CACHE_SECONDS + 1
     with pytest.raises(RequestError):
-        await budgets.claim(bob, 5)
+        await budgets.reserve(bob, amounts(5))
 
 
 async def test_nothing_is_counted_twice_or_lost_by_asking(budgets, ledger):
     """However often the ledger is asked in between, a row is what it is."""
     bob = key(Quota("day", tokens=10**9))
     for number in range(40):
-        claim = await budgets.claim(bob, 50)
-        budgets._tabs["bob"].asked -= CACHE_SECONDS + 1
-        claim.settle(121, counts=True)
-        ledger.finished(record(id=f"row-{number}"))
-    await budgets.claim(bob, 1)
-    tab = budgets._tabs["bob"]
-    assert (tab.spent["day"].tokens + tab.tokens, tab.held_requests) == (40 * 121, 1)
+        claim = await budgets.reserve(bob, amounts(50))
+        budgets._usage_by_key["bob"].requested_at -= CACHE_SECONDS + 1
+        claim.settle(amounts(121))
+        ledger.record(record(id=f"row-{number}"))
+    await budgets.reserve(bob, amounts(1))
+    tab = budgets._usage_by_key["bob"]
+    used = tab.windows["day"].used["tokens"] + tab.used["tokens"]
+    assert (used, tab.reserved) == (40 * 121, amounts(1))
 
 
 @pytest.mark.parametrize("broken", ["none", "unwritable"])
@@ -127,11 +136,13 @@ async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
     """A budget that cannot be read is not let loose: a 503 that says so."""
     blocked = tmp_path / "blocked"
     blocked.write_text("no directory")
-    ledger = None if broken == "none" else UsageLedger(blocked / "ledger.sqlite3")
-    with pytest.raises(QproxyError, match="cannot be read now") as refusal:
-        await BudgetTracker(ledger).reserve(key(Quota("day", requests=1)), 1)
+    ledger = (
+        None if broken == "none" else SqliteUsageLedger(blocked / "ledger.sqlite3", Pricing(), keep_days=90)
+    )
+    with pytest.raises(QproxyError, match="cannot be read") as refusal:
+        await BudgetTracker(ledger).reserve(key(Quota("day", requests=1)), amounts(1))
     assert (refusal.value.status, refusal.value.code) == (503, "budget_unavailable")
-    assert "budget of the key bob" in caplog.text
+    assert "cannot read budget: key=bob" in caplog.text
     if ledger is not None:
         ledger.close()
 
@@ -139,7 +150,7 @@ async def test_without_a_ledger_that_answers(broken, tmp_path, caplog):
 async def test_end_to_end(tmp_path):
     """A key made with a budget serves until it is used up, over restarts; `usage` and `keys list` tell."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
-    _, secret = api_keys.create(file, name="bob", budgets=(Quota("week", requests=3),))
+    _, secret = key_file.create(file, name="bob", budgets=(Quota("week", requests=3),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     settings = {"keys_file": str(file), "ledger": str(ledger)}
     async with world(**settings) as it:
@@ -152,7 +163,7 @@ async def test_end_to_end(tmp_path):
         assert (status, body["error"]["code"]) == (429, "insufficient_quota")
         assert head["x-should-retry"] == "false"
         assert "week (from Monday, Beijing)" in body["error"]["message"]
-    assert "week: 3 requests" in "".join(keys_table(api_keys.read(file), time.time()))
+    assert "week: 3 requests" in "".join(keys_table(key_file.read(file), time.time()))
 
 
 def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
@@ -169,7 +180,7 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
         "month=1000",
     ]
     assert cli.main([*command, "--budget-tokens", "5h=50"]) == 0
-    (made,) = api_keys.read(tmp_path / "keys.json")
+    (made,) = key_file.read(tmp_path / "keys.json")
     assert made.budgets == (Quota("5h", 10, 50), Quota("month", None, 1000))
     for wrong in ("fortnight=3", "day=0", "day"):
         with pytest.raises(SystemExit):
@@ -180,7 +191,7 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
 async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
     """A stream that its client gave up costs the key about what had come."""
     file, ledger = tmp_path / "keys.json", tmp_path / "ledger.sqlite3"
-    _, secret = api_keys.create(file, name="bob", budgets=(Quota("day", tokens=10_000),))
+    _, secret = key_file.create(file, name="bob", budgets=(Quota("day", tokens=10_000),))
     async with world(keys_file=str(file), ledger=str(ledger)) as it:
         it.emulator.delay = 0.01
         fields = [(b"authorization", f"Bearer {secret}".encode())]
@@ -190,11 +201,11 @@ async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):
         async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
             await response.receive()
         with trio.fail_after(2):
-            while it.server.counters.in_flight:  # noqa: ASYNC110 - nobody tells
+            while it.server.state.counters.in_flight:  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.001)
-        kept = it.server.ledger
-        assert kept is not None
+        kept = it.server.state.ledger
+        assert isinstance(kept, SqliteUsageLedger)
         rows = await kept.query(
             lambda file: file.execute("SELECT outcome, prompt_tokens, estimated FROM requests").fetchall()
         )
-    assert rows == [("client_left", 501, 1)]
+    assert rows == [("client_disconnected", 501, 1)]

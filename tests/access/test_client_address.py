@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.access.client_address import MAX_HOPS, UNIX, TrustedProxies, parse, subscriber
+from qproxy.access.client_address import MAX_HOPS, UNIX, TrustedProxies, parse_address, subscriber_prefix
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
@@ -46,13 +46,13 @@ CHAINS = {
 @pytest.mark.parametrize(("peer", "headers", "client"), CHAINS.values(), ids=CHAINS)
 def test_the_first_address_that_no_proxy_of_ours_has(peer, headers, client):
     """It is the last one that a named proxy added, whatever stands left of it."""
-    assert PROXIES.client(peer, headers) == client
+    assert PROXIES.client_address(peer, headers) == client
 
 
 @pytest.mark.parametrize(("peer", "headers", "client"), CHAINS.values(), ids=CHAINS)
 def test_without_proxies_the_socket_says_who_asks(peer, headers, client):
     """No field changes it."""
-    assert TrustedProxies().client(peer, headers) == (UNIX if peer is None else peer)
+    assert TrustedProxies(()).client_address(peer, headers) == (UNIX if peer is None else peer)
 
 
 @examples(100)
@@ -60,30 +60,34 @@ def test_without_proxies_the_socket_says_who_asks(peer, headers, client):
 def test_no_invention_hides_a_client(invented):
     """Whatever a client writes before, the proxy's own entry decides, and a bounded part is looked at."""
     value = ", ".join([*invented, "198.51.100.1"]).encode()
-    assert PROXIES.client("10.0.0.1", [(XFF, value)]) == "198.51.100.1"
+    assert PROXIES.client_address("10.0.0.1", [(XFF, value)]) == "198.51.100.1"
     endless = ",".join(["198.51.100.1", *["10.0.0.2"] * (MAX_HOPS + 5)]).encode()
-    assert PROXIES.client("10.0.0.1", [(XFF, endless)]) == "10.0.0.2"
+    assert PROXIES.client_address("10.0.0.1", [(XFF, endless)]) == "10.0.0.2"
 
 
 @examples(100)
 @given(st.text(max_size=80))
 def test_any_text_is_an_address_or_none(text):
     """What is no address raises nothing."""
-    address = parse(text)
-    assert address is None or parse(str(address)) == address
+    address = parse_address(text)
+    assert address is None or parse_address(str(address)) == address
 
 
 def test_addresses_of_one_subscriber_are_one():
     """IPv6 counts by /64, IPv4 by address, also within IPv6."""
-    assert subscriber("2001:db8:0:1::1") == subscriber("2001:db8:0:1:ffff::2") == "2001:db8:0:1::/64"
-    assert subscriber("2001:db8:0:2::1") != subscriber("2001:db8:0:1::1")
-    assert subscriber("::ffff:192.0.2.1") == subscriber("192.0.2.1") == "192.0.2.1"
-    assert subscriber("192.0.2.2") != subscriber("192.0.2.1")
-    assert subscriber(UNIX) == UNIX
+    assert (
+        subscriber_prefix("2001:db8:0:1::1")
+        == subscriber_prefix("2001:db8:0:1:ffff::2")
+        == "2001:db8:0:1::/64"
+    )
+    assert subscriber_prefix("2001:db8:0:2::1") != subscriber_prefix("2001:db8:0:1::1")
+    assert subscriber_prefix("::ffff:192.0.2.1") == subscriber_prefix("192.0.2.1") == "192.0.2.1"
+    assert subscriber_prefix("192.0.2.2") != subscriber_prefix("192.0.2.1")
+    assert subscriber_prefix(UNIX) == UNIX
 
 
 @pytest.mark.parametrize("entry", ["proxy.test", "10.0.0.0/40", "", "*", "Unix"])
 def test_an_entry_that_is_no_network(entry):
     """A name is refused at the start, with what to write."""
-    with pytest.raises(ConfigError, match=r"trusted_proxies: .*Name addresses"):
+    with pytest.raises(ConfigError, match=r"trusted_proxies: .*Use addresses"):
         build_server(Config(accounts=accounts("one"), trusted_proxies=[entry]))

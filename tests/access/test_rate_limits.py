@@ -5,12 +5,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.access import api_keys
 from qproxy.access.api_keys import ApiKey
-from qproxy.access.rate_limits import KeyRateLimiter, KeyRateLimiters, estimate, format_duration
+from qproxy.access.rate_limits import KeyRateLimiter, KeyRateLimiters, estimate
+from qproxy.backends.local import key_file
+from qproxy.backends.local.rate_limits import MemoryRateLimits
 from qproxy.emulator import FAULTS, PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from qproxy.limits.token_bucket import TokenBucket
+from qproxy.wire.endpoints.openai_api import format_duration, rate_limit_headers
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
 from tests.helpers import HELLO, frames, world
@@ -20,53 +22,76 @@ def key(**limits):
     return ApiKey("key_1", "0" * 64, "bob", **limits)
 
 
-def test_requests_a_minute():
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def limiter_of(one, clock):
+    return KeyRateLimiter(one, MemoryRateLimits(clock=clock), clock=clock)
+
+
+async def test_requests_a_minute(clock):
     """A minute's worth can be taken at once; then one comes back every 60/rpm seconds."""
-    meter = KeyRateLimiter(key(rpm=3), 0.0)
+    limiter = limiter_of(key(rpm=3), clock)
     for _ in range(3):
-        meter.reserve(10**9, 0.0)
-    with pytest.raises(RequestError, match="3 requests a minute") as refusal:
-        meter.reserve(1, 0.0)
+        await limiter.reserve(10**9)
+    with pytest.raises(RequestError, match="3 requests per minute") as refusal:
+        await limiter.reserve(1)
     assert (refusal.value.status, refusal.value.retry_after) == (429, 20.0)
-    meter.reserve(1, 20.0)
+    clock.now = 20.0
+    await limiter.reserve(1)
+    clock.now = 39.0
     with pytest.raises(RequestError):
-        meter.reserve(1, 39.0)
+        await limiter.reserve(1)
 
 
-def test_tokens_a_minute():
+async def test_tokens_a_minute(clock):
     """An estimate is exchanged for what was used, debts included; one above the limit waits for a full bucket."""
-    meter = KeyRateLimiter(key(tpm=600), 0.0)
-    reservation = meter.reserve(500, 0.0)
-    with pytest.raises(RequestError, match="600 tokens a minute"):
-        meter.reserve(200, 0.0)
-    reservation.settle(100, 0.0)
-    reservation.settle(0, 0.0)
-    meter.reserve(500, 0.0).settle(1100, 0.0)
+    limiter = limiter_of(key(tpm=600), clock)
+    reservation = await limiter.reserve(500)
+    with pytest.raises(RequestError, match="600 tokens per minute"):
+        await limiter.reserve(200)
+    reservation.settle(100)
+    reservation.settle(0)
+    (await limiter.reserve(500)).settle(1100)
     with pytest.raises(RequestError) as refusal:
-        meter.reserve(100, 0.0)
+        await limiter.reserve(100)
     assert refusal.value.retry_after == 70.0
-    meter.reserve(10_000, 120.0)
+    clock.now = 120.0
+    await limiter.reserve(10_000)
     with pytest.raises(RequestError):
-        meter.reserve(1, 120.0)
+        await limiter.reserve(1)
 
 
-def test_a_refusal_takes_nothing():
+async def test_a_refusal_takes_nothing(clock):
     """What is refused for its tokens has not used up a request."""
-    meter = KeyRateLimiter(key(rpm=1, tpm=60), 0.0)
-    meter.reserve(60, 0.0).settle(60, 0.0, counts=False)
+    limiter = limiter_of(key(rpm=1, tpm=60), clock)
+    (await limiter.reserve(60)).settle(60, counts=False)
     with pytest.raises(RequestError, match="tokens"):
-        meter.reserve(60, 0.0)
-    assert meter.headers(0.0)["x-ratelimit-remaining-requests"] == "1"
+        await limiter.reserve(60)
+    assert limiter.status()[0][:3] == ("requests", 1, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.floats(0, 30)), max_size=30))
-def test_settling_what_was_reserved_gives_it_back(steps):
+async def test_settling_what_was_reserved_gives_it_back(steps):
     """Whatever is reserved and settled with nothing used leaves the bucket as full as time makes it."""
-    meter, now = KeyRateLimiter(key(rpm=1000, tpm=1000), 0.0), 0.0
+    clock = Clock()
+    limiter = limiter_of(key(rpm=1000, tpm=1000), clock)
     for tokens, _, pause in steps:
-        now += pause
-        meter.reserve(tokens, now).settle(0, now, counts=False)
-    fields = meter.headers(now)
+        clock.now += pause
+        (await limiter.reserve(tokens)).settle(0, counts=False)
+    fields = rate_limit_headers(limiter.status(), 0.0)
     assert fields["x-ratelimit-reset-tokens"] == fields["x-ratelimit-reset-requests"] == "0ms"
 
 
@@ -82,16 +107,15 @@ def test_no_minute_has_more_than_its_limit_and_one_burst(steps):
         assert taken <= 100 + 100 * now / 60 + 1e-6
 
 
-def test_a_key_whose_limits_change_begins_anew():
-    """The meter belongs to the key as it is written now; a key without limits has none."""
-    meters = KeyRateLimiters()
-    assert meters.for_key(None, 0.0) is None
-    assert meters.for_key(key(), 0.0) is None
-    first = meters.for_key(key(rpm=1), 0.0)
-    assert meters.for_key(key(rpm=1), 0.0) is first
-    second = meters.for_key(key(rpm=2), 0.0)
+def test_a_key_whose_limits_change_begins_anew(clock):
+    """The limiter belongs to the key as it is written now; a key without limits has none."""
+    limiters = KeyRateLimiters(MemoryRateLimits(clock=clock), clock=clock)
+    assert limiters.for_key(key()) is None
+    first = limiters.for_key(key(rpm=1))
+    assert limiters.for_key(key(rpm=1)) is first
+    second = limiters.for_key(key(rpm=2))
     assert second is not first
-    assert meters.for_key(key(rpm=1), 0.0) is not first
+    assert limiters.for_key(key(rpm=1)) is not first
 
 
 @pytest.mark.parametrize(
@@ -114,15 +138,16 @@ def test_estimates():
 
 
 def made(tmp_path, **limits):
-    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", **limits)
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob", **limits)
     return [(b"authorization", b"Bearer " + secret.encode())], {"keys_file": str(tmp_path / "keys.json")}
 
 
 def spent(it, tmp_path):
     """Tokens that the only key has used."""
-    now = trio.current_time()
-    bucket = it.server.meters.of(api_keys.read(tmp_path / "keys.json")[0], now).tokens
-    return bucket.capacity - bucket.left(now)
+    (known,) = key_file.read(tmp_path / "keys.json")
+    tokens = it.server.state.usage_limiter.rate_limits(known)[-1]
+    assert tokens.unit == "tokens"
+    return tokens.limit - tokens.remaining
 
 
 async def test_rate_limit_headers(tmp_path, autojump_clock):

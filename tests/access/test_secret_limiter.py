@@ -9,12 +9,12 @@ import trio
 
 from qproxy.access import secret_limiter
 from qproxy.access.client_address import UNIX
-from qproxy.access.secret_limiter import ALL_PER_MINUTE, MAX_DELAY, SecretLimiter
-from qproxy.backends.local.grants import SQLiteGrants
-from qproxy.backends.local.rate_limits import FileRateLimits
+from qproxy.access.secret_limiter import MAX_DELAY, SHARED_ATTEMPTS_PER_MINUTE, SecretLimiter
+from qproxy.backends.local.grants import SqliteGrants
+from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.server.asgi_client import InProcessClient
 from qproxy.telemetry import RequestRecord
-from qproxy.wire.errors import RequestError, WrongKey
+from qproxy.wire.errors import InvalidKeyError, RequestError
 from tests.dashboard.browser import Browser
 from tests.helpers import HELLO, h1, world
 
@@ -171,7 +171,7 @@ async def test_a_unix_socket_on_the_wire(monkeypatch):
     monkeypatch.setattr(helpers._Socket, "getsockname", lambda self: "/run/qproxy.sock")
     async with world(**SETTINGS) as it, h1(it.app) as client:
         records: list[RequestRecord] = []
-        it.server.counters.listeners.append(records.append)
+        it.server.middleware.listeners += (records.append,)
         for key, status in [(CLIENT, 200), *[("wrong", 401)] * LIMIT, ("wrong", 429), (CLIENT, 200)]:
             await client.send("GET", "/v1/models", headers=[("authorization", f"Bearer {key}")])
             assert (await client.response())[0] == status
@@ -183,7 +183,7 @@ async def test_a_log_line_says_who_asked():
     """The address is the one that is limited."""
     async with world(**SETTINGS, trusted_proxies=["10.0.0.0/8"]) as it:
         records: list[RequestRecord] = []
-        it.server.counters.listeners.append(records.append)
+        it.server.middleware.listeners += (records.append,)
         sent = [(b"x-forwarded-for", b"127.0.0.1, 203.0.113.7")]
         await ask(it, "/v1/models", CLIENT, peer="10.1.2.3", headers=sent)
         await ask(it, "/v1/models", CLIENT, peer="192.0.2.1", headers=sent)
@@ -192,12 +192,12 @@ async def test_a_log_line_says_who_asked():
 
 async def test_no_key_and_an_old_key_cost_nothing(tmp_path):
     """Who shows none has guessed nothing, and neither has who shows one that was ours."""
-    from qproxy.access import api_keys
+    from qproxy.backends.local import key_file
 
     path = tmp_path / "keys.json"
-    _, revoked = api_keys.create(path, name="old")
-    _, good = api_keys.create(path, name="good")
-    api_keys.revoke(path, "old")
+    _, revoked = key_file.create(path, name="old")
+    _, good = key_file.create(path, name="good")
+    key_file.revoke(path, "old")
     async with world(**{**SETTINGS, "api_keys": [], "keys_file": str(path)}) as it:
         for _ in range(2 * LIMIT):
             assert (await ask(it, "/v1/models", ""))[0] == 401
@@ -210,7 +210,9 @@ async def test_a_server_without_keys_counts_nothing():
     async with world(wrong_keys_per_minute=1) as it:
         for number in range(5):
             assert (await ask(it, "/v1/models", f"anything-{number}"))[0] == 200
-        assert it.server.client_keys._buckets == {}
+        store = it.server.state.client_keys._store
+        assert isinstance(store, MemoryRateLimits)
+        assert len(store) == 0
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -230,26 +232,26 @@ async def test_processes_share_what_they_know(tmp_path, restart):
 
 
 def refuse():
-    raise WrongKey("no")
+    raise InvalidKeyError("no")
 
 
 @pytest.fixture
 def limiter():
-    return SecretLimiter("key", LIMIT, SQLiteGrants())
+    return SecretLimiter("key", LIMIT, SqliteGrants(None), MemoryRateLimits(max_subjects=5))
 
 
 async def test_all_addresses_together_only_delay(autojump_clock, limiter):
     """Beyond so many a minute wrong ones wait, a bounded number for a bounded time; a right one never does."""
 
     async def wrong(number):
-        with pytest.raises(WrongKey):
+        with pytest.raises(InvalidKeyError):
             await limiter.verify("w", f"192.0.{number // 200}.{number % 200}", refuse)
 
     began = trio.current_time()
-    for number in range(ALL_PER_MINUTE):
+    for number in range(SHARED_ATTEMPTS_PER_MINUTE):
         await wrong(number)
     assert trio.current_time() == began
-    await wrong(ALL_PER_MINUTE)
+    await wrong(SHARED_ATTEMPTS_PER_MINUTE)
     assert 0 < trio.current_time() - began <= MAX_DELAY
     now = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -271,7 +273,7 @@ async def test_guesses_at_once_are_no_more_guesses(limiter):
         refuse()
 
     async def guess(number):
-        with pytest.raises((WrongKey, RequestError)):
+        with pytest.raises((InvalidKeyError, RequestError)):
             await limiter.verify(f"guess-{number}", "192.0.2.1", compare)
 
     async with trio.open_nursery() as nursery:
@@ -282,20 +284,19 @@ async def test_guesses_at_once_are_no_more_guesses(limiter):
 
 async def test_memory_is_bounded(monkeypatch, limiter, autojump_clock):
     """However many addresses and keys there are."""
-    monkeypatch.setattr(secret_limiter, "MAX_ADDRESSES", 5)
     monkeypatch.setattr(secret_limiter, "MAX_ACCEPTED", 5)
     for number in range(20):
-        with pytest.raises(WrongKey):
+        with pytest.raises(InvalidKeyError):
             await limiter.verify("w", f"192.0.2.{number}", refuse)
         await limiter.verify("right", f"192.0.2.{number}", lambda: None)
-    assert (len(limiter._buckets), len(limiter._accepted)) == (5, 5)
+    assert (len(limiter._store), len(limiter._accepted)) == (5, 5)
 
 
 async def test_a_key_that_is_no_longer_right_is_forgotten(limiter, autojump_clock):
     """It counts as any wrong one, and then waits as any."""
     await limiter.verify("k", "192.0.2.1", lambda: None)
     for _ in range(LIMIT):
-        with pytest.raises(WrongKey):
+        with pytest.raises(InvalidKeyError):
             await limiter.verify("k", "192.0.2.1", refuse)
     with pytest.raises(RequestError, match="wrong_keys_per_minute"):
         await limiter.verify("other", "192.0.2.1", lambda: None)
@@ -304,9 +305,9 @@ async def test_a_key_that_is_no_longer_right_is_forgotten(limiter, autojump_cloc
 async def test_no_secret_is_on_disk_or_in_a_repr(tmp_path):
     """Only digests are kept."""
     path = tmp_path / "access.sqlite3"
-    limiter = SecretLimiter("key", LIMIT, SQLiteGrants(path), FileRateLimits(tmp_path / "wrong_keys"))
+    limiter = SecretLimiter("key", LIMIT, SqliteGrants(path), FileRateLimits(tmp_path / "wrong_keys"))
     await limiter.verify("opaque-secret", "192.0.2.1", lambda: None)
-    with pytest.raises(WrongKey):
+    with pytest.raises(InvalidKeyError):
         await limiter.verify("another-secret", "192.0.2.1", refuse)
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"secret" not in kept
@@ -318,12 +319,12 @@ async def test_a_disk_that_fails_locks_nobody_out(tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")
     limiter = SecretLimiter(
-        "key", 2, SQLiteGrants(blocked / "access"), FileRateLimits(blocked / "wrong_keys")
+        "key", 2, SqliteGrants(blocked / "access"), FileRateLimits(blocked / "wrong_keys")
     )
     assert await limiter.verify("right", "192.0.2.1", lambda: "in") == "in"
-    assert "only this process remembers" in caplog.text
+    assert "not shared with other workers" in caplog.text
     for _ in range(2):
-        with pytest.raises(WrongKey):
+        with pytest.raises(InvalidKeyError):
             await limiter.verify("w", "192.0.2.1", refuse)
     with pytest.raises(RequestError):
         await limiter.verify("w", "192.0.2.1", refuse)

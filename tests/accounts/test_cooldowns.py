@@ -148,7 +148,7 @@ def test_errors_of_our_own(error, limit):
 
 def test_a_rest_ends_with_one_probe():
     """When a rest is over one request finds out, the others wait for what it hears, and a failure doubles the rest."""
-    it = account("a", wall=lambda: WALL)
+    it = account("a", wall_clock=lambda: WALL)
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     assert it.cooldown_until("m") == 300.0
     it.before_request("m", 10.0)  # alone, so asked in its rest: that is no probe
@@ -209,7 +209,7 @@ def test_too_many_at_once_teaches_how_many():
 def test_the_client_is_told_when_the_minute_is_over():
     """A minute's limit without a Retry-After gets a true one."""
     error = refusal(LimitKind.MINUTE)
-    account("a", wall=lambda: WALL).record_failure(error, 1.0, "m")
+    account("a", wall_clock=lambda: WALL).record_failure(error, 1.0, "m")
     assert error.retry_after == pytest.approx(55.0)
 
 

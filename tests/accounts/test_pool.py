@@ -28,12 +28,12 @@ async def hold(accounts, seconds, seen=None, model="m", **wish):
 
 
 def left_of(one, now):
-    return one.pace.tokens.left(now)
+    return one.rate_limiter.tokens.available(now)
 
 
 async def test_leases_wait_and_give_up(autojump_clock):
     """A lease waits for a free account, for queue_timeout at most, and is given back after a cancellation."""
-    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=2.0)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=2.0, max_queue_size=100)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
         await trio.testing.wait_all_tasks_blocked()
@@ -53,7 +53,7 @@ async def test_leases_wait_and_give_up(autojump_clock):
 
 async def test_the_line_is_first_come_first_served(autojump_clock):
     """Those who wait get what is given back in their order, and a newcomer does not take it from them."""
-    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=9)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=9, max_queue_size=100)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for n in range(4):
@@ -66,7 +66,7 @@ async def test_the_line_is_first_come_first_served(autojump_clock):
 
 async def test_the_line_is_bounded(autojump_clock):
     """Who finds a full line is refused at once."""
-    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=5, max_waiting=3)
+    accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=5, max_queue_size=3)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for _ in range(6):
@@ -81,7 +81,7 @@ async def test_the_line_is_bounded(autojump_clock):
 async def test_others_are_not_held_up(autojump_clock):
     """A line for one model does not delay those who want another."""
     one, two = account("a", models=("m",), max_in_flight=1), account("b", models=("n",))
-    accounts = AccountPool([one, two], queue_timeout=5)
+    accounts = AccountPool([one, two], queue_timeout=5, max_queue_size=100)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 3)
@@ -94,7 +94,11 @@ async def test_others_are_not_held_up(autojump_clock):
 
 async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
     """A waiter that is cancelled in the moment in which it is served gives the account to the next one, and costs nothing."""
-    accounts = AccountPool([account("a", max_in_flight=1, pace=AccountRateLimiter(rpm=2))], queue_timeout=9)
+    accounts = AccountPool(
+        [account("a", max_in_flight=1, rate_limiter=AccountRateLimiter(rpm=2))],
+        queue_timeout=9,
+        max_queue_size=100,
+    )
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
@@ -110,7 +114,7 @@ async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
 async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
     """Those who wait for a place take the account whose rest ends first, although nothing was given back."""
     a, b = account("a", max_in_flight=1), account("b")
-    accounts = AccountPool([a, b], queue_timeout=9)
+    accounts = AccountPool([a, b], queue_timeout=9, max_queue_size=100)
     seen: list[Any] = []
     b.record_failure(refusal(LimitKind.QUOTA, waits=2.0), 0.0)
     async with trio.open_nursery() as nursery:
@@ -122,7 +126,9 @@ async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
 
 async def test_a_lone_paced_account_is_waited_for(autojump_clock):
     """What is paced out is waited for within queue_timeout; beyond it a 429 says truly when to come again."""
-    accounts = AccountPool([account("a", pace=AccountRateLimiter(rpm=30))], queue_timeout=3)
+    accounts = AccountPool(
+        [account("a", rate_limiter=AccountRateLimiter(rpm=30))], queue_timeout=3, max_queue_size=100
+    )
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
         for _ in range(33):
@@ -138,7 +144,11 @@ async def test_a_lone_paced_account_is_waited_for(autojump_clock):
 
 async def test_a_paced_account_is_passed_over(autojump_clock):
     """While another account is free nobody waits."""
-    accounts = AccountPool([account("a", pace=AccountRateLimiter(rpm=1)), account("b")], queue_timeout=3)
+    accounts = AccountPool(
+        [account("a", rate_limiter=AccountRateLimiter(rpm=1)), account("b")],
+        queue_timeout=3,
+        max_queue_size=100,
+    )
     seen: list[Any] = []
     for n in range(20):
         await hold(accounts, 0, seen, affinity=str(n))
@@ -148,8 +158,8 @@ async def test_a_paced_account_is_passed_over(autojump_clock):
 
 async def test_tokens_are_reserved_and_settled(autojump_clock):
     """An estimate is taken before the request, exchanged for what was used after it, and more than a minute's is a minute's."""
-    one = account("a", pace=AccountRateLimiter(tpm=6000))
-    accounts = AccountPool([one], queue_timeout=1)
+    one = account("a", rate_limiter=AccountRateLimiter(tpm=6000))
+    accounts = AccountPool([one], queue_timeout=1, max_queue_size=100)
     assert accounts.counts_tokens
     async with accounts.lease("m", tokens=5000, used=lambda: 600):
         assert one.rate_limiter.wait(1000, 0) == 0
@@ -168,8 +178,8 @@ async def test_tokens_are_reserved_and_settled(autojump_clock):
 
 async def test_large_requests_do_not_starve(autojump_clock):
     """Small requests that come later do not eat the tokens that a large one waits for."""
-    one = account("a", pace=AccountRateLimiter(tpm=6000))
-    accounts = AccountPool([one], queue_timeout=100)
+    one = account("a", rate_limiter=AccountRateLimiter(tpm=6000))
+    accounts = AccountPool([one], queue_timeout=100, max_queue_size=100)
     seen: list[Any] = []
     one.rate_limiter.acquire(6000, 0)
     async with trio.open_nursery() as nursery:
@@ -182,7 +192,7 @@ async def test_large_requests_do_not_starve(autojump_clock):
 async def test_no_herd_wakes_up_on_an_account_that_has_rested(autojump_clock):
     """When a rest is over one request finds out whether it really is; the others go elsewhere meanwhile."""
     a, b = account("a"), account("b")
-    accounts = AccountPool([a, b])
+    accounts = AccountPool([a, b], queue_timeout=1.0, max_queue_size=100)
     a.record_failure(refusal(LimitKind.QUOTA, waits=60.0), 0.0)
     await trio.sleep(61)
     async with trio.open_nursery() as nursery:
@@ -205,9 +215,11 @@ WISHES = st.tuples(
 @given(st.lists(WISHES, max_size=25), st.integers(1, 3), st.none() | st.integers(1, 60))
 def test_the_line_is_sound(wishes, places, rpm):
     """However requests come, wait and leave: no account has more than it may, nobody waits beyond the limits, all ends empty."""
-    one = account("a", models=("m", "n"), max_in_flight=places, pace=AccountRateLimiter(rpm=rpm, tpm=60))
+    one = account(
+        "a", models=("m", "n"), max_in_flight=places, rate_limiter=AccountRateLimiter(rpm=rpm, tpm=60)
+    )
     two = account("b", models=("n", "o"), max_in_flight=places)
-    accounts = AccountPool([one, two], queue_timeout=1.0, max_waiting=5)
+    accounts = AccountPool([one, two], queue_timeout=1.0, max_queue_size=5)
     begun, refused = [], []
 
     async def ask(model, start, seconds, leaves, tokens):
@@ -243,4 +255,4 @@ def test_a_server_that_reports_too_many_tokens_costs_a_minute():
     pace.release(500 - 100_000_000, 0.0)
     assert 0 < pace.wait(1000, 0.0) <= 120
     assert pace.wait(1000, 120.0) == 0
-    assert pace.released_tokens == -1000
+    assert pace.released == {"tokens": -1000}

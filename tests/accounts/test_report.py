@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+import trio
 
 from qproxy import cli
 from qproxy.accounts import report
@@ -21,7 +22,11 @@ QUOTA = Cooldown(WALL + 100, WALL, "quota", WALL + 86400)
 STANDINGS = {
     "not used": (None, "unused", "not used yet"),
     "ready": (AccountState("one", requests=3), "ready", "ready"),
-    "resting": (AccountState("one", {"": QUOTA}), "resting", "resting until 11:05:45 UTC: quota"),
+    "cooling down": (
+        AccountState("one", {"": QUOTA}),
+        "cooling_down",
+        "cooling down until 11:05:45 UTC: quota",
+    ),
     "rested": (AccountState("one", {"": QUOTA.with_clock_offset(-200)}), "ready", "ready"),
     "a model": (AccountState("one", {"m": QUOTA}), "ready", "ready; not for m"),
     "signed out": (
@@ -34,10 +39,10 @@ STANDINGS = {
         "ready",
         "ready",
     ),
-    "paced": (
-        AccountState("one", used_in_slots={"requests": (0.5, WALL)}),
-        "paced",
-        "at its limit for this minute",
+    "rate limited": (
+        AccountState("one", bucket_levels={"requests": (0.5, WALL)}),
+        "rate_limited",
+        "at its requests or tokens per minute",
     ),
 }
 
@@ -76,7 +81,7 @@ async def test_what_a_server_knew_outlives_it(tmp_path, monkeypatch, capsys):
     refusal = json_reply(
         {"error": {"code": "insufficient_quota", "message": "month allocated quota exceeded"}}, 429
     )
-    settings = {"accounts": accounts("one", "two", plan="coding"), "accounts_file": file}
+    settings = {"accounts": accounts("one", "two", plan="coding"), "account_state_file": file}
     async with world(**settings) as it:
         it.emulator.script(refusal)
         assert (await it.post(HELLO))[0] == 200
@@ -93,19 +98,19 @@ async def test_what_a_server_knew_outlives_it(tmp_path, monkeypatch, capsys):
         f'[[accounts]]\nname = "{n}"\nplan = "coding"\nkey = "sk-test-key"\nbase_url = "http://{n}.test/v1"\n'
         for n in ("one", "two")
     ]
-    toml.write_text(f'accounts_file = "{file}"\n' + "".join(tables))
-    assert cli.main(["accounts", "--config", str(toml), "--json"]) == 0
+    toml.write_text(f'account_state_file = "{file}"\n' + "".join(tables))
+    assert await trio.to_thread.run_sync(cli.main, ["accounts", "--config", str(toml), "--json"]) == 0
     out = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads(out)["accounts"]}
     row, other = rows[name], rows[second.removesuffix(".test")]
-    assert (row["state"], row["requests"], row["failures"], row["last_minute"]) == ("resting", 1, 1, 1)
+    assert (row["state"], row["requests"], row["failures"], row["last_minute"]) == ("cooling_down", 1, 1, 1)
     assert (row["last_error"], row["in_flight"]) == ("429 insufficient_quota", 0)
     assert "month allocated quota exceeded" in row["quota"]
-    assert row["quota_reset_at"] > row["cool_down_until"] > row["last_error_at"]
+    assert row["quota_reset_at"] > row["cooldown_until"] > row["last_error_at"]
     assert (other["state"], other["requests"], other["failures"]) == ("ready", 11, 0)
-    assert cli.main(["accounts", "--config", str(toml)]) == 0
+    assert await trio.to_thread.run_sync(cli.main, ["accounts", "--config", str(toml)]) == 0
     table = capsys.readouterr().out
-    assert "resting until" in table
+    assert "cooling down until" in table
     assert "the quota is expected back" in table
     assert "sk-test" not in out + table + repr(read(tmp_path / "accounts.db"))
 

@@ -43,9 +43,9 @@ def test_full_resting_and_tried_accounts():
     a, b = account("a", max_in_flight=1), account("b")
     a.in_flight = 1
     assert isinstance(select_account([a], "m", now=0), CapacityWait)
-    assert a.state(0) == "full"
+    assert a.state(0) == "at_capacity"
     b.record_failure(UpstreamError("x", code="insufficient_quota"), 0)
-    assert b.state(1) == "resting"
+    assert b.state(1) == "cooling_down"
     assert select_account([b], "m", now=1) is b
     assert not has_alternative([b], "m", now=1, without=[])
     assert has_alternative([b], "m", now=1000, without=[])
@@ -60,7 +60,7 @@ def test_a_resting_account_is_asked_before_we_say_that_all_are_down():
     for _ in range(THRESHOLD):
         a.record_failure(UpstreamError("x", retry=RetryHint.SOON), 0)
     b.record_failure(refusal(LimitKind.MINUTE), 0)
-    assert (a.state(0.5), b.cooldown_until("") > 0.5) == ("down", True)
+    assert (a.state(0.5), b.cooldown_until("") > 0.5) == ("unavailable", True)
     assert select_account([a, b], "m", now=0.5) is b
 
 
@@ -83,21 +83,21 @@ def test_requests_of_no_conversation_go_where_least_is_under_way():
     assert (a.requests, b.requests) == (10, 30)
 
 
-STATES = st.sampled_from(["ready", "resting", "refusing", "full", "paced", "down"])
+STATES = st.sampled_from(["ready", "cooling_down", "refusing", "at_capacity", "rate_limited", "unavailable"])
 
 
 def in_state(name, state, weight=1.0) -> Account:
     """An account as it may be at time 1."""
-    it = account(name, weight=weight, max_in_flight=1, pace=AccountRateLimiter(rpm=1))
-    if state == "resting":
+    it = account(name, weight=weight, max_in_flight=1, rate_limiter=AccountRateLimiter(rpm=1))
+    if state == "cooling_down":
         it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     elif state == "refusing":
         it.record_failure(refusal(LimitKind.MODEL), 0.0, "m")
-    elif state == "full":
+    elif state == "at_capacity":
         it.in_flight = 1
-    elif state == "paced":
+    elif state == "rate_limited":
         it.rate_limiter.acquire(0, 1.0)
-    elif state == "down":
+    elif state == "unavailable":
         for _ in range(THRESHOLD):
             it.record_failure(UpstreamError("x", retry=RetryHint.SOON), 0.5)
     return it
@@ -115,14 +115,14 @@ def test_choosing_holds_its_promises(states, affinity, data):
     found = set(left.values())
     if isinstance(choice, Account):
         assert choice not in without
-        assert left[choice] == "ready" if "ready" in found else left[choice] in ("resting", "refusing")
+        assert left[choice] == "ready" if "ready" in found else left[choice] in ("cooling_down", "refusing")
     elif isinstance(choice, CapacityWait):
-        assert found & {"full", "paced"}
+        assert found & {"at_capacity", "rate_limited"}
         assert "ready" not in found
-        assert choice.at_capacity == ("full" in found)
-        assert (choice.rate_limited is not None) == ("paced" in found)
+        assert choice.at_capacity == ("at_capacity" in found)
+        assert (choice.rate_limited is not None) == ("rate_limited" in found)
     else:
-        assert found <= {"down"}
+        assert found <= {"unavailable"}
     assert isinstance(choice, Account) or not found & {"ready"}
 
 

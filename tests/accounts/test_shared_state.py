@@ -20,15 +20,14 @@ from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import (
     HEARTBEAT,
-    AccountLimits,
     AccountState,
     AccountStateDelta,
     LoginState,
     StateStoreError,
+    acquire_rate,
     from_json,
     merge,
     to_json,
-    try_acquire,
 )
 from qproxy.accounts.sync import AccountStateSync
 from qproxy.backends.local.account_state import SqliteAccountState, read
@@ -58,8 +57,40 @@ def test_standings_survive_json():
     assert from_json(data) == standing
     assert from_json({**data, "new": 1}) == standing
     assert from_json({}) == AccountState()
-    with pytest.raises(ValueError, match="not a standing"):
-        from_json({"rests": {"": {"no": 1}}})
+
+
+def test_a_state_of_the_first_version_is_read():
+    """Its names of cooldowns, levels and the login's message are understood."""
+    written = {
+        "name": "a",
+        "rests": {
+            "": {"until": 100.0, "since": 0.0, "why": "quota", "reset": 200.0, "strikes": 1, "probing": False}
+        },
+        "requests": 3,
+        "failures": 1,
+        "last_error": "429 x",
+        "last_error_at": 5.0,
+        "quota": "gone",
+        "login": {"state": "ready", "words": "signed in", "usable": True, "expires_at": 9.0},
+        "pace": {"tokens": [1.5, 2.0]},
+        "slots": {"7": 2},
+        "in_flight": {"p": [1, 70.0]},
+    }
+    assert from_json(written) == AccountState(
+        "a",
+        {"": replace(REST, failed_probes=1)},
+        3,
+        1,
+        "429 x",
+        5.0,
+        "gone",
+        LoginState("ready", "signed in", True, 9.0),
+        {"tokens": (1.5, 2.0)},
+        {"7": 2},
+        {"p": (1, 70.0)},
+    )
+    with pytest.raises(ValueError, match="not an account state"):
+        from_json({"cooldowns": {"": {"no": 1}}})
 
 
 NEWS = st.builds(
@@ -95,15 +126,13 @@ def test_rests_begin_and_end():
 @given(st.lists(st.tuples(st.floats(-5, 20), st.integers(0, 50)), min_size=1, max_size=80))
 def test_claims_keep_the_pace(steps):
     """Whatever the clock does, no more is granted than the bucket and its refilling allow, and it says what is left."""
-    limits, standing, wall, forward = AccountLimits(30, 100), AccountState(), 1000.0, 0.0
+    limits, standing, wall, forward = {"requests": 30, "tokens": 100}, AccountState(), 1000.0, 0.0
     requests = tokens = 0
     for step, count in steps:
         wall, forward = wall + step, forward + max(step, 0.0)
-        standing, claim = try_acquire(standing, limits, count, wall)
+        standing, claim = acquire_rate(standing, limits, {"requests": 1, "tokens": count}, wall)
         requests, tokens = requests + claim.granted, tokens + claim.granted * count
-        assert claim.requests is not None
-        assert claim.tokens is not None
-        assert claim.granted or claim.requests < 1 or claim.tokens < count
+        assert claim.granted or claim.available["requests"] < 1 or claim.available["tokens"] < count
     assert requests <= 30 + forward / 2 + 1e-3
     assert tokens <= 100 + forward * 100 / 60 + 1e-3
 
@@ -137,9 +166,9 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
     spoil(path)
     with pytest.raises(StateStoreError, match=r"accounts\.db"):
         read(path)
-    one = account("a", identity="id", pace=AccountRateLimiter(rpm=60))
+    one = account("a", identity="id", rate_limiter=AccountRateLimiter(rpm=60))
     board = SqliteAccountState(path)
-    accounts = AccountPool([one], sharing=AccountStateSync(board))
+    accounts = AccountPool([one], sharing=AccountStateSync(board), queue_timeout=1.0, max_queue_size=100)
     for _ in range(2):
         await accounts.start_sync()
         async with accounts.lease("m") as leased:
@@ -147,7 +176,7 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         message
         for message in {record.message for record in caplog.records}
-        if "this process alone" in message
+        if "not shared with other workers" in message
     ]
     await board.aclose()
 
@@ -173,9 +202,14 @@ class Pair:
     def __init__(self, path, fields):
         self.wall = 1_000_000.0
         self.boards = [SqliteAccountState(path, wall_clock=self.now) for _ in range(2)]
-        self.ones = [account("a", identity="id", wall=self.now, **fields()) for _ in range(2)]
+        self.ones = [account("a", identity="id", wall_clock=self.now, **fields()) for _ in range(2)]
         self.all = [
-            AccountPool([one], queue_timeout=0.01, sharing=AccountStateSync(board, wall_clock=self.now))
+            AccountPool(
+                [one],
+                queue_timeout=0.01,
+                sharing=AccountStateSync(board, wall_clock=self.now),
+                max_queue_size=100,
+            )
             for one, board in zip(self.ones, self.boards, strict=True)
         ]
 
@@ -184,7 +218,7 @@ class Pair:
 
     async def share(self, *which):
         for n in which:
-            await self.all[n].share()
+            await self.all[n].start_sync()
 
     async def __aenter__(self):
         return self
@@ -195,11 +229,11 @@ class Pair:
 
 
 def left_of(one):
-    return one.pace.tokens.left(trio.current_time())
+    return one.rate_limiter.tokens.available(trio.current_time())
 
 
 def resting(one):
-    return {key: round(rest.until - trio.current_time()) for key, rest in one.rests.items()}
+    return {key: round(rest.until - trio.current_time()) for key, rest in one.cooldowns.items()}
 
 
 async def test_rests_are_shared(tmp_path):
@@ -243,7 +277,7 @@ async def test_a_wall_clock_that_jumps_moves_no_rest(tmp_path):
 
 async def test_one_pace_for_two_processes(tmp_path):
     """Together they get what one alone would get, and what one gives back both have."""
-    async with Pair(tmp_path / "b.db", lambda: {"pace": AccountRateLimiter(rpm=20, tpm=1000)}) as it:
+    async with Pair(tmp_path / "b.db", lambda: {"rate_limiter": AccountRateLimiter(rpm=20, tpm=1000)}) as it:
         got = 0
         for n in range(60):
             with suppress(RequestError):
@@ -258,7 +292,12 @@ async def test_how_a_login_is_stands_on_the_board(tmp_path):
     """Whoever reads the board knows whether somebody is signed in, and until when, but no token."""
     board = SqliteAccountState(tmp_path / "b.db")
     async with signed(tmp_path, interval=0.05) as it:  # polled in real time: the board works in a thread
-        accounts = AccountPool([Account("me", it.source(), identity="id")], sharing=AccountStateSync(board))
+        accounts = AccountPool(
+            [Account("me", it.source(), identity="id")],
+            sharing=AccountStateSync(board),
+            queue_timeout=1.0,
+            max_queue_size=100,
+        )
         await accounts.start_sync()
         login = read(board.path)["id"].login
         assert login is not None
@@ -276,12 +315,11 @@ async def test_how_a_login_is_stands_on_the_board(tmp_path):
 CLAIMS = """
 import sys, trio
 from pathlib import Path
-from qproxy.accounts.board import Limits
-from qproxy.accounts.board_file import BoardFile
+from qproxy.backends.local.account_state import SqliteAccountState
 
 async def main():
-    board = BoardFile(Path(sys.argv[1]), wall=lambda: 1e9)
-    granted = [(await board.claim("id", Limits(rpm=100), 0)).granted for _ in range(60)]
+    store = SqliteAccountState(Path(sys.argv[1]), wall_clock=lambda: 1e9)
+    granted = [(await store.acquire("id", {"requests": 100}, {"requests": 1})).granted for _ in range(60)]
     print(sum(granted))
 
 trio.run(main)

@@ -1,6 +1,6 @@
 """`kill -9` at every system call of a credential file's life, and what is left afterwards: run me, I print counts.
 
-    python -m tests.auth.killing DIRECTORY
+    python -m tests.auth.crash_injection DIRECTORY
 
 A child does what the keeper or a sign-in does to the disk (lock, read, draft, publish, unlock) and kills itself at its
 nth call: before it, after it, or, for a write, in the middle.  Then the parent looks: is the file the old one or the
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qproxy.auth.credential_file import CredentialFile
-from qproxy.auth.lock import FileLock
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import FileLock
 from qproxy.wire.credential_format import TokenSet
 
 OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})

@@ -12,16 +12,18 @@ import trio
 import trio.testing
 
 from qproxy.auth import OAuthSource
-from qproxy.auth.credential_file import CredentialFile
 from qproxy.auth.identity_client import IdentityClient
-from qproxy.auth.lock import FileLock
 from qproxy.auth.refresher import TokenRefresher
 from qproxy.auth.token_state import TokenState
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import FileLock
+from qproxy.backends.local.credentials import FileCredentials
 from qproxy.emulator import Emulator
 from qproxy.emulator.identity import CLIENT_ID
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.credential_format import TokenSet, dump
 from qproxy.wire.oauth import IdentityProvider
+from tests.defaults import transport_limits
 
 HOST = "http://emulator.test"
 PROVIDER = IdentityProvider(
@@ -32,7 +34,7 @@ LIFETIME = 5400.0
 
 
 async def in_place(call, *arguments):
-    """What `off_loop` does, without a thread."""
+    """What `run_blocking` does, without a thread."""
     await trio.lowlevel.checkpoint()
     return call(*arguments)
 
@@ -64,10 +66,11 @@ class Signed:
         file = file or self.file
         holding = TokenState(name, ahead)
         lock = FileLock(file.path, shared=shared, wall_clock=self.wall)
-        keeper = TokenRefresher(
-            holding, file, lock, self.identity, run=in_place, wall_clock=self.wall, jitter=lambda: 0.5
+        store = FileCredentials(file, lock, run=in_place)
+        keeper = TokenRefresher(holding, store, self.identity, wall_clock=self.wall, jitter=lambda: 0.5)
+        source = OAuthSource(
+            holding, keeper, hosts=(HOST,), fallback_url="https://fallback.test/v1", interval=5.0
         )
-        source = OAuthSource(holding, keeper, hosts=(HOST,), fallback_url="https://fallback.test/v1")
         if keep:
             self.nursery.start_soon(source.run)
         return source
@@ -112,7 +115,7 @@ async def signed(tmp_path, **settings):
             nursery.start_soon(emulator.handle, theirs)
             return ours
 
-        transport = UpstreamTransport(connect=connect)
-        identity = IdentityClient(transport, PROVIDER)
+        transport = UpstreamTransport(transport_limits(), connect=connect)
+        identity = IdentityClient(transport, PROVIDER, timeout=30.0)
         yield Signed(emulator, identity, CredentialFile(path), path, nursery, transport)
         nursery.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 """Processes that refresh one account at once, against an identity server that punishes reuse: run me, I print counts.
 
-    python -m tests.auth.racing --processes 8 --tokens 5
+    python -m tests.auth.refresh_race --processes 8 --tokens 5
 
 The account's tokens last less than half a second, so every process finds them ended again and again, at the same
 moments.  The server runs in this process; the others are forked from it, each with its own keeper, locks and sockets.
@@ -21,17 +21,19 @@ from typing import Any
 import trio
 
 from qproxy.auth import OAuthSource
-from qproxy.auth.credential_file import CredentialFile
 from qproxy.auth.identity_client import IdentityClient
-from qproxy.auth.lock import FileLock
 from qproxy.auth.refresher import TokenRefresher
 from qproxy.auth.token_state import TokenState
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import FileLock
+from qproxy.backends.local.credentials import FileCredentials
 from qproxy.emulator import Emulator
 from qproxy.emulator.identity import CLIENT_ID, TokenFamily
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.oauth import IdentityProvider
+from tests.defaults import transport_limits
 
 LIFETIME = 0.4
 WORD = 100
@@ -45,11 +47,10 @@ async def race(origin: str, path: Path, enough: int) -> dict[str, Any]:
     )
     keeper = TokenRefresher(
         TokenState("me", 1200.0),
-        CredentialFile(path),
-        FileLock(path),
-        IdentityClient(UpstreamTransport(), provider),
+        FileCredentials(CredentialFile(path), FileLock(path)),
+        IdentityClient(UpstreamTransport(transport_limits()), provider, timeout=30.0),
     )
-    source = OAuthSource(keeper._token_state, keeper, hosts=(origin,), fallback_url=origin)
+    source = OAuthSource(keeper._token_state, keeper, hosts=(origin,), fallback_url=origin, interval=5.0)
     tokens: set[str | None] = set()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(source.run)
@@ -65,11 +66,10 @@ async def last(path: Path) -> str | None:
     """What a process that looks once more holds, long after the race."""
     keeper = TokenRefresher(
         TokenState("me", 0.0),
-        CredentialFile(path),
-        FileLock(path),
-        IdentityClient(UpstreamTransport(), IdentityProvider("", "", "", "")),
+        FileCredentials(CredentialFile(path), FileLock(path)),
+        IdentityClient(UpstreamTransport(transport_limits()), IdentityProvider("", "", "", ""), timeout=30.0),
     )
-    await keeper._reload_file()
+    await keeper._reload_stored()
     tokens = keeper._token_state.tokens
     return tokens.access_token if tokens else None
 

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from qproxy.auth.credential_file import StorageError
+from qproxy.auth.credential_store import StorageError
 from qproxy.auth.device_flow import next_poll
 from qproxy.emulator.identity import DEVICE_PATH, FAULTS, TOKEN_PATH
 from qproxy.wire.oauth import AuthorizationPending, SlowDown, TransientError

@@ -5,8 +5,9 @@ import keyring.backend
 import keyring.errors
 import pytest
 
-from qproxy.auth.credential_file import CredentialFile, StorageError
+from qproxy.auth.credential_store import StorageError
 from qproxy.auth.encryption import KeyringCipher
+from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.wire.credential_format import TokenSet, dump
 
 TOKENS = TokenSet("a-secret", "r-secret", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
@@ -59,7 +60,7 @@ def test_an_open_file_is_closed_with_the_next_write(ring, file):
     """Encryption can be switched on later."""
     file.make_directory()
     file.path.write_bytes(dump(TOKENS))
-    assert file.read() == TOKENS
+    assert file.load() == TOKENS
     file.save(TOKENS)
     assert b"secret" not in file.path.read_bytes()
 
@@ -68,7 +69,7 @@ def test_without_the_key_nothing_is_read(ring, file):
     """Another keyring, a locked one, and a file that was tampered with, each in words and without a secret."""
     file.save(TOKENS)
     ring.kept.clear()
-    with pytest.raises(StorageError, match="does not open"):
+    with pytest.raises(StorageError, match="does not decrypt"):
         CredentialFile(file.path, cipher=KeyringCipher()).load()
     ring.locked = True
     with pytest.raises(StorageError, match="KeyringLocked") as caught:

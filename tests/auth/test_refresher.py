@@ -7,15 +7,11 @@ import os
 import pytest
 import trio
 
-from qproxy.auth import credential_file
-from qproxy.auth.blocking import DISK_TIMEOUT, LOCK_TIMEOUT
-from qproxy.auth.credential_file import StorageError
-from qproxy.auth.refresh_schedule import MAX_BACKOFF, backoff, schedule
+from qproxy.auth.credential_store import StorageError
+from qproxy.auth.refresh_schedule import MAX_BACKOFF, backoff, plan_refresh
 from qproxy.auth.refresher import RELOAD_INTERVAL
 from qproxy.auth.token_state import FORCE_WINDOW, MAX_FORCED
-from qproxy.bootstrap import auth
-from qproxy.config import Config
-from qproxy.config.accounts import AccountConfig
+from qproxy.backends.local import credential_file
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import UpstreamError
@@ -71,7 +67,7 @@ async def test_a_renewal_is_slept_to(lifetime, ahead, tmp_path, autojump_clock):
         await trio.sleep(1.7)
         source = it.source(ahead=ahead)
         await trio.sleep(lifetime - 2)
-        plan = schedule(lifetime, ahead, 0.5)
+        plan = plan_refresh(lifetime, ahead, 0.5)
         assert ends - times[0] == pytest.approx(plan.refresh_margin, abs=0.1)
         assert plan.refresh_margin > plan.margin == min(30.0, lifetime / 4)
         assert source.status().refreshes >= 1
@@ -126,7 +122,7 @@ async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, 
         await trio.sleep(max(0.0, lifetime - left))
         source = it.source()
         credential = await source.credential()
-        assert source._token_state.schedule == schedule(lifetime, 1200.0, 0.5)
+        assert source._token_state.schedule == plan_refresh(lifetime, 1200.0, 0.5)
         assert (credential.token == first.access_token) == (left >= lifetime / 2 and lifetime < 1200)
         assert it.on_disk().seconds_left(it.wall()) > min(30.0, lifetime / 4)
 
@@ -173,14 +169,14 @@ async def test_a_token_that_worked_is_renewed_whenever_it_is_revoked(tmp_path, a
         source = it.source()
         for _ in range(MAX_FORCED):
             credential = await source.credential()
-            source.accepted(credential)
+            source.report_accepted(credential)
             it.emulator.identity.expire()
             assert await source.report_rejected(credential, "no")
         credential = await source.credential()
-        source.accepted(credential)
+        source.report_accepted(credential)
         assert not await source.report_rejected(credential, "no")
         assert source.status().state == "refused"
-        source.accepted(credential)
+        source.report_accepted(credential)
         assert source.status().state == "ready"
         await trio.sleep(FORCE_WINDOW + 1)
         assert await source.report_rejected(credential, "no")
@@ -555,7 +551,7 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
 )
 def test_schedules(lifetime, ahead, spread, expected):
     """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts minutes."""
-    found = schedule(lifetime, ahead, spread)
+    found = plan_refresh(lifetime, ahead, spread)
     assert (found.refresh_margin, found.margin) == expected
 
 
@@ -578,14 +574,3 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
         assert "ready" in shown
         with pytest.raises(StorageError, match="regular file"):
             credential_file.CredentialFile(tmp_path / "accounts").load()
-
-
-async def test_a_request_waits_as_long_as_a_refresh_may_take(tmp_path, autojump_clock):
-    """For the lock, the identity server (oauth_timeout) and the disk; here nobody keeps the account."""
-    for seconds in (1.0, 100.0):
-        account = AccountConfig("me", "oauth", credentials=str(tmp_path))
-        source = auth.build_oauth_source(account, Config(accounts=(account,), oauth_timeout=seconds))
-        began = trio.current_time()
-        with pytest.raises(UpstreamError, match="Nobody is signed in"):
-            await source.credential()
-        assert trio.current_time() - began == pytest.approx(LOCK_TIMEOUT + seconds + DISK_TIMEOUT)

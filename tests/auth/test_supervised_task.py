@@ -48,13 +48,13 @@ class Source:
         self.name = name
         self.runs = 0
 
-    async def keep(self):
+    async def run(self):
         self.runs += 1
         await trio.sleep_forever()
 
 
 async def test_keepers_begin_and_end_with_their_sources(autojump_clock):
-    """Told before the start, while running, and after; what has no `keep` needs none."""
+    """Told before the start, while running, and after; what has no `run` needs none."""
     keepers, one, two = RefreshTasks(), Source("one"), Source("two")
     keepers.set_sources([one, object()])
     async with trio.open_nursery() as nursery:

@@ -6,9 +6,9 @@ import sqlite3
 import pytest
 import trio
 
-from qproxy.access.grants import GrantsError
+from qproxy.access.grants import GrantStoreError
 from qproxy.backends.local import grants
-from qproxy.backends.local.grants import SQLiteGrants
+from qproxy.backends.local.grants import SqliteGrants
 
 
 class Wall:
@@ -25,8 +25,8 @@ def stores(request, tmp_path):
     """Two processes' views of one store, and their clock; in memory there is one."""
     wall = Wall()
     path = tmp_path / "home" / "access.sqlite3" if request.param == "file" else None
-    first = SQLiteGrants(path, wall_clock=wall)
-    return first, SQLiteGrants(path, wall_clock=wall) if path else first, wall
+    first = SqliteGrants(path, wall_clock=wall)
+    return first, SqliteGrants(path, wall_clock=wall) if path else first, wall
 
 
 async def test_a_grant_is_known_to_everybody_until_it_ends(stores):
@@ -73,10 +73,10 @@ async def test_the_store_is_bounded(stores, monkeypatch):
 async def test_it_outlives_a_restart(tmp_path):
     """A process that begins later finds what is there; only its owner may read the file."""
     path = tmp_path / "access.sqlite3"
-    first = SQLiteGrants(path)
+    first = SqliteGrants(path)
     await first.add("session", b"a", 1e12)
     await first.aclose()
-    assert await SQLiteGrants(path).has("session", b"a")
+    assert await SqliteGrants(path).has("session", b"a")
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
@@ -84,8 +84,8 @@ async def test_a_file_that_cannot_be_used(tmp_path):
     """It is an error that names the setting, and no loss once the file is sound again."""
     path = tmp_path / "access.sqlite3"
     path.write_bytes(b"no database at all" * 100)
-    store = SQLiteGrants(path)
-    with pytest.raises(GrantsError, match="setting access_file"):
+    store = SqliteGrants(path)
+    with pytest.raises(GrantStoreError, match="setting access_file"):
         await store.has("session", b"a")
     path.unlink()
     await store.add("session", b"a", 1e12)
@@ -97,13 +97,13 @@ async def test_a_file_of_a_newer_version_is_left_alone(tmp_path):
     path = tmp_path / "access.sqlite3"
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(GrantsError, match="newer"):
-        await SQLiteGrants(path).add("session", b"a", 1e12)
+    with pytest.raises(GrantStoreError, match="newer"):
+        await SqliteGrants(path).add("session", b"a", 1e12)
 
 
 async def test_many_at_once(tmp_path):
     """Two processes that write side by side lose nothing."""
-    stores = [SQLiteGrants(tmp_path / "access.sqlite3") for _ in range(2)]
+    stores = [SqliteGrants(tmp_path / "access.sqlite3") for _ in range(2)]
     async with trio.open_nursery() as nursery:
         for number in range(40):
             nursery.start_soon(stores[number % 2].add, "key", b"%d" % number, 1e12)

@@ -28,7 +28,8 @@ def stored(id, previous=None, owner="me", text="hi"):
 
 @asynccontextmanager
 async def sqlite(path=None, **settings):
-    store = SqliteResponseStore(path, **settings)
+    defaults = {"max_age": 30 * 86400.0, "max_bytes": 1024**3, "timeout": 5.0}
+    store = SqliteResponseStore(path, **(defaults | settings))
     try:
         yield store
     finally:
@@ -71,7 +72,7 @@ async def test_a_conversation_from_its_beginning(place):
 async def test_age(place):
     """What was not used for too long is not found; a conversation that goes on keeps its beginning."""
     wall = Wall()
-    async with sqlite(place, wall=wall, max_age=10 * TOUCH_SECONDS) as store:
+    async with sqlite(place, wall_clock=wall, max_age=10 * TOUCH_SECONDS) as store:
         for id_, previous in (("a", None), ("b", "a"), ("z", None)):
             await store.save(stored(id_, previous))
         wall.now += 8 * TOUCH_SECONDS
@@ -87,7 +88,7 @@ async def test_age(place):
 async def test_size(place):
     """The longest unused responses make room; one that is larger than everything allowed is not kept."""
     wall = Wall()
-    async with sqlite(place, wall=wall, max_bytes=5000) as store:
+    async with sqlite(place, wall_clock=wall, max_bytes=5000) as store:
         for number in range(10):
             wall.now += 1
             await store.save(stored(f"r{number}", text="x" * 900))

@@ -67,7 +67,7 @@ def test_a_report():
 WRONG = {
     "no account": ([], {}, "No account is configured"),
     "unknown setting": (["--offline"], {"QPROXY_PROT": "1"}, "Did you mean 'port'"),
-    "unknown rule": (["--offline"], {"QPROXY_UPSTREAM": "http://127.0.0.1:1", "QPROXY_RULES": "x=true"}, "no rule x"),
+    "unknown rule": (["--offline"], {"QPROXY_UPSTREAM": "http://127.0.0.1:1", "QPROXY_RULES": "x=true"}, "unknown rule x"),
     "no such file": (["--config", "none.toml"], {}, "none.toml"),
     "no url": (["127.0.0.1:8080"], {}, "is not http(s)"),
     "a key for nobody": (["--key", "sk-x"], {}, "named by its URL"),
@@ -82,7 +82,7 @@ def test_a_configuration_that_cannot_be_served(arguments, variables, words, monk
     assert cli.main(["check", "--json", *arguments]) == 2
     told = json.loads(capsys.readouterr().out)
     assert (told["ok"], told["exit_code"]) == (False, 2)
-    assert words in told["findings"][-1]["words"]
+    assert words in told["findings"][-1]["message"]
 
 
 def test_offline(monkeypatch, capsys):

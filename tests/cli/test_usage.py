@@ -8,7 +8,8 @@ import time
 import pytest
 
 from qproxy import cli
-from qproxy.ledger import Pricing, UsageLedger
+from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.ledger import Pricing
 from tests.telemetry.factories import record
 
 
@@ -21,9 +22,9 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept(home):
-    ledger = UsageLedger(home / "ledger.sqlite3", Pricing(listed_for=["one"]))
+    ledger = SqliteUsageLedger(home / "ledger.sqlite3", Pricing(listed_for=["one"]), keep_days=90)
     ledger.record(record(id="a"))
-    ledger.record(record(id="b", account="home", outcome="client_left"))
+    ledger.record(record(id="b", account="home", outcome="client_disconnected"))
     ledger.record(record(id="c", account="home", served_model="qwen-local", key=None))
     ledger.close()
 
@@ -71,5 +72,5 @@ def test_without_a_ledger(home, capsys):
     """Where no server has written yet the command says so, and fails; also when the disk was full when it began."""
     for _ in range(2):
         assert cli.main(["usage"]) == 1
-        assert "there is no ledger yet" in capsys.readouterr().err
+        assert "no usage recorded yet" in capsys.readouterr().err
         (home / "ledger.sqlite3").touch()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qproxy import config as configuration
+from qproxy.backends.api_keys import has_api_keys
 from qproxy.bootstrap.app import create_app
 from qproxy.config import Config, load
 from qproxy.config.accounts import (
@@ -20,7 +21,7 @@ from qproxy.config.accounts import (
 )
 from tests.helpers import accounts
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +46,15 @@ WRONG_FILES = {
     "unknown key": ("# c\nprot = 1\n", "line 2: there is no setting 'prot'. Did you mean 'port'?"),
     "wrong type": ('port = "x"\n', "line 1, port: expected a whole number"),
     "true is no number": ("port = true\n", "expected a whole number"),
-    "endless": ("idle_timeout = inf\n", "cannot be inf"),
-    "negative": ("idle_timeout = -1\n", "cannot be negative"),
+    "endless": ("upstream_read_timeout = inf\n", "cannot be inf"),
+    "negative": ("upstream_read_timeout = -1\n", "cannot be negative"),
     "none of the words": ('log_level = "loud"\n', "one of debug, info, warning, error"),
     "a list of numbers": ("api_keys = [1]\n", "a list of strings"),
     "a table of numbers": ("[aliases]\na = 1\n", "a table of strings"),
     "not toml": ("port = \n", "not valid TOML"),
     "unknown key of an account": ('[[accounts]]\nname = "a"\nbase_ulr = "x"\n', "Did you mean 'base_url'?"),
-    "account without a name": ('[[accounts]]\nkind = "open"\n', "needs a name"),
-    "odd kind": ('[[accounts]]\nname = "a"\nkind = "oauth2"\n', "one of key, open"),
+    "account without a name": ('[[accounts]]\nkind = "openai_compatible"\n', "needs a name"),
+    "odd kind": ('[[accounts]]\nname = "a"\nkind = "oauth2"\n', "one of key, openai_compatible"),
 }
 
 
@@ -137,7 +138,7 @@ def test_zero_configuration():
     ).all_accounts()
     assert [account.plan for account in plans] == ["coding", "token"]
     (upstream,) = load(environ={"QPROXY_UPSTREAM": "http://x/v1/"}).all_accounts()
-    assert (upstream.kind, upstream.base_url, upstream.key) == ("open", "http://x/v1", None)
+    assert (upstream.kind, upstream.base_url, upstream.key) == ("openai_compatible", "http://x/v1", None)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "workspace"])
@@ -206,8 +207,8 @@ def test_no_warning_where_nothing_is_wrong():
 def test_what_cannot_be_served():
     """Half a certificate, one that is not there, a port beyond all ports, an open door, and no account are refused."""
     account = AccountConfig("a", preset="us", key="sk-1")
-    Config(accounts=(account,)).check()
-    Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check()
+    Config(accounts=(account,)).check(has_api_keys)
+    Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check(has_api_keys)
     for config in (
         Config(accounts=(account,), certfile="x"),
         Config(accounts=(account,), certfile="nowhere.pem", keyfile="nowhere.pem"),
@@ -217,7 +218,7 @@ def test_what_cannot_be_served():
         Config(),
     ):
         with pytest.raises(ConfigError):
-            config.check()
+            config.check(has_api_keys)
 
 
 def test_secrets_are_not_shown():
@@ -246,7 +247,7 @@ def test_the_readme_and_the_page_have_a_file_that_loads(tmp_path):
     assert tomllib.loads(example)
     (tmp_path / "e.toml").write_text(example)
     config = load(path=str(tmp_path / "e.toml"), environ={"DASHSCOPE_API_KEY": "sk-1"})
-    config.check()
+    config.check(has_api_keys)
     assert [account.name for account in config.accounts] == ["singapore", "home"]
 
 
@@ -257,7 +258,7 @@ def test_an_admin_key_that_can_be_guessed(key):
     """It is refused at the start, by every way to start, with how to make a better one."""
     config = Config(accounts=accounts("one"), admin_key=key)
     with pytest.raises(ConfigError, match=r"admin_key: it can be guessed.*15 characters.*openssl rand"):
-        config.check()
+        config.check(has_api_keys)
     with pytest.raises(ConfigError, match=r"admin_key: it can be guessed"):
         create_app(config)
 
@@ -267,4 +268,4 @@ def test_an_admin_key_that_can_be_guessed(key):
 )
 def test_an_admin_key_that_is_long_enough(key):
     """So is none at all: then only this machine comes in."""
-    Config(accounts=accounts("one"), admin_key=key).check()
+    Config(accounts=accounts("one"), admin_key=key).check(has_api_keys)

@@ -8,7 +8,7 @@ import trio
 from qproxy.config import Config
 from qproxy.dashboard import sessions
 from qproxy.dashboard.routes import safe_redirect
-from qproxy.server.request_policy import Access
+from qproxy.server.authentication import Access
 from tests.dashboard.browser import ADMIN_KEY, Browser
 from tests.helpers import world
 
@@ -82,7 +82,7 @@ async def test_no_page_is_shown_to_who_has_not_signed_in():
         routes = [r for r in it.app.url_map.iter_rules() if r.rule.startswith("/dashboard")]
         assert len(routes) > 12
         for rule in routes:
-            assert it.server.access[rule.endpoint] is Access.SESSION
+            assert it.server.routes[rule.endpoint].access is Access.SESSION
             for method in rule.methods - {"HEAD", "OPTIONS"}:
                 if rule.rule not in ("/dashboard/login", "/dashboard/logout", "/dashboard/static/<name>"):
                     answer = await Browser(it.app).ask(method, rule.rule)
@@ -190,7 +190,7 @@ async def test_a_record_that_cannot_be_read_lets_nobody_in(tmp_path):
         await browser.login()
         for file in tmp_path.iterdir():
             file.write_bytes(b"no database at all" * 100)
-        await it.server.grants.aclose()
+        await it.server.state.grants.aclose()
         page = await browser.get("/dashboard")
         assert page.status == 503
         assert "access_file" in page.html

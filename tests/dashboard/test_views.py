@@ -9,13 +9,13 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from qproxy.access import api_keys
 from qproxy.accounts.cooldowns import Cooldown
+from qproxy.backends.local import api_keys as local_api_keys
+from qproxy.backends.local import key_file
 from qproxy.config.accounts import AccountConfig, ConfigError, resolve_account
 from qproxy.config.tools import ToolConfig
 from qproxy.dashboard import summaries
 from qproxy.dashboard.views import connect
-from qproxy.dashboard.views import keys as key_pages
 from qproxy.emulator import Emulator, IdentityServer
 from qproxy.ledger import Pricing
 from qproxy.ledger.rows import to_row
@@ -142,10 +142,10 @@ async def test_looking_is_not_counted(tmp_path):
     """The moving part, asked every second, leaves no line and no count."""
     async with shown(tmp_path) as it:
         browser = await entered(it)
-        before = it.server.counters.outcomes.total()
+        before = it.server.state.counters.outcomes.total()
         for _ in range(3):
             await browser.get("/dashboard/live")
-        assert it.server.counters.outcomes.total() == before
+        assert it.server.state.counters.outcomes.total() == before
 
 
 @pytest.mark.parametrize("period", ["1h", "24h", "7d", "30d", "nonsense"])
@@ -157,8 +157,8 @@ async def test_charts_and_sums(tmp_path, period):
         for number in range(4):
             made = record(number, first_byte=0.25)
             made.relay.usage = usage
-            made.outcome = "upstream_cut" if number == 3 else "ok"
-            it.server.ledger.record(made)
+            made.outcome = "upstream_truncated" if number == 3 else "ok"
+            it.server.state.ledger.record(made)
         page = await browser.get(f"/dashboard?period={period}")
         assert "Requests 4 Failed 1 25.0%" in page.text
         assert "Tokens in 4,000 Tokens out 2,000" in page.text
@@ -176,7 +176,7 @@ async def test_pages_without_a_ledger():
         for path in ("/dashboard", "/dashboard/requests", "/dashboard/accounts"):
             page = await browser.get(path)
             assert page.status == 200
-            assert "There is no ledger: the setting ledger is none." in page.text.replace("`", "")
+            assert "The usage ledger is off (setting ledger)." in page.text
         assert (await browser.get("/dashboard/requests/x")).status == 503
         assert (await browser.get("/dashboard/keys")).status == 200
 
@@ -187,7 +187,7 @@ async def test_pages_with_a_broken_ledger(tmp_path):
     async with shown(tmp_path) as it:
         page = await (await entered(it)).get("/dashboard")
         assert page.status == 200
-        assert "The ledger has no answer" in page.text
+        assert "The usage ledger did not respond" in page.text
 
 
 async def test_the_list_is_looked_through(tmp_path):
@@ -195,7 +195,7 @@ async def test_the_list_is_looked_through(tmp_path):
     async with shown(tmp_path) as it:
         browser = await entered(it)
         for number in range(60):
-            it.server.ledger.record(
+            it.server.state.ledger.record(
                 record(number, outcome="ok" if number else "error", error=None if number else "boom")
             )
         first = await browser.get("/dashboard/requests")
@@ -217,7 +217,7 @@ def test_a_story_tells_everything():
         key="bob",
         stream=True,
         first_byte=0.4,
-        finish="stop",
+        finish_reason="stop",
         tools=[ToolRunRecord("calc", True, 0.1), ToolRunRecord("calc", False, 0.1)],
     )
     story = made.relay
@@ -257,12 +257,12 @@ async def test_accounts_in_words(tmp_path):
     names = accounts("one", allowance={"5h": 10}, rpm=60) + accounts("two")
     async with shown(tmp_path, accounts=names) as it:
         browser = await entered(it)
-        one, two = it.server.relay.accounts.accounts
+        one, two = it.server.state.relay.accounts.accounts
         now = trio.current_time()
         for number in range(9):
-            it.server.ledger.record(record(number))
-        two.failed(refusal(LimitKind.QUOTA, "Your plan is used up."), now)
-        two.failed(refusal(LimitKind.MODEL, "No such model."), now, "qwen-x")
+            it.server.state.ledger.record(record(number))
+        two.record_failure(refusal(LimitKind.QUOTA, "Your plan is used up."), now)
+        two.record_failure(refusal(LimitKind.MODEL, "No such model."), now, "qwen-x")
         page = await browser.get("/dashboard/accounts")
         assert "9 of 10 requests" in page.text
         assert "0 of 60 requests" in page.text
@@ -271,7 +271,7 @@ async def test_accounts_in_words(tmp_path):
         assert any(v["aria-label"] == "90.0 % used" for v in bars)
         assert one.state(now) == "ready"
         assert "Ready to serve." in page.text
-        assert "Resting after quota; asked again in 5 min." in page.text
+        assert "Cooling down after quota; available again in 5 min." in page.text
         assert "cools down until" in page.text
         assert "quota, in its server's words Your plan is used up." in page.text
         assert "last error 429" in page.text
@@ -301,7 +301,7 @@ async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
         assert made.status == 201
         assert made.headers["cache-control"] == "no-store"
         secret = re.findall(r"sk-qproxy-[\w-]+", made.html)[0]
-        (key,) = api_keys.read(tmp_path / "keys.json")
+        (key,) = key_file.read(tmp_path / "keys.json")
         assert (key.name, key.rpm, key.models) == ("bob", 60, ("qwen3*", "qwen-max"))
         assert (key.budgets[0].window, key.budgets[0].requests) == ("month", 100)
         assert (await it.post(HELLO))[0] == 401, "from now on a key is demanded"
@@ -357,7 +357,7 @@ async def test_two_keys_of_one_name(tmp_path):
 
 async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
     """Waiting for its lock has an end, and the page says so."""
-    monkeypatch.setattr(key_pages, "FILE_SECONDS", 0.05)
+    monkeypatch.setattr(local_api_keys, "CHANGE_TIMEOUT", 0.05)
     async with shown(tmp_path) as it:
         browser = await entered(it)
         page = await browser.get("/dashboard/keys")
@@ -365,7 +365,7 @@ async def test_a_key_file_that_somebody_holds(tmp_path, monkeypatch):
             fcntl.flock(lock, fcntl.LOCK_EX)
             answer = await browser.fill(page, "/dashboard/keys", name="bob")
         assert answer.status == 503
-        assert "in use by somebody else" in answer.text
+        assert "locked by another process" in answer.text
 
 
 async def test_tools_and_their_sandbox(tmp_path):
@@ -413,7 +413,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
             page = await browser.get(path)
             assert (await browser.fill(page, path)).status == 303
             page = await browser.get(path)
-            code = it.server.login_sessions.progress("me").user_code
+            code = (await it.server.state.login_sessions.progress("me")).user_code
             assert code in page.text
             assert f"user_code={code}" in next(
                 v["href"] for v in page.all("a") if v.get("target") == "_blank"
@@ -425,11 +425,11 @@ async def test_signing_in_by_the_dashboard(tmp_path):
                 assert (await browser.fill(page, action)).status == 303
                 assert "was cancelled" in (await browser.get(path)).text
         assert it.emulator.identity.decide(code)
-        await it.server.login_sessions._logins["me"].flow.finished.wait()
+        await it.server.state.login_sessions._logins["me"].flow.finished.wait()
         done = await browser.get(f"{path}/progress")
         assert "Signed in." in done.text
         assert "data-over" in done.html
-        await it.server.relay.accounts.accounts[0].source.credential()  # it reads the file on its own
+        await it.server.state.relay.accounts.accounts[0].source.credential()  # it reads the file on its own
         assert "token ends" in (await browser.get("/dashboard/accounts")).text
         assert (await browser.get("/dashboard/accounts/keyed/login")).status == 400
         assert (await browser.get("/dashboard/accounts/nobody/login")).status == 404
@@ -452,7 +452,7 @@ async def test_recipes_are_those_of_the_docs(tmp_path):
         assert "OPENAI_BASE_URL=https://qproxy.example:8443/v1 OPENAI_API_KEY=any" in shown_page.text
         assert "qwen3.7-plus" not in "".join(re.findall(r"<pre.*?</pre>", shown_page.html, re.DOTALL))
         assert "127.0.0.1" not in shown_page.html
-        api_keys.create(tmp_path / "keys.json", name="x")
+        key_file.create(tmp_path / "keys.json", name="x")
         shown_page = await browser.get("/dashboard/connect")
         assert "OPENAI_API_KEY=YOUR-KEY" in shown_page.text
         assert any(v.get("id") == "try-key" for v in shown_page.all("input"))
@@ -466,22 +466,22 @@ async def test_nothing_from_outside_becomes_html(tmp_path):
     tools = (ToolConfig(name="t", description=evil, argv=["/bin/true"], sandbox="none"),)
     async with shown(tmp_path, accounts=(one,), tools=tools, default_model=evil, models=[evil]) as it:
         browser = await entered(it)
-        (account,) = it.server.relay.accounts.accounts
+        (account,) = it.server.state.relay.accounts.accounts
         account.quota = account.last_error = evil
         account.last_error_at = time.time()
-        account.rests[evil] = account.rests[""] = _rest(evil)
+        account.cooldowns[evil] = account.cooldowns[""] = _rest(evil)
         made = record(
-            1, key=evil, endpoint=evil, error=evil, finish=evil, tools=[ToolRunRecord(evil, True, 0.1)]
+            1, key=evil, endpoint=evil, error=evil, finish_reason=evil, tools=[ToolRunRecord(evil, True, 0.1)]
         )
         story = made.relay
         story.model = story.served_model = story.account = story.upstream_request_id = evil
         story.failures, story.attempts, story.rules = [FailedAttempt(evil, evil)], 2, (evil,)
         story.repairs[evil] = 1
-        it.server.ledger.record(made)
-        live = record(2, key=evil, endpoint=evil, ended=None)
+        it.server.state.ledger.record(made)
+        live = record(2, key=evil, endpoint=evil, ended_at=None)
         live.relay.model = live.relay.account = evil
-        it.server.counters.request_started(live)
-        api_keys.create(tmp_path / "keys.json", name=evil, models=(evil,))
+        it.server.state.counters.request_started(live)
+        key_file.create(tmp_path / "keys.json", name=evil, models=(evil,))
         paths = [
             *STATIC,
             "/dashboard/live",

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 import trustme
 
+from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, resolve_account
 from qproxy.diagnostics import Finding, exit_code, network
 from qproxy.diagnostics.accounts import AccountCheck, account_check
@@ -16,21 +17,22 @@ from qproxy.emulator import Emulator
 from qproxy.emulator.faults import DONE, ScriptedReply, chunk
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.dialects import model_catalog
-from tests.auth.helpers import in_place, signed
+from tests.auth.helpers import signed
+from tests.defaults import transport_limits
 from tests.helpers import world
 
 BASE = "http://127.0.0.1:1/v1"
-OPEN = AccountConfig("mine", "open", base_url=BASE)
+OPEN = AccountConfig("mine", "openai_compatible", base_url=BASE)
 KEYED = AccountConfig("mine", base_url=BASE, key="sk-mine")
 
 
 async def examined(emulator=None, entry=KEYED, **settings):
     """What an examination of one account finds."""
     async with world(emulator=emulator, accounts=(entry,), **settings) as it:
-        relay = it.server.relay
+        relay = it.server.state.relay
         found: list[Finding] = []
         await account_check(
-            resolve_account(entry), relay.accounts.accounts[0], relay, settings.get("default_model")
+            resolve_account(entry), relay.accounts.accounts[0], relay, Config(**settings)
         ).online(found)
         assert it.sound()
     return found
@@ -97,9 +99,9 @@ async def test_calls_that_needed_mending_and_calls_that_do_not_come():
 MODELS = {
     "the default": (KEYED, {"default_model": "qwen-max"}, "qwen-max"),
     "an alias": (KEYED, {"default_model": "gpt", "aliases": {"gpt": "qwen-plus"}}, "qwen-plus"),
-    "its own": (AccountConfig("mine", "open", base_url=BASE, models=["qwen3-max"]), {}, "qwen3-max"),
+    "its own": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["qwen3-max"]), {}, "qwen3-max"),
     "the cheapest": (KEYED, {}, "qwen-flash"),
-    "of a pattern": (AccountConfig("mine", "open", base_url=BASE, models=["*-max"]), {}, "qwen3.8-max"),
+    "of a pattern": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["*-max"]), {}, "qwen3.8-max"),
 }  # fmt: skip
 
 
@@ -112,7 +114,9 @@ async def test_which_model_is_asked(entry, settings, model):
 
 async def test_nothing_to_ask():
     """An account that offers no model that is listed is not asked."""
-    found = await examined(entry=AccountConfig("mine", "open", base_url=BASE, models=["llama-*"]))
+    found = await examined(
+        entry=AccountConfig("mine", "openai_compatible", base_url=BASE, models=["llama-*"])
+    )
     assert states(found)["chat"] == "skipped"
     assert model_catalog.limits_for("llama-3") is None
 
@@ -121,8 +125,10 @@ async def test_a_login(tmp_path, autojump_clock):
     """A signed-in account says until when; one that nobody is signed in to says how to."""
     async with signed(tmp_path) as it, world() as server:
         entry = resolve_account(AccountConfig("me", kind="oauth"))
-        one = account_check(entry, server.server.relay.accounts.accounts[0], server.server.relay, None)
-        one.wall_clock, one.run, one.account.source = it.wall, in_place, it.source(keep=False)
+        one = account_check(
+            entry, server.server.state.relay.accounts.accounts[0], server.server.state.relay, Config()
+        )
+        one.wall_clock, one.account.source = it.wall, it.source(keep=False)
         (nobody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
         assert (nobody.state, nobody.advice) == ("failed", "qproxy login --account me")
         online: list[Finding] = []
@@ -173,7 +179,7 @@ async def over_tls(authority, trusted=True):
             nursery.start_soon(meet, theirs)
             return ours
 
-        yield UpstreamTransport(ssl_context=ours, connect=connect)
+        yield UpstreamTransport(transport_limits(), ssl_context=ours, connect=connect)
         nursery.cancel_scope.cancel()
 
 
@@ -218,7 +224,7 @@ async def test_a_way_that_ends(url, name):
     async def connect(host, port):
         raise OSError("Connection refused")
 
-    found = await network.check_route(url, UpstreamTransport(connect=connect), "x", 0.0)
+    found = await network.check_route(url, UpstreamTransport(transport_limits(), connect=connect), "x", 0.0)
     assert (found[-1].name, found[-1].failed, bool(found[-1].advice)) == (name, True, True)
 
 
@@ -227,8 +233,8 @@ async def test_a_token_that_has_just_been_refused(tmp_path, autojump_clock):
     async with signed(tmp_path) as it, world(emulator=it.emulator) as server:
         await it.sign_in()
         entry = resolve_account(AccountConfig("me", kind="oauth"))
-        relay = server.server.relay
-        one = account_check(entry, relay.accounts.accounts[0], relay, None)
+        relay = server.server.state.relay
+        one = account_check(entry, relay.accounts.accounts[0], relay, Config())
         one.wall_clock, one.account.source = it.wall, it.source(keep=False)
         before = it.on_disk().access_token
         it.emulator.identity.expire()

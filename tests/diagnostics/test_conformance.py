@@ -12,8 +12,9 @@ from qproxy.diagnostics.report import Finding
 from qproxy.diagnostics.run import AREA_SECONDS, with_timeout
 from qproxy.emulator import Emulator
 from qproxy.emulator.faults import DONE, FAULTS, ScriptedReply, chunk, event, json_reply
-from qproxy.transport import TransportLimits, UpstreamTransport
+from qproxy.transport import UpstreamTransport
 from qproxy.wire.conformance import RULES
+from tests.defaults import transport_limits
 from tests.helpers import served, world
 
 URL = "http://127.0.0.1:1/v1"
@@ -35,7 +36,7 @@ async def probed(handle, **settings):
             return ours
 
         transport = UpstreamTransport(
-            TransportLimits(first_byte_timeout=30.0, idle_timeout=30.0), connect=connect
+            transport_limits(first_byte_timeout=30.0, idle_timeout=30.0), connect=connect
         )
         costs = settings.pop("costs", True)
         found: list[Finding] = []

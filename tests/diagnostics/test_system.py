@@ -8,7 +8,7 @@ import stat
 import pytest
 import trio
 
-from qproxy.bootstrap.tools import build_tool_runtime as make_workshop
+from qproxy.bootstrap.tools import build_tool_runtime
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.diagnostics import system, tools
@@ -19,7 +19,7 @@ from qproxy.tools import functions
 
 
 def config(tmp_path, **settings):
-    names = {"accounts_file": "accounts.db", "ledger": "ledger.sqlite3", "responses_file": "responses.sqlite3", "keys_file": "keys.json"}  # fmt: skip
+    names = {"account_state_file": "accounts.db", "ledger": "ledger.sqlite3", "responses_file": "responses.sqlite3", "keys_file": "keys.json"}  # fmt: skip
     return Config(**{key: str(tmp_path / "home" / name) for key, name in names.items()} | settings)
 
 
@@ -90,10 +90,10 @@ def test_databases(tmp_path):
 
 def test_open_files():
     """What the settings speak of is compared with what the system allows."""
-    assert system.check_limits(Config(max_clients=1, max_requests=1)).state == "ok"
+    assert system.check_limits(Config(max_client_connections=1, max_requests=1)).state == "ok"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
-        assert system.check_limits(Config(max_clients=hard)).state == "warning"
+        assert system.check_limits(Config(max_client_connections=hard)).state == "warning"
 
 
 async def test_the_port(tmp_path):
@@ -112,19 +112,19 @@ async def test_tools():
     async def nothing():
         return SandboxUnavailable("it is a test")
 
-    none = await tools.check_tools(make_workshop(Config()), SystemSandbox(nothing), False)
+    none = await tools.check_tools(build_tool_runtime(Config()), SystemSandbox(nothing), False)
     assert [finding.state for finding in none] == ["skipped"]
 
     def add(a: int, b: int) -> int:
         """The sum."""
         return a + b
 
-    shop = make_workshop(Config(), [functions.as_tool(add)])
+    shop = build_tool_runtime(Config(), [functions.as_tool(add)])
     found = await tools.check_tools(shop, SystemSandbox(nothing), True)
     assert [(finding.name, finding.state) for finding in found] == [("sandbox", "failed"), ("tools", "ok")]
     assert "docs/security.md" in found[0].advice
     found = await tools.check_tools(
-        make_workshop(Config(), [functions.as_tool(add)]), SystemSandbox(nothing), False
+        build_tool_runtime(Config(), [functions.as_tool(add)]), SystemSandbox(nothing), False
     )
     assert found[0].state == "skipped"
 

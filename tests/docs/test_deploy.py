@@ -13,11 +13,11 @@ import trio
 from qproxy.bootstrap import app
 from qproxy.cli import build_parser
 from qproxy.config import SETTINGS, Config
-from qproxy.http_server.shutdown import FAREWELL_SECONDS
+from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS
 from qproxy.process import serve
 from tests.helpers import accounts
 
-DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 DOCKERFILE, COMPOSE, UNIT, TOOLS = (
     (DEPLOY / name).read_text() for name in ("Dockerfile", "compose.yaml", "qproxy.service", "tools.conf")
 )
@@ -50,7 +50,7 @@ def test_the_unit_keeps_its_walls():
         program, *words = service[line].split()
         assert program == "/opt/qproxy/bin/qproxy"
         build_parser().parse_args(words)
-    assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + FAREWELL_SECONDS
+    assert float(service["TimeoutStopSec"]) > Config().graceful_timeout + ERROR_DELIVERY_SECONDS
     wanted, _ = serve.file_limit(Config())
     assert wanted < int(service["LimitNOFILE"])
 

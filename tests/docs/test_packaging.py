@@ -13,7 +13,7 @@ import pytest
 
 from qproxy.version import VERSION
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BESIDE_CODE = (
     "README.md",
     "LICENSE",

@@ -59,7 +59,7 @@ def test_a_flow_from_code_to_token(identity, clock):
     clock.now += 5
     status, granted = poll(identity, begun)
     assert (status, granted["token_type"], granted["resource_url"]) == (200, "Bearer", ORIGIN)
-    assert identity.accepts(granted["access_token"])
+    assert identity.accepts_token(granted["access_token"])
     assert poll(identity, begun)[1]["error"] == "invalid_grant"
 
 
@@ -73,7 +73,7 @@ def test_codes_and_tokens_end(identity, clock):
     identity.decide(begun["user_code"])
     token = poll(identity, begun)[1]["access_token"]
     clock.now += identity.token_lifetime
-    assert not identity.accepts(token)
+    assert not identity.accepts_token(token)
 
 
 def test_a_refresh_token_works_once(identity):
@@ -89,8 +89,8 @@ def test_a_refresh_token_works_once(identity):
         refresh(identity, first["refresh_token"])[1]["error_description"]
         == "Invalid refresh token or client_id"
     )
-    assert identity.reused == 1
-    assert not identity.accepts(second["access_token"])
+    assert identity.reused_count == 1
+    assert not identity.accepts_token(second["access_token"])
     assert refresh(identity, second["refresh_token"])[0] == 400
 
 

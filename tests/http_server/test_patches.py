@@ -1,6 +1,7 @@
 """Each cure of Hypercorn's Trio worker: mended it holds, and stock Hypercorn still needs it."""
 
 import logging
+import sys
 from contextlib import asynccontextmanager
 
 import h2.events
@@ -17,7 +18,6 @@ from hypercorn.trio.worker_context import WorkerContext
 from quart_trio import QuartTrio
 
 from qproxy import http_server
-from qproxy.http_server import serve
 from tests.helpers import H1Client, H2Client, served
 
 StockBuffer = http_server.StreamBuffer.__mro__[1]
@@ -34,7 +34,7 @@ async def connection(app, monkeypatch, *, stock=False, **config):
         monkeypatch.setattr(hypercorn.protocol.h2, "StreamBuffer", StockBuffer)
         monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", StockSocket)
         monkeypatch.setattr(hypercorn.protocol.h2, "WSStream", StockSocket)
-        monkeypatch.setattr(http_server, "install", lambda: None)
+        monkeypatch.setattr(http_server, "patch_hypercorn", lambda: None)
     async with served(app, StockServer if stock else http_server.TCPServer, **config) as stream:
         yield stream
 
@@ -280,7 +280,7 @@ async def _hello():
 
 def test_another_version_is_left_alone(monkeypatch, caplog):
     """A Hypercorn that is not known is not touched, and the log says so."""
-    monkeypatch.setattr(serve, "version", lambda name: "0.19.0")
+    monkeypatch.setattr(sys.modules[http_server.serve.__module__], "version", lambda name: "0.19.0")
     monkeypatch.setattr(hypercorn.protocol, "H2Protocol", StockH2)
     http_server.patch_hypercorn()
     assert vars(hypercorn.protocol)["H2Protocol"] is StockH2

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy.http_server import h11 as http1
+from qproxy.http_server import h11 as h11_protocol
 from qproxy.http_server import http_stream
 from tests.helpers import H1Client, served
 
@@ -37,7 +37,7 @@ class App:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return
-        self.ways.append(type(scope["extensions"][http_stream.EXTENSION].framing).__name__)
+        self.ways.append(type(scope["extensions"][http_stream.EXTENSION].writer).__name__)
         body, more = b"", self.reads
         while more:
             message = await receive()
@@ -69,7 +69,7 @@ async def test_the_way_is_chosen(way):
             await client.send("POST", "/a%20b?c=d", b"x" * 1000, way)
             assert await client.response() == (200, b"hi")
             client.http.start_next_cycle()
-    assert app.ways == ["ByH11" if way else "ByHand"] * 2
+    assert app.ways == ["H11Writer" if way else "FastWriter"] * 2
     assert app.asked == [("POST", b"/a%20b", b"c=d", b"x" * 1000)] * 2
 
 
@@ -82,7 +82,7 @@ async def test_they_take_turns():
             await client.send("POST", "/", b"x", fields)
             assert await client.response() == (200, b"ab")
             client.http.start_next_cycle()
-    assert app.ways == ["ByHand", "ByH11", "ByH11", "ByHand", "ByHand", "ByH11"]
+    assert app.ways == ["FastWriter", "H11Writer", "H11Writer", "FastWriter", "FastWriter", "H11Writer"]
 
 
 ANSWERS = {
@@ -102,7 +102,7 @@ ANSWERS = {
 @pytest.mark.parametrize("app", ANSWERS.values(), ids=ANSWERS)
 async def test_answers_are_the_same(app, monkeypatch):
     """Byte for byte, but for the case of the names that h11 writes itself."""
-    monkeypatch.setattr(http1, "_own_fields", lambda config, second: [(b"date", b"today")])
+    monkeypatch.setattr(h11_protocol, "_server_headers", lambda config, second: [(b"date", b"today")])
     said = []
     for fields in WAYS.values():
         async with served(app) as stream:
@@ -162,7 +162,7 @@ async def test_a_head_in_pieces():
         client.http.start_next_cycle()
         await client.send("POST", "/", b"")
         assert await client.response() == (200, b"hi")
-    assert app.ways == ["ByH11", "ByHand"]
+    assert app.ways == ["H11Writer", "FastWriter"]
 
 
 ONE = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qproxy.access import api_keys
+from qproxy.backends.local import key_file
 from tests.helpers import MODEL, accounts, world
 from tests.realtime_client import talk
 
@@ -65,7 +65,7 @@ async def test_the_catch_all_leaves_qwen_alone_at_dashscope():
         for name in ("qwen9-max", "gpt-5"):
             await it.post({"model": name, "messages": HELLO})
         assert [seen.body["model"] for seen in it.emulator.requests] == ["qwen9-max", MODEL]
-    async with world(aliases={"*": MODEL}, accounts=accounts("one", kind="open")) as it:
+    async with world(aliases={"*": MODEL}, accounts=accounts("one", kind="openai_compatible")) as it:
         await it.post({"model": "qwen9-max", "messages": HELLO})
         assert it.emulator.requests[0].body["model"] == MODEL
 
@@ -73,7 +73,7 @@ async def test_the_catch_all_leaves_qwen_alone_at_dashscope():
 async def test_a_key_may_use_names_for_its_models(tmp_path):
     """A key that may use a model may ask for it by any of its names, and sees them; for no other model."""
     path = tmp_path / "keys.json"
-    _, secret = api_keys.create(path, name="narrow", models=(MODEL,))
+    _, secret = key_file.create(path, name="narrow", models=(MODEL,))
     bearer = [(b"authorization", f"Bearer {secret}".encode())]
     table = {"gpt-*": MODEL, "fast": MODEL, "other-*": "qwen-max", "slow": "qwen-max"}
     async with world(aliases=table, keys_file=str(path)) as it:

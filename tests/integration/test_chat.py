@@ -2,14 +2,11 @@
 
 import json
 import logging
-from contextlib import suppress
 
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from qproxy import create_app
-from qproxy.config import Config
 from qproxy.emulator import FAULTS, CloseConnection, Emulator, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
 from tests.helpers import HELLO, MODEL, accounts, frames, world
@@ -58,7 +55,7 @@ async def test_the_upstream_is_always_streamed():
 
 async def test_an_open_server_is_asked_as_the_client_asked():
     """Rules for DashScope do not touch an open server, and a whole answer is asked for whole."""
-    async with world(accounts=accounts("open", kind="open"), emulator=Emulator()) as it:
+    async with world(accounts=accounts("open", kind="openai_compatible"), emulator=Emulator()) as it:
         it.emulator.script(
             json_reply(
                 {
@@ -135,7 +132,7 @@ async def test_models():
         status, body = await it.get("/v1/models/org/none")
         assert (status, body["error"]["code"]) == (404, "model_not_found")
         assert len([r for r in it.emulator.requests if r.path.endswith("/models")]) == 1
-        assert it.server.counters.outcomes == {"ok": 3, "error": 1}
+        assert it.server.state.counters.outcomes == {"ok": 3, "error": 1}
 
 
 async def test_models_of_a_silent_server_come_from_the_table(autojump_clock):
@@ -388,7 +385,7 @@ async def test_health():
     async with world() as it:
         assert await it.get("/livez") == (200, {"status": "ok"})
         assert (await it.get("/readyz"))[0] == 200
-        it.server.draining = True
+        it.server.state.in_flight.draining = True
         assert (await it.get("/readyz"))[0] == 503
         assert (await it.get("/"))[0] == 200
 
@@ -403,8 +400,8 @@ async def test_one_log_line_and_no_secret(caplog):
         assert [line.fields["status"] for line in lines] == [200, 502]
         assert lines[0].fields["outcome"] == "ok"
         assert lines[0].fields["account"] == "one"
-        assert it.server.counters.outcomes == {"ok": 1, "error": 1}
-        assert it.server.counters.rules["parallel_calls"] == 0
+        assert it.server.state.counters.outcomes == {"ok": 1, "error": 1}
+        assert it.server.state.counters.rules["parallel_calls"] == 0
         everything = caplog.text + repr(it) + repr([line.__dict__ for line in caplog.records])
         for secret in ("sk-test-key", "client-secret", "Hello there"):
             assert secret not in everything
@@ -427,26 +424,3 @@ async def test_a_cut_before_the_head_is_tried_again(autojump_clock):
         )
         assert (await it.post(HELLO))[0] == 400
         assert len(it.emulator.requests) == 2
-
-
-async def test_an_app_is_served_once(monkeypatch, tmp_path):
-    """What it held open is closed with its first lifespan: a second one fails with words."""
-    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
-    app, said = create_app(Config(upstream="http://127.0.0.1:9/v1", ledger="none")), []
-
-    async def send(message):
-        said.append((message["type"].removeprefix("lifespan."), message.get("message", "")))
-
-    async def serve(*events):
-        messages = [{"type": f"lifespan.{event}"} for event in events]
-
-        async def receive():
-            return messages.pop(0)
-
-        with suppress(IndexError, ExceptionGroup):
-            await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
-
-    await serve("startup", "shutdown")
-    await serve("startup")
-    assert [kind for kind, _ in said] == ["startup.complete", "shutdown.complete", "startup.failed"]
-    assert "served before" in said[-1][1]

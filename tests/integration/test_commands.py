@@ -21,10 +21,10 @@ import trustme
 
 import qproxy
 from qproxy import cli
+from qproxy.backends.local import ledger_schema as schema
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator, demo
-from qproxy.ledger import schema
 from tests.helpers import HELLO, H1Client, H2Client
 from tests.telemetry.test_metrics import samples
 
@@ -285,4 +285,4 @@ def test_help_names_every_setting(capsys):
         cli.main(["serve", "--help"])
     text = capsys.readouterr().out
     assert "--default-model" in text
-    assert "--first-byte-timeout" in text
+    assert "--upstream-first-byte-timeout" in text

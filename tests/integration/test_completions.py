@@ -59,10 +59,10 @@ async def test_thinking_that_is_asked_for_stays():
         assert "The user says" not in judge(Completion, body).choices[0].text
 
 
-@pytest.mark.parametrize("kind", ["open", "key"])
+@pytest.mark.parametrize("kind", ["openai_compatible", "key"])
 async def test_a_server_that_completes_is_given_the_prompt(kind):
     """Its own endpoint, with Qwen-coder's words around the gap and the older name of logprobs."""
-    own = accounts("one", kind=kind) if kind == "open" else OWN
+    own = accounts("one", kind=kind) if kind == "openai_compatible" else OWN
     async with world(accounts=own) as it:
         asked = {**CODER, "suffix": "\nf()", "logprobs": 1, "n": 2}
         status, _, body = await it.post(asked, PATH)
@@ -117,7 +117,7 @@ async def test_a_failure_among_several_prompts(autojump_clock):
         status, headers, body = await it.post(asked, PATH)
         assert (status, headers["x-should-retry"]) == (429, "false")
         refusal(body)
-        it.server.relay.accounts.accounts[0].succeeded()
+        it.server.state.relay.accounts.accounts[0].record_success()
         it.emulator.script(FINE, BROKEN)
         raw = json.dumps({**asked, "stream": True}).encode()
         fields = [(b"content-type", b"application/json")]

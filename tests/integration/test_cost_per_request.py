@@ -151,7 +151,7 @@ async def test_a_whole_request_is_two_writes(monkeypatch):
         return sockets.send_nowait(socket, *pieces)
 
     for module in (tcp_server, interruptible):
-        monkeypatch.setattr(module, "write_now", counted)
+        monkeypatch.setattr(module, "send_nowait", counted)
     async with real_world() as (_, dial):
         client = H1Client(await dial())
         for _ in range(5):
@@ -222,7 +222,7 @@ async def test_a_prompt_is_parsed_once_and_never_written_again(monkeypatch, prom
         written.append(len(data))
         return data
 
-    monkeypatch.setattr(raw_json, "read", reading)
+    monkeypatch.setattr(raw_json, "parse_body", reading)
     monkeypatch.setattr(json_codec, "dumps", writing)
     emulator = Emulator()
     async with world(emulator=emulator) as it:

@@ -59,5 +59,5 @@ async def test_clients_that_leave_at_once():
             )
             await trio.aclose_forcefully(stream)
         with trio.fail_after(5):
-            await until(lambda: not it.server.in_flight and not http_server.TCPServer.connections)
+            await until(lambda: not it.server.state.in_flight and not http_server.TCPServer.connections)
         assert it.sound()

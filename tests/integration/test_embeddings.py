@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy.access import api_keys
+from qproxy.backends.local import key_file
 from qproxy.emulator import embeddings
 from qproxy.emulator.faults import HANG, PauseStep, ScriptedReply, json_reply
 from qproxy.relay.embeddings import create_embeddings
@@ -86,12 +86,14 @@ async def test_a_bounded_number_at_once(setting, in_flight, at_once, autojump_cl
     slow = ScriptedReply(
         (b" ", PauseStep(1.0), b'{"error": {"message": "no", "code": "data_inspection_failed"}}'), 400
     )
-    async with world(embedding_requests=setting, accounts=accounts("one", max_in_flight=in_flight)) as it:
+    async with world(max_embedding_requests=setting, accounts=accounts("one", max_in_flight=in_flight)) as it:
         it.emulator.script(*[slow] * 3)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.post, asks(TEXTS), PATH)
             await trio.sleep(0.5)
-            assert len(it.emulator.requests) == it.server.relay.accounts.accounts[0].in_flight == at_once
+            assert (
+                len(it.emulator.requests) == it.server.state.relay.accounts.accounts[0].in_flight == at_once
+            )
 
 
 async def test_the_first_failure_ends_all(autojump_clock):
@@ -195,13 +197,12 @@ async def test_strict_params():
 
 async def test_a_key_is_charged_what_was_used(tmp_path):
     """A key's tokens a minute are those that the model's server counted."""
-    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", tpm=1000)
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob", tpm=1000)
     async with world(keys_file=str(tmp_path / "keys.json")) as it:
         headers = [(b"authorization", b"Bearer " + secret.encode())]
         assert (await it.post(asks(TEXTS), PATH, headers))[1]["x-ratelimit-limit-tokens"] == "1000"
-        meter = it.server.rate_limits.for_key(api_keys.read(tmp_path / "keys.json")[0], trio.current_time())
-        assert meter is not None
-        assert meter.headers(trio.current_time())["x-ratelimit-remaining-tokens"] in ("950", "951", "952")
+        (known,) = key_file.read(tmp_path / "keys.json")
+        assert it.server.state.usage_limiter.rate_limits(known)[-1].remaining in (950, 951, 952)
 
 
 async def test_others_get_their_turn_between_vectors(monkeypatch):
@@ -219,11 +220,11 @@ async def test_others_get_their_turn_between_vectors(monkeypatch):
             turns += 1
             await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(vectors, "encode", noted)
-    async with world(embedding_requests=1) as it, trio.open_nursery() as nursery:
+    monkeypatch.setattr(vectors, "encode_vectors", noted)
+    async with world(max_embedding_requests=1) as it, trio.open_nursery() as nursery:
         nursery.start_soon(others)
         await create_embeddings(
-            it.server.relay, EmbeddingInput(MODEL, TEXTS[:10], {"dimensions": 64}), RelayRecord()
+            it.server.state.relay, EmbeddingInput(MODEL, TEXTS[:10], {"dimensions": 64}), RelayRecord()
         )
         nursery.cancel_scope.cancel()
     assert len(seen) == 10
@@ -245,4 +246,4 @@ async def test_a_disconnect_closes_every_batch(how, autojump_clock):
                 await seen.disconnected.wait()
             await trio.testing.wait_all_tasks_blocked()
         assert it.sound()
-        assert it.server.counters.outcomes == {"client_left": 1}
+        assert it.server.state.counters.outcomes == {"client_disconnected": 1}

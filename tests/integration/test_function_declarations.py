@@ -90,7 +90,7 @@ def test_two_ways_to_send_tools(dialect, spelling):
     """Tools are declared or written into the prompt; who asks for both is told so at the start."""
     entry = AccountConfig(
         "mine",
-        "open",
+        "openai_compatible",
         base_url="http://x/v1",
         dialect=dialect,
         tool_schema="function_declarations",

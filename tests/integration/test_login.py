@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from qproxy.auth import login_sessions
 from qproxy.auth.refresher import TokenRefresher
+from qproxy.backends.local import login_sessions
 from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import Emulator, IdentityServer
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
@@ -47,7 +47,7 @@ async def ask(it, method, path=LOGIN, headers=ADMIN):
 
 
 def source(it, name="me"):
-    return next(a.source for a in it.server.relay.accounts.accounts if a.name == name)
+    return next(a.source for a in it.server.state.relay.accounts.accounts if a.name == name)
 
 
 async def sign_in(it, name="me"):
@@ -55,7 +55,7 @@ async def sign_in(it, name="me"):
     path = f"/admin/accounts/{name}/login"
     _, begun = await ask(it, "POST", path)
     assert it.emulator.identity.decide(begun["user_code"])
-    await it.server.logins._logins[name].flow.ended.wait()
+    await it.server.state.login_sessions._logins[name].flow.finished.wait()
     return (await ask(it, "GET", path))[1]
 
 
@@ -96,7 +96,7 @@ async def test_who_asked_may_leave(tmp_path):
         it.emulator.identity.script(FAULTS["503"])
         with trio.move_on_after(0.05):
             await ask(it, "POST")
-        progress = it.server.login_sessions.progress("me")
+        progress = await it.server.state.login_sessions.progress("me")
         assert progress is not None
         assert progress.state in ("starting", "pending")
         assert (await sign_in(it))["state"] == "signed_in"
@@ -106,7 +106,7 @@ REFUSALS = {
     "no key": ("POST", LOGIN, [], 401, "invalid_api_key"),
     "a client's key": ("GET", LOGIN, [(b"authorization", b"Bearer sk-x")], 401, "invalid_api_key"),
     "no such account": ("POST", "/admin/accounts/you/login", ADMIN, 404, "account_not_found"),
-    "an account with a key": ("POST", "/admin/accounts/keyed/login", ADMIN, 400, "account_has_a_key"),
+    "an account with a key": ("POST", "/admin/accounts/keyed/login", ADMIN, 400, "account_uses_api_key"),
     "nothing under way": ("GET", LOGIN, ADMIN, 404, "login_not_found"),
     "nothing to cancel": ("DELETE", LOGIN, ADMIN, 404, "login_not_found"),
     "another method": ("PUT", LOGIN, ADMIN, 405, "method_not_allowed"),
@@ -131,7 +131,7 @@ async def test_only_so_many_at_once(tmp_path):
         assert [status for status, _ in answers] == [201] * login_sessions.MAX_CONCURRENT + [503]
         await ask(it, "DELETE", "/admin/accounts/a/login")
         assert (await ask(it, "POST", "/admin/accounts/e/login"))[0] == 201
-        it.server.login_sessions._logins["a"].finished -= login_sessions.RETENTION_SECONDS + 1
+        it.server.state.login_sessions._logins["a"].finished -= login_sessions.RETENTION_SECONDS + 1
         assert (await ask(it, "GET", "/admin/accounts/a/login"))[0] == 404
 
 
@@ -169,23 +169,23 @@ async def test_chat_that_refuses_every_token_is_said(tmp_path):
             assert (status, body["error"]["code"]) == (502, "upstream_credentials_exhausted")
         found = source(it).status()
         assert (found.state, found.refreshes) == ("refused", 1)
-        assert "invalid access token or token expired" in found.words
+        assert "invalid access token or token expired" in found.message
 
 
 async def test_a_crash_of_a_keeper_is_survived(tmp_path, monkeypatch, caplog):
     """A mistake in the keeper is logged and counted, the server serves on, and the keeper comes back."""
     async with signing(tmp_path) as it:
         await sign_in(it)
-        whole = TokenRefresher._reload_file
+        whole = TokenRefresher._reload_stored
 
         async def broken(self):
-            monkeypatch.setattr(TokenRefresher, "_look", whole)
+            monkeypatch.setattr(TokenRefresher, "_reload_stored", whole)
             raise ZeroDivisionError("a mistake")
 
-        monkeypatch.setattr(TokenRefresher, "_look", broken)
-        source(it).look_again()
+        monkeypatch.setattr(TokenRefresher, "_reload_stored", broken)
+        source(it).reload()
         await trio.sleep(0.05)
-        assert it.server.refresh_tasks.tasks["me"].crashes == 1
+        assert it.server.state.refresh_tasks.tasks["me"].crashes == 1
         assert "has crashed" in caplog.text
         assert (await it.post(HELLO))[0] == 200
         it.emulator.identity.expire()
@@ -196,7 +196,7 @@ async def test_a_reload_keeps_who_stays(tmp_path):
     """Accounts come and go with the configuration; the keeper of one that stays is not disturbed."""
     async with signing(tmp_path, "me", "other") as it:
         await sign_in(it)
-        keepers = it.server.refresh_tasks
+        keepers = it.server.state.refresh_tasks
         me, other = source(it), source(it, "other")
         task = keepers.tasks["me"]
         keepers.set_sources([me])
@@ -218,7 +218,7 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
         heard += [await it.post(HELLO), await it.stream(HELLO)]
         for fault in ("html", "503", "refused", "cut"):
             identity.script(FAULTS[fault])
-            source(it)._holding.forced, source(it)._holding.not_before = (0, float("-inf")), 0.0
+            source(it)._token_state.forced_at, source(it)._token_state.not_before = (0, float("-inf")), 0.0
             identity.expire()
             heard.append(await it.post(HELLO))
         identity.chat_refuses = True
@@ -227,21 +227,26 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
         heard += [
             me,
             me.status(),
-            me.status().fields(),
-            me._holding,
-            me.keeper,
-            me.keeper.file,
-            me.keeper._lock,
+            me.status().to_json(),
+            me._token_state,
+            me.refresher,
+            me.refresher.file,
+            me.refresher._lock,
         ]
-        heard += [it.server.login_sessions, it.server.refresh_tasks, it.server.relay.accounts, identity]
+        heard += [
+            it.server.state.login_sessions,
+            it.server.state.refresh_tasks,
+            it.server.state.relay.accounts,
+            identity,
+        ]
         heard.append(await ask(it, "GET", LOGIN))
 
         def crash(*arguments):
-            tokens = me._holding.tokens
+            tokens = me._token_state.tokens
             raise RuntimeError(f"a mistake with {tokens!r}")
 
-        monkeypatch.setattr(TokenRefresher, "_look", crash)
-        me.look_again()
+        monkeypatch.setattr(TokenRefresher, "_reload_stored", crash)
+        me.reload()
         await trio.sleep(0.05)
         try:
             crash()

@@ -22,8 +22,8 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from qproxy import http_server
-from qproxy.access import api_keys
 from qproxy.access.api_keys import Quota
+from qproxy.backends.local import key_file
 from qproxy.config.accounts import AccountConfig
 from qproxy.config.settings import SETTINGS
 from qproxy.emulator import Emulator, PauseStep, ScriptedReply
@@ -33,7 +33,7 @@ from tests.disconnects import real_world, until
 from tests.helpers import accounts, h2c, served, world
 from tests.realtime_client import BETA, MODEL, TOOL, UPGRADE, over, talk, user
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT_ONLY: Any = {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["text"]}}
 RESPOND = {"type": "response.create"}
 KEY = (b"authorization", b"Bearer secret")
@@ -66,10 +66,10 @@ async def test_text(autojump_clock):
             await client.until("response.done")
             words = "".join(e["delta"] for e in client.heard if e["type"] == "response.output_text.delta")
             assert words.endswith("You said: Hello")
-            record = next(iter(it.server.counters.in_flight.values()))
+            record = next(iter(it.server.state.counters.in_flight.values()))
             await client.socket.aclose()
         assert it.sound()
-        assert it.server.counters.outcomes == {"ok": 1}
+        assert it.server.state.counters.outcomes == {"ok": 1}
         fields = record.to_json()
         told = {
             name: fields[name]
@@ -141,7 +141,7 @@ REFUSALS = {
     "no model": ({}, {"model": ""}, 400, None),
     "a model that is none": ({}, {"model": "qwen-x"}, 404, "model_not_found"),
     "a page": ({}, {"headers": [(b"origin", b"https://evil.test")]}, 403, "origin_not_allowed"),
-    "no account for it": ({"accounts": accounts("one", kind="open")}, {}, 404, "model_not_found"),
+    "no account for it": ({"accounts": accounts("one", kind="openai_compatible")}, {}, 404, "model_not_found"),
     "another path": ({}, {"path": "/v1/chat/completions"}, 426, "websocket_not_supported"),
     "no path": ({}, {"path": "/v1/nothing"}, 426, "websocket_not_supported"),
     "the account's key": ({}, {"model": "fault-401"}, 502, "upstream_credentials_exhausted"),
@@ -158,7 +158,7 @@ async def test_refusals(settings, asked, status, code, autojump_clock):
         assert (got, error["code"]) == (status, code)
         assert set(error) == {"message", "type", "param", "code"}
         assert it.sound()
-        assert not it.server.counters.in_flight
+        assert not it.server.state.counters.in_flight
 
 
 async def test_a_page_that_may(autojump_clock):
@@ -179,12 +179,12 @@ async def test_another_account_is_tried(autojump_clock):
 
 
 ENDS = {
-    "fault-rt-cut": (1011, "session_closed", "upstream_cut"),
-    "fault-rt-close": (1011, "session_closed", "upstream_cut"),
-    "fault-rt-full": (1013, "session_closed", "upstream_cut"),
-    "fault-rt-bye": (1000, "session_closed", "upstream_cut"),
-    "fault-rt-deaf": (1011, "upstream_lost", "upstream_cut"),
-    "fault-rt-silent": (1000, "session_idle", "failed"),
+    "fault-rt-cut": (1011, "session_closed", "upstream_truncated"),
+    "fault-rt-close": (1011, "session_closed", "upstream_truncated"),
+    "fault-rt-full": (1013, "session_closed", "upstream_truncated"),
+    "fault-rt-bye": (1000, "session_closed", "upstream_truncated"),
+    "fault-rt-deaf": (1011, "upstream_ping_timeout", "upstream_truncated"),
+    "fault-rt-silent": (1000, "session_idle", "internal_error"),
 }
 
 
@@ -202,7 +202,7 @@ async def test_how_a_session_ends(model, end, autojump_clock):
         assert [event["error"]["code"] for event in events] == [name]
         assert reason == events[-1]["error"]["message"][: len(reason)]
         assert reason
-        assert it.server.counters.outcomes == {outcome: 1}
+        assert it.server.state.counters.outcomes == {outcome: 1}
         assert it.sound()
 
 
@@ -213,7 +213,7 @@ async def test_a_session_that_is_finished(autojump_clock):
         events, code, _ = await client.end()
         assert [event["type"] for event in events] == ["session.created"]
         assert code == 1000
-    assert it.server.counters.outcomes == {"ok": 1}
+    assert it.server.state.counters.outcomes == {"ok": 1}
 
 
 async def test_what_the_server_says_wrong(autojump_clock):
@@ -259,7 +259,7 @@ async def test_the_server_stops(autojump_clock):
     """A session is told that the server stops, when it has had its time."""
     async with world() as it, talk(it.app) as client:
         await client.until("session.created")
-        it.server.in_flight.end()
+        it.server.state.in_flight.end()
         events, code, _ = await client.end()
         assert (events[-1]["error"]["code"], code) == ("shutting_down", 1012)
 
@@ -372,9 +372,13 @@ async def test_a_client_that_leaves(leave, moment, caplog):
                 await leave(client, stream)
                 await session.closed.wait()
                 await until(
-                    lambda: it.sound() and not len(it.server.in_flight) and not it.server.admission.in_use
+                    lambda: (
+                        it.sound()
+                        and not len(it.server.state.in_flight)
+                        and not it.server.state.concurrency.in_use
+                    )
                 )
-        assert it.server.counters.outcomes == {"ok": 1}
+        assert it.server.state.counters.outcomes == {"ok": 1}
         await until(lambda: http_server.TCPServer.connections == 0)
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -390,7 +394,11 @@ async def test_a_client_that_leaves_in_time(leave, autojump_clock):
         with trio.fail_after(0.1):
             await leave(client, stream)
             await until(
-                lambda: it.sound() and not len(it.server.in_flight) and not it.server.admission.in_use
+                lambda: (
+                    it.sound()
+                    and not len(it.server.state.in_flight)
+                    and not it.server.state.concurrency.in_use
+                )
             )
 
 
@@ -495,7 +503,7 @@ async def test_over_http2(autojump_clock):
 
 async def _minted(tmp_path, **limits):
     file = tmp_path / "keys.json"
-    _, secret = api_keys.create(file, name="bob", **limits)
+    _, secret = key_file.create(file, name="bob", **limits)
     return {"keys_file": str(file), "ledger": str(tmp_path / "ledger")}, [
         (b"authorization", f"Bearer {secret}".encode())
     ]

@@ -9,7 +9,8 @@ import trio
 from openai.types.responses import Response, ResponseItemList
 from pydantic import BaseModel
 
-from qproxy.bootstrap.app import build_server, rebuild_server
+from qproxy.bootstrap.app import build_server
+from qproxy.bootstrap.reload import rebuild_state
 from qproxy.config import Config
 from qproxy.emulator import ScriptedReply
 from tests.helpers import MODEL, accounts, world
@@ -227,8 +228,8 @@ async def test_what_is_stored_can_be_read_and_deleted():
 
 
 def statistics(w):
-    assert w.server.store is not None
-    return w.server.store.statistics()
+    assert w.server.state.responses is not None
+    return w.server.state.responses.statistics()
 
 
 async def is_gone(w, id_, headers=()):
@@ -294,11 +295,11 @@ async def test_a_reload_keeps_the_store():
     """Another configuration takes another store only where it says so."""
     before = Config(accounts=accounts("one"))
     server = build_server(before)
-    store = server.responses
+    store = server.state.responses
 
     async def reload(**settings):
-        await server.reconfigure(rebuild_server(replace(before, **settings), before, server))
-        return server.responses
+        await server.reconfigure(rebuild_state(replace(before, **settings), before, server.state))
+        return server.state.responses
 
     assert await reload(default_model=MODEL) is store
     other = await reload(store_timeout=1.0)

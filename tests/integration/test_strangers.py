@@ -13,9 +13,10 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.access import api_keys
 from qproxy.access.api_keys import Quota
 from qproxy.access.budgets import CACHE_SECONDS
+from qproxy.backends.local import key_file
+from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.emulator import ScriptedReply
 from qproxy.wire import storable
 from qproxy.wire.endpoints import ENDPOINTS
@@ -101,7 +102,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder = folder
-        _, secret = api_keys.create(folder / "keys.json", name="bob", rpm=10**6, tpm=10**9)
+        _, secret = key_file.create(folder / "keys.json", name="bob", rpm=10**6, tpm=10**9)
         self.headers = [(b"authorization", f"Bearer {secret}".encode())]
         self.settings = {
             "accounts": accounts("one", rpm=10**6, tpm=10**9),
@@ -185,7 +186,7 @@ def test_no_stranger_poisons_a_neighbour(caplog):
 
 async def test_a_budget_is_not_evaded(tmp_path):
     """A key with five requests a day gets five, whatever else it and the model's server write beside them."""
-    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", budgets=(Quota("day", requests=5),))
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob", budgets=(Quota("day", requests=5),))
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     usage = {"prompt_tokens": 10**300, "completion_tokens": 2**63, "total_tokens": -1}
     chunk = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
@@ -204,8 +205,10 @@ async def test_a_budget_is_not_evaded(tmp_path):
             async with trio.open_nursery() as nursery:
                 for model in (MODEL, MODEL, "\ud800"):
                     nursery.start_soon(ask, model)
-            assert it.server.ledger is not None
-            it.server.ledger.record(record(id=f"poison {len(statuses)}", key="amy", model="\ud800"))
-            it.server.budgets._usage_by_key["bob"].requested_at -= CACHE_SECONDS + 1
+            assert it.server.state.ledger is not None
+            it.server.state.ledger.record(record(id=f"poison {len(statuses)}", key="amy", model="\ud800"))
+            limiter = it.server.state.usage_limiter
+            assert isinstance(limiter, LocalUsageLimiter)
+            limiter.budgets._usage_by_key["bob"].requested_at -= CACHE_SECONDS + 1
     assert [status for model, status in statuses if model != MODEL] == [400] * 4
     assert sorted(status for model, status in statuses if model == MODEL) == [200] * 5 + [429] * 3

@@ -209,7 +209,7 @@ async def test_no_way_to_the_server(way, means, stream, caplog, autojump_clock):
 
     async with world(through=connect) as it:
         await told(it, HELLO)
-        await it.server.relay.transport.aclose()  # or the idle connection would serve
+        await it.server.state.relay.transport.aclose()  # or the idle connection would serve
         broken = True
         before = await leftovers(it)
         began = trio.current_time()
@@ -374,7 +374,9 @@ PROXY_FORWARDS = {
 @pytest.mark.parametrize(("reply", "status"), PROXY_FORWARDS.values(), ids=PROXY_FORWARDS)
 async def test_a_proxy_that_forwards(reply, status, caplog, autojump_clock):
     """A server over plain http is asked by way of the proxy; a proxy that fails to is an error."""
-    async with world(proxy="http://proxy.test:3128", first_byte_timeout=10.0, idle_timeout=10.0) as it:
+    async with world(
+        proxy="http://proxy.test:3128", upstream_first_byte_timeout=10.0, upstream_read_timeout=10.0
+    ) as it:
         it.emulator.script(*[reply] * 3 if reply else ())
         answer = await told(it, HELLO)
         assert answer.status == status
@@ -432,19 +434,19 @@ STORIES = {"dashscope/payload-on-the-finish": True, "vllm/reasoning-field": Fals
 @pytest.mark.parametrize(("story", "stream"), STORIES.items(), ids=STORIES)
 async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
     """Wherever an answer breaks off, the client has all of it or is told that it has not, and nothing is left."""
-    raw = (Path(__file__).parent / "recorded" / f"{story}.sse").read_bytes()
+    raw = (Path(__file__).parents[1] / "recorded" / f"{story}.sse").read_bytes()
     raw = raw[raw.index(b"\n\n") + 2 :] if raw.startswith(b":") else raw
     async with world() as it:
         await told(it, HELLO)
         before = await leftovers(it)
-        account = it.server.relay.accounts.accounts[0]
+        account = it.server.state.relay.accounts.accounts[0]
         finish = max(raw.index(reason) for reason in (b'"stop"', b'"tool_calls"') if reason in raw)
         whole = 0
         for cut in range(len(raw)):
             it.emulator.script(*[ScriptedReply((raw[:cut], CloseConnection()))] * 3)
             answer = await told(it, {**HELLO, "stream": stream})
             it.emulator.clear()
-            account.succeeded()  # this is not about its circuit
+            account.record_success()  # this is not about its circuit
             if answer.status == 200 and answer.error is None:
                 whole += 1
                 assert cut > finish

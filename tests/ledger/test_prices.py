@@ -50,6 +50,6 @@ def test_the_list_says_what_it_is():
     assert data["sources"]
     assert load_price_list().prices.keys() == data["models"].keys()
     for price in load_price_list().prices.values():
-        bounds = [tier.max_tokens for tier in price.tiers]
+        bounds = [tier.max_prompt_tokens for tier in price.tiers]
         assert bounds == sorted(set(bounds))
         assert bounds[-1] == float("inf")

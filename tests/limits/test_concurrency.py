@@ -26,7 +26,7 @@ BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 
 async def test_the_line_is_short_and_moves(autojump_clock):
     """Places go to those who wait, in order; who waits too long, or finds the line full, is refused."""
-    admission = ConcurrencyLimiter(1, line=1, patience=1.0)
+    admission = ConcurrencyLimiter(1, max_queue_size=1, queue_timeout=1.0)
     leave = await admission.acquire()
     async with trio.open_nursery() as nursery:
 
@@ -51,7 +51,7 @@ async def test_the_line_is_short_and_moves(autojump_clock):
 async def test_whoever_leaves_the_line_takes_no_place(autojump_clock):
     """Cancelled while waiting or just as a place comes free, nothing stays taken."""
     for leaves_first in (True, False):
-        admission = ConcurrencyLimiter(1, patience=100.0)
+        admission = ConcurrencyLimiter(1, max_queue_size=100, queue_timeout=100.0)
         leave = await admission.acquire()
 
         async def request(admission=admission):
@@ -88,10 +88,10 @@ async def test_too_many_requests_at_once(autojump_clock):
         assert trio.current_time() - began == 1
         for path in ("/livez", "/readyz", "/v1/models"):
             assert (await it.get(path))[0] == 200
-        assert it.server.admission.rejected == 1
+        assert it.server.state.concurrency.rejected == 1
         await trio.sleep(60)
         assert (await it.post(HELLO))[0] == 200
-        assert it.server.admission.in_use == 0
+        assert it.server.state.concurrency.in_use == 0
 
 
 @pytest.mark.parametrize("ends", ["refused", "left"])
@@ -105,10 +105,10 @@ async def test_a_place_is_given_back(ends, autojump_clock):
                 it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
                 await client.send("POST", "/v1/chat/completions", BODY, [JSON_HEADER])
                 await trio.testing.wait_all_tasks_blocked()
-                assert it.server.admission.in_use == 1
+                assert it.server.state.concurrency.in_use == 1
                 await client.aclose()
                 await trio.testing.wait_all_tasks_blocked()
-        assert it.server.admission.in_use == 0
+        assert it.server.state.concurrency.in_use == 0
         assert it.sound()
 
 
@@ -187,13 +187,13 @@ async def test_a_head_that_does_not_end(part, autojump_clock):
 
 async def test_a_body_that_does_not_end(autojump_clock):
     """A client that dawdles over its body gets a 408 after body_timeout, and holds no place meanwhile."""
-    async with world(body_timeout=5.0) as it, served(it.app) as stream:
+    async with world(client_body_timeout=5.0) as it, served(it.app) as stream:
         client = H1Client(stream)
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         await stream.send_all(head + b'content-length: 100\r\n\r\n{"model"')
         client.http.send(_head())
         await trio.testing.wait_all_tasks_blocked()
-        assert it.server.admission.in_use == 0
+        assert it.server.state.concurrency.in_use == 0
         status, body = await client.response()
         assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
         assert trio.current_time() == 5
@@ -223,10 +223,10 @@ def test_the_limit_on_open_files(monkeypatch, caplog):
     limits = {}
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
-    serve.raise_file_limit(Config(max_clients=1000, max_requests=500))
+    serve.raise_file_limit(Config(max_client_connections=1000, max_requests=500))
     assert limits == {resource.RLIMIT_NOFILE: (1564, 4096)}
     assert not caplog.records
     caplog.set_level(logging.WARNING)
-    serve.raise_file_limit(Config(max_clients=50_000))
+    serve.raise_file_limit(Config(max_client_connections=50_000))
     assert limits == {resource.RLIMIT_NOFILE: (4096, 4096)}
     assert "4096" in caplog.text

@@ -10,12 +10,12 @@ import trio
 
 import qproxy
 from qproxy import cli
-from qproxy.bootstrap.app import build_server, rebuild_server
+from qproxy.bootstrap.app import build_server
+from qproxy.bootstrap.reload import RESTART_REQUIRED, rebuild_state
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
-from qproxy.process import reload as reloading
 from qproxy.process.reload import Reloader
 from qproxy.system import pidfile
 from qproxy.system.pidfile import PidFile
@@ -106,7 +106,7 @@ SETTINGS = """
 {extra}
 [[accounts]]
 name = "one"
-kind = "open"
+kind = "openai_compatible"
 base_url = "{url}"
 """
 
@@ -186,28 +186,38 @@ async def test_what_did_not_change_is_kept():
     """Accounts keep what is known of them, and the pool its connections, unless their own settings changed."""
     before = settings("one", "two", "three")
     server = build_server(before)
-    one, two, _ = server.relay.accounts.accounts
+    one, two, _ = server.state.relay.accounts.accounts
     one.requests, one.in_flight = 99, 3
-    accounts, transport, admission = server.relay.accounts, server.relay.transport, server.admission
+    accounts, transport, admission = (
+        server.state.relay.accounts,
+        server.state.relay.transport,
+        server.state.concurrency,
+    )
     after = settings("two", "one", "four", two="other", api_keys=["k"])
-    await server.reconfigure(rebuild_server(after, before, server))
-    assert server.relay.accounts is accounts
+    await server.reconfigure(rebuild_state(after, before, server.state))
+    assert server.state.relay.accounts is accounts
     assert [account.name for account in accounts.accounts] == ["two", "one", "four"]
     assert accounts.accounts[1] is one
     assert accounts.accounts[0] is not two
-    assert (server.relay.transport, server.admission) == (transport, admission)
-    assert server.door.keyring.demanded()
-    limiter, sent = server.client_keys, [(b"x-forwarded-for", b"192.0.2.1")]
-    assert server.proxies.client("127.0.0.1", sent) == "127.0.0.1"
+    assert (server.state.relay.transport, server.state.concurrency) == (transport, admission)
+    assert server.state.authentication.api_keys.required()
+    limiter, sent = server.state.client_keys, [(b"x-forwarded-for", b"192.0.2.1")]
+    assert server.state.trusted_proxies.client_address("127.0.0.1", sent) == "127.0.0.1"
     again = settings(
-        "two", "one", "four", two="other", idle_timeout=9.0, max_requests=7, trusted_proxies=["127.0.0.1"]
+        "two",
+        "one",
+        "four",
+        two="other",
+        upstream_read_timeout=9.0,
+        max_requests=7,
+        trusted_proxies=["127.0.0.1"],
     )
-    await server.reconfigure(rebuild_server(again, after, server))
-    assert server.relay.transport is not transport
-    assert server.relay.transport.limits.idle_timeout == 9.0
-    assert server.admission.limits[0] == 7
-    assert server.proxies.client("127.0.0.1", sent) == "192.0.2.1"
-    assert server.client_keys is limiter
+    await server.reconfigure(rebuild_state(again, after, server.state))
+    assert server.state.relay.transport is not transport
+    assert server.state.relay.transport.limits.idle_timeout == 9.0
+    assert server.state.concurrency.slots == 7
+    assert server.state.trusted_proxies.client_address("127.0.0.1", sent) == "192.0.2.1"
+    assert server.state.client_keys is limiter
     assert accounts.accounts[1] is one
 
 
@@ -215,7 +225,7 @@ async def test_a_configuration_that_cannot_be_used(caplog):
     """Whatever is wrong with it is found before anything is changed."""
     before = settings("one")
     server = build_server(before)
-    relay, door = server.relay, server.door
+    state = server.state
     for bad in (
         settings(),
         settings("one", host="0.0.0.0"),
@@ -224,24 +234,24 @@ async def test_a_configuration_that_cannot_be_used(caplog):
         settings("one", admin_key="short"),
         settings("one", trusted_proxies=["proxy.test"]),
     ):
-        reloader = Reloader(server, before, partial(replace, bad), rebuild_server)
+        reloader = Reloader(server, before, partial(replace, bad))
         taken_up, said = await reloader.reload()
         assert not taken_up
         assert said in caplog.text
-    assert (server.relay, server.door) == (relay, door)
+    assert server.state is state
 
     def unreadable():
         raise ConfigError("qproxy.toml: gone")
 
-    assert await Reloader(server, before, unreadable, rebuild_server).reload() == (False, "qproxy.toml: gone")
+    assert await Reloader(server, before, unreadable).reload() == (False, "qproxy.toml: gone")
 
 
 async def test_a_restart_is_asked_for():
     """A setting that only counts at the start is named."""
     before = settings("one")
     changed = settings("one", port=1, default_model="m")
-    _, said = await Reloader(build_server(before), before, lambda: changed, rebuild_server).reload()
-    assert said == "reloaded; changed: default_model; only a restart changes port"
+    _, said = await Reloader(build_server(before), before, lambda: changed).reload()
+    assert said == "reloaded; changed: default_model; a restart is required for port"
 
 
 def test_the_file_of_a_server(tmp_path):
@@ -266,4 +276,4 @@ def test_the_file_of_a_server(tmp_path):
 
 def test_only_settings_are_named():
     """The table of what only a restart changes names settings that exist."""
-    assert set(Config.__dataclass_fields__) >= reloading.RESTART_REQUIRED
+    assert set(Config.__dataclass_fields__) >= RESTART_REQUIRED

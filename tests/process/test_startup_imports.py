@@ -12,24 +12,24 @@ QUART = {
 }  # fmt: skip
 OURS_FOR_OTHERS = {
     "qproxy.emulator",
-    "qproxy.demo",
-    "qproxy.inprocess",
+    "qproxy.emulator.demo",
+    "qproxy.server.asgi_client",
     "qproxy.cli.login",
     "qproxy.cli.demo",
 }
 COMMANDS = {
     "a server": (
-        "qproxy.cli, qproxy.cli.serve, qproxy.process",
+        "qproxy.cli, qproxy.cli.serve, qproxy.process.serve",
         {"qproxy", "prometheus_client", *TRIO, *HYPERCORN, *QUART},
         OURS_FOR_OTHERS,
     ),
     "a supervisor": (
-        "qproxy.cli, qproxy.cli.serve, qproxy.workers.supervisor",
+        "qproxy.cli, qproxy.cli.serve, qproxy.process.supervisor",
         {"qproxy"},
         {
             *OURS_FOR_OTHERS,
             "qproxy.server",
-            "qproxy.serving",
+            "qproxy.bootstrap",
             "qproxy.relay",
             "sqlite3",
             "multiprocessing",

@@ -107,7 +107,7 @@ def test_a_second_signal():
 
 def test_a_worker_that_does_not_end(caplog, monkeypatch):
     """When the time is up it is killed, and the exit code says that not all was well."""
-    monkeypatch.setattr("qproxy.workers.supervisor.FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr("qproxy.process.supervisor.SHUTDOWN_MARGIN", 0.05)
     code, _ = supervised("\nserve()\nboss(signal.SIGTERM)\nwhile True: signal.pause()", graceful=0.0)
     assert code == 1
     assert "does not end: it is killed" in caplog.text

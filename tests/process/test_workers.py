@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from qproxy import cli
-from qproxy.access import api_keys
+from qproxy.backends.local import key_file
 from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import HANG, chunk
 from tests.helpers import HELLO
@@ -35,7 +35,7 @@ SETTINGS = """
 {extra}
 [[accounts]]
 name = "one"
-kind = "open"
+kind = "openai_compatible"
 base_url = "{url}"
 """
 
@@ -191,7 +191,7 @@ async def test_a_limit_for_all_and_no_orphans(tmp_path):
     """A key's requests a minute are those of the machine, whichever worker is asked; and workers whose supervisor was
     killed stop by themselves."""
     emulator = Emulator()
-    _, secret = api_keys.create(tmp_path / "keys.json", name="bob", rpm=5)
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -224,7 +224,7 @@ FAILURES = {
     "settings that a worker finds wrong": (
         ("--upstream", "http://127.0.0.1:1/v1", "--port", "0", "--rules", "nope=true"),
         2,
-        "there is no rule nope",
+        "unknown rule nope",
     ),
 }
 
@@ -237,6 +237,6 @@ def test_a_start_that_fails(flags, code, words, tmp_path):
         command = [sys.executable, "-m", "qproxy", "serve", "--workers", "2", "--port", port, *flags]
         environ = {**os.environ, "QPROXY_HOME": str(tmp_path), "QPROXY_LOG_LEVEL": "error"}
         found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    lines = [line for line in found.stderr.splitlines() if '"logger": "qproxy.workers"' not in line]
+    lines = [line for line in found.stderr.splitlines() if '"logger": "qproxy.process"' not in line]
     assert (found.returncode, found.stdout, len(lines)) == (code, "", 1)
     assert words in lines[0]

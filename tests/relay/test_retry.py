@@ -82,8 +82,8 @@ async def test_no_try_begins_late(autojump_clock):
     async def never(host, port):
         await trio.sleep_forever()
 
-    async with world(connect_timeout=15.0) as it:
-        it.server.relay.transport._connect = never
+    async with world(upstream_connect_timeout=15.0) as it:
+        it.server.state.relay.transport._connect = never
         status, _, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (504, "upstream_timeout")
         assert trio.current_time() == pytest.approx(30.2)

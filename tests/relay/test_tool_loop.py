@@ -2,18 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qproxy import tools
-from qproxy.bootstrap import tools as toolmaking
+from qproxy.backends.local.tool_rounds import MemoryToolRounds
+from qproxy.bootstrap import tools as tool_setup
 from qproxy.config import Config
-from qproxy.config.tools import ToolOfferConfig
+from qproxy.config.tools import ToolRuleConfig
 from qproxy.emulator import ScriptedReply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
-from qproxy.relay import ToolRoundCache
 from tests.helpers import HELLO, MODEL, accounts, frames, h1, h2c, world
 
 ASK: dict = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2 and 3?"}]}
@@ -303,7 +304,7 @@ async def test_a_server_that_stops_ends_an_answer_whose_tool_runs(autojump_clock
         await trio.sleep(900)
         return ""
 
-    async with world(functions=[forever], request_timeout=30.0) as it:
+    async with world(functions=[forever], client_request_timeout=30.0) as it:
         it.emulator.script(calling(("forever", {}), text="x"))
         _, text = await it.stream(ASK)
         assert json.loads(frames(text)[-1])["error"]["code"] == "request_timeout"
@@ -314,7 +315,7 @@ async def test_a_server_that_stops_ends_an_answer_whose_tool_runs(autojump_clock
 
 async def test_after_the_last_round_tools_are_off():
     """A model that never stops calling is asked once more without tools, and its calls then are not heard."""
-    async with world(functions=[add], tool_rounds=2) as it:
+    async with world(functions=[add], max_tool_rounds=2) as it:
         again = calling(("add", {"a": 1, "b": 1}))
         it.emulator.script(again, again, calling(("add", {"a": 1, "b": 1}), text="Enough."))
         _, headers, body = await it.post(ASK)
@@ -365,14 +366,14 @@ async def test_a_failure_between_rounds_is_told(stream, autojump_clock):
 
 async def test_retries_begin_anew_in_each_round(autojump_clock, caplog):
     """A busy upstream in the fourth round is tried again as in the first."""
-    async with world(functions=[add], tool_rounds=8) as it:
+    async with world(functions=[add], max_tool_rounds=8) as it:
         again, busy = calling(("add", {"a": 1, "b": 1})), json_reply({"error": {"message": "busy"}}, 503)
         it.emulator.script(again, again, again, busy, saying("done"))
         with caplog.at_level("INFO", "qproxy.request"):
             status, _, body = await it.post(ASK)
         assert (status, message(body)["content"]) == (200, "done")
         fields = caplog.records[-1].fields
-        assert (fields["tries"], fields["rounds"], fields["tools"]) == (5, 4, "add:3")
+        assert (fields["attempts"], fields["rounds"], fields["tools"]) == (5, 4, "add:3")
 
 
 MIXED = calling(
@@ -476,10 +477,10 @@ OFFERS = {
     "always": ((), {}, "always", True),
     "on request, not asked for": ((), {}, "on request", False),
     "on request": ((), {"tools": [{"type": "qproxy", "name": "add"}]}, "on request", True),
-    "a rule for the model": ((ToolOfferConfig(policy="never", models=["qwen*"]),), {}, "always", False),
-    "a rule for another model": ((ToolOfferConfig(policy="never", models=["other"]),), {}, "always", True),
+    "a rule for the model": ((ToolRuleConfig(policy="never", models=["qwen*"]),), {}, "always", False),
+    "a rule for another model": ((ToolRuleConfig(policy="never", models=["other"]),), {}, "always", True),
     "a rule for the key": (
-        (ToolOfferConfig(policy="always", keys=["api_keys*"], tools=["a*"]),),
+        (ToolRuleConfig(policy="always", keys=["api_keys*"], tools=["a*"]),),
         {},
         "on request",
         True,
@@ -493,21 +494,11 @@ OFFERS = {
 @pytest.mark.parametrize(("rules", "fields", "offer", "offered"), OFFERS.values(), ids=OFFERS.keys())
 async def test_which_request_gets_which_tools(rules, fields, offer, offered):
     """The first rule that fits decides, then the tool's own word; a client's choice is respected."""
-    named = tools.function(name="add", offer=offer)(lambda: "")
-    async with world(functions=[named], tool_offers=rules, api_keys=["sk-secret"]) as it:
+    named = tools.function(name="add", policy=offer)(lambda: "")
+    async with world(functions=[named], tool_rules=rules, api_keys=["sk-secret"]) as it:
         await it.post({**HELLO, **fields}, headers=[(b"authorization", b"Bearer sk-secret")])
         names = [tool["function"]["name"] for tool in it.emulator.requests[0].body.get("tools", ())]
         assert ("add" in names) is offered
-
-
-async def test_a_rule_holds_for_a_model_by_any_of_its_names():
-    """An alias is no way around a rule for the model that it stands for, and may have a rule of its own."""
-    named = tools.function(name="add", offer="always")(lambda: "")
-    for patterns in (["qwen3*"], ["gpt-*"]):
-        rules = (ToolOfferConfig(policy="never", models=patterns),)
-        async with world(functions=[named], tool_offers=rules, aliases={"gpt-*": "qwen3-max"}) as it:
-            await it.post({**HELLO, "model": "gpt-5"})
-            assert "tools" not in it.emulator.requests[0].body
 
 
 async def test_a_text_to_complete_gets_no_tools():
@@ -540,7 +531,7 @@ REFUSED = {
 @pytest.mark.parametrize(("wanted", "fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
 async def test_a_request_for_a_tool_that_is_not_to_be_had(wanted, fields, param, code):
     """It is a 400 that names the place; a tool that one may not use is as unknown as one that is not there."""
-    hidden = tools.function(name="hidden", offer="never")(lambda: "")
+    hidden = tools.function(name="hidden", policy="never")(lambda: "")
     async with world(functions=[add, hidden]) as it:
         status, _, body = await it.post({**ASK, "tools": wanted, **fields})
         assert (status, body["error"]["param"], body["error"]["code"]) == (400, param, code)
@@ -576,14 +567,8 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
 
         nursery.start_soon(first)
         await begun.wait()
-        parts = it.server.__class__(it.server.relay, it.server.discovery, it.server.door, it.server.admission)
-        parts.body_logger, parts.responses, parts.pricing = (
-            it.server.body_logger,
-            it.server.responses,
-            it.server.pricing,
-        )
-        parts.workshop = toolmaking.build_tool_runtime(Config(), [add])
-        await it.server.reconfigure(parts)
+        runtime = tool_setup.build_tool_runtime(Config(), [add])
+        await it.server.reconfigure(replace(it.server.state, tool_runtime=runtime))
         go.set()
         await trio.testing.wait_all_tasks_blocked()
         assert answers[0][1]["x-qproxy-tools"].count("old;ok=?1") == 2
@@ -591,24 +576,28 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
         assert [tool["function"]["name"] for tool in it.emulator.requests[3].body["tools"]] == ["add"]
 
 
-def test_memory_is_bounded():
+async def test_memory_is_bounded():
     """What was not used for the longest time goes when there are too many, or too large ones; an hour ends all."""
     now = [0.0]
-    memory = ToolRoundCache(lambda: now[0], seconds=3600, entries=3, size=1000)
+    rounds = MemoryToolRounds(seconds=3600, max_entries=3, max_bytes=1000, clock=lambda: now[0])
+
+    async def known(ids, place="place"):
+        return (await rounds.load(place, [(ids,)])).get((ids,))
+
     for number in range(4):
-        memory.put(("place", (str(number),)), [{"content": "x"}])
-        memory.get(("place", ("0",)))
-    assert [memory.get(("place", (str(n),))) is not None for n in range(4)] == [True, False, True, True]
-    assert memory.get(("elsewhere", ("0",))) is None
-    memory.put(("place", ("large",)), [{"content": "x" * 980}])
-    assert len(memory) == 1
-    memory.put(("place", ("too large",)), [{"content": "x" * 2000}])
-    assert len(memory) == 0
-    memory.put(("place", ("0",)), [])
+        await rounds.save("place", (str(number),), [{"content": "x"}])
+        await known("0")
+    assert [await known(str(n)) is not None for n in range(4)] == [True, False, True, True]
+    assert await known("0", "elsewhere") is None
+    await rounds.save("place", ("large",), [{"content": "x" * 980}])
+    assert len(rounds) == 1
+    await rounds.save("place", ("too large",), [{"content": "x" * 2000}])
+    assert rounds.is_empty
+    await rounds.save("place", ("0",), [])
     now[0] = 3599.0
-    assert memory.get(("place", ("0",))) == []  # which is a use
+    assert await known("0") == []  # which is a use
     now[0] = 7198.0
-    assert memory.get(("place", ("0",))) == []
+    assert await known("0") == []
     now[0] = 10798.0
-    assert memory.get(("place", ("0",))) is None
-    assert repr(memory) == "<Memory of 0 answers, 0 bytes>"
+    assert await known("0") is None
+    assert repr(rounds) == "<MemoryToolRounds 0 rounds, 0 bytes>"

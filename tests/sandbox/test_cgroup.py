@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from qproxy.sandbox import ResourceLimits, SandboxPolicy, SandboxUnavailable, bubblewrap, cgroup, communicate
-from qproxy.sandbox.cgroup import Cgroups
+from qproxy.sandbox.cgroup import CgroupTree
 from qproxy.sandbox.policy import MIB
 
 MOUNT = "42 32 0:26 {root} {mount} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
@@ -35,7 +35,7 @@ def test_the_directory_above_the_servers_own_is_used(tmp_path):
     proc, above = tree(tmp_path)
     (above / "qproxy-call-4194305-1").mkdir()  # no process has a number beyond 2**22
     (above / f"qproxy-call-{os.getpid()}-9").mkdir()
-    found = cgroup.find(proc, shutil.rmtree)
+    found = cgroup.find_cgroups(proc, shutil.rmtree)
     assert found is not None
     assert found.root == above
     assert (above / "cgroup.subtree_control").read_text() == "+memory +pids"
@@ -48,7 +48,7 @@ def test_the_directory_above_the_servers_own_is_used(tmp_path):
 def test_a_container_sees_a_part_of_the_tree(tmp_path):
     """Paths are those below the root of the mount."""
     proc, above = tree(tmp_path, own="/docker/1/app/server", root="/docker/1")
-    found = cgroup.find(proc, shutil.rmtree)
+    found = cgroup.find_cgroups(proc, shutil.rmtree)
     assert found is not None
     assert found.root == above == tmp_path / "cgroup" / "app"
 
@@ -66,16 +66,16 @@ UNUSABLE = {
 def test_where_no_cgroup_can_be_had(given, tmp_path):
     """Calls run without one where the tree is not this server's, or cannot limit memory."""
     proc, above = tree(tmp_path, **given)
-    assert cgroup.find(proc, shutil.rmtree) is None
+    assert cgroup.find_cgroups(proc, shutil.rmtree) is None
     assert (above / "cgroup.subtree_control").read_text() == ""
 
 
 def test_without_cgroups_of_the_second_version(tmp_path):
     """Older systems, and those without /proc, have none."""
-    assert cgroup.find(tmp_path) is None
+    assert cgroup.find_cgroups(tmp_path) is None
     (tmp_path / "cgroup").write_text("4:memory:/old\n")
     (tmp_path / "mountinfo").write_text("1 2 0:3 / /proc rw - proc proc rw\n")
-    assert cgroup.find(tmp_path) is None
+    assert cgroup.find_cgroups(tmp_path) is None
 
 
 def test_a_group_has_the_limits_of_a_call(tmp_path):
@@ -87,7 +87,7 @@ def test_a_group_has_the_limits_of_a_call(tmp_path):
         shutil.rmtree(path)
 
     limits = ResourceLimits(memory=100 * MIB, tmp_bytes=20 * MIB, processes=7)
-    with Cgroups(tmp_path, remove).group(limits) as join:
+    with CgroupTree(tmp_path, remove).create(limits) as join:
         join(1234)
     assert seen == {
         "memory.max": str(120 * MIB),
@@ -105,7 +105,7 @@ async def test_each_call_is_in_a_group_before_it_begins(tmp_path):
     found = await bubblewrap.find_bubblewrap()
     if isinstance(found, SandboxUnavailable):
         return
-    found.cgroups = Cgroups(tmp_path, shutil.rmtree)
+    found.cgroups = CgroupTree(tmp_path, shutil.rmtree)
     async with found(["sleep", "1000"], SandboxPolicy()) as child:
         (group,) = tmp_path.iterdir()
         moved = int((group / "cgroup.procs").read_text())
@@ -118,7 +118,7 @@ async def test_each_call_is_in_a_group_before_it_begins(tmp_path):
 
 async def test_a_group_that_cannot_be_made_is_a_refusal(tmp_path):
     """A call does not run without the limits that others had."""
-    found = bubblewrap.Bubblewrap("/bin/true", Cgroups(tmp_path / "gone"))
+    found = bubblewrap.Bubblewrap("/bin/true", CgroupTree(tmp_path / "gone"))
     with pytest.raises(
         SandboxUnavailable, match=r"no cgroup can be made in .*gone: No such file or directory"
     ):

@@ -455,9 +455,9 @@ async def test_arguments_stay_in_their_words():
 
 DYING = """
 import sys, trio
-from qproxy.sandbox import Fence, Site
+from qproxy.sandbox import SandboxPolicy, SystemSandbox
 async def main():
-    async with Site()([sys.argv[1], "-I", "-c", sys.argv[2]], Fence(read=tuple(sys.argv[4:]), write=(sys.argv[3],))) as child:
+    async with SystemSandbox()([sys.argv[1], "-I", "-c", sys.argv[2]], SandboxPolicy(read=tuple(sys.argv[4:]), write=(sys.argv[3],))) as child:
         await child.wait()
 trio.run(main)
 """

@@ -116,7 +116,7 @@ async def test_who_adds_to_the_app_gets_quarts_way():
 async def test_a_fault_of_ours_is_answered_and_logged(caplog, monkeypatch):
     """An exception in a view becomes a 500 that tells nothing, and a line in the log."""
     async with world() as it:
-        monkeypatch.setattr(it.server.admission, "enter", None)
+        monkeypatch.setattr(it.server.state.concurrency, "acquire", None)
         status, _, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (500, "internal_error")
         assert "TypeError" in caplog.text
@@ -131,7 +131,7 @@ async def test_a_length_of_more_digits_than_python_reads():
 
 async def test_a_body_that_does_not_come(autojump_clock):
     """A body that stops is given up after `body_timeout`."""
-    async with world(body_timeout=5.0) as it, h1(it.app) as client:
+    async with world(client_body_timeout=5.0) as it, h1(it.app) as client:
         begun = trio.current_time()
         await client.stream.send_all(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
@@ -155,4 +155,4 @@ async def test_a_client_that_leaves_before_its_body_is_whole(autojump_clock):
             await client.aclose()
             await trio.testing.wait_all_tasks_blocked()
             assert it.sound()
-        assert it.server.counters.outcomes == {"client_left": 1}
+        assert it.server.state.counters.outcomes == {"client_disconnected": 1}

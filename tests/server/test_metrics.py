@@ -51,7 +51,10 @@ async def test_a_request_is_counted():
         assert value(found, "qproxy_account_state", account="one", state="ready") == 1
         assert value(found, "qproxy_upstream_connections", state="busy") == 0
         assert value(found, "qproxy_upstream_connections_made_total") == 1
-        assert [value(found, "qproxy_requests_waiting", what=what) for what in ("place", "account")] == [0, 0]
+        assert [value(found, "qproxy_requests_waiting", queue=queue) for queue in ("server", "account")] == [
+            0,
+            0,
+        ]
         assert value(found, "qproxy_tokens_total", model=MODEL, kind="prompt") > 0
 
 
@@ -69,7 +72,12 @@ async def test_requests_under_way_are_seen():
             assert value(found, "qproxy_upstream_connections", state="busy") == 1
         found = await numbers(it)
         assert value(found, "qproxy_upstream_connections", state="busy") == 0
-        left = {"endpoint": "/chat/completions", "model": MODEL, "status": "200", "outcome": "client_left"}
+        left = {
+            "endpoint": "/chat/completions",
+            "model": MODEL,
+            "status": "200",
+            "outcome": "client_disconnected",
+        }
         assert value(found, "qproxy_requests_total", **left) == 1
 
 
@@ -86,12 +94,12 @@ async def test_failed_tries_are_counted(autojump_clock):
 
 
 async def test_a_stream_cut_by_the_upstream():
-    """A stream that the upstream breaks off is upstream_cut, told apart from one that ended well."""
+    """A stream that the upstream breaks off is upstream_truncated, told apart from one that ended well."""
     async with world() as it:
         it.emulator.script(FAULTS["fault-end"][1])
         await it.stream(HELLO)
         await it.stream(HELLO)
-        assert it.server.counters.outcomes == {"upstream_cut": 1, "ok": 1}
+        assert it.server.state.counters.outcomes == {"upstream_truncated": 1, "ok": 1}
 
 
 ACCESS = {
@@ -115,11 +123,11 @@ async def test_who_may_read_the_metrics(access, headers, status):
 @pytest.mark.parametrize(
     ("states", "draining", "state"),
     [
-        (["ready", "resting"], False, "ready"),
-        (["full"], False, "ready"),
-        (["resting", "down"], False, "ready"),
-        (["paced"], False, "ready"),
-        (["down", "down"], False, "unusable"),
+        (["ready", "cooling_down"], False, "ready"),
+        (["at_capacity"], False, "ready"),
+        (["cooling_down", "unavailable"], False, "ready"),
+        (["rate_limited"], False, "ready"),
+        (["unavailable", "unavailable"], False, "unusable"),
         ([], False, "unusable"),
         (["ready"], True, "draining"),
     ],
@@ -134,25 +142,28 @@ async def test_readyz_follows_the_accounts():
     """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez asks nobody."""
     async with world(accounts=accounts("one", "two")) as it:
         assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}, "usable": 2})
-        for account in it.server.relay.accounts.accounts:
-            account.failed(UpstreamError("x", code="insufficient_quota"), trio.current_time())
-        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"resting": 2}, "usable": 0})
-        for account in it.server.relay.accounts.accounts:
+        for account in it.server.state.relay.accounts.accounts:
+            account.record_failure(UpstreamError("x", code="insufficient_quota"), trio.current_time())
+        assert await it.get("/readyz") == (
+            200,
+            {"status": "ok", "accounts": {"cooling_down": 2}, "usable": 0},
+        )
+        for account in it.server.state.relay.accounts.accounts:
             for _ in range(THRESHOLD):
-                account.failed(UpstreamError("x", retry=RetryHint.SOON), trio.current_time())
+                account.record_failure(UpstreamError("x", retry=RetryHint.SOON), trio.current_time())
         assert await it.get("/readyz") == (
             503,
-            {"status": "unusable", "accounts": {"down": 2}, "usable": 0},
+            {"status": "unusable", "accounts": {"unavailable": 2}, "usable": 0},
         )
         assert await it.get("/livez") == (200, {"status": "ok"})
-        it.server.draining = True
+        it.server.state.in_flight.draining = True
         assert (await it.get("/readyz"))[1]["status"] == "draining"
 
 
 async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
     """Without a token that can be used an account does not count as usable, and /metrics tells of its renewals."""
     async with signed(tmp_path) as identity, world(admin_key="the-admins", accounts=accounts("me")) as it:
-        (account,) = it.server.relay.accounts.accounts
+        (account,) = it.server.state.relay.accounts.accounts
         account.source = identity.source(keep=False)
         status, body = await it.get("/readyz")
         assert (status, body["accounts"]) == (503, {"login_needed": 1})
@@ -166,10 +177,9 @@ async def test_siblings_answer_each_other(tmp_path):
     """Each worker gets the others' answers; one that was killed and one that is silent cost nothing."""
     first, second = Peers(tmp_path / "7"), Peers(tmp_path / "7")
     second._socket_path = tmp_path / "7" / "other"  # two workers of one process
-    second.handlers["metrics"] = lambda: b"[2]"
     async with trio.open_nursery() as nursery:
-        await nursery.start(first.listen)
-        await nursery.start(second.listen)
+        await nursery.start(first.listen, {})
+        await nursery.start(second.listen, {"metrics": lambda: b"[2]"})
         dead = tmp_path / "7" / "dead"
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(dead))
@@ -184,7 +194,7 @@ async def test_siblings_answer_each_other(tmp_path):
 async def test_no_place_for_a_socket(tmp_path, caplog):
     """A path that is too long for a socket is a warning, and the worker serves on."""
     siblings = Peers(tmp_path / ("x" * 120))
-    await siblings.listen()
+    await siblings.listen({})
     assert "one worker only" in caplog.text
 
 

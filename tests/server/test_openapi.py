@@ -13,9 +13,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.server.request_policy import Access
+from qproxy.server.authentication import Access
 from qproxy.wire.endpoints import ENDPOINTS
-from qproxy.wire.endpoints.request_schemas import REQUEST_SCHEMAS
 from qproxy.wire.errors import RequestError
 from tests.helpers import HELLO, MODEL, world
 from tests.wire.strategies import examples
@@ -79,7 +78,7 @@ OTHER = {"string": 5, "array": 5, "object": 5, "boolean": "x", "number": "x", "i
 FIELDS = [
     (endpoint, name, schema)
     for endpoint in ENDPOINTS
-    for name, schema in REQUEST_SCHEMAS.get(endpoint.path, {"properties": {}})["properties"].items()
+    for name, schema in endpoint.schema["properties"].items()
 ]
 
 
@@ -89,11 +88,11 @@ FIELDS = [
 def test_what_is_described_is_checked(endpoint, name, schema):
     """A value of another type than the document says is refused, and the refusal names the field."""
     sound = {"messages": HELLO["messages"], "input": "hi", "prompt": "hi"}
-    body = {"model": MODEL, **{key: sound[key] for key in REQUEST_SCHEMAS[endpoint.path]["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
     if name == "function_call":  # it means nothing without functions
         body["functions"] = [{"name": "f"}]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    context = {"id": "x", "created": 0}
+    context = {"id": "x", "created": 0, "default_model": None, "max_messages": 10_000}
     with pytest.raises(RequestError) as refusal:
         endpoint.decode({**body, name: OTHER[kinds[0]]}, **context)
     assert (refusal.value.param or "").startswith(name)
@@ -111,11 +110,11 @@ def test_every_described_field_says_what_it_takes():
 def test_checking_leaves_nothing_behind(endpoint):
     """The same body, read again and again, adds no object to the process."""
     sound = {"messages": [*HELLO["messages"]] * 5, "input": "hi", "prompt": "hi"}
-    body = {"model": MODEL, **{key: sound[key] for key in REQUEST_SCHEMAS[endpoint.path]["required"]}}
+    body = {"model": MODEL, **{key: sound[key] for key in endpoint.schema["required"]}}
 
     def objects_after(times):
         for _ in range(times):
-            endpoint.decode(body, id="x", created=0)
+            endpoint.decode(body, id="x", created=0, default_model=None, max_messages=10_000)
         gc.collect()
         return len(gc.get_objects())
 

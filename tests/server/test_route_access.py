@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from qproxy.access import api_keys
-from qproxy.server.request_policy import Access
+from qproxy.backends.local import key_file
+from qproxy.server.authentication import Access
 from tests.helpers import world
 
 
@@ -16,7 +16,7 @@ def bearer(key):
 
 def ways(it):
     """(path, method, access) of every route, with something in place of its parameters."""
-    for family in it.server.families:
+    for family in it.server.route_groups:
         for route in family.routes():
             for path in route.paths():
                 filled = re.sub("<[^<>]+>", "x", path)
@@ -33,10 +33,10 @@ async def status_of(it, path, method, headers):
 def shown(tmp_path):
     """A file of keys, and one key of each kind by what it is."""
     path, now = tmp_path / "keys.json", int(time.time())
-    _, good = api_keys.create(path, name="good")
-    _, revoked = api_keys.create(path, name="revoked")
-    _, expired = api_keys.create(path, name="expired", expires=now - 1)
-    api_keys.revoke(path, "revoked")
+    _, good = key_file.create(path, name="good")
+    _, revoked = key_file.create(path, name="revoked")
+    _, expired = key_file.create(path, name="expired", expires=now - 1)
+    key_file.revoke(path, "revoked")
     refused = {
         "no key": [],
         "a wrong key": bearer("sk-wrong"),
@@ -52,7 +52,7 @@ async def test_every_route_asks_for_what_it_says(shown):
     async with world(keys_file=str(path), admin_key="the-admin", wrong_keys_per_minute=0) as it:
         asked = set()
         for target, method, access in ways(it):
-            if access is Access.SESSION:  # tests/dashboard/test_guard.py
+            if access is Access.SESSION:  # tests/dashboard/test_auth.py
                 continue
             right = {Access.OPEN: [], Access.KEY: good, Access.ADMIN: bearer("the-admin")}[access]
             assert await status_of(it, target, method, right) != 401, target
@@ -78,5 +78,5 @@ async def test_no_route_is_outside_the_table(shown):
     """Every rule of the app has its entry, and what is not a route says so to anyone."""
     path, _, _ = shown
     async with world(keys_file=str(path)) as it:
-        assert {rule.endpoint for rule in it.app.url_map.iter_rules()} == it.server.access.keys()
+        assert {rule.endpoint for rule in it.app.url_map.iter_rules()} == it.server.routes.keys()
         assert await status_of(it, "/v1/nope", "GET", []) == 404

@@ -50,7 +50,7 @@ async def test_the_upstreams_comments_do_not_count(autojump_clock):
 
 async def test_no_comment_before_the_head(autojump_clock):
     """Until the first event there is no head, and so an error keeps its status."""
-    async with world(idle_timeout=100.0) as it:
+    async with world(upstream_read_timeout=100.0) as it:
         it.emulator.script(ScriptedReply((b": wait\n\n", PauseStep(1000))))
         status, text = await it.stream(HELLO)
         assert status == 504
@@ -78,22 +78,22 @@ LONG = [step for _ in range(100) for step in (chunk({"content": "x"}), PauseStep
 @pytest.mark.parametrize("steps", [(BEGUN, PauseStep(1000)), (BEGUN, *LONG)], ids=["silent", "busy"])
 async def test_a_stream_that_takes_too_long(steps, autojump_clock):
     """After request_timeout a stream ends with an error frame that says so."""
-    async with world(request_timeout=50.0) as it:
+    async with world(client_request_timeout=50.0) as it:
         text = await text_of(it, ScriptedReply(steps))
         assert json.loads(frames(text)[-1])["error"]["code"] == "request_timeout"
         assert 50 <= trio.current_time() <= 52
         assert it.sound()
-        assert it.server.counters.outcomes == {"failed": 1}
+        assert it.server.state.counters.outcomes == {"internal_error": 1}
 
 
 async def test_a_whole_answer_that_takes_too_long(autojump_clock):
     """After request_timeout a plain request gets a 504, also before the upstream has begun."""
     for steps in ((BEGUN, *LONG), (PauseStep(1000),)):
-        async with world(request_timeout=50.0) as it:
+        async with world(client_request_timeout=50.0) as it:
             it.emulator.script(ScriptedReply(steps))
             began = trio.current_time()
             status, _, body = await it.post(HELLO)
             assert (status, body["error"]["code"]) == (504, "request_timeout")
             assert trio.current_time() - began == 50
             assert it.sound()
-            assert not len(it.server.in_flight)
+            assert not len(it.server.state.in_flight)

@@ -14,7 +14,7 @@ def record(**changes):
         failures=[FailedAttempt("two", "upstream_error")],
         upstream_status=200,
         upstream_request_id="up-1",
-        rules=("one_system", "effort"),
+        rules=("merge_system_messages", "reasoning_effort"),
         usage=Usage(100, 21, 121, {"cached_tokens": 40}, {"reasoning_tokens": 5}),
         upstream_seconds=1.4,
     )
@@ -24,6 +24,7 @@ def record(**changes):
         "POST",
         "/v1/chat/completions",
         "/chat/completions",
+        operation="chat",
         key="bob",
         started_at=100.0,
         ended_at=101.5,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.telemetry.fragments import redacted
+from qproxy.telemetry.fragments import redact_stream
 from qproxy.telemetry.redaction import REDACTED, Redactor
 from tests.wire.strategies import examples
 
@@ -55,7 +55,7 @@ TEXTS = {
 def test_a_secret_in_pieces(kind, text, secret, size):
     """Whatever the size of the pieces, all of them together hold it no more."""
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    left = Redactor(["opaque-secret"]).body(redacted(stream(map(kind, pieces)), REDACT))
+    left = Redactor(["opaque-secret"]).body(redact_stream(stream(map(kind, pieces)), REDACT))
     assert secret not in left
     assert not any(secret in "".join(part) for part in _joined(left))
     assert REDACTED in left
@@ -85,7 +85,7 @@ def test_several_texts_at_once_are_not_mixed():
         block,
     ):
         sent = [kind("sk-01234", 0), kind("plain ", 1), kind("56789abc", 0), kind("words", 1)]
-        left = events(redacted(stream(sent), REDACT))
+        left = events(redact_stream(stream(sent), REDACT))
         assert [left[1], left[3]] == [sent[1], sent[3]]
         assert "56789" not in json.dumps(left)
 
@@ -96,7 +96,7 @@ def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
     """Nothing is written anew that need not be."""
     sent = stream(map(kind, pieces))
     if all(REDACT(text) == text for text in ("".join(pieces), *pieces)):
-        assert redacted(sent, REDACT) == sent
+        assert redact_stream(sent, REDACT) == sent
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_a_stream_without_secrets_stays_byte_for_byte(pieces, kind):
 )
 def test_what_is_no_event_stays(data):
     """Bytes that are cut off, too deep or no JSON are left to the redactor of texts."""
-    assert redacted(data, REDACT) == data
+    assert redact_stream(data, REDACT) == data

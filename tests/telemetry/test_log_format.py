@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from qproxy.telemetry import LogFormatter, RequestCounters, RequestRecord
+from qproxy.telemetry.counters import notify
 from qproxy.wire.tool_calls.repairs import REPAIRS
 from tests.telemetry.factories import record
 
@@ -35,8 +36,8 @@ def test_for_machines():
         "model": "qwen3.7-plus",
         "account": "one",
         "stream": True,
-        "finish": "stop",
-        "tries": 2,
+        "finish_reason": "stop",
+        "attempts": 2,
         "failures": "two:upstream_error",
         "prompt_tokens": 100,
         "completion_tokens": 21,
@@ -44,7 +45,7 @@ def test_for_machines():
         "total_ms": 1500.0,
         "overhead_ms": 100.0,
         "upstream_request_id": "up-1",
-        "rules": "one_system,effort",
+        "rules": "merge_system_messages,reasoning_effort",
         "repairs": "closer_missing:2",
         "tools": "clock:1,clock!:1",
     }
@@ -58,7 +59,7 @@ def test_for_people():
         "00:00:00.000Z 200 ok              1.50s (400ms)    100→21 tok       qwen3.7-plus        "
         "bob → one  POST /v1/chat/completions (stream)"
     )
-    assert rest.startswith("req_1 finish=stop tries=2 failures=two:upstream_error")
+    assert rest.startswith("req_1 finish_reason=stop attempts=2 failures=two:upstream_error")
 
 
 def test_a_request_without_a_model():
@@ -70,7 +71,7 @@ def test_a_request_without_a_model():
         key=None,
         first_byte=None,
         stream=False,
-        finish=None,
+        finish_reason=None,
         tools=[],
     )
     bare.relay = type(bare.relay)()
@@ -127,17 +128,17 @@ def test_no_character_breaks_a_line(char):
 def test_a_listener_that_fails(caplog):
     """One listener's fault is logged and keeps nothing from the others."""
     counts = RequestCounters()
-    heard: list[RequestRecord] = []
+    received: list[RequestRecord] = []
 
     def broken(record):
         raise RuntimeError("disk")
 
-    counts.listeners += [broken, heard.append]
     made = record()
     counts.request_started(made)
     assert counts.in_flight == {"req_1": made}
     counts.request_finished(made)
-    assert heard == [made]
+    notify([broken, received.append], made)
+    assert received == [made]
     assert not counts.in_flight
     assert "RuntimeError: disk" in caplog.text
 

@@ -60,7 +60,7 @@ def test_a_request():
     assert of("qproxy_retries_total", endpoint="/chat/completions") == 1
     assert of("qproxy_upstream_errors_total", account="two", code="upstream_error") == 1
     assert of("qproxy_repairs_total", kind="closer_missing") == 2
-    assert of("qproxy_rules_total", rule="effort") == 1
+    assert of("qproxy_rules_total", rule="reasoning_effort") == 1
     assert of("qproxy_tool_runs_total", tool="clock", outcome="failed") == 1
 
 
@@ -103,7 +103,7 @@ def test_the_table_in_the_docs():
 def test_sums_over_processes():
     """What several workers counted is added up, also after a way through JSON."""
     parts = []
-    for outcome in ("ok", "ok", "client_left"):
+    for outcome in ("ok", "ok", "client_disconnected"):
         metrics = Metrics(lambda model: True)
         metrics.record(record(outcome=outcome))
         metrics.read({"qproxy_requests_in_flight": lambda: [((), 2.0)]})
@@ -111,14 +111,14 @@ def test_sums_over_processes():
     found = samples(exposition(parts))
     labels = {"endpoint": "/chat/completions", "model": "qwen3.7-plus", "status": "200"}
     assert value(found, "qproxy_requests_total", outcome="ok", **labels) == 2
-    assert value(found, "qproxy_requests_total", outcome="client_left", **labels) == 1
+    assert value(found, "qproxy_requests_total", outcome="client_disconnected", **labels) == 1
     assert value(found, "qproxy_requests_in_flight") == 6
     assert value(found, "gen_ai_server_request_duration_seconds_count", error_type="", **GENAI) == 2
 
 
 def test_what_counting_costs():
     """A request of a kind that was seen before makes no further series, and takes a few dozen calls."""
-    metrics, again = Metrics(lambda model: True), record(failures=[], repairs=Counter(), tools=[], tries=1)
+    metrics, again = Metrics(lambda model: True), record(failures=[], repairs=Counter(), tools=[], attempts=1)
     metrics.record(again)
     before, calls = repr(metrics), 0
 

@@ -1,6 +1,7 @@
 """OpenTelemetry traces: a server span, a client span a try, and W3C context in and out."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -23,8 +24,8 @@ def traced(server):
     """Where the spans of a server's requests will be."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    server.around.tracer = tracing.OtelTracer(provider)
-    server.counts.listeners.append(tracing.end_span)
+    server.state = replace(server.state, tracer=tracing.OtelTracer(provider))
+    server.middleware.listeners += (tracing.end_span,)
     return exporter
 
 
@@ -64,7 +65,7 @@ async def test_a_stream_and_a_refusal():
         await it.stream(HELLO)
         client, server = exporter.get_finished_spans()
         assert client.status.status_code is server.status.status_code is StatusCode.ERROR
-        assert server.attributes["qproxy.outcome"] == "upstream_cut"
+        assert server.attributes["qproxy.outcome"] == "upstream_truncated"
         exporter.clear()
         await it.post({"model": MODEL})
         (refused,) = exporter.get_finished_spans()

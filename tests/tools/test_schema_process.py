@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.sandbox import SandboxPolicy, UnsandboxedLauncher
-from qproxy.tools import arguments as schema
+from qproxy.tools import arguments as argument_schema
 from qproxy.tools import invoke, mcp, schema_worker
 from qproxy.tools.mcp_stdio import stdio_connection
-from qproxy.tools.schema_process import Evaluator, Exceeded
+from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
 from qproxy.tools.tool import Tool, ToolError
 from tests.wire.strategies import examples
 
@@ -56,14 +56,18 @@ RUNAWAYS = {
 @pytest.mark.parametrize(("hostile", "arguments"), RUNAWAYS.values(), ids=RUNAWAYS.keys())
 async def test_a_schema_that_runs_away_makes_its_tool_unavailable(hostile, arguments):
     """The process that evaluates it is killed, the model and the operator read why, and it is not tried again soon."""
-    evaluator = Evaluator(cpu_seconds=0.2)
-    check = await schema.foreign_checker(hostile, schema.bounded(hostile), evaluator)
+    evaluator = SchemaEvaluator(cpu_seconds=0.2)
+    check = await argument_schema.make_foreign_validator(
+        hostile, argument_schema.serialize_bounded(hostile), evaluator
+    )
     for _ in range(2):
         with pytest.raises(ToolError, match=r"not available now: .* takes more than 0.2 s of CPU"):
             await check(json.dumps(arguments))
-    assert check.refusal == "its schema cannot be checked: it takes more than 0.2 s of CPU."
+    assert check.unavailable_reason == "its schema cannot be checked: it takes more than 0.2 s of CPU."
     another = {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}}
-    check = await schema.foreign_checker(another, schema.bounded(another), evaluator)
+    check = await argument_schema.make_foreign_validator(
+        another, argument_schema.serialize_bounded(another), evaluator
+    )
     assert await check('{"a": 1}') == {"a": 1}
 
 
@@ -82,12 +86,14 @@ ODD = {
 @pytest.mark.parametrize(("odd", "why"), ODD.values(), ids=ODD.keys())
 async def test_a_schema_that_cannot_be_evaluated_is_said_to_be(odd, why):
     """It is an error for the model that names the kind, and costs no process."""
-    evaluator = Evaluator()
-    check = await schema.foreign_checker(odd, schema.bounded(odd), evaluator)
+    evaluator = SchemaEvaluator()
+    check = await argument_schema.make_foreign_validator(
+        odd, argument_schema.serialize_bounded(odd), evaluator
+    )
     for _ in range(2):
         with pytest.raises(ToolError, match=f"cannot be checked: {why}"):
             await check("{}")
-    assert check.refusal is None
+    assert check.unavailable_reason is None
 
 
 def nested(depth):
@@ -109,8 +115,8 @@ REFUSED = {
 @pytest.mark.parametrize(("hostile", "why"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_schema_is_bounded_before_it_is_evaluated(hostile, why):
     """Depth, length and numbers have limits, whatever the keywords say."""
-    with pytest.raises(schema.SchemaError, match=why):
-        schema.bounded(nested(20_000) if hostile is None else hostile)
+    with pytest.raises(argument_schema.SchemaError, match=why):
+        argument_schema.serialize_bounded(nested(20_000) if hostile is None else hostile)
 
 
 PLAIN = {
@@ -140,8 +146,8 @@ VALUES = st.recursive(
 def test_here_and_in_the_process_say_the_same(arguments):
     """Small arguments of a plain schema are checked here: with the result that the process would give."""
     text = json.dumps(PLAIN).encode()
-    assert schema.is_short(PLAIN, text)
-    here = schema_worker.complain(schema_worker.validator(PLAIN), arguments)
+    assert argument_schema.is_cheap(PLAIN, text)
+    here = schema_worker.validate_arguments(schema_worker.make_validator(PLAIN), arguments)
     assert here == schema_worker.evaluate(text, json.dumps(arguments).encode(), {})
 
 
@@ -186,12 +192,14 @@ def test_any_schema_ends(schemas, arguments):
     words = []
 
     async def main():
-        evaluator = Evaluator(cpu_seconds=0.1)
+        evaluator = SchemaEvaluator(cpu_seconds=0.1)
         for hostile in schemas:
             try:
-                check = await schema.foreign_checker(hostile, schema.bounded(hostile), evaluator)
+                check = await argument_schema.make_foreign_validator(
+                    hostile, argument_schema.serialize_bounded(hostile), evaluator
+                )
                 assert await check(json.dumps(arguments)) == arguments
-            except (schema.SchemaError, Exceeded, ToolError) as error:
+            except (argument_schema.SchemaError, EvaluationLimitExceeded, ToolError) as error:
                 words.append(str(error))
 
     trio.run(main)
@@ -200,12 +208,14 @@ def test_any_schema_ends(schemas, arguments):
 
 async def test_a_usual_call_needs_no_process():
     """Arguments of a usual schema are checked without one; what is longer goes to it, with the same result."""
-    check = await schema.foreign_checker(PLAIN, schema.bounded(PLAIN), Evaluator())
-    check._evaluator = evaluator = Evaluator()
+    check = await argument_schema.make_foreign_validator(
+        PLAIN, argument_schema.serialize_bounded(PLAIN), SchemaEvaluator()
+    )
+    check._evaluator = evaluator = SchemaEvaluator()
     assert await check('{"n": 1}') == {"n": 1}
     with pytest.raises(ToolError, match=r"Invalid arguments at \$: 'n' is a required property"):
         await check("{}")
-    assert repr(evaluator) == "<Evaluator, idle>"
+    assert repr(evaluator) == "<SchemaEvaluator, idle>"
     with pytest.raises(ToolError, match=r"Invalid arguments at \$\.kinds\[4999\]: 'x' is not one of"):
         await check(json.dumps({"n": 1, "kinds": ["a"] * 4999 + ["x"]}))
     assert "process" in repr(evaluator)
@@ -227,7 +237,7 @@ NOT_PLAIN = {
 @pytest.mark.parametrize("odd", NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
 def test_what_may_take_long_is_not_done_here(odd):
     """Only known keywords in their right places are evaluated in the server's process."""
-    assert not schema.is_short(odd, json.dumps(odd).encode())
+    assert not argument_schema.is_cheap(odd, json.dumps(odd).encode())
 
 
 def test_work_here_is_bounded_by_a_product():
@@ -249,23 +259,23 @@ def test_work_here_is_bounded_by_a_product():
         inner = [some(depth - 1) for _ in range(3)]
         return {"anyOf": inner, "items": inner[0], "additionalProperties": inner[1], "not": inner[2]}
 
-    kind = schema_worker.kind({})
+    kind = schema_worker.validator_class({})
     validators = {name: counted(function) for name, function in kind.VALIDATORS.items()}
     for depth in range(4):
         hostile = some(depth)
-        assert schema._is_plain(hostile)
+        assert argument_schema._has_bounded_keywords(hostile)
         given = {"a": [[["x", 1], {"b": [1]}]] * 5}
         import jsonschema
 
         calls = 0
         list(jsonschema.validators.extend(kind, validators)(hostile).iter_errors(given))
-        assert 0 < calls <= schema.count_values(hostile) * schema.count_values(given)
+        assert 0 < calls <= argument_schema.count_values(hostile) * argument_schema.count_values(given)
 
 
 async def test_a_caller_who_leaves_in_the_middle_takes_the_process_along():
     """The next caller gets the answer to his own question, from a new process."""
-    evaluator = Evaluator(cpu_seconds=5.0)
-    hostile = schema.bounded(RUNAWAYS["a pattern"][0])
+    evaluator = SchemaEvaluator(cpu_seconds=5.0)
+    hostile = argument_schema.serialize_bounded(RUNAWAYS["a pattern"][0])
     with trio.move_on_after(0.3) as scope:
         await evaluator.evaluate(hostile, json.dumps(RUNAWAYS["a pattern"][1]).encode())
     assert scope.cancelled_caught
@@ -274,12 +284,14 @@ async def test_a_caller_who_leaves_in_the_middle_takes_the_process_along():
 
 async def test_callers_take_turns():
     """Many at once each get the answer to their own question."""
-    evaluator = Evaluator()
+    evaluator = SchemaEvaluator()
     replies = {}
 
     async def ask(number):
         found = {"pattern": "^x$", "maxLength": number}
-        replies[number] = await evaluator.evaluate(schema.bounded(found), json.dumps("x" * 20).encode())
+        replies[number] = await evaluator.evaluate(
+            argument_schema.serialize_bounded(found), json.dumps("x" * 20).encode()
+        )
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
@@ -290,7 +302,7 @@ async def test_callers_take_turns():
 
 async def test_an_idle_process_that_ended_is_started_anew():
     """Its end by itself is no error of the schema's."""
-    evaluator = Evaluator()
+    evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     process = evaluator._process
     assert process is not None
@@ -306,11 +318,11 @@ async def test_an_idle_process_that_ended_is_started_anew():
 
 async def test_a_process_that_is_killed_is_the_schemas_fault():
     """The kernel may end it for its memory: the schema is said to be the cause."""
-    evaluator = Evaluator()
+    evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     assert evaluator._process is not None
     os.kill(evaluator._process.pid, signal.SIGKILL)
-    with pytest.raises(Exceeded, match=r"failed \(-9\)"):
+    with pytest.raises(EvaluationLimitExceeded, match=r"failed \(-9\)"):
         await evaluator.evaluate(b"{}")
     assert await evaluator.evaluate(b"{}") == {}
 
@@ -318,7 +330,7 @@ async def test_a_process_that_is_killed_is_the_schemas_fault():
 async def test_a_process_has_nothing_of_the_server(monkeypatch):
     """No variable, no file and no terminal of the server's is the process's."""
     monkeypatch.setenv("QPROXY_UPSTREAM_KEY", "a secret")
-    evaluator = Evaluator()
+    evaluator = SchemaEvaluator()
     assert await evaluator.evaluate(b"{}") == {}
     assert evaluator._process is not None
     pid = evaluator._process.pid
@@ -347,7 +359,7 @@ class Listed:
 
 def source():
     server = mcp.McpServer("s", stdio_connection([], UnsandboxedLauncher(), SandboxPolicy()))
-    server._evaluator = Evaluator(cpu_seconds=0.1)
+    server._evaluator = SchemaEvaluator(cpu_seconds=0.1)
     return server
 
 
@@ -360,9 +372,9 @@ def slow_to_check(number):
 async def test_a_list_of_tools_takes_a_bounded_time(caplog):
     """After three schemas that take too long no new one is checked; what was there before stays."""
     server = source()
-    await server._make([Listed("good", PLAIN)])
+    await server._make_tools([Listed("good", PLAIN)])
     hostile = [Listed(f"bad{n}", slow_to_check(n)) for n in range(10)]
-    tools = await server._make([*hostile, Listed("good", PLAIN)])
+    tools = await server._make_tools([*hostile, Listed("good", PLAIN)])
     assert [tool.name for tool in tools] == ["s__good"]
     assert caplog.text.count("takes more than 0.1 s of CPU") == mcp.MAX_EXCEEDED
     assert caplog.text.count("before it took too long to check") == 10 - mcp.MAX_EXCEEDED
@@ -371,7 +383,7 @@ async def test_a_list_of_tools_takes_a_bounded_time(caplog):
 async def test_what_is_declared_for_a_server_is_bounded(caplog):
     """The schemas and descriptions of one server go into requests: together they have a limit."""
     server = source()
-    tools = await server._make([Listed(f"t{n}", {"title": str(n)}, "x" * 100_000) for n in range(20)])
+    tools = await server._make_tools([Listed(f"t{n}", {"title": str(n)}, "x" * 100_000) for n in range(20)])
     assert len(tools) == mcp.MAX_DECLARED // 100_000
     assert "the tools before it have 1048576 bytes" in caplog.text
 
@@ -379,11 +391,11 @@ async def test_what_is_declared_for_a_server_is_bounded(caplog):
 async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
     """What was found out about a schema lasts while it is the same; after a rest it is tried anew."""
     server = source()
-    (tool,) = await server._make([Listed("t", PLAIN)])
+    (tool,) = await server._make_tools([Listed("t", PLAIN)])
     assert tool.unavailable_reason is None
     (check,) = server._checkers.values()
-    check._refusal, check._until = "too slow", trio.current_time() + schema.REST_SECONDS
-    (tool,) = await server._make([Listed("t", PLAIN)])
+    check._refusal, check._until = "too slow", trio.current_time() + argument_schema.COOLDOWN_SECONDS
+    (tool,) = await server._make_tools([Listed("t", PLAIN)])
     assert tool.unavailable_reason == "too slow"
     check._until = trio.current_time()
     assert tool.unavailable_reason is None
@@ -396,8 +408,10 @@ async def test_the_model_reads_why_a_tool_is_unavailable():
     async def run(given):
         raise AssertionError("it must not run")
 
-    check = await schema.foreign_checker(hostile, schema.bounded(hostile), Evaluator(cpu_seconds=0.1))
-    tool = Tool("t", "", hostile, check, run, "mcp", unavailable=lambda: check.refusal)
+    check = await argument_schema.make_foreign_validator(
+        hostile, argument_schema.serialize_bounded(hostile), SchemaEvaluator(cpu_seconds=0.1)
+    )
+    tool = Tool("t", "", hostile, check, run, "mcp", unavailable=lambda: check.unavailable_reason)
     outcome = await invoke.invoke(tool, json.dumps(arguments))
     assert not outcome.ok
     assert outcome.text.startswith("Error: This tool is not available now: its schema cannot be checked")

@@ -12,11 +12,11 @@ import trio
 
 from qproxy import config as configuration
 from qproxy import sandbox, tools
-from qproxy.bootstrap import tools as toolmaking
+from qproxy.bootstrap import tools as tool_setup
 from qproxy.cli import main
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.config.tools import McpServerConfig, ToolConfig, ToolOfferConfig
+from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.sandbox import (
     SandboxPolicy,
     SandboxUnavailable,
@@ -31,7 +31,7 @@ from tests.helpers import world
 from tests.relay.test_tool_loop import ASK, saying
 from tests.relay.test_tool_loop import calling as model_calls
 
-EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "qproxy.toml"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "qproxy.toml"
 
 
 class Place(TypedDict):
@@ -164,7 +164,7 @@ def test_a_faulty_declaration_is_named(fields, said):
     """What is wrong with a tool is said before the server starts."""
     entry = ToolConfig(**{"name": "x", "argv": ["true"], **fields})
     with pytest.raises(ConfigError, match=said):
-        toolmaking.build_tool_runtime(Config(tools=(entry,)))
+        tool_setup.build_tool_runtime(Config(tools=(entry,)))
 
 
 def test_a_link_is_not_followed(tmp_path):
@@ -172,14 +172,14 @@ def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "link").symlink_to("/usr")
     entry = ToolConfig(name="x", argv=["true"], read=[str(tmp_path / "link")])
     with pytest.raises(ConfigError, match="leads to /usr"):
-        toolmaking.build_tool_runtime(Config(tools=(entry,)))
+        tool_setup.build_tool_runtime(Config(tools=(entry,)))
 
 
 def test_names_are_unique():
     """Two tools of one name are refused."""
     entry = ToolConfig(name="x", argv=["true"])
     with pytest.raises(ConfigError, match="declared twice"):
-        toolmaking.build_tool_runtime(Config(tools=(entry, entry)))
+        tool_setup.build_tool_runtime(Config(tools=(entry, entry)))
 
 
 async def _nothing():
@@ -226,11 +226,13 @@ async def test_an_unfenced_program_is_ended_with_its_group():
 
 async def test_no_bubblewrap_is_said(monkeypatch):
     """Where there is none, and where the one there is does not work, the refusal says so."""
-    monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(()))
+    monkeypatch.setattr(sandbox.bubblewrap, "bubblewrap_candidates", lambda: iter(()))
     assert "there is no bubblewrap" in str(await sandbox.find_bubblewrap())
-    monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(["/bin/false", "/nowhere/bwrap"]))
+    monkeypatch.setattr(
+        sandbox.bubblewrap, "bubblewrap_candidates", lambda: iter(["/bin/false", "/nowhere/bwrap"])
+    )
     assert "/nowhere/bwrap cannot be started" in str(await sandbox.find_bubblewrap())
-    monkeypatch.setattr(sandbox.bubblewrap, "candidates", lambda: iter(["/bin/false"]))
+    monkeypatch.setattr(sandbox.bubblewrap, "bubblewrap_candidates", lambda: iter(["/bin/false"]))
     assert "/bin/false: bubblewrap ended without a word" in str(await sandbox.find_bubblewrap())
 
 
@@ -320,6 +322,6 @@ def test_paths_and_variables_of_a_declaration(tmp_path):
 def test_the_page_has_every_key():
     """docs/tools.md names every key of a tool, of an MCP server and of an offer."""
     page = (EXAMPLES.parent.parent / "tools.md").read_text()
-    for record in (ToolConfig, McpServerConfig, ToolOfferConfig):
+    for record in (ToolConfig, McpServerConfig, ToolRuleConfig):
         for field in dataclasses.fields(record):
             assert re.search(rf"(`|^){field.name}(`| =)", page, re.MULTILINE), field.name

@@ -21,15 +21,15 @@ HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n"
 
 def read(body, pieces):
     """(what was drained, whether it is over, what was wrong)."""
-    drained = body.drain()
+    drained = body.take_buffered()
     for piece in pieces:
         body.feed(piece)
-        drained += body.drain()
+        drained += body.take_buffered()
     try:
-        body.check()
+        body.raise_error()
     except (h11.RemoteProtocolError, IncompleteBody) as error:
-        return drained, body.over, type(error)
-    return drained, body.over, None
+        return drained, body.finished, type(error)
+    return drained, body.finished, None
 
 
 def answered(fields):
@@ -86,7 +86,7 @@ def test_the_peers_end():
 def test_what_comes_behind_a_body_spoils_the_connection():
     """Bytes behind the end are noticed: the next answer would begin with them."""
     body = ChunkedReader(b"0\r\n\r\n")
-    assert body.over
+    assert body.finished
     assert body.reusable
     assert not ChunkedReader(b"0\r\n\r\nHTTP/1.1").reusable
 

@@ -12,10 +12,11 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.transport import ReceiveTimeout, TransportLimits, UpstreamTransport
+from qproxy.transport import ReceiveTimeout, UpstreamTransport
 from qproxy.transport.interruptible import InterruptibleStream
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
+from tests.defaults import transport_limits
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 BODY = b"".join(b"data: %d of a stream\n\n" % n for n in range(12))
@@ -76,7 +77,7 @@ async def _read_impatiently(cuts, pauses, tls):
             nursery.start_soon(served, theirs, cuts, pauses, tls)
             return ours
 
-        transport = UpstreamTransport(TransportLimits(idle_timeout=20), connect=connect, ssl_context=context)
+        transport = UpstreamTransport(transport_limits(idle_timeout=20), connect=connect, ssl_context=context)
         url = "https://host.test/" if tls else "http://host.test/"
         async with await transport.send(HTTPRequest("GET", url)) as response:
             while True:
@@ -106,7 +107,7 @@ async def test_giving_up_does_not_extend_the_idle_timeout(begins, autojump_clock
             except ReceiveTimeout:
                 continue
 
-    transport = UpstreamTransport(TransportLimits(idle_timeout=20), connect=connect)
+    transport = UpstreamTransport(transport_limits(idle_timeout=20), connect=connect)
     await theirs.send_all(begins)
     async with await transport.send(HTTPRequest("GET", "http://host.test/")) as response:
         began = trio.current_time()

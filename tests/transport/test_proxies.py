@@ -11,14 +11,15 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.bootstrap import transport as outbound
+from qproxy.bootstrap import transport as bootstrap
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.diagnostics import network
-from qproxy.transport import ProxySettings, TransportLimits, UpstreamTransport, socks
+from qproxy.transport import ProxySettings, UpstreamTransport, socks
 from qproxy.transport.proxy import Origin, ProxyServer
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
+from tests.defaults import transport_limits
 from tests.proxies import HTTPProxy, Names, SOCKSProxy
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -73,13 +74,13 @@ def test_no_proxy(entry, direct):
 def test_no_proxy_for_networks_and_the_environment():
     """Addresses match networks; the customary variables are read."""
     proxy = ProxySettings.from_environment(
-        {"HTTPS_PROXY": "http://u:p@proxy.test:3128", "NO_PROXY": "10.0.0.0/8, ::1"}
+        {"HTTPS_PROXY": "http://u:p@proxy.test:3128", "NO_PROXY": "10.0.0.0/8, ::1"}, ""
     )
     assert proxy.proxy_for(Origin.of("https://10.1.2.3/")) is None
     assert proxy.proxy_for(Origin.of("https://[::1]:9/")) is None
     assert proxy.proxy_for(Origin.of("http://a.test/")) is None
     server = proxy.proxy_for(Origin.of("https://a.test/"))
-    assert server == ProxyServer.of("http://u:p@proxy.test:3128")
+    assert server == ProxyServer.parse("http://u:p@proxy.test:3128")
     assert "u:p" not in repr(proxy)
     assert "dTpw" not in repr(proxy)
 
@@ -96,7 +97,7 @@ SPELLINGS = {
 @pytest.mark.parametrize(("url", "origin", "credentials"), SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_a_proxy_is_read(url, origin, credentials):
     """Scheme, host, port and credentials of a proxy's URL."""
-    assert ProxyServer.of(url) == ProxyServer(origin, credentials)
+    assert ProxyServer.parse(url) == ProxyServer(origin, credentials)
 
 
 @pytest.mark.parametrize(
@@ -106,25 +107,25 @@ def test_a_proxy_is_read(url, origin, credentials):
 @pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "http_proxy"])
 def test_a_variable_that_holds_no_proxy_is_named(monkeypatch, name, url):
     """Who set the variable is told so, and no setting is blamed; what it holds may be a secret."""
-    monkeypatch.setattr(outbound, "proxy_environment", lambda: {name: url})
+    monkeypatch.setattr(bootstrap, "proxy_environment", lambda: {name: url})
     with pytest.raises(ConfigError, match=f"^{name}: expected .*socks5") as caught:
-        outbound.build_transport(Config())
+        bootstrap.build_transport(Config())
     assert "secret" not in str(caught.value)
 
 
 def test_a_setting_that_holds_no_proxy_is_named():
     """The setting is named where it is the setting's fault."""
     with pytest.raises(ConfigError, match=r"^proxy: expected"):
-        outbound.build_transport(Config(proxy="gopher://p"))
+        bootstrap.build_transport(Config(proxy="gopher://p"))
 
 
 def test_no_proxy_of_the_settings_and_of_the_environment(monkeypatch):
     """Hosts that need no proxy may be named in either place when the variables name the proxy."""
     variables = {"ALL_PROXY": "socks5://p.test", "NO_PROXY": "a.test"}
-    monkeypatch.setattr(outbound, "proxy_environment", lambda: variables)
-    transport = outbound.build_transport(Config(no_proxy="b.test"))
+    monkeypatch.setattr(bootstrap, "proxy_environment", lambda: variables)
+    transport = bootstrap.build_transport(Config(no_proxy="b.test"))
     ways = {host: transport.route(f"https://{host}/")[1] for host in ("a.test", "b.test", "c.test")}
-    assert ways == {"a.test": None, "b.test": None, "c.test": ProxyServer.of("socks5://p.test")}
+    assert ways == {"a.test": None, "b.test": None, "c.test": ProxyServer.parse("socks5://p.test")}
 
 
 async def test_requests_in_absolute_form(nursery):
@@ -133,7 +134,8 @@ async def test_requests_in_absolute_form(nursery):
     calls: list = []
     proxy = HTTPProxy(opener(nursery, answer, behind), authorization=b"Basic dXNlcjpwYXNz")
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"),
+        transport_limits(),
+        proxies=ProxySettings.for_all("http://user:pass@proxy.test:3128", ""),
         connect=opener(nursery, proxy.handle, calls),
     )
     get = HTTPRequest("GET", "http://host.test:8080")
@@ -150,7 +152,9 @@ async def test_a_tunnel_for_another_protocol(nursery):
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic dXNlcjpwYXNz")
     connect = opener(nursery, proxy.handle, [])
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"), connect=connect
+        transport_limits(),
+        proxies=ProxySettings.for_all("http://user:pass@proxy.test:3128", ""),
+        connect=connect,
     )
     async with transport.stream("http://host.test/realtime") as stream:
         await stream.send_all(b"hello")
@@ -165,7 +169,8 @@ async def test_a_proxy_that_refuses(nursery, url):
     """A refusal, of a request or of a tunnel, names the proxy and the host, and no credentials."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic other")
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all("http://user:pass@proxy.test:3128"),
+        transport_limits(),
+        proxies=ProxySettings.for_all("http://user:pass@proxy.test:3128", ""),
         connect=opener(nursery, proxy.handle, []),
     )
     with pytest.raises(UpstreamError, match=r"proxy\.test refuses .* host\.test \(407\)") as caught:
@@ -181,7 +186,7 @@ async def test_a_407_of_the_server_itself_is_its_own(nursery):
         await stream.receive_some(65536)
         await stream.send_all(b"HTTP/1.1 407 Odd\r\ncontent-length: 0\r\n\r\n")
 
-    transport = UpstreamTransport(connect=opener(nursery, odd, []))
+    transport = UpstreamTransport(transport_limits(), connect=opener(nursery, odd, []))
     assert await fetch(transport) == (407, b"")
 
 
@@ -211,7 +216,9 @@ async def test_requests_through_socks(nursery, proxy, url, destination, bound):
     calls: list = []
     server = SOCKSProxy(opener(nursery, answer, behind), bound=bound)
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all(proxy), connect=opener(nursery, server.handle, calls)
+        transport_limits(),
+        proxies=ProxySettings.for_all(proxy, ""),
+        connect=opener(nursery, server.handle, calls),
     )
     request = HTTPRequest("GET", url)
     assert [await fetch(transport, request) for _ in range(2)] == [(200, b"hi")] * 2
@@ -224,7 +231,8 @@ async def test_socks_with_a_password(nursery):
     """The credentials of the proxy's URL are shown where the proxy wants them (RFC 1929)."""
     server = SOCKSProxy(opener(nursery, answer, []), credentials=("üser", "pa:ss"))
     transport = UpstreamTransport(
-        proxy=ProxySettings.from_environment({"ALL_PROXY": "socks5h://%C3%BCser:pa%3Ass@p.test"}),
+        transport_limits(),
+        proxies=ProxySettings.from_environment({"ALL_PROXY": "socks5h://%C3%BCser:pa%3Ass@p.test"}, ""),
         connect=opener(nursery, server.handle, []),
     )
     assert await fetch(transport) == (200, b"hi")
@@ -235,7 +243,9 @@ async def test_socks_credentials_that_are_not_wanted(nursery):
     """A proxy that wants none is shown none."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
-    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://u:p@p.test"), connect=connect)
+    transport = UpstreamTransport(
+        transport_limits(), proxies=ProxySettings.for_all("socks5h://u:p@p.test", ""), connect=connect
+    )
     assert await fetch(transport) == (200, b"hi")
     assert not server.shown
 
@@ -254,7 +264,7 @@ async def test_socks_refusals(nursery, settings, url, words):
     """A refusal is told with its reason, the proxy's name and the host's, and nothing stays open."""
     server = SOCKSProxy(opener(nursery, answer, []), **settings)
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all(url), connect=opener(nursery, server.handle, [])
+        transport_limits(), proxies=ProxySettings.for_all(url, ""), connect=opener(nursery, server.handle, [])
     )
     with pytest.raises(UpstreamError, match=rf"proxy p\.test refuses .* host\.test \({words}") as caught:
         await fetch(transport)
@@ -281,7 +291,9 @@ async def test_a_server_that_speaks_no_socks(nursery, data, words):
         await stream.send_eof()
 
     connect = opener(nursery, odd, [])
-    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://p.test"), connect=connect)
+    transport = UpstreamTransport(
+        transport_limits(), proxies=ProxySettings.for_all("socks5h://p.test", ""), connect=connect
+    )
     with pytest.raises(UpstreamError, match=words):
         await fetch(transport)
     assert transport.statistics().open == 0
@@ -304,7 +316,9 @@ async def test_a_name_that_is_too_long_for_socks(nursery):
     """A name of more than 255 bytes is an error in words; nothing is sent in its place."""
     server = SOCKSProxy(opener(nursery, answer, []))
     connect = opener(nursery, server.handle, [])
-    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5h://p.test"), connect=connect)
+    transport = UpstreamTransport(
+        transport_limits(), proxies=ProxySettings.for_all("socks5h://p.test", ""), connect=connect
+    )
     with pytest.raises(UpstreamError, match="too long"):
         await fetch(transport, HTTPRequest("GET", f"http://{'.'.join(['a' * 60] * 5)}/"))
     assert not server.destinations
@@ -319,7 +333,7 @@ async def test_a_silent_proxy(nursery, autojump_clock):
     connect = opener(nursery, silent, [])
     for url in ("socks5h://p.test", "http://p.test"):
         transport = UpstreamTransport(
-            TransportLimits(connect_timeout=3), proxy=ProxySettings.for_all(url), connect=connect
+            transport_limits(connect_timeout=3), proxies=ProxySettings.for_all(url, ""), connect=connect
         )
         began = trio.current_time()
         with pytest.raises(UpstreamError, match="within 3 s"):
@@ -333,7 +347,9 @@ async def test_a_name_that_nobody_knows(nursery):
     """A name that cannot be looked up here is an error that names it."""
     trio.socket.set_custom_hostname_resolver(Names())
     connect = opener(nursery, SOCKSProxy(trio.open_tcp_stream).handle, [])
-    transport = UpstreamTransport(proxy=ProxySettings.for_all("socks5://p.test"), connect=connect)
+    transport = UpstreamTransport(
+        transport_limits(), proxies=ProxySettings.for_all("socks5://p.test", ""), connect=connect
+    )
     with pytest.raises(UpstreamError, match=r"Cannot connect to host\.test: .*not known"):
         await fetch(transport)
 
@@ -364,7 +380,9 @@ async def test_tls_by_way_of_a_proxy(kind, scheme):
     proxy = kind(trio.open_tcp_stream)
     async with listening(answer, server_context) as port, listening(proxy.handle) as proxy_port:
         transport = UpstreamTransport(
-            proxy=ProxySettings.for_all(f"{scheme}://127.0.0.1:{proxy_port}"), ssl_context=trusting
+            transport_limits(),
+            proxies=ProxySettings.for_all(f"{scheme}://127.0.0.1:{proxy_port}", ""),
+            ssl_context=trusting,
         )
         url = f"https://localhost:{port}/"
         assert await fetch(transport, HTTPRequest("GET", url)) == (200, b"hi")
@@ -389,7 +407,7 @@ async def test_the_way_that_qproxy_check_reports(nursery, url, steps):
     trio.socket.set_custom_hostname_resolver(Names(**{"host.test": ["192.0.2.7"]}))
     server = SOCKSProxy(opener(nursery, answer, []))
     transport = UpstreamTransport(
-        proxy=ProxySettings.for_all(url), connect=opener(nursery, server.handle, [])
+        transport_limits(), proxies=ProxySettings.for_all(url, ""), connect=opener(nursery, server.handle, [])
     )
     found = await network.check_route("http://host.test/v1", transport, "x", 0.0)
     assert [finding.name for finding in found] == list(steps)

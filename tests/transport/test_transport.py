@@ -10,9 +10,10 @@ import trio
 import trio.testing
 import trustme
 
-from qproxy.transport import HandshakeRejected, TransportLimits, UpstreamTransport, UpstreamWebSocket
+from qproxy.transport import HandshakeRejected, UpstreamTransport, UpstreamWebSocket
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.http_request import HTTPRequest
+from tests.defaults import transport_limits
 
 GET = HTTPRequest("GET", "http://host.test/v1/models?secret=1", ((b"authorization", b"Bearer sk-secret"),))
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -85,7 +86,7 @@ BODIES = {
 @pytest.mark.parametrize("script", BODIES.values(), ids=BODIES.keys())
 async def test_bodies(script, nursery):
     """Every framing of a body is read, and the connection is sound afterwards."""
-    transport = UpstreamTransport(connect=Net(nursery, script).connect)
+    transport = UpstreamTransport(transport_limits(), connect=Net(nursery, script).connect)
     assert await fetch(transport) == (200, b"hi")
     assert sound(transport)
 
@@ -104,7 +105,10 @@ async def test_what_is_sent(nursery):
         nursery.start_soon(serve)
         return ours
 
-    await fetch(UpstreamTransport(connect=connect), HTTPRequest("POST", "http://h.test:81/x", (), b"{}"))
+    await fetch(
+        UpstreamTransport(transport_limits(), connect=connect),
+        HTTPRequest("POST", "http://h.test:81/x", (), b"{}"),
+    )
     head = seen[0].lower()
     for field in (
         b"post /x http/1.1",
@@ -119,7 +123,7 @@ async def test_what_is_sent(nursery):
 async def test_keep_alive(nursery, autojump_clock):
     """A connection is used again, until it has been idle for too long."""
     net = Net(nursery)
-    transport = UpstreamTransport(TransportLimits(pool_idle=10), connect=net.connect)
+    transport = UpstreamTransport(transport_limits(pool_idle=10), connect=net.connect)
     for _ in range(3):
         await fetch(transport)
     assert net.connected == 1
@@ -133,7 +137,7 @@ async def test_keep_alive(nursery, autojump_clock):
 async def test_a_stale_connection_is_replaced_once(nursery):
     """A kept connection that is dead before a byte of the answer is replaced, and only once."""
     net = Net(nursery, [OK], [None], [OK])
-    transport = UpstreamTransport(connect=net.connect)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
     assert await fetch(transport) == (200, b"hi")
     assert await fetch(transport) == (200, b"hi")
     assert net.connected == 2
@@ -148,7 +152,7 @@ async def test_a_stale_connection_is_replaced_once(nursery):
 async def test_an_answer_that_began_is_not_asked_for_again(nursery):
     """After one byte of an answer the request is not sent a second time."""
     net = Net(nursery, [OK], [b"HTTP/1.1 2", None])
-    transport = UpstreamTransport(connect=net.connect)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
     await fetch(transport)
     with pytest.raises(UpstreamError):
         await fetch(transport)
@@ -172,7 +176,7 @@ FAULTS = {
 async def test_faults(script, code, nursery, autojump_clock):
     """Each fault is an UpstreamError in bounded time that names the host and nothing secret."""
     net = Net(nursery, repeat=script)
-    transport = UpstreamTransport(connect=net.connect)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
     with pytest.raises(UpstreamError) as caught:
         await fetch(transport)
     assert caught.value.code == code
@@ -193,7 +197,7 @@ async def test_connecting_fails_and_takes_too_long(autojump_clock):
         await trio.sleep_forever()
 
     for connect, status in ((refuse, 502), (wait, 504)):
-        transport = UpstreamTransport(connect=connect)
+        transport = UpstreamTransport(transport_limits(), connect=connect)
         with pytest.raises(UpstreamError) as caught:
             await transport.send(GET)
         assert (caught.value.status, caught.value.retry) == (status, RetryHint.SOON)
@@ -203,7 +207,7 @@ async def test_connecting_fails_and_takes_too_long(autojump_clock):
 async def test_total_timeout(nursery, autojump_clock):
     """An answer that drips on for ever ends at the total limit."""
     drip = [b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n", *([b"x", 1.0] * 9000)]
-    transport = UpstreamTransport(TransportLimits(total_timeout=30), connect=Net(nursery, drip).connect)
+    transport = UpstreamTransport(transport_limits(total_timeout=30), connect=Net(nursery, drip).connect)
     with pytest.raises(UpstreamError) as caught:
         await fetch(transport)
     assert caught.value.status == 504
@@ -212,7 +216,7 @@ async def test_total_timeout(nursery, autojump_clock):
 
 async def test_the_pool_has_a_limit(nursery, autojump_clock):
     """Above max_connections a request waits for pool_timeout and no longer."""
-    transport = UpstreamTransport(TransportLimits(max_connections=1), connect=Net(nursery).connect)
+    transport = UpstreamTransport(transport_limits(max_connections=1), connect=Net(nursery).connect)
     async with await transport.send(GET) as response:
         with pytest.raises(UpstreamError) as caught:
             await transport.send(GET)
@@ -224,7 +228,7 @@ async def test_the_pool_has_a_limit(nursery, autojump_clock):
 async def test_an_unfinished_answer_closes_its_connection(nursery):
     """Leaving a body unread closes the socket at once."""
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", 1e6])
-    transport = UpstreamTransport(connect=net.connect)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
     response = await transport.send(GET)
     assert await response.receive() == b"hi"
     await response.aclose()
@@ -236,7 +240,7 @@ async def test_everything_there_comes_in_one_piece(nursery):
     """Chunks that arrived together are one piece."""
     body = b"".join(b"1\r\n%d\r\n" % (n % 10) for n in range(50)) + b"0\r\n\r\n"
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body])
-    async with await UpstreamTransport(connect=net.connect).send(GET) as response:
+    async with await UpstreamTransport(transport_limits(), connect=net.connect).send(GET) as response:
         assert len(await response.receive()) == 50
         assert await response.receive() == b""
 
@@ -245,7 +249,7 @@ async def test_header_injection(nursery):
     """A line end in a header field goes nowhere."""
     request = HTTPRequest("GET", GET.url, ((b"x", b"a\r\nb: c"),))
     with pytest.raises(UpstreamError):
-        await UpstreamTransport(connect=Net(nursery).connect).send(request)
+        await UpstreamTransport(transport_limits(), connect=Net(nursery).connect).send(request)
 
 
 async def test_an_early_answer_to_a_large_request(nursery):
@@ -264,7 +268,7 @@ async def test_an_early_answer_to_a_large_request(nursery):
         inner.start_soon(partial(trio.serve_listeners, serve, listeners))
         request = HTTPRequest("POST", f"http://127.0.0.1:{port}/", (), b"x" * 1_000_000)
         try:
-            async with await UpstreamTransport().send(request) as response:
+            async with await UpstreamTransport(transport_limits()).send(request) as response:
                 assert response.status == 413
         except UpstreamError as error:  # the kernel may throw the answer away with its reset
             assert "127.0.0.1" in error.message  # noqa: PT017
@@ -280,7 +284,7 @@ async def test_cancelled_at_any_moment_the_pool_is_sound(nursery, autojump_clock
         await trio.sleep(0.002)
         return await net.connect(host, port)
 
-    transport = UpstreamTransport(TransportLimits(max_connections=10, pool_timeout=100), connect=connect)
+    transport = UpstreamTransport(transport_limits(max_connections=10, pool_timeout=100), connect=connect)
 
     async def one(number):
         with trio.move_on_after(number % 97 * 0.0007):
@@ -317,7 +321,7 @@ async def test_tls(nursery):
         (trusting, "127.0.0.1", False),
         (strange, "localhost", False),
     ):
-        transport = UpstreamTransport(ssl_context=context)
+        transport = UpstreamTransport(transport_limits(), ssl_context=context)
         request = HTTPRequest("GET", f"https://{host}:{port}/")
         if good:
             assert await fetch(transport, request) == (200, b"hi")
@@ -333,7 +337,7 @@ async def test_tls(nursery):
 async def test_odd_urls(url):
     """A base URL that is none is said to be none."""
     with pytest.raises(UpstreamError, match="base URL"):
-        await UpstreamTransport().send(HTTPRequest("GET", url))
+        await UpstreamTransport(transport_limits()).send(HTTPRequest("GET", url))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +347,7 @@ async def test_odd_urls(url):
 async def test_a_length_and_chunks(body, nursery):
     """A response that says both is read by its chunks, and its connection carries no other (RFC 9112 6.3)."""
     net = Net(nursery, [b"HTTP/1.1 200 OK\r\n" + body + b"\r\n\r\n2\r\nhi\r\n0\r\n\r\n"])
-    transport = UpstreamTransport(connect=net.connect)
+    transport = UpstreamTransport(transport_limits(), connect=net.connect)
     for _ in range(2):
         assert await fetch(transport) == (200, b"hi")
     assert net.connected == 2
@@ -381,4 +385,6 @@ async def test_a_websockets_opening_has_the_bounds_of_heads(opening, size, nurse
 
     websocket = UpstreamWebSocket("ws://h.test/", (), ping_interval=20, max_message_bytes=1000)
     with pytest.raises((UpstreamError, HandshakeRejected)):
-        await websocket.run(UpstreamTransport(connect=connect), task_status=trio.TASK_STATUS_IGNORED)
+        await websocket.run(
+            UpstreamTransport(transport_limits(), connect=connect), task_status=trio.TASK_STATUS_IGNORED
+        )

@@ -95,7 +95,9 @@ def cut(raw, spots):
 
 
 def decoded(body, **more):
-    return chat.decode({**BODY, **body, **more}, id="chatcmpl-1", created=7)
+    return chat.decode(
+        {**BODY, **body, **more}, id="chatcmpl-1", created=7, default_model=None, max_messages=10_000
+    )
 
 
 def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dialect="compatible"):  # noqa: B008

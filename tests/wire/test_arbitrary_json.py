@@ -20,6 +20,7 @@ from qproxy.wire.dialects import (
     request_rules,
 )
 from qproxy.wire.endpoints import ENDPOINTS
+from qproxy.wire.endpoints.openai_errors import error_body
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
 from qproxy.wire.pipeline import Pipeline
@@ -34,7 +35,7 @@ def encoded(endpoint, turn, events):
         list(encoder.feed(event))
     list(encoder.close())
     with suppress(QproxyError):
-        json.dumps(endpoint.whole(turn, events))
+        json.dumps(endpoint.response(turn, events))
 
 
 def turn_for(endpoint):
@@ -86,13 +87,19 @@ def test_any_request(endpoint):
             for dialect in DIALECTS.values():
                 for family in ("dashscope", "open"):
                     adapted, _ = tool_adapter.adapt_tools(turn, names=family == "dashscope")
-                    sent = request_rules.apply_rules(adapted, model=turn.model, family=family).turn
+                    sent = request_rules.apply_rules(
+                        adapted,
+                        model=turn.model,
+                        family=family,
+                        strict_params=False,
+                        forced_tools="thinking-off",
+                    ).turn
                     for form in (sent, prompt_tools.render_tools(sent, "auto", turn.model)):
                         dialect.request(form, UpstreamTarget("http://h/v1", turn.model, family=family))
         except QproxyError as error:
             refusal = error
         if refusal is not None:
             assert 400 <= refusal.status < 500
-            json.dumps(refusal.to_body())
+            json.dumps(error_body(refusal))
 
     check()

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qproxy.transport import TransportLimits, UpstreamTransport
+from qproxy.transport import UpstreamTransport
 from qproxy.transport.body_readers import MAX_TRAILERS, ChunkedReader
 from qproxy.wire import http1
 from qproxy.wire.bounded_h11 import MAX_CHUNK_LINE, BoundedConnection
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http1 import MAX_BLANKS, MAX_LINES
+from qproxy.wire.http1 import MAX_BLANK_RUN, MAX_LINES
+from tests.defaults import transport_limits
 from tests.helpers import H1Client, served, world
 from tests.hostile_heads import CHUNKED
 from tests.transport.test_transport import Net, fetch
@@ -102,7 +103,7 @@ def large(kind, start, extra):
         return start + b"a: " + b"x" * (LIMIT - len(start) - len(b"a: \r\n\r\n") + extra) + b"\r\n\r\n"
     if kind == "lines":
         return start + b"a:b\r\n" * (MAX_LINES - start.count(b"\n") - 1 + extra) + b"\r\n"
-    blanks = (b" \t" * MAX_BLANKS)[: MAX_BLANKS + extra]
+    blanks = (b" \t" * MAX_BLANK_RUN)[: MAX_BLANK_RUN + extra]
     return start + (b"a: b%b\r\n\r\n" if kind == "blanks behind" else b"a:%bb\r\n\r\n") % blanks
 
 
@@ -146,7 +147,7 @@ async def test_bounds_of_an_upstreams_head(start, kind, nursery, autojump_clock)
             data = large(kind, start, extra) + after
             script = [data[begin : begin + size] for begin in range(0, len(data), size)]
             transport = UpstreamTransport(
-                TransportLimits(max_header_bytes=LIMIT), connect=Net(nursery, script).connect
+                transport_limits(max_head_bytes=LIMIT), connect=Net(nursery, script).connect
             )
             if extra:
                 with pytest.raises(UpstreamError) as caught:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qproxy.wire.model_aliases import Aliases, is_pattern
+from qproxy.wire.model_aliases import ModelAliases, is_pattern
 
 TABLE = {
     "gpt-*": "plus",
@@ -30,17 +30,17 @@ CASES = {
 @pytest.mark.parametrize(("name", "model"), CASES.values(), ids=CASES.keys())
 def test_resolve(name, model):
     """The exact name decides, then the longest pattern, then the catch-all, which leaves a model's own name alone."""
-    assert Aliases(TABLE, lambda name: name.startswith("qwen")).resolve(name) == model
+    assert ModelAliases(TABLE, lambda name: name.startswith("qwen")).resolve(name) == model
 
 
 def test_a_name_that_is_no_alias_stands_for_itself():
     """Without a catch-all, other names are models."""
-    aliases = Aliases({"gpt-*": "plus"})
+    aliases = ModelAliases({"gpt-*": "plus"})
     assert aliases.resolve("claude") == "claude"
     assert aliases.lookup("claude") is None
 
 
 def test_patterns_are_not_listed():
     """Only what a client can ask for by this very name is listed."""
-    assert Aliases(TABLE).names == ["gpt-5-mini", "qwen-max"]
+    assert ModelAliases(TABLE).names == ["gpt-5-mini", "qwen-max"]
     assert [name for name in TABLE if is_pattern(name)] == ["gpt-*", "*", "gpt-5*", "gpt-5?", "o[134]"]

@@ -76,8 +76,8 @@ def test_a_value_that_is_changed_is_written_anew():
     """Only the very object that was read goes on as it was written; an equal one does not."""
     data = json.dumps({"messages": LONG, "n": 1}, indent=4).encode()
     body = raw_json.parse_body(data)
-    assert raw_json.dumps({"messages": body["messages"]}, body.texts).count(b"\n") > 2
-    assert raw_json.dumps({"messages": list(body["messages"])}, body.texts).count(b"\n") == 0
+    assert raw_json.dumps({"messages": body["messages"]}, body.raw_fields).count(b"\n") > 2
+    assert raw_json.dumps({"messages": list(body["messages"])}, body.raw_fields).count(b"\n") == 0
     assert raw_json.dumps({"messages": body["messages"]}, None).count(b"\n") == 0
 
 
@@ -96,7 +96,7 @@ def test_every_value_goes_on_as_its_own_bytes(values, ascii_only, mark):
         said = body.raw_fields.text(body[name]) if isinstance(body, RawBody) else None
         assert (said is None) is (len(written) < MIN_RAW_BYTES)
         assert said is None or bytes(said).decode() == written
-    assert json.loads(raw_json.dumps(body, getattr(body, "texts", None))) == value
+    assert json.loads(raw_json.dumps(body, getattr(body, "raw_fields", None))) == value
 
 
 def test_what_is_large_is_copied_once():
@@ -112,7 +112,7 @@ def test_what_is_large_is_copied_once():
     tracemalloc.start()
     try:
         body, reading = room(lambda: raw_json.parse_body(data))
-        sent, writing = room(lambda: raw_json.dumps(dict(body), body.texts))
+        sent, writing = room(lambda: raw_json.dumps(dict(body), body.raw_fields))
     finally:
         tracemalloc.stop()
     assert json.loads(sent) == json.loads(data)
@@ -126,13 +126,13 @@ async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
     raw = f'{{"model": "{HELLO["model"]}", "messages": {text}}}'
     seen = []
     async with world() as it:
-        plain = it.server.relay.transport.send
+        plain = it.server.state.relay.transport.send
 
         async def send(request):
             seen.append(request.body)
             return await plain(request)
 
-        monkeypatch.setattr(it.server.relay.transport, "send", send)
+        monkeypatch.setattr(it.server.state.relay.transport, "send", send)
         status, _, _ = await it.post(raw.encode())
         assert status == 200
         assert text.encode() in seen[0]

@@ -102,10 +102,10 @@ def test_contents_pass(path, body):
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_a_text_is_one_that_every_store_takes(text):
-    """`is_text` is what SQLite gives back as it was, and `text` makes any text one of those."""
-    stored = storable.text(text)
-    assert storable.is_text(stored)
-    assert (stored == text) is storable.is_text(text)
+    """`is_storable_text` is what SQLite gives back as it was, and `storable_text` makes any text one of those."""
+    stored = storable.storable_text(text)
+    assert storable.is_storable_text(stored)
+    assert (stored == text) is storable.is_storable_text(text)
     with sqlite3.connect(":memory:") as database:
         assert database.execute("SELECT ?", (stored,)).fetchone() == (stored,)
 
@@ -120,7 +120,7 @@ COUNTS: list[tuple[Any, int]] = [
 @pytest.mark.parametrize(("value", "expected"), COUNTS, ids=repr)
 def test_a_count(value, expected):
     """What is not a count is none, and no count is more than can be stored and summed."""
-    counted = storable.count(value)
+    counted = storable.parse_count(value)
     assert (type(counted), counted) == (int, expected)
 
 

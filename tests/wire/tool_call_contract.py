@@ -17,14 +17,14 @@ def fold(events):
             continue
         choice = out.setdefault(event.choice, {"text": "", "thought": "", "calls": [], "reason": None})
         kind = type(event).__name__
-        if kind == "Text":
+        if kind == "TextDelta":
             choice["text"] += event.text
-        elif kind == "Reasoning":
+        elif kind == "ReasoningDelta":
             choice["thought"] += event.text
-        elif kind == "ToolCall":
+        elif kind == "ToolCallStart":
             choice["calls"].append([event.id, event.name, ""])
-        elif kind == "Arguments":
+        elif kind == "ToolCallArgumentsDelta":
             choice["calls"][event.index][2] += event.text
-        elif kind == "Finish":
+        elif kind == "ChoiceFinished":
             choice["reason"] = event.reason
     return out

@@ -1,11 +1,10 @@
-"""The board of the processes on one machine: a SQLite file in the data directory.
+"""Account states in an SQLite file, for all processes of a machine.
 
-One row an account, its standing as JSON, changed in one transaction.  SQLite because it survives a process that is
-killed in the middle, and because its lock is taken back from the dead.  All of it happens in a thread, one at a time:
-the event loop waits for no disk.  After a loss of power the last seconds may be missing (`database`), which costs an
-answer or two.
+One row per account with its state as JSON, changed in one transaction. SQLite because it survives a process that is
+killed in the middle, and because the kernel releases the lock of a killed process. All of it happens in a thread, one
+call at a time: the event loop waits for no disk. A power failure may cost the last seconds (`system.sqlite`).
 
-A board that cannot be used raises BoardError, which its users survive.
+A file that cannot be used raises StateStoreError, which its users survive.
 """
 
 from __future__ import annotations
@@ -24,24 +23,23 @@ from typing import TypeVar
 import trio
 
 from qproxy.accounts.shared_state import (
-    AccountLimits,
     AccountState,
     AccountStateDelta,
-    RateLimitGrant,
     StateStoreError,
+    acquire_rate,
     from_json,
     merge,
     to_json,
-    try_acquire,
 )
+from qproxy.limits.token_bucket import Amounts, RateLimitGrant
 from qproxy.system.sqlite import open_database, open_readonly, transaction
 
 T = TypeVar("T")
 log = logging.getLogger("qproxy.accounts")
 LOCK_SECONDS = 2.0
-"""For others to finish writing."""
+"""Seconds for another process to finish its write."""
 FORGET_AFTER_SECONDS = 90 * 86400.0
-"""Seconds after which an account that nobody has used is no longer known."""
+"""Age at which the state of an unused account is deleted."""
 _SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (identity TEXT PRIMARY KEY, standing TEXT NOT NULL, at REAL NOT NULL)"
 
 
@@ -56,13 +54,14 @@ class SqliteAccountState:
         self._lock = trio.CapacityLimiter(1)
 
     def __repr__(self) -> str:
-        return f"<BoardFile {self.path}>"
+        return f"<SqliteAccountState {self.path}>"
 
-    async def acquire(self, identity: str, limits: AccountLimits, tokens: int) -> RateLimitGrant:
+    async def acquire(self, identity: str, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
         def change(rows: Mapping[str, AccountState]) -> tuple[dict[str, AccountState], RateLimitGrant]:
-            known = rows.get(identity, AccountState())
-            state, claim = try_acquire(known, limits, tokens, self._wall_clock())
-            return {identity: state}, claim
+            state, grant = acquire_rate(
+                rows.get(identity, AccountState()), limits, amounts, self._wall_clock()
+            )
+            return {identity: state}, grant
 
         return await self._in_thread(lambda: self._transaction([identity], change))
 
@@ -80,6 +79,10 @@ class SqliteAccountState:
 
         return await self._in_thread(lambda: self._transaction(list(delta), change))
 
+    async def load(self) -> Mapping[str, AccountState]:
+        """Return all states without changing the file; none if there is no file."""
+        return await self._in_thread(lambda: read(self.path))
+
     async def aclose(self) -> None:
         if self._connection is not None:
             await self._in_thread(self._connection.close)
@@ -93,8 +96,8 @@ class SqliteAccountState:
         identities: list[str],
         change: Callable[[Mapping[str, AccountState]], tuple[dict[str, AccountState], T]],
     ) -> T:
-        """Read some rows, change some, as if nobody else were there."""
-        with _is_current(self.path):
+        """Read some rows and change some, in one transaction."""
+        with _map_errors(self.path):
             connection = self._connection = self._connection or _open(self.path, self._wall_clock())
             with transaction(connection):
                 changed, result = change(_rows(connection, identities))
@@ -107,10 +110,10 @@ class SqliteAccountState:
 
 
 def read(path: Path) -> dict[str, AccountState]:
-    """What a board says, for people: nothing where there is none.  Raises BoardError."""
+    """Read the states of a file, none if there is no file. Raises StateStoreError."""
     if not path.exists():
         return {}
-    with _is_current(path):
+    with _map_errors(path):
         connection = open_readonly(path, patience=LOCK_SECONDS)
         try:
             return _rows(connection)
@@ -119,7 +122,7 @@ def read(path: Path) -> dict[str, AccountState]:
 
 
 @contextmanager
-def _is_current(path: Path) -> Iterator[None]:
+def _map_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, ValueError, TypeError, ArithmeticError) as error:
@@ -139,15 +142,13 @@ def _open(path: Path, wall_clock: float) -> sqlite3.Connection:
 
 def _rows(connection: sqlite3.Connection, identities: list[str] | None = None) -> dict[str, AccountState]:
     rows = connection.execute("SELECT identity, standing FROM accounts").fetchall()
-    return {
-        identity: _standing(text) for identity, text in rows if identities is None or identity in identities
-    }
+    return {identity: _state(text) for identity, text in rows if identities is None or identity in identities}
 
 
-def _standing(text: str) -> AccountState:
-    """Read a standing; a damaged row is one of an account that nobody has used, and keeps no other from being read."""
+def _state(text: str) -> AccountState:
+    """Read a state; a damaged row counts as an unused account, and keeps no other from being read."""
     try:
         return from_json(json.loads(text))
     except ValueError:
-        log.warning("a row of the accounts' board cannot be read, and begins anew")
+        log.warning("account state: a damaged row was reset")
         return AccountState()

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import trio
 
-from qproxy.access.grants import GrantsError
+from qproxy.access.grants import GrantStoreError
 from qproxy.system.sqlite import open_database, transaction
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ COMMIT;
 """
 TRIM = """
 DELETE FROM grants WHERE kind = :kind AND digest IN (
-    SELECT digest FROM grants WHERE kind = :kind ORDER BY ends DESC LIMIT -1 OFFSET :most
+    SELECT digest FROM grants WHERE kind = :kind ORDER BY ends DESC LIMIT -1 OFFSET :limit
 )
 """
 MAX_ROWS = 10_000
@@ -45,24 +45,26 @@ MAX_ROWS = 10_000
 TIMEOUT = 5.0
 
 
-class SQLiteGrants:
+class SqliteGrants:
     """The store; without a path it is in memory.  The file is opened when it is first used."""
 
-    def __init__(self, path: Path | None = None, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._path = path
-        self._wall = wall_clock
-        self._turns = trio.CapacityLimiter(1)
+        self._wall_clock = wall_clock
+        self._limiter = trio.CapacityLimiter(1)
         self._database: sqlite3.Connection | None = None
 
     def __repr__(self) -> str:
-        return f"<SQLiteGrants {self._path or 'in memory'}>"
+        return f"<SqliteGrants {self._path or 'in memory'}>"
 
     async def add(self, kind: str, digest: bytes, ends: float, *, epoch: str = "") -> None:
         await self._run(lambda: self._add(kind, digest, ends, epoch))
 
     async def has(self, kind: str, digest: bytes) -> bool:
         query = "SELECT 1 FROM grants WHERE kind = ? AND digest = ? AND ends > ?"
-        found = await self._run(lambda: self._open().execute(query, (kind, digest, self._wall())).fetchone())
+        found = await self._run(
+            lambda: self._open().execute(query, (kind, digest, self._wall_clock())).fetchone()
+        )
         return found is not None
 
     async def revoke(self, kind: str, digest: bytes) -> None:
@@ -74,7 +76,7 @@ class SQLiteGrants:
     async def aclose(self) -> None:
         """Close the file until the next use; what is in memory stays."""
         if self._database is not None and self._path is not None:
-            with suppress(GrantsError):
+            with suppress(GrantStoreError):
                 await self._run(self._close)
 
     async def _execute(self, statement: str, *values: object) -> None:
@@ -84,22 +86,22 @@ class SQLiteGrants:
         """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
         if self._path is None:  # memory does not make anyone wait
             await trio.lowlevel.checkpoint()
-            return self._using(use)
+            return self._map_errors(use)
         try:
             with trio.fail_after(TIMEOUT):
                 return await trio.to_thread.run_sync(
-                    self._using, use, abandon_on_cancel=True, limiter=self._turns
+                    self._map_errors, use, abandon_on_cancel=True, limiter=self._limiter
                 )
         except trio.TooSlowError:
-            raise GrantsError(f"The access file took more than {TIMEOUT:g} seconds.") from None
+            raise GrantStoreError(f"The access file took more than {TIMEOUT:g} seconds.") from None
 
-    def _using(self, use: Callable[[], T]) -> T:
+    def _map_errors(self, use: Callable[[], T]) -> T:
         try:
             return use()
         except (sqlite3.Error, OSError) as error:
             if self._path is not None:  # it may be another file by now
                 self._close()
-            raise GrantsError(f"The access file cannot be used (setting access_file): {error}.") from None
+            raise GrantStoreError(f"The access file cannot be used (setting access_file): {error}.") from None
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
@@ -119,6 +121,6 @@ class SQLiteGrants:
     def _add(self, kind: str, digest: bytes, ends: float, epoch: str) -> None:
         database = self._open()
         with transaction(database):
-            database.execute("DELETE FROM grants WHERE ends <= ?", (self._wall(),))
+            database.execute("DELETE FROM grants WHERE ends <= ?", (self._wall_clock(),))
             database.execute("INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?)", (kind, digest, epoch, ends))
-            database.execute(TRIM, {"kind": kind, "most": MAX_ROWS})
+            database.execute(TRIM, {"kind": kind, "limit": MAX_ROWS})

@@ -62,12 +62,12 @@ class SqliteResponseStore:
 
     def __init__(
         self,
-        path: Path | None = None,
+        path: Path | None,
         *,
-        max_age: float = 30 * 86400.0,
-        max_bytes: int = 1024**3,
+        max_age: float,
+        max_bytes: int,
+        timeout: float,
         max_chain: int = MAX_CHAIN_BYTES,
-        timeout: float = 5.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path

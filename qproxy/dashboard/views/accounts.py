@@ -1,17 +1,15 @@
 """Accounts: how each is, in words; what it has used of its windows; and signing one in.
 
-How an account is comes from this process, which hears of the others' within a second (`accounts.sharing`); what it has
-used comes from the ledger, which is everybody's.  A sign-in is the server's own (`auth.logins`): the admin routes show
+How an account is comes from this process, which hears of the others' within a second (`accounts.sync`); what it has
+used comes from the ledger, which is everybody's.  A sign-in is the server's own (`auth.login_sessions`): the admin routes show
 the same one.
 """
 
 from __future__ import annotations
 
 import io
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -27,16 +25,16 @@ from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Bar
 from qproxy.dashboard.rendering import PageRenderer, redirect
 from qproxy.dashboard.views import ledger
-from qproxy.dashboard.views.ledger import LedgerUnavailable
-from qproxy.ledger.usage import UsageRow, usage_by
+from qproxy.dashboard.views.ledger import LedgerUnavailable, by_name
+from qproxy.ledger.usage import UsageRow
 from qproxy.limits.windows import WINDOWS
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.routes.admin_login import oauth_source
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 
 HEALTHY_STATES, BUSY_STATES = (
     ("ready", "refreshing"),
-    ("full", "paced", "retrying", "ending", "not_saved", "resting"),
+    ("at_capacity", "rate_limited", "retrying", "ending", "not_saved", "cooling_down"),
 )
 MAX_MODELS = 20
 
@@ -52,7 +50,7 @@ class AccountCard:
     state: str
     message: str
     severity: str
-    """good, odd or bad."""
+    """ok, warning or error."""
     in_flight: int
     requests: int
     failures: int
@@ -73,8 +71,8 @@ class AccountCard:
 class AccountPages:
     """The list, and the sign-in of one."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._server = server
         self._pages = pages
         self._wall_clock = wall_clock
 
@@ -87,18 +85,21 @@ class AccountPages:
 
     def cards(self, now: float) -> list[AccountCard]:
         """The accounts as this process sees them."""
-        states, at = self._state.account_states(), trio.current_time()
+        states, at = self._server.state.account_states(), trio.current_time()
         return [
             account_card(account, states[account.name], at, now - at)
-            for account in self._state.relay.accounts.accounts
+            for account in self._server.state.relay.accounts.accounts
         ]
 
     async def _list(self, visit: PageRequest) -> HTTPResponse:
         now = self._wall_clock()
-        found = await ledger.ask(self._state, partial(_quota_bars, now=now))
+        found = await ledger.ask(
+            self._server.state, lambda file: file.usage_by("account", tuple(WINDOWS), now)
+        )
+        uses = {} if isinstance(found, LedgerUnavailable) else by_name(found)
         cards = self.cards(now)
         windows = {
-            each.name: [] if isinstance(found, LedgerUnavailable) else windows_of(each, found, now)
+            each.name: [] if isinstance(found, LedgerUnavailable) else windows_of(each, uses, now)
             for each in cards
         }
         return self._pages.page(
@@ -111,24 +112,26 @@ class AccountPages:
         )
 
     async def _login(self, visit: PageRequest, name: str) -> HTTPResponse:
-        oauth_source(self._state, name)
-        progress = self._state.login_sessions.progress(name)
+        oauth_source(self._server.state, name)
+        progress = await self._server.state.login_sessions.progress(name)
         code = qr_code(progress.verification_uri) if progress and progress.verification_uri else ""
         return self._pages.page(visit, "signing_in.html", qr=code, **_message_of(name, progress))
 
     async def _progress(self, visit: PageRequest, name: str) -> HTTPResponse:
-        oauth_source(self._state, name)
+        oauth_source(self._server.state, name)
         return self._pages.page(
-            visit, "progress.html", **_message_of(name, self._state.login_sessions.progress(name))
+            visit,
+            "progress.html",
+            **_message_of(name, await self._server.state.login_sessions.progress(name)),
         )
 
     async def _start(self, visit: PageRequest, name: str) -> HTTPResponse:
-        await self._state.login_sessions.start(oauth_source(self._state, name))
+        await self._server.state.login_sessions.start(oauth_source(self._server.state, name))
         return redirect(_path(name))
 
     async def _cancel(self, visit: PageRequest, name: str) -> HTTPResponse:
-        oauth_source(self._state, name)
-        await self._state.login_sessions.cancel(name)
+        oauth_source(self._server.state, name)
+        await self._server.state.login_sessions.cancel(name)
         return redirect(_path(name))
 
 
@@ -136,7 +139,7 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
     """An account at a moment of Trio's clock, which the wall clock is so much ahead of."""
     status = account.source.status() if isinstance(account.source, OAuthSource) else None
     cooldown = account.cooldowns.get("")
-    resting = cooldown.until + ahead if cooldown is not None and cooldown.until > at else None
+    cooldown_until = cooldown.until + ahead if cooldown is not None and cooldown.until > at else None
     refused = sorted(
         (m, r.until + ahead, r.reason) for m, r in account.cooldowns.items() if m and r.until > at
     )
@@ -148,12 +151,12 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
         host=urlsplit(url).hostname or "",
         state=state,
         message=_state_text(account, state, status, at),
-        severity="good" if state in HEALTHY_STATES else "odd" if state in BUSY_STATES else "bad",
+        severity="ok" if state in HEALTHY_STATES else "warning" if state in BUSY_STATES else "error",
         in_flight=account.in_flight,
         requests=account.requests,
         failures=account.failures,
         expires_at=status.expires_at if status else None,
-        cooldown_until=resting,
+        cooldown_until=cooldown_until,
         refused_models=tuple(refused[:MAX_MODELS]),
         quota=account.quota,
         quota_reset_at=None if cooldown is None or cooldown.reset_at is None else cooldown.reset_at + ahead,
@@ -168,15 +171,15 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
 
 def _state_text(account: Account, state: str, status: AccountStatus | None, at: float) -> str:
     """What the state means now."""
-    if state == "down":
+    if state == "unavailable":
         return f"Its server does not answer; asked again in {formatting.format_duration(account.circuit_breaker.wait(at))}."
-    if state == "resting":
+    if state == "cooling_down":
         why = account.cooldowns[""].reason if "" in account.cooldowns else "a refusal"
-        return f"Resting after {why}; asked again in {formatting.format_duration(account.cooldown_until('') - at)}."
-    if state == "full":
-        return "Has as many requests as it may have at once."
-    if state == "paced":
-        return "At its limit for this minute."
+        return f"Cooling down after {why}; available again in {formatting.format_duration(account.cooldown_until('') - at)}."
+    if state == "at_capacity":
+        return "At its limit of concurrent requests (max_in_flight)."
+    if state == "rate_limited":
+        return "At its requests or tokens per minute."
     if status is not None:
         return f"{status.message[:1].upper()}{status.message[1:].rstrip('.')}."
     return "Ready to serve."
@@ -193,11 +196,6 @@ def _rate_text(account: Account, at: float) -> Iterator[Bar]:
             yield charts.usage_bars(
                 "this minute", max(0.0, taken), bucket.capacity, formatting.format_number, what
             )
-
-
-def _quota_bars(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, UsageRow]]:
-    """A question to the ledger: each window's uses by account."""
-    return {name: {use.name: use for use in usage_by(connection, "account", name, now)} for name in WINDOWS}
 
 
 def windows_of(

@@ -16,7 +16,7 @@ import trio
 from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.rendering import PageRenderer
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 from qproxy.wire.errors import QproxyError
 
 BASE_URL, MODEL, KEY = "http://127.0.0.1:8787/v1", "qwen3.7-plus", re.compile(r"\bany\b")
@@ -57,8 +57,8 @@ def recipes() -> list[ClientRecipe]:
 class ConnectPage:
     """The page."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer) -> None:
+        self._server = server
         self._pages = pages
         self._recipes = recipes()
 
@@ -66,9 +66,9 @@ class ConnectPage:
         yield "GET", "/connect", self._view
 
     async def _view(self, visit: PageRequest) -> HTTPResponse:
-        demanded = self._state.policy.api_keys.required()
+        demanded = self._server.state.authentication.api_keys.required()
         base_url, models = f"{visit.origin}/v1", await self._models()
-        model = self._state.policy.default_model or (models[0] if models else MODEL)
+        model = self._server.state.default_model or (models[0] if models else MODEL)
         key = KEY_PLACEHOLDER if demanded else "any"
         return self._pages.page(
             visit,
@@ -86,7 +86,7 @@ class ConnectPage:
         found: list[str] = []
         with trio.move_on_after(MODELS_SECONDS):
             try:
-                found = [model.id for model in await self._state.model_directory.models()]
+                found = [model.id for model in await self._server.state.model_directory.models()]
             except QproxyError:
                 found = []
         return sorted(found, key=lambda name: (bool(CHAT_LAST.search(name)), name))

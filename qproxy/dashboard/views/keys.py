@@ -1,46 +1,39 @@
 """The keys of our clients: seen, made (shown once) and revoked.
 
-The file is that of `qproxy keys`, changed by the same functions; it is forced to the disk, so that happens in a thread.
+The keys are those of `qproxy keys`.
 A new key is in the answer to the form and nowhere else: looking again does not show it.
 """
 
 from __future__ import annotations
 
 import re
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
-
-import trio
+from typing import Any
 
 from qproxy.access import api_keys
-from qproxy.access.api_keys import ApiKey, KeyFileError, Quota
+from qproxy.access.api_keys import ApiKey, ApiKeyStore, ApiKeyStoreBusy, ApiKeyStoreError, Quota
 from qproxy.dashboard import charts, formatting
 from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Bar
 from qproxy.dashboard.rendering import PageRenderer, redirect
 from qproxy.dashboard.views import ledger
-from qproxy.dashboard.views.ledger import LedgerUnavailable
-from qproxy.ledger.usage import UsageRow, usage_by
+from qproxy.dashboard.views.ledger import LedgerUnavailable, by_name
+from qproxy.ledger.usage import UsageRow
 from qproxy.limits.windows import WINDOWS
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 from qproxy.wire.errors import RequestError
 
-T = TypeVar("T")
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,60}\Z")
-FILE_SECONDS = 5.0
 FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "tokens")
 
 
 class KeyPages:
     """The page, and what its forms do."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._server = server
         self._pages = pages
         self._wall_clock = wall_clock
 
@@ -53,28 +46,32 @@ class KeyPages:
         return await self._page(visit)
 
     async def _create(self, visit: PageRequest) -> HTTPResponse:
-        path = self._path()
+        store = self._writable_store()
         try:
             wanted = key_form_fields(visit.form, self._wall_clock())
-            key, secret = await _within_timeout(partial(api_keys.create, path, **wanted))
+            key, secret = await store.create(**wanted)
         except ValueError as error:
             return await self._page(visit, 400, complaint=str(error))
-        except KeyFileError as error:
+        except ApiKeyStoreBusy as error:
+            raise _busy(error) from None
+        except ApiKeyStoreError as error:
             return await self._page(visit, 409, complaint=str(error))
         return await self._page(visit, 201, made=key, secret=secret)
 
     async def _revoke(self, visit: PageRequest) -> HTTPResponse:
         try:
-            await _within_timeout(partial(api_keys.revoke, self._path(), visit.form.get("id", "")))
-        except KeyFileError as error:
+            await self._writable_store().revoke(visit.form.get("id", ""))
+        except ApiKeyStoreBusy as error:
+            raise _busy(error) from None
+        except ApiKeyStoreError as error:
             return await self._page(visit, 409, complaint=str(error))
         return redirect("/dashboard/keys")
 
-    def _path(self) -> Path:
-        path = self._state.policy.api_keys.path
-        if path is None:
-            raise RequestError("This server has no file of keys (the setting keys_file).", code="no_key_file")
-        return path
+    def _writable_store(self) -> ApiKeyStore:
+        store = self._server.state.authentication.api_keys
+        if not store.writable:
+            raise RequestError("API keys cannot be changed here: set keys_file.", code="no_key_file")
+        return store
 
     async def _page(
         self,
@@ -85,10 +82,10 @@ class KeyPages:
         made: ApiKey | None = None,
         secret: str = "",
     ) -> HTTPResponse:
-        keyring, now = self._state.policy.api_keys, self._wall_clock()
-        known = sorted(keyring.has_file_keys(), key=lambda key: (key.status(now) != "active", -key.created))
-        found = await ledger.ask(self._state, partial(_usage_bars, now=now))
-        uses = {} if isinstance(found, LedgerUnavailable) else found
+        store, now = self._server.state.authentication.api_keys, self._wall_clock()
+        known = sorted(store.list_keys(), key=lambda key: (key.status(now) != "active", -key.created))
+        found = await ledger.ask(self._server.state, lambda file: file.usage_by("key", tuple(WINDOWS), now))
+        uses = {} if isinstance(found, LedgerUnavailable) else by_name(found)
         return self._pages.page(
             visit,
             "keys.html",
@@ -99,19 +96,13 @@ class KeyPages:
             secret=secret,
             filled={name: visit.form.get(name, "") if complaint else "" for name in FIELDS},
             windows=WINDOWS,
-            writable=keyring.path is not None,
+            writable=store.writable,
             now=now,
         )
 
 
-async def _within_timeout(change: Callable[[], T]) -> T:
-    """Change the file in a thread; a RequestError when somebody else has its lock for too long."""
-    with trio.move_on_after(FILE_SECONDS):
-        return await trio.to_thread.run_sync(change, abandon_on_cancel=True)
-    raise RequestError(
-        "The file of keys is in use by somebody else: look in a moment whether it has changed.",
-        status=503, code="key_file_busy",
-    )  # fmt: skip
+def _busy(error: ApiKeyStoreBusy) -> RequestError:
+    return RequestError(f"The change was not confirmed: {error}", status=503, code="key_file_busy")
 
 
 def key_form_fields(form: Mapping[str, str], now: float) -> dict[str, Any]:
@@ -157,18 +148,13 @@ def _end(text: str, now: float) -> int | None:
     return end
 
 
-def _usage_bars(connection: sqlite3.Connection, *, now: float) -> dict[str, dict[str, UsageRow]]:
-    """A question to the ledger: each window's uses by key."""
-    return {name: {use.name: use for use in usage_by(connection, "key", name, now)} for name in WINDOWS}
-
-
 def _row(key: ApiKey, uses: Mapping[str, Mapping[str, UsageRow]], now: float) -> dict[str, Any]:
     state = key.status(now)
     month = uses.get("month", {}).get(key.label)
     return {
         "key": key,
         "state": state,
-        "level": "good" if state == "active" else "odd" if state == "expired" else "bad",
+        "level": "ok" if state == "active" else "warning" if state == "expired" else "error",
         "created": time.strftime("%Y-%m-%d", time.gmtime(key.created)) if key.created else "in the settings",
         "revocable": bool(key.created) and state != "revoked",
         "month": month,

@@ -1,34 +1,34 @@
-"""Asking the ledger for a page, which goes on without an answer and says why there is none."""
+"""Queries of the ledger for a page, which is shown without their result, and with the reason, if there is none."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from qproxy.ledger import LedgerError, history
+from qproxy.ledger import LedgerError, LedgerReader
+from qproxy.ledger.usage import UsageRow
 from qproxy.server.state import ServerState
 
 T = TypeVar("T")
-LEDGER_OFF = "There is no ledger: the setting `ledger` is none."
+LEDGER_OFF = "The usage ledger is off (setting ledger)."
 
 
 class LedgerUnavailable(NamedTuple):
-    """What a page says where the ledger has no answer; "" where it has."""
+    """The reason why a query has no result."""
 
     message: str
 
 
-async def ask(state: ServerState, question: Callable[[sqlite3.Connection], T]) -> T | LedgerUnavailable:
-    """What a question gives, or why it has no answer."""
+async def ask(state: ServerState, query: Callable[[LedgerReader], Awaitable[T]]) -> T | LedgerUnavailable:
+    """Return the result of a query, or the reason why there is none."""
     if state.ledger is None:
         return LedgerUnavailable(LEDGER_OFF)
     try:
-        return await state.ledger.query(lambda connection: _with_timeout(connection, question))
+        return await query(state.ledger)
     except LedgerError as error:
-        return LedgerUnavailable(f"The ledger has no answer: {error}")
+        return LedgerUnavailable(f"The usage ledger did not respond: {error}")
 
 
-def _with_timeout(connection: sqlite3.Connection, question: Callable[[sqlite3.Connection], T]) -> T:
-    with history.query_timeout(connection):
-        return question(connection)
+def by_name(usage: Mapping[str, Sequence[UsageRow]]) -> dict[str, dict[str, UsageRow]]:
+    """Index the rows of every window by their name."""
+    return {window: {row.name: row for row in rows} for window, rows in usage.items()}

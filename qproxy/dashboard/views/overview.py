@@ -6,10 +6,8 @@ process.  The rest is the ledger's.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from qproxy.dashboard import charts, formatting
@@ -20,10 +18,9 @@ from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.accounts import AccountPages
 from qproxy.dashboard.views.ledger import LedgerUnavailable
 from qproxy.dashboard.views.requests import request_rows
-from qproxy.ledger import history
-from qproxy.ledger.history import LatencySlot, TimeSlot
+from qproxy.ledger.usage import LatencySlot, TimeSlot
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 from qproxy.telemetry.records import RequestRecord
 
 RECENT = 8
@@ -72,11 +69,11 @@ class LiveRequest:
 class OverviewPages:
     """The page, and the part of it that moves."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._server = server
         self._pages = pages
         self._wall_clock = wall_clock
-        self._accounts = AccountPages(state, pages, wall_clock)
+        self._accounts = AccountPages(server, pages, wall_clock)
 
     def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "", self._page
@@ -84,12 +81,13 @@ class OverviewPages:
 
     async def _page(self, visit: PageRequest) -> HTTPResponse:
         period, now = PERIODS.get(visit.query.get("period", ""), PERIODS["24h"]), self._wall_clock()
-        found = await ledger.ask(self._state, partial(_history, now=now, period=period))
-        recent = await ledger.ask(self._state, partial(history.recent_requests, limit=RECENT))
+        since, until = now - period.seconds, now + 1
+        found = await ledger.ask(self._server.state, lambda file: file.history(since, until, period.slots))
+        recent = await ledger.ask(self._server.state, lambda file: file.recent_requests(RECENT))
         drawn, totals = (
             ([], None)
             if isinstance(found, LedgerUnavailable)
-            else (_charts(*found[:2], period), _totals(found[0], found[2]))
+            else (_charts(found.slots, found.latencies, period), _totals(found.slots, found.overall))
         )
         return self._pages.page(
             visit,
@@ -109,12 +107,15 @@ class OverviewPages:
         return self._pages.page(visit, "live.html", **self._in_flight_rows())
 
     def _in_flight_rows(self) -> dict[str, Any]:
-        health = self._state.health()
-        live = [_live(record) for record in self._state.counters.in_flight.values() if record.relay.model]
+        health = self._server.state.health()
+        live = [
+            _live(record) for record in self._server.state.counters.in_flight.values() if record.relay.model
+        ]
         return {
             "live": live[-MAX_LIVE:][::-1],
             "under_way": len(live),
-            "waiting": self._state.concurrency.queue_size + self._state.relay.accounts.queue_size,
+            "waiting": self._server.state.concurrency.queue_size
+            + self._server.state.relay.accounts.queue_size,
             "health": STATES[health.state],
             "well": health.ready,
             "usable": health.usable,
@@ -138,19 +139,6 @@ def _live(record: RequestRecord) -> LiveRequest:
         story.model,
         story.account or "–",
         doing,
-    )
-
-
-def _history(
-    connection: sqlite3.Connection, *, now: float, period: ChartPeriod
-) -> tuple[list[TimeSlot], list[LatencySlot], LatencySlot]:
-    """A question to the ledger: sums and speeds along time, and the speed of all."""
-    span, pieces = (now - period.seconds, now + 1), period.slots
-    whole = history.latency_slots(connection, *span, 1)[0]
-    return (
-        history.time_slots(connection, *span, pieces),
-        history.latency_slots(connection, *span, pieces),
-        whole,
     )
 
 

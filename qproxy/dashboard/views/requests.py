@@ -7,7 +7,6 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,9 +15,9 @@ from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.rendering import PageRenderer
 from qproxy.dashboard.views import ledger
 from qproxy.dashboard.views.ledger import LedgerUnavailable
-from qproxy.ledger import history
+from qproxy.ledger.usage import FILTERS
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 from qproxy.wire.errors import RequestError
 
 PAGE = 50
@@ -27,8 +26,8 @@ PAGE = 50
 class RequestPages:
     """The list and the stories."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
+        self._server = server
         self._pages = pages
         self._wall_clock = wall_clock
 
@@ -37,11 +36,11 @@ class RequestPages:
         yield "GET", "/requests/<id>", self._one
 
     async def _list(self, visit: PageRequest) -> HTTPResponse:
-        only = {name: visit.query[name] for name in history.COLUMNS if visit.query.get(name)}
-        question = partial(
-            history.recent_requests, limit=PAGE + 1, before=_cursor(visit.query.get("before", "")), only=only
+        only = {name: visit.query[name] for name in FILTERS if visit.query.get(name)}
+        before = _cursor(visit.query.get("before", ""))
+        found = await ledger.ask(
+            self._server.state, lambda file: file.recent_requests(PAGE + 1, before=before, only=only)
         )
-        found = await ledger.ask(self._state, question)
         rows = [] if isinstance(found, LedgerUnavailable) else found
         older = ""
         if len(rows) > PAGE:
@@ -53,7 +52,7 @@ class RequestPages:
             rows=request_rows(rows[:PAGE]),
             trouble=found.message if isinstance(found, LedgerUnavailable) else "",
             only=only,
-            columns=history.COLUMNS,
+            columns=FILTERS,
             outcomes=summaries.OUTCOMES,
             older=older,
             paged="before" in visit.query,
@@ -61,7 +60,7 @@ class RequestPages:
         )
 
     async def _one(self, visit: PageRequest, id: str) -> HTTPResponse:
-        found = await ledger.ask(self._state, partial(history.request_by_id, id=id))
+        found = await ledger.ask(self._server.state, lambda file: file.request(id))
         if isinstance(found, LedgerUnavailable):
             raise RequestError(found.message, status=503, code="ledger_unavailable")
         if found is None:

@@ -8,7 +8,7 @@ from typing import Any
 from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.rendering import PageRenderer
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import ServerState
+from qproxy.server.state import StateHolder
 from qproxy.tools.tool import Tool
 
 SANDBOX_LABELS = {
@@ -22,15 +22,15 @@ SANDBOX_LABELS = {
 class ToolPages:
     """The page."""
 
-    def __init__(self, state: ServerState, pages: PageRenderer) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder, pages: PageRenderer) -> None:
+        self._server = server
         self._pages = pages
 
     def views(self) -> Iterator[tuple[str, str, Callable[..., Awaitable[HTTPResponse]]]]:
         yield "GET", "/tools", self._list
 
     async def _list(self, visit: PageRequest) -> HTTPResponse:
-        registry = self._state.tool_runtime.registry
+        registry = self._server.state.tool_runtime.registry
         tools = sorted(registry.tools().values(), key=lambda tool: tool.name)
         return self._pages.page(
             visit,
@@ -38,7 +38,7 @@ class ToolPages:
             tools=[_row(tool) for tool in tools],
             sources=[{"label": source.label, "state": source.state} for source in registry.sources],
             site=registry.sandbox,
-            limit=self._state.tool_runtime.max_rounds,
+            limit=self._server.state.tool_runtime.max_rounds,
         )
 
 
@@ -49,5 +49,5 @@ def _row(tool: Tool) -> dict[str, Any]:
         "about": tool.description.partition("\n")[0],
         "fence": SANDBOX_LABELS.get(tool.isolation, tool.isolation),
         "refusal": refusal,
-        "level": "bad" if refusal else "odd" if tool.policy == "never" else "good",
+        "level": "error" if refusal else "warning" if tool.policy == "never" else "ok",
     }

@@ -1,10 +1,10 @@
-"""The admin routes that sign an account in, for a server without a terminal.
+"""The admin routes that log an account in, for a server without a terminal.
 
-    POST   /admin/accounts/NAME/login   begin (201), or attach to the one under way (200)
-    GET    /admin/accounts/NAME/login   how it stands; finished ones for five minutes
+    POST   /admin/accounts/NAME/login   start (201), or return the one in progress (200)
+    GET    /admin/accounts/NAME/login   its progress; finished ones for five minutes
     DELETE /admin/accounts/NAME/login   cancel it
 
-An answer has what the person needs (the page, the code, how long they last) and never the device code or the verifier.
+A response holds what a person needs (the page, the code, their lifetime), never the device code or the verifier.
 """
 
 from __future__ import annotations
@@ -13,52 +13,52 @@ from collections.abc import Iterator
 
 from qproxy.auth import OAuthSource
 from qproxy.auth.device_flow import LoginProgress
+from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
-from qproxy.server.request_policy import Access
-from qproxy.server.state import Route, ServerState
+from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.wire.errors import RequestError
 
 PATH = "/admin/accounts/<name>/login"
 
 
 class AdminLoginRoutes:
-    """The views and their routes."""
+    """Start, show and cancel logins."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder) -> None:
+        self._server = server
 
     def routes(self) -> Iterator[Route]:
         for method, view in (("POST", self._start), ("GET", self._progress), ("DELETE", self._cancel)):
             yield Route(PATH, (method,), view, Access.ADMIN, versioned=False)
 
     async def _start(self, name: str) -> HTTPResponse:
-        progress, new = await self._state.login_sessions.start(oauth_source(self._state, name))
+        progress, new = await self._server.state.login_sessions.start(oauth_source(self._server.state, name))
         return _answer(name, progress, 201 if new else 200)
 
     async def _progress(self, name: str) -> HTTPResponse:
-        oauth_source(self._state, name)
-        return _answer(name, self._state.login_sessions.progress(name))
+        oauth_source(self._server.state, name)
+        return _answer(name, await self._server.state.login_sessions.progress(name))
 
     async def _cancel(self, name: str) -> HTTPResponse:
-        oauth_source(self._state, name)
-        return _answer(name, await self._state.login_sessions.cancel(name))
+        oauth_source(self._server.state, name)
+        return _answer(name, await self._server.state.login_sessions.cancel(name))
 
 
 def oauth_source(state: ServerState, name: str) -> OAuthSource:
-    """The account's source; RequestError when it cannot be signed in."""
+    """Return the account's credential source.  Raises RequestError when it has no login."""
     found = [account for account in state.relay.accounts.accounts if account.name == name]
     if not found:
-        raise RequestError(f"There is no account {name[:200]!r}.", status=404, code="account_not_found")
+        raise RequestError(f"Unknown account {name[:200]!r}.", status=404, code="account_not_found")
     source = found[0].source
     if not isinstance(source, OAuthSource):
-        message = f'The account {name!r} has a key; only accounts of the kind "oauth" are signed in.'
-        raise RequestError(message, code="account_has_a_key")
+        message = f'Account {name!r} uses an API key; only accounts of kind "oauth" log in.'
+        raise RequestError(message, code="account_uses_api_key")
     return source
 
 
 def _answer(name: str, progress: LoginProgress | None, status: int = 200) -> HTTPResponse:
     if progress is None:
-        message = f"No sign-in of the account {name!r} is under way or has just ended."
+        message = f"Account {name!r} has no login in progress or recently finished."
         raise RequestError(message, status=404, code="login_not_found")
     body = {
         "account": name,

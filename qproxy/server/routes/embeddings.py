@@ -1,6 +1,6 @@
 """The route for embeddings.
 
-Its answer comes whole, but may be 45 MB of text: it is sent piece by piece and never put together.
+A response may be 45 MB of text: it is sent in chunks and never assembled.
 """
 
 from __future__ import annotations
@@ -11,28 +11,38 @@ from qproxy.access.rate_limits import estimate_texts
 from qproxy.relay.embeddings import create_embeddings
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse, StreamingBody
-from qproxy.server.routes.generate import json_body
-from qproxy.server.state import Route, ServerState
+from qproxy.server.request_body import read_json
+from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import reserve_usage
-from qproxy.wire.endpoints import embeddings
+from qproxy.wire.endpoints import OPENAI, embeddings, request_schemas
 
 CHUNK_BYTES = 64 * 1024
 
 
 class EmbeddingRoutes:
-    """The view and its route."""
+    """Create embeddings."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder) -> None:
+        self._server = server
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/embeddings", ("POST",), self._view, fast_path=True)
+        yield Route(
+            "/embeddings",
+            ("POST",),
+            self._view,
+            api=OPENAI,
+            operation="embeddings",
+            schema=request_schemas.EMBEDDINGS,
+            fast_path=True,
+        )
 
     async def _view(self) -> HTTPResponse:
-        state, record, stack = self._state, request_context.record(), request_context.stack()
-        in_flight = state.in_flight.add(stack, state.policy.request_timeout)
+        state, record, stack = self._server.state, request_context.record(), request_context.stack()
+        in_flight = state.in_flight.add(
+            stack, state.request_limits.client_request_timeout, "client_request_timeout"
+        )
         with in_flight.deadline_scope():
-            request = embeddings.decode(await json_body(state))
+            request = embeddings.decode(await read_json(state.request_limits, state.body_logger))
             await reserve_usage(state, request.model, lambda: (estimate_texts(request), 0))
             stack.callback(await state.concurrency.acquire())
             found = await create_embeddings(state.relay, request, record.relay)
@@ -43,7 +53,7 @@ class EmbeddingRoutes:
 
 
 class _EmbeddingBody(StreamingBody):
-    """A body in pieces that are there already."""
+    """A body whose chunks are available already."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._chunks = iter(pieces)

@@ -1,14 +1,14 @@
-"""Routes that ask a model: one for every row of `ENDPOINTS`.
+"""Routes that generate text: one for every `Endpoint`.
 
-Here: reading the body, the key's limits, a place in line, and the answer as a response, whole or streamed.
-Not here: any field of a body (`wire.endpoints`), any account (`relay`).
+Each reads the body, applies the key's limits and the concurrency limit, and returns the response, whole or streamed.
+The fields of bodies are known to `wire.endpoints`, accounts to `relay`.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -18,11 +18,12 @@ from qproxy.relay.event_stream import MAX_EVENTS, EventStream, apart
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.in_flight import InFlightRequest
-from qproxy.server.state import Route, ServerState
+from qproxy.server.request_body import read_json
+from qproxy.server.state import Route, ServerState, StateHolder
 from qproxy.server.streaming import SSEBody, record_events
 from qproxy.server.usage_limits import reserve_usage
 from qproxy.wire import json_codec, raw_json
-from qproxy.wire.endpoints import ENDPOINTS, Endpoint, StreamEncoder
+from qproxy.wire.endpoints import Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 from qproxy.wire.json_codec import LARGE
 
@@ -31,52 +32,64 @@ STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class NoHistory:
-    """What one request knows of earlier ones and leaves to later ones: this one nothing.
+    """Loads and saves what a request shares with other requests; this one does neither.
 
-    It is made in the request's context, and used after it too: a stream outlives it.
+    It is created in the request's context and is also used after it: a stream outlives it.
     """
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
 
     async def load(self, body: Any) -> dict[str, Any]:
-        """What the request needs of earlier ones: further arguments for the endpoint's `decode`."""
+        """Return further arguments for the endpoint's `decode`."""
         return {}
 
     async def save(self, turn: Turn, answer: dict[str, Any]) -> None:
-        """Remember a whole answer.  What goes wrong here is not the answer's fault: nothing is raised."""
+        """Save a whole response.  Failures are logged, not raised: the response itself is good."""
 
     async def save_stream(self, turn: Turn, encoder: StreamEncoder) -> None:
-        """Remember a streamed answer, before its last bytes go out.  As `keep`, nothing is raised."""
+        """Save a streamed response before its last bytes are sent.  Failures are logged, not raised."""
 
 
 class GenerationRoutes:
-    """The views and their routes."""
+    """Serve every endpoint."""
 
     def __init__(
-        self, state: ServerState, memories: Mapping[str, Callable[[ServerState], NoHistory]] | None = None
+        self,
+        server: StateHolder,
+        endpoints: Sequence[Endpoint],
+        histories: Mapping[str, Callable[[ServerState], NoHistory]],
     ) -> None:
-        self._state = state
-        self._histories = memories or {}
-        """What makes the memory of a request, for the endpoints that have one, by path."""
+        """`histories` make the history of a request, by the endpoint's path."""
+        self._server = server
+        self._endpoints = endpoints
+        self._histories = histories
 
     def routes(self) -> Iterator[Route]:
-        for endpoint in ENDPOINTS:
-            yield Route(endpoint.path, ("POST",), self._view(endpoint), fast_path=True)
+        for endpoint in self._endpoints:
+            yield Route(
+                endpoint.path,
+                ("POST",),
+                self._view(endpoint),
+                api=endpoint.api,
+                operation=endpoint.operation,
+                schema=endpoint.schema,
+                streams=True,
+                fast_path=True,
+            )
 
     def _view(self, endpoint: Endpoint) -> Callable[[], Awaitable[HTTPResponse]]:
         async def view() -> HTTPResponse:
-            state, record, stack = self._state, request_context.record(), request_context.stack()
-            memory = self._histories.get(endpoint.path, NoHistory)(state)
-            in_flight = state.in_flight.add(stack, state.policy.request_timeout)
+            state, record, stack = self._server.state, request_context.record(), request_context.stack()
+            history = self._histories.get(endpoint.path, NoHistory)(state)
+            in_flight = state.in_flight.add(
+                stack, state.request_limits.client_request_timeout, "client_request_timeout"
+            )
             with in_flight.deadline_scope():
-                turn = await self._turn(endpoint, memory)
+                turn = await _decode_turn(endpoint, state, history)
                 record.stream = turn.stream
-                equipped, tools = state.tool_runtime.prepare(
-                    turn,
-                    request_context.api_key(),
-                    stands_for=state.policy.aliases.resolve(turn.model),
-                    remembers=not endpoint.exposes_server_tools,
+                equipped, tools = await state.tool_runtime.prepare(
+                    turn, request_context.api_key(), remembers=not endpoint.exposes_server_tools
                 )
                 await reserve_usage(state, turn.model, _estimate(equipped))
                 stack.callback(await state.concurrency.acquire())
@@ -85,72 +98,70 @@ class GenerationRoutes:
                 )
                 record.first_byte = record.seconds
                 if not turn.stream:
-                    return await self._whole(endpoint, memory, turn, answer)
-            return self._stream(endpoint, memory, turn.without_prompt(), answer, in_flight)
+                    return await _whole_response(endpoint, state, history, turn, answer)
+            return _stream_response(endpoint, state, history, turn.without_prompt(), answer, in_flight)
 
         return view
 
-    async def _turn(self, endpoint: Endpoint, memory: NoHistory) -> Turn:
-        body, policy = await json_body(self._state), self._state.policy
-        decode = partial(
-            endpoint.decode,
-            body,
-            id=endpoint.id_prefix + secrets.token_hex(12),
-            created=int(time.time()),
-            default_model=policy.default_model,
-            max_messages=policy.max_messages,
-            **await memory.load(body),
-        )
-        is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
-        return await apart(decode) if is_large else decode()
 
-    async def _whole(
-        self, endpoint: Endpoint, memory: NoHistory, turn: Turn, answer: EventStream
-    ) -> HTTPResponse:
-        record, bodies = request_context.record(), self._state.body_logger
-        events = await answer.read_all()
-        record_events(record, events)
-        record.response_started = record.seconds
-        many = len(events) > MAX_EVENTS
-        whole = await apart(endpoint.response, turn, events) if many else endpoint.response(turn, events)
-        await memory.save(turn, whole)
-        data = await apart(json_codec.dumps, whole) if many else json_codec.dumps(whole)
-        if bodies:
-            bodies.log_response(record, data)
-        return HTTPResponse(data)
+async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistory) -> Turn:
+    body = await read_json(state.request_limits, state.body_logger)
+    decode = partial(
+        endpoint.decode,
+        body,
+        id=endpoint.id_prefix + secrets.token_hex(12),
+        created=int(time.time()),
+        request_id=request_context.record().id,
+        default_model=state.default_model,
+        max_messages=state.request_limits.max_messages,
+        **await history.load(body),
+    )
+    is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
+    return await apart(decode) if is_large else decode()
 
-    def _stream(
-        self,
-        endpoint: Endpoint,
-        memory: NoHistory,
-        turn: Turn,
-        answer: EventStream,
-        in_flight: InFlightRequest,
-    ) -> HTTPResponse:
-        record, state, encoder = request_context.record(), self._state, endpoint.encoder(turn)
-        ended = partial(memory.save_stream, turn, encoder)
-        body = SSEBody(
-            answer, encoder, record, in_flight, keep_alive=state.policy.keep_alive_interval, ended=ended
-        )
-        if state.body_logger:
-            body.log_to(request_context.stack().enter_context(closing(state.body_logger.streaming(record))))
-        return HTTPResponse(body, content_type=STREAM_TYPE, headers=dict(STREAM_HEADERS))
+
+async def _whole_response(
+    endpoint: Endpoint, state: ServerState, history: NoHistory, turn: Turn, answer: EventStream
+) -> HTTPResponse:
+    record = request_context.record()
+    events = await answer.read_all()
+    record_events(record, events)
+    record.response_started = record.seconds
+    many = len(events) > MAX_EVENTS
+    whole = await apart(endpoint.response, turn, events) if many else endpoint.response(turn, events)
+    await history.save(turn, whole)
+    data = await apart(json_codec.dumps, whole) if many else json_codec.dumps(whole)
+    if state.body_logger:
+        state.body_logger.log_response(record, data)
+    return HTTPResponse(data)
+
+
+def _stream_response(
+    endpoint: Endpoint,
+    state: ServerState,
+    history: NoHistory,
+    turn: Turn,
+    answer: EventStream,
+    in_flight: InFlightRequest,
+) -> HTTPResponse:
+    record, encoder = request_context.record(), endpoint.encoder(turn)
+    body = SSEBody(
+        answer,
+        encoder,
+        record,
+        in_flight,
+        keep_alive=endpoint.api.keep_alive,
+        keep_alive_interval=state.request_limits.keep_alive_interval,
+        on_finished=partial(history.save_stream, turn, encoder),
+    )
+    if state.body_logger:
+        body.log_to(request_context.stack().enter_context(closing(state.body_logger.streaming(record))))
+    return HTTPResponse(body, content_type=STREAM_TYPE, headers=dict(STREAM_HEADERS))
 
 
 def _estimate(turn: Turn) -> Callable[[], tuple[int, int]]:
-    """`estimate`, made now for a stream: it does not keep its prompt for as long as it lasts."""
+    """Return `estimate` of the turn; computed now for a stream, which does not keep its prompt while it lasts."""
     if not turn.stream:
         return partial(estimate, turn)
     estimated = estimate(turn)
     return lambda: estimated
-
-
-async def json_body(state: ServerState) -> Any:
-    """The request's body as JSON; a RequestError says what is wrong with it."""
-    headers = request_context.headers()
-    mimetype = (headers.get("content-type") or "").partition(";")[0].strip().lower()
-    state.policy.check_content_type(mimetype, from_page="origin" in headers)
-    data = await request_context.body()
-    if state.body_logger:
-        state.body_logger.log_request(request_context.record(), data)
-    return await apart(state.policy.parse_json, data) if len(data) > LARGE else state.policy.parse_json(data)

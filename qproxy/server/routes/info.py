@@ -1,4 +1,4 @@
-"""Routes that ask no model: the list of models, health, and what this server is."""
+"""Routes without a model request: the list of models, health, and the description of the server."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections.abc import Iterator
 from quart import current_app
 
 from qproxy.server import request_context
+from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
-from qproxy.server.request_policy import Access
-from qproxy.server.state import Route, ServerState
+from qproxy.server.state import Route, StateHolder
 from qproxy.wire.endpoints import models
-
-UNLOGGED_INFO_PATHS = ("/livez", "/readyz", "/metrics")
-"""Asked every few seconds by machines: no log line."""
 
 
 class InfoRoutes:
-    """The views and their routes."""
+    """List models, report health, describe the server."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder) -> None:
+        self._server = server
 
     def routes(self) -> Iterator[Route]:
         yield Route("/models", ("GET",), self._models)
@@ -29,21 +26,23 @@ class InfoRoutes:
             yield Route(path, ("GET",), view, Access.OPEN, versioned=False)
 
     async def _models(self) -> HTTPResponse:
-        found, key = await self._state.model_directory.models(), request_context.api_key()
-        return json_response(
-            models.model_list([model for model in found if self._state.policy.allows(key, model.id)])
-        )
+        state, key = self._server.state, request_context.api_key()
+        found = await state.model_directory.models()
+        allowed = [model for model in found if state.authentication.allows(key, model.id)]
+        return json_response(request_context.api().model_list(allowed))
 
     async def _model(self, name: str) -> HTTPResponse:
-        self._state.policy.authorize_model(request_context.api_key(), name)
-        found = await self._state.model_directory.models()
-        return json_response(models.model_object(found, name, self._state.relay.policy.aliases))
+        state = self._server.state
+        state.authentication.authorize_model(request_context.api_key(), name)
+        found = await state.model_directory.models()
+        model = models.find_model(found, name, state.relay.policy.aliases)
+        return json_response(request_context.api().model_object(model))
 
     async def _livez(self) -> HTTPResponse:
         return json_response({"status": "ok"})
 
     async def _readyz(self) -> HTTPResponse:
-        health = self._state.health()
+        health = self._server.state.health()
         status = "ok" if health.ready else health.state
         body = {"status": status, "accounts": health.accounts, "usable": health.usable}
         return json_response(body, 200 if health.ready else 503)

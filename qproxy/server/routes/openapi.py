@@ -1,6 +1,6 @@
 """This server in OpenAPI 3.1, at `/openapi.json`: written from the routes themselves, so that none can be missing.
 
-Here: the document and its route.  Not here: what a body must look like (`wire.endpoints.bodies`).
+Here: the document and its route.  Not here: what a body must look like (`wire.endpoints.request_schemas`).
 `document` is pure: the same routes give the same document.
 """
 
@@ -10,41 +10,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
-from qproxy.server.request_policy import JSON_TYPE, Access
-from qproxy.server.state import Route, RouteGroup, ServerState
+from qproxy.server.request_body import JSON_TYPE
+from qproxy.server.state import Route, RouteGroup, StateHolder
 from qproxy.version import VERSION
-from qproxy.wire.endpoints import ENDPOINTS
-from qproxy.wire.endpoints.request_schemas import REQUEST_SCHEMAS
+from qproxy.wire.endpoints import Api
 
 _PARAMETER = re.compile(r"<(?:[^<>:]+:)?([^<>:]+)>")
-_TAKES_BODY = frozenset(endpoint.path for endpoint in ENDPOINTS)
-"""The paths whose answers come whole or as a stream."""
-_TEXT = {"type": "string"}
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": _TEXT,
-                "type": _TEXT,
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_ERROR_RESPONSES = {"$ref": "#/components/responses/Error"}
 _SCHEMES = {
     "key": {
         "type": "http",
         "scheme": "bearer",
         "description": "A key of `qproxy keys create` or `api_keys`.",
     },
-    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
     "admin": {"type": "http", "scheme": "bearer", "description": "The setting `admin_key`."},
 }
 
@@ -52,9 +31,10 @@ _SCHEMES = {
 class OpenApiRoutes:
     """The document's route."""
 
-    def __init__(self, state: ServerState, families: Sequence[RouteGroup]) -> None:
-        self._state = state
-        self._route_groups = families
+    def __init__(self, server: StateHolder, groups: Sequence[RouteGroup], apis: Sequence[Api]) -> None:
+        self._server = server
+        self._apis = apis
+        self._route_groups = (*groups, self)
 
     def routes(self) -> Iterator[Route]:
         yield Route("/openapi.json", ("GET",), self._view, Access.OPEN, versioned=False)
@@ -62,22 +42,25 @@ class OpenApiRoutes:
     async def _view(self) -> HTTPResponse:
         routes = (
             route
-            for family in self._route_groups
-            for route in family.routes()
+            for group in self._route_groups
+            for route in group.routes()
             if route.access is not Access.SESSION  # pages for people are no part of an API
         )
-        return json_response(document(routes, keys=self._state.policy.api_keys.required()))
+        keys = self._server.state.authentication.api_keys.required()
+        return json_response(document(routes, self._apis, keys=keys))
 
 
-def document(routes: Iterable[Route], *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI document of some routes; `keys` says whether clients must show one."""
+def document(routes: Iterable[Route], apis: Sequence[Api], *, keys: bool) -> dict[str, Any]:
+    """Return the OpenAPI document of some routes; `keys` says whether clients must send one.
+
+    A route that names no API is described with the first of `apis`.
+    """
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         for path in route.paths():
             for method in route.methods:
-                operation = _operation(route, path, method, keys)
+                operation = _operation(route, route.api or apis[0], path, method, keys)
                 paths.setdefault(_PARAMETER.sub(r"{\1}", path), {})[method.lower()] = operation
-    error = {"description": "An error in OpenAI's shape.", "content": {JSON_TYPE: {"schema": _ERROR}}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -87,17 +70,34 @@ def document(routes: Iterable[Route], *, keys: bool) -> dict[str, Any]:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"securitySchemes": _SCHEMES, "responses": {"Error": error}},
+        "components": {
+            "securitySchemes": {**_SCHEMES, **dict(map(_key_scheme, apis))},
+            "responses": {_error_name(api): _error_response(api) for api in apis},
+        },
     }
 
 
-def _operation(route: Route, path: str, method: str, keys: bool) -> dict[str, Any]:
-    asks = route.path in _TAKES_BODY
-    text = re.findall(r"[A-Za-z0-9]+", path)
+def _error_name(api: Api) -> str:
+    return f"{api.name}Error"
+
+
+def _error_response(api: Api) -> dict[str, Any]:
+    content = {JSON_TYPE: {"schema": api.error_schema}}
+    return {"description": f"An error in {api.name}'s shape.", "content": content}
+
+
+def _key_scheme(api: Api) -> tuple[str, dict[str, str]]:
+    name = api.api_key_headers[0]
+    return name, {"type": "apiKey", "in": "header", "name": name, "description": "The same."}
+
+
+def _operation(route: Route, api: Api, path: str, method: str, keys: bool) -> dict[str, Any]:
+    error = {"$ref": f"#/components/responses/{_error_name(api)}"}
+    words = re.findall(r"[A-Za-z0-9]+", path)
     operation: dict[str, Any] = {
-        "operationId": "_".join([method.lower(), *text]),
-        "security": _security(route.access, keys),
-        "responses": {"200": _answer(asks), "4XX": _ERROR_RESPONSES, "5XX": _ERROR_RESPONSES},
+        "operationId": "_".join([method.lower(), *words]),
+        "security": _security(route.access, api, keys),
+        "responses": {"200": _answer(route.streams), "4XX": error, "5XX": error},
     }
     names = _PARAMETER.findall(path)
     if names:
@@ -105,24 +105,23 @@ def _operation(route: Route, path: str, method: str, keys: bool) -> dict[str, An
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
-    if asks or route.path in REQUEST_SCHEMAS:
-        schema = REQUEST_SCHEMAS.get(route.path, {"type": "object"})
-        operation["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": schema}}}
+    if route.schema is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": route.schema}}}
     return operation
 
 
-def _security(access: Access, keys: bool) -> list[dict[str, list[str]]]:
+def _security(access: Access, api: Api, keys: bool) -> list[dict[str, list[str]]]:
     """One of these suffices; the empty one is nobody in particular."""
     if access is Access.OPEN:
         return []
     if access is Access.ADMIN:
         return [{"admin": []}]
-    shown: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
+    shown: list[dict[str, list[str]]] = [{"key": []}, {api.api_key_headers[0]: []}]
     return shown if keys else [{}, *shown]
 
 
-def _answer(asks: bool) -> dict[str, Any]:
-    if not asks:
+def _answer(streams: bool) -> dict[str, Any]:
+    if not streams:
         return {"description": "What was asked for."}
     streamed = {"description": "Server-sent events, when the body says `stream: true`.", "type": "string"}
     content = {JSON_TYPE: {"schema": {"type": "object"}}, "text/event-stream": {"schema": streamed}}

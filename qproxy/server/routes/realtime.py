@@ -1,7 +1,7 @@
 """The route of realtime sessions: a WebSocket that asks a model.
 
 Here: who may have one, what it costs its key, and how it begins and ends for the client.  Not here: what is said in it
-(`wire.realtime`), how both ends are joined (`qproxy.realtime`).
+(`wire.realtime`), how both ends are joined (`qproxy.relay.realtime`).
 
 Whether a session may begin is known before it is accepted, so a refusal is a response with its status.  A session
 counts as one request when it begins and as another for every further minute, and its tokens count as they are told.
@@ -18,8 +18,9 @@ from quart import websocket
 from qproxy.relay.realtime import RealtimeSession, SessionEnd, connect_upstream, end_for_error
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
-from qproxy.server.state import Route, ServerState
+from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import extend_usage, reserve_usage
+from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.realtime import SessionTranslator
 
@@ -46,12 +47,12 @@ class _Client:
 class RealtimeRoutes:
     """The view and its route."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder) -> None:
+        self._server = server
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/realtime", (), self._view, websocket=True)
-        yield Route("/realtime", ("GET",), self._reject_http)
+        yield Route("/realtime", (), self._view, websocket=True, api=OPENAI)
+        yield Route("/realtime", ("GET",), self._reject_http, api=OPENAI)
 
     async def _reject_http(self) -> HTTPResponse:
         """For who asks without a WebSocket's handshake."""
@@ -59,11 +60,11 @@ class RealtimeRoutes:
         raise RequestError(message, status=426, code="websocket_required")
 
     async def _view(self) -> None:
-        state, record, stack = self._state, request_context.record(), request_context.stack()
+        state, record, stack = self._server.state, request_context.record(), request_context.stack()
         bounds = state.realtime.bounds
-        in_flight = state.in_flight.add(stack, bounds.timeout)
+        in_flight = state.in_flight.add(stack, bounds.timeout, "realtime_timeout")
         with in_flight.deadline_scope():
-            model = websocket.args.get("model") or state.policy.default_model
+            model = websocket.args.get("model") or state.default_model
             if not model:
                 raise RequestError("you must provide a model parameter", param="model")
             await reserve_usage(state, model, lambda: (0, 0))
@@ -80,7 +81,7 @@ class RealtimeRoutes:
         )
 
         async def pays(minutes: int) -> None:
-            await extend_usage(state, translation.usage.tokens, minutes)
+            await extend_usage(translation.usage.tokens, minutes)
 
         session = RealtimeSession(_Client(), server, translation, bounds, pays=pays)
         offered = websocket.requested_subprotocols
@@ -102,8 +103,8 @@ class RealtimeRoutes:
 
 def _wants_beta() -> bool:
     fields = request_context.headers()
-    request = [name.strip().lower() for name in str(fields.get("openai-beta", "")).split(",")]
-    return BETA_HEADER in request or BETA_PROTOCOL in websocket.requested_subprotocols
+    features = [name.strip().lower() for name in str(fields.get("openai-beta", "")).split(",")]
+    return BETA_HEADER in features or BETA_PROTOCOL in websocket.requested_subprotocols
 
 
 def _record_session(translation: SessionTranslator, overhead: float) -> None:

@@ -20,8 +20,8 @@ from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.response_store import ResponseNotFound, ResponseStore, ResponseStoreError, StoredResponse
 from qproxy.server.routes.generate import NoHistory
-from qproxy.server.state import Route, ServerState
-from qproxy.wire.endpoints import StreamEncoder, responses
+from qproxy.server.state import Route, ServerState, StateHolder
+from qproxy.wire.endpoints import OPENAI, StreamEncoder, responses
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
 
@@ -103,14 +103,14 @@ async def _items_by_id(store: ResponseStore, owner: str, ids: list[str]) -> dict
 class ResponseRoutes:
     """The views of one stored response, and their routes."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, server: StateHolder) -> None:
+        self._server = server
 
     def routes(self) -> Iterator[Route]:
-        yield Route("/responses/<id>", ("GET",), self._get)
-        yield Route("/responses/<id>", ("DELETE",), self._delete)
-        yield Route("/responses/<id>/input_items", ("GET",), self._input_items)
-        yield Route("/responses/<id>/cancel", ("POST",), self._cancel)
+        yield Route("/responses/<id>", ("GET",), self._get, api=OPENAI)
+        yield Route("/responses/<id>", ("DELETE",), self._delete, api=OPENAI)
+        yield Route("/responses/<id>/input_items", ("GET",), self._input_items, api=OPENAI)
+        yield Route("/responses/<id>/cancel", ("POST",), self._cancel, api=OPENAI)
 
     async def _get(self, id: str) -> HTTPResponse:
         if request.args.get("stream") in ("true", "1"):
@@ -141,7 +141,7 @@ class ResponseRoutes:
         raise RequestError("Cannot cancel a synchronous response.")
 
     def _store(self, id: str) -> ResponseStore:
-        return self._state.responses or _not_found(id)
+        return self._server.state.responses or _not_found(id)
 
     async def _find(self, id: str) -> StoredResponse:
         try:

@@ -3,9 +3,9 @@
 rules     the contract's rules by name, and a breach of one
 events    what every stream of events must obey (the promise of `qproxy.wire`)
 chat      answers of `/chat/completions`, streamed and whole, read into events and checked
-plain     lists of models, embeddings and errors
+bodies    lists of models, embeddings and errors
 
-Here: judging.  Not here: mending (`toolcalls`), which accepts whatever can be understood.  A reader of this room takes a
+Here: judging.  Not here: mending (`tool_calls`), which accepts whatever can be understood.  A reader of this package takes a
 server at its word, as an SDK does.  `qproxy check` asks servers and has their answers judged here; our own tests hold
 qproxy to the very same rules.
 """

@@ -34,14 +34,14 @@ def check_error(status: int, body: JSON) -> list[Violation]:
     found = []
     if status >= 500:
         found.append(Violation("error", f"the client's own mistake is answered with status {status}"))
-    message = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(message, dict):
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
         return [*found, Violation("error", "there is no object `error`")]
     for key, kinds in ERROR_KEYS.items():
-        if key not in message:
+        if key not in error:
             found.append(Violation("error", f"error.{key} is absent"))
-        elif not isinstance(message[key], kinds):
-            found.append(Violation("error", f"error.{key} is {message[key]!r:.40}"))
+        elif not isinstance(error[key], kinds):
+            found.append(Violation("error", f"error.{key} is {error[key]!r:.40}"))
     return found
 
 

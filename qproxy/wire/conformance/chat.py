@@ -1,7 +1,7 @@
 """Answers of `/chat/completions` as a client reads them: into events, with what is wrong noted on the way.
 
 Nothing is guessed and nothing is mended: a call begins with the first entry of its index, a later entry adds to it, as
-in openai-python.  The events are then held to the same rules as qproxy's own (`contract.events`).
+in openai-python.  The events are then held to the same rules as qproxy's own (`conformance.events`).
 
 Standard: OpenAI's API reference, the chat completion object and the chat completion chunk object.
 """
@@ -169,18 +169,18 @@ def _chunk(chunk: Any, sofar: _StreamState, reading: ParsedResponse, usage: bool
         choices = []
     if counted:
         reading.note("usage", "a chunk follows the one with the usage")
-    message = chunk.get("usage") is not None
-    if message and not usage:
+    has_usage = chunk.get("usage") is not None
+    if has_usage and not usage:
         reading.note("usage", "it is sent, though nobody asked for it (no stream_options)")
-    if message and choices and usage:
+    if has_usage and choices and usage:
         reading.note("usage", "it stands in a chunk with choices; it should come in one of its own")
-    if not choices and not message:
+    if not choices and not has_usage:
         reading.note("usage", "a chunk has neither a choice nor usage")
-    if message:
+    if has_usage:
         _usage(chunk["usage"], reading)
     for choice in choices:
         _choice(choice, sofar, reading)
-    return message and not choices
+    return has_usage and not choices
 
 
 def _choice(choice: Any, sofar: _StreamState, reading: ParsedResponse) -> None:
@@ -264,8 +264,8 @@ def _check_envelope(body: Any, kind: str, reading: ParsedResponse) -> None:
 
 
 def _usage(usage: Any, reading: ParsedResponse) -> None:
-    message = [usage.get(key) for key in COUNTS] if isinstance(usage, dict) else []
-    counts = [count for count in message if isinstance(count, int) and count >= 0]
+    values = [usage.get(key) for key in COUNTS] if isinstance(usage, dict) else []
+    counts = [count for count in values if isinstance(count, int) and count >= 0]
     if len(counts) != len(COUNTS):
         reading.note("usage", "prompt_tokens, completion_tokens and total_tokens are not three counts")
         return

@@ -1,4 +1,4 @@
-"""What every stream of events must obey once it has left `toolcalls`: the promise written down in `qproxy.wire`."""
+"""What every stream of events must obey once it has left `tool_calls`: the promise written down in `qproxy.wire`."""
 
 from __future__ import annotations
 

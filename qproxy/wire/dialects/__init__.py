@@ -1,8 +1,8 @@
 """What Qwen's servers speak.
 
-One module a dialect, each with `request`, `Decoder` and `whole` (the contract is in `qproxy.wire`).
-`errors` maps every way of refusing to one tree; `rules` mends requests the way each family wants;
-`catalogue` knows the limits of the models.  `DIALECTS` is the table: a new dialect is one more row.
+One module a dialect, each with `request`, `Decoder` and `response` (the contract is in `qproxy.wire`).
+`error_mapping` maps every way of refusing to one tree; `request_rules` mends requests the way each family wants;
+`model_catalog` knows the limits of the models.  `DIALECTS` is the table: a new dialect is one more row.
 """
 
 from __future__ import annotations

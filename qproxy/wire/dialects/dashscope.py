@@ -4,7 +4,7 @@ The body is `{"model", "input": {"messages"}, "parameters"}`; an answer is `{"ou
 or `output.text` in the older format.  What a search found is `output.search_info`, in the first events of a stream or in
 all of them.  A stream has no `[DONE]`: it just ends, so its end is good only after a finish
 reason (which is the *string* "null" until then).  Usage is in every event, cumulative.  A stream is made of
-increments where they were asked for, of everything so far elsewhere (`snapshots.Either`).
+increments where they were asked for, of everything so far elsewhere (`cumulative.IncrementalOrCumulative`).
 
 Source: Model Studio's DashScope reference and the dashscope SDK.
 """
@@ -35,9 +35,9 @@ def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     multimodal = bool(_MULTIMODAL.search(target.model)) or any(map(_has_media, turn.messages))
     parameters: dict[str, JSON] = {**turn.params, "result_format": "message"}
     messages: Sequence[JSON] = [_message(message, multimodal) for message in turn.messages]
-    if target.tool_schema == function_declarations.NAME:
-        messages = function_declarations.messages(messages)
-        parameters |= function_declarations.fields(turn)
+    if target.tool_schema == function_declarations.TOOL_SCHEMA:
+        messages = function_declarations.convert_messages(messages)
+        parameters |= function_declarations.request_fields(turn)
     else:
         if turn.tools:
             parameters["tools"] = turn.tools
@@ -94,7 +94,7 @@ class Decoder:
 
     def __init__(self, target: UpstreamTarget, *, asked: bool = True) -> None:
         self._plan = target.plan
-        self._declared = function_declarations.reader(target)
+        self._declared = function_declarations.normalizer_for(target)
         self._texts = IncrementalOrCumulative(request=asked)
         self._finished = False
         self._found: dict[str, JSON] = {}
@@ -113,7 +113,7 @@ class Decoder:
             error = error_from_event(data, item.status, plan=self._plan)
             return [StreamFailed(error)] if error is not None else []
         if self._declared is not None:
-            data = self._declared.read(data)
+            data = self._declared.normalize(data)
         events = [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
         self._finished = self._finished or any(isinstance(event, ChoiceFinished) for event in events)
         return events
@@ -153,13 +153,13 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
 
 
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
-    """The events of a whole answer; a body that is an error (also with status 200) gives `Failed`."""
+    """The events of a whole answer; a body that is an error (also with status 200) gives `StreamFailed`."""
     if not isinstance(body, dict) or not isinstance(body.get("output"), dict):
         error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a generation."
         return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
-    if (declared := function_declarations.reader(target)) is not None:
-        body = declared.read(body)
+    if (declared := function_declarations.normalizer_for(target)) is not None:
+        body = declared.normalize(body)
     events = list(_events(body))
     deltas.index_calls(events)
     if not any(isinstance(event, ChoiceFinished) for event in events):

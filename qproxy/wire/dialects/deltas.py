@@ -53,11 +53,11 @@ def _of_length(value: JSON, count: int) -> list[JSON]:
 
 
 def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
-    cooldown = [
+    rest = [
         {"token": name, "logprob": number, "bytes": None}
         for name, number in (top.items() if isinstance(top, dict) else ())
     ]
-    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": cooldown}
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": rest}
 
 
 def choice_index(choice: dict[str, JSON], position: int) -> int:
@@ -79,7 +79,7 @@ def _is_logprob(entry: JSON) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("token"), str)
-        and storable.is_number(entry.get("logprob"))
+        and storable.is_finite_number(entry.get("logprob"))
         and isinstance(entry.get("bytes"), list | None)
     )
 
@@ -89,8 +89,8 @@ def parse_text(content: JSON) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        state = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(part for part in state if isinstance(part, str))
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(part for part in parts if isinstance(part, str))
     return ""
 
 
@@ -117,23 +117,25 @@ def _parse_details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
 def _detail(name: str, value: JSON) -> JSON:
     """A detail: what is named as a count, or is a number, is one; null stays, and what else Qwen tells."""
     counts = name.endswith("_tokens") or (isinstance(value, int | float) and not isinstance(value, bool))
-    return storable.count(value) if counts and value is not None else value
+    return storable.parse_count(value) if counts and value is not None else value
 
 
 def parse_usage(counts: dict[str, JSON]) -> Usage:
     """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
-    prompt = storable.count(counts.get("prompt_tokens")) or storable.count(counts.get("input_tokens"))
-    completion = storable.count(counts.get("completion_tokens")) or storable.count(
+    prompt = storable.parse_count(counts.get("prompt_tokens")) or storable.parse_count(
+        counts.get("input_tokens")
+    )
+    completion = storable.parse_count(counts.get("completion_tokens")) or storable.parse_count(
         counts.get("output_tokens")
     )
     prompt_details = _parse_details(counts, "prompt_tokens_details", "input_tokens_details")
-    if "cached_tokens" not in prompt_details and storable.count(counts.get("cached_tokens")):
-        prompt_details["cached_tokens"] = storable.count(counts["cached_tokens"])
+    if "cached_tokens" not in prompt_details and storable.parse_count(counts.get("cached_tokens")):
+        prompt_details["cached_tokens"] = storable.parse_count(counts["cached_tokens"])
     completion_details = _parse_details(counts, "completion_tokens_details", "output_tokens_details")
     return Usage(
         prompt,
         completion,
-        storable.count(counts.get("total_tokens")) or prompt + completion,
+        storable.parse_count(counts.get("total_tokens")) or prompt + completion,
         prompt_details,
         completion_details,
     )

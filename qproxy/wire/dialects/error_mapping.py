@@ -1,14 +1,14 @@
 """Every way in which a Qwen server refuses, as one tree of errors.
 
 One classification (`_classify`) serves error responses (`upstream_error`) and errors inside a 200
-(`event_error`); it reads the table `ROWS` from the top, and the first row that fits wins.  A row is chosen by
+(`error_from_event`); it reads the table `PATTERNS` from the top, and the first row that fits wins.  A row is chosen by
 code, by words in the message and by plan, because the same code means different things: `insufficient_quota`
 is the tokens of this minute on pay-as-you-go and the end of the month on a plan.
 
 A refusal of *our* credential (401, no access) is never a 401 or 403 for the client, whose own key was fine.
 The upstream's words are kept, with a gloss in front where they are riddles.
 
-Sources: DashScope's error reference, its SDK's `errors.py`, qwen-code's retry classification.
+Sources: DashScope's error reference, its SDK's `error_mapping.py`, qwen-code's retry classification.
 """
 
 from __future__ import annotations
@@ -169,10 +169,10 @@ def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamErro
     message = _text(error.get("message") or error.get("msg") or error.get("error_description") or "")
     param = error.get("param")
     row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
-    param = storable.text(param) if isinstance(param, str) else None
+    param = storable.storable_text(param) if isinstance(param, str) else None
     ours = _error(row, message or code or f"status {status}", param)
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
-    ours.request_id = next((storable.text(value) for value in ids if isinstance(value, str)), None)
+    ours.request_id = next((storable.storable_text(value) for value in ids if isinstance(value, str)), None)
     return ours
 
 
@@ -197,7 +197,7 @@ def _classify(status: int, text: str, plan: str) -> ErrorPattern:
 
 def _error(row: ErrorPattern, message: str, param: str | None = None) -> UpstreamError:
     message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
-    message = storable.text(message)  # an account's state keeps it, and the dashboard shows it
+    message = storable.storable_text(message)  # an account's state keeps it, and the dashboard shows it
     error = UpstreamError(
         f"{row.message}: {message}" if row.message else message,
         status=row.status,
@@ -233,16 +233,16 @@ def _retry_after(fields: Mapping[str, str]) -> float | None:
     """Seconds from retry-after-ms or retry-after; a date is measured against the response's own Date."""
     try:
         if "retry-after-ms" in fields:
-            return _within_a_year(float(fields["retry-after-ms"]) / 1000)
+            return _cap_at_year(float(fields["retry-after-ms"]) / 1000)
         value = fields["retry-after"].strip()
         if value.replace(".", "", 1).isdecimal():
-            return _within_a_year(float(value))
+            return _cap_at_year(float(value))
         when, now = parsedate_to_datetime(value), parsedate_to_datetime(fields["date"])
-        return _within_a_year((when - now).total_seconds())
+        return _cap_at_year((when - now).total_seconds())
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 
-def _within_a_year(seconds: float) -> float:
+def _cap_at_year(seconds: float) -> float:
     """The seconds from 0 to a year; 0 for a NaN."""
     return min(max(0.0, seconds), YEAR)

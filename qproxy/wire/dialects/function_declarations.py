@@ -24,10 +24,10 @@ from qproxy.wire.dialects import deltas, message_rules
 from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.events import JSON, Turn
 
-NAME = "function_declarations"
+TOOL_SCHEMA = "function_declarations"
 _MODES = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
-_CALLS = ("functionCall", "function_call")
-_FINISHES = {
+_CALL_KEYS = ("functionCall", "function_call")
+_FINISH_REASONS = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
     **dict.fromkeys(("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"), "content_filter"),
@@ -36,12 +36,12 @@ _FINISHES = {
 }  # fmt: skip
 
 
-def fields(turn: Turn) -> dict[str, JSON]:
+def request_fields(turn: Turn) -> dict[str, JSON]:
     """The request's fields about functions."""
     found: dict[str, JSON] = {}
     if turn.tools:
-        found["tools"] = [{NAME: [_declaration(tool["function"]) for tool in turn.tools]}]
-    config = _config(turn)
+        found["tools"] = [{TOOL_SCHEMA: [_declaration(tool["function"]) for tool in turn.tools]}]
+    config = _tool_config(turn)
     if config:
         found["tool_config"] = {"function_calling_config": config}
     return found
@@ -71,7 +71,7 @@ def _with_nullable(schema: JSON) -> JSON:
     return changed
 
 
-def _config(turn: Turn) -> dict[str, JSON]:
+def _tool_config(turn: Turn) -> dict[str, JSON]:
     choice = turn.tool_choice
     if isinstance(choice, dict):
         return {"mode": "ANY", "allowed_function_names": [choice["function"]["name"]]}
@@ -81,49 +81,52 @@ def _config(turn: Turn) -> dict[str, JSON]:
     return {} if choice is None else {"mode": _MODES.get(choice, choice)}
 
 
-def messages(said: Sequence[JSON]) -> Sequence[JSON]:
+def convert_messages(said: Sequence[JSON]) -> Sequence[JSON]:
     """A conversation with its calls and their results as parts; the very same one where it has none."""
     names: dict[str, str] = {}
-    changed = [_message(message, names) for message in message_rules.function_to_tool(said)]
+    changed = [_convert_message(message, names) for message in message_rules.function_to_tool(said)]
     same = all(new is old for new, old in zip(changed, said, strict=True))
     return said if same else changed
 
 
-def _message(message: JSON, names: dict[str, str]) -> JSON:
+def _convert_message(message: JSON, names: dict[str, str]) -> JSON:
     """One message; `names` holds the calls so far, by id."""
     if message.get("role") == "tool":
-        return {**message, "content": [_response(message, names), *_not_text(message.get("content"))]}
+        return {
+            **message,
+            "content": [_function_response_part(message, names), *_non_text_parts(message.get("content"))],
+        }
     calls = message.get("tool_calls") if message.get("role") == "assistant" else None
     if not calls:
         return message
     content = message.get("content")
-    state = content if isinstance(content, list) else [{"text": content}] if content else []
+    parts = content if isinstance(content, list) else [{"text": content}] if content else []
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**kept, "content": [*state, *(_call(call, names) for call in calls)]}
+    return {**kept, "content": [*parts, *(_function_call_part(call, names) for call in calls)]}
 
 
-def _not_text(content: JSON) -> list[JSON]:
-    state = content if isinstance(content, list) else []
-    return [part for part in state if not (isinstance(part, dict) and "text" in part)]
+def _non_text_parts(content: JSON) -> list[JSON]:
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if not (isinstance(part, dict) and "text" in part)]
 
 
-def _call(call: JSON, names: dict[str, str]) -> JSON:
+def _function_call_part(call: JSON, names: dict[str, str]) -> JSON:
     function = call.get("function") or {}
     id_, name = call.get("id"), function.get("name") or ""
     if isinstance(id_, str):
         names[id_] = name
-    args = _object(function.get("arguments") or "{}", "arguments")
+    args = _as_object(function.get("arguments") or "{}", "arguments")
     return {"functionCall": {**({"id": id_} if id_ else {}), "name": name, "args": args}}
 
 
-def _response(message: JSON, names: Mapping[str, str]) -> JSON:
+def _function_response_part(message: JSON, names: Mapping[str, str]) -> JSON:
     id_ = message.get("tool_call_id")
     name = message.get("name") or names.get(id_ or "", "")
-    response = _object(deltas.parse_text(message.get("content")), "output")
+    response = _as_object(deltas.parse_text(message.get("content")), "output")
     return {"functionResponse": {**({"id": id_} if id_ else {}), "name": name, "response": response}}
 
 
-def _object(text: JSON, key: str) -> JSON:
+def _as_object(text: JSON, key: str) -> JSON:
     """What a text says as an object, or an object that holds it."""
     value = text
     if isinstance(text, str):
@@ -134,79 +137,81 @@ def _object(text: JSON, key: str) -> JSON:
     return value if isinstance(value, dict) else {key: text}
 
 
-class Reader:
+class ResponseNormalizer:
     """One answer's chunks, or its whole body, in OpenAI's words."""
 
     def __init__(self) -> None:
         self._calls: dict[int, list[JSON]] = {}
         """The calls so far of each choice."""
 
-    def read(self, body: dict[str, JSON]) -> dict[str, JSON]:
+    def normalize(self, body: dict[str, JSON]) -> dict[str, JSON]:
         if isinstance(body.get("output"), dict):  # DashScope's native answers
-            return {**body, "output": self._answer(body["output"])}
-        return self._answer(body)
+            return {**body, "output": self._normalize_body(body["output"])}
+        return self._normalize_body(body)
 
-    def _answer(self, body: dict[str, JSON]) -> dict[str, JSON]:
+    def _normalize_body(self, body: dict[str, JSON]) -> dict[str, JSON]:
         choices = body.get("choices", body.get("candidates"))
         if not isinstance(choices, list):
             return body
-        changed = {**body, "choices": [self._choice(choice, n) for n, choice in enumerate(choices)]}
+        changed = {**body, "choices": [self._normalize_choice(choice, n) for n, choice in enumerate(choices)]}
         if isinstance(body.get("usageMetadata"), dict):
-            changed["usage"] = _usage(body["usageMetadata"])
+            changed["usage"] = _openai_usage(body["usageMetadata"])
         return changed
 
-    def _choice(self, choice: JSON, position: int) -> JSON:
+    def _normalize_choice(self, choice: JSON, position: int) -> JSON:
         if not isinstance(choice, dict):
             return choice
         reason = choice.get("finish_reason", choice.get("finishReason"))
         changed = {
             **choice,
-            "finish_reason": _FINISHES.get(reason, reason) if isinstance(reason, str) else reason,
+            "finish_reason": _FINISH_REASONS.get(reason, reason) if isinstance(reason, str) else reason,
         }
         for key in ("delta", "message", "content"):
             if isinstance(choice.get(key), dict):
                 name = "message" if key == "content" else key
-                changed[name] = self._message(choice[key], deltas.choice_index(choice, position))
+                changed[name] = self._normalize_message(choice[key], deltas.choice_index(choice, position))
         return changed
 
-    def _message(self, message: dict[str, JSON], choice: int) -> JSON:
-        state = _parts(message)
-        texts = [part for part in state if isinstance(part.get("text"), str)]
+    def _normalize_message(self, message: dict[str, JSON], choice: int) -> JSON:
+        parts = _parts(message)
+        texts = [part for part in parts if isinstance(part.get("text"), str)]
         thought = "".join(part["text"] for part in texts if part.get("thought") is True)
         text = "".join(part["text"] for part in texts if part.get("thought") is not True)
         own = message.get("tool_calls")
         entries = [*(own if isinstance(own, list) else ()), *_function_calls(message)]
-        entries += [call for part in state for call in _function_calls(part)]
-        changed = {key: value for key, value in message.items() if key not in (*_CALLS, "parts", "content")}
+        entries += [call for part in parts for call in _function_calls(part)]
+        changed = {
+            key: value for key, value in message.items() if key not in (*_CALL_KEYS, "parts", "content")
+        }
         content = message.get("content")
         changed["content"] = content if isinstance(content, str) and content else text
         if thought:
             changed["reasoning_content"] = thought
-        return {**changed, "tool_calls": self._numbered(entries, choice)}
+        return {**changed, "tool_calls": self._with_indices(entries, choice)}
 
-    def _numbered(self, entries: list[JSON], choice: int) -> list[JSON]:
+    def _with_indices(self, entries: list[JSON], choice: int) -> list[JSON]:
         """The entries as OpenAI's; calls that are whole get indices, and are left out where they repeat all so far.
 
-        Each whole call is one of its own, however alike; pieces of arguments are for `toolcalls` to join.
+        Each whole call is one of its own, however alike; pieces of arguments are for `tool_calls` to join.
         """
         known = self._calls.setdefault(choice, [])
-        whole = [entry for entry in entries if _is_whole(entry)]
+        whole = [entry for entry in entries if _is_complete(entry)]
         repeated = len(known) if whole[: len(known)] == known else 0
         numbered: list[JSON] = []
         for entry in entries:
-            if not _is_whole(entry):
-                numbered.append(_entry(entry))
+            if not _is_complete(entry):
+                numbered.append(_to_openai_call(entry))
             elif repeated:
                 repeated -= 1
             else:
-                numbered.append({**_entry(entry), "index": len(known)})
+                numbered.append({**_to_openai_call(entry), "index": len(known)})
                 known.append(entry)
         return numbered
 
 
-def reader(target: UpstreamTarget) -> Reader | None:
+def normalizer_for(target: UpstreamTarget) -> ResponseNormalizer | None:
     """What an answer of this target is read with first; None for one in OpenAI's words."""
-    return Reader() if target.tool_schema == NAME else None
+    return ResponseNormalizer() if target.tool_schema == TOOL_SCHEMA else None
 
 
 def _parts(message: Mapping[str, JSON]) -> list[dict[str, Any]]:
@@ -214,47 +219,47 @@ def _parts(message: Mapping[str, JSON]) -> list[dict[str, Any]]:
     content = message.get("content")
     if isinstance(content, dict):
         content = content.get("parts")
-    found = [one for one in (content, message.get("parts")) if isinstance(one, list)]
-    return [part for state in found for part in state if isinstance(part, dict)]
+    lists = [value for value in (content, message.get("parts")) if isinstance(value, list)]
+    return [part for parts in lists for part in parts if isinstance(part, dict)]
 
 
 def _function_calls(holder: Mapping[str, JSON]) -> Iterator[JSON]:
-    for key in _CALLS:
+    for key in _CALL_KEYS:
         if isinstance(holder.get(key), dict):
             yield {"functionCall": holder[key]}
 
 
-def _function(entry: JSON) -> dict[str, JSON] | None:
-    found = (entry.get(key) for key in ("function", *_CALLS)) if isinstance(entry, dict) else ()
+def _function_of(entry: JSON) -> dict[str, JSON] | None:
+    found = (entry.get(key) for key in ("function", *_CALL_KEYS)) if isinstance(entry, dict) else ()
     return next((function for function in found if isinstance(function, dict)), None)
 
 
-def _arguments(function: Mapping[str, JSON]) -> JSON:
+def _arguments_of(function: Mapping[str, JSON]) -> JSON:
     return function.get("args", function.get("arguments"))
 
 
-def _is_whole(entry: JSON) -> bool:
+def _is_complete(entry: JSON) -> bool:
     """Whether an entry is a whole call rather than a piece of one."""
-    function = _function(entry)
+    function = _function_of(entry)
     if function is None or "index" in entry:
         return False
-    return bool(function.get("name")) and not isinstance(_arguments(function), str)
+    return bool(function.get("name")) and not isinstance(_arguments_of(function), str)
 
 
-def _entry(entry: JSON) -> JSON:
+def _to_openai_call(entry: JSON) -> JSON:
     """An entry of `tool_calls`, its arguments as JSON text."""
-    function = _function(entry)
+    function = _function_of(entry)
     if function is None:
         return entry
-    arguments = _arguments(function)
+    arguments = _arguments_of(function)
     if arguments is not None and not isinstance(arguments, str):
         arguments = json_codec.dumps(arguments).decode()
-    kept = {key: value for key, value in entry.items() if key not in ("function", *_CALLS)}
+    kept = {key: value for key, value in entry.items() if key not in ("function", *_CALL_KEYS)}
     kept.setdefault("id", function.get("id"))
     return {**kept, "function": {"name": function.get("name"), "arguments": arguments}}
 
 
-def _usage(counts: dict[str, JSON]) -> dict[str, JSON]:
+def _openai_usage(counts: dict[str, JSON]) -> dict[str, JSON]:
     """Gemini's `usageMetadata` in OpenAI's names; thoughts are part of the answer."""
 
     def count(name: str) -> int:

@@ -3,7 +3,7 @@
 Each takes the messages and returns them changed, as a new list with new messages where one had to change, or
 the very same list where none had to.
 
-`marks` is one look at the messages for all of them: most have nothing to do for most conversations.
+`features` is one look at the messages for all of them: most have nothing to do for most conversations.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def merge_system(messages: Messages) -> Messages:
         content: JSON = [part for message in systems for part in _parts(message.get("content"))]
     else:
         content = "\n\n".join(text_of(message) for message in systems)
-    cooldown = [message for message in messages if message.get("role") != "system"]
-    return [{**systems[0], "content": content}, *cooldown]
+    rest = [message for message in messages if message.get("role") != "system"]
+    return [{**systems[0], "content": content}, *rest]
 
 
 def _parts(content: JSON) -> list[JSON]:
@@ -185,9 +185,9 @@ def _audio_message(message: dict[str, JSON]) -> dict[str, JSON]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    state = [_audio_part(part) for part in content]
-    same = all(new is old for new, old in zip(state, content, strict=True))
-    return message if same else {**message, "content": state}
+    parts = [_audio_part(part) for part in content]
+    same = all(new is old for new, old in zip(parts, content, strict=True))
+    return message if same else {**message, "content": parts}
 
 
 def _audio_part(part: JSON) -> JSON:

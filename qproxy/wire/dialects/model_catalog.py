@@ -52,7 +52,7 @@ EMBEDDING = ("text-embedding-v4", "text-embedding-v3")
 """They have no output to limit."""
 
 
-LINES = ("qwen", "qwq-", "qvq-", "text-embedding-v")
+QWEN_PREFIXES = ("qwen", "qwq-", "qvq-", "text-embedding-v")
 """How the names of Qwen's own models begin, also of those to come."""
 
 
@@ -63,7 +63,7 @@ def model_names(*, embedding: bool = False) -> Iterable[str]:
 
 def is_qwen(model: str) -> bool:
     """Whether a name is that of one of Qwen's models, published or to come."""
-    return model.lower().startswith(LINES)
+    return model.lower().startswith(QWEN_PREFIXES)
 
 
 def limits_for(model: str) -> ModelLimits | None:

@@ -2,7 +2,7 @@
 llama.cpp, Ollama.
 
 Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
-tool call (`toolcalls`), nor which fields a server refuses (`rules`).
+tool call (`tool_calls`), nor which fields a server refuses (`request_rules`).
 
 The idea: read every field with suspicion, keep everything that carries content, and drop what carries
 none (`content: ""`, `tool_calls: []`, `usage: null`).  A whole answer is one big delta per choice.
@@ -45,10 +45,10 @@ def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     if turn.completion is not None and target.supports_completions:
         return _completion(turn, turn.completion, target)
     body: dict[str, JSON] = {"model": target.model, "messages": turn.messages}
-    if target.tool_schema == function_declarations.NAME:
+    if target.tool_schema == function_declarations.TOOL_SCHEMA:
         body |= {
-            "messages": function_declarations.messages(turn.messages),
-            **function_declarations.fields(turn),
+            "messages": function_declarations.convert_messages(turn.messages),
+            **function_declarations.request_fields(turn),
         }
     else:
         if turn.tools:
@@ -83,7 +83,7 @@ class Decoder:
         self._target = target
         self._plan = target.plan
         self._native: dashscope.Decoder | None = None
-        self._declared = function_declarations.reader(target)
+        self._declared = function_declarations.normalizer_for(target)
         """For a server that answers in DashScope's native shape all the same."""
         self._lone_surrogates: dict[tuple[type, int, int | None], Event] = {}
         self._escaped = True
@@ -109,7 +109,7 @@ class Decoder:
             self._native = self._native or dashscope.Decoder(self._target, asked=False)
             return self._native.feed(item)
         if self._declared is not None:
-            chunk = self._declared.read(chunk)
+            chunk = self._declared.normalize(chunk)
         if "choices" not in chunk or "error" in chunk or item.event == "error":
             error = error_from_event(chunk, item.status, plan=self._plan)
             if error is not None:
@@ -208,15 +208,15 @@ def _error_finish(delta: JSON, plan: str) -> UpstreamError:
     except ValueError:
         data = {"error": {"message": text or "The model's server broke the answer off."}}
     error = error_from_event(data, None, plan=plan)
-    return error or UpstreamError(storable.text(text) or "The model's server broke the answer off.")
+    return error or UpstreamError(storable.storable_text(text) or "The model's server broke the answer off.")
 
 
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
-    """The events of a whole answer; a body that is an error gives `Failed`."""
+    """The events of a whole answer; a body that is an error gives `StreamFailed`."""
     if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
         return dashscope.response(body, target)
-    if isinstance(body, dict) and (declared := function_declarations.reader(target)) is not None:
-        body = declared.read(body)
+    if isinstance(body, dict) and (declared := function_declarations.normalizer_for(target)) is not None:
+        body = declared.normalize(body)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
         error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
         message = "The model's server answered with something that is not a chat completion."

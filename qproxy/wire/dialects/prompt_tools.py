@@ -1,6 +1,6 @@
 """Tools written into the prompt, for a server that has no tool parser of its own.
 
-The tools go into the system message in the model's own spelling (`hermes` or `coder`), calls of the history become
+The tools go into the system message in the model's own spelling (`hermes` or `qwen_coder`), calls of the history become
 the text that the model wrote, results become `<tool_response>` in a user message; the request declares no tools.
 The answer's calls are then read from its text, as everywhere.
 """

@@ -4,8 +4,8 @@ Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count),
 where it is on by itself, and a function.  Rules for DashScope do not touch an `open` server unless they are
 switched on by name; those for "all" mend what every server refuses.
 
-A rule gets a `Draft`, replaces what it changes (never edits a message in place: the client's objects are
-shared) and says whether it did.  A rule may drop a parameter (`draft.drop`), which is reported to the client in
+A rule gets a `RequestDraft`, replaces what it changes (never edits a message in place: the client's objects are
+shared) and says whether it did.  A rule may drop a parameter (`draft.drop_param`), which is reported to the client in
 `x-qproxy-ignored-params`, or with `strict_params` refused.
 
 Sources: Qwen's chat reference; the threads that users of other proxies filed.
@@ -57,11 +57,11 @@ class RequestDraft:
     @property
     def thinking(self) -> bool:
         """Whether the model will think, as far as can be told from here."""
-        request = self.params.get("enable_thinking")
-        if request is None:
+        thinking = self.params.get("enable_thinking")
+        if thinking is None:
             effort = self.params.get("reasoning_effort")
-            request = effort not in ("none", "minimal") if effort else None
-        return request if isinstance(request, bool) else bool(self.limits and self.limits.can_think)
+            thinking = effort not in ("none", "minimal") if effort else None
+        return thinking if isinstance(thinking, bool) else bool(self.limits and self.limits.can_think)
 
     def set_thinking(self, on: bool) -> None:
         """Switch thinking on or off for this request."""
@@ -195,8 +195,8 @@ def _reasoning_effort(draft: RequestDraft) -> bool:
 
 
 def _completion_thinking(draft: RequestDraft) -> bool:
-    message = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
-    if draft.is_completion is None or message or not draft.thinking:
+    requested = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
+    if draft.is_completion is None or requested or not draft.thinking:
         return False
     draft.set_thinking(False)
     return True
@@ -289,9 +289,9 @@ def _drop_unsupported(draft: RequestDraft) -> bool:
 
 RULES = (
     RequestRule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(message_rules.developer_to_system, "developer")),
-    RequestRule("one_system", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
+    RequestRule("merge_system_messages", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
     RequestRule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(message_rules.function_to_tool, "function", "function_call")),
-    RequestRule("calls_mended", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(message_rules.repair_calls, "tool_calls")),
+    RequestRule("repair_tool_calls", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(message_rules.repair_calls, "tool_calls")),
     RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(message_rules.null_content, NoneType)),
     RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
     RequestRule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(message_rules.tool_content, list)),
@@ -299,22 +299,32 @@ RULES = (
     RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
     RequestRule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
     RequestRule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
-    RequestRule("effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _reasoning_effort),
+    RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _reasoning_effort),
     RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
-    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tools)", "dashscope", _forced_tool_thinking),
+    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", _forced_tool_thinking),
     RequestRule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
     RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),
-    RequestRule("json_word", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
+    RequestRule("json_keyword", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
     RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
     RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
     RequestRule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
     RequestRule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
     RequestRule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
     RequestRule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
-    RequestRule("choices", "n above 4, or above 1 with tools, is refused", "dashscope", _max_choices),
+    RequestRule("max_choices", "n above 4, or above 1 with tools, is refused", "dashscope", _max_choices),
     RequestRule("audio_output", "audio output is refused for models that do not speak", "dashscope", _audio_output),
-    RequestRule("meaningless", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _drop_unsupported),
+    RequestRule("unsupported_params", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _drop_unsupported),
 )  # fmt: skip
+
+RENAMED_RULES = {
+    "one_system": "merge_system_messages",
+    "calls_mended": "repair_tool_calls",
+    "effort": "reasoning_effort",
+    "json_word": "json_keyword",
+    "choices": "max_choices",
+    "meaningless": "unsupported_params",
+}
+"""Old names of rules: the configuration refuses them, the ledger replaces them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +344,8 @@ def apply_rules(
     model: str,
     family: str,
     switches: Mapping[str, bool] | None = None,
-    strict_params: bool = False,
-    forced_tools: str = "thinking-off",
+    strict_params: bool,
+    forced_tools: str,
 ) -> RuleResult:
     """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
     draft = RequestDraft(turn, model, forced_tools, strict_params)

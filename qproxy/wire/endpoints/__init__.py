@@ -1,9 +1,11 @@
-"""What our clients speak.
+"""The APIs that clients speak, as a table.
 
-`ENDPOINTS` is the table from which the server makes its routes, each with and without `/v1`: an endpoint
-decodes a body into a `Turn` and encodes the events of its answer, streamed or whole.  A new one is a
-module here and a row in the table; the server, the relay and the upstreams do not move.  `embeddings` is no row: what
-asks for vectors has no turn, no events and no stream, and so a family of routes of its own (`server.embedding`).
+The server makes a route of every row of `ENDPOINTS`, with and without `/v1`: an endpoint decodes a body into a
+`Turn` and encodes the events of its response, streamed or whole.  What it shares with the other endpoints of its
+vendor (errors, headers, keys, keep-alive) is its row's `Api`.  A new endpoint is a module here and a row in the
+table; the server, the relay, the metrics and the dialects do not change.
+
+A route that produces no turn (embeddings, the list of models) is no row: its `server.state.Route` has an `Api` too.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat, completions, responses
+from qproxy.wire.endpoints import chat, completions, request_schemas, responses
+from qproxy.wire.endpoints.api import Api, RateLimitStatus, find_api
+from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import Event, Turn
+from qproxy.wire.events import JSON, Event, Turn
 
 
 class StreamEncoder(Protocol):
-    """A stage from events to the client's bytes, which can also say that the stream failed."""
+    """A stage from events to the client's bytes.  `close` ends the stream as the API does, `error_event` fails it."""
 
     def feed(self, event: Event, /) -> Iterable[bytes]: ...
 
@@ -27,29 +31,57 @@ class StreamEncoder(Protocol):
     def error_event(self, error: QproxyError, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One way to ask for a turn."""
 
     path: str
     """Below `/v1`."""
+    api: Api
     id_prefix: str
     decode: Callable[..., Turn]
     encoder: Callable[[Turn], StreamEncoder]
     response: Callable[[Turn, Iterable[Event]], dict[str, Any]]
+    schema: JSON
+    """JSON Schema of a request's body, for the OpenAPI document."""
+    operation: str
+    """`gen_ai.operation.name` of OpenTelemetry, for metrics and traces."""
     exposes_server_tools: bool = False
     """Its clients see the calls of this server's tools, and send them back with the conversation."""
 
 
 ENDPOINTS = (
-    Endpoint("/chat/completions", "chatcmpl-", chat.decode, chat.Encoder, chat.response),
-    Endpoint("/completions", "cmpl-", completions.decode, completions.Encoder, completions.response),
     Endpoint(
-        "/responses",
-        "resp_",
-        responses.decode,
-        responses.Encoder,
-        responses.response,
+        path="/chat/completions",
+        api=OPENAI,
+        id_prefix="chatcmpl-",
+        decode=chat.decode,
+        encoder=chat.Encoder,
+        response=chat.response,
+        schema=request_schemas.CHAT,
+        operation="chat",
+    ),
+    Endpoint(
+        path="/completions",
+        api=OPENAI,
+        id_prefix="cmpl-",
+        decode=completions.decode,
+        encoder=completions.Encoder,
+        response=completions.response,
+        schema=request_schemas.COMPLETIONS,
+        operation="text_completion",
+    ),
+    Endpoint(
+        path="/responses",
+        api=OPENAI,
+        id_prefix="resp_",
+        decode=responses.decode,
+        encoder=responses.Encoder,
+        response=responses.response,
+        schema=request_schemas.RESPONSES,
+        operation="chat",
         exposes_server_tools=True,
     ),
 )
+
+__all__ = ["ENDPOINTS", "OPENAI", "Api", "Endpoint", "RateLimitStatus", "StreamEncoder", "find_api"]

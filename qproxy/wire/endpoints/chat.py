@@ -1,12 +1,12 @@
 """`POST /v1/chat/completions`: OpenAI's chat, in and out.
 
-Here: the request's fields as a `Turn`; events as chunks; the fold of the same events as a whole answer.
-Not here: anything about Qwen.
+Here: the request's fields as a `Turn`; events as chunks.  The fold of the same events as a whole answer is in
+`chat_completion`.  Not here: anything about Qwen.
 
 The idea of the encoder: what does not change between two chunks of one answer (id, created, model) is
 written once; a text chunk is then two joins and one string escape.
 
-OpenAPI `CreateChatCompletionRequest`, `CreateChatCompletionStreamResponse`, `CreateChatCompletionResponse`.
+OpenAPI `CreateChatCompletionRequest`, `CreateChatCompletionStreamResponse`.
 The streaming contract: role only in a choice's first delta; a call's id, type and name only in its first
 entry (openai-python *concatenates* repeated ones); one chunk with `finish_reason` and an empty delta, last;
 usage in one last chunk without choices, only when asked for; then `data: [DONE]`.  Tools that this server ran are
@@ -16,12 +16,13 @@ comments, and in the last chunk a `qproxy` object for who asks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import Any, TypeGuard
 
 from qproxy.wire import json_codec, sse, tool_schemas
-from qproxy.wire.endpoints import chat_messages, tool_reports, validation
+from qproxy.wire.endpoints import chat_messages, openai_errors, tool_reports, validation
+from qproxy.wire.endpoints.chat_completion import logprobs_object, response, usage_object
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
@@ -41,6 +42,7 @@ from qproxy.wire.events import (
 )
 from qproxy.wire.raw_json import RawBody
 
+__all__ = ["EFFORTS", "FIELDS", "Encoder", "decode", "response"]
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -76,29 +78,25 @@ FIELDS = {
     "response_format": _response_format,
     "stop": validation.stop_sequences,
     "logit_bias": validation.object_,
-    "metadata": validation.an_object_of_names,
+    "metadata": validation.string_map,
     "qproxy": validation.object_,
     "modalities": validation.array,
     "store": validation.boolean,
-    "user": validation.a_name,
+    "user": validation.identifier,
 }
-_NOT_PARAMS = frozenset(
-    (
-        "model",
-        "messages",
-        "tools",
-        "tool_choice",
-        "functions",
-        "function_call",
-        "stream",
-        "stream_options",
-        "qproxy",
-    )
-)
+_NOT_PARAMS = frozenset((
+    "model", "messages", "tools", "tool_choice", "functions", "function_call", "stream", "stream_options", "qproxy",
+))  # fmt: skip
 
 
 def decode(
-    body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
+    body: JSON,
+    *,
+    id: str,
+    created: int,
+    request_id: str = "",
+    default_model: str | None,
+    max_messages: int,
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
     body = validation.body(body)
@@ -107,7 +105,7 @@ def decode(
     if "messages" not in fields:
         validation.missing("messages")
     declared = tool_schemas.parse_tools(fields)
-    message = fields.get("tools")
+    tools = fields.get("tools")
     options = fields.get("stream_options") or {}
     stream = fields.get("stream", False)
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
@@ -116,9 +114,10 @@ def decode(
     return Turn(
         id=id,
         created=created,
+        request_id=request_id,
         model=model,
         messages=chat_messages.validate_messages(fields["messages"], limit=max_messages),
-        tools=message if _identity(message, declared.tools) else declared.tools,
+        tools=tools if _identity(tools, declared.tools) else declared.tools,
         tool_choice=declared.tool_choice,
         params=params,
         stream=stream,
@@ -165,7 +164,7 @@ class Encoder:
         self._custom: set[tuple[int, int]] = set()
         """Choices and numbers of the calls to custom tools."""
         self._tool_report = tool_reports.ToolReport()
-        self._found = b""
+        self._pending_search_info = b""
         """What a search found, for the next chunk."""
         self._finished = False
 
@@ -173,8 +172,8 @@ class Encoder:
         """The chunks that say `event`."""
         say = _DELTA_EVENTS.get(type(event))
         chunks = [] if say is None else say(self, event)
-        if self._found and chunks and chunks[-1].startswith(self._envelope):
-            chunks[-1] = self._with_found(chunks[-1])
+        if self._pending_search_info and chunks and chunks[-1].startswith(self._envelope):
+            chunks[-1] = self._with_search_info(chunks[-1])
         return chunks
 
     def _text(self, event: TextDelta) -> list[bytes]:
@@ -201,13 +200,13 @@ class Encoder:
         self._tool_report.add(event)
         return [tool_reports.sse_comment(event)]
 
-    def _searched(self, event: SearchInfo) -> list[bytes]:
-        self._found = b',"search_info":' + json_codec.dumps(event.info)
+    def _search_info(self, event: SearchInfo) -> list[bytes]:
+        self._pending_search_info = b',"search_info":' + json_codec.dumps(event.info)
         return []
 
-    def _with_found(self, chunk: bytes) -> bytes:
+    def _with_search_info(self, chunk: bytes) -> bytes:
         """The chunk with what a search found; a chunk of its own would have no delta, and there are clients that want one."""
-        found, self._found = self._found, b""
+        found, self._pending_search_info = self._pending_search_info, b""
         return chunk.removesuffix(self._closing) + found + self._closing
 
     def close(self) -> list[bytes]:
@@ -218,7 +217,7 @@ class Encoder:
         out = []
         if self._turn.include_usage:
             counts = json_codec.dumps(usage_object(self._usage or Usage()))
-            more = self._found + self._reported()
+            more = self._pending_search_info + self._reported()
             out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, more))
         return [*out, b"data: [DONE]\n\n"]
 
@@ -232,7 +231,7 @@ class Encoder:
     def error_event(self, error: QproxyError) -> bytes:
         """The one frame that says that a stream which has begun cannot go on."""
         self._finished = True
-        return sse.encode(json_codec.dumps(error.to_body()))
+        return sse.encode(json_codec.dumps(openai_errors.error_body(error)))
 
     def _head(self, choice: int, content: bytes) -> list[bytes]:
         """The choice's first chunk.  `content` is "" before text and null before anything else.
@@ -308,109 +307,6 @@ _DELTA_EVENTS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
     StreamFailed: Encoder._failed,
     ServerToolCall: Encoder._server_call,
     ServerToolResult: Encoder._server_result,
-    SearchInfo: Encoder._searched,
+    SearchInfo: Encoder._search_info,
 }
 _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'
-
-
-def logprobs_object(value: JSON) -> JSON:
-    """`choices[].logprobs` with both of its required keys."""
-    if not isinstance(value, dict):
-        return None
-    return {"content": value.get("content"), "refusal": value.get("refusal")}
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """OpenAI's `CompletionUsage`; Qwen's further details stay beside OpenAI's own."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, **_without_nulls(usage.prompt_details)},
-        "completion_tokens_details": {"reasoning_tokens": 0, **_without_nulls(usage.completion_details)},
-    }
-
-
-def _without_nulls(details: dict[str, JSON]) -> dict[str, JSON]:
-    return {name: value for name, value in details.items() if value is not None}
-
-
-class _Choice:
-    """What the events of one choice add up to."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-        self.reasoning: list[str] = []
-        self.refusal: list[str] = []
-        self.calls: list[tuple[ToolCallStart, list[str]]] = []
-        self.logprobs: list[JSON] = []
-        self.reason = "stop"
-
-
-def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
-    """The `chat.completion` that the events add up to; raises the error of a `Failed`."""
-    choices: dict[int, _Choice] = {}
-    usage, found = Usage(), None
-    events = list(events)
-    for event in events:
-        if isinstance(event, Usage):
-            usage = event
-        elif isinstance(event, SearchInfo):
-            found = event.info
-        elif isinstance(event, StreamFailed):
-            raise event.error
-        elif hasattr(event, "choice"):
-            _add(choices.setdefault(event.choice, _Choice()), event)
-    return {
-        "id": turn.id,
-        "object": "chat.completion",
-        "created": turn.created,
-        "model": turn.model,
-        "choices": [_choice_object(turn, number, choices[number]) for number in sorted(choices)],
-        "usage": usage_object(usage),
-        **({} if found is None else {"search_info": found}),
-        **({"qproxy": tool_reports.build_report(events)} if turn.include_tool_reports else {}),
-    }
-
-
-def _add(choice: _Choice, event: Event) -> None:
-    match event:
-        case TextDelta(text, _, logprobs):
-            choice.text.append(text)
-            if isinstance(logprobs, dict):
-                choice.logprobs.extend(logprobs.get("content") or ())
-        case ReasoningDelta(text):
-            choice.reasoning.append(text)
-        case RefusalDelta(text):
-            choice.refusal.append(text)
-        case ToolCallStart():
-            choice.calls.append((event, []))
-        case ToolCallArgumentsDelta(index, text):
-            choice.calls[index][1].append(text)
-        case ChoiceFinished(reason):
-            choice.reason = reason
-
-
-def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": "".join(choice.text) if choice.text or not choice.calls else None,
-        "refusal": "".join(choice.refusal) or None,
-    }
-    if choice.reasoning:
-        message["reasoning_content"] = "".join(choice.reasoning)
-    reason = choice.reason
-    if choice.calls and turn.legacy_functions:
-        call, pieces = choice.calls[0]
-        message["function_call"] = {"name": call.name, "arguments": "".join(pieces)}
-        reason = "function_call" if reason == "tool_calls" else reason
-    elif choice.calls:
-        message["tool_calls"] = [_call_object(call, "".join(pieces)) for call, pieces in choice.calls]
-    logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
-    return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
-
-
-def _call_object(call: ToolCallStart, arguments: str) -> dict[str, Any]:
-    if call.custom:
-        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": arguments}}
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

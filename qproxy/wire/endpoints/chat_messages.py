@@ -1,7 +1,7 @@
 """The shape of chat messages: roles, content parts, tool calls and their answers.
 
 Checked so that a slip is answered with its path (`messages[3].content[0].type`) instead of an upstream's
-riddle.  What a message *says* is left alone; what Qwen wants changed about it is in `upstreams.rules`.
+riddle.  What a message *says* is left alone; what Qwen wants changed about it is in `dialects.request_rules`.
 OpenAPI: `ChatCompletionRequestMessage`.
 """
 
@@ -78,16 +78,16 @@ def _message(value: JSON, path: str) -> dict[str, JSON]:
         return message
     if not isinstance(content, list):
         validation.wrong_type(f"{path}.content", "a string or an array of content parts", content)
-    state = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
-    if all(new is old for new, old in zip(state, content, strict=True)):
+    parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
+    if all(new is old for new, old in zip(parts, content, strict=True)):
         return message
-    return {**message, "content": state}
+    return {**message, "content": parts}
 
 
 def _named(message: dict[str, JSON], key: str, path: str) -> None:
     if message.get(key) is None:
         validation.missing(f"{path}.{key}")
-    validation.a_name(message[key], f"{path}.{key}")
+    validation.identifier(message[key], f"{path}.{key}")
 
 
 def _part(value: JSON, path: str) -> Any:
@@ -128,9 +128,9 @@ def _calls(message: dict[str, JSON], path: str) -> None:
                 validation.object_(call, where).get("type") or "function", f"{where}.type"
             )
             function = validation.object_(call.get(kind), f"{where}.{kind}")
-            validation.a_name(function.get("name"), f"{where}.{kind}.name")
+            validation.identifier(function.get("name"), f"{where}.{kind}.name")
     legacy = message.get("function_call")
     if legacy is not None:
-        validation.a_name(
+        validation.identifier(
             validation.object_(legacy, f"{path}.function_call").get("name"), f"{path}.function_call.name"
         )

@@ -1,7 +1,7 @@
 """`POST /v1/completions`: OpenAI's legacy completions, which editors and evaluation programs use.
 
-Here: the request's fields as a `Turn` with a `Completion`; events as `text_completion` chunks; the fold of the same
-events as a whole answer.  Not here: which way a prompt goes to a model (`upstreams.compatible`).
+Here: the request's fields as a `Turn` with a `CompletionPrompt`; events as `text_completion` chunks; the fold of the same
+events as a whole answer.  Not here: which way a prompt goes to a model (`dialects.openai`).
 
 A turn is made, and nothing else, so that accounts, rules, streams and errors are those of a chat.  The prompt is also
 the one user message of the turn: that is all a chat model can be given.  `suffix` becomes Qwen-coder's marker words in
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from qproxy.wire import json_codec, sse
-from qproxy.wire.endpoints import validation
-from qproxy.wire.endpoints.chat import usage_object
+from qproxy.wire.endpoints import openai_errors, validation
+from qproxy.wire.endpoints.chat_completion import usage_object
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import (
     JSON,
@@ -50,7 +50,7 @@ FIELDS = {
     "stream_options": validation.object_,
     "stop": validation.stop_sequences,
     "logit_bias": validation.object_,
-    "user": validation.a_name,
+    "user": validation.identifier,
 }
 _NOT_PARAMS = frozenset(
     ("model", "prompt", "suffix", "echo", "n", "best_of", "logprobs", "stream", "stream_options")
@@ -58,7 +58,13 @@ _NOT_PARAMS = frozenset(
 
 
 def decode(
-    body: JSON, *, id: str, created: int, default_model: str | None = None, max_messages: int = 10_000
+    body: JSON,
+    *,
+    id: str,
+    created: int,
+    request_id: str = "",
+    default_model: str | None,
+    max_messages: int,
 ) -> Turn:
     """The turn that a request body asks for; RequestError names the field that is wrong."""
     body = validation.body(body)
@@ -73,6 +79,7 @@ def decode(
     return Turn(
         id=id,
         created=created,
+        request_id=request_id,
         model=model,
         messages=[{"role": "user", "content": prompt} for prompt in prompts],
         params=_params(fields),
@@ -128,13 +135,13 @@ def _suffix(prefix: str, suffix: str) -> str:
 def _params(fields: dict[str, JSON]) -> dict[str, JSON]:
     """What is passed on, in a chat's words."""
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
-    count, limit, probabilities = fields.get("n", 1), fields.get("best_of"), fields.get("logprobs")
-    if limit is not None and limit < count:
+    count, best_of, probabilities = fields.get("n", 1), fields.get("best_of"), fields.get("logprobs")
+    if best_of is not None and best_of < count:
         validation.wrong_value("best_of", f"it must be at least n, which is {count}.")
-    if limit is not None and limit > count:
+    if best_of is not None and best_of > count:
         if fields.get("stream"):
             validation.wrong_value("best_of", "what is streamed cannot be chosen afterwards.")
-        count, params["logprobs"] = limit, True
+        count, params["logprobs"] = best_of, True
     if probabilities is not None:
         if fields.get("echo"):
             message = "The probabilities of the prompt itself are not to be had: leave out echo or logprobs."
@@ -186,7 +193,7 @@ class Encoder:
     def error_event(self, error: QproxyError) -> bytes:
         """The one frame that says that a stream which has begun cannot go on."""
         self._finished = True
-        return sse.encode(json_codec.dumps(error.to_body()))
+        return sse.encode(json_codec.dumps(openai_errors.error_body(error)))
 
     def _start_choice(self, choice: int) -> list[bytes]:
         """With `echo` a choice begins with its prompt."""
@@ -227,8 +234,8 @@ def _envelope(turn: Turn) -> dict[str, Any]:
 
 def _echoed(turn: Turn, choice: int) -> str:
     """What `echo` puts in front of a choice."""
-    request = _completion_prompt(turn)
-    return request.echo[choice // turn.params.get("n", 1)] if request.echo else ""
+    prompt = _completion_prompt(turn)
+    return prompt.echo[choice // turn.params.get("n", 1)] if prompt.echo else ""
 
 
 def _reason(reason: str) -> str:
@@ -281,7 +288,7 @@ class _Choice:
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
-    """The `text_completion` that the events add up to; raises the error of a `Failed`."""
+    """The `text_completion` that the events add up to; raises the error of a `StreamFailed`."""
     choices: dict[int, _Choice] = {}
     usage = Usage()
     for event in events:
@@ -301,13 +308,13 @@ def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
 
 def _best_choices(turn: Turn, choices: dict[int, _Choice]) -> Iterator[tuple[int, int, _Choice]]:
     """(our number, its own number, choice): of each prompt's choices the best ones."""
-    request, count = _completion_prompt(turn), turn.params.get("n", 1)
-    for prompt in range(len(request.prompts)):
+    completion, count = _completion_prompt(turn), turn.params.get("n", 1)
+    for prompt in range(len(completion.prompts)):
         own = [number for number in sorted(choices) if number // count == prompt]
-        if count > request.choices:
+        if count > completion.choices:
             own.sort(key=lambda number: -choices[number].score)
-        for rank, number in enumerate(own[: request.choices]):
-            yield prompt * request.choices + rank, number, choices[number]
+        for rank, number in enumerate(own[: completion.choices]):
+            yield prompt * completion.choices + rank, number, choices[number]
 
 
 def _object(turn: Turn, index: int, number: int, choice: _Choice) -> dict[str, Any]:

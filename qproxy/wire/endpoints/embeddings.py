@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: OpenAI's request as `Texts`, and the vectors as its answer.
+"""`POST /v1/embeddings`: OpenAI's request as `EmbeddingInput`, and the vectors as its answer.
 
 Here: the checks of the fields, and the body in pieces.  Not here: batches, accounts, Qwen's spellings.
 
@@ -29,7 +29,7 @@ def _check_encoding_format(value: JSON, path: str) -> JSON:
 FIELDS = {
     "encoding_format": validation.one_of(("float", "base64")),
     "dimensions": validation.integer(1, 65_536),
-    "user": validation.a_name,
+    "user": validation.identifier,
     "text_type": validation.one_of(("query", "document")),
     "instruct": validation.string,
     "output_type": _check_encoding_format,
@@ -86,15 +86,15 @@ def _token_ids() -> NoReturn:
 
 
 def iter_body(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> Iterator[bytes]:
-    """The answer's body, a piece for each vector; those are as `vectors.encode` wrote them."""
+    """The answer's body, a piece for each vector; those are as `embeddings.encode_vectors` wrote them."""
     opening = b'{"object":"list","data":['
     for number, vector in enumerate(vectors):
         yield b'%b{"object":"embedding","index":%d,"embedding":%b}' % (opening, number, vector)
         opening = b","
-    cooldown = json_codec.dumps(
+    rest = json_codec.dumps(
         {"model": request.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
     )
-    yield b"]," + cooldown[1:]
+    yield b"]," + rest[1:]
 
 
 def content_length(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> int:

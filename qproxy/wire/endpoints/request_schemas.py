@@ -1,8 +1,9 @@
 """What a request's body must look like, as JSON Schema, for the document that describes this server.
 
-The schemas of single fields come from the checks themselves (`checks.properties`), so the document cannot promise
+The schemas of single fields come from the checks themselves (`validation.properties`), so the document cannot promise
 what the check refuses.  What is checked beyond that, field by field in code, is said here as far as JSON Schema can.
-`BODIES` is the table, by the endpoint's path; a path without a row takes any object.
+A row of `ENDPOINTS`, or a route that is no endpoint, names its own.
+`model` may be missing where the operator has set `default_model`.
 """
 
 from __future__ import annotations
@@ -36,35 +37,32 @@ TOOLS: JSON = {"type": ["array", "null"], "items": {"type": "object"}}
 CHOICE: JSON = {"type": ["string", "object", "null"]}
 
 
-def _object(required: list[str], *state: Mapping[str, JSON]) -> JSON:
+def _object(required: list[str], *parts: Mapping[str, JSON]) -> JSON:
     properties: dict[str, JSON] = {}
-    for part in state:
+    for part in parts:
         properties.update(part)
     return {"type": "object", "required": required, "properties": properties}
 
 
-REQUEST_SCHEMAS: dict[str, JSON] = {
-    "/chat/completions": _object(
-        ["messages"],
-        {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
-        {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
-        validation.properties(chat.FIELDS),
-    ),
-    "/completions": _object(
-        ["prompt"],
-        {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
-        validation.properties(completions.FIELDS),
-    ),
-    "/embeddings": _object(
-        ["model", "input"],
-        {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
-        validation.properties(embeddings.FIELDS),
-    ),
-    "/responses": _object(
-        ["input"],
-        {"model": NAME, "input": {"type": ["string", "array"], "items": {"type": "object"}}},
-        {"tools": TOOLS, "tool_choice": CHOICE},
-        validation.properties(request.FIELDS),
-    ),
-}
-"""`model` may be missing where the operator has set `default_model`."""
+CHAT: JSON = _object(
+    ["messages"],
+    {"model": NAME, "messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
+    {"tools": TOOLS, "tool_choice": CHOICE, "functions": TOOLS, "function_call": CHOICE},
+    validation.properties(chat.FIELDS),
+)
+COMPLETIONS: JSON = _object(
+    ["prompt"],
+    {"model": NAME, "prompt": {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}},
+    validation.properties(completions.FIELDS),
+)
+EMBEDDINGS: JSON = _object(
+    ["model", "input"],
+    {"model": NAME, "input": {"type": ["string", "array"], "items": NAME, "minItems": 1}},
+    validation.properties(embeddings.FIELDS),
+)
+RESPONSES: JSON = _object(
+    ["input"],
+    {"model": NAME, "input": {"type": ["string", "array"], "items": {"type": "object"}}},
+    {"tools": TOOLS, "tool_choice": CHOICE},
+    validation.properties(request.FIELDS),
+)

@@ -2,7 +2,7 @@
 
 A wrong field is a `RequestError` that names the path of the value (`messages[3].content[0].type`) in its
 message and in `param`.  `null` means "not said", as it does at OpenAI.  A check also knows the JSON Schema of what it
-takes (`says`, `properties`), for the document that describes this server.
+takes (`with_schema`, `properties`), for the document that describes this server.
 """
 
 from __future__ import annotations
@@ -79,18 +79,18 @@ def string(value: JSON, path: str) -> str:
     return value if isinstance(value, str) else wrong_type(path, "a string", value)
 
 
-def a_name(value: JSON, path: str) -> str:
+def identifier(value: JSON, path: str) -> str:
     """A string that names something, or is its id: it will be compared, stored, or written into a header."""
     name = string(value, path)
-    if not storable.is_text(name):
+    if not storable.is_storable_text(name):
         wrong_value(path, "it holds a NUL or half of a surrogate pair, which no name has.")
     return name
 
 
-def an_object_of_names(value: JSON, path: str) -> dict[str, JSON]:
+def string_map(value: JSON, path: str) -> dict[str, JSON]:
     """An object whose keys the client has chosen."""
     for name in object_(value, path):
-        a_name(name, f"{path}.{name[:64]}")
+        identifier(name, f"{path}.{name[:64]}")
     return value  # type: ignore[no-any-return]
 
 
@@ -101,8 +101,8 @@ def boolean(value: JSON, path: str) -> bool:
 with_schema(object_, type="object")
 with_schema(array, type="array")
 with_schema(string, type="string")
-with_schema(a_name, type="string")
-with_schema(an_object_of_names, type="object")
+with_schema(identifier, type="string")
+with_schema(string_map, type="object")
 with_schema(boolean, type="boolean")
 
 
@@ -200,6 +200,6 @@ def require_model(body: Mapping[str, JSON], default: str | None) -> str:
         raise RequestError(
             "you must provide a model parameter", param="model", code="missing_required_parameter"
         )
-    if not a_name(value, "model").strip():
+    if not identifier(value, "model").strip():
         wrong_value("model", "it is empty.")
     return str(value)

@@ -3,7 +3,7 @@
 OpenAI's clients send 24 kHz, Qwen hears 16 kHz.  Taking samples out would fold everything above 8 kHz into the
 speech; the filter takes it out first.  Its quality is measured by `scripts/resampling.py` and held by a test.  One
 sample out costs one dot product of 70 floats, a second of speech some 20 to 50 ms of a core: it is done where it
-comes, in pieces that are small (`MAX_PIECE`).
+comes, in pieces that are small (`MAX_CHUNK`).
 
 Samples are 16 bits, signed, little-endian, one channel.  Bytes of half a sample wait for the other half.
 """
@@ -73,9 +73,9 @@ class Resampler:
     def flush(self) -> bytes:
         """What the filter still holds; after it a new sound begins."""
         self._half = b""
-        cooldown = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
+        rest = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
         self.reset()
-        return cooldown
+        return rest
 
 
 def _phases(up: int, down: int) -> list[list[float]]:

@@ -44,11 +44,11 @@ class ClientEventTranslator:
         elif kind == "input_audio_buffer.append":
             yield from self._audio(event)
         elif kind in ("input_audio_buffer.commit", "input_audio_buffer.clear"):
-            cooldown = self._resampler.flush()
+            rest = self._resampler.flush()
             if kind == "input_audio_buffer.clear":
                 self._usage.pending_events = 0.0
-            elif cooldown:
-                yield _append(cooldown)
+            elif rest:
+                yield _append(rest)
             yield ToUpstream(event)
         elif kind == "conversation.item.create":
             yield from self._item(event)
@@ -112,14 +112,14 @@ class ClientEventTranslator:
             yield ToUpstream({**event, "item": {**item, "content": kept}})
 
     def _response(self, event: dict[str, Any]) -> ToUpstream:
-        request = event.get("response")
-        if not isinstance(request, dict):
+        response = event.get("response")
+        if not isinstance(response, dict):
             return ToUpstream(event)
-        if request.get("conversation") not in (None, "auto") or request.get("input") is not None:
-            name = "input" if request.get("input") is not None else "conversation"
+        if response.get("conversation") not in (None, "auto") or response.get("input") is not None:
+            name = "input" if response.get("input") is not None else "conversation"
             _rejected(f"response.{name}", "a response outside of the conversation is nothing that Qwen has.")
         kept: dict[str, JSON] = {}
-        for name, value in request.items():
+        for name, value in response.items():
             if name in ("modalities", "output_modalities"):
                 kept["modalities"] = session_config.modalities(value, f"response.{name}")
             elif name == "instructions":

@@ -1,7 +1,7 @@
 """The names of server events, and the shapes inside them, in OpenAI's beta and in its present (GA) API.
 
 Qwen speaks the beta's.  Some of its servers use newer names already, so everything is brought to the beta's first
-(`canonical`), and from there to what the client speaks: nothing at all for a beta client, `modern` for any other.
+(`to_beta`), and from there to what the client speaks: nothing at all for a beta client, `to_ga` for any other.
 Records are changed in place: they are ours, made from the text of one event.
 """
 

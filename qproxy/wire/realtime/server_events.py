@@ -171,7 +171,7 @@ def _error_shape(error: JSON) -> dict[str, JSON]:
 
 
 def _item_added(before: Usage | None, usage: Mapping[str, JSON]) -> Usage:
-    count = storable.count
+    count = storable.parse_count
     prompt, completion = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
     total = before or Usage(0, 0, 0)
     return Usage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from qproxy.wire.endpoints import openai_errors
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON, Usage
 
@@ -62,7 +63,11 @@ class EventIds:
 
 def error_event(error: QproxyError, event_id: str, cause: str | None = None) -> dict[str, JSON]:
     """An error of ours as an event; `cause` is the client's event that it is about."""
-    return {"type": "error", "event_id": event_id, "error": {**error.to_body()["error"], "event_id": cause}}
+    return {
+        "type": "error",
+        "event_id": event_id,
+        "error": {**openai_errors.error_object(error), "event_id": cause},
+    }
 
 
 def remember(memory: dict[str, Any], key: str, value: Any) -> None:

@@ -1,10 +1,10 @@
 """The settings of a session between OpenAI's two shapes and Qwen's.
 
-A client sends some of them (`session.update`) in the beta's flat shape or in today's nested one; `for_qwen` makes
-Qwen's of them.  Qwen tells all of them (`session.created`, `session.updated`); `for_client` tells them in the client's
+A client sends some of them (`session.update`) in the beta's flat shape or in today's nested one; `to_upstream_session` makes
+Qwen's of them.  Qwen tells all of them (`session.created`, `session.updated`); `to_client_session` tells them in the client's
 words, with the names that the client used for the model, the voice and the tools.
 
-What has no meaning for Qwen is left out and told (`Wanted.ignored`); what nobody here knows passes.
+What has no meaning for Qwen is left out and told (`SessionUpdate.ignored`); what nobody here knows passes.
 """
 
 from __future__ import annotations

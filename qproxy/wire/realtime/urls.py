@@ -9,8 +9,8 @@ PATH = "/api-ws/v1/realtime"
 
 def default_realtime_url(base_url: str) -> str:
     """Model Studio's, on the host of an account's base URL."""
-    state = urlsplit(base_url)
-    return f"{state.scheme}://{state.netloc}{PATH}"
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc}{PATH}"
 
 
 def session_url(realtime_url: str, model: str) -> str:

@@ -2,14 +2,15 @@
 
 `open` gives one stage from an upstream's events to events that keep the contract written in `qproxy.wire`:
 
-    snapshots    text that repeats everything so far becomes increments (a profile)
-    thinking     `<think>` at the start of the text becomes Reasoning
-    written      calls that the model wrote into its text become `ToolCallDelta`s (when tools were offered)
-    structured   `ToolCallDelta`s, however mangled, become `ToolCall` and `Arguments` (`arguments`: what is new of each)
-    finish       the finish reason that fits what was really sent, once per choice; a cut stream is an error
+    cumulative     text that repeats everything so far becomes increments (a profile)
+    think_tags     `<think>` at the start of the text becomes reasoning
+    text_calls     calls that the model wrote into its text become `RawToolCallDelta`s (when tools were offered)
+    assembler      `RawToolCallDelta`s, however mangled, become `ToolCallStart` and `ToolCallArgumentsDelta` (`arguments`:
+                   what is new of each)
+    finish_reason  the finish reason that fits what was really sent, once per choice; a cut stream is an error
 
-The readers of written calls, one spelling each: `hermes` (JSON), `coder` (tags), `legacy` (marker words), `bare`
-(JSON without any marker, a profile).  `source` is how they wait for text, `sink` where they put what they find.
+The readers of written calls, one spelling each: `hermes` (JSON), `qwen_coder` (tags), `marker_words` (marker words), `bare_json`
+(JSON without any marker, a profile).  `text_buffer` is how they wait for text, `emitter` where they put what they find.
 
 Every repair is counted by kind (`repairs`), because each is an upstream's bug that somebody will want to see.
 """

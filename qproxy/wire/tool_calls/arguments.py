@@ -21,7 +21,7 @@ _JSON_STARTS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 class ArgumentsAccumulator:
     """What has come of one call's arguments.  Each piece costs its own length, whatever came before."""
 
-    __slots__ = ("_undecided", "_json", "_pieces", "_repairs", "size", "cumulative")
+    __slots__ = ("_json", "_pieces", "_repairs", "_undecided", "cumulative", "size")
 
     def __init__(self, repairs: Counter[str]) -> None:
         self._repairs = repairs

@@ -83,7 +83,7 @@ class _Choice:
         self.sent: list[_Call] = []
         """The calls whose header is made, by our index."""
         self.current = 0
-        """Index of the call that leaves as it comes; those after it wait in `queued`."""
+        """Index of the call that leaves as it comes; those after it wait in `queue`."""
         self.queue: dict[int, list[Event]] = {}
         self.queued_size = 0
         self.ids: set[str] = set()
@@ -92,8 +92,8 @@ class _Choice:
 
     def feed(self, delta: RawToolCallDelta) -> Iterable[Event]:
         piece = delta.arguments
-        message = delta.id or delta.name or delta.from_text or self.queue or self.held is not None
-        call = None if message or delta.index is None else self.latest_by_index.get(delta.index)
+        has_content = delta.id or delta.name or delta.from_text or self.queue or self.held is not None
+        call = None if has_content or delta.index is None else self.latest_by_index.get(delta.index)
         in_turn = call is not None and call.index == self.current and not self.sent[-1].from_text
         if call is not None and in_turn and isinstance(piece, str) and call.arguments.continues(piece):
             return (ToolCallArgumentsDelta(call.index, piece, self.number),)  # what nearly every one is
@@ -280,12 +280,12 @@ class _Choice:
         self.sent.append(call)
         if call.upstream_index is not None and call.upstream_index != call.index:
             self.repairs["index_gap"] += 1
-        id_ = None if call.upstream_id is None else storable.text(call.upstream_id)
+        id_ = None if call.upstream_id is None else storable.storable_text(call.upstream_id)
         if id_ is None or id_ in self.ids:
             self.repairs["id_missing"] += 1
             id_ = self.turn.call_id(self.number, call.index)
         self.ids.add(id_)
-        yield ToolCallStart(call.index, id_, storable.text(call.name), self.number)
+        yield ToolCallStart(call.index, id_, storable.storable_text(call.name), self.number)
         if call.arguments.text:  # they came before the name
             yield ToolCallArgumentsDelta(call.index, call.arguments.text, self.number)
 
@@ -293,8 +293,8 @@ class _Choice:
         """The end, or a failure: what was held of names, arguments and calls; with `fill`, `{}` where none came."""
         held = list(self._settle())
         for call in self.sent:
-            cooldown = call.arguments.close()
-            held += [ToolCallArgumentsDelta(call.index, cooldown, self.number)] if cooldown else []
+            rest = call.arguments.close()
+            held += [ToolCallArgumentsDelta(call.index, rest, self.number)] if rest else []
         yield from self._in_order(held)
         for call in self.sent[self.current :]:
             yield from self.queue.pop(call.index, ())
@@ -322,7 +322,7 @@ def _unnamed_error() -> StreamFailed:
 
 
 class ToolCallAssembler:
-    """The stage: `ToolCallDelta` in, `ToolCall` and `Arguments` out; everything else passes in order."""
+    """The stage: `RawToolCallDelta` in, `ToolCallStart` and `ToolCallArgumentsDelta` out; everything else passes in order."""
 
     def __init__(self, turn: Turn, repairs: Counter[str]) -> None:
         self._turn = turn

@@ -11,7 +11,7 @@ from __future__ import annotations
 class CodeFenceTracker:
     """Fed with the text in order, in any pieces."""
 
-    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "last_fence", "open")
+    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "is_open", "last_fence")
 
     def __init__(self) -> None:
         self.is_open: tuple[str, int] | None = None

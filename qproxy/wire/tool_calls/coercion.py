@@ -40,24 +40,26 @@ def allowed_types(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
 
     Looks at MAX_NODES subschemas in all, because a `$ref` lets a short schema unfold without end.
     """
-    return _kinds(schema, root, 0, iter(range(MAX_NODES)))
+    return _allowed_types(schema, root, 0, iter(range(MAX_NODES)))
 
 
-def _kinds(schema: JSON, root: Mapping[str, JSON], depth: int, budget: Iterator[int]) -> set[str]:
+def _allowed_types(schema: JSON, root: Mapping[str, JSON], depth: int, budget: Iterator[int]) -> set[str]:
     if not isinstance(schema, dict) or depth > _MAX_DEPTH or next(budget, None) is None:
         return set()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _kinds(_resolve(reference, root), root, depth + 1, budget)
-    message = schema.get("type")
+        return _allowed_types(_resolve(reference, root), root, depth + 1, budget)
+    declared = schema.get("type")
     found = (
-        {message} if isinstance(message, str) else {one for one in _first(message) if isinstance(one, str)}
+        {declared}
+        if isinstance(declared, str)
+        else {one for one in _first_items(declared) if isinstance(one, str)}
     )
     for key in ("anyOf", "oneOf", "allOf"):
-        for branch in _first(schema.get(key)):
-            found |= _kinds(branch, root, depth + 1, budget)
+        for branch in _first_items(schema.get(key)):
+            found |= _allowed_types(branch, root, depth + 1, budget)
     if not found and isinstance(schema.get("enum"), list):
-        found = {_PYTHON.get(type(value), "string") for value in _first(schema["enum"])}
+        found = {_PYTHON.get(type(value), "string") for value in _first_items(schema["enum"])}
     if not found and "const" in schema:
         found = {_PYTHON.get(type(schema["const"]), "string")}
     if not found:
@@ -67,7 +69,7 @@ def _kinds(schema: JSON, root: Mapping[str, JSON], depth: int, budget: Iterator[
     return {_PYTHON_WORDS.get(kind.lower(), kind.lower()) for kind in found}
 
 
-def _first(value: JSON) -> list[JSON]:
+def _first_items(value: JSON) -> list[JSON]:
     """Return the first MAX_NODES items of a list, and none of anything else."""
     return value[:MAX_NODES] if isinstance(value, list) else []
 

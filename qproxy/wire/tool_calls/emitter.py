@@ -1,6 +1,6 @@
-"""Where the readers of written calls put what they find (`Sink`), and what they may know of the tools (`Tools`).
+"""Where the readers of written calls put what they find (`EventEmitter`), and what they may know of the tools (`DeclaredFunctions`).
 
-The sink makes the events: text as `Text` or `Reasoning`, a call as one `ToolCallDelta` with its name and further
+The sink makes the events: text as `TextDelta` or `ReasoningDelta`, a call as one `RawToolCallDelta` with its name and further
 ones with pieces of its arguments.  It also decides about blank text, which belongs to nobody beside a call.
 """
 

@@ -218,8 +218,8 @@ def _empty_code(text: str) -> tuple[bool, int]:
     empty = _EMPTY_CODE.search(text)
     if empty:
         return True, empty.start()
-    started = _CODE_START.search(text)
-    return False, started.start() if started else len(text)
+    start = _CODE_START.search(text)
+    return False, start.start() if start else len(text)
 
 
 def _encoded(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:

@@ -80,7 +80,7 @@ class JSONState:
     def read_until_end(self, text: str, position: int = 0) -> int:
         """Read on from `position` to the value's end; returns where the reading stopped.
 
-        That is after the value's last character (`complete`), at a character that cannot follow (`broken`), or
+        That is after the value's last character (`is_complete`), at a character that cannot follow (`is_broken`), or
         at the end of the text.
         """
         end = len(text)

@@ -1,6 +1,6 @@
-"""Pieces of JSON text in a `Source`: where a string or a value ends, and strings decoded as they come.
+"""Pieces of JSON text in a `TextBuffer`: where a string or a value ends, and strings decoded as they come.
 
-What models write is JSON but for raw control characters in strings; those are read as what they are, and `Escaper`
+What models write is JSON but for raw control characters in strings; those are read as what they are, and `ControlCharEscaper`
 makes valid JSON of them on the way out.
 """
 

@@ -47,26 +47,26 @@ REACT = MarkerWords("react", "Action:", "Action Input:", ("Observation:", "Obser
 
 
 def parse_call(
-    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, text: MarkerWords
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, words: MarkerWords
 ) -> ParseSteps[bool]:
     """Read the calls whose first marker stands at the source's start; False, with nothing consumed, when it is text."""
-    head = yield from _head(source, tools, text)
+    head = yield from _head(source, tools, words)
     if head is None:
         return False
     name, end = head
     source.consume(end)
     while True:
-        yield from _call(source, sink, tools, name, text)
+        yield from _call(source, sink, tools, name, words)
         offset = yield from source.visible()
-        marker = yield from source.match_any((text.arguments, text.call, *text.results), offset)
-        if marker == text.arguments and text is FLOWER_MARKERS:
+        marker = yield from source.match_any((words.arguments, words.call, *words.results), offset)
+        if marker == words.arguments and words is FLOWER_MARKERS:
             source.consume(offset + len(marker))
             continue
-        if marker in text.results:
+        if marker in words.results:
             yield from discard_rest(source, sink)
-        elif marker == text.call:
+        elif marker == words.call:
             source.consume(offset)
-            head = yield from _head(source, tools, text)
+            head = yield from _head(source, tools, words)
             if head is not None:
                 name, end = head
                 source.consume(end)
@@ -75,18 +75,18 @@ def parse_call(
 
 
 def _head(
-    source: TextBuffer, tools: DeclaredFunctions, text: MarkerWords
+    source: TextBuffer, tools: DeclaredFunctions, words: MarkerWords
 ) -> ParseSteps[tuple[str, int] | None]:
     """The declared name, and the offset of its arguments."""
-    start = yield from _after_colon(source, len(text.call))
+    start = yield from _after_colon(source, len(words.call))
     end = yield from source.read_until(_NAME_END, start, MAX_NAME, tools.is_prefix)
     name = source.take_chunk(start, end).strip() if end >= 0 else ""
     if name not in tools:
         return None
     offset = yield from source.visible(end)
-    if (yield from source.match_any((text.arguments,), offset)) is None:
+    if (yield from source.match_any((words.arguments,), offset)) is None:
         return None
-    return name, offset + len(text.arguments)
+    return name, offset + len(words.arguments)
 
 
 def _after_colon(source: TextBuffer, offset: int) -> ParseSteps[int]:
@@ -103,19 +103,19 @@ def _after_colon(source: TextBuffer, offset: int) -> ParseSteps[int]:
 
 
 def _call(
-    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str, text: MarkerWords
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str, words: MarkerWords
 ) -> ParseSteps[None]:
-    sink.begin_call(name, text.dialect)
+    sink.begin_call(name, words.dialect)
     source.consume((yield from _after_colon(source, 0)))
     source.consume((yield from source.visible()))
     if (yield from source.match_any(("```",))):
         yield from _fenced(source, sink, tools, name)
         return
     if source.may_start_with("{"):
-        yield from _json(source, sink, text)
+        yield from _json(source, sink, words)
         yield from _drop_line(source)
         return
-    end = yield from source.read_until(text.end, 0, MAX_HEAD)
+    end = yield from source.read_until(words.end, 0, MAX_HEAD)
     raw = source.consume(len(source) if end < 0 else end).strip()
     sink.emit_arguments(_wrapped(raw, tools, name) if raw else "")
 

@@ -13,7 +13,7 @@ counts only with a legal successor:
 
 Only at the answer's end is the line's start not asked for.  One newline on each side of VALUE is the form's, all
 other white space the value's.  A value that can only be text leaves as it comes; any other waits for its end and is
-typed by the declared schema (`values`).
+typed by the declared schema (`coercion`).
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _head(
 
 def partial_marker(source: TextBuffer, markers: tuple[str, ...], offset: int) -> bool:
     """Whether the text ended within one of the markers."""
-    cooldown = source.take_chunk(offset, offset + MAX_MARKER) if source.is_ended else ""
-    return bool(cooldown) and any(marker.startswith(cooldown) for marker in markers)
+    rest = source.take_chunk(offset, offset + MAX_MARKER) if source.is_ended else ""
+    return bool(rest) and any(marker.startswith(rest) for marker in markers)
 
 
 class _Function:

@@ -1,6 +1,6 @@
 """Text that arrives in pieces, for readers written as generators.
 
-A reader is a generator that yields whenever it cannot decide without more text.  `Source` holds what has come and
+A reader is a generator that yields whenever it cannot decide without more text.  `TextBuffer` holds what has come and
 has not been consumed; offsets are relative to its start.  A reader therefore looks at *what the text is*, never at
 how it was cut, and its result is the same for any cut.
 """
@@ -33,7 +33,7 @@ class TextBuffer:
     While much is held, what comes is kept in pieces: who waits looks at the end only, and pays for no more than that.
     """
 
-    __slots__ = ("_position", "_pieces", "_size", "_text", "truncated", "is_ended")
+    __slots__ = ("_chunks", "_position", "_size", "_text", "is_ended", "truncated")
 
     def __init__(self, text: str = "", *, ended: bool = False) -> None:
         self._text = text
@@ -125,8 +125,8 @@ class TextBuffer:
             for literal in literals:
                 if self.may_start_with(literal, offset):
                     return literal
-            cooldown = self.take_chunk(offset, offset + MAX_MARKER)
-            if not any(len(cooldown) < len(literal) and literal.startswith(cooldown) for literal in literals):
+            rest = self.take_chunk(offset, offset + MAX_MARKER)
+            if not any(len(rest) < len(literal) and literal.startswith(rest) for literal in literals):
                 return None
             if not (yield from self.has_more()):
                 return None

@@ -1,8 +1,8 @@
 """Calls that a model wrote into its text, or into its thoughts, become calls.
 
-The reader of one choice is a generator over the text (`source`); where a marker shows up it tries the dialect that
-the next characters name: the dialect is a matter of each block, not of a stream (`hermes`, `coder`, `legacy`; with a
-profile `bare` and ReAct).  A dialect that finds no call consumes nothing, and what looked like a marker is text.
+The reader of one choice is a generator over the text (`text_buffer`); where a marker shows up it tries the dialect that
+the next characters name: the dialect is a matter of each block, not of a stream (`hermes`, `qwen_coder`, `marker_words`; with a
+profile `bare_json` and ReAct).  A dialect that finds no call consumes nothing, and what looked like a marker is text.
 
 Text stays text, byte for byte:
   * unless tools are declared and not forbidden (this stage is not there at all then);
@@ -29,7 +29,7 @@ from qproxy.wire.events import (
     TextDelta,
     Turn,
 )
-from qproxy.wire.tool_calls import bare_json as bare
+from qproxy.wire.tool_calls import bare_json as bare_json_calls
 from qproxy.wire.tool_calls import hermes, marker_words, qwen_coder
 from qproxy.wire.tool_calls.code_fences import CodeFenceTracker
 from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
@@ -150,7 +150,7 @@ class _ChoiceParser:
             source.may_start_with("{", start) or source.may_start_with("[", start)
         ):
             return False
-        return (yield from bare.read_answer(source, self.sink, self._tools))
+        return (yield from bare_json_calls.read_answer(source, self.sink, self._tools))
 
     def _call(self) -> ParseSteps[bool]:
         """Read what begins at the mark; False, with nothing consumed, when it is text."""
@@ -159,7 +159,11 @@ class _ChoiceParser:
         if fences.is_inside or fences.last_fence == "`" or (strict and not fences.at_line_start):
             return False
         if source.may_start_with("`"):
-            return fences.at_line_start and not strict and (yield from bare.read_fence(source, sink, tools))
+            return (
+                fences.at_line_start
+                and not strict
+                and (yield from bare_json_calls.read_fence(source, sink, tools))
+            )
         if source.may_start_with("A"):
             marker = yield from source.match_any((marker_words.REACT.call,))
             if marker is None or not fences.at_line_start or strict:

@@ -64,13 +64,13 @@ class _Choice:
             if self.whitespace:
                 text = text.lstrip()
                 self.whitespace = not text
-            thought, closer, cooldown = text.partition(_CLOSE)
+            thought, closer, rest = text.partition(_CLOSE)
             if closer:
                 self.state = "after"
                 thought = thought[: self._without_run(thought)]
                 if thought:
                     yield ReasoningDelta, thought
-                text = cooldown
+                text = rest
             else:
                 keep = self._without_run(text[: len(text) - _held_prefix(text, _CLOSE)])
                 self.held = text[keep:]

@@ -120,7 +120,13 @@ def test_what_a_search_found_reaches_the_client(items, expected, dialect):
 
 def responses_of(answer):
     """The response that events add up to, by the last event of a stream, which the whole one equals."""
-    turn = responses.decode({"model": "m", "input": "hi", "stream": True}, id="resp_1", created=7)
+    turn = responses.decode(
+        {"model": "m", "input": "hi", "stream": True},
+        id="resp_1",
+        created=7,
+        default_model=None,
+        max_messages=10_000,
+    )
     encoder = responses.Encoder(turn)
     frames = [part for event in answer for part in encoder.feed(event)] + encoder.close()
     last = json.loads(frames[-1].split(b"data: ")[1])["response"]

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given as drawn
@@ -38,14 +39,15 @@ def turn(messages=(USER,), tools=(), tool_choice=None, **params):
     )
 
 
-def apply(given, model="qwen3.7-plus", family="dashscope", **options):
+def apply(given, model="qwen3.7-plus", family="dashscope", **changes):
+    options: Any = {"strict_params": False, "forced_tools": "thinking-off"} | changes
     return request_rules.apply_rules(given, model=model, family=family, **options)
 
 
 # name of the rule: (turn, model, what must be true of the changed turn)
 CASES = {
     "developer_role": (turn([{"role": "developer", "content": "x"}, USER]), "qwen-plus", lambda t: t.messages[0]["role"] == "system"),
-    "one_system": (
+    "merge_system_messages": (
         turn([{"role": "system", "content": "a"}, USER, {"role": "system", "content": [{"type": "text", "text": "b"}]}]),
         "qwen-plus",
         lambda t: t.messages == [{"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, USER],
@@ -55,7 +57,7 @@ CASES = {
         "qwen-plus",
         lambda t: t.messages[2] == {"role": "tool", "tool_call_id": t.messages[1]["tool_calls"][0]["id"], "content": "1"},
     ),
-    "calls_mended": (turn([USER, call(None)]), "qwen-plus", lambda t: t.messages[1]["tool_calls"][0] == {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}),
+    "repair_tool_calls": (turn([USER, call(None)]), "qwen-plus", lambda t: t.messages[1]["tool_calls"][0] == {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}),
     "null_content": (turn([USER, {"role": "assistant", "content": None}]), "qwen-plus", lambda t: t.messages[1]["content"] == ""),
     "assistant_extras": (
         turn([USER, {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "reasoning": "r"}]),
@@ -75,21 +77,21 @@ CASES = {
     "tools_empty": (turn(tool_choice="auto", parallel_tool_calls=True), "qwen-plus", lambda t: t.tool_choice is None and not t.params),
     "tools_forbidden": (turn(tools=[TOOL], tool_choice="none"), "qwen-plus", lambda t: not t.tools and t.tool_choice is None),
     "parallel_calls": (turn(tools=[TOOL]), "qwen-plus", lambda t: t.params == {"parallel_tool_calls": True}),
-    "effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
+    "reasoning_effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
     "completion_thinking": (replace(turn(), completion=CompletionPrompt(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
     "json_thinking": (turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"}), "qwen3.5-plus", lambda t: t.params["enable_thinking"] is False),
-    "json_word": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
+    "json_keyword": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
     "one_output_limit": (turn(max_completion_tokens=5), "qwen-max", lambda t: t.params == {"max_tokens": 5}),
     "output_limit": (turn(max_tokens=32000), "qwen-max", lambda t: t.params == {"max_tokens": 8192}),
     "temperature": (turn(temperature=2), "qwen-max", lambda t: t.params["temperature"] < 2),
     "top_p": (turn(top_p=0), "qwen-max", lambda t: t.params["top_p"] > 0),
     "seed": (turn(seed=-1), "qwen-max", lambda t: 0 <= t.params["seed"] < 2**31),
     "top_logprobs": (turn(top_logprobs=20), "qwen-max", lambda t: t.params["top_logprobs"] == 5),
-    "choices": (turn(n=5), "qwen-max", None),
+    "max_choices": (turn(n=5), "qwen-max", None),
     "audio_output": (turn(modalities=["text", "audio"]), "qwen-max", None),
-    "meaningless": (turn(user="u", store=True, prediction={}), "qwen-max", lambda t: not t.params),
+    "unsupported_params": (turn(user="u", store=True, prediction={}), "qwen-max", lambda t: not t.params),
 }  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def test_no_rule_is_passed_over_that_has_something_to_do(messages):
     """A rule about messages is asked only where they have its marks; asking it always would come to the same."""
     told = apply(turn(messages))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(message_rules, "marks", lambda messages: Every())
+        patch.setattr(message_rules, "features", lambda messages: Every())
         assert apply(turn(messages)) == told
 
 

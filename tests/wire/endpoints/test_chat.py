@@ -29,7 +29,7 @@ USER = {"role": "user", "content": "hi"}
 
 def decode(**fields):
     body = {"model": "qwen-plus", "messages": [USER], **fields}
-    return chat.decode(body, id="chatcmpl-1", created=1700000000)
+    return chat.decode(body, id="chatcmpl-1", created=1700000000, default_model=None, max_messages=10_000)
 
 
 def turn(**fields) -> Turn:
@@ -103,7 +103,7 @@ def test_a_wrong_request_names_its_field(body, param, message):
     if isinstance(body, dict) and "messages" not in body and "model" not in body:
         body = {"model": "m", "messages": [USER], **body}
     with pytest.raises(RequestError) as caught:
-        chat.decode(body, id="i", created=0)
+        chat.decode(body, id="i", created=0, default_model=None, max_messages=10_000)
     assert caught.value.status == 400
     assert caught.value.param == param
     assert message in caught.value.message
@@ -130,7 +130,12 @@ def test_integral_floats_are_integers():
 
 def test_the_default_model_stands_in():
     """A request without a model gets the operator's default."""
-    assert chat.decode({"messages": [USER]}, id="i", created=0, default_model="qwen-max").model == "qwen-max"
+    assert (
+        chat.decode(
+            {"messages": [USER]}, id="i", created=0, default_model="qwen-max", max_messages=10_000
+        ).model
+        == "qwen-max"
+    )
 
 
 def test_usage_is_only_wanted_in_streams():
@@ -160,7 +165,9 @@ def test_messages_that_need_no_change_are_not_copied():
 def test_too_many_messages_are_refused():
     """The limit of messages is the operator's."""
     with pytest.raises(RequestError, match="limit is 1"):
-        chat.decode({"model": "m", "messages": [USER, USER]}, id="i", created=0, max_messages=1)
+        chat.decode(
+            {"model": "m", "messages": [USER, USER]}, id="i", created=0, max_messages=1, default_model=None
+        )
 
 
 def test_text_stream():
@@ -378,7 +385,7 @@ def test_tools_that_ran_here_are_comments():
 def test_tools_that_ran_here_are_reported_to_who_asks(usage):
     """The last chunk, and a whole answer, have a `qproxy` object when the client asked for it."""
     told = [{"id": "call_1", "name": "sum", "arguments": '{"a":1}', "output": "2", "ok": True, "ms": 12}]
-    asked = turn(reports_tools=True, include_usage=usage)
+    asked = turn(include_tool_reports=True, include_usage=usage)
     text = encode(asked, *RAN, *ANSWER).partition("\n\n")[2]
     *others, last = chunks(text)
     assert last["qproxy"] == {"tools": told}

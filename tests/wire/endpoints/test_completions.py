@@ -22,7 +22,7 @@ ASKED = {"model": "qwen3-coder-plus", "prompt": "def f():"}
 
 
 def decode(**change):
-    return completions.decode(ASKED | change, id="cmpl-1", created=1)
+    return completions.decode(ASKED | change, id="cmpl-1", created=1, default_model=None, max_messages=10_000)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ REFUSED = {
 def test_refusals_name_the_field(body, param, says):
     """A 400 that names the field and says what is wrong with it."""
     with pytest.raises(RequestError) as caught:
-        completions.decode(body, id="cmpl-1", created=1)
+        completions.decode(body, id="cmpl-1", created=1, default_model=None, max_messages=10_000)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert says in caught.value.message
 

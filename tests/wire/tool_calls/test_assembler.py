@@ -194,7 +194,7 @@ def test_repairs_are_counted():
 def test_a_header_leaves_at_once():
     """A declared name that is no other's beginning is sent without waiting; arguments follow piece by piece."""
     stage = tool_calls.open(TURN)
-    assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCall"]
+    assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCallStart"]
     assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [ToolCallArgumentsDelta(0, '{"a": "long')]
 
 
@@ -247,13 +247,13 @@ def test_thoughts(texts, thought, text):
 
 
 FOUND = {
-    "error_finish in a call": ((d(0, "x", "one", '{"a": '), ChoiceFinished("error_finish"), StreamDone()), [("Failed", None)]),
-    "blanks before a tag": ((TextDelta(" " * 70 + "<think>t</think>hi"), *END), [("Text", " " * 70 + "<think>t</think>hi")]),
-    "second closer": ((TextDelta("<think>t</think></think>hi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
-    "closer after structured": ((ReasoningDelta("t"), TextDelta("</think>\n\nhi"), *END), [("Reasoning", "t"), ("Text", "hi")]),
-    "blanks after structured": ((ReasoningDelta("t"), TextDelta("\n\n"), TextDelta("hi"), *END), [("Reasoning", "t"), ("Text", "\n\nhi")]),
-    "blanks before a call": ((ReasoningDelta("t"), TextDelta("\n\n"), d(0, "x", "one", "{}"), *END), [("Reasoning", "t")]),
-    "tag after a call": ((d(0, "x", "one", "{}"), TextDelta("<think>a</think>b"), *END), [("Text", "<think>a</think>b")]),
+    "error_finish in a call": ((d(0, "x", "one", '{"a": '), ChoiceFinished("error_finish"), StreamDone()), [("StreamFailed", None)]),
+    "blanks before a tag": ((TextDelta(" " * 70 + "<think>t</think>hi"), *END), [("TextDelta", " " * 70 + "<think>t</think>hi")]),
+    "second closer": ((TextDelta("<think>t</think></think>hi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
+    "closer after structured": ((ReasoningDelta("t"), TextDelta("</think>\n\nhi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
+    "blanks after structured": ((ReasoningDelta("t"), TextDelta("\n\n"), TextDelta("hi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "\n\nhi")]),
+    "blanks before a call": ((ReasoningDelta("t"), TextDelta("\n\n"), d(0, "x", "one", "{}"), *END), [("ReasoningDelta", "t")]),
+    "tag after a call": ((d(0, "x", "one", "{}"), TextDelta("<think>a</think>b"), *END), [("TextDelta", "<think>a</think>b")]),
 }  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def test_what_a_review_found(events, expected):
             if isinstance(event, TextDelta | ReasoningDelta):
                 kind = type(event).__name__
                 texts[kind] = texts.get(kind, "") + event.text
-        if expected == [("Failed", None)]:
+        if expected == [("StreamFailed", None)]:
             assert isinstance(out[-1], StreamFailed)
         else:
             assert list(texts.items()) == expected

@@ -1,7 +1,7 @@
 """Structured calls as servers mangle them, from the upstream's bytes to the client's: the quirks by their numbers.
 
 Every case is played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and what a client gets is
-read by the strict reader of `contract`.
+read by the strict reader of `conformance`.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Properties of the whole of `toolcalls`: what was composed is read back, at any cut; nothing breaks it."""
+"""Properties of the whole of `tool_calls`: what was composed is read back, at any cut; nothing breaks it."""
 
 import json
 

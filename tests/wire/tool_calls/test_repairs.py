@@ -11,7 +11,7 @@ from qproxy.wire.tool_calls import ModelProfile, marker_words, repairs
 from tests.wire.pipeline import DONE, call, calls, chunk, entry, said, same, thought
 
 WIRE = Path(qproxy.wire.__file__).parent
-PAGE = Path(__file__).parents[2] / "docs" / "tool-calls.md"
+PAGE = Path(__file__).parents[3] / "docs" / "tool-calls.md"
 
 
 def counted():

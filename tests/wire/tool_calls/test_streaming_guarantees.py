@@ -108,10 +108,10 @@ class Work:
 
     def __init__(self, monkeypatch):
         self.done = 0
-        self.count(monkeypatch, TextBuffer, "piece", lambda found, *_: len(found))
-        self.count(monkeypatch, TextBuffer, "take", lambda found, *_: len(found))
+        self.count(monkeypatch, TextBuffer, "take_chunk", lambda found, *_: len(found))
+        self.count(monkeypatch, TextBuffer, "consume", lambda found, *_: len(found))
         self.count(monkeypatch, TextBuffer, "_from", lambda found, *_: len(found))
-        self.count(monkeypatch, JSONState, "read", lambda end, text, position=0: end - position)
+        self.count(monkeypatch, JSONState, "read_until_end", lambda end, text, position=0: end - position)
         plain = TextBuffer.find
 
         def find(source, pattern, start=0, limit=1 << 60):
@@ -188,7 +188,7 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
             joined.append(self.size)
             return super().text
 
-    monkeypatch.setattr(assembler, "Received", Watched)
+    monkeypatch.setattr(assembler, "ArgumentsAccumulator", Watched)
     stage = tool_calls.open(TURN)
     count = 100_000
     pieces = ['{"content": "', *["eleven char"] * count, '"}']
@@ -211,7 +211,7 @@ def test_calls_cost_the_same_however_many_there_are(monkeypatch):
         looked.append(index)
         return plain(choice, index)
 
-    monkeypatch.setattr(assembler._Choice, "_addressed", addressed)
+    monkeypatch.setattr(assembler._Choice, "_call_for", addressed)
     stage = tool_calls.open(TURN)
     entries = [RawToolCallDelta(n % 7, f"id{n}", "now", "{}") for n in range(3000)]
     out = [event for entry in entries for event in stage.feed(entry)]

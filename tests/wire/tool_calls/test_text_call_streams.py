@@ -1,7 +1,7 @@
 """Calls, thoughts and markup in text, from the upstream's bytes to the client's: what is read and what stays.
 
 As in `test_structured_streams`: played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and
-read by the strict reader of `contract`.  `test_written` has more of the slips, on events.
+read by the strict reader of `conformance`.  `test_written` has more of the slips, on events.
 """
 
 import json

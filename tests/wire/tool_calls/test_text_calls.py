@@ -49,15 +49,14 @@ TOOLS = [
     function("now"),
 ]
 TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)
+PROFILE = tool_calls.ModelProfile()
 
 
 def pieces(text, size):
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def play(
-    *parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=tool_calls.ModelProfile(), repairs=None
-):  # noqa: B008
+def play(*parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=PROFILE, repairs=None):
     """The folded answer to text (a string) and events, the text cut into pieces of `size`."""
     stage = tool_calls.open(turn, profile, repairs)
     sent = []
@@ -362,7 +361,7 @@ def test_a_failure_passes_on_what_was_held():
     """A broken stream gives the text that was held back, and leaves the call open."""
     stage = tool_calls.open(TURN)
     out = [*stage.feed(TextDelta("a <tool")), *stage.feed(StreamFailed(UpstreamError("x")))]
-    assert [type(e).__name__ for e in out] == ["Text", "Text", "Failed"]
+    assert [type(e).__name__ for e in out] == ["TextDelta", "TextDelta", "StreamFailed"]
     assert fold(out)[0]["text"] == "a <tool"
 
 

@@ -110,12 +110,12 @@ def _reject_file_id(part: dict[str, JSON], path: str) -> None:
         raise RequestError(message, param=f"{path}.file_id", code="unsupported_parameter")
 
 
-def to_chat_content(state: Sequence[JSON], role: str) -> JSON:
+def to_chat_content(parts: Sequence[JSON], role: str) -> JSON:
     """Canonical parts as chat's content: one string where they are all text and it is one text, else a list."""
-    texts = [part.get("text", part.get("refusal")) for part in state]
+    texts = [part.get("text", part.get("refusal")) for part in parts]
     if all(isinstance(value, str) for value in texts) and (len(texts) <= 1 or role != "user"):
         return ("" if role == "assistant" else "\n\n").join(texts)
-    return [_to_chat_part(part) for part in state]
+    return [_to_chat_part(part) for part in parts]
 
 
 def _to_chat_part(part: JSON) -> JSON:

@@ -1,6 +1,6 @@
 """The answer of `/v1/responses`: events in, server-sent events or one whole response out.
 
-Both go through `Progress`, which knows what happens; the stream writes it down, numbered without a gap, and the
+Both go through `ResponseBuilder`, which knows what happens; the stream writes it down, numbered without a gap, and the
 whole response is what it has come to.  A stream ends with `response.completed`, `response.incomplete` or
 `response.failed`; there is no `[DONE]`.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qproxy.wire import json_codec, sse
+from qproxy.wire.endpoints import openai_errors
 from qproxy.wire.endpoints.responses import objects
 from qproxy.wire.endpoints.responses.output import ResponseOutput
 from qproxy.wire.endpoints.responses.output_items import ItemEvent
@@ -63,7 +64,7 @@ class ResponseBuilder:
         response = objects.response_object(
             self._turn, self._request.echo, "failed", self._output.snapshot(), error=error
         )
-        details = error.to_body()["error"]
+        details = openai_errors.error_object(error)
         flat = {key: details[key] for key in ("code", "message", "param")}
         return [("response.failed", {"response": response}), ("error", {**flat, "error": details})]
 
@@ -126,7 +127,7 @@ class Encoder:
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
-    """The response that the events add up to; raises the error of a `Failed`."""
+    """The response that the events add up to; raises the error of a `StreamFailed`."""
     progress = ResponseBuilder(turn)
     for event in events:
         if isinstance(event, StreamFailed):

@@ -1,6 +1,6 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
-A row of `READERS` for each kind of item that means something to a Qwen model.  Items of other kinds (agents replay
+A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model.  Items of other kinds (agents replay
 everything they were once sent: `web_search_call`, `local_shell_call`, ...) are left out and named, never refused.
 An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
 
@@ -43,13 +43,13 @@ def parse_items(
         item = validation.object_(entry, path)
         kind = item_type(item, path)
         if kind == "item_reference":
-            referred = validation.a_name(item.get("id"), f"{path}.id")
+            referred = validation.identifier(item.get("id"), f"{path}.id")
             if referred not in before:
                 found.append(known[referred] if referred in known else _missing_item_error(referred))
         elif kind not in ITEM_PARSERS:
             ignored.append(path)
         else:
-            own = None if item.get("id") is None else validation.a_name(item["id"], f"{path}.id")
+            own = None if item.get("id") is None else validation.identifier(item["id"], f"{path}.id")
             canonical = ITEM_PARSERS[kind](item, path)
             id_ = own or input_id(kind, response, number)
             found.append({"id": id_, "type": kind, "status": "completed", **canonical})
@@ -84,7 +84,7 @@ def _message(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 def _check_name(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
     """Those of an item's names and ids, which it must have."""
-    return {key: validation.a_name(_text(item, key, path), f"{path}.{key}") for key in keys}
+    return {key: validation.identifier(_text(item, key, path), f"{path}.{key}") for key in keys}
 
 
 def _text(item: Mapping[str, JSON], key: str, path: str) -> str:

@@ -77,8 +77,8 @@ class ResponseOutput:
         out: list[ItemEvent] = []
         while self._pending:
             out += self._add_to_open()
-        message = self._open is not None and not isinstance(self._open, ReasoningItem)
-        if not cut and not message and all(item["type"] == "reasoning" for item in self.items):
+        follows_text = self._open is not None and not isinstance(self._open, ReasoningItem)
+        if not cut and not follows_text and all(item["type"] == "reasoning" for item in self.items):
             out += [*self._close(), *self._open_item(TextDelta(""))]
         return [*out, *self._close("incomplete" if cut else "completed")]
 

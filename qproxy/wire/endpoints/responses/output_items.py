@@ -3,7 +3,7 @@
 `add` and `close` give happenings, pairs of an event's type (`response.output_text.delta`) and its fields; `item` is
 the item as it looks now.  What a `done` event says is what the deltas before it added up to.
 
-OpenAPI `OutputItem`, and the events between `ResponseOutputItemAddedEvent` and its `Done`.
+OpenAPI `OutputItem`, and the events between `ResponseOutputItemAddedEvent` and its `StreamDone`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, the request: its fields as a `Turn`, and what of it the answer repeats (`Asked`).
+"""`POST /v1/responses`, the request: its fields as a `Turn`, and what of it the answer repeats (`ResponsesRequest`).
 
 The turn has the whole conversation: what the store remembers of earlier responses (`before`), then this request's
 items.  Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
@@ -42,7 +42,7 @@ REJECTED_PARAMS = {
 
 
 def _metadata(value: JSON, path: str) -> JSON:
-    pairs = validation.an_object_of_names(value, path)
+    pairs = validation.string_map(value, path)
     if len(pairs) > 16:
         validation.wrong_value(path, f"expected at most 16 pairs, but got {len(pairs)}.")
     for key, text in pairs.items():
@@ -75,17 +75,17 @@ FIELDS = {
     "store": validation.boolean,
     "background": validation.boolean,
     "instructions": validation.string,
-    "previous_response_id": validation.a_name,
+    "previous_response_id": validation.identifier,
     "include": validation.array,
     "metadata": _metadata,
     "text": validation.object_,
     "reasoning": _reasoning,
     "truncation": validation.one_of(("auto", "disabled")),
     "stop": validation.stop_sequences,
-    "user": validation.a_name,
-    "safety_identifier": validation.a_name,
-    "prompt_cache_key": validation.a_name,
-    "service_tier": validation.a_name,
+    "user": validation.identifier,
+    "safety_identifier": validation.identifier,
+    "prompt_cache_key": validation.identifier,
+    "service_tier": validation.identifier,
 }
 
 
@@ -133,7 +133,7 @@ def referenced_ids(body: JSON) -> tuple[str | None, list[str]]:
 
 def _is_id(value: JSON) -> bool:
     """Return whether the value can be looked up; what cannot be, `decode` refuses."""
-    return isinstance(value, str) and storable.is_text(value)
+    return isinstance(value, str) and storable.is_storable_text(value)
 
 
 def decode(
@@ -141,8 +141,9 @@ def decode(
     *,
     id: str,
     created: int,
-    default_model: str | None = None,
-    max_messages: int = 10_000,
+    request_id: str = "",
+    default_model: str | None,
+    max_messages: int,
     before: Sequence[JSON] = (),
     known: Mapping[str, JSON] | None = None,
     keeps: bool = False,
@@ -170,6 +171,7 @@ def decode(
     return Turn(
         id=id,
         created=created,
+        request_id=request_id,
         model=model,
         messages=messages,
         tools=offered.declared.tools,
@@ -178,14 +180,25 @@ def decode(
         stream=fields.get("stream", False),
         server_tools=offered.declared.server_tools,
         ignored=(*_ignored(fields), *dropped, *offered.ignored),
-        endpoint_state=ResponsesRequest(
-            echo=_echo(fields, offered, keeps),
-            items=own,
-            store=keeps and fields.get("store", True),
-            include_encrypted="reasoning.encrypted_content" in fields.get("include", ()),
-            logprobs="logprobs" in params,
-            namespaces=offered.namespaces,
-        ),
+        endpoint_state=_endpoint_state(fields, offered, own, params, keeps),
+    )
+
+
+def _endpoint_state(
+    fields: Mapping[str, JSON],
+    offered: tools.ResponsesTools,
+    own: list[JSON],
+    params: Mapping[str, JSON],
+    keeps: bool,
+) -> ResponsesRequest:
+    """Return what the encoder needs of the request beside its turn."""
+    return ResponsesRequest(
+        echo=_echo(fields, offered, keeps),
+        items=own,
+        store=keeps and fields.get("store", True),
+        include_encrypted="reasoning.encrypted_content" in fields.get("include", ()),
+        logprobs="logprobs" in params,
+        namespaces=offered.namespaces,
     )
 
 
@@ -248,7 +261,7 @@ def _response_format(value: JSON) -> dict[str, JSON]:
         return {"response_format": {"type": kind}}
     validation.object_(form.get("schema"), "text.format.schema")
     schema = {key: form[key] for key in ("description", "schema", "strict") if form.get(key) is not None}
-    name = validation.a_name(form.get("name"), "text.format.name")
+    name = validation.identifier(form.get("name"), "text.format.name")
     return {"response_format": {"type": kind, "json_schema": {"name": name, **schema}}}
 
 

@@ -1,7 +1,7 @@
 """The tools of a Responses request: flat where chat's are nested, and of many more kinds.
 
 A Qwen model can be offered functions and custom tools, alone or in a group (`namespace`), and the tools of MCP servers
-that this server is connected to (`mcp` with a `server_label`); `schemas` reads them.  The other kinds run on OpenAI's
+that this server is connected to (`mcp` with a `server_label`); `tool_schemas` reads them.  The other kinds run on OpenAI's
 side (`web_search`, `file_search`, ...): they are left out and named, because agents send them to everyone.  A
 `tool_choice` that wants one of those becomes `auto`, and is named too.
 
@@ -86,7 +86,7 @@ def _is_hosted(choice: JSON) -> bool:
 
 
 def _as_chat(choice: JSON) -> JSON:
-    """A choice in the shape that `schemas` reads; a tool of an MCP server by the name that the model knows."""
+    """A choice in the shape that `tool_schemas` reads; a tool of an MCP server by the name that the model knows."""
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         validation.array(choice.get("tools"), "tool_choice.tools")
         return {"allowed_tools": choice}

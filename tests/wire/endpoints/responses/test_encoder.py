@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 
 from qproxy.wire.endpoints import responses
+from qproxy.wire.endpoints.openai_errors import error_object
 from qproxy.wire.errors import OverloadedError, RequestError, UpstreamError
 from qproxy.wire.events import (
     ChoiceFinished,
@@ -39,7 +40,13 @@ LOGPROBS = {
 
 
 def turn(**fields):
-    return responses.decode({"model": "m", "input": "hi", **fields}, id=ID, created=1700000000)
+    return responses.decode(
+        {"model": "m", "input": "hi", **fields},
+        id=ID,
+        created=1700000000,
+        default_model=None,
+        max_messages=10_000,
+    )
 
 
 def encode(turn, *events):
@@ -237,7 +244,7 @@ def test_a_failure(error, code, ours):
     assert failed["response"]["error"]["message"] == error.message
     assert [item["status"] for item in failed["response"]["output"]] == ["completed", "incomplete"]
     assert (last["type"], last["code"], last["message"]) == ("error", ours, error.message)
-    assert last["error"] == error.body()["error"]
+    assert last["error"] == error_object(error)
     with pytest.raises(type(error)):
         responses.response(turn(), [TextDelta("a"), StreamFailed(error)])
 

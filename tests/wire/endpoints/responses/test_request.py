@@ -23,7 +23,13 @@ THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm
 
 
 def decode(**fields):
-    return responses.decode({"model": "qwen-plus", "input": "hi", **fields}, id=ID, created=1700000000)
+    return responses.decode(
+        {"model": "qwen-plus", "input": "hi", **fields},
+        id=ID,
+        created=1700000000,
+        default_model=None,
+        max_messages=10_000,
+    )
 
 
 CONVERSATIONS = {
@@ -110,7 +116,12 @@ def test_instructions_come_first_and_are_not_stored():
         {"type": "message", "id": "msg_0", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
     ]
     turn = responses.decode(
-        {"model": "m", "input": "hi", "instructions": "be brief"}, id=ID, created=0, before=before
+        {"model": "m", "input": "hi", "instructions": "be brief"},
+        id=ID,
+        created=0,
+        before=before,
+        default_model=None,
+        max_messages=10_000,
     )
     assert [message["content"] for message in turn.messages] == ["be brief", "a", "hi"]
     assert len(responses.request_of(turn).items) == 1
@@ -125,7 +136,15 @@ def test_references_lead_to_stored_items():
     )
     known = {"fc_2": {"id": "fc_2", **CALL}}
     before = [{"id": "msg_1", **SAID}]
-    turn = responses.decode({"model": "m", **body}, id=ID, created=0, before=before, known=known)
+    turn = responses.decode(
+        {"model": "m", **body},
+        id=ID,
+        created=0,
+        before=before,
+        known=known,
+        default_model=None,
+        max_messages=10_000,
+    )
     assert turn.messages == [{"role": "assistant", "content": "yes", "tool_calls": [CHAT_CALL]}, CHAT_USER]
 
 
@@ -306,7 +325,9 @@ def test_a_wrong_request_names_its_field(fields, param, message):
 def test_too_many_messages_are_refused():
     """The limit of messages is the operator's."""
     with pytest.raises(RequestError, match="limit is 1"):
-        responses.decode({"model": "m", "input": [USER, USER]}, id=ID, created=0, max_messages=1)
+        responses.decode(
+            {"model": "m", "input": [USER, USER]}, id=ID, created=0, max_messages=1, default_model=None
+        )
 
 
 PAGES = {

@@ -1,12 +1,11 @@
-"""The file that holds one account's tokens: read with suspicion, written so that no crash can spoil it.
+"""The file that holds one account's tokens: read with suspicion, written so that no crash can damage it.
 
-Here: plain, blocking calls of the operating system, which the callers put in a thread.  Not here: the format
-(`wire.tokens`), who may write (`auth.locks`), and when (`auth.oauth`).
+Plain blocking calls of the operating system, which `credentials` runs in a thread. The format is `wire.credential_format`.
 
-The idea: a `Draft` is opened, filled and flushed to the disk *before* a refresh token is spent, so a full or read-only
-disk is found while the old tokens are still good.  Publishing it is a rename: at every moment the path names either the
-old file or the new one, whole.  A draft is readable for its owner only from its first byte, and what a killed process
-left behind is swept away by the next.
+A `PendingFile` is opened, filled and flushed to the disk *before* a refresh token is sent, so a full or read-only disk
+is found while the old tokens are still valid. Committing it is a rename: at every moment the path names either the
+old file or the new one, whole. It is readable by its owner only from its first byte, and what a killed process left
+behind is removed by the next one.
 
 A symbolic link is neither read nor written through: the tokens stay where the operator's settings say.
 """
@@ -18,29 +17,17 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
+from qproxy.auth.credential_store import Cipher, StorageError
 from qproxy.system.directories import make_private_directory
 from qproxy.wire import credential_format
 from qproxy.wire.credential_format import TokenSet
 
-FILE_NAME = "oauth_creds.json"
 MAX_BYTES = 1024 * 1024
 RESERVED_BYTES = 16 * 1024
-"""Bytes that a draft makes sure of; a file of tokens has about two thousand."""
+"""Size of the reserved room; a file of tokens has about two thousand bytes."""
 FileVersion: TypeAlias = tuple[int, int, int]
-
-
-class StorageError(Exception):
-    """The file cannot be used; the message says why and holds nothing of it."""
-
-
-class Cipher(Protocol):
-    """Closes and opens what a file holds; StorageError when it cannot."""
-
-    def encrypt(self, data: bytes) -> bytes: ...
-
-    def decrypt(self, data: bytes) -> bytes: ...
 
 
 class CredentialFile:
@@ -56,17 +43,17 @@ class CredentialFile:
         return f"<CredentialFile {self.path}>"
 
     def version(self) -> FileVersion | None:
-        """What changes whenever the file does; None while there is none."""
+        """Return what changes whenever the file does; None if there is no file."""
         try:
             found = os.lstat(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._storage_error("cannot be seen", error) from None
+            raise self._storage_error("cannot be accessed", error) from None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def load(self) -> TokenSet | None:
-        """The tokens; None when there is no file, or when it holds none."""
+        """Return the tokens; None if there is no file, or none in it."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -88,38 +75,38 @@ class CredentialFile:
         while piece := os.read(fd, MAX_BYTES):
             pieces.append(piece)
             if sum(map(len, pieces)) > MAX_BYTES:
-                raise StorageError(f"{self.path} is too large for a file of tokens.")
+                raise StorageError(f"{self.path} is too large for a credential file.")
         return b"".join(pieces)
 
     def make_directory(self) -> None:
-        """The directory, for its owner only; one that is shared with other programs stays as it is."""
-        folder = self.path.parent
+        """Create the directory, for its owner only; one shared with other programs stays as it is."""
+        directory = self.path.parent
         try:
-            make_private_directory(folder)
-            if not self._shared and folder.stat().st_mode & 0o077:
-                folder.chmod(0o700)
+            make_private_directory(directory)
+            if not self._shared and directory.stat().st_mode & 0o077:
+                directory.chmod(0o700)
         except OSError as error:
             raise self._storage_error("cannot be saved", error) from None
 
-    def prepare_write(self) -> PendingWrite:
-        """Room on the disk for the next tokens.  To be called by the holder of the lock."""
+    def prepare_write(self) -> PendingFile:
+        """Reserve room on the disk for the next tokens; the caller holds the lock."""
         self.make_directory()
         try:
             self._remove_stale_files()
-            return PendingWrite(self, self.path.with_name(self._prefix + secrets.token_hex(8)))
+            return PendingFile(self, self.path.with_name(self._prefix + secrets.token_hex(8)))
         except OSError as error:
             raise self._storage_error("cannot be saved", error) from None
 
     def save(self, tokens: TokenSet) -> None:
-        """Put tokens into the file."""
-        draft = self.prepare_write()
+        """Write the tokens."""
+        pending = self.prepare_write()
         try:
-            draft.commit(tokens)
+            pending.commit(tokens)
         finally:
-            draft.discard()
+            pending.discard()
 
     def remove(self) -> bool:
-        """Remove the file; whether there was one."""
+        """Remove the file; return whether there was one."""
         try:
             os.unlink(self.path)
         except FileNotFoundError:
@@ -133,7 +120,7 @@ class CredentialFile:
         return self._cipher.encrypt(data) if self._cipher is not None else data
 
     def _remove_stale_files(self) -> None:
-        """Remove the drafts of processes that were killed: the lock is ours, so nobody else is writing one."""
+        """Remove the pending files of killed processes: this one holds the lock, so no other is writing."""
         for name in os.listdir(self.path.parent):
             if name.startswith(self._prefix):
                 with suppress(OSError):
@@ -147,8 +134,8 @@ class CredentialFile:
         return StorageError(f"{self.path} {what}: {reason}.")
 
 
-class PendingWrite:
-    """A file to be, with room for what it will hold."""
+class PendingFile:
+    """The next file, with room for its content."""
 
     def __init__(self, file: CredentialFile, path: Path) -> None:
         self._file = file
@@ -163,7 +150,7 @@ class PendingWrite:
             raise
 
     def commit(self, tokens: TokenSet) -> None:
-        """Fill the draft and let it take the file's place."""
+        """Write the tokens and replace the file."""
         assert self._path is not None
         try:
             data = self._file.encrypted(tokens)
@@ -178,7 +165,7 @@ class PendingWrite:
             raise self._file._storage_error("cannot be saved", error) from None
 
     def discard(self) -> None:
-        """Close the draft, and remove it unless it was published."""
+        """Close the pending file, and remove it unless it was committed."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -195,7 +182,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _flush_directory(path: Path) -> None:
-    """Make a rename last; a file system that cannot has still made it."""
+    """Make a rename durable; on a file system that cannot, it has still happened."""
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,12 +1,12 @@
-"""The thread that writes the ledger, and the way for the rest to hand it rows and questions.
+"""The usage ledger in an SQLite file: the thread that writes it, and how the server hands it rows and queries.
 
-Nothing waits for the disk: `finished` puts a row into a queue.  The thread writes what has come within `LINGER`
-seconds of the first row in one transaction, so a killed process loses at most that.  Questions stand in the same
-queue: by the time one is answered, every row from before it is in the file.
+Nothing waits for the disk: `record` puts a row into a queue. The thread writes what arrived within `BATCH_SECONDS` of
+the first row in one transaction, so a killed process loses at most that. Queries are in the same queue: when one is
+answered, every row recorded before it is in the file.
 
-A file that cannot be written (a full disk, a lock that stays) is said once in the log; rows are kept for a while and
-then counted as lost.  A row that the file does not take is written as far as it can be, and never keeps another one
-out.  The requests themselves never hear of it.
+A file that cannot be written (a full disk, a lock that stays) is logged once; rows are kept for a while and then counted
+as lost. A row that the file rejects is written as far as possible and never keeps another one out. Requests are never
+affected.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
-from qproxy.ledger import schema
+from qproxy.backends.local import ledger_schema as schema
+from qproxy.backends.local.ledger_queries import query_timeout
+from qproxy.backends.local.ledger_reader import LedgerQueries
 from qproxy.ledger.prices import Pricing
+from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.rows import LedgerRow, storable_row, to_hourly_row, to_row
-from qproxy.ledger.schema import LedgerError
 from qproxy.system.sqlite import transaction
 from qproxy.telemetry.records import RequestRecord
 
@@ -40,7 +42,7 @@ QUERY_TIMEOUT = 5.0
 STOP_TIMEOUT = 3.0
 PRUNE_SECONDS = 3600.0
 HOURS_DAYS = 400
-"""How long the hours' sums are kept: a year and a month."""
+"""Days for which the sums of hours are kept: a year and a month."""
 DAY = 86400.0
 log = logging.getLogger("qproxy.ledger")
 _ALL_TIME = float("inf")
@@ -56,32 +58,32 @@ class _Stop(NamedTuple):
 
 
 class _Stopping(Exception):
-    """The word to stop has come."""
+    """The thread is to stop."""
 
 
 _Item: TypeAlias = LedgerRow | _Query | _Stop
 
 
-class UsageLedger:
+class SqliteUsageLedger(LedgerQueries):
     """The ledger of this process; others may write to the same file."""
 
     def __init__(
         self,
         path: Path,
-        pricing: Pricing | None = None,
+        pricing: Pricing,
         *,
-        keep_days: int = 90,
+        keep_days: int,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
-        self.pricing = pricing or Pricing()
+        self._pricing = pricing
         self.keep_days = keep_days
         self.written = self.lost = 0
         """Rows since the start."""
         self._wall_clock = wall_clock
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._flush = threading.Event()
-        """Somebody waits for what stands in the queue."""
+        """Set if a task waits for the queue."""
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
         self._rows: list[LedgerRow] = []
@@ -89,17 +91,34 @@ class UsageLedger:
         self._healthy = True
 
     def __repr__(self) -> str:
-        return f"<Ledger {self.path}: {self.written} rows written, {self.lost} lost>"
+        return f"<SqliteUsageLedger {self.path}: {self.written} rows written, {self.lost} lost>"
 
-    # What the server calls
+    # Called on the event loop
+
+    def use_pricing(self, pricing: Pricing) -> None:
+        """Compute the costs of further requests with these prices."""
+        self._pricing = pricing
 
     def record(self, record: RequestRecord) -> None:
-        """Keep a finished request, if it named a model."""
+        """Record a finished request if it named a model."""
         if record.relay.model:
-            self._enqueue(to_row(record, self._wall_clock(), self.pricing))
+            self._enqueue(to_row(record, self._wall_clock(), self._pricing))
 
-    async def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """What a question of the file gives, every row from before it included.  LedgerError when it has no answer."""
+    async def aclose(self) -> None:
+        """Write what is left. A row recorded later starts the thread again."""
+        if self._thread is not None:
+            with trio.CancelScope(shield=True):  # `close` waits for STOP_TIMEOUT at most
+                await trio.to_thread.run_sync(self.close)
+
+    async def _page(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        def run(connection: sqlite3.Connection) -> T:
+            with query_timeout(connection):
+                return query(connection)
+
+        return await self.query(run)
+
+    async def query(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a query in the thread, after writing every row recorded before it. Raises LedgerError."""
         token, done = trio.lowlevel.current_trio_token(), trio.Event()
         answers: list[tuple[Any, Exception | None]] = []
 
@@ -108,40 +127,38 @@ class UsageLedger:
             done.set()
 
         def from_thread(result: Any, error: Exception | None) -> None:
-            with suppress(trio.RunFinishedError):  # nobody waits any more
+            with suppress(trio.RunFinishedError):  # no task waits any more
                 token.run_sync_soon(answer, result, error)
 
-        self._enqueue(_Query(question, from_thread))
+        self._enqueue(_Query(run, from_thread))
         self._flush.set()
         with trio.move_on_after(QUERY_TIMEOUT):
             await done.wait()
         if not answers:
-            raise LedgerError(f"{self.path}: no answer within {QUERY_TIMEOUT:.0f} s.")
+            raise LedgerError(f"{self.path}: no result within {QUERY_TIMEOUT:.0f} s.")
         result, error = answers[0]
         if error is not None:
             raise LedgerError(f"{self.path}: {error}.")
         return result  # type: ignore[no-any-return]
 
     async def run(self) -> None:
-        """Wait for the end, and then write what is left."""
+        """Wait until cancelled, then write what is left."""
         try:
             await trio.sleep_forever()
         finally:
-            if self._thread is not None:
-                with trio.CancelScope(shield=True):  # `close` waits for STOP_TIMEOUT at most
-                    await trio.to_thread.run_sync(self.close)
+            await self.aclose()
 
     def close(self) -> None:
-        """Write what is left and end the thread; a row that comes later begins another one."""
+        """Write what is left and end the thread; a row recorded later starts another one."""
         while self._thread is not None:
             self._queue.put(_Stop())
             self._flush.set()
             self._thread.join(STOP_TIMEOUT)
             if self._thread.is_alive():
-                log.error("the ledger's file does not take its last rows in time")
+                log.error("usage ledger: the last rows were not written within %g s", STOP_TIMEOUT)
                 return
             self._thread = None
-            if not self._queue.empty():  # what came while it was ending
+            if not self._queue.empty():  # recorded while it was ending
                 self._start()
 
     def _enqueue(self, item: _Item) -> None:
@@ -153,50 +170,49 @@ class UsageLedger:
         self._thread = threading.Thread(target=self._write_loop, name="qproxy-ledger", daemon=True)
         self._thread.start()
 
-    # What the thread does
+    # Called in the thread
 
     def _write_loop(self) -> None:
         stopping = False
         while not stopping:
-            questions, stopping = self._next_batch()
+            pending, stopping = self._next_batch()
             try:
                 self._write()
-            except Exception:  # rows that no file would take: without them the next ones are written
-                log.exception("%d rows of the ledger are lost", len(self._rows))
+            except Exception:  # rows that no file accepts: drop them, so that the next ones are written
+                log.exception("usage ledger: %d rows lost", len(self._rows))
                 self.lost += len(self._rows)
                 self._rows = []
-            for question in questions:
-                self._run_query(question)
+            for query in pending:
+                self._run_query(query)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def _next_batch(self) -> tuple[list[_Query], bool]:
-        """Rows until it is time to write; a question, or the word to stop, makes it time at once.
+        """Collect rows until it is time to write: after BATCH_SECONDS, or at once for a query or the stop.
 
-        The first row wakes the thread, the others wait for it: waking it for each would cost the event loop more
-        than they do.
+        Only the first row wakes the thread: waking it for each would cost the event loop more than recording them.
         """
-        questions: list[_Query] = []
+        pending: list[_Query] = []
         try:
-            self._sort(self._queue.get(timeout=RETRY_SECONDS if self._rows else None), questions)
-            if not questions:
+            self._sort(self._queue.get(timeout=RETRY_SECONDS if self._rows else None), pending)
+            if not pending:
                 self._flush.wait(BATCH_SECONDS)
             while len(self._rows) < MAX_BATCH or not self._healthy:
-                self._sort(self._queue.get_nowait(), questions)
+                self._sort(self._queue.get_nowait(), pending)
         except queue.Empty:
             pass
         except _Stopping:
-            return questions, True
+            return pending, True
         if self._queue.empty():
             self._flush.clear()
-        return questions, False
+        return pending, False
 
-    def _sort(self, item: _Item, questions: list[_Query]) -> None:
+    def _sort(self, item: _Item, pending: list[_Query]) -> None:
         if isinstance(item, _Stop):
             raise _Stopping
         if isinstance(item, _Query):
-            questions.append(item)
+            pending.append(item)
         else:
             self._try_write(item)
 
@@ -207,7 +223,7 @@ class UsageLedger:
             self.lost += 1
 
     def _write(self) -> None:
-        """Write the rows that wait; when that fails they go on waiting."""
+        """Write the waiting rows; if that fails they stay."""
         if not self._rows:
             return
         try:
@@ -216,11 +232,11 @@ class UsageLedger:
             written = _insert(self._connection, self._rows)
         except (sqlite3.Error, LedgerError) as error:
             if self._healthy:
-                log.error("the ledger cannot be written, and waits: %s", error)
+                log.error("cannot write usage ledger, retrying: %s", error)
             self._healthy = False
             return
         if not self._healthy:
-            log.warning("the ledger is written again; %d rows were lost", self.lost)
+            log.warning("usage ledger recovered; %d rows lost", self.lost)
         self._healthy = True
         self.written += written
         self.lost += len(self._rows) - written
@@ -228,7 +244,7 @@ class UsageLedger:
         self._prune(self._connection)
 
     def _prune(self, connection: sqlite3.Connection) -> None:
-        """Forget what is older than the settings want to know."""
+        """Delete rows older than the retention, once an hour."""
         if time.monotonic() - self._last_pruned < PRUNE_SECONDS:
             return
         self._last_pruned, now = time.monotonic(), self._wall_clock()
@@ -236,18 +252,18 @@ class UsageLedger:
             if self.keep_days:
                 connection.execute("DELETE FROM requests WHERE ended < ?", (now - self.keep_days * DAY,))
             connection.execute("DELETE FROM hours WHERE hour < ?", (now - HOURS_DAYS * DAY,))
-        except sqlite3.Error as error:  # in an hour it is tried again
-            log.warning("old rows of the ledger stay: %s", error)
+        except sqlite3.Error as error:  # retried in an hour
+            log.warning("cannot prune usage ledger: %s", error)
 
-    def _run_query(self, question: _Query) -> None:
+    def _run_query(self, query: _Query) -> None:
         try:
             if self._rows:
-                raise LedgerError("the ledger cannot be written")
+                raise LedgerError("the ledger file cannot be written")
             if self._connection is None:
                 self._connection = schema.open_for_writing(self.path)
-            question.result(question.run(self._connection), None)
-        except Exception as error:  # whatever is wrong with a question, whoever asks must hear it
-            question.result(None, error)
+            query.result(query.run(self._connection), None)
+        except Exception as error:  # the waiting task gets the error, whatever it is
+            query.result(None, error)
 
 
 _ROW = tuple(to_row(RequestRecord("", "", ""), 0.0, Pricing()))
@@ -265,7 +281,7 @@ _ADD_TO_HOUR = """
 """
 
 
-REFUSED_ROW = (
+REJECTED_ROW = (
     ValueError,
     TypeError,
     OverflowError,
@@ -274,21 +290,21 @@ REFUSED_ROW = (
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
 )
-"""What is raised because of a row's own values: UnicodeEncodeError, too large an integer, NULL, another type."""
+"""Errors caused by a row's own values: UnicodeEncodeError, an integer too large, NULL, a wrong type."""
 
 
 def _insert(connection: sqlite3.Connection, rows: list[LedgerRow]) -> int:
-    """Write rows and what they add to their hours, in one transaction; return how many the file has taken."""
+    """Write rows and add them to their hours, in one transaction; return how many were written."""
     try:
         with transaction(connection):
             for row in rows:
                 _insert_one(connection, row)
         return len(rows)
-    except REFUSED_ROW as error:
+    except REJECTED_ROW as error:
         with transaction(connection):
-            written = sum(_insert_somehow(connection, row) for row in rows)
+            written = sum(_insert_or_skip(connection, row) for row in rows)
         log.error(
-            "a row of the ledger has values that SQLite does not take (%s); %d of %d rows are lost",
+            "usage ledger: SQLite rejected a row (%s); %d of %d rows lost",
             type(error).__name__,
             len(rows) - written,
             len(rows),
@@ -297,21 +313,21 @@ def _insert(connection: sqlite3.Connection, rows: list[LedgerRow]) -> int:
 
 
 def _insert_one(connection: sqlite3.Connection, row: LedgerRow) -> None:
-    """Write a row; one that is there already adds nothing."""
+    """Write a row; one that exists already adds nothing."""
     if connection.execute(_INSERT, row).rowcount:
         hour = to_hourly_row(row)
         if hour is not None:
             connection.execute(_ADD_TO_HOUR, hour)
 
 
-def _insert_somehow(connection: sqlite3.Connection, row: LedgerRow) -> bool:
-    """Write a row as it is, else with storable values, so that no budget misses it; return whether it is written."""
+def _insert_or_skip(connection: sqlite3.Connection, row: LedgerRow) -> bool:
+    """Write a row as it is, or with storable values, so that no budget misses it; return whether it was written."""
     for attempt in (row, storable_row(row)):
         connection.execute("SAVEPOINT one_row")
         try:
             _insert_one(connection, attempt)
             return True
-        except REFUSED_ROW:
+        except REJECTED_ROW:
             connection.execute("ROLLBACK TO one_row")
         finally:
             connection.execute("RELEASE one_row")

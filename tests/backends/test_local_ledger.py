@@ -6,15 +6,19 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from qproxy.ledger import LedgerError, UsageLedger, schema
+from qproxy.backends.local import ledger_schema as schema
+from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.backends.local.ledger_queries import oldest_request, usage_by
+from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
-from qproxy.ledger.usage import UsageRow, oldest_request, usage_by
+from qproxy.ledger.usage import UsageRow
 from qproxy.limits.windows import WINDOWS
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
@@ -43,10 +47,12 @@ def reading(path):
         connection.close()
 
 
-def kept(path, *moments, **settings):
+def kept(path, *moments, keep_days=90):
     """A ledger with one record for each (seconds after noon, changes)."""
     clock = {"now": NOON}
-    ledger = UsageLedger(path, Pricing(listed_for=["one"]), wall_clock=lambda: clock["now"], **settings)
+    ledger = SqliteUsageLedger(
+        path, Pricing(listed_for=["one"]), wall_clock=lambda: clock["now"], keep_days=keep_days
+    )
     for number, (after, changes) in enumerate(moments):
         clock["now"] = NOON + after
         ledger.record(record(**{"id": f"req_{number}", **changes}))
@@ -63,18 +69,18 @@ def test_a_row_tells_of_its_request(path, reading):
     assert row == {
         "id": "req_0", "ended": NOON, "key": "bob", "account": "one", "endpoint": "/chat/completions",
         "model": "qwen3.7-plus", "served_model": "qwen3.7-plus", "stream": 1, "status": 200, "outcome": "ok",
-        "error": None, "finish": "stop", "tries": 2, "failures": "two:upstream_error",
+        "error": None, "finish_reason": "stop", "attempts": 2, "failures": "two:upstream_error",
         "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5, "estimated": 0,
         "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),
         "first_byte_ms": 400.0, "total_ms": 1500.0, "overhead_ms": 100.0,
-        "rules": "one_system,effort", "repairs": "closer_missing:2", "tools": "clock:1,clock!:1",
+        "rules": "merge_system_messages,reasoning_effort", "repairs": "closer_missing:2", "tools": "clock:1,clock!:1",
         "upstream_request_id": "up-1",
     }  # fmt: skip
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 POISON = {
-    "half of a surrogate pair": {"model": "\ud800", "finish": "\udfff"},
+    "half of a surrogate pair": {"model": "\ud800", "finish_reason": "\udfff"},
     "an integer beyond 64 bits": {"usage": Usage(10**300, 10**30, 10**300, {"cached_tokens": 2**63})},
     "NaN": {"first_byte": float("nan")},
     "nothing where something must be": {"endpoint": None},
@@ -93,7 +99,7 @@ def test_a_row_keeps_no_other_one_out(path, reading, poison, caplog):
     assert len(ids) == (3 if "endpoint" in poison else 5)
     assert connection.execute("SELECT sum(requests) FROM hours").fetchone() == (len(ids),)
     assert "\ud800" not in caplog.text
-    assert ("rows are lost" in caplog.text) is ("first_byte" not in poison), "SQLite writes a NaN as NULL"
+    assert ("rows lost" in caplog.text) is ("first_byte" not in poison), "SQLite writes a NaN as NULL"
 
 
 def test_counts_beyond_measure_can_be_summed(path, reading):
@@ -105,7 +111,7 @@ def test_counts_beyond_measure_can_be_summed(path, reading):
 
 def test_a_client_that_left(path, reading):
     """Where the upstream told no tokens the row has a guess, and says so."""
-    kept(path, (0, {"usage": None, "outcome": "client_left", "prompt_estimate": 50, "pieces": 7}))
+    kept(path, (0, {"usage": None, "outcome": "client_disconnected", "prompt_estimate": 50, "chunks": 7}))
     connection = reading()
     found = connection.execute("SELECT prompt_tokens, completion_tokens, estimated FROM requests").fetchone()
     assert found == (50, 7, 1)
@@ -122,7 +128,7 @@ MOMENTS: tuple[tuple[int, dict[str, Any]], ...] = (
     (-19 * HOUR, {"key": "amy"}),
     (-6 * HOUR, {}),
     (-4 * HOUR, {"account": "two"}),
-    (0, {"outcome": "failed"}),
+    (0, {"outcome": "internal_error"}),
     (0, {"account": None, "outcome": "error", "usage": None, "first_byte": None}),
 )
 
@@ -142,7 +148,7 @@ def test_windows(path, reading, window, bob, amy):
 @pytest.mark.parametrize("window", ["5h", "day"])
 def test_sums(path, reading, window):
     """Both kinds of windows add up requests, failures, tokens and costs alike, and say what has no price."""
-    kept(path, (0, {}), (1, {"outcome": "failed"}), (2, {"account": "two"}))
+    kept(path, (0, {}), (1, {"outcome": "internal_error"}), (2, {"account": "two"}))
     connection = reading()
     cost = (60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6
     (model,) = usage_by(connection, "model", window, NOON + 60)
@@ -156,7 +162,7 @@ def test_sums(path, reading, window):
 
 async def test_a_question_sees_every_row_before_it(path):
     """What is asked of a running ledger knows the request that ended a moment ago."""
-    ledger = UsageLedger(path, wall_clock=lambda: NOON)
+    ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     try:
         for number in range(50):
             ledger.record(record(id=f"req_{number}"))
@@ -178,7 +184,7 @@ def test_a_row_that_comes_again(path, reading):
 
 async def test_a_question_that_is_wrong(path):
     """A fault in a question is told to who asked, and the thread goes on."""
-    ledger = UsageLedger(path, wall_clock=lambda: NOON)
+    ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     try:
         with pytest.raises(LedgerError, match="division"):
             await ledger.query(lambda file: 1 / 0)
@@ -202,10 +208,10 @@ def test_a_file_that_cannot_be_written(path, tmp_path, caplog):
     """A ledger without a place to write says so once, keeps its rows, and writes them when it can."""
     blocked = tmp_path / "data"
     blocked.write_text("not a directory")
-    ledger = UsageLedger(path, wall_clock=lambda: NOON)
+    ledger = SqliteUsageLedger(path, Pricing(), wall_clock=lambda: NOON, keep_days=90)
     ledger.record(record())
     ledger.close()
-    assert "cannot be written" in caplog.text
+    assert "cannot write usage ledger" in caplog.text
     assert (ledger.written, ledger.lost) == (0, 0)
     blocked.unlink()
     ledger.record(record(id="req_2"))
@@ -239,6 +245,60 @@ def test_an_older_file_is_brought_up_to_date(path, reading, known):
     assert schema.version(reading()) == len(schema.MIGRATIONS)
 
 
+OUTCOMES = {
+    "ok": "ok",
+    "error": "error",
+    "failed": "internal_error",
+    "upstream_cut": "upstream_truncated",
+    "client_left": "client_disconnected",
+    "shutting_down": "shutting_down",
+}
+
+
+def test_names_of_the_first_version_are_replaced(path, reading):
+    """Outcomes, rules and columns of a first ledger have their new names; its counts stay, and so do unknown rules."""
+    path.parent.mkdir()
+    whole, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:1]
+    rules = [
+        "effort",
+        "one_system,choices,effort",
+        "choices",
+        "one_system_more,meaningless",
+        None,
+        "",
+    ]
+    try:
+        with closing(schema.open_for_writing(path)) as connection:
+            for number, (outcome, applied) in enumerate(zip(OUTCOMES, rules, strict=True)):
+                connection.execute(
+                    "INSERT INTO requests VALUES (?, ?, 'bob', 'one', '/x', 'm', 'm', 1, 200, ?, NULL, 'stop', 2,"
+                    " NULL, 100, 21, 0, 0, 0, 0.5, 1.0, 2.0, 0.1, ?, NULL, NULL, NULL)",
+                    (f"old_{number}", NOON, outcome, applied),
+                )
+    finally:
+        schema.MIGRATIONS = whole
+    kept(path, (0, {}))
+    rows = reading().execute(
+        "SELECT outcome, rules, finish_reason, attempts FROM requests WHERE id LIKE 'old%' ORDER BY id"
+    )
+    assert list(rows) == [
+        (outcome, applied, "stop", 2)
+        for outcome, applied in zip(
+            OUTCOMES.values(),
+            (
+                "reasoning_effort",
+                "merge_system_messages,max_choices,reasoning_effort",
+                "max_choices",
+                "one_system_more,unsupported_params",
+                None,
+                "",
+            ),
+            strict=True,
+        )
+    ]
+    assert reading().execute("SELECT sum(attempts), count(*) FROM recent_requests").fetchone() == (14, 7)
+
+
 def test_datasettes_view(path, reading):
     """The views read as a person would want them."""
     kept(path, (0, {}))
@@ -252,11 +312,12 @@ def test_datasettes_view(path, reading):
 WRITER = """
 import sys, time
 from pathlib import Path
-from qproxy.ledger import Ledger
-from tests.observe.records import record
-ledger = Ledger(Path(sys.argv[1]))
+from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.ledger import Pricing
+from tests.telemetry.factories import record
+ledger = SqliteUsageLedger(Path(sys.argv[1]), Pricing(), keep_days=90)
 for number in range(int(sys.argv[3])):
-    ledger.finished(record(id=f"{sys.argv[2]}-{number}"))
+    ledger.record(record(id=f"{sys.argv[2]}-{number}"))
     print(number, flush=True)
     time.sleep(0.002)
 ledger.close()

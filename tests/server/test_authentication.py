@@ -1,4 +1,4 @@
-"""The door: hosts, pages, types and shapes of what comes in."""
+"""Who may use the server: hosts, keys, pages; and which bodies it accepts."""
 
 import json
 import re
@@ -8,13 +8,17 @@ import h2.events
 import pytest
 
 import qproxy
-from qproxy.access.api_keys import ApiKeyStore, keys_from_settings
-from qproxy.server import Route
+from qproxy.access.api_keys import StaticApiKeys, keys_from_settings
+from qproxy.server import Route, Server
 from qproxy.server.asgi_client import in_process
-from qproxy.server.request_policy import EXPOSED_HEADERS, Access, RequestPolicy
+from qproxy.server.authentication import Access, Authentication
+from qproxy.server.cors import EXPOSED_HEADERS
+from qproxy.server.host_policy import HostPolicy, require_local
 from qproxy.system.exposure import is_loopback
 from qproxy.wire import json_codec
+from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import RequestError
+from qproxy.wire.model_aliases import ModelAliases
 from tests.helpers import HELLO, h1, h2c, world
 
 LOOPBACK = {"server": ("127.0.0.1", 8787)}
@@ -23,12 +27,21 @@ ORIGIN = [(b"origin", b"https://app.test")]
 JSON = [("content-type", "application/json")]
 
 
+def authentication(*, api_keys=(), admin_key=None, allowed_hosts=(), insecure_no_auth=False):
+    return Authentication(
+        api_keys=StaticApiKeys(keys_from_settings(list(api_keys))),
+        admin_key=admin_key,
+        hosts=HostPolicy(allowed_hosts=allowed_hosts, insecure_no_auth=insecure_no_auth),
+        aliases=ModelAliases({}),
+    )
+
+
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8787", "127.0.0.1:80", "[::1]:8787", "a.localhost.", ""]
 )
 def test_names_of_this_machine(host):
     """Whoever calls this machine by its own name may come in."""
-    assert RequestPolicy().authenticate({"host": host}, LOOPBACK) is None
+    assert authentication().authenticate({"host": host}, LOOPBACK) is None
 
 
 @pytest.mark.parametrize(
@@ -41,14 +54,14 @@ def test_names_of_this_machine(host):
 def test_a_foreign_name_for_this_machine(host):
     """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
     with pytest.raises(RequestError, match="allowed_hosts") as refusal:
-        RequestPolicy().authenticate({"host": host}, LOOPBACK)
+        authentication().authenticate({"host": host}, LOOPBACK)
     assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
     assert (
-        RequestPolicy(insecure_no_auth=True).authenticate({"host": host}, {"server": ("192.0.2.7", 8787)})
+        authentication(insecure_no_auth=True).authenticate({"host": host}, {"server": ("192.0.2.7", 8787)})
         is None
     )
-    assert RequestPolicy(allowed_hosts=("*",)).authenticate({"host": host}, LOOPBACK) is None
-    keyed = RequestPolicy(api_keys=ApiKeyStore(keys_from_settings(["secret"])))
+    assert authentication(allowed_hosts=("*",)).authenticate({"host": host}, LOOPBACK) is None
+    keyed = authentication(api_keys=["secret"])
     assert keyed.authenticate({"host": host, "authorization": "Bearer secret"}, LOOPBACK) is not None
 
 
@@ -56,14 +69,14 @@ def test_a_foreign_name_for_this_machine(host):
 def test_another_machines_way_in_without_keys(address, caplog):
     """An address that other machines reach is served with keys or on the operator's word only, whatever started the server;
     the log says so once."""
-    door, scope = RequestPolicy(), {"server": (address, 8787)}
+    door, scope = authentication(), {"server": (address, 8787)}
     for _ in range(2):
         with pytest.raises(RequestError, match="qproxy keys create") as refusal:
             door.authenticate({"host": "localhost"}, scope)
         assert (refusal.value.status, refusal.value.code) == (403, "keys_required")
     assert [address in record.getMessage() for record in caplog.records] == [True]
-    assert RequestPolicy(insecure_no_auth=True).authenticate({}, scope) is None
-    assert RequestPolicy().authenticate({"host": "localhost"}, {"server": None}) is None
+    assert authentication(insecure_no_auth=True).authenticate({}, scope) is None
+    assert authentication().authenticate({"host": "localhost"}, {"server": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +87,7 @@ def test_an_origin_that_is_no_url(origin):
     """It is another origin than this machine's, and nothing breaks."""
     scope = {**LOOPBACK, "client": ("127.0.0.1", 1)}
     with pytest.raises(RequestError) as refusal:
-        RequestPolicy().require_local({"host": "localhost", "origin": origin}, scope)
+        require_local({"host": "localhost", "origin": origin}, scope)
     assert refusal.value.status == 403
 
 
@@ -160,9 +173,10 @@ async def test_pages_that_are_allowed():
         assert head[b"access-control-allow-private-network"] == b"true"
         status, headers, _ = await it.post(HELLO, headers=ORIGIN)
         assert status == 401
-        assert headers["access-control-expose-headers"] == EXPOSED_HEADERS
+        exposed = headers["access-control-expose-headers"].split(", ")
+        assert exposed == [*OPENAI.exposed_headers, *EXPOSED_HEADERS]
         ours = {name for name in headers if name.startswith("x-") and name != "x-content-type-options"}
-        assert ours <= set(EXPOSED_HEADERS.split(", "))
+        assert ours <= set(exposed)
         assert headers["access-control-allow-origin"] == "https://app.test"
         assert (
             "access-control-allow-origin"
@@ -175,7 +189,7 @@ def test_pages_may_read_every_field_of_ours():
     sources = (path.read_text("utf-8") for path in Path(qproxy.__file__).parent.rglob("*.py"))
     written = {name for source in sources for name in re.findall(r'"(x-(?:qproxy|should)-[a-z-]+)"', source)}
     assert "x-qproxy-tools" in written
-    assert written <= set(EXPOSED_HEADERS.split(", "))
+    assert written <= {*EXPOSED_HEADERS, *OPENAI.exposed_headers}
 
 
 async def test_security_headers():
@@ -232,7 +246,7 @@ ADMIN_CASES = {
 def test_admin_routes_are_for_whoever_runs_the_server(key, headers, peer, status):
     """An admin route wants the admin key; without one, a direct request on the same machine."""
     door, scope = (
-        RequestPolicy(admin_key=key, allowed_hosts=("proxied.test",)),
+        authentication(admin_key=key, allowed_hosts=("proxied.test",)),
         {**LOOPBACK, "client": (peer, 1)},
     )
     if status is None:
@@ -254,8 +268,8 @@ async def test_a_clients_key_opens_no_admin_route():
         return {"ruled": True}
 
     async with world(api_keys=["client"], admin_key="admin") as it:
-        it.server.route_groups.append(Ruling())
-        async with in_process(it.server.app()) as client:
+        server = Server(it.server.state, [lambda server: Ruling()])
+        async with in_process(server.app()) as client:
             for key, status in (("client", 401), ("admin", 200)):
                 headers = [(b"authorization", b"Bearer " + key.encode())]
                 async with client.request("GET", "/rule", headers=headers) as response:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qproxy.auth.credential_file import CredentialFile, StorageError
-from qproxy.auth.lock import STALE_SECONDS, FileLock
+from qproxy.auth.credential_store import StorageError
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import STALE_SECONDS, FileLock
 from qproxy.wire.credential_format import TokenSet
 
 OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note": "kept"})
@@ -50,7 +51,7 @@ def test_only_the_owner_sees_it(file, monkeypatch):
     assert [mode(path) for path in (file.path.parent, file.path.parents[1], file.path.parents[2])] == [
         0o700
     ] * 3
-    assert file.read() == NEW
+    assert file.load() == NEW
 
 
 def test_a_shared_directory_stays_as_it_is(tmp_path):
@@ -67,9 +68,9 @@ def test_links_are_not_followed(file, tmp_path):
     file.make_directory()
     file.path.symlink_to(target)
     with pytest.raises(StorageError, match="symbolic link"):
-        file.read()
+        file.load()
     file.save(OLD)
-    assert file.read() == OLD
+    assert file.load() == OLD
     assert target.read_text() == '{"access_token": "x"}'
 
 
@@ -78,18 +79,18 @@ def test_what_is_no_file_is_refused(file):
     file.make_directory()
     os.mkfifo(file.path)
     with pytest.raises(StorageError, match="regular file"):
-        file.read()
+        file.load()
     file.path.unlink()
     with file.path.open("wb") as huge:
         huge.truncate(10_000_000)
     with pytest.raises(StorageError, match="too large"):
-        file.read()
+        file.load()
 
 
 def test_leftovers_are_swept(file):
     """What a killed process left behind goes with the next write; other programs' files stay."""
     file.save(OLD)
-    draft = file.draft()
+    draft = file.prepare_write()
     foreign = file.path.with_name("oauth_creds.json.tmp.1.2")
     foreign.touch()
     left = [path.name for path in file.path.parent.iterdir()]
@@ -97,7 +98,7 @@ def test_leftovers_are_swept(file):
     file.save(NEW)
     assert {path.name for path in file.path.parent.iterdir()} == {"oauth_creds.json", foreign.name}
     draft.discard()
-    assert file.read() == NEW
+    assert file.load() == NEW
 
 
 def test_removing_says_whether_there_was_one(file):
@@ -105,8 +106,8 @@ def test_removing_says_whether_there_was_one(file):
     assert not file.remove()
     file.save(OLD)
     assert file.remove()
-    assert file.read() is None
-    assert file.stamp() is None
+    assert file.load() is None
+    assert file.version() is None
 
 
 def test_among_processes_the_kernel_decides(file):
@@ -158,7 +159,7 @@ def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
     """`kill -9` before, after and in the middle of every system call of a sign-in and a refresh: old or new, whole."""
     memory = Path("/dev/shm")  # a disk would take half a minute for a thousand fsyncs
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        found = script("killing", folder)
+        found = script("crash_injection", folder)
     assert found["kills"] > 250
     assert found["spoilt"] == []
     assert found["loose"] == []
@@ -167,7 +168,7 @@ def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
 
 def test_processes_at_once_spend_each_refresh_token_once():
     """Eight processes on one account that ends again and again: no token is shown twice, all end with the newest."""
-    found = script("racing", "--processes", "8", "--tokens", "4")
+    found = script("refresh_race", "--processes", "8", "--tokens", "4")
     assert found["reused"] == 0
     assert found["refreshes"] >= 3
     assert found["with_the_newest"] == 8

@@ -1,12 +1,11 @@
-"""Who may refresh an account or write its file: one process at a time.
+"""Locks on an account's credential file: one process at a time refreshes or writes.
 
-Here: taking and giving back the two locks, in blocking calls that do not wait.  Not here: waiting (`auth.disk`).
-
-Two locks, because there are two kinds of neighbours.  Among processes of qproxy the kernel decides (`flock` on a file
-that stays): it frees the lock of a process that was killed at once, and no clock can fool it.  qwen-code knows another
-one, a file `oauth_creds.lock` that exists while it is held; that one is honoured too where a directory is shared with it.
-By its rules a lock older than 35 s belongs to nobody and is stolen by renaming it; and only our own is ever removed.
-(qwen-code itself removes it at its exit, whoever holds it: among programs the lock is best effort.)
+Blocking calls that do not wait; waiting is `blocking`'s. There are two locks, because there are two kinds of other
+programs. Among processes of qproxy the kernel decides (`flock` on a file that stays): it releases the lock of a killed
+process at once, and no clock can fool it. qwen-code uses another one, a file `oauth_creds.lock` that exists while it is
+held; it is respected too where a directory is shared with qwen-code. By its rules a lock older than 35 s is stale and
+taken over by renaming it; and only our own is ever removed. (qwen-code itself removes it at its exit, whoever holds it:
+among programs the lock is best effort.)
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 
 STALE_SECONDS = 35.0
-"""More than qwen-code's 30 s for one refresh."""
+"""Longer than qwen-code's 30 s for one refresh."""
 
 
 class FileLock:
-    """The right to one account's tokens, across processes."""
+    """Exclusive access to one account's tokens, across processes."""
 
     def __init__(
         self, credentials: Path, *, shared: bool = False, wall_clock: Callable[[], float] = time.time
@@ -37,10 +36,10 @@ class FileLock:
         self._owned: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"<Lock {self._file} {'held' if self._fd >= 0 else 'free'}>"
+        return f"<FileLock {self._file} {'held' if self._fd >= 0 else 'free'}>"
 
     def acquire(self) -> bool:
-        """Whether both locks are ours now.  OSError where there can be none (a read-only or full disk)."""
+        """Try to take both locks. Raises OSError if they cannot exist (a read-only or full disk)."""
         fd = os.open(self._kernel_lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +54,7 @@ class FileLock:
                 os.close(fd)
 
     def release(self) -> None:
-        """Release both locks; the file only if it still is the one that we made."""
+        """Release both locks; the file only if it is still the one created here."""
         ours, self._owned = self._owned, None
         if ours is not None:
             with suppress(OSError):
@@ -80,7 +79,7 @@ class FileLock:
         return True
 
     def _steal(self) -> bool:
-        """Take away a lock that is stale; whether there is none now."""
+        """Remove a stale lock; return whether there is none now."""
         try:
             found = os.lstat(self._file)
             if abs(self._wall_clock() - found.st_mtime) <= STALE_SECONDS:
@@ -90,7 +89,7 @@ class FileLock:
         except FileNotFoundError:
             return True
         if not os.path.samestat(found, os.lstat(aside)):
-            with suppress(OSError):  # another thief was faster, and this is its living lock
+            with suppress(OSError):  # another process took over first, and this is its lock
                 os.link(aside, self._file)
         os.unlink(aside)
         return True

@@ -1,11 +1,11 @@
-"""The tables of the ledger.
+"""The tables of the ledger file.
 
-`requests` has a row a request and is pruned; `hours` has the sums of every hour by key, account and model and is kept
-for over a year, because a month's budget cannot wait for a month's rows to be read.  Views are for people: times as
-words, sums by day.
+`requests` has a row per request and is pruned; `hours` has the sums of every hour by key, account and model and is kept
+for over a year, because a month's budget cannot wait for a month's rows to be read. The views are for people: times as
+text, sums by day.
 
-A file says in `schema_version` what it is; `MIGRATIONS` take it from there to today, each in one transaction.  A file
-of a newer qproxy is refused, not guessed at.
+The table `schema_version` has the version of a file; `MIGRATIONS` bring it up to date, each in one transaction. A file
+of a newer qproxy is rejected.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from qproxy.ledger.protocol import LedgerError
 from qproxy.system.sqlite import open_database, open_readonly, transaction
+from qproxy.wire.dialects.request_rules import RENAMED_RULES
 
 BUSY_SECONDS = 5.0
-"""For another process to end its write."""
+"""Seconds for another process to finish its write."""
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
@@ -30,7 +32,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         served_model TEXT NOT NULL,   -- as the account was asked for it
         stream INTEGER NOT NULL,
         status INTEGER NOT NULL,
-        outcome TEXT NOT NULL,        -- ok, error, failed, upstream_cut, client_left or shutting_down
+        outcome TEXT NOT NULL,        -- see docs/operations.md
         error TEXT,
         finish TEXT,
         tries INTEGER NOT NULL,
@@ -82,15 +84,36 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
     """,
     ),
+    (
+        "DROP VIEW recent_requests",
+        "ALTER TABLE requests RENAME COLUMN finish TO finish_reason",
+        "ALTER TABLE requests RENAME COLUMN tries TO attempts",
+        """
+    UPDATE requests SET outcome = CASE outcome
+        WHEN 'failed' THEN 'internal_error'
+        WHEN 'upstream_cut' THEN 'upstream_truncated'
+        WHEN 'client_left' THEN 'client_disconnected'
+        ELSE outcome END
+    """,
+        *(
+            f"""
+    UPDATE requests SET rules = trim(replace(',' || rules || ',', ',{old},', ',{new},'), ',')
+        WHERE instr(',' || rules || ',', ',{old},')
+    """
+            for old, new in RENAMED_RULES.items()
+        ),
+        """
+    CREATE VIEW recent_requests AS
+        SELECT datetime(ended, 'unixepoch') AS ended_utc, key, account, model, status, outcome, error, finish_reason,
+            prompt_tokens, completion_tokens, round(cost, 6) AS cost_usd, first_byte_ms, total_ms, attempts, id
+        FROM requests ORDER BY ended DESC
+    """,
+    ),
 )
 
 
-class LedgerError(Exception):
-    """The ledger cannot be used as it is; the message says where and why."""
-
-
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """The ledger of this path, made or brought up to date.  LedgerError when it cannot be."""
+    """Open the ledger, created or brought up to date. Raises LedgerError."""
     try:
         connection = open_database(path, patience=BUSY_SECONDS)
         try:
@@ -104,21 +127,21 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """The ledger as it is.  LedgerError when there is none."""
-    if not path.exists() or not path.stat().st_size:  # begun on a disk that was full
-        raise LedgerError(f"{path}: there is no ledger yet; a server writes it with its first request.")
+    """Open the ledger as it is. Raises LedgerError if there is none."""
+    if not path.exists() or not path.stat().st_size:  # created on a full disk
+        raise LedgerError(f"{path}: no usage recorded yet; the ledger is created on the first request.")
     try:
         connection = open_readonly(path, patience=BUSY_SECONDS)
         if not 0 < version(connection) <= len(MIGRATIONS):
             connection.close()
-            raise LedgerError(f"{path}: not written by this version of qproxy.")
+            raise LedgerError(f"{path}: was not written by this version of qproxy.")
     except sqlite3.Error as error:
         raise LedgerError(f"{path}: not a ledger ({error}).") from None
     return connection
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """How many migrations a file has seen."""
+    """Return the number of migrations applied to a file."""
     made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'schema_version'").fetchone()
     if made is None:
         return 0
@@ -126,11 +149,11 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the file to today's version; several processes may try at once."""
+    """Bring the file up to date; several processes may try at once."""
     with transaction(connection):
         known = version(connection)
         if known > len(MIGRATIONS):
-            raise LedgerError(f"{path}: written by a newer qproxy (version {known} of its tables).")
+            raise LedgerError(f"{path}: was written by a newer qproxy (schema version {known}).")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, since TEXT NOT NULL)"
         )

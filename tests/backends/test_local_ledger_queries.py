@@ -4,10 +4,12 @@ import sqlite3
 
 import pytest
 
-from qproxy.ledger import LedgerError, history, schema
+from qproxy.backends.local import ledger_queries as history
+from qproxy.backends.local import ledger_schema as schema
+from qproxy.backends.local.ledger import _insert
+from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import to_row
-from qproxy.ledger.writer import _insert
 from qproxy.telemetry.records import RequestRecord
 
 
@@ -31,8 +33,8 @@ def ledger(tmp_path):
 def test_sums_along_time(ledger):
     """Each request counts in the piece it ended in; those that the client left are not failures."""
     asked = ledger(
-        row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5), row(3, 109.9, "client_left"),
-        row(4, 119.9, "upstream_cut"), row(5, 120.0),
+        row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5), row(3, 109.9, "client_disconnected"),
+        row(4, 119.9, "upstream_truncated"), row(5, 120.0),
     )  # fmt: skip
     found = history.time_slots(asked, 100.0, 120.0, 2)
     assert [(s.start, s.requests, s.ok, s.disconnected, s.failed) for s in found] == [
@@ -55,7 +57,7 @@ def test_speeds_are_those_of_good_answers(ledger):
     rows = [row(n, 10.0 + n / 100, first_byte_ms=float(n), total_ms=n * 10.0) for n in range(1, 101)]
     asked = ledger(
         *rows,
-        row(200, 11.5, "failed", first_byte_ms=9e9, total_ms=9e9),
+        row(200, 11.5, "internal_error", first_byte_ms=9e9, total_ms=9e9),
         row(201, 25.0, first_byte_ms=None, total_ms=3.0),
     )
     first, second = history.latency_slots(asked, 10.0, 30.0, 2)
@@ -97,7 +99,7 @@ def test_a_question_that_takes_too_long_is_given_up(ledger):
     """It says so, and the connection answers the next one."""
     asked = ledger(*(row(n, 1.0) for n in range(200)))
     endless = "SELECT count(*) FROM requests a, requests b, requests c, requests d"
-    with pytest.raises(LedgerError, match="too much"), history.query_timeout(asked, 0.01):
+    with pytest.raises(LedgerError, match="choose a shorter period"), history.query_timeout(asked, 0.01):
         asked.execute(endless).fetchone()
     with pytest.raises(sqlite3.OperationalError), history.query_timeout(asked):
         asked.execute("SELECT nothing FROM nowhere")

@@ -1,0 +1,167 @@
+"""From a `Config` to the members of shared state.
+
+`open_backends` makes one of each for a server; the other functions make one for a command, or for a reload that renews
+it. Nothing is opened before its first use, except that the keys are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qproxy.access.api_keys import ApiKeyStore, ApiKeyStoreError, StaticApiKeys, keys_from_settings
+from qproxy.access.grants import GrantStore
+from qproxy.access.rate_limits import RateLimitStore
+from qproxy.access.usage_limiter import UsageLimiter
+from qproxy.accounts.shared_state import AccountStateStore
+from qproxy.auth.background import RefreshTasks
+from qproxy.auth.credential_store import CredentialStore, StorageError
+from qproxy.auth.encryption import KeyringCipher
+from qproxy.auth.login_sessions import LoginSessions
+from qproxy.backends.local.account_state import SqliteAccountState
+from qproxy.backends.local.api_keys import FileApiKeys
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import FileLock
+from qproxy.backends.local.credentials import FileCredentials
+from qproxy.backends.local.files import credential_path
+from qproxy.backends.local.grants import SqliteGrants
+from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.backends.local.ledger_reader import SqliteLedgerReader
+from qproxy.backends.local.login_sessions import LocalLoginSessions
+from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
+from qproxy.backends.local.responses import SqliteResponseStore
+from qproxy.backends.local.tool_rounds import MemoryToolRounds
+from qproxy.backends.local.usage_limiter import LocalUsageLimiter
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig, ConfigError
+from qproxy.config.settings import NO_LEDGER
+from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
+from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.response_store import ResponseStore
+
+MAX_MEMORY_STORE = 64 * 1024 * 1024
+"""Bytes of responses that are stored in memory, without a `responses_file`."""
+MAX_ADDRESSES = 20_000
+"""Addresses with wrong secrets that one process counts, over all secrets."""
+OpenCredentials = Callable[[AccountConfig], CredentialStore]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Backends:
+    """One member of each Protocol."""
+
+    api_keys: ApiKeyStore
+    usage_limiter: UsageLimiter
+    wrong_secrets: RateLimitStore
+    """Wrong secrets by address."""
+    grants: GrantStore
+    account_state: AccountStateStore | None
+    """None if accounts are not shared with other processes."""
+    credentials: OpenCredentials
+    """Opens the store of an account with a login."""
+    login_sessions: Callable[[RefreshTasks], LoginSessions]
+    """Given the tasks that run logins."""
+    responses: ResponseStore | None
+    """None if responses are not stored."""
+    tool_rounds: ToolRoundStore
+    ledger: UsageLedger | None
+    """None if usage is not recorded."""
+
+
+def open_backends(config: Config, pricing: Pricing) -> Backends:
+    """Return the members that the settings name. Raises ConfigError."""
+    ledger = open_ledger(config, pricing)
+    return Backends(
+        api_keys=open_api_keys(config),
+        usage_limiter=LocalUsageLimiter(_rate_limits(config.rate_limits_file, math.inf), ledger),
+        wrong_secrets=_rate_limits(config.wrong_keys_file, MAX_ADDRESSES),
+        grants=SqliteGrants(_path(config.access_file)),
+        account_state=open_account_state(config),
+        credentials=credential_opener(config),
+        login_sessions=LocalLoginSessions,
+        responses=open_responses(config),
+        tool_rounds=open_tool_rounds(config),
+        ledger=ledger,
+    )
+
+
+def open_api_keys(config: Config) -> ApiKeyStore:
+    """Return the keys of the settings and of the key file. Raises ConfigError if the file cannot be read."""
+    configured = keys_from_settings(config.api_keys)
+    if not config.keys_file:
+        return StaticApiKeys(configured)
+    try:
+        return FileApiKeys(Path(config.keys_file), configured)
+    except ApiKeyStoreError as error:
+        raise ConfigError(str(error)) from None
+
+
+def open_account_state(config: Config) -> AccountStateStore | None:
+    """Return the store of account states, None without one."""
+    path = _path(config.account_state_file)
+    return None if path is None else SqliteAccountState(path)
+
+
+def credential_opener(config: Config) -> OpenCredentials:
+    """Return what opens the credential stores of accounts. It raises ConfigError if there is no keyring."""
+
+    def open_credentials(account: AccountConfig) -> CredentialStore:
+        path, shared = credential_path(account), account.credentials is not None
+        cipher = (
+            _cipher() if config.encrypt_credentials and not shared else None
+        )  # qwen-code's format otherwise
+        file = CredentialFile(path, shared=shared, cipher=cipher)
+        return FileCredentials(file, FileLock(path, shared=shared))
+
+    return open_credentials
+
+
+def open_responses(config: Config) -> ResponseStore | None:
+    """Return the store of responses: a file or, with a smaller bound, memory; None if they are not stored."""
+    if not config.store_responses:
+        return None
+    path = _path(config.responses_file)
+    return SqliteResponseStore(
+        path,
+        max_age=config.responses_max_age,
+        max_bytes=config.responses_max_bytes if path else min(config.responses_max_bytes, MAX_MEMORY_STORE),
+        timeout=config.store_timeout,
+    )
+
+
+def open_tool_rounds(config: Config) -> ToolRoundStore:
+    """Return the store of hidden tool rounds."""
+    return MemoryToolRounds(seconds=config.tool_round_cache_seconds)
+
+
+def open_ledger(config: Config, pricing: Pricing) -> UsageLedger | None:
+    """Return the usage ledger, None without one."""
+    if config.ledger in (None, NO_LEDGER):
+        return None
+    return SqliteUsageLedger(Path(config.ledger), pricing, keep_days=config.ledger_retention_days)
+
+
+def open_ledger_reader(config: Config) -> LedgerReader:
+    """Return the ledger for a command. Raises LedgerError if there is none."""
+    if config.ledger in (None, NO_LEDGER):
+        raise LedgerError("the usage ledger is off (setting ledger).")
+    return SqliteLedgerReader(Path(config.ledger))
+
+
+def _rate_limits(path: str | None, max_subjects: float) -> RateLimitStore:
+    if path:
+        return FileRateLimits(Path(path), max_subjects=max_subjects)
+    return MemoryRateLimits(max_subjects=max_subjects)
+
+
+def _path(setting: str | None) -> Path | None:
+    return Path(setting) if setting else None
+
+
+def _cipher() -> KeyringCipher:
+    try:
+        return KeyringCipher()
+    except StorageError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,40 @@
+"""The files that the members of a configuration use, for the factory and for checks of their modes and content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from qproxy.config import Config, data_dir
+from qproxy.config.accounts import AccountConfig
+from qproxy.config.settings import NO_LEDGER
+
+CREDENTIAL_FILE = "oauth_creds.json"
+"""qwen-code's name for it."""
+
+
+def credential_path(account: AccountConfig) -> Path:
+    """Return the account's credential file: in the data directory, or where the settings say."""
+    if account.credentials is None:
+        return data_dir() / "accounts" / account.name / CREDENTIAL_FILE
+    path = Path(account.credentials).expanduser()
+    return path if path.suffix == ".json" else path / CREDENTIAL_FILE
+
+
+def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
+    """Give the files with secrets or their digests, by what they are."""
+    if config.keys_file:
+        yield "keys of clients", Path(config.keys_file)
+    for account in config.accounts:
+        if account.kind == "oauth":
+            yield f"tokens of {account.name}", credential_path(account)
+
+
+def databases(config: Config) -> Iterator[tuple[str, Path]]:
+    """Give the SQLite files, by what they are."""
+    if config.account_state_file:
+        yield "accounts' state", Path(config.account_state_file)
+    if config.ledger not in (None, NO_LEDGER):
+        yield "usage ledger", Path(str(config.ledger))
+    if config.store_responses and config.responses_file:
+        yield "responses", Path(config.responses_file)

@@ -1,0 +1,62 @@
+"""Accounts from their tables in the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qproxy.accounts import Account
+from qproxy.accounts.rate_limit import AccountRateLimiter
+from qproxy.auth import CredentialSource, StaticKey
+from qproxy.backends.factory import OpenCredentials
+from qproxy.bootstrap import auth
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
+from qproxy.transport import ConnectFunction
+from qproxy.wire.dialects import model_catalog
+from qproxy.wire.model_aliases import ModelAliases
+
+
+def build_accounts(
+    config: Config, connect: ConnectFunction, open_credentials: OpenCredentials
+) -> tuple[Account, ...]:
+    """Return the accounts of the settings.  Raises ConfigError when there are none."""
+    return tuple(build_account(entry, config, connect, open_credentials) for entry in config.all_accounts())
+
+
+def build_account(
+    entry: AccountConfig, config: Config, connect: ConnectFunction, open_credentials: OpenCredentials
+) -> Account:
+    """Return one account with its credential source."""
+    assert entry.base_url is not None
+    source: CredentialSource = StaticKey(entry.base_url, entry.key)
+    if entry.kind == "oauth":
+        source = auth.build_oauth_source(entry, config, open_credentials(entry), connect)
+    return Account(
+        name=entry.name,
+        source=source,
+        provider_family="open" if entry.kind == "openai_compatible" else "dashscope",
+        plan=entry.plan or "payg",
+        models=tuple(entry.models),
+        weight=entry.weight,
+        max_in_flight=entry.max_in_flight,
+        allowance=entry.allowance,
+        identity=entry.identity,
+        rate_limiter=AccountRateLimiter(entry.rpm, entry.tpm),
+        rules=entry.rules,
+        headers=tuple((name.lower().encode(), value.encode()) for name, value in entry.headers.items()),
+        dialect=entry.dialect,
+        tool_schema=entry.tool_schema,
+        render_tools=entry.render_tools,
+        completions=tuple(entry.completions or ()),
+        embedding_batch=entry.embedding_batch or 0,
+        realtime_url=entry.realtime_url or "",
+    )
+
+
+def build_aliases(config: Config, accounts: Sequence[Account]) -> ModelAliases:
+    """Return the aliases; `*` does not match models that the settings or an account name, or that are Qwen's own."""
+    named = {*config.models, *(name for account in accounts for name in account.models)}
+    dashscope = any(account.provider_family == "dashscope" for account in accounts)
+    return ModelAliases(
+        config.aliases, lambda name: name in named or (dashscope and model_catalog.is_qwen(name))
+    )

@@ -1,0 +1,97 @@
+"""The state for other settings: most parts are built anew, live ones are handed on.
+
+Accounts whose settings are the same keep what is known of them; connections, tools and stored responses are kept if
+none of their settings changed.  Everything else that lives (counters, limiters, requests in flight) is kept as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import trio
+
+from qproxy.accounts import Account
+from qproxy.backends.factory import credential_opener, open_api_keys, open_responses, open_tool_rounds
+from qproxy.bootstrap import auth, limits, state, telemetry, transport
+from qproxy.bootstrap.accounts import build_account
+from qproxy.bootstrap.tools import build_tool_runtime
+from qproxy.config import Config
+from qproxy.server import ServerState
+from qproxy.server.cors import CorsPolicy
+
+RESTART_REQUIRED = frozenset({
+    "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes", "client_idle_timeout", "max_client_connection_age",
+    "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
+    "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
+    "wrong_keys_file", "wrong_keys_per_minute", "access_file",
+})  # fmt: skip
+"""Settings that a running server cannot change."""
+CONCURRENCY_SETTINGS = ("max_requests", "max_queue_size", "queue_timeout")
+TOOL_SETTINGS = (
+    "tools",
+    "mcp_servers",
+    "tool_rules",
+    "max_tool_rounds",
+    "max_tool_processes",
+    "tool_round_cache_seconds",
+)
+STORE_SETTINGS = (
+    "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
+)  # fmt: skip
+
+
+def effective_config(config: Config, running: Config) -> Config:
+    """Return new settings with the running server's values of those that it cannot change."""
+    return replace(config, **{name: getattr(running, name) for name in RESTART_REQUIRED})
+
+
+def rebuild_state(config: Config, before: Config, previous: ServerState) -> ServerState:
+    """Return the state for other settings; `before` are those of the running one.
+
+    Raises ConfigError, without an effect on the running server.
+    """
+
+    def unchanged(names: Iterable[str]) -> bool:
+        return all(getattr(config, name) == getattr(before, name) for name in names)
+
+    state.check_rules(config)
+    accounts = _renew_accounts(config, before, previous, same_login=unchanged(auth.SETTINGS))
+    same_transport = unchanged(transport.SETTINGS)
+    connections = previous.relay.transport if same_transport else transport.build_transport(config)
+    same_tools, same_store = unchanged(TOOL_SETTINGS), unchanged(STORE_SETTINGS)
+    same_concurrency = unchanged(CONCURRENCY_SETTINGS)
+    tool_runtime = previous.tool_runtime
+    if not same_tools:
+        tool_runtime = build_tool_runtime(config, rounds=open_tool_rounds(config))
+    return replace(
+        previous,
+        authentication=state.build_authentication(config, accounts, open_api_keys(config)),
+        cors=CorsPolicy(tuple(config.cors_origins)),
+        trusted_proxies=state.build_trusted_proxies(config),
+        request_limits=limits.request_limits(config),
+        concurrency=previous.concurrency if same_concurrency else state.build_concurrency(config),
+        default_model=config.default_model,
+        pool_settings=limits.pool_settings(config, accounts),
+        relay=state.build_relay(config, accounts, previous.relay.accounts, connections),
+        model_directory=state.build_model_directory(config, accounts, connections),
+        realtime=state.build_realtime(config),
+        tool_runtime=tool_runtime,
+        responses=previous.responses if same_store else open_responses(config),
+        pricing=telemetry.build_pricing(config),
+        body_logger=telemetry.build_body_logger(config),
+    )
+
+
+def _renew_accounts(
+    config: Config, before: Config, previous: ServerState, *, same_login: bool
+) -> tuple[Account, ...]:
+    """Return the accounts of the settings: the running one where its table is the same, otherwise a new one."""
+    known, open_credentials = before.all_accounts(), credential_opener(config)
+    running = dict(zip((entry.name for entry in known), previous.pool_settings.accounts, strict=True))
+    return tuple(
+        running[entry.name]
+        if entry in known and (entry.kind != "oauth" or same_login)
+        else build_account(entry, config, trio.open_tcp_stream, open_credentials)
+        for entry in config.all_accounts()
+    )

@@ -1,0 +1,213 @@
+"""All parts of a server, wired together from a `Config`.
+
+`build_state` builds them once, when the server starts.  The other functions build single parts; `bootstrap.reload` uses
+them for the parts that a reload renews.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache, partial
+from pathlib import Path
+
+import trio
+
+from qproxy.access.api_keys import ApiKeyStore
+from qproxy.access.client_address import UNIX, TrustedProxies
+from qproxy.access.secret_limiter import SecretLimiter
+from qproxy.accounts import Account, AccountPool
+from qproxy.accounts.shared_state import AccountStateStore
+from qproxy.accounts.sync import AccountStateSync
+from qproxy.auth.background import RefreshTasks
+from qproxy.backends.factory import Backends, open_backends
+from qproxy.bootstrap import limits, telemetry
+from qproxy.bootstrap.accounts import build_accounts, build_aliases
+from qproxy.bootstrap.tools import ToolLike, build_tool_runtime
+from qproxy.bootstrap.transport import build_transport
+from qproxy.config import Config, data_dir
+from qproxy.config.accounts import ConfigError
+from qproxy.dashboard import end_stale_sessions
+from qproxy.limits.concurrency import ConcurrencyLimiter
+from qproxy.relay.model_directory import ModelDirectory
+from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.realtime import RealtimeConfig
+from qproxy.relay.relay import Relay
+from qproxy.sandbox import SystemSandbox
+from qproxy.server import ServerState
+from qproxy.server.authentication import Access, Authentication
+from qproxy.server.cors import CorsPolicy
+from qproxy.server.host_policy import HostPolicy
+from qproxy.server.in_flight import InFlightRequests
+from qproxy.server.state import BackgroundTask
+from qproxy.telemetry import RequestCounters
+from qproxy.telemetry.peers import Peers, find_peer_directory
+from qproxy.transport import ConnectFunction, UpstreamTransport
+from qproxy.wire.dialects import request_rules
+from qproxy.wire.endpoints import ENDPOINTS, Endpoint
+from qproxy.wire.tool_calls import ModelProfile
+
+
+def build_state(
+    config: Config,
+    *,
+    connect: ConnectFunction = trio.open_tcp_stream,
+    tools: Sequence[ToolLike] = (),
+    sandbox: SystemSandbox | None = None,
+    workers_directory: Path | None = None,
+    backends: Backends | None = None,
+    endpoints: Sequence[Endpoint] = ENDPOINTS,
+) -> ServerState:
+    """Build every part.  Raises ConfigError when the settings do not fit together; arguments as `build_server`."""
+    check_rules(config)
+    pricing = telemetry.build_pricing(config)
+    backends = backends or open_backends(config, pricing)
+    accounts = build_accounts(config, connect, backends.credentials)
+    transport = build_transport(config, connect)
+    pool = build_account_pool(config, accounts, backends.account_state)
+    ledger, grants, tracer = backends.ledger, backends.grants, telemetry.build_tracer(config)
+
+    def limit_secrets(name: str) -> SecretLimiter:
+        return SecretLimiter(name, config.wrong_keys_per_minute, grants, backends.wrong_secrets)
+
+    refresh_tasks = RefreshTasks()
+    background: list[BackgroundTask] = [partial(end_stale_sessions, grants, config.admin_key)]
+    if ledger is not None:
+        background.append(ledger.run)
+    if tracer is not None:
+        background.append(tracer.run)
+    if pool.sync is not None:
+        background.append(pool.run_sync)
+    return ServerState(
+        http_limits=limits.http_server_limits(config),
+        authentication=build_authentication(config, accounts, backends.api_keys),
+        cors=CorsPolicy(tuple(config.cors_origins)),
+        trusted_proxies=build_trusted_proxies(config),
+        grants=grants,
+        client_keys=limit_secrets("client key"),
+        admin_keys=limit_secrets("admin key"),
+        metrics_access=Access(config.metrics_access),
+        request_limits=limits.request_limits(config),
+        concurrency=build_concurrency(config),
+        usage_limiter=backends.usage_limiter,
+        endpoints=tuple(endpoints),
+        relay=build_relay(config, accounts, pool, transport),
+        pool_settings=limits.pool_settings(config, accounts),
+        default_model=config.default_model,
+        model_directory=build_model_directory(config, accounts, transport),
+        realtime=build_realtime(config),
+        tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
+        responses=backends.responses,
+        refresh_tasks=refresh_tasks,
+        login_sessions=backends.login_sessions(refresh_tasks),
+        in_flight=InFlightRequests(),
+        counters=RequestCounters(),
+        listeners=telemetry.build_listeners(ledger, tracer),
+        pricing=pricing,
+        ledger=ledger,
+        body_logger=telemetry.build_body_logger(config),
+        tracer=tracer,
+        peers=Peers(workers_directory or find_peer_directory(data_dir())),
+        background=tuple(background),
+    )
+
+
+def check_rules(config: Config) -> None:
+    """Raise ConfigError for a rule that does not exist."""
+    known = {rule.name for rule in request_rules.RULES}
+    tables = (config.rules, *(account.rules for account in config.accounts))
+    unknown = {name for table in tables for name in table} - known
+    if unknown:
+        raise ConfigError(
+            f"rules: unknown rule {', '.join(sorted(unknown))}. Known rules: {', '.join(sorted(known))}."
+        )
+
+
+def build_account_pool(
+    config: Config, accounts: Sequence[Account], store: AccountStateStore | None
+) -> AccountPool:
+    """Return the pool, which shares the accounts' state with other processes through the store."""
+    return AccountPool(
+        accounts,
+        queue_timeout=config.queue_timeout,
+        max_queue_size=config.max_queue_size,
+        sharing=None if store is None else AccountStateSync(store),
+    )
+
+
+def build_authentication(
+    config: Config, accounts: Sequence[Account], api_keys: ApiKeyStore
+) -> Authentication:
+    """Return the checks of keys and host names."""
+    return Authentication(
+        api_keys=api_keys,
+        admin_key=config.admin_key,
+        hosts=HostPolicy(allowed_hosts=tuple(config.allowed_hosts), insecure_no_auth=config.insecure_no_auth),
+        aliases=build_aliases(config, accounts),
+    )
+
+
+def build_trusted_proxies(config: Config) -> TrustedProxies:
+    """Return the proxies whose forwarding headers are believed."""
+    try:
+        return TrustedProxies(config.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError(
+            f"trusted_proxies: {error}. Use addresses, networks (10.0.0.0/8), or {UNIX!r} for Unix sockets."
+        ) from None
+
+
+def build_concurrency(config: Config) -> ConcurrencyLimiter:
+    """Return the limit of concurrent requests to models."""
+    return ConcurrencyLimiter(
+        config.max_requests, max_queue_size=config.max_queue_size, queue_timeout=config.queue_timeout
+    )
+
+
+def build_relay(
+    config: Config, accounts: Sequence[Account], pool: AccountPool, transport: UpstreamTransport
+) -> Relay:
+    """Return the relay to the accounts of a pool."""
+    policy = RelayPolicy(
+        aliases=build_aliases(config, accounts),
+        rule_switches=config.rules,
+        strict_params=config.strict_params,
+        forced_tools=config.forced_tool_choice,
+        stream_upstream=config.stream_upstream,
+        embedding_requests=config.max_embedding_requests,
+        profile=lru_cache(maxsize=256)(partial(_model_profile, config)),
+    )
+    return Relay(pool, transport, policy)
+
+
+def _model_profile(config: Config, model: str) -> ModelProfile:
+    """Return a model's deviations, by the patterns of the settings."""
+    model = model.lower()
+
+    def matches(patterns: list[str]) -> bool:
+        return any(fnmatchcase(model, pattern.lower()) for pattern in patterns)
+
+    return ModelProfile(
+        implied_think=matches(config.implied_think_models),
+        cumulative=matches(config.cumulative_models),
+        react=matches(config.react_models),
+        bare_json=matches(config.bare_json_models),
+    )
+
+
+def build_model_directory(
+    config: Config, accounts: Sequence[Account], transport: UpstreamTransport
+) -> ModelDirectory:
+    """Return the directory of the accounts' models."""
+    return ModelDirectory(
+        accounts,
+        transport,
+        cache_seconds=config.models_cache_seconds,
+        aliases=build_aliases(config, accounts),
+        extra=config.models,
+    )
+
+
+def build_realtime(config: Config) -> RealtimeConfig:
+    """Return the settings of realtime sessions."""
+    return RealtimeConfig(limits.session_limits(config), config.realtime_voices)

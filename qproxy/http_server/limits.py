@@ -1,0 +1,51 @@
+"""The limits of the HTTP server, and how the app sets them on the server that serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qproxy.http_server.serve import patch_hypercorn
+from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS, current_shutdown
+from qproxy.http_server.tcp_server import TCPServer
+from qproxy.http_server.worker import Worker
+
+MAX_STREAMS = 250
+"""Concurrent streams of one HTTP/2 connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpServerLimits:
+    """Limits of connections.  Seconds (`math.inf` for no limit), bytes and counts."""
+
+    graceful_timeout: float
+    write_timeout: float
+    keep_alive_timeout: float
+    max_connections: int
+    max_connection_age: float
+    max_header_bytes: int
+    ping_interval: float | None
+    """Between pings to a WebSocket client; None sends none."""
+    max_message_bytes: int
+
+    def apply(self) -> None:
+        """Set the limits of the server that serves the current app, as far as it takes any."""
+        shutdown = current_shutdown.get()
+        if shutdown is None:
+            return
+        shutdown.timeout = self.graceful_timeout + ERROR_DELIVERY_SECONDS
+        if not isinstance(shutdown, Worker):
+            return
+        patch_hypercorn()
+        TCPServer.write_timeout = self.write_timeout
+        TCPServer.max_connections = self.max_connections
+        TCPServer.max_age = self.max_connection_age
+        shutdown.configure(
+            graceful_timeout=shutdown.timeout,
+            keep_alive_timeout=self.keep_alive_timeout,
+            h11_max_incomplete_size=self.max_header_bytes,
+            h2_max_header_list_size=self.max_header_bytes,
+            h2_max_concurrent_streams=MAX_STREAMS,
+            websocket_ping_interval=self.ping_interval,
+            websocket_max_message_size=self.max_message_bytes,
+            include_server_header=False,
+        )

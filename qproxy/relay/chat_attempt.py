@@ -1,0 +1,185 @@
+"""What one turn does with one account: adapt, send, decode, until the first event of the response is there.
+
+Here `wire` meets Trio.  Which account it gets, and whether another attempt follows an error, `retry` decides.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from qproxy.accounts import Account
+from qproxy.auth import Credential
+from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream, apart
+from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.retry import Attempt
+from qproxy.telemetry import RelayRecord
+from qproxy.transport import UpstreamResponse, UpstreamTransport
+from qproxy.wire import json_codec, sse, tool_adapter, tool_calls
+from qproxy.wire.dialects import (
+    DIALECTS,
+    Dialect,
+    UpstreamTarget,
+    error_mapping,
+    prompt_tools,
+    request_rules,
+)
+from qproxy.wire.errors import RetryHint, UpstreamError
+from qproxy.wire.events import Turn
+from qproxy.wire.http_request import HTTPRequest
+from qproxy.wire.pipeline import Pipeline
+
+MAX_ERROR_BODY = 64 * 1024
+STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
+
+
+class ChatAttempt(Attempt[UpstreamEventStream]):
+    """One conversation or prompt on its way to an account, as often as `RetryLoop` starts it."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        model: str,
+        record: RelayRecord,
+        transport: UpstreamTransport,
+        policy: RelayPolicy,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+    ) -> None:
+        self.tokens = prompt_tokens + max_tokens
+        self._turn = turn
+        self._model = model
+        self._record = record
+        self._transport = transport
+        self._policy = policy
+        self._prompt_tokens = prompt_tokens
+        self._amended = False
+        self._stream: UpstreamEventStream | None = None
+        """The response, once it has started."""
+
+    def __repr__(self) -> str:
+        return f"<ChatAttempt at {self._model}{'' if self._stream is None else ', started'}>"
+
+    async def start(
+        self, account: Account, credential: Credential, stack: AsyncExitStack
+    ) -> UpstreamEventStream:
+        """Send the turn, and return its response once the first event is there."""
+        target = account.target(credential, self._model, self._record.trace_headers)
+        dialect = DIALECTS[account.dialect]
+        turn, restorer = tool_adapter.adapt_tools(self._turn, names=account.provider_family == "dashscope")
+        turn = self._apply_rules(turn, target, account)
+        rendered = (
+            prompt_tools.render_tools(turn, account.render_tools, self._model)
+            if account.render_tools
+            else turn
+        )
+        self._record.account, self._record.served_model = account.name, self._model
+        response = await self._send(dialect.request(rendered, target), stack)
+        await check_status(response, account, self._record)
+        _check_content_encoding(response)
+        normalizer = tool_calls.open(
+            turn.without_prompt() if turn.stream else turn,
+            self._policy.profile(self._model),
+            self._record.repairs,
+        )
+        if restorer is not None:
+            normalizer = Pipeline(normalizer, restorer)
+        stream = await self._decode(response, dialect, target, normalizer, streamed=turn.stream)
+        await stream.wait_started()
+        self._stream = stream
+        # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
+        del self._turn
+        return stream
+
+    def amend(self, error: UpstreamError) -> bool:
+        """Leave out, once, what the error says that the server does not take."""
+        amended = None if self._amended else request_rules.amend_after_error(error, self._turn)
+        if amended is None:
+            return False
+        self._amended, self._turn = True, amended
+        return True
+
+    def tokens_used(self) -> int:
+        """Return the tokens of the response so far, none before it has started."""
+        return 0 if self._stream is None else self._stream.tokens_used(self._prompt_tokens)
+
+    def _apply_rules(self, turn: Turn, target: UpstreamTarget, account: Account) -> Turn:
+        """Return the turn as this account's server expects it."""
+        applied = request_rules.apply_rules(
+            turn,
+            model=target.model,
+            family=target.family,
+            switches={**self._policy.rule_switches, **account.rules},
+            strict_params=self._policy.strict_params,
+            forced_tools=self._policy.forced_tools,
+        )
+        self._record.rules, self._record.rule_notes = applied.applied, applied.notes
+        self._record.ignored = (*turn.ignored, *applied.ignored)
+        if self._policy.stream_upstream == "always" and target.family == "dashscope":
+            return replace(applied.turn, stream=True)
+        return applied.turn
+
+    async def _send(self, request: HTTPRequest, stack: AsyncExitStack) -> UpstreamResponse:
+        before = trio.current_time()
+        try:
+            response = await self._transport.send(request)
+        finally:
+            self._record.upstream_seconds += trio.current_time() - before
+        await stack.enter_async_context(response)
+        return response
+
+    async def _decode(
+        self,
+        response: UpstreamResponse,
+        dialect: Dialect,
+        target: UpstreamTarget,
+        normalizer: Pipeline,
+        *,
+        streamed: bool,
+    ) -> UpstreamEventStream:
+        """Return the events of a response, read as its content type says rather than as it was requested."""
+        content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if content_type in STREAM_TYPES or (not content_type and streamed):
+            decoder = Pipeline(sse.Decoder(), dialect.decoder(target))
+            return UpstreamEventStream(self._record, source=response, front=decoder, back=normalizer)
+        stream = UpstreamEventStream(self._record, source=None, front=Pipeline(), back=normalizer)
+        body = await response.read(MAX_WHOLE_BODY)
+        feed = partial(_feed_whole, stream, body, response.status, dialect, target)
+        await apart(feed) if len(body) > SLICE else feed()
+        return stream
+
+
+async def check_status(response: UpstreamResponse, account: Account, record: RelayRecord) -> None:
+    """Record a response's status and id.  Raises the error that a status other than 200 means."""
+    record.upstream_status = response.status
+    record.upstream_request_id = response.header(b"x-request-id")
+    if response.status != 200:
+        body = await response.read(MAX_ERROR_BODY)
+        raise error_mapping.error_from_response(response.status, response.headers, body, plan=account.plan)
+
+
+def _feed_whole(
+    stream: UpstreamEventStream, body: bytes, status: int, dialect: Dialect, target: UpstreamTarget
+) -> None:
+    """Feed a stream the events of a body that has arrived whole."""
+    try:
+        data = json_codec.loads(body)
+    except ValueError:
+        if not sse.looks_like_events(body):
+            raise error_mapping.invalid_response_error(status, body) from None
+        stages = Pipeline(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
+        stream.feed([*stages.feed(body), *stages.close()], last=True)
+    else:
+        stream.feed(dialect.response(data, target), last=True)
+
+
+def _check_content_encoding(response: UpstreamResponse) -> None:
+    """Raise UpstreamError for a compressed response, which was not requested and cannot be read."""
+    encoding = (response.header(b"content-encoding") or "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        message = f"The model's server compressed its answer ({encoding[:20]}) although it was asked not to."
+        raise UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.OTHER_ACCOUNT)

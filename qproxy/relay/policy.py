@@ -1,0 +1,24 @@
+"""How the operator wants requests relayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from qproxy.wire import tool_calls
+from qproxy.wire.model_aliases import ModelAliases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayPolicy:
+    """The operator's decisions about how requests are relayed."""
+
+    aliases: ModelAliases
+    rule_switches: Mapping[str, bool]
+    """Rules switched on or off by name."""
+    strict_params: bool
+    forced_tools: str
+    stream_upstream: str
+    embedding_requests: int
+    """The most batches that one request for embeddings has in flight at once."""
+    profile: Callable[[str], tool_calls.ModelProfile]

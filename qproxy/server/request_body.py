@@ -1,0 +1,104 @@
+"""The request's body: its encoding and type, its size and depth, and its JSON.
+
+The bytes themselves are received by `fast_path` or by Quart, within the same limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qproxy.relay.event_stream import apart
+from qproxy.server import request_context
+from qproxy.server.host_policy import ReadableHeaders
+from qproxy.telemetry.body_log import BodyLogger
+from qproxy.wire import json_codec, raw_json
+from qproxy.wire.errors import RequestError
+
+JSON_TYPE = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What one request may take: bytes, depth, messages, and seconds (`math.inf` for no limit)."""
+
+    max_body_bytes: int
+    max_json_depth: int
+    max_messages: int
+    client_body_timeout: float
+    client_request_timeout: float
+    keep_alive_interval: float
+    """Seconds without an event after which a stream sends its API's keep-alive."""
+
+
+def body_too_large(limits: RequestLimits) -> RequestError:
+    message = f"The request body is larger than {limits.max_body_bytes:,} bytes (max_body_bytes)."
+    return RequestError(message, status=413, code="request_too_large")
+
+
+def body_timeout(limits: RequestLimits) -> RequestError:
+    message = (
+        f"The request body did not arrive within {limits.client_body_timeout:g} s (client_body_timeout)."
+    )
+    return RequestError(message, status=408, code="request_timeout")
+
+
+def websocket_not_supported() -> RequestError:
+    message = "This endpoint does not support WebSocket."
+    return RequestError(message, status=426, code="websocket_not_supported")
+
+
+def check_encoding(headers: ReadableHeaders) -> None:
+    """Raise RequestError for a compressed body and for a WebSocket handshake."""
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            f"Unsupported Content-Encoding '{encoding[:100]}': send the body uncompressed.",
+            status=415,
+            code="unsupported_content_encoding",
+        )
+    if headers.get("upgrade", "").strip().lower() == "websocket":
+        raise websocket_not_supported()
+
+
+def check_content_type(mimetype: str, *, from_page: bool) -> None:
+    """Raise RequestError unless the body is declared as JSON.
+
+    Programs may omit the type.  Pages may not: without a preflight a page can send any type but JSON, so a request
+    with an Origin header must declare it.
+    """
+    if not mimetype and not from_page:
+        return
+    if mimetype != JSON_TYPE and not mimetype.endswith("+json"):
+        raise RequestError(
+            f"Unsupported content type '{mimetype[:100]}': send application/json.",
+            status=415,
+            code="unsupported_media_type",
+        )
+
+
+def parse_json(data: bytes, max_depth: int) -> Any:
+    """Parse a body.  Raises RequestError for invalid JSON and for more than `max_depth` nested levels."""
+    message = f"The request body is nested more than {max_depth} levels deep (max_json_depth)."
+    try:
+        body = raw_json.parse_body(data)
+    except json_codec.NestingTooDeep:
+        raise RequestError(message, code="invalid_value") from None
+    except ValueError as error:
+        raise RequestError(f"The request body is not valid JSON: {error}.") from None
+    if json_codec.exceeds_depth(body, max_depth):
+        raise RequestError(message, code="invalid_value")
+    return body
+
+
+async def read_json(limits: RequestLimits, logger: BodyLogger | None) -> Any:
+    """Read the current request's body as JSON.  Raises RequestError when it is unusable."""
+    headers = request_context.headers()
+    mimetype = (headers.get("content-type") or "").partition(";")[0].strip().lower()
+    check_content_type(mimetype, from_page="origin" in headers)
+    data = await request_context.body()
+    if logger:
+        logger.log_request(request_context.record(), data)
+    if len(data) > json_codec.LARGE:
+        return await apart(parse_json, data, limits.max_json_depth)
+    return parse_json(data, limits.max_json_depth)

@@ -1,0 +1,50 @@
+"""Errors as OpenAI spells them: in a body, in a stream's last frame, in headers.
+
+OpenAPI `Error`: all four keys are always there, and `code` is never a number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from qproxy.wire.errors import QproxyError
+from qproxy.wire.events import JSON
+
+MAX_RETRY_AFTER = 120.0
+"""Seconds: clients that are told to wait longer often ignore the header."""
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+ERROR_SCHEMA: JSON = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+        }
+    },
+}
+
+
+def error_object(error: QproxyError) -> dict[str, Any]:
+    """Return the object that describes an error: `message`, `type`, `param` and `code`."""
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+
+
+def error_body(error: QproxyError, request_id: str = "") -> dict[str, Any]:
+    """Return an error's body; OpenAI says the request's id in a header only."""
+    return {"error": error_object(error)}
+
+
+def retry_headers(error: QproxyError) -> dict[str, str]:
+    """Return the headers that tell OpenAI's clients whether and when to retry."""
+    headers = {}
+    if error.retry_after is not None:
+        seconds = min(error.retry_after, MAX_RETRY_AFTER)
+        headers["retry-after"] = str(math.ceil(seconds))
+        headers["retry-after-ms"] = str(round(seconds * 1000))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = str(error.should_retry).lower()
+    return headers

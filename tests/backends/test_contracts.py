@@ -1,0 +1,615 @@
+"""What every member of a Protocol of shared state does: the fake and the local one; further members join the tables.
+
+Each test gets two views of one store, as two processes have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from qproxy.access.api_keys import ApiKey, ApiKeyStore, ApiKeyStoreError, Quota
+from qproxy.access.grants import GrantStore
+from qproxy.access.rate_limits import RateLimitStore
+from qproxy.access.usage_limiter import UsageLimiter
+from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.shared_state import AccountState, AccountStateDelta, AccountStateStore
+from qproxy.auth.background import RefreshTasks
+from qproxy.auth.credential_store import CredentialStore
+from qproxy.auth.login_sessions import LoginSessions
+from qproxy.backends.local.account_state import SqliteAccountState
+from qproxy.backends.local.api_keys import FileApiKeys
+from qproxy.backends.local.credential_file import CredentialFile
+from qproxy.backends.local.credential_lock import FileLock
+from qproxy.backends.local.credentials import FileCredentials
+from qproxy.backends.local.grants import SqliteGrants
+from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.backends.local.login_sessions import LocalLoginSessions
+from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
+from qproxy.backends.local.responses import SqliteResponseStore
+from qproxy.backends.local.tool_rounds import MemoryToolRounds
+from qproxy.backends.local.usage_limiter import LocalUsageLimiter
+from qproxy.ledger import Pricing, UsageLedger
+from qproxy.relay.tool_rounds import ToolRoundStore
+from qproxy.server.response_store import ResponseNotFound, ResponseStore, StoredResponse
+from qproxy.wire.credential_format import TokenSet
+from qproxy.wire.errors import AuthenticationError, InvalidKeyError, RequestError
+from tests.auth.helpers import in_place, signed
+from tests.backends import fakes
+from tests.telemetry.factories import record
+
+START = 1_764_500_000.0
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets, as a wall clock and as Trio's."""
+
+    now: float = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["fake", "local"])
+def member(request) -> str:
+    """Which member of a Protocol is tested."""
+    return str(request.param)
+
+
+# API keys
+
+
+@pytest.fixture
+def key_stores(member, tmp_path, clock) -> tuple[ApiKeyStore, ApiKeyStore]:
+    if member == "fake":
+        fake = fakes.FakeApiKeys(clock)
+        return fake, fake
+    path = tmp_path / "keys.json"
+    return FileApiKeys(path, wall_clock=clock), FileApiKeys(path, wall_clock=clock)
+
+
+async def test_a_key_is_known_everywhere_until_it_is_revoked(key_stores):
+    """A key created in one process is required and accepted in the other, and rejected once it is revoked there."""
+    one, two = key_stores
+    assert not one.required()
+    key, secret = await one.create(name="bob", rpm=5, budgets=(Quota("day", 3),))
+    assert two.required()
+    assert two.writable
+    assert two.authenticate(secret) == key
+    assert two.list_keys() == (key,)
+    with pytest.raises(InvalidKeyError):
+        two.authenticate(secret + "x")
+    assert (await two.revoke("bob")).id == key.id
+    assert one.required()
+    with pytest.raises(AuthenticationError, match="revoked"):
+        one.authenticate(secret)
+
+
+async def test_names_of_keys_are_unique(key_stores):
+    """A name in use cannot be given again, and only an active key can be revoked."""
+    one, two = key_stores
+    await one.create(name="bob")
+    with pytest.raises(ApiKeyStoreError, match="already exists"):
+        await two.create(name="bob")
+    await two.revoke("bob")
+    with pytest.raises(ApiKeyStoreError, match="no active key"):
+        await one.revoke("bob")
+    await one.create(name="bob")
+
+
+async def test_a_key_expires_by_the_wall_clock(key_stores, clock):
+    """A key is accepted until its end and not at it."""
+    one, two = key_stores
+    _, secret = await one.create(expires=int(START) + 10)
+    two.required()
+    two.authenticate(secret)
+    clock.now += 10
+    with pytest.raises(AuthenticationError, match="expired"):
+        two.authenticate(secret)
+
+
+# Rate limits
+
+
+@pytest.fixture(params=["fake", "memory", "file"])
+async def rate_limits(request, tmp_path, clock) -> tuple[RateLimitStore, RateLimitStore]:
+    if request.param == "file":
+        path = tmp_path / "rates"
+        return (
+            FileRateLimits(path, clock=clock, wall_clock=clock),
+            FileRateLimits(path, clock=clock, wall_clock=clock),
+        )
+    store: RateLimitStore = (
+        fakes.FakeRateLimits(clock) if request.param == "fake" else MemoryRateLimits(clock=clock)
+    )
+    return store, store
+
+
+SUBJECT = bytes(range(32))
+LIMITS = {"requests": 3, "tokens": 60, "usd": 0.5}
+
+
+async def test_amounts_are_granted_together_or_not_at_all(rate_limits):
+    """Every unit has its level; one that is not available leaves the others as they were."""
+    one, two = rate_limits
+    grant = await one.reserve(SUBJECT, LIMITS, {"requests": 1, "tokens": 40})
+    assert grant.granted
+    assert grant.available == {"requests": 2, "tokens": 20, "usd": 0.5}
+    grant = await two.reserve(SUBJECT, LIMITS, {"requests": 1, "tokens": 40})
+    assert not grant.granted
+    assert grant.available == {"requests": 2, "tokens": 20, "usd": 0.5}
+    assert (await two.reserve(bytes(32), LIMITS, {"tokens": 60})).granted
+
+
+async def test_settling_takes_and_returns(rate_limits, clock):
+    """More may be taken than there is, which must be refilled first; what is returned is available at once."""
+    one, two = rate_limits
+    one.settle(SUBJECT, LIMITS, {"tokens": 90})
+    assert not (await two.reserve(SUBJECT, LIMITS, {})).granted
+    two.settle(SUBJECT, LIMITS, {"tokens": -30})
+    grant = await one.reserve(SUBJECT, LIMITS, {})
+    assert grant.granted
+    assert grant.available["tokens"] == pytest.approx(0)
+    clock.now += 30
+    assert (await two.reserve(SUBJECT, LIMITS, {})).available["tokens"] == pytest.approx(30)
+    one.settle(SUBJECT, LIMITS, {"tokens": -1000})
+    assert (await two.reserve(SUBJECT, LIMITS, {})).available["tokens"] == 60
+
+
+async def test_more_than_a_minute_holds_waits_for_a_full_one(rate_limits, clock):
+    """An amount above the limit counts as the limit."""
+    one, _ = rate_limits
+    assert (await one.reserve(SUBJECT, LIMITS, {"tokens": 1000})).granted
+    clock.now += 59
+    assert not (await one.reserve(SUBJECT, LIMITS, {"tokens": 1000})).granted
+    clock.now += 1
+    assert (await one.reserve(SUBJECT, LIMITS, {"tokens": 1000})).granted
+
+
+# Rate limits and budgets of keys
+
+
+@pytest.fixture
+def usage_limiter(member) -> UsageLimiter:
+    if member == "fake":
+        return fakes.FakeUsageLimiter()
+    return LocalUsageLimiter(MemoryRateLimits(), fakes.FakeLedger())
+
+
+def key(**fields: Any) -> ApiKey:
+    return ApiKey("key_1", "0" * 64, "bob", **fields)
+
+
+REQUEST = {"requests": 1, "tokens": 10}
+
+
+async def test_a_request_reserves_and_settles(usage_limiter, autojump_clock):
+    """What was not used is available at once; a request that reached no model is free."""
+    limited = key(rpm=2, tpm=100)
+    first = await usage_limiter.reserve(limited, {"requests": 1, "tokens": 90})
+    with pytest.raises(RequestError) as rejection:
+        await usage_limiter.reserve(limited, {"requests": 1, "tokens": 90})
+    assert (rejection.value.status, rejection.value.code) == (429, "rate_limit_exceeded")
+    first.settle({"tokens": 0}, attempted=False, answered=False)
+    first.settle({"tokens": 100}, attempted=True, answered=True)
+    second = await usage_limiter.reserve(limited, {"requests": 1, "tokens": 90})
+    second.settle({"tokens": 5}, attempted=True, answered=True)
+    (await usage_limiter.reserve(limited, {"requests": 1, "tokens": 95})).settle(
+        {"tokens": 0}, attempted=True, answered=False
+    )
+    with pytest.raises(RequestError):
+        await usage_limiter.reserve(limited, REQUEST)
+    await trio.sleep(60)
+    await usage_limiter.reserve(limited, REQUEST)
+    assert usage_limiter.headers(limited)["x-ratelimit-limit-requests"] == "2"
+    assert usage_limiter.headers(key()) == {}
+
+
+async def test_a_running_request_takes_more(usage_limiter, autojump_clock):
+    """It is stopped when its minute, or the tokens of its budget, are exhausted; not by its budget of requests."""
+    fast = await usage_limiter.reserve(key(rpm=2), {"requests": 1, "tokens": 0})
+    await fast.extend({"requests": 1, "tokens": 500})
+    with pytest.raises(RequestError):
+        await fast.extend({"requests": 1, "tokens": 0})
+    small = replace(key(budgets=(Quota("day", requests=1, tokens=100),)), id="key_2", name="amy")
+    session = await usage_limiter.reserve(small, {"requests": 1, "tokens": 0})
+    await session.extend({"requests": 1, "tokens": 60})
+    with pytest.raises(RequestError) as rejection:
+        await session.extend({"requests": 1, "tokens": 60})
+    assert rejection.value.code == "insufficient_quota"
+
+
+async def test_a_budget_counts_what_is_in_flight(usage_limiter, autojump_clock):
+    """Concurrent requests cannot use more than is left together; one that was not answered returns its share."""
+    limited = key(budgets=(Quota("month", requests=2),))
+    first = await usage_limiter.reserve(limited, REQUEST)
+    second = await usage_limiter.reserve(limited, REQUEST)
+    with pytest.raises(RequestError) as rejection:
+        await usage_limiter.reserve(limited, REQUEST)
+    assert (rejection.value.status, rejection.value.code) == (429, "insufficient_quota")
+    first.settle({"tokens": 0}, attempted=True, answered=False)
+    second.settle({"tokens": 10}, attempted=True, answered=True)
+    third = await usage_limiter.reserve(limited, REQUEST)
+    third.settle({"tokens": 10}, attempted=True, answered=True)
+    with pytest.raises(RequestError):
+        await usage_limiter.reserve(limited, REQUEST)
+
+
+async def test_a_rejected_request_reserves_no_budget(usage_limiter, autojump_clock):
+    """What the rate limit rejects has used nothing of the budget."""
+    limited = key(rpm=1, budgets=(Quota("day", requests=2),))
+    first = await usage_limiter.reserve(limited, REQUEST)
+    for _ in range(3):
+        with pytest.raises(RequestError) as rejection:
+            await usage_limiter.reserve(limited, REQUEST)
+        assert rejection.value.code == "rate_limit_exceeded"
+    first.settle({"tokens": 10}, attempted=True, answered=True)
+    await trio.sleep(60)
+    await usage_limiter.reserve(limited, REQUEST)
+
+
+# Grants
+
+
+@pytest.fixture
+def grant_stores(member, tmp_path, clock) -> tuple[GrantStore, GrantStore]:
+    if member == "fake":
+        fake = fakes.FakeGrants(clock)
+        return fake, fake
+    path = tmp_path / "access.sqlite3"
+    return SqliteGrants(path, wall_clock=clock), SqliteGrants(path, wall_clock=clock)
+
+
+async def test_a_grant_holds_until_it_expires_or_is_revoked(grant_stores, clock):
+    """Added in one process, found in the other under its kind alone; revoking one that is not there does nothing."""
+    one, two = grant_stores
+    await one.add("session", b"a", clock.now + 10)
+    await one.add("session", b"b", clock.now + 10)
+    assert await two.has("session", b"a")
+    assert not await two.has("key", b"a")
+    await two.revoke("session", b"b")
+    await two.revoke("session", b"b")
+    assert not await one.has("session", b"b")
+    clock.now += 10
+    assert not await one.has("session", b"a")
+
+
+async def test_grants_of_another_epoch_end(grant_stores, clock):
+    """Those of the kind are revoked, others stay."""
+    one, two = grant_stores
+    await one.add("session", b"old", clock.now + 10, epoch="1")
+    await one.add("session", b"new", clock.now + 10, epoch="2")
+    await one.add("key", b"old", clock.now + 10)
+    await two.retain("session", "2")
+    found = [await one.has("session", b"old"), await one.has("session", b"new"), await one.has("key", b"old")]
+    assert found == [False, True, True]
+
+
+# Account states
+
+
+@pytest.fixture
+async def account_states(member, tmp_path, clock):
+    if member == "fake":
+        states: dict[str, AccountState] = {}
+        stores: list[AccountStateStore] = [fakes.FakeAccountState(states, name, clock) for name in "pq"]
+    else:
+        stores = [SqliteAccountState(tmp_path / "accounts.db", wall_clock=clock) for _ in range(2)]
+    yield stores
+    for store in stores:
+        await store.aclose()
+
+
+async def test_what_happened_to_an_account_is_known_everywhere(account_states):
+    """Counts add up, cooldowns start and end, requests in flight count by process."""
+    one, two = account_states
+    cooldown = Cooldown(START + 100, START, "quota", None)
+    await one.exchange(
+        {"id": AccountStateDelta("a", {"": cooldown}, requests=2, in_flight=2, quota=("gone",))}
+    )
+    states = await two.exchange({"id": AccountStateDelta("a", requests=1, failures=1, in_flight=1)})
+    state = states["id"]
+    assert (state.name, state.requests, state.failures, state.quota) == ("a", 3, 1, "gone")
+    assert (state.cooldowns, state.active_requests(START), state.last_minute(START)) == ({"": cooldown}, 3, 3)
+    await two.exchange({"id": AccountStateDelta("a", {"": None}, quota=(None,))})
+    assert dict(await one.load()) == dict(await two.load())
+    state = (await one.load())["id"]
+    assert (state.cooldowns, state.quota) == ({}, None)
+
+
+async def test_an_account_has_one_rate_for_all(account_states, clock):
+    """Processes together get what one would get, in any units, and what one returns both have."""
+    one, two = account_states
+    limits = {"requests": 3, "tokens": 100, "pictures": 2}
+    assert (await one.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 1})).granted
+    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90})
+    assert not grant.granted
+    assert grant.available == {"requests": 2, "tokens": 10, "pictures": 1}
+    await one.exchange({"id": AccountStateDelta("a", released={"tokens": 80, "pictures": 1}, limits=limits)})
+    grant = await two.acquire("id", limits, {"requests": 1, "tokens": 90, "pictures": 2})
+    assert grant.granted
+    assert grant.available == {"requests": 1, "tokens": 0, "pictures": 0}
+    clock.now += 20
+    assert (await one.acquire("id", limits, {})).available["requests"] == pytest.approx(2)
+
+
+# Credentials
+
+
+@pytest.fixture
+def credential_stores(member, tmp_path) -> tuple[CredentialStore, CredentialStore]:
+    if member == "fake":
+        fake = fakes.FakeCredentials()
+        return fake, fake
+    path = tmp_path / "me" / "oauth_creds.json"
+    one, two = (FileCredentials(CredentialFile(path), FileLock(path), run=in_place) for _ in range(2))
+    return one, two
+
+
+OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai")
+NEW = TokenSet("a2", "r2", "Bearer", 1_760_000_100_000, "portal.qwen.ai")
+
+
+async def test_tokens_are_saved_and_removed(credential_stores, autojump_clock):
+    """What one process saves the other loads; the version changes with the tokens, and is None without any."""
+    one, two = credential_stores
+    assert (await one.version(), await one.load(), await one.remove()) == (None, None, False)
+    await one.save(OLD)
+    version = await two.version()
+    assert (version is not None, await two.load()) == (True, OLD)
+    await two.save(NEW)
+    assert (await one.version() != version, await one.load()) == (True, NEW)
+    assert (await one.remove(), await two.remove(), await two.load()) == (True, False, None)
+
+
+async def test_a_refresh_prepares_and_commits(credential_stores, autojump_clock):
+    """Nothing changes before the commit; a pending write that is discarded leaves the tokens as they were."""
+    one, two = credential_stores
+    await one.save(OLD)
+    async with one.exclusive():
+        pending = await one.prepare_write(OLD.refresh_token)
+        assert await two.load() == OLD
+        await pending.discard()
+        assert await two.load() == OLD
+        pending = await one.prepare_write(OLD.refresh_token)
+        await pending.commit(NEW)
+        await pending.discard()
+    assert await two.load() == NEW
+
+
+async def test_one_process_refreshes_at_a_time(credential_stores, autojump_clock):
+    """Another one waits until exclusive access is released, also after an error."""
+    one, two = credential_stores
+    await one.save(OLD)
+    order = []
+
+    async def second(after):
+        await trio.sleep(after)
+        async with two.exclusive():
+            order.append("second")
+
+    async def first():
+        async with one.exclusive():
+            await trio.sleep(1)
+            order.append("first")
+            raise ZeroDivisionError
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second, 0.5)
+        with pytest.raises(ZeroDivisionError):
+            await first()
+    assert order == ["first", "second"]
+
+
+# Logins
+
+
+@pytest.fixture
+def open_logins(member):
+    return fakes.FakeLoginSessions if member == "fake" else LocalLoginSessions
+
+
+async def test_a_login_in_progress_is_shared(open_logins, tmp_path, autojump_clock):
+    """A second start attaches to it; it ends with saved tokens, or when it is cancelled, and can be read after that."""
+    tasks = RefreshTasks()
+    logins: LoginSessions = open_logins(tasks)
+    async with signed(tmp_path) as it:
+        it.nursery.start_soon(tasks.run)
+        await trio.testing.wait_all_tasks_blocked()
+        source = it.source()
+        assert (await logins.progress("me"), await logins.cancel("me")) == (None, None)
+        progress, new = await logins.start(source)
+        assert (progress.state, new) == ("pending", True)
+        again, new = await logins.start(source)
+        assert (again.user_code, new) == (progress.user_code, False)
+        cancelled = await logins.cancel("me")
+        assert cancelled is not None
+        assert cancelled.state == "cancelled"
+        progress, new = await logins.start(source)
+        assert new
+        assert it.emulator.identity.decide(progress.user_code)
+        await trio.sleep(30)
+        done = await logins.progress("me")
+        assert done is not None
+        assert done.state == "signed_in"
+        assert (await source.credential()).token == it.on_disk().access_token
+        await tasks.stop()
+        it.nursery.cancel_scope.cancel()
+
+
+# Stored responses
+
+
+@pytest.fixture
+async def response_stores(member, tmp_path):
+    if member == "fake":
+        stores: list[ResponseStore] = [fakes.FakeResponses()] * 2
+    else:
+        path = tmp_path / "responses.sqlite3"
+        stores = [SqliteResponseStore(path, max_age=100.0, max_bytes=10**6, timeout=5.0) for _ in range(2)]
+    yield stores
+    for store in stores:
+        await store.aclose()
+
+
+def response(id: str, previous: str | None = None, owner: str = "bob") -> StoredResponse:
+    return StoredResponse(id, owner, previous, {"id": id, "output": [f"out {id}"]}, [f"in {id}"])
+
+
+async def test_a_conversation_is_found_by_its_owner_alone(response_stores):
+    """A response is found as soon as it was saved, with everything before it; nothing of it exists for others."""
+    one, two = response_stores
+    for stored in (response("a"), response("b", "a"), response("c", "b")):
+        await one.save(stored)
+    assert await two.get("bob", "b") == response("b", "a")
+    assert [stored.id for stored in await two.conversation("bob", "c")] == ["a", "b", "c"]
+    for owner, id in (("amy", "a"), ("bob", "d")):
+        with pytest.raises(ResponseNotFound):
+            await two.get(owner, id)
+        with pytest.raises(ResponseNotFound):
+            await two.conversation(owner, id)
+        with pytest.raises(ResponseNotFound):
+            await two.delete(owner, id)
+
+
+async def test_a_deleted_response_ends_its_conversation(response_stores):
+    """What continues it can still be read, but not continued."""
+    one, two = response_stores
+    for stored in (response("a"), response("b", "a")):
+        await one.save(stored)
+    await two.delete("bob", "a")
+    assert (await one.get("bob", "b")).id == "b"
+    with pytest.raises(ResponseNotFound) as missing:
+        await one.conversation("bob", "b")
+    assert missing.value.id == "a"
+
+
+# Tool rounds
+
+
+@pytest.fixture
+def tool_rounds(member) -> ToolRoundStore:
+    return fakes.FakeToolRounds() if member == "fake" else MemoryToolRounds(seconds=60.0)
+
+
+async def test_rounds_are_found_by_conversation_and_calls(tool_rounds, autojump_clock):
+    """What was saved last is loaded; other calls, their order and other conversations have nothing."""
+    await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "old"}])
+    await tool_rounds.save("place", ("1", "2"), [{"role": "tool", "content": "new"}])
+    assert not tool_rounds.is_empty
+    found = await tool_rounds.load("place", [("1", "2"), ("2", "1"), ("3",)])
+    assert dict(found) == {("1", "2"): [{"role": "tool", "content": "new"}]}
+    assert not await tool_rounds.load("elsewhere", [("1", "2")])
+
+
+# Usage
+
+
+@pytest.fixture
+async def ledger(member, tmp_path, clock):
+    made: UsageLedger = (
+        fakes.FakeLedger(clock)
+        if member == "fake"
+        else SqliteUsageLedger(tmp_path / "ledger.sqlite3", Pricing(), keep_days=90, wall_clock=clock)
+    )
+    yield made
+    await made.aclose()
+
+
+def write(ledger: UsageLedger, clock: Clock) -> None:
+    """Four requests: two of bob's, one of amy's an hour later, and one that reached no account."""
+    ledger.use_pricing(Pricing(listed_for=["one"]))
+    for id, changes in (
+        ("r1", {}),
+        ("r2", {"outcome": "client_disconnected"}),
+        ("r2", {}),
+        ("r3", {"key": "amy", "account": "two"}),
+        ("r4", {"account": None, "outcome": "error", "usage": None, "first_byte": None}),
+        ("r5", {"model": ""}),
+    ):
+        clock.now += 3600 * (id == "r3")
+        ledger.record(record(**{"id": id, **changes}))
+
+
+async def test_usage_is_summed_by_key_account_and_model(ledger, clock):
+    """A query sees what was recorded before it; a request counts once, and for nothing where it reached no account."""
+    write(ledger, clock)
+    by_key = await ledger.usage_by("key", ("5h", "all"), clock.now + 1)
+    for window in ("5h", "all"):
+        rows = [(row.name, row.window, row.requests, row.failed, row.tokens) for row in by_key[window]]
+        assert rows == [("bob", window, 2, 1, 242), ("amy", window, 1, 0, 121)]
+    (bob, amy) = by_key["all"]
+    assert bob.cost > 0
+    assert (bob.unpriced, amy.cost, amy.unpriced) == (0, 0.0, 1)
+    accounts = (await ledger.usage_by("account", ("all",), clock.now + 1))["all"]
+    assert [row.name for row in accounts] == ["one", "two"]
+    (model,) = (await ledger.usage_by("model", ("all",), clock.now + 1))["all"]
+    assert (model.name, model.requests) == ("qwen3.7-plus", 3)
+
+
+async def test_what_a_key_has_used_of_its_windows(ledger, clock):
+    """Amounts by unit; a rolling window resets five hours after its first request."""
+    began = clock.now
+    write(ledger, clock)
+    usage = await ledger.key_usage("bob", {"5h", "month"}, clock.now + 1)
+    assert usage["5h"].used == usage["month"].used == {"requests": 2, "tokens": 242}
+    assert usage["5h"].resets_at == pytest.approx(began + 5 * 3600, abs=1)
+    assert usage["5h"].start == pytest.approx(clock.now + 1 - 5 * 3600)
+    assert (await ledger.key_usage("carl", {"month"}, clock.now))["month"].used == {}
+
+
+async def test_requests_are_listed_and_found(ledger, clock):
+    """The newest first, page by page, filtered; one by its id."""
+    write(ledger, clock)
+    newest = await ledger.recent_requests(2)
+    assert [row["id"] for row in newest] == ["r4", "r3"]
+    last = newest[-1]
+    older = await ledger.recent_requests(2, before=(last["ended"], last["id"]))
+    assert [row["id"] for row in older] == ["r2", "r1"]
+    assert [row["id"] for row in await ledger.recent_requests(9, only={"key": "amy"})] == ["r3"]
+    found = await ledger.request("r1")
+    assert found is not None
+    assert (found["key"], found["outcome"]) == ("bob", "ok")
+    assert await ledger.request("r9") is None
+
+
+async def test_history_in_equal_parts(ledger, clock):
+    """A request counts in the part in which it ended, as successful, failed or disconnected."""
+    began = clock.now
+    write(ledger, clock)
+    history = await ledger.history(began - 1, began + 7199, 2)
+    parts = [(slot.start, slot.requests, slot.ok, slot.disconnected, slot.failed) for slot in history.slots]
+    assert parts == [(began - 1, 2, 1, 1, 0), (began + 3599, 2, 1, 0, 1)]
+    assert [slot.start for slot in history.latencies] == [began - 1, began + 3599]
+
+
+def test_no_sql_path_or_lock_is_known_outside():
+    """Only `backends.local` imports SQLite's helpers and its own modules, except the factory and checks of files."""
+    import qproxy
+
+    root = Path(qproxy.__file__).parent
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if "local" not in path.relative_to(root).parts
+        and any(
+            word in path.read_text()
+            for word in ("qproxy.backends.local", "qproxy.system.sqlite", "import sqlite3")
+        )
+    }
+    assert found == {
+        "backends/api_keys.py",
+        "backends/factory.py",
+        "diagnostics/system.py",
+        "system/sqlite.py",
+    }
