@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, ReasoningDelta,
 from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.realtime.translator import MAX_VALUES, SessionTranslator
 from qproxy.wire.tool_calls import ModelProfile
-from tests.helpers import HELLO, world
+from tests.helpers import HELLO, served, world
+from tests.realtime_client import UPGRADE
 
 MIB = 1024 * 1024
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}}}
@@ -279,3 +281,40 @@ def test_a_realtime_event_of_too_many_values(side):
     event = json.dumps({"type": "response.create", "a": [[]] * MAX_VALUES, "b": "x" * json_codec.LARGE})
     outs = list(getattr(translation, side)(event))
     assert [out.event["type"] for out in outs] == ["error"]
+
+
+UNITS = {
+    "HTTP/2 pings": (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4\0" + bytes(4),
+        b"\0\0\x08\6\0\0\0\0\0" + bytes(8),
+    ),
+    "chunks of a byte": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "WebSocket pings": (UPGRADE, b"\x89\x80\0\0\0\0"),
+}
+
+
+@pytest.mark.parametrize(("head", "unit"), UNITS.values(), ids=UNITS)
+async def test_a_read_of_many_small_pieces_lets_others_run(head, unit, autojump_clock):
+    """What a client sends in small pieces is taken up some at a time, and the other tasks have their turn in between."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    class Steps(trio.abc.Instrument):
+        taken = 0
+
+        def before_task_step(self, task):
+            self.taken += 1
+
+    count, steps = 3200, Steps()
+    async with served(app) as stream:
+        await stream.send_all(head)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(steps)
+        await stream.send_all(unit * count)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(steps)
+    assert steps.taken >= count // 64

@@ -39,6 +39,8 @@ class CredentialStore(Protocol):
 
     location: str
     """Where they are, for people."""
+    timeout: float
+    """Seconds that waiting for other processes and writing may take together."""
 
     async def version(self) -> Hashable | None:
         """Return what changes whenever the tokens do; None if there are none."""

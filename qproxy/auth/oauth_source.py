@@ -19,9 +19,6 @@ from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.oauth import base_url, sanitize
 
-ROUND_TIMEOUT = 70.0
-"""How long a request waits for a round: the lock's 29 s, the refresh's 30 s, the disk."""
-
 
 class OAuthSource:
     """A signed-in account; its `run` must be running, supervised."""
@@ -34,7 +31,9 @@ class OAuthSource:
         hosts: Sequence[str],
         fallback_url: str,
         interval: float,
+        round_timeout: float,
     ) -> None:
+        """`round_timeout` is how many seconds a request waits for a refresh."""
         self.name = token_state.name
         self.refresher = refresher
         self.run = refresher.run
@@ -42,6 +41,7 @@ class OAuthSource:
         self._hosts = tuple(hosts)
         self._fallback_url = fallback_url
         self._interval = interval
+        self._round_timeout = round_timeout
 
     def __repr__(self) -> str:
         status = self.status()
@@ -104,7 +104,7 @@ class OAuthSource:
 
     async def _request_refresh(self, ask: RefreshRequest) -> None:
         self.refresher.request_refresh(ask)
-        with trio.move_on_after(ROUND_TIMEOUT):
+        with trio.move_on_after(self._round_timeout):
             await ask.done.wait()
 
     def _base_url(self, tokens: TokenSet) -> str:

@@ -51,4 +51,5 @@ def build_oauth_source(
         hosts=config.oauth_hosts,
         fallback_url=account.base_url,
         interval=config.oauth_interval,
+        round_timeout=store.timeout + config.oauth_timeout,
     )

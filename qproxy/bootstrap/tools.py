@@ -6,11 +6,14 @@ Everything is checked before the server starts: ConfigError names the tool and w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import trio
 
+from qproxy.bootstrap.transport import build_transport
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.tools import McpServerConfig, SandboxConfig, ToolConfig, parameters
@@ -22,6 +25,7 @@ from qproxy.tools.command import CommandTool, missing_program
 from qproxy.tools.mcp_stdio import stdio_connection
 from qproxy.tools.registry import ToolRegistry, ToolRule
 from qproxy.tools.tool import NAME_PATTERN, Tool
+from qproxy.transport import UpstreamTransport
 
 ToolLike: TypeAlias = Tool | Callable[..., Any]
 """A function of a program that embeds qproxy, or the `Tool` that `functions.tool` makes of it."""
@@ -54,7 +58,9 @@ def build_tool_runtime(
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
     rules = [ToolRule(row.policy, row.tools, row.keys, row.models) for row in config.tool_rules]
-    sources = [mcp_server(entry, sandbox) for entry in config.mcp_servers]
+    patient = replace(config, upstream_read_timeout=mcp.SILENCE_SECONDS, upstream_total_timeout=0.0)
+    new_transport = partial(build_transport, patient)
+    sources = [mcp_server(entry, sandbox, new_transport) for entry in config.mcp_servers]
     labels = [source.label for source in sources]
     for label in labels:
         if labels.count(label) > 1:
@@ -109,7 +115,9 @@ def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.Capacit
     )
 
 
-def mcp_server(entry: McpServerConfig, sandbox: SystemSandbox) -> mcp.McpServer:
+def mcp_server(
+    entry: McpServerConfig, sandbox: SystemSandbox, transport: Callable[[], UpstreamTransport]
+) -> mcp.McpServer:
     """Return an MCP server as a source of tools."""
     where = f"MCP server {entry.label!r}"
     if not NAME_PATTERN.match(entry.label):
@@ -121,7 +129,7 @@ def mcp_server(entry: McpServerConfig, sandbox: SystemSandbox) -> mcp.McpServer:
         parts = urlsplit(entry.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
-        connect = mcp.http_connection(entry.url, entry.headers)
+        connect = mcp.http_connection(entry.url, entry.headers, transport)
     else:
         missing = missing_program(entry.argv[0], fenced=fenced)
         if missing is not None:

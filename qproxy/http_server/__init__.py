@@ -20,6 +20,8 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   H2         DATA for a stream that has its answer is acknowledged and dropped (#329, #312, #365)
   H2         an answer that breaks off is reset, instead of leaving the client waiting for ever
   H2         a frame that is announced longer than allowed ends its connection at once, not 16 MiB later
+  H2         a block of fields has no more bytes than a head: time and memory for it grow with its square
+  H1, H2     a read of thousands of tiny frames or chunks is taken up some at a time
   H2         a connection is not closed under its streams after keep_alive_max_requests
   H2         non-ASCII pseudo headers and CONNECT end their stream, PRIORITY changes nothing
   H2         a client that opens and resets streams in a flood is sent away (CVE-2023-44487)
@@ -27,7 +29,7 @@ shows that stock Hypercorn fails, so that a cure can go when upstream has it.
   H2 buffer  a full flow-control window stops the producer (stock: memory without bound at 100 % CPU)
   WSStream   bytes before a WebSocket is accepted wait, and bytes after its end are dropped (#225)
   WSStream   what is no frame, no UTF-8 or too large ends it with the close code for that, and the app with it
-  WSStream   what waits for the app is bounded in bytes; nothing is inflated; a ping must be answered
+  WSStream   what waits for the app is bounded in bytes and messages; nothing is inflated; a ping must be answered
   WSStream   its close frame is not lost under what the client still sends; `on_disconnect` ends the app with its client
   Worker     the app hears that the server stops, and how long requests have is the app's to say
   Worker     an app that does not start is a line, not a traceback

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import h2.errors
 import h2.events
 import h2.exceptions
+import hpack
 import hypercorn.protocol.h2
 import trio
 from hypercorn.events import Closed, RawData, Updated
@@ -28,6 +31,13 @@ RETIREMENT_TIMEOUT = 30.0
 NOTICE_SECONDS = 5.0
 """From that on until streams are refused: those that were under way to us are taken."""
 MAX_STREAM = 2**31 - 1
+DATA, HEADERS, CONTINUATION = 0, 1, 9
+PREFACE_SIZE, FRAME_HEAD = 24, 9
+"""Bytes (RFC 9113 3.4, 4.1)."""
+FRAMES = 32
+"""That are worked on at once; then other tasks have their turn.  A read of 64 KiB may be 7,281 of them."""
+FRAME_SIZE = 1024
+"""Bytes of a frame that is not DATA which count as one more: a field, a setting and a change of size take a few each."""
 log = logging.getLogger("qproxy.http_server")
 
 
@@ -83,12 +93,64 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
         return data
 
 
+_UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]{0,10}+[\x00-\x7f]){3}")
+"""More changes of the table's size than a block may begin with (RFC 7541 4.2)."""
+
+
+class _Decoder(hpack.Decoder):
+    """Each change of the table's size costs microseconds, and hpack takes any number of them."""
+
+    def decode(self, data: bytes, raw: bool = False) -> Any:
+        if _UPDATES.match(data):
+            raise hpack.HPACKDecodingError("three changes of the table's size in one block")
+        return super().decode(data, raw)
+
+
+class Frames:
+    """Where the frames end in what a client sends."""
+
+    block = 0
+    """Bytes of the last block of fields so far, as it is compressed."""
+
+    def __init__(self) -> None:
+        self._left = PREFACE_SIZE
+        """Bytes to come of the frame that has begun, or of the preface."""
+        self._head = b""
+
+    def split(self, data: bytes) -> Iterator[bytes]:
+        """Yield the data in pieces of some `FRAMES`."""
+        start = at = weight = 0
+        while at < len(data):
+            if self._left:
+                size = min(self._left, len(data) - at)
+                self._left -= size
+            else:
+                size = min(FRAME_HEAD - len(self._head), len(data) - at)
+                self._head += data[at : at + size]
+                if len(self._head) == FRAME_HEAD:
+                    weight += self._begin()
+            at += size
+            if weight >= FRAMES and not self._left:
+                yield data[start:at]
+                start, weight = at, 0
+        if start < len(data) or not data:
+            yield data[start:]
+
+    def _begin(self) -> int:
+        """The head of a frame is whole: what the frame counts."""
+        self._left, kind = int.from_bytes(self._head[:3], "big"), self._head[3]
+        self._head = b""
+        if kind in (HEADERS, CONTINUATION):
+            self.block = self._left + (self.block if kind == CONTINUATION else 0)
+        return 1 if kind == DATA else 1 + self._left // FRAME_SIZE
+
+
 class H2Protocol(hypercorn.protocol.h2.H2Protocol):
     """HTTP/2 whose odd frames end a stream, never the server."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
+        self.connection.decoder = _Decoder(max_header_list_size=self.config.h2_max_header_list_size)
         self._resets = 0
         self._resets_since = 0.0
         self._retires_at = retirement_time(TCPServer.max_age)
@@ -97,6 +159,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
         self._last_stream = 0
         """The last one that was taken."""
         self._refuses = False
+        self._frames = Frames()
 
     def _is_flood(self) -> bool:
         """Whether this reset is one too many."""
@@ -115,9 +178,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
                     continue  # the stream is closed on both sides: there is nobody to tell
                 await self._flush()
             elif isinstance(event, h2.events.StreamReset) and self._is_flood():
-                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-                await self._flush()
-                await self.send(Closed())
+                await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return
             elif isinstance(event, h2.events.RequestReceived) and trio.current_time() >= self._refuses_at:
                 await self._reject_stream(event.stream_id)
@@ -155,11 +216,28 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             await self.send(Closed())
 
     async def handle(self, event: Any) -> None:
-        await super().handle(event)
-        if isinstance(event, RawData) and not self.closed and self._reject_too_large():
-            self.connection.close_connection(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
-            await self._flush()
-            await self.send(Closed())
+        if not isinstance(event, RawData):
+            await super().handle(event)
+            return
+        for number, piece in enumerate(self._frames.split(event.data)):
+            if number:
+                await trio.lowlevel.checkpoint()
+            if not self.closed:
+                await self._read(piece)
+
+    async def _read(self, data: bytes) -> None:
+        if self._frames.block > self.config.h2_max_header_list_size:  # hpack's time grows with its square
+            await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        await super().handle(RawData(data))
+        if not self.closed and self._reject_too_large():
+            await self._end(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
+
+    async def _end(self, code: h2.errors.ErrorCodes) -> None:
+        """End the connection, and say why."""
+        self.connection.close_connection(code)
+        await self._flush()
+        await self.send(Closed())
 
     def _reject_too_large(self) -> bool:
         """Whether the frame that has begun is longer than allowed: h2 says so when all of it, up to 16 MiB, is there."""

@@ -25,6 +25,10 @@ from qproxy.wire.http1 import HeaderList
 
 MAX_BUFFERED = 256 * 1024
 """Bytes of a request's body that wait for the app; then the client has to."""
+MAX_PIECES = 1024
+"""Chunks of a body that wait for the app: each takes some hundred bytes, even if it is empty."""
+SLICE = 64
+"""Chunks that are processed before other tasks run.  A read of 64 KiB may hold ten thousand chunks or frames."""
 EXTENSION = "qproxy.http_stream"
 """The name in the ASGI scope's extensions under which an app finds its `HTTPStream`."""
 
@@ -71,6 +75,7 @@ class HTTPStream(DisconnectNotifier):
         self.writer = framing
         self._received: list[dict[str, Any]] = []
         self._buffered = 0
+        self._pieces = 0
         self._changed: trio.Event | None = None
         """What the app waits for when there is no message, or the reader when the app is behind."""
         self._response_started = b""
@@ -120,6 +125,9 @@ class HTTPStream(DisconnectNotifier):
         """What h11 made of it: a part of the request, or its client's end."""
         if isinstance(event, Body):
             await self.has_more(bytes(event.data), whole=False)
+            self._pieces += 1
+            if not self._pieces % SLICE:
+                await trio.lowlevel.checkpoint()
         elif isinstance(event, EndBody):
             await self.has_more(b"", whole=True)
         elif isinstance(event, StreamClosed):
@@ -133,7 +141,7 @@ class HTTPStream(DisconnectNotifier):
         self._buffered += len(data)
         self.whole = whole
         self._write_trace()
-        while self._buffered > MAX_BUFFERED and not self.closed:
+        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not self.closed:
             await self._wait()
 
     def disconnected(self) -> None:
@@ -155,7 +163,7 @@ class HTTPStream(DisconnectNotifier):
                 return {"type": "http.disconnect"}
             await self._wait()
         message = self._received.pop(0)
-        if self._buffered:
+        if "body" in message:
             self._buffered -= len(message["body"])
             self._write_trace()
         return message

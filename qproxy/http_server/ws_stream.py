@@ -25,13 +25,15 @@ from wsproto.connection import Connection, ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from qproxy.http_server.http_stream import EXTENSION, MAX_BUFFERED, DisconnectNotifier
+from qproxy.http_server.http_stream import EXTENSION, MAX_BUFFERED, MAX_PIECES, SLICE, DisconnectNotifier
 from qproxy.wire import json_codec
 from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import RequestError
 
 MAX_EARLY_BYTES = 64 * 1024
 """Bytes that a client may send ahead of being accepted."""
+MAX_PARTS = 64 * 1024
+"""Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
 CLOSE_TIMEOUT = 1.0
 """For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
 NORMAL, ABNORMAL, MESSAGE_TOO_BIG, INTERNAL_ERROR = 1000, 1006, 1009, 1011
@@ -146,10 +148,19 @@ class WSStream(DisconnectNotifier):
         self._last_received = trio.current_time()
         if connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
             connection.receive_data(data)
-            for event in connection.events():
+            for number, event in enumerate(connection.events(), 1):
                 await self._handle_frame(connection, event)
+                if not number % SLICE:
+                    await trio.lowlevel.checkpoint()
+                    await self._wait_for_app()
+        await self._wait_for_app()
+
+    async def _wait_for_app(self) -> None:
+        """Return when the app has less to take than may wait for it."""
         self._blocked = True
-        while self._buffered > MAX_BUFFERED and not (self.closed or self._failed):
+        while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not (
+            self.closed or self._failed
+        ):
             await self._changed.park()
         self._blocked = False
 
@@ -172,11 +183,12 @@ class WSStream(DisconnectNotifier):
         self._size += (
             len(data) if isinstance(data, bytes | bytearray) or data.isascii() else len(data.encode())
         )
-        if self._size > self._config.websocket_max_message_size:
-            limit = self._config.websocket_max_message_size
-            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes.")
+        limit = self._config.websocket_max_message_size
+        if self._size > limit or len(self._message_parts) >= MAX_PARTS:
+            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes, and {MAX_PARTS} parts.")
             return
-        self._message_parts.append(data)
+        if data or not self._message_parts:
+            self._message_parts.append(data)
         if not event.message_finished:
             return
         text = isinstance(event, TextMessage)

@@ -50,10 +50,11 @@ class ToolRuntime:
         self.registry.drain()
 
     async def prepare(
-        self, turn: Turn, key: ApiKey | None, *, remembers: bool = True
+        self, turn: Turn, key: ApiKey | None, *, served_model: str | None = None, remembers: bool = True
     ) -> tuple[Turn, RequestTools]:
         """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
 
+        `stands_for` is the model that an alias of the request means.
         `remembers` is for clients that do not see the calls of our tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
@@ -61,7 +62,7 @@ class ToolRuntime:
         if turn.completion is None and (
             self.registry or turn.server_tools
         ):  # who completes a text calls nothing
-            tools = self.registry.select(turn, name)
+            tools = self.registry.select(turn, name, served_model)
         rounds = self.rounds if remembers else None
         if rounds is None or not (tools or not rounds.is_empty):
             return turn, RequestTools(tools, self.max_rounds)

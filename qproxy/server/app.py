@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 
 import trio
 from quart import Response, request, websocket
+from quart.routing import QuartMap
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Rule
+from werkzeug.routing import MapAdapter, Rule
 
 from qproxy.http_server.shutdown import drain
 from qproxy.server import error_handlers, request_context
@@ -42,6 +43,29 @@ from qproxy.wire.errors import QproxyError
 
 RouteGroupFactory: TypeAlias = Callable[[StateHolder], RouteGroup]
 log = logging.getLogger("qproxy.server")
+
+
+class _Routes(QuartMap):
+    """The routes, which are the same for every host: a Host that is no name is `door`'s to judge, not werkzeug's."""
+
+    def bind_to_request(self, request: Any, subdomain: str | None, server_name: str | None) -> MapAdapter:
+        query = request.query_string.decode("latin-1")
+        return self.bind(
+            "localhost", request.root_path, None, request.scheme, request.method, request.path, query
+        )
+
+
+class _Quart(QuartTrio):
+    url_map_class = _Routes
+    _was_served = False
+
+    async def check_unserved(self) -> None:
+        """RuntimeError when the app was served before: what its parts held open is closed."""
+        if self._was_served:
+            raise RuntimeError(
+                "This app was served before, and what it held open is closed: make another one."
+            )
+        self._was_served = True
 
 
 class HTTPConnection(TrioASGIHTTPConnection):
@@ -117,7 +141,7 @@ class Server:
 
     def app(self) -> QuartTrio:
         """Return a new Quart-Trio app with every route."""
-        app = QuartTrio("qproxy", static_folder=None)
+        app = _Quart("qproxy", static_folder=None)
         app.asgi_http_class = HTTPConnection
         app.asgi_websocket_class = WebSocketConnection
         app.config["RESPONSE_TIMEOUT"] = None  # Quart's default of 60 s would truncate streams
@@ -136,6 +160,7 @@ class Server:
         app.after_request(self._after_request)
         app.before_websocket(self._before_websocket)
         app.after_websocket(self._after_websocket)  # type: ignore[type-var]  # Quart calls it with None too
+        app.before_serving(app.check_unserved)
         app.while_serving(partial(self._serving, app))
         direct = {path: route for route in routes if route.fast_path for path in route.paths()}
         fast_path = FastPath(self, self.middleware, direct, app.asgi_app, partial(_has_no_hooks, app))

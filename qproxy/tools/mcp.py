@@ -26,6 +26,7 @@ from qproxy.tools import arguments as argument_schema
 from qproxy.tools.mcp_stdio import ServerExited, Streams
 from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
 from qproxy.tools.tool import Tool, ToolError, ToolPolicy
+from qproxy.transport import UpstreamTransport
 from qproxy.version import VERSION
 from qproxy.wire import json_codec
 
@@ -37,6 +38,10 @@ CONNECT_SECONDS = 30.0
 """For a server to start, shake hands and tell its tools."""
 REFRESH_SECONDS = 60.0
 """Between two questions for the list, when nothing was heard."""
+CHANGE_SECONDS = 1.0
+"""Between two at the least, however often the server says that its list has changed."""
+SILENCE_SECONDS = 300.0
+"""Of a server over HTTP, within an answer."""
 RETRY_DELAYS = (0.5, 60.0)
 """Before the first and before any later attempt to connect anew; each is twice the one before."""
 HEALTHY_SECONDS = 60.0
@@ -126,13 +131,15 @@ class McpServer:
                 async with client, trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_tools, client)
                     await self._list(client)
-                    self._client = client
+                    self._client, listed = client, trio.current_time()
                     while True:
                         scope.deadline = trio.current_time() + REFRESH_SECONDS + CONNECT_SECONDS
                         with trio.move_on_after(REFRESH_SECONDS):
                             await self._tools_changed.wait()
+                            await trio.sleep_until(listed + CHANGE_SECONDS)
                         self._tools_changed = trio.Event()
                         await self._list(client)
+                        listed = trio.current_time()
         return f"it did not answer within {CONNECT_SECONDS:g} s"
 
     async def _on_notification(self, message: Any) -> None:
@@ -154,11 +161,11 @@ class McpServer:
     async def _list(self, client: Client) -> None:
         listed: list[Any] = []
         cursor = None
-        while len(listed) < MAX_TOOLS:
+        for _ in range(MAX_TOOLS):  # a page may have no tool
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
-            if cursor is None:
+            if cursor is None or len(listed) >= MAX_TOOLS:
                 break
         tools = await self._make_tools([one for one in listed[:MAX_TOOLS] if self._is_allowed(one.name)])
         self.tools = tuple({tool.name: tool for tool in tools}.values())
@@ -276,18 +283,19 @@ async def _call_arguments(streams: Streams) -> AsyncIterator[Streams]:
 
 
 def http_connection(
-    url: str, headers: Mapping[str, str]
+    url: str, headers: Mapping[str, str], transport: Callable[[], UpstreamTransport]
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
-    """How to connect to a server that runs elsewhere."""
+    """How to connect to a server that runs elsewhere, each time over a new `transport`."""
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Streams]:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        limits = httpx2.Timeout(CONNECT_SECONDS, read=300.0)
+        from qproxy.tools.mcp_http import BoundedTransport
+
         async with (
-            httpx2.AsyncClient(headers=dict(headers), timeout=limits) as http,
+            httpx2.AsyncClient(headers=dict(headers), transport=BoundedTransport(transport())) as http,
             streamable_http_client(url, http_client=http) as streams,
         ):
             yield streams

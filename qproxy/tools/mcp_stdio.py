@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import trio
 
 from qproxy.sandbox import ChildProcess, Launcher, SandboxPolicy
+from qproxy.tools import messages
 
 Streams: TypeAlias = tuple[Any, Any]
 """The SDK's: messages from the server, messages to it."""
 READ_SIZE = 64 * 1024
-MAX_LINE = 8 * 1024 * 1024
 MAX_STDERR = 200
 SHUTDOWN_TIMEOUT = 1.0
 """For a server to end by itself when its input is closed."""
@@ -78,23 +78,40 @@ class _StderrTail:
         self.truncated.set()
 
 
-async def _read(child: ChildProcess, incoming: Any, stderr_tail: _StderrTail) -> None:
-    """Messages from the server until it ends."""
+def _message(line: bytes) -> Any:
+    """What a line says; None for nothing, and for what is no message."""
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 
-    rest = b""
+    if not line:
+        return None
+    try:
+        messages.check(line)
+        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except messages.TooLarge as error:
+        raise ServerExited(f"it sent {error}") from None
+    except ValueError:
+        log.debug("an MCP server sent a line that is no message")
+        return None
+
+
+async def _read(child: ChildProcess, incoming: Any, stderr_tail: _StderrTail) -> None:
+    """Messages from the server until it ends."""
+    line: list[bytes] = []
+    size = 0
+    """Of what there is of a line."""
     while data := await child.stdout.receive_some(READ_SIZE):
-        *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > MAX_LINE:
-            raise ServerExited(f"it sent a line of more than {MAX_LINE} bytes")
-        for line in filter(None, map(bytes.strip, lines)):
-            try:
-                message = jsonrpc_message_adapter.validate_json(line, by_name=False)
-            except ValueError:
-                log.debug("an MCP server sent a line that is no message")
-            else:
-                await incoming.send(SessionMessage(message))
+        first, *others = bytes(data).split(b"\n")
+        line.append(first)
+        size += len(first)
+        for following in others:
+            message = _message(b"".join(line).strip())
+            await trio.lowlevel.checkpoint()
+            if message is not None:
+                await incoming.send(message)
+            line, size = [following], len(following)
+        if size > messages.MAX_MESSAGE:
+            raise ServerExited(f"it sent a line of more than {messages.MAX_MESSAGE} bytes")
     code = await child.wait()
     with trio.move_on_after(SHUTDOWN_TIMEOUT):  # a program that it started may keep standard error open
         await stderr_tail.truncated.wait()

@@ -11,7 +11,7 @@ that forbids tools gets none.  A client's own tool wins over one of the same nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NoReturn, Protocol
@@ -55,10 +55,11 @@ class ToolRule:
     keys: Sequence[str] = ("*",)
     models: Sequence[str] = ("*",)
 
-    def matches(self, tool: Tool, key: str, model: str) -> bool:
+    def matches(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
+        """Whether the row is about this tool, this key and a model of one of these names."""
         return all(
-            any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)
-            for value, patterns in ((tool.name, self.tools), (key, self.keys), (model, self.models))
+            any(fnmatchcase(value.lower(), pattern.lower()) for value in values for pattern in patterns)
+            for values, patterns in (((tool.name,), self.tools), ((key,), self.keys), (names, self.models))
         )
 
 
@@ -116,26 +117,38 @@ class ToolRegistry:
         found = {tool.name: tool for source in self.sources for tool in source.tools}
         return found | {tool.name: tool for tool in self._tools}
 
-    def policy_for(self, tool: Tool, key: str, model: str) -> ToolPolicy:
-        """Whether a request of this key for this model gets the tool."""
-        return next((rule.policy for rule in self._rules if rule.matches(tool, key, model)), tool.policy)
+    def policy_for(self, tool: Tool, key: str, names: Sequence[str]) -> ToolPolicy:
+        """Return whether a request of this key for the model of these names gets the tool."""
+        return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
 
-    def select(self, turn: Turn, key: str = "") -> dict[str, Tool]:
-        """The tools that this server runs for a request; RequestError names a request for one that it does not get."""
+    def select(self, turn: Turn, key: str = "", served_model: str | None = None) -> dict[str, Tool]:
+        """The tools that this server runs for a request; RequestError names a request for one that it does not get.
+
+        `served_model` is the model that an alias of the request means.
+        """
         known = self.tools()
+        names = (turn.model, served_model or turn.model)
+
+        def policy_of(tool: Tool) -> ToolPolicy:
+            return self.policy_for(tool, key, names)
+
         asked: dict[str, Tool] = {}
         for request in turn.server_tools:
-            for tool in self._requested(request, known, turn, key):
+            for tool in self._requested(request, known, policy_of):
                 self._check(request, tool, turn)
                 asked[tool.name] = tool
         if asked and turn.params.get("n", 1) != 1:
             message = "This server runs tools for one answer at a time; 'n' must be 1."
             raise RequestError(message, param="n", code="unsupported_value")
         _check_choice(turn, asked)
-        return asked | self._offered_by_default(turn, key, known, asked)
+        return asked | self._offered_by_default(turn, policy_of, known, asked)
 
     def _offered_by_default(
-        self, turn: Turn, key: str, known: Mapping[str, Tool], requested: Mapping[str, Tool]
+        self,
+        turn: Turn,
+        policy_of: Callable[[Tool], ToolPolicy],
+        known: Mapping[str, Tool],
+        requested: Mapping[str, Tool],
     ) -> dict[str, Tool]:
         if turn.tool_choice not in (None, "auto") or turn.params.get("n", 1) != 1:
             return {}
@@ -143,18 +156,16 @@ class ToolRegistry:
         return {
             name: tool
             for name, tool in known.items()
-            if name not in taken
-            and tool.unavailable_reason is None
-            and self.policy_for(tool, key, turn.model) == "always"
+            if name not in taken and tool.unavailable_reason is None and policy_of(tool) == "always"
         }
 
     def _requested(
-        self, request: ServerToolRequest, known: Mapping[str, Tool], turn: Turn, key: str
+        self, request: ServerToolRequest, known: Mapping[str, Tool], policy_of: Callable[[Tool], ToolPolicy]
     ) -> list[Tool]:
         """Those that a request means.  One that it may never have is as unknown as one that is not there."""
 
         def may(tool: Tool) -> bool:
-            return self.policy_for(tool, key, turn.model) != "never"
+            return policy_of(tool) != "never"
 
         if request.name is not None:
             tool = known.get(request.name)

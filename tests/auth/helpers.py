@@ -69,7 +69,12 @@ class Signed:
         store = FileCredentials(file, lock, run=in_place)
         keeper = TokenRefresher(holding, store, self.identity, wall_clock=self.wall, jitter=lambda: 0.5)
         source = OAuthSource(
-            holding, keeper, hosts=(HOST,), fallback_url="https://fallback.test/v1", interval=5.0
+            holding,
+            keeper,
+            hosts=(HOST,),
+            fallback_url="https://fallback.test/v1",
+            interval=5.0,
+            round_timeout=70.0,
         )
         if keep:
             self.nursery.start_soon(source.run)

@@ -50,7 +50,9 @@ async def race(origin: str, path: Path, enough: int) -> dict[str, Any]:
         FileCredentials(CredentialFile(path), FileLock(path)),
         IdentityClient(UpstreamTransport(transport_limits()), provider, timeout=30.0),
     )
-    source = OAuthSource(keeper._token_state, keeper, hosts=(origin,), fallback_url=origin, interval=5.0)
+    source = OAuthSource(
+        keeper._token_state, keeper, hosts=(origin,), fallback_url=origin, interval=5.0, round_timeout=70.0
+    )
     tokens: set[str | None] = set()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(source.run)

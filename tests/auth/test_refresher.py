@@ -11,7 +11,11 @@ from qproxy.auth.credential_store import StorageError
 from qproxy.auth.refresh_schedule import MAX_BACKOFF, backoff, plan_refresh
 from qproxy.auth.refresher import RELOAD_INTERVAL
 from qproxy.auth.token_state import FORCE_WINDOW, MAX_FORCED
+from qproxy.backends.factory import credential_opener
 from qproxy.backends.local import credential_file
+from qproxy.bootstrap import auth
+from qproxy.config import Config
+from qproxy.config.accounts import AccountConfig
 from qproxy.emulator.identity import FAULTS, TOKEN_PATH
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.errors import UpstreamError
@@ -574,3 +578,16 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
         assert "ready" in shown
         with pytest.raises(StorageError, match="regular file"):
             credential_file.CredentialFile(tmp_path / "accounts").load()
+
+
+async def test_a_request_waits_as_long_as_a_refresh_may_take(tmp_path, autojump_clock):
+    """For the lock, the identity server (oauth_timeout) and the disk; here nobody keeps the account."""
+    for seconds in (1.0, 100.0):
+        account = AccountConfig("me", "oauth", credentials=str(tmp_path))
+        config = Config(accounts=(account,), oauth_timeout=seconds)
+        store = credential_opener(config)(account)
+        source = auth.build_oauth_source(account, config, store)
+        began = trio.current_time()
+        with pytest.raises(UpstreamError, match="Nobody is signed in"):
+            await source.credential()
+        assert trio.current_time() - began == pytest.approx(store.timeout + seconds)

@@ -217,6 +217,7 @@ class FakeCredentials:
     """One account's tokens."""
 
     location = "memory"
+    timeout = 0.0
 
     def __init__(self) -> None:
         self._tokens: TokenSet | None = None

@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qproxy.http_server import h2 as http2
 from tests.helpers import H2Client, served, world
 from tests.wire.strategies import FACTOR
 
@@ -151,6 +152,77 @@ async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
             await say(it.app, data)
         await serves(it.app)
         assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda kind, payload: frame(kind, 0, 1, payload),
+            st.sampled_from([DATA, HEADERS, PING]),
+            st.binary(max_size=40),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.lists(st.integers(1, 4000), max_size=10),
+)
+@settings(derandomize=True, deadline=None)
+def test_frames_are_split_at_any_cut(some, cuts):
+    """However the bytes come, they stay the same, and no piece has more than so many frames that end in it."""
+    data = PREFACE + b"".join(some * 40)
+    frames, pieces, start = http2.Frames(), [], 0
+    for end in [*sorted({cut for cut in cuts if cut < len(data)}), len(data)]:
+        pieces += list(frames.split(data[start:end]))
+        start = end
+    assert b"".join(pieces) == data
+    ends, at = [], len(PREFACE)
+    for one in some * 40:
+        at += len(one)
+        ends.append(at)
+    at = 0
+    for piece in pieces:
+        assert sum(at < end <= at + len(piece) for end in ends) <= http2.FRAMES + 1
+        at += len(piece)
+
+
+def test_long_frames_are_split_by_their_size():
+    """A frame of many fields, settings or changes of size is much work: few of them are one piece.  DATA is not."""
+    frames = http2.Frames()
+    assert list(frames.split(PREFACE)) == [PREFACE]
+    long = frame(HEADERS, 0, 1, bytes(16_384))
+    assert [len(piece) for piece in frames.split(long * 4)] == [2 * len(long)] * 2
+    assert len(list(frames.split(frame(DATA, 0, 1, bytes(16_384)) * 4))) == 1
+
+
+BLOCKS = {
+    "changes of the table's size": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x20" * 3 + fields(GET)),
+    "long changes of the table's size": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x3f\x80\x00" * 3 + fields(GET)),
+    "CONTINUATION beyond the largest head": frame(HEADERS, END_STREAM, 1, fields(GET))
+    + frame(CONTINUATION, 0, 1, b"\0\1a\0" * 4096) * 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BLOCKS.values(), ids=BLOCKS)
+async def test_a_block_of_fields_that_costs_too_much(data, autojump_clock):
+    """Its connection ends at once: hpack's time grows with the square of a block, and of what it holds."""
+    async with world() as it, served(it.app) as stream:
+        await stream.send_all(PREFACE + frame(SETTINGS) + data)
+        got = b""
+        while piece := await stream.receive_some(4096):
+            got += piece
+        assert got.count(frame(GOAWAY, 0, 0, b"\0" * 4)[:1] + b"\0\x08\7\0\0\0\0\0") == 1
+
+
+async def test_a_block_may_change_the_size_of_the_table_twice(autojump_clock):
+    """RFC 7541 4.2: to the least and to the last of what was said since the block before."""
+    async with world() as it, served(it.app) as stream:
+        ask = frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x20\x3f\xe1\x1f" + fields(GET))
+        client = H2Client(stream)
+        await stream.send_all(PREFACE + frame(SETTINGS) + ask)
+        client.http.initiate_connection()
+        client.http.send_headers(1, GET, end_stream=True)
+        client.http.data_to_send()
+        assert dict((await client.event(h2.events.ResponseReceived)).headers)[b":status"] == b"200"
 
 
 frames_at_random = st.lists(

@@ -99,3 +99,25 @@ async def test_the_rebinding_check_sees_the_authority(target, host, status, monk
     async with world() as it, served(it.app) as stream:
         await stream.send_all(b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (target, host))
         assert b" %d " % status in await stream.receive_some(1000)
+
+
+@pytest.mark.parametrize("host", [b"a" * 64, b"a..b", b".", b"[", b"\xe9", b"a b", b"%00", b"x:y:z", b""])
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_a_host_that_is_no_name(host, method, caplog):
+    """It is answered like another one, or refused, and nothing fails: no route depends on it."""
+    async with world() as it:
+        for path in (
+            b"/livez",
+            b"/v1/models",
+            b"/nowhere",
+            b"/v1/chat/completions",
+            b"/dashboard",
+            b"/metrics",
+        ):
+            async with served(it.app) as stream:
+                await stream.send_all(
+                    b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: 0\r\n\r\n" % (method, path, host)
+                )
+                status = int((await stream.receive_some(1000)).split()[1])
+                assert 200 <= status < 500
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

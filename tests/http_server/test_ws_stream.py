@@ -10,8 +10,8 @@ import trio.testing
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from qproxy.http_server.http_stream import MAX_BUFFERED
-from qproxy.http_server.ws_stream import MAX_EARLY_BYTES
+from qproxy.http_server.http_stream import MAX_BUFFERED, MAX_PIECES
+from qproxy.http_server.ws_stream import MAX_EARLY_BYTES, MAX_PARTS
 from tests.helpers import H2Client
 from tests.http_server.test_h2_frames import END_HEADERS, GET, HEADERS, PREFACE, SETTINGS, fields
 from tests.http_server.test_h2_frames import frame as h2_frame
@@ -230,6 +230,31 @@ async def test_what_waits_has_a_bound(monkeypatch, autojump_clock):
                 await client.say(BytesMessage(data=bytes(10_000)))
                 taken += 10_000
         assert MAX_BUFFERED <= taken < MAX_BUFFERED + 100_000
+
+
+async def test_empty_messages_that_wait_have_a_bound(monkeypatch, autojump_clock):
+    """Messages without a byte take memory too: a read of thousands of them stops the reader."""
+    app = Echo(listens=False)
+    async with connection(app, monkeypatch, pair=trio.testing.lockstep_stream_pair) as stream:
+        await Client(stream).begin()
+        taken = 0
+        with trio.move_on_after(5):
+            while True:
+                await stream.send_all(b"\x81\x80\0\0\0\0" * 100)
+                taken += 100
+        assert MAX_PIECES <= taken < MAX_PIECES + 1000
+
+
+async def test_a_message_has_so_many_parts(monkeypatch, autojump_clock):
+    """A message of empty frames takes no memory; one of too many others is too large."""
+    async with connection(Echo(), monkeypatch) as stream:
+        client = await Client(stream).begin()
+        await stream.send_all(
+            b"\x01\x80\0\0\0\0" + b"\0\x80\0\0\0\0" * (MAX_PARTS + 1) + b"\x80\x81\0\0\0\0x"
+        )
+        assert (await client.hear()).data == "x"
+        await stream.send_all(b"\x01\x81\0\0\0\0x" + b"\0\x81\0\0\0\0x" * MAX_PARTS)
+        assert (await client.hear()).code == 1009
 
 
 async def test_a_client_that_leaves_while_nobody_listens(monkeypatch, autojump_clock):

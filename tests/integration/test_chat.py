@@ -2,11 +2,14 @@
 
 import json
 import logging
+from contextlib import suppress
 
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from qproxy import create_app
+from qproxy.config import Config
 from qproxy.emulator import FAULTS, CloseConnection, Emulator, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk, event, json_reply
 from tests.helpers import HELLO, MODEL, accounts, frames, world
@@ -424,3 +427,26 @@ async def test_a_cut_before_the_head_is_tried_again(autojump_clock):
         )
         assert (await it.post(HELLO))[0] == 400
         assert len(it.emulator.requests) == 2
+
+
+async def test_an_app_is_served_once(monkeypatch, tmp_path):
+    """What it held open is closed with its first lifespan: a second one fails with words."""
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    app, said = create_app(Config(upstream="http://127.0.0.1:9/v1", ledger="none")), []
+
+    async def send(message):
+        said.append((message["type"].removeprefix("lifespan."), message.get("message", "")))
+
+    async def serve(*events):
+        messages = [{"type": f"lifespan.{event}"} for event in events]
+
+        async def receive():
+            return messages.pop(0)
+
+        with suppress(IndexError, ExceptionGroup):
+            await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+    await serve("startup", "shutdown")
+    await serve("startup")
+    assert [kind for kind, _ in said] == ["startup.complete", "shutdown.complete", "startup.failed"]
+    assert "served before" in said[-1][1]

@@ -501,6 +501,16 @@ async def test_which_request_gets_which_tools(rules, fields, offer, offered):
         assert ("add" in names) is offered
 
 
+async def test_a_rule_holds_for_a_model_by_any_of_its_names():
+    """An alias is no way around a rule for the model that it stands for, and may have a rule of its own."""
+    named = tools.function(name="add", policy="always")(lambda: "")
+    for patterns in (["qwen3*"], ["gpt-*"]):
+        rules = (ToolRuleConfig(policy="never", models=patterns),)
+        async with world(functions=[named], tool_rules=rules, aliases={"gpt-*": "qwen3-max"}) as it:
+            await it.post({**HELLO, "model": "gpt-5"})
+            assert "tools" not in it.emulator.requests[0].body
+
+
 async def test_a_text_to_complete_gets_no_tools():
     """A program that completes as one types is not kept waiting for tools."""
     async with world(functions=[add]) as it:

@@ -4,14 +4,19 @@ import json
 import logging
 import shutil
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import anyio
 import hypercorn.trio
 import pytest
 import trio
 from hypercorn.config import Config as HypercornConfig
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
 
 from qproxy import config as configuration
 from qproxy.bootstrap import tools
@@ -20,8 +25,10 @@ from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.tools import McpServerConfig, ToolRuleConfig
 from qproxy.sandbox import SandboxPolicy, SandboxUnavailable, SystemSandbox, UnsandboxedLauncher, policy
-from qproxy.tools import invoke, mcp
+from qproxy.tools import invoke, mcp, messages
 from qproxy.tools.mcp_stdio import stdio_connection
+from qproxy.transport import UpstreamTransport
+from tests.defaults import transport_limits
 from tests.helpers import world
 from tests.relay.test_tool_loop import ASK, saying
 from tests.relay.test_tool_loop import calling as model_calls
@@ -64,6 +71,10 @@ def serve(tools, call):
 def text(*parts, error=False):
     return {"content": [{"type": "text", "text": part} for part in parts], "isError": error}
 """
+
+
+def new_transport() -> UpstreamTransport:
+    return UpstreamTransport(transport_limits())
 
 
 @asynccontextmanager
@@ -296,12 +307,120 @@ async def test_a_server_over_http():
         (url,) = await nursery.start(
             lambda task_status: hypercorn.trio.serve(app, settings, task_status=task_status)
         )
-        one = mcp.McpServer("web", mcp.http_connection(f"{url}/mcp", {"authorization": "Bearer token"}))
+        one = mcp.McpServer(
+            "web", mcp.http_connection(f"{url}/mcp", {"authorization": "Bearer token"}, new_transport)
+        )
         async with connected(one):
             assert one.state == "connected, 1 tools"
             assert (await ask(one, "web__hello")).text == "over HTTP"
         assert all(seen[b"authorization"] == b"Bearer token" for seen in app.seen)
         nursery.cancel_scope.cancel()
+
+
+def whole(body, kind=b"application/json", more=b""):
+    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+        kind,
+        more,
+        len(body),
+        body,
+    )
+
+
+MANY = b'{"jsonrpc":"2.0","id":1,"result":{"a":[' + b"[]," * messages.MAX_VALUES + b"0]}}"
+HOSTILE = {
+    "a run of blanks": (b"HTTP/1.1 200 OK\r\nA:" + b" " * 60_000 + b"\0\r\n\r\n", "256 blanks"),
+    "a long head": (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "max_header_bytes"),
+    "many lines": (b"HTTP/1.1 200 OK\r\n" + b"A:\r\n" * 3000 + b"\r\n", "2048 lines"),
+    "a coding": (whole(b"x", more=b"content-encoding: gzip\r\n"), "content coding"),
+    "many values": (whole(MANY), "100000 values"),
+    "an event of many values": (whole(b"data: " + MANY + b"\n\n", b"text/event-stream"), "100000 values"),
+    "a long message": (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % 2**30
+        + bytes(messages.MAX_MESSAGE + 1),
+        "8388608 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), HOSTILE.values(), ids=HOSTILE)
+async def test_a_hostile_server_over_http(answer, said, caplog):
+    """What it sends has the bounds of every upstream's, before anything parses it; the state says which."""
+
+    async def serve(stream):
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+            await stream.send_all(answer)
+            await stream.send_eof()
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        one = mcp.McpServer("web", mcp.http_connection(f"http://127.0.0.1:{port}/mcp", {}, new_transport))
+        async with connected(one):
+            assert one.state.startswith("not connected: ")
+            assert said in one.state
+        nursery.cancel_scope.cancel()
+
+
+def test_the_values_of_a_message():
+    """Those in strings do not count, wherever the string is cut."""
+    assert messages.values(b'{"a": [1, "[{,,,", {}]}') == 5
+    assert messages.values(b'["cut \\" ,,,') == 1
+    messages.check(b'{"a": "' + b"," * messages.MAX_VALUES + b'"}')
+    with pytest.raises(messages.TooLarge, match="values"):
+        messages.check(MANY)
+
+
+async def test_a_message_of_many_values_ends_its_server():
+    """The SDK would make objects of all of them in one step."""
+    one = server(f"print('[' + '[],' * {messages.MAX_VALUES} + '0]', flush=True); time.sleep(60)")
+    async with connected(one):
+        assert one.state == "not connected: it sent a message of more than 100000 values"
+
+
+async def test_a_flood_of_changes(autojump_clock):
+    """However often a server says that its list has changed, it is asked once a second at most."""
+    asked = []
+
+    async def answer(received, incoming):
+        async for message in received:
+            asked_for = message.message
+            if not hasattr(asked_for, "id"):
+                continue
+            reply = {"jsonrpc": "2.0", "id": asked_for.id}
+            if asked_for.method == "initialize":
+                result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": True}}}
+                reply["result"] = {**result, "serverInfo": {"name": "x", "version": "1"}}
+            elif asked_for.method == "tools/list":
+                asked.append(trio.current_time())
+                reply["result"] = {"tools": []}
+            else:
+                reply["error"] = {"code": -32601, "message": "no"}
+            await incoming.send(said(reply))
+
+    def said(message):
+        return SessionMessage(jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", **message}))
+
+    async def flood(incoming):
+        while True:
+            await incoming.send(said({"method": "notifications/tools/list_changed"}))
+            await trio.sleep(0.01)
+
+    @asynccontextmanager
+    async def connect():
+        incoming, received = anyio.create_memory_object_stream[Any](0)
+        to_send, outgoing = anyio.create_memory_object_stream[Any](0)
+        async with incoming, received, to_send, outgoing, trio.open_nursery() as nursery:
+            nursery.start_soon(answer, outgoing, incoming)
+            nursery.start_soon(flood, incoming)
+            yield received, to_send
+            nursery.cancel_scope.cancel()
+
+    one = mcp.McpServer("s", connect)
+    with trio.move_on_after(10.5):
+        await one.run()
+    assert 9 <= len(asked) <= 11
 
 
 async def test_the_tools_of_a_server_through_the_whole_way():

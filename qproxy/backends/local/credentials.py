@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from qproxy.backends.local.blocking import Run, locked, run_blocking
+from qproxy.backends.local.blocking import DISK_TIMEOUT, LOCK_TIMEOUT, Run, locked, run_blocking
 from qproxy.backends.local.credential_file import CredentialFile, FileVersion, PendingFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.wire.credential_format import TokenSet
@@ -13,6 +13,8 @@ from qproxy.wire.credential_format import TokenSet
 
 class FileCredentials:
     """The store of one account."""
+
+    timeout = LOCK_TIMEOUT + DISK_TIMEOUT
 
     def __init__(self, file: CredentialFile, lock: FileLock, *, run: Run = run_blocking) -> None:
         """`run` runs the blocking calls."""

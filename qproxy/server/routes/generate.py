@@ -89,7 +89,10 @@ class GenerationRoutes:
                 turn = await _decode_turn(endpoint, state, history)
                 record.stream = turn.stream
                 equipped, tools = await state.tool_runtime.prepare(
-                    turn, request_context.api_key(), remembers=not endpoint.exposes_server_tools
+                    turn,
+                    request_context.api_key(),
+                    served_model=state.relay.policy.aliases.resolve(turn.model),
+                    remembers=not endpoint.exposes_server_tools,
                 )
                 await reserve_usage(state, turn.model, _estimate(equipped))
                 stack.callback(await state.concurrency.acquire())
