@@ -1,10 +1,10 @@
-"""An h11 connection that parses nothing before its size is known to be within bounds.
+"""An h11 connection that parses nothing before its size is known to be bounded.
 
-h11 bounds what is incomplete, and only its bytes: a head that comes in one read is parsed however long it is, and its
-patterns for a field and for a chunk's size are quadratic in a run of blanks.  So a head, the line of a chunk's size and
-the trailers are held back here until they are whole, checked (`http1.check_head`), and then given to h11 one by one.
+h11 bounds only the bytes of incomplete data: a header section that comes in one read is parsed however long it is,
+and its patterns for a header and for a chunk size are quadratic in a run of blanks. So a header section, a chunk
+size line and the trailers are held until they are complete, checked (`http1.check_head`), and then given to h11.
 
-RFC 9112 2 and 7.1; what is too large is a 431 (RFC 6585 5).
+RFC 9112 2 and 7.1; a header section that is too large is a 431 (RFC 6585 5).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import h11
 from qproxy.wire import http1
 
 MAX_CHUNK_LINE = 1024
-"""Bytes of a chunk's size with its extensions."""
-_BLANK_LINE = re.compile(rb"\n\r?+\n")  # where h11 ends a head
+"""Maximum bytes of a chunk size line with its extensions."""
+_BLANK_LINE = re.compile(rb"\n\r?+\n")  # where h11 ends a header section
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,20}+")
 _HEAD_STATES = (h11.IDLE, h11.SEND_RESPONSE)
 _CLOSED_STATES = (h11.MUST_CLOSE, h11.CLOSED)
-"""In the remaining states what comes waits: it is the next message's, or no HTTP."""
+"""In the remaining states data waits: it belongs to the next message, or is not HTTP."""
 
 
 class BoundedConnection(h11.Connection):
-    """An h11 connection with bounds on heads, on the lines of chunks' sizes and on trailers."""
+    """An h11 connection with bounds on header sections, chunk size lines and trailers."""
 
     def __init__(self, role: Any, max_head: int) -> None:
         super().__init__(role, max_incomplete_event_size=max_head)
         self._max_head = max_head
         self._buffer = bytearray()
         self._scanned = 0
-        """How far there is no blank line in what is held."""
+        """Offset up to which the buffer has no blank line."""
         self._at_eof = False
         self._chunks: _ChunkScanner | None = None
         self._is_rejected = False
@@ -64,7 +64,7 @@ class BoundedConnection(h11.Connection):
         return event
 
     def _next_chunk(self) -> bytes | None:
-        """What h11 may parse next, None while there is nothing; b"" for the end."""
+        """Return what h11 may parse next, None while there is nothing; b"" at the end."""
         try:
             size = self._parsable_size()
         except http1.HeadTooLarge as error:
@@ -72,23 +72,21 @@ class BoundedConnection(h11.Connection):
             raise h11.RemoteProtocolError(str(error), error_status_hint=431) from None
         if not size and (not self._at_eof or self._is_next_message()):
             return None
-        size = size or len(
-            self._buffer
-        )  # a message that breaks off: h11 finds no whole line in it, and says so
+        size = size or len(self._buffer)  # a truncated message: h11 finds no whole line in it and raises
         piece = bytes(self._buffer[:size])
         del self._buffer[:size]
         self._scanned = 0
         return piece
 
     def _parsable_size(self) -> int:
-        """How many of the held bytes h11 may parse next."""
+        """Return how many of the buffered bytes h11 may parse next."""
         state = self.their_state
         if not self._buffer or self._is_next_message():
             return 0
         if state in _HEAD_STATES:
             return (
                 1 if self._buffer[0] <= 0x20 else self._header_section_size()
-            )  # such a byte h11 refuses by itself
+            )  # h11 rejects such a byte itself
         if state is h11.SEND_BODY and self._chunks is not None:
             return (
                 self._trailers_size()
@@ -98,11 +96,11 @@ class BoundedConnection(h11.Connection):
         return len(self._buffer)
 
     def _is_next_message(self) -> bool:
-        """Whether bytes are held for what comes after this message."""
+        """Return whether the buffer holds bytes of the next message."""
         return bool(self._buffer) and self.their_state not in (*_HEAD_STATES, h11.SEND_BODY, *_CLOSED_STATES)
 
     def _header_section_size(self) -> int:
-        """The length of the head or the trailers, 0 while the blank line behind them is to come."""
+        """Return the length of the header section or trailers, 0 until the blank line after them has come."""
         blank = _BLANK_LINE.search(self._buffer, self._scanned)
         end = blank.end() if blank else len(self._buffer)
         self._scanned = max(0, end - 2)
@@ -118,15 +116,15 @@ class BoundedConnection(h11.Connection):
 
 
 class _ChunkScanner:
-    """Where the next chunk ends in what is held."""
+    """A scanner for the end of the next chunk."""
 
     def __init__(self) -> None:
         self._remaining = 0
-        """Bytes to come of the chunk that has begun, the line end behind it included."""
+        """Bytes of the current chunk still to come, including the line end after it."""
         self.in_trailers = False
 
     def parsable_size(self, held: bytearray) -> int:
-        """How many bytes of `held` may be parsed: a whole size, and what is there of its chunk."""
+        """Return how many bytes of `held` may be parsed: a whole size, and what has come of its chunk."""
         line = 0
         if not self._remaining:
             line = held.find(b"\r\n", 0, MAX_CHUNK_LINE) + 2
@@ -136,7 +134,7 @@ class _ChunkScanner:
                 return 0
             size = _SIZE.match(held)
             if size is None:
-                return line  # h11 says what is wrong with it
+                return line  # h11 raises the error
             self.in_trailers = not int(size[0], 16)
             self._remaining = 0 if self.in_trailers else int(size[0], 16) + 2
         some = min(self._remaining, len(held) - line)

@@ -1,16 +1,15 @@
 """The tokens of one account, in the format of qwen-code's `oauth_creds.json`.
 
-Here: the record and its JSON.  Not here: where the file is and how it is written (`auth.credential_file`).
+This module has the record and its JSON; `auth.credential_file` locates and writes the file.
 
-The idea: whatever is in the file survives us.  Fields that we do not know are kept as they are; a refresh replaces
-what its answer names and nothing else (qwen-code loses `resource_url` when an answer has none; we do not).
+Fields that qproxy does not know are kept; a refresh replaces only what its response names (qwen-code loses
+`resource_url` if a response has none).
 
-A file without an access token holds no credentials.  One without an end (old releases of qwen-code wrote such) counts
-as ended, so it is refreshed; one without a refresh token works until it ends.
+A file without an access token holds no credentials. One without an expiry (old releases of qwen-code wrote such)
+counts as expired, so it is refreshed; one without a refresh token works until it expires.
 
-How long a token lasts from its issue stands in the file too, as `expires_in`: how long before its end it is renewed
-follows from that, and must not depend on when a process came to read it.  Where another program has written the file,
-it is not known.
+The lifetime of a token is stored too, as `expires_in`: it decides how long before expiry the token is refreshed,
+which must not depend on when a process read the file. It is unknown if another program has written the file.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from qproxy.wire import json_codec
 from qproxy.wire.oauth import TokenResponse
 
 LIFETIME = 3600.0
-"""Assumed where the server does not say how long a token lasts."""
+"""Seconds assumed if the server does not report how long a token lasts."""
 _KNOWN = ("access_token", "refresh_token", "token_type", "expiry_date", "resource_url", "expires_in")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSet:
-    """What an account is let in with."""
+    """The tokens of an account."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(default="", repr=False)
@@ -39,16 +38,16 @@ class TokenSet:
     """Milliseconds since 1970."""
     resource_url: str | None = None
     others: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Fields of the file that are not ours."""
+    """Unknown fields of the file."""
     lifetime: float | None = None
-    """Seconds from its issue to its end."""
+    """Seconds from issue to expiry."""
 
     def seconds_left(self, now: float) -> float:
-        """Seconds until the access token ends; `now` is Unix time."""
+        """Return the seconds until the access token expires; `now` is Unix time."""
         return self.expiry_date / 1000 - now
 
     def with_refresh(self, granted: TokenResponse, now: float) -> TokenSet:
-        """The tokens after a refresh; what the answer does not name stays."""
+        """Return the tokens after a refresh; what the response does not name stays."""
         fresh = from_response(granted, now)
         return replace(
             fresh,
@@ -59,7 +58,7 @@ class TokenSet:
 
 
 def from_response(granted: TokenResponse, now: float) -> TokenSet:
-    """The tokens of a new sign-in."""
+    """Return the tokens of a new login."""
     lasts = granted.expires_in if granted.expires_in is not None else LIFETIME
     end = int((now + lasts) * 1000)
     return TokenSet(
@@ -73,7 +72,7 @@ def from_response(granted: TokenResponse, now: float) -> TokenSet:
 
 
 def load(data: bytes) -> TokenSet | None:
-    """The tokens in a file's bytes; None when it holds none."""
+    """Return the tokens in a file's bytes; None if it holds none."""
     try:
         value = json_codec.loads(data)
     except ValueError:
@@ -106,7 +105,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def dump(tokens: TokenSet) -> bytes:
-    """The file's bytes: one object, indented as qwen-code does."""
+    """Return the file's bytes: one object, indented as qwen-code does."""
     fields: dict[str, Any] = {
         "access_token": tokens.access_token,
         "refresh_token": tokens.refresh_token,

@@ -1,9 +1,8 @@
-"""Servers that send everything so far in each event, instead of what is new: the new end of each is passed on.
+"""Servers that send everything so far in each event: pass on only the new end.
 
-`CumulativeText` is for a model that is known to do so, because a model may well say the same thing twice.  `IncrementalOrCumulative` is
-for DashScope's native API, where a stream is all snapshots or all increments and nobody says which: the first text
-that could be both is held until the next one tells.  Calls need no help here: `tool_calls.assembler` knows
-repetitions.
+`CumulativeText` is for a model that is known to do so, because a model may well repeat itself. `IncrementalOrCumulative`
+is for DashScope's native API, where a stream is all snapshots or all increments without announcing which: the first
+ambiguous text is held until the next one decides. Calls need no help here: `tool_calls.assembler` detects repetitions.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from qproxy.wire.events import ChoiceFinished, Event, ReasoningDelta, TextDelta
 
 
 class CumulativeText:
-    """The stage.  Text that does not begin with everything so far is new as a whole."""
+    """A stage that passes on the new end of cumulative text; text that repeats nothing is new as a whole."""
 
     def __init__(self, repairs: Counter[str]) -> None:
         self._repairs = repairs
@@ -39,14 +38,14 @@ class CumulativeText:
 
 
 class _SoFar:
-    """All of a text; a piece costs its own length."""
+    """The text so far; a delta costs its own length."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._size = 0
 
     def new_end(self, text: str) -> str:
-        """What `text` adds, as a repetition of everything and more or as it is."""
+        """Return the part of `text` that is new if it repeats everything so far, else all of it."""
         if len(text) >= self._size > 0:
             self._pieces = ["".join(self._pieces)]
             if text.startswith(self._pieces[0]):
@@ -57,7 +56,7 @@ class _SoFar:
 
 
 class _TextState:
-    """One text of a stream that may be either: what has been passed on, and what is held until it is known."""
+    """The state of one text of a stream that may be either: what was passed on, and what is held."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -71,7 +70,7 @@ class _TextState:
         return self._pieces[0] if self._pieces else ""
 
     def is_decided(self, text: str) -> bool | None:
-        """Whether `text` shows that the stream is of snapshots; None while it could be either."""
+        """Return whether `text` shows that the stream sends snapshots; None while it could be either."""
         if not self._size:
             return None
         if not text.startswith(self.held_back or self.emitted):
@@ -102,12 +101,12 @@ class _TextState:
 
 
 class IncrementalOrCumulative:
-    """The stage.  `request` says what a stream is that ends before it has told: increments where they were asked for."""
+    """A stage for either kind of stream; `request` is the kind assumed if the stream ends undecided."""
 
     def __init__(self, *, request: bool) -> None:
         self._undecided = request
         self._snapshots: bool | None = None
-        """What one text of the stream has told is true of all."""
+        """Whether the stream sends snapshots, decided by any one of its texts; None while undecided."""
         self._texts: dict[tuple[type[TextDelta] | type[ReasoningDelta], int], _TextState] = {}
 
     def feed(self, item: Event) -> Iterator[Event]:

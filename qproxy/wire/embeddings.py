@@ -1,12 +1,11 @@
-"""Embeddings' vocabulary: what a client asks (`EmbeddingInput`) and what a model answers (`EmbeddingOutput`), beside Turn and events.
+"""The vocabulary of embeddings: requests (`EmbeddingInput`) and responses (`EmbeddingOutput`).
 
-The idea: a vector is carried as the bytes that the server wrote.  2,048 vectors of 1,024 numbers are 45 MB of JSON,
-and reading or writing that in one go would keep every other request waiting for a second.  So an answer's arrays are
-cut out by looking for their brackets, which costs next to nothing, and then each is checked and written by itself
-(`encode_vectors`, well under a millisecond): whoever does many of them can let others in between.  It also gives the client
-the server's own digits.
+A vector is carried as the bytes that the server wrote. 2,048 vectors of 1,024 numbers are 45 MB of JSON, and parsing
+that at once would block every other request for a second. So a response's arrays are cut out by their brackets,
+which is cheap, and each is checked and written by itself (`encode_vectors`, well under a millisecond), so that
+callers can yield in between. The client also gets the server's own digits.
 
-JSON: RFC 8259.  base64: RFC 4648; at OpenAI it holds little-endian IEEE 754 binary32.
+JSON: RFC 8259. base64: RFC 4648; OpenAI's holds little-endian IEEE 754 binary32.
 """
 
 from __future__ import annotations
@@ -28,34 +27,37 @@ _ARRAY = re.compile(rb'"embedding"\s*:\s*\[')  # within a string the quotes woul
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """One request for a vector of each text, free of any endpoint's spelling."""
+    """One request for a vector of each text, independent of any endpoint."""
 
     model: str
-    """As the client wrote it: what the answer echoes."""
+    """The model as the client wrote it; responses echo it."""
     texts: Sequence[str]
     params: Mapping[str, JSON] = field(default_factory=dict)
-    """Every other field, by OpenAI's or Qwen's name."""
+    """Every other field, under OpenAI's or Qwen's name."""
     base64: bool = False
-    """How the client wants the numbers."""
+    """Whether the client wants base64 rather than numbers."""
     ignored: tuple[str, ...] = ()
 
     def batches(self, size: int) -> Iterator[EmbeddingInput]:
-        """The same request in pieces of at most `size` texts."""
+        """Yield the same request in batches of at most `size` texts."""
         for start in range(0, len(self.texts), size):
             yield replace(self, texts=self.texts[start : start + size])
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
-    """The answer to one request."""
+    """The response to one request."""
 
     rows: Sequence[bytes]
-    """In the order of the texts, each the JSON text that the server wrote: an array, or a string of base64."""
+    """In the order of the texts, each the JSON text that the server wrote: an array, or a base64 string."""
     tokens: int
 
 
 def extract_vectors(body: bytes) -> tuple[JSON, list[bytes]]:
-    """A body whose arrays called "embedding" are replaced by their number in the list; ValueError: it is not JSON."""
+    """Return a body whose "embedding" arrays are replaced by their index in the list, and the list.
+
+    Raises ValueError if it is not JSON.
+    """
     rows: list[bytes] = []
     cooldown: list[bytes] = []
     position = 0
@@ -70,7 +72,10 @@ def extract_vectors(body: bytes) -> tuple[JSON, list[bytes]]:
 
 
 def encode_vectors(row: bytes, *, base64: bool) -> bytes:
-    """The row as the client wants it: an array of numbers, or base64.  UpstreamError when it is no vector."""
+    """Return the row as the client wants it: an array of numbers, or base64.
+
+    Raises UpstreamError if it is not a vector.
+    """
     try:
         value = json_codec.loads(row)
         packed = (
@@ -78,9 +83,9 @@ def encode_vectors(row: bytes, *, base64: bool) -> bytes:
         )
         numbers = _format_of(len(packed) // _SIZE).unpack(packed)
     except (ValueError, TypeError, OverflowError, struct.error):
-        raise invalid_vectors_error("something that is not a vector of numbers") from None
+        raise invalid_vectors_error("a vector that is not made of numbers") from None
     if not numbers or not math.isfinite(sum(numbers)):
-        raise invalid_vectors_error("a vector that is empty or has a number beyond all bounds")
+        raise invalid_vectors_error("a vector that is empty or not finite")
     if base64:
         return b'"%b"' % b64encode(packed)
     return json_codec.dumps(numbers) if isinstance(value, str) else row
@@ -91,6 +96,6 @@ def _format_of(count: int) -> struct.Struct:
 
 
 def invalid_vectors_error(what: str) -> UpstreamError:
-    """The error of an answer that cannot be used."""
-    message = f"The model's server answered a request for embeddings with {what}."
+    """Return the error for an unusable response."""
+    message = f"The upstream answered an embeddings request with {what}."
     return UpstreamError(message, code="upstream_invalid_response")

@@ -1,14 +1,14 @@
-"""The tree of errors.  Each knows its HTTP status, its cause (type, code, parameter) and whether a retry can help.
+"""The tree of errors; each has an HTTP status, a cause (type, code, parameter) and a retry hint.
 
     QproxyError
-    ├── RequestError            the client's request: 4xx, never retried
-    │   └── NotAuthenticated    the client's own qproxy key: the only 401 we send
-    │       └── WrongKey        it is none of ours: a guess, as far as we know
-    ├── Overloaded              our own admission limits: 503, retry-after 1
-    └── UpstreamError           what Qwen, or the way to it, did; `retry` says what may help
+    ├── RequestError               the client's request: 4xx, never retried
+    │   └── AuthenticationError    the client's own qproxy key: the only 401 that is sent
+    │       └── InvalidKeyError    an unknown key: counted as a guess
+    ├── OverloadedError            the server's own concurrency limits: 503, retry-after 1
+    └── UpstreamError              Qwen, or the connection to it, failed; `retry` is the hint
 
-A foreign error becomes one of these at the line where the foreign call is made, and nowhere else.
-An error knows no JSON: each API writes it in its own shape (`wire.endpoints.api.Api.error_body`).
+A foreign error becomes one of these at the line of the foreign call, and nowhere else. An error knows no JSON: each
+API writes it in its own shape (`wire.endpoints.api.Api.error_body`).
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ import enum
 
 
 class RetryHint(enum.Enum):
-    """What another try could help with, before the first byte of the answer."""
+    """How a retry before the first byte of the response can help."""
 
     NEVER = "never"
     SOON = "quickly"
-    """Here or elsewhere, after a moment: connection trouble, 5xx, bursts."""
+    """On any account, after a moment: connection errors, 5xx, bursts."""
     ONCE = "once"
-    """As quickly, but only one more time: it is likely to fail again."""
+    """As soon, but only one more time: it is likely to fail again."""
     OTHER_ACCOUNT = "elsewhere"
     """Only with another account: this one has no quota, no access or no such model."""
     AFTER = "later"
     """The client should wait `retry_after` seconds; another account may serve it now."""
     REFRESH_TOKEN = "refresh"
-    """The account's token was refused: renew it once, then try again."""
+    """The account's token was rejected: refresh it once, then retry."""
 
 
 class LimitKind(enum.Enum):
-    """What a refusal says about the account that it came to, for the next request with it."""
+    """The kind of limit that an account reached, which decides about its next request."""
 
     NONE = "nothing"
-    """It is about the request, or about a server that is down."""
+    """The error is about the request, or about a server that is down."""
     BURST = "a burst"
     CONCURRENCY = "requests at once"
     MINUTE = "a minute's limit"
     QUOTA = "quota"
-    """Of a period, or paid for: gone until it is reset or paid."""
+    """The quota of a period, or a prepaid one: exhausted until it resets or is paid."""
     FREE = "free quota"
-    """Of one model: gone until somebody lets it cost money."""
+    """The free quota of one model: exhausted until paid use is enabled."""
     MODEL = "this model"
-    """Not with this account; its other models are another matter."""
+    """This model is not available to the account; its other models may be."""
     ACCESS = "access"
-    """The account itself is refused."""
+    """The account itself is rejected."""
 
 
 class QproxyError(Exception):
-    """Anything a client may be told."""
+    """An error that may be sent to a client."""
 
     status = 500
     type = "server_error"
@@ -74,7 +74,7 @@ class QproxyError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
-        """Seconds to wait before another try, where known."""
+        """Seconds to wait before a retry, if known."""
         self.request_id = request_id
         """The upstream's own id of the failed request."""
         if status is not None:
@@ -88,7 +88,7 @@ class QproxyError(Exception):
 
     @property
     def should_retry(self) -> bool | None:
-        """What `x-should-retry` tells a client; None leaves it to the client's own rules."""
+        """Return the value of `x-should-retry`; None leaves it to the client's own rules."""
         if self.type == "insufficient_quota":
             return False
         if self.status == 429 or self.retry in (RetryHint.SOON, RetryHint.ONCE, RetryHint.AFTER):
@@ -104,7 +104,7 @@ class RequestError(QproxyError):
 
 
 class AuthenticationError(RequestError):
-    """The client's own key for this server is missing or wrong."""
+    """The client's API key for this server is missing or wrong."""
 
     status = 401
     type = "authentication_error"
@@ -112,11 +112,11 @@ class AuthenticationError(RequestError):
 
 
 class InvalidKeyError(AuthenticationError):
-    """The key is none of ours: it counts against its address."""
+    """The API key is unknown; it counts against the client's address."""
 
 
 class OverloadedError(QproxyError):
-    """More than this server is set to carry at once."""
+    """The server is at its concurrency limits."""
 
     status = 503
     type = "overloaded_error"
@@ -125,12 +125,12 @@ class OverloadedError(QproxyError):
 
 
 class UpstreamError(QproxyError):
-    """The upstream, or the way to it, failed."""
+    """The upstream, or the connection to it, failed."""
 
     status = 502
     code: str | None = "upstream_error"
     limit = LimitKind.NONE
     server_responded = False
-    """The server is up: it said itself that it failed at this request, which may be the request's fault."""
+    """Whether the server responded with this failure itself, which may be the request's fault."""
     retry_after_hint: float | None = None
-    """Seconds that the upstream itself named, as many as it named."""
+    """Seconds that the upstream requested, unbounded."""

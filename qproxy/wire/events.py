@@ -1,17 +1,17 @@
-"""The one vocabulary: what a client asks (`Turn`) and what a model answers (events).
+"""The one vocabulary: what a client requests (`Turn`) and what a model responds (events).
 
-Every endpoint decodes into a `Turn`, every upstream decodes into events, every endpoint encodes
-events: N + M modules, never N x M.
+Every endpoint decodes into a `Turn`, every upstream decodes into events, every endpoint encodes events: N + M
+modules, never N x M.
 
-The neutral shape of messages and tools is OpenAI's chat JSON (plain dicts and lists), because that
-is what Qwen's servers speak: wrapping each message in a class of ours would copy every prompt twice
-and know nothing more.  Whoever changes a message makes a new one; a `Turn` is never edited in place.
+Messages and tools have the shape of OpenAI's chat JSON (plain dicts and lists), because Qwen's servers use it:
+wrapping each message in a class would copy every prompt twice and add nothing. Code that changes a message creates a
+new one; a `Turn` is never edited in place.
 
-Events are plain slotted records, not frozen ones: one is made for every chunk of every stream, and
-a frozen dataclass costs three times as much to make.  Treat them as immutable all the same.
+Events are plain slotted records, not frozen ones: one is made for every chunk of every stream, and a frozen
+dataclass costs three times as much to make. Treat them as immutable anyway.
 
-`RawToolCallDelta` is what an upstream sent, whatever it was.  Only `tool_calls` may see it; what leaves
-`tool_calls` obeys the contract written down in `qproxy.wire` and uses `ToolCallStart` and `ToolCallArgumentsDelta`.
+`RawToolCallDelta` is whatever an upstream sent. Only `tool_calls` may see it; what leaves `tool_calls` obeys the
+contract in `qproxy.wire` and uses `ToolCallStart` and `ToolCallArgumentsDelta`.
 """
 
 from __future__ import annotations
@@ -24,97 +24,99 @@ from typing import Any, TypeAlias
 from qproxy.wire.errors import QproxyError
 
 JSON: TypeAlias = Any
-"""Whatever `json.loads` can return."""
+"""Any value that `json.loads` can return."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerToolRequest:
-    """A client's request for a tool that this server runs: `{"type": "qproxy"}` or `{"type": "mcp"}` in `tools`."""
+    """A client's request for a server tool: `{"type": "qproxy"}` or `{"type": "mcp"}` in `tools`."""
 
     path: str
-    """Where it stands in the request (`tools[2]`), for errors."""
+    """Its path in the request (`tools[2]`), for errors."""
     name: str | None = None
-    """One tool, by its name."""
+    """The name of one tool."""
     server: str | None = None
-    """The tools of one MCP server, by its label."""
+    """The label of an MCP server whose tools are requested."""
     allowed: frozenset[str] | None = None
-    """Of a server's tools only these, by the names that the server gives them."""
+    """The only tools of that server to use, by the server's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionPrompt:
-    """A turn that is no conversation: text to go on from, as `/v1/completions` asks for it."""
+    """The text to continue of a turn that is not a conversation (`/v1/completions`)."""
 
     prompts: tuple[str, ...]
-    """What the model is given, each by itself; also a turn's messages, one for each."""
+    """The prompts, each by itself; also a turn's messages, one for each."""
     echo: tuple[str, ...] = ()
-    """What the answers repeat in front (`echo`); none when they do not."""
+    """Text that the responses repeat in front (`echo`); empty if they do not."""
     choices: int = 1
-    """How many answers to each prompt the client gets; `params["n"]` are made."""
+    """Number of responses to each prompt that the client gets; `params["n"]` are generated."""
     logprobs: bool = False
-    """Whether the client wants to see probabilities."""
+    """Whether the client wants log probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request for one answer of a model, free of any endpoint's spelling.
+    """One request for one response of a model, independent of any endpoint.
 
-    `id` and `created` (Unix seconds) are made by the server when the request arrives, so that
-    everything below is a pure function of the turn and the upstream's bytes.
+    `id` and `created` (Unix seconds) are set by the server when the request arrives, so that everything below is a
+    pure function of the turn and the upstream's bytes.
     """
 
     id: str
     created: int
     model: str
-    """The model as the client wrote it: what answers echo."""
+    """The model as the client wrote it; responses echo it."""
     messages: Sequence[JSON]
     tools: Sequence[JSON] = ()
-    """OpenAI's nested tools: `{"type": "function", "function": {...}}` or `{"type": "custom", "custom": {...}}`."""
+    """OpenAI's nested tools: `{"type": "function", "function": {...}}` or `{"type": "custom", "custom":
+    {...}}`.
+    """
     tool_choice: JSON = None
-    """None (not said), "none", "auto", "required", or `{"type": "function", "function": {"name": ...}}`."""
+    """None (unset), "none", "auto", "required", or `{"type": "function", "function": {"name": ...}}`."""
     params: Mapping[str, JSON] = field(default_factory=dict)
-    """Every other field, by OpenAI's or Qwen's name, zero values included."""
+    """Every other field, under OpenAI's or Qwen's name, including zero values."""
     stream: bool = False
     include_usage: bool = False
     legacy_functions: bool = False
-    """The client spoke the deprecated `functions`/`function_call` and expects it back."""
+    """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()
-    """The tools of this server that the client asks for."""
+    """The server tools that the client requests."""
     include_tool_reports: bool = False
-    """The client wants to see which tools of this server ran (`"qproxy": {"include": ["tools"]}`)."""
+    """Whether the client wants reports of server tools (`"qproxy": {"include": ["tools"]}`)."""
     completion: CompletionPrompt | None = None
-    """The client wants text continued rather than a message answered."""
+    """The text to continue, if the client wants no message."""
     raw_fields: Any = field(default=None, repr=False, compare=False)
-    """How the client wrote its fields (`raw_json.RawFields`), where that is known."""
+    """The text of the client's fields (`raw_json.RawFields`), if known."""
     ignored: tuple[str, ...] = ()
-    """Request fields (dotted paths) that are not passed on, for `x-qproxy-ignored-params`."""
+    """Request fields (dotted paths) that are not forwarded, for `x-qproxy-ignored-params`."""
     request_id: str = ""
-    """The id of the client's request, for an API whose errors name it in mid-stream."""
+    """The id of the client's request, for an API whose mid-stream errors name it."""
     endpoint_state: object = None
-    """What else its endpoint wants to know of the request when it answers; nobody else looks at it."""
+    """State of the request's endpoint for its response; no other code reads it."""
 
     @property
     def tools_enabled(self) -> bool:
-        """Whether calls written as text are to be looked for (policy P1: tools offered and not forbidden)."""
+        """Return whether written calls are parsed (policy P1: tools declared and not forbidden)."""
         return bool(self.tools) and self.tool_choice != "none"
 
     def without_prompt(self) -> Turn:
-        """For whom only the answer concerns: a prompt may be megabytes, and an answer may take minutes."""
+        """Return the turn without its prompt, which may be megabytes, for the duration of the response."""
         return replace(self, messages=(), raw_fields=None)
 
     def tool_names(self) -> list[str]:
-        """The names of the declared functions, in the client's order."""
+        """Return the names of the declared functions, in the client's order."""
         return [tool["function"]["name"] for tool in self.tools if tool.get("type") == "function"]
 
     def call_id(self, choice: int, number: int | str) -> str:
-        """An id for a call whose upstream sent none: `call_` and 24 hex digits, the same on every replay."""
+        """Return an id for a call without one: `call_` and 24 hex digits, the same on every replay."""
         digest = hashlib.sha256(f"{self.id}/{choice}/{number}".encode()).hexdigest()
         return f"call_{digest[:24]}"
 
 
 @dataclass(slots=True)
 class TextDelta:
-    """A piece of the visible answer."""
+    """A delta of the visible response."""
 
     text: str
     choice: int = 0
@@ -123,17 +125,17 @@ class TextDelta:
 
 @dataclass(slots=True)
 class ReasoningDelta:
-    """A piece of the model's thoughts."""
+    """A delta of the model's reasoning."""
 
     text: str
     choice: int = 0
     inline: bool = False
-    """The server had left it in the text."""
+    """Whether the server had left it in the text."""
 
 
 @dataclass(slots=True)
 class RefusalDelta:
-    """A piece of OpenAI's `refusal` text."""
+    """A delta of OpenAI's `refusal` text."""
 
     text: str
     choice: int = 0
@@ -141,7 +143,7 @@ class RefusalDelta:
 
 @dataclass(slots=True)
 class RawToolCallDelta:
-    """One `tool_calls` entry exactly as an upstream sent it; None where a key was absent or null."""
+    """One `tool_calls` entry exactly as an upstream sent it; None if a key was absent or null."""
 
     index: int | None = None
     id: str | None = None
@@ -149,24 +151,24 @@ class RawToolCallDelta:
     arguments: JSON = None
     choice: int = 0
     from_text: bool = False
-    """Read from a call that the model wrote as text: `id` is ours, and the pieces are exact."""
+    """Whether it was read from a call written as text: `id` is qproxy's, and the deltas are exact."""
 
 
 @dataclass(slots=True)
 class ToolCallStart:
-    """A call begins.  `index` is ours: dense from 0 per choice; `id` is unique in the answer."""
+    """The start of a call; `index` is dense from 0 per choice, `id` is unique in the response."""
 
     index: int
     id: str
     name: str
     choice: int = 0
     custom: bool = False
-    """OpenAI's `custom` tool: what follows is its free-form input, not JSON."""
+    """Whether it is OpenAI's `custom` tool: its free-form input follows, not JSON."""
 
 
 @dataclass(slots=True)
 class ToolCallArgumentsDelta:
-    """A piece of the JSON text of call `index`'s arguments (of a custom call's input)."""
+    """A delta of the JSON text of call `index`'s arguments (of a custom call's input)."""
 
     index: int
     text: str
@@ -175,47 +177,49 @@ class ToolCallArgumentsDelta:
 
 @dataclass(slots=True)
 class ServerToolCall:
-    """The model called a tool that this server runs; it starts now.
+    """The start of a server tool that the model called.
 
-    A chat client does not see it; in the Responses API it is an `mcp_call` item.  Text and reasoning of the next
-    round follow after the results.
+    A chat client does not see it; in the Responses API it is an `mcp_call` item. Text and reasoning of the next round
+    follow after the results.
     """
 
     id: str
-    """Unique in the answer."""
+    """Unique in the response."""
     name: str
-    """As the model knows it: `server__tool` for an MCP server's."""
+    """The name that the model uses: `server__tool` for an MCP server's."""
     arguments: str
     """JSON text, as the model wrote it."""
     server: str | None = None
     """The MCP server's label."""
     tool: str = ""
-    """The name that the MCP server gives it; else `name`."""
+    """The MCP server's own name for it; otherwise `name`."""
 
 
 @dataclass(slots=True)
 class ServerToolResult:
-    """What came of a `ServerToolCall`: every call has one, unless the answer fails or the client leaves first."""
+    """The result of a `ServerToolCall`; every call has one, unless the response fails or the client
+    disconnects.
+    """
 
     id: str
     name: str
     output: str
-    """What the model reads: the result, or what went wrong."""
+    """The text for the model: the result, or the error."""
     ok: bool
     seconds: float
 
 
 @dataclass(slots=True)
 class SearchInfo:
-    """What the model's server found on the web for the answer; a later one replaces an earlier one."""
+    """The web search results behind the response; a later event replaces an earlier one."""
 
     info: dict[str, JSON]
-    """As it wrote it: DashScope's `{"search_results": [{"index", "title", "url", ...}]}`."""
+    """The upstream's JSON: DashScope's `{"search_results": [{"index", "title", "url", ...}]}`."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of the whole answer so far; a later one replaces an earlier one."""
+    """Token counts of the whole response so far; a later one replaces an earlier one."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -225,12 +229,12 @@ class Usage:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompt that the server had in its cache."""
+        """Return the prompt tokens that the server had in its cache."""
         return _count(self.prompt_details.get("cached_tokens"))
 
     @property
     def reasoning_tokens(self) -> int:
-        """Tokens of the answer that were thoughts."""
+        """Return the response tokens that were reasoning."""
         return _count(self.completion_details.get("reasoning_tokens"))
 
 
@@ -240,7 +244,7 @@ def _count(value: JSON) -> int:
 
 @dataclass(slots=True)
 class ChoiceFinished:
-    """A choice ends.  From an upstream: any string; after `tool_calls`: stop, length, tool_calls, content_filter."""
+    """The end of a choice; any string from an upstream, one of OpenAI's four after `tool_calls`."""
 
     reason: str
     choice: int = 0
@@ -248,12 +252,12 @@ class ChoiceFinished:
 
 @dataclass(slots=True)
 class StreamDone:
-    """The upstream said that its stream is whole (`data: [DONE]`, or the end of a whole body)."""
+    """The upstream reported that its stream is complete (`data: [DONE]`, or the end of a whole body)."""
 
 
 @dataclass(slots=True)
 class StreamFailed:
-    """The answer failed; nothing follows."""
+    """The response failed; nothing follows."""
 
     error: QproxyError
 

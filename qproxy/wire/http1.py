@@ -1,13 +1,13 @@
-"""The heads of HTTP/1.1 messages, written as nearly all of them are.
+"""Header sections of HTTP/1.1 messages in their most common form.
 
-A head is the costliest part of a short exchange, and nearly every head says the same few things: a length or chunks, a
-connection that stays.  Those are read and written here, with one regular expression each.  Whatever is longer, older,
-rarer or wrong (another method or version, line folding, bare line feeds, two lengths, a coding, an upgrade, `Expect`,
-`Connection: close` of a request) is not read: the functions give None, and h11 has the word.  Nothing is accepted that
-h11 refuses, and it is read as h11 reads it (`tests/wire/test_http1.py` compares them).
+Parsing a header section is the costliest part of a short exchange, and nearly all of them are alike: a length or
+chunks, a connection that stays open. Those are read and written here, with one regular expression each. Anything
+longer, older, rarer or wrong (another method or version, line folding, bare line feeds, two lengths, a coding, an
+upgrade, `Expect`, `Connection: close` of a request) is not read: the functions return None, and h11 decides. Nothing
+is accepted that h11 rejects, and it is read as h11 reads it (`tests/wire/test_http1.py` compares them).
 
-Every repeat here is possessive: a pattern never tries a byte twice, so what it costs is linear in what it is given.
-`check` bounds a head of either end before any pattern, these or h11's, looks at it.
+Every repeat here is possessive: a pattern never tries a byte twice, so its cost is linear. `check_head` bounds a
+header section of either side before any pattern, these or h11's, sees it.
 
 RFC 9112 2-6, RFC 9110 5.5 and 5.6.2.
 """
@@ -22,9 +22,9 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 """In order; names in lower case."""
 
 MAX_LINES = 2048
-"""Of a head: as many as HTTP/2 takes in 64 KiB, where each field counts 32 bytes more (RFC 9113 6.5.2)."""
+"""As many lines as HTTP/2 accepts in 64 KiB, where each header counts 32 bytes more (RFC 9113 6.5.2)."""
 MAX_BLANK_RUN = 256
-"""In a row: h11's pattern for a field tries every cut of a run of blanks, so its cost is the square of this."""
+"""Consecutive blanks: h11's pattern for a header is quadratic in a run of blanks."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
 _VALUE = rb"(?:[^\x00\s]++(?:[ \t]++[^\x00\s]++)*+)?+"
@@ -37,26 +37,26 @@ _TARGET = re.compile(rb"[\x21-\x7e]++")
 _LENGTH = re.compile(rb"[0-9]{1,18}+")
 _LONG_BLANK_RUN = b" " * (MAX_BLANK_RUN + 1)
 _LEFT_TO_H11 = (b"transfer-encoding", b"expect", b"upgrade")
-"""Fields of a request that change what follows it."""
+"""Request headers that change what follows."""
 
 
 class HeadTooLarge(ValueError):
-    """A head is beyond a bound; the message names it."""
+    """A header section exceeds a bound; the message names it."""
 
 
 class RequestHead(NamedTuple):
-    """A POST whose body has a length, on a connection that stays."""
+    """A POST whose body has a length, on a connection that stays open."""
 
     target: bytes
     headers: HeaderList
     content_length: int
     """Bytes of its body."""
     end: int
-    """Where its body begins."""
+    """Offset of its body."""
 
 
 class ResponseHead(NamedTuple):
-    """A final answer with a body in chunks, or with a length."""
+    """A final response whose body is chunked or has a length."""
 
     status: int
     headers: HeaderList
@@ -65,13 +65,15 @@ class ResponseHead(NamedTuple):
     keep_alive: bool
     """Whether the connection may carry another exchange."""
     end: int
-    """Where its body begins."""
+    """Offset of its body."""
 
 
 def check_head(data: bytes | bytearray, limit: int) -> None:
-    """Raise HeadTooLarge when a head, or the trailers of a body, have more bytes, lines or blanks than they may have."""
+    """Raise HeadTooLarge if a header section, or the trailers of a body, exceed the limits on bytes, lines
+    or blanks.
+    """
     if len(data) > limit:
-        raise HeadTooLarge(f"It has more than max_header_bytes ({limit}).")
+        raise HeadTooLarge(f"It exceeds the limit of {limit} bytes (max_header_bytes).")
     if data.count(b"\n") > MAX_LINES:
         raise HeadTooLarge(f"It has more than {MAX_LINES} lines.")
     if _LONG_BLANK_RUN in data.replace(b"\t", b" "):
@@ -79,7 +81,9 @@ def check_head(data: bytes | bytearray, limit: int) -> None:
 
 
 def parse_request(data: bytes, limit: int) -> RequestHead | None:
-    """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
+    """Return the request head at the start of `data`, at most `limit` bytes; None if incomplete or left to
+    h11.
+    """
     end = _end(data, limit)
     line = _POST.match(data, 0, end)
     if line is None:
@@ -102,7 +106,9 @@ def parse_request(data: bytes, limit: int) -> RequestHead | None:
 
 
 def parse_response(data: bytes, limit: int) -> ResponseHead | None:
-    """The head at the beginning of `data`, of `limit` bytes at most; None when it is not whole, or h11's to judge."""
+    """Return the response head at the start of `data`, at most `limit` bytes; None if incomplete or left to
+    h11.
+    """
     end = _end(data, limit)
     line = _STATUS.match(data, 0, end)
     if line is None or line[1] in (b"204", b"304"):
@@ -130,7 +136,7 @@ def parse_response(data: bytes, limit: int) -> ResponseHead | None:
 
 
 def _end(data: bytes, limit: int) -> int:
-    """Where the body begins behind a head that is whole and within the bounds; 0 for any other."""
+    """Return the offset of the body after a complete header section within the bounds; else 0."""
     end = data.find(b"\r\n\r\n", 0, limit) + 4
     if end < 4:
         return 0
@@ -142,14 +148,14 @@ def _end(data: bytes, limit: int) -> int:
 
 
 def _parse_headers(data: bytes, start: int, end: int) -> HeaderList | None:
-    """The fields between the first line and the body; None when they are not plain."""
+    """Return the headers between the first line and the body; None if they are not in the common form."""
     if not _FIELDS.fullmatch(data, start, end - 2):
         return None
     return [(name.lower(), value) for name, value in _FIELD.findall(data, start, end - 2)]
 
 
 def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    """A request's head with these fields, a host and at most one length among them; None when h11 must judge it."""
+    """Return a request head; None if h11 must decide, as without one host and at most one length."""
     names = [name for name, _ in fields]
     if names.count(b"host") != 1 or names.count(b"content-length") > 1 or b"transfer-encoding" in names:
         return None
@@ -159,12 +165,12 @@ def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, by
 
 
 def write_response(status: int, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    """A response's head; None when a field has what no field may have."""
+    """Return a response head; None if a header has an illegal character."""
     return _join_head(b"HTTP/1.1 %d " % status, fields)
 
 
 def _join_head(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     if b":" in b"".join([name for name, _ in fields]) or lines.count(b"\n") != len(fields):
-        return None  # a field may not make another, nor a name have a value of its own
+        return None  # a header must not create another, and its name has no colon
     return b"%b\r\n%b\r\n" % (first, lines) if _FIELDS.fullmatch(lines) else None

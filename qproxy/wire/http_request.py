@@ -1,4 +1,4 @@
-"""The one HTTP request that `dialects` build and `transport` sends."""
+"""The HTTP request that `dialects` build and `transport` sends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
-"""Header fields in order; names in lower case."""
+"""Headers in order; names in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class HTTPRequest:
-    """A request with its whole body.  `host`, `content-length` and `user-agent` are the transport's to add."""
+    """A request with its whole body; the transport adds `host`, `content-length` and `user-agent`."""
 
     method: str
     url: str

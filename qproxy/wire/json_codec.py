@@ -1,7 +1,7 @@
 """JSON text: one strict reader and one compact writer for all of `wire`.
 
-RFC 8259 with OpenAI's habits: no NaN or Infinity in (nor a number that Python makes one of), UTF-8 out.  A lone surrogate (a model may cut an
-emoji between two deltas) has no UTF-8 form, so a text that holds one is written with `\\u` escapes.
+RFC 8259 with OpenAI's habits: no NaN or Infinity (nor a number that overflows to one), UTF-8 out. A lone surrogate
+(a model may split an emoji between two deltas) has no UTF-8 form, so text that holds one is written with `\\u` escapes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 MAX_DEPTH = 500
-"""Of what servers and models write: what is read may be written again, and both take their depth from one stack."""
+"""Maximum depth of upstream JSON: parsed values are written again, and both use the same stack."""
 MAX_DIGITS = 1000
-"""Of an integer: time to read one grows with the square of its length (Python's own limit is 4,300)."""
+"""Maximum digits of an integer: parsing is quadratic in its length (Python's own limit is 4,300)."""
 
 _write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _write_spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -52,18 +52,20 @@ _lenient = json.JSONDecoder(**_decode_strict, strict=False)
 
 
 LARGE = 128 * 1024
-"""Characters; a longer text is read value by value, so that a thread that reads it lets others run (`json` in C does not)."""
+"""Characters; a longer text is read value by value, so that other threads can run (`json` in C does not
+yield).
+"""
 MAX_VALUES = 1_000_000
-"""In a large text, keys not counted: some 100 bytes of memory each."""
+"""Maximum number of values in a large text, excluding keys: about 100 bytes of memory each."""
 _NESTING = frozenset((dict, list))
 
 
 class NestingTooDeep(ValueError):
-    """JSON or not: it nests deeper than can be read."""
+    """The text is nested deeper than can be read."""
 
 
 class _ByValue(json.JSONDecoder):
-    """A reader of one large text; strings are read in C all the same."""
+    """A reader of one large text; strings are still read in C."""
 
     def __init__(self, values: int, **hooks: Any) -> None:
         super().__init__(**hooks)
@@ -95,32 +97,33 @@ def _reader(
 
 
 def loads(text: str | bytes, values: int | None = None) -> Any:
-    """Parse JSON text; ValueError (with the position, where there is one) when it is not JSON, TooDeep when it nests too deeply.
+    """Parse JSON text.
 
-    A large text has at most so many `values`, else MAX_VALUES.
+    A large text has at most `values` values, by default MAX_VALUES. Raises ValueError (with the position, if known) if
+    it is not JSON, and NestingTooDeep if it is nested too deeply.
     """
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError
     try:
-        if text.startswith("{"):  # hardly ever are there blanks around it
+        if text.startswith("{"):  # whitespace around it is rare
             value, end = _reader(_default_decoder, text, values, **_usually).raw_decode(text)
             if end == len(text):
                 return value if end < 2 * MAX_DEPTH else _check_depth(value, text)
         value = _reader(_default_decoder, text, values, **_usually).decode(text)
-    except RecursionError:  # each Python has a limit of its own
+    except RecursionError:  # each Python version has its own limit
         raise NestingTooDeep("nested too deeply") from None
     return value if len(text) < 2 * MAX_DEPTH else _check_depth(value, text)
 
 
 def _check_depth(value: Any, text: str) -> Any:
-    """The value of a text, when it can be written again."""
+    """Return the value of a text if it can be written again."""
     if text.count("[") + text.count("{") > MAX_DEPTH and exceeds_depth(value, MAX_DEPTH):
         raise NestingTooDeep("nested too deeply")
     return value
 
 
 def loads_strict(text: str) -> Any:
-    """The same for what a client wrote: a number has at most MAX_DIGITS."""
+    """Parse JSON text that a client wrote, with at most MAX_DIGITS digits in a number."""
     try:
         return _reader(_strict, text, **_decode_strict).decode(text)
     except RecursionError:
@@ -128,12 +131,12 @@ def loads_strict(text: str) -> Any:
 
 
 def strict_reader(text: str) -> json.JSONDecoder:
-    """What reads the values of one client's text, for `strictly_at`."""
+    """Return a decoder for the values of one client's text, for `loads_strict_at`."""
     return _reader(_strict, text, **_decode_strict)
 
 
 def loads_strict_at(text: str, position: int, reader: json.JSONDecoder = _strict) -> tuple[Any, int]:
-    """The JSON value at `position`, and where it ends; ValueError when there is none."""
+    """Return the JSON value at `position` and its end; raise ValueError if it is invalid."""
     try:
         return reader.raw_decode(text, position)
     except RecursionError:
@@ -141,9 +144,9 @@ def loads_strict_at(text: str, position: int, reader: json.JSONDecoder = _strict
 
 
 def exceeds_depth(value: Any, depth: int) -> bool:
-    """Whether arrays and objects of JSON that was read are nested more than `depth` deep.
+    """Return whether arrays and objects are nested more than `depth` deep.
 
-    Level by level, so depth costs no stack.  Only values are looked at, none of their text.
+    Works level by level, so depth costs no stack, and reads only values, no text.
     """
     level = [value] if isinstance(value, dict | list) else []
     while level:
@@ -156,7 +159,7 @@ def exceeds_depth(value: Any, depth: int) -> bool:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact UTF-8 JSON."""
+    """Return compact UTF-8 JSON."""
     text = _write(value)
     try:
         return text.encode()
@@ -165,12 +168,12 @@ def dumps(value: Any) -> bytes:
 
 
 def dumps_spaced(value: Any) -> str:
-    """JSON with a space after each comma and colon, as chat templates write it."""
+    """Return JSON with a space after each comma and colon, as chat templates write it."""
     return _write_spaced(value)
 
 
 def loads_lenient(text: str) -> Any:
-    """Like `loads`, with raw control characters in strings: models write them."""
+    """Parse JSON text with raw control characters in strings, as models write them."""
     try:
         return _check_depth(_reader(_lenient, text, **_decode_strict, strict=False).decode(text), text)
     except RecursionError:
@@ -178,7 +181,7 @@ def loads_lenient(text: str) -> Any:
 
 
 def loads_prefix(text: str, position: int) -> tuple[Any, int]:
-    """The JSON value at `position`, and where it ends; ValueError when there is none."""
+    """Return the JSON value at `position` and its end; raise ValueError if it is invalid."""
     try:
         value, end = _lenient.raw_decode(text, position)
     except RecursionError:
@@ -189,5 +192,5 @@ def loads_prefix(text: str, position: int) -> tuple[Any, int]:
 
 
 def quote(text: str) -> str:
-    """A JSON string literal; what is not ASCII stays as it is."""
+    """Return a JSON string literal; non-ASCII characters stay unescaped."""
     return _write(text)

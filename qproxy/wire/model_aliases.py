@@ -1,7 +1,7 @@
-"""Names that clients may use for models, and the models that they stand for.
+"""Model aliases: names that clients may use, and the models that they stand for.
 
-An alias is a name or a pattern (`gpt-*`, as in `fnmatch`).  The exact name decides, then the longest pattern that fits,
-of equally long ones the first.  `*` is the catch-all: it takes every name that is not a model's own (`is_model`).
+An alias is a name or a pattern (`gpt-*`, as in `fnmatch`). The exact name wins, then the longest matching pattern,
+the first one among equals. `*` is the catch-all: it matches every name that is not itself a model (`is_model`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CATCH_ALL = "*"
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name in the configuration stands for many."""
+    """Return whether a configured name is a pattern."""
     return not set(name).isdisjoint("*?[")
 
 
@@ -33,11 +33,11 @@ class ModelAliases:
 
     @property
     def names(self) -> list[str]:
-        """The aliases that can be listed: patterns are no models."""
+        """Return the aliases that can be listed, which excludes patterns."""
         return [name for name in self._exact if not is_pattern(name)]
 
     def lookup(self, name: str) -> str | None:
-        """The model that a client's name stands for; None where it is no alias."""
+        """Return the model that a client's name stands for; None if it is not an alias."""
         if name in self._exact:
             return self._exact[name]
         for pattern in self._patterns:
@@ -46,6 +46,6 @@ class ModelAliases:
         return None if self._is_model(name) else self._exact.get(CATCH_ALL)
 
     def resolve(self, name: str) -> str:
-        """The model to ask an account for."""
+        """Return the model to request from an account."""
         found = self.lookup(name)
         return name if found is None else found

@@ -1,13 +1,13 @@
-"""OAuth 2.0's device flow as Qwen speaks it: the three requests, and what their answers mean.
+"""OAuth 2.0's device flow as Qwen implements it: the three requests, and the meaning of their responses.
 
-Here: bytes in, one of a few records out.  Not here: waiting, clocks, randomness (the verifier's bytes come in),
-files (`wire.credential_format` has their format) and any decision to give up: `auth.device_flow` and `auth.oauth_source` act.
+Bytes in, one of a few records out. Waiting, clocks, randomness (the verifier's bytes are passed in), files
+(`wire.credential_format` has their format) and any decision to give up are in `auth.device_flow` and `auth.oauth_source`.
 
-The idea: an answer is judged by what it proves.  A refusal is believed only when it is JSON that says so.  A web page
-(Qwen's firewall sends some, also with status 200), a 5xx and silence prove nothing and are `TransientError`.  The server's
-own words may echo a secret, so of a body only `error` and `error_description` are kept, without what was sent.
+A response is judged by what it proves. A rejection counts only if it is JSON. A web page (Qwen's firewall sends some,
+even with status 200), a 5xx and a timeout prove nothing and are `TransientError`. The server's own text may echo a
+secret, so only `error` and `error_description` of a body are kept, with the sent secrets removed.
 
-RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations where they stand.
+RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations are noted in place.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from qproxy.wire.http_request import Headers, HTTPRequest
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 MAX_INTERVAL = 60.0
 SLOW_DOWN_SECONDS = 5.0
-"""RFC 8628 3.5: what slow_down adds to the interval."""
+"""Seconds that slow_down adds to the interval (RFC 8628 3.5)."""
 MIN_FLOW_SECONDS, MAX_FLOW_SECONDS = 30.0, 3600.0
 MAX_MESSAGE = 200
 GRANT_ERRORS = {
-    "access_denied": "The sign-in was denied on the device page.",
-    "expired_token": "The code has expired before the sign-in was approved.",
-    "invalid_grant": "The server does not know this sign-in any more.",
+    "access_denied": "The login was denied on the device page.",
+    "expired_token": "The code expired before the login was approved.",
+    "invalid_grant": "The server no longer knows this login.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityProvider:
-    """An identity server and who we are to it (a public client: there is no secret)."""
+    """An identity server and qproxy's client id there (a public client, so there is no secret)."""
 
     device_url: str
     token_url: str
@@ -49,7 +49,7 @@ class IdentityProvider:
 
 @dataclass(frozen=True, slots=True)
 class PKCE:
-    """PKCE's pair: the challenge opens a flow, the verifier ends it."""
+    """PKCE's pair: the challenge starts a flow, the verifier ends it."""
 
     verifier: str = field(repr=False)
     challenge: str
@@ -57,15 +57,15 @@ class PKCE:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAuthorization:
-    """A flow that has begun: what to show to the person, and what to poll with."""
+    """A started flow: what to show to the user, and what to poll with."""
 
     device_code: str = field(repr=False)
     user_code: str
     verification_uri: str
-    """The page with the code filled in, where the server names one."""
+    """The page with the code filled in, if the server names one."""
     expires_in: float
     interval: float | None
-    """Seconds between two polls; Qwen names none."""
+    """Seconds between two polls; Qwen sends none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +74,26 @@ class TokenResponse:
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
-    """None: keep the one before."""
+    """None: keep the previous one."""
     token_type: str
     expires_in: float | None
     resource_url: str | None
-    """None: keep the one before."""
+    """None: keep the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationPending:
-    """Nobody has decided yet."""
+    """The user has not decided yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlowDown:
-    """Poll less often."""
+    """The server wants longer intervals between polls."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrantError:
-    """The server's last word; trying again cannot help."""
+    """A final error; a retry cannot help."""
 
     kind: str
     """access_denied, expired_token, invalid_grant, refused (a refresh), or upstream_error."""
@@ -102,7 +102,7 @@ class GrantError:
 
 @dataclass(frozen=True, slots=True)
 class TransientError:
-    """Nothing was proved: the network, a 5xx, a web page instead of JSON."""
+    """A response that proves nothing: a network error, a 5xx, a web page instead of JSON."""
 
     message: str
 
@@ -113,7 +113,7 @@ RefreshResult: TypeAlias = TokenResponse | GrantError | TransientError
 
 
 def new_pkce(random: bytes) -> PKCE:
-    """PKCE by S256 from 32 random bytes."""
+    """Return a PKCE pair (S256) from 32 random bytes."""
     verifier = _base64url(random)
     return PKCE(verifier, _base64url(hashlib.sha256(verifier.encode("ascii")).digest()))
 
@@ -126,7 +126,7 @@ def _base64url(data: bytes) -> str:
 
 
 def form(fields: Mapping[str, str]) -> bytes:
-    """A form's body, a space as %20: Qwen's own client writes it so."""
+    """Return a form body, with a space as %20 like Qwen's own client."""
     return "&".join(
         f"{quote(name, safe='')}={quote(text, safe='')}" for name, text in fields.items()
     ).encode()
@@ -143,7 +143,7 @@ def _post(url: str, fields: Mapping[str, str], extra: Headers = ()) -> HTTPReque
 
 
 def device_authorization_request(provider: IdentityProvider, challenge: str, request_id: str) -> HTTPRequest:
-    """Ask for a device code."""
+    """Return the request for a device code."""
     fields = {
         "client_id": provider.client_id,
         "scope": provider.scope,
@@ -154,7 +154,7 @@ def device_authorization_request(provider: IdentityProvider, challenge: str, req
 
 
 def device_token_request(provider: IdentityProvider, device_code: str, verifier: str) -> HTTPRequest:
-    """Ask whether the person has decided."""
+    """Return the request that polls for the token."""
     fields = {
         "grant_type": DEVICE_GRANT,
         "client_id": provider.client_id,
@@ -165,7 +165,7 @@ def device_token_request(provider: IdentityProvider, device_code: str, verifier:
 
 
 def refresh_request(provider: IdentityProvider, refresh_token: str) -> HTTPRequest:
-    """Ask for a new token."""
+    """Return the request that refreshes a token."""
     fields = {
         "grant_type": "refresh_token",
         "refresh_token": refresh_token,
@@ -174,11 +174,11 @@ def refresh_request(provider: IdentityProvider, refresh_token: str) -> HTTPReque
     return _post(provider.token_url, fields)
 
 
-# Answers
+# Responses
 
 
 def parse_authorization(status: int, body: bytes) -> AuthorizationResult:
-    """What the answer to `begin` means."""
+    """Return the meaning of the response to `device_authorization_request`."""
     answer = _object(body)
     if answer is None or status >= 500 or status == 429:
         return TransientError(_without_verifier(status, answer))
@@ -186,10 +186,10 @@ def parse_authorization(status: int, body: bytes) -> AuthorizationResult:
     page = _text(answer, "verification_uri_complete") or _text(answer, "verification_uri")
     if not 200 <= status < 300 or code is None:
         return GrantError(
-            "upstream_error", f"The identity server gives no device code ({_error_message(status, answer)})."
+            "upstream_error", f"The identity server sent no device code ({_error_message(status, answer)})."
         )
     if page is None or urlsplit(page).scheme not in ("http", "https"):
-        return GrantError("upstream_error", "The identity server names no page to sign in on.")
+        return GrantError("upstream_error", "The identity server sent no login page.")
     lasts = _seconds(answer, "expires_in") or 300.0
     return DeviceAuthorization(
         code,
@@ -201,14 +201,14 @@ def parse_authorization(status: int, body: bytes) -> AuthorizationResult:
 
 
 def parse_poll(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> PollResult:
-    """What the answer to `poll_token` means; `secrets` are what was sent, and appear in no words."""
+    """Return the meaning of the response to `device_token_request`; `secrets` are removed from messages."""
     answer = _object(body)
     if answer is None or status >= 500:
         return TransientError(_without_verifier(status, answer))
     error, granted = _text(answer, "error"), _token_response(answer)
     if error == "authorization_pending" or (answer.get("status") == "pending" and granted is None):
         return AuthorizationPending()
-    if error == "slow_down" or status == 429:  # RFC 8628 says 400, Qwen sends 429
+    if error == "slow_down" or status == 429:  # RFC 8628 defines 400, Qwen sends 429
         return SlowDown()
     if 200 <= status < 300 and granted is not None and error is None:
         return granted
@@ -222,19 +222,19 @@ def parse_poll(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> Poll
 
 
 def parse_refresh(status: int, body: bytes, *, secrets: Iterable[str] = ()) -> RefreshResult:
-    """What the answer to `refresh` means: `GrantError` only for 400 and 401 in JSON."""
+    """Return the meaning of the response to `refresh_request`: `GrantError` only for 400 and 401 in JSON."""
     answer = _object(body)
     if answer is None or status >= 500:
         return TransientError(_without_verifier(status, answer))
     if status in (400, 401):
         return GrantError(
             "refused",
-            f"The identity server refuses the refresh token ({_error_message(status, answer, secrets)}).",
+            f"The identity server rejected the refresh token ({_error_message(status, answer, secrets)}).",
         )
     granted = _token_response(answer)
     if 200 <= status < 300 and granted is not None and "error" not in answer:
         return granted
-    return TransientError(f"The identity server gives no token ({_error_message(status, answer, secrets)}).")
+    return TransientError(f"The identity server sent no token ({_error_message(status, answer, secrets)}).")
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
@@ -264,7 +264,7 @@ def _text(answer: Mapping[str, Any], name: str) -> str | None:
 
 
 def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
-    """A positive number of seconds, also when it comes as text; at most ten years."""
+    """Return a positive number of seconds, also given as text; at most ten years."""
     try:
         value = float(answer[name])
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -273,13 +273,13 @@ def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
 
 
 def _error_message(status: int, answer: Mapping[str, Any], secrets: Iterable[str] = ()) -> str:
-    """The server's status and its own two fields, fit for a log."""
+    """Return the server's status and its own two fields, fit for a log."""
     words = ": ".join(text for name in ("error", "error_description") if (text := _text(answer, name)))
     return f"status {status}: {sanitize(words, secrets)}" if words else f"status {status}"
 
 
 def sanitize(text: str, secrets: Iterable[str] = ()) -> str:
-    """A foreign text for people: one line, not long, without any of the secrets."""
+    """Return a foreign text for people: one line, not long, without any of the secrets."""
     for secret in secrets:
         text = text.replace(secret, "***") if secret else text
     line = "".join(char if char.isprintable() else " " for char in text)
@@ -288,24 +288,24 @@ def sanitize(text: str, secrets: Iterable[str] = ()) -> str:
 
 def _without_verifier(status: int, answer: Mapping[str, Any] | None) -> str:
     if answer is None:
-        return f"The identity server answers with something other than JSON (status {status})."
-    return f"The identity server is in trouble ({_error_message(status, {})})."
+        return f"The identity server did not return JSON (status {status})."
+    return f"The identity server failed ({_error_message(status, {})})."
 
 
-# Where a token may be used
+# Where a token may be sent
 
 
 def slow_down(interval: float) -> float:
-    """The interval after slow_down."""
+    """Return the interval after slow_down."""
     return min(interval + SLOW_DOWN_SECONDS, max(interval, MAX_INTERVAL))
 
 
 def base_url(resource_url: str, allowed: Iterable[str]) -> str:
-    """The API's base for a token's `resource_url`; ValueError when the token may not go there.
+    """Return the API's base URL for a token's `resource_url`; raise ValueError if the token may not be sent there.
 
-    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest.  A `*` in a host
-    stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain the deeper names are
-    its tenants', such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
+    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest. A `*` in a host
+    stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain the deeper names
+    belong to its tenants, such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
     """
     url = resource_url.strip().rstrip("/")
     if "://" not in url:
@@ -313,10 +313,10 @@ def base_url(resource_url: str, allowed: Iterable[str]) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.query or parts.fragment or parts.username or not fullmatch(r"[a-z0-9.:-]+", host):
-        raise ValueError(f"{sanitize(resource_url)!r} is no address of an API")
+        raise ValueError(f"{sanitize(resource_url)!r} is not the URL of an API")
     if not any(_allows(pattern, parts.scheme, host, parts.netloc.lower()) for pattern in allowed):
         raise ValueError(
-            f"{parts.scheme}://{sanitize(parts.netloc)} is not among the hosts that may see the token"
+            f"{parts.scheme}://{sanitize(parts.netloc)} is not a host that may receive the token"
         )
     return url if url.lower().endswith("/v1") else f"{url}/v1"
 
@@ -328,6 +328,6 @@ def _allows(pattern: str, scheme: str, host: str, netloc: str) -> bool:
 
 
 def _host_matches(pattern: str, host: str) -> bool:
-    """Whether the pattern stands for the host, label by label."""
+    """Return whether the pattern matches the host, label by label."""
     labels, wanted = host.split("."), pattern.split(".")
     return len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted))

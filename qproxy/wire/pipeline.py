@@ -1,8 +1,8 @@
 """Stages: the shape of everything that streams.
 
-A stage turns items into items: `feed(item)` gives what has become certain, `close()` what was held
-back, once, at the end.  Stages know nothing of time or sockets, so a whole answer and a streamed one
-take the same path and every stage is tested on any split of its input.
+A stage turns items into items: `feed(item)` returns what has become certain, `close()` what was held, once, at the
+end. Stages know nothing of time or sockets, so a whole response and a streamed one take the same path, and every
+stage is tested on any split of its input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Out = TypeVar("Out", covariant=True)
 
 
 class Stage(Protocol[In, Out]):
-    """Items in, items out, held items at the end."""
+    """A step that turns items into items, and releases held items at the end."""
 
     def feed(self, item: In, /) -> Iterable[Out]: ...
 
@@ -23,7 +23,7 @@ class Stage(Protocol[In, Out]):
 
 
 class Pipeline:
-    """Stages joined into one: what the first gives feeds the second, and so on."""
+    """Stages in a row: the output of each is the input of the next."""
 
     def __init__(self, *stages: Stage[Any, Any]) -> None:
         self.stages = stages
@@ -32,15 +32,15 @@ class Pipeline:
         return f"<Chain {' → '.join(type(stage).__name__ for stage in self.stages)}>"
 
     def feed(self, item: Any) -> list[Any]:
-        """What leaves the last stage because of `item`."""
+        """Return what leaves the last stage because of `item`."""
         return self._through([item], 0)
 
     def feed_many(self, items: Sequence[Any]) -> list[Any]:
-        """The same for several items: each stage is walked through once for all of them."""
+        """Return the same for several items, running each stage once over all of them."""
         return self._through(items, 0)
 
     def close(self) -> list[Any]:
-        """Close the stages in order; what one held back passes through those after it."""
+        """Close the stages in order; what one held passes through those after it."""
         out: list[Any] = []
         for position, stage in enumerate(self.stages):
             out.extend(self._through(list(stage.close()), position + 1))

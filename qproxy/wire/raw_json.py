@@ -1,11 +1,11 @@
-"""What a client wrote, so that what nobody changes is not written again.
+"""The text of a client's request body, so that unchanged values are not encoded again.
 
-A prompt is most of a request, and nearly all of it goes on as it came.  `read` parses a body once and remembers where
-the text of each of its fields is; `dumps` writes an object, and takes that text for every value that is still the very
-object that was read.  So a long conversation costs no second encoding and no copy of its own, and reaches Qwen's
-prefix cache byte for byte as the client keeps it.
+A prompt is most of a request, and nearly all of it is forwarded unchanged. `parse_body` parses a body once and
+stores the position of each field's text; `dumps` writes an object, and copies that text for every value that is
+still the parsed object. So a long conversation costs no second encoding and no extra copy, and reaches Qwen's
+prefix cache byte for byte as the client wrote it.
 
-Values are known by identity: whoever changes one makes a new one (`events`), and a new one is written anew.
+Values are compared by identity: code that changes one creates a new one (`events`), which is encoded.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 
 MIN_RAW_BYTES = 256
-"""Characters; a shorter value is as soon written as looked up."""
+"""Characters; a shorter value is encoded as fast as it is looked up."""
 _BLANKS = frozenset(" \t\r\n")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 Span: TypeAlias = tuple[JSON, int, int]
-"""A value, and where its text begins and ends."""
+"""A value, and the start and end of its text."""
 
 
 class RawFields:
-    """Some values, and where their text is in what a client sent."""
+    """Values of a client's body, with the positions of their text."""
 
     def __init__(self, data: bytes, places: Iterable[Span]) -> None:
         self._data = memoryview(data)
         self._known = {id(place[0]): place for place in places}
-        """The values are kept with them, so that no other one takes an identity."""
+        """The values are kept alive with their positions, so that their identities are not reused."""
 
     def __repr__(self) -> str:
         return f"<Verbatim of {len(self._known)} values>"
 
     @property
     def size(self) -> int:
-        """Bytes of all that the client sent."""
+        """Return the number of bytes that the client sent."""
         return len(self._data)
 
     def text(self, value: JSON) -> memoryview | None:
-        """How a value was written, if it is one of those."""
+        """Return the text of a value, or None if it is not one of these."""
         place = self._known.get(id(value))
         return None if place is None else self._data[place[1] : place[2]]
 
 
 class RawBody(dict[str, JSON]):
-    """A JSON object that knows how its fields were written."""
+    """A JSON object with the text of its fields."""
 
     raw_fields: RawFields
 
 
 def parse_body(data: bytes) -> JSON:
-    """A body; ValueError when it is not JSON.  An object is a `RawBody`."""
+    """Parse a body; an object becomes a `RawBody`. Raises ValueError if it is not JSON."""
     data = data.removeprefix(codecs.BOM_UTF8)
     text = data.decode()
     return _object(text, data) or json_codec.loads_strict(text)
 
 
 def _object(text: str, data: bytes) -> RawBody | None:
-    """The object that is all of `text`; None for anything else, faults included."""
+    """Return the object that is all of `text`; None for anything else, including errors."""
     body, position = RawBody(), _skip(text, 0)
     places: list[Span] = []
     if text[position : position + 1] != "{":
@@ -94,9 +94,9 @@ def _object(text: str, data: bytes) -> RawBody | None:
 
 
 def _byte_span(places: Sequence[Span], text: str, size: int) -> Iterator[Span]:
-    """Where the text of values is in the `size` bytes of all of it.
+    """Yield the positions of values in the `size` bytes of the encoded text.
 
-    The longest stretch of text, within a value or between two, is not encoded: its size is what the others leave.
+    The longest stretch, within a value or between two, is not encoded: its size is what the others leave.
     """
     marks = [0, *(mark for _, start, end in places for mark in (start, end)), len(text)]
     lengths = [end - start for start, end in pairwise(marks)]
@@ -112,7 +112,7 @@ def _byte_span(places: Sequence[Span], text: str, size: int) -> Iterator[Span]:
 
 
 def _skip(text: str, position: int) -> int:
-    """Where the next character is that is no blank; nearly always there are none, or few."""
+    """Return the offset of the next character that is not a blank; nearly always there are none, or few."""
     if text[position : position + 1] not in _BLANKS:
         return position
     match = _BLANK.match(text, position)
@@ -121,7 +121,7 @@ def _skip(text: str, position: int) -> int:
 
 
 def dumps(fields: Mapping[str, JSON], texts: RawFields | None) -> bytes:
-    """Compact UTF-8 JSON of an object, but for the values that go on as they were written: those come last."""
+    """Return compact UTF-8 JSON of an object, with unchanged values copied and moved to the end."""
     if texts is None:
         return json_codec.dumps(fields)
     written = {name: text for name, value in fields.items() if (text := texts.text(value)) is not None}
@@ -131,4 +131,4 @@ def dumps(fields: Mapping[str, JSON], texts: RawFields | None) -> bytes:
     pieces: list[bytes | memoryview] = [json_codec.dumps(others)[:-1]]
     for name, text in written.items():
         pieces += b"," if others or len(pieces) > 1 else b"", json_codec.dumps(name), b":", text
-    return b"".join([*pieces, b"}"])  # of all that is large, the one copy
+    return b"".join([*pieces, b"}"])  # the only copy of the large values

@@ -1,18 +1,18 @@
 """Server-sent events, both ways: bytes to events, incrementally, and events to bytes.
 
-WHATWG HTML 9.2: one byte-order mark is dropped; lines end with CRLF, LF or CR and nothing else (U+2028 is
-text); a line starting with a colon is a comment; one space after the colon of a field is dropped; several
-`data` lines join with LF; unknown fields are ignored.  `id` and `retry` mean nothing to a proxy.
+WHATWG HTML 9.2: one byte-order mark is dropped; lines end with CRLF, LF or CR and nothing else (U+2028 is text); a
+line starting with a colon is a comment; one space after the colon of a field is dropped; several `data` lines join
+with LF; unknown fields are ignored. `id` and `retry` mean nothing to a proxy.
 
 Leniencies, each for a server that exists:
-  * the last event needs no blank line when its data is whole (JSON or `[DONE]`);
-  * two `data` lines that are each whole JSON are two events (a gateway leaves the blank line out);
+  * the last event needs no blank line if its data is complete (JSON or `[DONE]`);
+  * two `data` lines that are each complete JSON are two events (a gateway omits the blank line);
   * `data: data: {...}` is read as `data: {...}`;
   * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
   * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
 
-The idea: any cut of the bytes gives the same events.  A read is split into lines once; a line that is not
-complete waits as pieces, so a line of many megabytes costs no more than its length.
+Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as pieces, so a
+line of many megabytes costs no more than its length.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from qproxy.wire import json_codec
 from qproxy.wire.errors import UpstreamError
 
 MAX_EVENT = 32 * 1024 * 1024
-"""Characters that one unfinished event may hold: whole files arrive in one argument, no more than that."""
+"""Maximum characters of one unfinished event: a whole file may arrive in one argument."""
 MAX_BARE_TEXT = 1024 * 1024
 LINE = 8
-"""What a line of data costs though it is empty."""
+"""Characters charged for a line of data even if it is empty."""
 
 _LINE_END = re.compile("\r\n|\n|\r")
 _STATUS = re.compile(r":HTTP_STATUS/([0-9]{3})$")
@@ -37,7 +37,7 @@ _EVENT_START = re.compile(rb"\s*(data|event|id|retry)?:")
 
 @dataclass(slots=True)
 class ServerSentEvent:
-    """One event: its data, its name, and the HTTP status that DashScope notes in a comment."""
+    """One event: its data, its name, and the HTTP status from DashScope's comment."""
 
     data: str
     event: str = "message"
@@ -54,7 +54,7 @@ class Decoder:
         self._skip_lf = False
         self._data: list[str] = []
         self._size = 0
-        """Characters in `_data`, and what its lines cost beside them."""
+        """Characters in `_data`, plus LINE for each line."""
         self._name = ""
         self._status: int | None = None
         self._bare_text: list[str] = []
@@ -63,15 +63,15 @@ class Decoder:
 
     @property
     def held(self) -> int:
-        """Characters of the event that is not complete."""
+        """Return the number of characters of the incomplete event."""
         return self._held + self._size
 
     def feed(self, item: bytes) -> list[ServerSentEvent]:
-        """The events that `item` completes.  UpstreamError when one grows beyond `MAX_EVENT`."""
+        """Return the events that `item` completes; raise UpstreamError if one exceeds MAX_EVENT."""
         return self._lines(self._text.decode(item))
 
     def close(self) -> list[ServerSentEvent]:
-        """At the end of the stream: an unfinished event whose data is whole, or a bare JSON body."""
+        """Return an unfinished event whose data is complete, or a bare JSON body, at the end of the stream."""
         events = self._lines(self._text.decode(b"", True))
         if self._pieces:
             self._line("".join(self._pieces), events)
@@ -88,7 +88,7 @@ class Decoder:
         events: list[ServerSentEvent] = []
         if not text:
             return events
-        if self._skip_lf:  # the CR that ended the last read may have been half of a CRLF
+        if self._skip_lf:  # the CR that ended the last read may be the first half of a CRLF
             self._skip_lf = False
             if text[0] == "\n":
                 text = text[1:]
@@ -105,7 +105,7 @@ class Decoder:
             self._held += len(last)
         if self._held + self._size > MAX_EVENT:
             raise UpstreamError(
-                "The model's server sent an event of more than 32 MiB.", code="upstream_invalid_response"
+                "The upstream sent an event of more than 32 MiB.", code="upstream_invalid_response"
             )
         return events
 
@@ -157,7 +157,7 @@ class Decoder:
 
 
 def _is_whole(data: str) -> bool:
-    """Whether data is complete by itself: `[DONE]` or a JSON object or array."""
+    """Return whether data is complete by itself: `[DONE]` or a JSON object or array."""
     stripped = data.strip()
     if stripped == "[DONE]":
         return True
@@ -171,17 +171,17 @@ def _is_whole(data: str) -> bool:
 
 
 def looks_like_events(body: bytes) -> bool:
-    """Whether a body that calls itself something else begins as a stream of events does."""
+    """Return whether a body of another content type begins like an event stream."""
     return _EVENT_START.match(body.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def encode(data: bytes, event: str | None = None) -> bytes:
-    """One event of one line of data (JSON has no line ends of its own)."""
+    """Return one event with one line of data (JSON has no line ends of its own)."""
     if event is None:
         return b"data: %b\n\n" % data
     return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
 
 
 def comment(text: str) -> bytes:
-    """A comment: keeps a silent connection open, and no client reads it."""
+    """Return a comment, which keeps a silent connection open and is ignored by clients."""
     return b": %b\n\n" % text.encode()

@@ -1,11 +1,11 @@
-"""What Qwen cannot take about a client's tools, changed on the way in and undone on the way out.
+"""Adapt a client's tools to what Qwen accepts, and undo the changes in the response.
 
-    names      letters, digits, _ and -, at most 64 characters, and not `search`: others get a stand-in
+    names      letters, digits, _ and -, at most 64 characters, and not `search`: others get an alias
     custom     a tool with free-form input (a patch, a program) becomes a function with one string parameter
-               `input`; of the model's JSON the client gets the bare input, as it comes
+               `input`; the client gets the bare input out of the model's JSON, as it comes
 
-`adapt_tools` gives the changed turn and the `ToolNameRestorer` stage for the answer's events, or None where nothing had to change.
-It changes tools, the tool choice, and the calls in the history alike, so that a conversation stays one.
+`adapt_tools` returns the changed turn and the `ToolNameRestorer` stage for the response's events, or None if nothing
+had to change. It changes tools, the tool choice, and the calls in the history alike, so that they stay consistent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ UNSUPPORTED_TOOLS = frozenset({"search"})
 
 
 def adapt_tools(turn: Turn, *, names: bool) -> tuple[Turn, Stage[Event, Event] | None]:
-    """The turn for Qwen, and the stage that undoes the change; `names`: whether the server is picky about names."""
+    """Return the turn for Qwen and the stage that undoes the change; `names`: whether the server restricts
+    names.
+    """
     customs = {_name(tool) for tool in turn.tools if tool.get("type") == "custom"}
     calls = [call for message in turn.messages if "tool_calls" in message for call in _calls(message)]
     stand_ins = _aliases({_name(one) for one in (*turn.tools, *calls)}) if names else {}
@@ -66,7 +68,7 @@ def _calls(message: JSON) -> list[JSON]:
 
 
 def _aliases(used: set[str]) -> dict[str, str]:
-    """A stand-in for each name that Qwen would refuse; the same one in every turn of a conversation."""
+    """Return an alias for each name that Qwen rejects; the same one in every turn of a conversation."""
     return {
         name: alias_name(name, used)
         for name in used
@@ -75,7 +77,7 @@ def _aliases(used: set[str]) -> dict[str, str]:
 
 
 def alias_name(name: str, used: set[str]) -> str:
-    """A name that Qwen takes: the sound part of it, and a digest where that is not enough to know it by."""
+    """Return a name that Qwen accepts: the valid part, and a digest where that is ambiguous."""
     clean = _INVALID_CHARACTERS.sub("_", name)[:MAX_NAME]
     if clean not in used and clean not in UNSUPPORTED_TOOLS and len(name) <= MAX_NAME:
         peers = [
@@ -98,7 +100,7 @@ def _tool(tool: JSON, stand_ins: Mapping[str, str]) -> JSON:
 
 
 def _wrapped(custom: Mapping[str, JSON], name: str) -> JSON:
-    """A custom tool as a function of one string."""
+    """Return a custom tool as a function with one string parameter."""
     described = custom.get("description") or ""
     form: JSON = custom.get("format")
     grammar: JSON = form.get("grammar") or form if isinstance(form, dict) else None
@@ -142,7 +144,7 @@ def _call(call: JSON, stand_ins: Mapping[str, str]) -> JSON:
 
 
 class ToolNameRestorer:
-    """The stage: the client's own names, and bare inputs for its custom tools."""
+    """A stage that restores the client's own names, and the bare input of its custom tools."""
 
     def __init__(self, names: Mapping[str, str], customs: frozenset[str]) -> None:
         self._names = names
@@ -176,7 +178,9 @@ class ToolNameRestorer:
 
 
 class _CustomInput:
-    """The value of `input` out of the arguments' JSON text; arguments that are none are the input themselves."""
+    """The value of `input` in the arguments' JSON text; arguments of any other form are the input
+    themselves.
+    """
 
     def __init__(self) -> None:
         self._source = TextBuffer()
@@ -215,7 +219,7 @@ class _CustomInput:
                 return
 
     def _start(self) -> ParseSteps[int]:
-        """Offset of the value of `input`; -1 when this is not the JSON that was asked for."""
+        """Return the offset of the value of `input`; -1 if this is not the expected JSON."""
         source = self._source
         offset = yield from source.visible()
         if not (yield from source.starts_with(offset + 1)) or not source.may_start_with("{", offset):

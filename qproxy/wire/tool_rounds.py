@@ -1,10 +1,11 @@
-"""One answer of several rounds: the model calls, this server runs what is its own, the model goes on.
+"""One response of several rounds: the model calls tools, this server runs its own, the model continues.
 
-Here, pure: what of a round the client sees (`RoundStage`), what the model is told next (`next_turn`), and how the hidden
-part of an earlier answer comes back into the history (`restore_history`).  What waits, runs and remembers is `qproxy.relay.tool_loop`.
+The pure part: what the client sees of a round (`RoundStage`), the next request (`next_turn`), and how the hidden part
+of an earlier response is restored in the history (`restore_history`). `qproxy.relay.tool_loop` waits, runs and stores.
 
-The client's own calls pass as they come, renumbered without gaps; a round that has any is the last, because only the
-client can go on.  Ours are held back, text and thoughts of all rounds flow, usage adds up, one `ChoiceFinished` ends it.
+The client's own calls pass as they come, renumbered without gaps; a round with any of them is the last, because only
+the client can continue. Server tool calls are held, text and reasoning of all rounds pass, usage is summed, and one
+`ChoiceFinished` ends the response.
 """
 
 from __future__ import annotations
@@ -31,32 +32,32 @@ TRUNCATED = ("length", "content_filter")
 
 @dataclass(slots=True)
 class RoundCall:
-    """A call in a round, and what it was answered with."""
+    """A call in a round, and its result."""
 
     id: str
     name: str
     arguments: str = ""
     custom: bool = False
     output: str | None = None
-    """Set for ours, when it has run."""
+    """The result of a server tool that has run."""
 
 
 @dataclass
 class RoundStage:
-    """What happens in one round, as its events pass: a stage."""
+    """A stage that separates one round's server tool calls from the client's events."""
 
     server_calls: Collection[str]
     """The names of the tools that this server runs."""
     client_calls: Collection[str]
-    """The names of the client's."""
+    """The names of the client's tools."""
     call_ids: Callable[[int], str]
-    """An id for our call number n: the model's may come twice in several rounds."""
+    """Returns an id for server call number n: the model's ids may repeat between rounds."""
     text_before: Usage = field(default_factory=Usage)
     is_last: bool = False
-    """No tools of ours any more."""
+    """Whether server tools are no longer offered."""
     calls: list[RoundCall] = field(default_factory=list)
     sent: list[RoundCall] = field(default_factory=list)
-    """Those that the client got."""
+    """The calls that were sent to the client."""
     usage: Usage | None = None
     reason: str | None = None
     failed: bool = False
@@ -67,7 +68,7 @@ class RoundStage:
         self._by_index: dict[int, tuple[RoundCall, int | None]] = {}
 
     def feed(self, event: Event) -> Iterable[Event]:
-        """What the client gets because of an event."""
+        """Return the events for the client."""
         match event:
             case TextDelta(text):
                 self._text.append(text)
@@ -90,7 +91,7 @@ class RoundStage:
         return [event]
 
     def close(self) -> list[Event]:
-        """The end of the answer, when this round was the last."""
+        """Return the end of the response if this round was the last."""
         if self.failed:
             return []
         reason = self.reason or "stop"
@@ -100,13 +101,13 @@ class RoundStage:
 
     @property
     def pending(self) -> list[RoundCall]:
-        """Our calls that are to be run: none in a round that failed, was cut short or is the last."""
+        """Return the server calls to run: none in a round that failed, was truncated or is the last."""
         if self.failed or self.is_last or self.reason in TRUNCATED:
             return []
         return [call for call in self.calls if call not in self.sent]
 
     def message(self) -> JSON:
-        """The assistant's message of this round, as the model wrote it."""
+        """Return the assistant's message of this round, as the model wrote it."""
         message: JSON = {"role": "assistant", "content": "".join(self._text) or None}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
@@ -114,7 +115,7 @@ class RoundStage:
         return message
 
     def results(self) -> list[JSON]:
-        """The messages that answer our calls."""
+        """Return the messages with the results of server calls."""
         return [
             {"role": "tool", "tool_call_id": call.id, "content": call.output}
             for call in self.calls
@@ -122,7 +123,7 @@ class RoundStage:
         ]
 
     def _is_server_tool(self, name: str) -> bool:
-        """A name that nobody declared is the client's to refuse, when it has tools at all."""
+        """Return whether this server handles the name; undeclared names go to the client if it has tools."""
         return name in self.server_calls or not self.client_calls
 
     def _call(self, event: ToolCallStart) -> list[Event]:
@@ -152,7 +153,7 @@ def _entry(call: RoundCall) -> JSON:
 
 
 def add_usage(before: Usage, now: Usage) -> Usage:
-    """The usage of several rounds."""
+    """Return the usage of several rounds."""
     return Usage(
         before.prompt_tokens + now.prompt_tokens,
         before.completion_tokens + now.completion_tokens,
@@ -163,7 +164,7 @@ def add_usage(before: Usage, now: Usage) -> Usage:
 
 
 def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
-    """Counts added; what is not a count is the later one's."""
+    """Return summed counts; other values are taken from the later usage."""
     added = {**before, **now}
     for name in before.keys() & now.keys():
         if isinstance(before[name], int) and isinstance(now[name], int):
@@ -172,7 +173,7 @@ def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
 
 
 def next_turn(turn: Turn, done: RoundStage, *, last: bool) -> Turn:
-    """What the model is asked next; a forced choice holds for the first round only."""
+    """Return the next request to the model; a forced choice applies to the first round only."""
     choice = "none" if last else turn.tool_choice if turn.tool_choice in (None, "none") else "auto"
     return replace(
         turn,
@@ -184,10 +185,10 @@ def next_turn(turn: Turn, done: RoundStage, *, last: bool) -> Turn:
 def restore_history(
     messages: Sequence[JSON], recall: Callable[[tuple[str, ...]], Sequence[JSON] | None]
 ) -> list[JSON]:
-    """The history with the hidden rounds of earlier answers in their places.
+    """Return the history with the hidden rounds of earlier responses in their places.
 
-    `recall` gives the messages that stood behind an assistant's message with calls of these ids.  The client's own
-    calls are taken from its message: it may have changed them.
+    `recall` returns the messages before an assistant's message with calls of these ids. The client's own calls are
+    taken from its message, because it may have changed them.
     """
     out: list[JSON] = []
     for message in messages:
@@ -202,7 +203,7 @@ def restore_history(
 
 
 def call_ids(message: JSON) -> tuple[str, ...]:
-    """The ids of an assistant's calls."""
+    """Return the ids of an assistant's calls."""
     calls = message.get("tool_calls") if message.get("role") == "assistant" else None
     if not isinstance(calls, list):
         return ()

@@ -1,14 +1,14 @@
 """Tool schemas between their shapes: whatever a client declares becomes OpenAI's nested `tools`.
 
 Accepted: OpenAI's nested functions, flat functions (the Responses shape), custom tools (free-form input), the
-deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case
-types.  A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
+deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case types.
+A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
 
-Tools that this server runs are asked for as `{"type": "qproxy", "name": ...}` or `{"type": "mcp", "server_label": ...}`;
-which of them there are, `qproxy.tools` knows.
+Server tools are requested as `{"type": "qproxy", "name": ...}` or `{"type": "mcp", "server_label": ...}`;
+`qproxy.tools` knows which ones exist.
 
-Tool kinds that no Qwen server knows (`web_search`, `namespace`, ...) are left out and named, never refused: agents
-send them to everyone.
+Tool types that no Qwen server supports (`web_search`, `namespace`, ...) are dropped and named, never an error: agents
+send them to every server.
 
 OpenAPI `ChatCompletionTool`, `ChatCompletionToolChoiceOption`, `ChatCompletionFunctions`.
 """
@@ -40,7 +40,7 @@ def _reject(path: str, message: str) -> NoReturn:
 
 
 def parse_tools(body: Mapping[str, JSON]) -> DeclaredTools:
-    """The tools that a chat request declares; RequestError names what is wrong with them."""
+    """Return the tools that a chat request declares; raise RequestError for an invalid one."""
     entries = body.get("tools")
     legacy = entries is None and body.get("functions") is not None
     if legacy:
@@ -70,7 +70,7 @@ def parse_tools(body: Mapping[str, JSON]) -> DeclaredTools:
             name = _declarations_of(tool)
             if name in paths:
                 _reject(
-                    f"{path}.{tool['type']}.name", f"{name!r} is declared twice, first by '{paths[name]}'."
+                    f"{path}.{tool['type']}.name", f"{name!r} is declared twice, first in '{paths[name]}'."
                 )
             paths[name] = path
         tools.extend(found)
@@ -80,42 +80,38 @@ def parse_tools(body: Mapping[str, JSON]) -> DeclaredTools:
 
 
 def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
-    """A tool of this server that the entry asks for; None where it declares one of the client's own."""
+    """Return the server tool that the entry requests; None if it declares a tool of the client."""
     kind = entry.get("type")
     if kind == "qproxy":
         name = entry.get("name")
         if not _is_nonempty_name(name):
-            _reject(f"{path}.name", "expected the name of a tool of this server.")
+            _reject(f"{path}.name", "expected the name of a server tool.")
         return ServerToolRequest(path, name=name)
     if kind != "mcp":
         return None
     label = entry.get("server_label")
     if not _is_nonempty_name(label):
-        _reject(
-            f"{path}.server_label", "expected the label of an MCP server that this server is connected to."
-        )
+        _reject(f"{path}.server_label", "expected the label of a connected MCP server.")
     if entry.get("server_url") is not None or entry.get("connector_id") is not None:
         key = "server_url" if entry.get("server_url") is not None else "connector_id"
-        _reject(
-            f"{path}.{key}", "this server only connects to the MCP servers that its operator has declared."
-        )
+        _reject(f"{path}.{key}", "this server only connects to MCP servers that its operator configured.")
     return ServerToolRequest(
         path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools")
     )
 
 
 def _allowed(value: JSON, path: str) -> frozenset[str] | None:
-    """The names in `allowed_tools`: a list, or an object that holds one."""
+    """Return the names in `allowed_tools`: a list, or an object that holds one."""
     names = value.get("tool_names") if isinstance(value, dict) else value
     if names is None:
         return None
     if not isinstance(names, list) or not all(map(_is_nonempty_name, names)):
-        _reject(path, "expected an array of names of tools.")
+        _reject(path, "expected an array of tool names.")
     return frozenset(names)
 
 
 def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
-    """The tools of one entry: one, several (declarations), or none of a kind that Qwen knows."""
+    """Return the tools of one entry: one, several (declarations), or none of a type that Qwen supports."""
     for key in ("function_declarations", "functionDeclarations"):
         if key in entry:
             declarations = entry[key]
@@ -126,7 +122,7 @@ def _tools(entry: dict[str, JSON], path: str) -> list[JSON]:
             ]
     kind = entry.get("type", "function" if "function" in entry else None)
     if not isinstance(kind, str):
-        _reject(f"{path}.type", "expected the name of a kind of tool.")
+        _reject(f"{path}.type", "expected the name of a tool type.")
     if kind == "custom":
         custom = entry.get("custom") or {key: value for key, value in entry.items() if key != "type"}
         _named(custom, f"{path}.custom" if "custom" in entry else path)
@@ -151,7 +147,7 @@ def _is_nonempty_name(value: JSON) -> TypeGuard[str]:
 def _named(function: JSON, path: str) -> None:
     name = function.get("name") if isinstance(function, dict) else None
     if not _is_nonempty_name(name):
-        _reject(f"{path}.name", "a function needs a name, without a NUL or half of a surrogate pair.")
+        _reject(f"{path}.name", "a function needs a name without NULs or lone surrogates.")
     parameters, description = function.get("parameters"), function.get("description")
     if parameters is not None and not isinstance(parameters, dict):
         _reject(f"{path}.parameters", "expected a JSON schema (an object).")
@@ -160,13 +156,13 @@ def _named(function: JSON, path: str) -> None:
 
 
 def _declarations_of(tool: JSON) -> str:
-    """The name of a tool in the neutral shape."""
+    """Return the name of a tool in the neutral shape."""
     name: str = tool[tool["type"]]["name"]
     return name
 
 
 def _lowercase_types(schema: JSON) -> JSON:
-    """A Gemini schema as JSON Schema: types in lower case, `nullable` as a type of its own."""
+    """Return a Gemini schema as JSON Schema: types in lower case, `nullable` as a type of its own."""
     if isinstance(schema, list):
         return [_lowercase_types(item) for item in schema]
     if not isinstance(schema, dict):
@@ -188,13 +184,13 @@ def _is_enum(key: str, value: JSON) -> bool:
 def _choice(
     tools: list[JSON], choice: JSON, path: str, requested: Sequence[ServerToolRequest] = ()
 ) -> tuple[list[JSON], JSON]:
-    """The tools that remain allowed, and the choice as "none", "auto", "required" or one function."""
+    """Return the tools that remain allowed, and the choice as "none", "auto", "required" or one function."""
     if choice is None or choice in ("none", "auto", "required"):
         return tools, choice
-    if choice == "any":  # the word of other vendors
+    if choice == "any":  # other vendors' name for it
         return tools, "required"
     if not isinstance(choice, dict):
-        _reject(path, "expected none, auto, required or an object that names a function.")
+        _reject(path, "expected none, auto, required or an object naming a function.")
     if choice.get("type") == "allowed_tools" or "allowed_tools" in choice:
         return _is_among(tools, choice, path, requested)
     name = _chosen_tool(choice)
@@ -211,7 +207,9 @@ def _choice(
 def _is_among(
     tools: list[JSON], choice: dict[str, JSON], path: str, requested: Sequence[ServerToolRequest]
 ) -> tuple[list[JSON], JSON]:
-    """The tools that `allowed_tools` leaves, nested (chat) or flat (Responses), and whether one must be called."""
+    """Return the tools that `allowed_tools` leaves, nested (chat) or flat (Responses), and whether one must
+    be called.
+    """
     nested = "allowed_tools" in choice
     allowed, path = (choice["allowed_tools"], f"{path}.allowed_tools") if nested else (choice, path)
     entries = allowed.get("tools") if isinstance(allowed, dict) else None

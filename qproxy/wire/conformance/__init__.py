@@ -1,13 +1,12 @@
-"""OpenAI's contract as a checker: what of it an answer breaks, and what that does to a client.
+"""A checker of OpenAI's contract: the rules that a response breaks, and the cost for a client.
 
-rules     the contract's rules by name, and a breach of one
-events    what every stream of events must obey (the promise of `qproxy.wire`)
-chat      answers of `/chat/completions`, streamed and whole, read into events and checked
+rules     the rules of the contract by name, and a violation of one
+events    the rules for every stream of events (the contract in `qproxy.wire`)
+chat      responses of `/chat/completions`, streamed and whole, read into events and checked
 bodies    lists of models, embeddings and errors
 
-Here: judging.  Not here: mending (`tool_calls`), which accepts whatever can be understood.  A reader of this package takes a
-server at its word, as an SDK does.  `qproxy check` asks servers and has their answers judged here; our own tests hold
-qproxy to the very same rules.
+This package judges and repairs nothing (`tool_calls` does): it reads a response literally, as an SDK does.
+`qproxy check` has the responses of servers checked here; qproxy's own tests hold qproxy to the same rules.
 """
 
 from qproxy.wire.conformance.events import violations

@@ -14,10 +14,10 @@ ERROR_KEYS = {"message": (str,), "type": (str,), "param": (str, type(None)), "co
 
 
 def check_models(body: JSON) -> tuple[list[str], list[Violation]]:
-    """The names in a list of models, and what is wrong with the list."""
+    """Return the names in a list of models, and its violations."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
-        return [], [Violation("models", "there is no list `data`")]
+        return [], [Violation("models", "`data` is not a list")]
     found = []
     if body.get("object") != "list":
         found.append(Violation("models", f"object is {body.get('object')!r:.40} instead of 'list'"))
@@ -28,15 +28,15 @@ def check_models(body: JSON) -> tuple[list[str], list[Violation]]:
 
 
 def check_error(status: int, body: JSON) -> list[Violation]:
-    """What is wrong with the answer to a request that had to be refused."""
+    """Return the violations of the response to an invalid request."""
     if status < 400:
-        return [Violation("error", f"a request that cannot be served is answered with status {status}")]
+        return [Violation("error", f"an invalid request is answered with status {status}")]
     found = []
     if status >= 500:
-        found.append(Violation("error", f"the client's own mistake is answered with status {status}"))
+        found.append(Violation("error", f"an invalid request is answered with status {status}"))
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        return [*found, Violation("error", "there is no object `error`")]
+        return [*found, Violation("error", "`error` is not an object")]
     for key, kinds in ERROR_KEYS.items():
         if key not in error:
             found.append(Violation("error", f"error.{key} is absent"))
@@ -46,17 +46,17 @@ def check_error(status: int, body: JSON) -> list[Violation]:
 
 
 def check_embeddings(body: JSON, count: int, *, as_base64: bool) -> list[Violation]:
-    """What is wrong with the answer to a request for the vectors of `count` texts."""
+    """Return the violations of the response to a request for the vectors of `count` texts."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-        return [Violation("vectors", "there is no list `data`")]
+        return [Violation("vectors", "`data` is not a list")]
     found = []
     if [item.get("index") for item in data] != list(range(count)):
         found.append(Violation("vectors", f"the indices are not 0 to {count - 1}, in order"))
     wanted = "base64" if as_base64 else "a list of numbers"
     right = _is_base64 if as_base64 else _is_numbers
     if not all(right(item.get("embedding")) for item in data):
-        found.append(Violation("vectors", f"a vector is not {wanted}, though that was asked for"))
+        found.append(Violation("vectors", f"a vector is not {wanted}, which was requested"))
     usage = body.get("usage")
     if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
         found.append(Violation("usage", "usage.prompt_tokens is absent"))

@@ -1,9 +1,9 @@
-"""Answers of `/chat/completions` as a client reads them: into events, with what is wrong noted on the way.
+"""Responses of `/chat/completions` as a client reads them: into events, with violations noted on the way.
 
-Nothing is guessed and nothing is mended: a call begins with the first entry of its index, a later entry adds to it, as
-in openai-python.  The events are then held to the same rules as qproxy's own (`conformance.events`).
+Nothing is guessed or repaired: a call begins with the first entry of its index, a later entry adds to it, as in
+openai-python. The events are then held to the same rules as qproxy's own (`conformance.events`).
 
-Standard: OpenAI's API reference, the chat completion object and the chat completion chunk object.
+OpenAI's API reference, the chat completion object and the chat completion chunk object.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 @dataclass(slots=True)
 class ParsedResponse:
-    """What an answer adds up to, and what is wrong with it."""
+    """The events and violations of a response."""
 
     events: list[Event] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     tokens: int = 0
     error: str | None = None
-    """What the server said in place of an answer."""
+    """The server's error message in place of a response."""
 
     @property
     def text(self) -> str:
@@ -48,7 +48,7 @@ class ParsedResponse:
 
     @property
     def calls(self) -> list[tuple[str, str]]:
-        """Names and arguments, in order."""
+        """Return names and arguments, in order."""
         return check_calls(self.events)
 
     @property
@@ -56,12 +56,12 @@ class ParsedResponse:
         return [event.reason for event in self.events if isinstance(event, ChoiceFinished)]
 
     def note(self, rule: str, text: str) -> None:
-        """A breach, said once."""
+        """Add a violation, once."""
         if (breach := Violation(rule, text)) not in self.violations:
             self.violations.append(breach)
 
     def with_violations(self) -> ParsedResponse:
-        """With the breaches of the whole."""
+        """Add the violations of the whole response."""
         if self.error is None:
             for rule, words in violations(self.events):
                 self.note(rule, words)
@@ -72,7 +72,7 @@ class ParsedResponse:
 
 
 def check_calls(events: Iterable[Event]) -> list[tuple[str, str]]:
-    """The names and arguments of the calls among the events."""
+    """Return the names and arguments of the calls among the events."""
     found: dict[tuple[int, int], list[str]] = {}
     for event in events:
         if isinstance(event, ToolCallStart):
@@ -83,7 +83,7 @@ def check_calls(events: Iterable[Event]) -> list[tuple[str, str]]:
 
 
 def non_object_kind(text: str) -> str | None:
-    """What the arguments are, if not the JSON text of an object."""
+    """Return a description of arguments that are not the JSON text of an object, else None."""
     try:
         value = json_codec.loads(text)
     except ValueError:
@@ -92,7 +92,7 @@ def non_object_kind(text: str) -> str | None:
 
 
 def check_response(body: JSON) -> ParsedResponse:
-    """A whole answer."""
+    """Check a whole response."""
     reading = ParsedResponse()
     if _failed(body, reading):
         return reading
@@ -118,7 +118,7 @@ def check_response(body: JSON) -> ParsedResponse:
 
 
 def check_stream(items: Iterable[str], *, usage: bool) -> ParsedResponse:
-    """A streamed answer, by the data of its events; `usage` says whether usage was asked for."""
+    """Check a streamed response, given the data of its events; `usage`: whether usage was requested."""
     reading, sofar = ParsedResponse(), _StreamState()
     frames = list(items)
     if "[DONE]" not in frames:
@@ -138,7 +138,7 @@ def check_stream(items: Iterable[str], *, usage: bool) -> ParsedResponse:
             return reading
         counted = _chunk(chunk, sofar, reading, usage, counted)
     if usage and not counted:
-        reading.note("usage", "it was asked for (stream_options), and the last chunk has none")
+        reading.note("usage", "it was requested (stream_options), but the last chunk has none")
     if not sofar.indices:
         reading.note("message", "no chunk has a choice")
     ended = {event.choice for event in reading.events if isinstance(event, ChoiceFinished)}
@@ -148,7 +148,7 @@ def check_stream(items: Iterable[str], *, usage: bool) -> ParsedResponse:
 
 
 class _StreamState:
-    """What the chunks before have told."""
+    """The state of the chunks so far."""
 
     def __init__(self) -> None:
         self.envelope: tuple[Any, ...] | None = None
@@ -157,7 +157,7 @@ class _StreamState:
 
 
 def _chunk(chunk: Any, sofar: _StreamState, reading: ParsedResponse, usage: bool, counted: bool) -> bool:
-    """Take a chunk; whether the usage has come."""
+    """Check a chunk; return whether the usage has come."""
     _check_envelope(chunk, "chat.completion.chunk", reading)
     envelope = tuple(chunk.get(key) for key in ("id", "created", "model"))
     if sofar.envelope not in (None, envelope):
@@ -171,9 +171,9 @@ def _chunk(chunk: Any, sofar: _StreamState, reading: ParsedResponse, usage: bool
         reading.note("usage", "a chunk follows the one with the usage")
     has_usage = chunk.get("usage") is not None
     if has_usage and not usage:
-        reading.note("usage", "it is sent, though nobody asked for it (no stream_options)")
+        reading.note("usage", "it was sent without being requested (no stream_options)")
     if has_usage and choices and usage:
-        reading.note("usage", "it stands in a chunk with choices; it should come in one of its own")
+        reading.note("usage", "it is in a chunk with choices; it should be in a chunk of its own")
     if not choices and not has_usage:
         reading.note("usage", "a chunk has neither a choice nor usage")
     if has_usage:
@@ -190,7 +190,7 @@ def _choice(choice: Any, sofar: _StreamState, reading: ParsedResponse) -> None:
         reading.note("message", "a choice has no index or no delta")
         return
     if number not in sofar.indices and delta.get("role") != "assistant":
-        reading.note("role", f"the first delta of choice {number} does not say assistant")
+        reading.note("role", f"the first delta of choice {number} does not have the role assistant")
     known = sofar.indices.setdefault(number, {})
     reading.events += _check_text(delta, number)
     entries = delta.get("tool_calls")
@@ -275,7 +275,7 @@ def _usage(usage: Any, reading: ParsedResponse) -> None:
 
 
 def _failed(body: Any, reading: ParsedResponse) -> bool:
-    """Whether there is no answer here."""
+    """Return whether the body is not a response."""
     if not isinstance(body, dict):
         reading.note("json", "it is not an object")
         reading.error = "something that is not a JSON object"

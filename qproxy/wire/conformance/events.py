@@ -1,4 +1,4 @@
-"""What every stream of events must obey once it has left `tool_calls`: the promise written down in `qproxy.wire`."""
+"""The rules for every stream of events that leaves `tool_calls`: the contract in `qproxy.wire`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REASONS = frozenset(("stop", "length", "tool_calls", "content_filter"))
 
 
 def violations(events: Iterable[Event]) -> Iterator[Violation]:
-    """Every breach of the contract, in order."""
+    """Yield every violation of the contract, in order."""
     calls: dict[int, list[ToolCallStart]] = {}
     finished: set[int] = set()
     failed = False
@@ -29,7 +29,7 @@ def violations(events: Iterable[Event]) -> Iterator[Violation]:
             return
         failed = isinstance(event, StreamFailed)
         if isinstance(event, RawToolCallDelta):
-            yield Violation("call-index", "an upstream's delta got through")
+            yield Violation("call-index", "an upstream's raw delta was passed on")
         elif not isinstance(event, Usage) and hasattr(event, "choice"):
             if event.choice in finished:
                 yield Violation("finish", "something follows a finish")
@@ -47,18 +47,16 @@ def _choice_violations(event: Event, opened: list[ToolCallStart]) -> Iterator[Vi
         opened.append(event)
     elif isinstance(event, ToolCallArgumentsDelta):
         if event.index != len(opened) - 1:
-            yield Violation(
-                "call-order", f"a piece of call {event.index} after call {len(opened) - 1} has begun"
-            )
+            yield Violation("call-order", f"a delta of call {event.index} after call {len(opened) - 1} began")
         if not event.text:
             yield Violation("arguments", "an empty piece")
     elif isinstance(event, ChoiceFinished):
         if event.reason not in REASONS:
             yield Violation("reason", f"finish_reason is {event.reason!r:.40}")
         if event.reason == "tool_calls" and not opened:
-            yield Violation("reason", "finish_reason is tool_calls, and there are no calls")
+            yield Violation("reason", "finish_reason is tool_calls, but there are no calls")
         if event.reason == "stop" and opened:
-            yield Violation("reason", "finish_reason is stop, though there are calls")
+            yield Violation("reason", "finish_reason is stop, but there are calls")
 
 
 def _is_started(call: ToolCallStart, opened: list[ToolCallStart]) -> Iterator[Violation]:

@@ -1,11 +1,11 @@
 """PCM audio between sample rates: a polyphase low-pass filter that keeps its state between two chunks.
 
-OpenAI's clients send 24 kHz, Qwen hears 16 kHz.  Taking samples out would fold everything above 8 kHz into the
-speech; the filter takes it out first.  Its quality is measured by `scripts/resampling.py` and held by a test.  One
-sample out costs one dot product of 70 floats, a second of speech some 20 to 50 ms of a core: it is done where it
-comes, in pieces that are small (`MAX_CHUNK`).
+OpenAI's clients send 24 kHz, Qwen accepts 16 kHz. Dropping samples would fold everything above 8 kHz into the
+speech; the filter removes it first. Its quality is measured by `scripts/resampling.py` and held by a test. One sample
+out costs one dot product of 70 floats, a second of speech 20 to 50 ms of a core, so small pieces (`MAX_CHUNK`) are
+filtered in place.
 
-Samples are 16 bits, signed, little-endian, one channel.  Bytes of half a sample wait for the other half.
+Samples are 16 bits, signed, little-endian, one channel. A byte that is half a sample waits for the other one.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import struct
 from collections.abc import Callable, Sequence
 
 RATE = 16_000
-"""What Qwen hears."""
+"""The sample rate that Qwen accepts."""
 RATES = (8_000, 16_000, 24_000, 48_000)
-"""What a client may send."""
+"""The sample rates that a client may send."""
 MAX_CHUNK = 24_000
-"""Bytes that are filtered at once: others have their turn after them."""
+"""Maximum bytes filtered at once, so that other tasks run in between."""
 ATTENUATION = 70.0
-"""dB, what the window is made for."""
+"""Attenuation of the filter's window in dB."""
 PASS_BAND, STOP_BAND = 0.875, 1.0625
-"""Where the filter begins and ends to fall, as parts of the lower Nyquist frequency."""
+"""The filter's transition band, as parts of the lower Nyquist frequency."""
 _dot: Callable[[Sequence[float], Sequence[float]], float] = getattr(
     math, "sumprod", lambda a, b: sum(map(operator.mul, a, b))
 )
 
 
 class Resampler:
-    """From one rate to another, in any number of pieces."""
+    """A converter from one sample rate to another, in any number of pieces."""
 
     def __init__(self, rate: int, to: int = RATE) -> None:
         common = math.gcd(rate, to)
@@ -44,15 +44,15 @@ class Resampler:
         return f"<Resampler {self._up}/{self._down}, {self._taps} taps>"
 
     def reset(self) -> None:
-        """Forget what has been."""
+        """Reset the filter's state."""
         self._samples = [0.0] * (self._taps - 1)
         self._position = (self._taps - 1) * self._up
-        """Of the next output, counted in steps of the rate that both divide."""
+        """Position of the next output, in steps of the rate that both divide."""
         self._half = b""
         self._began = False
 
     def feed(self, data: bytes) -> bytes:
-        """The samples that these bytes let us know."""
+        """Return the samples that these bytes complete."""
         data = self._half + data
         self._half = data[len(data) & ~1 :]
         if self._up == self._down:
@@ -71,7 +71,7 @@ class Resampler:
         return struct.pack(f"<{len(out)}h", *(max(-32768, min(32767, round(value))) for value in out))
 
     def flush(self) -> bytes:
-        """What the filter still holds; after it a new sound begins."""
+        """Return what the filter still holds, and reset it."""
         self._half = b""
         rest = self.feed(bytes(2 * (self._taps // 2))) if self._began else b""
         self.reset()
@@ -79,7 +79,7 @@ class Resampler:
 
 
 def _phases(up: int, down: int) -> list[list[float]]:
-    """The filter's coefficients for each place between two samples, backwards, as `feed` wants them."""
+    """Return the filter's coefficients for each phase between two samples, reversed as `feed` needs them."""
     if up == down:
         return [[1.0]]
     width = 0.5 / max(up, down)  # of the lower Nyquist frequency, where 1 is the rate of the steps
@@ -105,7 +105,7 @@ def _sinc(x: float) -> float:
 
 
 def _bessel(x: float) -> float:
-    """The modified Bessel function of order 0, as far as a float can tell (Kaiser's window)."""
+    """Return the modified Bessel function of order 0, to a float's precision (Kaiser's window)."""
     total = term = 1.0
     step = 0
     while term > total * 1e-12:

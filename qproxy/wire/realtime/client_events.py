@@ -1,8 +1,7 @@
-"""From the client: each of its events as what Qwen hears of it.
+"""Translate each client event for Qwen.
 
-Sound is filtered to Qwen's rate, tools are nested, pictures go in by a buffer of their own.  What Qwen cannot do is
-refused where it would come to something else than was asked for, and else left out and noted.  Events that nobody here
-knows pass.
+Audio is filtered to Qwen's rate, tools are nested, images use a separate buffer. What Qwen does not support is an
+error if dropping it would change the meaning, and otherwise dropped and noted. Unknown events pass.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from qproxy.wire.realtime.session import SessionUsage, ToUpstream, TranslatedEve
 
 
 class ClientEventTranslator:
-    """Of one session."""
+    """A translator of one session's client events."""
 
     def __init__(
         self,
@@ -37,7 +36,7 @@ class ClientEventTranslator:
         self._resampler = Resampler(session_config.CLIENT_RATE)
 
     def translate(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
-        """What goes out for an event; RequestError when it cannot be served."""
+        """Yield the events to send for a client event; raise RequestError if it cannot be served."""
         kind = event["type"]
         if kind == "session.update":
             yield self._update(event)
@@ -56,7 +55,7 @@ class ClientEventTranslator:
             yield self._response(event)
         elif kind == "transcription_session.update":
             raise RequestError(
-                "This server offers no transcription sessions.", param="type", code="unsupported_event"
+                "This server does not support transcription sessions.", param="type", code="unsupported_event"
             )
         else:
             yield ToUpstream(event)
@@ -79,13 +78,13 @@ class ClientEventTranslator:
     def _audio(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
         data = _decoded(event.get("audio"), "audio")
         for start in range(0, len(data), MAX_CHUNK):
-            heard = self._resampler.feed(data[start : start + MAX_CHUNK])
-            if heard:
-                self._usage.pending_events += len(heard) / (2 * RATE)
-                yield _append(heard, event if start + MAX_CHUNK >= len(data) else {})
+            resampled = self._resampler.feed(data[start : start + MAX_CHUNK])
+            if resampled:
+                self._usage.pending_events += len(resampled) / (2 * RATE)
+                yield _append(resampled, event if start + MAX_CHUNK >= len(data) else {})
 
     def _item(self, event: dict[str, Any]) -> Iterator[TranslatedEvent]:
-        """Pictures go in by a buffer of their own; sound must come by the other one."""
+        """Send images by a separate buffer, and reject audio, which must use the audio buffer."""
         item = event.get("item")
         content = item.get("content") if isinstance(item, dict) else None
         if not isinstance(item, dict) or not isinstance(content, list):
@@ -100,7 +99,7 @@ class ClientEventTranslator:
                 picture = _picture(part.get("image_url"), path)
                 pictures.append(ToUpstream({"type": "input_image_buffer.append", "image": picture}))
             elif kind == "input_audio":
-                _rejected(f"{path}.type", "send sound by input_audio_buffer.append.")
+                _rejected(f"{path}.type", "send audio with input_audio_buffer.append.")
             else:
                 kept.append(
                     {**part, "type": event_names.BETA_PARTS.get(str(kind), kind)}
@@ -117,7 +116,7 @@ class ClientEventTranslator:
             return ToUpstream(event)
         if response.get("conversation") not in (None, "auto") or response.get("input") is not None:
             name = "input" if response.get("input") is not None else "conversation"
-            _rejected(f"response.{name}", "a response outside of the conversation is nothing that Qwen has.")
+            _rejected(f"response.{name}", "Qwen does not support responses outside of the conversation.")
         kept: dict[str, JSON] = {}
         for name, value in response.items():
             if name in ("modalities", "output_modalities"):
@@ -131,7 +130,7 @@ class ClientEventTranslator:
     def _ignore(self, paths: list[str]) -> None:
         if paths and self._strict:
             raise RequestError(
-                f"Unsupported parameter: '{paths[0]}' has no meaning for this model's server.",
+                f"Unsupported parameter: '{paths[0]}' is not supported with this model.",
                 param=paths[0],
                 code="unsupported_parameter",
             )
@@ -156,10 +155,10 @@ def _decoded(value: JSON, path: str) -> bytes:
 
 
 def _picture(value: JSON, path: str) -> str:
-    """The data of a picture, which Qwen wants without its type."""
+    """Return the data of an image, which Qwen wants without its type."""
     head, comma, data = value.partition(",") if isinstance(value, str) else ("", "", "")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        _rejected(f"{path}.image_url", "expected a picture as a data: URL.")
+        _rejected(f"{path}.image_url", "expected an image as a data: URL.")
     return str(data)
 
 

@@ -1,8 +1,8 @@
-"""The names of server events, and the shapes inside them, in OpenAI's beta and in its present (GA) API.
+"""The names of server events, and the shapes inside them, in OpenAI's beta and current (GA) API.
 
-Qwen speaks the beta's.  Some of its servers use newer names already, so everything is brought to the beta's first
-(`to_beta`), and from there to what the client speaks: nothing at all for a beta client, `to_ga` for any other.
-Records are changed in place: they are ours, made from the text of one event.
+Qwen uses the beta's. Some of its servers use newer names already, so every event is converted to the beta first
+(`to_beta`), and from there with `to_ga` for any client that does not use the beta. Events are changed in place: they
+were parsed here and have no other user.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ GA_NAMES = {
     "response.audio_transcript.done": "response.output_audio_transcript.done",
     "conversation.item.created": "conversation.item.added",
 }
-"""The beta's names, and today's."""
+"""The beta's names, and the current ones."""
 BETA_NAMES = {new: old for old, new in GA_NAMES.items()} | {"rate_limit.updated": "rate_limits.updated"}
 GA_PARTS = {"text": "output_text", "audio": "output_audio"}
-"""Kinds of content in an assistant's message."""
+"""Types of content in an assistant's message."""
 BETA_PARTS = {new: old for old, new in GA_PARTS.items()}
 PCM = {"type": "audio/pcm", "rate": 24_000}
-"""What comes out of Qwen, and out of OpenAI."""
+"""The output format of Qwen and of OpenAI."""
 
 
 def to_beta(event: dict[str, Any]) -> None:
-    """A server event in the beta's words, whatever its server's age."""
+    """Convert a server event to the beta, whatever its server's version."""
     event["type"] = BETA_NAMES.get(event["type"], event["type"])
     for item in _items(event):
         _rename_parts(item, BETA_PARTS)
@@ -42,7 +42,7 @@ def to_beta(event: dict[str, Any]) -> None:
 
 
 def to_ga(event: dict[str, Any]) -> None:
-    """A canonical event in today's words."""
+    """Convert a beta event to the current API."""
     event["type"] = GA_NAMES.get(event["type"], event["type"])
     for item in _items(event):
         _rename_parts(item, GA_PARTS)
@@ -52,7 +52,7 @@ def to_ga(event: dict[str, Any]) -> None:
 
 
 def _items(event: dict[str, Any]) -> list[dict[str, Any]]:
-    """The conversation's items that an event tells of."""
+    """Return the conversation's items that an event holds."""
     response = event.get("response")
     output = response.get("output") if isinstance(response, dict) else None
     found = [event.get("item"), *(output if isinstance(output, list) else ())]
@@ -69,7 +69,7 @@ def _rename_parts(item: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _rename_usage(response: dict[str, Any]) -> None:
-    """Token counts under OpenAI's names: `input_token_details`, where Qwen says `input_tokens_details`."""
+    """Rename token counts to OpenAI's `input_token_details`; Qwen writes `input_tokens_details`."""
     usage = response.get("usage")
     if isinstance(usage, dict):
         for side in ("input", "output"):
@@ -88,5 +88,5 @@ def _to_ga_shape(response: dict[str, Any]) -> None:
 
 
 def output_modalities(modalities: JSON) -> list[str]:
-    """Today one kind of output is named, and sound comes with its text; the beta named both."""
+    """Return one output type, as the current API does; the beta named both for audio with text."""
     return ["audio"] if isinstance(modalities, list) and "audio" in modalities else ["text"]

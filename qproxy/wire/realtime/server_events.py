@@ -1,7 +1,7 @@
-"""From Qwen: each of its events as what the client is told of it.
+"""Translate each of Qwen's events for the client.
 
 Token counts, transcriptions, items and errors get OpenAI's shape, and the client's own names for its model and voice;
-an event that comes twice is told once.  Events that nobody here knows pass.
+a repeated event is sent once. Unknown events pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qproxy.wire.realtime.session import EventIds, SessionUsage, remember
 
 
 class ServerEventTranslator:
-    """Of one session."""
+    """A translator of one session's server events."""
 
     def __init__(self, message: session_config.SessionSettings, seen: SessionUsage, ids: EventIds) -> None:
         self._settings = message
@@ -24,18 +24,18 @@ class ServerEventTranslator:
         self._ids = ids
         self._events: dict[str, None] = {}
         self._input_samples: dict[str, str] = {}
-        """What of a transcription is certain, by item."""
+        """The certain part of a transcription, by item."""
         self._response_started = 0.0
-        """When speech has begun, in the server's milliseconds."""
+        """The start of the current speech, in the server's milliseconds."""
         self._spoken_items: dict[str, float] = {}
         """Seconds of speech, by item."""
         self._calls: dict[str, str] = {}
         """Names of functions, by item."""
         self._open: dict[str, JSON] = {}
-        """Items that a modern client has not been told the end of, and what came before each."""
+        """Items without their end event (GA clients), and the item before each."""
 
     def translate(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """What the client hears of an event."""
+        """Yield the events for the client."""
         identity = event.get("event_id")
         if not isinstance(identity, str) or not identity:
             event["event_id"] = self._ids.new()
@@ -50,7 +50,7 @@ class ServerEventTranslator:
             yield out
 
     def _translate(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A canonical event, and what a client hears because of it."""
+        """Yield a beta event, and the events that the client gets because of it."""
         kind = event["type"]
         if kind in ("session.created", "session.updated"):
             session = event.get("session")
@@ -82,7 +82,7 @@ class ServerEventTranslator:
         yield from self._items(event)
 
     def _items(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A modern client hears of an item when it begins and when it is whole; Qwen says one of the two."""
+        """Add an item's begin or end event for a GA client; Qwen sends only one of the two."""
         kind, item = event["type"], event.get("item")
         if not isinstance(item, dict):
             yield event
@@ -112,7 +112,7 @@ class ServerEventTranslator:
             yield event
 
     def _partial(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Qwen repeats what it is certain of; a client gets what is new of that."""
+        """Yield the new part of a transcription; Qwen repeats the certain part."""
         identity, text = str(event.get("item_id")), event.get("text")
         before = self._input_samples.get(identity, "")
         if isinstance(text, str) and len(text) > len(before) and text.startswith(before):
@@ -122,7 +122,7 @@ class ServerEventTranslator:
             yield {"content_index": 0, **kept, "type": kind, "delta": text[len(before) :]}
 
     def _track_speech(self, event: dict[str, Any]) -> None:
-        """How long each piece of speech is: what its transcription costs is told in seconds."""
+        """Track the length of each piece of speech: a transcription's usage is in seconds."""
         kind, identity = event["type"].rpartition(".")[2], str(event.get("item_id"))
         if kind == "speech_started":
             self._response_started = _number(event.get("audio_start_ms"))
@@ -154,15 +154,13 @@ def _number(value: JSON) -> float:
 
 
 def _error_shape(error: JSON) -> dict[str, JSON]:
-    """A server's error with every key that OpenAI's has."""
+    """Return a server's error with every key that OpenAI's has."""
     known = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
     message = known.get("message")
     return {
         **known,
         "type": known.get("type") if isinstance(known.get("type"), str) else "server_error",
-        "message": message
-        if isinstance(message, str) and message
-        else "The model's server reports an error.",
+        "message": message if isinstance(message, str) and message else "The upstream reported an error.",
         **{
             key: known[key] if isinstance(known.get(key), str) else None
             for key in ("code", "param", "event_id")

@@ -1,4 +1,4 @@
-"""What a session is made of: events on their way out, what has been seen so far, and errors as events."""
+"""The parts of a session: translated events, usage, and errors as events."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON, Usage
 
 MAX_REMEMBERED = 512
-"""Ids of events and items that are kept in mind: of a server that says things twice, or in two pieces."""
+"""Maximum number of ids kept to detect events sent twice, or in two pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToUpstream:
-    """An event for the model's server."""
+    """An event for the upstream."""
 
     event: dict[str, JSON]
 
@@ -32,25 +32,25 @@ TranslatedEvent: TypeAlias = ToUpstream | ToClient
 
 @dataclass(slots=True)
 class SessionUsage:
-    """What a session has come to, for those who count."""
+    """The usage of a session so far."""
 
     responses: int = 0
     usage: Usage | None = None
     errors: int = 0
     finished: bool = False
-    """The server has said its last word."""
+    """Whether the server has finished the session."""
     ignored: list[str] = field(default_factory=list)
     pending_events: float = 0.0
-    """Seconds of sound that went in since the last commit."""
+    """Seconds of audio since the last commit."""
 
     @property
     def tokens(self) -> int:
-        """In and out, as far as the server has told."""
+        """Return input and output tokens, as far as reported."""
         return 0 if self.usage is None else self.usage.prompt_tokens + self.usage.completion_tokens
 
 
 class EventIds:
-    """Of events of our own: a prefix and a count."""
+    """A source of ids for qproxy's own events: a prefix and a count."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -62,7 +62,7 @@ class EventIds:
 
 
 def error_event(error: QproxyError, event_id: str, cause: str | None = None) -> dict[str, JSON]:
-    """An error of ours as an event; `cause` is the client's event that it is about."""
+    """Return a QproxyError as an event; `cause` is the client event that it is about."""
     return {
         "type": "error",
         "event_id": event_id,
@@ -71,7 +71,7 @@ def error_event(error: QproxyError, event_id: str, cause: str | None = None) -> 
 
 
 def remember(memory: dict[str, Any], key: str, value: Any) -> None:
-    """Remember this, and forget the oldest where there is too much."""
+    """Store a value, and drop the oldest one beyond MAX_REMEMBERED."""
     memory[key] = value
     if len(memory) > MAX_REMEMBERED:
         del memory[next(iter(memory))]

@@ -1,10 +1,10 @@
 """The settings of a session between OpenAI's two shapes and Qwen's.
 
-A client sends some of them (`session.update`) in the beta's flat shape or in today's nested one; `to_upstream_session` makes
-Qwen's of them.  Qwen tells all of them (`session.created`, `session.updated`); `to_client_session` tells them in the client's
-words, with the names that the client used for the model, the voice and the tools.
+A client sends some of them (`session.update`) in the beta's flat shape or the current nested one;
+`to_upstream_session` converts them for Qwen. Qwen reports all of them (`session.created`, `session.updated`);
+`to_client_session` converts them back, with the client's names for the model, the voice and the tools.
 
-What has no meaning for Qwen is left out and told (`SessionUpdate.ignored`); what nobody here knows passes.
+Settings without a meaning for Qwen are dropped and named (`SessionUpdate.ignored`); unknown ones pass.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from qproxy.wire.realtime.audio import RATES
 from qproxy.wire.realtime.event_names import PCM, output_modalities
 
 TRANSCRIBER = "qwen3-asr-flash-realtime"
-"""The one model that Qwen transcribes a client's speech with."""
+"""The only model that Qwen transcribes a client's speech with."""
 CLIENT_RATE = 24_000
-"""Of a client's audio, unless it says another."""
+"""Default sample rate of a client's audio."""
 OPENAI_VOICES = frozenset(
     (
         "alloy",
@@ -40,10 +40,10 @@ OPENAI_VOICES = frozenset(
         "cedar",
     )
 )
-"""Qwen refuses these: where no voice is set for one, the model speaks with its own."""
+"""Voices that Qwen rejects: without a configured replacement the model's default voice is used."""
 SILENCE_MS = (200, 6000)
 _ECHOES = frozenset(("id", "object", "type", "model", "expires_at", "client_secret"))
-"""What a client may send back as it was told: it changes nothing."""
+"""Settings that a client may echo without effect."""
 _UNSUPPORTED = frozenset(
     (
         "include", "prompt", "reasoning", "tracing", "truncation", "parallel_tool_calls", "speed", "noise_reduction",
@@ -54,26 +54,26 @@ _UNSUPPORTED = frozenset(
 
 @dataclass(slots=True)
 class SessionUpdate:
-    """What a client wants of its session."""
+    """A client's changes to its session."""
 
     session: dict[str, JSON] = field(default_factory=dict)
-    """For Qwen."""
+    """The settings for Qwen."""
     rate: int | None = None
-    """Of the client's audio, where it says so."""
+    """The sample rate of the client's audio, if set."""
     ignored: list[str] = field(default_factory=list)
     tools: list[JSON] | None = None
-    """OpenAI's nested shape; None where nothing is said of them."""
+    """OpenAI's nested shape; None if the update has no tools."""
     tool_choice: JSON = None
     voice: str | None = None
-    """As the client calls it."""
+    """The client's name for it."""
 
 
 def to_upstream_session(session: JSON, voices: Mapping[str, str]) -> SessionUpdate:
-    """A client's settings as Qwen wants them; RequestError names what cannot be."""
+    """Convert a client's settings for Qwen; raise RequestError for an unsupported one."""
     if not isinstance(session, dict):
         _rejected("session", "expected an object.")
     if session.get("type") not in (None, "realtime"):
-        _rejected("session.type", "this server offers sessions of the type 'realtime' only.")
+        _rejected("session.type", "this server only supports sessions of type 'realtime'.")
     wanted = SessionUpdate()
     _parse_tools(session, wanted)
     for name, value in session.items():
@@ -101,7 +101,7 @@ def _parse_session(
         _parse_voice(value, path, voices, wanted)
     elif name in ("input_audio_format", "output_audio_format"):
         if value not in ("pcm16", "pcm", None):
-            _rejected(path, "this server takes and gives pcm16 only.")
+            _rejected(path, "this server only supports pcm16.")
         session[name] = "pcm"
     elif name in ("transcription", "input_audio_transcription"):
         session["input_audio_transcription"] = _transcription(value, path, wanted)
@@ -112,7 +112,7 @@ def _parse_session(
 
 
 def _parse_audio(audio: JSON, path: str, voices: Mapping[str, str], wanted: SessionUpdate) -> None:
-    """Today's nested settings of sound."""
+    """Parse the current API's nested audio settings."""
     for side in ("input", "output"):
         settings = audio.get(side) if isinstance(audio, dict) else None
         for name, value in (settings if isinstance(settings, dict) else {}).items():
@@ -129,14 +129,14 @@ def _parse_format(value: JSON, path: str, rates: tuple[int, ...]) -> int:
     kind = value.get("type", "audio/pcm") if isinstance(value, dict) else value
     rate = (value.get("rate") or CLIENT_RATE) if isinstance(value, dict) else CLIENT_RATE
     if kind not in ("audio/pcm", "pcm16", "pcm", None):
-        _rejected(path, "this server takes and gives audio/pcm only.")
+        _rejected(path, "this server only supports audio/pcm.")
     if rate not in rates:
         _rejected(f"{path}.rate", f"expected one of {', '.join(map(str, rates))}.")
     return int(rate)
 
 
 def modalities(value: JSON, path: str) -> list[str]:
-    """Qwen gives text alone, or sound with its text."""
+    """Return Qwen's modalities: text alone, or audio with its text."""
     if not isinstance(value, list) or not value or any(kind not in ("text", "audio") for kind in value):
         _rejected(path, 'expected ["text"] or ["audio"].')
     return ["text", "audio"] if "audio" in value else ["text"]
@@ -190,9 +190,7 @@ def _parse_tools(session: Mapping[str, JSON], wanted: SessionUpdate) -> None:
             error.param = f"session.{error.param}"
             raise
         if declared.server_tools:
-            _rejected(
-                f"session.{declared.server_tools[0].path}", "this server's own tools do not run in a session."
-            )
+            _rejected(f"session.{declared.server_tools[0].path}", "server tools do not run in a session.")
         wanted.tools = declared.tools
         wanted.ignored += [f"session.{path}" for path in declared.ignored]
     if choice is not None:
@@ -207,28 +205,28 @@ def _rejected(path: str, message: str) -> NoReturn:
 
 @dataclass(slots=True)
 class SessionSettings:
-    """What the client calls things, for telling it of its session."""
+    """The client's names and settings, for reporting its session."""
 
     model: str
     is_ga: bool
-    """Whether it speaks today's API rather than the beta."""
+    """Whether the client uses the current API rather than the beta."""
     voice: str | None = None
     rate: int = CLIENT_RATE
     tools: list[JSON] = field(default_factory=list)
     tool_choice: JSON = "auto"
 
     def callable_tools(self) -> list[JSON]:
-        """All tools that the model may call: `tool_choice` itself is nothing that Qwen's sessions know."""
+        """Return the tools that the model may call: Qwen's sessions have no `tool_choice`."""
         return [] if self.tool_choice == "none" else self.tools
 
 
 def to_client_session(session: Mapping[str, JSON], message: SessionSettings) -> dict[str, JSON]:
-    """Qwen's settings in the client's words."""
+    """Convert Qwen's settings to the client's API."""
     known = dict(session)
     kinds = known.pop("modalities", ["text", "audio"])
     voice = message.voice or known.pop("voice", None)
     limit = known.pop("max_tokens", None) or known.pop("max_response_output_tokens", None) or "inf"
-    heard, detection = known.pop("input_audio_transcription", None), known.pop("turn_detection", None)
+    transcription, detection = known.pop("input_audio_transcription", None), known.pop("turn_detection", None)
     for name in ("input_audio_format", "output_audio_format", "tools", "tool_choice", "voice", "model"):
         known.pop(name, None)
     tools: list[JSON] = [
@@ -248,13 +246,13 @@ def to_client_session(session: Mapping[str, JSON], message: SessionSettings) -> 
             "voice": voice,
             "input_audio_format": "pcm16",
             "output_audio_format": "pcm16",
-            "input_audio_transcription": heard,
+            "input_audio_transcription": transcription,
             "turn_detection": detection,
             "max_response_output_tokens": limit,
         }
     hearing: dict[str, Any] = {
         "format": {**PCM, "rate": message.rate},
-        "transcription": heard,
+        "transcription": transcription,
         "turn_detection": detection,
     }
     return {

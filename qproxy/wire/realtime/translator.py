@@ -1,6 +1,7 @@
-"""One session, both ways: the text of one event in, what goes out for it, one by one.
+"""One session, both ways: the text of one event in, the events to send out, one by one.
 
-Lazily, so who sends may wait between two.  A client's mistake is an `error` event for the client, never an exception.
+Lazily, so that the sender may wait between two. A client's mistake is an `error` event for the client, never an
+exception.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from qproxy.wire.realtime.session import EventIds, SessionUsage, ToClient, Trans
 
 MAX_DEPTH = 128
 MAX_VALUES = 20_000
-"""Of a large event: it is sound or an image, with little around it, and is read in one go."""
+"""Maximum values of a large event: it is audio or an image, with little around it, and is read in one step."""
 
 
 class SessionTranslator:
-    """Of one session."""
+    """A translator for one session."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class SessionTranslator:
         return f"<Translation for {self.settings.model}, {self.usage.responses} responses>"
 
     def from_client(self, text: str | bytes) -> Iterator[TranslatedEvent]:
-        """What goes out for an event of the client."""
+        """Yield the events to send for a client event."""
         event: JSON = None
         try:
             event = _parse_event(text)
@@ -53,33 +54,33 @@ class SessionTranslator:
             yield ToClient(self.error(error, cause if isinstance(cause, str) else None))
 
     def from_upstream(self, text: str | bytes) -> Iterator[ToClient]:
-        """What goes out for an event of the model's server."""
+        """Yield the events to send for an upstream event."""
         try:
             event = json_codec.loads(text, MAX_VALUES)
         except ValueError:
             event = None
         known = isinstance(event, dict) and isinstance(event.get("type"), str)
         if not known or json_codec.exceeds_depth(event, MAX_DEPTH):
-            message = "The model's server said something that is no event."
+            message = "The upstream sent something that is not an event."
             yield ToClient(self.error(QproxyError(message, status=502, code="upstream_invalid_response")))
             return
         for out in self._server_events.translate(event):
             yield ToClient(out)
 
     def error(self, error: QproxyError, cause: str | None = None) -> dict[str, JSON]:
-        """An error of ours as an event; `cause` is the client's event that it is about."""
+        """Return a QproxyError as an event; `cause` is the client event that it is about."""
         return error_event(error, self._ids.new(), cause)
 
 
 def _parse_event(text: str | bytes) -> dict[str, Any]:
     if not isinstance(text, str):
-        raise RequestError("Events are JSON in text frames; this was a binary one.", code="invalid_event")
+        raise RequestError("Events must be JSON in text frames, not binary.", code="invalid_event")
     try:
         event = json_codec.loads(text, MAX_VALUES)
     except ValueError as error:
         raise RequestError(f"The event is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise RequestError("An event is an object with a 'type'.", param="type", code="invalid_event")
+        raise RequestError("An event must be an object with a 'type'.", param="type", code="invalid_event")
     if json_codec.exceeds_depth(event, MAX_DEPTH):
-        raise RequestError(f"The event nests more than {MAX_DEPTH} levels deep.", code="invalid_value")
+        raise RequestError(f"The event is nested more than {MAX_DEPTH} levels deep.", code="invalid_value")
     return event

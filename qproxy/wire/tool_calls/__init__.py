@@ -1,18 +1,18 @@
-"""How Qwen's servers and models spell tool calls and thoughts, and what they meant.
+"""Stages that turn the tool calls and reasoning of Qwen models, however written, into OpenAI's contract.
 
-`open` gives one stage from an upstream's events to events that keep the contract written in `qproxy.wire`:
+`open` returns one stage from an upstream's events to events that keep the contract in `qproxy.wire`:
 
-    cumulative     text that repeats everything so far becomes increments (a profile)
-    think_tags     `<think>` at the start of the text becomes reasoning
-    text_calls     calls that the model wrote into its text become `RawToolCallDelta`s (when tools were offered)
-    assembler      `RawToolCallDelta`s, however mangled, become `ToolCallStart` and `ToolCallArgumentsDelta` (`arguments`:
-                   what is new of each)
-    finish_reason  the finish reason that fits what was really sent, once per choice; a cut stream is an error
+    cumulative     turn text that repeats everything so far into increments (a profile)
+    think_tags     turn `<think>` at the start of the text into reasoning
+    text_calls     turn calls written in the text into `RawToolCallDelta`s (when tools are declared)
+    assembler      turn any `RawToolCallDelta`s into `ToolCallStart` and `ToolCallArgumentsDelta`
+                   (`arguments`: the new part of each delta)
+    finish_reason  emit one finish reason per choice that matches what was sent; a cut stream is an error
 
-The readers of written calls, one spelling each: `hermes` (JSON), `qwen_coder` (tags), `marker_words` (marker words), `bare_json`
-(JSON without any marker, a profile).  `text_buffer` is how they wait for text, `emitter` where they put what they find.
+Parsers of written calls, one per dialect: `hermes` (JSON), `qwen_coder` (tags), `marker_words` (marker words),
+`bare_json` (JSON without a marker, a profile). They read from a `text_buffer` and write to an `emitter`.
 
-Every repair is counted by kind (`repairs`), because each is an upstream's bug that somebody will want to see.
+Every repair is counted by kind (`repairs`), because each one is an upstream bug.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from qproxy.wire.tool_calls.think_tags import ThinkTagParser
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """How a model deviates, by the operator's word: never a guess."""
+    """The deviations of a model, set by the operator and never guessed."""
 
     implied_think: bool = False
-    """Answers begin inside a thought whose `<think>` was part of the prompt."""
+    """Whether responses begin inside reasoning whose `<think>` was part of the prompt."""
     cumulative: bool = False
-    """Each event repeats the whole text so far."""
+    """Whether each event repeats the whole text so far."""
     react: bool = False
-    """Calls are written as `Action:` and `Action Input:`."""
+    """Whether calls are written as `Action:` and `Action Input:`."""
     bare_json: bool = False
-    """Calls are written as a JSON object that is the whole answer, or the whole of a code fence."""
+    """Whether calls are written as a JSON object that is the whole response, or a whole code block."""
 
 
 def open(turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[str] | None = None) -> Pipeline:
-    """The stage for one answer to `turn`; repairs are counted in `repairs`."""
+    """Return the stage for one response to `turn`; repairs are counted in `repairs`."""
     repairs = Counter() if repairs is None else repairs
     stages: list[Stage[Event, Event]] = [CumulativeText(repairs)] if profile.cumulative else []
     stages.append(ThinkTagParser(profile.implied_think, repairs))

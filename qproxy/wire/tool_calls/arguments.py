@@ -1,11 +1,11 @@
-"""The arguments of one structured call as they come: what of each piece is new.
+"""The arguments of one structured call: accumulate deltas and return the new part of each.
 
-Servers send increments; some replay what they have sent, some send everything so far each time, and nobody says
-which.  A piece is appended unless it repeats all that came before it.  Such a piece is a repetition where it cannot
-be appended (`{"a"` after `{"a"`), or where the server has been caught repeating; it is appended where only that
-makes JSON (`{"a": 1}}` after `{"a": `).  What could be both is held until the next piece, or the end, tells.
+Servers send increments; some replay what they sent, some send everything so far each time, without announcing it.
+A delta is appended unless it repeats all that came before. A repeating delta is a repetition if appending it would
+be invalid (`{"a"` after `{"a"`), or if the server has repeated itself before; it is appended if only that makes
+JSON (`{"a": 1}}` after `{"a": `). An ambiguous delta is held until the next one, or the end, decides.
 
-After the end of the JSON text everything is a replay.  Nothing is repaired: a client validates, and its model learns.
+Everything after the end of the JSON text is a replay. Nothing is repaired: clients validate, and models learn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _JSON_STARTS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
 class ArgumentsAccumulator:
-    """What has come of one call's arguments.  Each piece costs its own length, whatever came before."""
+    """The arguments of one call so far; a delta costs its own length, however many came before."""
 
     __slots__ = ("_json", "_pieces", "_repairs", "_undecided", "cumulative", "size")
 
@@ -28,10 +28,10 @@ class ArgumentsAccumulator:
         self._json = JSONState()
         self._pieces: list[str] = []
         self._undecided = ""
-        """A piece that may be a repetition or not."""
+        """A delta that may or may not be a repetition."""
         self.size = 0
         self.cumulative = False
-        """The server repeats everything so far."""
+        """Whether the server repeats everything so far."""
 
     def __repr__(self) -> str:
         return f"<Received {self.size} characters, {self._json!r}>"
@@ -48,12 +48,12 @@ class ArgumentsAccumulator:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing but blanks so far."""
+        """Return whether only whitespace has come so far."""
         return self._json.empty and not self._undecided
 
     @property
     def truncate(self) -> bool:
-        """Whether they stop in the middle.  Those that are no JSON at all are judged by their brackets."""
+        """Return whether the arguments stop in the middle; text that is not JSON is judged by its brackets."""
         if not self._json.is_broken:
             return not self._json.is_complete and not self._json.empty
         depth, in_string = 0, False
@@ -65,7 +65,7 @@ class ArgumentsAccumulator:
         return in_string or depth > 0
 
     def add(self, piece: str) -> str:
-        """What `piece` adds: all of it, its new end, or nothing (yet)."""
+        """Return the part of `piece` that is new: all of it, its end, or nothing (yet)."""
         if self._undecided:
             return self._decide(piece)
         if self._json.is_complete:
@@ -77,7 +77,9 @@ class ArgumentsAccumulator:
         return self.append(piece)
 
     def continues(self, piece: str) -> bool:
-        """Take a piece, if it can only be more of the string that is open: it cannot repeat what came, nor end anything."""
+        """Append a delta if it can only continue the open string, so that it neither repeats nor ends
+        anything.
+        """
         if not 0 < len(piece) < self.size or self._undecided or not self._json.inside(piece):
             return False
         self._pieces.append(piece)
@@ -85,7 +87,7 @@ class ArgumentsAccumulator:
         return True
 
     def append(self, piece: str) -> str:
-        """Take a piece as it is."""
+        """Append a delta unchanged."""
         if piece:
             self._pieces.append(piece)
             self.size += len(piece)
@@ -93,7 +95,7 @@ class ArgumentsAccumulator:
         return piece
 
     def _repetition(self, piece: str) -> str:
-        """A piece that begins with everything so far."""
+        """Return the new part of a delta that begins with everything so far."""
         if self.cumulative or not self._json.accepts(piece):
             return self._new_end(piece)
         if not JSONState().feed(piece) or self._json.completes(piece):
@@ -117,7 +119,7 @@ class ArgumentsAccumulator:
         return new + self.add(piece)
 
     def close(self) -> str:
-        """The end: what was held is a repetition if that makes whole JSON of it."""
+        """Return the held delta's new part: it is a repetition if that alone makes complete JSON."""
         held, self._undecided = self._undecided, ""
         if not held:
             return ""

@@ -1,19 +1,19 @@
-"""Structured tool-call deltas: from whatever an upstream sent to calls that obey OpenAI's contract.
+"""Structured tool-call deltas: turn whatever an upstream sent into calls that obey OpenAI's contract.
 
-Servers reuse indices, leave them out, send empty, late, repeated and missing ids, repeat names, replay whole
-arguments, or send everything so far each time.  Which call an entry belongs to is decided by the entry and the
-state of the calls so far, in one step (`_Choice.route`):
+Servers reuse indices, omit them, send empty, late, repeated and missing ids, repeat names, replay whole arguments,
+or send everything so far each time. The entry and the state of the calls decide which call an entry belongs to, in
+one step (`_Choice.route`):
 
-  * a known id names its call, unless it comes with another index and a name, or with another name after the
+  * a known id selects its call, unless it comes with another index and a name, or with another name after the
     arguments (the id was used twice);
   * an unknown id opens a call, or is adopted by a waiting one that has none yet;
-  * without an id the index leads to the *latest* call opened on it, without an index the latest call is meant;
+  * without an id the index selects the *latest* call opened on it; without an index the latest call is selected;
     a name that is not just repeated opens a new call.
 
-What of each piece of arguments is new is `arguments`' question.  Each entry costs the same, however many came before.
+`arguments` decides which part of a delta is new. Each entry costs the same, however many came before.
 
-A header is held until its name is settled: a name may come in two pieces.  And calls leave one after the other:
-clients, openai-python's stream helper among them, take a call for whole when they see the next.
+A header is held until its name is settled, because a name may come in two deltas. Calls leave one after the other:
+clients, openai-python's stream helper among them, take a call for complete when the next one begins.
 """
 
 from __future__ import annotations
@@ -38,27 +38,29 @@ from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
 from qproxy.wire.tool_calls.finish_reason import KEPT_REASONS
 
 MAX_HELD = 8 * 1024 * 1024
-"""Characters of arguments that are held for a call without a name, or until a call before it is complete."""
+"""Characters of arguments held for a call without a name, or until the call before it is complete."""
 
 
 class _Call:
     """One call of one choice."""
 
-    def __init__(self, upstream_index: int | None, said_id: str | None, repairs: Counter[str]) -> None:
+    def __init__(self, upstream_index: int | None, upstream_id: str | None, repairs: Counter[str]) -> None:
         self.upstream_index = upstream_index
-        self.upstream_id = said_id
-        """The id that the upstream gave it, also where another call has it already."""
+        self.upstream_id = upstream_id
+        """The id that the upstream sent, even if another call already has it."""
         self.name = ""
         self.index = -1
-        """Ours; -1 until the header has gone out."""
+        """The client's index; -1 until the header has been sent."""
         self.arguments = ArgumentsAccumulator(repairs)
         self.from_text = False
         self.finished = False
-        """No more of it will come, complete or not."""
+        """Whether no more of it will come, complete or not."""
         self.announced_twice = False
-        """Its name came once more after its arguments were complete: a repetition, or another such call."""
+        """Whether its name came again after its arguments were complete: a repetition, or another such
+        call.
+        """
         self.repeats_name = False
-        """Its name has come again in the middle: that it comes says nothing."""
+        """Whether its name has come again in the middle, so that a repeated name has no meaning."""
 
     @property
     def sent(self) -> bool:
@@ -79,11 +81,11 @@ class _Choice:
         self.repairs = repairs
         self.calls: list[_Call] = []
         self.held: _Call | None = None
-        """The call whose name may not be settled; there is never more than one."""
+        """The call whose name may not be settled; there is at most one."""
         self.sent: list[_Call] = []
-        """The calls whose header is made, by our index."""
+        """The calls whose header has been sent, by client index."""
         self.current = 0
-        """Index of the call that leaves as it comes; those after it wait in `queue`."""
+        """Index of the call that is passed through; those after it wait in `queue`."""
         self.queue: dict[int, list[Event]] = {}
         self.queued_size = 0
         self.ids: set[str] = set()
@@ -96,11 +98,13 @@ class _Choice:
         call = None if has_content or delta.index is None else self.latest_by_index.get(delta.index)
         in_turn = call is not None and call.index == self.current and not self.sent[-1].from_text
         if call is not None and in_turn and isinstance(piece, str) and call.arguments.continues(piece):
-            return (ToolCallArgumentsDelta(call.index, piece, self.number),)  # what nearly every one is
+            return (ToolCallArgumentsDelta(call.index, piece, self.number),)  # the usual case
         return self._in_order(self._text_call(delta) if delta.from_text else self._entry(delta))
 
     def _in_order(self, events: Iterable[Event]) -> Iterator[Event]:
-        """One call after the other: clients take a call for whole when they see another, whatever its index."""
+        """Yield one call after the other: clients take a call for complete when another begins, whatever
+        its index.
+        """
         for event in events:
             if isinstance(event, ToolCallStart | ToolCallArgumentsDelta) and event.index > self.current:
                 self.queue.setdefault(event.index, []).append(event)
@@ -114,7 +118,7 @@ class _Choice:
             self.queued_size = 0
 
     def _entry(self, delta: RawToolCallDelta) -> Iterator[Event]:
-        yield from self._is_written_copy()
+        yield from self._end_written_call()
         name = (delta.name or "").strip()
         piece = self._delta(delta.arguments)
         id_ = (delta.id or "").strip() or None
@@ -141,25 +145,25 @@ class _Choice:
             yield _unnamed_error()
 
     def _text_call(self, delta: RawToolCallDelta) -> Iterator[Event]:
-        """A call that was read from text: its pieces are exact, and are not looked at for repetitions."""
+        """Pass on a call that was read from text: its deltas are exact and not checked for repetitions."""
         yield from self._settle()
         call = self.by_id.get(delta.id or "") or self._open(None, delta.id)
         if delta.name:
             call.name = delta.name
-            yield from self._is_written_copy()
+            yield from self._end_written_call()
             yield from self._header(call)
             call.from_text = True
         if delta.arguments:
             yield ToolCallArgumentsDelta(call.index, call.arguments.append(delta.arguments), self.number)
 
-    def _is_written_copy(self) -> Iterator[Event]:
-        """A written call ends where another begins."""
+    def _end_written_call(self) -> Iterator[Event]:
+        """End the written call before another one begins."""
         if self.sent and self.sent[-1].from_text:
             self.sent[-1].finished = True
             yield from self._fill(self.sent[-1])
 
     def _fill(self, call: _Call) -> Iterator[Event]:
-        """`{}` where a call has no arguments."""
+        """Yield `{}` for a call without arguments."""
         if call.arguments.is_empty:
             self.repairs["arguments_missing"] += 1
             yield ToolCallArgumentsDelta(call.index, call.arguments.append("{}"), self.number)
@@ -171,13 +175,13 @@ class _Choice:
         return json_codec.dumps(arguments).decode()
 
     def _call_for(self, index: int | None) -> _Call | None:
-        """The call that an entry without an id belongs to."""
+        """Return the call that an entry without an id belongs to."""
         if index is None:
             return self.calls[-1] if self.calls else None
         return self.latest_by_index.get(index)
 
     def route(self, index: int | None, id_: str | None, name: str, piece: str) -> _Call:
-        """The call that an entry with this piece of arguments belongs to, opened if it is a new one."""
+        """Return the call that an entry with these arguments belongs to; open one if it is new."""
         if index is None:
             self.repairs["index_missing"] += 1
         waiting = self._call_for(index)
@@ -203,10 +207,13 @@ class _Choice:
         return self._open(index, id_)
 
     def _is_another(self, call: _Call, name: str) -> bool:
-        """Whether this cannot be the call's name: it has one, and no arguments that are under way."""
-        under_way = not call.arguments.is_empty and not call.arguments.is_complete
+        """Return whether this cannot be the call's name: it has another one, and no incomplete arguments."""
+        is_incomplete = not call.arguments.is_empty and not call.arguments.is_complete
         return (
-            bool(call.name) and name != call.name and not under_way and not self._continues_name(call, name)
+            bool(call.name)
+            and name != call.name
+            and not is_incomplete
+            and not self._continues_name(call, name)
         )
 
     def _without_id(self, index: int | None, waiting: _Call | None, name: str, piece: str) -> _Call:
@@ -225,7 +232,7 @@ class _Choice:
         return waiting
 
     def _adopts(self, call: _Call, name: str) -> bool:
-        """Whether a call without an id is the one that this id was meant for."""
+        """Return whether an unknown id belongs to this call without an id."""
         if call.upstream_id is not None or call.arguments.is_complete:
             return False
         return not name or not call.name or name == call.name
@@ -238,7 +245,9 @@ class _Choice:
         return not call.sent and not call.arguments.size and self._joins(call.name, name)
 
     def _joins(self, first: str, second: str) -> bool:
-        """Whether two pieces make (the beginning of) a declared name, of which the first alone is none."""
+        """Return whether two pieces form (the start of) a declared name and the first alone is not
+        declared.
+        """
         joined = first + second
         return first not in self.names and any(known.startswith(joined) for known in self.names)
 
@@ -264,11 +273,11 @@ class _Choice:
             call.name = name
 
     def _final(self, name: str) -> bool:
-        """Whether a name cannot grow: it is declared and no longer declared name begins with it."""
+        """Return whether a name is settled: it is declared, and no longer declared name begins with it."""
         return name in self.names and not any(n != name and n.startswith(name) for n in self.names)
 
     def _settle(self) -> Iterator[Event]:
-        """The header that is still held: another entry or the end has come."""
+        """Send the held header, because another entry or the end has come."""
         if self.held is not None:
             yield from self._header(self.held)
             self.held = None
@@ -286,11 +295,13 @@ class _Choice:
             id_ = self.turn.call_id(self.number, call.index)
         self.ids.add(id_)
         yield ToolCallStart(call.index, id_, storable.storable_text(call.name), self.number)
-        if call.arguments.text:  # they came before the name
+        if call.arguments.text:  # arguments that came before the name
             yield ToolCallArgumentsDelta(call.index, call.arguments.text, self.number)
 
     def release(self, *, fill: bool = False) -> Iterator[Event]:
-        """The end, or a failure: what was held of names, arguments and calls; with `fill`, `{}` where none came."""
+        """Yield held names, arguments and calls at the end or a failure; with `fill`, `{}` for missing
+        arguments.
+        """
         held = list(self._settle())
         for call in self.sent:
             rest = call.arguments.close()
@@ -303,7 +314,7 @@ class _Choice:
         self.current = len(self.sent)
 
     def end(self, reason: str) -> Iterator[Event]:
-        """End every call, and give the reason that is true of them.  What was cut short is not filled."""
+        """End every call and yield the finish reason; truncated calls are not filled."""
         yield from self.release(fill=reason not in KEPT_REASONS)
         if len(self.calls) > len(self.sent):
             self.repairs["nameless_call"] += len(self.calls) - len(self.sent)
@@ -317,12 +328,14 @@ class _Choice:
 
 
 def _unnamed_error() -> StreamFailed:
-    message = "The model's server sent a tool call without a name."
+    message = "The upstream sent a tool call without a name."
     return StreamFailed(UpstreamError(message, code="upstream_invalid_response"))
 
 
 class ToolCallAssembler:
-    """The stage: `RawToolCallDelta` in, `ToolCallStart` and `ToolCallArgumentsDelta` out; everything else passes in order."""
+    """A stage from `RawToolCallDelta` to `ToolCallStart` and `ToolCallArgumentsDelta`; other events pass in
+    order.
+    """
 
     def __init__(self, turn: Turn, repairs: Counter[str]) -> None:
         self._turn = turn
@@ -360,6 +373,6 @@ class ToolCallAssembler:
         yield item
 
     def close(self) -> Iterator[Event]:
-        """A cut stream: what came is passed on, and the error that follows says that it is not all."""
+        """Pass on what came before the stream was cut; the error that follows reports the loss."""
         for choice in self._choices.values():
             yield from choice.release()

@@ -1,8 +1,8 @@
-"""Calls as bare JSON: the habit of Qwen2.5-Coder, whose template never made it write `<tool_call>`.
+"""Calls as bare JSON: Qwen2.5-Coder writes them without `<tool_call>`.
 
-A profile of such models only.  The call object (or a list, or several of them) is the whole answer or the whole of
-a Markdown fence, and each names a declared function; anything else is text.  Double braces around it, a slip of the
-model's own template, are undone once.  Because "the whole" shows only at the end, it is held until then.
+Only for models with that profile. The call object (or a list, or several of them) is the whole response or a whole
+Markdown code block, and each names a declared function; anything else is text. Double braces around it, a bug in
+the model's own template, are removed once. Because only the end shows "the whole", the text is held until then.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 MAX_HELD = 1024 * 1024
-"""Characters that are held to see whether an answer is a call; a longer one is text."""
+"""Characters held to decide whether a response is a call; a longer one is text."""
 _OPENER = re.compile(r"(`{3,}+)[ \t]*+(?:json|tool_call|tool|xml)?[ \t]*+\r?\n")
 _LINE_END = re.compile("\n")
 
 
 def read_answer(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
-    """Read an answer that begins with a brace or a bracket; False when it is text."""
+    """Read a response that begins with a brace or a bracket; return False if it is text."""
     while (yield from source.has_more()):
         if len(source) > MAX_HELD:
             break
@@ -32,7 +32,7 @@ def read_answer(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions
 
 
 def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
-    """Read a fence that begins at the source's start; False when it is none, or holds no call."""
+    """Read a code block at the source's start; return False without a code block, or a call in it."""
     line = yield from source.read_until(_LINE_END, 0, 64)
     opener = _OPENER.match(source.take_chunk(0, line + 1)) if line >= 0 else None
     if opener is None:
@@ -70,7 +70,9 @@ def _first_call(
 
 
 def parse(body: str, tools: DeclaredFunctions) -> list[str]:
-    """The JSON texts of the calls (objects or lists of them) that a text consists of; none when there is more in it."""
+    """Return the JSON texts of the calls (objects or lists of them) that make up a text; empty if it holds
+    anything else.
+    """
     body = body.strip()
     for text in _interpretations(body):
         try:
@@ -83,7 +85,7 @@ def parse(body: str, tools: DeclaredFunctions) -> list[str]:
 
 
 def _interpretations(body: str) -> list[str]:
-    """The text, or what it means if its last brace is missing or its braces are doubled."""
+    """Return the text, and the readings with a missing last brace or doubled braces corrected."""
     if not body.startswith("{{"):
         return [body, body + "}"]
     single = body[1:-1].strip() if body.endswith("}}") else body[1:]
@@ -91,7 +93,7 @@ def _interpretations(body: str) -> list[str]:
 
 
 def _values(text: str) -> list[tuple[JSON, str]]:
-    """The JSON values that stand one after the other, each with its text."""
+    """Return the consecutive JSON values, each with its text."""
     found, position = [], 0
     while position < len(text):
         value, end = json_codec.loads_prefix(text, position)

@@ -1,23 +1,23 @@
-"""Where a text stands among Markdown's fenced code blocks: what is inside one is an example, not a call.
+"""Track Markdown's code blocks: a call inside one is an example.
 
-CommonMark 4.5: an opener is up to three spaces and three or more backticks or tildes at the start of a line (the
-rest of a backtick opener has no backtick); its closer is of the same character, at least as long, and alone on its
-line.  Inline code and indentation open nothing here.
+CommonMark 4.5: a block's opener is up to three spaces and three or more backticks or tildes at the start of a line
+(the rest of a line of backticks has no backtick); its closer is of the same character, at least as long, and
+alone on its line. Inline code and indentation open nothing here.
 """
 
 from __future__ import annotations
 
 
 class CodeFenceTracker:
-    """Fed with the text in order, in any pieces."""
+    """A tracker that is fed the text in order, in any pieces."""
 
-    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "is_open", "last_fence")
+    __slots__ = ("_alone", "_char", "_indent", "_phase", "_run", "_spoiled", "is_open", "last_char")
 
     def __init__(self) -> None:
         self.is_open: tuple[str, int] | None = None
-        """Character and length of the fence that the text is in."""
-        self.last_fence = "\n"
-        """The last character of the text; at its start as after a line's end."""
+        """Character and length of the open block's opener."""
+        self.last_char = "\n"
+        """The last character of the text; at its start that of a line end."""
         self._line()
 
     def _line(self) -> None:
@@ -30,17 +30,17 @@ class CodeFenceTracker:
 
     @property
     def is_inside(self) -> bool:
-        """Whether what comes next stands in a fenced block (or in the line that opens one)."""
+        """Return whether the next text is inside a code block (or in the line that opens one)."""
         return self.is_open is not None or (self._phase != "plain" and self._run >= 3)
 
     @property
     def at_line_start(self) -> bool:
-        return self.last_fence == "\n"
+        return self.last_char == "\n"
 
     def feed(self, text: str) -> None:
         if not text:
             return
-        self.last_fence = text[-1]
+        self.last_char = text[-1]
         if self._phase == "plain" and "\n" not in text:
             return
         lines = text.split("\n")

@@ -1,11 +1,11 @@
-"""Values that a model wrote as plain text, typed by the declared JSON schema (Qwen3-Coder's parameters).
+"""Convert values that a model wrote as plain text by the declared JSON schema (Qwen3-Coder's parameters).
 
-string only, undeclared, no schema   the text as it is
-integer, number                      where the text is one; 5.0 is the integer 5, 1e999 and nan stay text
+string only, undeclared, no schema   the text unchanged
+integer, number                      if the text is one; 5.0 is the integer 5, 1e999 and nan stay text
 boolean                              true, false, True, False, 1, 0; never a guess
-object, array                        JSON, else a Python literal; models see Python's spelling in their prompts
+object, array                        JSON, else a Python literal; models see Python's syntax in their prompts
 null allowed                         null and None, in any case
-several kinds                        the first that fits of null, integer, number, boolean, object, array, string
+several types                        the first that matches of null, integer, number, boolean, object, array, string
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PYTHON_WORDS = {
     "str": "string", "text": "string", "bool": "boolean", "int": "integer", "float": "number", "dict": "object",
     "list": "array", "tuple": "array", "none": "null",
 }  # fmt: skip
-"""Types that are no JSON Schema, in the words of people who write their schemas by hand."""
+"""Names of types that hand-written schemas use in place of JSON Schema's."""
 MAX_LITERAL = 64 * 1024
 _MAX_DEPTH = 8
 MAX_NODES = 256
-"""Subschemas of one parameter, and items of one list, that are looked at."""
+"""Maximum number of subschemas of one parameter, and of items of one list, that are read."""
 
 
 def allowed_types(schema: JSON, root: Mapping[str, JSON]) -> set[str]:
-    """Return the JSON types that a schema allows; empty when it does not say.
+    """Return the JSON types that a schema allows; empty if it names none.
 
-    Looks at MAX_NODES subschemas in all, because a `$ref` lets a short schema unfold without end.
+    Reads at most MAX_NODES subschemas in all, because a `$ref` lets a short schema unfold without end.
     """
     return _allowed_types(schema, root, 0, iter(range(MAX_NODES)))
 
@@ -70,12 +70,12 @@ def _allowed_types(schema: JSON, root: Mapping[str, JSON], depth: int, budget: I
 
 
 def _first_items(value: JSON) -> list[JSON]:
-    """Return the first MAX_NODES items of a list, and none of anything else."""
+    """Return the first MAX_NODES items of a list; empty for anything else."""
     return value[:MAX_NODES] if isinstance(value, list) else []
 
 
 def _resolve(reference: str, root: Mapping[str, JSON]) -> JSON:
-    """What a `#/...` reference points at; None when it points nowhere."""
+    """Return the target of a `#/...` reference; None if it has none."""
     found: JSON = root
     for part in reference.removeprefix("#").split("/")[1:] if reference.startswith("#") else ["?"]:
         found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
@@ -83,12 +83,12 @@ def _resolve(reference: str, root: Mapping[str, JSON]) -> JSON:
 
 
 def is_string_type(allowed: set[str]) -> bool:
-    """Whether a value of these kinds is text whatever it says, and may leave as it comes."""
+    """Return whether a value of these types is always a string, and may be passed on as it comes."""
     return allowed <= {"string"}
 
 
 def coerce(text: str, allowed: set[str]) -> str:
-    """The JSON text of a value that was written as `text`."""
+    """Return the JSON text of a value that was written as `text`."""
     bare = text.strip()
     for kind, read in _READERS.items():
         if kind in allowed:
@@ -146,7 +146,7 @@ def _structure(text: str, kind: JSON, openers: str) -> str | None:
 
 
 def _literal(text: str, kind: JSON) -> str | None:
-    """Python's spelling: `{'k': True}`."""
+    """Return the JSON text of a Python literal such as `{'k': True}`."""
     if len(text) > MAX_LITERAL:
         return None
     try:

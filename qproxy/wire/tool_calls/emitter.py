@@ -1,7 +1,7 @@
-"""Where the readers of written calls put what they find (`EventEmitter`), and what they may know of the tools (`DeclaredFunctions`).
+"""The output of the parsers of written calls (`EventEmitter`), and the declared tools (`DeclaredFunctions`).
 
-The sink makes the events: text as `TextDelta` or `ReasoningDelta`, a call as one `RawToolCallDelta` with its name and further
-ones with pieces of its arguments.  It also decides about blank text, which belongs to nobody beside a call.
+The emitter makes the events: text as `TextDelta` or `ReasoningDelta`, a call as one `RawToolCallDelta` with its name
+and further ones with pieces of its arguments. It also drops whitespace next to a call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qproxy.wire.events import JSON, Event, RawToolCallDelta, ReasoningDelta, Te
 
 
 def strip_namespace(text: str) -> str:
-    """A name without the blanks and quotes that models put around it."""
+    """Return a name without the whitespace and quotes that models put around it."""
     return text.strip().strip("\"'").strip()
 
 
@@ -31,12 +31,12 @@ class DeclaredFunctions:
         return name in self._schemas
 
     def is_prefix(self, text: str) -> bool:
-        """Whether a declared name begins with `text`, but for quotes and blanks around it."""
+        """Return whether a declared name begins with `text`, ignoring quotes and whitespace around it."""
         started = strip_namespace(text)
         return any(name.startswith(started) for name in self._schemas)
 
     def schema(self, name: str) -> Mapping[str, JSON]:
-        """The JSON schema of a function's parameters; empty where there is none."""
+        """Return the JSON schema of a function's parameters; empty if it declares none."""
         schema = self._schemas.get(name)
         return schema if isinstance(schema, dict) else {}
 
@@ -46,9 +46,9 @@ class DeclaredFunctions:
 
 
 class EventEmitter:
-    """The text, the thoughts and the calls of one choice, as events.
+    """The text, the reasoning and the calls of one choice, as events.
 
-    Blank text is held until it is known what it belongs to: next to a call it belongs to nobody.
+    Whitespace is held until it is known what follows: next to a call it is dropped.
     """
 
     MAX_WHITESPACE = 4096
@@ -58,16 +58,16 @@ class EventEmitter:
         self.events: list[Event] = []
         self.calls = 0
         self.reasoning = False
-        """What is said is a thought."""
+        """Whether the text is reasoning."""
         self.inline = False
-        """... that stood in the text, so that a call ends it."""
+        """Whether the reasoning was part of the text, so that a call ends it."""
         self.truncated = False
-        """A call was cut where its arguments cannot show it."""
+        """Whether a call was truncated where its arguments cannot show it."""
         self.beside_calls = False
-        """Blanks at the end stand beside a call."""
+        """Whether whitespace at the end is next to a call."""
         self.holds_whitespace = True
         self.logprobs: list[JSON] = []
-        """Of the text that has not been said yet."""
+        """Log probabilities of the text that has not been emitted."""
         self._turn = turn
         self._choice = choice
         self._id = ""
@@ -76,7 +76,7 @@ class EventEmitter:
         self._arguments: list[str] = []
 
     def emit_text(self, text: str) -> None:
-        """Text of the answer, or of a thought."""
+        """Emit text of the response or of reasoning."""
         if self.holds_whitespace:
             text = self._whitespace + text
             if not text.strip() and len(text) <= self.MAX_WHITESPACE:
@@ -88,7 +88,7 @@ class EventEmitter:
             self._run.append(text)
 
     def _emit(self) -> None:
-        """The text so far as one event."""
+        """Write the text so far as one event."""
         if not self._run:
             return
         text, self._run = "".join(self._run), []
@@ -100,7 +100,7 @@ class EventEmitter:
         self.events.append(TextDelta(text, self._choice, logprobs))
 
     def begin_call(self, name: str, dialect: str) -> None:
-        """A call begins; `dialect` names its spelling, for the count of repairs."""
+        """Begin a call; `dialect` is the kind of repair to count."""
         self._emit()
         self._write()
         self.repairs[f"written_{dialect}"] += 1
@@ -114,22 +114,22 @@ class EventEmitter:
         self.events.append(RawToolCallDelta(None, self._id, name, "", self._choice, True))
 
     def emit_arguments(self, arguments: str) -> None:
-        """A piece of the open call's arguments."""
+        """Emit a piece of the open call's arguments."""
         if arguments:
             self._arguments.append(arguments)
 
     def _write(self) -> None:
-        """The arguments so far as one event."""
+        """Write the arguments so far as one event."""
         if self._arguments:
             piece, self._arguments = "".join(self._arguments), []
             self.events.append(RawToolCallDelta(None, self._id, None, piece, self._choice, True))
 
     def before_call(self) -> None:
-        """Forget blanks before a call, and hold those after it."""
+        """Drop whitespace before a call, and hold whitespace after it."""
         self._whitespace, self.holds_whitespace, self.logprobs = "", True, []
 
     def finish(self) -> None:
-        """The end of a stretch of text or thought: blanks that stand beside no call are said after all."""
+        """End a stretch of text or reasoning: emit held whitespace unless it is next to a call."""
         blank, self._whitespace = self._whitespace, ""
         if blank and not self.beside_calls:
             self.holds_whitespace = False
@@ -137,7 +137,7 @@ class EventEmitter:
         self.holds_whitespace = True
 
     def switch_to(self, thought: bool, inline: bool) -> None:
-        """What is said from now on is a thought, or is none."""
+        """Start or end reasoning."""
         self._emit()
         self.reasoning, self.inline = thought, inline
 

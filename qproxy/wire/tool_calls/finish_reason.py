@@ -1,13 +1,13 @@
-"""How a choice ends: once, last, and with the reason that fits what was sent.
+"""A stage that ends each choice once, last, with the reason that matches what was sent.
 
-    calls sent | upstream says                            | we say
+    calls sent | upstream reason                          | emitted reason
     yes        | stop, tool_calls, function_call, "", ... | tool_calls
     yes        | length, content_filter                   | the same
     no         | tool_calls, function_call, "", ...       | stop
     any        | error_finish                             | an error
     any        | nothing, and the stream just ended       | an error: silence would look like success
 
-What comes after a choice's end is dropped, but for what is no choice's: usage, what a search found.
+Events after a choice's end are dropped, except usage and search results, which belong to no choice.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ KEPT_REASONS = ("length", "content_filter")
 
 
 class FinishReasonStage:
-    """The stage."""
+    """A stage that ends each choice once, with the reason that matches what was sent."""
 
     def __init__(self, repairs: Counter[str]) -> None:
         self._repairs = repairs
         self._open: dict[int, bool] = {}
-        """Choices under way, and whether calls were sent in each."""
+        """Unfinished choices, and whether calls were sent in each."""
         self._finished: set[int] = set()
         self._done = False
         self._failed = False
@@ -50,7 +50,7 @@ class FinishReasonStage:
             and item.choice in self._open
             and not self._failed
         ):
-            return (item,)  # nearly all that comes
+            return (item,)  # the usual case
         return self._decide(item)
 
     def _decide(self, item: Event) -> Iterator[Event]:
@@ -79,27 +79,27 @@ class FinishReasonStage:
             return
         if item.reason == "error_finish":
             self._failed = True
-            yield StreamFailed(UpstreamError("The model's server broke the answer off with an error."))
+            yield StreamFailed(UpstreamError("The upstream aborted the response with an error."))
             return
         if item.reason in ("", "null") and not self._done:
-            return  # "still going", in the words of some servers
+            return  # some servers send these while generating
         calls = self._open.pop(item.choice, False)
         self._finished.add(item.choice)
         reason = item.reason if item.reason in KEPT_REASONS else "tool_calls" if calls else "stop"
         if reason != item.reason:
-            self._repairs["finish_mended"] += 1
+            self._repairs["finish_corrected"] += 1
         yield ChoiceFinished(reason, item.choice)
 
     def _end(self) -> Iterator[Event]:
-        """`[DONE]` ends what is open."""
+        """End all unfinished choices because `[DONE]` came."""
         self._done = True
         for choice in list(self._open):
             self._repairs["finish_missing"] += 1
             yield from self._finish(ChoiceFinished("", choice))
 
     def close(self) -> Iterator[Event]:
-        """The end of the bytes: an error unless everything had ended."""
+        """Yield an error at the end of the bytes unless everything had ended."""
         if not self._failed and not self._done and (self._open or not self._finished):
             self._failed = True
-            message = "The model's server closed the connection in the middle of its answer."
+            message = "The upstream closed the connection before the response was complete."
             yield StreamFailed(UpstreamError(message, retry=RetryHint.ONCE))

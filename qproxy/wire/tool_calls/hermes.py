@@ -1,12 +1,12 @@
-"""Calls as JSON: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Qwen2.5, Qwen3, QwQ; the "Hermes" form).
+"""Calls as JSON: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Qwen2.5, Qwen3, QwQ; "Hermes").
 
     block := "<tool_call>" WS? (call | "[" call ("," call)* "]") WS? "</tool_call>"
     call  := an object with "name": string and "arguments" (or "parameters"): object | string | null, in any order
 
-A call ends where its object closes, not at the first closing tag: strings may hold any markup.  Nothing is committed
-before the name is known; from then on the arguments leave as they come, verbatim but for raw control characters in
-strings.  A missing outer brace, an extra one and a missing closing tag are forgiven; bad JSON inside the arguments
-is passed on up to the closing tag, for the client to see.
+A call ends where its object closes, not at the first closing tag: strings may hold any markup. Nothing is committed
+before the name is known; from then on the arguments are passed on as they come, verbatim except for raw control
+characters in strings. A missing or extra outer brace and a missing closing tag are accepted; invalid JSON inside the
+arguments is passed on up to the closing tag, for the client to see.
 
 Qwen-Agent's code mode: `<code>...</code>` after a call whose `code` argument is empty is that argument.
 """
@@ -37,7 +37,7 @@ _ARGUMENTS = ("arguments", "parameters")
 _CLOSER = re.compile(re.escape(CLOSER))
 _CODE_END = re.compile("</code>")
 MAX_WHITESPACE = 256
-"""Blanks that are looked through for a brace."""
+"""Whitespace characters searched for a brace."""
 _EMPTY_CODE = re.compile(r'"code"\s{0,16}:\s{0,16}""\s{0,16}[,}]')
 _CODE_START = re.compile(
     r'(?<![:\\])(?<!: )"(?:c(?:o(?:d(?:e(?:"\s{0,16}(?::\s{0,16}(?:"(?:"\s{0,16})?)?)?)?)?)?)?)?\Z'
@@ -50,7 +50,7 @@ class _Head:
 
     name: str
     arguments: str | None
-    """Their JSON text, where they came before the name."""
+    """The JSON text of the arguments if they came before the name."""
     end: int
 
 
@@ -63,7 +63,7 @@ def parse_call(
     declared: bool,
     spelling: str = "hermes",
 ) -> ParseSteps[bool]:
-    """Read the calls of a block whose JSON begins at `start`; False, with nothing consumed, when it is text.
+    """Read the calls of a block whose JSON begins at `start`; return False, with nothing consumed, if it is text.
 
     With `declared`, only calls of declared functions count.
     """
@@ -84,7 +84,7 @@ def parse_call(
 
 
 def _head(source: TextBuffer, start: int) -> ParseSteps[_Head | None]:
-    """Look through an object's keys until its name is known."""
+    """Read an object's keys until its name is known."""
     if not (yield from source.starts_with(start + 1)) or not source.may_start_with("{", start):
         return None
     arguments = None
@@ -115,7 +115,7 @@ def _head(source: TextBuffer, start: int) -> ParseSteps[_Head | None]:
 
 
 def _body(source: TextBuffer, sink: EventEmitter, before: str | None) -> ParseSteps[str]:
-    """The rest of a call's object.  Returns arguments that wait for a `<code>` block."""
+    """Read the rest of a call's object; return arguments that wait for a `<code>` block."""
     held, written = "", before is not None
     if before is not None:
         sub = TextBuffer(before, ended=True)
@@ -156,7 +156,7 @@ def _body(source: TextBuffer, sink: EventEmitter, before: str | None) -> ParseSt
 
 
 def _give_up(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
-    """The object makes no sense after the name: what there is up to its end belongs to the call."""
+    """Pass on everything up to the end of an object that is invalid after its name."""
     if source.is_ended:
         sink.truncated = True
         source.consume(len(source))
@@ -165,7 +165,7 @@ def _give_up(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
 
 
 def arguments(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
-    """Pass on the arguments that begin at the source's start.  Returns them where they wait for a `<code>` block."""
+    """Pass on the arguments at the source's start; return them if they wait for a `<code>` block."""
     if not (yield from source.starts_with(1)):
         sink.truncated = True
         return ""
@@ -188,7 +188,7 @@ def arguments(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
 
 
 def as_call(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
-    """Pass on an object or array as it comes, but what follows an empty `code`: that waits for a `<code>` block."""
+    """Pass on an object or array as it comes, except what follows an empty `code`: that waits for `<code>`."""
     state, escaper, held, waits = JSONState(), ControlCharEscaper(), "", False
     while True:
         text = source.consume(state.read_until_end(source.take_chunk(0, WINDOW)))
@@ -214,7 +214,7 @@ def as_call(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
 
 
 def _empty_code(text: str) -> tuple[bool, int]:
-    """Whether a `code` argument is empty, and how much of the text is not part of one that is, or may become it."""
+    """Return whether a `code` argument is empty, and how much text can be no part of one."""
     empty = _EMPTY_CODE.search(text)
     if empty:
         return True, empty.start()
@@ -223,7 +223,7 @@ def _empty_code(text: str) -> tuple[bool, int]:
 
 
 def _encoded(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
-    """Arguments written as a string: decoded once where they hold an object, passed on as a string elsewhere."""
+    """Pass on arguments written as a string: decoded once if they hold an object, unchanged otherwise."""
     if not (yield from _holds_object(source)):
         end = yield from string_end(source, 0)
         if end < 0:
@@ -248,7 +248,7 @@ def _encoded(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
 
 
 def _holds_object(source: TextBuffer) -> ParseSteps[bool]:
-    """Whether the string at the source's start begins, once decoded, with a brace."""
+    """Return whether the string at the source's start, once decoded, begins with a brace."""
     while True:
         units = UNITS.match(source.take_chunk(1))
         inside = decode_string(f'"{units[0]}"').lstrip() if units else ""
@@ -259,7 +259,7 @@ def _holds_object(source: TextBuffer) -> ParseSteps[bool]:
 
 
 def is_broken(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
-    """Pass on what is no JSON up to the closing tag, but for the brace that closes the call."""
+    """Pass on invalid JSON up to the closing tag, except the brace that closes the call."""
     while True:
         end = source.find(_CLOSER)
         if end >= 0:
@@ -277,7 +277,7 @@ def is_broken(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
 
 
 def _strip_extra_brace(text: str) -> str:
-    """Without the call's closing brace and the blanks around it, as far as blanks are looked through."""
+    """Return the text without the call's closing brace and the whitespace around it (MAX_WHITESPACE)."""
     end = _strip_whitespace(len(text), text)
     if text[end - 1 : end] == "}":
         end = _strip_whitespace(end - 1, text)
@@ -289,7 +289,7 @@ def _strip_whitespace(end: int, text: str) -> int:
 
 
 def _after(source: TextBuffer, sink: EventEmitter, held: str, listed: bool) -> ParseSteps[tuple[int, bool]]:
-    """After a call: offset of the next one in the block, or -1 at the block's end; whether a list is still open."""
+    """Return the offset of the next call in the block (-1 at its end) and whether a list is still open."""
     comma = False
     while True:
         offset = yield from source.visible()
@@ -320,14 +320,14 @@ def _after(source: TextBuffer, sink: EventEmitter, held: str, listed: bool) -> P
             if marker is not None:
                 source.consume(offset + len(marker))
             elif source.is_ended and CLOSER.startswith(source.take_chunk(offset)):
-                source.consume(len(source))  # cut within the closing tag
+                source.consume(len(source))  # truncated within the closing tag
             else:
                 sink.repairs["closer_missing"] += 1
             return -1, False
 
 
 def _code(source: TextBuffer, sink: EventEmitter, held: str) -> ParseSteps[None]:
-    """The text of a `<code>` block in the place of the empty `code` argument."""
+    """Pass on the text of a `<code>` block in place of the empty `code` argument."""
     end = yield from source.read_until(_CODE_END, 0, MAX_HEAD * 64)
     cut = end < 0
     body = source.consume(len(source) if cut else end)
@@ -353,14 +353,14 @@ For each function call, return a json object with function name and arguments wi
 <tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
-"""As in the chat template of Qwen2.5 and Qwen3."""
+"""The chat template of Qwen2.5 and Qwen3."""
 
 
 def render(tools: Sequence[JSON]) -> str:
-    """The tools as the model's own template writes them into the system prompt."""
+    """Return the tools as the model's own template writes them into the system prompt."""
     return PROMPT.format(tools="\n".join(map(json_codec.dumps_spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:
-    """A call of the history as the model would have written it; `arguments` is JSON text."""
+    """Return a call of the history as the model would write it; `arguments` is JSON text."""
     return f'{OPENER}\n{{"name": {json_codec.quote(name)}, "arguments": {arguments or "{}"}}}\n{CLOSER}'

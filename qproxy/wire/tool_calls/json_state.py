@@ -1,9 +1,8 @@
-"""Where a JSON text stands: an incremental automaton that can say whether it is complete and whether a further
-piece could continue it.
+"""An incremental automaton over a JSON text: is it complete, and can a given text continue it?
 
-RFC 8259, but for two habits of models that change no structure: raw control characters inside strings are
-taken, and numbers are not looked at closely.  The inside of a string is skipped with one regular expression, so
-long arguments cost little.
+RFC 8259, with two exceptions for models that change no structure: raw control characters inside strings are
+accepted, and numbers are not validated. The inside of a string is skipped with one regular expression, so long
+arguments are cheap.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _LITERALS = {"t": "rue", "f": "alse", "n": "ull"}
 
 
 class JSONState:
-    """State of a JSON text that is fed in pieces."""
+    """The state of a JSON text that is fed in pieces."""
 
     __slots__ = ("_expect", "_in_key", "_literal", "_stack", "empty")
 
@@ -27,7 +26,7 @@ class JSONState:
         self._in_key = False
         self._literal = ""
         self.empty = True
-        """Nothing but white space so far."""
+        """Whether only whitespace has come so far."""
 
     def __repr__(self) -> str:
         return f"<JSONState {''.join(self._stack)} expects {self._expect}>"
@@ -41,12 +40,12 @@ class JSONState:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a whole object or array (or string, or literal) has been read."""
+        """Return whether a whole object or array (or string, or literal) has been read."""
         return self._expect == "nothing"
 
     @property
     def is_broken(self) -> bool:
-        """Whether something came that cannot be JSON."""
+        """Return whether something came that cannot be JSON."""
         return self._expect == "broken"
 
     @property
@@ -54,20 +53,20 @@ class JSONState:
         return self._expect in ("string", "escape")
 
     def inside(self, text: str) -> bool:
-        """Whether `text` lies wholly within the string that is open, so that it changes nothing."""
+        """Return whether `text` lies wholly within the open string, so that it changes nothing."""
         return self._expect == "string" and '"' not in text and "\\" not in text
 
     def accepts(self, text: str) -> bool:
-        """Whether `text` could follow."""
+        """Return whether `text` could follow."""
         return self.copy().feed(text)
 
     def completes(self, text: str) -> bool:
-        """Whether `text` would end the value."""
+        """Return whether `text` would end the value."""
         after = self.copy()
         return after.feed(text) and after.is_complete
 
     def feed(self, text: str) -> bool:
-        """Read on; False (and nothing more is understood) when `text` cannot follow."""
+        """Read on; return False (and stay broken) if `text` cannot follow."""
         if self.inside(text):
             return True
         end = self.read_until_end(text)
@@ -78,7 +77,7 @@ class JSONState:
         return self._expect != "broken"
 
     def read_until_end(self, text: str, position: int = 0) -> int:
-        """Read on from `position` to the value's end; returns where the reading stopped.
+        """Read on from `position` to the value's end; return where the reading stopped.
 
         That is after the value's last character (`is_complete`), at a character that cannot follow (`is_broken`), or
         at the end of the text.

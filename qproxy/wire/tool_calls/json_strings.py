@@ -1,7 +1,7 @@
-"""Pieces of JSON text in a `TextBuffer`: where a string or a value ends, and strings decoded as they come.
+"""JSON in a `TextBuffer`: find the end of a string or a value, and decode strings as they come.
 
-What models write is JSON but for raw control characters in strings; those are read as what they are, and `ControlCharEscaper`
-makes valid JSON of them on the way out.
+Models write JSON with raw control characters in strings; those are read literally, and `ControlCharEscaper` makes
+valid JSON of them on the way out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from qproxy.wire.tool_calls.json_state import JSONState
 from qproxy.wire.tool_calls.text_buffer import WINDOW, ParseSteps, TextBuffer
 
 MAX_HEAD = 64 * 1024
-"""Characters that are held while a call has no name yet; more are text."""
+"""Characters held while a call has no name yet; a longer one is text."""
 UNITS = re.compile(r'(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
-"""The inside of a JSON string up to its end, or to an escape that is not whole."""
+"""The inside of a JSON string up to its end, or to an incomplete escape."""
 _QUOTE = re.compile(r'["\\]')
 _MARKS = re.compile(r'\\.|["\x00-\x1f]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
@@ -23,7 +23,7 @@ _PARTIAL_ESCAPE = re.compile(r"(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z")
 
 
 def string_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
-    """Offset after the JSON string that begins at `offset`; -1 when none does, or when it does not end."""
+    """Return the offset after the JSON string at `offset`; -1 if there is no string, or no end."""
     start = offset
     if not (yield from source.starts_with(offset + 1)) or not source.may_start_with('"', offset):
         return -1
@@ -38,7 +38,7 @@ def string_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
 
 
 def value_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
-    """Offset after the JSON value that begins at `offset`; -1 when it breaks, does not end, or is too long."""
+    """Return the offset after the JSON value at `offset`; -1 if it breaks, does not end, or is too long."""
     state, last = JSONState(), offset + MAX_HEAD
     while True:
         offset += state.read_until_end(source.take_chunk(offset, min(offset + WINDOW, last)))
@@ -51,7 +51,7 @@ def value_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
 
 
 def decode_string(literal: str) -> str:
-    """What a JSON string literal says; nothing when it is none."""
+    """Return the text of a JSON string literal; empty if it is not one."""
     try:
         return str(json_codec.loads_lenient(literal))
     except ValueError:
@@ -59,7 +59,7 @@ def decode_string(literal: str) -> str:
 
 
 class ControlCharEscaper:
-    """Raw control characters inside the strings of a JSON text become escapes, as JSON wants them."""
+    """Escapes raw control characters inside the strings of a JSON text."""
 
     def __init__(self) -> None:
         self._in_string = False
@@ -85,15 +85,15 @@ class ControlCharEscaper:
 
 
 class StringDecoder:
-    """The inside of one JSON string, decoded as it comes; the source begins after its opening quote."""
+    """A decoder of one JSON string as it comes; the source begins after the opening quote."""
 
     def __init__(self) -> None:
         self.finished = False
         self.is_broken = False
-        """An escape that there is not: what is left in the source is no string."""
+        """Whether an unknown escape came: the rest of the source is not a string."""
 
     def read(self, source: TextBuffer) -> str:
-        """What is certain of the string; its closing quote is consumed."""
+        """Return the certain part of the string; its closing quote is consumed."""
         out: list[str] = []
         size = -1
         while not self.finished and len(source) != size:
@@ -107,7 +107,7 @@ class StringDecoder:
         size = match.end() if match else 0
         half = _SURROGATE.search(text, max(0, size - 6), size)
         if half and _PARTIAL_ESCAPE.match(text, size) and not (source.is_ended and size == len(source)):
-            size -= 6  # the other half of a character is still to come
+            size -= 6  # the second half of a surrogate pair is still to come
         inside = decode_string(f'"{source.consume(size)}"')
         if source.may_start_with('"'):
             source.consume(1)

@@ -3,9 +3,9 @@
     "✿FUNCTION✿: " NAME NL "✿ARGS✿: " ARGS (NL "✿RESULT✿" ... | NL "✿RETURN✿" ...)
     "Action: " NAME NL "Action Input: " ARGS (NL "Observation:" ...)
 
-One FUNCTION may be followed by several ARGS.  ARGS is JSON, or a code fence for a tool that takes code.  After
-RESULT, RETURN or Observation the model plays the tool: that is nobody's text and is dropped.  The flower words
-cannot be prose and are read whenever NAME is declared; "Action:" can, so ReAct is a model's profile.
+One FUNCTION may be followed by several ARGS. ARGS is JSON, or a code block for a tool that takes code. After
+RESULT, RETURN or Observation the model invents a tool's result, which is dropped. The flower words cannot be prose
+and are read whenever NAME is declared; "Action:" can, so ReAct is a model's profile.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _LINE_END = re.compile("\n")
 _FENCE_END = re.compile(r"(?m)^```")
 MAX_NAME = 512
 MAX_PROPERTIES = 64
-"""Parameters among which the one of text is looked for."""
+"""Maximum number of parameters searched for the one string parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class MarkerWords:
-    """The marker words of one spelling."""
+    """The marker words of one dialect."""
 
     dialect: str
     call: str
     arguments: str
     results: tuple[str, ...]
     end: re.Pattern[str]
-    """Where arguments that are no JSON end."""
+    """The end of arguments that are not JSON."""
 
 
 FLOWER_MARKERS = MarkerWords(
@@ -49,7 +49,9 @@ REACT = MarkerWords("react", "Action:", "Action Input:", ("Observation:", "Obser
 def parse_call(
     source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, words: MarkerWords
 ) -> ParseSteps[bool]:
-    """Read the calls whose first marker stands at the source's start; False, with nothing consumed, when it is text."""
+    """Read the calls whose first marker is at the source's start; return False, with nothing consumed, if
+    it is text.
+    """
     head = yield from _head(source, tools, words)
     if head is None:
         return False
@@ -77,7 +79,7 @@ def parse_call(
 def _head(
     source: TextBuffer, tools: DeclaredFunctions, words: MarkerWords
 ) -> ParseSteps[tuple[str, int] | None]:
-    """The declared name, and the offset of its arguments."""
+    """Return the declared name and the offset of its arguments."""
     start = yield from _after_colon(source, len(words.call))
     end = yield from source.read_until(_NAME_END, start, MAX_NAME, tools.is_prefix)
     name = source.take_chunk(start, end).strip() if end >= 0 else ""
@@ -90,7 +92,7 @@ def _head(
 
 
 def _after_colon(source: TextBuffer, offset: int) -> ParseSteps[int]:
-    """Offset after blanks and a colon, be it ASCII or full width."""
+    """Return the offset after whitespace and a colon, ASCII or full width."""
     colon = False
     while (yield from source.starts_with(offset + 1)):
         char = source.take_chunk(offset, offset + 1)
@@ -121,7 +123,7 @@ def _call(
 
 
 def _json(source: TextBuffer, sink: EventEmitter, words: MarkerWords) -> ParseSteps[None]:
-    """An object, as it comes; what is no JSON up to the next marker."""
+    """Pass on an object as it comes, or invalid JSON up to the next marker."""
     state, escaper = JSONState(), ControlCharEscaper()
     while True:
         text = source.consume(state.read_until_end(source.take_chunk(0, WINDOW)))
@@ -141,7 +143,7 @@ def _json(source: TextBuffer, sink: EventEmitter, words: MarkerWords) -> ParseSt
 
 
 def _drop_line(source: TextBuffer) -> ParseSteps[None]:
-    """What stands on the line after the arguments (a comment) belongs to nobody."""
+    """Drop the rest of the line after the arguments (a comment)."""
     while True:
         end = source.find(_NAME_END)
         if end >= 0:
@@ -153,7 +155,7 @@ def _drop_line(source: TextBuffer) -> ParseSteps[None]:
 
 
 def _fenced(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str) -> ParseSteps[None]:
-    """Code in a fence: the value of the tool's one string parameter, or the arguments as they are."""
+    """Pass on a code block as the tool's one string parameter, or unchanged."""
     line = yield from source.read_until(_LINE_END, 0, MAX_NAME)
     source.consume(len(source) if line < 0 else line + 1)
     end = yield from source.read_until(_FENCE_END, 0, MAX_HEAD * 64)
@@ -179,7 +181,7 @@ def _wrapped(body: str, tools: DeclaredFunctions, name: str) -> str:
 
 
 def discard_rest(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
-    """The rest of the answer, from a result's marker on, is invented."""
+    """Drop the rest of the response from a result's marker on: the model invented it."""
     sink.repairs["result_invented"] += 1
     while True:
         source.consume(len(source))

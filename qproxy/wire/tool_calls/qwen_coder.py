@@ -3,17 +3,17 @@
     block := ["<tool_call>" WS?] func WS? ["</tool_call>"]
     func  := "<function=" NAME ">" WS? ("<parameter=" KEY ">" VALUE "</parameter>" WS?)* "</function>"
 
-It looks like XML and is not: nothing is escaped, and a VALUE may hold HTML, or this very syntax.  So a closing tag
-counts only with a legal successor:
+This is not XML: nothing is escaped, and a VALUE may hold HTML, or this very syntax. So a closing tag counts only
+with a legal successor:
 
     </parameter>    before <parameter=, </function>, </tool_call> or the end
-    </function>     (in an unclosed value) at a line's start, before </tool_call>, <tool_call>, <function= or the end
-    <parameter=K>   (in an unclosed value) at a line's start, for a declared K that has not been given yet
-    </tool_call>    (in an unclosed value) at a line's start, before <tool_call> or the end
+    </function>     (in an unclosed value) at a line start, before </tool_call>, <tool_call>, <function= or the end
+    <parameter=K>   (in an unclosed value) at a line start, for a declared K that has no value yet
+    </tool_call>    (in an unclosed value) at a line start, before <tool_call> or the end
 
-Only at the answer's end is the line's start not asked for.  One newline on each side of VALUE is the form's, all
-other white space the value's.  A value that can only be text leaves as it comes; any other waits for its end and is
-typed by the declared schema (`coercion`).
+At the end of the response the line start is not required. One newline on each side of VALUE belongs to the syntax,
+all other whitespace to the value. A value that can only be a string is passed on as it comes; any other waits for
+its end and is converted by the declared schema (`coercion`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 MAX_NAME = 512
 MAX_VALUE = 8 * 1024 * 1024
-"""Characters of a typed value that are held for its end; a longer one is text."""
+"""Characters of a typed value held until its end; a longer one is text."""
 _NAME_END = re.compile(r"[>\n<]")
 _KEY_END = re.compile(r"[>\n]")
 _ANGLE = re.compile("<")
@@ -48,9 +48,9 @@ def parse_call(
     wrapped: bool,
     declared: bool,
 ) -> ParseSteps[bool]:
-    """Read the function whose tag begins at `start`; False, with nothing consumed, when it is text.
+    """Read the function whose tag begins at `start`; return False, with nothing consumed, if it is text.
 
-    `wrapped`: a `<tool_call>` stands before it.  With `declared`, only declared functions count.
+    `wrapped`: a `<tool_call>` precedes it. With `declared`, only declared functions count.
     """
     found = False
     while True:
@@ -83,7 +83,7 @@ def parse_call(
 def _head(
     source: TextBuffer, start: int, wrapped: bool, declared: DeclaredFunctions | None
 ) -> ParseSteps[tuple[str, int] | None]:
-    """The name, and the offset of what follows the tag, once that shows that it is a call."""
+    """Return the name and the offset after the tag, once the text shows that it is a call."""
     offset = start + len(FUNCTION)
     end = yield from source.read_until(_NAME_END, offset, MAX_NAME, declared.is_prefix if declared else None)
     name = strip_namespace(source.take_chunk(offset, end)) if end >= 0 else ""
@@ -101,13 +101,13 @@ def _head(
 
 
 def partial_marker(source: TextBuffer, markers: tuple[str, ...], offset: int) -> bool:
-    """Whether the text ended within one of the markers."""
+    """Return whether the text ended within one of the markers."""
     rest = source.take_chunk(offset, offset + MAX_MARKER) if source.is_ended else ""
     return bool(rest) and any(marker.startswith(rest) for marker in markers)
 
 
 class _Function:
-    """One function's parameters, from its first tag to its end."""
+    """The parameters of one function, from its first tag to its end."""
 
     def __init__(self, source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str) -> None:
         self.source = source
@@ -132,7 +132,7 @@ class _Function:
                 offset == len(source) or partial_marker(source, (PARAMETER, END_FUNCTION, CLOSER), offset)
             ):
                 source.consume(len(source))
-                if source.truncated:  # never closed for the model
+                if source.truncated:  # the model never closed it
                     sink.truncated = True
                     return
             sink.emit_arguments("}" if self.values else "{}")
@@ -162,7 +162,7 @@ class _Function:
 
 
 class _Value:
-    """One value: passed on as it comes (`streams`), or collected."""
+    """One value, passed on as it comes (`streams`) or collected."""
 
     def __init__(self, function: _Function, *, streams: bool, silent: bool) -> None:
         self._function = function
@@ -177,7 +177,7 @@ class _Value:
         self.is_closed = False
 
     def read(self) -> ParseSteps[str | None]:
-        """Read to the value's end; returns its text unless it has been passed on."""
+        """Read to the value's end; return its text unless it has been passed on."""
         source = self._source
         yield from self._leading_newline()
         while True:
@@ -189,7 +189,7 @@ class _Value:
                 if not (yield from source.has_more()):
                     if source.truncated:
                         self._emit(len(source))
-                    source.consume(len(source))  # the newline of a closer that never came
+                    source.consume(len(source))  # the newline before a closing tag that never came
                     break
                 continue
             swallowed = yield from self._find_end(newline)
@@ -224,7 +224,7 @@ class _Value:
         source.consume(len(newline or ""))
 
     def _newline_before(self, end: int) -> int:
-        """Length of the newline before offset `end`; at the text's end also of what may be the half of one."""
+        """Return the length of the newline before offset `end`; at the text's end also of a possible half."""
         text = self._source.take_chunk(max(0, end - 2), end)
         if text.endswith("\r") and end == len(self._source):
             return 1
@@ -245,7 +245,9 @@ class _Value:
             self._write('"' + json_codec.quote("".join(self._collected))[1:-1])
 
     def _find_end(self, offset: int) -> ParseSteps[int]:
-        """How much of the tag at `offset` (after at most a newline) ends with the value; -1 when it ends nothing."""
+        """Return how much of the tag at `offset` (after at most a newline) ends with the value; -1 if it
+        ends nothing.
+        """
         source = self._source
         tag = yield from source.match_any((END_PARAMETER, END_FUNCTION, PARAMETER, CLOSER), offset)
         if tag is None:
@@ -265,7 +267,7 @@ class _Value:
         return 0 if legal else -1
 
     def _preceded_by(self, markers: tuple[str, ...], offset: int) -> ParseSteps[bool]:
-        """Whether one of the markers, or the end, comes next."""
+        """Return whether one of the markers, or the end, comes next."""
         source = self._source
         offset = yield from source.visible(offset)
         if offset == len(source):
@@ -274,7 +276,7 @@ class _Value:
         return found is not None or partial_marker(source, markers, offset)
 
     def _at_function_end(self, offset: int, tag: str) -> ParseSteps[bool]:
-        """Whether nothing but a closing tag follows to the answer's end."""
+        """Return whether only a closing tag follows until the end of the response."""
         source = self._source
         offset = yield from source.visible(offset)
         if tag == END_FUNCTION and (yield from source.match_any((CLOSER,), offset)):
@@ -282,7 +284,7 @@ class _Value:
         return offset == len(source) and source.is_ended
 
     def _next_key(self, offset: int) -> ParseSteps[bool]:
-        """Whether the `<parameter=` tag names a declared parameter that has not been given."""
+        """Return whether the `<parameter=` tag names a declared parameter without a value."""
         source = self._source
         end = yield from source.read_until(_KEY_END, offset, MAX_NAME)
         if end < 0:
@@ -321,16 +323,16 @@ Reminder:
 - You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after
 - If there is no function call available, answer the question like normal with your current knowledge and do not tell the user about function calls
 </IMPORTANT>"""
-"""As in the chat template of Qwen3.5; Qwen3-Coder lists the same functions as tags."""
+"""The chat template of Qwen3.5; Qwen3-Coder lists the same functions as tags."""
 
 
 def render(tools: Sequence[JSON]) -> str:
-    """The tools as the model's own template writes them into the system prompt."""
+    """Return the tools as the model's own template writes them into the system prompt."""
     return PROMPT.format(tools="\n".join(map(json_codec.dumps_spaced, tools)))
 
 
 def render_call(name: str, arguments: str) -> str:
-    """A call of the history as the model would have written it; `arguments` is JSON text."""
+    """Return a call of the history as the model would write it; `arguments` is JSON text."""
     try:
         given = json_codec.loads(arguments or "{}")
     except ValueError:

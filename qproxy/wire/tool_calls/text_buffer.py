@@ -1,8 +1,8 @@
-"""Text that arrives in pieces, for readers written as generators.
+"""Text that arrives in pieces, for parsers written as generators.
 
-A reader is a generator that yields whenever it cannot decide without more text.  `TextBuffer` holds what has come and
-has not been consumed; offsets are relative to its start.  A reader therefore looks at *what the text is*, never at
-how it was cut, and its result is the same for any cut.
+A parser yields whenever it cannot decide without more text. `TextBuffer` holds the text that has come and is not
+consumed; offsets are relative to its start. So a parser sees only *what the text is*, never how it was cut, and its
+result is the same for any cut.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 ParseSteps: TypeAlias = Generator[None, None, T]
-"""A reader under way: yields for more text, returns its result."""
+"""A running parser: yields for more text, returns its result."""
 
 MAX_WHITESPACE = 64 * 1024
-"""Longest run of white space that is looked through."""
+"""Maximum length of a run of whitespace that is searched."""
 MAX_MARKER = 16
-"""Longest text that a pattern for `until` may match, and longer than any marker."""
+"""Maximum length of a match of `read_until`'s pattern, above any marker's."""
 COPY_THRESHOLD = 4096
-"""Characters that are copied when more comes; a longer text is kept in pieces."""
+"""Characters copied when more text comes; a longer text is kept in pieces."""
 WINDOW = 8192
-"""Characters that a reader of JSON looks at in one go."""
+"""Characters that a JSON parser looks at in one step."""
 NO_LIMIT = 1 << 60
 _VISIBLE = re.compile(r"[^ \t\r\n]")
 
 
 class TextBuffer:
-    """What has come and has not been consumed.
+    """The text that has come and is not consumed.
 
-    While much is held, what comes is kept in pieces: who waits looks at the end only, and pays for no more than that.
+    A long text is kept in pieces: a waiting parser looks only at its end, and pays only for that.
     """
 
     __slots__ = ("_chunks", "_position", "_size", "_text", "is_ended", "truncated")
@@ -41,9 +41,9 @@ class TextBuffer:
         self._chunks: list[str] = []
         self._size = len(text)
         self.is_ended = ended
-        """No more will come."""
+        """Whether no more text will come."""
         self.truncated = False
-        """It ended before the writer was done: out of tokens, or a broken connection."""
+        """Whether it ended early: out of tokens, or a broken connection."""
 
     def __repr__(self) -> str:
         return f"<Source {len(self)} characters{', ended' if self.is_ended else ''}>"
@@ -60,7 +60,7 @@ class TextBuffer:
             self._position = 0
 
     def consume(self, size: int) -> str:
-        """Consume `size` characters."""
+        """Consume and return `size` characters."""
         if self._chunks and self._position + size > len(self._text):
             self._text = self._from(0)
             self._position, self._chunks = 0, []
@@ -76,7 +76,7 @@ class TextBuffer:
         return self._from(start)[: None if end is None else max(0, end - start)]
 
     def _from(self, start: int) -> str:
-        """The text from an offset on, put together from the end."""
+        """Return the text from an offset on, joined from the end."""
         at, pieces = self._size, []
         for piece in reversed(self._chunks):
             if at <= start:
@@ -89,7 +89,7 @@ class TextBuffer:
         return "".join(reversed(pieces))[start - at :]
 
     def find(self, pattern: re.Pattern[str], start: int = 0, limit: int = NO_LIMIT) -> int:
-        """Offset of the first match that begins within `limit` characters of `start`, or -1."""
+        """Return the offset of the first match that begins within `limit` characters of `start`, or -1."""
         text, base = self._text, self._position
         if self._chunks:
             before = min(start, 1)  # a pattern may look at the character before it
@@ -104,7 +104,7 @@ class TextBuffer:
         return self.take_chunk(offset, offset + len(literal)) == literal
 
     def has_more(self) -> ParseSteps[bool]:
-        """Wait until there is more text than now; False at the end."""
+        """Wait until there is more text than now; return False at the end."""
         size = len(self)
         while len(self) == size:
             if self.is_ended:
@@ -113,14 +113,14 @@ class TextBuffer:
         return True
 
     def starts_with(self, size: int) -> ParseSteps[bool]:
-        """Wait until there are at least `size` characters; False when there never will be."""
+        """Wait until there are at least `size` characters; return False if there never will be."""
         while len(self) < size:
             if not (yield from self.has_more()):
                 return False
         return True
 
     def match_any(self, literals: tuple[str, ...], offset: int = 0) -> ParseSteps[str | None]:
-        """The literal that stands at `offset`, once that is certain."""
+        """Return the literal at `offset`, once that is certain."""
         while True:
             for literal in literals:
                 if self.may_start_with(literal, offset):
@@ -132,9 +132,9 @@ class TextBuffer:
                 return None
 
     def visible(self, offset: int = 0) -> ParseSteps[int]:
-        """Offset of the next character that is not white space; the length of the text when there is none.
+        """Return the offset of the next character that is not whitespace; the text's length at its end.
 
-        In a run of white space that is too long to be looked through it is a blank's.
+        In a run longer than MAX_WHITESPACE it is the offset of a whitespace character.
         """
         last, position = offset + MAX_WHITESPACE, offset
         while True:
@@ -151,9 +151,9 @@ class TextBuffer:
     def read_until(
         self, pattern: re.Pattern[str], offset: int, limit: int, may: Callable[[str], bool] | None = None
     ) -> ParseSteps[int]:
-        """Offset of the first match that begins within `limit` characters of `offset`; -1 when there is none.
+        """Return the offset of the first match that begins within `limit` characters of `offset`, or -1.
 
-        `may` says of the text before it whether there is still a point in waiting for one.
+        `may` returns whether the text before it can still lead to a match.
         """
         position, last = offset, offset + limit
         while True:
@@ -161,7 +161,7 @@ class TextBuffer:
             if found >= 0:
                 return found if found <= last else -1
             size = len(self)
-            position = max(offset, size - MAX_MARKER)  # what is looked for may have begun
+            position = max(offset, size - MAX_MARKER)  # a match may have begun
             if position > last or (may is not None and not may(self.take_chunk(offset, last))):
                 return -1
             if not (yield from self.has_more()):

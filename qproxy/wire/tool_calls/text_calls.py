@@ -1,16 +1,16 @@
-"""Calls that a model wrote into its text, or into its thoughts, become calls.
+"""A stage that turns calls written in a model's text or reasoning into calls.
 
-The reader of one choice is a generator over the text (`text_buffer`); where a marker shows up it tries the dialect that
-the next characters name: the dialect is a matter of each block, not of a stream (`hermes`, `qwen_coder`, `marker_words`; with a
-profile `bare_json` and ReAct).  A dialect that finds no call consumes nothing, and what looked like a marker is text.
+The parser of one choice is a generator over the text (`text_buffer`). At a marker it tries the dialect that the next
+characters select: a dialect belongs to a block, not to a stream (`hermes`, `qwen_coder`, `marker_words`; with a
+profile `bare_json` and ReAct). A dialect that finds no call consumes nothing, and the marker is text.
 
 Text stays text, byte for byte:
-  * unless tools are declared and not forbidden (this stage is not there at all then);
-  * inside Markdown fences, and where a backtick stands directly before the marker;
-  * a bare `<function=NAME>` or flower word when NAME is not declared;
-  * in thoughts, unless the marker begins a line and NAME is declared.
+  * unless tools are declared and allowed (otherwise this stage does not exist);
+  * inside Markdown code blocks, and directly after a backtick;
+  * for a bare `<function=NAME>` or flower word whose NAME is not declared;
+  * in reasoning, unless the marker begins a line and NAME is declared.
 
-At most a marker's length is held back; blank text next to calls is dropped.
+At most a marker's length is held; whitespace next to calls is dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AFTER_LEGACY = (*_MARKERS, *marker_words.FLOWER_MARKERS.results)
 
 
 class _ChoiceParser:
-    """One choice: text and thoughts in; text, thoughts and call deltas out."""
+    """A parser for one choice, from text and reasoning to text, reasoning and call deltas."""
 
     def __init__(self, sink: EventEmitter, tools: DeclaredFunctions, *, react: bool, bare_json: bool) -> None:
         self.sink = sink
@@ -51,17 +51,17 @@ class _ChoiceParser:
         others = ("A" if react else "") + ("`" if bare_json else "")
         self._mark = re.compile(rf"<(?=[tf/]|\Z)|[✿{others}]")
         self._calls_at_start = -1
-        """Calls before the dialect that is reading; -1 when none is."""
+        """Number of calls before the active dialect; -1 if none is active."""
         self._legacy = False
-        """A call in marker words was read: a result's marker begins what the model invents."""
+        """Whether a call in marker words was read: a result's marker then begins invented text."""
         self._reasoning_ended = False
-        """A call has ended the thought that stood in the text; its closing tag belongs to nobody."""
+        """Whether a call has ended the inline reasoning; its closing tag is dropped."""
         self._start()
 
     def _start(self) -> None:
-        """Read anew: from the start of an answer, of a thought, or of what follows one."""
+        """Start over at the start of a response or of reasoning, or after reasoning."""
         self._source = TextBuffer()
-        self._fences = CodeFenceTracker()
+        self._blocks = CodeFenceTracker()
         self._literal_openers = 0
         self._reading: ParseSteps[None] | None = self._text()
 
@@ -79,7 +79,7 @@ class _ChoiceParser:
             sink.switch_to(thought, inline)
         plain = thought == isinstance(item, ReasoningDelta) and not sink.holds_whitespace and self._scan
         if plain and self._mark.search(item.text) is None:
-            self._fences.feed(item.text)
+            self._blocks.feed(item.text)
             return [*sink.drain(), item]
         if isinstance(item, TextDelta) and isinstance(item.logprobs, dict):
             sink.logprobs += item.logprobs.get("content") or []
@@ -89,7 +89,7 @@ class _ChoiceParser:
         return sink.drain()
 
     def before_call(self) -> list[Event]:
-        """A structured call comes: what was held is text, unless it is blank."""
+        """Release the held text before a structured call, unless it is whitespace."""
         if not self._scan:
             self._source.is_ended = True
             self._read()
@@ -100,7 +100,7 @@ class _ChoiceParser:
 
     @property
     def _scan(self) -> bool:
-        """Whether plain text is being read and none of it is held."""
+        """Return whether plain text is being read and none of it is held."""
         return self._calls_at_start < 0 and not len(self._source)
 
     def _read(self) -> None:
@@ -111,7 +111,7 @@ class _ChoiceParser:
                 self._reading = None
 
     def finish(self, *, cut: bool = False) -> None:
-        """The end of this stretch of text: what was held is decided; blanks next to calls are dropped."""
+        """End this stretch of text: decide on held text; whitespace next to calls is dropped."""
         self._source.is_ended, self._source.truncated = True, cut
         self._read()
         self.sink.finish()
@@ -119,7 +119,7 @@ class _ChoiceParser:
 
     def _emit_text(self, size: int) -> None:
         text = self._source.consume(size)
-        self._fences.feed(text)
+        self._blocks.feed(text)
         self.sink.emit_text(text)
 
     def _text(self) -> ParseSteps[None]:
@@ -153,20 +153,20 @@ class _ChoiceParser:
         return (yield from bare_json_calls.read_answer(source, self.sink, self._tools))
 
     def _call(self) -> ParseSteps[bool]:
-        """Read what begins at the mark; False, with nothing consumed, when it is text."""
-        source, sink, tools, fences = self._source, self.sink, self._tools, self._fences
+        """Read a call at the mark; return False, with nothing consumed, if it is text."""
+        source, sink, tools, blocks = self._source, self.sink, self._tools, self._blocks
         strict = sink.reasoning
-        if fences.is_inside or fences.last_fence == "`" or (strict and not fences.at_line_start):
+        if blocks.is_inside or blocks.last_char == "`" or (strict and not blocks.at_line_start):
             return False
         if source.may_start_with("`"):
             return (
-                fences.at_line_start
+                blocks.at_line_start
                 and not strict
                 and (yield from bare_json_calls.read_fence(source, sink, tools))
             )
         if source.may_start_with("A"):
             marker = yield from source.match_any((marker_words.REACT.call,))
-            if marker is None or not fences.at_line_start or strict:
+            if marker is None or not blocks.at_line_start or strict:
                 return False
             return (yield from marker_words.parse_call(source, sink, tools, marker_words.REACT))
         marker = yield from source.match_any(_AFTER_LEGACY if self._legacy else _MARKERS)
@@ -176,7 +176,7 @@ class _ChoiceParser:
             return (yield from qwen_coder.parse_call(source, sink, tools, 0, wrapped=False, declared=True))
         if marker == hermes.CLOSER:
             return (yield from self._stray_closer())
-        if marker is None or not fences.at_line_start or strict:
+        if marker is None or not blocks.at_line_start or strict:
             return False
         if marker in marker_words.FLOWER_MARKERS.results:
             yield from marker_words.discard_rest(source, sink)
@@ -186,7 +186,7 @@ class _ChoiceParser:
         return found
 
     def _block(self, strict: bool) -> ParseSteps[bool]:
-        """What stands after `<tool_call>`: JSON, tags, or text."""
+        """Read JSON or tags after `<tool_call>`; return False if it is text."""
         source, sink, tools = self._source, self.sink, self._tools
         start = yield from source.visible(len(hermes.OPENER))
         if source.may_start_with("{", start) or source.may_start_with("[", start):
@@ -201,12 +201,12 @@ class _ChoiceParser:
         return found
 
     def _stray_closer(self) -> ParseSteps[bool]:
-        """A closing tag that closes nothing is swallowed right before another call."""
+        """Drop an orphan closing tag right before another call."""
         if self._literal_openers:
             self._literal_openers -= 1
             return False
         source = self._source
-        own_line = self._fences.at_line_start or self.sink.holds_whitespace
+        own_line = self._blocks.at_line_start or self.sink.holds_whitespace
         after = yield from source.visible(len(hermes.CLOSER))
         if not own_line or not (yield from source.match_any((hermes.OPENER,), after)):
             return False
@@ -216,7 +216,7 @@ class _ChoiceParser:
 
 
 class TextCallParser:
-    """The stage."""
+    """A stage that reads calls out of the text and reasoning of every choice."""
 
     def __init__(
         self, turn: Turn, repairs: Counter[str], *, react: bool = False, bare_json: bool = False
@@ -228,7 +228,7 @@ class TextCallParser:
         self._bare = bare_json
         self._parsers: dict[int, _ChoiceParser] = {}
         self._on_calls: set[int] = set()
-        """Choices whose last event was of a structured call: the next piece of one finds nothing held."""
+        """Choices whose last event was a structured call: its next delta finds no held text."""
 
     def _reader(self, choice: int) -> _ChoiceParser:
         reader = self._parsers.get(choice)

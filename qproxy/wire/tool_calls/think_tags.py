@@ -1,8 +1,7 @@
-"""Thoughts that a server left in the text: `<think>...</think>` at the start of an answer becomes Reasoning.
+"""A stage that turns `<think>...</think>` at the start of the text into reasoning.
 
-Only there: a `<think>` in the middle of an answer is text about thinking.  Whether an answer begins *inside* a
-thought (its `<think>` was part of the prompt) cannot be told from the bytes, so it is a model's profile.
-The blank run on each side of `</think>` belongs to nobody.
+Only there: a `<think>` later on is text about thinking. The bytes cannot show whether a response begins *inside*
+reasoning (its `<think>` was part of the prompt), so that is a model's profile. Whitespace around `</think>` is dropped.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from qproxy.wire.events import (
 
 _OPEN, _CLOSE = "<think>", "</think>"
 MAX_WHITESPACE = 64
-"""Blanks at the start of an answer that are held to see whether a thought begins after them."""
+"""Whitespace characters at the start of a response held to see whether reasoning begins after them."""
 MAX_RUN = 4096
-"""Blanks in a thought that are held to see whether it ends after them."""
+"""Whitespace characters in reasoning held to see whether it ends after them."""
 
 
 def _held_prefix(text: str, marker: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `marker`."""
+    """Return how many characters at the end of `text` may begin `marker`."""
     for size in range(min(len(marker) - 1, len(text)), 0, -1):
         if text.endswith(marker[:size]):
             return size
@@ -36,22 +35,22 @@ def _held_prefix(text: str, marker: str) -> int:
 
 
 class _Choice:
-    """Where one choice stands: at its start, in a thought, after one, or in its text."""
+    """The state of one choice: at its start, in reasoning, after it, or in its text."""
 
     def __init__(self, implied: bool) -> None:
         self.state = "thought" if implied else "start"
         self.implied = implied
         self.held = ""
         self.structured = False
-        """The server splits thoughts off itself: the blanks of its text are its own."""
+        """Whether the server separates reasoning itself: whitespace of its text is kept."""
         self.long_run = False
-        """A run of blanks too long to be held is being passed on."""
+        """Whether a run of whitespace too long to be held is being passed on."""
         self.started = False
-        """Text of the answer has been passed on."""
+        """Whether text of the response has been passed on."""
         self.logprobs: list[JSON] = []
-        """Of the held text."""
+        """Log probabilities of the held text."""
         self.whitespace = True
-        """Nothing of the thought has been passed on yet: blanks before it are dropped."""
+        """Whether no reasoning has been passed on yet: whitespace before it is dropped."""
 
     def feed(self, text: str) -> Iterator[tuple[type[TextDelta] | type[ReasoningDelta], str]]:
         text = self.held + text
@@ -83,15 +82,17 @@ class _Choice:
             yield TextDelta, text
 
     def _without_run(self, text: str) -> int:
-        """Length without the blanks at the end, which are dropped before a closer; but a long run is passed on."""
+        """Return the length without trailing whitespace, which is dropped before a closing tag; a long run
+        is kept.
+        """
         bare = len(text.rstrip())
         self.long_run = (self.long_run and not bare) or len(text) - bare > MAX_RUN
         return len(text) if self.long_run else bare
 
     def _after(self, text: str) -> str:
-        """After a thought a second closer is swallowed, and blanks wait for what follows them.
+        """Drop a second closing tag after reasoning, and hold whitespace until other text follows.
 
-        A server that splits thoughts off may leave tags at the start of the text all the same.
+        A server that separates reasoning may still leave tags at the start of the text.
         """
         bare = text.lstrip()
         while bare.startswith(_CLOSE):
@@ -110,7 +111,7 @@ class _Choice:
         return text if self.structured else bare
 
     def _opening(self, text: str) -> str:
-        """Decide whether the answer begins with `<think>`; hold while it may."""
+        """Decide whether the response begins with `<think>`; hold text while it may."""
         bare = text.lstrip()
         blank = len(text) - len(bare)
         if bare.startswith(_OPEN) and blank <= MAX_WHITESPACE:
@@ -134,7 +135,7 @@ class _Choice:
 
 
 class ThinkTagParser:
-    """The stage."""
+    """A stage that separates inline reasoning from the text of every choice."""
 
     def __init__(self, implied: bool, repairs: Counter[str]) -> None:
         self._implied_think = implied
@@ -142,9 +143,7 @@ class ThinkTagParser:
         self._choices: dict[int, _Choice] = {}
 
     def feed(self, item: Event) -> Iterable[Event]:
-        if isinstance(
-            item, TextDelta | RawToolCallDelta
-        ):  # nearly all that comes, and nearly all of it passes
+        if isinstance(item, TextDelta | RawToolCallDelta):  # the usual case
             choice = self._choices.get(item.choice)
             if choice is not None and choice.state == "text":
                 choice.started = choice.started or isinstance(item, TextDelta)
@@ -164,7 +163,7 @@ class ThinkTagParser:
         if isinstance(item, RawToolCallDelta):
             choice = self._choices.setdefault(item.choice, _Choice(False))
             if choice.state == "after" and not choice.held.strip():
-                choice.held = ""  # blanks between a thought and a call belong to nobody
+                choice.held = ""  # whitespace between reasoning and a call is dropped
             yield from self._flush(item.choice)
             choice.state = "text"
         elif isinstance(item, ChoiceFinished):

@@ -455,8 +455,8 @@ ERRORS = {
     ),
     "bare": ({"message": "m"}, "m"),
     "a string": ("m", "m"),
-    "nothing": (None, "The model's server reports an error."),
-    "odd": ({"type": 1, "code": 2, "message": 3, "param": []}, "The model's server reports an error."),
+    "nothing": (None, "The upstream reported an error."),
+    "odd": ({"type": 1, "code": 2, "message": 3, "param": []}, "The upstream reported an error."),
 }
 
 

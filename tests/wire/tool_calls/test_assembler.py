@@ -188,7 +188,7 @@ def test_repairs_are_counted():
     """Every repair has a kind and a count."""
     repairs: Counter[str] = Counter()
     run(d(None, None, "one", {"a": 1}), ChoiceFinished("stop"), StreamDone(), repairs=repairs)
-    assert repairs == {"index_missing": 1, "arguments_object": 1, "id_missing": 1, "finish_mended": 1}
+    assert repairs == {"index_missing": 1, "arguments_object": 1, "id_missing": 1, "finish_corrected": 1}
 
 
 def test_a_header_leaves_at_once():

@@ -71,7 +71,7 @@ MET = {
     "result_invented": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}\n✿RESULT✿: x"), *END],
     "think_tag": [*said("<think>a</think>b"), chunk(None, "stop"), DONE],
     "finish_missing": [*said("a"), DONE],
-    "finish_mended": [call(0, "x", "now", "{}"), chunk(None, "stop"), DONE],
+    "finish_corrected": [call(0, "x", "now", "{}"), chunk(None, "stop"), DONE],
     "finish_truncated": [call(0, "x", "now", "{"), chunk(None, "stop"), DONE],
     "finish_repeated": [*said("a"), chunk(None, "stop"), chunk(None, "stop"), DONE],
     "after_finish": [*said("a"), chunk(None, "stop"), calls(entry(0, "x", "now", "{}")), DONE],
