@@ -22,6 +22,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 ITEM = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 RESULT = {"role": "tool", "content": "x", "tool_call_id": HALF}
 DECODERS = {endpoint.path: endpoint.decode for endpoint in ENDPOINTS}
+LIMITS = {"default_model": None, "max_messages": 10_000}
 
 
 def tool(**fields):
@@ -68,7 +69,7 @@ NAMES = {
 def test_a_name_that_no_store_takes(path, body, param):
     """A name or an id with half of a surrogate pair, a NUL or another type is a 400 that names its field."""
     with pytest.raises(RequestError) as refusal:
-        DECODERS[path](json.loads(json.dumps(body)), id="x", created=0)
+        DECODERS[path](json.loads(json.dumps(body)), id="x", created=0, **LIMITS)
     assert (refusal.value.status, refusal.value.param) == (400, param)
 
 
@@ -96,7 +97,7 @@ CONTENTS = {
 @pytest.mark.parametrize(("path", "body"), CONTENTS.values(), ids=CONTENTS)
 def test_contents_pass(path, body):
     """What is said may hold half of a character: it goes on as an escape."""
-    turn = DECODERS[path](json.loads(json.dumps(body)), id="x", created=0)
+    turn = DECODERS[path](json.loads(json.dumps(body)), id="x", created=0, **LIMITS)
     assert b"\\ud800" in json_codec.dumps([turn.messages, turn.tools, turn.params])
 
 

@@ -186,8 +186,8 @@ def test_lists_of_models():
 ERROR = {"message": "m", "type": "t", "param": None, "code": None}
 ERRORS = {
     "right": (404, {"error": ERROR}, []),
-    "served": (200, {}, ["a request that cannot be served is answered with status 200"]),
-    "our fault": (500, {"error": ERROR}, ["the client's own mistake is answered with status 500"]),
+    "served": (200, {}, ["an invalid request is answered with status 200"]),
+    "our fault": (500, {"error": ERROR}, ["an invalid request is answered with status 500"]),
     "detail": (422, {"detail": "x"}, ["`error` is not an object"]),
     "code is a number": (404, {"error": {**ERROR, "code": 404}}, ["error.code is 404"]),
     "no param": (400, {"error": {"message": "m", "type": "t", "code": None}}, ["error.param is absent"]),
