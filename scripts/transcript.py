@@ -111,7 +111,7 @@ def story(session: Session) -> None:
         )
     )
     chat(session, f"{line[2]}/v1")
-    session.show(re.sub(r"^.*?(account)", r"\1", session.until(server, r".*a new token.*")[0]))
+    session.show(re.sub(r"^.*?(account)", r"\1", session.until(server, r".*token refreshed.*")[0]))
     session.run("logout")
 
 

@@ -169,7 +169,7 @@ class StaticApiKeys:
 
     def find(self, secret: str, now: float) -> ApiKey:
         """Return the key with this secret that is active at `now`. Raises AuthenticationError."""
-        # The time of a dictionary lookup depends on the digest at most, which nobody can choose.
+        # The time of a dictionary lookup depends at most on the digest, which a client cannot choose.
         key = self._by_digest.get(hash_key(secret[:MAX_KEY]))
         if key is None:
             raise InvalidKeyError("Incorrect API key provided.")

@@ -1,11 +1,11 @@
-"""Whose request it is by its address: the socket's peer, or whom a trusted proxy names.
+"""The address of a client: the socket's peer, or the one that a trusted proxy names.
 
-Whoever connects may write any X-Forwarded-For or Forwarded field.  So these are read only when the peer is one of the
-setting `trusted_proxies`, and from the right: each proxy appends whom it was asked by, so the first address from the
-right that is no trusted proxy is the client's, and what stands left of it is the client's own invention.
+Any client can send an X-Forwarded-For or Forwarded header. So these are read only when the peer is one of the setting
+`trusted_proxies`, and from the right: each proxy appends the address of its peer, so the first address from the right
+that is no trusted proxy is the client's, and what is left of it was written by the client.
 
-A proxy that writes one of the two fields passes the other on as a client wrote it.  Where both are there and do not
-agree, neither is believed, and the request counts as the proxy's own.
+A proxy that writes one of the two headers passes the other one on as a client wrote it. If both are present and disagree,
+neither is believed, and the request counts as the proxy's own.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MAX_HOPS = 32
 MAX_ADDRESS = 64
 """Characters: an IPv6 address with a zone and a port is shorter."""
 IPV6_PREFIX = 64
-"""Bits that a network gives to one subscriber (RFC 6177): addresses that share them are one."""
+"""Bits of the network that one subscriber gets (RFC 6177): addresses that share them count as one."""
 
 
 class TrustedProxies:
     """The proxies that are believed when they name a client."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        """Raises ValueError for an entry that is no address, no network in CIDR and not `unix`."""
+        """Raises ValueError for an entry that is neither an address, nor a network in CIDR, nor `unix`."""
         names = list(entries)
         self._unix = UNIX in names
         self._networks = tuple(
@@ -41,7 +41,7 @@ class TrustedProxies:
         return f"<TrustedProxies {len(self._networks)} networks{', unix' if self._unix else ''}>"
 
     def client_address(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """The address of whoever asks; `peer` is the socket's, None for a Unix socket."""
+        """Return the address of a request's client; `peer` is the socket's, None for a Unix socket."""
         nearest = UNIX if peer is None else peer
         if not (self._unix or self._networks) or not self._trusts(nearest):
             return nearest
@@ -53,7 +53,7 @@ class TrustedProxies:
         return found.pop() if len(found) == 1 else nearest
 
     def _first_untrusted(self, nearest: str, hops: Iterable[str]) -> str:
-        """The first address that no trusted proxy has, going from the nearest; `hops` begin there."""
+        """Return the first address that is no trusted proxy, starting from the nearest of `hops`."""
         for hop in hops:
             address = parse_address(hop)
             if address is None:  # "unknown", a name (RFC 7239 6.2, 6.3)
@@ -71,7 +71,7 @@ class TrustedProxies:
 
 
 def _hops(name: bytes, values: Iterable[bytes]) -> list[str]:
-    """The addresses in a field's values, the nearest first; at most `MAX_HOPS`."""
+    """Return the addresses of a header, the nearest first; at most `MAX_HOPS`."""
     elements = b",".join(values).decode("latin-1").rsplit(",", MAX_HOPS)[-MAX_HOPS:]
     if name == b"forwarded":
         elements = [_for_parameter(element) for element in elements]
@@ -79,13 +79,13 @@ def _hops(name: bytes, values: Iterable[bytes]) -> list[str]:
 
 
 def _for_parameter(element: str) -> str:
-    """The `for` parameter of an element of a Forwarded field (RFC 7239 4)."""
+    """Return the `for` parameter of an element of a Forwarded header (RFC 7239 4)."""
     pairs = (pair.partition("=") for pair in element.split(";"))
     return next((value.strip().strip('"') for name, _, value in pairs if name.strip().lower() == "for"), "")
 
 
 def parse_address(text: str) -> IPAddress | None:
-    """An address as proxies write it: alone, with a port, in brackets; None for anything else."""
+    """Parse an address as proxies write it: alone, with a port, in brackets. Return None for anything else."""
     return _parse_cached(text.strip()) if len(text) <= MAX_ADDRESS else None
 
 
@@ -103,7 +103,7 @@ def _parse_cached(text: str) -> IPAddress | None:
 
 @lru_cache(maxsize=4096)
 def subscriber_prefix(address: str) -> str:
-    """What counts as one address: an IPv4 address, the /64 of an IPv6 address, or the text where it is neither."""
+    """Return what counts as one address: an IPv4 address, the /64 of an IPv6 address, or the text if it is neither."""
     ip = parse_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))

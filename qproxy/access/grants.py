@@ -1,7 +1,7 @@
 """Grants: secrets that were accepted, and until when. Dashboard sessions, and keys from an address; digests only.
 
 A grant is the digest of something of a kind. It is valid until it expires or is revoked, in every process that shares
-the store and after every restart. Nobody who reads the store learns a secret from it.
+the store and after every restart. Reading the store reveals no secret.
 """
 
 from __future__ import annotations

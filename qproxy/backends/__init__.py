@@ -8,7 +8,7 @@
     access.api_keys.ApiKeyStore           FileApiKeys              API keys (`access.api_keys.StaticApiKeys` without a file)
     access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits and budgets of keys
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
-    access.grants.GrantStore              SqliteGrantStore         dashboard sessions, accepted secrets
+    access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets
     accounts.shared_state.AccountStateStore  SqliteAccountState    cooldowns, quotas and rate limits of accounts
     auth.credential_store.CredentialStore FileCredentials          tokens of logged-in accounts
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress

@@ -1,8 +1,8 @@
-"""What tokens cost, as far as that is known: an estimate, not a bill.
+"""Prices of tokens, if known: an estimate, not a bill.
 
-`prices.json` holds Model Studio's international list prices with their date and sources.  They are for pay-as-you-go
-accounts outside China; plans are paid otherwise, other regions and servers of your own have no price here unless the
-setting `prices` gives one.  A model without a known price costs None, which is not 0.
+`prices.json` has Model Studio's international list prices with their date and sources. They apply to pay-as-you-go
+accounts outside China; plans are paid differently, and other regions and your own servers have no price here unless the
+setting `prices` has one. A model without a known price costs None, which is not 0.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from qproxy.wire.events import Usage
 
 CACHED_SHARE = 0.2
-"""Of the input's price, where a model has no price of its own for cached tokens."""
+"""Fraction of the input price, for models without a price for cached tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class PriceTier:
-    """Prices for prompts of up to `max_prompt_tokens` tokens; US dollars for a million tokens."""
+    """Prices for prompts of up to `max_prompt_tokens` tokens; US dollars per million tokens."""
 
     input: float
     output: float
@@ -41,18 +41,18 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
-    """One model's prices, by the length of the prompt."""
+    """The prices of one model, by the length of the prompt."""
 
     tiers: tuple[PriceTier, ...]
 
     def cost(self, usage: Usage) -> float:
-        """US dollars for the tokens of one request."""
+        """Return the cost of one request in US dollars."""
         return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens).cost(usage)
 
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """Prices by model, and since when they are."""
+    """Prices by model, and their date."""
 
     date: str
     prices: Mapping[str, ModelPrice]
@@ -60,7 +60,7 @@ class PriceList:
 
 @cache
 def load_price_list() -> PriceList:
-    """The prices in the package."""
+    """Return the price list of the package."""
     data: dict[str, Any] = json.loads(resources.files("qproxy.ledger").joinpath("prices.json").read_bytes())
     prices = {
         model: ModelPrice(tuple(PriceTier(**tier) for tier in tiers))
@@ -70,7 +70,7 @@ def load_price_list() -> PriceList:
 
 
 class Pricing:
-    """Which price a request has: the operator's word, else the list's for the accounts that it is about."""
+    """Finds the price of a request: the operator's, or the list's for the accounts that it applies to."""
 
     def __init__(self, own: Mapping[str, ModelPrice] | None = None, listed_for: Iterable[str] = ()) -> None:
         self._configured = own or {}
@@ -82,7 +82,7 @@ class Pricing:
         )
 
     def cost(self, account: str, model: str, usage: Usage) -> float | None:
-        """US dollars; None where no price is known."""
+        """Return the cost in US dollars, None without a known price."""
         price = self._configured.get(model)
         if price is None and account in self._price_of:
             price = load_price_list().prices.get(model)

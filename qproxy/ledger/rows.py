@@ -1,4 +1,4 @@
-"""A finished record as a row of the ledger, and as what it adds to its hour.  Pure."""
+"""A finished request as a row of the ledger, and as what it adds to its hour. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = 3600
 
 
 def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
-    """The columns of `requests`."""
+    """Return the columns of `requests`."""
     story, usage = record.relay, record.relay.usage or Usage()
     prompt, completion = record.tokens()
     account, model = story.account or "", story.served_model or story.model
@@ -51,7 +51,7 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
 
 
 def storable_row(row: LedgerRow) -> LedgerRow:
-    """Return the row with values that SQLite takes, as near to its own as can be."""
+    """Return the row with values that SQLite accepts, as close to its own as possible."""
     return {column: _storable(value) for column, value in row.items()}
 
 
@@ -64,7 +64,7 @@ def _storable(value: str | int | float | None) -> str | int | float | None:
 
 
 def to_hourly_row(row: LedgerRow) -> LedgerRow | None:
-    """What a row adds to `hours`; None for a request that reached no account, which nobody pays for."""
+    """Return what a row adds to `hours`; None for a request that reached no account, which costs nothing."""
     if not row["account"]:
         return None
     return {

@@ -1,9 +1,9 @@
-"""How much at once, how fast and how often: algorithms that know no request, no account and no key.
+"""Limiting algorithms: how many at once, how fast, how much. They know no request, no account and no key.
 
-token_bucket     an amount that fills up again over time
-windows          spans of time that limits are counted in: five hours, a day, a week, a month
-circuit_breaker  whether an upstream that keeps failing is asked at all
-concurrency      how many requests run at once, and how many wait
+    token_bucket     amounts by unit that refill over a minute
+    windows          windows that usage is counted in: five hours, a day, a week, a month
+    circuit_breaker  whether an upstream that keeps failing is used at all
+    concurrency      how many requests run at once, and how many wait
 
-All but `concurrency` are pure: whoever asks says what time it is.
+All but `concurrency` are pure: callers pass the time.
 """

@@ -1,11 +1,13 @@
-"""A circuit per account: a server that fails again and again is left alone for a while.
+"""A circuit breaker per account: a server that fails again and again is not used for a while.
 
-Closed, it counts requests that failed in a row, each once, however often it was tried.  At `THRESHOLD` it opens: requests go elsewhere, or hear at once what is wrong
-instead of waiting for one more time-out.  After a pause, which doubles, one request at a time may try (half-open): its
-success closes the circuit.  A probe whose client leaves says nothing, and another one may follow after the pause.
+Closed, it counts consecutive requests that failed, each once, however often it was attempted. At `THRESHOLD` it opens:
+requests use other accounts, or fail at once with the reason instead of waiting for one more timeout. After a pause, which
+doubles, one request at a time may be sent (half-open): its success closes the circuit. A probe whose client disconnects
+decides nothing, and another one may follow after the pause.
 
-No clock, no I/O.  Any answer counts as success, also a refusal and a 500: this is about servers that are down, not about quota, nor
-about a request that a server chokes on (llama.cpp has a 500 for those), which would else stop everybody's.
+No clock, no I/O. Any response counts as success, even a rejection or a 500: this is about servers that are down, not
+about quota, nor about a request that a server fails on (llama.cpp has a 500 for those), which would otherwise stop
+everybody's.
 """
 
 from __future__ import annotations
@@ -18,46 +20,46 @@ MAX_PAUSE = 30.0
 
 
 def is_outage(error: QproxyError) -> bool:
-    """Whether an error says that the server, or the way to it, is broken."""
+    """Return whether an error means that the server, or the network to it, is down."""
     if error.status < 500 or (isinstance(error, UpstreamError) and error.server_responded):
         return False
     return error.retry in (RetryHint.SOON, RetryHint.ONCE) or error.code == "upstream_timeout"
 
 
 class CircuitBreaker:
-    """Of one account."""
+    """The circuit breaker of one account."""
 
     def __init__(self) -> None:
         self.failures = 0
-        """In a row."""
+        """Consecutive failures."""
         self._open_until = 0.0
         self._probing = False
 
     def __repr__(self) -> str:
-        return f"<Circuit {self.failures} failures>"
+        return f"<CircuitBreaker {self.failures} failures>"
 
     def state(self, now: float) -> str:
-        """closed, open or half-open."""
+        """Return closed, open or half-open."""
         if self.failures < THRESHOLD:
             return "closed"
         return "open" if now < self._open_until else "half-open"
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may go through."""
+        """Return the seconds until a request may be sent."""
         return 0.0 if self.failures < THRESHOLD else max(0.0, self._open_until - now)
 
     def before_request(self, now: float) -> None:
-        """A request goes through; a half-open circuit lets no other one until the pause is over."""
+        """Record that a request is sent; a half-open circuit allows no other one until the pause ends."""
         if self.failures >= THRESHOLD:
             self._probing = True
             self._open_until = now + self._open_seconds()
 
     def record_result(self, error: QproxyError | None, now: float, *, again: bool = False) -> None:
-        """How a request ended: with an answer (None) or with an error; `again`: one that has failed here before."""
+        """Record the result of a request: a response (None) or an error; `again` if it has failed here before."""
         if error is None or not is_outage(error):
             self.failures, self._probing = 0, False
         elif self._probing if self.failures >= THRESHOLD else not again:
-            # those that were under way when it opened say nothing new
+            # requests in flight when it opened say nothing new
             self.failures += 1
             self._probing = False
             self._open_until = now + self._open_seconds()

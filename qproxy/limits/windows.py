@@ -1,8 +1,8 @@
-"""Spans of time over which use is counted and budgets are given.  Pure: whoever asks says what time it is.
+"""Windows of time over which usage is counted and budgets are granted. Pure: callers pass the time.
 
-Qwen's plans count in rolling five hours, in weeks that begin on Monday 00:00 in Beijing, and in months; people think
-in days, theirs or the server's.  Every window but the rolling one begins on a full hour of UTC, so that sums by the
-hour are enough for it.
+Qwen's plans count in rolling five hours, in weeks that start on Monday 00:00 in Beijing, and in months; people think in
+days, their own or the server's. Every window except the rolling one starts on a full hour of UTC, so that hourly sums
+are enough for it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ BEIJING = timezone(timedelta(hours=8))
 
 @dataclass(frozen=True, slots=True)
 class UsageWindow:
-    """One kind of span; times are Unix seconds."""
+    """One kind of window; times are Unix seconds."""
 
     name: str
     label: str
-    """As in "for this ..."."""
+    """As in "per ..."."""
     zone: timezone | None
-    """Where it begins; None for a rolling window."""
+    """The time zone of its start; None for a rolling window."""
     _start_of: Callable[[datetime], datetime]
     _end_of: Callable[[datetime], datetime]
 
@@ -32,11 +32,11 @@ class UsageWindow:
         return self.zone is None
 
     def start(self, now: float) -> float:
-        """When the window that holds `now` began."""
+        """Return when the window that contains `now` started."""
         return self._start_of(datetime.fromtimestamp(now, self.zone or UTC)).timestamp()
 
     def end(self, now: float) -> float:
-        """When it is over, and a new one begins; for a rolling one, when what is used now is forgotten."""
+        """Return when the window that contains `now` ends; for a rolling one, when usage of `now` leaves it."""
         return self._end_of(self._start_of(datetime.fromtimestamp(now, self.zone or UTC))).timestamp()
 
 

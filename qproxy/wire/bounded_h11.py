@@ -36,11 +36,6 @@ class BoundedConnection(h11.Connection):
         """Offset up to which the buffer has no blank line."""
         self._at_eof = False
         self._chunks: _ChunkScanner | None = None
-        self._is_rejected = False
-
-    @property
-    def their_state(self) -> Any:
-        return h11.ERROR if self._is_rejected else super().their_state
 
     @property
     def trailing_data(self) -> tuple[bytes, bool]:
@@ -68,7 +63,7 @@ class BoundedConnection(h11.Connection):
         try:
             size = self._parsable_size()
         except http1.HeadTooLarge as error:
-            self._is_rejected = True
+            self._process_error(self.their_role)  # as h11 does where it rejects
             raise h11.RemoteProtocolError(str(error), error_status_hint=431) from None
         if not size and (not self._at_eof or self._is_next_message()):
             return None

@@ -100,7 +100,7 @@ async def test_size(place):
                 continue
         assert found == ["r6", "r7", "r8", "r9"] or found == ["r5", "r6", "r7", "r8", "r9"]
         assert store.statistics().discarded == 10 - len(found)
-        with pytest.raises(ResponseStoreError, match="larger than all"):
+        with pytest.raises(ResponseStoreError, match="responses_max_bytes"):
             await store.save(stored("big", text="x" * 6000))
         assert store.statistics().failed == 1
 

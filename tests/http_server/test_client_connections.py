@@ -301,3 +301,18 @@ async def test_the_setting(setting, seconds, monkeypatch, tmp_path):
         await nursery.start(serve, config)
         assert http_server.TCPServer.max_age == seconds
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/nowhere"])
+async def test_trailers_without_end(path, caplog, autojump_clock):
+    """They end their connection, before or after the answer, and are no error in the log."""
+    async with world() as it, served(it.app) as stream:
+        head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(head + b"transfer-encoding: chunked\r\n\r\n0\r\n")
+            for _ in range(40):
+                await stream.send_all(b"a: b\r\n" * 1000)
+            while await stream.receive_some(65536):
+                pass
+        await trio.testing.wait_all_tasks_blocked()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -230,8 +230,9 @@ async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, m
             me.status().to_json(),
             me._token_state,
             me.refresher,
-            me.refresher.file,
-            me.refresher._lock,
+            store := me.refresher.store,
+            store.file,
+            store._lock,
         ]
         heard += [
             it.server.state.login_sessions,

@@ -1,7 +1,7 @@
 """Grants in SQLite: one file for all processes of a machine, or memory for one process.
 
-The database is used in a thread, by one at a time, under a time limit.  What has ended is deleted when something is
-added, and beyond `MAX_ROWS` of a kind those that end first go: every row costs somebody a right secret.
+The database is used in a thread, one call at a time, under a time limit. Expired grants are deleted when one is added,
+and beyond `MAX_ROWS` of a kind those that expire first are dropped: every row takes somebody a correct secret.
 
 `PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
 """
@@ -41,12 +41,12 @@ DELETE FROM grants WHERE kind = :kind AND digest IN (
 )
 """
 MAX_ROWS = 10_000
-"""Of one kind."""
+"""Grants of one kind."""
 TIMEOUT = 5.0
 
 
 class SqliteGrants:
-    """The store; without a path it is in memory.  The file is opened when it is first used."""
+    """The store; in memory without a path. The file is opened on first use."""
 
     def __init__(self, path: Path | None, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -74,7 +74,7 @@ class SqliteGrants:
         await self._execute("DELETE FROM grants WHERE kind = ? AND epoch != ?", kind, epoch)
 
     async def aclose(self) -> None:
-        """Close the file until the next use; what is in memory stays."""
+        """Close the file until the next use; grants in memory stay."""
         if self._database is not None and self._path is not None:
             with suppress(GrantStoreError):
                 await self._run(self._close)
@@ -83,8 +83,8 @@ class SqliteGrants:
         await self._run(lambda: self._open().execute(statement, values))
 
     async def _run(self, use: Callable[[], T]) -> T:
-        """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
-        if self._path is None:  # memory does not make anyone wait
+        """Use the database in a thread. A cancelled caller leaves the thread to finish by itself."""
+        if self._path is None:  # memory never waits
             await trio.lowlevel.checkpoint()
             return self._map_errors(use)
         try:
@@ -99,7 +99,7 @@ class SqliteGrants:
         try:
             return use()
         except (sqlite3.Error, OSError) as error:
-            if self._path is not None:  # it may be another file by now
+            if self._path is not None:  # the file may have been replaced
                 self._close()
             raise GrantStoreError(f"The access file cannot be used (setting access_file): {error}.") from None
 

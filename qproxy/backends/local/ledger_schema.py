@@ -41,7 +41,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         completion_tokens INTEGER NOT NULL,
         cached_tokens INTEGER NOT NULL,      -- part of prompt_tokens
         reasoning_tokens INTEGER NOT NULL,   -- part of completion_tokens
-        estimated INTEGER NOT NULL,   -- 1: the upstream told no tokens, these are guesses
+        estimated INTEGER NOT NULL,   -- 1: the upstream reported no tokens, these are estimates
         cost REAL,                    -- estimated, in US dollars; NULL where no price is known
         first_byte_ms REAL,
         total_ms REAL NOT NULL,

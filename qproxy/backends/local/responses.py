@@ -1,11 +1,11 @@
-"""A store of responses in SQLite: one file for all processes of a machine, or memory for one process.
+"""Stored responses in SQLite: one file for all processes of a machine, or memory for one process.
 
-The database is used in a thread, by one at a time, under a time limit.  A write is one transaction, so a process that
-is killed leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers wait for each
-other at most as long as the limit.
+The database is used in a thread, one call at a time, under a time limit. A write is one transaction, so a killed process
+leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers wait for each other at
+most as long as the limit.
 
-Bounded by time since last use and by size.  To continue a conversation is to use all of it, so a living one is not
-discarded from its beginning.  The file is for the owner's eyes only: it holds prompts.
+Responses are bounded by the time since their last use and by their size. Continuing a conversation uses all of it, so a
+conversation in use is not discarded from its beginning. The file contains prompts and is readable by its owner only.
 
 `PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
 """
@@ -50,15 +50,15 @@ DELETE FROM responses WHERE rowid IN (
 )
 """
 TOUCH_SECONDS = 3600.0
-"""How stale the time of the last use may be: not every use is worth a write."""
+"""Accuracy of the time of the last use: not every use is worth a write."""
 TRIM_SECONDS = 60.0
 TRIM_SHARE = 100
-"""The size is looked at again when a hundredth of what is allowed has been added."""
+"""The size is checked again after a hundredth of the limit was added."""
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 
 
 class SqliteResponseStore:
-    """The store; without a path it is in memory.  The file is opened when it is first used."""
+    """The store; in memory without a path. The file is opened on first use."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class SqliteResponseStore:
         await self._run(lambda: self._delete(owner, id))
 
     async def aclose(self) -> None:
-        """Close the file, for good or until the next use; what is in memory is gone."""
+        """Close the file until the next use; responses in memory are lost."""
         if self._database is not None:
-            with suppress(ResponseStoreError):  # a thread that hangs closes it in the end
+            with suppress(ResponseStoreError):  # a blocked thread closes it in the end
                 await self._run(self._close)
 
     async def _run(self, use: Callable[[], T]) -> T:
-        """Use the database in a thread.  A caller who gives up leaves the thread to end by itself."""
-        if self._path is None:  # memory does not make anyone wait
+        """Use the database in a thread. A cancelled caller leaves the thread to finish by itself."""
+        if self._path is None:  # memory never waits
             await trio.lowlevel.checkpoint()
             return self._with_connection(use)
         try:
@@ -119,7 +119,7 @@ class SqliteResponseStore:
         except trio.TooSlowError:
             self._failed_count += 1
             raise ResponseStoreError(
-                f"The store of responses took more than {self._timeout:g} seconds."
+                f"The response store took more than {self._timeout:g} s (store_timeout)."
             ) from None
 
     def _with_connection(self, use: Callable[[], T]) -> T:
@@ -133,9 +133,9 @@ class SqliteResponseStore:
             TypeError,
         ) as error:  # the last three: a damaged row
             self._failed_count += 1
-            if self._path is not None:  # it may be another file by now
+            if self._path is not None:  # the file may have been replaced
                 self._close()
-            raise ResponseStoreError(f"The store of responses cannot be used ({error}).") from None
+            raise ResponseStoreError(f"The response store cannot be used ({error}).") from None
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
@@ -155,7 +155,7 @@ class SqliteResponseStore:
     def _save(self, stored: StoredResponse) -> None:
         body = json_codec.dumps({"response": stored.response, "items": stored.items})
         if len(body) > self._max_bytes:
-            raise OSError("a response is larger than all that may be kept")
+            raise OSError("the response is larger than responses_max_bytes")
         now, database = self._wall_clock(), self._open()
         database.execute(
             "INSERT OR REPLACE INTO responses (owner, id, previous, used, size, body) VALUES (?, ?, ?, ?, ?, ?)",
@@ -167,7 +167,7 @@ class SqliteResponseStore:
             self._trim(database, now)
 
     def _trim(self, database: sqlite3.Connection, now: float) -> None:
-        """Discard what was not used for too long and then, from the longest unused on, what is too much."""
+        """Discard responses unused for too long, and then the least recently used ones beyond the size limit."""
         self._added, self._trim_at = 0, now + TRIM_SECONDS
         old = database.execute("DELETE FROM responses WHERE used < ?", (now - self._max_age,))
         self._discarded_count += old.rowcount
@@ -209,7 +209,7 @@ class SqliteResponseStore:
         return found[::-1]
 
     def _touch(self, owner: str, ids: list[str], now: float) -> None:
-        """Note that these were used; a reader waits for no writer, so not at any price."""
+        """Update the time of the last use; skipped if a writer holds the lock, since readers wait for no writer."""
         with suppress(sqlite3.OperationalError):
             for id_ in ids:
                 self._open().execute(
