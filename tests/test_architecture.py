@@ -30,7 +30,8 @@ LAYERS = (
     ("config",),
     ("access",),
     ("auth", "ledger"),
-    ("http_server", "limits", "telemetry", "tools", "transport"),
+    ("http_server", "limits", "telemetry", "tools"),
+    ("transport",),
     ("wire", "sandbox", "system", "version.py"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

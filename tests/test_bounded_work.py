@@ -274,7 +274,7 @@ def test_the_work_of_the_stages_grows_with_the_text(name, profile):
     assert size <= 2 * 4000 + 1000
 
 
-@pytest.mark.parametrize("side", ["from_client", "from_qwen"])
+@pytest.mark.parametrize("side", ["from_client", "from_upstream"])
 def test_a_realtime_event_of_too_many_values(side):
     """A large event of a realtime session is sound, and not thousands of values; the session goes on."""
     translation = SessionTranslator("m", modern=True)
