@@ -32,6 +32,18 @@ from tests.helpers import HELLO, MODEL, accounts, frames, leftovers, world
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 
+async def in_place(work, *arguments, **options):
+    """What `trio.to_thread.run_sync` does, without a thread."""
+    await trio.lowlevel.checkpoint()
+    return work(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch):
+    """Long work is done in place: Trio's test clock would jump while a thread works."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
+
+
 @dataclass(frozen=True)
 class Means:
     """What a client is told of a fault."""
