@@ -10,7 +10,7 @@ import trio
 from qproxy.bootstrap.limits import transport_limits
 from qproxy.config import Config, proxy_environment
 from qproxy.config.accounts import ConfigError
-from qproxy.transport import ConnectFunction, ProxySettings, UpstreamTransport
+from qproxy.transport import ConnectFunction, ProxySettings, TransportLimits, UpstreamTransport
 
 SETTINGS = (
     "upstream_connect_timeout", "upstream_write_timeout", "upstream_first_byte_timeout", "upstream_read_timeout", "upstream_total_timeout", "pool_timeout",
@@ -20,13 +20,18 @@ SETTINGS = (
 
 
 def build_transport(
-    config: Config, connect: ConnectFunction = trio.open_tcp_stream, *, keep_connections: bool = True
+    config: Config,
+    connect: ConnectFunction = trio.open_tcp_stream,
+    *,
+    keep_connections: bool = True,
+    limits: TransportLimits | None = None,
 ) -> UpstreamTransport:
     """Return a transport with the limits, proxy and certificates of the settings.
 
-    `connect(host, port)` opens the streams.  Without `keep_connections` every request has a connection of its own.
+    `connect(host, port)` opens the streams.  Without `keep_connections` every request has a connection of its own;
+    `limits` are those of the settings by default.
     """
-    limits = transport_limits(config)
+    limits = limits or transport_limits(config)
     if not keep_connections:
         limits = replace(limits, pool_idle=0.0)
     try:

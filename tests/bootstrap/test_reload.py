@@ -30,7 +30,7 @@ RENEWED_IF_CHANGED: dict[str, dict] = {
 }
 """Parts that are kept unless one of their settings changed."""
 KEPT = {
-    "http_limits", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter", "refresh_tasks",
+    "http_limits", "endpoints", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter", "refresh_tasks",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
 }  # fmt: skip
 """Parts that live as long as the server."""
@@ -106,7 +106,10 @@ async def test_every_setting_reaches_the_server():
         (state.build_concurrency, reload.CONCURRENCY_SETTINGS),
         (factory.open_responses, reload.STORE_SETTINGS),
         (
-            lambda config: tools.build_tool_runtime(config, rounds=factory.open_tool_rounds(config)),
+            lambda config: (
+                tools.build_tool_runtime(config, rounds=factory.open_tool_rounds(config)),
+                tools.open_mcp_transport(config),
+            ),
             reload.TOOL_SETTINGS,
         ),
         (
