@@ -12,7 +12,7 @@ Where the model calls a tool of this server, `relay.tool_loop` runs it (`tools`,
 again.
 
 Imports point one way: cli → diagnostics → {process, emulator} → bootstrap → {backends, dashboard} → server → relay →
-accounts → config → access → {auth, ledger, tools} → {http_server, limits, telemetry, transport} → {wire, sandbox, system}.
+accounts → config → access → {auth, ledger} → {http_server, limits, telemetry, tools} → transport → {wire, sandbox, system}.
 The settings (`config`) are read where parts are put together (`bootstrap`, `process`) and by `diagnostics`,
 `emulator.demo` and `cli`: the other packages get what they need as arguments.
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from qproxy.bootstrap.limits import transport_limits
 from qproxy.bootstrap.transport import build_transport
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
@@ -58,8 +59,7 @@ def build_tool_runtime(
         if names.count(name) > 1:
             raise ConfigError(f"tools: {name!r} is declared twice.")
     rules = [ToolRule(row.policy, row.tools, row.keys, row.models) for row in config.tool_rules]
-    patient = replace(config, upstream_read_timeout=mcp.SILENCE_SECONDS, upstream_total_timeout=0.0)
-    new_transport = partial(build_transport, patient)
+    new_transport = partial(open_mcp_transport, config)
     sources = [mcp_server(entry, sandbox, new_transport) for entry in config.mcp_servers]
     labels = [source.label for source in sources]
     for label in labels:
@@ -67,6 +67,12 @@ def build_tool_runtime(
             raise ConfigError(f"mcp_servers: {label!r} is declared twice.")
     registry = ToolRegistry(tools, sources, rules, sandbox if policies else None)
     return ToolRuntime(registry, limit=config.max_tool_rounds, rounds=rounds)
+
+
+def open_mcp_transport(config: Config) -> UpstreamTransport:
+    """Return a new transport to an MCP server, which may be silent for long within a response."""
+    bounds = replace(transport_limits(config), idle_timeout=mcp.SILENCE_SECONDS, total_timeout=None)
+    return build_transport(config, limits=bounds)
 
 
 def build_sandbox_policy(entry: SandboxConfig) -> SandboxPolicy:
