@@ -35,6 +35,7 @@ TOOL_SETTINGS = (
     "max_tool_rounds",
     "max_tool_processes",
     "tool_round_cache_seconds",
+    *transport.SETTINGS,
 )
 STORE_SETTINGS = (
     "store_responses", "responses_file", "responses_max_age", "responses_max_bytes", "store_timeout",
