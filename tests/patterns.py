@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import qproxy
+from qproxy.bootstrap.models import package_catalog
 
 PACKAGE = Path(qproxy.__file__).parent
 BOUNDED = 256
@@ -428,6 +429,12 @@ EXAMPLES: dict[str, list[str]] = {
     "qproxy.wire.tool_calls.bare_json: opener": [r" {0,3}````*+[ \t]*+\r?\n?\Z"],
     "qproxy.wire.tool_calls.text_calls: others": [r"<(?=[tf/]|\Z)|[✿]", r"<(?=[tf/]|\Z)|[✿A`]"],
     "qproxy.wire.dialects.error_mapping: row": [],  # the module holds them, too
+    "qproxy.wire.models.name_pattern: piece": [
+        piece.pattern
+        for group in (*package_catalog()._lines, *package_catalog()._vendors)
+        for pattern in group.patterns
+        for piece in pattern._pieces
+    ],
 }
 """What the calls that build a pattern from parts make of them, by module and the names in its parts."""
 

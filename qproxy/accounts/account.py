@@ -22,6 +22,8 @@ from qproxy.limits.circuit_breaker import CircuitBreaker
 from qproxy.wire.dialects import UpstreamTarget
 from qproxy.wire.errors import LimitKind, QproxyError
 from qproxy.wire.http_request import Headers
+from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.catalog import EMPTY
 
 Capability: TypeAlias = Literal["chat", "embedding", "realtime"]
 """What an account is wanted for."""
@@ -52,12 +54,15 @@ class Account:
     tool_schema: str = "openai"
     render_tools: str = ""
     """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
-    completions: tuple[str, ...] = ()
-    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat."""
+    completions: tuple[str, ...] | None = ()
+    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat.  None: those
+    that are known to be completed."""
     embedding_batch: int = 10
     """The most texts in one request for embeddings; 0: it cannot embed."""
     realtime_url: str = ""
     """Where its realtime models are; "" where it has none."""
+    catalog: ModelCatalog = field(default=EMPTY, repr=False)
+    """What is known of models."""
     identity: str = ""
     """What the state on disk knows it by: another key under the same name is another account."""
     rate_limiter: AccountRateLimiter = field(default_factory=AccountRateLimiter)
@@ -93,8 +98,25 @@ class Account:
             self.plan,
             (*self.headers, *carried),
             self.tool_schema,
-            any(fnmatchcase(model, pattern) for pattern in self.completions),
+            self._completes(model),
+            self.catalog.get(model),
         )
+
+    def _completes(self, model: str) -> bool:
+        if self.completions is None:
+            return self.catalog.get(model).is_for("completion")
+        return any(fnmatchcase(model, pattern) for pattern in self.completions)
+
+    def embedding_batch_for(self, model: str) -> int:
+        """The most texts of one request for embeddings with the model."""
+        known = self.catalog.get(model).embedding_batch if self.provider_family == "dashscope" else None
+        return min(self.embedding_batch, known or self.embedding_batch)
+
+    def lists(self, model: str) -> bool:
+        """Whether its server has the model for all that is known: a list names it, or it is a server of one's own."""
+        if self.known_models is not None:
+            return model in self.known_models
+        return self.provider_family == "open" and self.supports(model)
 
     def at_capacity(self, now: float) -> bool:
         """Whether it has as many requests as it may have at once."""

@@ -20,6 +20,7 @@ from qproxy.accounts.rate_limit import NO_DEMAND, QueuedDemand
 from qproxy.accounts.selection import CapacityWait, Unavailable, select_account
 from qproxy.accounts.sync import SYNC_INTERVAL, AccountStateSync
 from qproxy.wire.errors import OverloadedError, QproxyError, RequestError
+from qproxy.wire.models import ModelCatalog
 
 SHUTDOWN_TIMEOUT = 2.0
 """For the last words to the board."""
@@ -87,6 +88,8 @@ class PoolSettings:
     """What a reload changes in a pool."""
 
     accounts: tuple[Account, ...]
+    catalog: ModelCatalog
+    """What is known of models, for the accounts that a reload keeps."""
     queue_timeout: float
     max_queue_size: int
 
@@ -125,6 +128,8 @@ class AccountPool:
     def reconfigure(self, settings: PoolSettings) -> None:
         """Use other accounts and limits from now on; leases of accounts that are gone end normally."""
         self.accounts = settings.accounts
+        for account in self.accounts:
+            account.catalog = settings.catalog
         self._queue_timeout, self._max_queue_size = settings.queue_timeout, settings.max_queue_size
         self._serve_queue()
 

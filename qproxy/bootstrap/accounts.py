@@ -12,19 +12,26 @@ from qproxy.bootstrap import auth
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.transport import ConnectFunction
-from qproxy.wire.dialects import model_catalog
 from qproxy.wire.model_aliases import ModelAliases
+from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.catalog import VENDOR
 
 
 def build_accounts(
-    config: Config, connect: ConnectFunction, open_credentials: OpenCredentials
+    config: Config, connect: ConnectFunction, open_credentials: OpenCredentials, catalog: ModelCatalog
 ) -> tuple[Account, ...]:
     """Return the accounts of the settings.  Raises ConfigError when there are none."""
-    return tuple(build_account(entry, config, connect, open_credentials) for entry in config.all_accounts())
+    return tuple(
+        build_account(entry, config, connect, open_credentials, catalog) for entry in config.all_accounts()
+    )
 
 
 def build_account(
-    entry: AccountConfig, config: Config, connect: ConnectFunction, open_credentials: OpenCredentials
+    entry: AccountConfig,
+    config: Config,
+    connect: ConnectFunction,
+    open_credentials: OpenCredentials,
+    catalog: ModelCatalog,
 ) -> Account:
     """Return one account with its credential source."""
     assert entry.base_url is not None
@@ -47,16 +54,19 @@ def build_account(
         dialect=entry.dialect,
         tool_schema=entry.tool_schema,
         render_tools=entry.render_tools,
-        completions=tuple(entry.completions or ()),
+        completions=None if entry.completions is None else tuple(entry.completions),
         embedding_batch=entry.embedding_batch or 0,
         realtime_url=entry.realtime_url or "",
+        catalog=catalog,
     )
 
 
-def build_aliases(config: Config, accounts: Sequence[Account]) -> ModelAliases:
+def build_aliases(config: Config, accounts: Sequence[Account], catalog: ModelCatalog) -> ModelAliases:
     """Return the aliases; `*` does not match models that the settings or an account name, or that are Qwen's own."""
+
+    def is_model(name: str) -> bool:
+        return name in named or (dashscope and catalog.get(name).vendor == VENDOR)
+
     named = {*config.models, *(name for account in accounts for name in account.models)}
     dashscope = any(account.provider_family == "dashscope" for account in accounts)
-    return ModelAliases(
-        config.aliases, lambda name: name in named or (dashscope and model_catalog.is_qwen(name))
-    )
+    return ModelAliases(config.aliases, is_model)

@@ -11,6 +11,7 @@ from qproxy.http_server import HttpServerLimits
 from qproxy.relay.realtime import SessionLimits
 from qproxy.server.request_body import RequestLimits
 from qproxy.transport import TransportLimits
+from qproxy.wire.models import ModelCatalog
 
 
 def http_server_limits(config: Config) -> HttpServerLimits:
@@ -27,10 +28,13 @@ def http_server_limits(config: Config) -> HttpServerLimits:
     )
 
 
-def pool_settings(config: Config, accounts: tuple[Account, ...]) -> PoolSettings:
+def pool_settings(config: Config, accounts: tuple[Account, ...], catalog: ModelCatalog) -> PoolSettings:
     """Return the accounts of a pool with the limits of its queue."""
     return PoolSettings(
-        accounts=accounts, queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size
+        accounts=accounts,
+        catalog=catalog,
+        queue_timeout=config.queue_timeout,
+        max_queue_size=config.max_queue_size,
     )
 
 

@@ -15,10 +15,12 @@ from qproxy.accounts import Account
 from qproxy.backends.factory import credential_opener, open_api_keys, open_responses, open_tool_rounds
 from qproxy.bootstrap import auth, limits, state, telemetry, transport
 from qproxy.bootstrap.accounts import build_account
+from qproxy.bootstrap.models import build_catalog
 from qproxy.bootstrap.tools import build_tool_runtime
 from qproxy.config import Config
 from qproxy.server import ServerState
 from qproxy.server.cors import CorsPolicy
+from qproxy.wire.models import ModelCatalog
 
 RESTART_REQUIRED = frozenset({
     "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes", "client_idle_timeout", "max_client_connection_age",
@@ -57,7 +59,8 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         return all(getattr(config, name) == getattr(before, name) for name in names)
 
     state.check_rules(config)
-    accounts = _renew_accounts(config, before, previous, same_login=unchanged(auth.SETTINGS))
+    catalog = build_catalog(config.model_rows)
+    accounts = _renew_accounts(config, before, previous, same_login=unchanged(auth.SETTINGS), catalog=catalog)
     same_transport = unchanged(transport.SETTINGS)
     connections = previous.relay.transport if same_transport else transport.build_transport(config)
     same_tools, same_store = unchanged(TOOL_SETTINGS), unchanged(STORE_SETTINGS)
@@ -67,25 +70,25 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         tool_runtime = build_tool_runtime(config, rounds=open_tool_rounds(config))
     return replace(
         previous,
-        authentication=state.build_authentication(config, accounts, open_api_keys(config)),
+        authentication=state.build_authentication(config, accounts, open_api_keys(config), catalog),
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=state.build_trusted_proxies(config),
         request_limits=limits.request_limits(config),
         concurrency=previous.concurrency if same_concurrency else state.build_concurrency(config),
         default_model=config.default_model,
-        pool_settings=limits.pool_settings(config, accounts),
-        relay=state.build_relay(config, accounts, previous.relay.accounts, connections),
-        model_directory=state.build_model_directory(config, accounts, connections),
-        realtime=state.build_realtime(config),
+        pool_settings=limits.pool_settings(config, accounts, catalog),
+        relay=state.build_relay(config, accounts, previous.relay.accounts, connections, catalog),
+        model_directory=state.build_model_directory(config, accounts, connections, catalog),
+        realtime=state.build_realtime(config, catalog),
         tool_runtime=tool_runtime,
         responses=previous.responses if same_store else open_responses(config),
-        pricing=telemetry.build_pricing(config),
+        pricing=telemetry.build_pricing(config, catalog),
         body_logger=telemetry.build_body_logger(config),
     )
 
 
 def _renew_accounts(
-    config: Config, before: Config, previous: ServerState, *, same_login: bool
+    config: Config, before: Config, previous: ServerState, *, same_login: bool, catalog: ModelCatalog
 ) -> tuple[Account, ...]:
     """Return the accounts of the settings: the running one where its table is the same, otherwise a new one."""
     known, open_credentials = before.all_accounts(), credential_opener(config)
@@ -93,6 +96,6 @@ def _renew_accounts(
     return tuple(
         running[entry.name]
         if entry in known and (entry.kind != "oauth" or same_login)
-        else build_account(entry, config, trio.open_tcp_stream, open_credentials)
+        else build_account(entry, config, trio.open_tcp_stream, open_credentials, catalog)
         for entry in config.all_accounts()
     )

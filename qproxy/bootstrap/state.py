@@ -23,6 +23,7 @@ from qproxy.auth.background import RefreshTasks
 from qproxy.backends.factory import Backends, open_backends
 from qproxy.bootstrap import limits, telemetry
 from qproxy.bootstrap.accounts import build_accounts, build_aliases
+from qproxy.bootstrap.models import build_catalog
 from qproxy.bootstrap.tools import ToolLike, build_tool_runtime
 from qproxy.bootstrap.transport import build_transport
 from qproxy.config import Config, data_dir
@@ -45,6 +46,7 @@ from qproxy.telemetry.peers import Peers, find_peer_directory
 from qproxy.transport import ConnectFunction, UpstreamTransport
 from qproxy.wire.dialects import request_rules
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint
+from qproxy.wire.models import ModelCatalog
 from qproxy.wire.tool_calls import ModelProfile
 
 
@@ -60,9 +62,10 @@ def build_state(
 ) -> ServerState:
     """Build every part.  Raises ConfigError when the settings do not fit together; arguments as `build_server`."""
     check_rules(config)
-    pricing = telemetry.build_pricing(config)
+    catalog = build_catalog(config.model_rows)
+    pricing = telemetry.build_pricing(config, catalog)
     backends = backends or open_backends(config, pricing)
-    accounts = build_accounts(config, connect, backends.credentials)
+    accounts = build_accounts(config, connect, backends.credentials, catalog)
     transport = build_transport(config, connect)
     pool = build_account_pool(config, accounts, backends.account_state)
     ledger, grants, tracer = backends.ledger, backends.grants, telemetry.build_tracer(config)
@@ -80,7 +83,7 @@ def build_state(
         background.append(pool.run_sync)
     return ServerState(
         http_limits=limits.http_server_limits(config),
-        authentication=build_authentication(config, accounts, backends.api_keys),
+        authentication=build_authentication(config, accounts, backends.api_keys, catalog),
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=build_trusted_proxies(config),
         grants=grants,
@@ -91,11 +94,11 @@ def build_state(
         concurrency=build_concurrency(config),
         usage_limiter=backends.usage_limiter,
         endpoints=tuple(endpoints),
-        relay=build_relay(config, accounts, pool, transport),
-        pool_settings=limits.pool_settings(config, accounts),
+        relay=build_relay(config, accounts, pool, transport, catalog),
+        pool_settings=limits.pool_settings(config, accounts, catalog),
         default_model=config.default_model,
-        model_directory=build_model_directory(config, accounts, transport),
-        realtime=build_realtime(config),
+        model_directory=build_model_directory(config, accounts, transport, catalog),
+        realtime=build_realtime(config, catalog),
         tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
         responses=backends.responses,
         refresh_tasks=refresh_tasks,
@@ -136,14 +139,14 @@ def build_account_pool(
 
 
 def build_authentication(
-    config: Config, accounts: Sequence[Account], api_keys: ApiKeyStore
+    config: Config, accounts: Sequence[Account], api_keys: ApiKeyStore, catalog: ModelCatalog
 ) -> Authentication:
     """Return the checks of keys and host names."""
     return Authentication(
         api_keys=api_keys,
         admin_key=config.admin_key,
         hosts=HostPolicy(allowed_hosts=tuple(config.allowed_hosts), insecure_no_auth=config.insecure_no_auth),
-        aliases=build_aliases(config, accounts),
+        aliases=build_aliases(config, accounts, catalog),
     )
 
 
@@ -165,49 +168,58 @@ def build_concurrency(config: Config) -> ConcurrencyLimiter:
 
 
 def build_relay(
-    config: Config, accounts: Sequence[Account], pool: AccountPool, transport: UpstreamTransport
+    config: Config,
+    accounts: Sequence[Account],
+    pool: AccountPool,
+    transport: UpstreamTransport,
+    catalog: ModelCatalog,
 ) -> Relay:
     """Return the relay to the accounts of a pool."""
     policy = RelayPolicy(
-        aliases=build_aliases(config, accounts),
+        aliases=build_aliases(config, accounts, catalog),
         rule_switches=config.rules,
         strict_params=config.strict_params,
         forced_tools=config.forced_tool_choice,
         stream_upstream=config.stream_upstream,
+        retired_models=config.retired_models,
+        catalog=catalog,
         embedding_requests=config.max_embedding_requests,
-        profile=lru_cache(maxsize=256)(partial(_model_profile, config)),
+        profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
     return Relay(pool, transport, policy)
 
 
-def _model_profile(config: Config, model: str) -> ModelProfile:
-    """Return a model's deviations, by the patterns of the settings."""
-    model = model.lower()
+def _model_profile(config: Config, catalog: ModelCatalog, model: str) -> ModelProfile:
+    """Return a model's deviations, by the patterns of the settings and the catalog."""
+    model, spec = model.lower(), catalog.get(model)
 
     def matches(patterns: list[str]) -> bool:
         return any(fnmatchcase(model, pattern.lower()) for pattern in patterns)
 
     return ModelProfile(
-        implied_think=matches(config.implied_think_models),
-        cumulative=matches(config.cumulative_models),
-        react=matches(config.react_models),
-        bare_json=matches(config.bare_json_models),
+        implied_think=matches(config.implied_think_models) or bool(spec.implied_think),
+        cumulative=matches(config.cumulative_models) or bool(spec.cumulative),
+        react=matches(config.react_models) or bool(spec.react),
+        bare_json=matches(config.bare_json_models) or bool(spec.bare_json),
     )
 
 
 def build_model_directory(
-    config: Config, accounts: Sequence[Account], transport: UpstreamTransport
+    config: Config, accounts: Sequence[Account], transport: UpstreamTransport, catalog: ModelCatalog
 ) -> ModelDirectory:
     """Return the directory of the accounts' models."""
     return ModelDirectory(
         accounts,
         transport,
         cache_seconds=config.models_cache_seconds,
-        aliases=build_aliases(config, accounts),
+        aliases=build_aliases(config, accounts, catalog),
+        catalog=catalog,
         extra=config.models,
     )
 
 
-def build_realtime(config: Config) -> RealtimeConfig:
+def build_realtime(config: Config, catalog: ModelCatalog) -> RealtimeConfig:
     """Return the settings of realtime sessions."""
-    return RealtimeConfig(limits.session_limits(config), config.realtime_voices)
+    return RealtimeConfig(
+        limits.session_limits(config), config.realtime_voices, catalog.defaults["transcription"]
+    )

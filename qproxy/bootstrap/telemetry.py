@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.ledger import Pricing, UsageLedger
-from qproxy.ledger.prices import ModelPrice, PriceTier
+from qproxy.ledger.prices import ModelPrice, PriceTier, token_price
 from qproxy.telemetry.body_log import BodyLogger
 from qproxy.telemetry.counters import Listener
 from qproxy.telemetry.redaction import Redactor
+from qproxy.wire.models import ModelCatalog
 
 if TYPE_CHECKING:
     from qproxy.telemetry.tracing import OtelTracer
@@ -20,12 +21,16 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 """The hosts that the package's price list applies to."""
 
 
-def build_pricing(config: Config) -> Pricing:
+def build_pricing(config: Config, catalog: ModelCatalog) -> Pricing:
     """Return the operator's prices, with the accounts that the package's list applies to: those of its region and plan."""
     own = {
-        price.model: ModelPrice((PriceTier(price.input, price.output, price.cached),))
+        price.model: ModelPrice((PriceTier(price.input, price.output, price.cached),), catalog.price_terms)
         for price in config.prices
     }
+    for row in config.model_rows:
+        price = token_price(row.prices or (), catalog.price_terms)
+        if price is not None:
+            own.setdefault(row.id, price)
     listed_for = [
         account.name
         for account in config.all_accounts()
@@ -33,7 +38,7 @@ def build_pricing(config: Config) -> Pricing:
         and account.plan in (None, "payg")
         and (urlsplit(account.base_url or "").hostname or "").endswith(SINGAPORE)
     ]
-    return Pricing(own, listed_for)
+    return Pricing(own, listed_for, catalog)
 
 
 def build_tracer(config: Config) -> OtelTracer | None:

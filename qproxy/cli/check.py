@@ -35,7 +35,7 @@ PAGE = HelpPage(
     examples={
         "qproxy check": "everything",
         "qproxy check --offline": "what can be said without a connection",
-        "qproxy check http://127.0.0.1:8080/v1 --model qwen3": "a server of your own",
+        "qproxy check http://127.0.0.1:8080/v1 --model my-model": "a server of your own",
         "qproxy check https://example.com/v1 --key - < key.txt": "with a key that no list of processes shows",
     },
     exits={

@@ -29,7 +29,7 @@ HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, ch
     qproxy serve
 
 and in a third: curl http://127.0.0.1:8787/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "qwen3.7-plus", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
 Tokens last {lifetime:g} s; to end them now: curl -X POST {origin}/emulator/expire
 What the identity server does wrong next: curl -d fault=html {origin}/emulator/next (a wrong name lists them)."""
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     from qproxy import http_server
+    from qproxy.bootstrap.models import package_catalog
     from qproxy.emulator import Emulator, IdentityServer
 
     identity = IdentityServer(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
@@ -65,6 +66,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, print_result)
         await nursery.start(emulator.serve, arguments.port)
-        print_result(HOW_TO.format(origin=emulator.origin, lifetime=arguments.token_lifetime))
+        print_result(
+            HOW_TO.format(
+                origin=emulator.origin,
+                lifetime=arguments.token_lifetime,
+                model=package_catalog().defaults["chat"],
+            )
+        )
         await stop.wait()
         nursery.cancel_scope.cancel()

@@ -62,8 +62,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import trio
 
+    from qproxy.bootstrap.models import package_catalog
     from qproxy.ledger import LedgerError
-    from qproxy.ledger.prices import load_price_list
 
     config, windows = configuration.load(path=arguments.config), arguments.window or DEFAULT_PERIOD
     try:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     except LedgerError as error:
         print_error(str(error))
         return 1
-    date = load_price_list().date
+    date = package_catalog().price_terms["date"]
     if arguments.json:
         print_result(json.dumps({"by": arguments.by, "prices_of": date, "usage": rows}, indent=1))
     elif arguments.csv:

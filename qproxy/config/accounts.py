@@ -50,8 +50,9 @@ PRESETS: dict[str, AccountPreset] = {
 EMBEDDING_BATCHES = {"payg": 10, "open": 32}
 """By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
 or token plan, or has logged in, cannot embed."""
-COMPLETIONS = {"payg": ["qwen2.5-coder-*", "qwen-coder-turbo*"], "open": ["*"]}
-"""By plan: the models that the server's own `/completions` takes.  vLLM, SGLang, llama.cpp and Ollama have it for all."""
+COMPLETIONS: dict[str, list[str] | None] = {"payg": None, "open": ["*"]}
+"""By plan: the models that the server's own `/completions` takes; None: those of which that is known.  vLLM, SGLang,
+llama.cpp and Ollama have it for all."""
 LOGIN_RPM = 60
 """What a login was allowed a minute, when there were free ones."""
 WORKSPACE_REGIONS = (

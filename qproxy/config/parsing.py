@@ -12,11 +12,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qproxy.config.accounts import ConfigError
 from qproxy.config.renames import check_name, check_value
-from qproxy.config.settings import SETTINGS, TABLES, TYPES
+from qproxy.config.settings import SETTINGS, TABLE_FIELDS, TABLES, TYPES
 
 _SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)(?:_|$)")
 """In the name of a variable that tells a Pod of a Service."""
@@ -35,11 +36,16 @@ def load_toml(path: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in table.items():
         where = f"{path}, line {_line_number(text, name)}"
-        if name in TABLES:
-            values[name] = _records(TABLES[name], value, f"{path}, [[{name}]]")
+        if name in TABLE_FIELDS and (name not in SETTINGS or _is_tables(value)):
+            field = TABLE_FIELDS[name]
+            values[field] = _records(TABLES[field], value, f"{path}, [[{name}]]")
         else:
-            values[name] = validate(_check_known(name, [*SETTINGS, *TABLES], where), value, where)
+            values[name] = validate(_check_known(name, [*SETTINGS, *TABLE_FIELDS], where), value, where)
     return values
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
 def _line_number(text: str, key: str) -> int:
@@ -168,11 +174,13 @@ def describe_type(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is Literal:
         return "one of " + ", ".join(get_args(kind))
+    if origin in (Union, UnionType):  # X | None
+        return describe_type(next(item for item in get_args(kind) if item is not NoneType))
     if origin is list:
-        return "a list of strings"
+        return "a list of strings" if get_args(kind) == (str,) else "a list"
     if origin is dict:
         return {dict[str, bool]: "a table of true and false", dict[str, str]: "a table of strings"}.get(
             kind, "a table"
         )
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(kind) or next(names[item] for item in get_args(kind) if item in names)
+    return names[kind]

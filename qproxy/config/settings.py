@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
 from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.system.exposure import exposed_without_keys_message, is_loopback
+from qproxy.wire.models import ModelRow
 
 MAX_WORKERS = 256
 MIN_ADMIN_KEY = 15
@@ -63,7 +64,11 @@ class Config:
     aliases: dict[str, str] = setting(
         {}, "model names and patterns (`gpt-*`, `*`) that clients may use, and what they stand for"
     )
-    models: list[str] = setting([], "further models to list")
+    models: list[str] = setting([], "further models to list; in the file also [[models]] tables")
+    retired_models: Literal["error", "successor"] = setting(
+        "error",
+        "response to requests for a retired model: a 404 that names its successor, or the successor's",
+    )
     models_cache_seconds: float = setting(300.0, "how long the servers' lists of models are kept")
     proxy: str | None = setting(
         None,
@@ -170,8 +175,7 @@ class Config:
     rules: dict[str, bool] = setting({}, "rules switched on or off by name")
     implied_think_models: list[str] = setting([], "patterns of models whose answers begin inside a thought")
     bare_json_models: list[str] = setting(
-        ["*qwen2.5-coder*", "*qwen2_5-coder*"],
-        "patterns of models that write calls as bare JSON or in a JSON fence",
+        [], "further patterns of models that write calls as bare JSON or in a JSON fence"
     )
     react_models: list[str] = setting([], "patterns of models that write calls as Action and Action Input")
     cumulative_models: list[str] = setting(
@@ -258,6 +262,7 @@ class Config:
     mcp_servers: tuple[McpServerConfig, ...] = setting((), "MCP servers whose tools models may call")
     tool_rules: tuple[ToolRuleConfig, ...] = setting((), "which client keys and models get which tools")
     prices: tuple[PriceConfig, ...] = setting((), "prices of models, before those of the package")
+    model_rows: tuple[ModelRow, ...] = setting((), "what is known of models, before what the package knows")
 
     def all_accounts(self) -> tuple[AccountConfig, ...]:
         """The accounts with `upstream` among them; ConfigError when there is none."""
@@ -357,4 +362,6 @@ def _record(kind: Any) -> Any:
 
 TABLES: dict[str, Any] = {name: _record(kind) for name, kind in TYPES.items() if _record(kind) is not None}
 """The arrays of tables, and what each of their tables is."""
+TABLE_FIELDS = {"models" if name == "model_rows" else name: name for name in TABLES}
+"""The arrays of tables as the file calls them, and their fields; `models` may also be a list of strings."""
 SETTINGS = {item.name: item for item in dataclasses.fields(Config) if item.name not in TABLES}

@@ -28,7 +28,7 @@ from qproxy.relay.relay import Relay
 from qproxy.telemetry import RelayRecord
 from qproxy.wire.conformance import bodies, violations
 from qproxy.wire.conformance.chat import check_calls
-from qproxy.wire.dialects import error_mapping, model_catalog
+from qproxy.wire.dialects import error_mapping
 from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.errors import LimitKind, QproxyError, RetryHint, UpstreamError
 from qproxy.wire.events import ChoiceFinished, Event, StreamFailed, Turn
@@ -172,8 +172,10 @@ class AccountCheck:
         own = [pattern for pattern in self.account.models if not is_pattern(pattern)]
         known = [*own, *names]
         if not known and self.account.provider_family == "dashscope":
-            known = list(model_catalog.model_names())
-        return probes.chat_model(name for name in known if self.account.supports(name))
+            known = self.relay.policy.catalog.names("chat")
+        return probes.chat_model(
+            [name for name in known if self.account.supports(name)], self.relay.policy.catalog
+        )
 
     async def _chat(self, model: str, stream: bool) -> Finding:
         name = f"chat, {'streamed' if stream else 'whole'}"
@@ -203,10 +205,10 @@ class AccountCheck:
 
     async def _embeddings(self, names: Sequence[str]) -> Finding:
         """Vectors of two texts, where the account can embed."""
-        fallback = (
-            model_catalog.EMBEDDING[0] if self.account.provider_family == "dashscope" and not names else None
-        )
-        model = probes.embedding_model(names) or fallback
+        catalog = self.relay.policy.catalog
+        if not names and self.account.provider_family == "dashscope":
+            names = catalog.names("embedding")
+        model = probes.embedding_model(names, catalog)
         if self.account.embedding_batch < 1:
             return self.finding("embeddings", "skipped", "this plan cannot embed")
         if model is None or not self.account.supports(model, "embedding"):

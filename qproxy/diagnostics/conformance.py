@@ -21,6 +21,8 @@ from qproxy.wire.conformance import RULES, Violation, bodies, chat
 from qproxy.wire.conformance.chat import ParsedResponse
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
+from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.catalog import EMPTY
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class ConformanceCheck:
     wall_clock: Callable[[], float]
     key: str | None = field(default=None, repr=False)
     model: str | None = None
+    catalog: ModelCatalog = EMPTY
 
     async def all(self, found: list[Finding], *, costs: bool = True) -> None:
         """Every question, the free ones first; what is found is added to `found`."""
@@ -94,7 +97,7 @@ class ConformanceCheck:
         )
 
     async def _chat(self, names: list[str], found: list[Finding]) -> None:
-        model = self.model or probes.chat_model(names)
+        model = self.model or probes.chat_model(names, self.catalog)
         if model is None:
             found.append(
                 self._finding("chat", "skipped", "no model to ask is known", "name one with --model")
@@ -114,7 +117,7 @@ class ConformanceCheck:
         await self._chat_response("chat, streamed with usage", counted, found)
         await self._chat_response("tool call, whole", errand, found)
         await self._chat_response("tool call, streamed", {**errand, "stream": True}, found)
-        await self._embeddings(probes.embedding_model(names), found)
+        await self._embeddings(probes.embedding_model(names, self.catalog), found)
 
     async def _chat_response(self, name: str, body: dict[str, Any], found: list[Finding]) -> bool:
         """Ask and judge; whether there was an answer at all."""

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qproxy.wire.conformance.chat import non_object_kind
+from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.catalog import EMPTY
 
 CHAT_PROMPT: Any = [{"role": "user", "content": "Say hello."}]
 CHAT_PROMPT_TOKENS = 24
@@ -36,18 +38,21 @@ TOOLS: Any = [
 TEXTS = ("one", "two")
 
 NOT_CHAT = (
-    "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*wan2*", "*-mt-*", "*ocr*", "*realtime*", "*livetranslate*",
-    "*omni*", "*video*", "*guard*",
+    "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*-mt-*", "*ocr*", "*realtime*", "*translate*", "*omni*",
+    "*video*", "*guard*",
 )  # fmt: skip
-"""Models that do not chat, or not by text."""
+"""Models that do not chat, or not by text, by their names' words."""
 PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
 """What to do about a server whose model writes its calls as text."""
-CHEAP_MODELS = ("qwen-flash*", "qwen-turbo*", "*flash*", "*turbo*", "*mini*", "*lite*", "*")
+CHEAP_MODELS = ("*flash*", "*turbo*", "*mini*", "*lite*", "*")
 
 
-def chat_model(names: Iterable[str]) -> str | None:
-    """The cheapest of these models to chat with, as far as their names tell."""
-    able = [name for name in names if not any(fnmatchcase(name.lower(), other) for other in NOT_CHAT)]
+def chat_model(names: Iterable[str], catalog: ModelCatalog = EMPTY) -> str | None:
+    """The cheapest of these models to chat with, as far as their prices or else their names tell."""
+    able = [name for name in names if _chats(name, catalog)]
+    prices = {name: price for name in able if (price := _price(name, catalog)) is not None}
+    if prices:
+        return min(prices, key=prices.__getitem__)
     for pattern in CHEAP_MODELS:
         for name in able:
             if fnmatchcase(name.lower(), pattern):
@@ -55,9 +60,27 @@ def chat_model(names: Iterable[str]) -> str | None:
     return None
 
 
-def embedding_model(names: Iterable[str]) -> str | None:
+def _chats(name: str, catalog: ModelCatalog) -> bool:
+    if any(fnmatchcase(name.lower(), other) for other in NOT_CHAT):
+        return False
+    spec = catalog.find(name)
+    return spec is None or (spec.is_for("chat") and spec.retires is None)
+
+
+def _price(name: str, catalog: ModelCatalog) -> float | None:
+    """What its output costs in the list's own currency."""
+    spec = catalog.find(name)
+    tiers = (spec.prices if spec is not None else None) or []
+    return min(
+        (tier["output"] for tier in tiers if "output" in tier and "currency" not in tier), default=None
+    )
+
+
+def embedding_model(names: Iterable[str], catalog: ModelCatalog = EMPTY) -> str | None:
     """A model among these that embeds."""
-    return next((name for name in names if "embed" in name.lower()), None)
+    return next(
+        (name for name in names if catalog.get(name).is_for("embedding") or "embed" in name.lower()), None
+    )
 
 
 def tool_call_problem(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str | None:

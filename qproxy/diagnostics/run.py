@@ -15,6 +15,7 @@ import trio
 
 from qproxy.backends.api_keys import has_api_keys
 from qproxy.bootstrap import transport as transport_setup
+from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.state import build_state
 from qproxy.config import Config
 from qproxy.config.settings import NO_LEDGER
@@ -54,6 +55,10 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
                 "ok",
                 f"{source}, variables and defaults: {_count(len(entries), 'account')}",
             )
+        ]
+        found += [
+            Finding(CONFIGURATION, "models", "warning", notice)
+            for notice in retirement_notices(config, state.relay.policy.catalog)
         ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
@@ -102,7 +107,7 @@ async def check_url(
 ) -> list[Finding]:
     """Everything about one server; the settings give the proxy, the certificates and the time limits."""
     transport, found = transport_setup.build_transport(short_timeouts(config)), list[Finding]()
-    one = ConformanceCheck(url, transport, time.time, key, model)
+    one = ConformanceCheck(url, transport, time.time, key, model, build_catalog(config.model_rows))
     try:
         await with_timeout(url, partial(one.all, costs=costs), found)
     finally:

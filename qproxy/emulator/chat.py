@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator.schema_values import example_arguments
 
-MODELS = (
-    "qwen3.8-max", "qwen3.8-flash", "qwen3.7-plus", "qwen3.7-max", "qwen3.5-plus", "qwen3-max", "qwen3-coder-plus",
-    "qwen-plus", "qwen-flash", "qwen-max", "text-embedding-v4", "text-embedding-v3", "qwen-image-plus",
-)  # fmt: skip
+MAX_OUTPUT = 131_072
+"""Of a model that the catalog does not know."""
+FAULTS = ("fault-", "quirk-")
 CREATED = 1_760_000_000
 GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
@@ -49,12 +49,19 @@ def _bad_request(message: str) -> ApiError:
     return ApiError(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "invalid_parameter_error")
 
 
+def _is_known(model: str) -> bool:
+    """Whether it is a model of the vendor that is emulated, or a name of a fault."""
+    catalog = package_catalog()
+    vendor = catalog.get(catalog.defaults["chat"]).vendor
+    return model.startswith(FAULTS) or catalog.find(model) is not None or catalog.get(model).vendor == vendor
+
+
 def validate(body: Any) -> None:
     """Raise the refusal that DashScope would answer with."""
     messages = body.get("messages")
     if not body.get("model"):
         raise ApiError(400, "you must provide a model parameter", None)
-    if not str(body["model"]).startswith(("qwen", "qwq", "fault-", "quirk-", "text-embedding")):
+    if not _is_known(str(body["model"])):
         text = f"The model `{body['model']}` does not exist or you do not have access to it."
         raise ApiError(404, text, "model_not_found")
     if not messages:
@@ -76,8 +83,10 @@ def validate(body: Any) -> None:
         raise ApiError(400, "Temperature must be in the range [0, 2).", "invalid_parameter_error")
     if not 0 < body.get("top_p", 1) <= 1:
         raise ApiError(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
-    if body.get("max_tokens", 1) > 131_072:
-        raise _bad_request("Range of max_tokens should be [1, 131072]")
+    spec = package_catalog().get(str(body["model"]))
+    limit = max(spec.output or 0, spec.output_thinking or 0) or MAX_OUTPUT
+    if body.get("max_tokens", 1) > limit:
+        raise _bad_request(f"Range of max_tokens should be [1, {limit}]")
     if body.get("tool_choice") not in (None, "auto", "none") and body.get("enable_thinking"):
         raise _bad_request(
             "The tool_choice parameter does not support being set to required or object in thinking mode"

@@ -20,6 +20,7 @@ import trio
 from qproxy import http_server
 from qproxy.bootstrap import app
 from qproxy.bootstrap.limits import transport_limits
+from qproxy.bootstrap.models import package_catalog
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.config.tools import ToolConfig
@@ -31,7 +32,7 @@ from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec, sse
 from qproxy.wire.http_request import HTTPRequest
 
-MODEL = "qwen3.7-plus"
+MODEL: str = package_catalog().defaults["chat"]
 QUESTION = "What is the weather in Hangzhou today?"
 WEATHER = {
     "type": "function",

@@ -9,13 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator.chat import ApiError
 
 MAX_BATCH = 10
-DIMENSIONS = {
-    "text-embedding-v4": (2048, 1536, 1024, 768, 512, 256, 128, 64),
-    "text-embedding-v3": (1024, 768, 512, 256, 128, 64),
-}
 DEFAULT_DIMENSIONS = 1024
 
 
@@ -25,7 +22,9 @@ def _bad_request(message: str) -> ApiError:
 
 def _validate(model: Any, texts: Any, dimensions: Any) -> list[str]:
     """The texts; raises the refusal that DashScope would answer with."""
-    if model not in DIMENSIONS:
+    catalog = package_catalog()
+    spec = catalog.get(str(model))
+    if not catalog.knows(str(model)) or not spec.is_for("embedding") or not spec.dimensions:
         raise ApiError(
             404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found"
         )
@@ -36,10 +35,8 @@ def _validate(model: Any, texts: Any, dimensions: Any) -> list[str]:
         raise _bad_request(
             f"Value error, batch size is invalid, it should not be larger than {MAX_BATCH}.: input.contents"
         )
-    if dimensions not in (None, *DIMENSIONS[model]):
-        raise _bad_request(
-            f"Value error, dimension {dimensions} is not one of {DIMENSIONS[model]}: parameters"
-        )
+    if dimensions not in (None, *spec.dimensions):
+        raise _bad_request(f"Value error, dimension {dimensions} is not one of {spec.dimensions}: parameters")
     return texts
 
 

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator import chat, completions, embeddings, realtime
 from qproxy.emulator.faults import (
     DONE,
@@ -255,7 +256,7 @@ class Emulator:
             if path == MODELS_PATH:
                 data = [
                     {"id": m, "object": "model", "created": chat.CREATED, "owned_by": "system"}
-                    for m in chat.MODELS
+                    for m in package_catalog().defaults["emulated"]
                 ]
                 return json_reply({"object": "list", "data": data})
             if path in self._models and seen.method == "POST":

@@ -1,42 +1,64 @@
 """Prices of tokens, if known: an estimate, not a bill.
 
-`prices.json` has Model Studio's international list prices with their date and sources. They apply to pay-as-you-go
+The catalog holds Model Studio's international list prices with their date and sources. They apply to pay-as-you-go
 accounts outside China; plans are paid differently, and other regions and your own servers have no price here unless the
-setting `prices` has one. A model without a known price costs None, which is not 0.
+setting `prices` (or a `[[models]]` table) has one. A model without a known price costs None, which is not 0.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from dataclasses import dataclass, field
 from typing import Any
 
-from qproxy.wire.events import Usage
+from qproxy.wire.events import JSON, Usage
+from qproxy.wire.models import ModelCatalog
+from qproxy.wire.models.catalog import EMPTY
 
-CACHED_SHARE = 0.2
-"""Fraction of the input price, for models without a price for cached tokens."""
+CURRENCY = "USD"
+"""The ledger's currency."""
 
 
 @dataclass(frozen=True, slots=True)
 class PriceTier:
-    """Prices for prompts of up to `max_prompt_tokens` tokens; US dollars per million tokens."""
+    """Prices for prompts of up to `max_prompt_tokens` tokens, per million tokens of each kind."""
 
     input: float
     output: float
     cached: float | None = None
+    """Read from the implicit cache."""
+    explicit_cached: float | None = None
+    cache_write: float | None = None
+    """Written to the explicit cache, for five minutes."""
+    cache_write_1h: float | None = None
     thinking_output: float | None = None
+    """Of the whole answer, when it has thoughts."""
     max_prompt_tokens: float = float("inf")
 
-    def cost(self, usage: Usage) -> float:
-        cached = min(usage.cached_tokens, usage.prompt_tokens)
-        of_cached = self.input * CACHED_SHARE if self.cached is None else self.cached
-        thought = usage.reasoning_tokens and self.thinking_output is not None
-        of_output = self.thinking_output if thought and self.thinking_output is not None else self.output
-        fresh = usage.prompt_tokens - cached
-        return (fresh * self.input + cached * of_cached + usage.completion_tokens * of_output) / 1e6
+    def cost(self, usage: Usage, terms: Mapping[str, Any]) -> float:
+        """What the tokens of one request cost; a kind without a price has the terms' share of the input's."""
+
+        def price(kind: str, share: str) -> float:
+            known: float | None = getattr(self, kind)
+            return self.input * float(terms.get(share, 1.0)) if known is None else known
+
+        cached = price("cached", "cached_share")
+        if usage.prompt_details.get("cache_type") == "ephemeral" and self.explicit_cached is not None:
+            cached = self.explicit_cached
+        five_minutes, an_hour = usage.cache_writes
+        read = min(usage.cached_tokens, usage.prompt_tokens)
+        fresh = max(0, usage.prompt_tokens - read - five_minutes - an_hour)
+        written = five_minutes * price("cache_write", "cache_write_share")
+        written += an_hour * price("cache_write_1h", "cache_write_1h_share")
+        output = self.output
+        if usage.reasoning_tokens and self.thinking_output is not None:
+            output = self.thinking_output
+        return (fresh * self.input + read * cached + written + usage.completion_tokens * output) / 1e6
+
+
+TOKEN_PRICES = frozenset(PriceTier.__dataclass_fields__)
+PRICE_CELLS = TOKEN_PRICES | {"currency", "region", "characters", "images", "seconds"}
+"""What a tier in the catalog may hold; the last three are for a million of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,46 +66,51 @@ class ModelPrice:
     """The prices of one model, by the length of the prompt."""
 
     tiers: tuple[PriceTier, ...]
+    terms: Mapping[str, Any] = field(default_factory=dict)
+    """What holds for every tier (`ModelCatalog.price_terms`)."""
 
     def cost(self, usage: Usage) -> float:
-        """Return the cost of one request in US dollars."""
-        return next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens).cost(usage)
+        """Return the cost of one request."""
+        tier = next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
+        return tier.cost(usage, self.terms)
 
 
-@dataclass(frozen=True, slots=True)
-class PriceList:
-    """Prices by model, and their date."""
-
-    date: str
-    prices: Mapping[str, ModelPrice]
-
-
-@cache
-def load_price_list() -> PriceList:
-    """Return the price list of the package."""
-    data: dict[str, Any] = json.loads(resources.files("qproxy.ledger").joinpath("prices.json").read_bytes())
-    prices = {
-        model: ModelPrice(tuple(PriceTier(**tier) for tier in tiers))
-        for model, tiers in data["models"].items()
-    }
-    return PriceList(data["date"], prices)
+def token_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:
+    """Return the price of tokens of a row; None if it has none in the ledger's currency and the list's region."""
+    found = []
+    for tier in tiers:
+        cells = {**terms, **tier}
+        listed = cells.get("currency") == CURRENCY and cells.get("region") == terms.get("region")
+        if listed and "input" in tier and "output" in tier:
+            found.append(PriceTier(**{kind: tier[kind] for kind in TOKEN_PRICES & tier.keys()}))
+    return ModelPrice(tuple(found), terms) if found else None
 
 
 class Pricing:
     """Finds the price of a request: the operator's, or the list's for the accounts that it applies to."""
 
-    def __init__(self, own: Mapping[str, ModelPrice] | None = None, listed_for: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        own: Mapping[str, ModelPrice] | None = None,
+        listed_for: Iterable[str] = (),
+        catalog: ModelCatalog = EMPTY,
+    ) -> None:
         self._configured = own or {}
-        self._price_of = frozenset(listed_for)
+        self._listed_for = frozenset(listed_for)
+        self._catalog = catalog
+        self._listed: dict[str, ModelPrice] = {}
+        for spec in catalog.models():
+            price = token_price(spec.prices or (), catalog.price_terms)
+            if price is not None:
+                self._listed[spec.id] = price
 
     def __repr__(self) -> str:
-        return (
-            f"<Pricing of {len(self._configured)} own prices, listed ones for {len(self._price_of)} accounts>"
-        )
+        return f"<Pricing of {len(self._configured)} own prices, listed ones for {len(self._listed_for)} accounts>"
 
     def cost(self, account: str, model: str, usage: Usage) -> float | None:
         """Return the cost in US dollars, None without a known price."""
         price = self._configured.get(model)
-        if price is None and account in self._price_of:
-            price = load_price_list().prices.get(model)
+        if price is None and account in self._listed_for:
+            spec = self._catalog.find(model)
+            price = self._listed.get(spec.id) if spec is not None and spec.prices else None
         return None if price is None else price.cost(usage)

@@ -15,6 +15,7 @@ import trio
 
 from qproxy import http_server
 from qproxy.bootstrap.app import build_server, serve
+from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.reload import rebuild_state
 from qproxy.config import Config, data_dir, load
 from qproxy.config.accounts import AccountConfig
@@ -41,8 +42,10 @@ def run(
     """
     log_setup.configure_logging(config, worker=place and place.number)
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    for warning in config.warnings() if place is None or place.number == 1 else ():
-        log.warning("%s", warning)
+    if place is None or place.number == 1:
+        notices = retirement_notices(config, build_catalog(config.model_rows))
+        for warning in [*config.warnings(), *notices]:
+            log.warning("%s", warning)
     raise_file_limit(config)
     try:
         trio.run(_run_server, config, say, read, place)

@@ -23,6 +23,7 @@ from qproxy.wire.dialects import (
     DIALECTS,
     Dialect,
     UpstreamTarget,
+    amendments,
     error_mapping,
     prompt_tools,
     request_rules,
@@ -73,7 +74,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         turn, restorer = tool_adapter.adapt_tools(self._turn, names=account.provider_family == "dashscope")
         turn = self._apply_rules(turn, target, account)
         rendered = (
-            prompt_tools.render_tools(turn, account.render_tools, self._model)
+            prompt_tools.render_tools(turn, account.render_tools, target.spec)
             if account.render_tools
             else turn
         )
@@ -97,8 +98,10 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
     def amend(self, error: UpstreamError) -> bool:
         """Leave out, once, what the error says that the server does not take."""
-        amended = None if self._amended else request_rules.amend_after_error(error, self._turn)
-        if amended is None:
+        policy = self._policy
+        keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
+        amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
+        if amended is None or self._amended:
             return False
         self._amended, self._turn = True, amended
         return True
@@ -112,12 +115,14 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         applied = request_rules.apply_rules(
             turn,
             model=target.model,
+            spec=target.spec,
             family=target.family,
             switches={**self._policy.rule_switches, **account.rules},
             strict_params=self._policy.strict_params,
             forced_tools=self._policy.forced_tools,
         )
-        self._record.rules, self._record.rule_notes = applied.applied, applied.notes
+        self._record.rules = applied.applied
+        self._record.rule_notes = (*self._record.model_notes, *applied.notes)
         self._record.ignored = (*turn.ignored, *applied.ignored)
         if self._policy.stream_upstream == "always" and target.family == "dashscope":
             return replace(applied.turn, stream=True)

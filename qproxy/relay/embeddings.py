@@ -46,9 +46,10 @@ async def create_embeddings(relay: Relay, request: EmbeddingInput, record: Relay
     if request.ignored and relay.policy.strict_params:
         message = f"Unsupported parameter: '{request.ignored[0]}' has no meaning for this model's server."
         raise RequestError(message, param=request.ignored[0], code="unsupported_parameter")
-    model = relay.policy.aliases.resolve(request.model)
+    route = relay.names.route(request.model)
+    model, record.rule_notes = route.served, route.notes
     able = [account for account in relay.accounts.accounts if account.supports(model, "embedding")]
-    size = min((account.embedding_batch for account in able), default=1)
+    size = min((account.embedding_batch_for(model) for account in able), default=1)
     batches = list(request.batches(size))
     places = sum(account.max_in_flight or len(batches) for account in able) or 1
     at_once = min(relay.policy.embedding_requests, places, len(batches))

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
 from qproxy.accounts import Account
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec
-from qproxy.wire.dialects import UpstreamTarget, model_catalog
+from qproxy.wire.dialects import UpstreamTarget
 from qproxy.wire.endpoints import models
 from qproxy.wire.endpoints.models import Model
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.model_aliases import ModelAliases, is_pattern
+from qproxy.wire.models import ModelCatalog
 
 LIST_TIMEOUT = 5.0
 LIST_BYTES = 1024 * 1024
@@ -39,13 +41,15 @@ class ModelDirectory:
         *,
         cache_seconds: float,
         aliases: ModelAliases,
+        catalog: ModelCatalog,
         extra: Sequence[str],
     ) -> None:
         self._accounts = accounts
         self._transport = transport
         self._cache_seconds = cache_seconds
         self._aliases = aliases
-        self._extra = extra
+        self._catalog = catalog
+        self._extra = (*extra, *catalog.listed)
         self._lock = trio.Lock()
         self._models: list[Model] = []
         self._fetched_at = float("-inf")
@@ -59,7 +63,7 @@ class ModelDirectory:
             if trio.current_time() - self._fetched_at > self._cache_seconds:
                 self._models = await self._fetch_all()
                 self._fetched_at = trio.current_time()
-        named = [_describe_error(Model(name)) for name in self._extra]
+        named = [self._describe(Model(name), own_server=False) for name in self._extra]
         aliases = [Model(name, owned_by="alias") for name in self._aliases.names]
         return [*named, *self._models, *aliases]
 
@@ -77,6 +81,7 @@ class ModelDirectory:
         ]
 
     async def _fetch(self, account: Account) -> list[Model]:
+        own = account.provider_family == "open"
         try:
             with trio.fail_after(LIST_TIMEOUT):
                 credential = await account.source.credential()
@@ -86,25 +91,25 @@ class ModelDirectory:
                     body = await response.read(LIST_BYTES)
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
-            found = models.parse_models(json_codec.loads(body, LIST_VALUES))
+            found = models.parse_models(json_codec.loads(body, LIST_VALUES), self._catalog)
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("no list of models from account %s (%s)", account.name, error)
-            return [_describe_error(Model(name)) for name in self._configured_models(account)]
+            return [self._describe(Model(name), own) for name in self._configured_models(account)]
         account.known_models = frozenset(model.id for model in found)
-        return [_describe_error(model) for model in found]
+        return [self._describe(model, own) for model in found]
 
     def _configured_models(self, account: Account) -> list[str]:
         """Names to list for a server that lists none: the operator's patterns that are plain names, else Qwen's own."""
         plain = [pattern for pattern in account.models if not is_pattern(pattern)]
         if plain or account.provider_family != "dashscope":
             return plain
-        return list(
-            model_catalog.model_names(embedding=account.supports(model_catalog.EMBEDDING[0], "embedding"))
-        )
+        embedding = [name for name in self._catalog.names("embedding") if account.supports(name, "embedding")]
+        return [*self._catalog.names("chat"), *embedding]
 
-
-def _describe_error(model: Model) -> Model:
-    limits = model_catalog.limits_for(model.id)
-    if limits is None:
-        return model
-    return Model(model.id, model.created, model.owned_by, limits.context, limits.output)
+    def _describe(self, model: Model, own_server: bool) -> Model:
+        """The model with what is known of it; a server of one's own gives open weights the limits that it likes."""
+        spec = self._catalog.get(model.id)
+        if own_server and spec.open_weights and not self._catalog.is_own(model.id):
+            return model
+        output = max(spec.output or 0, spec.output_thinking or 0) or None
+        return replace(model, context=spec.context, max_output=output, shutdown_date=spec.retires)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qproxy.wire import tool_calls
 from qproxy.wire.model_aliases import ModelAliases
+from qproxy.wire.models import ModelCatalog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,9 @@ class RelayPolicy:
     strict_params: bool
     forced_tools: str
     stream_upstream: str
+    retired_models: str
+    """Response to requests for a retired model: an "error", or that of its "successor"."""
+    catalog: ModelCatalog
     embedding_requests: int
     """The most batches that one request for embeddings has in flight at once."""
     profile: Callable[[str], tool_calls.ModelProfile]

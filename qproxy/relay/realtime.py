@@ -65,6 +65,8 @@ class RealtimeConfig:
     bounds: SessionLimits
     voices: Mapping[str, str]
     """Clients' names of voices, and Qwen's names for them."""
+    transcriber: str
+    """The model that transcribes the speech of clients."""
 
 
 class RealtimeClient(Protocol):
@@ -97,7 +99,7 @@ async def connect_upstream(
 ) -> tuple[UpstreamWebSocket, str | bytes]:
     """A model's server's end, and its first word.  Raises QproxyError when no account could have one."""
     record.model = model
-    record.served_model = served = relay.policy.aliases.resolve(model)
+    record.served_model = served = relay.names.route(model).served
     attempt = _SessionAttempt(relay.transport, served, bounds, record, nursery)
     loop = RetryLoop(relay.accounts, served, record, task="realtime")
     began = trio.current_time()

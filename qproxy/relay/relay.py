@@ -14,6 +14,7 @@ from qproxy.access.rate_limits import estimate
 from qproxy.accounts import AccountPool
 from qproxy.relay.chat_attempt import ChatAttempt
 from qproxy.relay.event_stream import EventStream, UpstreamEventStream
+from qproxy.relay.model_names import ModelNames
 from qproxy.relay.multi_prompt import MultiPromptStream
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.retry import RetryLoop
@@ -31,6 +32,12 @@ class Relay:
         self.accounts = accounts
         self.transport = transport
         self.policy = policy
+        self.names = ModelNames(
+            accounts,
+            aliases=policy.aliases,
+            catalog=policy.catalog,
+            use_successor=policy.retired_models == "successor",
+        )
 
     async def open(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack) -> EventStream:
         """Return the response to a turn, started.  What it holds open is closed by `stack`.
@@ -46,7 +53,8 @@ class Relay:
     async def _open(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack) -> UpstreamEventStream:
         """Return the response to a turn of one conversation or prompt."""
         record.model = turn.model
-        model = self.policy.aliases.resolve(turn.model)
+        route = self.names.route(turn.model)
+        model, record.model_notes = route.served, route.notes
         prompt_tokens, max_tokens = estimate(turn) if self.accounts.counts_tokens else (0, 0)
         attempt = ChatAttempt(
             turn,

@@ -75,13 +75,12 @@ class Authentication:
             raise InvalidKeyError("The key is not the server's admin_key.")
 
     def allows(self, key: ApiKey | None, model: str) -> bool:
-        """Return whether the key may use the model, under this name or the one that it is an alias of."""
-        return key is None or key.allows(model) or key.allows(self.aliases.resolve(model))
+        """Return whether the key may use the model with this name or alias; an alias is allowed with its model."""
+        return key is None or key.allows(self.aliases.resolve(model))
 
     def authorize_model(self, key: ApiKey | None, model: str) -> None:
-        """Raise RequestError unless the key may use the model."""
-        if not self.allows(key, model):
-            assert key is not None
+        """Raise RequestError unless the key may use the model, which is no alias."""
+        if key is not None and not key.allows(model):
             raise RequestError(
                 f"API key {key.name or key.id!r} may not use the model {model[:200]!r}.",
                 status=403,

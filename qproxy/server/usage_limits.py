@@ -17,7 +17,7 @@ async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], t
     """
     key, record, stack = request_context.api_key(), request_context.record(), request_context.stack()
     record.relay.model = model
-    state.authentication.authorize_model(key, model)
+    await authorize_model(state, key, model)
 
     def record_estimate() -> None:
         """Keep the estimate if the upstream reported no usage."""
@@ -27,6 +27,15 @@ async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], t
     if key is not None and key.is_limited:
         await _reserve(state, key, sum(estimate()))
     stack.callback(record_estimate)  # runs before the callback of _reserve, which settles the recorded tokens
+
+
+async def authorize_model(state: ServerState, key: ApiKey | None, model: str) -> None:
+    """Raise RequestError unless the key may use every model that the request may lead to, successors included."""
+    names = state.relay.names
+    if names.is_retired(model) and any(a.known_models is None for a in state.relay.accounts.accounts):
+        await state.model_directory.models()  # a server that still lists it knows better than the catalog
+    for name in names.route(model).models:
+        state.authentication.authorize_model(key, name)
 
 
 async def extend_usage(tokens: int, minutes: int) -> None:

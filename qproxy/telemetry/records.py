@@ -80,6 +80,8 @@ class RelayRecord:
     rules: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     rule_notes: tuple[str, ...] = ()
+    model_notes: tuple[str, ...] = ()
+    """Which retired model another one stands for."""
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
     upstream_seconds: float = 0.0

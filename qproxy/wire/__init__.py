@@ -17,6 +17,7 @@ Contracts
                bytes; `response(turn, events) -> object`; `Api`, its errors and headers.  Table: `endpoints.ENDPOINTS`.
                `endpoints.embeddings` stands beside it: it asks for vectors (`embeddings`), not for a turn.
     realtime   beside both: one protocol in three spellings (OpenAI's two, Qwen's), event by event (`SessionTranslator`).
+    models     what is known of models: data, a `ModelCatalog` that whoever needs it is given (`models`).
     tool calls how Qwen models spell calls and thoughts: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes.  No module

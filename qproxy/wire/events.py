@@ -233,6 +233,17 @@ class Usage:
         return _count(self.prompt_details.get("cached_tokens"))
 
     @property
+    def cache_writes(self) -> tuple[int, int]:
+        """Tokens of the prompt that were written to the server's cache: for five minutes, and for an hour."""
+        details = self.prompt_details
+        kinds = details.get("cache_creation")
+        hour = _count(kinds.get("ephemeral_1h_input_tokens")) if isinstance(kinds, dict) else 0
+        total = _count(details.get("cache_creation_input_tokens")) or _count(
+            details.get("cache_write_tokens")
+        )
+        return max(0, total - hour), hour
+
+    @property
     def reasoning_tokens(self) -> int:
         """Return the response tokens that were reasoning."""
         return _count(self.completion_details.get("reasoning_tokens"))

@@ -16,6 +16,7 @@ import pytest
 from qproxy.backends.local import ledger_schema as schema
 from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.backends.local.ledger_queries import oldest_request, usage_by
+from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.usage import UsageRow
@@ -51,7 +52,10 @@ def kept(path, *moments, keep_days=90):
     """A ledger with one record for each (seconds after noon, changes)."""
     clock = {"now": NOON}
     ledger = SqliteUsageLedger(
-        path, Pricing(listed_for=["one"]), wall_clock=lambda: clock["now"], keep_days=keep_days
+        path,
+        Pricing(listed_for=["one"], catalog=package_catalog()),
+        wall_clock=lambda: clock["now"],
+        keep_days=keep_days,
     )
     for number, (after, changes) in enumerate(moments):
         clock["now"] = NOON + after

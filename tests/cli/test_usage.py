@@ -9,6 +9,7 @@ import pytest
 
 from qproxy import cli
 from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import Pricing
 from tests.telemetry.factories import record
 
@@ -22,7 +23,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept(home):
-    ledger = SqliteUsageLedger(home / "ledger.sqlite3", Pricing(listed_for=["one"]), keep_days=90)
+    pricing = Pricing(listed_for=["one"], catalog=package_catalog())
+    ledger = SqliteUsageLedger(home / "ledger.sqlite3", pricing, keep_days=90)
     ledger.record(record(id="a"))
     ledger.record(record(id="b", account="home", outcome="client_disconnected"))
     ledger.record(record(id="c", account="home", served_model="qwen-local", key=None))

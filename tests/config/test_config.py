@@ -232,6 +232,32 @@ def test_secrets_are_not_shown():
     assert "s3cret" not in repr(config)
 
 
+def test_rows_of_models(tmp_path):
+    """`models` is a list of names, or an array of tables that say what is known of some."""
+    file = tmp_path / "qproxy.toml"
+    file.write_text('models = ["a", "b"]')
+    assert load(environ={}).models == ["a", "b"]
+    file.write_text('[[models]]\nid = "a"\ncontext = 5\nprices = [{ input = 1, output = 2.5 }]')
+    (row,) = load(environ={}).model_rows
+    assert (row.id, row.context, row.prices, row.thinking) == ("a", 5, [{"input": 1, "output": 2.5}], None)
+
+
+WRONG_ROWS = {
+    "[[models]]\ncontext = 5": r"\[\[models\]\] 1: it needs a id",
+    '[[models]]\nid = "a"\ncontexts = 5': "there is no setting 'contexts'. Did you mean 'context'",
+    '[[models]]\nid = "a"\nthinking = "often"': "expected one of none, off, on, only",
+    '[[model_rows]]\nid = "a"': "there is no setting 'model_rows'",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_ROWS.items())
+def test_wrong_rows_of_models(text, message, tmp_path):
+    """A slip in a row is refused with its place and what was probably meant."""
+    (tmp_path / "qproxy.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(environ={})
+
+
 def test_the_page_has_every_setting():
     """docs/configuration.md is the table, and names every key of an account and every preset."""
     page = PAGE.read_text()

@@ -14,6 +14,7 @@ from qproxy.bootstrap import accounts, app, auth, limits, reload, state, telemet
 from qproxy.config import SETTINGS
 
 OTHER_MEANINGS = {
+    "aliases": "further names of one model in its row of the catalog",
     "models": "a column of several tables and records",
     "rules": "a column of several tables and records",
 }

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.diagnostics import exit_code
 from qproxy.diagnostics.conformance import ConformanceCheck
 from qproxy.diagnostics.report import Finding
@@ -40,7 +41,9 @@ async def probed(handle, **settings):
         )
         costs = settings.pop("costs", True)
         found: list[Finding] = []
-        await ConformanceCheck(URL, transport, lambda: 0.0, **settings).all(found, costs=costs)
+        await ConformanceCheck(URL, transport, lambda: 0.0, catalog=package_catalog(), **settings).all(
+            found, costs=costs
+        )
         yield found
         await transport.aclose()
         nursery.cancel_scope.cancel()

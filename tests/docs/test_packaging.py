@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel):
         path for path in (ROOT / "qproxy").rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
     assert names == {str(path.relative_to(ROOT)) for path in files}
-    assert {"qproxy/py.typed", "qproxy/ledger/prices.json"} <= names
+    assert {"qproxy/py.typed", "qproxy/wire/models/models.toml"} <= names
 
 
 def test_the_wheel_works_by_itself(wheel, tmp_path):

@@ -1,13 +1,19 @@
 """What tokens cost: the list's prices where they hold, the operator's where there are any, else nothing said."""
 
-import json
 import re
+import tomllib
 from importlib import resources
 
 import pytest
 
-from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, load_price_list
+from qproxy.bootstrap.models import build_catalog, package_catalog
+from qproxy.bootstrap.telemetry import build_pricing
+from qproxy.config import Config
+from qproxy.config.settings import PriceConfig
+from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, token_price
 from qproxy.wire.events import Usage
+from qproxy.wire.models import ModelRow
+from tests.helpers import accounts
 
 USAGE = Usage(1_000_000, 1_000_000, 2_000_000)
 
@@ -20,6 +26,29 @@ CASES = {
     "cached at a fifth": ("qwen-plus", Usage(1000, 0, 0, {"cached_tokens": 500}), 0.0002 + 0.00004),
     "thoughts": ("qwen-turbo", Usage(0, 1000, 0, {}, {"reasoning_tokens": 1}), 0.0005),
     "without thoughts": ("qwen-turbo", Usage(0, 1000), 0.0002),
+    "read from the implicit cache": ("qwen4-max", Usage(1000, 0, 0, {"cached_tokens": 1000}), 0.000075),
+    "read from the explicit cache": (
+        "qwen3.7-max",
+        Usage(1000, 0, 0, {"cached_tokens": 1000, "cache_type": "ephemeral"}),
+        0.00025,
+    ),
+    "written to the cache": ("qwen4-max", Usage(1000, 0, 0, {"cache_creation_input_tokens": 1000}), 0.001875),
+    "written for an hour": (
+        "qwen4-max",
+        Usage(
+            1000,
+            0,
+            0,
+            {"cache_creation_input_tokens": 1000, "cache_creation": {"ephemeral_1h_input_tokens": 400}},
+        ),
+        600 * 1.875e-6 + 400 * 3e-6,
+    ),
+    "written without a price of its own": (
+        "qwen-plus",
+        Usage(1000, 0, 0, {"cache_creation_input_tokens": 1000}),
+        0.0005,
+    ),
+    "a listed snapshot": ("qwen3.7-plus-2026-05-26", Usage(1000, 0), 0.0004),
     "an embedding": ("text-embedding-v4", Usage(1000, 0), 0.00007),
 }
 
@@ -27,29 +56,58 @@ CASES = {
 @pytest.mark.parametrize(("model", "usage", "cost"), CASES.values(), ids=CASES)
 def test_listed_prices(model, usage, cost):
     """Dollars for tokens, by the length of the prompt, for cached tokens and for thoughts."""
-    assert Pricing(listed_for=["intl"]).cost("intl", model, usage) == pytest.approx(cost)
+    assert Pricing(listed_for=["intl"], catalog=package_catalog()).cost(
+        "intl", model, usage
+    ) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("model", ["qwen5-max", "qwen-plus-2027-01-01", "qwen3-tts-flash"])
+def test_no_price_is_guessed(model):
+    """A model that is only like another one, or is not paid by tokens, costs None."""
+    pricing = Pricing(listed_for=["intl"], catalog=package_catalog())
+    assert pricing.cost("intl", model, USAGE) is None
+
+
+def test_a_price_of_an_operators_row():
+    """The tiers of a [[models]] table hold as the package's do."""
+    row = ModelRow("qwen5-max", prices=[{"input": 1.0, "output": 2.0}])
+    assert Pricing(listed_for=["intl"], catalog=build_catalog((row,))).cost("intl", "qwen5-max", USAGE) == 3.0
+
+
+def test_an_operators_row_holds_for_every_account():
+    """As a [[prices]] table does; where both speak of a model, the latter."""
+    rows = (
+        ModelRow("mine", prices=[{"input": 1.0, "output": 2.0}]),
+        ModelRow("both", prices=[{"input": 9.0, "output": 9.0}]),
+    )
+    config = Config(accounts=accounts("one"), model_rows=rows, prices=(PriceConfig("both", 2.0, 2.0),))
+    pricing = build_pricing(config, build_catalog(rows))
+    assert (pricing.cost("one", "mine", USAGE), pricing.cost("one", "both", USAGE)) == (3.0, 4.0)
 
 
 def test_where_no_price_is_known():
     """An unknown model, or an account that the list is not about, costs None and not 0."""
-    pricing = Pricing(listed_for=["intl"])
+    pricing = Pricing(listed_for=["intl"], catalog=package_catalog())
     assert pricing.cost("intl", "qwen-nobody-knows", USAGE) is None
     assert pricing.cost("home", "qwen-plus", USAGE) is None
 
 
 def test_the_operators_word():
     """A price of the operator's holds for every account, and before the list's."""
-    pricing = Pricing({"qwen-plus": ModelPrice((PriceTier(1.0, 2.0),))}, ["intl"])
+    pricing = Pricing({"qwen-plus": ModelPrice((PriceTier(1.0, 2.0),))}, ["intl"], package_catalog())
     assert pricing.cost("intl", "qwen-plus", USAGE) == pricing.cost("home", "qwen-plus", USAGE) == 3.0
 
 
 def test_the_list_says_what_it_is():
-    """The file names its date and sources; its tiers rise and the last one is open."""
-    data = json.loads(resources.files("qproxy.ledger").joinpath("prices.json").read_bytes())
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", data["date"])
+    """The catalog names its date and sources; the tiers of a price rise and the last one is open."""
+    catalog = package_catalog()
+    data = tomllib.loads(resources.files("qproxy.wire.models").joinpath("models.toml").read_text("utf-8"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", catalog.price_terms["date"])
     assert data["sources"]
-    assert load_price_list().prices.keys() == data["models"].keys()
-    for price in load_price_list().prices.values():
+    prices = [token_price(spec.prices or (), catalog.price_terms) for spec in catalog.models()]
+    listed = [price for price in prices if price is not None]
+    assert len(listed) > 40
+    for price in listed:
         bounds = [tier.max_prompt_tokens for tier in price.tiers]
         assert bounds == sorted(set(bounds))
         assert bounds[-1] == float("inf")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.wire import sse, tool_adapter, tool_calls
 from qproxy.wire.dialects import (
     DIALECTS,
@@ -43,6 +44,7 @@ def turn_for(endpoint):
     return endpoint.decode(asked, **CONTEXT)
 
 
+SPEC = package_catalog().get("qwen4-max")
 CONTEXT = {"id": "x-1", "created": 1, "default_model": None, "max_messages": 100}
 
 
@@ -90,11 +92,12 @@ def test_any_request(endpoint):
                     sent = request_rules.apply_rules(
                         adapted,
                         model=turn.model,
+                        spec=SPEC,
                         family=family,
                         strict_params=False,
                         forced_tools="thinking-off",
                     ).turn
-                    for form in (sent, prompt_tools.render_tools(sent, "auto", turn.model)):
+                    for form in (sent, prompt_tools.render_tools(sent, "auto", SPEC)):
                         dialect.request(form, UpstreamTarget("http://h/v1", turn.model, family=family))
         except QproxyError as error:
             refusal = error

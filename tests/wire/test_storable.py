@@ -14,6 +14,7 @@ from qproxy.wire.endpoints import ENDPOINTS, models
 from qproxy.wire.endpoints.embeddings import decode as decode_embeddings
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, StreamDone, ToolCallStart, Turn
+from qproxy.wire.models.catalog import EMPTY
 from qproxy.wire.oauth import DeviceAuthorization, parse_authorization
 from tests.wire.strangers import values
 
@@ -138,7 +139,7 @@ def test_any_usage_is_storable(counts):
 def test_a_list_of_models():
     """A model that cannot be named is not listed, and a time is a time."""
     entries = [{"id": HALF}, {"id": "m", "created": 10**400, "owned_by": HALF}, {"id": "n", "created": True}]
-    found = models.parse_models({"data": entries})
+    found = models.parse_models({"data": entries}, EMPTY)
     assert [(model.id, model.created, model.owned_by) for model in found] == [
         ("m", storable.MAX_SECONDS, "a?"), ("n", 0, "qwen"),
     ]  # fmt: skip

@@ -19,8 +19,8 @@ from qproxy.server.http_response import HTTPResponse
 from qproxy.server.state import StateHolder
 from qproxy.wire.errors import QproxyError
 
-BASE_URL, MODEL, KEY = "http://127.0.0.1:8787/v1", "qwen3.7-plus", re.compile(r"\bany\b")
-"""What stands in a recipe for this server's address, a model and a key."""
+BASE_URL, KEY = "http://127.0.0.1:8787/v1", re.compile(r"\bany\b")
+"""What stands in a recipe for this server's address and for a key."""
 KEY_PLACEHOLDER = "YOUR-KEY"
 MODELS_SECONDS = 3.0
 """How long the page waits for the servers' lists."""
@@ -38,12 +38,14 @@ class ClientRecipe:
     text: str
     note: str = ""
     """A command to run after that."""
+    model: str = ""
+    """What stands in it for a model."""
 
     def with_values(self, base_url: str, model: str, key: str) -> ClientRecipe:
         """The recipe for this server."""
 
         def fill(text: str) -> str:
-            return KEY.sub(lambda _: key, text).replace(BASE_URL, base_url).replace(MODEL, model)
+            return KEY.sub(lambda _: key, text).replace(BASE_URL, base_url).replace(self.model, model)
 
         return ClientRecipe(self.name, self.where, fill(self.text).strip(), fill(self.note).strip())
 
@@ -51,7 +53,8 @@ class ClientRecipe:
 def recipes() -> list[ClientRecipe]:
     """Those of the package."""
     text = (files("qproxy.dashboard") / "recipes.toml").read_text(encoding="utf-8")
-    return [ClientRecipe(**entry) for entry in tomllib.loads(text)["recipes"]]
+    data = tomllib.loads(text)
+    return [ClientRecipe(**entry, model=data["model"]) for entry in data["recipes"]]
 
 
 class ConnectPage:
@@ -68,7 +71,7 @@ class ConnectPage:
     async def _view(self, visit: PageRequest) -> HTTPResponse:
         demanded = self._server.state.authentication.api_keys.required()
         base_url, models = f"{visit.origin}/v1", await self._models()
-        model = self._server.state.default_model or (models[0] if models else MODEL)
+        model = self._server.state.default_model or (models[0] if models else self._recipes[0].model)
         key = KEY_PLACEHOLDER if demanded else "any"
         return self._pages.page(
             visit,

@@ -33,9 +33,10 @@ class InfoRoutes:
 
     async def _model(self, name: str) -> HTTPResponse:
         state = self._server.state
-        state.authentication.authorize_model(request_context.api_key(), name)
+        aliases = state.relay.policy.aliases
+        state.authentication.authorize_model(request_context.api_key(), aliases.resolve(name))
         found = await state.model_directory.models()
-        model = models.find_model(found, name, state.relay.policy.aliases)
+        model = models.find_model(found, name, aliases)
         return json_response(request_context.api().model_object(model))
 
     async def _livez(self) -> HTTPResponse:

@@ -16,7 +16,6 @@ from qproxy.server.http_response import HTTPResponse
 from qproxy.server.state import Route, StateHolder
 from qproxy.telemetry import RequestRecord
 from qproxy.telemetry.metrics import Metrics, Values, exposition
-from qproxy.wire.dialects import model_catalog
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METRICS_QUERY = "metrics"
@@ -70,7 +69,7 @@ class MetricsRoutes:
         """Return whether the model is configured or listed by an upstream; other names do not become labels."""
         relay = self._server.state.relay
         return (
-            model in model_catalog.MODELS
+            model in relay.policy.catalog
             or model in relay.policy.aliases.names
             or any(
                 model in (a.known_models or a.models) or model in a.models for a in relay.accounts.accounts

@@ -75,6 +75,7 @@ class RealtimeRoutes:
         translation = SessionTranslator(
             model,
             modern=not _wants_beta(),
+            transcriber=state.realtime.transcriber,
             voices=state.realtime.voices,
             strict=state.relay.policy.strict_params,
             event_prefix=f"event_{secrets.token_hex(8)}_",

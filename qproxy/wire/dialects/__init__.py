@@ -2,7 +2,7 @@
 
 One module a dialect, each with `request`, `Decoder` and `response` (the contract is in `qproxy.wire`).
 `error_mapping` maps every way of refusing to one tree; `request_rules` mends requests the way each family wants;
-`model_catalog` knows the limits of the models.  `DIALECTS` is the table: a new dialect is one more row.
+`amendments` says what a refusal teaches.  `DIALECTS` is the table: a new dialect is one more row.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ Source: Model Studio's DashScope reference and the dashscope SDK.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from qproxy.wire import json_codec
@@ -26,13 +25,13 @@ from qproxy.wire.sse import ServerSentEvent
 
 _SERVICE = "/api/v1/services/aigc/{}-generation/generation"
 _BASES = ("/compatible-mode/v1", "/api/v1", "/v1")
-_MULTIMODAL = re.compile(r"-vl|omni|qvq|^qwen3\.[5-9]-(plus|flash)|^qwen[4-9]")
+_CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
 _MEDIA = {"image_url": "image", "input_audio": "audio", "video_url": "video", "video": "video"}
 
 
 def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     """The turn as a native request; a stream is asked for in a header, and as increments."""
-    multimodal = bool(_MULTIMODAL.search(target.model)) or any(map(_has_media, turn.messages))
+    multimodal = target.spec.native_path == "multimodal" or any(map(_has_media, turn.messages))
     parameters: dict[str, JSON] = {**turn.params, "result_format": "message"}
     messages: Sequence[JSON] = [_message(message, multimodal) for message in turn.messages]
     if target.tool_schema == function_declarations.TOOL_SCHEMA:
@@ -85,7 +84,7 @@ def _part(part: JSON) -> JSON:
     value = part.get(kind) if kind in _MEDIA else part.get("text", "")
     if isinstance(value, dict):
         value = value.get("url") or value.get("data")
-    kept = {"cache_control": part["cache_control"]} if "cache_control" in part else {}
+    kept = {mark: part[mark] for mark in _CACHE_MARKS if mark in part}
     return {_MEDIA.get(kind, "text"): value, **kept}
 
 

@@ -200,6 +200,27 @@ def _audio_part(part: JSON) -> JSON:
     return {**part, "input_audio": {**audio, "data": uri}}
 
 
+def cache_breakpoints(messages: Messages, *, explicit: bool) -> Messages:
+    """OpenAI's cache breakpoints as the older `cache_control`, or away where there is no explicit cache."""
+
+    def change(message: dict[str, JSON]) -> dict[str, JSON]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return message
+        changed = [_cache_part(part, explicit) for part in content]
+        same = all(new is old for new, old in zip(changed, content, strict=True))
+        return message if same else {**message, "content": changed}
+
+    return _each(messages, change)
+
+
+def _cache_part(part: JSON, explicit: bool) -> JSON:
+    if not isinstance(part, dict) or "prompt_cache_breakpoint" not in part:
+        return part
+    kept = {key: value for key, value in part.items() if key != "prompt_cache_breakpoint"}
+    return {"cache_control": {"type": "ephemeral"}, **kept} if explicit else kept
+
+
 _RANGE_PATTERN = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
 
 

@@ -7,30 +7,27 @@ The answer's calls are then read from its text, as everywhere.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from qproxy.wire.dialects import message_rules
 from qproxy.wire.events import JSON, Turn
+from qproxy.wire.models import ModelSpec
 from qproxy.wire.tool_calls import hermes, qwen_coder
 
 TOOL_FORMATS: dict[str, ModuleType] = {"hermes": hermes, "coder": qwen_coder}
-_CODER = re.compile(r"qwen3[-_]?coder|qwen3\.[5-9]|qwen[4-9]", re.IGNORECASE)
 _DROPPED = ("parallel_tool_calls",)
 
 
-def tool_format(setting: str, model: str) -> ModuleType:
-    """The module of a spelling; "auto" goes by the model's name."""
-    if setting == "auto":
-        setting = "coder" if _CODER.search(model) else "hermes"
-    return TOOL_FORMATS[setting]
+def tool_format(setting: str, spec: ModelSpec) -> ModuleType:
+    """The module of a spelling; "auto" is what the model is known for."""
+    return TOOL_FORMATS[spec.tool_format or "hermes" if setting == "auto" else setting]
 
 
-def render_tools(turn: Turn, setting: str, model: str) -> Turn:
+def render_tools(turn: Turn, setting: str, spec: ModelSpec) -> Turn:
     """The turn without declared tools: all about them stands in its messages."""
-    form = tool_format(setting, model)
+    form = tool_format(setting, spec)
     messages: list[Any] = []
     for message in turn.messages:
         if message.get("role") == "tool":

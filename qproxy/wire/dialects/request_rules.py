@@ -17,63 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
 
-from qproxy.wire.dialects import message_rules, model_catalog
-from qproxy.wire.errors import RequestError, UpstreamError
-from qproxy.wire.events import JSON, Turn
-
-
-class RequestDraft:
-    """A request while the rules are at it."""
-
-    def __init__(self, turn: Turn, model: str, forced_tools: str, strict: bool) -> None:
-        self.model = model
-        self.limits = model_catalog.limits_for(model)
-        self.set_messages(turn.messages)
-        self.tools = turn.tools
-        self.tool_choice = turn.tool_choice
-        self.params = dict(turn.params)
-        self.stream = turn.stream
-        self.is_completion = turn.completion
-        self.forced_tools = forced_tools
-        self.ignored: list[str] = []
-        self.notes: list[str] = []
-        self._strict = strict
-
-    def set_messages(self, messages: message_rules.Messages) -> None:
-        """Have these messages."""
-        self.messages, self.marks = messages, message_rules.features(messages)
-
-    def drop_param(self, name: str) -> bool:
-        """Leave a parameter out and say so; False when it was not there."""
-        if name not in self.params:
-            return False
-        if self._strict:
-            message = f"Unsupported parameter: '{name}' has no meaning for this model's server."
-            raise RequestError(message, param=name, code="unsupported_parameter")
-        del self.params[name]
-        self.ignored.append(name)
-        return True
-
-    @property
-    def thinking(self) -> bool:
-        """Whether the model will think, as far as can be told from here."""
-        thinking = self.params.get("enable_thinking")
-        if thinking is None:
-            effort = self.params.get("reasoning_effort")
-            thinking = effort not in ("none", "minimal") if effort else None
-        return thinking if isinstance(thinking, bool) else bool(self.limits and self.limits.can_think)
-
-    def set_thinking(self, on: bool) -> None:
-        """Switch thinking on or off for this request."""
-        self.params["enable_thinking"] = on
-        if not on:
-            self.params.pop("thinking_budget", None)
-            self.params.pop("reasoning_effort", None)
-
-    @property
-    def forces_tool(self) -> bool:
-        return self.tool_choice is not None and self.tool_choice not in ("auto", "none")
-
+from qproxy.wire.dialects import cache_rules, message_rules, thinking_rules
+from qproxy.wire.dialects.request_draft import RequestDraft
+from qproxy.wire.errors import RequestError
+from qproxy.wire.events import Turn
+from qproxy.wire.models import ModelSpec
 
 ApplyRule = Callable[[RequestDraft], bool]
 
@@ -131,28 +79,6 @@ def _parallel_calls(draft: RequestDraft) -> bool:
     return True
 
 
-def _forced_tool_thinking(draft: RequestDraft) -> bool:
-    if not (draft.forces_tool and draft.thinking):
-        return False
-    if draft.forced_tools == "auto":
-        draft.tool_choice = "auto"
-        draft.notes.append("tool_choice auto: this model cannot be forced while it thinks")
-    else:
-        draft.set_thinking(False)
-        draft.notes.append("thinking off: this model cannot be forced to call a tool while it thinks")
-    return True
-
-
-def _json_thinking(draft: RequestDraft) -> bool:
-    kind = (draft.params.get("response_format") or {}).get("type")
-    old = draft.limits is None or draft.limits.is_legacy
-    if kind not in ("json_object", "json_schema") or not old or not draft.thinking:
-        return False
-    draft.set_thinking(False)
-    draft.notes.append("thinking off: this model cannot think in JSON mode")
-    return True
-
-
 def _json_keyword(draft: RequestDraft) -> bool:
     if (draft.params.get("response_format") or {}).get("type") != "json_object":
         return False
@@ -164,50 +90,23 @@ def _json_keyword(draft: RequestDraft) -> bool:
 
 def _json_schema(draft: RequestDraft) -> bool:
     wanted = draft.params.get("response_format") or {}
-    if wanted.get("type") != "json_schema" or draft.limits is None or not draft.limits.is_legacy:
+    if wanted.get("type") != "json_schema" or draft.spec.json_schema is not False:
         return False
     message = f"The model {draft.model!r} cannot be held to a JSON schema; newer Qwen models can."
     raise RequestError(message, param="response_format", code="unsupported_value")
 
 
-def _reasoning_effort(draft: RequestDraft) -> bool:
-    effort = draft.params.get("reasoning_effort")
-    if effort is None:
-        return False
-    if effort in ("none", "minimal"):
-        draft.set_thinking(False)
-        return True
-    if draft.model.startswith("qwen3.8"):
-        mapped = {"high": "xhigh", "max": "xhigh"}.get(effort, effort)
-        draft.params["reasoning_effort"] = mapped
-        if draft.params.pop("thinking_budget", None) is not None:
-            draft.ignored.append("thinking_budget")  # together the two are refused
-            return True
-        return bool(mapped != effort)
-    if not draft.model.startswith(("qwen", "qwq")):
-        return False
-    del draft.params["reasoning_effort"]
-    draft.params.setdefault("enable_thinking", True)
-    budget = {"low": 4096, "medium": 16384}.get(effort)
-    if budget is not None and draft.params["enable_thinking"]:
-        draft.params.setdefault("thinking_budget", budget)
-    return True
-
-
-def _completion_thinking(draft: RequestDraft) -> bool:
-    requested = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
-    if draft.is_completion is None or requested or not draft.thinking:
-        return False
-    draft.set_thinking(False)
-    return True
-
-
 def _output_limit(draft: RequestDraft) -> bool:
+    spec = draft.spec
+    if not spec.knows("output"):  # a newer model may give more, and says so itself where it does not
+        return False
+    both = spec.max_tokens_counts == "all" and draft.thinking
+    limit = max(spec.output or 0, spec.output_thinking or 0) if both else spec.output or 0
     done = False
     for name in ("max_tokens", "max_completion_tokens"):
         value = draft.params.get(name)
-        if draft.limits and isinstance(value, int) and value > draft.limits.output:
-            draft.params[name] = draft.limits.output
+        if isinstance(value, int) and value > limit:
+            draft.params[name] = limit
             done = True
     return done
 
@@ -215,8 +114,7 @@ def _output_limit(draft: RequestDraft) -> bool:
 def _one_output_limit(draft: RequestDraft) -> bool:
     if "max_completion_tokens" not in draft.params:
         return False
-    newer = draft.model.startswith(("qwen3.5", "qwen3.6", "qwen3.7", "qwen3.8", "deepseek"))
-    if newer:
+    if draft.spec.max_completion_tokens:
         return draft.params.pop("max_tokens", None) is not None
     draft.params["max_tokens"] = draft.params.pop("max_completion_tokens")
     return True
@@ -267,7 +165,7 @@ def _max_choices(draft: RequestDraft) -> bool:
 
 
 def _audio_output(draft: RequestDraft) -> bool:
-    if "audio" in (draft.params.get("modalities") or ()) and "omni" not in draft.model:
+    if "audio" in (draft.params.get("modalities") or ()) and "audio" not in (draft.spec.outputs or ()):
         message = f"The model {draft.model!r} does not speak: only text output is possible."
         raise RequestError(message, param="modalities", code="unsupported_value")
     return False
@@ -275,14 +173,14 @@ def _audio_output(draft: RequestDraft) -> bool:
 
 UNSUPPORTED_PARAMS = (
     "frequency_penalty", "logit_bias", "user", "store", "service_tier", "prediction", "safety_identifier",
-    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "verbosity", "moderation",
+    "prompt_cache_key", "prompt_cache_retention", "verbosity", "moderation",
     "web_search_options", "background", "webhook_config",
 )  # fmt: skip
 
 
 def _drop_unsupported(draft: RequestDraft) -> bool:
     dropped = [name for name in UNSUPPORTED_PARAMS if draft.drop_param(name)]
-    if "metadata" in draft.params and not draft.model.startswith("qwen") and draft.drop_param("metadata"):
+    if not draft.spec.metadata and draft.drop_param("metadata"):
         dropped.append("metadata")
     return bool(dropped)
 
@@ -299,14 +197,18 @@ RULES = (
     RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
     RequestRule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
     RequestRule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
-    RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", _reasoning_effort),
-    RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", _completion_thinking),
-    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", _forced_tool_thinking),
+    RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", thinking_rules.reasoning_effort),
+    RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", thinking_rules.completion_thinking),
+    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", thinking_rules.forced_tool),
     RequestRule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
-    RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", _json_thinking),
+    RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", thinking_rules.json_mode),
     RequestRule("json_keyword", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
     RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
     RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
+    RequestRule("preserve_thinking", "encrypted thoughts in the history switch preserve_thinking on, without which they are not read", "dashscope", thinking_rules.preserve_thinking),
+    RequestRule("cache_breakpoints", "prompt_cache_breakpoint becomes the cache_control that older models know, or is left out", "dashscope", cache_rules.cache_breakpoints),
+    RequestRule("cache_options", "prompt_cache_options is left out and named for models that do not know it", "dashscope", cache_rules.cache_options),
+    RequestRule("cache_ttl", "OpenAI's times to live in prompt_cache_options become the model's own", "dashscope", cache_rules.cache_ttl),
     RequestRule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
     RequestRule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
     RequestRule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
@@ -342,13 +244,14 @@ def apply_rules(
     turn: Turn,
     *,
     model: str,
+    spec: ModelSpec,
     family: str,
     switches: Mapping[str, bool] | None = None,
     strict_params: bool,
     forced_tools: str,
 ) -> RuleResult:
     """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
-    draft = RequestDraft(turn, model, forced_tools, strict_params)
+    draft = RequestDraft(turn, model=model, spec=spec, forced_tools=forced_tools, strict_params=strict_params)
     switches = switches or {}
     applied = tuple(
         rule.name
@@ -361,23 +264,3 @@ def apply_rules(
         turn, messages=draft.messages, tools=draft.tools, tool_choice=draft.tool_choice, params=draft.params
     )
     return RuleResult(changed, applied, tuple(draft.ignored), tuple(draft.notes))
-
-
-def amend_after_error(error: UpstreamError, turn: Turn) -> Turn | None:
-    """The turn mended by what a 400 says about it, for one more try; None when it says nothing useful."""
-    params: dict[str, JSON] = dict(turn.params)
-    if error.status != 400:
-        return None
-    if error.param == "max_tokens":
-        limit = message_rules.allowed_maximum(error.message)
-        for name in ("max_tokens", "max_completion_tokens"):
-            if limit is not None and isinstance(params.get(name), int) and params[name] > limit:
-                params[name] = limit
-    elif error.param == "enable_thinking":
-        must = "true" in error.message.lower()
-        if params.get("enable_thinking") is True and not must:
-            params["enable_thinking"] = False
-        elif must and params.get("enable_thinking") is not True:
-            params["enable_thinking"] = True
-            params.pop("reasoning_effort", None)
-    return None if params == turn.params else replace(turn, params=params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qproxy.wire.http_request import Headers
+from qproxy.wire.models import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class UpstreamTarget:
 
     supports_completions: bool = False
     """Whether the server goes on from a text itself (`/completions`), for this model."""
+    spec: ModelSpec = field(default=ModelSpec(""), repr=False)
+    """What is known of the model."""
 
     def with_authorization(self, *extra: tuple[bytes, bytes]) -> Headers:
         """The header fields of a JSON request to this target."""

@@ -34,11 +34,13 @@ def logprobs_object(value: JSON) -> JSON:
 
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's `CompletionUsage`; Qwen's further details stay beside OpenAI's own."""
+    writes = sum(usage.cache_writes)
+    written = {"cache_write_tokens": writes} if writes else {}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, **_without_nulls(usage.prompt_details)},
+        "prompt_tokens_details": {"cached_tokens": 0, **written, **_without_nulls(usage.prompt_details)},
         "completion_tokens_details": {"reasoning_tokens": 0, **_without_nulls(usage.completion_details)},
     }
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from qproxy.wire import storable
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON
 from qproxy.wire.model_aliases import ModelAliases
+from qproxy.wire.models import ModelCatalog
 
-# DashScope lists pictures, speech and video beside text; none of them answers a chat or an embedding.
-_NOT_TEXT = (
-    "qwen-image*", "wan2*", "wanx*", "wan-*", "qwen-audio*", "*-tts*", "*-asr*", "*-realtime*", "cosyvoice*",
-    "paraformer*", "sambert*", "z-image*", "*-livetranslate*", "*-rerank*", "gte-rerank*",
-)  # fmt: skip
+_SERVED_TASKS = frozenset(
+    ("chat", "completion", "embedding", "multimodal_embedding", "moderation", "decision")
+)
+"""DashScope lists pictures, speech and video beside text; none of them answers a chat or an embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +33,17 @@ class Model:
     context: int | None = None
     """Input and output tokens together, where known."""
     max_output: int | None = None
+    shutdown_date: str | None = None
+    """When it is retired, where that is known."""
 
 
-def is_text_model(name: str) -> bool:
-    """Whether a model of this name reads and writes text (or embeds it)."""
-    return not any(fnmatchcase(name.lower(), pattern) for pattern in _NOT_TEXT)
+def is_text_model(name: str, catalog: ModelCatalog) -> bool:
+    """Whether a model of this name reads and writes text (or embeds it), as far as is known."""
+    spec = catalog.find(name)
+    return spec is None or spec.tasks is None or not _SERVED_TASKS.isdisjoint(spec.tasks)
 
 
-def parse_models(body: JSON) -> list[Model]:
+def parse_models(body: JSON, catalog: ModelCatalog) -> list[Model]:
     """The text models in an upstream's answer to `GET /models`; ValueError when it is not such a list."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
@@ -49,7 +51,12 @@ def parse_models(body: JSON) -> list[Model]:
     models = []
     for entry in data:
         name = entry.get("id") if isinstance(entry, dict) else None
-        if isinstance(name, str) and name and storable.is_storable_text(name) and is_text_model(name):
+        if (
+            isinstance(name, str)
+            and name
+            and storable.is_storable_text(name)
+            and is_text_model(name, catalog)
+        ):
             owner = entry.get("owned_by")
             models.append(
                 Model(
@@ -73,6 +80,8 @@ def model_object(model: Model) -> dict[str, Any]:
         body["context_length"] = model.context
     if model.max_output is not None:
         body["max_output_tokens"] = model.max_output
+    if model.shutdown_date is not None:
+        body["shutdown_date"] = model.shutdown_date
     return body
 
 

@@ -61,7 +61,9 @@ class ClientEventTranslator:
             yield ToUpstream(event)
 
     def _update(self, event: dict[str, Any]) -> ToUpstream:
-        wanted = session_config.to_upstream_session(event.get("session"), self._voices)
+        wanted = session_config.to_upstream_session(
+            event.get("session"), self._voices, self._settings.transcriber
+        )
         self._ignore(wanted.ignored)
         if wanted.rate is not None and wanted.rate != self._settings.rate:
             self._settings.rate, self._resampler = wanted.rate, Resampler(wanted.rate)

@@ -19,8 +19,6 @@ from qproxy.wire.events import JSON
 from qproxy.wire.realtime.audio import RATES
 from qproxy.wire.realtime.event_names import PCM, output_modalities
 
-TRANSCRIBER = "qwen3-asr-flash-realtime"
-"""The only model that Qwen transcribes a client's speech with."""
 CLIENT_RATE = 24_000
 """Default sample rate of a client's audio."""
 OPENAI_VOICES = frozenset(
@@ -56,6 +54,8 @@ _UNSUPPORTED = frozenset(
 class SessionUpdate:
     """A client's changes to its session."""
 
+    transcriber: str
+    """The one model that Qwen transcribes a client's speech with."""
     session: dict[str, JSON] = field(default_factory=dict)
     """The settings for Qwen."""
     rate: int | None = None
@@ -68,13 +68,13 @@ class SessionUpdate:
     """The client's name for it."""
 
 
-def to_upstream_session(session: JSON, voices: Mapping[str, str]) -> SessionUpdate:
+def to_upstream_session(session: JSON, voices: Mapping[str, str], transcriber: str) -> SessionUpdate:
     """Convert a client's settings for Qwen; raise RequestError for an unsupported one."""
     if not isinstance(session, dict):
         _rejected("session", "expected an object.")
     if session.get("type") not in (None, "realtime"):
         _rejected("session.type", "this server only supports sessions of type 'realtime'.")
-    wanted = SessionUpdate()
+    wanted = SessionUpdate(transcriber)
     _parse_tools(session, wanted)
     for name, value in session.items():
         _parse_session(name, value, f"session.{name}", voices, wanted)
@@ -164,7 +164,7 @@ def _transcription(value: JSON, path: str, wanted: SessionUpdate) -> JSON:
         wanted.ignored.append(f"{path}.prompt")
     return {
         **{key: kept for key, kept in value.items() if key not in ("model", "prompt")},
-        "model": TRANSCRIBER,
+        "model": wanted.transcriber,
     }
 
 
@@ -210,6 +210,7 @@ class SessionSettings:
     model: str
     is_ga: bool
     """Whether the client uses the current API rather than the beta."""
+    transcriber: str = ""
     voice: str | None = None
     rate: int = CLIENT_RATE
     tools: list[JSON] = field(default_factory=list)

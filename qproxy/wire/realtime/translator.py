@@ -30,11 +30,12 @@ class SessionTranslator:
         model: str,
         *,
         modern: bool,
+        transcriber: str = "",
         voices: Mapping[str, str] | None = None,
         strict: bool = False,
         event_prefix: str = "event_q",
     ) -> None:
-        self.settings = session_config.SessionSettings(model, modern)
+        self.settings = session_config.SessionSettings(model, modern, transcriber)
         self.usage = SessionUsage()
         self._ids = EventIds(event_prefix)
         self._client_events = ClientEventTranslator(self.settings, self.usage, voices or {}, strict=strict)

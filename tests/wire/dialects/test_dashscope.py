@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from qproxy.bootstrap.models import package_catalog
 from qproxy.wire import sse, tool_calls
 from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.events import StreamFailed, Turn, Usage
@@ -37,12 +38,15 @@ def test_request():
     assert "incremental_output" not in json.loads(whole.body)["parameters"]
 
 
-@pytest.mark.parametrize("model", ["qwen3-vl-plus", "qwen3.5-plus", "qwen3.7-flash", "qwen3-omni-flash"])
+@pytest.mark.parametrize(
+    "model", ["qwen4-max", "qwen3-vl-plus", "qwen3.5-plus", "qwen3.7-flash", "qwen3-omni-flash"]
+)
 def test_multimodal_models_have_their_own_path(model):
     """Vision, omni and the newer models are asked at the multimodal path, with untyped parts."""
     picture = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "what?"}]}]
-    request = NATIVE.request(turn(messages=messages), UpstreamTarget("https://h/api/v1", model))
+    target = UpstreamTarget("https://h/api/v1", model, spec=package_catalog().get(model))
+    request = NATIVE.request(turn(messages=messages), target)
     assert request.url == "https://h/api/v1/services/aigc/multimodal-generation/generation"
     (message,) = json.loads(request.body)["input"]["messages"]
     assert message["content"] == [{"image": "https://x/y.png"}, {"text": "what?"}]
@@ -148,3 +152,18 @@ def test_whole(dialect):
         DIALECTS[dialect].response({"code": "InvalidParameter", "message": "no"}, TARGET)[0], StreamFailed
     )
     assert isinstance(DIALECTS[dialect].response([], TARGET)[0], StreamFailed)
+
+
+def test_what_qwen4_needs_natively():
+    """Its switches are parameters; ciphertext stays on its message, and marks of the cache on their parts."""
+    part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    history = {"role": "assistant", "content": "y", "encrypted_content": "c", "reasoning_content": "r"}
+    messages = [{"role": "user", "content": [part]}, history, {"role": "user", "content": "z"}]
+    asked = turn(messages=messages, params={"thinking_display": "summarized", "reasoning_effort": "max"})
+    target = UpstreamTarget("https://h/api/v1", "qwen4-max", spec=package_catalog().get("qwen4-max"))
+    body = json.loads(NATIVE.request(asked, target).body)
+    user, answer, _ = body["input"]["messages"]
+    assert user["content"] == [{"text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}]
+    assert answer == {**history, "content": [{"text": "y"}]}
+    assert body["parameters"]["thinking_display"] == "summarized"
+    assert body["parameters"]["reasoning_effort"] == "max"

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from qproxy.wire.dialects import message_rules, request_rules
+from qproxy.bootstrap.models import package_catalog
+from qproxy.wire.dialects import amendments, message_rules, request_rules
 from qproxy.wire.errors import RequestError, UpstreamError
 from qproxy.wire.events import CompletionPrompt, Turn
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 PNG = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+MARKED = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
 NAMED = {"type": "function", "function": {"name": "f"}}
 
 
@@ -41,7 +43,8 @@ def turn(messages=(USER,), tools=(), tool_choice=None, **params):
 
 def apply(given, model="qwen3.7-plus", family="dashscope", **changes):
     options: Any = {"strict_params": False, "forced_tools": "thinking-off"} | changes
-    return request_rules.apply_rules(given, model=model, family=family, **options)
+    spec = package_catalog().get(model)
+    return request_rules.apply_rules(given, model=model, spec=spec, family=family, **options)
 
 
 # name of the rule: (turn, model, what must be true of the changed turn)
@@ -85,6 +88,10 @@ CASES = {
     "json_keyword": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
     "one_output_limit": (turn(max_completion_tokens=5), "qwen-max", lambda t: t.params == {"max_tokens": 5}),
     "output_limit": (turn(max_tokens=32000), "qwen-max", lambda t: t.params == {"max_tokens": 8192}),
+    "preserve_thinking": (turn([USER, {"role": "assistant", "content": "x", "encrypted_content": "c"}]), "qwen4-max", lambda t: t.params == {"preserve_thinking": True} and t.messages[1]["encrypted_content"] == "c"),
+    "cache_breakpoints": (turn([{"role": "user", "content": [MARKED]}]), "qwen3.8-max", lambda t: t.messages[0]["content"] == [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]),
+    "cache_options": (turn(prompt_cache_options={"mode": "explicit"}), "qwen3.8-max", lambda t: not t.params),
+    "cache_ttl": (turn(prompt_cache_options={"mode": "explicit", "ttl": "30m"}), "qwen4-max", lambda t: t.params == {"prompt_cache_options": {"mode": "explicit", "ttl": "1h"}}),
     "temperature": (turn(temperature=2), "qwen-max", lambda t: t.params["temperature"] < 2),
     "top_p": (turn(top_p=0), "qwen-max", lambda t: t.params["top_p"] > 0),
     "seed": (turn(seed=-1), "qwen-max", lambda t: 0 <= t.params["seed"] < 2**31),
@@ -167,9 +174,23 @@ def test_forced_tools_can_become_auto():
     assert "auto" in applied.notes[0]
 
 
+QWEN4_EFFORTS = ("none", "off", "minimal", "low", "medium", "high", "xhigh", "max")
 EFFORTS = {
+    **{f"{word} on Qwen4": ("qwen4-max", word, {"reasoning_effort": word}) for word in QWEN4_EFFORTS},
+    "another word for the most": ("qwen4-max", "ultra", {"reasoning_effort": "max"}),
+    "a word that nobody knows": ("qwen4-max", "huge", {"reasoning_effort": "huge"}),
+    "newer than any": ("qwen5-max", "minimal", {"reasoning_effort": "minimal"}),
+    "off on 3.8": ("qwen3.8-max", "off", {"enable_thinking": False}),
+    "max on 3.8": ("qwen3.8-max", "max", {"reasoning_effort": "xhigh"}),
+    "off before 3.8": ("qwen3.7-plus", "off", {"enable_thinking": False}),
+    "a model that always thinks": ("qwen3.8-2.4t-a95b", "none", {}),
+    "one of the older that always think": ("qwq-plus", "low", {"thinking_budget": 4096}),
+    "a model that never thinks": ("qwen3-coder-plus", "high", {}),
+    "another vendor's own words": ("deepseek-v4.1-flash", "xhigh", {"reasoning_effort": "high"}),
+    "another vendor that reads none": ("kimi-k2.6", "high", {"enable_thinking": True}),
+    "a stranger": ("llama-3", "high", {"reasoning_effort": "high"}),
     "none": ("qwen-plus", "none", {"enable_thinking": False}),
-    "minimal on 3.8": ("qwen3.8-max", "minimal", {"enable_thinking": False}),
+    "minimal on 3.8": ("qwen3.8-max", "minimal", {"reasoning_effort": "low"}),
     "high": ("qwen3.7-plus", "high", {"enable_thinking": True}),
     "high on 3.8": ("qwen3.8-max", "high", {"reasoning_effort": "xhigh"}),
     "low on 3.8": ("qwen3.8-max", "low", {"reasoning_effort": "low"}),
@@ -181,6 +202,86 @@ EFFORTS = {
 def test_efforts(model, effort, params):
     """OpenAI's efforts in each model's own terms."""
     assert apply(turn(reasoning_effort=effort), model).turn.params == params
+
+
+CONTRADICTIONS = {
+    "effort and budget": ({"reasoning_effort": "high", "thinking_budget": 100}, {"reasoning_effort": "high"}, ("thinking_budget",)),
+    "effort and the switch": ({"reasoning_effort": "high", "enable_thinking": False}, {"reasoning_effort": "high"}, ("enable_thinking",)),
+    "the same twice": ({"reasoning_effort": "none", "enable_thinking": False}, {"reasoning_effort": "none"}, ()),
+    "a budget alone": ({"thinking_budget": 100}, {"thinking_budget": 100}, ()),
+    "the switch alone": ({"enable_thinking": False}, {"enable_thinking": False}, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("params", "sent", "ignored"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_nothing_contradicts_an_effort(params, sent, ignored):
+    """Qwen4 refuses an effort beside a budget or a switch: the effort stays, and what it replaces is named."""
+    applied = apply(turn(**params), "qwen4-max")
+    assert (applied.turn.params, applied.ignored) == (sent, ignored)
+
+
+OUTPUTS = {
+    "both limits": ("qwen4-max", {"max_tokens": 9, "max_completion_tokens": 8}, {"max_completion_tokens": 8}),
+    "the older limit, which is for all": ("qwen4-max", {"max_tokens": 9}, {"max_tokens": 9}),
+    "thoughts count, and have more room": ("qwen4-max", {"max_tokens": 400_000}, {"max_tokens": 262_144}),
+    "no thoughts": ("qwen4-max", {"max_tokens": 400_000, "reasoning_effort": "none"}, {"max_tokens": 131_072, "reasoning_effort": "none"}),
+    "a newer model may give more": ("qwen5-max", {"max_tokens": 400_000}, {"max_tokens": 400_000}),
+    "an older one": ("qwen3.8-max", {"max_tokens": 400_000}, {"max_tokens": 131_072}),
+    "a stranger": ("llama-3", {"max_tokens": 400_000}, {"max_tokens": 400_000}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "params", "sent"), OUTPUTS.values(), ids=OUTPUTS.keys())
+def test_output_limits(model, params, sent):
+    """One limit goes out, and none above what the model is known to give, thoughts included where they count."""
+    assert apply(turn(**params), model).turn.params == sent
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_forced_tools_of_qwen4_are_sent_as_asked(choice):
+    """Where nobody says whether a model can be forced while it thinks, its server is asked."""
+    given = turn(tools=[TOOL], tool_choice=choice, parallel_tool_calls=True, reasoning_effort="high")
+    assert apply(given, "qwen4-max").turn is given
+
+
+def test_json_mode_of_a_model_that_nobody_tried():
+    """Where nothing is known, thinking goes only if it was asked for: by default the server's own word holds."""
+    given = turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"})
+    assert apply(given, "glm-5.2").turn is given
+    asked = turn(
+        [{"role": "user", "content": "json"}], response_format={"type": "json_object"}, enable_thinking=True
+    )
+    assert apply(asked, "llama-3").turn.params["enable_thinking"] is False
+
+
+def test_a_model_that_always_thinks_cannot_be_forced():
+    """Thinking cannot be switched off there, so the force goes."""
+    applied = apply(turn(tools=[TOOL], tool_choice="required"), "qwen3.8-2.4t-a95b")
+    assert (applied.turn.tool_choice, "enable_thinking" in applied.turn.params) == ("auto", False)
+
+
+PASSES = {
+    "thinking_display": "summarized",
+    "preserve_thinking": True,
+    "prompt_cache_options": {"mode": "explicit", "ttl": "1h"},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+    "enable_search": True,
+    "a_field_of_tomorrow": {"x": 1},
+}
+
+
+def test_what_qwen4_knows_goes_to_it():
+    """Its own fields, and those that nobody here knows, go out as they came, marks on parts and ciphertext too."""
+    history = {"role": "assistant", "content": "x", "reasoning_content": "r", "encrypted_content": "c"}
+    given = turn([{"role": "user", "content": [MARKED]}, history, USER], **PASSES)
+    assert apply(given, "qwen4-max").turn is given
+
+
+def test_breakpoints_without_an_explicit_cache():
+    """A model that has none gets no mark, and the client is told."""
+    applied = apply(turn([{"role": "user", "content": [MARKED]}]), "qwen-max")
+    assert applied.turn.messages[0]["content"] == [{"type": "text", "text": "x"}]
+    assert applied.ignored == ("prompt_cache_breakpoint",)
 
 
 ARGUMENTS = {
@@ -237,17 +338,33 @@ def test_no_rule_is_passed_over_that_has_something_to_do(messages):
         assert apply(turn(messages)) == told
 
 
+def test_a_forced_tool_that_gives_way():
+    """Where thinking is to stay, or cannot be switched off, the refused force goes."""
+    error = UpstreamError("tool_choice is not supported in thinking mode", status=400)
+    amended = amendments.amend_after_error(error, turn(tools=[TOOL], tool_choice=NAMED), keep_thinking=True)
+    assert amended is not None
+    assert (amended.tool_choice, amended.params) == ("auto", {})
+    assert amendments.amend_after_error(error, amended, keep_thinking=True) is None
+
+
 LEARNT = {
     "a limit": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 500}, {"max_tokens": 100}),
     "a limit that is kept": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 50}, None),
     "must think": ("enable_thinking must be True", "enable_thinking", {"enable_thinking": False}, {"enable_thinking": True}),
     "cannot think": ("does not support enable_thinking", "enable_thinking", {"enable_thinking": True}, {"enable_thinking": False}),
     "something else": ("no", None, {"a": 1}, None),
+    "a forced tool": ("The tool_choice parameter does not support being set to required or object in thinking mode", None, {"reasoning_effort": "max", "thinking_budget": 1}, {"enable_thinking": False}),
+    "an effort that is not legal": ("'reasoning_effort' must be one of: 'none','minimal','low','medium','high','xhigh'", None, {"reasoning_effort": "max"}, {"reasoning_effort": "xhigh"}),
+    "an effort that nobody knows": ("'reasoning_effort' must be one of: 'low','high'", None, {"reasoning_effort": "huge"}, {}),
+    "an effort beside a budget": ("reasoning_effort and thinking_budget cannot be used together", None, {"reasoning_effort": "low", "thinking_budget": 9}, {"reasoning_effort": "low"}),
+    "an effort that is not read": ("reasoning_effort is not supported by this model", None, {"reasoning_effort": "low"}, {}),
+    "a time to live": ("Invalid value for prompt_cache_options.ttl", None, {"prompt_cache_options": {"mode": "explicit", "ttl": "2h"}}, {"prompt_cache_options": {"mode": "explicit"}}),
+    "a word within a word": ("Throttling", None, {"prompt_cache_options": {"ttl": "2h"}}, None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "param", "params", "expected"), LEARNT.values(), ids=LEARNT.keys())
 def test_learning_from_an_error(message, param, params, expected):
     """A 400 that says what it wants is given that, once."""
-    mended = request_rules.amend_after_error(UpstreamError(message, status=400, param=param), turn(**params))
+    mended = amendments.amend_after_error(UpstreamError(message, status=400, param=param), turn(**params))
     assert (mended.params if mended else None) == expected

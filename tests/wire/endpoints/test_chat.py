@@ -326,6 +326,27 @@ def test_whole_answer():
     assert parsed.choices[0].logprobs is not None
 
 
+WRITES = {
+    "in all": ({"cache_creation_input_tokens": 30}, 30, (30, 0)),
+    "by time to live": ({"cache_creation_input_tokens": 30, "cache_creation": {"ephemeral_1h_input_tokens": 10}}, 30, (20, 10)),
+    "by OpenAI's name": ({"cache_write_tokens": 30}, 30, (30, 0)),
+    "for an hour alone": ({"cache_creation": {"ephemeral_1h_input_tokens": 10}}, 10, (0, 10)),
+    "none": ({}, None, (0, 0)),
+    "of odd shapes": ({"cache_creation_input_tokens": "x", "cache_creation": [1]}, None, (0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("details", "told", "writes"), WRITES.values(), ids=WRITES.keys())
+def test_tokens_written_to_a_cache(details, told, writes):
+    """They stand under OpenAI's name, beside the server's own details."""
+    usage = Usage(100, 2, 102, {"cached_tokens": 5, **details})
+    assert usage.cache_writes == writes
+    body = chat.response(turn(), [TextDelta("a"), usage, ChoiceFinished("stop"), StreamDone()])
+    found = body["usage"]["prompt_tokens_details"]
+    assert found.get("cache_write_tokens") == told
+    assert details.items() <= found.items()
+
+
 def test_whole_answer_with_calls():
     """Content is null when there are calls and no text."""
     body = chat.response(

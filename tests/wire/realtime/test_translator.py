@@ -94,7 +94,12 @@ PCM = {"type": "audio/pcm", "rate": 24000}
 
 def translation(*, modern=True, **more):
     return SessionTranslator(
-        "gpt-realtime", modern=modern, voices={"marin": "Cherry"}, event_prefix="e", **more
+        "gpt-realtime",
+        modern=modern,
+        transcriber="qwen3-asr-flash-realtime",
+        voices={"marin": "Cherry"},
+        event_prefix="e",
+        **more,
     )
 
 

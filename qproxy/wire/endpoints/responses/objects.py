@@ -73,7 +73,7 @@ def usage_object(usage: Usage) -> dict[str, JSON]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
             "cached_tokens": _count(usage.prompt_details.get("cached_tokens")),
-            "cache_write_tokens": _count(usage.prompt_details.get("cache_creation_input_tokens")),
+            "cache_write_tokens": sum(usage.cache_writes),
         },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {

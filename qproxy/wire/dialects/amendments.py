@@ -1,0 +1,68 @@
+"""What a 400 teaches: the request changed by what its server's refusal says, for one more attempt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from qproxy.wire.dialects import effort, message_rules
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import JSON, Turn
+
+_TTL = re.compile(r"\bttl\b")
+
+
+def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool = False) -> Turn | None:
+    """The turn amended by what a 400 says about it; None when it says nothing useful.
+
+    `keep_thinking`: where a forced tool and thinking exclude each other, the force goes.
+    """
+    if error.status != 400:
+        return None
+    params: dict[str, JSON] = dict(turn.params)
+    text = error.message.lower()
+    if "tool_choice" in text and "thinking" in text:
+        if keep_thinking:
+            return None if turn.tool_choice == "auto" else replace(turn, tool_choice="auto")
+        _stop_thinking(params)
+    elif "reasoning_effort" in text and "reasoning_effort" in params:
+        _amend_effort(text, params)
+    elif _TTL.search(text) and isinstance(params.get("prompt_cache_options"), dict):
+        options = params["prompt_cache_options"]
+        params["prompt_cache_options"] = {name: options[name] for name in options if name != "ttl"}
+    elif error.param == "max_tokens":
+        _amend_limits(error.message, params)
+    elif error.param == "enable_thinking":
+        _amend_switch("true" in text, params)
+    return None if params == turn.params else replace(turn, params=params)
+
+
+def _stop_thinking(params: dict[str, JSON]) -> None:
+    params["enable_thinking"] = False
+    params.pop("thinking_budget", None)
+    params.pop("reasoning_effort", None)
+
+
+def _amend_effort(text: str, params: dict[str, JSON]) -> None:
+    """The effort without a budget beside it, or the nearest of those that the server names."""
+    if "thinking_budget" in text and "thinking_budget" in params:
+        del params["thinking_budget"]
+        return
+    nearest = effort.nearest_word(params.pop("reasoning_effort"), text)
+    if nearest is not None:
+        params["reasoning_effort"] = nearest
+
+
+def _amend_limits(message: str, params: dict[str, JSON]) -> None:
+    limit = message_rules.allowed_maximum(message)
+    for name in ("max_tokens", "max_completion_tokens"):
+        if limit is not None and isinstance(params.get(name), int) and params[name] > limit:
+            params[name] = limit
+
+
+def _amend_switch(must_think: bool, params: dict[str, JSON]) -> None:
+    if params.get("enable_thinking") is True and not must_think:
+        params["enable_thinking"] = False
+    elif must_think and params.get("enable_thinking") is not True:
+        params["enable_thinking"] = True
+        params.pop("reasoning_effort", None)

@@ -1,0 +1,37 @@
+"""Words for how hard a model should think (`reasoning_effort`), in a model's own vocabulary.
+
+OpenAI's words and Qwen's are one scale; a model takes some of them.  What it takes is in the catalog, and where it
+refuses one, in its refusal.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qproxy.wire.models import ModelSpec
+
+SCALE = ("none", "off", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+NO_THINKING = ("none", "off")
+_LOWEST = "minimal"
+_QUOTED = re.compile(r"""['"`]([a-z]{2,10})['"`]""")
+
+
+def means_thinking(word: object, spec: ModelSpec) -> bool:
+    """Whether an effort asks for thoughts; the lowest does only where the model has a word for it."""
+    if word == _LOWEST:
+        return word in (spec.efforts or ()) or word in (spec.effort_map or ())
+    return word not in NO_THINKING
+
+
+def native_word(word: str, spec: ModelSpec) -> str:
+    """The model's word; one that nobody knows passes, for the server to judge."""
+    return word if word in (spec.efforts or ()) else (spec.effort_map or {}).get(word, word)
+
+
+def nearest_word(word: object, message: str) -> str | None:
+    """Of the efforts that a refusal names in quotes the nearest to the one that was refused; None: it names none."""
+    legal: list[str] = [name for name in _QUOTED.findall(message) if name in SCALE and name != word]
+    if word not in SCALE or not legal:
+        return None
+    place = SCALE.index(str(word))
+    return min(legal, key=lambda name: abs(SCALE.index(name) - place))

@@ -1,0 +1,106 @@
+"""The rules about thinking: how hard, whether at all, and what does not go together with it.
+
+A model that always thinks (`thinking = "only"`) refuses to be switched off, so it is left on and the client is told.
+Source: Model Studio's pages on deep thinking and on its chat interface.
+"""
+
+from __future__ import annotations
+
+from qproxy.wire.dialects import effort
+from qproxy.wire.dialects.request_draft import RequestDraft
+
+
+def reasoning_effort(draft: RequestDraft) -> bool:
+    """An effort in the model's own words; unknown vendors get it as it is."""
+    word = draft.params.get("reasoning_effort")
+    if not isinstance(word, str) or draft.spec.efforts is None:
+        return False
+    before = dict(draft.params)
+    if draft.spec.efforts:
+        _native_effort(draft, word)
+    else:
+        _effort_as_budget(draft, word)
+    return draft.params != before
+
+
+def _native_effort(draft: RequestDraft, word: str) -> None:
+    """For a model that reads efforts: its own word, and nothing beside it that would contradict it."""
+    thinks = effort.means_thinking(word, draft.spec)
+    if not thinks and word not in (draft.spec.efforts or ()):
+        _stop_thinking(draft)
+        return
+    draft.params["reasoning_effort"] = effort.native_word(word, draft.spec)
+    if draft.spec.effort_xor_budget and draft.params.pop("thinking_budget", None) is not None:
+        draft.ignored.append("thinking_budget")  # together the two are refused
+    switch = draft.params.pop("enable_thinking", None)
+    if isinstance(switch, bool) and switch is not thinks:
+        draft.ignored.append("enable_thinking")
+
+
+def _effort_as_budget(draft: RequestDraft, word: str) -> None:
+    """For a model that does not read efforts: thinking on or off, and the budget that the word stands for."""
+    if draft.spec.thinking == "none":
+        del draft.params["reasoning_effort"]
+        draft.ignored.append("reasoning_effort")
+        return
+    if not effort.means_thinking(word, draft.spec):
+        _stop_thinking(draft)
+        return
+    del draft.params["reasoning_effort"]
+    if draft.can_stop_thinking:
+        draft.params.setdefault("enable_thinking", True)
+    budget = (draft.spec.effort_budgets or {}).get(word)
+    if budget is not None and draft.spec.budget is not False and draft.thinking:
+        draft.params.setdefault("thinking_budget", budget)
+
+
+def _stop_thinking(draft: RequestDraft) -> None:
+    if draft.can_stop_thinking:
+        draft.set_thinking(False)
+        return
+    del draft.params["reasoning_effort"]
+    draft.notes.append("thinking on: this model cannot do without")
+
+
+def completion_thinking(draft: RequestDraft) -> bool:
+    requested = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
+    if draft.is_completion is None or requested or not draft.thinking or not draft.can_stop_thinking:
+        return False
+    draft.set_thinking(False)
+    return True
+
+
+def forced_tool(draft: RequestDraft) -> bool:
+    """A forced call and thoughts exclude each other for most models; where that is not known, the server is asked."""
+    if not draft.forces_tool or draft.spec.forced_tool in ("yes", "unknown") or not draft.thinking:
+        return False
+    if draft.forced_tools == "auto" or not draft.can_stop_thinking:
+        draft.tool_choice = "auto"
+        draft.notes.append("tool_choice auto: this model cannot be forced while it thinks")
+    else:
+        draft.set_thinking(False)
+        draft.notes.append("thinking off: this model cannot be forced to call a tool while it thinks")
+    return True
+
+
+def json_mode(draft: RequestDraft) -> bool:
+    kind = (draft.params.get("response_format") or {}).get("type")
+    if kind not in ("json_object", "json_schema") or draft.spec.json_thinking:
+        return False
+    if draft.spec.json_thinking is None and "enable_thinking" not in draft.params:
+        return False
+    if not draft.thinking or not draft.can_stop_thinking:
+        return False
+    draft.set_thinking(False)
+    draft.notes.append("thinking off: this model cannot think in JSON mode")
+    return True
+
+
+def preserve_thinking(draft: RequestDraft) -> bool:
+    """Without it the server leaves the ciphertext of earlier thoughts unread."""
+    if "encrypted_content" not in draft.marks or not draft.spec.encrypted_thinking:
+        return False
+    if "preserve_thinking" in draft.params:
+        return False
+    draft.params["preserve_thinking"] = True
+    return True

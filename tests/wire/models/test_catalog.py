@@ -1,0 +1,202 @@
+"""What is known of models: the lookup, the operator's rows, and the file of the package."""
+
+import ast
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+import qproxy
+from qproxy.bootstrap.models import build_catalog, package_catalog
+from qproxy.config.accounts import ConfigError
+from qproxy.ledger.prices import PRICE_CELLS
+from qproxy.wire.models import CatalogError, ModelCatalog, ModelRow
+from qproxy.wire.models.catalog import MAX_CACHED_NAMES
+from qproxy.wire.models.spec import CELLS, version_order
+
+CATALOG = package_catalog()
+ROOT = Path(qproxy.__file__).parent
+
+# what a client may call a model: (the row whose knowledge it gets, whether the name itself is known)
+NAMES = {
+    "an id": ("qwen4-max", "qwen4-max", True),
+    "an id in another case": ("Qwen4-Max", "qwen4-max", True),
+    "a listed snapshot": ("qwen3.7-max-2026-05-20", "qwen3.7-max", True),
+    "a short snapshot": ("qwen3.8-max-0902", "qwen3.8-max", True),
+    "a snapshot that is not listed": ("qwen-plus-2027-01-01", "qwen-plus", False),
+    "the latest": ("qwen-flash-latest", "qwen-flash", False),
+    "a publisher's name": ("Qwen/Qwen3-32B", "qwen3-235b-a22b", True),
+    "a tag": ("qwen3:32b", "qwen3-235b-a22b", False),
+    "newer than any": ("qwen5-max", "qwen4-max", False),
+    "a newer minor version": ("qwen4.1-max-2027-03-01", "qwen4-max", False),
+    "between two versions": ("qwen3.9-max", "qwen3.8-max", False),
+    "by number, not by text": ("qwen3.10-flash", "qwen3.8-flash", False),
+    "another vendor's newer one": ("glm-6", "glm-5.3", False),
+    "a variant of a version": ("qwen3.7-plus-us", "qwen3.7-plus", False),
+}
+
+
+@pytest.mark.parametrize(("name", "row", "known"), NAMES.values(), ids=NAMES)
+def test_a_name_finds_its_row(name, row, known):
+    """Exact id, snapshot, then the version in its line, the newest known one for a newer name."""
+    found, expected = CATALOG.find(name), CATALOG.find(row)
+    assert {cell: getattr(found, cell) for cell in CELLS} == {cell: getattr(expected, cell) for cell in CELLS}
+    assert CATALOG.knows(name) is known
+
+
+@pytest.mark.parametrize("name", ["llama-3", "gpt-4o", "", "qwen2-max", "/", "qwen", "x" * 10_000])
+def test_a_stranger_is_not_guessed(name):
+    """A name that resembles none, or a version older than all, is not like the oldest."""
+    assert CATALOG.find(name) is None
+    assert CATALOG.get(name).id == name
+
+
+def test_a_vendor_is_known_by_its_names():
+    """Of a model that is in no line, what holds for all of its vendor's is known."""
+    spec = CATALOG.get("qwen-of-tomorrow")
+    assert (spec.vendor, spec.efforts, spec.metadata) == ("qwen", [], True)
+
+
+def test_what_is_never_guessed():
+    """A newer model has no price and no dates of an older one, and its numbers are marked as guessed."""
+    spec = CATALOG.get("qwen5-max")
+    assert (spec.prices, spec.retires, spec.online) == (None, None, None)
+    assert spec.output == 131_072
+    assert not spec.knows("output")
+    assert CATALOG.get("qwen4-max").knows("output")
+
+
+def test_an_unknown_cell_is_that_of_the_newest_of_its_line():
+    """A row's unknown cell has the value of the newest version that knows it; a known one stays."""
+    data = {
+        "lines": [{"name": "max", "names": ["m{version}-max*"], "tasks": ["chat"]}],
+        "models": [
+            {"id": "m1-max", "tools": False, "output": 1},
+            {"id": "m2-max", "tools": True, "context": 2},
+            {"id": "m10-max", "batch": True},
+        ],
+    }
+    catalog = ModelCatalog(data)
+    assert (catalog.get("m10-max").tools, catalog.get("m10-max").output) == (True, 1)
+    assert catalog.get("m1-max").tools is False
+    assert catalog.get("m1-max").guessed == {"context", "batch"}
+    assert catalog.get("m11-max").batch is True
+
+
+def test_operators_override_a_row():
+    """A cell that an operator gives holds for that name; the others stay, and so do the other names of the row."""
+    rows = (ModelRow("qwen3.7-plus", output=1000), ModelRow("qwen3-32b", thinking="none"))
+    catalog = build_catalog(rows)
+    assert (catalog.get("qwen3.7-plus").output, catalog.get("qwen3.7-plus").thinking) == (1000, "on")
+    assert catalog.get("qwen3-32b").thinking == "none"
+    assert catalog.get("qwen3-14b").thinking == "on"
+
+
+def test_operators_add_a_row():
+    """A new id may be like another one, and is listed when the operator says so."""
+    catalog = build_catalog((ModelRow("house-model", like="qwen4-max", context=5, listed=True),))
+    spec = catalog.get("House-Model")
+    assert (spec.context, spec.efforts, spec.prices) == (5, CATALOG.get("qwen4-max").efforts, None)
+    assert catalog.listed == ("house-model",)
+    assert catalog.find("qwen4-max") == CATALOG.find("qwen4-max")
+
+
+WRONG = {
+    "like nobody": (ModelRow("a", like="nobody"),),
+    "like itself": (ModelRow("a", like="a"),),
+    "a circle": (ModelRow("a", like="b"), ModelRow("b", like="a")),
+}
+
+
+@pytest.mark.parametrize("rows", WRONG.values(), ids=WRONG)
+def test_rows_that_do_not_fit(rows):
+    """A row that is like none is refused before the start, by its name."""
+    with pytest.raises(ConfigError, match=r"\[\[models\]\]: model 'a'"):
+        build_catalog(rows)
+
+
+@pytest.mark.parametrize("entry", [{"id": "a", "colour": "red"}, {"context": 1}])
+def test_a_cell_that_there_is_not(entry):
+    """A slip in a file is not passed over."""
+    with pytest.raises(CatalogError):
+        ModelCatalog({"models": [entry]})
+
+
+SLIPS = {
+    "a price": (ModelRow("a", prices=[{"inputs": 1}]), "no price 'inputs'"),
+    "a date": (ModelRow("a", retires="10.10.2026"), "retires is no date"),
+}
+
+
+@pytest.mark.parametrize(("row", "words"), SLIPS.values(), ids=SLIPS)
+def test_slips_of_operators(row, words):
+    """A price or a date that cannot be is refused before the start."""
+    with pytest.raises(ConfigError, match=words):
+        build_catalog((row,))
+
+
+def test_names_of_clients_take_bounded_memory():
+    """However many names clients make up, few are remembered."""
+    catalog = build_catalog((ModelRow("mine"),))
+    for number in range(MAX_CACHED_NAMES * 2 + 5):
+        catalog.get(f"name-{number}")
+    assert max(len(catalog._found), len(catalog._strangers)) <= MAX_CACHED_NAMES
+
+
+def test_only_names_as_they_are_written_are_labels():
+    """What stands in metrics is a name of a row, letter by letter: there are as many as rows, whoever asks for what."""
+    for name in ("qwen4-max", "qwen3.7-max-2026-05-20", "qwen3-32b"):
+        assert name in CATALOG
+    for name in ("Qwen4-Max", "x/qwen4-max", "qwen5-max", "qwen-plus-latest-1", "y" * 1000):
+        assert name not in CATALOG
+
+
+def test_versions_are_numbers():
+    """3.10 follows 3.8, and an underscore is a point."""
+    assert version_order("3.8") < version_order("3.10") < version_order("4")
+    assert version_order("2_5") == (2, 5)
+
+
+def test_the_file_fits_together():
+    """Dates are dates, successors exist, and a model's numbers do not contradict each other."""
+    date.fromisoformat(CATALOG.as_of)
+    for spec in CATALOG.models():
+        assert all(tier.keys() <= PRICE_CELLS for tier in spec.prices or ()), spec.id
+        for day in (spec.online, spec.retires):
+            assert day is None or date.fromisoformat(day)
+        assert spec.successor is None or CATALOG.knows(spec.successor), spec.id
+        assert spec.tasks, spec.id
+        if spec.context and spec.input and spec.knows("context"):
+            assert spec.input <= spec.context, spec.id
+        assert not set(spec.effort_map or ()) & set(spec.efforts or ()), spec.id
+        assert set((spec.effort_map or {}).values()) <= set(spec.efforts or ()), spec.id
+    for names in CATALOG.defaults.values():
+        assert all(CATALOG.knows(name) for name in ([names] if isinstance(names, str) else names))
+
+
+MODEL_NAME = re.compile(
+    r"\b(?:qwen|qwq|qvq|glm|kimi|deepseek|minimax|wan|gte|cosyvoice|paraformer)[-_a-z]{0,9}\d", re.IGNORECASE
+)
+
+
+def strings(path):
+    """The string constants of a module that are no docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    docs = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_knows_a_model_by_name(path):
+    """A model's name, or a pattern of one, stands in the catalog's file alone."""
+    for text in strings(path):
+        words = [word for word in re.split(r"[\s\"'`(),;]+", text) if len(word) > 3 and word[0] != "/"]
+        named = [word for word in words if CATALOG.find(word) is not None or MODEL_NAME.search(word)]
+        assert not named, named
