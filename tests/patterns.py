@@ -30,7 +30,7 @@ from qproxy.bootstrap.models import package_catalog
 PACKAGE = Path(qproxy.__file__).parent
 BOUNDED = 256
 """A repeat of no more is a constant factor."""
-ALPHABET = frozenset(map(chr, range(256))) | frozenset("✿：你٣\u2028")
+ALPHABET = frozenset(map(chr, range(256))) | frozenset("✿：你あ한ж٣\u2028")
 WORD = frozenset(char for char in ALPHABET if re.match(r"\w", char))
 CLASSES = {
     kind.CATEGORY_DIGIT: r"\d",

@@ -25,14 +25,12 @@ from qproxy.limits.token_bucket import (
     TokenBucket,
     refill_seconds,
 )
-from qproxy.wire import json_codec
 from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
-from qproxy.wire.events import JSON, Turn
+from qproxy.wire.events import Turn
+from qproxy.wire.token_estimate import BYTES_PER_TOKEN, estimate_prompt, text_bytes
 
-TOKENS_PER_IMAGE = 1000
-BYTES_PER_TOKEN = 4
 NOTHING: Amounts = {}
 
 
@@ -150,28 +148,11 @@ class KeyRateLimiters:
 
 def estimate(turn: Turn) -> tuple[int, int]:
     """Estimate the tokens of a turn's prompt, and return them with the maximum that was requested for its output."""
-    text = sum(_text_size(message.get("content")) for message in turn.messages if isinstance(message, dict))
-    tools = _text_of(turn) // BYTES_PER_TOKEN if turn.tools else 0
     max_tokens = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
-    return text + tools + 1, int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
-
-
-def _text_of(turn: Turn) -> int:
-    """Return the size of the tools as text, in bytes."""
-    text = None if turn.raw_fields is None else turn.raw_fields.text(turn.tools)
-    return len(json_codec.dumps(list(turn.tools)) if text is None else text)
+    limit = int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
+    return estimate_prompt(turn), limit
 
 
 def estimate_texts(request: EmbeddingInput) -> int:
     """Estimate the tokens of the texts of an embedding request."""
-    return sum(map(_text_size, request.texts)) + 1
-
-
-def _text_size(content: JSON) -> int:
-    if isinstance(content, str):
-        size = len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
-        return size // BYTES_PER_TOKEN
-    if isinstance(content, list):
-        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
-        return sum(_text_size(text) if isinstance(text, str) else TOKENS_PER_IMAGE for text in texts)
-    return 0
+    return sum(text_bytes(text) // BYTES_PER_TOKEN for text in request.texts) + 1

@@ -19,6 +19,7 @@ from qproxy.relay.retry import Attempt
 from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamResponse, UpstreamTransport
 from qproxy.wire import json_codec, sse, tool_adapter, tool_calls
+from qproxy.wire.context_overflow import ContextOverflow
 from qproxy.wire.dialects import (
     DIALECTS,
     Dialect,
@@ -32,6 +33,7 @@ from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Pipeline
+from qproxy.wire.token_estimate import estimate_prompt
 
 MAX_ERROR_BODY = 64 * 1024
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
@@ -69,6 +71,19 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self, account: Account, credential: Credential, stack: AsyncExitStack
     ) -> UpstreamEventStream:
         """Send the turn, and return its response once the first event is there."""
+        try:
+            return await self._start(account, credential, stack)
+        except UpstreamError as error:
+            if error.code == error_mapping.CONTEXT_EXCEEDED:
+                spec = self._policy.catalog.get(self._model)
+                error.overflow = (error.overflow or ContextOverflow()).completed(
+                    limit=spec.context if spec.knows("context") else None, prompt=estimate_prompt(self._turn)
+                )
+            raise
+
+    async def _start(
+        self, account: Account, credential: Credential, stack: AsyncExitStack
+    ) -> UpstreamEventStream:
         target = account.target(credential, self._model, self._record.trace_headers)
         dialect = DIALECTS[account.dialect]
         turn, restorer = tool_adapter.adapt_tools(self._turn, names=account.provider_family == "dashscope")

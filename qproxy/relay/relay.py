@@ -89,7 +89,8 @@ def _first_messages(content: JSON) -> str:
             _first_messages(value)
             for part in content[:4]
             if isinstance(part, dict)
-            for value in part.values()
+            for key, value in part.items()
+            if key != "cache_control"  # it moves from turn to turn
         )
     if isinstance(content, dict):
         return "".join(map(_first_messages, content.values()))

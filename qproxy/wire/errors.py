@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import enum
 
+from qproxy.wire.context_overflow import ContextOverflow
+
 
 class RetryHint(enum.Enum):
     """How a retry before the first byte of the response can help."""
@@ -57,6 +59,8 @@ class QproxyError(Exception):
     type = "server_error"
     code: str | None = None
     retry = RetryHint.NEVER
+    overflow: ContextOverflow | None = None
+    """The numbers of a context that is too small, where they are known."""
 
     def __init__(
         self,

@@ -259,6 +259,8 @@ class ChoiceFinished:
 
     reason: str
     choice: int = 0
+    matched: str | None = None
+    """The stop sequence that ended it, where the server names it."""
 
 
 @dataclass(slots=True)

@@ -127,7 +127,7 @@ def test_spans(seconds, text):
 
 
 def test_estimates():
-    """Text counts by its bytes, an image a thousand, tools by their JSON, and the answer what was asked for."""
+    """Text, reasoning and calls count by their bytes, an image a thousand, tools by their JSON, the answer as requested."""
     parts = [
         {"type": "text", "text": "x" * 400},
         {"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}},
@@ -135,6 +135,9 @@ def test_estimates():
     messages = [{"role": "user", "content": "y" * 40}, {"role": "user", "content": parts}, {"role": "user"}]
     assert estimate(Turn("", 0, "m", messages)) == (1111, 0)
     assert estimate(Turn("", 0, "m", messages, params={"max_tokens": 50})) == (1111, 50)
+    call = {"id": "c", "type": "function", "function": {"name": "", "arguments": "z" * 80}}
+    answer = {"role": "assistant", "content": None, "reasoning_content": "r" * 120, "tool_calls": [call]}
+    assert estimate(Turn("", 0, "m", [answer])) == (51, 0)
 
 
 def made(tmp_path, **limits):

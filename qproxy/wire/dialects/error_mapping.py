@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from qproxy.wire import json_codec, storable
+from qproxy.wire.context_overflow import parse_overflow
 from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import Headers
@@ -29,6 +30,7 @@ MAX_MESSAGE = 2000
 YEAR = 366 * 86400.0
 MAX_READ = 8000
 """Characters of a field that are looked at."""
+CONTEXT_EXCEEDED = "context_length_exceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ _OVERDUE = "The upstream account has overdue payments or no credit"
 # fmt: off
 PATTERNS: tuple[ErrorPattern, ...] = (
     # What the request did wrong
-    ErrorPattern(r"range of input length|context_length_exceeded|maximum context length|exceeds? the (model'?s )?context|context size|input (is )?too long", 400, _INVALID_REQUEST, "context_length_exceeded"),
+    ErrorPattern(r"range of input length|context_length_exceeded|(maximum|model'?s) (context|model) length|exceeds? the (model'?s )?context|context size|context length of|maximum allowed length|(input|prompt) (is )?too long", 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
     ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _INVALID_REQUEST, "invalid_value", param="max_tokens"),
     ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking"),
     ErrorPattern(r"notsupportenablethinking|enable_thinking", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking", when=(400,)),
@@ -171,6 +173,8 @@ def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamErro
     row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
     param = storable.storable_text(param) if isinstance(param, str) else None
     ours = _error(row, message or code or f"status {status}", param)
+    if ours.code == CONTEXT_EXCEEDED:
+        ours.overflow = parse_overflow(message, error)  # llama.cpp has the numbers in fields
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
     ours.request_id = next((storable.storable_text(value) for value in ids if isinstance(value, str)), None)
     return ours
@@ -207,6 +211,8 @@ def _error(row: ErrorPattern, message: str, param: str | None = None) -> Upstrea
         retry_after=row.wait,
     )
     error.code, error.limit = row.code, row.limit
+    if error.code == CONTEXT_EXCEEDED:
+        error.overflow = parse_overflow(message)
     return error
 
 

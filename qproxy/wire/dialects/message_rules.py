@@ -172,9 +172,32 @@ def tool_content(messages: Messages) -> Messages:
             moved = []
         if message.get("role") == "tool" and isinstance(message.get("content"), list):
             moved = moved + [part for part in message["content"] if part.get("type") != "text"]
-            message = {**message, "content": text_of(message)}
+            message = {**message, "content": _tool_text(message)}
         out.append(message)
     return [*out, {"role": "user", "content": moved}] if moved else out
+
+
+def _tool_text(message: dict[str, JSON]) -> JSON:
+    """The text of a tool's result; one part of it where a cache marker stands."""
+    text = text_of(message)
+    markers = (part.get("cache_control") for part in message["content"])
+    marker = next(filter(None, markers), None)
+    return text if marker is None or not text else [{"type": "text", "text": text, "cache_control": marker}]
+
+
+def place_cache_markers(messages: Messages) -> Messages:
+    """A cache marker of a message in its last part, where DashScope looks; of one without text, nowhere."""
+    return _each(messages, _place_cache_marker)
+
+
+def _place_cache_marker(message: dict[str, JSON]) -> dict[str, JSON]:
+    if "cache_control" not in message:
+        return message
+    placed = {key: value for key, value in message.items() if key != "cache_control"}
+    if placed.get("content"):
+        *before, last = _parts(placed["content"])
+        placed["content"] = [*before, {**last, "cache_control": message["cache_control"]}]
+    return placed
 
 
 def audio_uris(messages: Messages) -> Messages:

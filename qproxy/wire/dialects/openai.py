@@ -162,7 +162,8 @@ class Decoder:
                 events = [whole for event in events if (whole := self._join_surrogates(event)) is not None]
         if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
             events += self._replace_unpaired(number)
-            events.append(ChoiceFinished(reason, number))
+            matched = choice.get("stop_reason")  # vLLM and SGLang; a number is a token
+            events.append(ChoiceFinished(reason, number, matched if isinstance(matched, str) else None))
         if reason is None or number in self._last_event:
             self._last_event[number] = reason != ""
         return events

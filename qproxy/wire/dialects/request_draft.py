@@ -36,8 +36,7 @@ class RequestDraft:
         if name not in self.params:
             return False
         if self._strict:
-            message = f"Unsupported parameter: '{name}' has no meaning for this model's server."
-            raise RequestError(message, param=name, code="unsupported_parameter")
+            raise unsupported_param(name)
         del self.params[name]
         self.ignored.append(name)
         return True
@@ -67,3 +66,9 @@ class RequestDraft:
     @property
     def forces_tool(self) -> bool:
         return self.tool_choice is not None and self.tool_choice not in ("auto", "none")
+
+
+def unsupported_param(name: str) -> RequestError:
+    """Return the error of a parameter that `strict_params` forbids to leave out."""
+    message = f"Unsupported parameter: '{name}' has no meaning for this model's server."
+    return RequestError(message, param=name, code="unsupported_parameter")

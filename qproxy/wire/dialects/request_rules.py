@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from types import NoneType
 
 from qproxy.wire.dialects import cache_rules, message_rules, thinking_rules
-from qproxy.wire.dialects.request_draft import RequestDraft
+from qproxy.wire.dialects.request_draft import RequestDraft, unsupported_param
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
 from qproxy.wire.models import ModelSpec
@@ -33,7 +33,7 @@ class RequestRule:
     name: str
     doc: str
     where: str
-    """"dashscope" or "all"."""
+    """"dashscope", "open" or "all"."""
     apply: ApplyRule
 
 
@@ -193,11 +193,13 @@ RULES = (
     RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(message_rules.null_content, NoneType)),
     RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
     RequestRule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(message_rules.tool_content, list)),
+    RequestRule("cache_marker", "the cache marker of a tool's result or an answer moves into its text", "dashscope", _messages(message_rules.place_cache_markers, "cache_control")),
     RequestRule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(message_rules.audio_uris, list)),
     RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
     RequestRule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
     RequestRule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
     RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", thinking_rules.reasoning_effort),
+    RequestRule("thinking_kwargs", "thinking is also switched by chat_template_kwargs, where vLLM, SGLang and llama.cpp look", "open", thinking_rules.thinking_kwargs),
     RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", thinking_rules.completion_thinking),
     RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", thinking_rules.forced_tool),
     RequestRule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
@@ -251,6 +253,8 @@ def apply_rules(
     forced_tools: str,
 ) -> RuleResult:
     """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
+    if strict_params and turn.ignored:
+        raise unsupported_param(turn.ignored[0])
     draft = RequestDraft(turn, model=model, spec=spec, forced_tools=forced_tools, strict_params=strict_params)
     switches = switches or {}
     applied = tuple(

@@ -62,6 +62,18 @@ def _stop_thinking(draft: RequestDraft) -> None:
     draft.notes.append("thinking on: this model cannot do without")
 
 
+def thinking_kwargs(draft: RequestDraft) -> bool:
+    """Chat templates read `enable_thinking` from `chat_template_kwargs` alone."""
+    thinking, word = draft.params.get("enable_thinking"), draft.params.get("reasoning_effort")
+    if isinstance(word, str) and not effort.means_thinking(word, draft.spec):
+        thinking = False
+    known = draft.params.get("chat_template_kwargs") or {}
+    if not isinstance(thinking, bool) or not isinstance(known, dict) or "enable_thinking" in known:
+        return False
+    draft.params["chat_template_kwargs"] = {**known, "enable_thinking": thinking}
+    return True
+
+
 def completion_thinking(draft: RequestDraft) -> bool:
     requested = "enable_thinking" in draft.params or "reasoning_effort" in draft.params
     if draft.is_completion is None or requested or not draft.thinking or not draft.can_stop_thinking:

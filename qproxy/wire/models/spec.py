@@ -108,6 +108,8 @@ class ModelRow:
     stream_only: Literal["never", "thinking", "always"] | None = None
     metadata: bool | None = None
     """It takes OpenAI's `metadata`."""
+    vocabulary: Literal["151k", "248k"] | None = None
+    """Which of Qwen's vocabularies it has, by the number of entries."""
     open_weights: bool | None = None
     """It runs on own servers too, which choose its limits themselves."""
 

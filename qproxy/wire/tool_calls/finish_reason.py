@@ -88,7 +88,7 @@ class FinishReasonStage:
         reason = item.reason if item.reason in KEPT_REASONS else "tool_calls" if calls else "stop"
         if reason != item.reason:
             self._repairs["finish_corrected"] += 1
-        yield ChoiceFinished(reason, item.choice)
+        yield ChoiceFinished(reason, item.choice, item.matched)
 
     def _end(self) -> Iterator[Event]:
         """End all unfinished choices because `[DONE]` came."""

@@ -16,6 +16,7 @@ from qproxy.wire.events import CompletionPrompt, Turn
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
+MARKER = {"type": "ephemeral"}
 PNG = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
 MARKED = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
 NAMED = {"type": "function", "function": {"name": "f"}}
@@ -72,6 +73,11 @@ CASES = {
         "qwen-plus",
         lambda t: t.messages[2]["content"] == "a" and t.messages[3] == {"role": "user", "content": [PNG]},
     ),
+    "cache_marker": (
+        turn([USER, call("{}", type="function"), {"role": "tool", "tool_call_id": "c", "content": "a", "cache_control": MARKER}]),
+        "qwen-plus",
+        lambda t: t.messages[2] == {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "a", "cache_control": MARKER}]},
+    ),
     "audio_input": (
         turn([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}]}]),
         "qwen-plus",
@@ -81,6 +87,7 @@ CASES = {
     "tools_forbidden": (turn(tools=[TOOL], tool_choice="none"), "qwen-plus", lambda t: not t.tools and t.tool_choice is None),
     "parallel_calls": (turn(tools=[TOOL]), "qwen-plus", lambda t: t.params == {"parallel_tool_calls": True}),
     "reasoning_effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
+    "thinking_kwargs": (turn(enable_thinking=False), "qwen3-32b", lambda t: t.params == {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": False}}),
     "completion_thinking": (replace(turn(), completion=CompletionPrompt(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
@@ -105,10 +112,14 @@ CASES = {
 def test_every_rule_has_a_case_and_a_line():
     """The table, the examples and the page name the same rules."""
     assert [rule.name for rule in request_rules.RULES] == list(CASES)
-    assert all(rule.doc and rule.where in ("all", "dashscope") for rule in request_rules.RULES)
+    assert all(rule.doc and rule.where in ("all", "dashscope", "open") for rule in request_rules.RULES)
     page = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
     for rule in request_rules.RULES:
         assert f"| `{rule.name}` | {rule.doc} | {rule.where} |" in page
+
+
+WHERE = {rule.name: "open" if rule.where == "open" else "dashscope" for rule in request_rules.RULES}
+"""A family that each rule is for."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,18 +131,20 @@ def test_a_rule_does_what_it_says(name):
         with pytest.raises(RequestError):
             apply(given, model)
         return
-    applied = apply(given, model)
+    family = WHERE[name]
+    applied = apply(given, model, family=family)
     assert name in applied.applied
     assert holds(applied.turn)
     assert given == before
-    assert apply(applied.turn, model).turn == applied.turn
+    assert apply(applied.turn, model, family=family).turn == applied.turn
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_can_be_switched_off(name):
     """With its switch off a rule is never applied."""
     given, model, _ = CASES[name]
-    assert name not in apply(given, model, switches={**dict.fromkeys(CASES, False)}).applied
+    switches = {**dict.fromkeys(CASES, False)}
+    assert name not in apply(given, model, family=WHERE[name], switches=switches).applied
 
 
 @pytest.mark.parametrize(
@@ -156,6 +169,8 @@ def test_strict_params():
     with pytest.raises(RequestError) as caught:
         apply(turn(logit_bias={}), strict_params=True)
     assert (caught.value.param, caught.value.code) == ("logit_bias", "unsupported_parameter")
+    with pytest.raises(RequestError, match="metadata"):  # what the endpoint has left out already
+        apply(replace(turn(), ignored=("metadata",)), strict_params=True)
 
 
 def test_what_is_dropped_is_named():
