@@ -11,7 +11,7 @@ ROOT = Path(qproxy.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 WIRE_MAY_IMPORT = {
-    "__future__", "base64", "binascii", "ast", "bisect", "codecs", "collections", "copy", "dataclasses", "email",
+    "__future__", "base64", "binascii", "ast", "bisect", "codecs", "collections", "copy", "dataclasses", "datetime", "email",
     "enum", "fnmatch", "functools", "hashlib", "itertools", "json", "math", "operator", "re", "string", "struct",
     "types", "typing", "warnings", "unicodedata", "urllib",
 }  # fmt: skip
@@ -120,6 +120,7 @@ def test_wire_is_pure(path):
         pure = WIRE_MAY_IMPORT | PURE.get(str(path.relative_to(ROOT)), set())
         assert name.split(".")[0] in pure or name.startswith("qproxy.wire"), name
     assert not names(path) & {"print", "open", "input", "exec", "eval"}
+    assert not names(path) & {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 
 
 def test_every_package_has_a_layer():

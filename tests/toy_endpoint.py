@@ -36,7 +36,7 @@ def rate_limit_headers(limits, wall_clock):
     return left | {f"toy-back-{limit.unit}": f"{wall_clock + limit.reset_seconds:.0f}" for limit in limits}
 
 
-def model_list(models):
+def model_list(models, query):
     """Return the ids."""
     return {"toys": [model.id for model in models]}
 

@@ -64,7 +64,9 @@ class ModelDirectory:
                 self._models = await self._fetch_all()
                 self._fetched_at = trio.current_time()
         named = [self._describe(Model(name), own_server=False) for name in self._extra]
-        aliases = [Model(name, owned_by="alias") for name in self._aliases.names]
+        aliases = [
+            Model(name, owned_by="alias", alias_of=self._aliases.lookup(name)) for name in self._aliases.names
+        ]
         return [*named, *self._models, *aliases]
 
     async def _fetch_all(self) -> list[Model]:

@@ -37,6 +37,7 @@ from qproxy.server.routes.metrics import METRICS_QUERY, MetricsRoutes
 from qproxy.server.routes.openapi import OpenApiRoutes
 from qproxy.server.routes.realtime import RealtimeRoutes
 from qproxy.server.routes.responses import ResponseHistory, ResponseRoutes
+from qproxy.server.routes.token_counting import TokenCountRoutes
 from qproxy.server.state import BackgroundTask, Route, RouteGroup, ServerState, StateHolder
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import QproxyError
@@ -121,8 +122,8 @@ class Server:
         metrics = MetricsRoutes(self)
         groups: list[RouteGroup] = [
             GenerationRoutes(self, state.endpoints, {"/responses": ResponseHistory}), EmbeddingRoutes(self),
-            ResponseRoutes(self), InfoRoutes(self), AdminLoginRoutes(self), RealtimeRoutes(self), metrics,
-            *(extension(self) for extension in extensions),
+            TokenCountRoutes(self), ResponseRoutes(self), InfoRoutes(self), AdminLoginRoutes(self),
+            RealtimeRoutes(self), metrics, *(extension(self) for extension in extensions),
         ]  # fmt: skip
         apis = tuple(dict.fromkeys((OPENAI, *(endpoint.api for endpoint in state.endpoints))))
         self.route_groups: tuple[RouteGroup, ...] = (*groups, OpenApiRoutes(self, groups, apis))

@@ -60,6 +60,7 @@ class RoundStage:
     """The calls that were sent to the client."""
     usage: Usage | None = None
     reason: str | None = None
+    matched: str | None = None
     failed: bool = False
 
     def __post_init__(self) -> None:
@@ -81,8 +82,8 @@ class RoundStage:
             case Usage():
                 self.usage = event
                 return [add_usage(self.text_before, event)]
-            case ChoiceFinished(reason):
-                self.reason = reason
+            case ChoiceFinished():
+                self.reason, self.matched = event.reason, event.matched
                 return []
             case StreamDone():
                 return []
@@ -97,7 +98,7 @@ class RoundStage:
         reason = self.reason or "stop"
         if reason not in TRUNCATED:
             reason = "tool_calls" if self.sent else "stop" if reason == "tool_calls" else reason
-        return [ChoiceFinished(reason), StreamDone()]
+        return [ChoiceFinished(reason, matched=self.matched), StreamDone()]
 
     @property
     def pending(self) -> list[RoundCall]:

@@ -70,17 +70,17 @@ async def answered(client, body, path="/v1/chat/completions"):
     client.http.start_next_cycle()
 
 
-async def counted(replies, body, repeat=1):
+async def counted(replies, body, repeat=1, path="/v1/chat/completions"):
     """What `repeat` requests cost together, after two that warm everything up."""
     emulator, counter = Emulator(), Counter()
     async with world(emulator=emulator, log_level="error") as it, h1(it.app) as client:
         emulator.script(*replies * (repeat + 2))
         for _ in range(2):
-            await answered(client, body)
+            await answered(client, body, path)
         await trio.testing.wait_all_tasks_blocked()
         with counter.counting():
             for _ in range(repeat):
-                await answered(client, body)
+                await answered(client, body, path)
             await trio.testing.wait_all_tasks_blocked()  # the last one's end is part of what it costs
     return counter
 
@@ -90,11 +90,11 @@ def stream(*chunks):
     return ScriptedReply((HEAD + b"".join(chunks) + END,))
 
 
-async def per_chunk(one, count, body, around=()):
+async def per_chunk(one, count, body, around=(), path="/v1/chat/completions"):
     """Calls for each further chunk of a burst."""
     first, last = around or (b"", b"")
-    small = await counted([stream(first, one * 10, last)], body)
-    large = await counted([stream(first, one * (10 + count), last)], body)
+    small = await counted([stream(first, one * 10, last)], body, path=path)
+    large = await counted([stream(first, one * (10 + count), last)], body, path=path)
     return (large.calls - small.calls) / count
 
 
@@ -161,8 +161,34 @@ async def test_a_whole_request_is_two_writes(monkeypatch):
     assert all(writes)
 
 
+MESSAGES = {**HELLO, "max_tokens": 100}
+MESSAGES_TOOL = {"name": "f", "input_schema": TOOL["function"]["parameters"]}  # type: ignore[index]
+
+
+async def test_messages_cost_what_chat_costs():
+    """A chunk and a request of Anthropic's API cost at most 1.15 times those of chat."""
+    around = chunk({"tool_calls": [CALL]}), chunk({"tool_calls": [LAST]})
+    thought, piece = chunk({"reasoning_content": "twenty characters of"}), chunk({"tool_calls": [PIECE]})
+    for one, chat_tools, tools, edges in (
+        (TEXT, {}, {}, ()),
+        (thought, {}, {}, ()),
+        (piece, {"tools": [TOOL]}, {"tools": [MESSAGES_TOOL]}, around),
+    ):
+        chat = await per_chunk(one, 200, {**HELLO, "stream": True, **chat_tools}, edges)
+        messages = await per_chunk(one, 200, {**MESSAGES, "stream": True, **tools}, edges, "/v1/messages")
+        assert messages <= 1.15 * chat
+    for streamed in (False, True):
+        chat = (await counted([stream(TEXT)], {**HELLO, "stream": streamed}, repeat=10)).calls
+        messages = (
+            await counted([stream(TEXT)], {**MESSAGES, "stream": streamed}, repeat=10, path="/v1/messages")
+        ).calls
+        assert messages <= 1.15 * chat
+
+
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": HELLO,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": MESSAGES,
     "/v1/completions": {"model": "qwen-plus", "prompt": "hi"},
     "/v1/responses": {"model": "qwen-plus", "input": "hi"},
     "/v1/embeddings": {"model": "text-embedding-v4", "input": "hi"},
@@ -173,7 +199,11 @@ ASKED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("path", ASKED)
 async def test_a_request_leaves_no_cycles(path, streamed):
     """What was made for a request goes with it: nothing of ours waits for the garbage collector."""
-    body = {**ASKED[path], "stream": True} if streamed and "embed" not in path else ASKED[path]
+    body = (
+        {**ASKED[path], "stream": True}
+        if streamed and "embed" not in path and "count" not in path
+        else ASKED[path]
+    )
     async with world(log_level="error") as it, h1(it.app) as client:
         await answered(client, body, path)
         gc.collect()

@@ -7,14 +7,19 @@ answer, and fails unless all of it is one and the same.
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from qproxy.wire import sse, tool_adapter, tool_calls
+from qproxy.wire.conformance import anthropic as messages_contract
 from qproxy.wire.dialects import DIALECTS, UpstreamTarget
-from qproxy.wire.endpoints import chat
+from qproxy.wire.endpoints import anthropic, chat
+from qproxy.wire.endpoints.anthropic.message import STOP_REASONS
+from qproxy.wire.endpoints.anthropic.request import AnthropicRequest
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.pipeline import Pipeline
+from tests.anthropic_types import frames
 from tests.wire.strict_reader import read_stream, read_whole
 
 TARGET = UpstreamTarget("http://h/v1", "qwen")
@@ -132,6 +137,33 @@ def play_whole(raw, *, body=None, **options):
     return read_whole(json.loads(json.dumps(answer)), legacy=turn.legacy_functions), None
 
 
+def as_message(raw, *, body=None, **options):
+    """What a client of Anthropic's API adds up of the same answer; its stream keeps the grammar."""
+    turn = replace(decoded(body or {}, stream=True), endpoint_state=AnthropicRequest(0))
+    encoder = anthropic.Encoder(turn)
+    out = [part for event in events([raw], turn, **options) for part in encoder.feed(event)]
+    parsed = messages_contract.check_stream(frames(b"".join([*out, *encoder.close()])))
+    broken = {violation.rule for violation in parsed.violations}
+    assert broken <= {"tool-input"}, parsed.violations  # what a model wrote may be no JSON
+    return parsed
+
+
+def assert_same_message(parsed, choices, error):
+    """Assert that both APIs say the same of the first choice, or both that the answer failed."""
+    assert (parsed.error is None) == (error is None)
+    if error is not None or 0 not in choices:
+        return
+    blocks = parsed.message["content"]
+    said = {
+        kind: "".join(one[kind] for one in blocks if one["type"] == kind) for kind in ("text", "thinking")
+    }
+    assert (said["text"], said["thinking"]) == (choices[0]["text"], choices[0]["thought"])
+    made = [block["name"] for block in blocks if block["type"] == "tool_use"]
+    assert made == [name for name, _ in choices[0]["calls"]]
+    reason = "tool_calls" if choices[0]["reason"] == "function_call" else choices[0]["reason"]
+    assert parsed.message["stop_reason"] == STOP_REASONS[reason]
+
+
 def same(*items, repairs=None, **options):
     """(choices, error): one and the same at any cut, streamed and whole."""
     raw = stream(*items)
@@ -146,6 +178,7 @@ def same(*items, repairs=None, **options):
         assert play(pieces, repairs=again, **options) == first
         assert again == counted
     whole, failure = play_whole(raw, **options)
+    assert_same_message(as_message(raw, **options), *first)
     if first[1] is None:
         assert whole == first[0]
     else:

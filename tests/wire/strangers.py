@@ -109,7 +109,47 @@ RESPONSES = {
     "top_logprobs": 2,
     "background": False,
 }  # fmt: skip
-ASKS = {"/responses": RESPONSES}
+MARKER = {"type": "ephemeral", "ttl": "1h"}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "eA=="}}
+REFERENCE = {"type": "tool_reference", "name": "beta"}
+MESSAGES = {
+    "model": "qwen-plus",
+    "max_tokens": 4096,
+    "system": [{"type": "text", "text": "x-anthropic-billing-header: a"}, {"type": "text", "text": "be kind", "cache_control": MARKER}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": MARKER}, IMAGE]},
+        {"role": "system", "content": [{"type": "text", "text": "now"}, {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "gamma", "input_schema": {}}}}], "clear_at": "never"},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "", "signature": "qproxy-thinking.aG0="},
+            {"type": "thinking", "thinking": "hm", "signature": "qwen-sealed.x"},
+            {"type": "text", "text": "so"},
+            {"type": "tool_use", "id": "toolu_b64_Zjow", "name": "alpha", "input": {"a": "x"}},
+            {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "toolu_b64_Zjow", "is_error": True, "content": [{"type": "text", "text": "sunny"}, IMAGE]},
+            {"type": "document", "title": "t", "source": {"type": "content", "content": [{"type": "text", "text": "d"}]}},
+            {"type": "search_result", "title": "t", "source": "https://x", "content": [{"type": "text", "text": "s"}]},
+        ]},
+        {"role": "system", "content": [{"type": "tool_removal", "tool": REFERENCE}], "output_config": {"effort": "low"}},
+    ],
+    "tools": [
+        {"name": "alpha", "description": "d", "input_schema": {"type": "object"}, "eager_input_streaming": True},
+        {"type": "custom", "name": "beta", "input_schema": {}, "strict": True, "cache_control": MARKER},
+        {"type": "web_search_20250305", "name": "web_search"},
+        {"type": "mcp", "server_label": "w", "allowed_tools": ["get"]},
+    ],
+    "tool_choice": {"type": "tool", "name": "alpha", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+    "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "stop_sequences": ["x"],
+    "metadata": {"user_id": "u"},
+    "mcp_servers": [],
+    "stream": True,
+    "temperature": 1,
+    "top_k": 5,
+}  # fmt: skip
+ASKS = {"/responses": RESPONSES, "/messages": MESSAGES}
 odd_text = st.sampled_from(
     ["", "x", "\ud800", "\x00", "9" * 5000, "٣", "function", "error", "{", "[DONE]", "🌊"]
 )

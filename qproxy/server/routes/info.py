@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quart import current_app
+from quart import current_app, request
 
 from qproxy.server import request_context
 from qproxy.server.authentication import Access
@@ -29,7 +29,7 @@ class InfoRoutes:
         state, key = self._server.state, request_context.api_key()
         found = await state.model_directory.models()
         allowed = [model for model in found if state.authentication.allows(key, model.id)]
-        return json_response(request_context.api().model_list(allowed))
+        return json_response(request_context.api().model_list(allowed, request.args))
 
     async def _model(self, name: str) -> HTTPResponse:
         state = self._server.state

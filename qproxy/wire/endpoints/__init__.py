@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qproxy.wire.endpoints import chat, completions, request_schemas, responses
+from qproxy.wire.endpoints import anthropic, chat, completions, request_schemas, responses
+from qproxy.wire.endpoints.anthropic import ANTHROPIC
 from qproxy.wire.endpoints.api import Api, RateLimitStatus, find_api
 from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import QproxyError
@@ -82,6 +83,25 @@ ENDPOINTS = (
         operation="chat",
         exposes_server_tools=True,
     ),
+    Endpoint(
+        path="/messages",
+        api=ANTHROPIC,
+        id_prefix="msg_",
+        decode=anthropic.decode,
+        encoder=anthropic.Encoder,
+        response=anthropic.response,
+        schema=anthropic.request_schema("messages", "max_tokens"),
+        operation="chat",
+    ),
 )
 
-__all__ = ["ENDPOINTS", "OPENAI", "Api", "Endpoint", "RateLimitStatus", "StreamEncoder", "find_api"]
+__all__ = [
+    "ANTHROPIC",
+    "ENDPOINTS",
+    "OPENAI",
+    "Api",
+    "Endpoint",
+    "RateLimitStatus",
+    "StreamEncoder",
+    "find_api",
+]

@@ -6,7 +6,7 @@ neutral (`wire.errors`: status, cause, retry hint) until they leave through one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -51,7 +51,8 @@ class Api:
     """The headers that hold an API key beside `authorization: Bearer`; the first one is documented."""
     keep_alive: bytes = b": keep-alive\n\n"
     """What a silent stream sends.  Server-sent events: every client skips a line that begins with a colon."""
-    model_list: Callable[[Iterable[Model]], JSON]
+    model_list: Callable[[Iterable[Model], Mapping[str, str]], JSON]
+    """Makes the list of models; the mapping is the request's query, for an API that lists them in pages."""
     model_object: Callable[[Model], JSON]
     path_prefixes: tuple[str, ...] = ()
     """The paths below `/v1` that are this API's even where no route is."""

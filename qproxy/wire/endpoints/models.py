@@ -6,7 +6,7 @@ cannot chat or embed, finding one, and our own list.  OpenAPI `ListModelsRespons
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class Model:
     max_output: int | None = None
     shutdown_date: str | None = None
     """When it is retired, where that is known."""
+    alias_of: str | None = None
+    """The model that serves it, where this is an alias."""
 
 
 def is_text_model(name: str, catalog: ModelCatalog) -> bool:
@@ -85,8 +87,8 @@ def model_object(model: Model) -> dict[str, Any]:
     return body
 
 
-def model_list(models: Iterable[Model]) -> dict[str, Any]:
-    """Return OpenAI's answer to `GET /v1/models`: every id once, in the given order."""
+def model_list(models: Iterable[Model], query: Mapping[str, str]) -> dict[str, Any]:
+    """Return OpenAI's answer to `GET /v1/models`: every id once, in the given order; it knows no pages."""
     unique: dict[str, Model] = {}
     for model in models:
         unique.setdefault(model.id, model)
@@ -98,8 +100,9 @@ def find_model(models: Iterable[Model], name: str, aliases: ModelAliases) -> Mod
     known = {model.id: model for model in models}
     if name in known:
         return known[name]
-    if aliases.lookup(name) is not None:
-        return Model(name, owned_by="alias")
+    served = aliases.lookup(name)
+    if served is not None:
+        return Model(name, owned_by="alias", alias_of=served)
     raise RequestError(
         f"The model {name[:200]!r} does not exist or you do not have access to it.",
         status=404,

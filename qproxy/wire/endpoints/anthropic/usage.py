@@ -1,0 +1,30 @@
+"""Usage in Anthropic's words: input tokens exclude those read from the cache or written to it.
+
+Qwen's `prompt_tokens` include both. Where the upstream reported nothing, an estimate stands in, since clients rely on a
+number (Cline and Roo read input tokens only in `message_start`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qproxy.wire.events import Usage
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Return Anthropic's `Usage` for the upstream's counts."""
+    read, written = usage.cached_tokens, sum(usage.cache_writes)
+    counts: dict[str, Any] = {
+        "input_tokens": max(0, usage.prompt_tokens - read - written),
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": read,
+        "output_tokens": usage.completion_tokens,
+    }
+    if usage.reasoning_tokens:
+        counts["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return counts
+
+
+def estimated_usage(prompt: int, output: int) -> dict[str, Any]:
+    """Return the same for estimated counts."""
+    return usage_object(Usage(prompt_tokens=prompt, completion_tokens=output))

@@ -1,0 +1,66 @@
+"""Recorded answers of Qwen's servers as Anthropic's clients get them: the same at any cut, streamed and whole."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qproxy.wire.conformance import anthropic as contract
+from qproxy.wire.endpoints import anthropic
+from qproxy.wire.endpoints.anthropic.request import AnthropicRequest
+from qproxy.wire.errors import QproxyError
+from tests.anthropic_types import frames, judge_message, judge_stream
+from tests.wire import pipeline
+
+FOLDER = Path(__file__).parents[3] / "recorded"
+FILES = sorted(path for path in FOLDER.rglob("*.sse") if path.parent.name != "dashscope")
+
+
+def turn():
+    return replace(pipeline.decoded({}, stream=True), endpoint_state=AnthropicRequest(0))
+
+
+def streamed(pieces):
+    """What the pieces of an upstream's bytes are in the end."""
+    encoder = anthropic.Encoder(turn())
+    out = [part for event in pipeline.events(pieces, turn()) for part in encoder.feed(event)]
+    raw = b"".join([*out, *encoder.close()])
+    judge_stream(raw)
+    return contract.check_stream(frames(raw))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recorded(path):
+    """A stream is one and the same whole, byte by byte and at seeded cuts, and the fold of its events is its message."""
+    raw = path.read_bytes()
+    first = streamed([raw])
+    assert first.violations == []
+    chance = random.Random(len(raw))
+    cuts = [chance.sample(range(len(raw)), size) for size in (1, 7, 40)]
+    for pieces in (
+        [raw[at : at + 1] for at in range(len(raw))],
+        *(pipeline.cut(raw, spots) for spots in cuts),
+    ):
+        again = streamed(pieces)
+        assert (again.message, again.error, again.violations) == (first.message, first.error, [])
+    if first.error is None:
+        body = anthropic.response(turn(), pipeline.events([raw], turn()))
+        judge_message(body)
+        assert body == first.message
+    else:
+        with pytest.raises(QproxyError):
+            anthropic.response(turn(), pipeline.events([raw], turn()))
+
+
+def test_stop_sequence():
+    """The stop sequence that a server names reaches the client, and one that is a number does not."""
+    for named, reason in (("END", "stop_sequence"), (151645, "end_turn"), ("<|im_end|>", "end_turn")):
+        chunk = pipeline.chunk({"content": "x"})
+        last = pipeline.chunk({}, "stop")
+        last["choices"][0]["stop_reason"] = named
+        raw = pipeline.stream(chunk, last, pipeline.DONE)
+        asked = replace(turn(), endpoint_state=AnthropicRequest(0, frozenset({"END"})))
+        body = anthropic.response(asked, pipeline.events([raw], asked))
+        assert body["stop_reason"] == reason
+        assert body["stop_sequence"] == ("END" if reason == "stop_sequence" else None)
