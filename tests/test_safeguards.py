@@ -288,7 +288,7 @@ async def test_a_master_that_was_killed(way, tmp_path):
             assert await process.end() == -signal.SIGKILL
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
-    assert process.lines("of this worker is gone")
+    assert process.lines("the master process is gone")
 
 
 @pytest.mark.parametrize("way", COMMANDS.values(), ids=COMMANDS.keys())
@@ -310,7 +310,7 @@ async def test_a_second_signal(tmp_path):
             port = int((await process.hear(r"http://127\.0\.0\.1:(\d+)"))[1])
             requests = await Requests.begin(emulator, port)
             process.signal(signal.SIGTERM)
-            await process.hear("once more to stop at once")
+            await process.hear("Press Ctrl.C again to quit now")
             process.signal(signal.SIGTERM)
             assert await process.end() in (-signal.SIGTERM, 128 + signal.SIGTERM)
             await requests.close()
@@ -502,7 +502,7 @@ def test_limits_are_the_settings(caplog):
     Worker(config, None).configure(keep_alive_timeout=60.0, graceful_timeout=32.0)
     assert (config.keep_alive_timeout, config.graceful_timeout) == (60, 32)
     assert [record.getMessage() for record in caplog.records] == [
-        "Hypercorn's keep_alive_timeout (7) is not used: qproxy's settings say 60.0"
+        "Hypercorn setting keep_alive_timeout=7 ignored, using qproxy's 60.0"
     ]
 
 

@@ -1,9 +1,9 @@
-"""HTTP/1.1 that keeps reading while it answers, and refuses in words.
+"""HTTP/1.1 that keeps reading while it responds, and rejects invalid requests with a JSON error.
 
-A request that is written as nearly all are (`wire.http1`) is read and answered by hand, and h11 hears nothing of it;
-every other one is h11's, from the first byte on.
+A request with a plain head (`wire.http1`), as nearly all have, is read and answered without h11; every other request
+is h11's from the first byte on.
 
-What is rejected here never became a request, so no API is known: its error has the default shape, OpenAI's.
+Input that is rejected here never became a request, so its API is unknown: the error has the default shape, OpenAI's.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from qproxy.wire.errors import RequestError
 
 _SERVER_SIDE = h2.config.H2Configuration(client_side=False)
 PREFACE = (b"PRI", b"*", b"2.0")
-"""How the beginning of HTTP/2 looks to HTTP/1.1 (RFC 9113 3.4)."""
+"""The start of HTTP/2's preface as HTTP/1.1 parses it (RFC 9113 3.4)."""
 MAX_PIPELINED = 64 * 1024
-"""Bytes that a client may send ahead of the answer it waits for."""
+"""Bytes that a client may send before the current response is complete."""
 
 
 class _Connection(BoundedConnection):
-    """h11 says PAUSED when bytes of a next request wait; to the reader that must not look like the end.
+    """An h11 connection that reports PAUSED as NEED_DATA, since Hypercorn's reader takes PAUSED for the end.
 
-    Nor is HTTP/2's preface a request: one that asks for nothing more is idle.
+    HTTP/2's preface is not a request either: a connection that sends only that is idle.
     """
 
     def next_event(self) -> Any:
@@ -54,21 +54,21 @@ class _Connection(BoundedConnection):
 
 
 class H11Protocol(hypercorn.protocol.h11.H11Protocol):
-    """HTTP/1.1 that keeps reading while it answers."""
+    """An HTTP/1.1 connection that keeps reading while it responds."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._h11: Any = None
         self._pipelined = b""
-        """What came behind a request that is answered by hand."""
+        """Bytes received after a request that is handled without h11."""
         self._ended = False
-        """The connection carries no further request: nothing more is read."""
+        """Whether the connection carries no further request; later bytes are dropped."""
         self._is_last = False
         self._retires_at = retirement_time(TCPServer.max_age)
 
     @property
     def connection(self) -> Any:
-        """h11's, or what came after it; made when it is first needed, which is never on most connections."""
+        """Return h11's connection or its successor, created on first use: most connections never need it."""
         if self._h11 is None:
             self._h11 = _Connection(h11.SERVER, self.config.h11_max_incomplete_size)
         return self._h11
@@ -105,7 +105,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             await self._read_with_h11(data)
 
     def _plain_head(self, data: bytes) -> http1.RequestHead | None:
-        """The head of a request that is read and answered by hand, while h11 has nothing under way."""
+        """Return the head of a request to handle without h11, or None for h11's requests and while h11 is active."""
         connection = self._h11
         if connection is not None and (
             connection.our_state is not h11.IDLE
@@ -118,7 +118,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         return http1.parse_request(data, self.config.h11_max_incomplete_size)
 
     async def _feed(self, exchange: HTTPStream, framing: FastWriter, data: bytes) -> None:
-        """Some of the body of a request that is answered by hand, and what comes behind it."""
+        """Receive body bytes of a request that is handled without h11, and any pipelined bytes after it."""
         body, ahead = data[: framing.upcoming], data[framing.upcoming :]
         framing.upcoming -= len(body)
         self._pipelined += ahead
@@ -128,7 +128,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             await self.send(Closed())
 
     async def _end_body(self, exchange: HTTPStream, framing: FastWriter) -> None:
-        """The client says no more: in the middle of its request that is an error."""
+        """Handle the end of the client's input, which is an error inside a request body."""
         if framing.upcoming:
             if not exchange.began:
                 await self._send_error_response(400)
@@ -143,17 +143,17 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
                 await self.send(Closed())
 
     def server_headers(self) -> list[tuple[bytes, bytes]]:
-        """The server's fields of a response."""
+        """Return the response headers that the server adds."""
         return _server_headers(self.config, int(time.time()))
 
     @property
     def in_last_exchange(self) -> bool:
-        """Whether the connection ends after this exchange: it has had its requests, or its time."""
+        """Whether the connection closes after this exchange, having reached its limit of requests or its age."""
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
         return many or self._is_last or trio.current_time() >= self._retires_at
 
     async def finished(self) -> None:
-        """The exchange is over: the next request, or the end of the connection."""
+        """Start the next request after a complete response, or close the connection."""
         await self._maybe_recycle()
 
     async def _handle_events(self) -> None:
@@ -161,8 +161,8 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             await super()._handle_events()
 
     async def _send_error_response(self, status_code: int) -> None:
-        what = _head_too_large_message(self.config) if status_code == 431 else "It is not valid HTTP/1.1."
-        error = RequestError(f"The request cannot be read. {what}", status=status_code)
+        message = _head_too_large_message(self.config) if status_code == 431 else "Invalid HTTP/1.1 request."
+        error = RequestError(message, status=status_code)
         body = json_codec.dumps(OPENAI.error_body(error, ""))
         headers = [
             (b"content-type", b"application/json"),
@@ -194,12 +194,10 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             )
 
     def _normalized(self, request: h11.Request) -> h11.Request:
-        """The request with one length and one host, as the app may believe them; ValueError when it has no host."""
+        """Return the request with one length and one host. Raise ValueError if its target has no host."""
         target, fields, names = request.target, list(request.headers), {name for name, _ in request.headers}
-        if {
-            b"content-length",
-            b"transfer-encoding",
-        } <= names:  # RFC 9112 6.1: whoever reads it otherwise is in between
+        if {b"content-length", b"transfer-encoding"} <= names:
+            # RFC 9112 6.1: an intermediary that reads the length otherwise must not share the connection.
             self._is_last = True
             fields = [field for field in fields if field[0] != b"content-length"]
         if target.lower().startswith((b"http://", b"https://")):  # RFC 9112 3.2.2
@@ -228,7 +226,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         if isinstance(stream, HTTPStream) and not stops and stream.writer.next_response():
             stream.end()
             self.stream = None
-            await self.send(Updated(idle=True))  # waits for nothing
+            await self.send(Updated(idle=True))  # does not block
             if self._pipelined:
                 self.connection.receive_data(self._pipelined)
                 self._pipelined = b""
@@ -243,19 +241,19 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
 
 def _head_too_large_message(config: Config) -> str:
     return (
-        f"Its head is too large: it may have {config.h11_max_incomplete_size} bytes (the setting max_header_bytes), "
-        f"{http1.MAX_LINES} lines and {http1.MAX_BLANK_RUN} blanks in a row."
+        f"The request head is too large: at most {config.h11_max_incomplete_size} bytes (max_header_bytes), "
+        f"{http1.MAX_LINES} lines and {http1.MAX_BLANK_RUN} consecutive blanks are allowed."
     )
 
 
 @lru_cache(maxsize=8)
 def _server_headers(config: Config, second: int) -> list[tuple[bytes, bytes]]:
-    """They change once a second: the date is among them."""
+    """Return the server's headers, cached for a second because of the date."""
     return config.response_headers("h11")
 
 
 def _can_upgrade(request: h11.Request) -> bool:
-    """Whether a request to go on in HTTP/2 can be granted: RFC 7540 3.2.1 wants just one sound HTTP2-Settings."""
+    """Return whether an upgrade is possible: h2c requires exactly one valid HTTP2-Settings (RFC 7540 3.2.1)."""
     fields = dict(request.headers)
     if fields.get(b"upgrade", b"").strip().lower() != b"h2c":
         return True
@@ -268,28 +266,30 @@ def _can_upgrade(request: h11.Request) -> bool:
 
 
 def _split_target(target: bytes) -> tuple[bytes, bytes]:
-    """The authority of a target in absolute form, and its path and query; ValueError when there is no authority."""
-    cooldown = target.partition(b"://")[2]
-    authority = re.split(rb"[/?#]", cooldown, maxsplit=1)[0]
+    """Split a target in absolute form into its authority, and its path and query. Raise ValueError if it has none."""
+    rest = target.partition(b"://")[2]
+    authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
     if not authority:
         raise ValueError("no authority")
-    path = cooldown[len(authority) :]
+    path = rest[len(authority) :]
     return authority, path if path.startswith(b"/") else b"/" + path
 
 
 def _is_websocket(request: h11.Request) -> bool:
-    """Whether a request asks for a WebSocket (RFC 6455 4.1), whatever is wrong with its version and its key."""
+    """Return whether a request is a WebSocket handshake (RFC 6455 4.1), even with an invalid version or key."""
     fields = dict(request.headers)
-    wants = {token.strip().lower() for token in fields.get(b"connection", b"").split(b",")}
+    options = {token.strip().lower() for token in fields.get(b"connection", b"").split(b",")}
     upgrade = fields.get(b"upgrade", b"").strip().lower()
-    asks = b"sec-websocket-key" in fields and not {b"content-length", b"transfer-encoding"} & set(fields)
-    return request.method == b"GET" and upgrade == b"websocket" and b"upgrade" in wants and asks
+    bodyless = not {b"content-length", b"transfer-encoding"} & set(fields)
+    has_key = b"sec-websocket-key" in fields
+    is_upgrade = upgrade == b"websocket" and b"upgrade" in options
+    return request.method == b"GET" and is_upgrade and has_key and bodyless
 
 
 def _without_upgrade(request: h11.Request) -> h11.Request:
-    """The request as one that is answered in HTTP: it asks for nothing that there is, and RFC 9110 7.8 lets a server go on.
+    """Return the request without its Connection header, so that an unsupported upgrade is ignored (RFC 9110 7.8).
 
-    Its `Upgrade` field stays, so that the app can say so.
+    The Upgrade header stays, so that the app can report it.
     """
     fields = [(name, value) for name, value in request.headers if name != b"connection"]
     if len(fields) == len(request.headers) or b"upgrade" not in dict(request.headers):

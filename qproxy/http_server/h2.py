@@ -1,6 +1,6 @@
-"""HTTP/2 whose odd frames end a stream, never the server, and whose buffers have a bound.
+"""HTTP/2 with bounded buffers, in which an invalid frame ends a stream, never the server.
 
-The stream buffers belong to the sender: what a client's flow-control window does not take is not made.
+A full stream buffer blocks the producer until the client's flow-control window opens.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ from qproxy.http_server.keep_alive import retirement_time
 from qproxy.http_server.tcp_server import TCPServer
 
 MAX_RESETS, RESETS_SECONDS = 200, 10.0
-"""Streams that a client may reset in a time, before it is a flood."""
+"""The number of streams that a client may reset in a period of seconds."""
 RETIREMENT_TIMEOUT = 30.0
-"""Seconds for an old connection to be idle, before its client is told in the middle of its streams."""
+"""Seconds that an old connection has to become idle before GOAWAY is sent despite active streams."""
 NOTICE_SECONDS = 5.0
-"""From that on until streams are refused: those that were under way to us are taken."""
+"""Seconds from GOAWAY until streams are refused: streams already in transit are accepted."""
 MAX_STREAM = 2**31 - 1
 DATA, HEADERS, CONTINUATION = 0, 1, 9
 PREFACE_SIZE, FRAME_HEAD = 24, 9
 """Bytes (RFC 9113 3.4, 4.1)."""
 FRAMES = 32
-"""That are worked on at once; then other tasks have their turn.  A read of 64 KiB may be 7,281 of them."""
+"""Frames that are processed before other tasks run. A read of 64 KiB may hold 7,281 of them."""
 FRAME_SIZE = 1024
-"""Bytes of a frame that is not DATA which count as one more: a field, a setting and a change of size take a few each."""
+"""Bytes of a non-DATA frame that count as another frame: a header, a setting or a table resize takes a few each."""
 log = logging.getLogger("qproxy.http_server")
 
 
 class FlowControlTimeout(Exception):
-    """The client has opened its flow-control window for nothing during the whole write timeout."""
+    """Raised when the client did not open its flow-control window within the write timeout."""
 
 
 class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
-    """Stock `pop` judges by what it took, so a closed window (nothing taken) lets the producer run on.
+    """A stream buffer that blocks its producer at a closed window, and drains until END_STREAM is sent.
 
-    Stock `drain` returns before END_STREAM is sent, so a connection that closes then (it does while the server
-    stops) loses it.  Both wait without a limit for a client that takes nothing.
+    Stock `pop` decides by the bytes taken, so a closed window (none taken) does not stop the producer. Stock `drain`
+    returns before END_STREAM is sent, so a connection that closes then (during shutdown) loses it. Both wait without
+    a timeout for a client that reads nothing.
     """
 
     def __init__(self, event_class: Any) -> None:
@@ -61,7 +62,7 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
         await self._wait_progress(self.ended if self._complete else self._is_empty)
 
     async def _wait_progress(self, event: Any) -> None:
-        """Wait for an event for as long as the client takes something now and then."""
+        """Wait for an event while the client keeps reading. Raise FlowControlTimeout otherwise."""
         with trio.CancelScope(deadline=trio.current_time() + TCPServer.write_timeout) as self._waiters:
             await event.wait()
             return
@@ -94,31 +95,31 @@ class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
 
 
 _UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]{0,10}+[\x00-\x7f]){3}")
-"""More changes of the table's size than a block may begin with (RFC 7541 4.2)."""
+"""Matches more table size updates than a header block may start with (RFC 7541 4.2)."""
 
 
 class _Decoder(hpack.Decoder):
-    """Each change of the table's size costs microseconds, and hpack takes any number of them."""
+    """An HPACK decoder with a limit on table size updates: each costs microseconds, and hpack accepts any number."""
 
     def decode(self, data: bytes, raw: bool = False) -> Any:
         if _UPDATES.match(data):
-            raise hpack.HPACKDecodingError("three changes of the table's size in one block")
+            raise hpack.HPACKDecodingError("more than two table size updates in one header block")
         return super().decode(data, raw)
 
 
 class Frames:
-    """Where the frames end in what a client sends."""
+    """A splitter of received bytes at the ends of frames."""
 
     block = 0
-    """Bytes of the last block of fields so far, as it is compressed."""
+    """Compressed bytes of the last header block so far."""
 
     def __init__(self) -> None:
         self._left = PREFACE_SIZE
-        """Bytes to come of the frame that has begun, or of the preface."""
+        """Bytes left of the current frame, or of the preface."""
         self._head = b""
 
     def split(self, data: bytes) -> Iterator[bytes]:
-        """Yield the data in pieces of some `FRAMES`."""
+        """Yield the data in slices of about `FRAMES` frames."""
         start = at = weight = 0
         while at < len(data):
             if self._left:
@@ -137,7 +138,7 @@ class Frames:
             yield data[start:]
 
     def _begin(self) -> int:
-        """The head of a frame is whole: what the frame counts."""
+        """Start a frame whose header is complete, and return its weight in frames."""
         self._left, kind = int.from_bytes(self._head[:3], "big"), self._head[3]
         self._head = b""
         if kind in (HEADERS, CONTINUATION):
@@ -146,7 +147,7 @@ class Frames:
 
 
 class H2Protocol(hypercorn.protocol.h2.H2Protocol):
-    """HTTP/2 whose odd frames end a stream, never the server."""
+    """An HTTP/2 connection in which an invalid frame ends a stream, never the server."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -155,14 +156,14 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
         self._resets_since = 0.0
         self._retires_at = retirement_time(TCPServer.max_age)
         self._refuses_at = math.inf
-        """When streams are no longer taken, once the client has been told."""
+        """The time from which streams are refused, set once GOAWAY is sent (Trio's clock)."""
         self._last_stream = 0
-        """The last one that was taken."""
+        """The ID of the last accepted stream."""
         self._refuses = False
         self._frames = Frames()
 
     def _is_flood(self) -> bool:
-        """Whether this reset is one too many."""
+        """Count a reset, and return whether it exceeds `MAX_RESETS`."""
         now = trio.current_time()
         if now - self._resets_since > RESETS_SECONDS:
             self._resets, self._resets_since = 0, now
@@ -175,7 +176,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
                 try:
                     self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 except h2.exceptions.ProtocolError:
-                    continue  # the stream is closed on both sides: there is nobody to tell
+                    continue  # the stream is closed on both sides
                 await self._flush()
             elif isinstance(event, h2.events.StreamReset) and self._is_flood():
                 await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
@@ -185,15 +186,15 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
                 if isinstance(event, h2.events.RequestReceived | h2.events.StreamReset):
-                    # Stock says so of answers only, and takes each request for one that is under way.
+                    # Stock updates idleness only after responses, and counts each request as active.
                     await self.send(Updated(idle=self.idle))
                     await self._retire()
 
     async def _retire(self) -> None:
-        """Tell a client whose connection is old enough that the next one is due (RFC 9113 6.8).
+        """Send GOAWAY on a connection that has reached its age (RFC 9113 6.8).
 
-        It is told while nothing is under way, if such a moment comes, as some clients give up what is.  h2 would end
-        the connection with its own GOAWAY: this one changes nothing but what the client knows.
+        It is sent while no stream is active if possible, since some clients abort active streams. The frame is
+        serialized here because h2 would close the connection with its own GOAWAY.
         """
         late = trio.current_time() - self._retires_at
         if self._refuses_at == math.inf and late >= (0 if self.idle else RETIREMENT_TIMEOUT):
@@ -201,7 +202,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             await self._send_goaway(MAX_STREAM)
 
     async def _reject_stream(self, stream_id: int) -> None:
-        """Take no stream of a client that knows: it may ask again elsewhere, and the last stream ends the connection."""
+        """Refuse a stream after GOAWAY, so that the client retries on another connection; the last one closes this."""
         if not self._refuses:
             self._refuses = True
             await self._send_goaway(self._last_stream)
@@ -234,13 +235,13 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             await self._end(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
 
     async def _end(self, code: h2.errors.ErrorCodes) -> None:
-        """End the connection, and say why."""
+        """Close the connection with an error code."""
         self.connection.close_connection(code)
         await self._flush()
         await self.send(Closed())
 
     def _reject_too_large(self) -> bool:
-        """Whether the frame that has begun is longer than allowed: h2 says so when all of it, up to 16 MiB, is there."""
+        """Return whether the current frame is too long, which h2 checks only when all of it (16 MiB) has arrived."""
         preface = bytes(getattr(self.connection.incoming_buffer, "_data", b"")[:3])
         return len(preface) == 3 and int.from_bytes(preface, "big") > self.connection.max_inbound_frame_size
 
@@ -279,7 +280,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             self.connection.reset_stream(stream_id, code)
             await self._flush()
         except h2.exceptions.ProtocolError:
-            log.debug("stream %d is closed already", stream_id)
+            log.debug("stream %d is already closed", stream_id)
 
     async def _create_stream(self, request: Any) -> None:
         pseudo = dict(field for field in request.headers if field[0][:1] == b":")
@@ -288,6 +289,6 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
         self._last_stream = request.stream_id
         if path.isascii() and method.isascii() and (websocket or method != b"CONNECT"):
             await super()._create_stream(request)
-            self.keep_alive_requests = 0  # stock closes the connection under its streams after so many
+            self.keep_alive_requests = 0  # at its limit, stock closes the connection under its streams
         else:
             await self._reset(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)

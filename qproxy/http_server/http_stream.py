@@ -1,11 +1,11 @@
-"""One request over HTTP/1.1 and its answer, between the connection and the app.
+"""One request over HTTP/1.1 and its response, between the connection and the app.
 
-Stock makes an event object for every step, passes it through three objects, and gives the app its messages by a
-memory channel.  Here a message of the app becomes bytes in one step (`response_writer` says how), and leaves in one write: a
-head waits for the body that comes with it.
+Stock Hypercorn creates an event object for every step, passes it through three objects, and sends the app its messages
+via a memory channel. Here a message from the app becomes bytes in one step (see `response_writer`) and leaves in one
+write: a head waits for the body that comes with it.
 
-`on_disconnect` is for an app that wants to be cancelled when its client leaves without a task of its own that waits for it:
-the server calls what is set there, once, instead of leaving that to a message.
+`on_disconnect` cancels an app when its client disconnects, without a task that waits for the disconnect message: the
+server invokes the callback once.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from qproxy.http_server.response_writer import ResponseWriter
 from qproxy.wire.http1 import HeaderList
 
 MAX_BUFFERED = 256 * 1024
-"""Bytes of a request's body that wait for the app; then the client has to."""
+"""Bytes of a request body that are buffered for the app before the client is blocked."""
 MAX_PIECES = 1024
-"""Chunks of a body that wait for the app: each takes some hundred bytes, even if it is empty."""
+"""Chunks of a body that are buffered for the app: each takes some hundred bytes, even if it is empty."""
 SLICE = 64
-"""Chunks that are processed before other tasks run.  A read of 64 KiB may hold ten thousand chunks or frames."""
+"""Chunks that are processed before other tasks run. A read of 64 KiB may hold ten thousand chunks or frames."""
 EXTENSION = "qproxy.http_stream"
 """The name in the ASGI scope's extensions under which an app finds its `HTTPStream`."""
 
 
 class DisconnectNotifier:
-    """The client's leaving, which an app may hear of."""
+    """A base class that invokes a callback when the client disconnects."""
 
     closed = False
-    """The client has left, or all is said."""
+    """Whether the client has disconnected or the exchange is complete."""
     _callback: Callable[[], object] | None = None
 
     @property
     def on_disconnect(self) -> Callable[[], object] | None:
-        """What is called when the client leaves; at once, when it has left before anybody asked."""
+        """The callback for the client's disconnect; setting it after the disconnect invokes it at once."""
         return self._callback
 
     @on_disconnect.setter
@@ -57,7 +57,7 @@ class DisconnectNotifier:
 
 
 class HTTPStream(DisconnectNotifier):
-    """What h11's protocol calls its stream."""
+    """One HTTP/1.1 exchange, in the role of Hypercorn's class of this name."""
 
     idle = False
 
@@ -71,29 +71,29 @@ class HTTPStream(DisconnectNotifier):
         headers: HeaderList,
     ) -> None:
         self._protocol = protocol
-        """Its `h11.H11Protocol`."""
+        """The connection, an `h11.H11Protocol`."""
         self.writer = framing
         self._received: list[dict[str, Any]] = []
         self._buffered = 0
         self._pieces = 0
         self._changed: trio.Event | None = None
-        """What the app waits for when there is no message, or the reader when the app is behind."""
+        """Set on a new message, for which the app waits, or on a consumed one, for which the reader waits."""
         self._response_started = b""
-        """Of a response whose body comes at once: they leave in one write."""
+        """The head of a response with a length, held back to leave in one write with the body."""
         self.began = False
-        """The head of its response is written."""
+        """Whether the response head is written."""
         self._ended = False
         self.whole = False
-        """All of the request has come."""
+        """Whether the request is complete."""
         self._method, self._version = method, version
         self._target, self._headers = target, headers
 
     def __repr__(self) -> str:
-        began, closed = " begun" if self.began else "", " closed" if self.closed else ""
-        return f"<Exchange {self._method}{began}{closed}>"
+        started, closed = " started" if self.began else "", " closed" if self.closed else ""
+        return f"<HTTPStream {self._method}{started}{closed}>"
 
     def scope(self) -> dict[str, Any]:
-        """ASGI's scope.  It holds the exchange, which does not hold it: nothing is left for the garbage collector."""
+        """Return the ASGI scope. The stream holds no reference to it, which would be a cycle."""
         protocol = self._protocol
         path, _, query = self._target.partition(b"?")
         return {
@@ -114,7 +114,7 @@ class HTTPStream(DisconnectNotifier):
         }
 
     async def run(self) -> None:
-        """Call the app, in a task of the connection; what it raises is logged and ends its answer."""
+        """Call the app in a task of the connection; an exception is logged and ends the response."""
         protocol, scope = self._protocol, self.scope()
         spawn, call = trio.to_thread.run_sync, trio.from_thread.run
         await run_app(protocol.app, protocol.config, scope, self.receive, self.send, spawn, call)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ class HTTPStream(DisconnectNotifier):
     # From the client
 
     async def handle(self, event: Any) -> None:
-        """What h11 made of it: a part of the request, or its client's end."""
+        """Process an event from h11: part of the request, or the client's disconnect."""
         if isinstance(event, Body):
             await self.has_more(bytes(event.data), whole=False)
             self._pieces += 1
@@ -134,7 +134,7 @@ class HTTPStream(DisconnectNotifier):
             self.disconnected()
 
     async def has_more(self, data: bytes, *, whole: bool) -> None:
-        """Some of the request's body; when the app is behind with it, return when it is not."""
+        """Buffer part of the request body, and wait while the buffer for the app is full."""
         if self.closed:
             return
         self._received.append({"type": "http.request", "body": data, "more_body": not whole})
@@ -145,18 +145,18 @@ class HTTPStream(DisconnectNotifier):
             await self._wait()
 
     def disconnected(self) -> None:
-        """The client has left."""
+        """Close the stream after the client's disconnect, and invoke the callback."""
         if not self.closed:
             self.end()
             self._notify()
 
     def end(self) -> None:
-        """All is said."""
+        """Close the stream."""
         self.closed = True
         self._write_trace()
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's `receive`."""
+        """Return the next message, as ASGI's `receive`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._received:
             if self.closed:
@@ -180,7 +180,7 @@ class HTTPStream(DisconnectNotifier):
     # From the app
 
     async def send(self, message: Any) -> None:
-        """ASGI's `send`; None when the app is over."""
+        """Send a message of the app, as ASGI's `send`; None means that the app has returned."""
         if message is None:
             await self._on_app_finished()
         elif message["type"] == "http.response.start" and not self.began:
@@ -191,7 +191,7 @@ class HTTPStream(DisconnectNotifier):
             raise UnexpectedMessageError(self._state(), message["type"])
 
     def _state(self) -> Any:
-        return "over" if self._ended else "under way" if self.began else "not begun"
+        return "complete" if self._ended else "started" if self.began else "not started"
 
     async def _start(self, message: Any) -> None:
         protocol = self._protocol
@@ -230,5 +230,5 @@ class HTTPStream(DisconnectNotifier):
                 {"status": 500, "headers": [(b"content-length", b"0"), (b"connection", b"close")]}
             )
             await self._body({})
-        else:  # in the middle of its answer: the connection's end says so
+        else:  # closing the connection signals the truncated response
             await self._protocol.finished()

@@ -1,7 +1,7 @@
-"""The end of idle connections: one task for the whole connection, where stock starts and cancels one for every request.
+"""Keep-alive timers: one task per connection, where stock Hypercorn starts and cancels one per request.
 
-A request costs that task nothing: it is told when the connection is idle and when it is not, and looks for itself, at
-the latest when the time would be over.
+A request does not wake that task: it only records whether the connection is idle, and the task checks the record when
+the timeout would expire.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import trio
 
 AGE_JITTER = 0.1
-"""Connections that began together do not end together."""
+"""The share of its age by which a connection's retirement varies, so that they do not all close together."""
 
 
 def retirement_time(age: float) -> float:
-    """When a connection that begins now has the given age, give or take a tenth (Trio's clock)."""
+    """Return the time when a connection opened now reaches an age, ± `AGE_JITTER` (Trio's clock)."""
     return trio.current_time() + age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
 
 class KeepAliveTimer:
-    """Ends a connection that has been idle for too long, or that is idle when the server stops.
+    """A timer that closes a connection after its idle timeout, or when it is idle during shutdown.
 
-    `restart` and `stop` are what stock calls its timer by.
+    `restart` and `stop` are the methods that Hypercorn calls.
     """
 
     def __init__(self, context: Any, timeout: float) -> None:
@@ -31,18 +31,18 @@ class KeepAliveTimer:
         self._timeout = timeout
         self._is_idle = False
         self._until = 0.0
-        """When it will have been idle for too long."""
+        """The time when the idle timeout expires (Trio's clock)."""
         self._ended = False
         self._scope: trio.CancelScope | None = None
-        """The wait of its task."""
+        """The cancel scope of the task's wait."""
         self._last: trio.Event | None = None
-        """When the server stops: set once the connection is idle."""
+        """Set when the connection becomes idle during shutdown."""
 
     def __repr__(self) -> str:
-        return f"<Idle until {self._until:.0f}>" if self._is_idle else "<Idle, not now>"
+        return f"<KeepAliveTimer{f' until {self._until:.0f}' if self._is_idle else ''}>"
 
     def set(self, idle: bool) -> None:
-        """Count from now, or not at all.  One that is idle already counts on: only a request begins the time anew."""
+        """Record whether the connection is idle; the timeout restarts only when it becomes idle after a request."""
         if idle and not self._is_idle:
             self._until = trio.current_time() + self._timeout
         self._is_idle = idle
@@ -50,16 +50,16 @@ class KeepAliveTimer:
             self._last.set()
 
     async def restart(self, task_group: Any, action: Any) -> None:
-        """Begin, with the connection; `action` closes it."""
+        """Start the timer of a new connection, which `action` closes."""
         self.set(True)
         task_group.spawn(self._watch, action)
 
     async def stop(self) -> None:
-        """A request has begun."""
+        """Record the start of a request."""
         self.set(False)
 
     def end(self) -> None:
-        """The connection is over: there is nothing to wait for, and who waits for this task waits for nothing."""
+        """End the timer's task, since the connection is closed."""
         self._ended = True
         if self._scope is not None:
             self._scope.cancel()
@@ -76,6 +76,6 @@ class KeepAliveTimer:
             await action()
 
     def _expire(self) -> bool:
-        """Asked when the wait has ended: a request may have come at the last moment."""
+        """Return whether to close the connection, since a request may have arrived at the last moment."""
         late = trio.current_time() >= self._until
         return self._is_idle and (late or bool(self._terminated.is_set()))

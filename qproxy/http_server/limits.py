@@ -1,4 +1,4 @@
-"""The limits of the HTTP server, and how the app sets them on the server that serves it."""
+"""The limits of the HTTP server, which the app sets on the server that runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_STREAMS = 250
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpServerLimits:
-    """Limits of connections.  Seconds (`math.inf` for no limit), bytes and counts."""
+    """The limits of connections: seconds (`math.inf` for no limit), bytes and counts."""
 
     graceful_timeout: float
     write_timeout: float
@@ -24,11 +24,11 @@ class HttpServerLimits:
     max_connection_age: float
     max_header_bytes: int
     ping_interval: float | None
-    """Between pings to a WebSocket client; None sends none."""
+    """Seconds between pings to a WebSocket client; None sends none."""
     max_message_bytes: int
 
     def apply(self) -> None:
-        """Set the limits of the server that serves the current app, as far as it takes any."""
+        """Set the limits of the server that runs the current app, if it supports any."""
         shutdown = current_shutdown.get()
         if shutdown is None:
             return

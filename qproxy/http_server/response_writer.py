@@ -1,7 +1,7 @@
-"""How an HTTP/1.1 exchange is written on its connection: by h11, or by hand.
+"""Writers of HTTP/1.1 responses: through h11, or directly.
 
-By hand are those exchanges whose request's head was plain (`wire.http1`): h11's connection knows nothing of them, it
-stands idle before and after.  Both refuse what no response may be in the same way, h11.LocalProtocolError.
+Exchanges whose request head was plain (`wire.http1`) are written directly: h11's connection is idle before and after
+them. Both writers raise h11.LocalProtocolError for an invalid response.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qproxy.wire import http1
 
 
 class ResponseWriter(Protocol):
-    """The bytes of one response: its head, its body piece by piece, its end."""
+    """A serializer of one response: its head, its body chunk by chunk, its end."""
 
     def head(self, status: int, headers: http1.HeaderList) -> bytes: ...
 
@@ -24,12 +24,12 @@ class ResponseWriter(Protocol):
     def end(self) -> bytes: ...
 
     def next_response(self) -> bool:
-        """Make ready for the connection's next exchange; False when it can carry none."""
+        """Prepare for the connection's next exchange, and return whether it can carry one."""
         ...
 
 
 class H11Writer:
-    """Whatever the request was."""
+    """A response writer through h11, for any request."""
 
     def __init__(self, connection: Any, method: str) -> None:
         self._connection = connection
@@ -38,7 +38,7 @@ class H11Writer:
         self._bodyless = False
 
     def __repr__(self) -> str:
-        return f"<ByH11 {self._connection.our_state}>"
+        return f"<H11Writer {self._connection.our_state}>"
 
     def head(self, status: int, headers: http1.HeaderList) -> bytes:
         head = self._sent(h11.Response(status_code=status, headers=headers))
@@ -56,7 +56,7 @@ class H11Writer:
         return self._sent(h11.EndOfMessage())
 
     def _sent(self, event: Any) -> bytes:
-        """The bytes that say a part of a response; none to a client that has broken the protocol."""
+        """Return the bytes of a part of a response; none for a client that violated the protocol."""
         try:
             return self._connection.send(event) or b""
         except h11.LocalProtocolError:
@@ -73,24 +73,23 @@ class H11Writer:
 
 
 class FastWriter:
-    """To a client that speaks HTTP/1.1, asked with POST and lets the connection stay."""
+    """A response writer without h11, for a POST request over HTTP/1.1 with keep-alive."""
 
     def __init__(self, length: int) -> None:
         self.upcoming = length
-        """Bytes of the request's body that have not come."""
+        """Bytes of the request body that have not arrived."""
         self._remaining: int | None = None
-        """Bytes of the response's body that have not gone; None while it goes in chunks."""
+        """Bytes of the response body that are not written; None for a chunked body."""
         self._bodyless = False
         self._keep_alive = True
         self._finished = False
 
     def __repr__(self) -> str:
-        return f"<ByHand, {self.upcoming} bytes to come>"
+        return f"<FastWriter upcoming={self.upcoming}>"
 
     def head(self, status: int, headers: http1.HeaderList) -> bytes:
-        fields = [
-            field for field in headers if field[0] != b"transfer-encoding"
-        ]  # how it goes is ours to say
+        # This writer chooses the transfer encoding.
+        fields = [field for field in headers if field[0] != b"transfer-encoding"]
         lengths = [value for name, value in fields if name == b"content-length"]
         self._keep_alive = not any(
             name == b"connection" and b"close" in value.lower() for name, value in fields
@@ -102,7 +101,7 @@ class FastWriter:
             fields.append((b"transfer-encoding", b"chunked"))
         head = http1.write_response(status, fields)
         if head is None or len(lengths) > 1:
-            raise h11.LocalProtocolError("A response has a header field that it may not have.")
+            raise h11.LocalProtocolError("invalid or conflicting response headers")
         return head
 
     def data(self, data: bytes) -> bytes:
@@ -112,12 +111,12 @@ class FastWriter:
             return _chunk(data)
         self._remaining -= len(data)
         if self._remaining < 0:
-            raise h11.LocalProtocolError("A response is longer than it says.")
+            raise h11.LocalProtocolError("response body longer than its Content-Length")
         return data
 
     def end(self) -> bytes:
         if self._remaining:
-            raise h11.LocalProtocolError("A response is shorter than it says.")
+            raise h11.LocalProtocolError("response body shorter than its Content-Length")
         self._finished = True
         return b"" if self._remaining == 0 or self._bodyless else b"0\r\n\r\n"
 

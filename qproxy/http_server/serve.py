@@ -1,6 +1,6 @@
-"""Mending Hypercorn in this process, and serving with it.
+"""Patch Hypercorn in this process, and serve with it.
 
-`patch_hypercorn` is the only place where Hypercorn's names are changed.
+`patch_hypercorn` is the only place where Hypercorn's names are replaced.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ log = logging.getLogger("qproxy.http_server")
 
 
 def patch_hypercorn() -> None:
-    """Patch Hypercorn in this process.  Idempotent.  Another minor version is left as it is, with a warning."""
+    """Patch Hypercorn in this process. Idempotent. Another minor version is left unpatched, with a warning."""
     if not version("hypercorn").startswith(PATCHED_VERSION + "."):
         log.warning(
-            "Hypercorn %s is not the %s that qproxy knows how to mend", version("hypercorn"), PATCHED_VERSION
+            "unsupported Hypercorn version %s, not patched (supported: %s)",
+            version("hypercorn"),
+            PATCHED_VERSION,
         )
         return
     install_worker()
@@ -58,9 +60,9 @@ async def serve(
 ) -> None:
     """Serve an ASGI app over HTTP/1.1 and HTTP/2 (h2c with prior knowledge; ALPN with a certificate).
 
-    Reports the bound URLs.  `listener`: the descriptor of a socket that listens already, instead of an address.  When
-    `shutdown_trigger` returns, no new connection is taken and running requests may end.  The limits are those that the
-    app sets in its lifespan (`HttpServerLimits.apply`).
+    Reports the bound URLs. `listener`: the descriptor of a listening socket, instead of an address. When
+    `shutdown_trigger` returns, no new connection is accepted and requests in flight may complete. The limits are those
+    that the app sets in its lifespan (`HttpServerLimits.apply`).
     """
     patch_hypercorn()
     config = Config()

@@ -17,7 +17,7 @@ ERROR_DELIVERY_SECONDS = 2.0
 
 
 class Shutdown:
-    """When the server stops, and how long it waits for requests in flight."""
+    """The shutdown event of a server, and the seconds that it waits for requests in flight."""
 
     def __init__(self) -> None:
         self.started = trio.Event()
@@ -41,7 +41,7 @@ class InFlight(Protocol):
 
 
 async def drain(in_flight: InFlight, graceful_timeout: float) -> None:
-    """Wait for the shutdown, give the requests in flight their time, and end the rest with an error."""
+    """Wait for the shutdown and the graceful timeout, then end the remaining requests with an error."""
     shutdown = current_shutdown.get()
     if shutdown is None:
         return

@@ -1,10 +1,10 @@
-"""One connection, whatever it speaks: its failures are its own, its writes have a limit.
+"""One connection of any protocol, with isolated failures and a write timeout.
 
-The number of connections has a limit too, counted in the process and not by listener.
+The number of connections is limited per process, not per listener.
 
-Two things are done more cheaply than in stock, because they are done for every piece and every request: a write asks
-the kernel first, and only what it does not take waits (under a lock and a time limit); and one task for the whole
-connection ends it when it is idle, where stock starts one and cancels it for every request.
+Two steps are cheaper than in stock Hypercorn, because they run for every chunk and every request: a write tries the
+socket first, and only the remainder waits (under a lock and a timeout); and one task per connection closes it when it
+is idle, where stock starts and cancels one per request.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ REJECT_RESPONSE = (
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
 )
 WRITE_SIZE = 16 * 1024
-"""What must leave within the write timeout: slower than that is not reading."""
+"""Bytes that a client must accept within the write timeout."""
 PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
-"""Seconds of silence, seconds between two probes, and how many a vanished peer may leave unanswered."""
+"""Seconds of silence, seconds between two probes, and the number of unanswered probes before the connection ends."""
 log = logging.getLogger("qproxy.http_server")
 
 
 class TCPServer(hypercorn.trio.tcp_server.TCPServer):
-    """One connection: its failures are its own, and its writes have a limit."""
+    """One connection, with isolated failures and a write timeout."""
 
     write_timeout = 30.0
     max_connections = 6000
     max_age = math.inf
-    """Seconds after which a connection carries no further request, give or take a tenth."""
+    """Seconds after which a connection carries no further request, ± 10 %."""
     connections = 0
-    """Open in this process."""
+    """Open connections in this process."""
     _write: trio.CancelScope | None = None
     _peer_closed = False
-    """Nobody is there to write to."""
+    """Whether writing is pointless."""
     _pending_data = False
-    """The last read may have left something.  Others have their turn after the next one."""
+    """Whether the last read may have left data in the socket. Other tasks run after the next read."""
     _at_end = False
-    """Nothing more is to be read."""
+    """Whether the client has finished sending."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -62,7 +62,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
         self.idle_task: KeepAliveTimer = KeepAliveTimer(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
-        """Serve the connection; whatever goes wrong is logged in a line and ends here."""
+        """Serve the connection; a failure is logged and does not propagate."""
         if TCPServer.connections >= self.max_connections:
             await self._reject()
             return
@@ -84,20 +84,20 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
             TCPServer.connections -= 1
 
     async def _reject(self) -> None:
-        """Say in HTTP/1.1 that there are too many (over TLS there is no saying it cheaply), and close."""
+        """Send a 503 over HTTP/1.1 (unless TLS would make that expensive), and close."""
         gone = (trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(REJECT_TIMEOUT), suppress(*gone):
             if not hasattr(self.stream, "do_handshake"):
-                message = "The server has as many connections as it may have at once."
+                message = "The server is at its concurrent connection limit (max_client_connections)."
                 body = json_codec.dumps(OPENAI.error_body(OverloadedError(message), ""))
                 await self.stream.send_all(REJECT_RESPONSE % (len(body), body))
                 await self.stream.send_eof()
                 while await self.stream.receive_some(REJECT_READ_SIZE):
-                    pass  # closing before it is read would reset it
+                    pass  # closing with unread data would reset the connection and lose the response
         await trio.aclose_forcefully(self.stream)
 
     async def protocol_send(self, event: Any) -> None:
-        """Write with a limit on progress; a client that does not read is gone."""
+        """Write with a timeout for progress; a client that does not read is disconnected."""
         if isinstance(event, RawData):
             rest = self._sent_immediately(event.data)
             if rest:
@@ -108,27 +108,30 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
             await super().protocol_send(event)
 
     def _sent_immediately(self, data: bytes) -> bytes:
-        """What the kernel does not take at once."""
+        """Send without blocking, and return the bytes that the kernel did not accept."""
         if self._raw_socket is None or not data or self._peer_closed or self.send_lock.locked():
             return data
         return data[send_nowait(self._raw_socket, data) :]
 
     async def _send_with_timeout(self, data: bytes) -> None:
-        """Shielded from the first moment: what a cancelled request has written is the connection's, and over HTTP/2 it
-        is part of the state of all its streams.  Those before it in the line have their time limit."""
+        """Send the data, shielded from cancellation.
+
+        Bytes of a cancelled request belong to the connection; over HTTP/2 they are part of the state of all its
+        streams. Earlier writes in the queue have their own timeout.
+        """
         with trio.CancelScope(shield=True):
             async with self.send_lock:
                 lost = not self._peer_closed and not await self._send_within(memoryview(data))
         if lost:
             await self.protocol.handle(Closed())
 
-    async def _send_within(self, cooldown: memoryview) -> bool:
+    async def _send_within(self, data: memoryview) -> bool:
         try:
             with trio.CancelScope() as scope:
                 self._write = scope
-                for start in range(0, len(cooldown), WRITE_SIZE):
+                for start in range(0, len(data), WRITE_SIZE):
                     scope.deadline = trio.current_time() + self.write_timeout
-                    await self.stream.send_all(cooldown[start : start + WRITE_SIZE])
+                    await self.stream.send_all(data[start : start + WRITE_SIZE])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         finally:
@@ -143,7 +146,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
             await self._initiate_server_close()
 
     async def _read_some(self) -> bytes:
-        """What comes next; b"" at the end.  Nobody here keeps it while the next is waited for."""
+        """Return the next bytes, or b"" at the end. No reference to them is kept during the next read."""
         if self._raw_socket is None:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         else:
@@ -154,7 +157,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
         return data
 
     async def _read_data(self) -> None:
-        """Read until the end.  Stock has a time limit around each read: it would count silence while we answer."""
+        """Read until the end. Stock times each read, which would count the client's silence during a response."""
         try:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while not self._at_end:
@@ -168,7 +171,7 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
 
 
 def _enable_keepalive_probes(stream: Any, timeout: float) -> None:
-    """Let the kernel end a connection whose peer is gone without a word: a lost network, a machine switched off."""
+    """Have the kernel close a connection whose peer vanished, for example after a network or power failure."""
     tcp = getattr(getattr(stream, "transport_stream", stream), "socket", None)
     if not isinstance(tcp, trio.socket.SocketType):
         return
@@ -185,4 +188,4 @@ def _enable_keepalive_probes(stream: Any, timeout: float) -> None:
 
 
 def _log_failure(error: BaseException) -> None:
-    log.error("a connection failed: %s", type(error).__name__, exc_info=error)
+    log.error("connection failed: %s", type(error).__name__, exc_info=error)

@@ -1,12 +1,12 @@
-"""One run of Hypercorn's Trio worker: what the app that it serves may know of it and ask of it.
+"""One run of Hypercorn's Trio worker, made visible to the app that it serves.
 
-Stock tells an app nothing of its server: not the addresses that it serves, not that it stops.  Here the stock function
-`worker_serve` runs inside ours.  It announces a `Worker` to the app (`shutdown.current_shutdown`), whose lifespan looks at the
-addresses and sets the limits; and every reason to stop passes through it: a signal, the program's own trigger,
+Stock Hypercorn gives an app neither the server's addresses nor a shutdown notice. Here the stock function
+`worker_serve` runs inside a wrapper that gives the app a `Worker` (`shutdown.current_shutdown`), whose lifespan reads
+the addresses and sets the limits; every reason to stop passes through it: a signal, the program's trigger,
 `max_requests`, an interrupt.
 
 Under the `hypercorn` command, and only there, it also owns the process: its signals, the death of the master (whose
-workers would otherwise live on, ignore SIGTERM and hold the port), and the one line that says why the app did not start.
+workers would otherwise keep running, ignore SIGTERM and hold the port), and the one-line error of a failed startup.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Worker(Shutdown):
         self._sockets = sockets
         self._stop = trio.Event()
         self.scope = trio.CancelScope()
-        """Around all of it."""
+        """The cancel scope of the whole run."""
         self.failure: str | None = None
-        """Why the app did not start, once it has said so."""
+        """The reason for which the app did not start, or None."""
 
     def hosts(self) -> Iterator[str]:
-        """The addresses that are served, those that have a host."""
+        """Yield the hosts of the bound addresses that have one."""
         sockets, config = self._sockets, self._config
         if sockets is None:
             for bind in (*config.bind, *config.insecure_bind, *config.quic_bind):
@@ -58,26 +58,26 @@ class Worker(Shutdown):
                 yield from _socket_host(sock)
 
     def configure(self, **settings: Any) -> None:
-        """Set Hypercorn's settings; one that somebody has set to something else is named in the log."""
+        """Set Hypercorn's settings, and log those that override a configured value."""
         for name, value in settings.items():
             chosen = getattr(self._config, name)
             if chosen not in (value, getattr(Config, name)):
-                log.warning("Hypercorn's %s (%s) is not used: qproxy's settings say %s", name, chosen, value)
+                log.warning("Hypercorn setting %s=%s ignored, using qproxy's %s", name, chosen, value)
             setattr(self._config, name, value)
 
     def fail(self, reason: str) -> None:
-        """Note why the app does not start, and end.  Stock would listen first, and say so, before it ends."""
+        """Record why the app does not start, and stop. Stock would listen first, and log so, before it stops."""
         self.failure = reason
         self.scope.cancel()
 
     def use_process_logging(self) -> None:
-        """Leave Hypercorn's lines to the handlers of the process, unless Hypercorn was told where they go."""
+        """Send Hypercorn's log to the handlers of the process, unless Hypercorn's logging is configured."""
         config = self._config
         if config.errorlog == "-" and config.logconfig is None and config.logconfig_dict is None:
             config.errorlog = logging.getLogger("hypercorn.error")
 
     async def wait_stopped(self, trigger: Callable[..., Awaitable[None]] | None) -> None:
-        """Wait for a reason to stop.  Stock cancels this when it has one of its own."""
+        """Wait for a reason to stop. Stock Hypercorn cancels this for its own reasons."""
         try:
             async with trio.open_nursery() as nursery:
                 if trigger is not None:
@@ -94,14 +94,14 @@ class Worker(Shutdown):
         self._stop.set()
 
     async def _watch_process(self) -> None:
-        """Stop when the process is asked to end, or is left alone."""
+        """Stop at a signal to the process, or at the death of its master."""
         master = multiprocessing.parent_process()
         if master is None:
             await wait_for_signal(self._stop, log.info)
             return
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master's event says when it is time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master sets its shutdown event instead
         await trio.lowlevel.wait_readable(master.sentinel)
-        log.warning("the master of this worker is gone: it stops")
+        log.warning("the master process is gone, stopping this worker")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._stop.set()
 
@@ -114,7 +114,7 @@ async def worker_serve(
     shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Hypercorn's function of this name, within a `Worker`."""
+    """Run Hypercorn's function of this name within a `Worker`."""
     worker = Worker(config, sockets)
     token = current_shutdown.set(worker)
 
@@ -130,7 +130,7 @@ async def worker_serve(
         current_shutdown.reset(token)
     if worker.failure is not None:
         if launch.is_hypercorn_command():
-            sys.exit(launch.CANNOT_SERVE.format(worker.failure))  # a line, where stock has a traceback
+            sys.exit(launch.CANNOT_SERVE.format(worker.failure))  # one line, where stock prints a traceback
         raise LifespanFailureError("startup", worker.failure)
 
 
@@ -141,7 +141,7 @@ def install_worker() -> None:
 
 
 def _bind_host(bind: str) -> Iterator[str]:
-    """The host of an address as Hypercorn's settings have it."""
+    """Yield the host of an address in the syntax of Hypercorn's settings."""
     if bind.startswith("fd://"):
         with socket.socket(fileno=os.dup(int(bind.removeprefix("fd://")))) as sock:
             yield from _socket_host(sock)

@@ -1,12 +1,11 @@
-"""A WebSocket over HTTP/1.1 or, in a stream of its own, over HTTP/2 (RFC 6455, 8441), between its protocol and the app.
+"""A WebSocket over HTTP/1.1 or over an HTTP/2 stream (RFC 6455, 8441), between its protocol and the app.
 
-Stock's ends the whole server when a client sends a byte before it is accepted (#225), and so does a byte after the
-end.  It counts messages that wait for the app but not their size, inflates what a client has deflated without a limit,
-lets a message that is too large or no message at all pass without an end, and pings without asking for the answer.
+Stock Hypercorn stops the whole server when a client sends a byte before the WebSocket is accepted (#225) or after its
+end. It counts buffered messages but not their size, inflates without a limit, accepts oversized and invalid messages
+without closing, and pings without requiring a pong.
 
-The idea: what comes from the client is held, up to a bound, until the app asks for it, and beyond that bound nothing
-more is read.  There is no compression: a kilobyte could become a megabyte.  `on_disconnect` is called when the client has
-gone, as for an `HTTPStream`.
+Here input is buffered up to a bound until the app receives it; at that bound reading stops. There is no compression: a
+kilobyte could become a megabyte. `on_disconnect` is invoked when the client disconnects, as for an `HTTPStream`.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from qproxy.wire.endpoints.openai_api import OPENAI
 from qproxy.wire.errors import RequestError
 
 MAX_EARLY_BYTES = 64 * 1024
-"""Bytes that a client may send ahead of being accepted."""
+"""Bytes that a client may send before it is accepted."""
 MAX_PARTS = 64 * 1024
-"""Of a message, none of them empty: 16 MiB in reads of 256 bytes."""
+"""Non-empty parts of a message: 16 MiB in reads of 256 bytes."""
 CLOSE_TIMEOUT = 1.0
-"""For the client to answer a close frame: a socket that is closed under what it sends would take the frame back."""
+"""Seconds for the client to return a close frame: closing with unread data would reset the socket and lose ours."""
 NORMAL, ABNORMAL, MESSAGE_TOO_BIG, INTERNAL_ERROR = 1000, 1006, 1009, 1011
 
 
 class WSStream(DisconnectNotifier):
-    """What the protocols call their stream."""
+    """One WebSocket, in the role of Hypercorn's class of this name."""
 
     def __init__(
         self,
@@ -62,26 +61,26 @@ class WSStream(DisconnectNotifier):
         self._id = stream_id
         self._handshake: Handshake
         self._connection: Connection | None = None
-        """Once it is accepted."""
+        """The WebSocket connection; None until it is accepted."""
         self._early_data = b""
         self._message_parts: list[Any] = []
         self._size = 0
-        """Of the message that is coming in."""
+        """Bytes of the incomplete message."""
         self._received: deque[dict[str, Any]] = deque()
         self._buffered = 0
         self._changed = trio.lowlevel.ParkingLot()
-        """Where the app waits for a message, or the reader for the app."""
+        """Unparked on a new message, for which the app waits, or on a consumed one, for which the reader waits."""
         self._blocked = False
         self._last_received = 0.0
         self._rejection: Any = None
-        """The head of the HTTP answer that is given instead."""
+        """The head of the HTTP response that rejects the handshake."""
         self._handshake_done = False
         self._failed = False
         self._close_sent = trio.Event()
         self._keepalive_scope = trio.CancelScope()
 
     def __repr__(self) -> str:
-        return f"<Socket {'closed' if self.closed else 'open' if self._connection else 'asked for'}>"
+        return f"<WSStream {'closed' if self.closed else 'open' if self._connection else 'connecting'}>"
 
     @property
     def idle(self) -> bool:
@@ -91,7 +90,7 @@ class WSStream(DisconnectNotifier):
     # From the client
 
     async def handle(self, event: Any) -> None:
-        """What the protocol has read."""
+        """Process an event from the HTTP connection."""
         if self.closed:
             return
         if isinstance(event, Request):
@@ -129,7 +128,7 @@ class WSStream(DisconnectNotifier):
 
     async def _reject_with_message(self) -> None:
         error = RequestError(
-            "This is no proper request for a WebSocket (RFC 6455 4.1).", code="bad_handshake"
+            "Invalid WebSocket handshake (RFC 6455 4.1): check its headers.", code="bad_handshake"
         )
         body = json_codec.dumps(OPENAI.error_body(error, ""))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -156,7 +155,7 @@ class WSStream(DisconnectNotifier):
         await self._wait_for_app()
 
     async def _wait_for_app(self) -> None:
-        """Return when the app has less to take than may wait for it."""
+        """Wait while the buffer for the app is full."""
         self._blocked = True
         while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not (
             self.closed or self._failed
@@ -171,7 +170,7 @@ class WSStream(DisconnectNotifier):
         elif isinstance(event, Ping):
             await self._frame(event.response())
         elif isinstance(event, CloseConnection):
-            if connection.state is ConnectionState.OPEN:  # wsproto's word for frames that are none
+            if connection.state is ConnectionState.OPEN:  # wsproto reports a protocol error this way
                 await self._fail(int(event.code), event.reason)
                 return
             if connection.state is ConnectionState.REMOTE_CLOSING:
@@ -185,7 +184,9 @@ class WSStream(DisconnectNotifier):
         )
         limit = self._config.websocket_max_message_size
         if self._size > limit or len(self._message_parts) >= MAX_PARTS:
-            await self._fail(MESSAGE_TOO_BIG, f"A message may have {limit} bytes, and {MAX_PARTS} parts.")
+            await self._fail(
+                MESSAGE_TOO_BIG, f"A message may have at most {limit} bytes in {MAX_PARTS} parts."
+            )
             return
         if data or not self._message_parts:
             self._message_parts.append(data)
@@ -204,12 +205,12 @@ class WSStream(DisconnectNotifier):
         self._changed.unpark_all()
 
     async def _on_closed(self) -> None:
-        """Both ends have said that it is over."""
+        """Close the stream after both sides have sent a close frame."""
         self._close_sent.set()
         await self._end()
 
     async def _fail(self, code: int, reason: str | None) -> None:
-        """What the client says cannot be heard: say so, and have the app end.  Until then what comes is dropped."""
+        """Send a close frame for invalid input, and end the app. Input is dropped from then on."""
         await self._frame(CloseConnection(code=code, reason=reason))
         self._failed = True
         self._changed.unpark_all()
@@ -228,7 +229,7 @@ class WSStream(DisconnectNotifier):
         self._notify()
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's `receive`."""
+        """Return the next message, as ASGI's `receive`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._received:
             if self.closed or self._failed:
@@ -242,7 +243,7 @@ class WSStream(DisconnectNotifier):
     # From the app
 
     async def send(self, message: Any) -> None:
-        """ASGI's `send`; None when the app is over."""
+        """Send a message of the app, as ASGI's `send`; None means that the app has returned."""
         if self.closed:
             return
         kind = None if message is None else message["type"]
@@ -282,9 +283,8 @@ class WSStream(DisconnectNotifier):
     async def _send_handshake(self, head: Any) -> None:
         self._handshake_done = True
         headers = [(bytes(name).lower(), bytes(value)) for name, value in head["headers"]]
-        if (
-            self._connection is None and self._handshake.http_version == "1.1"
-        ):  # HTTP/2 goes on with other streams
+        # A rejection closes an HTTP/1.1 connection; an HTTP/2 connection continues with its other streams.
+        if self._connection is None and self._handshake.http_version == "1.1":
             headers = [*(field for field in headers if field[0] != b"connection"), (b"connection", b"close")]
         await self._send(Response(stream_id=self._id, status_code=int(head["status"]), headers=headers))
 
@@ -302,7 +302,7 @@ class WSStream(DisconnectNotifier):
             return
         try:
             data = self._connection.send(event)
-        except LocalProtocolError:  # after the end
+        except LocalProtocolError:  # the WebSocket is closed
             return
         await self._send(Data(stream_id=self._id, data=data))
 
@@ -321,13 +321,13 @@ class WSStream(DisconnectNotifier):
         await self._end()
 
     async def _ping_loop(self, interval: float) -> None:
-        """Ping a client that is quiet; one that does not answer either is gone."""
+        """Ping a silent client, and close the stream if it returns no pong."""
         with self._keepalive_scope:
             pinged = False
             while True:
                 await trio.sleep_until(self._last_received + interval * (2 if pinged else 1))
                 quiet = trio.current_time() - self._last_received
-                if self._blocked:  # it is we who do not listen
+                if self._blocked:  # reading is paused here, so a pong could not arrive
                     self._last_received, pinged = trio.current_time(), False
                 elif pinged and quiet >= interval * 2:
                     with trio.CancelScope(shield=True):
@@ -341,7 +341,7 @@ class WSStream(DisconnectNotifier):
 
 
 def _read_handshake(request: Any) -> Handshake:
-    """What a request says of a WebSocket: nothing when its fields are no text, and so it is refused."""
+    """Return the handshake of a request; headers that are not text yield an empty, invalid one."""
     try:
         return Handshake(request.headers, request.http_version)
     except ValueError:

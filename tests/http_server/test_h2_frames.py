@@ -195,8 +195,8 @@ def test_long_frames_are_split_by_their_size():
 
 
 BLOCKS = {
-    "changes of the table's size": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x20" * 3 + fields(GET)),
-    "long changes of the table's size": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x3f\x80\x00" * 3 + fields(GET)),
+    "table size updates": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x20" * 3 + fields(GET)),
+    "long table size updates": frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x3f\x80\x00" * 3 + fields(GET)),
     "CONTINUATION beyond the largest head": frame(HEADERS, END_STREAM, 1, fields(GET))
     + frame(CONTINUATION, 0, 1, b"\0\1a\0" * 4096) * 5,
 }  # fmt: skip

@@ -94,7 +94,7 @@ async def test_a_failing_connection_is_alone(monkeypatch, caplog):
     assert not caplog.records
     monkeypatch.setattr(http_server.TCPServer, "_read_data", odd)
     await run(http_server.TCPServer)
-    assert [record.getMessage() for record in caplog.records] == ["a connection failed: ExceptionGroup"]
+    assert [record.getMessage() for record in caplog.records] == ["connection failed: ExceptionGroup"]
 
 
 @pytest.mark.parametrize("stock", [True, False])

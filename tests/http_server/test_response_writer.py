@@ -220,7 +220,7 @@ async def test_the_end_in_the_middle_of_a_request(way):
         data = await everything(stream)
         await left.wait()
     assert heads_of(data) == [b"HTTP/1.1 400 "]
-    assert b"cannot be read" in data
+    assert b"Invalid HTTP/1.1 request." in data
 
 
 async def test_a_flood_ahead(way, autojump_clock):
