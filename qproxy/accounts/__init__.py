@@ -1,11 +1,11 @@
-"""Who we speak as.
+"""The upstream accounts: selection, queueing, cooldowns and shared state.
 
-    select_account(accounts, model, ...)  pure: an account, or why none will do (`selection`)
-    async with accounts.lease(model)      acts on it: waits in a bounded line, counts in and out (`pool`)
-    account.record_failure(error, now, m) what an upstream's refusal says about the account (`account`, `cooldowns`)
-    shared_state                          what the processes on one machine agree on, and what outlives them; `sync`
-                                          keeps both sides in step, `backends.local.account_state` is the file
-    rate_limit, quota_resets, report      how fast one may be asked, when a quota is back, how they are for people
+    select_account(accounts, model, ...)  pure: an account, or the reason why there is none (`selection`)
+    async with accounts.lease(model)      waits in a bounded queue and counts requests in flight (`pool`)
+    account.record_failure(error, now, m) updates the account after an upstream error (`account`, `cooldowns`)
+    shared_state, sync                    the state that processes share and that survives them, and its
+    exchange rate_limit, quota_resets, report      limits per minute, quota reset times, rows for `qproxy
+    accounts`
 
 Nothing here reads a token or sends a byte: that is `auth` and `transport`.
 """

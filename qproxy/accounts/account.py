@@ -1,9 +1,9 @@
-"""One way into a Qwen server, and how it has been doing.
+"""The settings and the state of one upstream account.
 
-Here: what is known of one account, and how an error or a success changes that.  Not here: which account is chosen
-(`selection`), how long a rest is (`cooldowns`).  Nothing is given up for ever: whatever an upstream says, the account is
-asked again, and one good answer ends a rest.  Times are Trio's clock; `wall_clock` is only asked when a rest begins,
-because upstreams speak of calendars.
+An error or a success changes the state here; `selection` chooses an account, `cooldowns` computes how long
+one is avoided. No account is excluded for good: whatever the upstream returned, the account is used again,
+and one success ends its cooldown. Times are Trio's clock; the wall clock is read only when a cooldown starts,
+because upstreams name calendar times.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from qproxy.wire.models import ModelCatalog
 from qproxy.wire.models.catalog import EMPTY
 
 Capability: TypeAlias = Literal["chat", "embedding", "realtime"]
-"""What an account is wanted for."""
+"""A task that an account may support."""
 MAX_COOLDOWNS = 200
-"""Models that an account is known to refuse: their names come from clients."""
+"""Maximum number of cooldowns of single models: the names come from clients."""
 CONCURRENCY_BACKOFF_SECONDS = 60.0
-"""How long an account that has said "too many at once" is asked for fewer at once."""
+"""Seconds for which a concurrency limit learned from the upstream is kept."""
 MAX_ERROR_CHARACTERS = 300
 
 
 @dataclass(eq=False, slots=True)
 class Account:
-    """Its settings, and its state."""
+    """An upstream account: its settings and its state."""
 
     name: str
     source: CredentialSource = field(repr=False)
@@ -44,59 +44,62 @@ class Account:
     plan: str = "payg"
     dialect: str = "compatible"
     models: tuple[str, ...] = ("*",)
-    """Patterns of the models that it serves."""
+    """Patterns of the models that the account serves."""
     weight: float = 1.0
     max_in_flight: int | None = None
     allowance: Mapping[str, int] = field(default_factory=dict, repr=False)
-    """Requests that its plan allows, by window."""
+    """Requests that the plan allows, by window."""
     rules: Mapping[str, bool] = field(default_factory=dict, repr=False)
     headers: Headers = field(default=(), repr=False)
     tool_schema: str = "openai"
     render_tools: str = ""
-    """How tools are written into the prompt: "auto", "hermes", "coder", or not at all."""
+    """Format of tools in the prompt: "auto", "hermes", "coder"; empty if they are not written into it."""
     completions: tuple[str, ...] | None = ()
-    """Patterns of the models that its server completes (`/completions`); the others are asked in a chat.  None: those
-    that are known to be completed."""
+    """Patterns of the models sent to `/completions` (others use chat); None: those known to support it."""
     embedding_batch: int = 10
-    """The most texts in one request for embeddings; 0: it cannot embed."""
+    """Maximum texts per embedding request; 0 if embeddings are not supported."""
     realtime_url: str = ""
-    """Where its realtime models are; "" where it has none."""
+    """URL of the realtime API; empty if there is none."""
     catalog: ModelCatalog = field(default=EMPTY, repr=False)
-    """What is known of models."""
+    """Metadata of models."""
     identity: str = ""
-    """What the state on disk knows it by: another key under the same name is another account."""
+    """Name in the shared state: another key under the same account name is another account."""
     rate_limiter: AccountRateLimiter = field(default_factory=AccountRateLimiter)
     wall_clock: Callable[[], float] = field(default=time.time, repr=False)
 
     known_models: frozenset[str] | None = field(default=None, repr=False)
-    """What its server lists, once that has been asked; None before."""
+    """Models that the upstream lists; None until they are known."""
     in_flight: int = 0
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
-    """By model; the one for "" is for all of them."""
+    """By model; "" is the cooldown of the whole account."""
     last_error: str | None = None
     last_error_at: float | None = None
-    """By the wall clock."""
+    """Unix time."""
     quota: str | None = None
-    """What its server last said about its quota."""
+    """The upstream's last message about the quota."""
     requests: int = 0
     failures: int = 0
     circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     _learned_concurrency: tuple[int, float] = (0, 0.0)
 
     def supports(self, model: str, task: Capability = "chat") -> bool:
-        """Whether the operator lets this account serve the model, and it can."""
-        able = {"chat": True, "embedding": self.embedding_batch > 0, "realtime": bool(self.realtime_url)}
-        return able[task] and any(fnmatchcase(model, pattern) for pattern in self.models)
+        """Return whether the settings allow the model and the account supports the task."""
+        capabilities = {
+            "chat": True,
+            "embedding": self.embedding_batch > 0,
+            "realtime": bool(self.realtime_url),
+        }
+        return capabilities[task] and any(fnmatchcase(model, pattern) for pattern in self.models)
 
-    def target(self, credential: Credential, model: str, carried: Headers = ()) -> UpstreamTarget:
-        """Whom a request for the model goes to, and with which further header fields."""
+    def target(self, credential: Credential, model: str, trace_headers: Headers = ()) -> UpstreamTarget:
+        """Return the target of a request for the model, with additional headers."""
         return UpstreamTarget(
             credential.base_url,
             model,
             credential.token,
             self.provider_family,
             self.plan,
-            (*self.headers, *carried),
+            (*self.headers, *trace_headers),
             self.tool_schema,
             self._completes(model),
             self.catalog.get(model),
@@ -108,18 +111,18 @@ class Account:
         return any(fnmatchcase(model, pattern) for pattern in self.completions)
 
     def embedding_batch_for(self, model: str) -> int:
-        """The most texts of one request for embeddings with the model."""
+        """Return the maximum texts per embedding request with the model."""
         known = self.catalog.get(model).embedding_batch if self.provider_family == "dashscope" else None
         return min(self.embedding_batch, known or self.embedding_batch)
 
     def lists(self, model: str) -> bool:
-        """Whether its server has the model for all that is known: a list names it, or it is a server of one's own."""
+        """Return whether the upstream is known to have the model: it lists it, or it is self-hosted."""
         if self.known_models is not None:
             return model in self.known_models
         return self.provider_family == "open" and self.supports(model)
 
     def at_capacity(self, now: float) -> bool:
-        """Whether it has as many requests as it may have at once."""
+        """Return whether the account is at its concurrency limit."""
         limit, until = self._learned_concurrency
         if now < until and self.in_flight >= limit:
             return True
@@ -130,11 +133,11 @@ class Account:
         return self.in_flight / self.weight
 
     def cooldown_until(self, model: str) -> float:
-        """When it may be asked for the model again, while others can be asked."""
+        """Return the time until which other accounts are preferred for the model."""
         return max((self.cooldowns[key].until for key in ("", model) if key in self.cooldowns), default=0.0)
 
     def state(self, now: float) -> str:
-        """The state: ready, rate_limited, at_capacity, cooling_down or unavailable."""
+        """Return the state: ready, rate_limited, at_capacity, cooling_down or unavailable."""
         if self.circuit_breaker.wait(now):
             return "unavailable"
         if now < self.cooldown_until(""):
@@ -148,7 +151,7 @@ class Account:
         )
 
     def before_request(self, model: str, now: float) -> None:
-        """A request goes out; where a rest is over it is the probe, and the others wait for what it hears."""
+        """Count a request; after an expired cooldown it is the probe, and others wait for its result."""
         self.circuit_breaker.before_request(now)
         self.in_flight += 1
         self.requests += 1
@@ -158,9 +161,9 @@ class Account:
                 self.cooldowns[key] = replace(cooldown, until=now + PROBE_SECONDS, probing=True)
 
     def record_failure(self, error: QproxyError, now: float, model: str = "", *, again: bool = False) -> None:
-        """Remember what an upstream's error says about the account rather than about the request.
+        """Record an upstream error that is about the account rather than about the request.
 
-        `again`: the same request has failed with it before.
+        `again`: the same request has failed on this account before.
         """
         self.circuit_breaker.record_result(error, now, again=again)
         self.failures += 1
@@ -171,8 +174,8 @@ class Account:
             return
         key = cooldown_rules.cooldown_scope(limit, self.plan, model)
         before = self.cooldowns.get(key)
-        strikes = 0 if before is None else before.failed_probes + before.probing
-        cooldown = cooldown_rules.cooldown_for(error, limit, strikes, wall_clock).with_clock_offset(
+        failed_probes = 0 if before is None else before.failed_probes + before.probing
+        cooldown = cooldown_rules.cooldown_for(error, limit, failed_probes, wall_clock).with_clock_offset(
             now - wall_clock
         )
         if before is None or before.probing or cooldown.until > before.until:
@@ -186,7 +189,7 @@ class Account:
             self.quota = error.message[:MAX_ERROR_CHARACTERS]
 
     def record_success(self, model: str = "", since: float | None = None) -> None:
-        """An answer has begun, to a request that was sent at `since`: what was said before that is over."""
+        """End the cooldowns that started before a request, sent at `since`, that now has a response."""
         self.circuit_breaker.record_result(None, 0.0)
         for key in ("", model):
             cooldown = self.cooldowns.get(key)
@@ -196,13 +199,13 @@ class Account:
                     self.quota = None
 
     def token_refreshed(self) -> None:
-        """It has a new token: what was said about the old one is over."""
+        """End a cooldown that was about the previous token."""
         cooldown = self.cooldowns.get("")
         if cooldown is not None and cooldown.reason == LimitKind.ACCESS.value:
             del self.cooldowns[""]
 
     def _drop_one_cooldown(self) -> None:
-        """Keep the rests few: the one that ends first goes, as it does where it is over already."""
+        """Drop the cooldown that ends first if there are too many."""
         if len(self.cooldowns) > MAX_COOLDOWNS:
             oldest = min((key for key in self.cooldowns if key), key=lambda key: self.cooldowns[key].until)
             del self.cooldowns[oldest]

@@ -1,11 +1,11 @@
-"""How long an account is left alone after a refusal, and for which models.
+"""Cooldowns: how long an account is avoided after an upstream error, and for which models. Pure.
 
-`cooldown_for` is pure.  A rest is for one model where the limit is the model's (a minute's limit on pay-as-you-go, a model that
-the account does not have), else for the account.  It only ever says "ask the others first": an account that is alone
-is asked all the same, and a rest ends with a probe, one request whose answer decides for the rest of them.
+A cooldown covers one model if the limit is the model's (a rate limit on pay-as-you-go, a model that the
+account does not have), otherwise the account. It only means that other accounts are preferred: a single
+account is used anyway. It ends with a probe, one request whose result decides for the others.
 
-Where the upstream names the time, that is the time.  Where only words speak of a quota, it is asked again now and
-then, more and more seldom: words have been wrong before, and somebody may have paid.
+If the upstream names the time, that is the time. If a message only mentions a quota, the account is probed
+with exponential backoff: such messages have been wrong, and the owner may have paid.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from qproxy.wire.errors import LimitKind, QproxyError, RetryHint, UpstreamError
 
 MINUTE = 60.0
 PROBE_SECONDS = 15.0
-"""How long a probe may take before another request may be the next one."""
+"""Seconds after which another request may become the probe."""
 MIN_RATE_LIMIT_SECONDS = 2.0
-"""To the next minute, but not so short that the clocks' difference eats it."""
+"""Minimum of a cooldown to the next minute, larger than the difference of two clocks."""
 
 
 class BackoffRange(NamedTuple):
-    """Seconds of the first rest of a kind, and of the longest: each failed probe doubles it."""
+    """Seconds of the first and of the longest cooldown; each failed probe doubles it."""
 
     first: float
     max: float
@@ -43,19 +43,19 @@ BACKOFF = {
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """An account, or one model of it, is left alone until then."""
+    """A period in which an account, or one of its models, is avoided."""
 
     until: float
     since: float
     reason: str
     reset_at: float | None = None
-    """When what has run out is expected back, where that is known."""
+    """When the quota is expected to reset, if known."""
     failed_probes: int = 0
-    """Probes that have failed."""
+    """Number of failed probes."""
     probing: bool = False
 
     def with_clock_offset(self, seconds: float) -> Cooldown:
-        """The same rest by a clock that is so much ahead."""
+        """Return the cooldown on a clock that is `seconds` ahead."""
         reset = None if self.reset_at is None else self.reset_at + seconds
         return Cooldown(
             self.until + seconds, self.since + seconds, self.reason, reset, self.failed_probes, self.probing
@@ -63,46 +63,48 @@ class Cooldown:
 
 
 def classify(error: QproxyError) -> LimitKind:
-    """What an error says about the account; an error of our own making says it by its code."""
+    """Return the limit that an error reports; errors raised by qproxy are classified by code."""
     if isinstance(error, UpstreamError) and error.limit is not LimitKind.NONE:
         return error.limit
     if error.code == "insufficient_quota":
         return LimitKind.QUOTA
     if error.code == "upstream_credentials_exhausted":
         return LimitKind.ACCESS
-    asks_to_wait = (
+    has_retry_after = (
         isinstance(error, UpstreamError) and error.retry_after_hint is not None and error.status == 503
     )
-    later = asks_to_wait or error.status == 429 or error.retry is RetryHint.AFTER
+    later = has_retry_after or error.status == 429 or error.retry is RetryHint.AFTER
     return LimitKind.BURST if later else LimitKind.NONE
 
 
 def cooldown_scope(limit: LimitKind, plan: str, model: str) -> str:
-    """Which of an account's models a limit is for: one, or all of them ("")."""
-    of_the_model = limit in (LimitKind.MODEL, LimitKind.FREE)
-    return model if of_the_model or (plan == "payg" and limit in (LimitKind.BURST, LimitKind.MINUTE)) else ""
+    """Return the model that a limit covers, or "" for all models of the account."""
+    is_model_limit = limit in (LimitKind.MODEL, LimitKind.FREE)
+    return (
+        model if is_model_limit or (plan == "payg" and limit in (LimitKind.BURST, LimitKind.MINUTE)) else ""
+    )
 
 
-def cooldown_for(error: QproxyError, limit: LimitKind, strikes: int, wall_clock: float) -> Cooldown:
-    """The rest that an error asks for, by the wall clock; `failed_probes` probes have failed before."""
+def cooldown_for(error: QproxyError, limit: LimitKind, failed_probes: int, wall_clock: float) -> Cooldown:
+    """Return the cooldown after an error, on the wall clock; `failed_probes` probes have failed before."""
     span = BACKOFF[limit]
-    pause, reset = min(span.first * 2.0**strikes, span.max), None
-    spoken = error.retry_after_hint if isinstance(error, UpstreamError) else error.retry_after
-    if spoken is not None:
-        pause = min(spoken, quota_resets.MAX_RESET)
+    pause, reset = min(span.first * 2.0**failed_probes, span.max), None
+    retry_after = error.retry_after_hint if isinstance(error, UpstreamError) else error.retry_after
+    if retry_after is not None:
+        pause = min(retry_after, quota_resets.MAX_RESET)
         reset = wall_clock + pause
     elif limit is LimitKind.MINUTE:
         pause += max(MINUTE - wall_clock % MINUTE, MIN_RATE_LIMIT_SECONDS) - MINUTE
     elif limit in (LimitKind.BURST, LimitKind.CONCURRENCY):
-        pause = min(max(error.retry_after or 0.0, span.first) * 2.0**strikes, span.max)
+        pause = min(max(error.retry_after or 0.0, span.first) * 2.0**failed_probes, span.max)
     elif limit is LimitKind.QUOTA:
         pause, reset = _quota_cooldown(error.message, pause, wall_clock)
-    return Cooldown(wall_clock + pause, wall_clock, limit.value, reset, strikes)
+    return Cooldown(wall_clock + pause, wall_clock, limit.value, reset, failed_probes)
 
 
 def _quota_cooldown(message: str, pause: float, wall_clock: float) -> tuple[float, float | None]:
     reset = quota_resets.reset_time_in(message, wall_clock)
     if reset is not None:
         return reset - wall_clock, reset
-    reset = quota_resets.next_period_reset(message, wall_clock)  # a guess: asked again before, but seldom
+    reset = quota_resets.next_period_reset(message, wall_clock)  # estimated, so it is probed earlier
     return (pause, None) if reset is None else (min(BACKOFF[LimitKind.QUOTA].max, reset - wall_clock), reset)

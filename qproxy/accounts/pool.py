@@ -1,9 +1,9 @@
-"""Acting on `select_account`: who gets which account when, first come, first served.
+"""The pool of accounts: leases, and a first-in, first-out queue.
 
-A request that cannot be served at once stands in a line, bounded in length and in time.  Whatever ends a reason to wait
-(a lease given back, a time that has come) serves the line from its head in one synchronous step, so that nobody who
-comes later takes what somebody waits for, and nobody is woken in vain.  Those who want the same keep their order, and
-those who want something else are not held up by them.
+A request that cannot get an account at once waits in a queue bounded in length and time. Whatever ends a
+reason to wait (a released lease, an elapsed time) serves the queue from its head in one synchronous step, so
+that a later request cannot overtake and no waiter is woken in vain. Requests of one group (model, task) keep
+their order and do not block other groups.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from qproxy.wire.errors import OverloadedError, QproxyError, RequestError
 from qproxy.wire.models import ModelCatalog
 
 SHUTDOWN_TIMEOUT = 2.0
-"""For the last words to the board."""
+"""Seconds for the last exchange of account states."""
 MIN_WAIT = 0.001
-"""Seconds: a clock must have moved before the same question is asked again."""
+"""Minimum seconds between two checks: the clock must have advanced."""
 
 
 @dataclass(eq=False, slots=True)
 class _LeaseRequest:
-    """One request for an account."""
+    """A request for an account."""
 
     model: str
     task: Capability
@@ -39,33 +39,35 @@ class _LeaseRequest:
     tokens: int
     deadline: float
     account: Account | None = None
-    """What it was given."""
+    """The account it acquired."""
     error: QproxyError | None = None
     poll_after: CapacityWait = CapacityWait()
     queued_before: QueuedDemand = NO_DEMAND
-    """Those before it that want the same."""
+    """Demand of the requests of the same group ahead in the queue."""
     changed: trio.Event | None = None
-    """For the time that it waits."""
+    """Set when its place in the queue has changed; None while it does not wait."""
 
     @property
     def group(self) -> tuple[object, ...]:
-        """Those of one kind can be served by the same accounts."""
+        """Return a key shared by requests that the same accounts can serve."""
         return (self.model, self.task, self.exclude)
 
     def notify(self) -> None:
-        """Something has changed for it."""
+        """Wake the waiter, if any."""
         if self.changed is not None:
             self.changed.set()
 
     def next_check(self, now: float) -> float:
-        """When its turn comes by time alone."""
-        paced = self.poll_after.rate_limited
-        wait = math.inf if paced is None else paced.rate_limiter.wait(self.tokens, now, self.queued_before)
+        """Return the time at which an account may become available without an event."""
+        limited = self.poll_after.rate_limited
+        wait = (
+            math.inf if limited is None else limited.rate_limiter.wait(self.tokens, now, self.queued_before)
+        )
         return max(min(now + wait, self.poll_after.recheck_after), now + MIN_WAIT)
 
 
 class _AccountLease(AbstractAsyncContextManager[Account]):
-    """An account in somebody's hands."""
+    """A lease of one account."""
 
     def __init__(
         self, accounts: AccountPool, lease_request: _LeaseRequest, used: Callable[[], int | None]
@@ -85,7 +87,7 @@ class _AccountLease(AbstractAsyncContextManager[Account]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """What a reload changes in a pool."""
+    """Settings of a pool that a reload changes."""
 
     accounts: tuple[Account, ...]
     catalog: ModelCatalog
@@ -95,7 +97,7 @@ class PoolSettings:
 
 
 class AccountPool:
-    """All accounts of the server."""
+    """The accounts of a server, and the queue for them."""
 
     def __init__(
         self,
@@ -110,11 +112,11 @@ class AccountPool:
         self._max_queue_size = max_queue_size
         self._queue: list[_LeaseRequest] = []
         self.sync = sharing
-        """With whom; nobody, unless somebody says so."""
+        """Exchanges account states with other processes; None without shared state."""
 
     def __repr__(self) -> str:
         names = ", ".join(f"{account.name}:{account.in_flight}" for account in self.accounts)
-        return f"<Accounts {names}, {len(self._queue)} waiting>"
+        return f"<AccountPool {names}, {len(self._queue)} waiting>"
 
     @property
     def queue_size(self) -> int:
@@ -122,11 +124,11 @@ class AccountPool:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether an account is paced by tokens, so that a request should say how many it will take."""
+        """Return whether an account has a limit of tokens per minute, which needs estimates."""
         return any(account.rate_limiter.tokens for account in self.accounts)
 
     def reconfigure(self, settings: PoolSettings) -> None:
-        """Use other accounts and limits from now on; leases of accounts that are gone end normally."""
+        """Replace accounts and limits; leases of removed accounts end normally."""
         self.accounts = settings.accounts
         for account in self.accounts:
             account.catalog = settings.catalog
@@ -134,13 +136,13 @@ class AccountPool:
         self._serve_queue()
 
     async def start_sync(self) -> None:
-        """Exchange what is known of the accounts with other processes and with the disk, once."""
+        """Exchange account states with the store once."""
         if self.sync is not None:
             await self.sync.exchange(self.accounts)
             self._serve_queue()
 
     async def run_sync(self) -> None:
-        """Do so every second, and a last time when this is cancelled."""
+        """Exchange account states every second, and once more when cancelled."""
         try:
             while True:
                 await self.start_sync()
@@ -161,10 +163,11 @@ class AccountPool:
         tokens: int = 0,
         used: Callable[[], int | None] = lambda: None,
     ) -> AbstractAsyncContextManager[Account]:
-        """An account counted as in use inside the block.
+        """Return a lease of an account for the time of a block.
 
-        Of an account that is paced by tokens `tokens` are reserved, and exchanged at the end for those that `used` tells
-        (None: not known).  Overloaded, or a 429 with the time to wait, when none is to be had within `queue_timeout`.
+        With a limit of tokens per minute, `tokens` are reserved and exchanged at the end for the result of
+        `used` (None if unknown). Raises OverloadedError, or a RequestError with status 429, after
+        `queue_timeout`.
         """
         deadline = trio.current_time() + self._queue_timeout
         return _AccountLease(
@@ -172,7 +175,7 @@ class AccountPool:
         )
 
     async def acquire(self, lease_request: _LeaseRequest) -> Account:
-        """What a lease begins with: an account that everybody who shares it agrees to."""
+        """Acquire an account for a lease, within the limits that all processes share."""
         first = False
         if self.sync is not None and not self.sync.synced:
             await self.sync.start(self.accounts)
@@ -213,7 +216,7 @@ class AccountPool:
         return lease_request.account
 
     async def _wait_for_turn(self, lease_request: _LeaseRequest) -> None:
-        """Wait until something has changed for this one; raise its refusal when that will be too late."""
+        """Wait until the request may be served; raise its error once its deadline cannot be met."""
         now = trio.current_time()
         until = lease_request.next_check(now)
         if now >= lease_request.deadline or (
@@ -227,7 +230,7 @@ class AccountPool:
             self._serve_queue()
 
     def _serve_queue(self) -> None:
-        """Give accounts to those in line, from its head; whoever cannot be served yet stays."""
+        """Assign accounts to queued requests from the head; those that cannot be served yet stay."""
         now = trio.current_time()
         stuck: dict[tuple[object, ...], tuple[CapacityWait, QueuedDemand]] = {}
         for lease_request in list(self._queue):
@@ -264,7 +267,7 @@ class AccountPool:
         )
 
     def release(self, account: Account, tokens: int) -> None:
-        """What a lease ends with; so many `tokens` of those that it reserved are left."""
+        """Release an account, and return the unused `tokens` of its reservation."""
         account.in_flight -= 1
         if tokens:
             account.rate_limiter.release(tokens, trio.current_time())
@@ -272,7 +275,7 @@ class AccountPool:
             self._serve_queue()
 
     def _undo_acquire(self, account: Account, tokens: int | None = None) -> None:
-        """As if it had never been given; `tokens` where its pace does not know yet."""
+        """Undo an acquisition; `tokens` are also returned to the rate limiter."""
         account.requests -= 1
         if tokens is not None:
             account.rate_limiter.acquire(
@@ -282,14 +285,14 @@ class AccountPool:
 
     def _unavailable_error(self, lease_request: _LeaseRequest) -> QproxyError:
         now = trio.current_time()
-        paced = lease_request.poll_after.rate_limited
-        if paced is None or lease_request.poll_after.at_capacity:
-            message = "Every account that serves this model is at its limit of requests at once."
+        limited = lease_request.poll_after.rate_limited
+        if limited is None or lease_request.poll_after.at_capacity:
+            message = "All accounts for this model are at their concurrency limit (max_in_flight)."
             return OverloadedError(message, retry_after=1)
         wait = lease_request.next_check(now) - now
         message = (
-            f"Every account that serves this model is paced here: {paced.name} to {paced.rate_limiter.describe()}. "
-            f"Try again in {wait:.1f} s."
+            "All accounts for this model are rate limited "
+            f"({limited.name}: {limited.rate_limiter.describe()}). Retry in {wait:.1f} s."
         )
         return RequestError(
             message, status=429, type="rate_limit_error", code="rate_limit_exceeded", retry_after=wait

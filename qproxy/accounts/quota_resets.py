@@ -1,10 +1,10 @@
-"""When a quota is back: what a refusal says about it, and the calendar of the plans.
+"""Quota reset times: from an upstream's message, and by the calendar of the plans.
 
-Pure: wall-clock seconds in, wall-clock seconds out.  The words decide how long an account rests, never that it is
-given up: what they do not name is not known (None), and what is not known is asked again.
+Pure: wall-clock seconds in, wall-clock seconds out. A message decides how long an account is avoided, never
+that it is excluded; a time that it does not name is None.
 
-Seen in the wild: "The quota will reset at 08-14 09:18:00 UTC." (Token Plan), "week allocated quota exceeded"
-(Coding Plan: five rolling hours, weeks from Monday 00:00 UTC+8, months).
+Messages of real upstreams: "The quota will reset at 08-14 09:18:00 UTC." (Token Plan), "week allocated quota
+exceeded" (Coding Plan: five rolling hours, weeks from Monday 00:00 UTC+8, months).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 CHINA_TIME = timezone(timedelta(hours=8))
-"""Alibaba's own calendar, and the guess for a time without a zone: the earlier one, for an early question is cheap."""
+"""Alibaba's calendar, also assumed for a time without a zone: an early probe is cheap."""
 MAX_RESET = 32 * 86400.0
-"""Seconds; nothing that Alibaba sells is reset less often than once a month."""
+"""Maximum seconds until a reset: the longest period of Alibaba's plans is a month."""
 _AT = re.compile(
-    r"resets?(?: time)?(?: is)?(?: at| on|:)? *+(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/](?P<day>\d{1,2})[t ,]++)?"
+    r"resets?(?: time)?(?: is)?(?: at| on|:)? *+(?:(?:(?P<year>\d{4})[-/])?(?P<month>\d{1,2})[-/]"
+    r"(?P<day>\d{1,2})[t ,]++)?"
     r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?:\.\d++)? *+"
     r"\(?(?P<zone>utc|gmt|z\b|cst|beijing)?(?: *+(?P<sign>[+-])(?P<offset>\d{1,2})(?::?(?P<half>\d{2}))?)?"
 )
@@ -32,7 +33,7 @@ _PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? {1,16}(?:\w{1,64} {
 
 
 def reset_time_in(text: str, wall_clock: float) -> float | None:
-    """The time of the reset that a message names."""
+    """Return the reset time that a message names, or None."""
     text = text.lower()
     when: float | None = None
     if match := _IN.search(text):
@@ -74,7 +75,7 @@ def _time_zone(parts: dict[str, str | None]) -> timezone:
 
 
 def next_period_reset(text: str, wall_clock: float) -> float | None:
-    """The reset of the period that a message names (5 hours, a day, a week, a month), by the plans' calendar."""
+    """Return when the period that a message names ends, by the plans' calendar; None without a period."""
     match = _PERIOD.search(text.lower())
     if match is None:
         return None

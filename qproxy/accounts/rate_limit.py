@@ -1,8 +1,9 @@
-"""The rate limits of one account: requests and tokens per minute, so that its server does not have to reject requests.
+"""The rate limits of one account: requests and tokens per minute, so that its server does not have to reject
+requests.
 
-A token bucket each. A request takes one request and an estimate of its tokens before it is sent, and the estimate is
-exchanged for what was used when it ends. Where several processes use the same account, the levels that they share
-(`shared_state`) are put into these buckets, which are this process's view of them.
+A token bucket each. A request takes one request and an estimate of its tokens before it is sent, and the
+estimate is exchanged for what was used when it ends. Where several processes use the same account, the levels
+that they share (`shared_state`) are put into these buckets, which are this process's view of them.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class AccountRateLimiter:
     def describe(self) -> str:
         """Return the limits as text."""
         limits = [(self.requests, "requests"), (self.tokens, "tokens")]
-        return " and ".join(f"{bucket.capacity} {what}" for bucket, what in limits if bucket) + " a minute"
+        return " and ".join(f"{bucket.capacity} {what}" for bucket, what in limits if bucket) + " per minute"
 
     def reserved(self, tokens: int) -> int:
-        """Return how many of a request's tokens are taken: a minute's worth at most, or none without a limit."""
+        """Return the tokens that a request reserves: at most a minute's worth, or 0 without a limit."""
         return min(tokens, self._tpm)
 
     def wait(self, tokens: int, now: float, ahead: QueuedDemand = NO_DEMAND) -> float:
@@ -67,8 +68,8 @@ class AccountRateLimiter:
     def release(self, tokens: int, now: float) -> None:
         """Return the tokens by which an estimate was too large, negative if it was too small.
 
-        Too small by a minute's worth at most: no server looks further back, and one that reports far too many tokens
-        must not keep its account from being used.
+        Too small by a minute's worth at most: no server looks further back, and one that reports far too many
+        tokens must not keep its account from being used.
         """
         tokens = max(tokens, -self._tpm) if self.tokens else tokens
         self.acquire(-tokens, now, requests=0)

@@ -1,7 +1,6 @@
-"""How the accounts are, for `qproxy accounts`: from the settings and from the board that the servers write on.
+"""Rows for `qproxy accounts`, from the settings and the shared state. Pure.
 
-Pure: what the settings say, what the board says, and the time in; rows out.  Nothing here is secret: names,
-hosts, states, times, counts, and what a server said about a quota.
+Nothing here is secret: names, hosts, states, times, counts, and upstreams' messages about quotas.
 """
 
 from __future__ import annotations
@@ -19,24 +18,23 @@ from qproxy.config.accounts import AccountConfig
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """One account.  Times are Unix time."""
+    """The row of one account; times are Unix time."""
 
     name: str
     kind: str
     plan: str | None
     host: str | None
     state: str
-    """ready, rate_limited, cooling_down, or unused where no server has asked it yet; for a login that cannot be
-    used, its state."""
+    """ready, rate_limited, cooling_down, unused (no request yet), or the state of an unusable login."""
     message: str
-    """The state for people."""
+    """A description of the state."""
     expires_at: float | None
-    """When the token in use ends; it is renewed before.  A key does not end."""
+    """When the token expires (it is refreshed before); None for a key."""
     cooldown_until: float | None
     models_refused: Mapping[str, float]
-    """Models that it is not asked for, and until when."""
+    """Models that cool down, and until when."""
     quota: str | None
-    """What its server last said about its quota."""
+    """The upstream's last message about the quota."""
     quota_reset_at: float | None
     in_flight: int
     last_minute: int
@@ -50,14 +48,14 @@ class AccountRow:
 
 
 def account_rows(
-    accounts: Sequence[AccountConfig], standings: Mapping[str, AccountState], wall_clock: float
+    accounts: Sequence[AccountConfig], states: Mapping[str, AccountState], wall_clock: float
 ) -> list[AccountRow]:
-    """A row for every account of the settings."""
-    return [_account_row(account, standings.get(account.identity), wall_clock) for account in accounts]
+    """Return a row for every account in the settings."""
+    return [_account_row(account, states.get(account.identity), wall_clock) for account in accounts]
 
 
-def _account_row(account: AccountConfig, standing: AccountState | None, wall_clock: float) -> AccountRow:
-    known = standing or AccountState()
+def _account_row(account: AccountConfig, stored: AccountState | None, wall_clock: float) -> AccountRow:
+    known = stored or AccountState()
     cooldown = known.cooldowns.get("")
     cooling_down = cooldown is not None and cooldown.until > wall_clock
     limits = AccountRateLimiter(account.rpm, account.tpm).limits
@@ -70,7 +68,7 @@ def _account_row(account: AccountConfig, standing: AccountState | None, wall_clo
     elif cooldown is not None and cooling_down:
         until = format_time(cooldown.until, wall_clock)
         state, text = "cooling_down", f"cooling down until {until}: {cooldown.reason}"
-    elif standing is None:
+    elif stored is None:
         state, text = "unused", "not used yet"
     elif any(remaining(known, what, limit, wall_clock).wait(1, wall_clock) for what, limit in limits.items()):
         state, text = "rate_limited", "at its requests or tokens per minute"
@@ -100,7 +98,7 @@ def _account_row(account: AccountConfig, standing: AccountState | None, wall_clo
 
 
 def format_time(when: float, wall_clock: float) -> str:
-    """A time for people, in UTC: without the day where that is today's."""
-    when = round(when)  # it has been through two clocks
+    """Return a time in UTC as text, without the date if it is today."""
+    when = round(when)  # it was converted between two clocks
     day = "" if int(when // 86400) == int(wall_clock // 86400) else "%Y-%m-%d "
     return time.strftime(f"{day}%H:%M:%S UTC", time.gmtime(when))

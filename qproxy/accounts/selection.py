@@ -1,9 +1,9 @@
-"""Which account is asked next: pure, a function of the accounts as they are, the wish and the time.
+"""Account selection: a pure function of the accounts' state, the request and the time.
 
-The order of the questions: who may serve the model; who is not down; who does not rest; who has a place and is not
-paced out; who is known to list the model; and among those the conversation's own account, unless it is far busier than
-the rest.  Where nobody is sure to serve, the one that will be first is asked: the server's own word is better than
-a guess of ours.
+Accounts are filtered in this order: supports the model; circuit closed; not cooling down; below its
+concurrency and rate limits; known to list the model. Among those, the conversation's account by rendezvous
+hashing, unless it is much busier than the others. If all accounts are cooling down, the one whose cooldown
+ends first is used: an upstream's response is more reliable than an estimate.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from qproxy.accounts.account import Account, Capability
 from qproxy.wire.errors import QproxyError, RequestError, RetryHint, UpstreamError
 
 EMBEDDINGS_UNSUPPORTED = (
-    "No account of this server makes embeddings with this model: Coding Plans, Token Plans and logins only chat. "
-    "A pay-as-you-go key does, and so does a server of your own with an embedding model."
+    "No account supports embeddings with this model: Coding Plans, Token Plans and logins only support chat. "
+    "Add a pay-as-you-go key or a server with an embedding model."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityWait:
-    """Every fitting account is full or paced out."""
+    """The result when every account is at its concurrency or rate limit."""
 
     seconds: float = math.inf
-    """Until `rate_limited` may be asked."""
+    """Seconds until `rate_limited` has capacity."""
     rate_limited: Account | None = None
     at_capacity: bool = True
-    """One of them is full, so a place may be free any moment."""
+    """Whether an account is at its concurrency limit, so that a slot may become free at any time."""
     recheck_after: float = math.inf
-    """When one that rests, or is down, may be asked."""
+    """When the next cooldown or open circuit ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """No account will do; the error to answer with."""
+    """The result when no account can be used, with the error for the client."""
 
     error: QproxyError
 
 
 def _hash(affinity: str, account: Account) -> float:
-    """Weighted rendezvous hashing: one conversation keeps meeting the same account, whose prompt cache it has
-    filled, and losing an account moves only that account's conversations."""
+    """Return a weighted rendezvous hash.
+
+    A conversation keeps its account, whose prompt cache it has filled; removing an account moves only its
+    conversations.
+    """
     digest = hashlib.blake2b(f"{affinity}/{account.name}".encode(), digest_size=8).digest()
     uniform = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)
     return -account.weight / math.log(uniform)
@@ -60,37 +63,39 @@ def select_account(
     without: Iterable[Account] = (),
     tokens: int = 0,
 ) -> Account | CapacityWait | Unavailable:
-    """The account for the next try at `model`; `without` lists those that this request has tried."""
+    """Return the account for the next attempt at `model`; `without` lists those already tried."""
     fitting = [account for account in accounts if account.supports(model, task)]
     if not fitting:
         return Unavailable(_unknown_model_error(accounts, model))
     tried = set(without)
     fresh = [account for account in fitting if account not in tried]
     if not fresh:
-        return Unavailable(UpstreamError("Every account that serves this model has been tried."))
+        return Unavailable(UpstreamError("All accounts for this model have been tried."))
     up = [account for account in fresh if not account.circuit_breaker.wait(now)]
     if not up:
         return Unavailable(
             _outage_error(min(fresh, key=lambda account: account.circuit_breaker.wait(now)), now)
         )
-    awake = [account for account in up if now >= account.cooldown_until(model)]
-    fit = awake or up
+    available = [account for account in up if now >= account.cooldown_until(model)]
+    candidates = available or up
     free = [
         account
-        for account in fit
+        for account in candidates
         if not account.at_capacity(now) and not account.rate_limiter.wait(tokens, now)
     ]
     if not free:
         later = [max(a.cooldown_until(model), now + a.circuit_breaker.wait(now)) for a in fresh]
-        return _shortest_wait(fit, now, tokens, min((at for at in later if at > now), default=math.inf))
-    if not awake:
+        return _shortest_wait(
+            candidates, now, tokens, min((at for at in later if at > now), default=math.inf)
+        )
+    if not available:
         return min(free, key=lambda account: account.cooldown_until(model))
-    knowing = [account for account in free if account.known_models is None or model in account.known_models]
-    return _dedicated(knowing or free, affinity)
+    listing = [account for account in free if account.known_models is None or model in account.known_models]
+    return _by_affinity(listing or free, affinity)
 
 
-def _dedicated(free: Sequence[Account], affinity: str) -> Account:
-    """The conversation's account by bounded loads; without a conversation the one with the least to do."""
+def _by_affinity(free: Sequence[Account], affinity: str) -> Account:
+    """Return the conversation's account by bounded loads, or the least loaded one without a conversation."""
     if len(free) == 1:
         return free[0]
     if not affinity:
@@ -99,13 +104,16 @@ def _dedicated(free: Sequence[Account], affinity: str) -> Account:
     return max(free, key=lambda account: (account.load <= bound, _hash(affinity, account)))
 
 
-def _shortest_wait(fit: Sequence[Account], now: float, tokens: int, wakes: float) -> CapacityWait:
-    paced = [account for account in fit if not account.at_capacity(now)]
-    if not paced:
+def _shortest_wait(candidates: Sequence[Account], now: float, tokens: int, wakes: float) -> CapacityWait:
+    limited = [account for account in candidates if not account.at_capacity(now)]
+    if not limited:
         return CapacityWait(recheck_after=wakes)
-    first = min(paced, key=lambda account: account.rate_limiter.wait(tokens, now))
+    first = min(limited, key=lambda account: account.rate_limiter.wait(tokens, now))
     return CapacityWait(
-        first.rate_limiter.wait(tokens, now), first, at_capacity=len(paced) < len(fit), recheck_after=wakes
+        first.rate_limiter.wait(tokens, now),
+        first,
+        at_capacity=len(limited) < len(candidates),
+        recheck_after=wakes,
     )
 
 
@@ -119,8 +127,8 @@ def _unknown_model_error(accounts: Sequence[Account], model: str) -> RequestErro
 def _outage_error(account: Account, now: float) -> UpstreamError:
     wait = max(1.0, account.circuit_breaker.wait(now))
     message = (
-        f"The model's server has failed {account.circuit_breaker.failures} times in a row (last: {account.last_error}). "
-        f"It is asked again in {wait:.0f} s."
+        f"The upstream is unavailable ({account.circuit_breaker.failures} consecutive failures, "
+        f"last: {account.last_error}). Next attempt in {wait:.0f} s."
     )
     return UpstreamError(
         message, status=503, code="upstream_unavailable", retry=RetryHint.AFTER, retry_after=wait
@@ -135,7 +143,7 @@ def has_alternative(
     task: Capability = "chat",
     without: Iterable[Account],
 ) -> bool:
-    """Whether an untried account is awake and may serve the model."""
+    """Return whether an untried account is available for the model."""
     tried = set(without)
     return any(
         a.supports(model, task)

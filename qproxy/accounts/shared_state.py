@@ -1,8 +1,9 @@
-"""What the processes that share accounts tell each other, and what outlives them.
+"""The state of accounts that processes share and that survives them.
 
-`AccountStateStore` is the interface: `exchange` publishes what happened in this process and returns what happened
-elsewhere, about once a second; `acquire` takes from an account's rate limit and is the only call that a request waits
-for, and only where the account is limited. `backends.local` has a member that keeps the states in a file.
+`AccountStateStore` is the interface: `exchange` publishes what happened in this process and returns what
+happened elsewhere, about once a second; `acquire` takes from an account's rate limit and is the only call
+that a request waits for, and only where the account is limited. `backends.local` has a member that keeps the
+states in a file.
 
 Times in a store are those of the wall clock. `merge` and `acquire_rate` are pure.
 """
@@ -38,7 +39,7 @@ class LoginState:
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """What every process should know of one account."""
+    """The shared state of one account."""
 
     name: str = ""
     cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True)
 class AccountStateDelta:
-    """What happened to one account in one process since its last exchange."""
+    """The changes to one account in one process since its last exchange."""
 
     name: str
     cooldowns: Mapping[str, Cooldown | None] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class AccountStateDelta:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing."""
+        """Return whether nothing has changed."""
         counts = self.requests or self.failures or self.in_flight or any(self.released.values())
         return not (counts or self.cooldowns or self.quota or self.login)
 

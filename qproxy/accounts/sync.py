@@ -1,7 +1,8 @@
 """Keeps the accounts of this process and the shared store in step.
 
-Once a second what happened here is published, and what happened elsewhere is applied. An account counts for itself; the
-differences are computed here. A store that fails is logged once, and the process continues with what it knows.
+Once a second what happened here is published, and what happened elsewhere is applied. An account counts for
+itself; the differences are computed here. A store that fails is logged once, and the process continues with
+what it knows.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AccountStateSync:
         delta = {identity: self._delta(account) for identity, account in shared.items()}
         before = {identity: self._snapshot(account) for identity, account in shared.items()}
         try:
-            standings = await self._store.exchange(delta)
+            states = await self._store.exchange(delta)
         except StateStoreError as error:
             self._log_failure(error)
             return
@@ -84,7 +85,7 @@ class AccountStateSync:
             self.synced = True
         self._healthy = True
         for identity, account in shared.items():
-            self._apply(account, before[identity], standings.get(identity, AccountState()))
+            self._apply(account, before[identity], states.get(identity, AccountState()))
 
     async def acquire(self, account: Account, tokens: int) -> bool:
         """Return whether an account's limits, shared by all processes, allow one more request."""

@@ -1,17 +1,17 @@
 """Obtain, keep and refresh the tokens of accounts.
 
-credentials       what a request asks for: `Credential`, and an API key's source
-oauth_source      the source of an account that was signed in, as requests see it
-token_state       what such an account holds in memory, its state and its words
-refresher         the one task that watches the file and the clock, and refreshes
-device_flow       the device flow that signs in; `login_sessions` holds those that run in a server
+credentials       `Credential`, the source of credentials, and an API key
+oauth_source      the credential source of a logged-in account
+token_state       the tokens of such an account in memory, its state and message
+refresher         the task that watches the store and the clock, and refreshes tokens
+device_flow       a login by device flow; `login_sessions` holds the logins of a server
 identity_client   the identity server over HTTP
-credential_file   the credential file; `lock` who may write it; `blocking` both off the event loop; `encryption` encrypted
-status            how such an account is doing, in words; `refresh_schedule` when its token is renewed
+credential_store  the interface of the token store; `encryption` of stored tokens
+status            the status of such an account; `refresh_schedule` when its token is refreshed
 background        the tasks of a server's accounts
-supervised_task   a task that is started again when it crashes
+supervised_task   a task that is restarted when it crashes
 
-Whoever waits for a token waits for `refresher`'s round; nobody else touches lock, file or identity server.
+Requests wait for a round of `refresher`, which alone uses the store and the identity server.
 """
 
 from qproxy.auth.credentials import Credential, CredentialSource, StaticKey

@@ -1,7 +1,7 @@
-"""The tasks of a server's accounts: one for each that must be watched over, and one for each sign-in under way.
+"""Background tasks of a server's accounts: a token refresh task per login, and logins in progress.
 
-The idea: they live in one nursery that belongs to the app, begin when it begins to serve and end with it.  A reload
-changes which accounts there are; the tasks of those that stay go on undisturbed.
+They run in one nursery that belongs to the app, and start and end with it. A reload changes the accounts; the
+tasks of accounts that remain continue undisturbed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qproxy.auth.supervised_task import SupervisedTask
 
 @runtime_checkable
 class RefreshedSource(Protocol):
-    """A credential source that wants a task."""
+    """A credential source that needs a task."""
 
     name: str
 
@@ -24,7 +24,7 @@ class RefreshedSource(Protocol):
 
 
 class RefreshTasks:
-    """Runs `run` of every source that has one."""
+    """The nursery of refresh tasks and logins."""
 
     def __init__(self) -> None:
         self._sources: list[RefreshedSource] = []
@@ -32,10 +32,10 @@ class RefreshTasks:
         self._nursery: trio.Nursery | None = None
         self._stopped = trio.Event()
         self.tasks: dict[str, SupervisedTask] = {}
-        """By the account's name: how its task has been doing."""
+        """Tasks by account name."""
 
     def __repr__(self) -> str:
-        return f"<Keepers of {len(self._running)} accounts>"
+        return f"<RefreshTasks {len(self._running)} accounts>"
 
     async def run(self) -> None:
         """Run the tasks until stopped."""
@@ -50,20 +50,20 @@ class RefreshTasks:
             self._stopped.set()
 
     async def stop(self) -> None:
-        """End the tasks and wait until they have: a refresh under way is not torn."""
+        """End the tasks and wait for them: a refresh in progress is completed."""
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             await self._stopped.wait()
 
     def set_sources(self, sources: Iterable[Any]) -> None:
-        """Watch over these sources from now on, and over no others."""
+        """Replace the sources that have a task."""
         self._sources = [source for source in sources if isinstance(source, RefreshedSource)]
         self._reconcile()
 
     def start_soon(self, task: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        """Run a task beside them; RuntimeError while the server does not serve."""
+        """Run a task in the nursery. Raises RuntimeError if the server is not running."""
         if self._nursery is None:
-            raise RuntimeError("the server is not serving")
+            raise RuntimeError("the server is not running")
         self._nursery.start_soon(task, *arguments)
 
     def _reconcile(self) -> None:
@@ -76,7 +76,7 @@ class RefreshTasks:
             if source not in self._running:
                 self._running[source] = scope = trio.CancelScope()
                 self.tasks[source.name] = task = SupervisedTask(
-                    f"The keeper of account {source.name}", source.run
+                    f"Token refresh task for account {source.name}", source.run
                 )
                 self._nursery.start_soon(self._run_until_stopped, scope, task)
 

@@ -1,8 +1,8 @@
 """The interface of the store that keeps the tokens of one logged-in account.
 
 Several processes may use the same account, and a refresh token can be used once. So a refresh happens inside
-`exclusive`, reads the tokens again there, and asks `prepare_write` for room before it sends the refresh token: a store
-that cannot hold the answer is found while the old tokens are still valid.
+`exclusive`, reads the tokens again there, and asks `prepare_write` for room before it sends the refresh
+token: a store that cannot hold the answer is found while the old tokens are still valid.
 """
 
 from __future__ import annotations

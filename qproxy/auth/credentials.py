@@ -1,4 +1,4 @@
-"""What a request asks for: the token and the base URL to speak with."""
+"""Credentials of requests: a token and a base URL."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What one request needs to speak as an account."""
+    """The credential of one request."""
 
     token: str | None = field(repr=False)
-    """The bearer token; None for an open server that wants none."""
+    """The bearer token; None for a server without authentication."""
     base_url: str
     """The API base without a trailing slash, e.g. `https://host/compatible-mode/v1`."""
     generation: int = 0
-    """Counts up with each new token, so that one refused token causes one refresh."""
+    """Increases with each new token, so that one rejected token causes one refresh."""
 
 
 class CredentialSource(Protocol):
-    """Asked once per request for the token and the base URL: both may change between two requests."""
+    """The source of an account's credentials, called once per request: they may change between requests."""
 
     async def credential(self) -> Credential:
-        """The current credential; waits for a refresh in flight.  Raises `UpstreamError` when there is none."""
+        """Return the current credential, after a refresh in progress. Raises UpstreamError if there is none."""
         ...
 
     async def report_rejected(self, credential: Credential, why: str = "") -> bool:
-        """The upstream answered 401 to this credential, in these words.  True when a newer one is to be had now."""
+        """Report that the upstream rejected this credential; return whether a newer one is available."""
         ...
 
     def report_accepted(self, credential: Credential) -> None:
-        """The upstream has let this credential in."""
+        """Report that the upstream accepted this credential."""
         ...
 
 

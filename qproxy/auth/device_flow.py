@@ -1,11 +1,10 @@
-"""One sign-in by the device flow, from asking for a code to tokens that are saved.
+"""A login by device flow, from requesting a code to stored tokens.
 
-Here: waiting and deciding.  Not here: who shows the code (`cli`, an admin route) and what the requests look like
-(`wire.oauth`).
+`cli` and the admin routes show the code; `wire.oauth` has the requests.
 
-The rules are those of qwen-code's daemon: 5 s between polls unless the server says otherwise, 5 s more for each
-slow_down, up to 60; a denial or an expired code is the end; trouble on the way is not, but is asked about less often; and
-when the code's time is up by the monotonic clock, so is the flow's.
+The rules are those of qwen-code's daemon: 5 s between polls unless the server names another interval, 5 s
+more for each slow_down, up to 60; a denial or an expired code ends the flow; a transient error slows the
+polls down; and the flow ends when the code expires by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _FINISHED: dict[str, State] = {"access_denied": "denied", "expired_token": "expi
 
 @dataclass(frozen=True, slots=True)
 class LoginProgress:
-    """A moment of a sign-in; nothing here is secret."""
+    """The progress of a login; nothing here is secret."""
 
     state: State
     message: str
@@ -55,7 +54,7 @@ class LoginProgress:
 
 
 class DeviceFlow:
-    """A sign-in: `run` it; `progress` tells how it stands."""
+    """A login by device flow, with its progress."""
 
     def __init__(
         self,
@@ -74,16 +73,16 @@ class DeviceFlow:
         self._device: DeviceAuthorization | None = None
         self._expires_at = 0.0
         self._state: State = "starting"
-        self._message = "Asking the identity server for a code."
+        self._message = "Requesting a code from the identity server."
         self.started, self.finished = trio.Event(), trio.Event()
-        """There is a code, or none to be had; and it is over."""
+        """Set once there is a code or the request for one failed; set when the flow has ended."""
 
     def __repr__(self) -> str:
         return f"<DeviceFlow {self._state}>"
 
     @property
     def progress(self) -> LoginProgress:
-        """How it stands now."""
+        """Return the current progress."""
         if self._device is None:
             return LoginProgress(self._state, self._message)
         left = max(0.0, self._expires_at - trio.current_time()) if self._state == "pending" else 0.0
@@ -92,23 +91,23 @@ class DeviceFlow:
         )
 
     async def run(self) -> LoginProgress:
-        """Go through with it; to be called once."""
+        """Run the flow, once."""
         try:
             started = await self._identity.authorize_device(self._pkce)
             if isinstance(started, DeviceAuthorization):
                 self._device, self._expires_at = started, trio.current_time() + started.expires_in
-                self._set_state("pending", "Waiting for the sign-in to be approved in the browser.")
+                self._set_state("pending", "Waiting for approval in the browser.")
                 self.started.set()
                 await self._poll_until_decided(started)
             else:
                 self._set_state("failed", started.message)
         except trio.Cancelled:
             if not self.progress.finished:
-                self._set_state("cancelled", "The sign-in was cancelled.")
+                self._set_state("cancelled", "The login was cancelled.")
             raise
         finally:
             if not self.progress.finished:
-                self._set_state("failed", "The sign-in has crashed.")
+                self._set_state("failed", "The login failed with an internal error; see the log.")
             self.started.set()
             self.finished.set()
         return self.progress
@@ -121,7 +120,7 @@ class DeviceFlow:
         with trio.move_on_at(self._expires_at):
             answer = await self._poll(device)
         if isinstance(answer, TokenResponse):
-            # It is granted once; what is left is bounded by the disk's timeouts.
+            # The tokens are granted once; storing them is bounded by the store's timeouts.
             with trio.CancelScope(shield=True):
                 await self._save_tokens(answer)
         elif isinstance(answer, GrantError):
@@ -137,24 +136,25 @@ class DeviceFlow:
                 return answer
             interval, pause = next_poll(interval, pause, answer)
             self._message = (
-                f"{answer.message} Asking again."
+                f"{answer.message} Retrying."
                 if isinstance(answer, TransientError)
-                else "Waiting for the sign-in to be approved in the browser."
+                else "Waiting for approval in the browser."
             )
 
     async def _save_tokens(self, granted: TokenResponse) -> None:
         try:
             await self._save(from_response(granted, self._wall_clock()))
         except StorageError as error:
-            self._set_state("failed", f"Signed in, but the tokens are lost: {error}")
+            self._set_state("failed", f"Logged in, but the tokens could not be stored: {error}")
         else:
-            self._set_state("signed_in", "Signed in.")
+            self._set_state("signed_in", "Logged in.")
 
 
 def next_poll(interval: float, pause: float, answer: PollResult) -> tuple[float, float]:
-    """The interval, and the pause before the next poll, after an answer that decides nothing.  Pure.
+    """Return the interval and the delay of the next poll, after an undecided response. Pure.
 
-    slow_down lasts for the whole flow (RFC 8628 3.5); trouble doubles the pause until an answer comes again.
+    slow_down applies to the whole flow (RFC 8628 3.5); a transient error doubles the delay until the next
+    response.
     """
     if isinstance(answer, SlowDown):
         interval = slow_down(interval)

@@ -1,9 +1,9 @@
 """Encryption of stored tokens, with a key that the operating system's keyring keeps.
 
-Optional: `pip install 'qproxy[keyring]'` and the setting `encrypt_credentials`. The file then holds one JSON object with
-a Fernet token (AES-128-CBC with HMAC-SHA256); a copy of the disk without the owner's keyring is worth nothing. Such a
-file cannot be shared with qwen-code, which does not know it. A file that is not encrypted is read anyway, and encrypted
-when it is next written.
+Optional: `pip install 'qproxy[keyring]'` and the setting `encrypt_credentials`. The file then holds one JSON
+object with a Fernet token (AES-128-CBC with HMAC-SHA256); a copy of the disk without the owner's keyring is
+worth nothing. Such a file cannot be shared with qwen-code, which does not know it. A file that is not
+encrypted is read anyway, and encrypted when it is next written.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ class KeyringCipher:
                     key = self._fernet.generate_key().decode("ascii")
                     self._keyring.set_password(SERVICE, KEY_NAME, key)
                 self._load_fernet = self._fernet(key)
-            except Exception as error:  # whatever a keyring's back end raises
+            except Exception as error:  # any exception of a keyring back end
                 raise StorageError(f"The keyring cannot be used ({type(error).__name__}).") from None
         return self._load_fernet

@@ -1,6 +1,6 @@
-"""The identity server, asked over HTTP: requests and answers are `wire.oauth`'s, the way is `transport`'s.
+"""An HTTP client for the identity server: `wire.oauth`'s requests and responses over `transport`.
 
-Nothing is raised but cancellation: what fails on the way is a `TransientError` answer like any other.
+Nothing is raised but cancellation: a network failure is returned as a `TransientError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_RESPONSE_BYTES = 64 * 1024
 
 
 class IdentityClient:
-    """One identity server."""
+    """A client of one identity server."""
 
     def __init__(self, transport: UpstreamTransport, provider: IdentityProvider, *, timeout: float) -> None:
         self._transport = transport
@@ -35,17 +35,17 @@ class IdentityClient:
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"<Identity {self._provider.token_url}>"
+        return f"<IdentityClient {self._provider.token_url}>"
 
     async def authorize_device(self, proof: PKCE) -> AuthorizationResult:
-        """A new device flow."""
+        """Start a device flow."""
         answer = await self._send(
             oauth.device_authorization_request(self._provider, proof.challenge, str(uuid.uuid4()))
         )
         return answer if isinstance(answer, TransientError) else oauth.parse_authorization(*answer)
 
     async def poll_token(self, device: DeviceAuthorization, proof: PKCE) -> PollResult:
-        """Whether a flow has been decided."""
+        """Poll for the decision of a device flow."""
         answer = await self._send(
             oauth.device_token_request(self._provider, device.device_code, proof.verifier)
         )
@@ -53,7 +53,7 @@ class IdentityClient:
         return answer if isinstance(answer, TransientError) else oauth.parse_poll(*answer, secrets=secrets)
 
     async def refresh(self, refresh_token: str) -> RefreshResult:
-        """New tokens for a refresh token, which is spent by asking."""
+        """Exchange a refresh token, which can be used once, for new tokens."""
         answer = await self._send(oauth.refresh_request(self._provider, refresh_token))
         if isinstance(answer, TransientError):
             return answer
@@ -66,4 +66,4 @@ class IdentityClient:
                     return response.status, await response.read(MAX_RESPONSE_BYTES)
             except UpstreamError as error:
                 return TransientError(error.message)
-        return TransientError(f"The identity server did not answer within {self._timeout:g} s.")
+        return TransientError(f"The identity server sent no response within {self._timeout:g} s.")

@@ -1,7 +1,7 @@
 """The interface of the logins that a server runs: one at a time for each account, and not many at once.
 
-Starting a second login of an account attaches to the one in progress; a finished one can be read for a while. A login
-belongs to the server, not to the request that started it.
+Starting a second login of an account attaches to the one in progress; a finished one can be read for a while.
+A login belongs to the server, not to the request that started it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The credential source of an account that was signed in by the device flow, as requests see it.
+"""The credential source of a logged-in account.
 
-Here: what a request waits for, where a token may go, and the errors that say why there is none.  Not here: any refresh
-(`auth.refresher`) and the states themselves (`auth.token_state`).
+Requests wait here for a refresh; tokens are sent to allowed hosts only. `auth.refresher` refreshes,
+`auth.token_state` has the states.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qproxy.wire.oauth import base_url, sanitize
 
 
 class OAuthSource:
-    """A signed-in account; its `run` must be running, supervised."""
+    """The credentials of a logged-in account; its `run` must be running, supervised."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class OAuthSource:
         interval: float,
         round_timeout: float,
     ) -> None:
-        """`round_timeout` is how many seconds a request waits for a refresh."""
+        """`round_timeout`: seconds that a request waits for a refresh."""
         self.name = token_state.name
         self.refresher = refresher
         self.run = refresher.run
@@ -48,7 +48,7 @@ class OAuthSource:
         return f"<OAuthSource {self.name}: {status.state}, generation {status.generation}>"
 
     async def credential(self) -> Credential:
-        """The token to use now; waits for a refresh where the one before is about to end."""
+        """Return the current token, after a refresh if it is about to expire. Raises UpstreamError."""
         if not self._has_usable_token():
             await self._request_refresh(RefreshRequest())
         tokens = self._token_state.tokens
@@ -57,9 +57,9 @@ class OAuthSource:
         return Credential(tokens.access_token, self._base_url(tokens), self._token_state.generation)
 
     async def report_rejected(self, credential: Credential, why: str = "") -> bool:
-        """Chat answered 401 to this credential: refresh, once for each generation.  Whether there is a newer one now.
+        """Refresh after a 401, once per generation; return whether there is a newer token.
 
-        A token that a refresh of this kind has brought is refreshed again if chat has let it in since.
+        A token from such a refresh is refreshed again only if the upstream has accepted it since.
         """
         token_state = self._token_state
         if credential.generation == token_state.generation:
@@ -70,19 +70,19 @@ class OAuthSource:
         return credential.generation != token_state.generation and self._has_usable_token()
 
     def report_accepted(self, credential: Credential) -> None:
-        """Chat has let this credential in."""
+        """Report that the upstream accepted this credential."""
         self._token_state.record_accepted(credential.generation)
 
     def start_login(self) -> DeviceFlow:
-        """A sign-in to this account, not begun."""
+        """Return a login to this account, not started."""
         return self.refresher.start_login(self._interval)
 
     def reload(self) -> None:
-        """The file has just changed (a sign-in in this process): read it now."""
+        """Read the store now: a login in this process has changed it."""
         self.refresher.request_refresh(RefreshRequest())
 
     def status(self) -> AccountStatus:
-        """How the account is doing."""
+        """Return the status of the account."""
         token_state, left = self._token_state, self.refresher.seconds_left()
         state = token_state.state(left)
         return AccountStatus(
@@ -113,7 +113,9 @@ class OAuthSource:
         try:
             return base_url(tokens.resource_url, self._hosts)
         except ValueError as error:
-            raise self._login_error(f"its token may not be used: {error} (setting oauth_hosts).") from None
+            raise self._login_error(
+                f"its token must not be sent to this host: {error} (setting oauth_hosts)."
+            ) from None
 
     def _unusable_error(self) -> UpstreamError:
         status = self.status()

@@ -1,31 +1,31 @@
-"""When a token is renewed, and when a failed renewal is tried again.  Pure."""
+"""The schedule of token refreshes, and the backoff of failed ones. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 MARGIN = 30.0
-"""With so many seconds left at most, no request is begun with a token: by then it is to be renewed."""
+"""Seconds before its expiry from which a token is not used for new requests."""
 MARGIN_RATIO = 2.0
-"""So many seconds before the margin a renewal begins at the latest."""
+"""Minimum seconds between the start of a refresh and that margin."""
 FIRST_BACKOFF, MAX_BACKOFF = 2.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshSchedule:
-    """Seconds before the end of one token."""
+    """Times of one token, in seconds before its expiry."""
 
     refresh_margin: float
-    """From here on the background renews it."""
+    """When the background task refreshes it."""
     margin: float
-    """From here on requests wait for the renewal; the token serves none any more."""
+    """When requests stop using it and wait for the refresh."""
 
 
 def plan_refresh(lifetime: float, ahead: float, jitter: float) -> RefreshSchedule:
-    """The schedule of a token that lasts so many seconds from its issue; `spread`, in 0..1, keeps many accounts apart.
+    """Return the schedule of a token with this lifetime in seconds; `jitter`, in 0..1, spreads many accounts.
 
-    A token that lasts minutes is renewed in its second half: it would otherwise be renewed as soon as it is there.
-    One of less than two minutes has a quarter of its lifetime as its margin.
+    A token that lasts minutes is refreshed in its second half; otherwise it would be refreshed at once. One
+    of less than two minutes has a quarter of its lifetime as its margin.
     """
     margin = min(MARGIN, lifetime / 4)
     latest = margin + min(MARGIN_RATIO, lifetime / 20)
@@ -33,5 +33,5 @@ def plan_refresh(lifetime: float, ahead: float, jitter: float) -> RefreshSchedul
 
 
 def backoff(failures: int, jitter: float) -> float:
-    """Seconds before the next try after so many failures in a row."""
+    """Return the seconds before the next attempt after consecutive failures."""
     return min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10)) * (0.5 + jitter / 2)

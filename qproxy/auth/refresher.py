@@ -1,12 +1,14 @@
-"""The task that renews an account's tokens: it watches the store and the clock, round by round.
+"""The task that refreshes an account's tokens: it watches the store and the clock, in rounds.
 
-Requests never refresh. They ask for a round and wait for its end, so there is one refresh at a time, and a client that
-disconnects cannot interrupt one: an interrupted refresh has used up the refresh token and lost the next one.
+Requests never refresh. They request a round and wait for its end, so there is one refresh at a time, and a
+client that disconnects cannot interrupt one: an interrupted refresh has used up the refresh token and lost
+the next one.
 
-Before a refresh token is sent, the store is locked, the tokens are read again (another process may have been faster),
-and the store has made room for the answer. If it cannot, the refresh waits until the current token is about to expire,
-and the new tokens then stay in memory until the store accepts them. The identity server's rejection is believed only
-after the tokens were read once more. What is known is `token_state`; how requests wait is `oauth_source`.
+Before a refresh token is sent, the store is locked, the tokens are read again (another process may have been
+faster), and the store has made room for the answer. If it cannot, the refresh waits until the current token
+is about to expire, and the new tokens then stay in memory until the store accepts them. The identity server's
+rejection is believed only after the tokens were read once more. `token_state` holds the state; `oauth_source`
+makes requests wait.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.oauth import GrantError, TokenResponse
 
 RELOAD_INTERVAL = 5.0
-"""Maximum seconds between two checks of the store and the wall clock: both may change without notice, and a machine that
-was suspended has not counted the time."""
+"""Maximum seconds between two checks of the store and the wall clock: both may change without notice, and a
+machine that was suspended has not counted the time."""
 MIN_PAUSE = 0.05
 """Minimum seconds between two rounds that no request waits for."""
 log = logging.getLogger("qproxy.auth")
@@ -94,7 +96,7 @@ class TokenRefresher:
     def _next_delay(self) -> float:
         """Return the seconds until the next round, which starts when a refresh is due.
 
-        A server whose tokens expire at once is not asked more often for it.
+        A server whose tokens expire at once does not cause more refreshes.
         """
         token_state, now = self._token_state, trio.current_time()
         rested = token_state.granted_at + RELOAD_INTERVAL - now
@@ -117,7 +119,7 @@ class TokenRefresher:
             self._logged_state = state
 
     async def _run_round(self, requests: Sequence[RefreshRequest]) -> None:
-        """Run one round: adopt what others have written, save what could not be saved, refresh if it is due."""
+        """Run one round: adopt stored tokens, store pending ones, refresh if due."""
         held_before = self._token_state.generation
         forced = held_before if any(request.generation == held_before for request in requests) else None
         try:
@@ -155,7 +157,7 @@ class TokenRefresher:
             token_state.tokens = None  # logged out
 
     async def _save_pending(self) -> None:
-        """Save tokens that have been in memory only."""
+        """Store tokens that are in memory only."""
         async with self.store.exclusive():
             await self._reload_stored()
             tokens = self._token_state.tokens

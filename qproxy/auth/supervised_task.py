@@ -1,9 +1,8 @@
-"""A background task that ends with its server and at no other time.
+"""A background task that is restarted when it crashes.
 
-A bare task in a nursery of the app would, when it fails, take every other one and the app's own end with it, or be
-gone after one line of log.  A supervised one is started again, after a pause that grows while it keeps failing; the
-failure is logged with its traceback and counted.  (Erlang's one_for_one, without the limit: a server that cannot
-refresh one account still serves the others.)
+A plain task in the app's nursery would cancel all others when it fails. A supervised one is restarted after a
+delay that grows while it keeps failing; each failure is logged with its traceback and counted. (Erlang's
+one_for_one without a limit: a server that cannot refresh one account still serves the others.)
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import trio
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
 HEALTHY_AFTER = 30.0
-"""Seconds after which a run counts as healthy, and its failure as the first one."""
+"""Seconds after which a run counts as healthy and its failure as the first one."""
 log = logging.getLogger("qproxy.auth")
 
 
 class SupervisedTask:
-    """A task and how it has been doing."""
+    """A supervised task and its failures."""
 
     def __init__(
         self, name: str, task: Callable[[], Awaitable[None]], *, jitter: Callable[[], float] = random.random
@@ -30,12 +29,12 @@ class SupervisedTask:
         self._task = task
         self._jitter = jitter
         self.crashes = 0
-        """Since the start."""
+        """Failures since the start."""
         self.failures = 0
-        """In a row."""
+        """Consecutive failures."""
 
     def __repr__(self) -> str:
-        return f"<Supervised {self.name}, {self.crashes} crashes>"
+        return f"<SupervisedTask {self.name}, {self.crashes} crashes>"
 
     async def run(self) -> None:
         """Run the task until cancelled."""
@@ -44,7 +43,7 @@ class SupervisedTask:
             try:
                 await self._task()
                 error: Exception = RuntimeError("the task has returned")
-            except Exception as raised:  # a group of exceptions too; a cancellation passes
+            except Exception as raised:  # exception groups too, but not a cancellation
                 error = raised
             await trio.sleep(self._restart_delay(error, trio.current_time() - began))
 
@@ -52,5 +51,5 @@ class SupervisedTask:
         self.crashes += 1
         self.failures = 1 if ran >= HEALTHY_AFTER else self.failures + 1
         pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10)) * (0.5 + self._jitter() / 2)
-        log.error("%s has crashed; it runs again in %.1f s", self.name, pause, exc_info=error)
+        log.error("%s crashed, restarting in %.1f s", self.name, pause, exc_info=error)
         return pause

@@ -1,10 +1,10 @@
-"""What one signed-in account holds: its tokens, how long they last, and what has gone wrong.
+"""The tokens of one logged-in account in memory: their lifetime, state and failures.
 
-Here: memory, and what follows from it (how long, which state, which words).  Not here: files, HTTP, waiting
-(`auth.refresher`).  Times come in: `wall_clock` is Unix time, `now` Trio's clock.
+No files, no HTTP, no waiting: that is `auth.refresher`. Callers pass the times: `wall_clock` is Unix time,
+`now` is Trio's clock.
 
-Two clocks: the wall clock says when a token ends, and Trio's clock, from the moment the token came, has a say too, so a
-wall clock that is set back does not make a token last longer, and one that is set forward costs a refresh and no more.
+Both clocks limit a token: a wall clock that is set back does not extend it, and one that is set forward costs
+one refresh.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from qproxy.auth.status import LoginStatus
 from qproxy.wire.credential_format import LIFETIME, TokenSet
 
 FORCE_WINDOW, MAX_FORCED = 600.0, 10
-"""Seconds in which a token that a forced refresh brought, and that chat has never let in, is not replaced by force: chat would
-refuse the next one too; and forced refreshes in them at most, whatever chat lets in between."""
+"""Seconds in which a token from a forced refresh that the upstream never accepted is not refreshed by force
+again, since the next one would be rejected too; and the maximum number of forced refreshes within them."""
 
 
 @dataclass(eq=False, slots=True)
 class TokenState:
-    """One account's tokens and troubles."""
+    """One account's tokens and failures."""
 
     name: str
     refresh_margin: float
-    """Seconds before its end at which a token is renewed, more or less."""
+    """Approximate seconds before its expiry at which a token is refreshed."""
     tokens: TokenSet | None = None
     generation: int = 0
-    """Counts up with each new access token."""
+    """Increases with each new access token."""
     expires: float = 0.0
-    """When the token ends by Trio's clock."""
+    """Expiry of the token by Trio's clock."""
     schedule: RefreshSchedule = RefreshSchedule(0.0, 0.0)
 
     refreshing: bool = False
@@ -41,32 +41,32 @@ class TokenState:
     refreshed_at: float | None = None
     """Unix time."""
     granted_at: float = float("-inf")
-    """The same, by Trio's clock."""
+    """The same by Trio's clock."""
     failures: int = 0
-    """Refreshes that failed in a row."""
+    """Consecutive failed refreshes."""
     not_before: float = 0.0
-    """Trio's clock; no refresh is tried sooner."""
+    """Earliest time of the next refresh; Trio's clock."""
     last_error: str | None = None
-    """Why the last refresh failed."""
+    """The reason of the last failed refresh."""
     storage_error: str | None = None
-    """Why the file cannot be used."""
+    """The reason why the store cannot be used."""
     unsaved_tokens: bool = False
-    """The tokens are newer than the file's."""
+    """Whether the tokens are newer than the stored ones."""
     used_refresh_tokens: set[str] = field(default_factory=set, repr=False)
-    """Refresh tokens that were used up while the file could not be written, and which it may still hold."""
+    """Used refresh tokens that the store may still hold, because it could not be written."""
     rejected_refresh_token: str = field(default="", repr=False)
-    """A refresh token that was refused."""
+    """A refresh token that was rejected."""
     forced_generation: int = 0
-    """The generation that the last forced refresh brought."""
+    """The generation of the last forced refresh."""
     forced_at: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FORCED))
-    """When forced refreshes brought tokens, by Trio's clock."""
+    """Times of forced refreshes, by Trio's clock."""
     accepted: int = 0
-    """The generation that chat has let in."""
+    """The generation that the upstream accepted."""
     rejected_by_api: tuple[int, str] = (0, "")
-    """The generation that chat refuses though it is new, and chat's words."""
+    """The new generation that the upstream rejected, and its message."""
 
     def seconds_left(self, wall_clock: float, now: float) -> float:
-        """Seconds until the token ends, by the clock that says sooner."""
+        """Return the seconds until the token expires, by the earlier of both clocks."""
         return (
             float("-inf")
             if self.tokens is None
@@ -74,7 +74,7 @@ class TokenState:
         )
 
     def adopt(self, tokens: TokenSet, wall_clock: float, now: float, jitter: float) -> None:
-        """Hold these tokens from now on, issued just now or long ago."""
+        """Replace the tokens, which may have been issued long ago."""
         if tokens == self.tokens:
             return
         if self.tokens is None or tokens.access_token != self.tokens.access_token:
@@ -86,19 +86,19 @@ class TokenState:
         self.not_before, self.failures, self.last_error = 0.0, 0, None
 
     def is_usable(self, left: float) -> bool:
-        """Whether a request may begin with the token."""
+        """Return whether a new request may use the token."""
         return left > self.schedule.margin
 
     def is_renewable(self) -> bool:
-        """Whether there is a refresh token that was not refused."""
+        """Return whether there is a refresh token that was not rejected."""
         return self.tokens is not None and self.tokens.refresh_token not in ("", self.rejected_refresh_token)
 
     def refresh_due(self, left: float, forced: int | None) -> bool:
-        """Whether to refresh: it is time, or, with `forced`, the token is still the one of that generation."""
+        """Return whether to refresh: it is due or, with `forced`, the token still has that generation."""
         return self.is_renewable() and (forced == self.generation or left <= self.schedule.refresh_margin)
 
     def seconds_until_due(self, left: float, now: float) -> float:
-        """Seconds until a refresh is to be tried, as things are."""
+        """Return the seconds until the next refresh."""
         return (
             max(left - self.schedule.refresh_margin, self.not_before - now)
             if self.is_renewable()
@@ -106,53 +106,53 @@ class TokenState:
         )
 
     def can_force_refresh(self, now: float) -> bool:
-        """Whether a token that chat refuses is refreshed before its time."""
+        """Return whether a token that the upstream rejected may be refreshed early."""
         recent = sum(now - when < FORCE_WINDOW for when in self.forced_at)
         untried = self.forced_generation == self.generation != self.accepted
         return recent < MAX_FORCED and not (recent and untried)
 
     def record_forced_refresh(self, now: float) -> None:
-        """A forced refresh has brought the token."""
+        """Record that the token came from a forced refresh."""
         self.forced_generation = self.generation
         self.forced_at.append(now)
 
     def record_accepted(self, generation: int) -> None:
-        """Chat has let the token of this generation in."""
+        """Record that the upstream accepted the token of this generation."""
         if generation == self.generation != self.accepted:
             self.accepted = generation
         if self.rejected_by_api[0] == generation:
             self.rejected_by_api = (0, "")
 
     def record_failure(self, text: str, now: float, jitter: float) -> None:
-        """A refresh has failed; the next one is put off."""
+        """Record a failed refresh, and delay the next one."""
         self.failures += 1
         self.last_error = text
         self.postpone(now, jitter)
 
     def postpone(self, now: float, jitter: float) -> None:
-        """Try no sooner than in a while, but once more when requests begin to wait."""
+        """Delay the next refresh, but no longer than until requests start to wait."""
         latest = self.expires - self.schedule.margin
         pause_ends = now + backoff(max(self.failures, 1), jitter)
         self.not_before = min(pause_ends, latest) if now < latest else pause_ends
 
     def record_tokens(self, sent: str, wall_clock: float, now: float) -> None:
-        """A refresh has brought the tokens that were taken up just now, for the refresh token `sent`."""
+        """Record that the current tokens were obtained for the refresh token `sent`."""
         self.refreshes += 1
         self.refreshed_at, self.granted_at = wall_clock, now
         self.used_refresh_tokens.add(sent)
         self.unsaved_tokens = True
 
     def record_saved(self) -> None:
-        """The file holds the tokens."""
+        """Record that the tokens are stored."""
         self.unsaved_tokens, self.storage_error = False, None
         self.used_refresh_tokens.clear()
 
     def secrets(self) -> tuple[str, ...]:
-        """What must appear in no text."""
+        """Return the strings that must not appear in any text."""
         return (self.tokens.access_token, self.tokens.refresh_token) if self.tokens is not None else ()
 
     def state(self, left: float) -> LoginStatus:
-        """One word for people (`status.STATES`)."""
+        """Return the state (`status.STATES`)."""
         dead = self.tokens is not None and not self.is_renewable()
         if self.refreshing:
             return "refreshing"
@@ -167,33 +167,31 @@ class TokenState:
         return "retrying" if self.last_error is not None else "ready"
 
     def message(self, state: LoginStatus) -> str:
-        """What is the matter, and what to do about it."""
+        """Return the cause of the state, and what to do."""
         login = f"run `qproxy login --account {self.name}`"
         consequence = (
-            "The tokens live in memory only: a restart would need a new sign-in."
+            "The tokens are in memory only: a restart would require a new login."
             if self.unsaved_tokens
-            else "The token in use stays good until it ends."
+            else "The current token is valid until it expires."
         )
         match state:
             case "login_needed":
-                return (
-                    f"{self.last_error or self.storage_error or 'Nobody is signed in.'} To sign in, {login}."
-                )
+                return f"{self.last_error or self.storage_error or 'Not logged in.'} To log in, {login}."
             case "ending":
                 reason = self.last_error or "There is no refresh token."
-                return f"{reason} The token in use is good until it ends; before that, {login}."
+                return f"{reason} The current token is valid until it expires; before that, {login}."
             case "refused":
                 reason = self.rejected_by_api[1] or "without a reason"
-                return f"Refreshing works, but chat says 401 to the new token as well: {reason}"
+                return f"Refreshing works, but the chat API rejects the new token as well (401): {reason}"
             case "not_saved":
                 return f"{self.storage_error or 'The tokens are not saved.'} {consequence}"
             case "retrying" | "expired":
                 return (
                     self.last_error
                     or self.storage_error
-                    or "The token has ended, or is about to, and is being renewed."
+                    or "The token has expired or is about to, and is being refreshed."
                 )
             case "refreshing":
-                return "A new token is being fetched."
+                return "The token is being refreshed."
             case "ready":
-                return "Signed in."
+                return "Logged in."

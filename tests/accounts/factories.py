@@ -1,4 +1,4 @@
-"""Accounts and refusals for the tests of this directory."""
+"""Accounts and upstream errors for the tests of this directory."""
 
 from qproxy.accounts import Account
 from qproxy.auth import StaticKey
@@ -10,7 +10,7 @@ def account(name, **fields) -> Account:
 
 
 def refusal(limit: LimitKind, message="no", *, waits: float | None = None) -> UpstreamError:
-    """What an upstream says about an account."""
+    """Return an upstream error about an account."""
     error = UpstreamError(message, status=429, retry_after=waits)
     error.limit, error.retry_after_hint = limit, waits
     return error

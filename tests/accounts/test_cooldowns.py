@@ -1,4 +1,4 @@
-"""How long an account rests after what was said, for which models, and what ends it."""
+"""Cooldowns: their length, their scope, and their end."""
 
 from datetime import UTC, datetime
 
@@ -44,7 +44,7 @@ NAMED = {
 
 @pytest.mark.parametrize(("text", "seconds"), NAMED.values(), ids=NAMED.keys())
 def test_a_named_reset(text, seconds):
-    """A time that a refusal names is understood, whatever its shape; what is none is not known."""
+    """A reset time in a message is parsed in every known format; other text gives None."""
     found = quota_resets.reset_time_in(text, WALL)
     assert (None if found is None else found - WALL) == seconds
 
@@ -78,7 +78,7 @@ def test_a_period(text, seconds):
 
 @given(st.text(max_size=80), st.floats(1.7e9, 1.9e9))
 def test_any_text(text, wall):
-    """No text breaks it, and no rest is longer than a month."""
+    """Any text is accepted, and no cooldown exceeds a month."""
     for words in (text, f"will reset at {text}", f"resets in {text}"):
         found = quota_resets.reset_time_in(words, wall)
         assert found is None or wall < found <= wall + quota_resets.MAX_RESET
@@ -100,15 +100,15 @@ SECONDS = {
 
 @pytest.mark.parametrize(("error", "pause", "reset"), SECONDS.values(), ids=SECONDS.keys())
 def test_seconds(error, pause, reset):
-    """A rest ends when the upstream says, at the next minute, at the reset, or after a few minutes."""
+    """A cooldown ends at the upstream's time, at the next minute, at the reset, or after a backoff."""
     rest = cooldowns.cooldown_for(error, error.limit, 0, WALL)
     assert (rest.until - WALL, rest.reset_at and rest.reset_at - WALL) == (pause, reset)
 
 
 @given(st.sampled_from(list(BACKOFF)), st.integers(0, 60), st.none() | st.floats(0, 1e7), st.floats(1e9, 2e9))
-def test_a_rest_is_bounded(limit, strikes, waits, wall):
-    """However often a probe fails, the next one comes within the hour, or when the server has said."""
-    rest = cooldowns.cooldown_for(refusal(limit, waits=waits), limit, strikes, wall)
+def test_a_cooldown_is_bounded(limit, failed_probes, waits, wall):
+    """The next probe is sent within the hour or at the upstream's time, however many have failed."""
+    rest = cooldowns.cooldown_for(refusal(limit, waits=waits), limit, failed_probes, wall)
     assert 0 <= rest.until - wall <= (BACKOFF[limit].max if waits is None else quota_resets.MAX_RESET) + 1e-3
 
 
@@ -125,8 +125,8 @@ SCOPES = {
 
 
 @pytest.mark.parametrize(("limit", "plan", "key"), SCOPES.values(), ids=SCOPES.keys())
-def test_what_a_limit_is_for(limit, plan, key):
-    """Pay-as-you-go counts minutes by model, plans by account."""
+def test_scope_of_a_limit(limit, plan, key):
+    """Rate limits cover a model on pay-as-you-go, and the account on a plan."""
     it = account("a", plan=plan)
     it.record_failure(refusal(limit), 0.0, "m")
     assert list(it.cooldowns) == [key]
@@ -141,13 +141,13 @@ OURS = {
 
 
 @pytest.mark.parametrize(("error", "limit"), OURS.values(), ids=OURS.keys())
-def test_errors_of_our_own(error, limit):
-    """An error that did not come from a server's table is known by its code."""
+def test_errors_raised_by_qproxy(error, limit):
+    """Errors without an upstream's limit are classified by code."""
     assert cooldowns.classify(error) is limit
 
 
-def test_a_rest_ends_with_one_probe():
-    """When a rest is over one request finds out, the others wait for what it hears, and a failure doubles the rest."""
+def test_a_cooldown_ends_with_one_probe():
+    """After a cooldown one request is the probe, and its failure doubles the cooldown."""
     it = account("a", wall_clock=lambda: WALL)
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     assert it.cooldown_until("m") == 300.0
@@ -164,8 +164,8 @@ def test_a_rest_ends_with_one_probe():
     assert it.cooldowns == {}
 
 
-def test_a_probe_that_says_nothing_is_followed_by_another():
-    """A client that leaves does not keep an account out for ever."""
+def test_an_undecided_probe_is_followed_by_another():
+    """A probe whose client disconnects does not exclude the account."""
     it = account("a")
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     it.before_request("m", 300.0)
@@ -173,8 +173,8 @@ def test_a_probe_that_says_nothing_is_followed_by_another():
     assert it.cooldown_until("m") == 300.0 + 2 * PROBE_SECONDS
 
 
-def test_an_answer_from_before_ends_no_rest():
-    """A request that was sent before the refusal and answered after it proves nothing about now."""
+def test_an_earlier_request_ends_no_cooldown():
+    """A response to a request sent before the cooldown started does not end it."""
     it = account("a")
     it.record_failure(refusal(LimitKind.QUOTA), 5.0)
     it.record_success("m", 4.0)
@@ -184,16 +184,16 @@ def test_an_answer_from_before_ends_no_rest():
     assert it.quota is None
 
 
-def test_a_short_pause_does_not_end_a_long_rest():
-    """An account out of quota that also says "slow down" is still out of quota."""
+def test_a_short_cooldown_does_not_replace_a_long_one():
+    """A burst limit does not shorten the cooldown of an exhausted quota."""
     it = account("a", plan="coding")
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     it.record_failure(refusal(LimitKind.BURST), 1.0)
     assert it.cooldown_until("m") == pytest.approx(300.0)
 
 
-def test_too_many_at_once_teaches_how_many():
-    """After a concurrency error fewer are sent at once, for a while."""
+def test_a_concurrency_error_lowers_the_concurrency_limit():
+    """After a concurrency error fewer requests run concurrently for a minute."""
     it = account("a")
     for _ in range(3):
         it.before_request("m", 0.0)
@@ -206,15 +206,15 @@ def test_too_many_at_once_teaches_how_many():
     assert not it.at_capacity(CONCURRENCY_BACKOFF_SECONDS)
 
 
-def test_the_client_is_told_when_the_minute_is_over():
-    """A minute's limit without a Retry-After gets a true one."""
+def test_a_rate_limit_gets_a_retry_after():
+    """A rate limit error without Retry-After gets the time to the next minute."""
     error = refusal(LimitKind.MINUTE)
     account("a", wall_clock=lambda: WALL).record_failure(error, 1.0, "m")
     assert error.retry_after == pytest.approx(55.0)
 
 
-def test_a_new_token_ends_the_rest_of_the_old_one():
-    """A token that was refused and renewed says nothing about the account; a quota that is gone stays gone."""
+def test_a_new_token_ends_the_cooldown_of_the_old_one():
+    """A refreshed token ends a cooldown about access, but not one about a quota."""
     it = account("a", plan="oauth")
     it.record_failure(refusal(LimitKind.ACCESS), 0.0, "m")
     it.token_refreshed()
@@ -224,8 +224,8 @@ def test_a_new_token_ends_the_rest_of_the_old_one():
     assert it.cooldowns
 
 
-def test_clients_cannot_make_it_remember_without_end():
-    """The models that an account has refused are few, however many names clients invent."""
+def test_the_number_of_cooldowns_is_bounded():
+    """The cooldowns of an account are bounded, however many model names clients send."""
     it = account("a")
     it.record_failure(refusal(LimitKind.QUOTA), 0.0)
     for n in range(3 * MAX_COOLDOWNS):

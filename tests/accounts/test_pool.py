@@ -1,4 +1,4 @@
-"""Who gets which account when: the line, its bounds, and pacing."""
+"""The pool: its queue, the queue's bounds, and rate limits."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from tests.accounts.factories import account, refusal
 
 
 async def hold(accounts, seconds, seen=None, model="m", **wish):
-    """Take a lease for a while, and note when it came, or which refusal."""
+    """Hold a lease for a while, and record when it was acquired or which error was raised."""
     try:
         async with accounts.lease(model, **wish) as leased:
             if seen is not None:
@@ -31,8 +31,8 @@ def left_of(one, now):
     return one.rate_limiter.tokens.available(now)
 
 
-async def test_leases_wait_and_give_up(autojump_clock):
-    """A lease waits for a free account, for queue_timeout at most, and is given back after a cancellation."""
+async def test_leases_wait_and_time_out(autojump_clock):
+    """A lease waits up to queue_timeout for a free account, and a cancelled one is released."""
     accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=2.0, max_queue_size=100)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, accounts, 1)
@@ -51,8 +51,8 @@ async def test_leases_wait_and_give_up(autojump_clock):
     assert "sk" not in repr(accounts)
 
 
-async def test_the_line_is_first_come_first_served(autojump_clock):
-    """Those who wait get what is given back in their order, and a newcomer does not take it from them."""
+async def test_the_queue_is_first_in_first_out(autojump_clock):
+    """Released accounts go to waiters in order, and a new request does not overtake them."""
     accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=9, max_queue_size=100)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -64,8 +64,8 @@ async def test_the_line_is_first_come_first_served(autojump_clock):
     assert [when for _, when in seen] == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
 
 
-async def test_the_line_is_bounded(autojump_clock):
-    """Who finds a full line is refused at once."""
+async def test_the_queue_is_bounded(autojump_clock):
+    """A request that finds the queue full is rejected at once."""
     accounts = AccountPool([account("a", max_in_flight=1)], queue_timeout=5, max_queue_size=3)
     seen: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -78,8 +78,8 @@ async def test_the_line_is_bounded(autojump_clock):
     assert accounts.queue_size == 0
 
 
-async def test_others_are_not_held_up(autojump_clock):
-    """A line for one model does not delay those who want another."""
+async def test_other_models_are_not_blocked(autojump_clock):
+    """A queue for one model does not delay requests for another."""
     one, two = account("a", models=("m",), max_in_flight=1), account("b", models=("n",))
     accounts = AccountPool([one, two], queue_timeout=5, max_queue_size=100)
     seen: list[Any] = []
@@ -92,8 +92,8 @@ async def test_others_are_not_held_up(autojump_clock):
     assert seen == [("b", 0)]
 
 
-async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
-    """A waiter that is cancelled in the moment in which it is served gives the account to the next one, and costs nothing."""
+async def test_a_cancelled_waiter_releases_its_account(autojump_clock):
+    """A waiter cancelled as it is served passes the account to the next one without a charge."""
     accounts = AccountPool(
         [account("a", max_in_flight=1, rate_limiter=AccountRateLimiter(rpm=2))],
         queue_timeout=9,
@@ -111,8 +111,8 @@ async def test_who_leaves_the_line_gives_nothing_away(autojump_clock):
     assert accounts.accounts[0].requests == 2
 
 
-async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
-    """Those who wait for a place take the account whose rest ends first, although nothing was given back."""
+async def test_the_end_of_a_cooldown_serves_the_queue(autojump_clock):
+    """Waiters acquire the account whose cooldown ends first, although no lease was released."""
     a, b = account("a", max_in_flight=1), account("b")
     accounts = AccountPool([a, b], queue_timeout=9, max_queue_size=100)
     seen: list[Any] = []
@@ -124,8 +124,8 @@ async def test_an_account_that_wakes_up_serves_the_line(autojump_clock):
     assert seen == [("b", pytest.approx(2, abs=0.01))]
 
 
-async def test_a_lone_paced_account_is_waited_for(autojump_clock):
-    """What is paced out is waited for within queue_timeout; beyond it a 429 says truly when to come again."""
+async def test_waits_for_a_single_rate_limited_account(autojump_clock):
+    """A rate limited account is awaited within queue_timeout; beyond it a 429 has a correct Retry-After."""
     accounts = AccountPool(
         [account("a", rate_limiter=AccountRateLimiter(rpm=30))], queue_timeout=3, max_queue_size=100
     )
@@ -142,8 +142,8 @@ async def test_a_lone_paced_account_is_waited_for(autojump_clock):
     assert seen[-1] == ("a", 4.01)
 
 
-async def test_a_paced_account_is_passed_over(autojump_clock):
-    """While another account is free nobody waits."""
+async def test_a_rate_limited_account_is_skipped(autojump_clock):
+    """No request waits while another account is free."""
     accounts = AccountPool(
         [account("a", rate_limiter=AccountRateLimiter(rpm=1)), account("b")],
         queue_timeout=3,
@@ -157,7 +157,7 @@ async def test_a_paced_account_is_passed_over(autojump_clock):
 
 
 async def test_tokens_are_reserved_and_settled(autojump_clock):
-    """An estimate is taken before the request, exchanged for what was used after it, and more than a minute's is a minute's."""
+    """An estimate is reserved, exchanged for the usage at the end, and limited to a minute's worth."""
     one = account("a", rate_limiter=AccountRateLimiter(tpm=6000))
     accounts = AccountPool([one], queue_timeout=1, max_queue_size=100)
     assert accounts.counts_tokens
@@ -177,7 +177,7 @@ async def test_tokens_are_reserved_and_settled(autojump_clock):
 
 
 async def test_large_requests_do_not_starve(autojump_clock):
-    """Small requests that come later do not eat the tokens that a large one waits for."""
+    """Later small requests do not take the tokens that a large one waits for."""
     one = account("a", rate_limiter=AccountRateLimiter(tpm=6000))
     accounts = AccountPool([one], queue_timeout=100, max_queue_size=100)
     seen: list[Any] = []
@@ -189,8 +189,8 @@ async def test_large_requests_do_not_starve(autojump_clock):
     assert [row[1] for row in seen] == pytest.approx([30, 31, 32], abs=0.01)
 
 
-async def test_no_herd_wakes_up_on_an_account_that_has_rested(autojump_clock):
-    """When a rest is over one request finds out whether it really is; the others go elsewhere meanwhile."""
+async def test_one_probe_at_a_time_after_a_cooldown(autojump_clock):
+    """After a cooldown one request is the probe, and the others use another account meanwhile."""
     a, b = account("a"), account("b")
     accounts = AccountPool([a, b], queue_timeout=1.0, max_queue_size=100)
     a.record_failure(refusal(LimitKind.QUOTA, waits=60.0), 0.0)
@@ -213,8 +213,8 @@ WISHES = st.tuples(
 
 
 @given(st.lists(WISHES, max_size=25), st.integers(1, 3), st.none() | st.integers(1, 60))
-def test_the_line_is_sound(wishes, places, rpm):
-    """However requests come, wait and leave: no account has more than it may, nobody waits beyond the limits, all ends empty."""
+def test_queue_invariants(wishes, places, rpm):
+    """For any arrivals and cancellations: limits hold, no request waits too long, and all ends empty."""
     one = account(
         "a", models=("m", "n"), max_in_flight=places, rate_limiter=AccountRateLimiter(rpm=rpm, tpm=60)
     )
@@ -222,9 +222,9 @@ def test_the_line_is_sound(wishes, places, rpm):
     accounts = AccountPool([one, two], queue_timeout=1.0, max_queue_size=5)
     begun, refused = [], []
 
-    async def ask(model, start, seconds, leaves, tokens):
+    async def ask(model, start, seconds, disconnects, tokens):
         await trio.sleep(start)
-        with trio.move_on_after(seconds / 2 if leaves else math.inf):
+        with trio.move_on_after(seconds / 2 if disconnects else math.inf):
             try:
                 async with accounts.lease(model, tokens=tokens, used=lambda: tokens // 2) as leased:
                     assert trio.current_time() <= start + 1.001
@@ -248,8 +248,8 @@ def test_the_line_is_sound(wishes, places, rpm):
     assert set(refused) <= {(429, True, True), (503, True, True)}
 
 
-def test_a_server_that_reports_too_many_tokens_costs_a_minute():
-    """However many tokens an answer is said to have taken, its account may be asked again a minute later."""
+def test_excessive_reported_usage_costs_a_minute():
+    """However many tokens an upstream reports, its account is available a minute later."""
     pace = AccountRateLimiter(tpm=1000)
     pace.acquire(pace.reserved(500), 0.0)
     pace.release(500 - 100_000_000, 0.0)

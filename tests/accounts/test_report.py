@@ -47,10 +47,10 @@ STANDINGS = {
 }
 
 
-@pytest.mark.parametrize(("standing", "state", "words"), STANDINGS.values(), ids=STANDINGS.keys())
-def test_words(standing, state, words):
-    """The state is said in a word for programs and in words for people."""
-    (row,) = report.account_rows([ONE], {} if standing is None else {ONE.identity: standing}, WALL)
+@pytest.mark.parametrize(("stored", "state", "words"), STANDINGS.values(), ids=STANDINGS.keys())
+def test_states_and_messages(stored, state, words):
+    """The row has a state for programs and a message for people."""
+    (row,) = report.account_rows([ONE], {} if stored is None else {ONE.identity: stored}, WALL)
     assert (row.state, row.message) == (state, words)
     assert (row.name, row.kind, row.plan, row.host) == (
         "one",
@@ -60,23 +60,23 @@ def test_words(standing, state, words):
     )
 
 
-def test_the_end_of_a_token_is_shown():
-    """A login says when its token ends."""
-    standing = AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9))
-    rows = report.account_rows([ONE], {ONE.identity: standing}, WALL)
+def test_the_expiry_of_a_token_is_shown():
+    """The row of a login has the expiry of its token."""
+    stored = AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9))
+    rows = report.account_rows([ONE], {ONE.identity: stored}, WALL)
     assert rows[0].expires_at == WALL + 9
     assert "one: the token in use ends 11:04:14 UTC" in accounts_table(rows, WALL)
 
 
 def test_another_key_is_another_account():
-    """Who replaces a key that is out of quota does not inherit its rest."""
+    """A new key does not inherit the cooldown of the key it replaces."""
     other = resolve_account(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-other"))
     assert other.identity != ONE.identity
     assert "secret" not in ONE.identity
 
 
-async def test_what_a_server_knew_outlives_it(tmp_path, monkeypatch, capsys):
-    """A restart keeps the cool-down, `qproxy accounts` shows it, and neither it nor the file has a secret."""
+async def test_cooldowns_survive_a_restart(tmp_path, monkeypatch, capsys):
+    """A restart keeps a cooldown, `qproxy accounts` shows it, and neither it nor the file has a secret."""
     file = str(tmp_path / "accounts.db")
     refusal = json_reply(
         {"error": {"code": "insufficient_quota", "message": "month allocated quota exceeded"}}, 429
@@ -115,8 +115,8 @@ async def test_what_a_server_knew_outlives_it(tmp_path, monkeypatch, capsys):
     assert "sk-test" not in out + table + repr(read(tmp_path / "accounts.db"))
 
 
-def test_before_anything_has_happened(tmp_path, monkeypatch, capsys):
-    """Without a file every account is there, unused; a file that is none is said."""
+def test_accounts_without_a_state_file(tmp_path, monkeypatch, capsys):
+    """Without a state file every account is unused; an invalid file is an error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-x")

@@ -1,4 +1,4 @@
-"""Which account is asked: a function of the accounts as they are, of the wish and of the time."""
+"""Account selection: a function of the accounts' state, the request and the time."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from tests.accounts.factories import account, refusal
 
 
 def test_only_accounts_that_offer_the_model():
-    """Patterns decide who may serve a model; none is a 404."""
+    """Patterns decide which accounts may serve a model; no account is a 404."""
     a, b = account("a", models=("qwen-*",)), account("b", models=("other",))
     assert select_account([a, b], "qwen-plus", now=0) is a
     nothing = select_account([a, b], "x", now=0)
@@ -22,15 +22,15 @@ def test_only_accounts_that_offer_the_model():
 
 
 def test_a_conversation_keeps_its_account():
-    """The same affinity meets the same account; many conversations are spread by weight."""
+    """The same affinity selects the same account; many conversations are distributed by weight."""
     accounts = [account("a"), account("b", weight=3.0)]
     chosen = [select_account(accounts, "m", now=0, affinity=str(n)) for n in range(1000)]
     assert chosen == [select_account(accounts, "m", now=0, affinity=str(n)) for n in range(1000)]
     assert 680 < chosen.count(accounts[1]) < 820
 
 
-def test_a_busy_account_is_relieved():
-    """One that is far busier than the rest is passed over."""
+def test_a_busy_account_is_skipped():
+    """An account that is much busier than the others is skipped."""
     a, b = account("a"), account("b")
     first = select_account([a, b], "m", now=0, affinity="x")
     assert isinstance(first, Account)
@@ -38,8 +38,8 @@ def test_a_busy_account_is_relieved():
     assert select_account([a, b], "m", now=0, affinity="x") is not first
 
 
-def test_full_resting_and_tried_accounts():
-    """Full ones are waited for, resting ones avoided while another is awake, tried ones never asked again."""
+def test_full_cooling_and_tried_accounts():
+    """Full accounts are awaited, cooling ones avoided while another is available, tried ones never reused."""
     a, b = account("a", max_in_flight=1), account("b")
     a.in_flight = 1
     assert isinstance(select_account([a], "m", now=0), CapacityWait)
@@ -54,8 +54,8 @@ def test_full_resting_and_tried_accounts():
     assert b.state(1) == "ready"
 
 
-def test_a_resting_account_is_asked_before_we_say_that_all_are_down():
-    """One server is down and the other asked for a pause: the other one's own word is worth more than a 503 of ours."""
+def test_a_cooling_account_is_preferred_to_an_outage_error():
+    """With one upstream down and the other cooling down, the cooling one is used."""
     a, b = account("a"), account("b")
     for _ in range(THRESHOLD):
         a.record_failure(UpstreamError("x", retry=RetryHint.SOON), 0)
@@ -64,8 +64,8 @@ def test_a_resting_account_is_asked_before_we_say_that_all_are_down():
     assert select_account([a, b], "m", now=0.5) is b
 
 
-def test_a_refused_model_is_the_models_matter():
-    """An account that lacks one model keeps serving the others, and is passed over for that one."""
+def test_a_cooldown_of_a_model_leaves_other_models():
+    """An account without one model keeps serving the others, and is skipped for that one."""
     a, b = account("a"), account("b")
     a.record_failure(refusal(LimitKind.MODEL), 0, "m")
     assert all(select_account([a, b], "m", now=1, affinity=str(n)) is b for n in range(20))
@@ -73,8 +73,8 @@ def test_a_refused_model_is_the_models_matter():
     assert select_account([a], "m", now=1) is a
 
 
-def test_requests_of_no_conversation_go_where_least_is_under_way():
-    """Embeddings and the like have no prompt cache to meet again, so they are shared out by weight."""
+def test_requests_without_affinity_use_the_least_loaded_account():
+    """Requests without a conversation, such as embeddings, are distributed by weight."""
     a, b = account("a"), account("b", weight=3.0)
     for _ in range(40):
         chosen = select_account([a, b], "m", now=0)
@@ -87,7 +87,7 @@ STATES = st.sampled_from(["ready", "cooling_down", "refusing", "at_capacity", "r
 
 
 def in_state(name, state, weight=1.0) -> Account:
-    """An account as it may be at time 1."""
+    """Return an account in a state at time 1."""
     it = account(name, weight=weight, max_in_flight=1, rate_limiter=AccountRateLimiter(rpm=1))
     if state == "cooling_down":
         it.record_failure(refusal(LimitKind.QUOTA), 0.0)
@@ -104,8 +104,8 @@ def in_state(name, state, weight=1.0) -> Account:
 
 
 @given(st.lists(STATES, min_size=1, max_size=6), st.text(max_size=3), st.data())
-def test_choosing_holds_its_promises(states, affinity, data):
-    """Whatever the accounts' states: nothing changes, a ready one is chosen if there is one, and a lone one is asked."""
+def test_selection_invariants(states, affinity, data):
+    """For any states: selection is pure, prefers a ready account, and uses a single account anyway."""
     accounts = [in_state(str(n), state) for n, state in enumerate(states)]
     without = [a for a in accounts if data.draw(st.booleans())]
     left = {a: state for a, state in zip(accounts, states, strict=True) if a not in without}
@@ -130,8 +130,8 @@ NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=6, unique
 
 
 @given(NAMES, st.data())
-def test_conversations_stay_when_accounts_come_and_go(names, data):
-    """An account that goes moves its own conversations and no other; one that comes takes some and moves no other."""
+def test_conversations_stay_when_accounts_change(names, data):
+    """Removing an account moves only its conversations; adding one only moves some to it."""
     weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(names), max_size=len(names)))
     accounts = [account(name, weight=weight) for name, weight in zip(names, weights, strict=True)]
     gone = data.draw(st.sampled_from(accounts))
@@ -142,7 +142,7 @@ def test_conversations_stay_when_accounts_come_and_go(names, data):
 
 
 def test_accounts_known_to_list_the_model_come_first():
-    """A server that lists the model is preferred to one that does not."""
+    """An account that lists the model is preferred."""
     a, b = account("a", known_models=frozenset()), account("b", known_models=frozenset({"m"}))
     assert all(select_account([a, b], "m", now=0, affinity=str(n)) is b for n in range(20))
 
@@ -166,6 +166,6 @@ DECISIONS = {
     ("retry", "tries", "others", "refreshed", "action"), DECISIONS.values(), ids=DECISIONS.keys()
 )
 def test_decisions(retry, tries, others, refreshed, action):
-    """What to do after an error is a function of the error and of what was tried."""
+    """The decision after an error is a function of the error and of what was tried."""
     error = QproxyError("x", retry=retry)
     assert next_action(error, attempts=tries, others=others, refreshed=refreshed) is action

@@ -1,4 +1,4 @@
-"""What processes tell each other about accounts: pure merging, the file, and many processes at one pace."""
+"""Shared account state: pure merging, the file, and rate limits across processes."""
 
 import json
 import os
@@ -38,8 +38,8 @@ from tests.auth.helpers import signed
 REST = Cooldown(100.0, 0.0, "quota", 200.0)
 
 
-def test_standings_survive_json():
-    """What is written can be read, also by a version that knows more or fewer fields."""
+def test_states_survive_json():
+    """A stored state can be read, even by a version with more or fewer fields."""
     standing = AccountState(
         "a",
         {"": REST},
@@ -60,7 +60,7 @@ def test_standings_survive_json():
 
 
 def test_a_state_of_the_first_version_is_read():
-    """Its names of cooldowns, levels and the login's message are understood."""
+    """The first version's names for cooldowns, levels and the login's message are read."""
     written = {
         "name": "a",
         "rests": {
@@ -104,7 +104,7 @@ NEWS = st.builds(
 
 @given(st.lists(st.tuples(st.sampled_from("pqr"), NEWS), max_size=20))
 def test_counts_add_up(posts):
-    """The news of several processes add up, whoever posts when; the last word about a process counts for it."""
+    """Deltas of several processes add up in any order; in flight is each process's last count."""
     standing, wall = AccountState(), 1000.0
     for process, news in posts:
         standing = merge(standing, news, process, wall)
@@ -116,16 +116,16 @@ def test_counts_add_up(posts):
     assert standing.active_requests(wall + HEARTBEAT + 1) == standing.last_minute(wall + 70) == 0
 
 
-def test_rests_begin_and_end():
-    """A rest stays until somebody says that it is over."""
+def test_cooldowns_start_and_end():
+    """A cooldown stays until a delta ends it."""
     standing = merge(AccountState(), AccountStateDelta("a", {"": REST, "m": REST}), "p", 0.0)
     standing = merge(standing, AccountStateDelta("a", {"m": None}), "q", 0.0)
     assert standing.cooldowns == {"": REST}
 
 
 @given(st.lists(st.tuples(st.floats(-5, 20), st.integers(0, 50)), min_size=1, max_size=80))
-def test_claims_keep_the_pace(steps):
-    """Whatever the clock does, no more is granted than the bucket and its refilling allow, and it says what is left."""
+def test_reservations_keep_the_rate_limit(steps):
+    """For any clock, no more is granted than the bucket and its refill allow, and the rest is reported."""
     limits, standing, wall, forward = {"requests": 30, "tokens": 100}, AccountState(), 1000.0, 0.0
     requests = tokens = 0
     for step, count in steps:
@@ -138,7 +138,7 @@ def test_claims_keep_the_pace(steps):
 
 
 async def test_a_file_is_private_and_survives(tmp_path):
-    """The board of one process is read by the next one; nobody else may read it."""
+    """A state file is read by the next process, and readable by its owner only."""
     path = tmp_path / "new" / "accounts.db"
     first = SqliteAccountState(path, wall_clock=lambda: 50.0)
     await first.exchange({"id": AccountStateDelta("a", {"": REST}, requests=2, quota=("gone",))})
@@ -160,8 +160,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN.keys())
-async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
-    """A file that cannot be used is said once, and accounts go on alone."""
+async def test_a_failing_store_stops_no_request(spoil, tmp_path, caplog):
+    """An unusable file is logged once, and the accounts continue without it."""
     path = tmp_path / "accounts.db"
     spoil(path)
     with pytest.raises(StateStoreError, match=r"accounts\.db"):
@@ -181,8 +181,8 @@ async def test_a_board_that_fails_stops_nobody(spoil, tmp_path, caplog):
     await board.aclose()
 
 
-async def test_a_damaged_row_keeps_no_other_from_being_read(tmp_path):
-    """What is no standing counts as none, is written anew, and the other accounts are known as before."""
+async def test_a_damaged_row_is_replaced(tmp_path):
+    """A damaged row counts as an unused account and is overwritten; other rows are unaffected."""
     path = tmp_path / "accounts.db"
     board = SqliteAccountState(path)
     await board.exchange({"a": AccountStateDelta("a", requests=1), "b": AccountStateDelta("b", requests=2)})
@@ -197,7 +197,7 @@ async def test_a_damaged_row_keeps_no_other_from_being_read(tmp_path):
 
 
 class Pair:
-    """Two processes with the same account, one board, and a wall clock of their own."""
+    """Two processes with the same account, one store, and separate wall clocks."""
 
     def __init__(self, path, fields):
         self.wall = 1_000_000.0
@@ -236,8 +236,8 @@ def resting(one):
     return {key: round(rest.until - trio.current_time()) for key, rest in one.cooldowns.items()}
 
 
-async def test_rests_are_shared(tmp_path):
-    """What one process hears the other knows; what one finds out to be over is over for both."""
+async def test_cooldowns_are_shared(tmp_path):
+    """A cooldown that starts or ends in one process starts or ends in the other."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
         one.record_failure(refusal(LimitKind.QUOTA, "gone", waits=100.0), trio.current_time())
@@ -251,8 +251,8 @@ async def test_rests_are_shared(tmp_path):
         assert one.quota is None
 
 
-async def test_what_happens_meanwhile_is_not_lost(tmp_path):
-    """A rest that begins while the board is being asked stays, and is posted the next time."""
+async def test_changes_during_an_exchange_are_kept(tmp_path):
+    """A cooldown that starts during an exchange stays, and is published by the next one."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
         async with trio.open_nursery() as nursery:
@@ -264,8 +264,8 @@ async def test_what_happens_meanwhile_is_not_lost(tmp_path):
         assert resting(two) == {"": 100}
 
 
-async def test_a_wall_clock_that_jumps_moves_no_rest(tmp_path):
-    """Inside a process time goes on by its own clock, whatever happens to the wall's."""
+async def test_a_wall_clock_jump_moves_no_cooldown(tmp_path):
+    """Within a process a cooldown follows the monotonic clock."""
     async with Pair(tmp_path / "b.db", dict) as it:
         one, two = it.ones
         one.record_failure(refusal(LimitKind.QUOTA, waits=100.0), trio.current_time())
@@ -275,8 +275,8 @@ async def test_a_wall_clock_that_jumps_moves_no_rest(tmp_path):
         assert resting(one) == resting(two) == {"": 100}
 
 
-async def test_one_pace_for_two_processes(tmp_path):
-    """Together they get what one alone would get, and what one gives back both have."""
+async def test_one_rate_limit_for_two_processes(tmp_path):
+    """Two processes together get what one would get, and returned amounts are available to both."""
     async with Pair(tmp_path / "b.db", lambda: {"rate_limiter": AccountRateLimiter(rpm=20, tpm=1000)}) as it:
         got = 0
         for n in range(60):
@@ -288,8 +288,8 @@ async def test_one_pace_for_two_processes(tmp_path):
         assert [round(left_of(one), -2) for one in it.ones] == [800, 800]
 
 
-async def test_how_a_login_is_stands_on_the_board(tmp_path):
-    """Whoever reads the board knows whether somebody is signed in, and until when, but no token."""
+async def test_the_state_of_a_login_is_shared(tmp_path):
+    """The shared state has a login's state and expiry, but no token."""
     board = SqliteAccountState(tmp_path / "b.db")
     async with signed(tmp_path, interval=0.05) as it:  # polled in real time: the board works in a thread
         accounts = AccountPool(
@@ -326,8 +326,8 @@ trio.run(main)
 """
 
 
-async def test_many_processes_keep_one_pace(tmp_path):
-    """Four processes that claim at once get exactly what there is; one that is killed in between costs nobody anything."""
+async def test_many_processes_keep_one_rate_limit(tmp_path):
+    """Four concurrent processes get exactly the available amount, even if one is killed in between."""
     path, counts = str(tmp_path / "b.db"), []
     run = partial(trio.run_process, [sys.executable, "-c", CLAIMS, path], capture_stdout=True)
 
@@ -344,7 +344,7 @@ async def test_many_processes_keep_one_pace(tmp_path):
     assert sum(counts) == 100
 
 
-def test_news_says_whether_it_is_worth_a_write():
-    """A process without anything to tell writes nothing."""
+def test_an_empty_delta_is_recognized():
+    """A delta without changes is empty."""
     assert AccountStateDelta("a").is_empty
     assert not replace(AccountStateDelta("a"), quota=(None,)).is_empty

@@ -1,4 +1,4 @@
-"""How much at once: requests, the line before them, connections, and what a head may be."""
+"""Concurrency limits: requests, their queue, connections, and sizes of heads."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ JSON_HEADER = ("content-type", "application/json")
 BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
 
 
-async def test_the_line_is_short_and_moves(autojump_clock):
-    """Places go to those who wait, in order; who waits too long, or finds the line full, is refused."""
+async def test_the_queue_is_bounded_and_ordered(autojump_clock):
+    """Slots go to waiters in order; a request that waits too long, or finds the queue full, is rejected."""
     admission = ConcurrencyLimiter(1, max_queue_size=1, queue_timeout=1.0)
     leave = await admission.acquire()
     async with trio.open_nursery() as nursery:
@@ -48,8 +48,8 @@ async def test_the_line_is_short_and_moves(autojump_clock):
     assert (admission.in_use, admission.queue_size, admission.rejected) == (0, 0, 2)
 
 
-async def test_whoever_leaves_the_line_takes_no_place(autojump_clock):
-    """Cancelled while waiting or just as a place comes free, nothing stays taken."""
+async def test_a_cancelled_waiter_takes_no_slot(autojump_clock):
+    """A waiter cancelled while waiting or just as a slot is released leaves no slot acquired."""
     for leaves_first in (True, False):
         admission = ConcurrencyLimiter(1, max_queue_size=100, queue_timeout=100.0)
         leave = await admission.acquire()
@@ -72,7 +72,7 @@ async def test_whoever_leaves_the_line_takes_no_place(autojump_clock):
 
 
 async def test_too_many_requests_at_once(autojump_clock):
-    """Beyond max_requests a request waits a second and gets a 503 that says when to come back; health does not wait."""
+    """Beyond max_requests a request gets a 503 with Retry-After after a second; health checks do not wait."""
     async with world(max_requests=1) as it, trio.open_nursery() as nursery:
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(50), chunk({}, "stop"), DONE)))
         nursery.start_soon(it.stream, HELLO)
@@ -95,8 +95,8 @@ async def test_too_many_requests_at_once(autojump_clock):
 
 
 @pytest.mark.parametrize("ends", ["refused", "left"])
-async def test_a_place_is_given_back(ends, autojump_clock):
-    """Whether a request fails or its client leaves, its place is free again."""
+async def test_a_slot_is_released(ends, autojump_clock):
+    """The slot is released whether a request fails or its client disconnects."""
     async with world(max_requests=1) as it:
         if ends == "refused":
             assert (await it.post({**HELLO, "model": "fault-filter"}))[0] == 400
@@ -113,7 +113,7 @@ async def test_a_place_is_given_back(ends, autojump_clock):
 
 
 async def test_too_many_connections(monkeypatch, autojump_clock):
-    """One connection too many is told so in HTTP and closed; when another ends there is room again."""
+    """One connection too many gets an HTTP error and is closed; when another ends there is room again."""
     monkeypatch.setattr(http_server.TCPServer, "max_connections", 1)
     async with world() as it:
         async with h1(it.app) as first:
@@ -131,8 +131,8 @@ async def test_too_many_connections(monkeypatch, autojump_clock):
             assert (await third.response())[0] == 200
 
 
-async def test_one_turned_away_that_does_not_go(monkeypatch, autojump_clock):
-    """A client that keeps its refused connection open is closed a second later."""
+async def test_a_rejected_connection_is_closed(monkeypatch, autojump_clock):
+    """A rejected connection that the client keeps open is closed a second later."""
     monkeypatch.setattr(http_server.TCPServer, "max_connections", 0)
     async with world() as it, served(it.app) as stream:
         while await stream.receive_some(65536):
@@ -141,7 +141,7 @@ async def test_one_turned_away_that_does_not_go(monkeypatch, autojump_clock):
 
 
 async def test_a_head_that_is_too_large(autojump_clock):
-    """HTTP/1.1 says 431 in words, HTTP/2 ends the connection; the next one is served."""
+    """HTTP/1.1 returns 431, HTTP/2 ends the connection; the next connection is served."""
     async with world() as it:
         async with h1(it.app, h11_max_incomplete_size=1000) as client:
             await client.send("GET", "/livez", headers=[("x-large", "x" * 5000)])
@@ -158,8 +158,8 @@ async def test_a_head_that_is_too_large(autojump_clock):
             assert await client.event(h2.events.ResponseReceived) is not None
 
 
-async def test_what_is_not_http(autojump_clock):
-    """Garbage is answered with a 400 that says so, in OpenAI's shape."""
+async def test_rejects_bytes_that_are_not_http(autojump_clock):
+    """Invalid bytes get a 400 error in OpenAI's format."""
     async with world() as it, h1(it.app) as client:
         client.http.send(_head())
         await client.stream.send_all(b"\x16\x03\x01 garbage\r\n\r\n")
@@ -178,7 +178,7 @@ def _head():
     "part", [b"POST /v1/cha", b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"]
 )
 async def test_a_head_that_does_not_end(part, autojump_clock):
-    """A client that dawdles over its head is closed after client_idle_timeout."""
+    """A client that does not complete its head is disconnected after client_idle_timeout."""
     async with world() as it, served(it.app, keep_alive_timeout=7) as stream:
         await stream.send_all(part)
         assert await stream.receive_some(1) == b""
@@ -186,7 +186,7 @@ async def test_a_head_that_does_not_end(part, autojump_clock):
 
 
 async def test_a_body_that_does_not_end(autojump_clock):
-    """A client that dawdles over its body gets a 408 after body_timeout, and holds no place meanwhile."""
+    """A client that does not complete its body gets a 408 after body_timeout, and holds no slot meanwhile."""
     async with world(client_body_timeout=5.0) as it, served(it.app) as stream:
         client = H1Client(stream)
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -200,7 +200,7 @@ async def test_a_body_that_does_not_end(autojump_clock):
 
 
 async def test_a_flood_of_resets(autojump_clock):
-    """A client that opens and resets streams without end is sent away; one that does so now and then is not."""
+    """A client that keeps opening and resetting streams is disconnected; one that rarely does is not."""
     async with world() as it:
         for pause, sent_away in ((0.0, True), (1.0, False)):
             async with h2c(it.app) as client:
@@ -219,7 +219,7 @@ async def test_a_flood_of_resets(autojump_clock):
 
 
 def test_the_limit_on_open_files(monkeypatch, caplog):
-    """The process raises its limit as far as it may, and says so when that is not enough."""
+    """The process raises its limit as far as allowed, and logs a warning if that is not enough."""
     limits = {}
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))

@@ -1,4 +1,4 @@
-"""Spans of time: where they begin and end, in whose zone."""
+"""Usage windows: their start, end and time zone."""
 
 from datetime import datetime
 
@@ -23,8 +23,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_where_it_begins_and_ends(name):
-    """A day is UTC's or Beijing's, a week begins on Monday in Beijing, a month is the calendar's."""
+def test_start_and_end(name):
+    """A day is in UTC or Beijing time, a week starts on Monday in Beijing, a month on its first day."""
     now, begin, end = map(at, CASES[name])
     assert WINDOWS[name].start(now) == begin
     assert WINDOWS[name].end(now) == end
@@ -34,8 +34,8 @@ SECONDS = st.integers(int(at("2020-01-01T00:00+00:00")), int(at("2040-01-01T00:0
 
 
 @given(SECONDS, st.sampled_from([*WINDOWS]))
-def test_every_moment_is_in_its_window(now, name):
-    """Windows leave no gap: each begins where the one before ended; those of hours begin on full ones."""
+def test_windows_are_contiguous(now, name):
+    """Each window starts where the one before ended, on a full hour."""
     window = WINDOWS[name]
     begin, end = window.start(now), window.end(now)
     assert begin <= now < end
