@@ -318,10 +318,10 @@ async def test_a_second_signal(tmp_path):
 
 SAFEGUARDS = {
     "a public address without keys is not served": test_a_public_address_without_keys,
-    "settings that cannot be served are a line, and no server": test_settings_that_cannot_serve,
+    "invalid settings are a one-line error, and the server does not start": test_settings_that_cannot_serve,
     "SIGTERM and SIGINT end every request with its API's error, after `graceful_timeout`": test_requests_at_the_end,
     "workers end when their master was killed": test_a_master_that_was_killed,
-    "another worker class than Trio's is a line, and no server": test_another_worker_class,
+    "a worker class other than Trio's is a one-line error, and the server does not start": test_another_worker_class,
 }
 EXPECTED = {
     test_a_public_address_without_keys: WAYS,
@@ -334,7 +334,7 @@ EXPECTED = {
 
 def test_the_table_of_safeguards():
     """docs/operations.md has a row for each safeguard, a column for each way, and a yes where a test here proves it."""
-    page = (EXAMPLES.parent / "operations.md").read_text().partition("\n## Safe whatever starts it\n")[2]
+    page = (EXAMPLES.parent / "operations.md").read_text().partition("\n## Safeguards in every server\n")[2]
     lines = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert head[1:] == list(WAYS)

@@ -1,11 +1,12 @@
-"""Who may come in by a browser, and what a form must show.
+"""Authentication of browsers, and protection of forms.
 
-With an `admin_key` whoever has typed it in, for as long as the session is on record; without one, browsers on the server's own
-machine, as for the admin routes (`host_policy.require_local`).  A form is taken only from a page of this server: the browser says
-where it comes from (Origin, Sec-Fetch-Site), the session's cookie is not sent along from elsewhere (SameSite), and the
-form repeats the session's token.
+With an `admin_key`, a login creates a session; without one, only browsers on the server's machine have
+access, as for the admin routes (`host_policy.require_local`). A form is accepted only from a page of this
+server: the browser sends the origin (Origin, Sec-Fetch-Site), the session cookie is SameSite, and the form
+contains the session's token.
 
-Guesses at the admin_key wait, and count against their address together with those at other routes (`secret_limiter`).
+Wrong admin keys are delayed and count against their address together with those of other routes
+(`secret_limiter`).
 """
 
 from __future__ import annotations
@@ -33,52 +34,52 @@ from qproxy.wire.errors import AuthenticationError, RequestError
 COOKIE = "qproxy_dashboard"
 PATH = "/dashboard"
 GRANT_KIND = "dashboard session"
-"""Of grants."""
+"""Kind of the grants of sessions."""
 GUESS_SECONDS = 0.5
-"""How long a wrong one waits for its answer."""
+"""Seconds before the response to a wrong admin key."""
 MAX_FIELDS = 50
 FORM_TYPE = "application/x-www-form-urlencoded"
 log = logging.getLogger("qproxy.dashboard")
 
 
 class LoginRequired(Exception):
-    """The page is for somebody who has signed in."""
+    """The page requires a login."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """A request by a browser."""
+    """A request of a browser."""
 
     session: DashboardSession
     secure: bool
-    """Whether it came over TLS, as far as can be told."""
+    """Whether it came over TLS, if known."""
     query: Mapping[str, str]
     form: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: str = ""
-    """The path that was asked for."""
+    """The requested path."""
     origin: str = ""
-    """This server's, as the browser knows it."""
+    """The server's origin as the browser knows it."""
 
 
 class DashboardAuth:
-    """Of one server."""
+    """The authentication of one server's dashboard."""
 
     def __init__(self, server: StateHolder, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._server = server
         self._wall_clock = wall_clock
         self._epoch = ""
-        """Of the admin_key whose sessions are on record, as far as this process has seen to it."""
+        """Epoch of the admin key whose sessions this process has retained."""
 
     def __repr__(self) -> str:
-        return f"<Guard {'without' if self.key is None else 'with'} an admin_key>"
+        return f"<DashboardAuth {'without' if self.key is None else 'with'} an admin_key>"
 
     @property
     def key(self) -> str | None:
-        """The admin_key now."""
+        """Return the current admin key."""
         return self._server.state.authentication.admin_key
 
     async def open_request(self) -> PageRequest:
-        """The request being served.  GrantStoreError when it cannot be told whether the visitor has signed in."""
+        """Return the current request with its session. Raises GrantStoreError if sessions cannot be read."""
         scope, headers = request_context.scope(), request_context.headers()
         host = headers.get("host") or ""
         forwarded = (headers.get("x-forwarded-proto") or "").strip().lower()
@@ -89,7 +90,7 @@ class DashboardAuth:
         return PageRequest(session, secure, query, {}, scope["path"], origin)
 
     def require_login(self, visit: PageRequest) -> None:
-        """LoginNeededError or a RequestError unless the visitor runs the server."""
+        """Raise LoginRequired or a RequestError unless the visitor may administer the server."""
         check_origin()
         if self.key is None:
             require_local(request_context.headers(), request_context.scope())
@@ -97,7 +98,7 @@ class DashboardAuth:
             raise LoginRequired
 
     def check_form(self, visit: PageRequest) -> None:
-        """RequestError unless the form was sent from a page that this session was given."""
+        """Raise a RequestError unless the form was sent from a page of this session."""
         check_origin()
         if request_context.headers().get("sec-fetch-site", "same-origin") != "same-origin":
             raise _is_foreign("it was sent from another site")
@@ -106,7 +107,7 @@ class DashboardAuth:
             raise _is_foreign("it is too old: open the page again")
 
     async def login(self, shown: str) -> DashboardSession | None:
-        """A session for whoever shows the admin_key; None for a wrong one, RequestError for too many."""
+        """Return a session for the admin key, None for a wrong key. Raises a RequestError after too many."""
         state, key, shown = self._server.state, self.key, shown.strip()
         address = request_context.record().client or ""
         try:
@@ -126,25 +127,25 @@ class DashboardAuth:
         return session
 
     async def logout(self, session: DashboardSession) -> None:
-        """The session's cookie is worth nothing any more, in every process.  GrantStoreError when that cannot be written."""
+        """Revoke the session in every process. Raises GrantStoreError."""
         if session.created:
             await self._server.state.grants.revoke(GRANT_KIND, sessions.session_digest(session, self.key))
 
     async def revoke_other_epochs(self) -> None:
-        """End the sessions of every admin_key but the one of now: they stay ended when it is one of those again."""
+        """Revoke the sessions of all other admin keys, even if one of those is set again."""
         epoch = _epoch(self.key)
         if epoch != self._epoch:
             await self._server.state.grants.retain(GRANT_KIND, epoch)
             self._epoch = epoch
 
     def set_cookie(self, session: DashboardSession, *, secure: bool) -> str:
-        """The header field that gives a browser its session."""
+        """Return the header that sets the session cookie."""
         value = sessions.to_cookie(session, self.key if session.created else None)
         left = max(0, session.expires - int(self._wall_clock()))
         return _cookie(value, left, secure=secure)
 
     async def _load_session(self, text: str) -> DashboardSession:
-        """The session that the browser names, or a new one for somebody who has not signed in."""
+        """Return the session of the cookie, or a new one without a login."""
         value, now, key = _named(text), self._wall_clock(), self.key
         if key is not None:
             await self.revoke_other_epochs()
@@ -157,7 +158,7 @@ class DashboardAuth:
 
 
 async def end_stale_sessions(grants: GrantStore, admin_key: str | None) -> None:
-    """End the sessions of earlier admin keys when the server starts."""
+    """Revoke the sessions of earlier admin keys when the server starts."""
     if admin_key is None:
         return
     try:
@@ -172,15 +173,15 @@ def _epoch(admin_key: str | None) -> str:
 
 
 def check_origin() -> None:
-    """RequestError for a request by a page of another origin, also one that may use the API (`cors_origins`)."""
+    """Raise a RequestError for a page of another origin, even one in `cors_origins`."""
     headers = request_context.headers()
     origin = headers.get("origin")
     if origin is not None and origin_authority(origin) != (headers.get("host") or None):
-        raise _is_foreign("it was sent from another site, or a proxy changes the Host field")
+        raise _is_foreign("it was sent from another site, or a proxy changes the Host header")
 
 
 def parse_form(body: bytes, content_type: str) -> dict[str, str]:
-    """The fields of a form's body; RequestError when it is none."""
+    """Parse the fields of a form. Raises a RequestError."""
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
         raise RequestError(f"A form is sent as {FORM_TYPE}.", status=415, code="unsupported_media_type")
     return _fields(body)
@@ -190,12 +191,12 @@ def _fields(data: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
-        raise RequestError("The fields of the request cannot be read.", code="invalid_form") from None
+        raise RequestError("The form fields cannot be parsed.", code="invalid_form") from None
     return dict(pairs)
 
 
 def expired_cookie(*, secure: bool) -> str:
-    """The header field that takes a browser's session away."""
+    """Return the header that deletes the session cookie."""
     return _cookie("", 0, secure=secure)
 
 
@@ -205,7 +206,7 @@ def _cookie(value: str, left: int, *, secure: bool) -> str:
 
 
 def _named(text: str) -> str:
-    """The value of our cookie among a browser's cookies."""
+    """Return the value of the session cookie among the browser's cookies."""
     try:
         morsel = SimpleCookie(text).get(COOKIE)
     except CookieError:
@@ -215,5 +216,5 @@ def _named(text: str) -> str:
 
 def _is_foreign(why: str) -> RequestError:
     return RequestError(
-        f"The request was not taken: {why}.", status=403, type="permission_error", code="form_rejected"
+        f"The form was rejected: {why}.", status=403, type="permission_error", code="form_rejected"
     )

@@ -1,8 +1,7 @@
-"""Numbers along time as shapes: bars in stacks and lines in steps, for a template to write as SVG.  Pure.
+"""Time series as shapes for SVG: stacked bars and step lines. Pure.
 
-The drawing is 1000 wide and 100 high and is stretched to its place; what must not be stretched (words, the thickness
-of lines) is left to the page around it.  A value is told three ways: as a shape, in the shape's title, and in a
-table below the chart for whoever does not see shapes.
+A drawing is 1000 wide and 100 high and is stretched to its container; text and line widths are set by the
+page. Each value is available as a shape, in the shape's title, and in an accessible table below the chart.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 1000.0, 100.0
 GAP = 0.18
-"""Between two bars, as a part of a piece's width."""
+"""Gap between two bars, as a fraction of a slot's width."""
 MIN_HEIGHT = 0.8
-"""Height at which something is still seen."""
+"""Minimum visible height."""
 TICKS = 4
 
 
@@ -31,7 +30,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One piece of time: its shapes, where it is pointed at, and what it says."""
+    """A time slot: its shapes, its hover area and its title."""
 
     x: float
     width: float
@@ -41,20 +40,20 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One drawing."""
+    """A chart."""
 
     name: str
     series: tuple[str, ...]
     columns: tuple[Column, ...]
     lines: tuple[str, ...]
-    """Path data, a line for each series; empty for bars."""
+    """Path data, one line per series; empty for bars."""
     top: str
-    """The value at the upper edge, for people."""
+    """Label of the upper edge."""
     middle: str
     ticks: tuple[str, ...]
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """The table: pieces of time with anything in them."""
+    """Rows of the table: time slots with data."""
 
     @property
     def is_empty(self) -> bool:
@@ -62,7 +61,7 @@ class Chart:
 
 
 def nice_ceiling(value: float) -> float:
-    """The next round number: 1, 2 or 5 with zeros."""
+    """Return the next round number: 1, 2 or 5 times a power of ten."""
     if value <= 0:
         return 1.0
     size = 1.0
@@ -82,7 +81,7 @@ def stacked_bars(
     *,
     whole: bool = True,
 ) -> Chart:
-    """Stacks, a stack for each time; `whole` for what is counted: half of the scale is a whole number too."""
+    """Return a chart of stacked bars; with `whole`, half of the scale is an integer too."""
     limit = max((sum(stack) for stack in values), default=0.0)
     top = 2 * nice_ceiling(max(1.0, limit / 2)) if whole else nice_ceiling(limit)
     width = WIDTH / max(1, len(values))
@@ -115,7 +114,7 @@ def step_chart(
     values: Sequence[Sequence[float | None]],
     say: Callable[[float | None], str],
 ) -> Chart:
-    """Lines that keep their height through each piece of time, and are interrupted where nothing is known."""
+    """Return a chart of step lines, interrupted where a value is unknown."""
     known = [value for row in values for value in row if value is not None]
     top, width = nice_ceiling(max(known, default=0.0)), WIDTH / max(1, len(values))
     lines = tuple(_steps([row[number] for row in values], top, width) for number in range(len(series)))
@@ -137,7 +136,7 @@ def _describe(series: Sequence[str], row: Sequence[float | None], say: Callable[
 
 
 def _steps(values: Sequence[float | None], top: float, width: float) -> str:
-    """One line as path data: `H` along a piece, `V` to the next one's height."""
+    """Return one line as path data: `H` along a slot, `V` to the next value."""
     path, drawing = [], False
     for place, value in enumerate(values):
         if value is None:
@@ -169,20 +168,20 @@ def _chart(
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How much of something is used."""
+    """A usage bar."""
 
     label: str
     text: str
     percent: float
-    """Of the whole; 0 where no limit is known."""
+    """Percentage of the limit; 0 without a limit."""
     severity: str
-    """calm, near or full; none where no limit is known."""
+    """calm, near or full; none without a limit."""
 
 
 def usage_bars(
     label: str, use: float, limit: float | None, say: Callable[[float], str], unit: str = ""
 ) -> Bar:
-    """A bar for so much of a limit."""
+    """Return a bar for usage of a limit."""
     tail = f" {unit}" if unit else ""
     if not limit:
         return Bar(label, f"{say(use)}{tail}", 0.0, "none")

@@ -1,4 +1,4 @@
-"""Numbers and times for people.  Pure; times are Unix seconds, shown in UTC."""
+"""Numbers and times as text. Pure; times are Unix seconds, shown in UTC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DAY = 86400
 
 
 def format_number(value: float | None) -> str:
-    """`12,345`, `123k`, `4.56M`; a dash for what is not known."""
+    """Return `12,345`, `123k` or `4.56M`; a dash for an unknown number."""
     if value is None:
         return "–"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
@@ -19,7 +19,7 @@ def format_number(value: float | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """`340 ms`, `2.4 s`, `3 min`, `5 h`, `12 d`."""
+    """Return `340 ms`, `2.4 s`, `3 min`, `5 h` or `12 d`."""
     if seconds is None:
         return "–"
     if seconds < 1:
@@ -31,44 +31,44 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_milliseconds(value: float | None) -> str:
-    """The same for a count of milliseconds."""
+    """Return a duration in milliseconds as text."""
     return format_duration(None if value is None else value / 1000)
 
 
 def format_ago(when: float, now: float) -> str:
-    """How long ago something was."""
+    """Return the time since a past event as text."""
     seconds = max(0.0, now - when)
     return "just now" if seconds < 2 else f"{_join_units(seconds)} ago"
 
 
 def format_ahead(when: float, now: float) -> str:
-    """How long it is until something."""
+    """Return the time until a future event as text."""
     return "now" if when <= now else f"in {_join_units(max(1.0, when - now))}"
 
 
 def _join_units(seconds: float) -> str:
-    """A span of at least a second, without fractions."""
+    """Return a duration of at least a second, without fractions."""
     return f"{seconds:.0f} s" if seconds < 10 else format_duration(seconds)
 
 
 def format_moment(when: float | None) -> str:
-    """A time, to the second."""
+    """Return a time with seconds."""
     return "–" if when is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
 
 
 def format_clock(when: float, period: float) -> str:
-    """A time on an axis that is so long."""
+    """Return a time for an axis of `period` seconds."""
     shape = "%H:%M" if period <= 2 * DAY else "%d %b"
     return time.strftime(shape, time.gmtime(when))
 
 
 def format_money(dollars: float | None) -> str:
-    """US dollars."""
+    """Return US dollars as text."""
     if dollars is None:
         return "–"
     return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.4f}"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
-    """`1 request`, `2 requests`."""
+    """Return `1 request` or `2 requests`."""
     return f"{format_number(count)} {one if count == 1 else many or one + 's'}"

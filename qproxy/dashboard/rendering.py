@@ -1,7 +1,7 @@
-"""What every page is made of: a template, the header fields that fence it in, and the two files it loads.
+"""Rendering of pages: templates, security headers and static files.
 
-Templates escape whatever they are given; nothing here or in a template marks anything as safe but the drawing of a QR
-code, which is ours.  The policy lets a page load from this server and nowhere else, and nothing inline.
+Templates escape every value; only the generated SVG of a QR code is marked as safe. The
+Content-Security-Policy allows resources of this server only, and nothing inline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HTML = "text/html; charset=utf-8"
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "referrer-policy": "same-origin",  # with "no-referrer" a form's Origin field would say null
+    "referrer-policy": "same-origin",  # with "no-referrer" a form's Origin header would be null
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -32,7 +32,7 @@ CONTENT_TYPES = {
     "script.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-"""The static files."""
+"""Media types of the static files."""
 PAGES = (
     ("/dashboard", "Overview"),
     ("/dashboard/requests", "Requests"),
@@ -44,7 +44,7 @@ PAGES = (
 
 
 class PageRenderer:
-    """Makes replies of templates."""
+    """Renders templates as responses."""
 
     def __init__(self) -> None:
         folder = files("qproxy.dashboard") / "static"
@@ -67,12 +67,12 @@ class PageRenderer:
     def page(
         self, visit: PageRequest, template: str, status: int = 200, /, *, known: bool = True, **values: Any
     ) -> HTTPResponse:
-        """A page; `known` says whether the visitor may see the others too."""
+        """Render a page; `known`: whether the visitor may see the other pages."""
         text = self._environment.get_template(template).render(visit=visit, known=known, **values)
         return HTTPResponse(text.encode(), status, HTML, dict(PAGE_HEADERS))
 
     def static(self, name: str) -> HTTPResponse | None:
-        """A static file; its address changes with what is in it."""
+        """Return a static file; its URL changes with its content."""
         if name not in self._static:
             return None
         fields = {"cache-control": "public, max-age=31536000, immutable"}
@@ -80,5 +80,5 @@ class PageRenderer:
 
 
 def redirect(path: str, fields: Mapping[str, str] | None = None) -> HTTPResponse:
-    """On to another page of ours, by GET."""
+    """Redirect to another page of the dashboard, by GET."""
     return HTTPResponse(b"", 303, HTML, {**PAGE_HEADERS, "location": path, **(fields or {})})

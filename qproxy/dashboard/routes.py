@@ -1,7 +1,7 @@
-"""The routes of the dashboard, and what happens around each of its views: who asks, with which form, and errors as pages.
+"""The routes of the dashboard: authentication, form checks and error pages around each view.
 
-The one idea: a view gets a `PageRequest` that was let in, with a form that was checked, and gives a reply; nothing about
-keys, cookies or refusals is left to it.  A new family of pages is a class with `views()` and a row in `DashboardRoutes`.
+A view receives an authenticated `PageRequest` with a checked form, and returns a response. A new group of
+pages is a class with `views()` and a row in `DashboardRoutes`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MAX_FORM = 64 * 1024
 
 
 class PageGroup(Protocol):
-    """A family of pages."""
+    """A group of pages."""
 
     def views(self) -> Iterator[tuple[str, str, View]]:
-        """(method, path below /dashboard, view): a view takes a `PageRequest` and the path's parameters."""
+        """Yield (method, path below /dashboard, view); a view takes a `PageRequest` and path parameters."""
         ...
 
 
 class DashboardRoutes:
-    """The family of routes."""
+    """The routes of all pages."""
 
     def __init__(self, server: StateHolder, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._auth = DashboardAuth(server, wall_clock=wall_clock)
@@ -66,7 +66,7 @@ class DashboardRoutes:
         return Route(f"/dashboard{path}", (method,), served, Access.SESSION, versioned=False)
 
     async def _serve(self, view: View, method: str, admitted: bool, **values: Any) -> HTTPResponse:
-        """A view's page, or the page that says why there is none."""
+        """Return a view's page, the login page or an error page."""
         visit = None
         try:
             visit = await self._auth.open_request()
@@ -95,7 +95,7 @@ class DashboardRoutes:
         return visit
 
     def _error_page(self, visit: PageRequest | None, error: QproxyError) -> HTTPResponse:
-        """An error as a page, with the fields that it has as JSON."""
+        """Return an error as a page with its code and status."""
         plain = error_handlers.error_response(error)
         if visit is None:
             return plain
@@ -106,7 +106,7 @@ class DashboardRoutes:
     async def _static(self, name: str) -> HTTPResponse:
         found = self._pages.static(name)
         if found is None:
-            raise RequestError(f"There is no file {name[:100]!r}.", status=404, code="unknown_url")
+            raise RequestError(f"Unknown file {name[:100]!r}.", status=404, code="unknown_url")
         return found
 
     async def _form(self, visit: PageRequest) -> HTTPResponse:
@@ -121,7 +121,7 @@ class DashboardRoutes:
     async def _login(self, visit: PageRequest) -> HTTPResponse:
         session = await self._auth.login(visit.form.get("key", ""))
         if session is None:
-            return self._login_page(visit, "That is not the admin key of this server.", 401)
+            return self._login_page(visit, "Incorrect admin key.", 401)
         cookie = self._auth.set_cookie(session, secure=visit.secure)
         return redirect(safe_redirect(visit.form.get("next", "")), {"set-cookie": cookie})
 
@@ -131,7 +131,7 @@ class DashboardRoutes:
 
 
 def safe_redirect(target: str) -> str:
-    """Where to go after the login: a page of the dashboard, whatever somebody put into the address."""
+    """Return the page after the login, restricted to paths of the dashboard."""
     inside = target == auth.PATH or target.startswith(f"{auth.PATH}/")
     plain = all(char.isalnum() or char in "/-_.~%" for char in target) and target.isascii()
     return target if inside and plain and ".." not in target else auth.PATH

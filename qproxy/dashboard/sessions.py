@@ -1,12 +1,12 @@
-"""What a browser's cookie says: who it is, until when, and that we said so.  Pure.
+"""Session cookies: a signed identifier with an expiry. Pure.
 
-A session is a random name and an end, signed with a key that is derived from `admin_key`.  So several workers accept
-each other's, and another admin_key ends them all.  The derivation is slow on purpose: a cookie that got into wrong
-hands must not serve to guess the admin_key.  The signature alone lets nobody in: a session of somebody who has signed
-in is also on record, by its `digest`, until it is logged out.
+A session is a random name and an expiry, signed with a key derived from `admin_key`. So all workers accept
+it, and another admin key invalidates all sessions. The derivation is slow, so that a stolen cookie is of no
+use for guessing the admin key. The signature alone grants no access: the session of a login is also stored by
+its `digest`, until it is logged out.
 
-A browser that has not signed in has a session too, signed with a key that is no secret: it names the browser to itself
-and gives its forms a token that no other page can know.
+A browser without a login has a session too, signed with a public key: it provides the token for its forms,
+which no other page can know.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MAX_COOKIE_BYTES = 200
 
 @dataclass(frozen=True, slots=True)
 class DashboardSession:
-    """One browser's."""
+    """The session of one browser."""
 
     name: str = field(repr=False)
     expires: int
-    """Unix time."""
+    """Expiry, Unix time."""
     created: bool
     token: str = field(repr=False)
-    """What its forms must say, against other sites' forms (CSRF)."""
+    """Token that its forms must contain, against CSRF."""
 
 
 @lru_cache(maxsize=4)
 def signing_key(admin_key: str | None) -> bytes:
-    """The key for the sessions of those who have shown this admin_key, or for everybody's."""
+    """Return the signing key for sessions of an admin key, or for sessions without a login."""
     if admin_key is None:
         return hashlib.sha256(b"qproxy dashboard, not signed in").digest()
     return hashlib.scrypt(
@@ -45,17 +45,17 @@ def signing_key(admin_key: str | None) -> bytes:
 
 
 def new_session(admin_key: str | None, now: float) -> DashboardSession:
-    """A new session; with the admin_key, of somebody who has shown it."""
+    """Create a session; with an admin key, one with a login."""
     return _session(admin_key, secrets.token_urlsafe(NAME_BYTES), int(now) + SESSION_SECONDS)
 
 
 def to_cookie(session: DashboardSession, admin_key: str | None) -> str:
-    """The session for the browser to keep."""
+    """Return the cookie of a session."""
     return f"{session.name}.{session.expires}.{_sign(admin_key, 'session', session.name, session.expires)}"
 
 
 def from_cookie(text: str, admin_key: str | None, now: float) -> DashboardSession | None:
-    """The session that a cookie names; None unless it was signed with this key and goes on."""
+    """Return the session of a cookie, None unless its signature is valid and it has not expired."""
     name, _, rest = text[:MAX_COOKIE_BYTES].partition(".")
     ends, _, signature = rest.partition(".")
     if not (ends.isascii() and ends.isdecimal() and signature.isascii()):
@@ -66,12 +66,12 @@ def from_cookie(text: str, admin_key: str | None, now: float) -> DashboardSessio
 
 
 def session_digest(session: DashboardSession, admin_key: str | None) -> bytes:
-    """What is on record of the session; the cookie cannot be made from it."""
+    """Return the digest under which a session is stored; the cookie cannot be derived from it."""
     return bytes.fromhex(_sign(admin_key, "record", session.name, session.expires))
 
 
 def admin_key_epoch(admin_key: str | None) -> str:
-    """A name for the time during which this is the admin_key."""
+    """Return an identifier of the admin key, for revoking sessions of others."""
     return _sign(admin_key, "epoch", "", 0)
 
 

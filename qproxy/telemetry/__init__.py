@@ -1,15 +1,16 @@
-"""What happened: one record a request, and everybody who reads it.
+"""Telemetry: one record per request, and its log line, metrics and spans.
 
     records    the facts of one request: names, numbers and codes
-    counters   requests under way and counted; tells the listeners when one is over
+    counters   requests in flight and counts of finished ones; notifies listeners
     log_format a record as a log line
-    redaction  secrets out of whatever is logged
-    body_log   requests and answers in the log, where the operator wants them
+    redaction  removes secrets from logged text
+    fragments  redacts secrets split across the events of a stream
+    body_log   request and response bodies in the log (setting log_bodies)
     metrics    /metrics
     tracing    OpenTelemetry spans (the extra `qproxy[otel]`)
-    peers      several workers as one
+    peers      queries between the workers of one server
 
-Facts flow one way: server and relay fill in the record, `RequestCounters.request_finished` hands it on.
+Data flows one way: server and relay fill in the record, `RequestCounters.request_finished` passes it on.
 """
 
 from qproxy.telemetry.counters import RequestCounters

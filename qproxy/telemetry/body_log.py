@@ -1,7 +1,7 @@
-"""Bodies in the log, for whoever hunts a fault and has set `log_bodies`: off unless asked for.
+"""Bodies in the log, for debugging: off unless `log_bodies` is set.
 
-They pass the redactor, lose their pictures, and end after 64 KiB.  What is collected of a stream is bounded too, and its
-events are looked at together: one secret may be in several (`fragments`).
+Bodies are redacted, without images, and truncated after 64 KiB. What is collected of a stream is bounded too,
+and its events are redacted together: a secret may be split across several (`fragments`).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ log = logging.getLogger("qproxy.body")
 
 
 class BodyLogger:
-    """Writes them."""
+    """Writes bodies to the log."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
 
     def log_request(self, record: RequestRecord, data: bytes) -> None:
-        """A request's body."""
+        """Log a request's body."""
         self._write(record, "request", data)
 
     def log_response(self, record: RequestRecord, data: bytes) -> None:
-        """An answer's."""
+        """Log a response's body."""
         self._write(record, "response", data)
 
     def streamed(self, record: RequestRecord, data: bytes) -> None:
-        """An answer's that came in pieces."""
+        """Log the collected body of a streamed response."""
         self._write(record, "response", fragments.redact_stream(data, self._redactor.text))
 
     def streaming(self, record: RequestRecord) -> StreamLogger:
-        """An answer's that comes in pieces."""
+        """Return a collector for a streamed response."""
         return StreamLogger(self, record)
 
     def _write(self, record: RequestRecord, what: str, data: bytes) -> None:
@@ -43,7 +43,7 @@ class BodyLogger:
 
 
 class StreamLogger:
-    """The pieces of one answer, until there are enough of them."""
+    """Collects the chunks of one response, up to a limit."""
 
     def __init__(self, bodies: BodyLogger, record: RequestRecord) -> None:
         self._logger = bodies
@@ -51,10 +51,10 @@ class StreamLogger:
         self._data = bytearray()
 
     def add(self, data: bytes) -> None:
-        """A piece that was sent."""
+        """Add a chunk that was sent."""
         if len(self._data) <= MAX_BODY_LENGTH:
             self._data += data
 
     def close(self) -> None:
-        """That was all."""
+        """Log the collected chunks."""
         self._logger.streamed(self._record, bytes(self._data))

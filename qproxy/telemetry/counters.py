@@ -1,7 +1,7 @@
 """The requests in flight and the counts of finished ones.
 
-A finished record is counted, logged, and passed to each listener (the metrics, the ledger) in turn.  A listener must
-be quick and must not wait: it runs as the request ends, even if it failed or was cancelled.
+A finished record is counted, logged, and passed to each listener (the metrics, the ledger) in turn. A
+listener must be quick and must not wait: it runs as the request ends, even if it failed or was cancelled.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ def notify(listeners: Iterable[Listener], record: RequestRecord) -> None:
     for listener in listeners:
         try:
             listener(record)
-        except Exception:  # the other listeners and the rest of the request's stack still have to run
+        except Exception:  # the other listeners and the rest of the request's exit stack must still run
             log.exception("%r failed", listener)
 
 
 _LINE = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None)
-"""What every request's line says of where it was written."""
+"""Source location in every request's log record."""
 
 
 def _write_line(record: RequestRecord) -> None:
-    """The request's line, without the search for its caller, its process and its thread."""
+    """Write the request's log line, without looking up caller, process and thread."""
     line, now = logging.LogRecord.__new__(logging.LogRecord), time.time()
     line.__dict__.update(
         _LINE.__dict__,
@@ -84,7 +84,7 @@ def _write_line(record: RequestRecord) -> None:
 
 
 def _log_repairs(record: RequestRecord) -> None:
-    """A line for each kind of repair that the answer needed, for whoever wants to see an upstream's bugs."""
+    """Log each kind of repair that the response needed."""
     story = record.relay
     for kind, count in story.repairs.items():
         fields = {

@@ -1,8 +1,8 @@
-"""Secrets that a stream has cut into pieces: `"sk-abc"`, `"def"`.  Pure.
+"""Redaction of secrets that a stream splits into parts: `"sk-abc"`, `"def"`. Pure.
 
-A model's text comes in deltas, and no pattern finds a secret of which each delta has a part.  So the texts of a stream's
-events are read together, those of one field after each other.  Where the whole of a field holds a secret, its first
-event gets the whole without it, and the others of the field nothing; what holds none stays as it was sent.
+A model's text arrives in deltas, and no pattern matches a secret that is split across them. So the strings of
+each field are joined over all events. If the joined text contains a secret, the field's first event gets the
+redacted text and the others get empty strings; other fields are unchanged.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ FieldPath: TypeAlias = tuple[Any, ...]
 MAX_DEPTH = 20
 PREFIX = b"data: "
 IDENTIFYING_KEYS = ("type", "item_id", "output_index", "content_index", "index")
-"""What says to which of several texts an event belongs."""
+"""Keys whose values identify the text that an event belongs to."""
 
 
 @dataclass(eq=False, slots=True)
 class _StreamEvent:
-    """One event, and whether it has been changed."""
+    """An event, and whether it was changed."""
 
     line: int
     value: Any
@@ -31,7 +31,7 @@ class _StreamEvent:
 
 @dataclass(eq=False, slots=True)
 class _FieldText:
-    """One field's pieces: the event, the object, the name in it."""
+    """The parts of one field: the event, the object, the key in it."""
 
     fragments: list[tuple[_StreamEvent, Any, Any]] = field(default_factory=list)
 
@@ -39,14 +39,14 @@ class _FieldText:
         return "".join(holder[name] for _, holder, name in self.fragments)
 
     def replace(self, text: str) -> None:
-        """Have the first piece say all of it."""
+        """Put the text into the first part, and empty strings into the others."""
         for event, holder, name in self.fragments:
             event.changed = event.changed or holder[name] != text
             holder[name], text = text, ""
 
 
 def redact_stream(stream: bytes, redact: Callable[[str], str]) -> bytes:
-    """A stream of server-sent events without the secrets that several of them hold together."""
+    """Return a stream of server-sent events with split secrets redacted."""
     lines = stream.split(b"\n")
     events = [
         _StreamEvent(number, value)
@@ -69,7 +69,7 @@ def redact_stream(stream: bytes, redact: Callable[[str], str]) -> bytes:
 
 
 def _parse_event(line: bytes) -> Any:
-    """The object in an event's data; None where there is none, or it was cut off."""
+    """Return the JSON value of an event's data; None if there is none or it is truncated."""
     if not line.startswith(PREFIX):
         return None
     try:
@@ -80,12 +80,12 @@ def _parse_event(line: bytes) -> Any:
 
 
 def _identifying_values(value: Any) -> FieldPath:
-    """What tells the entries of a list apart, or the events of one kind."""
+    """Return the values that distinguish list entries, or events of one type."""
     return tuple(value[name] for name in IDENTIFYING_KEYS if isinstance(value.get(name), str | int))
 
 
 def _iter_strings(value: Any, place: FieldPath, depth: int = 0) -> Iterator[tuple[FieldPath, Any, Any]]:
-    """Every string of a value, by its place: the object or list that has it, and under which name."""
+    """Yield every string of a value with its path, its container and its key."""
     if depth > MAX_DEPTH:
         return
     entries = value.items() if isinstance(value, dict) else enumerate(value)

@@ -1,10 +1,10 @@
 """A log line: JSON for machines, columns and `key=value` for people.
 
-The request's line has its fields in `extra={"fields": ...}`.  For people, what is asked first stands first and in
-its own column: the status, how long it took and until its first byte, the tokens in and out, the model, who asked and
-who served; the rest follows by name.
+A request's line has its fields in `extra={"fields": ...}`. In text, the most important ones have columns:
+status, total time and time to the first byte, tokens in and out, model, key and account; the others follow by
+name.
 
-Every line passes the redactor as its last step, whoever wrote it: tracebacks and other libraries' lines too.
+Redaction is the last step for every line, including tracebacks and lines of other libraries.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ IN_COLUMNS = frozenset((
     "method", "path", "status", "outcome", "model", "key", "account", "stream",
     "prompt_tokens", "completion_tokens", "first_byte_ms", "total_ms",
 ))  # fmt: skip
-"""Fields of a request that have their place in a line for people."""
+"""Fields of a request that have a column in a text line."""
 
 _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class LogFormatter(logging.Formatter):
-    """One line a record."""
+    """Formats a record as one line."""
 
     def __init__(self, *, as_json: bool, redactor: Redactor | None = None, worker: int | None = None) -> None:
         super().__init__()
@@ -64,16 +64,17 @@ class LogFormatter(logging.Formatter):
             if name != "message"
         ]
         lines = [printable(" ".join(shown))]
-        if record.exc_info:  # indented: what an exception says cannot pose as a line of the log
+        if record.exc_info:  # indented, so that an exception's text cannot imitate a log line
             lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(lines)
 
 
 def escape_controls(text: str) -> str:
-    """JSON in which every character that is not printable is escaped.
+    """Escape every character of JSON text that is not printable.
 
-    JSON itself (RFC 8259 7) wants that of C0 controls only.  U+0085, U+2028 and U+2029 end a line for some readers, C1
-    controls drive a terminal, marks of direction disguise a line, and half a surrogate pair cannot be written at all.
+    JSON itself (RFC 8259 7) requires that for C0 controls only. U+0085, U+2028 and U+2029 end a line for some
+    readers, C1 controls drive a terminal, bidirectional marks disguise a line, and a lone surrogate cannot be
+    encoded.
     """
     if text.isprintable():
         return text
@@ -81,14 +82,14 @@ def escape_controls(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what would break a line, or tell a terminal to do something: clients choose paths and names."""
+    """Escape line breaks and terminal controls in a text: clients choose paths and names."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    """UTC, to the millisecond."""
+    """Return the time in UTC with milliseconds."""
     return f"{_fraction(int(record.created))}.{int(record.msecs):03d}Z"
 
 
@@ -98,7 +99,7 @@ def _fraction(second: int) -> str:
 
 
 def columns(fields: Mapping[str, Any]) -> str:
-    """A request's fields as a line for people."""
+    """Format a request's fields as a text line."""
     first = f"({_duration(fields['first_byte_ms'])})" if "first_byte_ms" in fields else ""
     tokens = ""
     if "prompt_tokens" in fields:

@@ -1,14 +1,13 @@
-"""Numbers for a monitoring system: what `/metrics` shows, in Prometheus's text format.
+"""Metrics: `/metrics` in Prometheus's text format.
 
-`TABLE` names every metric; docs/operations.md shows the same table, and a test compares them.  Counters and
-histograms are fed from finished records; gauges are read from the server's parts when somebody asks, so that they
-cost nothing while nobody does.
+`TABLE` has every metric; docs/operations.md has the same table, and a test compares them. Counters and
+histograms are updated from finished records; gauges are read on each scrape and cost nothing otherwise.
 
-No label is without bounds: endpoints are routes, models are those that somebody configured or a server listed (any
-other is "other"), keys and accounts are the operator's own, codes come from this program's tables.  Where
-OpenTelemetry's conventions for generative AI have a name it is used, as Prometheus spells it.
+Every label is bounded: endpoints are routes, models are those that are configured or listed by an upstream
+(any other is "other"), keys and accounts are the operator's, codes come from tables in the code.
+OpenTelemetry's names for generative AI are used where they exist, in Prometheus's spelling.
 
-A registry of our own: a program that embeds qproxy keeps its own metrics to itself.
+The registry is separate from the default one, so an embedding program's metrics are not exposed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qproxy.wire.events import Usage
 
 OTHER = "other"
 MAX_TOOLS = 200
-"""Names of tools that become labels: an MCP server may have any number."""
+"""Maximum number of tool names used as labels: an MCP server may have any number of tools."""
 PROVIDER = "qwen"
 _GENAI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -35,14 +34,14 @@ _OVERHEAD = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.51
 _TOKENS = tuple(4**power for power in range(14))
 
 Values: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
-"""(label values, value) of a gauge."""
+"""(label values, value) of each sample of a gauge."""
 Families: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
 """(name, help, kind, samples) of each metric, and (name, labels, value) of each sample: plain enough for JSON."""
 KnownLabels: TypeAlias = Callable[[str], bool]
 
 
 class MetricSpec(NamedTuple):
-    """One metric."""
+    """The declaration of one metric."""
 
     name: str
     kind: str
@@ -59,35 +58,35 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"), "Tokens by client key; kind is prompt or completion"),
     MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"), "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
     MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"), "Tokens of a request; type is input or output", _TOKENS),
-    MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"), "From a request's first byte to its answer's last", _DURATION),
-    MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first", _FIRST_BYTE),
-    MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Of an answer's tokens after the first", _PER_TOKEN),
-    MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy (or by the client) rather than waiting for an upstream", _OVERHEAD),
-    MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Attempts after a failed attempt"),
+    MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"), "From a request's first byte to the last byte of its response", _DURATION),
+    MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first event", _FIRST_BYTE),
+    MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Per output token after the first", _PER_TOKEN),
+    MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy or by the client, not waiting for an upstream", _OVERHEAD),
+    MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Attempts after a failed one"),
     MetricSpec("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed attempts"),
     MetricSpec("qproxy_repairs_total", "counter", ("kind",), "Repairs of tool calls and streams"),
-    MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Runs of tools by this server; outcome is ok or failed"),
-    MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "How long a tool ran", _DURATION),
+    MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Tool runs by the server; outcome is ok or failed"),
+    MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "Duration of tool runs", _DURATION),
     MetricSpec("qproxy_rules_total", "counter", ("rule",), "Requests changed by a Qwen rule"),
 )
-"""Fed from finished records."""
+"""Updated from finished records."""
 READ_METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("qproxy_requests_in_flight", "gauge", (), "Requests under way"),
-    MetricSpec("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests places"),
+    MetricSpec("qproxy_requests_in_flight", "gauge", (), "Requests in flight"),
+    MetricSpec("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests slots"),
     MetricSpec("qproxy_requests_waiting", "gauge", ("queue",), "Requests in a queue: for a request slot, or for an account"),
     MetricSpec("qproxy_requests_rejected_total", "counter", (), "Requests rejected because the queue was full, or after queue_timeout"),
-    MetricSpec("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; in several workers, how many are in it"),
-    MetricSpec("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; in several workers, how many see it so"),
-    MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests under way by account"),
-    MetricSpec("qproxy_token_refreshes_total", "counter", ("account",), "Renewals of a signed-in account's token"),
-    MetricSpec("qproxy_token_refresh_failures", "gauge", ("account",), "Renewals that failed in a row"),
-    MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token ends; 0 without one"),
-    MetricSpec("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests under way are leaks"),
+    MetricSpec("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; with several workers, the number in it"),
+    MetricSpec("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; with several workers, the number that report it"),
+    MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests in flight by account"),
+    MetricSpec("qproxy_token_refreshes_total", "counter", ("account",), "Token refreshes of a logged-in account"),
+    MetricSpec("qproxy_token_refresh_failures", "gauge", ("account",), "Consecutive failed refreshes"),
+    MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token expires; 0 without one"),
+    MetricSpec("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests in flight are leaks"),
     MetricSpec("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
-    MetricSpec("qproxy_stored_responses_total", "counter", ("what",), "Responses kept and discarded (too old, or one too many) by the store, and uses of it that failed"),
+    MetricSpec("qproxy_stored_responses_total", "counter", ("what",), "Responses stored and discarded (too old or too many), and failed operations of the store"),
 )
 # fmt: on
-"""Read from the server's parts when somebody asks."""
+"""Read on each scrape."""
 TABLE = (*COUNTED_METRICS, *READ_METRICS)
 _KINDS: dict[str, Any] = {"counter": Counter, "histogram": Histogram}
 
@@ -97,7 +96,7 @@ class Metrics:
 
     def __init__(self, known: KnownLabels = lambda model: False) -> None:
         self.known = known
-        """Whether a model's name may be a label."""
+        """Returns whether a model's name may be a label."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._metrics: dict[str, Any] = {}
         self._children: dict[tuple[str, ...], Any] = {}
@@ -113,7 +112,7 @@ class Metrics:
         return f"<Metrics with {len(self._children)} series>"
 
     def child(self, *mark: str) -> Any:
-        """A metric by its name, with its labels' values; found once, because `labels()` is slow."""
+        """Return a metric with label values, cached because `labels()` is slow."""
         child = self._children.get(mark)
         if child is None:
             name, *labels = mark
@@ -123,11 +122,11 @@ class Metrics:
         return child
 
     def read(self, readings: Mapping[str, Callable[[], Values]]) -> None:
-        """Where the values of these metrics are to be found when somebody asks."""
+        """Set the functions that read the gauges' values."""
         self._readers.update(readings)
 
     def families(self) -> Families:
-        """Everything, as it is now."""
+        """Return all metrics with their current values."""
         found: Families = []
         for family in self._registry.collect():
             samples = [(s.name, s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
@@ -194,7 +193,7 @@ class Metrics:
 
 
 def exposition(processes: Iterable[Families]) -> bytes:
-    """The sum of several processes' metrics, in the text format."""
+    """Return the sum of several processes' metrics in the text format."""
     heads: dict[str, tuple[str, str]] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for families in processes:
@@ -216,7 +215,7 @@ def exposition(processes: Iterable[Families]) -> bytes:
 
 
 class _Merged(Collector):
-    """What `generate_latest` wants to be asked."""
+    """A collector for `generate_latest`."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -226,8 +225,8 @@ class _Merged(Collector):
 
 
 def table() -> str:
-    """The metrics as a Markdown table, for docs/operations.md."""
-    rows = ["| metric | kind | labels | what it is |", "| --- | --- | --- | --- |"]
+    """Return the metrics as a Markdown table, for docs/operations.md."""
+    rows = ["| metric | kind | labels | description |", "| --- | --- | --- | --- |"]
     for row in TABLE:
         labels = ", ".join(f"`{label}`" for label in row.labels)
         rows.append(f"| `{row.name}` | {row.kind} | {labels} | {row.help} |")

@@ -1,11 +1,11 @@
-"""The worker processes behind one address know of each other, so that any of them can answer for all.
+"""Queries between the workers of one server, so that any of them can report for all.
 
-`qproxy serve --workers 2` and `hypercorn -w 2` start workers that share a port; who is asked for `/metrics` is chance.  Each worker
-listens on a Unix socket in a directory named after their common parent (only the owner may enter it) and answers
-questions there; `query` puts one to all the others.  Nothing is sent while nobody asks, and a worker that is gone
-leaves a socket that refuses, which whoever finds it removes.
+`qproxy serve --workers 2` and `hypercorn -w 2` start workers that share a port, and any one may receive a
+request for `/metrics`. Each worker listens on a Unix socket in a directory named after their common parent
+(only the owner may enter it); `query` sends a query to all others. Without queries nothing is sent. The
+socket of an ended worker refuses connections and is removed by the next query.
 
-A process without such a parent (`qproxy serve` alone, `hypercorn -w 0`) has no siblings and opens nothing.
+A process without such a parent (`qproxy serve` alone, `hypercorn -w 0`) has no peers and opens nothing.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import trio
 from qproxy.system.directories import make_private_directory, peer_directory
 
 PEER_TIMEOUT = 2.0
-"""For all siblings together to answer: they are on this machine."""
+"""Seconds for all peers together to respond: they are on the same machine."""
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 MAX_QUERY_BYTES = 100
 log = logging.getLogger("qproxy")
 
 
 def find_peer_directory(home: Path) -> Path | None:
-    """The directory of this process's siblings; None for a process that has none."""
+    """Return the directory of this process's peers, None if it has none."""
     parent = multiprocessing.parent_process()
     return None if parent is None or parent.pid is None else peer_directory(home, parent.pid)
 
 
 class Peers:
-    """This worker among its siblings."""
+    """The queries to and from the other workers."""
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
         self._socket_path = None if directory is None else directory / str(os.getpid())
 
     def __repr__(self) -> str:
-        return f"<Siblings in {self._directory}>"
+        return f"<Peers in {self._directory}>"
 
     async def listen(
         self,
@@ -61,10 +61,8 @@ class Peers:
                 self._socket_path.unlink(missing_ok=True)
                 await listening.bind(str(self._socket_path))
                 listening.listen()
-            except OSError as error:  # no place to write, or a path too long for a socket
-                log.warning(
-                    "this worker's siblings cannot ask it (%s): /metrics tells of one worker only", error
-                )
+            except OSError as error:  # not writable, or a path too long for a socket
+                log.warning("cannot open worker socket (%s): /metrics covers this worker only", error)
                 task_status.started()
                 return
             task_status.started()
@@ -72,7 +70,7 @@ class Peers:
                 await trio.serve_listeners(partial(self._handle, handlers), [trio.SocketListener(listening)])
             finally:
                 _remove(self._socket_path)
-                with suppress(OSError):  # the last one closes the door
+                with suppress(OSError):  # the last worker removes the directory
                     self._directory.rmdir()
 
     async def _handle(self, handlers: Mapping[str, Callable[[], bytes]], stream: trio.SocketStream) -> None:
@@ -82,7 +80,7 @@ class Peers:
                 await stream.send_all(handlers.get(question, bytes)())
 
     async def query(self, question: str) -> list[bytes]:
-        """The answers of all siblings that are alive; this process's own is not among them."""
+        """Return the responses of all other running workers."""
         answers: list[bytes] = []
         if self._directory is None:
             return answers
@@ -103,12 +101,12 @@ class Peers:
         except ConnectionRefusedError:
             _remove(path)
         except (OSError, trio.BrokenResourceError) as error:
-            log.info("a sibling does not answer (%s)", error)
+            log.info("worker did not respond (%s)", error)
         else:
             answers.append(bytes(answer))
 
 
 def _remove(path: Path) -> None:
-    """Away with the socket of a worker that is gone."""
+    """Remove the socket of an ended worker."""
     with suppress(OSError):
         path.unlink(missing_ok=True)

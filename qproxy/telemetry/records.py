@@ -1,9 +1,9 @@
-"""What happened to one request, as names, numbers and codes.
+"""The record of one request: names, numbers and codes.
 
-Nothing here holds a prompt, an answer, a key or a token, so a record may be logged, counted and kept.  The log line,
-the metrics and the ledger are three readings of the same finished `RequestRecord`; none of them is told anything else.
+A record contains no prompt, response, key or token, so it may be logged, counted and stored. The log line,
+the metrics and the ledger all derive from the same finished `RequestRecord`.
 
-`RelayRecord` is what the relay knows (accounts, tries, tokens), `RequestRecord` what the server knows around it.
+`RelayRecord` is filled in by the relay (accounts, attempts, tokens), `RequestRecord` by the server.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from qproxy.wire.events import Usage
 from qproxy.wire.http_request import Headers
 
 MAX_NAME_LENGTH = 200
-"""Characters of a path or a model's name that are worth keeping: a client may send any."""
+"""Maximum characters of a path or a model's name in a record: clients choose them."""
 SHUTTING_DOWN = "shutting_down"
-"""The code of the error with which requests end that outlast a stopping server's patience."""
+"""Error code of requests that are still running at the shutdown timeout."""
 
 
 class FailedAttempt(NamedTuple):
-    """A try that failed."""
+    """A failed attempt."""
 
     account: str
     code: str
-    """The code, or where there is none the type, of the error."""
+    """The error's code, or its type if there is none."""
 
 
 class ToolRunRecord(NamedTuple):
-    """A tool that this server ran for the request."""
+    """A run of a tool by the server."""
 
     name: str
     ok: bool
@@ -41,39 +41,39 @@ class ToolRunRecord(NamedTuple):
 
 
 class TraceProtocol(Protocol):
-    """A trace of the request while it runs (`telemetry.tracing`)."""
+    """A trace of a running request (`telemetry.tracing`)."""
 
     def start_attempt(self, account: str, model: str, url: str) -> Headers:
-        """A try begins; the header fields that carry the trace on to its server."""
+        """Start the span of an attempt; return the headers that propagate the trace."""
         ...
 
     def end_attempt(self, error: str) -> None:
-        """The try failed with this code."""
+        """End the attempt's span with this error code."""
         ...
 
     def end(self, record: RequestRecord) -> None:
-        """The request is over, and with it the try that served it."""
+        """End the spans of the request and of its last attempt."""
         ...
 
 
 class TracerProtocol(Protocol):
-    """`telemetry.tracing.OtelTracer`, where traces are wanted."""
+    """The interface of `telemetry.tracing.OtelTracer`."""
 
     def start(self, record: RequestRecord, header: Callable[[str], str | None]) -> TraceProtocol:
-        """The trace of a request that has just begun, under the client's own span if its header fields name one."""
+        """Start a trace, under the client's span if the request's headers have one."""
         ...
 
 
 @dataclass(slots=True)
 class RelayRecord:
-    """What happened to one request, for the log, the metrics and the response's headers."""
+    """The relay's record of one request, for the log, the metrics and response headers."""
 
     model: str = ""
     served_model: str = ""
     account: str | None = None
     attempts: int = 0
     rounds: int = 1
-    """In which this server's tools ran, and the last one; each takes a try at least."""
+    """Rounds in which the server's tools ran, and the last one; each takes at least one attempt."""
     failures: list[FailedAttempt] = field(default_factory=list)
     upstream_status: int | None = None
     upstream_request_id: str | None = None
@@ -85,25 +85,25 @@ class RelayRecord:
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
     upstream_seconds: float = 0.0
-    """Time spent waiting for the upstream, pauses before another try included."""
+    """Seconds spent waiting for upstreams, including backoff."""
     tool_seconds: float = 0.0
-    """Time spent waiting for tools."""
+    """Seconds spent waiting for tools."""
     trace: TraceProtocol | None = field(default=None, repr=False)
     trace_headers: Headers = field(default=(), repr=False)
-    """Header fields of the trace for the try under way."""
+    """Trace headers of the current attempt."""
 
     @property
     def retries(self) -> int:
-        """Tries after one that failed."""
+        """Return the number of attempts after a failed one."""
         return max(0, self.attempts - self.rounds)
 
     def attempt_started(self, account: str, model: str, url: str) -> None:
-        """A request is about to go to an account's server."""
+        """Record the start of an attempt."""
         if self.trace is not None:
             self.trace_headers = self.trace.start_attempt(account, model, url)
 
     def attempt_failed(self, account: str, error: QproxyError) -> None:
-        """It did not bring an answer."""
+        """Record a failed attempt."""
         code = error.code or error.type
         self.failures.append(FailedAttempt(account, code))
         if self.trace is not None:
@@ -112,42 +112,42 @@ class RelayRecord:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request of a client, from its first byte to its last."""
+    """The record of one client request."""
 
     id: str
     method: str
     path: str
     endpoint: str = ""
-    """The route that it took (`/chat/completions`), with or without /v1; empty for an unknown one."""
+    """The route without /v1 (`/chat/completions`); empty for an unknown one."""
     operation: str = ""
-    """What the route asks of a model, by OpenTelemetry's name (`chat`), else `endpoint` once more."""
+    """OpenTelemetry's name of the operation (`chat`), otherwise `endpoint`."""
     key: str | None = None
-    """The name, else the id, of the client's key."""
+    """The name of the client's key, or its id."""
     client: str | None = None
-    """The address that the request came from (`addresses`)."""
+    """The client's address (`access.client_address`)."""
     started_at: float = field(default_factory=time.perf_counter)
     ended_at: float | None = None
     status: int = 0
     error: str | None = None
-    """The code (or type) of the error that was answered."""
+    """The code (or type) of the error that was returned."""
     stream: bool = False
     outcome: str = "client_disconnected"
-    """ok, error, internal_error (an error of ours after the first byte), upstream_truncated (one of the upstream's), client_disconnected,
-    shutting_down."""
+    """ok, error, internal_error or upstream_truncated (after the first byte, by qproxy or the upstream),
+    client_disconnected, shutting_down."""
     first_byte: float | None = None
-    """Seconds from the start to the answer's head, which goes out with the first event."""
+    """Seconds from the start to the response's head, which is sent with the first event."""
     response_started: float | None = None
-    """Seconds from the start to the answer's end."""
+    """Seconds from the start to the end of the response."""
     finish_reason: str | None = None
     chunks: int = 0
-    """Events of the answer so far: about as many as tokens."""
+    """Events of the response so far, about one per token."""
     prompt_estimate: int = 0
-    """Tokens of the prompt, guessed where the upstream tells none."""
+    """Estimated tokens of the prompt, used if the upstream reports none."""
     tools: list[ToolRunRecord] = field(default_factory=list)
     relay: RelayRecord = field(default_factory=RelayRecord)
 
     def fail(self, error: QproxyError, outcome: str) -> None:
-        """Note the error that the request ends with; the server's own end is an outcome by itself."""
+        """Record the final error; a shutdown is an outcome of its own."""
         self.error = error.code or error.type
         self.outcome = SHUTTING_DOWN if error.code == SHUTTING_DOWN else outcome
 
@@ -157,18 +157,18 @@ class RequestRecord:
 
     @property
     def overhead_seconds(self) -> float:
-        """Seconds spent here rather than waiting for the upstream or for tools."""
+        """Return the seconds not spent waiting for upstreams or tools."""
         return max(0.0, self.seconds - self.relay.upstream_seconds - self.relay.tool_seconds)
 
     def tokens(self) -> tuple[int, int]:
-        """Tokens in and out: those that the upstream told, else a guess at what a client that left has got."""
+        """Return tokens in and out, as reported or else estimated from what was sent."""
         usage = self.relay.usage
         if usage is not None:
             return usage.prompt_tokens, usage.completion_tokens
         return (self.prompt_estimate, self.chunks) if self.first_byte is not None else (0, 0)
 
     def seconds_per_token(self) -> float | None:
-        """Of the answer's tokens after the first; None where that says nothing."""
+        """Return the seconds per output token after the first, None if unknown."""
         usage = self.relay.usage
         if (
             self.response_started is None
@@ -180,13 +180,13 @@ class RequestRecord:
         return (self.response_started - self.first_byte) / (usage.completion_tokens - 1)
 
     def tool_counts(self) -> str | None:
-        """How often each tool ran (`name:2,name!:1`, `!` for runs that failed); None where none did."""
+        """Return the runs of each tool (`name:2,name!:1`, `!` for failed ones), None without any."""
         if not self.tools:
             return None
         return format_counts(Counter(tool.name if tool.ok else f"{tool.name}!" for tool in self.tools))
 
     def to_json(self) -> dict[str, Any]:
-        """The record as flat, loggable values; what is not known is left out."""
+        """Return the record as flat values, without unknown ones."""
         record, usage = self.relay, self.relay.usage
         values: dict[str, Any] = {
             "request_id": self.id,
@@ -227,5 +227,5 @@ def to_milliseconds(seconds: float | None) -> float | None:
 
 
 def format_counts(counts: Counter[str]) -> str | None:
-    """`kind:2,other:1`, or None for none."""
+    """Return `kind:2,other:1`, or None if there are none."""
     return ",".join(f"{kind}:{count}" for kind, count in counts.items()) or None

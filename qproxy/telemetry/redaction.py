@@ -1,17 +1,18 @@
-"""Secrets out of text that is about to be logged.
+"""Redaction of secrets in text to be logged.
 
-Two nets.  What this process knows to be secret (keys and tokens of its settings) is replaced wherever it stands; what
-looks like a secret (an Authorization field, `sk-...`, a JWT, a value named token or password) is replaced too, so that
-somebody else's is not kept either.  Both are a last net: no code of ours logs a secret in the first place.
+Configured secrets (keys and tokens of the settings) are replaced everywhere; text that looks like a secret
+(an Authorization header, `sk-...`, a JWT, a value named token or password) is replaced too. Both are a last
+resort: qproxy does not log secrets in the first place.
 
-Clients choose part of what is logged, so every pattern takes a time that grows with the text and no faster: what is
-repeated is possessive, and a value that was begun is taken to its end, whether it is closed or cut off.
+Clients choose part of the logged text, so every pattern runs in linear time: repetitions are possessive, and
+a value is consumed to its end, whether it is closed or truncated.
 
-JSON often stands in a string of other JSON (the arguments of a tool call), to any depth.  Each level escapes
-the quotes of the one within: where a quote has n backslashes, one of the next level has 2n + 1, and a backslash takes
-2n + 2.  So a value ends at the quote that has as many as the one it began with, or where a level further out ends.
+JSON is often nested in strings of other JSON (the arguments of a tool call), to any depth. Each level escapes
+the quotes of the inner one: if a quote has n backslashes, one of the next level has 2n + 1, and a backslash
+takes 2n + 2. So a value ends at the quote with the same number as its opening quote, or where an outer level
+ends.
 
-`body` is for `log_bodies`: besides secrets it shortens what is large and says nothing (data: URIs, base64).
+`body` is for `log_bodies`: it also shortens large opaque values (data: URIs, base64).
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ import re
 from collections.abc import Iterable
 
 MIN_SECRET_LENGTH = 8
-"""Characters; a configured secret that is shorter would blank ordinary words."""
+"""Minimum characters of a configured secret: a shorter one would match ordinary words."""
 MAX_LEVELS = 3
-"""Of JSON within JSON at which a configured secret is known with quotes or letters that JSON escapes."""
+"""Levels of JSON within JSON at which configured secrets with escaped characters are recognized."""
 MAX_BODY_LENGTH = 64 * 1024
 REDACTED = "[hidden]"
 
 _SHAPE_START = r"(?: \b | (?<=\\[bfnrt]) )"
-"""Of a word; in JSON it may follow an escaped line break, whose letter is none of it."""
+"""Start of a word, which in JSON may follow an escaped line break."""
 _PAIRS = r"(?: (?P=slashes) \\ (?P=slashes) \\ )*+"
-"""Backslashes that are escaped themselves, in a value whose quotes have `slashes`."""
+"""Escaped backslashes in a value whose quotes have `slashes`."""
 _NAMED = re.compile(
     rf"""(?ix)
     (?P<name> {_SHAPE_START}
@@ -67,17 +68,17 @@ _NAMES = (
     "authorization", "password", "passwd", "passphrase", "secret", "verifier", "cookie", "token", "code",
     "_key", "-key", "ikey", "skey", "tkey", "ekey",
 )  # fmt: skip
-"""What names of secret values end with; the last six are ends of `api_key`, `accesskey` and their like."""
+"""Endings of names of secret values; the last six are those of `api_key`, `accesskey` and the like."""
 _VALUE_DELIMITERS = tuple("\\\"'=: \t\r\n")
-"""What may follow a name that has a value."""
+"""Characters that may follow a name that has a value."""
 _SECRET_SHAPES = (
     "sk-", "eyj", "bearer", "basic", "://", "akia", "asia", "ltai", "aiza", "ya29.", "xox", "xapp-", "k_live_", "k_test_",
     "hf_", "npm_", "pypi-", "private key",
 )  # fmt: skip
 _GIT = re.compile(r"gh[oprsu]_|github_pat_|gl[a-z]{2,4}-")
-"""Without one of these words (in lower case) the patterns find nothing: looking for them costs a tenth."""
+"""The patterns match only texts with one of these words (in lower case); the check takes a tenth of the time."""
 _ESCAPED = re.compile(r"(?<!\\)(\\++)u00(2[0-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.IGNORECASE)
-"""ASCII that JSON need not escape; a secret could hide behind it."""
+"""Escapes of ASCII characters that JSON need not escape; they could hide a secret."""
 _DATA_URI = re.compile(r"(data:[\w.+/-]*+(?:;[\w=.-]++)*+,)([A-Za-z0-9+/=_%-]{64,}+)")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{512,}+={0,2}+")
 
@@ -100,7 +101,7 @@ class Redactor:
         return "<Redactor>"
 
     def text(self, text: str) -> str:
-        """The text without what is, or looks like, a secret."""
+        """Replace what is, or looks like, a secret."""
         if any(secret in text for secret in self._secrets):
             text = self._secret_pattern.sub(REDACTED, text)
         lowered = text.lower()
@@ -113,7 +114,7 @@ class Redactor:
         return _SHAPED.sub(REDACTED, text) if shaped else text
 
     def body(self, data: bytes) -> str:
-        """A request's or an answer's body as text to be logged."""
+        """Return a request's or response's body as text for the log."""
         text = _ESCAPED.sub(_unescape, data[:MAX_BODY_LENGTH].decode("utf-8", "replace"))
         text = _BASE64.sub(_shorten, _DATA_URI.sub(lambda uri: uri[1] + _shorten(uri, 2), text))
         more = len(data) - MAX_BODY_LENGTH
@@ -121,7 +122,7 @@ class Redactor:
 
 
 def _encodings(secret: str) -> set[str]:
-    """A secret as it is, and as JSON and JSON within JSON write it."""
+    """Return a secret as it is, in JSON, and in nested JSON."""
     found = {secret}
     for _ in range(MAX_LEVELS):
         found |= {json.dumps(text, ensure_ascii=plain)[1:-1] for text in found for plain in (False, True)}
@@ -133,7 +134,7 @@ def _hide_value(match: re.Match[str]) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    """The character itself; a quote with the backslashes that one has at this depth."""
+    """Return the character; a quote with the backslashes of this depth."""
     char = chr(int(match[2], 16))
     if char == "\\":
         return match[0]

@@ -1,10 +1,11 @@
-"""OpenTelemetry traces of requests: a server span, and under it a client span for every try.
+"""OpenTelemetry traces of requests: a server span with a client span for each attempt.
 
-The extra `qproxy[otel]` brings the library, the setting `tracing` switches it on, and OpenTelemetry's own variables
-(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, ...) say where spans go.  Nothing of it is imported before.
+The extra `qproxy[otel]` installs the library, the setting `tracing` enables it, and OpenTelemetry's own
+variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, ...) configure the export. The library is
+imported only if enabled.
 
-The client's W3C `traceparent` is taken up, and each try carries its own on to its server.  Attributes are those of the
-conventions for HTTP and for generative AI; prompts and answers are never among them.
+The client's W3C `traceparent` is continued, and each attempt sends its own to its upstream. Attributes follow
+the conventions for HTTP and for generative AI; prompts and responses are never among them.
 
 https://www.w3.org/TR/trace-context/, https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
@@ -27,7 +28,7 @@ try:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
-    raise ImportError("traces need OpenTelemetry: pip install 'qproxy[otel]'") from error
+    raise ImportError("tracing requires OpenTelemetry: pip install 'qproxy[otel]'") from error
 
 SHUTDOWN_TIMEOUT = 3.0
 PROPAGATED_HEADERS = ("traceparent", "tracestate")
@@ -35,14 +36,14 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OtelTracer:
-    """Begins the traces of requests."""
+    """Starts the traces of requests."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("qproxy", VERSION)
 
     def start(self, record: RequestRecord, header: Callable[[str], str | None]) -> RequestTrace:
-        """The trace of a request that has just begun, under the client's own span if its header fields name one."""
+        """Start a trace, under the client's span if the request's headers have one."""
         carrier = {name: value for name in PROPAGATED_HEADERS if (value := header(name))}
         span = self._tracer.start_span(
             f"{record.method} {record.path}",
@@ -53,7 +54,7 @@ class OtelTracer:
         return RequestTrace(self._tracer, span, record)
 
     async def run(self) -> None:
-        """Wait for the end, and then send what has not been sent."""
+        """Wait until cancelled, then export pending spans."""
         try:
             await trio.sleep_forever()
         finally:
@@ -62,7 +63,7 @@ class OtelTracer:
 
 
 def end_span(record: RequestRecord) -> None:
-    """A listener: ends the trace of a finished request."""
+    """End the trace of a finished request; a listener of `RequestCounters`."""
     if record.relay.trace is not None:
         record.relay.trace.end(record)
 
@@ -77,7 +78,7 @@ class RequestTrace:
         self._operation = record.operation
 
     def start_attempt(self, account: str, model: str, url: str) -> Headers:
-        """A span for a try; the header fields that carry it on to its server."""
+        """Start the span of an attempt; return the headers that propagate it."""
         context, server = trace.set_span_in_context(self._span), urlsplit(url)
         attributes: dict[str, str | int] = {
             "gen_ai.operation.name": self._operation,
@@ -96,14 +97,14 @@ class RequestTrace:
         return tuple((name.encode(), value.encode("latin-1", "replace")) for name, value in carrier.items())
 
     def end_attempt(self, error: str) -> None:
-        """The try failed with this code."""
+        """End the attempt's span with this error code."""
         if self._attempt_span is not None:
             _record_error(self._attempt_span, error)
             self._attempt_span.end()
             self._attempt_span = None
 
     def end(self, record: RequestRecord) -> None:
-        """The request is over, and with it the try that served it."""
+        """End the spans of the request and of its last attempt."""
         error = "" if record.outcome == "ok" else record.error or record.outcome
         if self._attempt_span is not None:
             self._attempt_span.set_attributes(_usage_attributes(record))
@@ -121,7 +122,9 @@ class RequestTrace:
                 "qproxy.attempts": record.relay.attempts,
             }
         )
-        if error and record.status not in range(400, 500):  # a client's mistake is not a server's error
+        if error and record.status not in range(
+            400, 500
+        ):  # a client error is not an error of the server span
             _record_error(self._span, error)
         self._span.end()
 
@@ -132,7 +135,7 @@ def _record_error(span: trace.Span, error: str) -> None:
 
 
 def _usage_attributes(record: RequestRecord) -> dict[str, Any]:
-    """What an answer used, in the conventions' words."""
+    """Return the usage as attributes of the conventions."""
     usage, found = record.relay.usage, {}
     if usage is not None:
         found = {
@@ -146,7 +149,7 @@ def _usage_attributes(record: RequestRecord) -> dict[str, Any]:
 
 
 def exporting() -> OtelTracer:
-    """A tracer whose spans go where OpenTelemetry's variables say, over OTLP.  ImportError without the extra."""
+    """Return a tracer that exports over OTLP as configured by environment. Raises ImportError without the extra."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

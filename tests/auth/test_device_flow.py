@@ -119,7 +119,7 @@ async def test_no_code_no_flow(tmp_path, autojump_clock):
         it.emulator.identity.script(FAULTS["html"], at=DEVICE_PATH)
         progress = await it.flow().run()
         assert progress.state == "failed"
-        assert "other than JSON" in progress.message
+        assert "did not return JSON" in progress.message
 
 
 async def test_tokens_that_cannot_be_saved_are_a_failure(tmp_path, autojump_clock):

@@ -53,7 +53,7 @@ class Source:
         await trio.sleep_forever()
 
 
-async def test_keepers_begin_and_end_with_their_sources(autojump_clock):
+async def test_refresh_tasks_follow_their_sources(autojump_clock):
     """Told before the start, while running, and after; what has no `run` needs none."""
     keepers, one, two = RefreshTasks(), Source("one"), Source("two")
     keepers.set_sources([one, object()])
@@ -68,4 +68,4 @@ async def test_keepers_begin_and_end_with_their_sources(autojump_clock):
         await trio.sleep(1)
         assert list(keepers.tasks) == ["two"]
         await keepers.stop()
-    assert repr(keepers) == "<Keepers of 0 accounts>"
+    assert repr(keepers) == "<RefreshTasks 0 accounts>"

@@ -176,14 +176,14 @@ async def test_what_moves_moves_by_itself(chromium, tmp_path):
     async with serving_to(chromium, tmp_path) as emulator:
         emulator.delay = 0.5
         await by(chromium, chromium.logs_in)
-        assert "0 requests under way" in await trio.to_thread.run_sync(lambda: chromium.finds("main").text)
+        assert "0 requests in flight" in await trio.to_thread.run_sync(lambda: chromium.finds("main").text)
         ask = (
             "fetch('/v1/chat/completions', {method: 'POST', headers: {'content-type': 'application/json'}, body:"
             "JSON.stringify({model: 'qwen3.7-plus', stream: true, messages: [{role: 'user', content: 'Hello there'}]})})"
         )
-        await by(chromium, partial(chromium.runs, ask), partial(chromium.reads, "1 request under way"))
+        await by(chromium, partial(chromium.runs, ask), partial(chromium.reads, "1 request in flight"))
         emulator.delay = 0
-        await by(chromium, partial(chromium.reads, "0 requests under way"))
+        await by(chromium, partial(chromium.reads, "0 requests in flight"))
         assert await trio.to_thread.run_sync(chromium.complaints) == []
 
 
@@ -255,7 +255,7 @@ async def test_signing_in_is_followed(chromium, tmp_path):
 
         code = await trio.to_thread.run_sync(begins)
         assert emulator.identity.decide(code)
-        await by(chromium, partial(chromium.reads, "Signed in."))
+        await by(chromium, partial(chromium.reads, "Logged in."))
         assert await trio.to_thread.run_sync(chromium.complaints) == []
 
 

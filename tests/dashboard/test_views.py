@@ -124,17 +124,20 @@ async def test_a_live_request_and_its_end(tmp_path):
         async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
             await response.receive()
             live = await browser.get("/dashboard/live")
-            assert "1 request under way" in live.text
+            assert "1 request in flight" in live.text
             assert "streaming" in live.text
             assert "qwen3.7-plus" in live.text
             assert "one" in live.text
             await response.read()
         page = await browser.get("/dashboard")
-        assert "0 requests under way" in page.text
+        assert "0 requests in flight" in page.text
         links = [v["href"] for v in page.all("a") if v["href"].startswith("/dashboard/requests/")]
         story = await browser.get(links[0])
-        assert "A client without a key asked /chat/completions for qwen3.7-plus, as a stream." in story.text
-        assert "The account one was asked for qwen3.7-plus." in story.text
+        assert (
+            "A client without an API key requested qwen3.7-plus from /chat/completions, streamed."
+            in story.text
+        )
+        assert "Account one was used for qwen3.7-plus." in story.text
         assert "my secret question" not in page.html + story.html + live.html
 
 
@@ -163,8 +166,8 @@ async def test_charts_and_sums(tmp_path, period):
         assert "Requests 4 Failed 1 25.0%" in page.text
         assert "Tokens in 4,000 Tokens out 2,000" in page.text
         assert "First event, median 250 ms" in page.text
-        names = [v["aria-label"].partition(" along")[0] for v in page.all("svg")]
-        assert names == ["Requests", "Tokens", "Errors", "Time to the first event", "Whole time"]
+        names = [v["aria-label"].partition(" over time")[0] for v in page.all("svg")]
+        assert names == ["Requests", "Tokens", "Errors", "Time to first event", "Total time"]
         assert "3 answered, 1 failed" in page.text
         assert sum(values.get("class") == "s0" for values in page.all("rect")) == 2
 
@@ -206,7 +209,7 @@ async def test_the_list_is_looked_through(tmp_path):
         bad = await browser.get("/dashboard/requests?outcome=error")
         assert len(bad.all("tr")) == 2
         assert "boom" in bad.text
-        assert "No such requests" in (await browser.get("/dashboard/requests?model=other")).text
+        assert "No matching requests" in (await browser.get("/dashboard/requests?model=other")).text
         assert len((await browser.get("/dashboard/requests?before=nonsense")).all("tr")) == 51
         assert (await browser.get("/dashboard/requests/req_99")).status == 404
 
@@ -228,15 +231,15 @@ def test_a_story_tells_everything():
     )
     story.repairs["index_missing"] = 2
     told = summaries.summarize(to_row(made, 1.0, Pricing()))
-    assert told[0] == "The key bob asked /chat/completions for qwen3.7-plus, as a stream."
-    assert told[1] == "The account one did not answer: rate_limit_exceeded."
-    assert told[2] == "The account two was asked for qwen3.7-plus, at try 2."
-    assert told[3].startswith("The answer began after 400 ms and was over after 2.5 s")
+    assert told[0] == "API key bob requested qwen3.7-plus from /chat/completions, streamed."
+    assert told[1] == "Account one failed: rate_limit_exceeded."
+    assert told[2] == "Account two was used for qwen3.7-plus on attempt 2."
+    assert told[3].startswith("First event after 400 ms; finished after 2.5 s")
     assert told[3].endswith("answered, status 200, finish reason stop.")
-    assert told[4].startswith("100 tokens in (10 from the cache), 50 out (20 of them thoughts).")
+    assert told[4].startswith("100 tokens in (10 cached), 50 out (20 reasoning).")
     assert told[5:7] == [
-        "The server ran its tool calc 1 time.",
-        "The server ran its tool calc 1 time, which failed.",
+        "The server ran tool calc 1 time.",
+        "The server ran tool calc 1 time, which failed.",
     ]
     assert told[7].startswith("Rule developer_role: ")
     assert told[8].startswith("Repaired 2 times, index_missing: an entry without an index")
@@ -247,8 +250,8 @@ def test_the_story_of_a_request_that_nobody_served():
     made = record(outcome="error", error="account_unavailable", status=503)
     made.relay.account, made.relay.attempts = None, 0
     told = summaries.summarize(to_row(made, 1.0, Pricing()))
-    assert told[1] == "It reached no account."
-    assert told[2] == "It was over after 2.5 s: refused, status 503, error account_unavailable."
+    assert told[1] == "The request reached no account."
+    assert told[2] == "Finished after 2.5 s: refused, status 503, error account_unavailable."
     assert len(told) == 3
 
 
@@ -273,9 +276,9 @@ async def test_accounts_in_words(tmp_path):
         assert "Ready to serve." in page.text
         assert "Cooling down after quota; available again in 5 min." in page.text
         assert "cools down until" in page.text
-        assert "quota, in its server's words Your plan is used up." in page.text
+        assert "quota message Your plan is used up." in page.text
         assert "last error 429" in page.text
-        assert "not for qwen-x this model; asked again in 10 min" in page.text
+        assert "not for qwen-x this model; available in 10 min" in page.text
 
 
 def test_an_allowance_is_for_a_window_that_there_is():
@@ -381,12 +384,12 @@ async def test_tools_and_their_sandbox(tmp_path):
     async with shown(tmp_path, tools=tools, site=SystemSandbox(none)) as it:
         page = await (await entered(it)).get("/dashboard/tools")
         assert "no sandbox can be made: there is no bubblewrap here" in page.text
-        assert "fenced Held refused" in page.text
-        assert "free Not held can run command without a fence always" in page.text
+        assert "fenced Held unavailable" in page.text
+        assert "free Not held available command without a sandbox always" in page.text
     async with shown(tmp_path) as it:
         page = await (await entered(it)).get("/dashboard/tools")
         assert "This server runs no tools" in page.text
-        assert "No tool here needs one" in page.text
+        assert "Not required by any tool" in page.text
 
 
 async def test_signing_in_by_the_dashboard(tmp_path):
@@ -408,7 +411,7 @@ async def test_signing_in_by_the_dashboard(tmp_path):
         browser = await entered(it)
         path = "/dashboard/accounts/me/login"
         begin = await browser.get(path)
-        assert "No sign-in is under way" in begin.text
+        assert "No login in progress" in begin.text
         for action in (f"{path}/cancel", path):
             page = await browser.get(path)
             assert (await browser.fill(page, path)).status == 303
@@ -420,17 +423,17 @@ async def test_signing_in_by_the_dashboard(tmp_path):
             )
             assert any(v.get("class") == "qr" for v in page.all("svg"))
             assert not any("style" in v for _, v in page.elements)
-            assert "Waiting for the sign-in" in (await browser.get(f"{path}/progress")).text
+            assert "Waiting for approval" in (await browser.get(f"{path}/progress")).text
             if action.endswith("cancel"):
                 assert (await browser.fill(page, action)).status == 303
                 assert "was cancelled" in (await browser.get(path)).text
         assert it.emulator.identity.decide(code)
         await it.server.state.login_sessions._logins["me"].flow.finished.wait()
         done = await browser.get(f"{path}/progress")
-        assert "Signed in." in done.text
+        assert "Logged in." in done.text
         assert "data-over" in done.html
         await it.server.state.relay.accounts.accounts[0].source.credential()  # it reads the file on its own
-        assert "token ends" in (await browser.get("/dashboard/accounts")).text
+        assert "token expires" in (await browser.get("/dashboard/accounts")).text
         assert (await browser.get("/dashboard/accounts/keyed/login")).status == 400
         assert (await browser.get("/dashboard/accounts/nobody/login")).status == 404
 

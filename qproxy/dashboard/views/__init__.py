@@ -1,1 +1,1 @@
-"""The pages, a family a module: each gathers what a template shows and does what its forms ask for."""
+"""The pages, one group per module: each collects the data of a template and handles its forms."""

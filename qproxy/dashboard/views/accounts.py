@@ -1,8 +1,8 @@
-"""Accounts: how each is, in words; what it has used of its windows; and signing one in.
+"""The accounts: their state, their usage per window, and logins.
 
-How an account is comes from this process, which hears of the others' within a second (`accounts.sync`); what it has
-used comes from the ledger, which is everybody's.  A sign-in is the server's own (`auth.login_sessions`): the admin routes show
-the same one.
+States are those of this process, which receives other workers' changes within a second (`accounts.sync`);
+usage is the ledger's, which all workers share. Logins are the server's (`auth.login_sessions`), the same as
+in the admin routes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_MODELS = 20
 
 @dataclass(frozen=True, slots=True)
 class AccountCard:
-    """One account for a page.  Times are Unix time."""
+    """One account on a page; times are Unix time."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class AccountCard:
     expires_at: float | None
     cooldown_until: float | None
     refused_models: tuple[tuple[str, float, str], ...]
-    """Models that it is not asked for, until when and why."""
+    """Models that cool down: name, end and reason."""
     quota: str | None
     quota_reset_at: float | None
     last_error: str | None
@@ -69,7 +69,7 @@ class AccountCard:
 
 
 class AccountPages:
-    """The list, and the sign-in of one."""
+    """The list of accounts, and the login of one."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
         self._server = server
@@ -84,7 +84,7 @@ class AccountPages:
         yield "POST", "/accounts/<name>/login/cancel", self._cancel
 
     def cards(self, now: float) -> list[AccountCard]:
-        """The accounts as this process sees them."""
+        """Return the accounts in the state of this process."""
         states, at = self._server.state.account_states(), trio.current_time()
         return [
             account_card(account, states[account.name], at, now - at)
@@ -136,7 +136,7 @@ class AccountPages:
 
 
 def account_card(account: Account, state: str, at: float, ahead: float) -> AccountCard:
-    """An account at a moment of Trio's clock, which the wall clock is so much ahead of."""
+    """Return an account's card at a time of Trio's clock; the wall clock is `ahead` of it."""
     status = account.source.status() if isinstance(account.source, OAuthSource) else None
     cooldown = account.cooldowns.get("")
     cooldown_until = cooldown.until + ahead if cooldown is not None and cooldown.until > at else None
@@ -170,23 +170,23 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
 
 
 def _state_text(account: Account, state: str, status: AccountStatus | None, at: float) -> str:
-    """What the state means now."""
+    """Describe the state."""
     if state == "unavailable":
-        return f"Its server does not answer; asked again in {formatting.format_duration(account.circuit_breaker.wait(at))}."
+        return f"The upstream is unavailable; next attempt in {formatting.format_duration(account.circuit_breaker.wait(at))}."
     if state == "cooling_down":
-        why = account.cooldowns[""].reason if "" in account.cooldowns else "a refusal"
+        why = account.cooldowns[""].reason if "" in account.cooldowns else "an error"
         return f"Cooling down after {why}; available again in {formatting.format_duration(account.cooldown_until('') - at)}."
     if state == "at_capacity":
         return "At its limit of concurrent requests (max_in_flight)."
     if state == "rate_limited":
-        return "At its requests or tokens per minute."
+        return "At its limit of requests or tokens per minute."
     if status is not None:
         return f"{status.message[:1].upper()}{status.message[1:].rstrip('.')}."
     return "Ready to serve."
 
 
 def _rate_text(account: Account, at: float) -> Iterator[Bar]:
-    """What this minute has used of the account's own limits."""
+    """Yield bars of the usage of the account's limits per minute."""
     for bucket, what in (
         (account.rate_limiter.requests, "requests"),
         (account.rate_limiter.tokens, "tokens"),
@@ -201,7 +201,7 @@ def _rate_text(account: Account, at: float) -> Iterator[Bar]:
 def windows_of(
     card: AccountCard, uses: Mapping[str, Mapping[str, UsageRow]], now: float
 ) -> list[dict[str, Any]]:
-    """What an account has used within each window, against its allowance where one is told."""
+    """Return an account's usage of each window, with its allowance if configured."""
     found = []
     for name, window in WINDOWS.items():
         use = uses[name].get(card.name, UsageRow(card.name, name))
@@ -222,9 +222,9 @@ def _message_of(name: str, progress: LoginProgress | None) -> dict[str, Any]:
 
 
 def qr_code(text: str) -> str:
-    """A text as an SVG drawing that needs no style of its own."""
+    """Return a text as a QR code in SVG without inline styles."""
     drawn = io.BytesIO()
-    import segno  # late: only a sign-in needs it
+    import segno  # imported late: only a login needs it
 
     segno.make(text, error="m", micro=False).save(
         drawn, kind="svg", xmldecl=False, svgns=True, omitsize=True, border=3, dark="#000", light="#fff", svgclass="qr",

@@ -1,6 +1,6 @@
-"""How to reach this server: what to set in each program, and a box in which to try it.
+"""Client configuration for this server, and a playground.
 
-The box asks `/v1/chat/completions` from the browser, as any client would: what works there works elsewhere.
+The playground sends `/v1/chat/completions` from the browser, like any client.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from qproxy.server.state import StateHolder
 from qproxy.wire.errors import QproxyError
 
 BASE_URL, KEY = "http://127.0.0.1:8787/v1", re.compile(r"\bany\b")
-"""What stands in a recipe for this server's address and for a key."""
+"""Placeholders in a recipe: base URL and key."""
 KEY_PLACEHOLDER = "YOUR-KEY"
 MODELS_SECONDS = 3.0
-"""How long the page waits for the servers' lists."""
+"""Seconds that the page waits for the upstreams' model lists."""
 CHAT_LAST = re.compile("embedding|rerank|tts|asr|ocr|image|audio|realtime|livetranslate", re.IGNORECASE)
-"""Models that are hardly meant for a chat: others are offered first."""
+"""Patterns of models that are not for chat, listed last."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRecipe:
-    """What to set in one program."""
+    """The configuration of one program."""
 
     name: str
     where: str
-    """The file, where it is one."""
+    """Location of the configuration file, if any."""
     text: str
     note: str = ""
-    """A command to run after that."""
+    """A command to run afterwards."""
     model: str = ""
-    """What stands in it for a model."""
+    """Placeholder of the model."""
 
     def with_values(self, base_url: str, model: str, key: str) -> ClientRecipe:
-        """The recipe for this server."""
+        """Return the recipe with the values of this server."""
 
         def fill(text: str) -> str:
             return KEY.sub(lambda _: key, text).replace(BASE_URL, base_url).replace(self.model, model)
@@ -51,14 +51,14 @@ class ClientRecipe:
 
 
 def recipes() -> list[ClientRecipe]:
-    """Those of the package."""
+    """Return the recipes of the package."""
     text = (files("qproxy.dashboard") / "recipes.toml").read_text(encoding="utf-8")
     data = tomllib.loads(text)
     return [ClientRecipe(**entry, model=data["model"]) for entry in data["recipes"]]
 
 
 class ConnectPage:
-    """The page."""
+    """The page with recipes and the playground."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer) -> None:
         self._server = server
@@ -85,7 +85,7 @@ class ConnectPage:
         )
 
     async def _models(self) -> list[str]:
-        """The models that can be asked for, as far as is known within a moment."""
+        """Return the models that are known within a short timeout."""
         found: list[str] = []
         with trio.move_on_after(MODELS_SECONDS):
             try:

@@ -1,7 +1,6 @@
-"""The keys of our clients: seen, made (shown once) and revoked.
+"""API keys: listing, creation and revocation.
 
-The keys are those of `qproxy keys`.
-A new key is in the answer to the form and nowhere else: looking again does not show it.
+The keys are those of `qproxy keys`. A new key is shown once, in the response to the form.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "toke
 
 
 class KeyPages:
-    """The page, and what its forms do."""
+    """The page of API keys and its forms."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
         self._server = server
@@ -106,17 +105,17 @@ def _busy(error: ApiKeyStoreBusy) -> RequestError:
 
 
 def key_form_fields(form: Mapping[str, str], now: float) -> dict[str, Any]:
-    """A new key's fields from a form; ValueError says what is wrong with one."""
+    """Parse a new key's fields from a form. Raises ValueError."""
     given = {name: form.get(name, "").strip() for name in FIELDS}
     if not NAME_PATTERN.match(given["name"]):
-        raise ValueError("A key needs a name of at most 60 characters.")
+        raise ValueError("A name of at most 60 characters is required.")
     if given["window"] and given["window"] not in WINDOWS:
-        raise ValueError("There is no such window for a budget.")
+        raise ValueError("Unknown budget window.")
     numbers = {name: _count(given[name], name) for name in ("rpm", "tpm", "requests", "tokens")}
     budgets: tuple[Quota, ...] = ()
     if numbers["requests"] or numbers["tokens"]:
         if not given["window"]:
-            raise ValueError("A budget needs a window.")
+            raise ValueError("A budget requires a window.")
         budgets = (Quota(given["window"], numbers["requests"], numbers["tokens"]),)
     return {
         "name": given["name"],
@@ -132,7 +131,7 @@ def _count(text: str, name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and int(text[:18]) > 0 and len(text) <= 15):
-        raise ValueError(f"The field {name} takes a whole number above 0, or nothing.")
+        raise ValueError(f"The field {name} must be a positive integer or empty.")
     return int(text)
 
 
@@ -142,9 +141,9 @@ def _end(text: str, now: float) -> int | None:
     try:
         end = api_keys.parse_expiry(text, now)
     except ValueError:
-        raise ValueError("A key ends after a span (30d, 12h) or on a date (2027-01-31).") from None
+        raise ValueError("Expiry must be a duration (30d, 12h) or a date (2027-01-31).") from None
     if not now < end < 1e11:
-        raise ValueError("That end is over already, or too far away.")
+        raise ValueError("The expiry is in the past or too far in the future.")
     return end
 
 
@@ -163,7 +162,7 @@ def _row(key: ApiKey, uses: Mapping[str, Mapping[str, UsageRow]], now: float) ->
 
 
 def _bars(key: ApiKey, budget: Quota, uses: Mapping[str, Mapping[str, UsageRow]]) -> Iterator[Bar]:
-    """What is used of a budget."""
+    """Yield bars of the usage of a budget."""
     use = uses.get(budget.window, {}).get(key.label) or UsageRow(key.label, budget.window)
     label = WINDOWS[budget.window].label
     if budget.requests is not None:

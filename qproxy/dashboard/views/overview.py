@@ -1,7 +1,7 @@
-"""The first page: how the server is, what it does now, and what it did within a span of time.
+"""The overview: the server's health, requests in flight, and charts of a period.
 
-What moves is a part of its own (`/dashboard/live`), which the page's script asks for again and again; it is about this
-process.  The rest is the ledger's.
+The live part (`/dashboard/live`) is about this process and is reloaded by the page's script. The rest comes
+from the ledger.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_LIVE = 50
 
 @dataclass(frozen=True, slots=True)
 class ChartPeriod:
-    """A span of time that can be looked at."""
+    """A selectable period."""
 
     name: str
     label: str
@@ -48,14 +48,14 @@ PERIODS = {
 }
 STATES = {
     "ready": "Ready",
-    "unusable": "No account can serve now",
-    "draining": "Stopping: no new request is taken",
+    "unusable": "No account is available",
+    "draining": "Shutting down: new requests are rejected",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRequest:
-    """A request under way."""
+    """A request in flight."""
 
     id: str
     age: float
@@ -67,7 +67,7 @@ class LiveRequest:
 
 
 class OverviewPages:
-    """The page, and the part of it that moves."""
+    """The page and its live part."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
         self._server = server
@@ -113,7 +113,7 @@ class OverviewPages:
         ]
         return {
             "live": live[-MAX_LIVE:][::-1],
-            "under_way": len(live),
+            "in_flight_count": len(live),
             "waiting": self._server.state.concurrency.queue_size
             + self._server.state.relay.accounts.queue_size,
             "health": STATES[health.state],
@@ -124,26 +124,26 @@ class OverviewPages:
 
 
 def _live(record: RequestRecord) -> LiveRequest:
-    story = record.relay
+    relay = record.relay
     if record.first_byte is not None and record.stream:
-        doing = f"streaming, {formatting.plural(record.chunks, 'event')}"
-    elif story.attempts:
-        doing = "waiting for the answer" + (f", try {story.attempts}" if story.attempts > 1 else "")
+        activity = f"streaming, {formatting.plural(record.chunks, 'event')}"
+    elif relay.attempts:
+        activity = "waiting for the upstream" + (f", attempt {relay.attempts}" if relay.attempts > 1 else "")
     else:
-        doing = "waiting for an account"
+        activity = "waiting for an account"
     return LiveRequest(
         record.id,
         record.seconds,
         record.endpoint,
         record.key or "–",
-        story.model,
-        story.account or "–",
-        doing,
+        relay.model,
+        relay.account or "–",
+        activity,
     )
 
 
 def _totals(slots: list[TimeSlot], whole: LatencySlot) -> dict[str, Any]:
-    """The sums of a span, and its speed."""
+    """Return the sums and latencies of a period."""
     requests, failed = sum(slot.requests for slot in slots), sum(slot.failed for slot in slots)
     return {
         "requests": requests,
@@ -169,7 +169,7 @@ def _charts(slots: list[TimeSlot], speeds: list[LatencySlot], period: ChartPerio
     return [
         charts.stacked_bars(
             "Requests",
-            ("answered", "left by the client", "failed"),
+            ("answered", "client disconnected", "failed"),
             times,
             outcomes,
             formatting.format_number,
@@ -178,8 +178,8 @@ def _charts(slots: list[TimeSlot], speeds: list[LatencySlot], period: ChartPerio
         charts.stacked_bars(
             "Errors", ("failed",), times, [(slot.failed,) for slot in slots], formatting.format_number
         ),
-        _latency("Time to the first event", times, [speed.first_byte for speed in speeds]),
-        _latency("Whole time", times, [speed.total for speed in speeds]),
+        _latency("Time to first event", times, [speed.first_byte for speed in speeds]),
+        _latency("Total time", times, [speed.total for speed in speeds]),
     ]
 
 

@@ -1,7 +1,6 @@
-"""What was asked and what came of it: the newest requests, and each one's story.
+"""Finished requests: a paged list, and a page per request.
 
-A page of the list begins where the one before ended, by time and id, so that requests that come meanwhile move
-nothing.
+A page of the list starts where the previous one ended, by time and id, so new requests do not shift it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PAGE = 50
 
 
 class RequestPages:
-    """The list and the stories."""
+    """The list and the page of one request."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer, wall_clock: Callable[[], float]) -> None:
         self._server = server
@@ -64,7 +63,7 @@ class RequestPages:
         if isinstance(found, LedgerUnavailable):
             raise RequestError(found.message, status=503, code="ledger_unavailable")
         if found is None:
-            message = "The ledger knows no such request: it may be under way still, or too old."
+            message = "Unknown request: it may still be in flight, or it is older than the retention."
             raise RequestError(message, status=404, code="request_not_found")
         return self._pages.page(
             visit, "request.html", row=request_row(found), story=summaries.summarize(found)
@@ -72,8 +71,8 @@ class RequestPages:
 
 
 def request_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its outcome in words."""
-    return {**row, "told": summaries.outcome_label(row), "level": summaries.level(row)}
+    """Return a row with a label of its outcome."""
+    return {**row, "label": summaries.outcome_label(row), "level": summaries.level(row)}
 
 
 def request_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -81,7 +80,7 @@ def request_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cursor(text: str) -> tuple[float, str] | None:
-    """Where a page of the list goes on; None for the first page, and for words that name no place."""
+    """Parse the position of a page; None for the first page or invalid text."""
     ended, _, id = text.partition("_")
     try:
         return (float(ended), id) if id else None

@@ -1,4 +1,4 @@
-"""The tools that this server runs, and what holds them."""
+"""The tools that the server runs, and their isolation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qproxy.tools.tool import Tool
 
 SANDBOX_LABELS = {
     "bubblewrap": "in the sandbox",
-    "none": "without a fence",
+    "none": "without a sandbox",
     "elsewhere": "on another server",
     "": "in this process",
 }
 
 
 class ToolPages:
-    """The page."""
+    """The page of tools."""
 
     def __init__(self, server: StateHolder, pages: PageRenderer) -> None:
         self._server = server
@@ -43,11 +43,11 @@ class ToolPages:
 
 
 def _row(tool: Tool) -> dict[str, Any]:
-    refusal = tool.unavailable_reason
+    reason = tool.unavailable_reason
     return {
         "tool": tool,
         "about": tool.description.partition("\n")[0],
-        "fence": SANDBOX_LABELS.get(tool.isolation, tool.isolation),
-        "refusal": refusal,
-        "level": "error" if refusal else "warning" if tool.policy == "never" else "ok",
+        "isolation": SANDBOX_LABELS.get(tool.isolation, tool.isolation),
+        "unavailable_reason": reason,
+        "level": "error" if reason else "warning" if tool.policy == "never" else "ok",
     }
