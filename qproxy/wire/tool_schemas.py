@@ -94,7 +94,7 @@ def _request(entry: dict[str, JSON], path: str) -> ServerToolRequest | None:
         _reject(f"{path}.server_label", "expected the label of a connected MCP server.")
     if entry.get("server_url") is not None or entry.get("connector_id") is not None:
         key = "server_url" if entry.get("server_url") is not None else "connector_id"
-        _reject(f"{path}.{key}", "this server only connects to MCP servers that its operator configured.")
+        _reject(f"{path}.{key}", "this server only connects to MCP servers that its operator declared.")
     return ServerToolRequest(
         path, server=label, allowed=_allowed(entry.get("allowed_tools"), f"{path}.allowed_tools")
     )

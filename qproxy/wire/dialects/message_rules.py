@@ -115,23 +115,27 @@ def _repair_call(call: dict[str, JSON]) -> dict[str, JSON]:
     if not isinstance(function, dict):
         return call
     arguments = function.get("arguments")
-    if isinstance(arguments, str) and _is_json(arguments):
+    value = _parse_arguments(arguments)
+    if isinstance(arguments, str) and isinstance(value, dict):
         return call if "type" in call else {**call, "type": "function"}
-    if arguments is None or arguments == "":
-        arguments = "{}"
-    elif isinstance(arguments, str):  # cut or broken: keep the words, as a server wants JSON here
-        arguments = json_codec.dumps({"arguments": arguments}).decode()
-    else:
-        arguments = json_codec.dumps(arguments).decode()
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+    if isinstance(value, str) and isinstance(inner := _parse_arguments(value), dict):
+        value = inner  # encoded twice
+    if not isinstance(
+        value, dict
+    ):  # chat templates iterate over the arguments, and servers require an object
+        value = {} if value is None else {"arguments": value}
+    text = json_codec.dumps(value).decode()
+    return {**call, "type": "function", "function": {**function, "arguments": text}}
 
 
-def _is_json(text: str) -> bool:
+def _parse_arguments(arguments: JSON) -> JSON:
+    """Return the value of arguments: parsed if they are JSON text, None if they are empty."""
+    if not isinstance(arguments, str):
+        return arguments
     try:
-        json_codec.loads(text)
+        return json_codec.loads(arguments) if arguments.strip() else None
     except ValueError:
-        return False
-    return True
+        return arguments
 
 
 def null_content(messages: Messages) -> Messages:

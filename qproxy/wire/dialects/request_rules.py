@@ -189,7 +189,7 @@ RULES = (
     RequestRule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(message_rules.developer_to_system, "developer")),
     RequestRule("merge_system_messages", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
     RequestRule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(message_rules.function_to_tool, "function", "function_call")),
-    RequestRule("repair_tool_calls", "tool calls in the history get a type, string arguments and {} for none", "all", _messages(message_rules.repair_calls, "tool_calls")),
+    RequestRule("repair_tool_calls", "tool calls in the history get a type, and arguments that are the JSON text of an object", "all", _messages(message_rules.repair_calls, "tool_calls")),
     RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(message_rules.null_content, NoneType)),
     RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
     RequestRule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(message_rules.tool_content, list)),

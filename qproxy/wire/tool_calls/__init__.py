@@ -5,12 +5,14 @@
     cumulative     turn text that repeats everything so far into increments (a profile)
     think_tags     turn `<think>` at the start of the text into reasoning
     text_calls     turn calls written in the text into `RawToolCallDelta`s (when tools are declared)
+    json_in_reasoning  pass on JSON in the place of reasoning as content (when a `response_format` requests it)
     assembler      turn any `RawToolCallDelta`s into `ToolCallStart` and `ToolCallArgumentsDelta`
                    (`arguments`: the new part of each delta)
     finish_reason  emit one finish reason per choice that matches what was sent; a cut stream is an error
 
-Parsers of written calls, one per dialect: `hermes` (JSON), `qwen_coder` (tags), `marker_words` (marker words),
-`bare_json` (JSON without a marker, a profile). They read from a `text_buffer` and write to an `emitter`.
+Parsers of written calls, one per dialect: `hermes` (JSON), `qwen_coder` (tags), `named_calls` (a name before JSON,
+Python), `marker_words` (marker words), `bare_json` (other envelopes; JSON without a marker, a profile). They read from
+a `text_buffer` and write to an `emitter`. `call_copies` finds calls that came twice.
 
 Every repair is counted by kind (`repairs`), because each one is an upstream bug.
 """
@@ -25,6 +27,7 @@ from qproxy.wire.events import Event, Turn
 from qproxy.wire.pipeline import Pipeline, Stage
 from qproxy.wire.tool_calls.assembler import ToolCallAssembler
 from qproxy.wire.tool_calls.finish_reason import FinishReasonStage
+from qproxy.wire.tool_calls.json_in_reasoning import JSONInReasoningStage, requests_json
 from qproxy.wire.tool_calls.text_calls import TextCallParser
 from qproxy.wire.tool_calls.think_tags import ThinkTagParser
 
@@ -50,4 +53,6 @@ def open(turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[st
     stages.append(ThinkTagParser(profile.implied_think, repairs))
     if turn.tools_enabled:
         stages.append(TextCallParser(turn, repairs, react=profile.react, bare_json=profile.bare_json))
+    if requests_json(turn):
+        stages.append(JSONInReasoningStage(turn, repairs))
     return Pipeline(*stages, ToolCallAssembler(turn, repairs), FinishReasonStage(repairs))

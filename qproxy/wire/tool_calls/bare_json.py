@@ -13,6 +13,7 @@ from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 from qproxy.wire.tool_calls import hermes
 from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
+from qproxy.wire.tool_calls.json_strings import value_end
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 MAX_HELD = 1024 * 1024
@@ -21,14 +22,58 @@ _OPENER = re.compile(r"(`{3,}+)[ \t]*+(?:json|tool_call|tool|xml)?[ \t]*+\r?\n")
 _LINE_END = re.compile("\n")
 
 
-def read_answer(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
-    """Read a response that begins with a brace or a bracket; return False if it is text."""
+def read_answer(
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, forced: str | None = None
+) -> ParseSteps[bool]:
+    """Read a response that begins with a brace or a bracket; return False if it is text.
+
+    `forced` is the function that the client chose: some servers send its arguments alone.
+    """
     while (yield from source.has_more()):
         if len(source) > MAX_HELD:
             break
     if len(source) > MAX_HELD:
         return False
-    return _first_call(source, sink, tools, source.take_chunk(0), len(source))
+    body = source.take_chunk(0)
+    return _first_call(source, sink, tools, _forced_call(body, tools, forced) or body, len(source))
+
+
+def _forced_call(body: str, tools: DeclaredFunctions, forced: str | None) -> str | None:
+    """Return a call of the forced function if the text is an object of its parameters, else None."""
+    if forced is None or forced not in tools:
+        return None
+    try:
+        value = json_codec.loads_lenient(body)
+    except ValueError:
+        return None
+    required = tools.schema(forced).get("required") or []
+    keys = tools.properties(forced).keys()
+    if not isinstance(value, dict) or not value or not value.keys() <= keys or not isinstance(required, list):
+        return None
+    whole = all(isinstance(key, str) and key in value for key in required)
+    return f'{{"name": {json_codec.quote(forced)}, "arguments": {body.strip()}}}' if whole else None
+
+
+def read_element(
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, start: int, end_tag: str
+) -> ParseSteps[bool]:
+    """Read an element whose whole content, from `start` on, is calls; return False if it is text."""
+    offset = start
+    while True:
+        offset = yield from value_end(source, offset, MAX_HELD)
+        if offset < 0 or offset - start > MAX_HELD:
+            return False
+        end = offset
+        offset = yield from source.visible(offset)
+        if source.may_start_with(",", offset):
+            offset = yield from source.visible(offset + 1)
+        if source.may_start_with("{", offset) or source.may_start_with("[", offset):
+            continue
+        closed = yield from source.match_any((end_tag,), offset)
+        if closed is None and not (source.is_ended and end_tag.startswith(source.take_chunk(offset))):
+            return False
+        size = offset + len(end_tag) if closed else len(source)
+        return _first_call(source, sink, tools, source.take_chunk(start, end), size, "element")
 
 
 def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
@@ -56,7 +101,12 @@ def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions)
 
 
 def _first_call(
-    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, body: str, size: int
+    source: TextBuffer,
+    sink: EventEmitter,
+    tools: DeclaredFunctions,
+    body: str,
+    size: int,
+    spelling: str = "bare",
 ) -> bool:
     calls = parse(body, tools)
     if not calls:
@@ -64,7 +114,7 @@ def _first_call(
     source.consume(size)
     for call in calls:
         sub = TextBuffer(call + hermes.CLOSER, ended=True)
-        for _ in hermes.parse_call(sub, sink, tools, 0, declared=True, spelling="bare"):
+        for _ in hermes.parse_call(sub, sink, tools, 0, declared=True, spelling=spelling):
             pass  # an ended source never waits
     return True
 
@@ -107,6 +157,11 @@ def _values(text: str) -> list[tuple[JSON, str]]:
 def _is_call(value: JSON, tools: DeclaredFunctions) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, dict) and _is_call(item, tools) for item in value)
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in tools:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return False
-    return isinstance(value.get("arguments", value.get("parameters")), dict | str | None)
+    if tools.resolve(value["name"]) not in tools or "description" in value:
+        return False  # a declaration that the model repeats has a description
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, dict) and "arguments" not in value and "properties" in arguments:
+        return "properties" in tools.properties(tools.resolve(value["name"]))  # else it is a schema
+    return isinstance(arguments, dict | str | None)

@@ -10,9 +10,13 @@ from collections import Counter
 from collections.abc import Mapping
 
 from qproxy.wire.events import JSON, Event, RawToolCallDelta, ReasoningDelta, TextDelta, Turn
+from qproxy.wire.tool_calls import coercion
+
+NAMESPACE = "functions."
+"""The prefix that OpenAI's own prompt format puts before names."""
 
 
-def strip_namespace(text: str) -> str:
+def strip_quotes(text: str) -> str:
     """Return a name without the whitespace and quotes that models put around it."""
     return text.strip().strip("\"'").strip()
 
@@ -30,10 +34,16 @@ class DeclaredFunctions:
     def __contains__(self, name: str) -> bool:
         return name in self._schemas
 
+    def resolve(self, name: str) -> str:
+        """Return the declared function that a name means; models may write it as `functions.NAME`."""
+        bare = name.removeprefix(NAMESPACE)
+        return bare if name not in self._schemas and bare in self._schemas else name
+
     def is_prefix(self, text: str) -> bool:
         """Return whether a declared name begins with `text`, ignoring quotes and whitespace around it."""
-        started = strip_namespace(text)
-        return any(name.startswith(started) for name in self._schemas)
+        started = strip_quotes(text)
+        bare = started.removeprefix(NAMESPACE)
+        return NAMESPACE.startswith(started) or any(name.startswith(bare) for name in self._schemas)
 
     def schema(self, name: str) -> Mapping[str, JSON]:
         """Return the JSON schema of a function's parameters; empty if it declares none."""
@@ -43,6 +53,15 @@ class DeclaredFunctions:
     def properties(self, name: str) -> Mapping[str, JSON]:
         properties = self.schema(name).get("properties")
         return properties if isinstance(properties, dict) else {}
+
+    def only_string(self, name: str) -> str | None:
+        """Return the one parameter of a function that has no other and takes a string; else None."""
+        properties = self.properties(name)
+        if len(properties) != 1:
+            return None
+        key = next(iter(properties))
+        allowed = coercion.allowed_types(properties[key], self.schema(name))
+        return key if allowed == {"string"} else None
 
 
 class EventEmitter:
@@ -65,6 +84,8 @@ class EventEmitter:
         """Whether a call was truncated where its arguments cannot show it."""
         self.beside_calls = False
         """Whether whitespace at the end is next to a call."""
+        self.after_call = False
+        """Whether no text has come since the last call."""
         self.holds_whitespace = True
         self.logprobs: list[JSON] = []
         """Log probabilities of the text that has not been emitted."""
@@ -82,7 +103,7 @@ class EventEmitter:
             if not text.strip() and len(text) <= self.MAX_WHITESPACE:
                 self._whitespace = text
                 return
-            self._whitespace, self.holds_whitespace = "", False
+            self._whitespace, self.holds_whitespace, self.after_call = "", False, False
         if text:
             self._write()
             self._run.append(text)
@@ -127,6 +148,7 @@ class EventEmitter:
     def before_call(self) -> None:
         """Drop whitespace before a call, and hold whitespace after it."""
         self._whitespace, self.holds_whitespace, self.logprobs = "", True, []
+        self.after_call = True
 
     def finish(self) -> None:
         """End a stretch of text or reasoning: emit held whitespace unless it is next to a call."""

@@ -72,10 +72,11 @@ def parse_call(
     found = False
     while True:
         head = yield from _head(source, offset)
-        if head is None or (declared and head.name not in tools):
+        name = "" if head is None else tools.resolve(head.name)
+        if head is None or (declared and name not in tools):
             return found
         found = True
-        sink.begin_call(head.name, spelling)
+        sink.begin_call(name, spelling)
         source.consume(head.end)
         held = yield from _body(source, sink, head.arguments)
         offset, listed = yield from _after(source, sink, held, listed)

@@ -37,9 +37,9 @@ def string_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
         offset += 2
 
 
-def value_end(source: TextBuffer, offset: int) -> ParseSteps[int]:
+def value_end(source: TextBuffer, offset: int, limit: int = MAX_HEAD) -> ParseSteps[int]:
     """Return the offset after the JSON value at `offset`; -1 if it breaks, does not end, or is too long."""
-    state, last = JSONState(), offset + MAX_HEAD
+    state, last = JSONState(), offset + limit
     while True:
         offset += state.read_until_end(source.take_chunk(offset, min(offset + WINDOW, last)))
         if state.is_complete:

@@ -3,8 +3,8 @@
     block := ["<tool_call>" WS?] func WS? ["</tool_call>"]
     func  := "<function=" NAME ">" WS? ("<parameter=" KEY ">" VALUE "</parameter>" WS?)* "</function>"
 
-This is not XML: nothing is escaped, and a VALUE may hold HTML, or this very syntax. So a closing tag counts only
-with a legal successor:
+`function_tags` reads the first tag in its variants. This is not XML: nothing is escaped, and a VALUE may hold HTML,
+or this very syntax. So a closing tag counts only with a legal successor:
 
     </parameter>    before <parameter=, </function>, </tool_call> or the end
     </function>     (in an unclosed value) at a line start, before </tool_call>, <tool_call>, <function= or the end
@@ -24,19 +24,29 @@ from collections.abc import Sequence
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 from qproxy.wire.tool_calls import coercion
-from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter, strip_namespace
-from qproxy.wire.tool_calls.hermes import CLOSER, OPENER
-from qproxy.wire.tool_calls.text_buffer import MAX_MARKER, ParseSteps, TextBuffer
+from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
+from qproxy.wire.tool_calls.function_tags import (
+    CLOSERS,
+    END_FUNCTION,
+    END_PARAMETER,
+    FUNCTION,
+    MAX_NAME,
+    OPENERS,
+    PARAMETER,
+    PARAMETERS,
+    FunctionHead,
+    attribute,
+    partial_marker,
+    read_head,
+    text_argument,
+)
+from qproxy.wire.tool_calls.hermes import CLOSER, OPENER, as_call
+from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
-FUNCTION, END_FUNCTION = "<function=", "</function>"
-PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
-MAX_NAME = 512
 MAX_VALUE = 8 * 1024 * 1024
 """Characters of a typed value held until its end; a longer one is text."""
-_NAME_END = re.compile(r"[>\n<]")
 _KEY_END = re.compile(r"[>\n]")
 _ANGLE = re.compile("<")
-_VALID_NAME = re.compile(r"[^\s<>\"'=]+\Z")
 
 
 def parse_call(
@@ -54,22 +64,25 @@ def parse_call(
     """
     found = False
     while True:
-        head = yield from _head(source, start, wrapped, tools if declared else None)
+        head = yield from read_head(source, start, wrapped, declared, tools)
         if head is None:
             return found
         found = True
-        name, end = head
-        sink.begin_call(name, "coder")
-        source.consume(end)
-        yield from _Function(source, sink, tools, name).read()
+        sink.begin_call(head.name, "coder")
+        if head.text is None:
+            source.consume(head.end)
+            yield from _Function(source, sink, tools, head).read()
+        else:
+            sink.emit_arguments(text_argument(source.take_chunk(head.text, head.end), tools, head.name))
+            source.consume(head.end)
         offset = yield from source.visible()
-        marker = yield from source.match_any((CLOSER, FUNCTION), offset)
-        if marker == FUNCTION and wrapped:
+        marker = yield from source.match_any((*CLOSERS, *OPENERS), offset)
+        if marker in OPENERS and wrapped:
             start = offset
             continue
-        if marker == CLOSER:
-            source.consume(offset + len(CLOSER))
-        elif source.is_ended and CLOSER.startswith(source.take_chunk(offset, offset + MAX_MARKER)):
+        if marker in CLOSERS:
+            source.consume(offset + len(marker))
+        elif source.is_ended and (offset == len(source) or partial_marker(source, CLOSERS, offset)):
             source.consume(len(source))
             if wrapped and not source.truncated:
                 sink.repairs["closer_missing"] += 1
@@ -80,56 +93,44 @@ def parse_call(
         return True
 
 
-def _head(
-    source: TextBuffer, start: int, wrapped: bool, declared: DeclaredFunctions | None
-) -> ParseSteps[tuple[str, int] | None]:
-    """Return the name and the offset after the tag, once the text shows that it is a call."""
-    offset = start + len(FUNCTION)
-    end = yield from source.read_until(_NAME_END, offset, MAX_NAME, declared.is_prefix if declared else None)
-    name = strip_namespace(source.take_chunk(offset, end)) if end >= 0 else ""
-    if not _VALID_NAME.match(name) or (declared is not None and name not in declared):
-        return None
-    end += source.may_start_with(">", end)
-    follows = yield from source.visible(end)
-    if follows == len(source) and source.is_ended:
-        return (name, follows) if wrapped else None
-    legal = (PARAMETER, END_FUNCTION, CLOSER, FUNCTION) if wrapped else (PARAMETER, END_FUNCTION)
-    marker = yield from source.match_any(legal, follows)
-    if marker is None and not (wrapped and source.is_ended and partial_marker(source, legal, follows)):
-        return None
-    return name, follows
-
-
-def partial_marker(source: TextBuffer, markers: tuple[str, ...], offset: int) -> bool:
-    """Return whether the text ended within one of the markers."""
-    rest = source.take_chunk(offset, offset + MAX_MARKER) if source.is_ended else ""
-    return bool(rest) and any(marker.startswith(rest) for marker in markers)
-
-
 class _Function:
     """The parameters of one function, from its first tag to its end."""
 
-    def __init__(self, source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, name: str) -> None:
+    def __init__(
+        self, source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, head: FunctionHead
+    ) -> None:
         self.source = source
         self.sink = sink
-        self.schema = tools.schema(name)
-        self.properties = tools.properties(name)
+        self.schema = tools.schema(head.name)
+        self.properties = tools.properties(head.name)
+        self.opener, self.closer = head.opener, OPENERS[head.opener]
+        self.outer_closers = (CLOSER,) if head.opener == FUNCTION else CLOSERS
+        self.parameters: tuple[str, ...] = PARAMETERS
+        """Tags that begin a parameter: the first one decides, because the other one may stand in a value."""
         self.values: set[str] = set()
 
     def read(self) -> ParseSteps[None]:
         """Write `{"key": value, ...}`."""
         source, sink = self.source, self.sink
+        if source.may_start_with("{"):
+            sink.emit_arguments((yield from as_call(source, sink)))
+            offset = yield from source.visible()
+            if (yield from source.match_any((self.closer,), offset)) is not None:
+                source.consume(offset + len(self.closer))
+            return
         while True:
             offset = yield from source.visible()
-            marker = yield from source.match_any((PARAMETER, END_FUNCTION), offset)
-            if marker == PARAMETER:
-                source.consume(offset + len(PARAMETER))
+            marker = yield from source.match_any((*self.parameters, self.closer), offset)
+            if marker in self.parameters:
+                self.parameters = (marker,)
+                source.consume(offset + len(marker))
                 yield from self._parameter()
                 continue
-            if marker == END_FUNCTION:
-                source.consume(offset + len(END_FUNCTION))
+            if marker == self.closer:
+                source.consume(offset + len(self.closer))
             elif source.is_ended and (
-                offset == len(source) or partial_marker(source, (PARAMETER, END_FUNCTION, CLOSER), offset)
+                offset == len(source)
+                or partial_marker(source, (*self.parameters, self.closer, *CLOSERS), offset)
             ):
                 source.consume(len(source))
                 if source.truncated:  # the model never closed it
@@ -145,7 +146,7 @@ class _Function:
             sink.truncated = True
             source.consume(len(source))
             return
-        key = strip_namespace(source.consume(end))
+        key = attribute(source.consume(end))
         source.consume(1 if source.may_start_with(">") else 0)
         twice = key in self.values
         if twice:
@@ -248,25 +249,31 @@ class _Value:
         """Return how much of the tag at `offset` (after at most a newline) ends with the value; -1 if it
         ends nothing.
         """
-        source = self._source
-        tag = yield from source.match_any((END_PARAMETER, END_FUNCTION, PARAMETER, CLOSER), offset)
+        source, function = self._source, self._function
+        tag = yield from source.match_any(
+            (END_PARAMETER, function.closer, *function.parameters, *function.outer_closers), offset
+        )
         if tag is None:
             return -1
         after = offset + len(tag)
         if tag == END_PARAMETER:
-            legal = yield from self._preceded_by((PARAMETER, END_FUNCTION, CLOSER), after)
+            legal = yield from self._followed_by(
+                (*function.parameters, function.closer, *function.outer_closers), after
+            )
             return len(tag) if legal else -1
         line_start = offset > 0 or self._last == "\n"
-        if tag == PARAMETER:
+        if tag in function.parameters:
             legal = line_start and (yield from self._next_key(after))
         elif line_start:
-            successors = (CLOSER, OPENER, FUNCTION) if tag == END_FUNCTION else (OPENER,)
-            legal = yield from self._preceded_by(successors, after)
+            successors = (
+                (*function.outer_closers, OPENER, function.opener) if tag == function.closer else (OPENER,)
+            )
+            legal = yield from self._followed_by(successors, after)
         else:
             legal = yield from self._at_function_end(after, tag)
         return 0 if legal else -1
 
-    def _preceded_by(self, markers: tuple[str, ...], offset: int) -> ParseSteps[bool]:
+    def _followed_by(self, markers: tuple[str, ...], offset: int) -> ParseSteps[bool]:
         """Return whether one of the markers, or the end, comes next."""
         source = self._source
         offset = yield from source.visible(offset)
@@ -279,8 +286,10 @@ class _Value:
         """Return whether only a closing tag follows until the end of the response."""
         source = self._source
         offset = yield from source.visible(offset)
-        if tag == END_FUNCTION and (yield from source.match_any((CLOSER,), offset)):
-            offset = yield from source.visible(offset + len(CLOSER))
+        if tag == self._function.closer and (
+            closer := (yield from source.match_any(self._function.outer_closers, offset))
+        ):
+            offset = yield from source.visible(offset + len(closer))
         return offset == len(source) and source.is_ended
 
     def _next_key(self, offset: int) -> ParseSteps[bool]:
@@ -289,7 +298,7 @@ class _Value:
         end = yield from source.read_until(_KEY_END, offset, MAX_NAME)
         if end < 0:
             return False
-        key = strip_namespace(source.take_chunk(offset, end))
+        key = attribute(source.take_chunk(offset, end))
         return key in self._function.properties and key not in self._function.values
 
 

@@ -17,7 +17,7 @@ ParseSteps: TypeAlias = Generator[None, None, T]
 
 MAX_WHITESPACE = 64 * 1024
 """Maximum length of a run of whitespace that is searched."""
-MAX_MARKER = 16
+MAX_MARKER = 32
 """Maximum length of a match of `read_until`'s pattern, above any marker's."""
 COPY_THRESHOLD = 4096
 """Characters copied when more text comes; a longer text is kept in pieces."""

@@ -30,32 +30,63 @@ from qproxy.wire.events import (
     Turn,
 )
 from qproxy.wire.tool_calls import bare_json as bare_json_calls
-from qproxy.wire.tool_calls import hermes, marker_words, qwen_coder
+from qproxy.wire.tool_calls import call_blocks, function_tags, hermes, marker_words, qwen_coder
 from qproxy.wire.tool_calls.code_fences import CodeFenceTracker
 from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.finish_reason import KEPT_REASONS
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
-_MARKERS = (hermes.OPENER, hermes.CLOSER, qwen_coder.FUNCTION, marker_words.FLOWER_MARKERS.call)
+_ORPHANS = (
+    *function_tags.CLOSERS, function_tags.END_FUNCTION, function_tags.END_PARAMETER, "</invoke>", "</function_invocation>",
+    "</arguments>", "</think>", "<|im_end|>", "<|endoftext|>",
+)  # fmt: skip
+"""Closing tags and end tokens that servers leave beside calls."""
+_MARKERS = (
+    *function_tags.ENVELOPES,
+    *function_tags.OPENERS,
+    *_ORPHANS,
+    marker_words.FLOWER_MARKERS.call,
+)
+_ENVELOPE_END = re.compile("</(?:tool_calls?|function_calls?|tools)>")
+_TAG_END = re.compile(">")
+MAX_ORPHANS = 16
+"""Orphan tags in a row that are held before a call; more are text."""
+MAX_THOUGHT_CALL = 64 * 1024
+"""Characters of a call in the middle of a line of reasoning, held to see whether it ends the response."""
 _AFTER_LEGACY = (*_MARKERS, *marker_words.FLOWER_MARKERS.results)
 
 
 class _ChoiceParser:
     """A parser for one choice, from text and reasoning to text, reasoning and call deltas."""
 
-    def __init__(self, sink: EventEmitter, tools: DeclaredFunctions, *, react: bool, bare_json: bool) -> None:
+    def __init__(
+        self,
+        sink: EventEmitter,
+        tools: DeclaredFunctions,
+        forced: str | None,
+        *,
+        react: bool,
+        bare_json: bool,
+        is_forced: bool,
+    ) -> None:
         self.sink = sink
         self._tools = tools
         self._react = react
         self._bare = bare_json
+        self._forced = forced
+        self._is_forced = is_forced
         others = ("A" if react else "") + ("`" if bare_json else "")
-        self._mark = re.compile(rf"<(?=[tf/]|\Z)|[✿{others}]")
+        self._mark = re.compile(rf"<(?=[tfi/|]|\Z)|[✿{others}]")
         self._calls_at_start = -1
         """Number of calls before the active dialect; -1 if none is active."""
         self._legacy = False
         """Whether a call in marker words was read: a result's marker then begins invented text."""
         self._reasoning_ended = False
         """Whether a call has ended the inline reasoning; its closing tag is dropped."""
+        self._call_follows = False
+        """Whether a structured call ends the text, so that orphan tags at its end are dropped."""
+        self._answer_ended = False
+        """Whether the response has ended, rather than only this stretch of its text."""
         self._start()
 
     def _start(self) -> None:
@@ -91,8 +122,9 @@ class _ChoiceParser:
     def before_call(self) -> list[Event]:
         """Release the held text before a structured call, unless it is whitespace."""
         if not self._scan:
-            self._source.is_ended = True
+            self._source.is_ended = self._call_follows = True
             self._read()
+            self._call_follows = False
             self._start()
         self.sink.before_call()
         self.sink.beside_calls = True
@@ -110,6 +142,11 @@ class _ChoiceParser:
             except StopIteration:
                 self._reading = None
 
+    def end(self, *, cut: bool) -> None:
+        """End the response."""
+        self._answer_ended = True
+        self.finish(cut=cut)
+
     def finish(self, *, cut: bool = False) -> None:
         """End this stretch of text: decide on held text; whitespace next to calls is dropped."""
         self._source.is_ended, self._source.truncated = True, cut
@@ -124,7 +161,7 @@ class _ChoiceParser:
 
     def _text(self) -> ParseSteps[None]:
         source = self._source
-        if self._bare:
+        if self._bare and (self._is_forced or not self.sink.reasoning):
             yield from self._dialect(self._bare_json())
         while True:
             mark = source.find(self._mark)
@@ -146,17 +183,23 @@ class _ChoiceParser:
     def _bare_json(self) -> ParseSteps[bool]:
         source = self._source
         start = yield from source.visible()
-        if self.sink.reasoning or not (
-            source.may_start_with("{", start) or source.may_start_with("[", start)
-        ):
+        if not (source.may_start_with("{", start) or source.may_start_with("[", start)):
             return False
-        return (yield from bare_json_calls.read_answer(source, self.sink, self._tools))
+        if self.sink.reasoning:  # a forced call that is all of a response may stand in its reasoning
+            while (yield from source.has_more()):
+                if len(source) > bare_json_calls.MAX_HELD:
+                    return False
+            if not self._answer_ended:
+                return False
+        return (yield from bare_json_calls.read_answer(source, self.sink, self._tools, self._forced))
 
     def _call(self) -> ParseSteps[bool]:
         """Read a call at the mark; return False, with nothing consumed, if it is text."""
         source, sink, tools, blocks = self._source, self.sink, self._tools, self._blocks
         strict = sink.reasoning
-        if blocks.is_inside or blocks.last_char == "`" or (strict and not blocks.at_line_start):
+        if blocks.is_inside or blocks.last_char == "`":
+            return False
+        if strict and not blocks.at_line_start and not (yield from self._ends_answer()):
             return False
         if source.may_start_with("`"):
             return (
@@ -170,12 +213,19 @@ class _ChoiceParser:
                 return False
             return (yield from marker_words.parse_call(source, sink, tools, marker_words.REACT))
         marker = yield from source.match_any(_AFTER_LEGACY if self._legacy else _MARKERS)
-        if marker == hermes.OPENER:
-            return (yield from self._block(strict))
-        if marker == qwen_coder.FUNCTION:
+        if marker in function_tags.ENVELOPES:
+            found = yield from call_blocks.parse_block(
+                source, sink, tools, marker, len(marker), declared=strict or marker != hermes.OPENER
+            )
+            self._literal_openers += marker == hermes.OPENER and not found
+            return found
+        if marker in function_tags.OPENERS:
             return (yield from qwen_coder.parse_call(source, sink, tools, 0, wrapped=False, declared=True))
-        if marker == hermes.CLOSER:
-            return (yield from self._stray_closer())
+        if marker in _ORPHANS:
+            return (yield from self._orphans(marker))
+        if marker is None and sink.after_call and function_tags.partial_marker(source, _ORPHANS, 0):
+            source.consume(len(source))
+            return True
         if marker is None or not blocks.at_line_start or strict:
             return False
         if marker in marker_words.FLOWER_MARKERS.results:
@@ -185,34 +235,59 @@ class _ChoiceParser:
         self._legacy = self._legacy or found
         return found
 
-    def _block(self, strict: bool) -> ParseSteps[bool]:
-        """Read JSON or tags after `<tool_call>`; return False if it is text."""
-        source, sink, tools = self._source, self.sink, self._tools
-        start = yield from source.visible(len(hermes.OPENER))
-        if source.may_start_with("{", start) or source.may_start_with("[", start):
-            found = yield from hermes.parse_call(source, sink, tools, start, declared=strict)
-        elif (yield from source.match_any((qwen_coder.FUNCTION,), start)):
-            found = yield from qwen_coder.parse_call(
-                source, sink, tools, start, wrapped=True, declared=strict
-            )
-        else:
-            found = False
-        self._literal_openers += not found
-        return found
+    def _ends_answer(self) -> ParseSteps[bool]:
+        """Return whether the call here, in the middle of a line of reasoning, ends the whole response."""
+        source = self._source
+        opener = yield from source.match_any(function_tags.ENVELOPES)
+        if opener is None or not (yield from call_blocks.may_begin(source, self._tools, len(opener))):
+            return False
+        end = yield from source.read_until(_ENVELOPE_END, 0, MAX_THOUGHT_CALL)
+        while end >= 0:
+            offset = yield from source.visible(source.find(_TAG_END, end) + 1)
+            if offset == len(source):
+                return self._answer_ended
+            if not (yield from source.match_any(_MARKERS, offset)):
+                return False
+            end = yield from source.read_until(_ENVELOPE_END, offset, MAX_THOUGHT_CALL)
+        return False
 
-    def _stray_closer(self) -> ParseSteps[bool]:
-        """Drop an orphan closing tag right before another call."""
-        if self._literal_openers:
+    def _orphans(self, marker: str) -> ParseSteps[bool]:
+        """Drop tags that close nothing beside a call: after one at once, before one when it has come."""
+        source, sink = self._source, self.sink
+        if sink.after_call:
+            sink.repairs["closer_stray"] += 1
+            source.consume(len(marker))
+            return True
+        if marker == hermes.CLOSER and self._literal_openers:
             self._literal_openers -= 1
             return False
-        source = self._source
-        own_line = self._blocks.at_line_start or self.sink.holds_whitespace
-        after = yield from source.visible(len(hermes.CLOSER))
-        if not own_line or not (yield from source.match_any((hermes.OPENER,), after)):
+        if sink.reasoning or not (self._blocks.at_line_start or sink.holds_whitespace):
             return False
-        self.sink.repairs["closer_stray"] += 1
-        source.consume(after)
+        offset, last = 0, ""
+        for _ in range(MAX_ORPHANS):
+            tag = yield from source.match_any(_ORPHANS, offset)
+            if tag is None:
+                break
+            last = tag
+            offset = yield from source.visible(offset + len(tag))
+        if (yield from call_blocks.parse_at(source, sink, self._tools, offset)):
+            sink.repairs["closer_stray"] += 1
+            return True
+        follows = self._call_follows and offset == len(source)
+        if not follows and (
+            last != hermes.CLOSER or not (yield from source.match_any((hermes.OPENER,), offset))
+        ):
+            return False
+        sink.repairs["closer_stray"] += 1
+        source.consume(offset)
         return True
+
+
+def _forced_name(turn: Turn) -> str | None:
+    """Return the function that the client forced, if it named one."""
+    function = turn.tool_choice.get("function") if isinstance(turn.tool_choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 class TextCallParser:
@@ -225,7 +300,9 @@ class TextCallParser:
         self._tools = DeclaredFunctions(turn)
         self._repairs = repairs
         self._react = react
-        self._bare = bare_json
+        self._is_forced = turn.tool_choice == "required" or isinstance(turn.tool_choice, dict)
+        self._bare = bare_json or self._is_forced
+        self._forced = _forced_name(turn)
         self._parsers: dict[int, _ChoiceParser] = {}
         self._on_calls: set[int] = set()
         """Choices whose last event was a structured call: its next delta finds no held text."""
@@ -234,7 +311,14 @@ class TextCallParser:
         reader = self._parsers.get(choice)
         if reader is None:
             sink = EventEmitter(self._turn, choice, self._repairs)
-            reader = _ChoiceParser(sink, self._tools, react=self._react, bare_json=self._bare)
+            reader = _ChoiceParser(
+                sink,
+                self._tools,
+                self._forced,
+                react=self._react,
+                bare_json=self._bare,
+                is_forced=self._is_forced,
+            )
             self._parsers[choice] = reader
         return reader
 
@@ -268,7 +352,7 @@ class TextCallParser:
     def _end(self, choice: int, *, cut: bool) -> Iterator[Event]:
         reader = self._parsers.get(choice)
         if reader is not None:
-            reader.finish(cut=cut)
+            reader.end(cut=cut)
             yield from reader.sink.drain()
 
     def close(self) -> Iterator[Event]:

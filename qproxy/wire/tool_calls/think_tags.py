@@ -22,6 +22,8 @@ from qproxy.wire.events import (
 _OPEN, _CLOSE = "<think>", "</think>"
 MAX_WHITESPACE = 64
 """Whitespace characters at the start of a response held to see whether reasoning begins after them."""
+MAX_TAIL = 512
+"""Characters of text after interrupted reasoning held to see whether a closing tag ends them."""
 MAX_RUN = 4096
 """Whitespace characters in reasoning held to see whether it ends after them."""
 
@@ -47,6 +49,8 @@ class _Choice:
         """Whether a run of whitespace too long to be held is being passed on."""
         self.started = False
         """Whether text of the response has been passed on."""
+        self.is_interrupted = False
+        """Whether separated reasoning stopped in the middle of a sentence: its end may follow as text."""
         self.logprobs: list[JSON] = []
         """Log probabilities of the held text."""
         self.whitespace = True
@@ -59,6 +63,13 @@ class _Choice:
             text = self._opening(text)
         if self.state == "after":
             text = self._after(text)
+        if self.state == "tail":
+            split = self._tail(text)
+            if split is None:
+                return
+            reasoning, text = split
+            if reasoning:
+                yield ReasoningDelta, reasoning
         if self.state == "thought" and text:
             if self.whitespace:
                 text = text.lstrip()
@@ -107,8 +118,28 @@ class _Choice:
         if may_come and len(text) - len(bare) <= MAX_WHITESPACE:
             self.held = text
             return ""
-        self.state = "text"
+        continues = self.is_interrupted or (text[:1] == " " and text[1:2].isalnum())
+        is_tail = self.structured and not self.started and continues and text[0] not in "\r\n"
+        self.state = "tail" if is_tail else "text"
         return text if self.structured else bare
+
+    def _tail(self, text: str) -> tuple[str, str] | None:
+        """Split the end of interrupted reasoning, up to its closing tag, off the text; None while more may come.
+
+        A server that enforces a reasoning budget writes the last sentence and the tag itself, and its parser may
+        take them for text.
+        """
+        tail, closer, rest = text.partition(_CLOSE)
+        if not closer:
+            tail = text[: len(text) - _held_prefix(text, _CLOSE)]
+        if len(tail) > MAX_TAIL or "\n\n" in tail.rstrip("\n"):
+            self.state = "text"
+            return "", text
+        if not closer:
+            self.held = text
+            return None
+        self.state, self.structured, self.is_interrupted = "after", False, False
+        return tail.rstrip(), self._after(rest)
 
     def _opening(self, text: str) -> str:
         """Decide whether the response begins with `<think>`; hold text while it may."""
@@ -126,7 +157,10 @@ class _Choice:
 
     def flush(self) -> Iterator[tuple[type[TextDelta] | type[ReasoningDelta], str]]:
         held, self.held = self.held, ""
-        if held and self.state == "thought" and held.strip():
+        if held and self.state == "tail":
+            self.state = "text"
+            yield TextDelta, held
+        elif held and self.state == "thought" and held.strip():
             yield ReasoningDelta, held.rstrip()
         elif held and (
             self.state == "start" or (self.state == "after" and (self.structured or held.strip()))
@@ -175,6 +209,10 @@ class ThinkTagParser:
             choice = self._choices.setdefault(item.choice, _Choice(False))
             if choice.state in ("start", "text"):
                 choice.state, choice.structured = "after", True
+            if bare := item.text.rstrip():
+                choice.is_interrupted = len(bare) == len(item.text) and bare[-1].isalnum()
+            elif item.text:
+                choice.is_interrupted = False
         yield item
 
     def _emit(

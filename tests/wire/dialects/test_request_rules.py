@@ -304,13 +304,21 @@ ARGUMENTS = {
     "empty": ("", "{}"),
     "an object": ({"a": 1}, '{"a":1}'),
     "broken": ('{"a', '{"arguments":"{\\"a"}'),
+    "blank": (" ", "{}"),
+    "JSON null": ("null", "{}"),
+    "JSON string": ('"Paris"', '{"arguments":"Paris"}'),
+    "JSON list": ("[1]", '{"arguments":[1]}'),
+    "a list": ([1], '{"arguments":[1]}'),
+    "JSON number": ("5", '{"arguments":5}'),
+    "JSON false": ("false", '{"arguments":false}'),
+    "an object encoded twice": ('"{\\"a\\": 1}"', '{"a":1}'),
     "fine": ('{"a": 1}', '{"a": 1}'),
 }
 
 
 @pytest.mark.parametrize(("given", "expected"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
 def test_arguments_in_the_history(given, expected):
-    """A server wants JSON text for the arguments of earlier calls."""
+    """Arguments of earlier calls are sent as the JSON text of an object."""
     changed = apply(turn([USER, call(given, type="function")])).turn
     assert changed.messages[1]["tool_calls"][0]["function"]["arguments"] == expected
 

@@ -8,7 +8,7 @@ import pytest
 
 import qproxy.wire
 from qproxy.wire.tool_calls import ModelProfile, marker_words, repairs
-from tests.wire.pipeline import DONE, call, calls, chunk, entry, said, same, thought
+from tests.wire.pipeline import BODY, DONE, call, calls, chunk, entry, said, same, thought
 
 WIRE = Path(qproxy.wire.__file__).parent
 PAGE = Path(__file__).parents[3] / "docs" / "tool-calls.md"
@@ -27,7 +27,15 @@ def counted():
 def test_code_and_table_agree():
     """Every kind that is counted is in the table, and none besides."""
     found = set(counted()) - {"written_"}
-    spellings = {"hermes", "coder", "bare", marker_words.FLOWER_MARKERS.dialect, marker_words.REACT.dialect}
+    spellings = {
+        "hermes",
+        "coder",
+        "bare",
+        "element",
+        "named",
+        marker_words.FLOWER_MARKERS.dialect,
+        marker_words.REACT.dialect,
+    }
     assert found | {f"written_{spelling}" for spelling in spellings} == set(repairs.REPAIRS)
 
 
@@ -45,7 +53,8 @@ MET = {
     "index_gap": [call(3, "x", "now", "{}"), *END],
     "id_missing": [call(0, None, "now", "{}"), *END],
     "id_late": [call(0, None, "now"), call(0, "x", None, "{}"), *END],
-    "id_duplicate": [call(0, "x", "now", "{}"), call(1, "x", "now", "{}"), *END],
+    "id_duplicate": [call(0, "x", "get_weather", A), call(1, "x", "get_weather", "{}"), *END],
+    "call_copied": [call(0, "x", "get_weather", A), call(1, "x", "get_weather", A), *END],
     "name_repeated": [call(0, "x", "now", "{"), call(0, "x", "now", "}"), *END],
     "name_joined": [call(0, "x", "write_"), call(0, "x", "file", "{}"), *END],
     "nameless_call": [call(0, "x", None, "{}"), call(1, "y", "now", "{}"), *END],
@@ -62,6 +71,9 @@ MET = {
     "written_legacy": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}"), *END],
     "written_react": [*said("Action: now\nAction Input: {}"), *END],
     "written_bare": [*said('{"name": "now"}'), *END],
+    "written_element": [*said('<tools>{"name": "now", "arguments": {}}</tools>'), *END],
+    "written_named": [*said("<tool_call>now()</tool_call>"), *END],
+    "json_in_reasoning": [*thought('{"a": 1}'), chunk(None, "stop"), DONE],
     "call_in_thought": [*thought(HERMES % "{}"), *END],
     "opener_missing": [*said("<function=now></function>"), *END],
     "closer_missing": [*said('<tool_call>{"name": "now"}'), *END],
@@ -87,7 +99,8 @@ PROFILES = {
 def test_each_kind_is_met(kind):
     """Each kind has a stream in which it is counted, the same at any cut."""
     found: Counter[str] = Counter()
-    same(*MET[kind], repairs=found, profile=PROFILES.get(kind, ModelProfile()))
+    body = {**BODY, "response_format": {"type": "json_object"}} if kind == "json_in_reasoning" else BODY
+    same(*MET[kind], repairs=found, profile=PROFILES.get(kind, ModelProfile()), body=body)
     assert found[kind]
     assert set(found) <= set(repairs.REPAIRS)
 

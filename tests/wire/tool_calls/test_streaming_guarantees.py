@@ -17,7 +17,7 @@ from qproxy.wire.events import (
     TextDelta,
     ToolCallArgumentsDelta,
 )
-from qproxy.wire.tool_calls import ModelProfile, assembler
+from qproxy.wire.tool_calls import ModelProfile, call_router
 from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
 from qproxy.wire.tool_calls.json_state import JSONState
 from qproxy.wire.tool_calls.text_buffer import TextBuffer
@@ -188,7 +188,7 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
             joined.append(self.size)
             return super().text
 
-    monkeypatch.setattr(assembler, "ArgumentsAccumulator", Watched)
+    monkeypatch.setattr(call_router, "ArgumentsAccumulator", Watched)
     stage = tool_calls.open(TURN)
     count = 100_000
     pieces = ['{"content": "', *["eleven char"] * count, '"}']
@@ -205,13 +205,13 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
 def test_calls_cost_the_same_however_many_there_are(monkeypatch):
     """Each entry looks for its call once, however many there were before it."""
     looked = []
-    plain = assembler._Choice._call_for
+    plain = call_router.CallRouter.call_for
 
     def addressed(choice, index):
         looked.append(index)
         return plain(choice, index)
 
-    monkeypatch.setattr(assembler._Choice, "_call_for", addressed)
+    monkeypatch.setattr(call_router.CallRouter, "call_for", addressed)
     stage = tool_calls.open(TURN)
     entries = [RawToolCallDelta(n % 7, f"id{n}", "now", "{}") for n in range(3000)]
     out = [event for entry in entries for event in stage.feed(entry)]

@@ -1,0 +1,203 @@
+"""Dialects in which Qwen models write calls beside the two of their templates, and the texts that only look alike.
+
+Each case is played whole, one character at a time and three at a time, and must give the same.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from qproxy.wire.events import RawToolCallDelta, ReasoningDelta
+from tests.wire.tool_calls.test_text_calls import TOOLS, TURN, function, same
+
+A = '{"city": "Paris"}'
+PARIS, NOW = ("get", A), ("now", "{}")
+COMPACT = ("get", '{"city":"Paris"}')
+CALL = f'{{"name": "get", "arguments": {A}}}'
+PARAMETER = '<parameter name="city">Paris</parameter>'
+
+READ = {
+    "tools": (f"<tools>\n{CALL}\n</tools>", [PARIS]),
+    "tools without a closing tag": (f"<tools>{CALL}", [PARIS]),
+    "two in tools": (f'<tools>\n{CALL}\n{{"name": "now", "arguments": {{}}}}\n</tools>', [PARIS, NOW]),
+    "function_call": (f"<function_call>{CALL}</function_call>", [PARIS]),
+    "a list in tool_calls": (f"<tool_calls>[{CALL}]</tool_calls>", [PARIS]),
+    "tool_call in tool_calls": (f"<tool_calls>\n<tool_call>\n{CALL}\n</tool_call>\n</tool_calls>", [PARIS]),
+    "invoke": (f'<invoke name="get">\n{PARAMETER}\n</invoke>', [PARIS]),
+    "invoke in single quotes": (f"<invoke name='get'>{PARAMETER}</invoke>", [PARIS]),
+    "invoke without parameters": ('<invoke name="now"></invoke>', [NOW]),
+    "two in function_calls": (f'<function_calls>\n<invoke name="get">\n{PARAMETER}\n</invoke>\n<invoke name="now">\n</invoke>\n</function_calls>', [PARIS, NOW]),
+    "invoke with more attributes": ('<invoke name="get">\n<parameter name="city" type="string">Paris</parameter>\n</invoke>', [PARIS]),
+    "name as an attribute": (f'<tool_call>\n<function name="get">\n{PARAMETER}\n</function>\n</tool_call>', [PARIS]),
+    "name as an attribute, bare": (f'<function name="get">\n{PARAMETER}\n</function>', [PARIS]),
+    "a key as an attribute": (f"<tool_call>\n<function=get>\n{PARAMETER}\n</function>\n</tool_call>", [PARIS]),
+    "JSON in a function": (f"<tool_call>\n<function=get>\n{A}\n</function>\n</tool_call>", [PARIS]),
+    "JSON in a bare function": (f"<function=get>{A}</function>", [PARIS]),
+    "JSON in a named function": (f'<tool_call><function name="get">{A}</function></tool_call>', [PARIS]),
+    "a function element before JSON": (f"<tool_call>\n<function>get</function>\n{A}\n</tool_call>", [PARIS]),
+    "a name element before JSON": (f"<tool_call><name>get</name>{A}</tool_call>", [PARIS]),
+    "a name before JSON": (f"<tool_call>get\n{A}\n</tool_call>", [PARIS]),
+    "Python": ('<tool_call>\nget(city="Paris")\n</tool_call>', [COMPACT]),
+    "Python without a closing tag": ('<tool_call>get(city="Paris")', [COMPACT]),
+    "a Python list": ('<tool_call>[get(city="Paris"), now()]</tool_call>', [COMPACT, NOW]),
+    "Python lines": ('<tool_call>\nget(city="Paris")\nnow()\n</tool_call>', [COMPACT, NOW]),
+    "Python by position": ('<tool_call>get("Paris")</tool_call>', [COMPACT]),
+    "Python of an object": (f"<tool_call>get({A})</tool_call>", [COMPACT]),
+    "Python with JSON's constants": ("<tool_call>typed(on=true, maybe=null)</tool_call>", [("typed", '{"on":true,"maybe":null}')]),
+    "Python with a closing tag in a string": ('<tool_call>get(city="</tool_call>")</tool_call>', [("get", '{"city":"</tool_call>"}')]),
+    "functions. in JSON": (f'<tool_call>{{"name": "functions.get", "arguments": {A}}}</tool_call>', [PARIS]),
+    "functions. in tags": ("<tool_call><function=functions.now></function></tool_call>", [NOW]),
+    "functions. in bare tags": ("<function=functions.now></function>", [NOW]),
+    "functions. in Python": ('<tool_call>functions.get(city="Paris")</tool_call>', [COMPACT]),
+    "bare text of a free-form tool": ("<tool_call><function=run>x = 1;\n</parameter></function></tool_call>", [("run", '{"code": "x = 1;"}')]),
+    "bare text with tags in it": ("<tool_call>\n<function=run>\n<b>x</parameter>y</b>\n</function>\n</tool_call>", [("run", '{"code": "<b>x</parameter>y</b>"}')]),
+    "more closing tags": ("<tool_call>\n<function=now>\n</function>\n</function>\n</function_invocation>\n</tool_call>", [NOW]),
+    "an end token": ("<tool_call>\n<function=now>\n</function>\n</tool_call><|im_end|>", [NOW]),
+    "a late end of thinking": (f"<tool_call>{CALL}</tool_call>\n</think>\n", [PARIS]),
+    "half of a closing tag": (f"<tool_call>{CALL}</tool_call>\n</func", [PARIS]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "calls"), READ.values(), ids=READ)
+def test_reads_the_dialect(text, calls):
+    """A call in the dialect is a call, and nothing of its markup is text."""
+    assert same(text) == ("", calls, "tool_calls")
+
+
+@pytest.mark.parametrize(("text", "calls"), READ.values(), ids=READ)
+def test_keeps_the_text_before_the_dialect(text, calls):
+    """Text before a call stays as it is."""
+    assert same(f"Let me look.\n{text}")[1:] == (calls, "tool_calls")
+    assert same(f"Let me look.\n{text}")[0].rstrip() == "Let me look."
+
+
+@pytest.mark.parametrize("text", [text for text, _ in READ.values()], ids=READ)
+def test_an_example_of_the_dialect_stays_text(text):
+    """In a code block, directly after a backtick and without tools a dialect is text, byte for byte."""
+    block = f"Write:\n```\n{text}\n```\n"
+    assert same(block) == (block, [], "stop")
+    assert same(f"`{text[:20]}") == (f"`{text[:20]}", [], "stop")
+    assert same(text, turn=replace(TURN, tools=[])) == (text, [], "stop")
+
+
+TEXT = {
+    "a declaration in tools": '<tools>\n{"type": "function", "function": {"name": "get", "parameters": {}}}\n</tools>',
+    "a described declaration": '<tools>{"name": "get", "description": "d", "parameters": {"type": "object"}}</tools>',
+    "a flat declaration": '<tools>{"name": "get", "parameters": {"type": "object", "properties": {}}}</tools>',
+    "an undeclared name in tools": '<tools>{"name": "other", "arguments": {}}</tools>',
+    "one of two undeclared": f'<tools>{CALL}{{"name": "other", "arguments": {{}}}}</tools>',
+    "prose about tools": "The <tools> element lists {them}.",
+    "prose in tools": f"<tools>{CALL} is how</tools>",
+    "other JSON in function_call": '<function_call>{"city": "Paris"}</function_call>',
+    "an undeclared invoke": f'<invoke name="other">{PARAMETER}</invoke>',
+    "prose about invoke": '<invoke name="get"> begins a call.',
+    "other attributes": f'<invoke id="get">{PARAMETER}</invoke>',
+    "HTML": '<input name="get"><i>x</i><table><tr></tr></table>',
+    "an undeclared function": f'<function name="other">{PARAMETER}</function>',
+    "C in a function": "<function=get>{ return 1; }</function>",
+    "broken JSON in a bare function": '<function=get>{"a": </function>',
+    "an undeclared name before JSON": '<tool_call>other\n{"a": 1}</tool_call>',
+    "prose after a name": "<tool_call>get is how it begins</tool_call>",
+    "an undeclared element": '<tool_call><function>other</function>{"a": 1}</tool_call>',
+    "Python that is no literal": "<tool_call>get(city=input())</tool_call>",
+    "Python of an undeclared name": '<tool_call>other(city="Paris")</tool_call>',
+    "Python and prose": "<tool_call>get(city) is how you do it</tool_call>",
+    "an assignment": '<tool_call>get(city := "x")</tool_call>',
+    "too many arguments": "<tool_call>get(1, 2, 3)</tool_call>",
+    "prose about a free-form tool": "<tool_call><function=run> is how calls begin.",
+    "a bare free-form tool": "<function=run>x = 1;</function>",
+    "bare text for two parameters": "<tool_call><function=get>Paris</function></tool_call>",
+    "closing tags alone": "\n</parameter>\n</function>\n</tool_call>",
+    "closing tags in prose": "Then write\n</parameter>\n</function>\nand so on",
+    "an end token in prose": "The token <|im_end|> ends a message.\n<|im_end|>",
+    "a bare prefix": "functions.get(city='Paris')",
+}
+
+
+@pytest.mark.parametrize("text", TEXT.values(), ids=TEXT)
+def test_what_looks_alike_stays_text(text):
+    """Text that only resembles a dialect is passed on, byte for byte."""
+    assert same(text) == (text, [], "stop")
+
+
+def test_a_value_holds_the_markup_of_other_dialects():
+    """In a value of one dialect the tags of the others are text."""
+    content = '<invoke><parameter name="x">1</parameter>\n<parameter name="y">2</parameter></invoke>'
+    for text in (content, "<tools><parameter>1</parameter></tools>", "<function name='a'>\n</function>b"):
+        call = f"<tool_call>\n<function=write>\n<parameter=content>\n{text}\n</parameter>\n</function>\n</tool_call>"
+        _, [(_, arguments)], _ = same(call)
+        assert text.replace('"', '\\"').replace("\n", "\\n") in arguments
+
+
+def test_text_after_a_call_stays():
+    """Closing tags are dropped until other text comes, and stay text behind it."""
+    text, calls, _ = same(f"<tool_call>{CALL}</tool_call>\n</function>\nDone.\n</function>\nend")
+    assert (text.lstrip(), calls) == ("Done.\n</function>\nend", [PARIS])
+
+
+STRUCTURED = RawToolCallDelta(0, "a", "get", A)
+
+
+@pytest.mark.parametrize(
+    "closers", ["</tool_call>", "\n</parameter>\n</function>\n</tool_call>", "</think>\n<|im_end|>"]
+)
+def test_closing_tags_beside_a_structured_call_are_dropped(closers):
+    """Orphan closing tags are dropped before and after a structured call, and other text stays."""
+    assert same(STRUCTURED, closers) == ("", [PARIS], "tool_calls")
+    assert same(closers, STRUCTURED) == ("", [PARIS], "tool_calls")
+    assert same(f"Yes.\n{closers.lstrip()}", STRUCTURED)[0].rstrip() == "Yes."
+    assert same(f"{closers} and more", STRUCTURED)[0] == f"{closers} and more"
+
+
+@pytest.mark.parametrize("closers", ["</tool_call>", "</function>\n</tool_call>\n", "</think>\n"])
+@pytest.mark.parametrize("text", [READ["invoke"][0], READ["tools"][0], f"<tool_call>{CALL}</tool_call>"])
+def test_closing_tags_before_a_written_call_are_dropped(closers, text):
+    """Orphan closing tags on their own line are dropped right before a call."""
+    assert same(f"{closers}{text}") == ("", [PARIS], "tool_calls")
+    shown = f"{closers}<invoke name='other'>"
+    assert same(shown) == (shown, [], "stop")
+
+
+def test_a_call_within_a_line_of_reasoning_counts_only_at_the_end():
+    """In the middle of a line of reasoning a call is read only if it ends the whole response."""
+    thought = f"I should call it: <tool_call>{CALL}</tool_call>"
+    assert same(ReasoningDelta(thought)) == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(f"{thought} or not")) == ("", [], "stop")
+    assert same(ReasoningDelta(thought), "No.") == ("No.", [], "stop")
+    other = thought.replace('"get"', '"other"')
+    assert same(ReasoningDelta(other)) == ("", [], "stop")
+
+
+REQUIRED = replace(TURN, tool_choice="required")
+NAMED = replace(TURN, tool_choice={"type": "function", "function": {"name": "get"}})
+
+
+@pytest.mark.parametrize(
+    "text", [f"[{CALL}]", CALL, CALL.replace("arguments", "parameters"), f"```json\n{CALL}\n```"]
+)
+def test_reads_a_forced_call_that_is_all_of_the_content(text):
+    """With a forced tool choice, JSON that is all of a response is the call, as content or as reasoning."""
+    assert same(text, turn=REQUIRED) == ("", [PARIS], "tool_calls")
+    assert same(text, turn=NAMED) == ("", [PARIS], "tool_calls")
+    assert same(text) == (text, [], "stop")
+    if not text.startswith("`"):
+        assert same(ReasoningDelta(text), turn=REQUIRED) == ("", [PARIS], "tool_calls")
+        assert same(ReasoningDelta(text), "No.", turn=REQUIRED) == ("No.", [], "stop")
+
+
+def test_reads_the_arguments_of_a_named_choice():
+    """An object of the named function's parameters is its arguments; any other object is text."""
+    assert same(A, turn=NAMED) == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(A), turn=NAMED) == ("", [PARIS], "tool_calls")
+    required = replace(
+        NAMED, tools=[function("get", {"city": {"type": "string"}}, required=["city"]), *TOOLS[1:]]
+    )
+    for text, turn in (
+        ('{"answer": 1}', NAMED),
+        ("{}", NAMED),
+        ("[1]", NAMED),
+        (A, REQUIRED),
+        ("{}", required),
+        ("Hi {", NAMED),
+    ):
+        assert same(text, turn=turn) == (text, [], "stop")
