@@ -11,6 +11,7 @@ from qproxy.bootstrap.models import package_catalog
 from qproxy.wire import token_estimate
 from qproxy.wire.endpoints import anthropic
 from qproxy.wire.token_estimate import QWEN2, QWEN3_5, TokenCounter, count_text, vocabulary_of
+from tests.defaults import DECODE_LIMITS
 from tests.wire.strategies import examples
 
 CORPUS = Path(__file__).parent / "token_corpus"
@@ -84,7 +85,7 @@ def test_hostile_texts(text):
 
 def counted(body):
     """The count of a request's prompt."""
-    return sum(TokenCounter().count_prompt(anthropic.decode_count({"model": "m", **body})))
+    return sum(TokenCounter().count_prompt(anthropic.decode_count({"model": "m", **body}, **DECODE_LIMITS)))
 
 
 def test_everything_counts():

@@ -101,14 +101,14 @@ def decode(
     id: str,
     created: int,
     request_id: str = "",
-    default_model: str | None = None,
-    max_messages: int = 10_000,
+    default_model: str | None,
+    max_messages: int,
 ) -> Turn:
     """Decode a request body. Raises RequestError that names the invalid field."""
     return _decode(body, ("max_tokens",), id, created, request_id, default_model, max_messages)
 
 
-def decode_count(body: JSON, *, default_model: str | None = None, max_messages: int = 10_000) -> Turn:
+def decode_count(body: JSON, *, default_model: str | None, max_messages: int) -> Turn:
     """Decode the body of a request to count tokens, which may have every field of one for a message."""
     return _decode(body, (), "", 0, "", default_model, max_messages)
 

@@ -25,6 +25,7 @@ from qproxy.wire.events import (
     Usage,
 )
 from tests.anthropic_types import frames, judge_error, judge_message, judge_stream
+from tests.defaults import DECODE_LIMITS
 from tests.wire.strategies import examples
 
 ASKED_MESSAGES = [{"role": "user", "content": "hello there"}]
@@ -39,7 +40,7 @@ COUNTS = {
 
 
 def turn(**change):
-    return anthropic.decode({**ASKED, **change}, id="msg_1", created=1, request_id="req_1")
+    return anthropic.decode({**ASKED, **change}, id="msg_1", created=1, request_id="req_1", **DECODE_LIMITS)
 
 
 def encode(events, **change):

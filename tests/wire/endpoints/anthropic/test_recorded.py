@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qproxy.wire.endpoints import anthropic
+from tests.defaults import DECODE_LIMITS
 from tests.wire.endpoints.anthropic.test_conversation import unmarked
 
 FOLDER = Path(__file__).parents[3] / "recorded" / "anthropic"
@@ -32,9 +33,9 @@ def test_recorded(path):
     for request in json.loads(path.read_text())["requests"]:
         body = whole(request["body"])
         if "count_tokens" in request["path"]:
-            turn = anthropic.decode_count(body)
+            turn = anthropic.decode_count(body, **DECODE_LIMITS)
         else:
-            turn = anthropic.decode(body, id="msg_1", created=1)
+            turn = anthropic.decode(body, id="msg_1", created=1, **DECODE_LIMITS)
         assert set(turn.ignored) <= NAMED
         assert all(message["role"] in ("system", "user", "assistant", "tool") for message in turn.messages)
         assert all(message["role"] != "system" for message in turn.messages[1:])

@@ -6,6 +6,7 @@ from qproxy.wire.endpoints import anthropic
 from qproxy.wire.endpoints.anthropic.request import request_of
 from qproxy.wire.errors import RequestError
 from qproxy.wire.raw_json import parse_body
+from tests.defaults import DECODE_LIMITS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ASKED = {"model": "qwen3-max", "max_tokens": 100, "messages": MESSAGES}
@@ -14,7 +15,7 @@ ASKED = {"model": "qwen3-max", "max_tokens": 100, "messages": MESSAGES}
 def decode(**change):
     """The turn of a request with these fields; None takes one away."""
     body = {name: value for name, value in {**ASKED, **change}.items() if value is not None}
-    return anthropic.decode(body, id="msg_1", created=1)
+    return anthropic.decode(body, id="msg_1", created=1, **DECODE_LIMITS)
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -110,22 +111,26 @@ REFUSED = {
 def test_refused(change, path):
     """A slip is a 400 that names the path of the value."""
     with pytest.raises(RequestError) as caught:
-        decode(**change) if isinstance(change, dict) else anthropic.decode(change, id="x", created=1)
+        decode(**change) if isinstance(change, dict) else anthropic.decode(
+            change, id="x", created=1, **DECODE_LIMITS
+        )
     assert (caught.value.status, caught.value.param) == (400, path)
 
 
 def test_default_model():
     """A request without a model gets the operator's."""
     body = {key: value for key, value in ASKED.items() if key != "model"}
-    assert anthropic.decode(body, id="x", created=1, default_model="m").model == "m"
+    assert anthropic.decode(body, id="x", created=1, **{**DECODE_LIMITS, "default_model": "m"}).model == "m"
 
 
 def test_count():
     """What is to be counted needs no max_tokens, and may have every other field."""
-    turn = anthropic.decode_count({"model": "m", "messages": MESSAGES, "stream": True, "x": 1})
+    turn = anthropic.decode_count(
+        {"model": "m", "messages": MESSAGES, "stream": True, "x": 1}, **DECODE_LIMITS
+    )
     assert [message["content"] for message in turn.messages] == ["hi"]
     with pytest.raises(RequestError):
-        anthropic.decode_count({"model": "m"})
+        anthropic.decode_count({"model": "m"}, **DECODE_LIMITS)
 
 
 def test_prompt_estimate():
@@ -146,5 +151,7 @@ def test_prompt_estimate():
     asked = {"messages": history, "tools": tools}
     estimate = request_of(decode(**asked)).prompt_estimate
     assert 1500 <= estimate <= 1570
-    body = anthropic.decode(parse_body(str({**ASKED, **asked}).replace("'", '"').encode()), id="x", created=1)
+    body = anthropic.decode(
+        parse_body(str({**ASKED, **asked}).replace("'", '"').encode()), id="x", created=1, **DECODE_LIMITS
+    )
     assert abs(request_of(body).prompt_estimate - estimate) < 20
