@@ -46,7 +46,8 @@ PAGE = HelpPage(
     environment=VARIABLES,
 )
 COMMANDS = (
-    "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check", "completion",
+    "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check", "claude", "codex",
+    "opencode", "completion",
 )  # fmt: skip
 ALL = "completion"
 """The command that knows the others."""

@@ -85,6 +85,16 @@ def data_dir(environ: Mapping[str, str] | None = None) -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "qproxy"
 
 
+def client_key() -> str | None:
+    """The API key that programs of this machine use: $QPROXY_KEY."""
+    return os.environ.get("QPROXY_KEY") or None
+
+
+def program_environment(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment of a program that is started with further variables."""
+    return {**os.environ, **values}
+
+
 def notify_socket() -> str | None:
     """Where systemd wants to hear how this process is, if it does."""
     return os.environ.get("NOTIFY_SOCKET")

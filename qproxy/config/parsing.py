@@ -83,16 +83,16 @@ def _record(kind: Any, entry: Any, where: str) -> Any:
     return kind(**values)
 
 
+OTHER_VARIABLES = ("config", "home", "key")
+"""Variables that are not settings: QPROXY_KEY is the API key of the clients that `qproxy claude` and others start."""
+
+
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The values of QPROXY_* variables; lists are comma-separated, tables `a=b,c=d`."""
     values = {}
     for variable, text in environ.items():
         name = variable.removeprefix("QPROXY_").lower()
-        if (
-            not variable.startswith("QPROXY_")
-            or name in ("config", "home")
-            or _is_service_link(variable, text)
-        ):
+        if not variable.startswith("QPROXY_") or name in OTHER_VARIABLES or _is_service_link(variable, text):
             continue
         _check_known(name, SETTINGS, variable)
         values[name] = parse(name, text, variable)

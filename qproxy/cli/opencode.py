@@ -1,0 +1,14 @@
+"""`qproxy opencode`: opencode with this server."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from qproxy.cli import client_programs
+from qproxy.cli.client_programs import OPENCODE, add
+
+__all__ = ["HELP", "PAGE", "add", "run"]
+
+HELP = "print the settings with which opencode uses this server, or start it with them"
+PAGE = client_programs.page(OPENCODE, 'run "Hello"')
+run = partial(client_programs.run, OPENCODE)
