@@ -19,6 +19,7 @@ from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -131,7 +132,9 @@ class MultiPromptStream:
         for event in events:
             if isinstance(event, Usage):
                 event = self._record.usage = _sum(self._usage_so_far, event)
-            elif isinstance(event, TextDelta | ReasoningDelta | RefusalDelta | ChoiceFinished):
+            elif isinstance(
+                event, TextDelta | ReasoningDelta | EncryptedReasoning | RefusalDelta | ChoiceFinished
+            ):
                 event.choice += self._number * self._choices
             if not isinstance(event, StreamDone):  # the end of one is not the end of all
                 ours.append(event)

@@ -78,6 +78,8 @@ class Turn:
     """Every other field, under OpenAI's or Qwen's name, including zero values."""
     stream: bool = False
     include_usage: bool = False
+    summarize_reasoning: bool = False
+    """Whether the client wants a summary of the reasoning, and its ciphertext, where a model has them."""
     legacy_functions: bool = False
     """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()
@@ -131,6 +133,14 @@ class ReasoningDelta:
     choice: int = 0
     inline: bool = False
     """Whether the server had left it in the text."""
+
+
+@dataclass(slots=True)
+class EncryptedReasoning:
+    """A piece of the ciphertext of the model's reasoning, which must come back unchanged on its message."""
+
+    text: str
+    choice: int = 0
 
 
 @dataclass(slots=True)
@@ -278,6 +288,7 @@ class StreamFailed:
 Event: TypeAlias = (
     TextDelta
     | ReasoningDelta
+    | EncryptedReasoning
     | RefusalDelta
     | RawToolCallDelta
     | ToolCallStart

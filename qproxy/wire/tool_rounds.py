@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     StreamDone,
@@ -66,6 +67,7 @@ class RoundStage:
     def __post_init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._ciphertext: list[str] = []
         self._by_index: dict[int, tuple[RoundCall, int | None]] = {}
 
     def feed(self, event: Event) -> Iterable[Event]:
@@ -75,6 +77,9 @@ class RoundStage:
                 self._text.append(text)
             case ReasoningDelta(text):
                 self._reasoning.append(text)
+            case EncryptedReasoning():
+                self._ciphertext.append(event.text)
+                return []  # of an earlier round it belongs to a message that the client does not get
             case ToolCallStart():
                 return self._call(event)
             case ToolCallArgumentsDelta(index, text):
@@ -98,7 +103,8 @@ class RoundStage:
         reason = self.reason or "stop"
         if reason not in TRUNCATED:
             reason = "tool_calls" if self.sent else "stop" if reason == "tool_calls" else reason
-        return [ChoiceFinished(reason, matched=self.matched), StreamDone()]
+        ciphertext = [EncryptedReasoning("".join(self._ciphertext))] if self._ciphertext else []
+        return [*ciphertext, ChoiceFinished(reason, matched=self.matched), StreamDone()]
 
     @property
     def pending(self) -> list[RoundCall]:
@@ -112,6 +118,8 @@ class RoundStage:
         message: JSON = {"role": "assistant", "content": "".join(self._text) or None}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
+        if self._ciphertext:
+            message["encrypted_content"] = "".join(self._ciphertext)
         message["tool_calls"] = [_entry(call) for call in self.calls]
         return message
 

@@ -20,6 +20,9 @@ def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool =
     if error.status != 400:
         return None
     params: dict[str, JSON] = dict(turn.params)
+    if "encrypted_content" in error.message:
+        messages = message_rules.without_ciphertext(turn.messages)
+        return None if messages is turn.messages else replace(turn, messages=messages)
     text = error.message.lower()
     if "tool_choice" in text and "thinking" in text:
         if keep_thinking:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qproxy.wire import storable
-from qproxy.wire.events import JSON, Event, RawToolCallDelta, ReasoningDelta, RefusalDelta, TextDelta, Usage
+from qproxy.wire.events import (
+    JSON,
+    EncryptedReasoning,
+    Event,
+    RawToolCallDelta,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    Usage,
+)
 
 MAX_CHOICES = 128
 """What a client may ask for, and so the most that there is an index for."""
@@ -20,6 +29,9 @@ def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> l
     thought = delta.get("reasoning_content") or delta.get("reasoning")
     if thought and isinstance(thought, str):
         events.append(ReasoningDelta(thought, choice))
+    ciphertext = delta.get("encrypted_content")
+    if ciphertext and isinstance(ciphertext, str):
+        events.append(EncryptedReasoning(ciphertext, choice))
     text = parse_text(delta.get("content"))
     if text:
         events.append(TextDelta(text, choice, None if logprobs is None else parse_logprobs(logprobs)))

@@ -164,6 +164,18 @@ def assistant_extras(messages: Messages) -> Messages:
     return _each(messages, change)
 
 
+def without_ciphertext(messages: Messages) -> Messages:
+    """Leave out the ciphertext of earlier reasoning."""
+    return _each(
+        messages,
+        lambda message: (
+            {key: value for key, value in message.items() if key != "encrypted_content"}
+            if "encrypted_content" in message
+            else message
+        ),
+    )
+
+
 def tool_content(messages: Messages) -> Messages:
     """Text of tool results as one string; what is not text follows in a user message after the results."""
     if not any(m.get("role") == "tool" and isinstance(m.get("content"), list) for m in messages):

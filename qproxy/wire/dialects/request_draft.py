@@ -21,6 +21,7 @@ class RequestDraft:
         self.tool_choice = turn.tool_choice
         self.params = dict(turn.params)
         self.stream = turn.stream
+        self.summarize_reasoning = turn.summarize_reasoning
         self.is_completion = turn.completion
         self.forced_tools = forced_tools
         self.ignored: list[str] = []

@@ -207,6 +207,8 @@ RULES = (
     RequestRule("json_keyword", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
     RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
     RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
+    RequestRule("thinking_summary", "a summary of the reasoning that a Responses request asks for becomes thinking_display for models that have it", "dashscope", thinking_rules.thinking_summary),
+    RequestRule("foreign_ciphertext", "encrypted_content of earlier reasoning is left out for models that have none", "all", thinking_rules.foreign_ciphertext),
     RequestRule("preserve_thinking", "encrypted thoughts in the history switch preserve_thinking on, without which they are not read", "dashscope", thinking_rules.preserve_thinking),
     RequestRule("cache_breakpoints", "prompt_cache_breakpoint becomes the cache_control that older models know, or is left out", "dashscope", cache_rules.cache_breakpoints),
     RequestRule("cache_options", "prompt_cache_options is left out and named for models that do not know it", "dashscope", cache_rules.cache_options),

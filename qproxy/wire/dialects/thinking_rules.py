@@ -6,7 +6,7 @@ Source: Model Studio's pages on deep thinking and on its chat interface.
 
 from __future__ import annotations
 
-from qproxy.wire.dialects import effort
+from qproxy.wire.dialects import effort, message_rules
 from qproxy.wire.dialects.request_draft import RequestDraft
 
 
@@ -105,6 +105,27 @@ def json_mode(draft: RequestDraft) -> bool:
         return False
     draft.set_thinking(False)
     draft.notes.append("thinking off: this model cannot think in JSON mode")
+    return True
+
+
+def thinking_summary(draft: RequestDraft) -> bool:
+    """Ask for a summary and ciphertext in place of the reasoning, where the client's API asks for a summary."""
+    if (
+        not draft.summarize_reasoning
+        or not draft.spec.encrypted_thinking
+        or "thinking_display" in draft.params
+    ):
+        return False
+    draft.params["thinking_display"] = "summarized"
+    return True
+
+
+def foreign_ciphertext(draft: RequestDraft) -> bool:
+    """Leave out ciphertext of reasoning for models that are not known to have any: nobody else can read it."""
+    if "encrypted_content" not in draft.marks or draft.spec.encrypted_thinking:
+        return False
+    draft.set_messages(message_rules.without_ciphertext(draft.messages))
+    draft.ignored.append("messages.encrypted_content")
     return True
 
 

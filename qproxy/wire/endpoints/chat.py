@@ -27,6 +27,7 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -43,7 +44,8 @@ from qproxy.wire.events import (
 from qproxy.wire.raw_json import RawBody
 
 __all__ = ["EFFORTS", "FIELDS", "Encoder", "decode", "response"]
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "off", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+"""OpenAI's efforts, and Qwen's further ones; what a model does with each is in the catalog."""
 
 
 def _response_format(value: JSON, path: str) -> JSON:
@@ -182,6 +184,9 @@ class Encoder:
     def _reasoning(self, event: ReasoningDelta) -> list[bytes]:
         return self._delta(event.choice, b'"reasoning_content":' + _string(event.text))
 
+    def _encrypted(self, event: EncryptedReasoning) -> list[bytes]:
+        return self._delta(event.choice, b'"encrypted_content":' + _string(event.text))
+
     def _refusal(self, event: RefusalDelta) -> list[bytes]:
         return self._delta(event.choice, b'"refusal":' + _string(event.text))
 
@@ -302,6 +307,7 @@ _DELTA_EVENTS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
     ToolCallArgumentsDelta: Encoder._arguments,
     ToolCallStart: Encoder._call,
     RefusalDelta: Encoder._refusal,
+    EncryptedReasoning: Encoder._encrypted,
     ChoiceFinished: Encoder._finish,
     Usage: Encoder._usage_event,
     StreamFailed: Encoder._failed,

@@ -12,6 +12,7 @@ from qproxy.wire.endpoints import tool_reports
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -55,6 +56,7 @@ class _Choice:
     def __init__(self) -> None:
         self.text: list[str] = []
         self.reasoning: list[str] = []
+        self.ciphertext: list[str] = []
         self.refusal: list[str] = []
         self.calls: list[tuple[ToolCallStart, list[str]]] = []
         self.logprobs: list[JSON] = []
@@ -95,6 +97,8 @@ def _add(choice: _Choice, event: Event) -> None:
                 choice.logprobs.extend(logprobs.get("content") or ())
         case ReasoningDelta(text):
             choice.reasoning.append(text)
+        case EncryptedReasoning(text):
+            choice.ciphertext.append(text)
         case RefusalDelta(text):
             choice.refusal.append(text)
         case ToolCallStart():
@@ -113,6 +117,8 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
     }
     if choice.reasoning:
         message["reasoning_content"] = "".join(choice.reasoning)
+    if choice.ciphertext:
+        message["encrypted_content"] = "".join(choice.ciphertext)
     reason = choice.reason
     if choice.calls and turn.legacy_functions:
         call, pieces = choice.calls[0]

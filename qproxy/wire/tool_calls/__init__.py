@@ -55,4 +55,5 @@ def open(turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[st
         stages.append(TextCallParser(turn, repairs, react=profile.react, bare_json=profile.bare_json))
     if requests_json(turn):
         stages.append(JSONInReasoningStage(turn, repairs))
-    return Pipeline(*stages, ToolCallAssembler(turn, repairs), FinishReasonStage(repairs))
+    finish = FinishReasonStage(repairs, wait="thinking_display" in turn.params)
+    return Pipeline(*stages, ToolCallAssembler(turn, repairs), finish)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import (
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     SearchInfo,
     ServerToolCall,
@@ -36,8 +37,12 @@ KEPT_REASONS = ("length", "content_filter")
 class FinishReasonStage:
     """A stage that ends each choice once, with the reason that matches what was sent."""
 
-    def __init__(self, repairs: Counter[str]) -> None:
+    def __init__(self, repairs: Counter[str], *, wait: bool = False) -> None:
+        """Set `wait` if ciphertext of the reasoning may follow a choice's finish reason."""
         self._repairs = repairs
+        self._wait = wait
+        self._waiting: dict[int, ChoiceFinished] = {}
+        """Finishes that the next event other than ciphertext releases."""
         self._open: dict[int, bool] = {}
         """Unfinished choices, and whether calls were sent in each."""
         self._finished: set[int] = set()
@@ -56,6 +61,11 @@ class FinishReasonStage:
     def _decide(self, item: Event) -> Iterator[Event]:
         if self._failed:
             return
+        if self._waiting:
+            if isinstance(item, EncryptedReasoning) and item.choice in self._waiting:
+                yield item
+                return
+            yield from self._release()
         if isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
             yield item
         elif isinstance(item, StreamDone):
@@ -88,7 +98,15 @@ class FinishReasonStage:
         reason = item.reason if item.reason in KEPT_REASONS else "tool_calls" if calls else "stop"
         if reason != item.reason:
             self._repairs["finish_corrected"] += 1
-        yield ChoiceFinished(reason, item.choice, item.matched)
+        finish = ChoiceFinished(reason, item.choice, item.matched)
+        if self._wait and not self._done:
+            self._waiting[item.choice] = finish
+        else:
+            yield finish
+
+    def _release(self) -> Iterator[Event]:
+        waiting, self._waiting = self._waiting, {}
+        yield from waiting.values()
 
     def _end(self) -> Iterator[Event]:
         """End all unfinished choices because `[DONE]` came."""
@@ -99,6 +117,7 @@ class FinishReasonStage:
 
     def close(self) -> Iterator[Event]:
         """Yield an error at the end of the bytes unless everything had ended."""
+        yield from self._release()
         if not self._failed and not self._done and (self._open or not self._finished):
             self._failed = True
             message = "The upstream closed the connection before the response was complete."

@@ -95,6 +95,8 @@ CASES = {
     "json_keyword": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
     "one_output_limit": (turn(max_completion_tokens=5), "qwen-max", lambda t: t.params == {"max_tokens": 5}),
     "output_limit": (turn(max_tokens=32000), "qwen-max", lambda t: t.params == {"max_tokens": 8192}),
+    "thinking_summary": (replace(turn(), summarize_reasoning=True), "qwen4-max", lambda t: t.params == {"thinking_display": "summarized"}),
+    "foreign_ciphertext": (turn([USER, {"role": "assistant", "content": "x", "encrypted_content": "c"}]), "qwen-plus", lambda t: "encrypted_content" not in t.messages[1]),
     "preserve_thinking": (turn([USER, {"role": "assistant", "content": "x", "encrypted_content": "c"}]), "qwen4-max", lambda t: t.params == {"preserve_thinking": True} and t.messages[1]["encrypted_content"] == "c"),
     "cache_breakpoints": (turn([{"role": "user", "content": [MARKED]}]), "qwen3.8-max", lambda t: t.messages[0]["content"] == [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]),
     "cache_options": (turn(prompt_cache_options={"mode": "explicit"}), "qwen3.8-max", lambda t: not t.params),

@@ -45,6 +45,7 @@ class _AssistantMessage:
 
     def __init__(self) -> None:
         self._reasoning: list[str] = []
+        self._ciphertext = ""
         self._texts: list[str] = []
         self._calls: list[JSON] = []
         self._results: list[JSON] = []
@@ -53,8 +54,9 @@ class _AssistantMessage:
         """Add an item of the model; False for one that is not part of this message."""
         kind = item["type"]
         full = bool(self._results or (self._texts and not self._calls))
-        if kind == "reasoning" and not full:
+        if kind == "reasoning" and (not full or self._is_own_ciphertext(item)):
             self._reasoning += [entry["text"] for entry in item["summary"]]
+            self._ciphertext = item.get("encrypted_content") or self._ciphertext
         elif kind == "message" and item["role"] == "assistant" and not full:
             self._texts.append(content_parts.to_chat_content(item["content"], "assistant"))
         elif kind in ("function_call", "custom_tool_call"):
@@ -66,6 +68,10 @@ class _AssistantMessage:
             return False
         return True
 
+    def _is_own_ciphertext(self, item: JSON) -> bool:
+        """Whether an item is the ciphertext of this message, which came after its text."""
+        return not item["summary"] and "encrypted_content" in item and not self._ciphertext
+
     def messages(self) -> list[JSON]:
         """The message and the results of our own tools; none when nothing was said."""
         if not self._texts and not self._calls:
@@ -76,6 +82,8 @@ class _AssistantMessage:
         }
         if self._reasoning:
             message["reasoning_content"] = "\n\n".join(self._reasoning)
+        if self._ciphertext:
+            message["encrypted_content"] = self._ciphertext
         if self._calls:
             message["tool_calls"] = self._calls
         return [message, *self._results]

@@ -131,10 +131,13 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _reasoning(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    """A thought's text from wherever it is: the content, the summary, or what we sealed."""
+    """Return a thought's text, from its content, summary or our own seal, and another server's ciphertext as it is."""
     text = _joined_text(item.get("content"), "") or _joined_text(item.get("summary"), "\n\n")
-    text = text or decode_reasoning(item.get("encrypted_content"))
-    return {"summary": [{"type": "summary_text", "text": text}] if text else []}
+    sealed = item.get("encrypted_content")
+    text = text or decode_reasoning(sealed)
+    is_ciphertext = isinstance(sealed, str) and sealed and not sealed.startswith(REASONING_PREFIX)
+    ciphertext = {"encrypted_content": sealed} if is_ciphertext else {}
+    return {"summary": [{"type": "summary_text", "text": text}] if text else [], **ciphertext}
 
 
 def _joined_text(entries: JSON, separator: str) -> str:

@@ -22,6 +22,7 @@ from qproxy.wire.endpoints.responses.output_items import (
 from qproxy.wire.endpoints.responses.request import ResponsesRequest
 from qproxy.wire.events import (
     JSON,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     ServerToolCall,
@@ -94,7 +95,7 @@ class ResponseOutput:
     def _open_item(self, event: Event) -> list[ItemEvent]:
         index = len(self.items)
         item: _OutputItem
-        if isinstance(event, ReasoningDelta):
+        if isinstance(event, ReasoningDelta | EncryptedReasoning):
             item = ReasoningItem(
                 output_id("reasoning", self._response, index), index, self._asked.include_encrypted
             )

@@ -14,6 +14,7 @@ from qproxy.wire.endpoints.responses.input_items import encode_reasoning
 from qproxy.wire.endpoints.responses.objects import SERVER_TOOLS
 from qproxy.wire.events import (
     JSON,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -29,25 +30,31 @@ ItemEvent: TypeAlias = tuple[str, dict[str, JSON]]
 
 
 class ReasoningItem:
-    """A reasoning item, whose summary is the thought itself: Qwen hides none."""
+    """A reasoning item: the summary is the reasoning itself, or the model's own summary beside its ciphertext."""
 
     def __init__(self, id: str, index: int, sealed: bool) -> None:
         self._index = {"item_id": id, "output_index": index, "summary_index": 0}
         self._encrypted = sealed
         self._pieces: list[str] = []
+        self._ciphertext: list[str] = []
 
     def accepts(self, event: Event) -> bool:
-        return isinstance(event, ReasoningDelta)
+        return isinstance(event, ReasoningDelta | EncryptedReasoning)
 
     def add_complete(self) -> bool:
         return True
 
     def add(self, event: Any) -> list[ItemEvent]:
+        if isinstance(event, EncryptedReasoning):
+            self._ciphertext.append(event.text)
+            return []
         first = [] if self._pieces else [self._part("added", "")]
         self._pieces.append(event.text)
         return [*first, ("response.reasoning_summary_text.delta", {**self._index, "delta": event.text})]
 
     def close(self) -> list[ItemEvent]:
+        if not self._pieces:
+            return []
         text = "".join(self._pieces)
         return [
             ("response.reasoning_summary_text.done", {**self._index, "text": text}),
@@ -62,7 +69,11 @@ class ReasoningItem:
         text = "".join(self._pieces)
         summary = [{"type": "summary_text", "text": text}] if self._pieces else []
         item = {"id": self._index["item_id"], "type": "reasoning", "summary": summary, "status": status}
-        return {**item, "encrypted_content": encode_reasoning(text)} if self._encrypted else item
+        if self._ciphertext:
+            item["encrypted_content"] = "".join(self._ciphertext)
+        elif self._encrypted:
+            item["encrypted_content"] = encode_reasoning(text)
+        return item
 
 
 class MessageItem:

@@ -178,6 +178,7 @@ def decode(
         tool_choice=offered.declared.tool_choice,
         params=params,
         stream=fields.get("stream", False),
+        summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
         ignored=(*_ignored(fields), *dropped, *offered.ignored),
         endpoint_state=_endpoint_state(fields, offered, own, params, keeps),

@@ -93,7 +93,7 @@ CONVERSATIONS = {
         [{"type": "reasoning", "summary": [], "encrypted_content": input_items.encode_reasoning("hm\ud83c")}, SAID],
         [{"role": "assistant", "content": "yes", "reasoning_content": "hm\ud83c"}],
     ),
-    "reasoning sealed elsewhere": ([{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, SAID], [{"role": "assistant", "content": "yes"}]),
+    "reasoning sealed elsewhere": ([{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}, SAID], [{"role": "assistant", "content": "yes", "encrypted_content": "gAAAA"}]),
 }  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""Ciphertext of a model's reasoning, in whatever delta it comes: on to the client unchanged, and back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from qproxy.wire import sse, tool_calls
+from qproxy.wire.dialects import DIALECTS, UpstreamTarget
+from qproxy.wire.endpoints import chat, responses
+from qproxy.wire.events import EncryptedReasoning, Turn
+from qproxy.wire.pipeline import Pipeline
+from tests.wire.tool_call_contract import check
+
+CIPHER = "v4:gAAAA+/=é"
+TARGET = UpstreamTarget("https://h/compatible-mode/v1", "m")
+TOOLS = ({"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}},)
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+SUMMARY = ({"role": "assistant", "content": None, "reasoning_content": "sum"}, None)
+TEXT = ({"content": "Hi"}, None)
+END = ({"content": ""}, "stop")
+PLACES = {
+    "alone": [SUMMARY, ({"content": None, "encrypted_content": CIPHER}, None), TEXT, END],
+    "in pieces": [SUMMARY, ({"encrypted_content": CIPHER[:4]}, None), ({"encrypted_content": CIPHER[4:]}, None), TEXT, END],
+    "with the summary": [({**SUMMARY[0], "encrypted_content": CIPHER}, None), TEXT, END],
+    "with the text": [SUMMARY, ({"content": "Hi", "encrypted_content": CIPHER}, None), END],
+    "after the text": [SUMMARY, TEXT, ({"content": "", "encrypted_content": CIPHER}, None), END],
+    "with the finish reason": [SUMMARY, TEXT, ({"content": "", "encrypted_content": CIPHER}, "stop")],
+    "after the finish reason": [SUMMARY, TEXT, END, ({"encrypted_content": CIPHER}, None)],
+    "before a call": [SUMMARY, ({"encrypted_content": CIPHER}, None), ({"tool_calls": [CALL]}, None), ({}, "tool_calls")],
+    "with a call": [SUMMARY, ({"encrypted_content": CIPHER, "tool_calls": [CALL]}, None), ({}, "tool_calls")],
+    "without a summary": [({"encrypted_content": CIPHER}, None), TEXT, END],
+}  # fmt: skip
+
+
+def turn(**more):
+    params = {"thinking_display": "summarized"}
+    return Turn(
+        **{"id": "i", "created": 0, "model": "m", "messages": (), "tools": TOOLS, "params": params, **more}
+    )
+
+
+def choice(delta, reason, number=0):
+    return {"index": number, "delta": delta, "finish_reason": reason}
+
+
+def frames(dialect, chunks):
+    """The events' bytes of a stream, each chunk a list of choices."""
+    for choices in chunks:
+        if dialect == "dashscope":
+            native = [
+                {"index": c["index"], "message": c["delta"], "finish_reason": c["finish_reason"]}
+                for c in choices
+            ]
+            yield {"output": {"choices": native}, "request_id": "r"}
+        else:
+            yield {"id": "x", "object": "chat.completion.chunk", "choices": choices}
+
+
+def decode(dialect, chunks, wanted):
+    """The events that leave `tool_calls`."""
+    stages = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.open(wanted))
+    data = b"".join(sse.encode(json.dumps(frame).encode()) for frame in frames(dialect, chunks))
+    data += b"" if dialect == "dashscope" else b"data: [DONE]\n\n"
+    return [*stages.feed(data), *stages.close()]
+
+
+@pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
+@pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
+def test_ciphertext_passes_from_any_delta(dialect, deltas):
+    """The client gets it whole, streamed and folded, and the stream keeps its contract."""
+    events = decode(dialect, [[choice(*delta)] for delta in deltas], turn())
+    check(events)
+    assert "".join(event.text for event in events if isinstance(event, EncryptedReasoning)) == CIPHER
+    assert chat.response(turn(), events)["choices"][0]["message"]["encrypted_content"] == CIPHER
+    encoder = chat.Encoder(turn())
+    text = b"".join([piece for event in events for piece in encoder.feed(event)] + encoder.close()).decode()
+    pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    sent = [piece["choices"][0]["delta"].get("encrypted_content", "") for piece in pieces]
+    assert "".join(sent) == CIPHER
+    assert pieces[-1]["choices"][0]["finish_reason"] in ("stop", "tool_calls")
+
+
+@pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
+def test_ciphertext_returns_through_responses(deltas):
+    """The reasoning item has it, in a stream and whole, and the items of one turn bring it back on their message."""
+    fields = {"model": "m", "input": "hi", "include": ["reasoning.encrypted_content"]}
+    options: dict[str, Any] = {
+        "id": "resp_" + "0" * 24,
+        "created": 0,
+        "default_model": None,
+        "max_messages": 100,
+    }
+    asked = responses.decode(fields, **options)
+    events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
+    whole = responses.response(asked, events)
+    encoder = responses.Encoder(asked)
+    for event in events:
+        encoder.feed(event)
+    encoder.close()
+    assert encoder.response is not None
+    assert encoder.response["output"] == whole["output"]
+    (sealed,) = [item for item in whole["output"] if item.get("encrypted_content") == CIPHER]
+    assert sealed["type"] == "reasoning"
+    following = [{"role": "user", "content": "hi"}, *whole["output"], {"role": "user", "content": "so?"}]
+    again = responses.decode({**fields, "input": following}, **options)
+    _, said, _ = again.messages
+    assert said["encrypted_content"] == CIPHER
+    assert said.get("reasoning_content", "sum") == "sum"
+
+
+def test_each_choice_has_its_own():
+    """Ciphertext belongs to the choice that it came with."""
+    chunks = [
+        [choice({"content": "a", "encrypted_content": "one"}, None), choice({"content": "b", "encrypted_content": "two"}, None, 1)],
+        [choice({}, "stop"), choice({}, "stop", 1)],
+    ]  # fmt: skip
+    wanted = turn(params={"n": 2})
+    body = chat.response(wanted, decode("compatible", chunks, wanted))
+    assert [c["message"]["encrypted_content"] for c in body["choices"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
+def test_a_whole_answer_has_it(dialect):
+    """A body that is not streamed brings it in its message."""
+    message = {"role": "assistant", "content": "Hi", "reasoning_content": "sum", "encrypted_content": CIPHER}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    events = DIALECTS[dialect].response({"output": body} if dialect == "dashscope" else body, TARGET)
+    normalizer = tool_calls.open(turn())
+    folded = [out for event in events for out in normalizer.feed(event)]
+    assert chat.response(turn(), [*folded, *normalizer.close()])["choices"][0]["message"] == {
+        **message,
+        "refusal": None,
+    }
