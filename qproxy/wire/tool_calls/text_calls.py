@@ -263,20 +263,16 @@ class _ChoiceParser:
             return False
         if sink.reasoning or not (self._blocks.at_line_start or sink.holds_whitespace):
             return False
-        offset, last = 0, ""
+        offset = 0
         for _ in range(MAX_ORPHANS):
             tag = yield from source.match_any(_ORPHANS, offset)
             if tag is None:
                 break
-            last = tag
             offset = yield from source.visible(offset + len(tag))
         if (yield from call_blocks.parse_at(source, sink, self._tools, offset)):
             sink.repairs["closer_stray"] += 1
             return True
-        follows = self._call_follows and offset == len(source)
-        if not follows and (
-            last != hermes.CLOSER or not (yield from source.match_any((hermes.OPENER,), offset))
-        ):
+        if not self._call_follows or offset < len(source):
             return False
         sink.repairs["closer_stray"] += 1
         source.consume(offset)

@@ -6,6 +6,8 @@ Each case is played whole, one character at a time and three at a time, and must
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qproxy.wire.events import RawToolCallDelta, ReasoningDelta
 from tests.wire.tool_calls.test_text_calls import TOOLS, TURN, function, same
@@ -166,6 +168,24 @@ def test_a_call_within_a_line_of_reasoning_counts_only_at_the_end():
     assert same(ReasoningDelta(thought), "No.") == ("No.", [], "stop")
     other = thought.replace('"get"', '"other"')
     assert same(ReasoningDelta(other)) == ("", [], "stop")
+
+
+MARKUP = [
+    "<tool_call>", "</tool_call>", "<tools>", "</tools>", "<function_call>", "</function_call>", "<tool_calls>", "</tool_calls>",
+    "<function=get>", "<function=run>", '<function name="get">', '<invoke name="get">', "</invoke>", "</function>", "<parameter=city>",
+    '<parameter name="city">', "</parameter>", "Paris", "\n", " ", CALL, A, 'get(city="x")', "now()", "{", "[", "}", "]", ",", '"', "\\",
+    "<function>get</function>", "<name>now</name>", "<|im_end|>", "`", "```\n", "functions.", "</func", "<", "x = 1;", "and so on. ",
+]  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(MARKUP), max_size=9).map("".join),
+    st.sampled_from([RawToolCallDelta(0, "a", "get", A), ""]),
+)
+def test_any_mixture_means_the_same_at_any_cut(text, then):
+    """Whatever markup stands beside whatever, a cut changes nothing, and without a call no character is lost."""
+    shown, calls, reason = same(*([text, then] if then else [text]))
+    assert calls or (shown, reason) == (text, "stop")
 
 
 REQUIRED = replace(TURN, tool_choice="required")
