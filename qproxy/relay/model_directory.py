@@ -1,15 +1,18 @@
-"""Which models there are: each account's server is asked for its list, now and then.
+"""The models of all accounts, from their upstreams' lists.
 
-A client gives up on `/v1/models` after ten seconds, so the answer comes from a cache; the servers are asked
-side by side, each with a limit of 5 s and 1 MiB, and a silent one costs nobody else anything.  Where a server
-has no list, the table of Qwen's published models stands in for it.
+Clients time out on `/v1/models` after ten seconds, so lists are cached; they are fetched concurrently, each with a
+limit of 5 s and 1 MiB, and an unresponsive upstream does not affect the others.
+
+Only 404 and 405 mean that an upstream has no list; the configured names or Qwen's published models replace it. After
+any other failure the last list stays, and the next attempt follows within seconds: a failed fetch says nothing about
+the models.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -27,8 +30,23 @@ from qproxy.wire.models import ModelCatalog
 LIST_TIMEOUT = 5.0
 LIST_BYTES = 1024 * 1024
 LIST_VALUES = 50_000
-"""Of a large list; it is read in one go."""
+"""Maximum JSON values of a list, which is parsed at once."""
+FAILURE_RETRY_SECONDS = 5.0
+"""Maximum seconds between a failed fetch and the next one."""
+NO_LIST_STATUSES = (404, 405)
+"""Statuses of an upstream without a list; others are failures."""
 log = logging.getLogger("qproxy.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelList:
+    """The models of one account."""
+
+    models: tuple[Model, ...]
+    is_fetched: bool
+    """Whether the upstream listed them; otherwise it may serve others too."""
+    expires_at: float
+    """When the next fetch is due; Trio's clock."""
 
 
 class ModelDirectory:
@@ -51,57 +69,87 @@ class ModelDirectory:
         self._catalog = catalog
         self._extra = (*extra, *catalog.listed)
         self._lock = trio.Lock()
-        self._models: list[Model] = []
-        self._fetched_at = float("-inf")
+        self._lists: dict[str, _ModelList] = {}
+        """By account name."""
 
     def __repr__(self) -> str:
-        return f"<Discovery {len(self._models)} models>"
+        return f"<ModelDirectory {sum(len(each.models) for each in self._lists.values())} models>"
 
     async def models(self) -> list[Model]:
-        """Every model that can be asked for: the operator's, the servers', and the aliases last."""
+        """Return the models of the settings, of the upstreams, and the aliases."""
         async with self._lock:
-            if trio.current_time() - self._fetched_at > self._cache_seconds:
-                self._models = await self._fetch_all()
-                self._fetched_at = trio.current_time()
+            await self._fetch_expired()
+        listed = [
+            model
+            for account in self._accounts
+            for model in self._lists[account.name].models
+            if account.supports(model.id)
+        ]
         named = [self._describe(Model(name), own_server=False) for name in self._extra]
         aliases = [
             Model(name, owned_by="alias", alias_of=self._aliases.lookup(name)) for name in self._aliases.names
         ]
-        return [*named, *self._models, *aliases]
+        return [*named, *listed, *aliases]
 
-    async def _fetch_all(self) -> list[Model]:
-        lists: dict[str, list[Model]] = {}
+    async def model(self, name: str) -> Model:
+        """Return the model with this name or alias. Raises RequestError 404 if no account can have it.
 
-        async def ask(account: Account) -> None:
-            lists[account.name] = await self._fetch(account)
+        An account whose upstream has not listed its models may have any model that its settings allow.
+        """
+        listed = await self.models()
+        possible = [
+            self._describe(Model(name), account.provider_family == "open")
+            for account in self._accounts
+            if self._aliases.lookup(name) is None
+            and account.supports(name)
+            and not self._lists[account.name].is_fetched
+        ]
+        return models.find_model([*possible[:1], *listed], name, self._aliases)
 
+    async def _fetch_expired(self) -> None:
+        now = trio.current_time()
         async with trio.open_nursery() as nursery:
             for account in self._accounts:
-                nursery.start_soon(ask, account)
-        return [
-            model for account in self._accounts for model in lists[account.name] if account.supports(model.id)
-        ]
+                current = self._lists.get(account.name)
+                if current is None or now > current.expires_at:
+                    nursery.start_soon(self._update, account)
 
-    async def _fetch(self, account: Account) -> list[Model]:
+    async def _update(self, account: Account) -> None:
+        """Fetch one account's list; keep the current one after a failure."""
         own = account.provider_family == "open"
+        current = self._lists.get(account.name)
         try:
-            with trio.fail_after(LIST_TIMEOUT):
-                credential = await account.source.credential()
-                target = UpstreamTarget(credential.base_url, "", credential.token, headers=account.headers)
-                request = HTTPRequest("GET", f"{target.base_url}/models", target.with_authorization())
-                async with await self._transport.send(request) as response:
-                    body = await response.read(LIST_BYTES)
-            if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            found = models.parse_models(json_codec.loads(body, LIST_VALUES), self._catalog)
+            fetched = await self._fetch(account)
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("no list of models from account %s (%s)", account.name, error)
-            return [self._describe(Model(name), own) for name in self._configured_models(account)]
-        account.known_models = frozenset(model.id for model in found)
-        return [self._describe(model, own) for model in found]
+            expires_at = trio.current_time() + min(FAILURE_RETRY_SECONDS, self._cache_seconds)
+            if current is not None:
+                self._lists[account.name] = replace(current, expires_at=expires_at)
+                return
+            fetched = None
+        else:
+            expires_at = trio.current_time() + self._cache_seconds
+            account.known_models = None if fetched is None else frozenset(model.id for model in fetched)
+        found = [Model(name) for name in self._configured_models(account)] if fetched is None else fetched
+        described = tuple(self._describe(model, own) for model in found)
+        self._lists[account.name] = _ModelList(described, fetched is not None, expires_at)
+
+    async def _fetch(self, account: Account) -> list[Model] | None:
+        """Return the upstream's list, None if it has none. Raises TooSlowError, QproxyError or ValueError."""
+        with trio.fail_after(LIST_TIMEOUT):
+            credential = await account.source.credential()
+            target = UpstreamTarget(credential.base_url, "", credential.token, headers=account.headers)
+            request = HTTPRequest("GET", f"{target.base_url}/models", target.with_authorization())
+            async with await self._transport.send(request) as response:
+                body = await response.read(LIST_BYTES)
+        if response.status in NO_LIST_STATUSES:
+            return None
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        return models.parse_models(json_codec.loads(body, LIST_VALUES), self._catalog)
 
     def _configured_models(self, account: Account) -> list[str]:
-        """Names to list for a server that lists none: the operator's patterns that are plain names, else Qwen's own."""
+        """Return names for an upstream without a list: configured plain names, or Qwen's published models."""
         plain = [pattern for pattern in account.models if not is_pattern(pattern)]
         if plain or account.provider_family != "dashscope":
             return plain
@@ -109,7 +157,7 @@ class ModelDirectory:
         return [*self._catalog.names("chat"), *embedding]
 
     def _describe(self, model: Model, own_server: bool) -> Model:
-        """The model with what is known of it; a server of one's own gives open weights the limits that it likes."""
+        """Return the model with its limits; those of open weights on a self-hosted server are unknown."""
         spec = self._catalog.get(model.id)
         if own_server and spec.open_weights and not self._catalog.is_own(model.id):
             return model

@@ -10,7 +10,6 @@ from qproxy.server import request_context
 from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.state import Route, StateHolder
-from qproxy.wire.endpoints import models
 
 
 class InfoRoutes:
@@ -35,8 +34,8 @@ class InfoRoutes:
         state = self._server.state
         aliases = state.relay.policy.aliases
         state.authentication.authorize_model(request_context.api_key(), aliases.resolve(name))
-        found = await state.model_directory.models()
-        model = models.find_model(found, name, aliases)
+        state.relay.names.route(name)  # the same 404 for a retired model as in a chat
+        model = await state.model_directory.model(name)
         return json_response(request_context.api().model_object(model))
 
     async def _livez(self) -> HTTPResponse:
