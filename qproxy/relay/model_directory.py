@@ -86,9 +86,8 @@ class ModelDirectory:
             if account.supports(model.id)
         ]
         named = [self._describe(Model(name), own_server=False) for name in self._extra]
-        aliases = [
-            Model(name, owned_by="alias", alias_of=self._aliases.lookup(name)) for name in self._aliases.names
-        ]
+        names = [*self._aliases.names, *self._aliases.covered(self._catalog.client_names)]
+        aliases = [Model(name, owned_by="alias", alias_of=self._aliases.lookup(name)) for name in names]
         return [*named, *listed, *aliases]
 
     async def model(self, name: str) -> Model:

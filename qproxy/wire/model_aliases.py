@@ -6,7 +6,7 @@ the first one among equals. `*` is the catch-all: it matches every name that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 CATCH_ALL = "*"
@@ -35,6 +35,14 @@ class ModelAliases:
     def names(self) -> list[str]:
         """Return the aliases that can be listed, which excludes patterns."""
         return [name for name in self._exact if not is_pattern(name)]
+
+    def covered(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names that a pattern covers, other than `*`, and that are no aliases themselves."""
+        return [
+            name
+            for name in names
+            if name not in self._exact and any(fnmatchcase(name, pattern) for pattern in self._patterns)
+        ]
 
     def lookup(self, name: str) -> str | None:
         """Return the model that a client's name stands for; None if it is not an alias."""

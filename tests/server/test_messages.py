@@ -238,6 +238,21 @@ async def test_count_tokens(prepare):
         assert len(it.emulator.requests) == before
 
 
+async def test_names_that_a_pattern_covers(prepare):
+    """Claude's names that patterns of aliases cover are listed with the model that serves each; without patterns, none."""
+    aliases = {"claude-*haiku*": "qwen3.8-flash", "claude-*": MODEL}
+    for table, expected in ((aliases, set(aliases.values())), ({}, set()), ({"*": MODEL}, set())):
+        async with world(aliases=table) as it:
+            prepare(it.app)
+            page = json.loads((await call(it, "GET", "/v1/models?limit=1000", b"", [VERSION]))[2])
+            names = {item["id"]: item["display_name"] for item in page["data"] if "claude" in item["id"]}
+            served = {"qwen3.8-flash" if "haiku" in name else MODEL for name in names}
+            assert served == expected
+            assert all(
+                names[name] == f"{name} ({'qwen3.8-flash' if 'haiku' in name else MODEL})" for name in names
+            )
+
+
 async def test_models(prepare):
     """The list and one model have Anthropic's shape for its clients, in pages, and OpenAI's for others."""
     async with world(aliases={"claude-opus-4-8": MODEL}) as it:

@@ -44,3 +44,9 @@ def test_patterns_are_not_listed():
     """Only what a client can ask for by this very name is listed."""
     assert ModelAliases(TABLE).names == ["gpt-5-mini", "qwen-max"]
     assert [name for name in TABLE if is_pattern(name)] == ["gpt-*", "*", "gpt-5*", "gpt-5?", "o[134]"]
+
+
+def test_names_that_a_pattern_covers():
+    """Names are covered by patterns, but neither by the catch-all nor where they are aliases themselves."""
+    names = ["gpt-5-mini", "gpt-6", "claude-opus-5", "o3"]
+    assert ModelAliases(TABLE).covered(names) == ["gpt-6", "o3"]

@@ -51,6 +51,8 @@ class ModelCatalog:
     def __init__(self, data: Mapping[str, Any], rows: Sequence[ModelRow] = ()) -> None:
         self.as_of: str = data.get("as_of", "")
         """The date of the knowledge."""
+        self.client_names: Sequence[str] = data.get("client_names", ())
+        """Names of other models that programs ask for."""
         self.defaults: Mapping[str, Any] = data.get("defaults", {})
         """Models for what needs one by default, by purpose."""
         self.price_terms: Mapping[str, Any] = data.get("prices", {})
