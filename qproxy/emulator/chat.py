@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
+from qproxy.emulator import thinking
+from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.schema_values import example_arguments
 
 MAX_OUTPUT = 131_072
@@ -24,29 +26,11 @@ GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|ä½
 _FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
-class ApiError(Exception):
-    """The request is refused with this status and body."""
-
-    def __init__(
-        self, status: int, message: str, code: str | None, kind: str = "invalid_request_error"
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {
-            "error": {"message": message, "type": kind, "param": None, "code": code},
-            "request_id": "emu-1",
-        }
-
-
 def _text(message: Any) -> str:
     content = message.get("content")
     if isinstance(content, list):
         return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
     return content or ""
-
-
-def _bad_request(message: str) -> ApiError:
-    return ApiError(400, f"<400> InternalError.Algo.InvalidParameter: {message}", "invalid_parameter_error")
 
 
 def _is_known(model: str) -> bool:
@@ -74,7 +58,7 @@ def validate(body: Any) -> None:
             None,
         )
     if "system" in roles[1:]:
-        raise _bad_request("The system message must be at the beginning of messages.")
+        raise bad_request("The system message must be at the beginning of messages.")
     if body.get("tools") == []:
         raise ApiError(400, "[] is too short - 'tools'", None)
     if not body.get("stream") and "stream_options" in body:
@@ -84,21 +68,22 @@ def validate(body: Any) -> None:
     if not 0 < body.get("top_p", 1) <= 1:
         raise ApiError(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
     spec = package_catalog().get(str(body["model"]))
+    thinking.validate(body, spec)
     limit = max(spec.output or 0, spec.output_thinking or 0) or MAX_OUTPUT
     if body.get("max_tokens", 1) > limit:
-        raise _bad_request(f"Range of max_tokens should be [1, {limit}]")
+        raise bad_request(f"Range of max_tokens should be [1, {limit}]")
     if body.get("tool_choice") not in (None, "auto", "none") and body.get("enable_thinking"):
-        raise _bad_request(
+        raise bad_request(
             "The tool_choice parameter does not support being set to required or object in thinking mode"
         )
     wants_json = (body.get("response_format") or {}).get("type") == "json_object"
     if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
-        raise _bad_request(
+        raise bad_request(
             "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
         )
     known = {call["id"] for m in messages for call in m.get("tool_calls") or ()}
     if any(m.get("role") == "tool" and m.get("tool_call_id") not in known for m in messages):
-        raise _bad_request(
+        raise bad_request(
             'messages with role "tool" must be a response to a preceding message with "tool_calls".'
         )
 
@@ -117,7 +102,7 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     question = next((_text(m) for m in reversed(body["messages"]) if m.get("role") == "user"), "")
     if (filling := fill_in_middle(question)) is not None:
         return "", filling, []
-    thought = f"The user says: {question[:60]}. I will answer." if body.get("enable_thinking") else ""
+    thought = f"The user says: {question[:60]}. I will answer." if thinking.is_on(body) else ""
     tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
     choice = body.get("tool_choice")
     forced = isinstance(choice, dict) or choice == "required"
@@ -131,7 +116,8 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
         schema = (body["response_format"].get("json_schema") or {}).get("schema")
         value = example_arguments(schema, question) if schema else {"answer": question}
         return thought, json.dumps(value, ensure_ascii=False), []
-    return thought, f"This is the emulator's {body['model']}. You said: {question}", []
+    memory = thinking.memory(body)
+    return thought, f"This is the emulator's {body['model']}.{memory} You said: {question}", []
 
 
 def _called_tools(tools: list[Any], choice: Any, question: str) -> list[Any]:
@@ -188,8 +174,11 @@ def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
         "content": "" if not thought else None,
         **({"reasoning_content": ""} if thought else {}),
     }
-    for piece in split_text(thought, size):
+    shown, ciphertext = thinking.shown(body, thought)
+    for piece in split_text(shown, size):
         yield {"content": None, "reasoning_content": piece}
+    if ciphertext:
+        yield {"content": None, "encrypted_content": ciphertext}
     for piece in split_text(text, size):
         yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
     for index, (name, text_) in enumerate(calls):
@@ -231,7 +220,10 @@ def response(body: Any) -> dict[str, Any]:
     thought, text, calls = reply(body)
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thought:
-        message["reasoning_content"] = thought
+        shown, ciphertext = thinking.shown(body, thought)
+        message["reasoning_content"] = shown
+        if ciphertext:
+            message["encrypted_content"] = ciphertext
     if calls:
         message["tool_calls"] = [
             {"id": call_id(body, n), "type": "function", "function": {"name": name, "arguments": text_}}

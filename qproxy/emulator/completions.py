@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qproxy.emulator.chat import CREATED, ApiError, fill_in_middle, split_text
+from qproxy.emulator.chat import CREATED, fill_in_middle, split_text
+from qproxy.emulator.errors import ApiError
 
 MAX_CHOICES = 128
 _TOKEN = re.compile(r"(?=.)\s*+\S*+", re.DOTALL)

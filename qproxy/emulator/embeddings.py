@@ -10,7 +10,7 @@ import hashlib
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator.chat import ApiError
+from qproxy.emulator.errors import ApiError
 
 MAX_BATCH = 10
 DEFAULT_DIMENSIONS = 1024

@@ -21,6 +21,7 @@ import trio
 
 from qproxy.bootstrap.models import package_catalog
 from qproxy.emulator import chat, completions, embeddings, realtime
+from qproxy.emulator.errors import ApiError
 from qproxy.emulator.faults import (
     DONE,
     FAULTS,
@@ -261,7 +262,7 @@ class Emulator:
                 return json_reply({"object": "list", "data": data})
             if path in self._models and seen.method == "POST":
                 return self._scripted(seen.body) or self._models[path](seen.body)
-        except chat.ApiError as refusal:
+        except ApiError as refusal:
             return json_reply(refusal.body, refusal.status)
         except MALFORMED_REQUEST_ERRORS as error:
             message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.emulator import FAULTS, Emulator, IdentityServer, chat, completions, embeddings
+from qproxy.emulator.errors import ApiError
 from qproxy.emulator.schema_values import example_arguments
 from tests.helpers import H1Client
 from tests.wire.strangers import ASK, mutated, mutations, values
@@ -39,7 +40,7 @@ REFUSALS: dict[str, tuple[dict, int]] = {
 def test_refusals(fields, status):
     """What DashScope refuses is refused with its status and its shape."""
     base = {} if fields == {"messages": [USER]} else {"model": "qwen-plus", "messages": [USER]}
-    with pytest.raises(chat.ApiError) as caught:
+    with pytest.raises(ApiError) as caught:
         chat.validate({**base, **fields})
     assert caught.value.status == status
     assert caught.value.body["error"]["message"]
@@ -109,7 +110,7 @@ def test_embeddings():
 )
 def test_embeddings_are_refused(change, status, says):
     """What DashScope refuses is refused."""
-    with pytest.raises(chat.ApiError, match=says) as caught:
+    with pytest.raises(ApiError, match=says) as caught:
         embeddings.openai_response({"model": "text-embedding-v4", "input": "x"} | change)
     assert caught.value.status == status
 
@@ -140,7 +141,7 @@ def test_completions():
 )
 def test_completions_are_refused(change):
     """No other models, no token ids, no field suffix."""
-    with pytest.raises(chat.ApiError):
+    with pytest.raises(ApiError):
         completions.validate({**CODER, **change})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from qproxy.wire import sse, tool_calls
 from qproxy.wire.dialects import DIALECTS, UpstreamTarget
-from qproxy.wire.endpoints import chat, responses
+from qproxy.wire.endpoints import anthropic, chat, responses
 from qproxy.wire.events import EncryptedReasoning, Turn
 from qproxy.wire.pipeline import Pipeline
 from tests.wire.tool_call_contract import check
@@ -107,6 +107,26 @@ def test_ciphertext_returns_through_responses(deltas):
     _, said, _ = again.messages
     assert said["encrypted_content"] == CIPHER
     assert said.get("reasoning_content", "sum") == "sum"
+
+
+@pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
+def test_ciphertext_returns_through_messages(deltas):
+    """The signature of a thinking block carries it, in a stream and whole, and brings it back on its message."""
+    hello = {"role": "user", "content": "hi"}
+    fields = {"model": "m", "max_tokens": 9, "messages": [hello]}
+    options: dict[str, Any] = {"id": "msg_1", "created": 0, "default_model": None, "max_messages": 100}
+    asked = anthropic.decode(fields, **options)
+    events = decode("compatible", [[choice(*delta)] for delta in deltas], turn())
+    whole = anthropic.response(asked, events)
+    encoder = anthropic.Encoder(asked)
+    text = b"".join([piece for event in events for piece in encoder.feed(event)] + encoder.close()).decode()
+    signatures = [block["signature"] for block in whole["content"] if block["type"] == "thinking"]
+    assert [json.dumps(one, ensure_ascii=False)[1:-1] in text for one in signatures] == [True] * len(
+        signatures
+    )
+    following = [hello, {"role": "assistant", "content": whole["content"]}, hello]
+    again = anthropic.decode({**fields, "messages": following}, **options)
+    assert again.messages[1]["encrypted_content"] == CIPHER
 
 
 def test_each_choice_has_its_own():

@@ -20,12 +20,13 @@ from typing import Any
 
 from qproxy.wire import json_codec, sse
 from qproxy.wire.endpoints import tool_reports
-from qproxy.wire.endpoints.anthropic import errors, message, tool_ids, usage
+from qproxy.wire.endpoints.anthropic import errors, message, signatures, tool_ids, usage
 from qproxy.wire.endpoints.anthropic.request import request_of
 from qproxy.wire.endpoints.anthropic.signatures import ReasoningSignature
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -72,6 +73,8 @@ class Encoder:
         self._delta = b""
         """A delta of the open block up to its text."""
         self._signature = ReasoningSignature()
+        self._ciphertext: list[str] = []
+        """Pieces of the open thinking block's ciphertext."""
         self._arguments: _Arguments | None = None
         self._finish: ChoiceFinished | None = None
         self._is_refusal = False
@@ -132,8 +135,9 @@ class Encoder:
             return []
         out = []
         if kind is ReasoningDelta:
-            signature = b'"signature_delta","signature":%b}}\n\n' % _string(self._signature.signature())
-            out.append(_DELTA % self._index + signature)
+            sealed = signatures.seal("".join(self._ciphertext)) if self._ciphertext else None
+            text = _string(sealed or self._signature.signature())
+            out.append(_DELTA % self._index + b'"signature_delta","signature":%b}}\n\n' % text)
         elif self._arguments is not None:
             out += self._input(self._arguments.close())
             self._arguments = None
@@ -156,15 +160,25 @@ class Encoder:
         text = event.text
         if not text:
             return []
-        out: list[bytes] = []
-        if self._kind is not ReasoningDelta:
-            self._signature = ReasoningSignature(omits_text=self._request.omits_thinking)
-            out = self._open_block(ReasoningDelta, _THINKING, b'"thinking_delta","thinking":')
+        out = self._open_thinking()
         self._signature.update(text)
         self._sent_bytes += text_bytes(text)
         if not self._request.omits_thinking:
             out.append(b"%b%b}}\n\n" % (self._delta, _string(text)))
         return out
+
+    def _encrypted(self, event: EncryptedReasoning) -> list[bytes]:
+        out = self._open_thinking()
+        self._ciphertext.append(event.text)
+        return out
+
+    def _open_thinking(self) -> list[bytes]:
+        """Open a thinking block unless one is open."""
+        if self._kind is ReasoningDelta:
+            return []
+        self._signature = ReasoningSignature(omits_text=self._request.omits_thinking)
+        self._ciphertext = []
+        return self._open_block(ReasoningDelta, _THINKING, b'"thinking_delta","thinking":')
 
     def _call(self, event: ToolCallStart) -> list[bytes]:
         block = _TOOL % (_string(tool_ids.client_id(event.id)), _string(event.name))
@@ -205,6 +219,7 @@ _ENCODERS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
     ToolCallArgumentsDelta: Encoder._call_arguments,
     ToolCallStart: Encoder._call,
     RefusalDelta: Encoder._refusal,
+    EncryptedReasoning: Encoder._encrypted,
     ChoiceFinished: Encoder._finish_event,
     Usage: Encoder._usage_event,
     StreamFailed: Encoder._failed,

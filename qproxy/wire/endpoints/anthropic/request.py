@@ -147,6 +147,7 @@ def _decode(
         tool_choice=declared.tool_choice,
         params={**_params(fields), **thinking_config.params, **declared.params},
         stream=fields.get("stream", False),
+        summarize_reasoning=thinking_config.wants_summary,
         server_tools=declared.server_tools,
         include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
         ignored=(

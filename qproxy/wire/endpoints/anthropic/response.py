@@ -14,6 +14,7 @@ from qproxy.wire.endpoints.anthropic import message, signatures, tool_ids, usage
 from qproxy.wire.endpoints.anthropic.request import request_of
 from qproxy.wire.events import (
     ChoiceFinished,
+    EncryptedReasoning,
     Event,
     ReasoningDelta,
     RefusalDelta,
@@ -35,6 +36,7 @@ class _Block:
     kind: type
     call: ToolCallStart | None = None
     pieces: list[str] = field(default_factory=list)
+    ciphertext: list[str] = field(default_factory=list)
 
 
 class _Message:
@@ -54,6 +56,9 @@ class _Message:
                 self._add_text(TextDelta, text)
             case ReasoningDelta(text):
                 self._add_text(ReasoningDelta, text)
+            case EncryptedReasoning(text):
+                self._open_text(ReasoningDelta)
+                self.blocks[-1].ciphertext.append(text)
             case ToolCallStart():
                 self._open = ToolCallStart
                 self.blocks.append(_Block(ToolCallStart, event))
@@ -69,11 +74,14 @@ class _Message:
                 raise error
 
     def _add_text(self, kind: type, text: str) -> None:
-        if text and self._open is not kind:
+        if text:
+            self._open_text(kind)
+            self.blocks[-1].pieces.append(text)
+
+    def _open_text(self, kind: type) -> None:
+        if self._open is not kind:
             self._open = kind
             self.blocks.append(_Block(kind))
-        if text:
-            self.blocks[-1].pieces.append(text)
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
@@ -104,7 +112,10 @@ def _block_object(turn: Turn, block: _Block, truncated: bool) -> dict[str, Any]:
     if block.kind is TextDelta:
         return {"type": "text", "text": text}
     omits_text = request_of(turn).omits_thinking
-    signature = signatures.sign(text, omits_text=omits_text)
+    if block.ciphertext:
+        signature = signatures.seal("".join(block.ciphertext))
+    else:
+        signature = signatures.sign(text, omits_text=omits_text)
     return {"type": "thinking", "thinking": "" if omits_text else text, "signature": signature}
 
 

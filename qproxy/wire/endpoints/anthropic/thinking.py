@@ -27,6 +27,8 @@ class Thinking:
     params: dict[str, JSON]
     omits_text: bool = False
     """The client wants the blocks without their text."""
+    wants_summary: bool = False
+    """The client asks for a summary in place of the reasoning."""
     ignored: tuple[str, ...] = ()
 
 
@@ -40,14 +42,14 @@ def parse_thinking(fields: Mapping[str, JSON], turn_effort: JSON = None) -> Thin
     if kind is not None:
         validation.string(kind, "thinking.type")
     efforts = {} if effort is None else {"reasoning_effort": effort}
-    omits_text = thinking.get("display") == "omitted"
+    omits_text, summary = thinking.get("display") == "omitted", thinking.get("display") == "summarized"
     if kind == "disabled":
         return Thinking({"enable_thinking": False})
     if kind == "enabled":
-        return Thinking(_budget(thinking.get("budget_tokens"), fields.get("max_tokens")), omits_text)
+        return Thinking(_budget(thinking.get("budget_tokens"), fields.get("max_tokens")), omits_text, summary)
     if kind in TYPES:
-        return Thinking(efforts or {"enable_thinking": True}, omits_text)
-    return Thinking(efforts, omits_text, ("thinking",) if thinking else ())
+        return Thinking(efforts or {"enable_thinking": True}, omits_text, summary)
+    return Thinking(efforts, omits_text, summary, ("thinking",) if thinking else ())
 
 
 def _budget(value: JSON, max_tokens: JSON) -> dict[str, JSON]:
