@@ -1,20 +1,20 @@
-"""qproxy: any program that speaks the OpenAI API uses Alibaba's Qwen models, with function calling that arrives right.
+"""An OpenAI-compatible server for Alibaba's Qwen models, with reliable function calling.
 
     client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
                                                  │   relay  (where wire       │
     dialects.X.request ← target, Turn ───────────┘   meets Trio)              └─ events ← tool_calls ← dialects.X.Decoder ← sse.Decoder ← bytes
 
-Bytes come in from a client and become a `Turn`; a Qwen account answers with bytes that become events; the events
-become the client's bytes.  `wire` is pure; `relay` takes one request through it; `server` speaks HTTP with the
-client, `transport` with Qwen; `bootstrap` puts the parts together.
+A client's bytes become a `Turn`; the response bytes of a Qwen account become events; the events become the client's
+bytes. `wire` is pure; `relay` runs one request; `server` is the HTTP server for clients, `transport` the HTTP client
+for upstreams; `bootstrap` builds everything from the configuration.
 
-Where the model calls a tool of this server, `relay.tool_loop` runs it (`tools`, fenced by `sandbox`) and asks the model
-again.
+If the model calls a tool of the server, `relay.tool_loop` runs it (`tools`, in a `sandbox`) and sends the result to
+the model.
 
 Imports point one way: cli → diagnostics → {process, emulator} → bootstrap → {backends, dashboard} → server → relay →
 accounts → config → access → {auth, ledger} → {http_server, limits, telemetry, tools} → transport → {wire, sandbox, system}.
-The settings (`config`) are read where parts are put together (`bootstrap`, `process`) and by `diagnostics`,
-`emulator.demo` and `cli`: the other packages get what they need as arguments.
+Only `bootstrap`, `process`, `diagnostics`, `emulator.demo` and `cli` read the settings (`config`); the other packages
+get arguments.
 
     qproxy serve                                        the command
     hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment
@@ -39,22 +39,22 @@ __all__ = ["Config", "__version__", "app", "create_app", "in_process", "serve"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: `import qproxy` alone costs nothing."""
+    """Import a public name on its first use, to keep `import qproxy` fast."""
     from importlib import import_module
 
-    homes = {
+    modules = {
         "app": "process.asgi",
         "Config": "config",
         "create_app": "bootstrap.app",
         "serve": "bootstrap.app",
         "in_process": "server.asgi_client",
     }
-    if name not in homes:
+    if name not in modules:
         raise AttributeError(f"module 'qproxy' has no attribute {name!r}")
-    return getattr(import_module(f"qproxy.{homes[name]}"), name)
+    return getattr(import_module(f"qproxy.{modules[name]}"), name)
 
 
 if launch.is_hypercorn_command():
     launch.require_trio()
-    # Hypercorn looks for the app among the module's own names, past `__getattr__`.
+    # Hypercorn looks up the app in the module's namespace, without `__getattr__`.
     from qproxy.process.asgi import app

@@ -1,3 +1,3 @@
-"""The version, alone in its file so that every room can say it."""
+"""The version, in a module without imports, for every package."""
 
 VERSION = "0.1.0"

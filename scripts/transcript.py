@@ -91,7 +91,7 @@ def chat(session: Session, url: str) -> None:
 
 def story(session: Session) -> None:
     emulator = session.start("emulator", "--port", "0", "--interval", "0.05")
-    origin = session.until(emulator, r"serves (http://\S+)")[1]
+    origin = session.until(emulator, r"listening on (http://\S+)")[1]
     session.same[origin] = "http://127.0.0.1:8788"
     session.environ |= {
         "QPROXY_OAUTH_HOSTS": origin,
@@ -101,7 +101,7 @@ def story(session: Session) -> None:
     sign_in(session, origin)
     server = session.start("serve", "--port", "0", "--log-format", "text")
     session.show("$ qproxy serve &")
-    line = session.until(server, r"(qproxy serves (http://\S+?)/v1 .*)")
+    line = session.until(server, r"(qproxy listening on (http://\S+?)/v1 .*)")
     session.same[line[2]] = "http://127.0.0.1:8787"
     session.show(line[1])
     chat(session, f"{line[2]}/v1")

@@ -224,7 +224,7 @@ async def test_a_public_address_without_keys(way, tmp_path):
         bind = f"fd://{held.fileno()}"
         async with started(way, tmp_path, PUBLIC, inherited=inherited, bind=bind, **settings) as process:
             assert (await process.end() == way.failed) or way.failed is None
-    said = process.lines(f"Serving on {PUBLIC} without keys", "qproxy keys create")
+    said = process.lines(f"Refusing to listen on {PUBLIC} without API keys", "qproxy keys create")
     assert set(Counter(said).values()) <= {1, way.workers}
     assert len(set(said)) == 1
     assert not process.lines("Running on")
@@ -490,7 +490,7 @@ def test_addresses_of_a_program(bind, refused):
     if refused is None:
         check()
     else:
-        with pytest.raises(ConfigError, match=re.escape(f"Serving on {refused} without")):
+        with pytest.raises(ConfigError, match=re.escape(f"Refusing to listen on {refused} without")):
             check()
 
 

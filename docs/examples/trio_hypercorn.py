@@ -33,7 +33,7 @@ async def main():
             nursery.cancel_scope.cancel()  # the rest of the program ends with the server
 
         (url,) = await nursery.start(serve)
-        print(f"qproxy serves {url}/v1", flush=True)
+        print(f"qproxy listening on {url}/v1", flush=True)
         # Your own tasks: nursery.start_soon(...)
 
 

@@ -1,6 +1,6 @@
-"""`qproxy accounts`: the states of the accounts.
+"""`qproxy accounts`: show the states of the accounts.
 
-They are what the servers of this data directory last stored; no upstream is contacted.
+The states are those that the servers of this data directory last stored; no upstream is contacted.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_error, print_result
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
-HELP = "show how your accounts are doing"
+HELP = "show the accounts and their states"
 PAGE = HelpPage(
-    about="""Show every account of the configuration, with what the servers of this data directory last wrote about it: its state and
-    its reason, cool-downs, quotas, requests and failures. Nobody is asked; `qproxy check` asks.""",
+    about="""Show every configured account with the state that the servers of this data directory last stored:
+    the reason, cooldowns, quotas, requests and failures. No upstream is contacted; `qproxy check` does
+    that.""",
     examples={
         "qproxy accounts": "a table",
-        "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "those that cannot serve now",
+        "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "unavailable ones",
     },
-    files={**CONFIGURATION, "$QPROXY_HOME/accounts.db": "what is known of the accounts"},
+    files={**CONFIGURATION, "$QPROXY_HOME/accounts.db": "the states of the accounts"},
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="PATH", help="configuration file that names the accounts")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--config", metavar="PATH", help="configuration file with the accounts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,7 +66,7 @@ async def _load(config: configuration.Config) -> Mapping[str, AccountState]:
 
 
 def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list[str]:
-    """The rows, a line each, and below them what there is to say about single ones."""
+    """Return the rows as lines of a table, followed by remarks about single accounts."""
     cells = [COLUMNS] + [
         (
             row.name, row.kind, row.plan or "-", row.host or "-", row.message,
@@ -79,11 +80,9 @@ def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list
 def _notes(row: report.AccountRow, wall_clock: float) -> list[str]:
     remarks = []
     if row.expires_at is not None:
-        remarks.append(f"{row.name}: the token in use ends {report.format_time(row.expires_at, wall_clock)}")
+        remarks.append(f"{row.name}: token expires {report.format_time(row.expires_at, wall_clock)}")
     if row.quota_reset_at is not None and row.quota is not None:
-        remarks.append(
-            f"{row.name}: the quota is expected back {report.format_time(row.quota_reset_at, wall_clock)}"
-        )
+        remarks.append(f"{row.name}: quota resets {report.format_time(row.quota_reset_at, wall_clock)}")
     if row.quota is not None:
         remarks.append(f"{row.name}: {row.quota}")
     if row.last_error is not None and row.last_error_at is not None:

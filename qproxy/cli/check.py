@@ -1,6 +1,6 @@
-"""`qproxy check`: what is wrong, and what to do about it.
+"""`qproxy check`: find problems and suggest fixes.
 
-Here: the words of the command.  The checks themselves are `qproxy.diagnostics`.
+The checks themselves are in `qproxy.diagnostics`.
 """
 
 from __future__ import annotations
@@ -25,69 +25,72 @@ from qproxy.config.accounts import ConfigError
 if TYPE_CHECKING:
     from qproxy.diagnostics import Finding
 
-HELP = "look for what is wrong with settings, accounts and servers, and say what to do"
+HELP = "diagnose settings, accounts and servers, and suggest fixes"
 PAGE = HelpPage(
-    about="""Look at this machine, the settings, the tools and every account, and say in a line each what is well, what is not, and what to do.
-    It uses the server's own parts and changes nothing. Accounts are asked a few small questions, which costs some hundred tokens each.
+    about="""Check this machine, the settings, the tools and every account, and print one line per check with a fix where it
+    failed. It uses the server's own code and changes nothing. Each account gets a few small requests, which cost a few hundred
+    tokens.
 
-    With a URL, any OpenAI-compatible server is asked instead, and its answers are held to OpenAI's contract: what they break is named by
-    its rule (docs/check.md).""",
+    With a URL, check any OpenAI-compatible server instead: its responses are compared with OpenAI's contract, and each
+    violation is named by its rule (docs/check.md).""",
     examples={
-        "qproxy check": "everything",
-        "qproxy check --offline": "what can be said without a connection",
-        "qproxy check http://127.0.0.1:8080/v1 --model my-model": "a server of your own",
-        "qproxy check https://example.com/v1 --key - < key.txt": "with a key that no list of processes shows",
+        "qproxy check": "check everything",
+        "qproxy check --offline": "make no connections",
+        "qproxy check http://127.0.0.1:8080/v1 --model my-model": "check your own Qwen server",
+        "qproxy check https://example.com/v1 --key - < key.txt": "read the key from standard input",
     },
     exits={
-        0: "all well; warnings are no failure",
-        1: "something failed",
-        2: "wrong usage, or the configuration cannot be served",
+        0: "no check failed (there may be warnings)",
+        1: "a check failed",
+        2: "wrong usage, or an invalid configuration",
     },
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "url", nargs="?", help="base URL of any OpenAI-compatible server to check instead of your accounts"
+        "url", nargs="?", help="base URL of an OpenAI-compatible server to check instead of your accounts"
     )
-    parser.add_argument("--key", help="the server's key; - reads it from standard input")
-    parser.add_argument("--model", help="the model to ask (default: default_model, else the cheapest listed)")
+    parser.add_argument("--key", help="API key for the server; - reads it from standard input")
+    parser.add_argument(
+        "--model", help="model to test (default: default_model, otherwise the cheapest listed)"
+    )
     parser.add_argument("--config", metavar="PATH", help="configuration file")
     parser.add_argument(
         "--offline",
         action="store_true",
-        help="make no connections; with a URL, ask only what costs nothing",
+        help="make no connections; with a URL, send only requests that cost nothing",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from qproxy import diagnostics
 
     try:
-        found = _print_findings(arguments)
+        findings = _findings(arguments)
     except ConfigError as error:
-        found = [
+        findings = [
             diagnostics.Finding(
                 "configuration", "settings", "failed", str(error), "see docs/configuration.md"
             )
         ]
     if arguments.json:
-        print_result(json.dumps(diagnostics.fields(found), indent=1, ensure_ascii=False))
+        print_result(json.dumps(diagnostics.fields(findings), indent=1, ensure_ascii=False))
     else:
-        for line in diagnostics.lines(found):
+        for line in diagnostics.lines(findings):
             print_result(line)
-    return diagnostics.exit_code(found)
+    return diagnostics.exit_code(findings)
 
 
-def _print_findings(arguments: argparse.Namespace) -> Sequence[Finding]:
+def _findings(arguments: argparse.Namespace) -> Sequence[Finding]:
     config = configuration.load(path=arguments.config)
     if arguments.model is not None:
         config = replace(config, default_model=arguments.model)
     if arguments.url is not None:
         return _check_url(config, arguments)
     if arguments.key is not None:
-        raise ConfigError("--key is for a server that is named by its URL.")
+        raise ConfigError("--key requires the URL of a server.")
     return _check_server(config, arguments)
 
 
@@ -96,7 +99,7 @@ def _check_server(config: Config, arguments: argparse.Namespace) -> Sequence[Fin
 
     if not arguments.offline:
         print_note(
-            "Each account is asked a few small questions, which costs some hundred tokens; --offline asks none."
+            "Sending a few small requests per account (a few hundred tokens each); --offline sends none."
         )
     file = configuration.config_file(arguments.config)
     return trio.run(
@@ -109,10 +112,8 @@ def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Findin
 
     key = sys.stdin.readline().strip() if arguments.key == "-" else arguments.key
     if not arguments.offline:
-        print_note(
-            "The server is asked a few small questions, which costs some hundred tokens; --offline: what is free."
-        )
-    ask = partial(
+        print_note("Sending a few small requests (a few hundred tokens); --offline sends only free ones.")
+    check = partial(
         diagnostics.check_url,
         config,
         base_url(arguments.url),
@@ -120,12 +121,12 @@ def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Findin
         model=arguments.model,
         costs=not arguments.offline,
     )
-    return trio.run(ask)
+    return trio.run(check)
 
 
 def base_url(text: str) -> str:
-    """The base URL that is meant: `/v1` where there is no path."""
+    """Return the base URL with /v1 if it has no path. Raises ConfigError."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise ConfigError(f"{text!r} is not http(s)://host[:port]/path without a query or a password.")
+        raise ConfigError(f"{text!r}: must be http(s)://host[:port]/path, without a query or password.")
     return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"

@@ -1,4 +1,4 @@
-"""`qproxy completion`: what a shell needs to complete the command line."""
+"""`qproxy completion`: print a completion script for a shell."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from qproxy.cli.help import DONE, HelpPage
 from qproxy.cli.output import print_result
 from qproxy.cli.shell_completion import SHELLS, describe_parser
 
-HELP = "print a script with which a shell completes commands and options"
+HELP = "print a shell completion script"
 PAGE = HelpPage(
-    about="""Print a script for bash, zsh or fish that completes commands, options and their values. It is made from the commands
-    themselves, so print it again after an upgrade.""",
+    about="""Print a script for bash, zsh or fish that completes commands, options and their values. Print it
+    again after an upgrade.""",
     examples={
         'eval "$(qproxy completion bash)"': "in ~/.bashrc",
         'eval "$(qproxy completion zsh)"': "in ~/.zshrc, after compinit",
-        "qproxy completion fish > ~/.config/fish/completions/qproxy.fish": "once",
+        "qproxy completion fish > ~/.config/fish/completions/qproxy.fish": "install it for fish",
     },
     exits={code: DONE[code] for code in (0, 2)},
     files={},
@@ -24,7 +24,7 @@ PAGE = HelpPage(
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=sorted(SHELLS), help="the shell that runs it")
+    parser.add_argument("shell", choices=sorted(SHELLS), help="shell to complete in")
 
 
 def run(arguments: argparse.Namespace) -> int:

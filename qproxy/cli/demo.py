@@ -1,4 +1,4 @@
-"""`qproxy demo`."""
+"""`qproxy demo`: run qproxy against the built-in emulator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from qproxy.cli.output import print_result
 
 HELP = "try qproxy on the built-in emulator, without an account"
 PAGE = HelpPage(
-    about="""Show the whole way on this machine, without an account or a network: the built-in Qwen emulator, qproxy in front of it,
-    one streamed question with a tool call, one for which the server itself runs a tool in its sandbox. Then go on serving.""",
+    about="""Run an end-to-end demo on this machine, without an account or a network: the built-in Qwen
+    emulator, qproxy in front of it, a streamed request with a tool call, and one for which the server runs a
+    tool in its sandbox. Then keep serving.""",
     examples={
-        "qproxy demo": "show it, then serve the emulator's models on port 8787",
-        "qproxy demo --once --port 0": "show it and stop, on any free port",
+        "qproxy demo": "run it, then serve the emulator's models on port 8787",
+        "qproxy demo --once --port 0": "run it on a free port and exit",
     },
     files={},
     environment={},
@@ -22,9 +23,9 @@ PAGE = HelpPage(
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=int, default=8787, help="port to listen on (default 8787; 0 takes a free one)"
+        "--port", type=int, default=8787, help="port to listen on (default: 8787; 0 selects a free one)"
     )
-    parser.add_argument("--once", action="store_true", help="stop after the answer instead of serving on")
+    parser.add_argument("--once", action="store_true", help="exit after the demo instead of serving")
 
 
 def run(arguments: argparse.Namespace) -> int:

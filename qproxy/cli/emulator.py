@@ -1,4 +1,4 @@
-"""`qproxy emulator`: a Qwen server to play with, and what to set to use it."""
+"""`qproxy emulator`: serve the built-in Qwen emulator, and print the settings to use it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import trio
 from qproxy.cli.help import HelpPage
 from qproxy.cli.output import print_result
 
-HELP = "serve the built-in Qwen emulator alone, with its identity server, to try signing in"
+HELP = "serve the built-in Qwen emulator and identity server, to try logins"
 PAGE = HelpPage(
-    about="""Serve the built-in Qwen emulator alone, with the identity server of Qwen accounts, to try signing in, chat and faults without
-    an account. It prints what to set to use it. The models fault-... and quirk-... answer with what servers do wrong.""",
+    about="""Serve the built-in Qwen emulator with the identity server of Qwen accounts, to try logins, chat and faults without
+    an account. It prints the settings to use. The models fault-... and quirk-... reproduce faults of real servers.""",
     examples={
         "qproxy emulator": "serve it on port 8788",
-        "qproxy emulator --token-lifetime 20": "with tokens that must be renewed all the time",
+        "qproxy emulator --token-lifetime 20": "with tokens that expire quickly",
     },
     files={},
     environment={},
 )
-HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, chat and sign out, in another terminal:
+HOW_TO = """Qwen emulator listening on {origin} (Ctrl+C to quit). To log in, in another terminal:
 
     export QPROXY_HOME=$(mktemp -d) QPROXY_OAUTH_HOSTS={origin}
     export QPROXY_OAUTH_DEVICE_URL={origin}/api/v1/oauth2/device/code
@@ -28,26 +28,29 @@ HOW_TO = """The Qwen emulator serves {origin} until Ctrl-C. To sign in to it, ch
     qproxy login
     qproxy serve
 
-and in a third: curl http://127.0.0.1:8787/v1/chat/completions -H 'content-type: application/json' \\
+and in a third, to chat: curl http://127.0.0.1:8787/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-Tokens last {lifetime:g} s; to end them now: curl -X POST {origin}/emulator/expire
-What the identity server does wrong next: curl -d fault=html {origin}/emulator/next (a wrong name lists them)."""
+Tokens expire after {lifetime:g} s; to expire them now: curl -X POST {origin}/emulator/expire
+To make the identity server fail once: curl -d fault=html {origin}/emulator/next (an unknown name lists the faults)."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=int, default=8788, help="port to listen on (default 8788; 0 takes a free one)"
+        "--port", type=int, default=8788, help="port to listen on (default: 8788; 0 selects a free one)"
     )
     parser.add_argument(
         "--token-lifetime",
         type=float,
         default=120.0,
         metavar="SECONDS",
-        help="how long its tokens last (default 120)",
+        help="lifetime of its tokens (default: 120)",
     )
     parser.add_argument(
-        "--interval", type=float, metavar="SECONDS", help="between polls (default: as Qwen, unsaid)"
+        "--interval",
+        type=float,
+        metavar="SECONDS",
+        help="polling interval to require (default: none, as Qwen)",
     )
 
 

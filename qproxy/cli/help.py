@@ -1,44 +1,43 @@
-"""What `--help` says beyond the options: what a command is for, examples, exit codes, files and environment.
+"""The part of `--help` beyond the options: description, examples, exit codes, files and environment.
 
-Every command module has a `PAGE`; a test walks all of them.  The words of options stay beside the options.
+Every command module has a `PAGE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-WIDTH = 92
-DONE = {0: "done", 1: "failed; the reason is on standard error", 2: "wrong usage or configuration"}
-CONFIGURATION = {
-    "qproxy.toml": "settings, in the working directory or where --config says (docs/configuration.md)"
-}
+MAX_WIDTH = 100
+DONE = {0: "success", 1: "failure; the reason is on standard error", 2: "wrong usage or configuration"}
+CONFIGURATION = {"qproxy.toml": "settings, in the working directory or at --config (docs/configuration.md)"}
 VARIABLES = {
-    "QPROXY_CONFIG": "the configuration file, unless --config names one",
-    "QPROXY_HOME": "the data directory (default: $XDG_DATA_HOME/qproxy, ~/.local/share/qproxy)",
-    "QPROXY_<SETTING>": "any setting, by its name in capitals: QPROXY_PORT=8080",
+    "QPROXY_CONFIG": "configuration file, overridden by --config",
+    "QPROXY_HOME": "data directory (default: $XDG_DATA_HOME/qproxy or ~/.local/share/qproxy)",
+    "QPROXY_<SETTING>": "any setting, in capitals: QPROXY_PORT=8080",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelpPage:
-    """One command's page."""
+    """The help page of one command."""
 
     about: str
-    """Paragraphs, parted by an empty line."""
+    """Paragraphs, separated by empty lines."""
     examples: Mapping[str, str]
-    """By command line: what it does."""
+    """Descriptions by command line."""
     exits: Mapping[int, str] = field(default_factory=lambda: DONE)
     files: Mapping[str, str] = field(default_factory=lambda: CONFIGURATION)
     environment: Mapping[str, str] = field(default_factory=lambda: VARIABLES)
 
     def apply_to(self, parser: argparse.ArgumentParser) -> None:
-        """Have `--help` show it."""
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        """Set the description and the epilog of a parser."""
+        parser.formatter_class = HelpFormatter
         parser.description = "\n\n".join(
-            textwrap.fill(" ".join(paragraph.split()), WIDTH) for paragraph in self.about.split("\n\n")
+            textwrap.fill(" ".join(paragraph.split()), width()) for paragraph in self.about.split("\n\n")
         )
         sections = [
             "examples:\n" + "\n".join(f"  {line}\n      {text}" for line, text in self.examples.items()),
@@ -49,13 +48,25 @@ class HelpPage:
         parser.epilog = "\n\n".join(section for section in sections if section).replace("%", "%%")
 
 
+def width() -> int:
+    """Return the columns that help may use: those of the terminal ($COLUMNS), at most 100."""
+    return min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter that fits help to the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=width())
+
+
 def _bullets(title: str, entries: Mapping[str, str]) -> str:
-    """A section of names with their words; nothing where there are none."""
+    """Return a section of names and descriptions, "" without entries."""
     if not entries:
         return ""
-    width = max(map(len, entries))
+    indent = max(map(len, entries))
     lines = []
     for name, text in entries.items():
-        first, *rest = textwrap.wrap(text, WIDTH - width - 4)
-        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in rest)]
+        first, *rest = textwrap.wrap(text, max(20, width() - indent - 4))
+        lines += [f"  {name:<{indent}}  {first}", *(f"  {'':<{indent}}  {line}" for line in rest)]
     return f"{title}:\n" + "\n".join(lines)

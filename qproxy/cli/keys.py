@@ -1,6 +1,6 @@
-"""`qproxy keys`: the keys of your clients.
+"""`qproxy keys`: manage the API keys of clients.
 
-The command changes the store of keys, and nothing else: a running server applies the change by itself.
+The command only changes the key store; a running server applies the change by itself.
 """
 
 from __future__ import annotations
@@ -19,62 +19,66 @@ from qproxy.cli.output import format_table, print_note, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.limits.windows import WINDOWS
 
-HELP = "make, list and revoke the keys of your clients"
+HELP = "create, list and revoke API keys for clients"
 PAGE = HelpPage(
-    about="""Make, list and revoke the keys that your clients show. A key is printed once and kept only as its SHA-256. A running server
-    sees a change with its next request. Each action has a --help of its own.""",
+    about="""Create, list and revoke the API keys that your clients send. A key is printed once and stored
+    only as its SHA-256. A running server applies a change from its next request. Each action has its own
+    --help.""",
     examples={
-        "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "a key with limits",
-        "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "a key with budgets",
-        "qproxy keys list": "what is known of every key, but for the key",
-        "qproxy keys revoke bob": "refuse it from now on",
+        "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "create a key with limits",
+        "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "create a key with budgets",
+        "qproxy keys list": "show all keys, without their secrets",
+        "qproxy keys revoke bob": "revoke a key",
     },
-    files={**CONFIGURATION, "$QPROXY_HOME/keys.json": "the keys, or where the setting keys_file says"},
+    files={
+        **CONFIGURATION,
+        "$QPROXY_HOME/keys.json": "the keys, unless the setting keys_file names another file",
+    },
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="PATH", help="configuration file that may name keys_file")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="make a key; it is shown once and kept nowhere")
-    create.add_argument("--name", default="", help="what the list calls it")
-    create.add_argument("--rpm", type=_count, help="requests a minute")
-    create.add_argument("--tpm", type=_count, help="tokens a minute, in and out")
+    create = actions.add_parser("create", help="create a key; it is shown only once")
+    create.add_argument("--name", default="", help="name of the key in lists and logs")
+    create.add_argument("--rpm", type=_count, help="requests per minute")
+    create.add_argument("--tpm", type=_count, help="tokens per minute, input and output")
     create.add_argument(
-        "--models", default="", help="patterns of the models that it may ask for, comma-separated"
+        "--models", default="", help="patterns of the models that it may use, comma-separated"
     )
-    for what in ("requests", "tokens"):
+    for unit in ("requests", "tokens"):
         create.add_argument(
-            f"--budget-{what}",
+            f"--budget-{unit}",
             action="append",
             default=[],
             type=_budget,
             metavar="WINDOW=COUNT",
-            help=f"{what} within a window ({', '.join(WINDOWS)}); may be given for several",
+            help=f"{unit} per window ({', '.join(WINDOWS)}); may be repeated",
         )
-    create.add_argument("--expires", metavar="WHEN", help="a span (12h, 30d) or a date (2027-01-31, UTC)")
-    actions.add_parser("list", help="show what is known of every key")
-    revoke = actions.add_parser("revoke", help="refuse a key from now on")
-    revoke.add_argument("key", help="its id or its name")
+    create.add_argument("--expires", metavar="WHEN", help="a duration (12h, 30d) or a date (2027-01-31, UTC)")
+    actions.add_parser("list", help="show all keys")
+    revoke = actions.add_parser("revoke", help="revoke a key")
+    revoke.add_argument("key", help="ID or name of the key")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer greater than 0")
     return int(text)
 
 
 def _budget(text: str) -> tuple[str, int]:
     window, _, count = text.partition("=")
     if window not in WINDOWS:
-        raise argparse.ArgumentTypeError(f"{text!r} does not begin with a window: {', '.join(WINDOWS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} does not start with a window ({', '.join(WINDOWS)})")
     return window, _count(count)
 
 
 def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:
     requests, tokens = dict(arguments.budget_requests), dict(arguments.budget_tokens)
-    wanted = [window for window in WINDOWS if window in requests or window in tokens]
-    return tuple(api_keys.Quota(window, requests.get(window), tokens.get(window)) for window in wanted)
+    windows = [window for window in WINDOWS if window in requests or window in tokens]
+    return tuple(api_keys.Quota(window, requests.get(window), tokens.get(window)) for window in windows)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,13 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
         print_result(f"Revoked {revoked.id}. A running server rejects it from its next request.")
     else:
         key, secret = trio.run(partial(store.create, **_key_fields(arguments, now)))
-        print_note(f"{key.id}, in {config.keys_file}. This is the key; it is not shown again:")
+        print_note(f"Created {key.id} in {config.keys_file}. Save the key now; it is not shown again:")
         print_result(secret)
     return 0
 
 
 def keys_table(known: Sequence[api_keys.ApiKey], now: float) -> list[str]:
-    """The keys, a line each, without their secrets (which nobody has)."""
+    """Return the keys as lines of a table, without their secrets (which are not stored)."""
     rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
     for key in known:
         budgets = ", ".join(budget.label_text() for budget in key.budgets) or "-"
@@ -124,7 +128,9 @@ def _key_fields(arguments: argparse.Namespace, now: float) -> dict[str, Any]:
     try:
         expires = api_keys.parse_expiry(arguments.expires, now) if arguments.expires else None
     except ValueError:
-        raise ConfigError(f"--expires: {arguments.expires!r} is neither a time (30d) nor a date.") from None
+        raise ConfigError(
+            f"--expires: {arguments.expires!r} is neither a duration (30d) nor a date (2027-01-31)."
+        ) from None
     return {
         "name": arguments.name,
         "rpm": arguments.rpm,

@@ -1,7 +1,7 @@
-"""`qproxy login`: sign in to a Qwen account by the device flow.
+"""`qproxy login`: log in to a Qwen account with the device code flow.
 
-Here: which account, and what the person sees (the page, the code, a QR code, a countdown).  The flow itself is
-`auth.device_flow`, and the server's admin routes run the same one.
+This module selects the account and shows the page, the code, a QR code and a countdown. The flow itself is
+`auth.device_flow`, which the server's admin routes run as well.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.output import print_error, print_note, print_progress, print_result
 from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError
 
-HELP = "sign in to a Qwen account"
+HELP = "log in to a Qwen account"
 PAGE = HelpPage(
-    about="""Sign in to a Qwen account by the device flow: a page opens in the browser (or is shown, with a QR code), you approve, and the
-    tokens are saved. A running server takes them up by itself and renews them.
+    about="""Log in to a Qwen account with the device code flow: a page opens in the browser (or its URL is
+    shown, with a QR code), you approve, and the tokens are saved. A running server picks them up and
+    refreshes them.
 
-    The free tier behind Qwen accounts ended on 2026-04-15: signing in may work while chat is refused.""",
+    The free tier behind Qwen accounts ended on 2026-04-15: login may work while chat is refused.""",
     examples={
-        "qproxy login": "sign in to the only account, else to one called qwen",
+        "qproxy login": "log in to the only oauth account, otherwise to one named qwen",
         "qproxy login --account work --no-browser": "on a machine without a browser",
     },
-    exits={**DONE, 130: "stopped with Ctrl-C; nothing was saved"},
+    exits={**DONE, 130: "interrupted with Ctrl+C; nothing was saved"},
     files={
         **CONFIGURATION,
-        "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens, or where the account's credentials says",
+        "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens, unless the account's credentials names another file",
     },
 )
 DEFAULT_NAME = "qwen"
@@ -43,9 +44,13 @@ INTERRUPTED = 130
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--account", metavar="NAME", help="which account (default: the only one, else qwen)")
-    parser.add_argument("--no-browser", action="store_true", help="do not open the page, only show it")
-    parser.add_argument("--config", metavar="PATH", help="configuration file that may name the account")
+    parser.add_argument(
+        "--account",
+        metavar="NAME",
+        help="account to log in to (default: the only oauth account, otherwise qwen)",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="show the URL without opening a browser")
+    parser.add_argument("--config", metavar="PATH", help="configuration file with the account")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,12 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     print_note(f"Note: {FREE_TIER_ENDED}")
     progress = trio.run(_log_in, source, not arguments.no_browser)
     if progress.state == "cancelled":
-        print_error("stopped; nothing was saved.")
+        print_error("interrupted; nothing was saved.")
         return INTERRUPTED
     if progress.state != "signed_in":
         print_error(progress.message)
         return 1
-    print_result(f"Signed in: account {account.name}, in {source.refresher.store.location}.")
+    print_result(f"Logged in to account {account.name}; tokens saved in {source.refresher.store.location}.")
     if config.accounts and account not in config.accounts:
         print_note(
             f'To serve it, add to the configuration: [[accounts]] name = "{account.name}" kind = "oauth"'
@@ -72,16 +77,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def select_account(accounts: tuple[AccountConfig, ...], name: str | None) -> AccountConfig:
-    """The account to sign in or out; one that is not configured is made."""
+    """Return the account to log in to or out of, a new one if it is not configured. Raises ConfigError."""
     candidates = [account for account in accounts if account.kind == "oauth"]
     if name is None and len(candidates) > 1:
         names = ", ".join(account.name for account in candidates)
-        raise ConfigError(f"--account: there are several accounts to sign in to: {names}.")
+        raise ConfigError(f"--account is required: there are several oauth accounts ({names}).")
     if name is None:
         return candidates[0] if candidates else AccountConfig(DEFAULT_NAME, kind="oauth")
     for account in accounts:
         if account.name == name and account.kind != "oauth":
-            raise ConfigError(f"--account: the account {name!r} has a key and is not signed in.")
+            raise ConfigError(f"--account: {name!r} is not an oauth account; it uses a key.")
         if account.name == name:
             return account
     return AccountConfig(name, kind="oauth")
@@ -103,16 +108,16 @@ async def _log_in(source: OAuthSource, browser: bool) -> LoginProgress:
 
 
 async def _run_until_interrupted(scope: trio.CancelScope) -> None:
-    """Let Ctrl-C be an orderly end: tokens that have just been granted are still saved."""
+    """Cancel the scope at SIGINT or SIGTERM; tokens just granted are still saved."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()
 
 
 async def _print_code(progress: LoginProgress, browser: bool) -> None:
-    print_result(f"Open this page and approve:\n\n    {progress.verification_uri}\n")
+    print_result(f"Open this page and approve the login:\n\n    {progress.verification_uri}\n")
     if progress.user_code:
-        print_result(f"The code there must be {progress.user_code}.")
+        print_result(f"Check that the page shows the code {progress.user_code}.")
     if sys.stdout.isatty():
         print_result(qr_code(progress.verification_uri))
     if browser and _has_browser():
@@ -121,7 +126,7 @@ async def _print_code(progress: LoginProgress, browser: bool) -> None:
 
 
 def qr_code(text: str) -> str:
-    """A text as a QR code of half blocks."""
+    """Return a text as a QR code of half blocks."""
     import segno  # late: only a terminal needs it
 
     drawn = io.StringIO()
@@ -130,7 +135,7 @@ def qr_code(text: str) -> str:
 
 
 def _has_browser() -> bool:
-    """Whether there is a browser that would not take over the terminal."""
+    """Return whether there is a browser that does not run in the terminal."""
     try:
         return getattr(webbrowser.get(), "name", "") not in TEXT_BROWSERS
     except webbrowser.Error:
@@ -138,7 +143,7 @@ def _has_browser() -> bool:
 
 
 async def _wait_until_finished(flow: DeviceFlow) -> None:
-    """Count down in the terminal; elsewhere say what changes."""
+    """Show a countdown on a terminal, otherwise a line for each change of state."""
     message = ""
     while not flow.progress.finished:
         progress = flow.progress

@@ -1,4 +1,4 @@
-"""`qproxy logout`: forget an account's tokens."""
+"""`qproxy logout`: delete an account's tokens."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.login import select_account
 from qproxy.cli.output import print_error, print_note, print_result
 
-HELP = "sign out of a Qwen account: remove its tokens from this machine"
+HELP = "log out of a Qwen account: delete its tokens from this machine"
 PAGE = HelpPage(
-    about="""Remove the tokens of a signed-in account from this machine. Qwen names no way to revoke a token: one that was copied elsewhere
-    works until it ends.""",
-    examples={"qproxy logout": "sign out of the only account", "qproxy logout --account work": "of this one"},
-    exits={**DONE, 1: "nobody is signed in, or the file cannot be removed"},
+    about="""Delete the tokens of an account from this machine. Qwen offers no token revocation: copies of a
+    token remain valid until it expires.""",
+    examples={
+        "qproxy logout": "log out of the only account",
+        "qproxy logout --account work": "log out of this account",
+    },
+    exits={**DONE, 1: "the account is not logged in, or its file cannot be deleted"},
     files={**CONFIGURATION, "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens"},
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--account", metavar="NAME", help="which account (default: the only one, else qwen)")
-    parser.add_argument("--config", metavar="PATH", help="configuration file that may name the account")
+    parser.add_argument(
+        "--account",
+        metavar="NAME",
+        help="account to log out of (default: the only oauth account, otherwise qwen)",
+    )
+    parser.add_argument("--config", metavar="PATH", help="configuration file with the account")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,10 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     account = select_account(config.accounts, arguments.account)
     store = credential_opener(config)(account)
     if not trio.run(store.remove):
-        print_error(f"nobody is signed in to the account {account.name} ({store.location}).")
+        print_error(f"account {account.name} is not logged in (no {store.location}).")
         return 1
-    print_result(f"Signed out: {store.location} is gone.")
+    print_result(f"Logged out of account {account.name}; deleted {store.location}.")
     if account.credentials is not None:
-        print_note("Other programs that use this file are signed out as well.")
-    print_note("Qwen names no way to revoke a token: one that was copied elsewhere works until it ends.")
+        print_note("Other programs that use this file are logged out as well.")
+    print_note("Qwen offers no token revocation: copies of the token remain valid until it expires.")
     return 0

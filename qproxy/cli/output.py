@@ -1,4 +1,4 @@
-"""What a person at the terminal reads."""
+"""Output on the terminal: results, notes, progress, errors and tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 
 
 def print_result(line: str) -> None:
-    """A line of a command's result."""
+    """Print a line of a command's result to standard output."""
     print(line, flush=True)
 
 
 def format_table(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
-    """Rows of words as lines, each column as wide as its widest word; `numbers` are the columns that stand to the right."""
+    """Return the rows as lines with aligned columns; `numbers` are the columns to align on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_pad(row, widths, numbers)).rstrip() for row in rows]
 
@@ -25,15 +25,15 @@ def _pad(row: Sequence[str], widths: Sequence[int], numbers: Collection[int]) ->
 
 
 def print_note(line: str) -> None:
-    """A line beside the result, which a pipe does not carry on."""
+    """Print a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_progress(line: str) -> None:
-    """A remark in the place of the one before, in a terminal."""
+    """Replace the last line of the terminal."""
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def print_error(line: str) -> None:
-    """Why a command failed."""
+    """Print the reason of a failure to standard error."""
     print_note(f"qproxy: {line}")

@@ -1,4 +1,4 @@
-"""`qproxy reload`."""
+"""`qproxy reload`: make a running server reload its configuration."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from qproxy.cli.help import DONE, VARIABLES, HelpPage
 from qproxy.cli.output import print_error, print_result
 from qproxy.system import pidfile
 
-HELP = "have a running server read its settings, keys and accounts again"
+HELP = "make a running server reload its settings, keys and accounts"
 PAGE = HelpPage(
-    about="""Have the server of this data directory and port read its settings, keys and accounts again. No stream is dropped. Settings that
-    cannot be served change nothing, and are said here.""",
+    about="""Make the server of this data directory and port reload its settings, keys and accounts. No stream
+    is dropped. If the new configuration is invalid, the error is printed and the server keeps the current
+    one.""",
     examples={
         "qproxy reload": "the server on port 8787",
-        "qproxy reload --port 8080": "the one on another port",
+        "qproxy reload --port 8080": "the server on another port",
     },
-    exits={**DONE, 1: "there is no such server, or it kept its old settings"},
-    files={"$QPROXY_HOME/serving-PORT.json": "which process serves a port, and how its last reload went"},
+    exits={**DONE, 1: "no such server is running, or it kept its configuration"},
+    files={"$QPROXY_HOME/serving-PORT.json": "process that serves a port, and the result of its last reload"},
     environment={"QPROXY_HOME": VARIABLES["QPROXY_HOME"]},
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8787, help="the port that it serves (default 8787)")
+    parser.add_argument("--port", type=int, default=8787, help="port of the server (default: 8787)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    taken_up, message = pidfile.request_reload(configuration.data_dir(), arguments.port)
-    if not taken_up:
+    applied, message = pidfile.request_reload(configuration.data_dir(), arguments.port)
+    if not applied:
         print_error(message)
         return 1
     print_result(f"qproxy: {message}")

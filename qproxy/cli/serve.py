@@ -1,7 +1,7 @@
-"""`qproxy serve`: its options are the table of settings.
+"""`qproxy serve`: run the server; its options are the table of settings.
 
-Here: the options, and whether this process serves, is one of several workers, or supervises them.  What each of these
-does is in `process.serve` and `process.supervisor`, imported when it is known which.
+This module decides whether the process serves, is one of several workers, or supervises them; `process.serve`
+and `process.supervisor` do the rest and are imported only when needed.
 """
 
 from __future__ import annotations
@@ -21,60 +21,73 @@ from qproxy.config.renames import RENAMED_SETTINGS
 
 HELP = "serve your accounts"
 PAGE = HelpPage(
-    about="""Serve OpenAI's API from your Qwen accounts, until SIGINT or SIGTERM. Every option is also a key of qproxy.toml
-    and a variable QPROXY_NAME; flags win over variables, variables over the file. `qproxy check` says beforehand whether it
-    would work.
+    about="""Serve OpenAI's API from your Qwen accounts until SIGINT or SIGTERM. Every option is also a key of
+    qproxy.toml and a variable QPROXY_NAME; flags override variables, variables override the file. Lists are
+    comma-separated, tables are a=b,c=d. `qproxy check` tests the configuration beforehand.
 
-    The first signal stops new requests and lets those under way finish (graceful_timeout), a second one ends at once. SIGHUP,
-    or `qproxy reload`, reads the settings again without dropping a stream.""",
+    The first signal rejects new requests and lets requests in flight finish (graceful_timeout); a second one
+    quits immediately. SIGHUP, or `qproxy reload`, reloads the settings without dropping a stream.""",
     examples={
-        "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION names another region",
-        "qproxy serve --upstream http://127.0.0.1:8080/v1": "a Qwen server of your own",
-        "qproxy serve --workers 0": "a process for each core, supervised",
+        "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION selects another region",
+        "qproxy serve --upstream http://127.0.0.1:8080/v1": "your own Qwen server",
+        "qproxy serve --workers 0": "one worker process per CPU core",
         "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "as a service (docs/deploy/)",
     },
     exits={
         0: "stopped by a signal",
-        1: "the address cannot be served, or the server broke",
+        1: "cannot listen on the address, or the server failed",
         2: "wrong usage or configuration",
     },
     files={
         **CONFIGURATION,
-        "$QPROXY_HOME/keys.json": "keys of clients (`qproxy keys`)",
-        "$QPROXY_HOME/accounts/": "tokens of signed-in accounts (`qproxy login`)",
-        "$QPROXY_HOME/accounts.db": "what is known of the accounts, shared by all processes",
-        "$QPROXY_HOME/meters": "what keys have left of their limits a minute, shared by all processes",
-        "$QPROXY_HOME/wrong_keys": "what addresses have left of their wrong keys a minute, shared by all processes",
-        "$QPROXY_HOME/access.sqlite3": "digests of the dashboard's sessions and of accepted keys, shared by all processes",
-        "$QPROXY_HOME/ledger.sqlite3": "who used how much (`qproxy usage`)",
+        "$QPROXY_HOME/keys.json": "API keys of clients (`qproxy keys`)",
+        "$QPROXY_HOME/accounts/": "tokens of oauth accounts (`qproxy login`)",
+        "$QPROXY_HOME/accounts.db": "states of the accounts, shared by all processes",
+        "$QPROXY_HOME/meters": "rate limits of the API keys, shared by all processes",
+        "$QPROXY_HOME/wrong_keys": "rate limits for wrong keys, shared by all processes",
+        "$QPROXY_HOME/access.sqlite3": "digests of dashboard sessions and accepted keys",
+        "$QPROXY_HOME/ledger.sqlite3": "usage ledger (`qproxy usage`)",
         "$QPROXY_HOME/responses.sqlite3": "stored responses",
     },
     environment={
         **VARIABLES,
-        "DASHSCOPE_API_KEY": "a key; with no accounts configured it is one by itself, like the keys of the plans: BAILIAN_CODING_PLAN_API_KEY, BAILIAN_TOKEN_PLAN_API_KEY",
-        "HTTPS_PROXY, NO_PROXY": "the proxy to reach upstreams, unless the setting proxy names one",
+        "DASHSCOPE_API_KEY": (
+            "key of an account, if none is configured; "
+            "likewise BAILIAN_CODING_PLAN_API_KEY and BAILIAN_TOKEN_PLAN_API_KEY"
+        ),
+        "HTTPS_PROXY, NO_PROXY": "outbound proxy, unless the setting proxy names one",
     },
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [--config PATH] [--SETTING VALUE ...]"
     parser.add_argument(
-        "--config", metavar="PATH", help="configuration file (default: qproxy.toml, if there is one)"
+        "--config", metavar="PATH", help="configuration file (default: qproxy.toml, if it exists)"
     )
-    for name, item in configuration.SETTINGS.items():
-        flag, text = f"--{name.replace('_', '-')}", item.metadata["help"].replace("%", "%%")
-        if configuration.TYPES[name] is bool:
-            parser.add_argument(flag, dest=name, action="store_const", const="true", help=text)
-        else:
-            parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+    for title, names in configuration.setting_groups().items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_setting(group, name)
     for name in RENAMED_SETTINGS:
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, action=_RefuseRenamed, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # what a supervisor gives its workers
+        parser.add_argument(flag, action=_RejectRenamed, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # set by the supervisor
 
 
-class _RefuseRenamed(argparse.Action):
-    """Ends with the error that says how a flag is named now."""
+def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the flag of a setting; a boolean one also gets its `--no-` form."""
+    flag, default = f"--{name.replace('_', '-')}", configuration.default_text(name)
+    text = configuration.SETTINGS[name].metadata["help"] + (f" (default: {default})" if default else "")
+    text = text.replace("%", "%%")
+    if configuration.TYPES[name] is bool:
+        group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+    else:
+        group.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+
+
+class _RejectRenamed(argparse.Action):
+    """Exit with an error that names the new flag."""
 
     def __call__(
         self,
@@ -88,11 +101,14 @@ class _RefuseRenamed(argparse.Action):
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(arguments, name) for name in configuration.SETTINGS}
+    """Return the values of the settings that have flags on the command line. Raises ConfigError."""
+    values = {name: getattr(arguments, name) for name in configuration.SETTINGS}
     return {
-        name: configuration.parse(name, text, f"--{name.replace('_', '-')}")
-        for name, text in given.items()
-        if text is not None
+        name: configuration.parse(name, value, f"--{name.replace('_', '-')}")
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+        if value is not None
     }
 
 
@@ -106,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         from qproxy.process import supervisor
 
         return supervisor.run(config, _command(arguments), print_result)
-    gc.disable()  # what is imported stays: to look through it again and again for garbage is a tenth of the start
+    gc.disable()  # imported modules stay: collecting garbage while importing takes a tenth of the start
     from qproxy.process import serve
     from qproxy.process.channel import WorkerSpec
 
@@ -116,12 +132,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:
-    """This command once more, by the same Python and with the same modules to import."""
-    given = {name: getattr(arguments, name) for name in ("config", *configuration.SETTINGS)}
-    flags = [
-        f"--{name.replace('_', '-')}" + ("" if configuration.TYPES.get(name) is bool else f"={text}")
-        for name, text in given.items()
-        if text is not None
-    ]
+    """Return the command line of a worker: the same Python, the same import path, the same flags."""
+    values = {name: getattr(arguments, name) for name in ("config", *configuration.SETTINGS)}
+    flags = [_flag(name, value) for name, value in values.items() if value is not None]
     safely = [] if os.getcwd() in sys.path or "" in sys.path else ["-P"]
     return [sys.executable, *safely, "-m", "qproxy", "serve", *flags]
+
+
+def _flag(name: str, value: str | bool) -> str:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return f"--{option}={value}"

@@ -1,7 +1,7 @@
-"""Completion scripts for shells, made from an argument parser.
+"""Completion scripts for shells, generated from an argument parser.
 
-Pure: `describe_parser` reads a parser into plain records, one for each (sub)command; each shell's function writes them down in its
-own language.  A new option or command is completed without a word here.
+`describe_parser` turns a parser into plain records, one per command or subcommand; each shell's function
+renders them in its language. New options and commands need no change here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FILES = ("PATH",)
 
 @dataclass(frozen=True, slots=True)
 class OptionSpec:
-    """One option."""
+    """An option of a command."""
 
     flags: tuple[str, ...]
     help: str
@@ -27,25 +27,25 @@ class OptionSpec:
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
-    """A command or subcommand, with what may follow it."""
+    """A command or subcommand with its options, values and subcommands."""
 
     names: tuple[str, ...]
-    """From the program's name on: `("qproxy", "keys", "create")`."""
+    """The words of the command: `("qproxy", "keys", "create")`."""
     help: str
     options: tuple[OptionSpec, ...]
     values: tuple[str, ...]
-    """What its positional argument may be, if it says so."""
+    """The choices of its positional argument."""
     commands: tuple[CommandSpec, ...] = ()
 
     def all(self) -> Iterator[CommandSpec]:
-        """This one and all below it."""
+        """Yield this command and all below it."""
         yield self
         for command in self.commands:
             yield from command.all()
 
 
 def describe_parser(parser: argparse.ArgumentParser) -> CommandSpec:
-    """What a parser accepts."""
+    """Return the commands, options and choices of a parser."""
     return _command(parser, (parser.prog,), "")
 
 
@@ -53,7 +53,7 @@ def _command(parser: argparse.ArgumentParser, names: tuple[str, ...], help: str)
     options: list[OptionSpec] = []
     values: list[str] = []
     commands: list[CommandSpec] = []
-    for action in parser._actions:  # argparse gives no other way to ask
+    for action in parser._actions:  # argparse has no public accessor
         choices = () if action.choices is None else tuple(map(str, action.choices))
         if isinstance(action, argparse._SubParsersAction):
             help_texts = {choice.dest: str(choice.help) for choice in action._choices_actions}
@@ -103,7 +103,7 @@ complete -F _{top.names[0]} {top.names[0]}
 
 
 def zsh(top: CommandSpec) -> str:
-    """For zsh with its completion system (`compinit`)."""
+    """Return a script for zsh with its completion system (`compinit`)."""
     functions = [_zsh_function(command) for command in top.all()]
     name = top.names[0]
     return f"#compdef {name}\n\n{chr(10).join(functions)}\ncompdef {_function(top)} {name}\n"
@@ -141,7 +141,7 @@ def _zsh_function(command: CommandSpec) -> str:
 
 
 def fish(top: CommandSpec) -> str:
-    """For fish 3 and newer."""
+    """Return a script for fish 3 and newer."""
     name = top.names[0]
     lines = [f"# fish completion for {name}", f"complete -c {name} -f"]
     for command in top.all():
@@ -166,7 +166,7 @@ def fish(top: CommandSpec) -> str:
 
 
 def _fish_condition(command: CommandSpec) -> str:
-    """Where a command's own words are wanted: all of its words were seen, and none of those below."""
+    """Return fish's condition for a command: all of its words are present, none of its subcommands."""
     seen = [f"__fish_seen_subcommand_from {word}" for word in command.names[1:]]
     below = [known.names[-1] for known in command.commands]
     none = [f"not __fish_seen_subcommand_from {' '.join(below)}"] if below else []
@@ -174,7 +174,7 @@ def _fish_condition(command: CommandSpec) -> str:
 
 
 def _quote(text: str) -> str:
-    """A word for bash and zsh, as it is."""
+    """Quote a word for bash and zsh."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -183,7 +183,7 @@ def _fish(text: str) -> str:
 
 
 def _zsh_text(text: str) -> str:
-    """Words within the brackets of a specification."""
+    """Escape the text in the brackets of an option specification."""
     return "".join(f"\\{char}" if char in "[]:\\" else char for char in text)
 
 
@@ -192,4 +192,4 @@ def _zsh_quote(text: str) -> str:
 
 
 SHELLS: dict[str, Callable[[CommandSpec], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
-"""By name: who writes it down."""
+"""The renderer of each shell's script, by its name."""

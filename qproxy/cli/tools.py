@@ -1,7 +1,7 @@
-"""`qproxy tools`: the tools that the server would run, and trying one.
+"""`qproxy tools`: list the server's tools, or call one.
 
-It makes the same workshop from the same settings as the server, so what it shows and does is what a model would get.
-A result goes to standard output as the model would read it; how it went goes to standard error.
+It builds the same tool runtime from the same settings as the server, so its output is what a model would get.
+The result goes to standard output, the outcome and the duration to standard error.
 """
 
 from __future__ import annotations
@@ -21,27 +21,32 @@ from qproxy.tools import invoke
 from qproxy.tools.tool import Tool
 from qproxy.wire import json_codec
 
-HELP = "list the tools that this server runs, or try one"
+HELP = "list the server's tools, or call one"
 PAGE = HelpPage(
-    about="""List the tools that this server runs for models, with the sandbox and the MCP servers, or call one as a model would. What a tool
-    says goes to standard output, how it went to standard error (docs/tools.md).""",
+    about="""List the tools that the server runs for models, with the sandbox and the MCP servers, or call one
+    as a model would. The tool's output goes to standard output, the outcome to standard error
+    (docs/tools.md).""",
     examples={
-        "qproxy tools": "what there is",
-        'qproxy tools run run_python \'{"code": "print(2**64)"}\'': "call one",
+        "qproxy tools": "list the tools",
+        'qproxy tools run run_python \'{"code": "print(2**64)"}\'': "call a tool",
     },
-    exits={**DONE, 1: "the tool failed or cannot run", 2: "wrong usage or configuration, or no such tool"},
+    exits={
+        **DONE,
+        1: "the tool failed or is unavailable",
+        2: "wrong usage or configuration, or an unknown tool",
+    },
 )
 CONNECT_SECONDS = 10.0
-"""For MCP servers to tell their tools."""
+"""Seconds for MCP servers to list their tools."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="PATH", help="configuration file that declares them")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--config", metavar="PATH", help="configuration file with the tools")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    run = actions.add_parser("run", help="call a tool as a model would; its result goes to standard output")
-    run.add_argument("name", help="the tool")
-    run.add_argument("arguments", nargs="?", default="{}", help="a JSON object (default: {})")
+    run = actions.add_parser("run", help="call a tool as a model would")
+    run.add_argument("name", help="name of the tool")
+    run.add_argument("arguments", nargs="?", default="{}", help="arguments as a JSON object (default: {})")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,15 +68,15 @@ async def _main(tool_runtime: ToolRuntime, sandbox: SystemSandbox, arguments: ar
     return code
 
 
-async def _call(tools: dict[str, Tool], name: str, given: str) -> int:
+async def _call(tools: dict[str, Tool], name: str, text: str) -> int:
     if name not in tools:
         print_error(invoke.unknown_tool_message(tools, name))
         return 2
-    refusal = tools[name].unavailable_reason
-    if refusal is not None:
-        print_error(f"the tool {name!r} cannot run: {refusal}")
+    reason = tools[name].unavailable_reason
+    if reason is not None:
+        print_error(f"tool {name!r} is unavailable: {reason}")
         return 1
-    outcome = await invoke.invoke(tools[name], given)
+    outcome = await invoke.invoke(tools[name], text)
     print_result(outcome.text)
     print_note(f"{'ok' if outcome.ok else 'failed'}, {outcome.seconds * 1000:.0f} ms")
     return 0 if outcome.ok else 1
@@ -90,19 +95,19 @@ def _list(tool_runtime: ToolRuntime, sandbox: SystemSandbox, *, as_json: bool) -
         }
         print_result(json_codec.dumps(states).decode())
         return 0
-    print_result(f"sandbox: {sandbox.unavailable_reason or 'bubblewrap works here'}")
+    print_result(f"sandbox: {sandbox.unavailable_reason or 'bubblewrap is available'}")
     for source in sources:
         print_result(f"MCP server {source.label}: {source.state}")
     for tool in tools:
         about = tool.description.partition("\n")[0][:60]
         state = (
-            f"refused: {tool.unavailable_reason}"
+            f"unavailable: {tool.unavailable_reason}"
             if tool.unavailable_reason
-            else tool.isolation or "not started here"
+            else tool.isolation or "remote"
         )
         print_result(f"{tool.name}  ({tool.kind}, {tool.policy}, {state})  {about}")
     if not tools:
-        print_note("No tools: declare some in qproxy.toml (docs/tools.md).")
+        print_note("No tools are configured; declare them in qproxy.toml (docs/tools.md).")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""`qproxy usage`: the usage ledger as a table, as JSON or as CSV.
+"""`qproxy usage`: print the usage ledger as a table, JSON or CSV.
 
-It reads the file, not the server: it works while one runs, and when none does.
+It reads the ledger file, so it works whether a server is running or not.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_error, print_note, print_result
 from qproxy.limits.windows import WINDOWS
 
-HELP = "show who used how much: requests, tokens and their estimated cost"
+HELP = "show requests, tokens and estimated cost by key, account or model"
 PAGE = HelpPage(
-    about="""Show who used how much, from the usage ledger: requests, tokens and their estimated cost, by key, account or model, within
-    windows (the last five hours, days, weeks, months). A running server writes it at most a second late.""",
+    about="""Show requests, tokens and their estimated cost from the usage ledger, by key, account or model,
+    within windows (the last five hours, days, weeks, months). A running server writes the ledger with at most
+    a second of delay.""",
     examples={
-        "qproxy usage": "by key, for the usual windows",
-        "qproxy usage --by model --window month --csv": "for a spreadsheet",
+        "qproxy usage": "by key, in the default windows",
+        "qproxy usage --by model --window month --csv": "as CSV, for a spreadsheet",
     },
-    files={**CONFIGURATION, "$QPROXY_HOME/ledger.sqlite3": "the ledger, or where the setting ledger says"},
+    files={
+        **CONFIGURATION,
+        "$QPROXY_HOME/ledger.sqlite3": "the ledger, unless the setting ledger names another file",
+    },
 )
 ALL_TIME = "all"
 DEFAULT_PERIOD = ("5h", "day", "week", "month")
@@ -44,15 +48,15 @@ COLUMNS = (
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="PATH", help="configuration file that may name the ledger")
+    parser.add_argument("--config", metavar="PATH", help="configuration file that names the ledger")
     parser.add_argument(
-        "--by", choices=("key", "account", "model"), default="key", help="whose use (default: key)"
+        "--by", choices=("key", "account", "model"), default="key", help="group by this (default: key)"
     )
     parser.add_argument(
         "--window",
         action="append",
         choices=(*WINDOWS, ALL_TIME),
-        help=f"the span of time, may be given several times (default: {', '.join(DEFAULT_PERIOD)})",
+        help=f"window of time, may be repeated (default: {', '.join(DEFAULT_PERIOD)})",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON")
@@ -80,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         for line in _table(rows, arguments.by):
             print_result(line)
         print_note(
-            f"Costs are estimates by list prices of {date}, in US dollars; ? is for requests without a known price."
+            f"Costs are estimates in US dollars (list prices of {date}); ? marks requests without a price."
         )
     return 0
 
@@ -92,10 +96,10 @@ async def _usage_rows(
 
     ledger = open_ledger_reader(config)
     try:
-        found = await ledger.usage_by(by, windows, now)
+        usage = await ledger.usage_by(by, windows, now)
     finally:
         await ledger.aclose()
-    return [row for window in windows for row in _window_rows(found[window], window, now)]
+    return [row for window in windows for row in _window_rows(usage[window], window, now)]
 
 
 def _window_rows(usage: Sequence[Any], window: str, now: float) -> list[dict[str, Any]]:

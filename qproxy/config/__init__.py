@@ -3,7 +3,9 @@
 settings   the table of settings
 accounts   accounts and their presets
 tools      the tables of tools
-parsing    values from TOML, variables and flags, checked
+parsing    values from TOML, variables and flags, validated
+renames    old names, rejected with the new one
+reference  the settings in groups, for `--help` and docs/configuration.md
 
 This is the only package that reads the environment.
 """
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from qproxy.config.accounts import accounts_from_env, load_key, logged_in_accounts
-from qproxy.config.parsing import describe_type, load_toml, parse, read_environment
+from qproxy.config.parsing import load_toml, parse, read_environment
+from qproxy.config.reference import default_text, setting_groups, table
 from qproxy.config.settings import SETTINGS, TYPES, Config
 from qproxy.config.tools import expand_env, resolve_paths
 
@@ -27,9 +30,11 @@ __all__ = [
     "Config",
     "config_file",
     "data_dir",
+    "default_text",
     "load",
     "parse",
     "proxy_environment",
+    "setting_groups",
     "table",
 ]
 
@@ -42,10 +47,10 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The configuration of this process; ConfigError says what is wrong and where."""
+    """Load the configuration of this process. Raises ConfigError, which names the place of the fault."""
     environ = os.environ if environ is None else environ
-    chosen = config_file(path, environ)
-    values = load_toml(chosen) if chosen else {}
+    file = config_file(path, environ)
+    values = load_toml(file) if file else {}
     values |= read_environment(environ)
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     values.setdefault("keys_file", str(data_dir(environ) / "keys.json"))
@@ -57,27 +62,27 @@ def load(
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
     config = Config(**values)
     accounts = tuple(load_key(account, environ) for account in config.accounts)
-    folder = Path(chosen).parent if chosen else Path()
+    folder = Path(file).parent if file else Path()
     tools = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.tools)
     servers = tuple(resolve_paths(expand_env(entry, environ), folder) for entry in config.mcp_servers)
     config = dataclasses.replace(config, accounts=accounts, tools=tools, mcp_servers=servers)
     if not config.accounts and config.upstream is None:
-        found = (
+        implicit = (
             *accounts_from_env(environ, config.region),
             *logged_in_accounts(data_dir(environ) / "accounts"),
         )
-        config = dataclasses.replace(config, accounts=found)
+        config = dataclasses.replace(config, accounts=implicit)
     return config
 
 
 def config_file(path: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
-    """The configuration file: the one named, else $QPROXY_CONFIG, else qproxy.toml if there is one here."""
+    """Return `path`, $QPROXY_CONFIG, or qproxy.toml if it exists in the working directory."""
     environ = os.environ if environ is None else environ
     return path or environ.get("QPROXY_CONFIG") or (FILE if Path(FILE).is_file() else None)
 
 
 def data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """The data directory: $QPROXY_HOME, or the platform's custom."""
+    """Return the data directory: $QPROXY_HOME, or qproxy in the XDG data directory."""
     environ = os.environ if environ is None else environ
     if environ.get("QPROXY_HOME"):
         return Path(environ["QPROXY_HOME"])
@@ -96,22 +101,10 @@ def program_environment(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def notify_socket() -> str | None:
-    """Where systemd wants to hear how this process is, if it does."""
+    """Return the address of systemd's notification socket, or None."""
     return os.environ.get("NOTIFY_SOCKET")
 
 
 def proxy_environment(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    """The variables in which an outbound proxy may be named."""
+    """Return the environment, whose variables may name an outbound proxy."""
     return dict(os.environ if environ is None else environ)
-
-
-def table() -> str:
-    """The settings as a Markdown table, for docs/configuration.md."""
-    rows = ["| setting | type | default | what it is |", "| --- | --- | --- | --- |"]
-    blank = Config()
-    for name, item in SETTINGS.items():
-        default = getattr(blank, name)
-        text = str(default).lower() if isinstance(default, bool) else default
-        shown = "" if default in (None, "", [], {}) else f"`{text}`"
-        rows.append(f"| `{name}` | {describe_type(TYPES[name])} | {shown} | {item.metadata['help']} |")
-    return "\n".join(rows) + "\n"

@@ -1,7 +1,7 @@
-"""Accounts as an operator writes them down, and the base URLs that Alibaba publishes.
+"""Upstream accounts as the configuration declares them, and the base URLs that Alibaba publishes.
 
-`resolve_account` turns a preset into a base URL, a plan and a key; `key_warnings` says what is likely wrong about a key
-before a request finds out.  Sources: Model Studio's region and plan pages, qwen-code's provider presets.
+`resolve_account` turns a preset into a base URL, a plan and a key; `key_warnings` detects keys that are likely wrong
+before the first request. Sources: Model Studio's region and plan pages, qwen-code's provider presets.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from qproxy.wire import realtime
 _TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
 
 
-FREE_TIER_ENDED = "Alibaba ended the free tier behind Qwen accounts on 2026-04-15: signing in may work while chat is refused."
+FREE_TIER_ENDED = (
+    "Alibaba ended the free tier behind Qwen accounts on 2026-04-15: login may work while chat is refused."
+)
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message says why and where."""
+    """The configuration is invalid; the message names the fault and its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,12 @@ PRESETS: dict[str, AccountPreset] = {
     "token-plan-sg": AccountPreset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
 EMBEDDING_BATCHES = {"payg": 10, "open": 32}
-"""By plan: DashScope refuses more than ten texts, other servers take what was seen to suit them; who has bought a coding
-or token plan, or has logged in, cannot embed."""
+"""Maximum texts per embeddings request, by plan: DashScope rejects more than 10; 32 suits other servers. Coding plans,
+token plans and logins have no embeddings."""
 COMPLETIONS: dict[str, list[str] | None] = {"payg": None, "open": ["*"]}
-"""By plan: the models that the server's own `/completions` takes; None: those of which that is known.  vLLM, SGLang,
-llama.cpp and Ollama have it for all."""
+"""Models that the upstream's own `/completions` accepts, by plan; None: those marked so in the model catalog."""
 LOGIN_RPM = 60
-"""What a login was allowed a minute, when there were free ones."""
+"""Requests per minute that a login was allowed while there was a free tier."""
 WORKSPACE_REGIONS = (
     "cn-beijing",
     "ap-southeast-1",
@@ -71,69 +72,68 @@ class AccountConfig:
 
     name: str
     kind: Literal["key", "openai_compatible", "oauth"] = "key"
-    """An API key; a server of your own; an account that `qproxy login` signs in."""
+    """key: a DashScope API key; openai_compatible: any other server; oauth: a login by `qproxy login`."""
     preset: str | None = None
     base_url: str | None = None
     workspace: str | None = None
     region: str | None = None
-    """Of the workspace."""
+    """Region of the workspace."""
     key: str | None = field(default=None, repr=False)
     key_env: str | None = None
     key_file: str | None = None
     credentials: str | None = None
-    """Where the tokens of a signed-in account are, if not in our own directory: `~/.qwen` shares qwen-code's."""
+    """Directory or file of a login's tokens (`~/.qwen` shares qwen-code's); None: the data directory."""
     plan: str | None = None
     models: list[str] = field(default_factory=lambda: ["*"])
     weight: float = 1.0
     max_in_flight: int | None = None
     rpm: int | None = None
-    """Requests a minute; 0 is no limit.  A login has 60 unless told otherwise."""
+    """Requests per minute; 0 is no limit. A login defaults to 60."""
     tpm: int | None = None
-    """Tokens a minute, in and out; 0 is no limit."""
+    """Tokens per minute, input and output; 0 is no limit."""
     allowance: dict[str, int] = field(default_factory=dict)
-    """Requests that its plan allows, by window (`qproxy.limits.windows`): the dashboard shows how many are used."""
+    """Requests that its plan allows, by window (`limits.windows`); shown on the dashboard, not enforced."""
     rules: dict[str, bool] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     dialect: Literal["compatible", "dashscope"] = "compatible"
-    """"dashscope" is the native API."""
+    """compatible: OpenAI's format; dashscope: the native API."""
     tool_schema: Literal["openai", "function_declarations"] = "openai"
-    """How its server speaks of functions, in either dialect."""
+    """Format of function declarations, in either dialect."""
     render_tools: Literal["", "auto", "hermes", "coder"] = ""
-    """Write tools into the prompt, for a server without a tool parser."""
+    """Format in which tools are written into the prompt, for an upstream without a tool parser."""
     completions: list[str] | None = None
-    """Patterns of the models that the server's own `/completions` takes; others are asked in a chat."""
+    """Patterns of the models that the upstream's own `/completions` accepts; others are sent as a chat."""
     embedding_batch: int | None = None
-    """The most texts in one request for embeddings; 0 for an account that cannot embed."""
+    """Maximum texts per embeddings request; 0 if the account has no embeddings."""
     realtime_url: str | None = None
-    """Where its realtime models are; by default Model Studio's place on the same host, for pay-as-you-go keys; "" for
-    an account that has none."""
+    """URL of its realtime models; None: Model Studio's on the same host for pay-as-you-go keys; "" for none."""
 
     @property
     def identity(self) -> str:
-        """What tells it from others on disk, where its key is not: another key or server is another account."""
+        """Return a digest that identifies the account on disk; another key or base URL is another account."""
         kind = "open" if self.kind == "openai_compatible" else self.kind  # its name in the first files
-        what = "\n".join((kind, self.name, self.base_url or "", self.key or ""))
-        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+        source = "\n".join((kind, self.name, self.base_url or "", self.key or ""))
+        return hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
 
 
 def load_key(account: AccountConfig, environ: Mapping[str, str]) -> AccountConfig:
-    """The account with its key read from `key_env` or `key_file`."""
+    """Return the account with its key read from `key_env` or `key_file`. Raises ConfigError."""
     return replace(account, key=account.key or _resolve_key(account, environ, f"account {account.name!r}"))
 
 
 def resolve_account(account: AccountConfig) -> AccountConfig:
-    """The account with its base URL, plan and key filled in; ConfigError names what is missing."""
+    """Return the account with its base URL, plan and key filled in. Raises ConfigError."""
     where = f"account {account.name!r}"
     base_url, plan = account.base_url, account.plan
     unknown = account.allowance.keys() - WINDOWS.keys()
     if unknown:
         raise ConfigError(
-            f"{where}: allowance has no window {min(unknown)!r}; there are {', '.join(WINDOWS)}."
+            f"{where}: unknown window {min(unknown)!r} in allowance. Known windows: {', '.join(WINDOWS)}."
         )
     if account.preset is not None:
         if account.preset not in PRESETS:
             raise ConfigError(
-                f"{where}: there is no preset {account.preset!r}; there are {', '.join(PRESETS)}."
+                f"{where}: unknown preset {account.preset!r}. Known presets: {', '.join(PRESETS)}."
             )
         preset = PRESETS[account.preset]
         base_url, plan = base_url or _with_defaults(account, preset, where), plan or preset.plan
@@ -145,20 +145,20 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(
-            f"{where}: base_url must be http(s)://host[:port]/path without a query or a password."
+            f"{where}: base_url must be http(s)://host[:port]/path, without a query or password."
         )
     if account.tool_schema != "openai" and account.render_tools:
         raise ConfigError(
-            f"{where}: tool_schema and render_tools exclude each other: either the request declares tools or the prompt "
-            "describes them. Leave one out."
+            f"{where}: tool_schema and render_tools exclude each other: tools go either into the request or "
+            "into the prompt. Remove one."
         )
     if account.weight <= 0:
-        raise ConfigError(f"{where}: weight must be above 0.")
+        raise ConfigError(f"{where}: weight must be greater than 0.")
     key = account.key
     if key is not None:
         key = key.strip()
         if not key.isascii() or any(char.isspace() for char in key):
-            raise ConfigError(f"{where}: the key has characters that no key has.")
+            raise ConfigError(f"{where}: the key contains whitespace or non-ASCII characters.")
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "openai_compatible" else "payg")
@@ -168,17 +168,17 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
 
 
 def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, Any]:
-    """What an account can do: as it says, else as its plan lets one expect."""
-    given = account.realtime_url
-    if given and urlsplit(given).scheme not in ("http", "https", "ws", "wss"):
+    """Return the fields that default by plan. Raises ConfigError for invalid ones."""
+    realtime_url = account.realtime_url
+    if realtime_url and urlsplit(realtime_url).scheme not in ("http", "https", "ws", "wss"):
         raise ConfigError(f"account {account.name!r}: realtime_url must be ws(s):// or http(s)://.")
     batch, completions = account.embedding_batch, account.completions
     if batch is not None and batch < 0:
         raise ConfigError(f"account {account.name!r}: embedding_batch must be 0 or more.")
     return {
         "realtime_url": realtime.default_realtime_url(base_url)
-        if plan == "payg" and given is None
-        else given or "",
+        if plan == "payg" and realtime_url is None
+        else realtime_url or "",
         "embedding_batch": EMBEDDING_BATCHES.get(plan, 0) if batch is None else batch,
         "completions": COMPLETIONS.get(plan, []) if completions is None else completions,
         "rpm": LOGIN_RPM if account.rpm is None and plan == "oauth" else account.rpm,
@@ -186,10 +186,10 @@ def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str,
 
 
 def _check_name(name: str, where: str) -> None:
-    """The name of a signed-in account is that of a directory."""
+    """Raise ConfigError unless the name of a login can be that of a directory."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}", name):
         raise ConfigError(
-            f"{where}: the name of an account that is signed in has letters, digits and _ . @ - only."
+            f"{where}: the name of an oauth account may only have letters, digits and _ . @ - (at most 64)."
         )
 
 
@@ -204,22 +204,22 @@ def _with_defaults(account: AccountConfig, preset: AccountPreset, where: str) ->
 def _resolve_key(account: AccountConfig, environ: Mapping[str, str], where: str) -> str | None:
     if account.key_env is not None:
         if not environ.get(account.key_env):
-            raise ConfigError(f"{where}: the variable {account.key_env} is not set.")
+            raise ConfigError(f"{where}: environment variable {account.key_env} is not set.")
         return environ[account.key_env]
     if account.key_file is not None:
         try:
             return Path(account.key_file).expanduser().read_text("utf-8").strip()
         except OSError as error:
-            raise ConfigError(f"{where}: {account.key_file} cannot be read ({error.strerror}).") from None
+            raise ConfigError(f"{where}: cannot read {account.key_file} ({error.strerror}).") from None
     return None
 
 
 def accounts_from_env(environ: Mapping[str, str], region: str) -> tuple[AccountConfig, ...]:
-    """Accounts for the customary variables."""
+    """Return the accounts of the customary variables. Raises ConfigError for an unknown region."""
     accounts = []
     if environ.get("DASHSCOPE_API_KEY"):
         if region not in ("singapore", "beijing", "us", "hongkong"):
-            raise ConfigError(f"region: {region!r} is none of singapore, beijing, us, hongkong.")
+            raise ConfigError(f"region: must be one of singapore, beijing, us, hongkong, got {region!r}.")
         accounts.append(AccountConfig("dashscope", preset=region, key=environ["DASHSCOPE_API_KEY"]))
     china = "cn" if region == "beijing" else None
     for variable, name, abroad in (
@@ -232,39 +232,39 @@ def accounts_from_env(environ: Mapping[str, str], region: str) -> tuple[AccountC
 
 
 def logged_in_accounts(folder: Path) -> tuple[AccountConfig, ...]:
-    """The accounts that `qproxy login` has signed in, by their directories."""
+    """Return the accounts that `qproxy login` created, by their directories. Raises ConfigError."""
     try:
         names = sorted(path.parent.name for path in folder.glob("*/oauth_creds.json"))
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"cannot read {folder} ({error.strerror}).") from None
     return tuple(AccountConfig(name, kind="oauth") for name in names)
 
 
 def key_warnings(account: AccountConfig) -> list[str]:
-    """What is likely wrong about a resolved account's key, and its plan's terms."""
+    """Return warnings about a resolved account: a key that is likely wrong, and its plan's terms."""
     key, url = account.key or "", account.base_url or ""
     host = urlsplit(url).hostname or ""
     where = f"account {account.name!r}"
     warnings = []
     if account.tool_schema != "openai" and host.endswith("aliyuncs.com"):
         warnings.append(
-            f"{where}: {host} takes tools in OpenAI's form only; it will reject {account.tool_schema}."
+            f"{where}: {host} accepts tools in OpenAI's format only; it will reject {account.tool_schema}."
         )
     if account.kind == "oauth":
         return [*warnings, f"{where}: {FREE_TIER_ENDED}"]
     coding = host.startswith("coding") and host.endswith("dashscope.aliyuncs.com")
     token = host.startswith("token-plan.")
     if coding and not key.startswith("sk-sp-"):
-        warnings.append(f"{where}: {host} takes Coding Plan keys (sk-sp-...); it will refuse this one.")
+        warnings.append(f"{where}: {host} accepts Coding Plan keys (sk-sp-...); it will reject this one.")
     elif key.startswith("sk-sp-") and not coding and host.endswith("aliyuncs.com"):
-        warnings.append(f"{where}: this is a Coding Plan key (sk-sp-...); {host} will refuse it.")
+        warnings.append(f"{where}: this is a Coding Plan key (sk-sp-...); {host} will reject it.")
     elif token and key.startswith("sk-"):
         warnings.append(
-            f"{where}: {host} takes Token Plan keys; a key that begins with sk- is of another kind."
+            f"{where}: {host} accepts Token Plan keys; a key that starts with sk- is of another kind."
         )
     elif not coding and not token and host.endswith("aliyuncs.com") and not key.startswith("sk-"):
-        warnings.append(f"{where}: {host} takes keys that begin with sk-; it will refuse this one.")
+        warnings.append(f"{where}: {host} accepts keys that start with sk-; it will reject this one.")
     if key and url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
-        warnings.append(f"{where}: the key goes to {host} unencrypted.")
+        warnings.append(f"{where}: the key is sent to {host} unencrypted.")
     terms = PRESETS[account.preset].terms if account.preset else ""
     return [*warnings, f"{where}: {terms}"] if terms else warnings

@@ -1,6 +1,6 @@
-"""Values of settings from TOML, variables and flags, each checked against its type.
+"""Values of settings from TOML, variables and flags, validated against their types.
 
-What is unknown or of the wrong type is refused with the place where it stands and what was probably meant.
+An unknown name or a wrong type raises ConfigError with its place and the name that was probably meant.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from qproxy.config.renames import check_name, check_value
 from qproxy.config.settings import SETTINGS, TABLE_FIELDS, TABLES, TYPES
 
 _SERVICE_LINK = re.compile(r"_SERVICE_(?:HOST|PORT)(?:_|$)|_PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)(?:_|$)")
-"""In the name of a variable that tells a Pod of a Service."""
+"""Part of the names of the variables that Kubernetes sets in a Pod for each Service."""
 _SERVICE_URLS = ("tcp://", "udp://", "sctp://")
 
 
 def load_toml(path: str) -> dict[str, Any]:
-    """The values of a TOML file, checked."""
+    """Return the validated values of a TOML file. Raises ConfigError."""
     try:
         text = Path(path).read_text("utf-8")
         table = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"cannot read {path} ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+        raise ConfigError(f"{path}: invalid TOML: {error}.") from None
     values: dict[str, Any] = {}
     for name, value in table.items():
         where = f"{path}, line {_line_number(text, name)}"
@@ -58,9 +58,13 @@ def _check_known(name: str, known: Iterable[str], where: str) -> str:
     if name in names:
         return name
     check_name(name, where)
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{where}: there is no setting {name!r}.{hint}")
+    raise ConfigError(f"{where}: unknown setting {name!r}.{suggestion(name, names)}")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean …?" with the closest of these names, "" if none is close."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _records(kind: Any, entries: Any, where: str) -> tuple[Any, ...]:
@@ -79,7 +83,7 @@ def _record(kind: Any, entry: Any, where: str) -> Any:
         values[name] = _coerce(types[name], value, f"{where}, {name}")
     for item in fields(kind):
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
-            raise ConfigError(f"{where}: it needs a {item.name}.")
+            raise ConfigError(f"{where}: {item.name} is required.")
     return kind(**values)
 
 
@@ -88,7 +92,7 @@ OTHER_VARIABLES = ("config", "home", "key")
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The values of QPROXY_* variables; lists are comma-separated, tables `a=b,c=d`."""
+    """Return the values of the QPROXY_* variables; lists are comma-separated, tables are `a=b,c=d`."""
     values = {}
     for variable, text in environ.items():
         name = variable.removeprefix("QPROXY_").lower()
@@ -100,7 +104,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_service_link(variable: str, text: str) -> bool:
-    """Return whether Kubernetes has set the variable, to tell of a Service whose name begins with `qproxy`.
+    """Return whether Kubernetes set the variable, for a Service whose name starts with `qproxy`.
 
     A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more, unless its
     `enableServiceLinks` is false (kubernetes.io/docs/concepts/services-networking/service, "Environment variables").
@@ -110,11 +114,11 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 
 def parse(name: str, text: str, where: str) -> Any:
-    """A setting's value from the words of a variable or flag."""
+    """Return a setting's value from the text of a variable or flag. Raises ConfigError."""
     kind = TYPES[name]
     origin = get_origin(kind)
     value: Any = text
-    listed = [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in text.split(",") if word.strip()]
     try:
         if kind is bool:
             value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
@@ -123,22 +127,23 @@ def parse(name: str, text: str, where: str) -> Any:
         elif kind in (int, float):
             value = kind(text)
         elif origin is list:
-            value = listed
+            value = words
         elif origin is dict:
-            pairs = [word.partition("=")[::2] for word in listed]
+            pairs = [word.partition("=")[::2] for word in words]
             value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
         check_value(name, value, where)
     except (ValueError, KeyError):
-        raise ConfigError(f"{where}: {text!r} is not {describe_type(kind)}.") from None
+        raise ConfigError(f"{where}: expected {describe_type(kind)}, got {text!r:.80}.") from None
     return _coerce(kind, value, where)
 
 
 def parse_bool(text: str) -> bool:
+    """Return the value of a switch in a table. Raises KeyError."""
     return {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}[text.lower()]
 
 
 def validate(name: str, value: Any, where: str) -> Any:
-    """A setting's value if it has the setting's type."""
+    """Return a setting's value converted to its type. Raises ConfigError."""
     check_value(name, value, where)
     return _coerce(TYPES[name], value, f"{where}, {name}")
 
@@ -147,11 +152,11 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not _is_instance(kind, value):
-        raise ConfigError(f"{where}: expected {describe_type(kind)}, but it is {value!r:.80}.")
+        raise ConfigError(f"{where}: expected {describe_type(kind)}, got {value!r:.80}.")
     if kind in (int, float) and value < 0:
-        raise ConfigError(f"{where}: it cannot be negative.")
+        raise ConfigError(f"{where}: must not be negative.")
     if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{where}: it cannot be {value}.")
+        raise ConfigError(f"{where}: must be finite, got {value}.")
     return value
 
 
@@ -171,16 +176,15 @@ def _is_instance(kind: Any, value: Any) -> bool:
 
 
 def describe_type(kind: Any) -> str:
+    """Return the name of a setting's type, for error messages and documentation."""
     origin = get_origin(kind)
     if origin is Literal:
         return "one of " + ", ".join(get_args(kind))
     if origin in (Union, UnionType):  # X | None
         return describe_type(next(item for item in get_args(kind) if item is not NoneType))
     if origin is list:
-        return "a list of strings" if get_args(kind) == (str,) else "a list"
+        return "list of strings" if get_args(kind) == (str,) else "a list"
     if origin is dict:
-        return {dict[str, bool]: "a table of true and false", dict[str, str]: "a table of strings"}.get(
-            kind, "a table"
-        )
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+        return {dict[str, bool]: "table of booleans", dict[str, str]: "table of strings"}.get(kind, "table")
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names[kind]

@@ -1,4 +1,4 @@
-"""Names of the configuration that were renamed: an old one is refused with the one that replaced it."""
+"""Renamed settings, tables, fields and values: an old name raises ConfigError with the new one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
     "kind": {"open": "openai_compatible"},
     "stream_upstream": {"asked": "requested"},
 }
-"""Values, by the setting or field that has them."""
+"""Renamed values, by setting or field."""
 RENAMED_NAMES: Mapping[str, str] = {**RENAMED_SETTINGS, **RENAMED_TABLES, **RENAMED_FIELDS}
 
 
@@ -51,7 +51,7 @@ def check_name(name: str, where: str) -> None:
 
 
 def check_value(name: str, value: object, where: str) -> None:
-    """Raise ConfigError for the old name of one of a setting's values, or of a rule."""
+    """Raise ConfigError for the old name of a setting's value, or of a rule."""
     if name == "rules" and isinstance(value, dict):
         for rule in value:
             _check(rule, RENAMED_RULES, where)

@@ -1,18 +1,18 @@
-"""The doctor: what is wrong with this machine, these settings and these accounts, and what to do about it.
+"""Checks of this machine, the settings and the accounts, with advice for each failure.
 
-report        one line of a report, and what a script makes of the whole
+report        findings, and the report for people and programs
 system        files and their permissions, limits, the port
 tools         the sandbox, MCP servers and tools
-network       the way to a server: DNS, proxy, TLS, clock
-http_probe    an answer as it came
-probes        the few tiny things that are asked, and of which model
-accounts      one account, asked as a client of ours would ask it
-conformance   any OpenAI-compatible server, asked directly, its answers held to OpenAI's contract (`wire.conformance`)
-run           all of it, side by side and within a time limit
+network       the route to a server: DNS, proxy, TLS, clock
+http_probe    a whole HTTP response
+probes        the small test requests, and the choice of a model for them
+accounts      one account, through the server's relay
+conformance   any OpenAI-compatible server, directly, against OpenAI's contract (`wire.conformance`)
+run           all checks, concurrently and with a timeout
 
-The idea: the doctor uses the parts of the server (`bootstrap.build_server`, `transport`, `relay`, `bootstrap.tools`), so what it
-sees is what the server will see; it writes nothing, but for a token of a signed-in account that had to be renewed.
-A check never raises: what goes wrong is its finding.
+The checks use the server's own parts (`bootstrap`, `transport`, `relay`), so they see what the server will
+see. They write nothing, except a refreshed token of an oauth account. A check never raises: a failure is its
+finding.
 """
 
 from qproxy.diagnostics.report import Finding, exit_code, fields, lines

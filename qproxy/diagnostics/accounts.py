@@ -1,7 +1,7 @@
-"""One account: whether it is signed in, whether its server is there, and whether chat, tools and embeddings work.
+"""Checks of one account: its login, its upstream, chat, tool calls and embeddings.
 
-It is asked through the server's own relay, with its rules and repairs, so what is found is what a client would get; but
-as the only account, so that no other one can answer for it.
+Requests go through the server's own relay, with its rules and repairs, so the results are what a client would get. The
+account is alone in its pool, so that no other one can serve the request.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from qproxy.wire.model_aliases import is_pattern
 
 @dataclass(slots=True)
 class AccountCheck:
-    """An account under examination."""
+    """The checks of one account."""
 
     entry: AccountConfig
-    """Resolved."""
+    """The resolved entry of the configuration."""
     account: Account
     relay: Relay
     default_model: str | None
@@ -53,18 +53,18 @@ class AccountCheck:
 
     @property
     def login(self) -> str:
-        """How to sign in to it."""
+        """Return the command that logs in to the account."""
         return f"qproxy login --account {self.entry.name}"
 
     def finding(self, name: str, state: State, text: str, advice: str = "", tokens: int = 0) -> Finding:
         return Finding(self.area, name, state, text, advice, tokens)
 
     async def offline(self) -> list[Finding]:
-        """What can be said without asking anybody."""
+        """Run the checks that need no connection."""
         return [*self._key(), *(await self._tokens())]
 
     async def online(self, found: list[Finding]) -> None:
-        """What its server says to a few small questions, added to `found`."""
+        """Run all checks and add the findings to `found`."""
         found += self._key()
         async with trio.open_nursery() as nursery:
             if isinstance(self.account.source, OAuthSource):
@@ -76,7 +76,7 @@ class AccountCheck:
         try:
             credential = await self.account.source.credential()
         except QproxyError as error:
-            found.append(self.finding("signed in", "failed", error.message, self.login))
+            found.append(self.finding("login", "failed", error.message, self.login))
             return
         found += self._login_finding()
         found += await network.check_route(
@@ -87,7 +87,7 @@ class AccountCheck:
         names = await self._models(credential, found)
         model = self._model(names)
         if model is None:
-            found.append(self.finding("chat", "skipped", "no model to ask is known", "set default_model"))
+            found.append(self.finding("chat", "skipped", "no model to test", "set default_model"))
         else:
             for stream in (False, True):
                 found.append(await self._chat(model, stream))
@@ -104,53 +104,58 @@ class AccountCheck:
         name = "plan" if self.entry.kind == "oauth" else "key"
         found = [self.finding(name, "warning", warning.removeprefix(prefix)) for warning in warnings]
         if not found and self.entry.key:
-            found = [self.finding("key", "ok", "looks like one for its server")]
+            found = [self.finding("key", "ok", "format matches this server")]
         return found
 
     async def _tokens(self) -> list[Finding]:
-        """What the file of a signed-in account says."""
+        """Check the stored tokens of an oauth account."""
         source = self.account.source
         if not isinstance(source, OAuthSource):
             return []
         try:
             tokens = await source.refresher.store.load()
         except StorageError as error:
-            return [self.finding("signed in", "failed", str(error), self.login)]
+            return [self.finding("login", "failed", str(error), self.login)]
         if tokens is None:
-            return [self.finding("signed in", "failed", "nobody is signed in", self.login)]
-        ended = tokens.seconds_left(self.wall_clock()) <= 0
-        until = f"the token {'ended' if ended else 'is good until'} {format_time(tokens.expiry_date / 1000, self.wall_clock())}"
-        if ended and not tokens.refresh_token:
-            return [self.finding("signed in", "failed", until, self.login)]
-        return [self.finding("signed in", "ok", f"{until}{', and will be renewed' if ended else ''}")]
+            return [self.finding("login", "failed", "not logged in", self.login)]
+        expired = tokens.seconds_left(self.wall_clock()) <= 0
+        when = format_time(tokens.expiry_date / 1000, self.wall_clock())
+        text = f"the token {'expired' if expired else 'is valid until'} {when}"
+        if expired and not tokens.refresh_token:
+            return [self.finding("login", "failed", text, self.login)]
+        return [self.finding("login", "ok", f"{text}{'; it will be refreshed' if expired else ''}")]
 
     def _login_finding(self) -> list[Finding]:
         if not isinstance(self.account.source, OAuthSource):
             return []
         status = self.account.source.status()
-        text = f"{status.message} The token is good until {format_time(status.expires_at or 0.0, self.wall_clock())}"
-        return [self.finding("signed in", "ok" if status.state == "ready" else "warning", text)]
+        expiry = format_time(status.expires_at or 0.0, self.wall_clock())
+        text = f"{status.message} The token is valid until {expiry}"
+        return [self.finding("login", "ok" if status.state == "ready" else "warning", text)]
 
     async def _models(self, credential: Credential, found: list[Finding]) -> list[str]:
-        """The names that its server lists."""
+        """Return the models that the upstream lists; [] if the list is unavailable."""
         try:
-            got = await self._list(credential)
-            if got.status == 401 and await self.account.source.report_rejected(credential):
-                got = await self._list(await self.account.source.credential())
+            reply = await self._list(credential)
+            if reply.status == 401 and await self.account.source.report_rejected(credential):
+                reply = await self._list(await self.account.source.credential())
         except UpstreamError as error:
             found.append(self.finding("models", "warning", error.message))
             return []
-        found.append(network.check_clock(got.header(b"date"), self.area, self.wall_clock()))
-        if got.status != 200:
-            refusal = error_mapping.error_from_response(
-                got.status, got.headers, got.body, plan=self.account.plan
+        found.append(network.check_clock(reply.header(b"date"), self.area, self.wall_clock()))
+        if reply.status != 200:
+            failure = error_mapping.error_from_response(
+                reply.status, reply.headers, reply.body, plan=self.account.plan
             )
-            found.append(self._model_list_failed(refusal))
+            found.append(self._model_list_failed(failure))
             return []
-        names, wrong = bodies.check_models(got.json())
+        names, violations_found = bodies.check_models(reply.json())
         offered = [name for name in names if self.account.supports(name)]
-        text = wrong[0].message if wrong else f"{len(names)} are listed, {len(offered)} of them offered here"
-        found.append(self.finding("models", "warning" if wrong else "ok", text))
+        text = f"{len(names)} listed, {len(offered)} enabled for this account"
+        if violations_found:
+            found.append(self.finding("models", "warning", violations_found[0].message))
+        else:
+            found.append(self.finding("models", "ok", text))
         return names
 
     async def _list(self, credential: Credential) -> HttpReply:
@@ -161,11 +166,11 @@ class AccountCheck:
     def _model_list_failed(self, error: UpstreamError) -> Finding:
         if error.retry is RetryHint.REFRESH_TOKEN:
             return self.finding("models", "failed", error.message, self.advice(error))
-        advice = "some servers have no list: name models, or default_model"
+        advice = "some servers have no model list: set models or default_model"
         return self.finding("models", "warning", error.message, advice)
 
     def _model(self, names: Sequence[str]) -> str | None:
-        """Whom to ask: the operator's default, else the cheapest that is offered."""
+        """Return the model to test: default_model if the account has it, otherwise the cheapest, or None."""
         default = self.relay.policy.aliases.resolve(self.default_model) if self.default_model else None
         if default and self.account.supports(default):
             return default
@@ -178,50 +183,50 @@ class AccountCheck:
         )
 
     async def _chat(self, model: str, stream: bool) -> Finding:
-        name = f"chat, {'streamed' if stream else 'whole'}"
+        name = f"chat, {'streamed' if stream else 'non-streamed'}"
         turn = self._build_turn(model, probes.CHAT_PROMPT, probes.CHAT_PROMPT_TOKENS, stream)
-        record, began = RelayRecord(), trio.current_time()
+        record, start = RelayRecord(), trio.current_time()
         events = await self._run_turn(turn, record)
         if (failure := self._failure(name, events, record)) is not None:
             return failure
-        seconds = trio.current_time() - began
-        return self.finding(name, "ok", f"{model} answered in {seconds:.1f} s", tokens=_cost(record))
+        seconds = trio.current_time() - start
+        return self.finding(name, "ok", f"{model} responded in {seconds:.1f} s", tokens=_cost(record))
 
     async def _tool_call(self, model: str, *, stream: bool) -> Finding:
-        name = f"tool call, {'streamed' if stream else 'whole'}"
+        name = f"tool call, {'streamed' if stream else 'non-streamed'}"
         turn = self._build_turn(model, probes.TOOL_PROMPT, probes.TOOL_PROMPT_TOKENS, stream, probes.TOOLS)
         record = RelayRecord()
         events = await self._run_turn(turn, record)
         if (failure := self._failure(name, events, record)) is not None:
             return failure
-        made = check_calls(events)
-        trouble = probes.tool_call_problem(made, [e.reason for e in events if isinstance(e, ChoiceFinished)])
-        if trouble is not None:
-            advice = "" if self.account.provider_family == "dashscope" or made else PARSER
-            return self.finding(name, "warning", f"{model}: {trouble}", advice, _cost(record))
+        calls = check_calls(events)
+        problem = probes.tool_call_problem(calls, [e.reason for e in events if isinstance(e, ChoiceFinished)])
+        if problem is not None:
+            advice = "" if self.account.provider_family == "dashscope" or calls else PARSER
+            return self.finding(name, "warning", f"{model}: {problem}", advice, _cost(record))
         repairs = ", ".join(sorted(record.repairs))
-        mended = f" (mended: {repairs})" if repairs else ""
-        return self.finding(name, "ok", f"{made[0][0]}({made[0][1]:.60}){mended}", tokens=_cost(record))
+        repaired = f" (repaired: {repairs})" if repairs else ""
+        return self.finding(name, "ok", f"{calls[0][0]}({calls[0][1]:.60}){repaired}", tokens=_cost(record))
 
     async def _embeddings(self, names: Sequence[str]) -> Finding:
-        """Vectors of two texts, where the account can embed."""
+        """Request the embeddings of two texts, if the account has embeddings."""
         catalog = self.relay.policy.catalog
         if not names and self.account.provider_family == "dashscope":
             names = catalog.names("embedding")
         model = probes.embedding_model(names, catalog)
         if self.account.embedding_batch < 1:
-            return self.finding("embeddings", "skipped", "this plan cannot embed")
+            return self.finding("embeddings", "skipped", "not available with this plan")
         if model is None or not self.account.supports(model, "embedding"):
-            return self.finding("embeddings", "skipped", "no model that embeds is offered")
+            return self.finding("embeddings", "skipped", "no embedding model available")
         record = RelayRecord()
         try:
-            found = await embeddings.create_embeddings(
+            result = await embeddings.create_embeddings(
                 self.relay, EmbeddingInput(model, probes.TEXTS), record
             )
         except QproxyError as error:
             return self.finding("embeddings", "failed", f"{model}: {error.message}", self.advice(error))
         return self.finding(
-            "embeddings", "ok", f"{model} gave {len(found.vectors)} vectors", tokens=_cost(record)
+            "embeddings", "ok", f"{model} returned {len(result.vectors)} vectors", tokens=_cost(record)
         )
 
     def _build_turn(
@@ -239,13 +244,13 @@ class AccountCheck:
         )
 
     async def _run_turn(self, turn: Turn, record: RelayRecord) -> list[Event]:
-        """The events of an answer; a failure is the last of them."""
+        """Return the events of a response; a failure is the last of them."""
         async with AsyncExitStack() as stack:
             try:
-                answer = await self.relay.open(turn, record, stack)
+                response = await self.relay.open(turn, record, stack)
                 events: list[Event] = []
-                while piece := await answer.receive():
-                    events += piece
+                while batch := await response.receive():
+                    events += batch
             except QproxyError as error:
                 return [StreamFailed(error)]
         return events
@@ -255,26 +260,26 @@ class AccountCheck:
         if isinstance(last, StreamFailed):
             text = f"{record.served_model or record.model}: {last.error.message}"
             return self.finding(name, "failed", text, self.advice(last.error), _cost(record))
-        broken = next(violations(events), None)
-        if broken is None:
+        violation = next(violations(events), None)
+        if violation is None:
             return None
         return self.finding(
-            name, "failed", broken.message, "this is a mistake of qproxy: please report it", _cost(record)
+            name, "failed", violation.message, "this is a bug in qproxy; please report it", _cost(record)
         )
 
     def advice(self, error: QproxyError) -> str:
-        """What to do about an error of this account's server."""
+        """Return the advice for an error of the upstream, or ""."""
         limit = getattr(error, "limit", LimitKind.NONE)
         if error.retry is RetryHint.REFRESH_TOKEN and self.entry.kind == "oauth":
             return self.login
         if error.retry is RetryHint.REFRESH_TOKEN:
-            return "see that the key is whole, not revoked, and of the server's region and plan"
+            return "check that the key is complete, not revoked, and matches the region and plan"
         return {
-            LimitKind.QUOTA: "pay for more, or wait until the quota is reset",
-            LimitKind.FREE: "allow the model to cost money in Model Studio's console, or name another one",
-            LimitKind.MINUTE: "wait a minute and check again",
-            LimitKind.MODEL: "set default_model, or the account's models, to what this account may use",
-            LimitKind.ACCESS: "see in the console what this key or account may be used for",
+            LimitKind.QUOTA: "buy more quota, or wait until it resets",
+            LimitKind.FREE: "allow paid use of the model in the Model Studio console, or use another model",
+            LimitKind.MINUTE: "wait a minute and run the check again",
+            LimitKind.MODEL: "set default_model, or the account's models, to models that the account may use",
+            LimitKind.ACCESS: "check the permissions of this key or account in the console",
         }.get(limit, "")
 
 
@@ -283,6 +288,6 @@ def _cost(record: RelayRecord) -> int:
 
 
 def account_check(entry: AccountConfig, account: Account, relay: Relay, config: Config) -> AccountCheck:
-    """Return the check of one account: in a pool of its own, with the server's transport and policy."""
+    """Return the checks of one account, alone in a pool, with the server's transport and policy."""
     pool = AccountPool([account], queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size)
     return AccountCheck(entry, account, Relay(pool, relay.transport, relay.policy), config.default_model)

@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible server, asked as a client's SDK asks it; its answers are held to OpenAI's contract.
+"""Checks of any OpenAI-compatible server: requests as an SDK sends them, responses compared with OpenAI's contract.
 
-Nothing is mended here: the bytes are read by `wire.sse` and `wire.conformance`, which take the server at its word.
-Useful before a server becomes an account (vLLM, SGLang, llama.cpp, Ollama), and for qproxy itself.
+Nothing is repaired: `wire.sse` and `wire.conformance` read the bytes as they are. Useful before a server becomes an
+account (vLLM, SGLang, llama.cpp, Ollama), and for qproxy itself.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from qproxy.wire.models.catalog import EMPTY
 
 @dataclass(slots=True)
 class ConformanceCheck:
-    """One server under examination."""
+    """The checks of one server."""
 
     url: str
-    """Its base URL, without a slash at the end."""
+    """Base URL without a trailing slash."""
     transport: UpstreamTransport
     wall_clock: Callable[[], float]
     key: str | None = field(default=None, repr=False)
@@ -38,7 +38,7 @@ class ConformanceCheck:
     catalog: ModelCatalog = EMPTY
 
     async def all(self, found: list[Finding], *, costs: bool = True) -> None:
-        """Every question, the free ones first; what is found is added to `found`."""
+        """Run all checks, the free ones first, and add the findings to `found`."""
         found += await network.check_route(self.url, self.transport, self.url, self.wall_clock())
         if last_failed(found):
             return
@@ -48,139 +48,141 @@ class ConformanceCheck:
             if costs:
                 await self._chat(names, found)
         except UpstreamError as error:
-            found.append(self._finding("connection", "failed", error.message, "see the server's own log"))
+            found.append(self._finding("connection", "failed", error.message, "check the server's log"))
 
     def _finding(self, name: str, state: State, text: str, advice: str = "", tokens: int = 0) -> Finding:
         return Finding(self.url, name, state, text, advice, tokens)
 
     def _violation_finding(
-        self, name: str, found: Iterable[Violation], well: str, tokens: int = 0
+        self, name: str, violations: Iterable[Violation], text: str, tokens: int = 0
     ) -> list[Finding]:
-        """A finding for each breach, or one that there is none."""
-        broken = list(dict.fromkeys(found))
-        if not broken:
-            return [self._finding(name, "ok", well, tokens=tokens)]
-        costs = [tokens, *[0] * (len(broken) - 1)]
+        """Return a failed finding per violation, or an ok one with `text`."""
+        distinct = list(dict.fromkeys(violations))
+        if not distinct:
+            return [self._finding(name, "ok", text, tokens=tokens)]
+        costs = [tokens, *[0] * (len(distinct) - 1)]
         return [
-            self._finding(name, "failed", f"{rule}: {text}", RULES[rule], cost)
-            for (rule, text), cost in zip(broken, costs, strict=True)
+            self._finding(name, "failed", f"{rule}: {message}", RULES[rule], cost)
+            for (rule, message), cost in zip(distinct, costs, strict=True)
         ]
 
     async def _models(self, found: list[Finding]) -> list[str]:
-        got = await self._send("GET", "/models")
-        found.append(network.check_clock(got.header(b"date"), self.url, self.wall_clock()))
-        if got.status != 200:
-            advice = "give its key with --key" if got.status in (401, 403) else ""
-            found.append(self._finding("models", "failed", got.message, advice))
+        reply = await self._send("GET", "/models")
+        found.append(network.check_clock(reply.header(b"date"), self.url, self.wall_clock()))
+        if reply.status != 200:
+            advice = "pass the key with --key" if reply.status in (401, 403) else ""
+            found.append(self._finding("models", "failed", reply.message, advice))
             return []
-        names, broken = bodies.check_models(got.json())
-        found += self._violation_finding("models", broken, f"{len(names)} are listed")
+        names, violations = bodies.check_models(reply.json())
+        found += self._violation_finding("models", violations, f"{len(names)} listed")
         return names
 
     async def _error_shapes(self, found: list[Finding]) -> None:
-        """How it says no; a request that it refuses costs nothing."""
-        asked = {"model": "no-such-model-for-qproxy-check", "messages": probes.CHAT_PROMPT, "max_tokens": 1}
-        got = await self._send("POST", "/chat/completions", asked)
-        if got.status == 200:  # llama.cpp serves its one model whatever it is called
-            found.append(self._finding("unknown model", "warning", "it is answered all the same"))
+        """Check its error responses; rejected requests cost nothing."""
+        request = {"model": "no-such-model-for-qproxy-check", "messages": probes.CHAT_PROMPT, "max_tokens": 1}
+        reply = await self._send("POST", "/chat/completions", request)
+        if reply.status == 200:  # llama.cpp serves its only model under any name
+            found.append(self._finding("unknown model", "warning", "the server ignores the model name"))
         else:
             found += self._violation_finding(
                 "unknown model",
-                bodies.check_error(got.status, got.json()),
-                f"status {got.status}, in OpenAI's shape",
+                bodies.check_error(reply.status, reply.json()),
+                f"status {reply.status} in OpenAI's format",
             )
-        got = await self._send("POST", "/chat/completions", raw=b'{"model": ')
+        reply = await self._send("POST", "/chat/completions", raw=b'{"model": ')
         found += self._violation_finding(
             "broken JSON",
-            bodies.check_error(got.status, got.json()),
-            f"status {got.status}, in OpenAI's shape",
+            bodies.check_error(reply.status, reply.json()),
+            f"status {reply.status} in OpenAI's format",
         )
 
     async def _chat(self, names: list[str], found: list[Finding]) -> None:
         model = self.model or probes.chat_model(names, self.catalog)
         if model is None:
-            found.append(
-                self._finding("chat", "skipped", "no model to ask is known", "name one with --model")
-            )
+            found.append(self._finding("chat", "skipped", "no model to test", "name one with --model"))
             return
         greeting = {"model": model, "messages": probes.CHAT_PROMPT, "max_tokens": probes.CHAT_PROMPT_TOKENS}
-        errand = {
+        tool_request = {
             "model": model,
             "messages": probes.TOOL_PROMPT,
             "max_tokens": probes.TOOL_PROMPT_TOKENS,
             "tools": probes.TOOLS,
         }
-        if not await self._chat_response("chat, whole", greeting, found):
+        if not await self._chat_response("chat, non-streamed", greeting, found):
             return
         await self._chat_response("chat, streamed", {**greeting, "stream": True}, found)
         counted = {**greeting, "stream": True, "stream_options": {"include_usage": True}}
         await self._chat_response("chat, streamed with usage", counted, found)
-        await self._chat_response("tool call, whole", errand, found)
-        await self._chat_response("tool call, streamed", {**errand, "stream": True}, found)
+        await self._chat_response("tool call, non-streamed", tool_request, found)
+        await self._chat_response("tool call, streamed", {**tool_request, "stream": True}, found)
         await self._embeddings(probes.embedding_model(names, self.catalog), found)
 
     async def _chat_response(self, name: str, body: dict[str, Any], found: list[Finding]) -> bool:
-        """Ask and judge; whether there was an answer at all."""
+        """Send a chat request and check the response; return whether there was one."""
         try:
-            got = await self._send("POST", "/chat/completions", body)
+            reply = await self._send("POST", "/chat/completions", body)
         except UpstreamError as error:
             found.append(self._finding(name, "failed", f"{body['model']}: {error.message}"))
             return False
-        if got.status != 200:
-            found.append(self._finding(name, "failed", f"{body['model']}: {got.message}"))
+        if reply.status != 200:
+            found.append(self._finding(name, "failed", f"{body['model']}: {reply.message}"))
             return False
-        reading = read(got, stream=bool(body.get("stream")), usage="stream_options" in body)
-        if reading.error is not None:
-            found.append(self._finding(name, "failed", f"{body['model']}: {reading.error}"))
+        response = read(reply, stream=bool(body.get("stream")), usage="stream_options" in body)
+        if response.error is not None:
+            found.append(self._finding(name, "failed", f"{body['model']}: {response.error}"))
             return True
-        well = f"{body['model']} answered, in OpenAI's shape"
-        if "tools" in body and not reading.violations:
-            trouble = probes.tool_call_problem(reading.calls, reading.finish_reasons)
-            if trouble is not None:
-                advice = "" if reading.calls else PARSER
+        text = f"{body['model']} responded in OpenAI's format"
+        if "tools" in body and not response.violations:
+            problem = probes.tool_call_problem(response.calls, response.finish_reasons)
+            if problem is not None:
+                advice = "" if response.calls else PARSER
                 found.append(
-                    self._finding(name, "warning", f"{body['model']}: {trouble}", advice, reading.tokens)
+                    self._finding(name, "warning", f"{body['model']}: {problem}", advice, response.tokens)
                 )
                 return True
-            well = f"{reading.calls[0][0]}({reading.calls[0][1]:.60}), in OpenAI's shape"
-        found += self._violation_finding(name, reading.violations, well, reading.tokens)
+            text = f"{response.calls[0][0]}({response.calls[0][1]:.60}) in OpenAI's format"
+        found += self._violation_finding(name, response.violations, text, response.tokens)
         return True
 
     async def _embeddings(self, model: str | None, found: list[Finding]) -> None:
         if model is None:
-            found.append(self._finding("embeddings", "skipped", "no model that embeds is listed"))
+            found.append(self._finding("embeddings", "skipped", "no embedding model listed"))
             return
         for form in ("float", "base64"):
             body = {"model": model, "input": list(probes.TEXTS), "encoding_format": form}
-            got, name = await self._send("POST", "/embeddings", body), f"embeddings, {form}"
-            if got.status != 200:
-                found.append(self._finding(name, "failed", f"{model}: {got.message}"))
+            reply, name = await self._send("POST", "/embeddings", body), f"embeddings, {form}"
+            if reply.status != 200:
+                found.append(self._finding(name, "failed", f"{model}: {reply.message}"))
             else:
-                broken = bodies.check_embeddings(got.json(), len(probes.TEXTS), as_base64=form == "base64")
-                found += self._violation_finding(name, broken, f"{model} gave {len(probes.TEXTS)} vectors")
+                violations = bodies.check_embeddings(
+                    reply.json(), len(probes.TEXTS), as_base64=form == "base64"
+                )
+                found += self._violation_finding(
+                    name, violations, f"{model} returned {len(probes.TEXTS)} vectors"
+                )
 
     async def _send(
         self, method: str, path: str, body: dict[str, Any] | None = None, raw: bytes | None = None
     ) -> HttpReply:
-        fields = [(b"content-type", b"application/json")]
+        headers = [(b"content-type", b"application/json")]
         if self.key:
-            fields.append((b"authorization", b"Bearer " + self.key.encode()))
+            headers.append((b"authorization", b"Bearer " + self.key.encode()))
         data = raw if raw is not None else json_codec.dumps(body) if body is not None else b""
-        request = HTTPRequest(method, f"{self.url}{path}", tuple(fields), data)
+        request = HTTPRequest(method, f"{self.url}{path}", tuple(headers), data)
         return await fetch(self.transport, request)
 
 
-def read(got: HttpReply, *, stream: bool, usage: bool) -> ParsedResponse:
-    """An answer as a client reads it that asked for a stream, or for none."""
-    kind = got.header(b"content-type").partition(";")[0].strip().lower()
+def read(reply: HttpReply, *, stream: bool, usage: bool) -> ParsedResponse:
+    """Return the response as a client reads it, with its violations of OpenAI's contract."""
+    kind = reply.header(b"content-type").partition(";")[0].strip().lower()
     if not stream:
-        reading = chat.check_response(got.json())
-        right = kind == "application/json"
+        response = chat.check_response(reply.json())
+        is_expected = kind == "application/json"
     else:
         decoder = sse.Decoder()
-        events = [*decoder.feed(got.body), *decoder.close()]
-        reading = chat.check_stream([event.data for event in events], usage=usage)
-        right = kind == STREAM_TYPES[0]
-    if not right:
-        reading.note("content-type", f"it is {kind or 'absent'!r}")
-    return reading
+        events = [*decoder.feed(reply.body), *decoder.close()]
+        response = chat.check_stream([event.data for event in events], usage=usage)
+        is_expected = kind == STREAM_TYPES[0]
+    if not is_expected:
+        response.note("content-type", f"unexpected content type {kind or '(none)'!r}")
+    return response

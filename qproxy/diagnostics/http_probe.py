@@ -1,4 +1,4 @@
-"""A server's answer as it came, whole."""
+"""Whole HTTP responses of a server."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from qproxy.wire import json_codec
 from qproxy.wire.http_request import Headers, HTTPRequest
 
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-"""Of a list of models, or of an answer to a question as small as ours."""
+"""Limit for a model list, or for the response to a small test request."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """An answer as it came."""
+    """An HTTP response."""
 
     status: int
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
 
     def header(self, name: bytes) -> str:
+        """Return the first value of a header, "" without one."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
 
     def json(self) -> Any:
-        """What the body says; None where it is not JSON."""
+        """Return the parsed body, None if it is not JSON."""
         try:
             return json_codec.loads(self.body)
         except ValueError:
@@ -33,7 +34,7 @@ class HttpReply:
 
     @property
     def message(self) -> str:
-        """Why there is no answer."""
+        """Return the status and the error message of the body."""
         body = self.json()
         error = body.get("error", body.get("message")) if isinstance(body, dict) else None
         text = error.get("message") if isinstance(error, dict) else error
@@ -41,6 +42,6 @@ class HttpReply:
 
 
 async def fetch(transport: UpstreamTransport, request: HTTPRequest) -> HttpReply:
-    """The answer to a request.  UpstreamError where there is none, or too much of one."""
+    """Send a request and return the response. Raises UpstreamError, also for one above MAX_RESPONSE_BYTES."""
     async with await transport.send(request) as response:
         return HttpReply(response.status, response.headers, await response.read(MAX_RESPONSE_BYTES))

@@ -1,6 +1,6 @@
-"""The few tiny things that are asked, of which model, and what the answers should hold.
+"""The small test requests, the choice of a model for them, and the check of tool calls. Pure.
 
-Pure.  An answer is bounded by `max_tokens`: a model that thinks first may be cut in its thoughts, which is an answer too.
+`max_tokens` bounds a response: that of a reasoning model may be truncated in its reasoning, which still counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOOL_PROMPT: Any = [
     {"role": "user", "content": "What is the weather in Hangzhou? Call the tool to find out."}
 ]
 TOOL_PROMPT_TOKENS = 512
-"""A call takes some thirty; a model that thinks may need the others."""
+"""A call takes about 30 tokens; a reasoning model may need the rest."""
 TOOL = "get_weather"
 TOOLS: Any = [
     {
@@ -38,23 +38,26 @@ TOOLS: Any = [
 TEXTS = ("one", "two")
 
 NOT_CHAT = (
-    "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*-mt-*", "*ocr*", "*realtime*", "*translate*", "*omni*",
-    "*video*", "*guard*",
+    "*embed*", "*rerank*", "*image*", "*tts*", "*asr*", "*audio*", "*-mt-*", "*ocr*", "*realtime*",
+    "*translate*", "*omni*", "*video*", "*guard*",
 )  # fmt: skip
-"""Models that do not chat, or not by text, by their names' words."""
-PARSER = "let the server parse calls (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; llama.cpp: --jinja), or set render_tools"
-"""What to do about a server whose model writes its calls as text."""
+"""Patterns of models without text chat."""
+PARSER = (
+    "enable the server's tool parser (vLLM: --enable-auto-tool-choice --tool-call-parser hermes; "
+    "llama.cpp: --jinja), or set render_tools"
+)
+"""Advice for a server whose model writes its calls as text."""
 CHEAP_MODELS = ("*flash*", "*turbo*", "*mini*", "*lite*", "*")
 
 
 def chat_model(names: Iterable[str], catalog: ModelCatalog = EMPTY) -> str | None:
-    """The cheapest of these models to chat with, as far as their prices or else their names tell."""
-    able = [name for name in names if _chats(name, catalog)]
-    prices = {name: price for name in able if (price := _price(name, catalog)) is not None}
+    """Return the chat model that is cheapest by its price, otherwise by its name, or None."""
+    candidates = [name for name in names if _chats(name, catalog)]
+    prices = {name: price for name in candidates if (price := _price(name, catalog)) is not None}
     if prices:
         return min(prices, key=prices.__getitem__)
     for pattern in CHEAP_MODELS:
-        for name in able:
+        for name in candidates:
             if fnmatchcase(name.lower(), pattern):
                 return name
     return None
@@ -68,7 +71,7 @@ def _chats(name: str, catalog: ModelCatalog) -> bool:
 
 
 def _price(name: str, catalog: ModelCatalog) -> float | None:
-    """What its output costs in the list's own currency."""
+    """Return the price of its output in the currency of the list, or None."""
     spec = catalog.find(name)
     tiers = (spec.prices if spec is not None else None) or []
     return min(
@@ -77,22 +80,22 @@ def _price(name: str, catalog: ModelCatalog) -> float | None:
 
 
 def embedding_model(names: Iterable[str], catalog: ModelCatalog = EMPTY) -> str | None:
-    """A model among these that embeds."""
+    """Return the first embedding model, None if there is none."""
     return next(
         (name for name in names if catalog.get(name).is_for("embedding") or "embed" in name.lower()), None
     )
 
 
 def tool_call_problem(calls: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str | None:
-    """What is wrong with the answer to the errand, if not its form."""
+    """Return what is wrong with the calls of a response to TOOL_PROMPT, None if nothing is."""
     if not calls:
-        cut = "length" in reasons
-        return "it was cut off before it called the tool" if cut else "the model answered in words"
+        is_truncated = "length" in reasons
+        return "truncated before the tool call" if is_truncated else "the model did not call the tool"
     for name, text in calls:
         if name != TOOL:
-            return f"the model called {name!r:.60}, which there is not"
-        if (why := non_object_kind(text)) is not None:
-            return f"the arguments are {why}"
+            return f"the model called the unknown tool {name!r:.60}"
+        if (kind := non_object_kind(text)) is not None:
+            return f"the arguments are {kind}"
         if '"city"' not in text:
-            return "the arguments have no city, which is required"
+            return "the required argument city is missing"
     return None

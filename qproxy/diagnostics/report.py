@@ -1,4 +1,4 @@
-"""One line of the doctor's report, and the report as a whole: for people, for programs, and as an exit code."""
+"""Findings of checks, and the report of them as text, as JSON and as an exit code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Literal, TypeAlias
 
 State: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
 CONFIGURATION = "configuration"
-"""The area whose failure means that nothing could be served."""
+"""Area of findings that prevent the server from starting."""
 SHOWN: dict[State, str] = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "-"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     area: str
-    """What it is about: configuration, an account, a server."""
+    """Subject of the check: configuration, an account, a server."""
     name: str
     state: State
     message: str
     advice: str = ""
-    """What to do; or, where a server breaks a contract, whom it hurts."""
+    """Suggested fix; for a contract violation, its consequence for clients."""
     tokens: int = 0
-    """What the check cost."""
+    """Tokens that the check used."""
 
     @property
     def failed(self) -> bool:
@@ -33,18 +33,18 @@ class Finding:
 
 
 def last_failed(findings: Sequence[Finding]) -> bool:
-    """Whether the last check failed, so that those that build on it make no sense."""
+    """Return whether the last check failed, so that dependent checks are pointless."""
     return findings[-1].failed
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """0 all well (warnings are no failure), 1 something failed, 2 the configuration cannot be served."""
+    """Return 0 if nothing failed (there may be warnings), 2 if the configuration is invalid, otherwise 1."""
     failed = {finding.area for finding in findings if finding.failed}
     return 2 if CONFIGURATION in failed else 1 if failed else 0
 
 
 def fields(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The report for programs."""
+    """Return the report as JSON-compatible data."""
     return {
         "ok": exit_code(findings) == 0,
         "exit_code": exit_code(findings),
@@ -54,7 +54,7 @@ def fields(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The report for people: an area's findings below its name, and a sum."""
+    """Yield the lines of the report: the findings of each area below its name, and a summary."""
     width, area = max((len(finding.name) for finding in findings), default=0), ""
     for finding in findings:
         if finding.area != area:
@@ -67,14 +67,14 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The sum of a report."""
+    """Return the numbers of findings by state, and the tokens used."""
     states = Counter(finding.state for finding in findings)
     parts = [
         f"{states['failed']} failed",
         f"{states['warning']} {'warning' if states['warning'] == 1 else 'warnings'}",
-        f"{states['ok']} well",
+        f"{states['ok']} passed",
     ]
     if states["skipped"]:
         parts.append(f"{states['skipped']} skipped")
     tokens = sum(finding.tokens for finding in findings)
-    return f"{', '.join(parts)}{f'; it cost {tokens} tokens' if tokens else ''}."
+    return f"{', '.join(parts)}{f'; {tokens} tokens used' if tokens else ''}."

@@ -1,6 +1,6 @@
-"""The whole examination: which checks there are, side by side, each within its time.
+"""All checks, run concurrently, each with a timeout.
 
-`run_checks` looks at this machine, the settings and every account; `check_url` at one server that need not be ours.
+`run_checks` checks this machine, the settings and every account; `check_url` any single server.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from qproxy.diagnostics.report import CONFIGURATION, Finding
 from qproxy.sandbox import SystemSandbox
 
 AREA_SECONDS = 120.0
-"""For all that concerns one account, one server, or the tools."""
+"""Seconds for all checks of one account, one server, or the tools."""
 RESPONSE_SECONDS = 30.0
-"""For one answer to begin, and for each silence within it."""
+"""Seconds until a response starts, and between two reads of it."""
 
 
 async def run_checks(config: Config, home: Path, file: str | None, *, offline: bool = False) -> list[Finding]:
-    """Everything about a configuration.  ConfigError when it cannot be served; `offline` makes no connections."""
+    """Check a configuration; `offline` makes no connections. Raises ConfigError if it is invalid."""
     sandbox = SystemSandbox()
     config.check(has_api_keys)
-    untouched = replace(
+    isolated = replace(
         short_timeouts(config),
         account_state_file=None,
         rate_limits_file=None,
@@ -44,7 +44,7 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         store_responses=False,
         tracing=False,
     )
-    state = build_state(untouched, sandbox=sandbox)
+    state = build_state(isolated, sandbox=sandbox)
     try:
         entries = config.all_accounts()
         source = file or "no configuration file"
@@ -63,12 +63,12 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
         accounts = zip(entries, state.relay.accounts.accounts, strict=True)
-        patients = [account_check(entry, one, state.relay, config) for entry, one in accounts]
+        checks = [account_check(entry, account, state.relay, config) for entry, account in accounts]
         if offline:
-            return [*found, *[finding for one in patients for finding in await one.offline()]]
-        fenced = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
+            return [*found, *[finding for check in checks for finding in await check.offline()]]
+        needs_sandbox = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
         return found + await _run_concurrently(
-            patients, partial(tool_checks.check_tools, state.tool_runtime, sandbox, fenced)
+            checks, partial(tool_checks.check_tools, state.tool_runtime, sandbox, needs_sandbox)
         )
     finally:
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block
@@ -76,40 +76,42 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
 
 
 async def _run_concurrently(
-    patients: list[AccountCheck], tools: Callable[[], Awaitable[list[Finding]]]
+    checks: list[AccountCheck], tools: Callable[[], Awaitable[list[Finding]]]
 ) -> list[Finding]:
-    """The findings of all accounts and of the tools, in order."""
-    reports: list[list[Finding]] = [[] for _ in range(len(patients) + 1)]
+    """Return the findings of the tools and of all accounts, in order."""
+    reports: list[list[Finding]] = [[] for _ in range(len(checks) + 1)]
 
     async def check_tools(found: list[Finding]) -> None:
         found += await tools()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(with_timeout, tool_checks.AREA, check_tools, reports[0])
-        for one, report in zip(patients, reports[1:], strict=True):
-            nursery.start_soon(with_timeout, one.area, one.online, report)
+        for account, report in zip(checks, reports[1:], strict=True):
+            nursery.start_soon(with_timeout, account.area, account.online, report)
     return [finding for report in reports for finding in report]
 
 
 async def with_timeout(
     area: str, check: Callable[[list[Finding]], Awaitable[None]], found: list[Finding]
 ) -> None:
-    """A check within its time; what it found until then stays."""
+    """Run a check with a timeout of AREA_SECONDS; its findings until then are kept."""
     with trio.move_on_after(AREA_SECONDS) as scope:
         await check(found)
     if scope.cancelled_caught:
-        text = f"not everything was answered within {AREA_SECONDS:g} s"
-        found.append(Finding(area, "time", "failed", text, "see whether the server is busy, and check again"))
+        text = f"not finished within {AREA_SECONDS:g} s"
+        found.append(
+            Finding(area, "time", "failed", text, "check whether the server is busy, and run the check again")
+        )
 
 
 async def check_url(
     config: Config, url: str, *, key: str | None, model: str | None, costs: bool = True
 ) -> list[Finding]:
-    """Everything about one server; the settings give the proxy, the certificates and the time limits."""
+    """Check one server; the settings give the proxy, the CA certificates and the timeouts."""
     transport, found = transport_setup.build_transport(short_timeouts(config)), list[Finding]()
-    one = ConformanceCheck(url, transport, time.time, key, model, build_catalog(config.model_rows))
+    check = ConformanceCheck(url, transport, time.time, key, model, build_catalog(config.model_rows))
     try:
-        await with_timeout(url, partial(one.all, costs=costs), found)
+        await with_timeout(url, partial(check.all, costs=costs), found)
     finally:
         with trio.CancelScope(shield=True):
             await transport.aclose()
@@ -117,7 +119,7 @@ async def check_url(
 
 
 def short_timeouts(config: Config) -> Config:
-    """The settings with limits that suit somebody who waits for a report."""
+    """Return the settings with upstream timeouts of at most RESPONSE_SECONDS."""
     first, idle = (
         config.upstream_first_byte_timeout or RESPONSE_SECONDS,
         config.upstream_read_timeout or RESPONSE_SECONDS,

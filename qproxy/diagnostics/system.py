@@ -1,6 +1,6 @@
-"""This machine: the files that the settings name, who may read them, how many may be open, and the port.
+"""Checks of this machine: the configured files and their permissions, the limit of open files, and the port.
 
-Nothing is made or changed here; what a file holds is looked at only to see whether it can be used.
+Nothing is created or changed; the content of a file is only read to test that it is usable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GROUP_OR_OTHERS = 0o077
 
 
 def check_files(config: Config, home: Path, file: str | None) -> list[Finding]:
-    """The data directory, the files with secrets and the databases."""
+    """Check the data directory, the files with secrets and the databases."""
     found = [_directory(home)]
     found += [_secret(name, path) for name, path in _secrets(config, file)]
     found += [_database(name, path) for name, path in files.databases(config)]
@@ -32,9 +32,9 @@ def check_files(config: Config, home: Path, file: str | None) -> list[Finding]:
 
 
 def _secrets(config: Config, file: str | None) -> Iterator[tuple[str, Path]]:
-    """Files that nobody else should read, by what they are."""
-    written = [account.key for account in config.accounts if not (account.key_env or account.key_file)]
-    if file is not None and (config.api_keys or config.admin_key or config.upstream_key or any(written)):
+    """Yield the name and the path of each file that only its owner should be able to read."""
+    inline_keys = [account.key for account in config.accounts if not (account.key_env or account.key_file)]
+    if file is not None and (config.api_keys or config.admin_key or config.upstream_key or any(inline_keys)):
         yield "configuration file", Path(file)
     for account in config.accounts:
         if account.key_file is not None:
@@ -48,46 +48,52 @@ def _directory(home: Path) -> Finding:
     name = "data directory"
     if not home.exists():
         writable = _is_creatable(home)
-        text = f"{home} will be made" if writable else f"{home} is not there and cannot be made"
-        advice = "" if writable else "set QPROXY_HOME to a directory that this user may write"
+        text = f"{home} will be created" if writable else f"{home} does not exist and cannot be created"
+        advice = "" if writable else "set QPROXY_HOME to a directory that this user can write"
         return Finding(FILES, name, "ok" if writable else "failed", text, advice)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(FILES, name, "failed", f"{home} cannot be used by this user", "see its owner and mode")
+        return Finding(FILES, name, "failed", f"{home} is not accessible", "check its owner and mode")
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & GROUP_OR_OTHERS:
-        return Finding(FILES, name, "warning", f"{home} is open to others ({mode:04o})", f"chmod 700 {home}")
+        return Finding(
+            FILES, name, "warning", f"{home} is accessible by others ({mode:04o})", f"chmod 700 {home}"
+        )
     return Finding(FILES, name, "ok", f"{home} ({mode:04o})")
 
 
 def _secret(name: str, path: Path) -> Finding:
-    """A file that only its owner may read."""
+    """Check that only the owner of a file can read it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return Finding(FILES, name, "skipped", f"there is none ({path})")
+        return Finding(FILES, name, "skipped", f"none ({path})")
     except OSError as error:
-        return Finding(FILES, name, "failed", f"{path}: {error.strerror}", "see the modes of its directories")
+        return Finding(
+            FILES, name, "failed", f"{path}: {error.strerror}", "check the modes of its directories"
+        )
     if not os.access(path, os.R_OK):
-        return Finding(FILES, name, "failed", f"{path} cannot be read by this user", "see its owner and mode")
+        return Finding(FILES, name, "failed", f"{path} is not readable", "check its owner and mode")
     if mode & GROUP_OR_OTHERS:
         return Finding(
-            FILES, name, "failed", f"{path} can be read by others ({mode:04o})", f"chmod 600 {path}"
+            FILES, name, "failed", f"{path} is readable by others ({mode:04o})", f"chmod 600 {path}"
         )
     return Finding(FILES, name, "ok", f"{path} ({mode:04o})")
 
 
 def _database(name: str, path: Path) -> Finding:
-    """An SQLite file of ours: there or to be made, writable, and sound at its head."""
+    """Check that an SQLite file exists or can be created, is writable and is a database."""
     if not path.exists():
         if _is_creatable(path):
-            return Finding(FILES, name, "ok", f"{path} will be made")
-        return Finding(FILES, name, "failed", f"{path} cannot be made", "see the owner of its directory")
+            return Finding(FILES, name, "ok", f"{path} will be created")
+        return Finding(FILES, name, "failed", f"{path} cannot be created", "check the owner of its directory")
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK):
-        text = f"{path} cannot be written by this user"
-        return Finding(FILES, name, "failed", text, "see its owner and mode, and its directory's")
+        text = f"{path} is not writable"
+        return Finding(FILES, name, "failed", text, "check the owner and mode of the file and its directory")
     error = read_error(path)
     if error is not None:
-        return Finding(FILES, name, "failed", f"{path}: {error}", "move it away; the server makes a new one")
+        return Finding(
+            FILES, name, "failed", f"{path}: {error}", "move it away; the server will create a new one"
+        )
     return Finding(FILES, name, "ok", f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})")
 
 
@@ -97,21 +103,21 @@ def _is_creatable(path: Path) -> bool:
 
 
 def check_limits(config: Config) -> Finding:
-    """How many files may be open."""
+    """Check the limit of open files."""
     wanted, allowed = file_limit(config)
     if allowed < wanted:
-        text = f"{allowed} may be open; max_client_connections and max_requests may need {wanted}"
+        text = f"the limit is {allowed}; max_client_connections + max_requests need {wanted}"
         return Finding(
             LIMITS, "open files", "warning", text, "raise the hard limit (LimitNOFILE=, ulimit -Hn)"
         )
-    return Finding(LIMITS, "open files", "ok", f"{wanted} may be needed, and may be open")
+    return Finding(LIMITS, "open files", "ok", f"{wanted} needed and allowed")
 
 
 async def check_port(config: Config, home: Path) -> Finding:
-    """Whether the server could listen."""
+    """Check that the server can listen on its address."""
     where = f"{config.host}, port {config.port}"
     if await trio.to_thread.run_sync(pidfile.is_serving, home, config.port):
-        return Finding(LIMITS, "port", "ok", f"{where} is served by a qproxy of yours now")
+        return Finding(LIMITS, "port", "ok", f"{where}: a qproxy server is running")
     try:
         listeners = await trio.open_tcp_listeners(config.port, host=config.host)
     except OSError as error:
@@ -119,7 +125,9 @@ async def check_port(config: Config, home: Path) -> Finding:
         while isinstance(cause, BaseExceptionGroup):  # one error for each address
             cause = cause.exceptions[0]
         reason = getattr(cause, "strerror", None) or str(cause)
-        return Finding(LIMITS, "port", "failed", f"{where}: {reason}", "stop what uses it, or set port")
+        return Finding(
+            LIMITS, "port", "failed", f"{where}: {reason}", "stop the process that uses it, or set port"
+        )
     for listener in listeners:
         await listener.aclose()
     return Finding(LIMITS, "port", "ok", f"{where} is free")

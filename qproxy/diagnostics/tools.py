@@ -1,4 +1,4 @@
-"""The sandbox, the MCP servers and the tools, as the server would have them."""
+"""Checks of the sandbox, the MCP servers and the tools."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from qproxy.relay import ToolRuntime
 from qproxy.sandbox import SystemSandbox
 
 AREA = "tools"
-SANDBOX_ADVICE = 'docs/security.md says what a sandbox needs; `sandbox = "none"` does without one'
+SANDBOX_ADVICE = 'see docs/security.md for the requirements of the sandbox, or set `sandbox = "none"`'
 CONNECT_SECONDS = 10.0
-"""For MCP servers to tell their tools."""
+"""Seconds for MCP servers to list their tools."""
 
 
-async def check_tools(tool_runtime: ToolRuntime, sandbox: SystemSandbox, fenced: bool) -> list[Finding]:
-    """What would become of a call; nothing is called."""
-    box = tool_runtime.registry
-    if not box.tools() and not box.sources:
-        return [Finding(AREA, "tools", "skipped", "none are declared")]
+async def check_tools(
+    tool_runtime: ToolRuntime, sandbox: SystemSandbox, needs_sandbox: bool
+) -> list[Finding]:
+    """Check that the tools could be called; calls none."""
+    registry = tool_runtime.registry
+    if not registry.tools() and not registry.sources:
+        return [Finding(AREA, "tools", "skipped", "none configured")]
     await sandbox.detect()
-    found = [_sandbox(sandbox, fenced)]
+    found = [_sandbox(sandbox, needs_sandbox)]
     async with trio.open_nursery() as nursery:
         await tool_runtime.open(nursery)
-        await box.wait_ready(CONNECT_SECONDS)
-        for source in box.sources:
-            well = source.state.startswith("connected")
-            advice = "" if well else "`qproxy tools` shows it too; see that it starts by hand"
+        await registry.wait_ready(CONNECT_SECONDS)
+        for source in registry.sources:
+            is_connected = source.state.startswith("connected")
+            advice = "" if is_connected else "check that its command runs by hand, or that its URL responds"
             name = f"MCP server {source.label}"
-            found.append(Finding(AREA, name, "ok" if well else "failed", source.state, advice))
-        refused = [tool for tool in box.tools().values() if tool.unavailable_reason]
-        for tool in refused:
+            found.append(Finding(AREA, name, "ok" if is_connected else "failed", source.state, advice))
+        unavailable = [tool for tool in registry.tools().values() if tool.unavailable_reason]
+        for tool in unavailable:
             found.append(
-                Finding(AREA, tool.name, "failed", f"cannot run: {tool.unavailable_reason}", SANDBOX_ADVICE)
+                Finding(AREA, tool.name, "failed", f"unavailable: {tool.unavailable_reason}", SANDBOX_ADVICE)
             )
-        ready = len(box.tools()) - len(refused)
-        found.append(Finding(AREA, "tools", "ok", f"{ready} can be called"))
+        ready = len(registry.tools()) - len(unavailable)
+        found.append(Finding(AREA, "tools", "ok", f"{ready} available"))
         nursery.cancel_scope.cancel()
     return found
 
 
 def _sandbox(sandbox: SystemSandbox, needed: bool) -> Finding:
     if sandbox.unavailable_reason is None:
-        return Finding(AREA, "sandbox", "ok", "bubblewrap works here")
+        return Finding(AREA, "sandbox", "ok", "bubblewrap is available")
     if not needed:
-        return Finding(AREA, "sandbox", "skipped", f"no tool wants one ({sandbox.unavailable_reason})")
+        return Finding(AREA, "sandbox", "skipped", f"no tool needs it ({sandbox.unavailable_reason})")
     return Finding(AREA, "sandbox", "failed", sandbox.unavailable_reason, SANDBOX_ADVICE)

@@ -1,9 +1,8 @@
-"""`qproxy.app`: the ASGI app for servers that something else starts, from qproxy.toml and the environment.
+"""`qproxy.app`: the ASGI app for other servers, configured by qproxy.toml and the environment.
 
-It is built in the lifespan and nowhere else, so there is never one without its background tasks; a configuration that
-cannot be served is `lifespan.startup.failed` with a line that says why, and a request that comes without a lifespan is a
-503 in words.  The settings of a server (`Config.for_app`) are that server's: those that say something else are named in
-the log.
+The app is built in the lifespan, so it never runs without its background tasks. An invalid configuration is
+`lifespan.startup.failed` with the reason in one line; a request without a lifespan gets a 503. The settings
+of a server (`Config.for_app`) are ignored, with a warning in the log.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ HYPERCORN_OPTIONS = {
     "certfile": "--certfile",
     "keyfile": "--keyfile",
 }
-"""Where Hypercorn has the settings that are its own."""
+"""Hypercorn's options for the settings that it has itself."""
 TRY_AGAIN_LATER = 1013
-"""A WebSocket's close code (IANA's registry)."""
+"""WebSocket close code (IANA registry)."""
 log = logging.getLogger("qproxy")
 
 
 class LazyApp:
-    """The app, once its lifespan has begun; `read` gets the settings, anew for each lifespan."""
+    """An ASGI app that is built when its lifespan starts, from the settings that `read` returns."""
 
     def __init__(self, read: Callable[[], Config] = load) -> None:
         self._load_config = read
@@ -79,25 +78,25 @@ class LazyApp:
             self._app = None
 
     def _try_build(self) -> tuple[Any, str]:
-        """The app, or None and why there is none."""
+        """Return the app and "", or None and the reason."""
         try:
             return self._build(), ""
         except Exception as error:
             return None, _failure_message(error)
 
     def _build(self) -> Any:
-        """The app for whatever serves it.  ConfigError when that may not be."""
+        """Build the app for the current server. Raises ConfigError."""
         if not trio.lowlevel.in_trio_run():
             raise ConfigError(launch.TRIO_REQUIRED)
         if self._app is not None:
-            raise ConfigError("qproxy.app is served already: use `qproxy.create_app` for another one.")
+            raise ConfigError("qproxy.app is already running; use `qproxy.create_app` for another app.")
         http_server.patch_hypercorn()
         config, worker = self._load_config(), current_shutdown.get()
         config.for_app().check(has_api_keys)
         if isinstance(worker, http_server.Worker):
             for host in worker.hosts():
                 config.check_address(host, has_api_keys)
-        if not logging.getLogger().handlers:  # else somebody has said where logs go
+        if not logging.getLogger().handlers:  # otherwise the program has configured logging
             log_setup.configure_logging(config)
         if isinstance(worker, http_server.Worker):
             worker.use_process_logging()
@@ -111,30 +110,30 @@ class LazyApp:
 
 
 def unused_settings(config: Config) -> list[str]:
-    """What to say of settings that are the server's, where a program or a command runs Hypercorn itself."""
+    """Return warnings for settings that Hypercorn overrides when it was started by another program."""
     return [
-        f"the setting {name} is not used: Hypercorn has its own ({HYPERCORN_OPTIONS[name]})"
+        f"setting {name} is ignored: Hypercorn has its own option ({HYPERCORN_OPTIONS[name]})"
         for name in SERVER_SETTINGS
         if getattr(config, name) != SETTINGS[name].default
     ]
 
 
 def _is_first_worker() -> bool:
-    """Whether this process is alone, or the first of several workers: what holds for all is said by one."""
+    """Return whether this process should log warnings that concern all workers."""
     return multiprocessing.parent_process() is None or multiprocessing.current_process().name.endswith("-1")
 
 
 def _failure_message(error: Exception) -> str:
-    """Why there is no app, in a line; what nobody foresaw is in the log too."""
+    """Return the reason in one line; an unexpected error is logged with its traceback."""
     if not isinstance(error, ConfigError | ApiKeyStoreError | OSError):
-        log.error("the app cannot be built", exc_info=error)
-        return f"{type(error).__name__}: {error}; the log has the details"
+        log.error("cannot build the app", exc_info=error)
+        return f"{type(error).__name__}: {error}; see the log for the traceback"
     return " ".join(str(error).split())
 
 
 async def _send_not_started(scope: Any, send: Any) -> None:
-    """Answer a request that came before the lifespan, or without one."""
-    message = "The server has not started: its ASGI lifespan has not run, or has failed. Its log says why."
+    """Reject a request that arrived before the lifespan started, or without one."""
+    message = "The server has not started: its ASGI lifespan did not run or failed; see its log."
     error = OverloadedError(message, code="not_started", retry_after=1)
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": message})

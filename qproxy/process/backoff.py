@@ -1,22 +1,22 @@
-"""When a worker that died begins anew: at once after a long life, ever later after short ones."""
+"""Delays between restarts of a worker: none after a long run, exponential after short ones."""
 
 from __future__ import annotations
 
 HEALTHY_SECONDS = 30.0
-"""Seconds of a life after which the death before it is forgotten."""
+"""Run time, in seconds, that resets the delay."""
 FIRST = 0.5
 MAX_PAUSE = 30.0
 
 
 class RestartBackoff:
-    """Of one worker.  No clock: whoever asks says how long it lived."""
+    """The restart delay of one worker."""
 
     def __init__(self) -> None:
         self._short = 0
 
-    def delay_after(self, lived: float) -> float:
-        """Seconds to wait after a life of so many."""
-        if lived >= HEALTHY_SECONDS:
+    def delay_after(self, uptime: float) -> float:
+        """Return the seconds to wait after a run of `uptime` seconds."""
+        if uptime >= HEALTHY_SECONDS:
             self._short = 0
             return 0.0
         self._short += 1

@@ -1,6 +1,6 @@
-"""The supervisor, as one of its workers sees it: what it says is done, and what it wants to know is said.
+"""A worker's end of the channel to its supervisor: commands are executed, results are reported.
 
-A worker without a supervisor has nobody who would replace it, stop it or have it reload: it stops.
+A worker whose supervisor died shuts down: no process would replace, stop or reload it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("qproxy")
 
 
 class WorkerSpec(NamedTuple):
-    """A worker's number and the descriptors that it was given, as its command line has them."""
+    """A worker's number and inherited descriptors, as its command line has them."""
 
     number: int
     channel: int
@@ -30,34 +30,35 @@ class WorkerSpec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WorkerSpec:
-        number, line, listener = map(int, text.split(":"))
-        return cls(number, line, listener)
+        """Read the value of `--worker`."""
+        return cls(*map(int, text.split(":")))
 
 
 class SupervisorChannel:
-    """The worker's end of the line."""
+    """A worker's connection to its supervisor."""
 
-    def __init__(self, place: WorkerSpec) -> None:
-        self.spec = place
-        os.set_inheritable(place.channel, False)
-        os.set_inheritable(place.listener, False)
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=place.channel)))
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        os.set_inheritable(spec.channel, False)
+        os.set_inheritable(spec.listener, False)
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=spec.channel)))
 
-    async def send(self, **facts: Any) -> None:
-        with suppress(trio.BrokenResourceError):  # `run` finds out too
-            await self._stream.send_all(json.dumps(facts).encode() + b"\n")
+    async def send(self, **fields: Any) -> None:
+        """Send a message to the supervisor."""
+        with suppress(trio.BrokenResourceError):  # `run` detects the end
+            await self._stream.send_all(json.dumps(fields).encode() + b"\n")
 
     async def run(self, stop: trio.Event, reload: Reload) -> None:
-        """Do what the supervisor says, until cancelled."""
-        heard = b""
+        """Execute the supervisor's commands until cancelled."""
+        buffer = b""
         with suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some():
-                *lines, heard = (heard + data).split(b"\n")
-                for word in lines:
-                    if word == STOP:
+                *lines, buffer = (buffer + data).split(b"\n")
+                for command in lines:
+                    if command == STOP:
                         stop.set()
-                    elif word == RELOAD:
-                        taken_up, message = await reload()
-                        await self.send(taken_up=taken_up, said=message)
-        log.warning("the supervisor of this worker is gone: it stops")
+                    elif command == RELOAD:
+                        applied, message = await reload()
+                        await self.send(applied=applied, message=message)
+        log.warning("supervisor exited, shutting down this worker")
         stop.set()

@@ -1,4 +1,4 @@
-"""Where this process logs, as its `Config` says; for servers and for what supervises them."""
+"""Logging of this process, a server or a supervisor, as its `Config` sets it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qproxy.telemetry.redaction import Redactor
 
 
 def configure_logging(config: Config, *, worker: int | None = None) -> None:
-    """Log to standard error in the configured shape, without secrets; with a worker's number if it is one."""
+    """Log to standard error in the configured format, without secrets; a worker adds its number."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
     handler.setFormatter(LogFormatter(as_json=as_json, redactor=Redactor(config.secrets()), worker=worker))

@@ -1,7 +1,6 @@
-"""`qproxy serve` in this process, alone or as one of several workers: signals, limits, reloads, and its exit code.
+"""`qproxy serve` in this process, alone or as one of several workers: signals, limits, reloads and the exit code.
 
-Here: what belongs to a process that does nothing else.  Not here: the server's parts and how it serves (`bootstrap`, also
-for programs that embed it), who starts and stops workers (`process.supervisor`).
+`bootstrap` builds the server and serves, also for programs that embed it; `process.supervisor` starts and stops workers.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
 from qproxy.server import ServerState
 from qproxy.system.directories import peer_directory
+from qproxy.system.exposure import address_error
 
 SPARE_FILES = 64
 log = logging.getLogger("qproxy")
@@ -32,102 +32,100 @@ log = logging.getLogger("qproxy")
 
 def run(
     config: Config,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     read: Callable[[], Config] = load,
-    place: WorkerSpec | None = None,
+    spec: WorkerSpec | None = None,
 ) -> int:
-    """`qproxy serve`: serve until a signal comes; returns the exit code.  `read` gets the settings anew.
+    """Serve until a signal arrives and return the exit code; `read` loads the settings for a reload.
 
-    `spec`: of a worker among others, who says nothing itself.
+    A worker (`spec`) prints nothing itself. Raises OSError if the address is unavailable.
     """
-    log_setup.configure_logging(config, worker=place and place.number)
+    log_setup.configure_logging(config, worker=spec and spec.number)
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    if place is None or place.number == 1:
+    if spec is None or spec.number == 1:
         notices = retirement_notices(config, build_catalog(config.model_rows))
         for warning in [*config.warnings(), *notices]:
             log.warning("%s", warning)
     raise_file_limit(config)
     try:
-        trio.run(_run_server, config, say, read, place)
+        trio.run(_run_server, config, notify, read, spec)
     except BaseExceptionGroup as group:
-        error = _single_process(group)
+        error = _single_error(group)
         if isinstance(error, OSError):
-            reason = f"cannot serve on {config.host}, port {config.port}: {error.strerror or error}"
+            reason = address_error(config.host, config.port, error)
             raise OSError(reason) from None
         raise
     return 0
 
 
-def _single_process(group: BaseException) -> BaseException:
-    """The one error that a group holds, or the group."""
+def _single_error(group: BaseException) -> BaseException:
+    """Return the only error of a group, or the group."""
     while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
         group = group.exceptions[0]
     return group
 
 
 def file_limit(config: Config) -> tuple[int, int]:
-    """How many files the settings may need open at once, and how many of them this process may open."""
+    """Return the number of open files that the settings need, and how many of them this process may open."""
     wanted = config.max_client_connections + config.max_requests + SPARE_FILES
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return wanted, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def raise_file_limit(config: Config) -> None:
-    """Let this process open as many sockets as the settings speak of, or warn that it may not."""
+    """Raise the limit of open files to what the settings need; log a warning if that is not allowed."""
     wanted, allowed = file_limit(config)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        log.warning(
-            "only %d files may be open, and max_client_connections with max_requests want %d", allowed, wanted
-        )
+        log.warning("open file limit is %d; max_client_connections + max_requests need %d", allowed, wanted)
 
 
 def _describe_address(account: AccountConfig) -> str:
-    """Where an account's requests go, for people; the tokens of a signed-in one say it each time."""
-    return "signed in" if account.kind == "oauth" else str(account.base_url)
+    """Return the base URL of an account; that of a login follows from its token."""
+    return "logged in" if account.kind == "oauth" else str(account.base_url)
 
 
 async def _run_server(
-    config: Config, say: Callable[[str], None], read: Callable[[], Config], place: WorkerSpec | None
+    config: Config, notify: Callable[[str], None], read: Callable[[], Config], spec: WorkerSpec | None
 ) -> None:
-    stop, post = trio.Event(), None if place is None else SupervisorChannel(place)
-    server = build_server(config, workers_directory=place and peer_directory(data_dir(), os.getppid()))
+    stop, channel = trio.Event(), None if spec is None else SupervisorChannel(spec)
+    server = build_server(config, workers_directory=spec and peer_directory(data_dir(), os.getppid()))
 
     def rebuild(config: Config, before: Config, previous: ServerState) -> ServerState:
         state = rebuild_state(config, before, previous)
-        log_setup.configure_logging(config, worker=place and place.number)  # other secrets, level or format
+        log_setup.configure_logging(config, worker=spec and spec.number)  # other secrets, level or format
         return state
 
     reloader = Reloader(server, config, read, rebuild)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http_server.wait_for_signal, stop, say if post is None else _no_reload)
+        nursery.start_soon(http_server.wait_for_signal, stop, notify if channel is None else _discard)
 
         async def serving(task_status: trio.TaskStatus[list[str]]) -> None:
-            listener = place and place.listener
+            listener = spec and spec.listener
             await serve(
                 config, shutdown_trigger=stop.wait, server=server, listener=listener, task_status=task_status
             )
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
-        names = ", ".join(
-            f"{account.name} ({_describe_address(account)})" for account in config.all_accounts()
+        accounts = ", ".join(
+            f"{account.name} → {_describe_address(account)}" for account in config.all_accounts()
         )
-        where = f"{urls[0]}/v1 from {names}"
-        if post is not None:
+        summary = f"{urls[0]}/v1 (accounts: {accounts})"
+        if channel is not None:
             nursery.start_soon(reloader.on_sighup)
-            nursery.start_soon(post.run, stop, reloader.reload)
-            await post.send(serves=where)
+            nursery.start_soon(channel.run, stop, reloader.reload)
+            await channel.send(serving=summary)
             return
         nursery.start_soon(reloader.serve_reloads, data_dir(), int(urls[0].rpartition(":")[2]))
-        say(f"qproxy serves {where}")
+        notify(f"qproxy listening on {summary}")
         notifier = Notifier()
         notifier.ready()
         await stop.wait()
         notifier.stopping()
 
 
-def _no_reload(line: str) -> None:
-    """What a worker says: its supervisor says it."""
+def _discard(line: str) -> None:
+    """Drop a line of a worker; its supervisor prints it."""

@@ -1,13 +1,14 @@
-"""The supervisor: one loop that waits for signals, for words of the workers and for the time of the next start.
+"""The supervisor: a loop that waits for signals, messages of the workers and the time of the next restart.
 
-The first worker starts alone.  If it ends before it serves, so does everything, with its exit code: what is wrong is
-then said once.  Later deaths are replaced, after a pause that grows while lives are short (`backoff`).
+The first worker starts alone. If it exits before it serves, the supervisor exits with its code, so a fault is
+reported once. Workers that exit later are restarted, after a delay that grows while runs are short
+(`backoff`).
 
-SIGTERM or SIGINT stops: the address is closed, and workers have the graceful time to end their requests.  A second one
-ends everything at once.  SIGHUP has all workers reload.  Signals come through a file descriptor (`set_wakeup_fd`), so
-that nothing happens within a handler.
+SIGTERM or SIGINT closes the address and gives workers graceful_timeout to finish their requests; a second one
+quits immediately. SIGHUP makes all workers reload. Signals arrive through a file descriptor
+(`set_wakeup_fd`), so nothing runs in a handler.
 
-Standard library only, no threads, no Trio: the supervisor stands when everything else falls.
+Standard library only, no threads, no Trio: the supervisor must survive faults of everything else.
 """
 
 from __future__ import annotations
@@ -31,18 +32,19 @@ from qproxy.process.log_setup import configure_logging
 from qproxy.process.systemd import Notifier
 from qproxy.process.worker import RELOAD, STOP, WorkerProcess, describe_exit
 from qproxy.system.directories import peer_directory
+from qproxy.system.exposure import address_error
 from qproxy.system.pidfile import PidFile
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOPS, signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 2048
 SHUTDOWN_MARGIN = 10.0
-"""After the graceful time, for workers to end by themselves."""
+"""Seconds after graceful_timeout for workers to exit by themselves."""
 log = logging.getLogger("qproxy.process")
 
 
 class WorkerSlot:
-    """One of the N: its worker, or when the next one begins."""
+    """One of the N workers: its process, or the time of its next start."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -52,7 +54,7 @@ class WorkerSlot:
 
 
 class Supervisor:
-    """Of the workers behind one address."""
+    """Starts, restarts and stops the workers behind one address."""
 
     def __init__(
         self,
@@ -74,17 +76,17 @@ class Supervisor:
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._is_serving = False
-        """Whether the first worker has begun to serve."""
+        """Whether the first worker is serving."""
         self._stop_deadline: float | None = None
-        """When workers that still live are killed; None until it is time to stop."""
+        """Time at which remaining workers are killed; None unless stopping."""
         self._reload_requested: set[WorkerProcess] = set()
-        """Who has not said yet how a reload went."""
+        """Workers that have not reported the result of a reload."""
         self._outcomes: list[tuple[bool, str]] = []
-        self._restart_counts = False
+        self._has_failures = False
         self._code: int | None = None
 
     def run(self) -> int:
-        """Until it is over; returns the exit code."""
+        """Run until all workers have exited, and return the exit code."""
         self._slots[0].due = self._clock()
         with self._selector, _signals() as wake:
             self._selector.register(wake, selectors.EVENT_READ)
@@ -102,7 +104,7 @@ class Supervisor:
         return [slot.child for slot in self._slots if slot.child is not None]
 
     def _step(self, wake: socket.socket) -> None:
-        """Wait until something happens, and do what follows."""
+        """Wait for the next event and handle it."""
         now = self._clock()
         times = [slot.due for slot in self._slots] if self._stop_deadline is None else [self._stop_deadline]
         soonest = min(times)
@@ -113,7 +115,7 @@ class Supervisor:
             self._on_signal(number)
         for slot in self._slots:
             if slot.child is not None and (code := slot.child.exit_status()) is not None:
-                self._receive(slot)  # its last words
+                self._receive(slot)  # its final messages
                 self._on_exit(slot, slot.child, code)
         if self._stop_deadline is None:
             self._start_due()
@@ -127,28 +129,28 @@ class Supervisor:
                 try:
                     slot.child = WorkerProcess(self._command, slot.number, self._listener, self._clock())
                 except OSError as error:
-                    self._failed(slot, f"cannot be started ({error})", 0.0, 1)
+                    self._failed(slot, f"could not be started ({error})", 0.0, 1)
                 else:
                     self._selector.register(slot.child.channel, selectors.EVENT_READ)
 
     def _receive(self, slot: WorkerSlot) -> None:
         if slot.child is None:
             return
-        for text in slot.child.messages():
-            if "serves" in text:
-                self._on_started(text["serves"])
+        for message in slot.child.messages():
+            if "serving" in message:
+                self._on_started(message["serving"])
             else:
-                self._on_reloaded(slot.child, (text["taken_up"], text["said"]))
-        if slot.child.is_silent:
-            self._forget(slot.child)  # or its end would be news again and again, until it is dead
+                self._on_reloaded(slot.child, (message["applied"], message["message"]))
+        if slot.child.is_closed:
+            self._unregister(slot.child)  # a socket at its end stays readable until the process exits
 
-    def _on_started(self, where: str) -> None:
+    def _on_started(self, summary: str) -> None:
         if self._is_serving or self._stop_deadline is not None:
             return
         self._is_serving = True
         for slot in self._slots[1:]:
             slot.due = self._clock()
-        self._started(where)
+        self._started(summary)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP and self._stop_deadline is None:
@@ -156,7 +158,7 @@ class Supervisor:
         elif number in STOPS and self._stop_deadline is None:
             self._stop()
         elif number in STOPS:
-            self._stopping("Stopping at once.")
+            self._stopping("Quitting.")
             self._code = 128 + number
 
     def _reload(self) -> None:
@@ -165,20 +167,20 @@ class Supervisor:
         for child in self._reload_requested:
             child.send(RELOAD)
         if not self._reload_requested:
-            self._reloaded(False, "no worker lives now; the next one reads the settings as they are then")
+            self._reloaded(False, "no worker is running; the next one will read the current settings")
 
     def _on_reloaded(self, child: WorkerProcess, *outcomes: tuple[bool, str]) -> None:
-        """With an outcome, or dead without one; who asked hears of the first failure, or what all say."""
+        """Record a worker's outcome, or its exit; when all have reported, report the first failure."""
         if child not in self._reload_requested:
             return
         self._reload_requested.remove(child)
         self._outcomes += outcomes
         if not self._reload_requested:
-            gone = [(False, "all workers ended meanwhile")]
-            self._reloaded(*min(self._outcomes or gone, key=lambda outcome: outcome[0]))
+            none = [(False, "all workers exited during the reload")]
+            self._reloaded(*min(self._outcomes or none, key=lambda outcome: outcome[0]))
 
     def _stop(self) -> None:
-        self._stopping("Stopping: running requests may end; once more to stop at once.")
+        self._stopping("Shutting down: waiting for in-flight requests. Press Ctrl+C again to quit now.")
         self._stop_deadline = self._clock() + self._graceful_timeout + SHUTDOWN_MARGIN
         self._listener.close()
         for child in self._children():
@@ -188,51 +190,50 @@ class Supervisor:
 
     def _on_exit(self, slot: WorkerSlot, child: WorkerProcess, code: int) -> None:
         slot.child = None
-        self._forget(child)
+        self._unregister(child)
         child.close()
         self._on_reloaded(child)
         if self._stop_deadline is None:
             text = f"(process {child.pid}) {describe_exit(code)}"
             self._failed(slot, text, self._clock() - child.started_at, code if code >= 0 else 128 - code)
             return
-        self._restart_counts = self._restart_counts or code != 0
+        self._has_failures = self._has_failures or code != 0
         if not self._children() and self._code is None:
-            self._code = 1 if self._restart_counts else 0
+            self._code = 1 if self._has_failures else 0
 
-    def _forget(self, child: WorkerProcess) -> None:
-        """Wait for no more words of it."""
+    def _unregister(self, child: WorkerProcess) -> None:
+        """Stop waiting for messages of a worker."""
         if child.channel in self._selector.get_map():
             self._selector.unregister(child.channel)
 
-    def _failed(self, slot: WorkerSlot, text: str, lived: float, code: int) -> None:
-        """A worker is gone, or did not come: another one will, unless none has served yet."""
+    def _failed(self, slot: WorkerSlot, text: str, uptime: float, code: int) -> None:
+        """Schedule the restart of a worker that exited or did not start; give up if none has served yet."""
         if not self._is_serving:
-            log.error("the first worker %s before it served", text)
+            log.error("worker 1 %s during startup", text)
             self._code = code or 1
             return
-        wait = slot.backoff.delay_after(lived)
+        wait = slot.backoff.delay_after(uptime)
         slot.due = self._clock() + wait
-        when = f"in {wait:g} s" if wait else "now"
-        log.warning("worker %d %s; another one begins %s", slot.number, text, when)
+        log.warning("worker %d %s, restarting in %g s", slot.number, text, wait)
 
     def _kill_the_rest(self) -> None:
         for child in self._children():
-            log.error("worker %d (process %d) does not end: it is killed", child.number, child.pid)
+            log.error("worker %d (process %d) did not exit, sending SIGKILL", child.number, child.pid)
             child.kill()
         self._stop_deadline = math.inf
 
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """A socket from which the numbers of signals can be read."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
+    """Yield a socket that receives the numbers of signals."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
         handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            yield ours
+            yield reader
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
@@ -247,7 +248,7 @@ def _pending_signals(wake: socket.socket) -> bytes:
 
 
 def bound_listener(host: str, port: int) -> socket.socket:
-    """A socket that listens there.  OSError, in words, when it cannot."""
+    """Return a socket that listens on an address. Raises OSError, which names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -257,12 +258,12 @@ def bound_listener(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(f"cannot serve on {host}, port {port}: {error.strerror or error}") from None
+        raise OSError(address_error(host, port, error)) from None
     return listener
 
 
-def run(config: Config, command: Sequence[str], say: Callable[[str], None]) -> int:
-    """`qproxy serve` with several workers, each begun by `command`; returns the exit code."""
+def run(config: Config, command: Sequence[str], notify: Callable[[str], None]) -> int:
+    """Serve with several workers, each started by `command`, and return the exit code."""
     configure_logging(config)
     number, home, notifier = process.worker_count(config.workers), configuration.data_dir(), Notifier()
     listener = bound_listener(config.host, config.port)
@@ -271,21 +272,21 @@ def run(config: Config, command: Sequence[str], say: Callable[[str], None]) -> i
         stack.callback(rmtree, peer_directory(home, os.getpid()), ignore_errors=True)
         running = PidFile(home, port)
 
-        def begun(where: str) -> None:
+        def started(summary: str) -> None:
             stack.enter_context(running)
-            say(f"qproxy serves {where} with {number} workers")
+            notify(f"qproxy listening on {summary} with {number} workers")
             notifier.ready()
 
         def stopping(text: str) -> None:
             notifier.stopping()
-            say(text)
+            notify(text)
 
         supervisor = Supervisor(
             command,
             listener,
             number,
             graceful=config.graceful_timeout,
-            started=begun,
+            started=started,
             reloaded=running.record_reload,
             stopping=stopping,
         )

@@ -1,4 +1,4 @@
-"""Telling systemd how this server is (`Type=notify`): a datagram to the socket that it named, if it did.
+"""Notifications to systemd (`Type=notify`): datagrams to the socket that it names.
 
 https://www.freedesktop.org/software/systemd/man/sd_notify.html
 """
@@ -12,7 +12,7 @@ from qproxy.config import notify_socket
 
 
 class Notifier:
-    """Without a socket it tells nobody."""
+    """Notifies systemd; does nothing without a socket."""
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address or notify_socket()
@@ -28,5 +28,5 @@ class Notifier:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
-            sending.setblocking(False)  # nobody who serves waits for whoever looks on
+            sending.setblocking(False)  # serving must not wait for systemd
             sending.sendto(state.encode(), address)

@@ -1,7 +1,7 @@
-"""One worker process, as its supervisor sees it: started, told a word, listened to, and its end.
+"""The supervisor's end of one worker process: its start, commands, messages and exit.
 
-The words to a worker are lines (`stop`, `reload`); its own are lines of JSON (`is_serving`, or `taken_up` and `messages`).
-Nothing here waits.
+Commands to a worker are lines (`stop`, `reload`); its messages are lines of JSON (`serving`, or `applied` and
+`message`). No method waits, except `kill`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ STOP, RELOAD = b"stop", b"reload"
 
 
 class WorkerProcess:
-    """A process that was started.  OSError when it cannot be."""
+    """A worker process. Raises OSError if it cannot be started."""
 
     def __init__(self, command: Sequence[str], number: int, listener: socket.socket, now: float) -> None:
         self.number = number
         self.started_at = now
-        self.is_silent = False
-        """Whether it has closed its end of the line, as it does when it dies."""
+        self.is_closed = False
+        """Whether its end of the channel is closed, as it is when it exits."""
         self._buffer = b""
-        self.channel, theirs = socket.socketpair()
+        self.channel, worker_end = socket.socketpair()
         self.channel.setblocking(False)
-        with theirs:
-            place = f"{number}:{theirs.fileno()}:{listener.fileno()}"
+        with worker_end:
+            spec = f"{number}:{worker_end.fileno()}:{listener.fileno()}"
             try:
                 self._process = subprocess.Popen(
-                    [*command, "--worker", place],
+                    [*command, "--worker", spec],
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), listener.fileno()),
-                    process_group=0,  # or a terminal's Ctrl-C would reach it past the supervisor
+                    pass_fds=(worker_end.fileno(), listener.fileno()),
+                    process_group=0,  # keeps a terminal's Ctrl+C from reaching it directly
                 )
             except BaseException:
                 self.channel.close()
@@ -45,26 +45,26 @@ class WorkerProcess:
     def __repr__(self) -> str:
         return f"<Child {self.number}, process {self.pid}>"
 
-    def send(self, word: bytes) -> None:
-        """A word that it gets to when it can; one that has died hears nothing."""
+    def send(self, command: bytes) -> None:
+        """Send a command; ignored by a process that has exited."""
         with suppress(OSError):
-            self.channel.send(word + b"\n")
+            self.channel.send(command + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """What it has said since the last time."""
+        """Yield the messages received since the last call."""
         with suppress(OSError):
             while data := self.channel.recv(65536):
                 self._buffer += data
-            self.is_silent = True
+            self.is_closed = True
         *lines, self._buffer = self._buffer.split(b"\n")
         yield from map(json.loads, lines)
 
     def exit_status(self) -> int | None:
-        """Its exit code, negative for the signal that killed it; None while it lives."""
+        """Return its exit code, negative for the signal that killed it, or None while it runs."""
         return self._process.poll()
 
     def kill(self) -> None:
-        """End it now, and wait for that."""
+        """Kill it and wait for its exit."""
         self._process.kill()
         self._process.wait()
 
@@ -73,9 +73,9 @@ class WorkerProcess:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, for people."""
+    """Return a description of an exit code of `subprocess`."""
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"exited with code {code}"
     with suppress(ValueError):
         return f"was killed by {signal.Signals(-code).name}"
     return f"was killed by signal {-code}"

@@ -1,7 +1,9 @@
-"""What is asked of the operating system.
+"""Access to the operating system.
 
-sockets      plain sockets read and written at once, without a wait that is not needed
-directories  directories that only this user may read
+sockets      reads and writes of plain sockets with one system call
+directories  directories that only their owner may read
 sqlite       SQLite connections with the same settings everywhere
-pidfile      the file that says which process serves a port
+pidfile      the file that names the process that serves a port
+exposure     whether an address is reachable from other machines
+launch       detection of Hypercorn's command
 """

@@ -1,4 +1,4 @@
-"""Whether an address can be reached by other machines, and what is said where it would be served without keys."""
+"""Whether an address is reachable from other machines, and the errors for addresses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host's name or address is this machine's own."""
+    """Return whether a host name or address is a loopback one."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -19,14 +19,14 @@ def is_loopback(name: str) -> bool:
 
 
 def host_name(authority: str) -> str:
-    """The name or address in a Host field or an authority, without its port; "" only where there is nothing at all."""
+    """Return the name or address of a Host header or authority without its port; "" only if it is empty."""
     name, colon, port = authority.rpartition(":")
     name = name if colon and name and port.isdecimal() else authority
     return name.strip("[]").lower().removesuffix(".") or authority
 
 
 def origin_authority(origin: str) -> str:
-    """The authority in an Origin field; "" when it has none (`null`), or is no URL."""
+    """Return the authority of an Origin header; "" if it has none (`null`) or is not a URL."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -34,8 +34,13 @@ def origin_authority(origin: str) -> str:
 
 
 def exposed_without_keys_message(address: str) -> str:
-    """What is wrong with serving an address that other machines reach without keys, and what to do."""
+    """Return the error for listening on a reachable address without API keys."""
     return (
-        f"Serving on {address} without keys would let everyone use your accounts. Make one with "
-        "`qproxy keys create`, or set api_keys, or say insecure_no_auth = true (--insecure-no-auth)."
+        f"Refusing to listen on {address} without API keys: anyone could use your accounts. Create one with "
+        "`qproxy keys create`, set api_keys, or set insecure_no_auth = true (--insecure-no-auth)."
     )
+
+
+def address_error(host: str, port: int, error: OSError) -> str:
+    """Return the error for an address that cannot be bound."""
+    return f"cannot listen on {host}, port {port}: {error.strerror or error}"

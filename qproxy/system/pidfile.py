@@ -1,8 +1,7 @@
-"""The file that says which process serves a port, and the way to have that process reload.
+"""The file that names the process that serves a port, and reload requests to that process.
 
-`PidFile` is a small file for the time of a block: the process, and how its last reload went.  The lock on it tells a
-living server from one that was killed.  No Trio and nothing of the server: the supervisor of workers and `qproxy
-reload` need no more than this.
+`PidFile` holds the process ID and the result of the last reload. The lock on it distinguishes a running
+server from one that was killed. It uses neither Trio nor the server, for the supervisor and `qproxy reload`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from typing import Any, TextIO
 from qproxy.system.directories import make_private_directory
 
 RELOAD_TIMEOUT = 10.0
+"""Seconds to wait for the result of a reload."""
 log = logging.getLogger("qproxy")
 
 
 class PidFile:
-    """The file of one serving process, for the time of a block."""
+    """The file of a serving process, locked within a `with` block."""
 
     def __init__(self, home: Path, port: int) -> None:
         self.path = home / f"serving-{port}.json"
@@ -40,8 +40,8 @@ class PidFile:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file = file
             self._write()
-        except OSError as error:  # no place to write, or another address with the same port
-            log.info("`qproxy reload` will not find this server (%s); SIGHUP does", error)
+        except OSError as error:  # not writable, or another address with the same port
+            log.info("`qproxy reload` cannot find this server (%s); send it SIGHUP instead", error)
             if file is not None:
                 file.close()
         return self
@@ -53,10 +53,10 @@ class PidFile:
             self._file.truncate(0)
             self._file.close()
 
-    def record_reload(self, taken_up: bool, message: str) -> None:
-        """Note how a reload went."""
+    def record_reload(self, applied: bool, message: str) -> None:
+        """Store the result of a reload."""
         self._reload_count += 1
-        self._write(taken_up=taken_up, said=message)
+        self._write(applied=applied, message=message)
 
     def _write(self, **outcome: Any) -> None:
         if self._file is None:
@@ -67,33 +67,36 @@ class PidFile:
 
 
 def is_serving(home: Path, port: int) -> bool:
-    """Whether a server of ours serves this port."""
+    """Return whether a qproxy server of this data directory is running on this port."""
     return _state(home / f"serving-{port}.json") is not None
 
 
 def request_reload(home: Path, port: int) -> tuple[bool, str]:
-    """Have the server of a port reload; whether it has, and what it said."""
+    """Make the server of a port reload; return whether it applied the configuration, and its message."""
     path = home / f"serving-{port}.json"
     before = _state(path)
     if before is None:
-        return False, f"No server of yours serves port {port} (see --port)."
+        return False, f"No qproxy server is running on port {port} (see --port)."
     os.kill(before["pid"], signal.SIGHUP)
-    limit = time.monotonic() + RELOAD_TIMEOUT
-    while time.monotonic() < limit:
-        now = _state(path)
-        if now is None:
+    deadline = time.monotonic() + RELOAD_TIMEOUT
+    while time.monotonic() < deadline:
+        after = _state(path)
+        if after is None:
             return False, "The server has stopped."
-        if now["reloads"] > before["reloads"]:
-            return now["taken_up"], now["said"]
+        if after["reloads"] > before["reloads"]:
+            return after["applied"], after["message"]
         time.sleep(0.02)
-    return False, f"The server (process {before['pid']}) has not answered; its log may say why."
+    return (
+        False,
+        f"The server (process {before['pid']}) did not respond within {RELOAD_TIMEOUT:g} s; see its log.",
+    )
 
 
 def _state(path: Path) -> dict[str, Any] | None:
-    """What a living server has written into its file."""
+    """Return the content of a running server's file, None if none is running."""
     try:
         with path.open() as file:
-            for _ in range(50):  # it may be writing just now
+            for _ in range(50):  # it may be writing
                 with suppress(ValueError):
                     file.seek(0)
                     state: dict[str, Any] = json.load(file)

@@ -1,8 +1,8 @@
-"""Bytes from and to a socket, with one question to the kernel where Trio's streams ask more.
+"""Reads and writes of a socket with one system call each, where Trio's streams need more.
 
-A read waits first: the peer hardly ever has said something already, and asking in vain costs more than waiting.  A
-write does not wait at all: it says how much the kernel took, and the rest is for the stream's patient way.  What the
-network does is what Trio's streams raise for it.
+A read waits first: data is rarely there already, and a failed read costs more than waiting. A write never
+waits: it returns how much the kernel accepted, and the caller sends the rest through the stream. Errors are
+those of Trio's streams.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import trio
 
 
 def raw_socket(stream: Any) -> trio.socket.SocketType | None:
-    """The socket of a stream that is nothing but one; None for any other stream, and where sockets are no files."""
+    """Return the socket of a plain socket stream; None for other streams, and where sockets are not files."""
     return stream.socket if isinstance(stream, trio.SocketStream) and os.name == "posix" else None
 
 
 async def recv(socket: trio.socket.SocketType, size: int) -> bytes:
-    """At most `size` bytes, after waiting for them; b"" at the end."""
+    """Wait for data and return at most `size` bytes, b"" at the end. Raises trio.BrokenResourceError."""
     while True:
         await trio.lowlevel.wait_readable(_descriptor(socket))
         data = recv_nowait(socket, size)
@@ -28,7 +28,7 @@ async def recv(socket: trio.socket.SocketType, size: int) -> bytes:
 
 
 def recv_nowait(socket: trio.socket.SocketType, size: int) -> bytes | None:
-    """What is there, at most `size` bytes; b"" at the end, None for nothing yet."""
+    """Return available data, at most `size` bytes; b"" at the end, None before any."""
     number = _descriptor(socket)
     try:
         return os.read(number, size)
@@ -39,7 +39,7 @@ def recv_nowait(socket: trio.socket.SocketType, size: int) -> bytes | None:
 
 
 def send_nowait(socket: trio.socket.SocketType, *pieces: bytes) -> int:
-    """How many bytes the kernel took at once; none when nobody is there, which the patient way finds out."""
+    """Return how many bytes the kernel accepted; 0 on an error, which the stream will raise."""
     try:
         return os.writev(socket.fileno(), pieces)
     except OSError:

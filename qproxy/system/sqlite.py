@@ -22,7 +22,7 @@ READ_TIMEOUT = 2.0
 
 
 def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
-    """Open the file, created if there is none; without a path, memory. Raises OSError, sqlite3.Error.
+    """Open the file, creating it if necessary; without a path, memory. Raises OSError, sqlite3.Error.
 
     Any thread may use the connection, one at a time. `patience` is seconds for another process to finish its write.
     """

@@ -65,7 +65,7 @@ def test_the_expiry_of_a_token_is_shown():
     stored = AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9))
     rows = report.account_rows([ONE], {ONE.identity: stored}, WALL)
     assert rows[0].expires_at == WALL + 9
-    assert "one: the token in use ends 11:04:14 UTC" in accounts_table(rows, WALL)
+    assert "one: token expires 11:04:14 UTC" in accounts_table(rows, WALL)
 
 
 def test_another_key_is_another_account():
@@ -111,7 +111,7 @@ async def test_cooldowns_survive_a_restart(tmp_path, monkeypatch, capsys):
     assert await trio.to_thread.run_sync(cli.main, ["accounts", "--config", str(toml)]) == 0
     table = capsys.readouterr().out
     assert "cooling down until" in table
-    assert "the quota is expected back" in table
+    assert "quota resets" in table
     assert "sk-test" not in out + table + repr(read(tmp_path / "accounts.db"))
 
 

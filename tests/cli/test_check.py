@@ -1,4 +1,4 @@
-"""`qproxy check` as people and scripts run it: what it prints, its exit codes, its page."""
+"""The command `qproxy check`: its output, exit codes and documentation."""
 
 import io
 import json
@@ -25,8 +25,8 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("DASHSCOPE_API_KEY", raising=False)
 
 
-def test_the_transcript_is_what_happens():
-    """docs/check.md shows an account, a server and a misspelt setting under examination, word for word."""
+def test_the_transcript_is_the_output():
+    """docs/check.md shows the output for an account, a server and a misspelled setting, word for word."""
     script = str(ROOT / "scripts" / "transcript_check.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
@@ -34,32 +34,32 @@ def test_the_transcript_is_what_happens():
 
 
 def test_the_page_names_every_rule():
-    """docs/check.md has the table of rules."""
+    """docs/check.md lists every rule of the contract."""
     assert [rule for rule, words in RULES.items() if f"| `{rule}` | {words} |" not in PAGE] == []
 
 
 CODES = {
     "nothing": ([], 0),
-    "well": (["ok", "skipped", "warning"], 0),
+    "passed": (["ok", "skipped", "warning"], 0),
     "failed": (["ok", "failed"], 1),
 }
 
 
 @pytest.mark.parametrize(("states", "code"), CODES.values(), ids=CODES.keys())
 def test_exit_codes(states, code):
-    """Warnings are no failure; a configuration that cannot be served is another one."""
+    """Warnings do not fail a check; an invalid configuration has its own exit code."""
     found = [Finding("x", "y", state, "") for state in states]
     assert exit_code(found) == code
     assert exit_code([*found, Finding("configuration", "y", "failed", "")]) == 2
 
 
 def test_a_report():
-    """For people in columns under each area's name, for programs with all fields."""
+    """The text report has columns under each area's name, the JSON report all fields."""
     found = [Finding("a", "one", "ok", "well", tokens=3), Finding("b", "two", "failed", "no", "do it")]
     assert list(lines(found)) == [
         "a", "  ok       one  well",
         "b", "  FAILED   two  no", "                → do it",
-        "1 failed, 0 warnings, 1 well; it cost 3 tokens.",
+        "1 failed, 0 warnings, 1 passed; 3 tokens used.",
     ]  # fmt: skip
     assert (fields(found)["ok"], fields(found)["exit_code"], fields(found)["tokens"]) == (False, 1, 3)
 
@@ -69,38 +69,38 @@ WRONG = {
     "unknown setting": (["--offline"], {"QPROXY_PROT": "1"}, "Did you mean 'port'"),
     "unknown rule": (["--offline"], {"QPROXY_UPSTREAM": "http://127.0.0.1:1", "QPROXY_RULES": "x=true"}, "unknown rule x"),
     "no such file": (["--config", "none.toml"], {}, "none.toml"),
-    "no url": (["127.0.0.1:8080"], {}, "is not http(s)"),
-    "a key for nobody": (["--key", "sk-x"], {}, "named by its URL"),
+    "no url": (["127.0.0.1:8080"], {}, "must be http(s)"),
+    "a key without a URL": (["--key", "sk-x"], {}, "requires the URL"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("arguments", "variables", "words"), WRONG.values(), ids=WRONG.keys())
-def test_a_configuration_that_cannot_be_served(arguments, variables, words, monkeypatch, capsys):
-    """Exit code 2, for programs too, and nothing is asked."""
+def test_an_invalid_configuration(arguments, variables, words, monkeypatch, capsys):
+    """An invalid configuration gives exit code 2, also with --json, without any request."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cli.main(["check", "--json", *arguments]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["exit_code"]) == (False, 2)
-    assert words in told["findings"][-1]["message"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["exit_code"]) == (False, 2)
+    assert words in report["findings"][-1]["message"]
 
 
 def test_offline(monkeypatch, capsys):
-    """Without a connection, and without a secret on the screen."""
+    """--offline makes no connection and prints no secret."""
     monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-very-secret")
     monkeypatch.setenv("QPROXY_PORT", "0")
     assert cli.main(["check", "--offline"]) == 0
-    told = capsys.readouterr()
-    assert "looks like one for its server" in told.out
-    assert "secret" not in told.out + told.err
+    output = capsys.readouterr()
+    assert "format matches this server" in output.out
+    assert "secret" not in output.out + output.err
 
 
 def test_a_key_from_standard_input(monkeypatch, capsys):
-    """It need not stand on the command line; nobody is there, which is a failure and no crash."""
+    """`--key -` reads the key from standard input; an unreachable server is a failed check."""
     monkeypatch.setattr("sys.stdin", io.StringIO("sk-very-secret\n"))
     assert cli.main(["check", "http://127.0.0.1:1", "--key", "-"]) == 1
-    told = capsys.readouterr()
-    assert "secret" not in told.out + told.err
+    output = capsys.readouterr()
+    assert "secret" not in output.out + output.err
 
 
 URLS = {
@@ -112,7 +112,7 @@ URLS = {
 
 @pytest.mark.parametrize(("text", "url"), URLS.items())
 def test_base_urls(text, url):
-    """Without a path it is /v1; a query or a password has no place in one."""
+    """A URL without a path gets /v1; one with a query or password raises ConfigError."""
     assert base_url(text) == url
     for wrong in (f"{text}?key=x", text.replace("://", "://a:b@"), text.partition("://")[2]):
         with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""The command line as a whole: every command's page, and the scripts that complete it."""
+"""The command line: every command's help, and the completion scripts."""
 
 import argparse
 import re
@@ -9,7 +9,9 @@ import subprocess
 import pytest
 
 from qproxy import cli
+from qproxy.cli import serve
 from qproxy.cli.shell_completion import SHELLS, describe_parser
+from qproxy.config import SETTINGS, TYPES, setting_groups
 
 TOP = describe_parser(cli.build_parser())
 SECTIONS = ("examples:", "exit codes:", "options:")
@@ -23,20 +25,19 @@ def page(name, capsys):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_a_page(name, capsys):
-    """`--help` says what the command is for, with examples, exit codes, and the files and variables that it reads."""
-    told, command = page(name, capsys), cli.resolve_command(name)
-    assert [section for section in SECTIONS if section not in told] == []
-    assert " ".join(command.PAGE.about.split())[:60] in " ".join(told.split())
+def test_every_command_has_a_page(name, capsys, monkeypatch):
+    """`--help` describes a command, with examples, exit codes, and the files and variables that it reads."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text, command = page(name, capsys), cli.resolve_command(name)
+    assert [section for section in SECTIONS if section not in text] == []
+    assert " ".join(command.PAGE.about.split())[:60] in " ".join(text.split())
     assert all(f"qproxy {name}" in line for line in command.PAGE.examples)
     assert {0, 2} <= set(command.PAGE.exits)
-    reads_settings = "--config" in told
-    assert reads_settings == ("qproxy.toml" in told) == ("QPROXY_CONFIG" in told)
+    reads_settings = "--config" in text
+    assert reads_settings == ("qproxy.toml" in text) == ("QPROXY_CONFIG" in text)
     assert max(map(len, command.HELP.splitlines())) <= 90
-    assert (
-        max(len(line) for line in told.splitlines() if not line.startswith(("  qproxy", "  DASH", "usage")))
-        <= 100
-    )
+    examples = tuple(f"  {line}" for line in command.PAGE.examples)
+    assert [line for line in text.splitlines() if len(line) > 80 and not line.startswith(examples)] == []
 
 
 EXAMPLES = [(name, line) for name in cli.COMMANDS for line in cli.resolve_command(name).PAGE.examples]
@@ -44,7 +45,7 @@ EXAMPLES = [(name, line) for name in cli.COMMANDS for line in cli.resolve_comman
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
 def test_every_example_is_a_command_line(name, line):
-    """What the pages show is understood as it stands."""
+    """Every example in the help parses."""
     line = line.removeprefix('eval "$(').removesuffix(')"')
     inner = re.search(r"qproxy .+?(?=$| [|<>] )", line)
     assert inner is not None
@@ -52,28 +53,28 @@ def test_every_example_is_a_command_line(name, line):
     assert cli.build_parser().parse_args(words[1:]).command == name
 
 
-def test_every_option_says_what_it_is():
-    """No option or command is without a word."""
-    dumb = [
+def test_every_option_has_help():
+    """Every option and every command has a help text."""
+    undocumented = [
         (command.names, option.flags)
         for command in TOP.all()
         for option in command.options
         if not option.help
     ]
-    assert dumb == []
+    assert undocumented == []
     assert [command.names for command in TOP.all() if command is not TOP and not command.help] == []
 
 
 def test_without_a_command(capsys):
-    """The page of `qproxy` itself, and the exit code of wrong usage."""
+    """`qproxy` alone prints its help and exits with the code of wrong usage."""
     assert cli.main([]) == 2
-    told = capsys.readouterr().out
-    assert all(f"\n    {name}" in told for name in cli.COMMANDS)
+    text = capsys.readouterr().out
+    assert all(f"\n    {name}" in text for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_scripts_know_everything(shell, capsys):
-    """Every command and every option stands in every shell's script."""
+def test_scripts_have_every_option(shell, capsys):
+    """Every command and every option is in every shell's script."""
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     for command in TOP.all():
@@ -97,21 +98,47 @@ COMPLETED = {
 
 @pytest.mark.parametrize(("words", "found"), COMPLETED.values(), ids=COMPLETED.keys())
 def test_bash_completes(words, found):
-    """The script does in bash what it should."""
+    """The script for bash completes commands, options and values."""
     line = " ".join(f"'{word}'" for word in words)
-    ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _qproxy; echo "${{COMPREPLY[*]}}"'
+    program = f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _qproxy; echo "${{COMPREPLY[*]}}"'
     bash = shutil.which("bash")
     assert bash is not None
     done = subprocess.run(
-        [bash, "-uec", f"{SHELLS['bash'](TOP)}\n{ask}"], capture_output=True, text=True, check=False
+        [bash, "-uec", f"{SHELLS['bash'](TOP)}\n{program}"], capture_output=True, text=True, check=False
     )
     assert (done.stdout.split(), done.stderr) == (found, "")
 
 
-def test_words_of_any_kind():
-    """Quotes, brackets and colons in the words of options do no harm in any shell."""
+def test_quotes_special_characters():
+    """Quotes, brackets and colons in help texts are escaped for every shell."""
     parser = argparse.ArgumentParser(prog="odd")
     parser.add_argument("--quote", help="it's [a: b] \\ `x` $(y)")
     scripts = {shell: write(describe_parser(parser)) for shell, write in SHELLS.items()}
     assert "it'\\''s \\[a\\: b\\] \\\\ `x` $(y)" in scripts["zsh"]
     assert "'it\\'s [a: b] \\\\ `x` $(y)'" in scripts["fish"]
+
+
+def test_serve_groups_its_settings(capsys, monkeypatch):
+    """The help of `serve` has every setting once, in titled groups, with its default."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = page("serve", capsys)
+    flags = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+    settings = [name.replace("_", "-") for names in setting_groups().values() for name in names]
+    assert flags == ["config", *settings]
+    assert [title for title in setting_groups() if f"\n{title}:\n" not in text] == []
+    assert set(settings) == {name.replace("_", "-") for name in SETTINGS}
+    assert "seconds to establish an upstream connection, including" in text
+    assert "(default: 8787)" in " ".join(text.split())
+
+
+SWITCHES = [name for name, kind in TYPES.items() if kind is bool]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", [True, False])
+def test_a_flag_switches_a_boolean_on_and_off(name, value):
+    """A boolean setting has a flag and a --no- flag, which a supervisor passes on to its workers."""
+    flag = f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+    arguments = cli.build_parser(["serve"]).parse_args(["serve", flag])
+    assert serve._flags(arguments) == {name: value}
+    assert serve._command(arguments)[-1] == flag

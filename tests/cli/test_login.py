@@ -1,4 +1,4 @@
-"""`qproxy login`, `logout` and `emulator`: which account, what is shown, and the transcript in the documentation."""
+"""`qproxy login`, `logout` and `emulator`: the account, the output, and the transcript in the documentation."""
 
 import os
 import signal
@@ -30,14 +30,14 @@ CHOICES = {
     "by name": ((ME, YOU), "you", "you"),
     "a new one": ((KEYED,), "new", "new"),
     "only keys": ((KEYED,), None, "qwen"),
-    "which": ((ME, YOU), None, "several accounts"),
-    "one with a key": ((KEYED, ME), "keyed", "has a key"),
+    "several": ((ME, YOU), None, "several oauth accounts"),
+    "one with a key": ((KEYED, ME), "keyed", "not an oauth account"),
 }
 
 
 @pytest.mark.parametrize(("accounts", "name", "expected"), CHOICES.values(), ids=CHOICES.keys())
 def test_which_account(accounts, name, expected):
-    """The one that is named, the only one, or a new one; where that is unclear, it is asked."""
+    """The named account, the only one, or a new one is used; several without a name are an error."""
     if " " in expected:
         with pytest.raises(ConfigError, match=expected):
             login.select_account(accounts, name)
@@ -46,7 +46,7 @@ def test_which_account(accounts, name, expected):
 
 
 def test_where_the_file_is(tmp_path, monkeypatch):
-    """In a directory of its own, or where the settings say."""
+    """Tokens are in the account's directory, or where `credentials` names."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", "/home/you")
     assert credential_path(ME) == tmp_path / "accounts" / "me" / "oauth_creds.json"
@@ -57,7 +57,7 @@ def test_where_the_file_is(tmp_path, monkeypatch):
 
 
 def test_signed_in_accounts_need_no_configuration(tmp_path):
-    """What `qproxy login` signed in is served when nothing else is configured."""
+    """Accounts of `qproxy login` are used if no other is configured."""
     (tmp_path / "accounts" / "me").mkdir(parents=True)
     (tmp_path / "accounts" / "me" / "oauth_creds.json").touch()
     (tmp_path / "accounts" / "gone").mkdir()
@@ -69,35 +69,35 @@ def test_signed_in_accounts_need_no_configuration(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a\n", "x" * 65])
 def test_names_are_those_of_directories(name):
-    """No name leads out of the data directory."""
+    """A name that leads out of the data directory raises ConfigError."""
     with pytest.raises(ConfigError, match="letters"):
         resolve_account(AccountConfig(name, kind="oauth"))
 
 
 def test_identity_servers_are_reached_by_https():
-    """A code or a token never goes over the network unencrypted."""
+    """A plain-http endpoint for codes or tokens raises ConfigError, except on localhost."""
     with pytest.raises(ConfigError, match="oauth_token_url"):
         Config(oauth_token_url="http://chat.qwen.ai/token", accounts=(ME,)).check(has_api_keys)
     Config(oauth_token_url="http://127.0.0.1:1/token", accounts=(ME,)).check(has_api_keys)
 
 
 def test_a_qr_code_is_drawn_in_half_blocks():
-    """Small enough for a terminal of 80 columns."""
+    """The QR code fits into 80 columns."""
     lines = login.qr_code("https://chat.qwen.ai/authorize?user_code=BF0Q6UX9&client=qwen-code").splitlines()
     assert len(lines) > 15
     assert max(map(len, lines)) < 80
     assert {"█", "▀", "▄"} <= set("".join(lines))
 
 
-def test_signing_out_of_nothing_fails(tmp_path, monkeypatch, capsys):
-    """With the exit code 1 and the place that was looked at."""
+def test_logout_without_a_login_fails(tmp_path, monkeypatch, capsys):
+    """Logging out of an account without a login exits with 1."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     assert cli.main(["logout"]) == 1
-    assert "nobody is signed in to the account qwen" in capsys.readouterr().err
+    assert "account qwen is not logged in" in capsys.readouterr().err
 
 
-async def test_ctrl_c_is_an_orderly_end(tmp_path):
-    """While it waits for the approval: a line, the exit code 130, no traceback and no file."""
+async def test_ctrl_c_cancels_a_login(tmp_path):
+    """Ctrl+C during a login prints one line, exits with 130 and saves nothing."""
     async with trio.open_nursery() as nursery:
         emulator = await nursery.start(Emulator().serve)
         environ = {
@@ -112,21 +112,21 @@ async def test_ctrl_c_is_an_orderly_end(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        said = b""
+        output = b""
         assert child.stdout is not None
         async for piece in child.stdout:
-            if b"Waiting" not in said and b"Waiting" in said + piece:
+            if b"Waiting" not in output and b"Waiting" in output + piece:
                 child.send_signal(signal.SIGINT)
-            said += piece
+            output += piece
         assert await child.wait() == login.INTERRUPTED
         nursery.cancel_scope.cancel()
-    assert said.endswith(b"qproxy: stopped; nothing was saved.\n")
-    assert b"Traceback" not in said
+    assert output.endswith(b"qproxy: interrupted; nothing was saved.\n")
+    assert b"Traceback" not in output
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_transcript_is_what_happens():
-    """docs/accounts.md shows a sign-in, a chat, a refresh and a sign-out on the emulator, word for word."""
+def test_the_transcript_is_the_output():
+    """docs/accounts.md shows a login, a chat, a refresh and a logout on the emulator, word for word."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "transcript.py")],
         capture_output=True,

@@ -33,7 +33,7 @@ def kept(home):
 
 @pytest.mark.usefixtures("kept")
 def test_as_a_table(capsys):
-    """People see a line for each key and window, with costs where prices are known."""
+    """The table has a line per key and window, with costs where prices are known."""
     assert cli.main(["usage", "--window", "all", "--window", "5h"]) == 0
     shown = capsys.readouterr()
     lines = [line.split() for line in shown.out.splitlines()]
@@ -57,7 +57,7 @@ def test_as_a_table(capsys):
 
 @pytest.mark.usefixtures("kept")
 def test_for_programs(capsys):
-    """JSON and CSV have the same rows, whole numbers and all."""
+    """JSON and CSV have the same rows."""
     assert cli.main(["usage", "--by", "model", "--window", "month", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["usage"]
     assert [(row["name"], row["requests"], row["unpriced"]) for row in found] == [
@@ -71,7 +71,7 @@ def test_for_programs(capsys):
 
 
 def test_without_a_ledger(home, capsys):
-    """Where no server has written yet the command says so, and fails; also when the disk was full when it began."""
+    """Without a ledger, or with an empty file, the command exits with 1 and a message."""
     for _ in range(2):
         assert cli.main(["usage"]) == 1
         assert "no usage recorded yet" in capsys.readouterr().err

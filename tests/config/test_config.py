@@ -1,4 +1,4 @@
-"""Configuration: where a setting comes from, and what is said about a wrong one."""
+"""Loading the configuration: precedence of its sources, and the errors for invalid values."""
 
 import re
 import tomllib
@@ -43,24 +43,24 @@ def test_precedence(tmp_path):
 
 
 WRONG_FILES = {
-    "unknown key": ("# c\nprot = 1\n", "line 2: there is no setting 'prot'. Did you mean 'port'?"),
-    "wrong type": ('port = "x"\n', "line 1, port: expected a whole number"),
-    "true is no number": ("port = true\n", "expected a whole number"),
-    "endless": ("upstream_read_timeout = inf\n", "cannot be inf"),
-    "negative": ("upstream_read_timeout = -1\n", "cannot be negative"),
+    "unknown key": ("# c\nprot = 1\n", "line 2: unknown setting 'prot'. Did you mean 'port'?"),
+    "wrong type": ('port = "x"\n', "line 1, port: expected integer, got 'x'."),
+    "true is no number": ("port = true\n", "expected integer, got True"),
+    "endless": ("upstream_read_timeout = inf\n", "must be finite, got inf"),
+    "negative": ("upstream_read_timeout = -1\n", "must not be negative"),
     "none of the words": ('log_level = "loud"\n', "one of debug, info, warning, error"),
-    "a list of numbers": ("api_keys = [1]\n", "a list of strings"),
-    "a table of numbers": ("[aliases]\na = 1\n", "a table of strings"),
-    "not toml": ("port = \n", "not valid TOML"),
+    "a list of numbers": ("api_keys = [1]\n", "list of strings"),
+    "a table of numbers": ("[aliases]\na = 1\n", "table of strings"),
+    "not toml": ("port = \n", "invalid TOML"),
     "unknown key of an account": ('[[accounts]]\nname = "a"\nbase_ulr = "x"\n', "Did you mean 'base_url'?"),
-    "account without a name": ('[[accounts]]\nkind = "openai_compatible"\n', "needs a name"),
+    "account without a name": ('[[accounts]]\nkind = "openai_compatible"\n', "name is required"),
     "odd kind": ('[[accounts]]\nname = "a"\nkind = "oauth2"\n', "one of key, openai_compatible"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
-def test_a_wrong_file(text, message, tmp_path):
-    """A wrong file is refused with its name, its place, and what was probably meant."""
+def test_rejects_an_invalid_file(text, message, tmp_path):
+    """An invalid file raises ConfigError with its name, the place and a suggestion."""
     (tmp_path / "q.toml").write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load(path=str(tmp_path / "q.toml"), environ={})
@@ -68,16 +68,19 @@ def test_a_wrong_file(text, message, tmp_path):
 
 
 WRONG_VARIABLES = {
-    "unknown": ({"QPROXY_PROT": "1"}, "QPROXY_PROT: there is no setting 'prot'"),
-    "wrong type": ({"QPROXY_PORT": "x"}, "QPROXY_PORT: 'x' is not a whole number"),
-    "no file": ({"QPROXY_CONFIG": "/nonexistent.toml"}, "cannot be read"),
-    "odd region": ({"DASHSCOPE_API_KEY": "sk-1", "QPROXY_REGION": "mars"}, "region: 'mars'"),
+    "unknown": ({"QPROXY_PROT": "1"}, "QPROXY_PROT: unknown setting 'prot'"),
+    "wrong type": ({"QPROXY_PORT": "x"}, "QPROXY_PORT: expected integer, got 'x'."),
+    "no file": ({"QPROXY_CONFIG": "/nonexistent.toml"}, "cannot read /nonexistent.toml"),
+    "odd region": (
+        {"DASHSCOPE_API_KEY": "sk-1", "QPROXY_REGION": "mars"},
+        "region: must be one of singapore, beijing, us, hongkong, got 'mars'",
+    ),
 }
 
 
 @pytest.mark.parametrize(("environ", "message"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES.keys())
-def test_a_wrong_variable(environ, message):
-    """A wrong variable is refused by name."""
+def test_rejects_an_invalid_variable(environ, message):
+    """An invalid variable raises ConfigError with its name."""
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(environ=environ)
 
@@ -96,18 +99,18 @@ SERVICE_LINKS = {
     "QPROXY_METRICS_PORT": "udp://10.96.0.8:9090",
     "QPROXY_METRICS_PORT_9090_UDP_ADDR": "10.96.0.8",
 }
-"""What a Pod gets beside Services named `qproxy` and `qproxy-metrics` (kubelet's envvars.FromServices)."""
+"""Variables of a Pod beside Services named `qproxy` and `qproxy-metrics` (kubelet's envvars.FromServices)."""
 
 
 def test_variables_of_a_service_in_kubernetes():
-    """A Service whose name begins with qproxy sets nothing, and does not stop the start."""
+    """Variables of a Service whose name starts with qproxy are ignored."""
     assert load(environ=SERVICE_LINKS) == load(environ={})
     assert load(environ={**SERVICE_LINKS, "QPROXY_PORT": "8080"}).port == 8080
 
 
 @pytest.mark.parametrize("name", ["QPROXY_SERVICE", "QPROXY_PORTS", "QPROXY_PORT_X_TCP", "QPROXY_TCP"])
-def test_a_slip_is_none_of_those(name):
-    """What only resembles such a variable is still refused by name."""
+def test_rejects_a_variable_that_resembles_a_service_link(name):
+    """A variable that only resembles one of those raises ConfigError."""
     with pytest.raises(ConfigError, match=name):
         load(environ={name: "tcp://10.96.0.7:8787"})
 
@@ -172,31 +175,31 @@ WRONG_ACCOUNTS = {
 
 
 @pytest.mark.parametrize("account", WRONG_ACCOUNTS.values(), ids=WRONG_ACCOUNTS.keys())
-def test_a_wrong_account(account):
-    """An account that cannot work is refused by name."""
+def test_rejects_an_invalid_account(account):
+    """An invalid account raises ConfigError with its name."""
     with pytest.raises(ConfigError, match="account 'a'"):
         resolve_account(account)
 
 
 WARNINGS = {
     "plan key at pay-as-you-go": ("us", "sk-sp-1", "Coding Plan key"),
-    "pay-as-you-go key at the plan": ("coding-plan-cn", "sk-1", "it will refuse"),
+    "pay-as-you-go key at the plan": ("coding-plan-cn", "sk-1", "it will reject"),
     "sk- at the token plan": ("token-plan-sg", "sk-1", "Token Plan keys"),
-    "no sk-": ("us", "abc", "begin with sk-"),
+    "no sk-": ("us", "abc", "start with sk-"),
     "terms": ("coding-plan-intl", "sk-sp-1", "against its terms"),
 }
 
 
 @pytest.mark.parametrize(("preset", "key", "message"), WARNINGS.values(), ids=WARNINGS.keys())
 def test_warnings(preset, key, message):
-    """What is likely wrong about a key is said before a request finds out."""
+    """A key that is likely wrong gives a warning without the key in it."""
     warnings = key_warnings(resolve_account(AccountConfig("a", preset=preset, key=key)))
     assert any(message in warning for warning in warnings)
     assert not any(key in warning for warning in warnings if key != "sk-1" and len(key) > 6)
 
 
-def test_no_warning_where_nothing_is_wrong():
-    """A fitting key is not talked about; a key sent in the clear is."""
+def test_warns_only_about_likely_faults():
+    """A key of the right kind gives no warning; one sent unencrypted does."""
     assert key_warnings(resolve_account(AccountConfig("a", preset="us", key="sk-1"))) == []
     assert (
         "unencrypted"
@@ -204,8 +207,8 @@ def test_no_warning_where_nothing_is_wrong():
     )
 
 
-def test_what_cannot_be_served():
-    """Half a certificate, one that is not there, a port beyond all ports, an open door, and no account are refused."""
+def test_rejects_conflicting_settings():
+    """A certificate without its key, a missing one, an invalid port or exposure without keys, and no account are errors."""
     account = AccountConfig("a", preset="us", key="sk-1")
     Config(accounts=(account,)).check(has_api_keys)
     Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check(has_api_keys)
@@ -221,7 +224,7 @@ def test_what_cannot_be_served():
             config.check(has_api_keys)
 
 
-def test_secrets_are_not_shown():
+def test_repr_hides_secrets():
     """No repr shows a key or a proxy's password."""
     config = Config(
         upstream_key="s3cret",
@@ -243,10 +246,10 @@ def test_rows_of_models(tmp_path):
 
 
 WRONG_ROWS = {
-    "[[models]]\ncontext = 5": r"\[\[models\]\] 1: it needs a id",
-    '[[models]]\nid = "a"\ncontexts = 5': "there is no setting 'contexts'. Did you mean 'context'",
+    "[[models]]\ncontext = 5": r"\[\[models\]\] 1: id is required",
+    '[[models]]\nid = "a"\ncontexts = 5': "unknown setting 'contexts'. Did you mean 'context'",
     '[[models]]\nid = "a"\nthinking = "often"': "expected one of none, off, on, only",
-    '[[model_rows]]\nid = "a"': "there is no setting 'model_rows'",
+    '[[model_rows]]\nid = "a"': "unknown setting 'model_rows'",
 }
 
 
@@ -258,16 +261,16 @@ def test_wrong_rows_of_models(text, message, tmp_path):
         load(environ={})
 
 
-def test_the_page_has_every_setting():
-    """docs/configuration.md is the table, and names every key of an account and every preset."""
+def test_documents_every_setting():
+    """docs/configuration.md has the table of settings, every key of an account and every preset."""
     page = PAGE.read_text()
     assert configuration.table() in page
     for name in [*PRESETS, *(item.name for item in fields(AccountConfig))]:
         assert f"`{name}`" in page
 
 
-def test_the_readme_and_the_page_have_a_file_that_loads(tmp_path):
-    """The example of the README is a configuration."""
+def test_the_example_in_the_readme_loads(tmp_path):
+    """The README's example is a valid configuration."""
     readme = (PAGE.parents[1] / "README.md").read_text()
     (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
     assert tomllib.loads(example)
@@ -280,18 +283,18 @@ def test_the_readme_and_the_page_have_a_file_that_loads(tmp_path):
 @pytest.mark.parametrize(
     "key", ["", "admin", "the-admin-key", "fourteen-chars", "a" * 40, "abcde" * 8, "1234123412341234"]
 )
-def test_an_admin_key_that_can_be_guessed(key):
-    """It is refused at the start, by every way to start, with how to make a better one."""
+def test_rejects_a_guessable_admin_key(key):
+    """A guessable admin key is an error in every way to start the server, with advice."""
     config = Config(accounts=accounts("one"), admin_key=key)
-    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed.*15 characters.*openssl rand"):
+    with pytest.raises(ConfigError, match=r"admin_key: too easy to guess.*15 characters.*openssl rand"):
         config.check(has_api_keys)
-    with pytest.raises(ConfigError, match=r"admin_key: it can be guessed"):
+    with pytest.raises(ConfigError, match=r"admin_key: too easy to guess"):
         create_app(config)
 
 
 @pytest.mark.parametrize(
     "key", [None, "fifteen-chars-x", "k2Jp0nIzOAYIFcmE2GqkXtBJ8KJxwH5Q", "пароль-администратора"]
 )
-def test_an_admin_key_that_is_long_enough(key):
-    """So is none at all: then only this machine comes in."""
+def test_accepts_a_strong_admin_key(key):
+    """A long, varied admin key is accepted, and so is none."""
     Config(accounts=accounts("one"), admin_key=key).check(has_api_keys)

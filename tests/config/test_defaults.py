@@ -1,4 +1,4 @@
-"""Settings are declared once: outside `qproxy.config` nothing has a default of its own for one."""
+"""Settings are declared once: outside `qproxy.config` no parameter has a default for one."""
 
 import ast
 import importlib
@@ -18,12 +18,12 @@ OTHER_MEANINGS = {
     "models": "a column of several tables and records",
     "rules": "a column of several tables and records",
 }
-"""Names of settings that are also ordinary words for something else."""
+"""Settings whose names have other meanings as well."""
 EXCEPTIONS = {
     "qproxy.emulator.server.Emulator.serve(port)": "the emulator's own port",
 }
 FLAGS = ("qproxy.wire.tool_calls.ModelProfile",)
-"""Get a flag of one model, which a setting's patterns decide."""
+"""Constructors that get a flag of one model, which a setting's patterns decide."""
 BOOTSTRAP = (accounts, app, auth, limits, reload, state, telemetry, tools, transport)
 
 
@@ -34,7 +34,7 @@ def modules():
 
 
 def functions():
-    """(name, function) of every function, method and class that is defined in qproxy."""
+    """Yield (name, function) for every function, method and class defined in qproxy."""
     for module in modules():
         for name, item in vars(module).items():
             if getattr(item, "__module__", None) != module.__name__:
@@ -49,7 +49,7 @@ def functions():
 
 
 def defaults(function: Callable[..., Any]):
-    """The names of the parameters that have a default."""
+    """Return the names of the parameters that have a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a class without a signature of its own
@@ -73,7 +73,7 @@ def test_no_default_has_the_name_of_a_setting():
     assert found | attributes == set(EXCEPTIONS)
 
 
-def test_what_gets_a_setting_has_no_default_for_it():
+def test_parameters_for_settings_are_required():
     """Every parameter that `bootstrap` passes a setting to is required, whatever its name."""
     found = []
     for module in BOOTSTRAP:
@@ -84,7 +84,7 @@ def test_what_gets_a_setting_has_no_default_for_it():
 
 
 def optional(call: ast.Call, names: dict[str, Any]):
-    """The parameters with defaults to which a call of one of qproxy's passes a setting."""
+    """Return the parameters with defaults to which a call of a qproxy function passes a setting."""
     function = resolve(call.func, names)
     if not callable(function) or (inspect.isclass(function) and issubclass(function, Exception)):
         return []

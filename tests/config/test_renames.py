@@ -1,4 +1,4 @@
-"""Names of the configuration that were renamed are refused with the new one, wherever they are written."""
+"""A renamed name raises ConfigError with the new one, in files, variables and flags."""
 
 import re
 
@@ -31,18 +31,18 @@ VARIABLES = {
 }
 
 
-def refusal(old, new):
+def rename_error(old, new):
     return re.escape(f"{old!r} was renamed to {new!r}.")
 
 
 @pytest.mark.parametrize("old", RENAMED_SETTINGS)
 def test_a_renamed_setting(old, tmp_path, capsys):
-    """In a file, as a variable and as a flag the error names the new setting."""
+    """In a file, in a variable and as a flag, the error names the new setting."""
     new, file = RENAMED_SETTINGS[old], tmp_path / "q.toml"
     file.write_text(f"{old} = 1\n")
-    with pytest.raises(ConfigError, match=f"line 1: {refusal(old, new)}"):
+    with pytest.raises(ConfigError, match=f"line 1: {rename_error(old, new)}"):
         load(path=str(file), environ={})
-    with pytest.raises(ConfigError, match=f"QPROXY_{old.upper()}: {refusal(old, new)}"):
+    with pytest.raises(ConfigError, match=f"QPROXY_{old.upper()}: {rename_error(old, new)}"):
         load(environ={f"QPROXY_{old.upper()}": "1"})
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", f"--{old.replace('_', '-')}", "1"])
@@ -52,23 +52,23 @@ def test_a_renamed_setting(old, tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "old", "new"), OTHERS.values(), ids=OTHERS.keys())
 def test_another_renamed_name(text, old, new, tmp_path):
-    """Tables, fields, values and rules of a file are refused in the same way."""
+    """Renamed tables, fields, values and rules of a file raise ConfigError with the new name."""
     file = tmp_path / "q.toml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=refusal(old, new)):
+    with pytest.raises(ConfigError, match=rename_error(old, new)):
         load(path=str(file), environ={})
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_renamed_value_of_a_variable(variable):
-    """A variable's value is refused as the file's is."""
+    """A renamed value of a variable raises ConfigError with the new one."""
     text, new = VARIABLES[variable]
-    with pytest.raises(ConfigError, match=f"{variable}: {refusal(text.partition('=')[0], new)}"):
+    with pytest.raises(ConfigError, match=f"{variable}: {rename_error(text.partition('=')[0], new)}"):
         load(environ={variable: text})
 
 
-def test_names_are_renamed_to_names_in_use():
-    """No old name is a name of today, and every new one is."""
+def test_every_rename_leads_to_a_current_name():
+    """No old name is in use, and every new one is."""
     rules = {rule.name for rule in RULES}
     assert not RENAMED_SETTINGS.keys() & SETTINGS.keys()
     assert set(RENAMED_SETTINGS.values()) <= SETTINGS.keys()
@@ -81,6 +81,6 @@ def test_names_are_renamed_to_names_in_use():
 
 
 def test_an_account_keeps_its_identity():
-    """The state of an account survives the new name of its kind."""
+    """An account's identity on disk does not change with the name of its kind."""
     account = AccountConfig("mine", "openai_compatible", base_url="http://x/v1", key="sk-1")
     assert account.identity == "ba821b24ce98b571d1ebc848585991d5"

@@ -1,4 +1,4 @@
-"""An account under examination: what its server does wrong is found, and what to do about it is said."""
+"""Checks of an account: faults of its upstream become findings with advice."""
 
 import ssl
 import time
@@ -26,8 +26,8 @@ OPEN = AccountConfig("mine", "openai_compatible", base_url=BASE)
 KEYED = AccountConfig("mine", base_url=BASE, key="sk-mine")
 
 
-async def examined(emulator=None, entry=KEYED, **settings):
-    """What an examination of one account finds."""
+async def check_account(emulator=None, entry=KEYED, **settings):
+    """Return the findings of the checks of one account."""
     async with world(emulator=emulator, accounts=(entry,), **settings) as it:
         relay = it.server.state.relay
         found: list[Finding] = []
@@ -42,12 +42,12 @@ def states(found):
     return {finding.name: finding.state for finding in found}
 
 
-async def test_an_account_that_is_well():
-    """Key, way, models, chat, tools and embeddings are looked at, for a few tokens."""
-    found = await examined()
+async def test_a_working_account():
+    """Key, route, models, chat, tools and embeddings are checked, for a few tokens."""
+    found = await check_account()
     assert states(found) == {
-        "key": "ok", "connection": "ok", "clock": "skipped", "models": "ok", "chat, whole": "ok", "chat, streamed": "ok",
-        "tool call, whole": "ok", "tool call, streamed": "ok", "embeddings": "ok",
+        "key": "ok", "connection": "ok", "clock": "skipped", "models": "ok", "chat, non-streamed": "ok", "chat, streamed": "ok",
+        "tool call, non-streamed": "ok", "tool call, streamed": "ok", "embeddings": "ok",
     }  # fmt: skip
     assert 0 < sum(finding.tokens for finding in found) < 500
     assert "sk-mine" not in str(found)
@@ -55,7 +55,7 @@ async def test_an_account_that_is_well():
 
 WRONG = {
     "key": ("fault-401", "region and plan"),
-    "quota": ("fault-quota", "wait until the quota is reset"),
+    "quota": ("fault-quota", "wait until it resets"),
     "minute": ("fault-429", "wait a minute"),
     "nothing": ("fault-empty", ""),
     "no end": ("fault-end", ""),
@@ -64,34 +64,34 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("model", "advice"), WRONG.values(), ids=WRONG.keys())
-async def test_chat_that_fails(model, advice, autojump_clock):
-    """The error is told in the server's words, with what to do; tools are not asked for after it."""
-    found = await examined(default_model=model)
-    (chat,) = [finding for finding in found if finding.name == "chat, whole"]
+async def test_a_failing_chat(model, advice, autojump_clock):
+    """The finding has the upstream's message and advice; tool calls are not tested afterwards."""
+    found = await check_account(default_model=model)
+    (chat,) = [finding for finding in found if finding.name == "chat, non-streamed"]
     assert chat.failed
     assert chat.message.startswith(f"{model}: ")
     assert advice in chat.advice
-    assert "tool call, whole" not in states(found)
+    assert "tool call, non-streamed" not in states(found)
     assert exit_code(found) == 1
 
 
-async def test_a_key_that_is_refused():
-    """The list of models says it first."""
-    found = await examined(Emulator(keys={"sk-other"}))
+async def test_a_rejected_key():
+    """A rejected key fails the check of the model list."""
+    found = await check_account(Emulator(keys={"sk-other"}))
     assert states(found)["models"] == "failed"
     assert "region and plan" in next(finding for finding in found if finding.failed).advice
 
 
-async def test_calls_that_needed_mending_and_calls_that_do_not_come():
-    """What qproxy mends is named, and a server without a tool parser is found out."""
+async def test_repaired_and_missing_tool_calls():
+    """Repairs are named, and a server without a tool parser gets advice."""
     emulator = Emulator()
     first = chunk({"role": "assistant", "content": ""})
     entry = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "x"}'}}
-    mended = ScriptedReply((first, chunk({"tool_calls": [entry]}), chunk({}, "stop"), DONE))
-    words = ScriptedReply((first, chunk({"content": "Sunny."}), chunk({}, "stop"), DONE))
-    emulator.script(words, words, mended, words)
-    found = {finding.name: finding for finding in await examined(emulator, OPEN)}
-    assert "(mended: " in found["tool call, whole"].message
+    repaired = ScriptedReply((first, chunk({"tool_calls": [entry]}), chunk({}, "stop"), DONE))
+    text = ScriptedReply((first, chunk({"content": "Sunny."}), chunk({}, "stop"), DONE))
+    emulator.script(text, text, repaired, text)
+    found = {finding.name: finding for finding in await check_account(emulator, OPEN)}
+    assert "(repaired: " in found["tool call, non-streamed"].message
     assert found["tool call, streamed"].state == "warning"
     assert "--tool-call-parser" in found["tool call, streamed"].advice
 
@@ -106,15 +106,15 @@ MODELS = {
 
 
 @pytest.mark.parametrize(("entry", "settings", "model"), MODELS.values(), ids=MODELS.keys())
-async def test_which_model_is_asked(entry, settings, model):
-    """The operator's default, else the cheapest by its name among those that are offered."""
-    found = {finding.name: finding for finding in await examined(entry=entry, **settings)}
-    assert found["chat, whole"].message.startswith(f"{model} ")
+async def test_chooses_a_model(entry, settings, model):
+    """The checks use default_model, otherwise the cheapest model of the account by its name."""
+    found = {finding.name: finding for finding in await check_account(entry=entry, **settings)}
+    assert found["chat, non-streamed"].message.startswith(f"{model} ")
 
 
-async def test_nothing_to_ask():
-    """An account that offers no model that is listed is not asked."""
-    found = await examined(
+async def test_skips_an_account_without_models():
+    """An account that has none of the listed models gets no test requests."""
+    found = await check_account(
         entry=AccountConfig("mine", "openai_compatible", base_url=BASE, models=["llama-*"])
     )
     assert states(found)["chat"] == "skipped"
@@ -122,52 +122,55 @@ async def test_nothing_to_ask():
 
 
 async def test_a_login(tmp_path, autojump_clock):
-    """A signed-in account says until when; one that nobody is signed in to says how to."""
+    """The finding of a login has its expiry; that of a missing one the command to log in."""
     async with signed(tmp_path) as it, world() as server:
         entry = resolve_account(AccountConfig("me", kind="oauth"))
-        one = account_check(
+        check = account_check(
             entry, server.server.state.relay.accounts.accounts[0], server.server.state.relay, Config()
         )
-        one.wall_clock, one.account.source = it.wall, it.source(keep=False)
-        (nobody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
-        assert (nobody.state, nobody.advice) == ("failed", "qproxy login --account me")
+        check.wall_clock, check.account.source = it.wall, it.source(keep=False)
+        (missing,) = [finding for finding in await check.offline() if finding.name == "login"]
+        assert (missing.state, missing.advice) == ("failed", "qproxy login --account me")
         online: list[Finding] = []
-        await one.online(online)
+        await check.online(online)
         assert (online[-1].state, online[-1].advice) == ("failed", "qproxy login --account me")
         assert (await it.sign_in()).state == "signed_in"
-        (somebody,) = [finding for finding in await one.offline() if finding.name == "signed in"]
-        assert (somebody.state, "is good until" in somebody.message) == ("ok", True)
+        (present,) = [finding for finding in await check.offline() if finding.name == "login"]
+        assert (present.state, "is valid until" in present.message) == ("ok", True)
         access = it.on_disk().access_token
-        assert access not in str([*online, somebody, one])
-        assert isinstance(one, AccountCheck)
+        assert access not in str([*online, present, check])
+        assert isinstance(check, AccountCheck)
 
 
 CLOCKS = {
     "right": ("Thu, 01 Jan 1970 00:16:40 GMT", "ok"),
     "ahead": ("Thu, 01 Jan 1970 00:10:00 GMT", "warning"),
     "behind": ("Thu, 01 Jan 1970 01:10:00 GMT", "warning"),
-    "unsaid": ("", "skipped"),
+    "missing": ("", "skipped"),
     "nonsense": ("soon", "skipped"),
 }
 
 
 @pytest.mark.parametrize(("date", "state"), CLOCKS.values(), ids=CLOCKS.keys())
 def test_clocks(date, state):
-    """Ours is compared with the server's Date field."""
+    """The local clock is compared with the server's Date header."""
     assert network.check_clock(date, "x", 1000.0).state == state
 
 
 @asynccontextmanager
 async def over_tls(authority, trusted=True):
-    """A transport whose connections are met by TLS, with a certificate for 127.0.0.1."""
-    ours, theirs = ssl.create_default_context(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    """Yield a transport whose connections reach a TLS server with a certificate for 127.0.0.1."""
+    client_context, server_context = (
+        ssl.create_default_context(),
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+    )
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
     if trusted:
-        authority.configure_trust(ours)
+        authority.configure_trust(client_context)
     async with trio.open_nursery() as nursery:
 
-        async def meet(stream):
-            tls = trio.SSLStream(stream, theirs, server_side=True)
+        async def handshake(stream):
+            tls = trio.SSLStream(stream, server_context, server_side=True)
             try:
                 await tls.do_handshake()
                 await tls.receive_some(1)
@@ -175,16 +178,16 @@ async def over_tls(authority, trusted=True):
                 return
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(meet, theirs)
-            return ours
+            client, server = trio.testing.memory_stream_pair()
+            nursery.start_soon(handshake, server)
+            return client
 
-        yield UpstreamTransport(transport_limits(), ssl_context=ours, connect=connect)
+        yield UpstreamTransport(transport_limits(), ssl_context=client_context, connect=connect)
         nursery.cancel_scope.cancel()
 
 
 async def test_certificates():
-    """A good one is told with its end, one that ends soon is a warning, one of a stranger a failure with advice."""
+    """A valid certificate passes, one that expires soon is a warning, an untrusted one fails with advice."""
     authority, now = trustme.CA(), time.time()
     async with over_tls(authority) as transport:
         found = await network.check_route("https://127.0.0.1:1/v1", transport, "x", now)
@@ -197,7 +200,7 @@ async def test_certificates():
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Knows the names that end in .test."""
+    """Resolves the names that end in .test."""
 
     async def getaddrinfo(self, host, port, *rest):
         if not host.endswith(b".test"):
@@ -211,13 +214,13 @@ class Resolver(trio.abc.HostnameResolver):
 NOWHERE = {
     "no url": ("ftp://x", "address"),
     "no such name": ("http://nowhere.invalid/v1", "DNS"),
-    "nobody there": ("http://127.0.0.1:1/v1", "connection"),
+    "nothing listening": ("http://127.0.0.1:1/v1", "connection"),
 }
 
 
 @pytest.mark.parametrize(("url", "name"), NOWHERE.values(), ids=NOWHERE.keys())
-async def test_a_way_that_ends(url, name):
-    """An address that is none, a name that nobody knows, a port that nobody serves: each with what to look at."""
+async def test_a_broken_route(url, name):
+    """An invalid address, an unknown name and a refused connection fail with advice."""
 
     trio.socket.set_custom_hostname_resolver(Resolver())
 
@@ -228,18 +231,18 @@ async def test_a_way_that_ends(url, name):
     assert (found[-1].name, found[-1].failed, bool(found[-1].advice)) == (name, True, True)
 
 
-async def test_a_token_that_has_just_been_refused(tmp_path, autojump_clock):
-    """It is renewed, as the server would, before anything is called a failure."""
+async def test_refreshes_a_rejected_token(tmp_path, autojump_clock):
+    """A rejected token is refreshed, as the server would do, before a check fails."""
     async with signed(tmp_path) as it, world(emulator=it.emulator) as server:
         await it.sign_in()
         entry = resolve_account(AccountConfig("me", kind="oauth"))
         relay = server.server.state.relay
-        one = account_check(entry, relay.accounts.accounts[0], relay, Config())
-        one.wall_clock, one.account.source = it.wall, it.source(keep=False)
+        check = account_check(entry, relay.accounts.accounts[0], relay, Config())
+        check.wall_clock, check.account.source = it.wall, it.source(keep=False)
         before = it.on_disk().access_token
         it.emulator.identity.expire()
         trio.socket.set_custom_hostname_resolver(Resolver())
         found: list[Finding] = []
-        await one.online(found)
+        await check.online(found)
         assert [(f.name, f.message) for f in found if f.failed] == []
         assert it.on_disk().access_token != before

@@ -1,4 +1,4 @@
-"""`qproxy check URL`: any server is held to OpenAI's contract, and what it breaks is named."""
+"""`qproxy check URL`: violations of OpenAI's contract are named by their rules."""
 
 from contextlib import asynccontextmanager
 
@@ -20,21 +20,22 @@ from tests.helpers import served, world
 
 URL = "http://127.0.0.1:1/v1"
 NOT_FOUND = json_reply({"error": {"message": "no", "type": "t", "param": None, "code": None}}, 404)
-SAID = [
-    "connection", "clock", "models", "unknown model", "broken JSON", "chat, whole", "chat, streamed", "chat, streamed with usage",
-    "tool call, whole", "tool call, streamed", "embeddings, float", "embeddings, base64",
+CHECKS = [
+    "connection", "clock", "models", "unknown model", "broken JSON",
+    "chat, non-streamed", "chat, streamed", "chat, streamed with usage",
+    "tool call, non-streamed", "tool call, streamed", "embeddings, float", "embeddings, base64",
 ]  # fmt: skip
 
 
 @asynccontextmanager
 async def probed(handle, **settings):
-    """What a probe of a server that speaks over memory streams finds."""
+    """Yield the findings of the checks of a server over memory streams."""
     async with trio.open_nursery() as nursery:
 
         async def connect(host, port):
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(handle, theirs)
-            return ours
+            client, server = trio.testing.memory_stream_pair()
+            nursery.start_soon(handle, server)
+            return client
 
         transport = UpstreamTransport(
             transport_limits(first_byte_timeout=30.0, idle_timeout=30.0), connect=connect
@@ -49,20 +50,20 @@ async def probed(handle, **settings):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_that_keeps_the_contract():
-    """Everything is asked, everything is well, and the cost is told; the key is sent."""
+async def test_a_conforming_server():
+    """Every check passes, with the tokens that it used; the key is sent."""
     emulator = Emulator(keys={"sk-x"})
     async with probed(emulator.handle, key="sk-x") as found:
-        assert [finding.name for finding in found] == SAID
+        assert [finding.name for finding in found] == CHECKS
         states = {finding.name: finding.state for finding in found}
         assert [name for name, state in states.items() if state != "ok"] == ["clock", "embeddings, base64"]
         assert sum(finding.tokens for finding in found) > 0
-    asked = {seen.body["model"] for seen in emulator.requests if seen.body and "messages" in seen.body}
-    assert asked == {"qwen-flash", "no-such-model-for-qproxy-check"}
+    models = {seen.body["model"] for seen in emulator.requests if seen.body and "messages" in seen.body}
+    assert models == {"qwen-flash", "no-such-model-for-qproxy-check"}
 
 
-async def test_qproxy_itself_keeps_the_contract():
-    """qproxy in front of the emulator: not one rule is broken, embeddings in base64 included."""
+async def test_qproxy_conforms():
+    """qproxy in front of the emulator breaks no rule, base64 embeddings included."""
 
     async def handle(stream):
         async with served(it.app, pair=lambda: (None, stream)):
@@ -70,30 +71,30 @@ async def test_qproxy_itself_keeps_the_contract():
 
     async with world() as it, probed(handle) as found:
         assert [(f.name, f.message) for f in found if f.failed] == []
-        assert [finding.name for finding in found] == SAID
+        assert [finding.name for finding in found] == CHECKS
 
 
 @pytest.mark.parametrize("costs", [True, False])
 async def test_a_wrong_key(costs):
-    """Where the list of models is refused, the advice is to give a key."""
+    """If the model list is rejected, the advice names --key."""
     async with probed(Emulator(keys={"sk-x"}).handle, costs=costs) as found:
         refused = next(finding for finding in found if finding.name == "models")
         assert (refused.state, "--key" in refused.advice) == ("failed", True)
         assert exit_code(found) == 1
 
 
-async def test_what_is_free():
-    """Without questions that cost, a refused request is the only one to a model."""
+async def test_free_checks():
+    """Without paid checks, only rejected requests reach the server."""
     emulator = Emulator()
     async with probed(emulator.handle, costs=False) as found:
-        assert [finding.name for finding in found] == SAID[:5]
+        assert [finding.name for finding in found] == CHECKS[:5]
     assert sum(finding.tokens for finding in found) == 0
 
 
 FIRST = chunk({"role": "assistant", "content": ""})
 WRONG = {
     "no end": (ScriptedReply((FIRST, chunk({}, "stop"))), "done: the stream ends without data: [DONE]"),
-    "type": (ScriptedReply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"), "content-type: it is 'text/plain'"),
+    "type": (ScriptedReply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"), "content-type: unexpected content type 'text/plain'"),
     "error": (ScriptedReply((FIRST, event({"error": {"message": "no more"}}))), "qwen-flash: no more"),
     "status": (json_reply({"message": "no"}, 503), "qwen-flash: status 503: no"),
     "page": (ScriptedReply((b"<html>",), 502, "text/html"), "qwen-flash: status 502: <html>"),
@@ -101,8 +102,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("reply", "words"), WRONG.values(), ids=WRONG.keys())
-async def test_a_stream_that_is_wrong(reply, words):
-    """The answer to one question is named with the rule that it breaks, and the next ones are asked all the same."""
+async def test_an_invalid_stream(reply, words):
+    """The finding names the violated rule, and the remaining checks run."""
     emulator = Emulator()
     whole = json_reply(WHOLE)
     emulator.script(NOT_FOUND, NOT_FOUND, whole, reply)
@@ -119,8 +120,8 @@ WHOLE = {
 }  # fmt: skip
 
 
-async def test_calls_that_break_the_contract():
-    """Two calls on one index: each broken rule is named, with what it does to clients."""
+async def test_invalid_tool_calls():
+    """For two calls with one index, each violated rule is named with its consequence for clients."""
     emulator = Emulator()
     emulator.script(NOT_FOUND, NOT_FOUND, json_reply(WHOLE), *[FAULTS["quirk-index"][1]] * 4)
     async with probed(emulator.handle) as found:
@@ -129,8 +130,8 @@ async def test_calls_that_break_the_contract():
         assert [finding.advice for finding in broken] == [RULES[f.message.partition(":")[0]] for f in broken]
 
 
-async def test_a_model_that_does_not_call():
-    """Words in place of a call are no breach but a warning, which says how servers are told to parse calls."""
+async def test_a_missing_tool_call():
+    """Text in place of a tool call is a warning with the options that enable tool parsers."""
     emulator = Emulator()
     whole, streamed = (
         json_reply(WHOLE),
@@ -146,8 +147,8 @@ async def test_a_model_that_does_not_call():
         assert exit_code(found) == 0 or any(f.name == "embeddings, base64" for f in found if f.failed)
 
 
-async def test_a_server_that_serves_any_name():
-    """llama.cpp answers whatever the model is called: worth knowing, not wrong."""
+async def test_a_server_that_ignores_the_model_name():
+    """A response for an unknown model, as llama.cpp sends it, is a warning."""
     emulator = Emulator()
     emulator.script(json_reply(WHOLE))
     async with probed(emulator.handle, costs=False) as found:
@@ -155,19 +156,19 @@ async def test_a_server_that_serves_any_name():
 
 
 @pytest.mark.parametrize("fault", ["fault-silent", "fault-cut", "fault-not-http", "fault-hang"])
-async def test_a_server_that_breaks_off(fault, autojump_clock):
-    """Silence, a cut and what is not HTTP end in a finding, within the time limits."""
-    began = trio.current_time()
+async def test_an_aborted_response(fault, autojump_clock):
+    """Silence, a truncated response and invalid HTTP become findings, within the timeouts."""
+    start = trio.current_time()
     async with probed(Emulator().handle, model=fault) as found:
-        assert [f.name for f in found if f.failed] == ["chat, whole"]
-    assert trio.current_time() - began <= 60
+        assert [f.name for f in found if f.failed] == ["chat, non-streamed"]
+    assert trio.current_time() - start <= 60
 
 
 async def test_time_is_bounded(autojump_clock):
-    """What takes too long is cut off, and what was found until then stays."""
+    """A check that takes too long is cancelled, and its findings until then are kept."""
 
     async def slow(found):
-        found.append(Finding("x", "first", "ok", "well"))
+        found.append(Finding("x", "first", "ok", "passed"))
         await trio.sleep_forever()
 
     found: list[Finding] = []

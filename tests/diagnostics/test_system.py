@@ -1,4 +1,4 @@
-"""This machine: who may read what, what may be written, how many files may be open, and the port."""
+"""Checks of this machine: permissions, files, the limit of open files, and the port."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ def findings(tmp_path, file=None, **settings):
 
 
 def test_a_new_machine(tmp_path):
-    """Nothing is there yet, everything can be made, and the doctor makes nothing."""
+    """On a new machine every file can be created, and the checks create none."""
     found = findings(tmp_path)
     assert {name: finding.state for name, finding in found.items()} == {
         "data directory": "ok", "keys of clients": "skipped", "accounts' state": "ok", "usage ledger": "ok", "responses": "ok",
@@ -39,7 +39,7 @@ def test_a_new_machine(tmp_path):
 
 @pytest.mark.parametrize(("mode", "state"), [(0o700, "ok"), (0o755, "warning")])
 def test_the_data_directory(mode, state, tmp_path):
-    """Nobody else need look into it; how to close it is said."""
+    """A data directory that others can read is a warning with advice."""
     (tmp_path / "home").mkdir(mode)
     (tmp_path / "home").chmod(mode)
     found = findings(tmp_path)["data directory"]
@@ -48,7 +48,7 @@ def test_the_data_directory(mode, state, tmp_path):
 
 @pytest.mark.parametrize(("mode", "state"), [(0o600, "ok"), (0o640, "failed"), (0o604, "failed")])
 def test_files_with_secrets(mode, state, tmp_path, monkeypatch):
-    """Keys and tokens that others can read are a failure; how to mend it is said."""
+    """Keys and tokens that others can read fail with advice."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
     paths = [tmp_path / "home" / "keys.json", tmp_path / "key", tmp_path / "home/accounts/me/oauth_creds.json", tmp_path / "q.toml"]  # fmt: skip
     for path in paths:
@@ -65,14 +65,14 @@ def test_files_with_secrets(mode, state, tmp_path, monkeypatch):
 
 
 def test_a_configuration_without_secrets_may_be_read(tmp_path):
-    """Keys that are named by a variable are not in the file."""
+    """A configuration file without inline keys is not checked as a secret."""
     (tmp_path / "q.toml").touch(0o644)
     accounts = (AccountConfig("a", key="x", key_env="DASHSCOPE_API_KEY"),)
     assert "configuration file" not in findings(tmp_path, str(tmp_path / "q.toml"), accounts=accounts)
 
 
 def test_databases(tmp_path):
-    """A sound one is well, another kind of file is not, and one in a place of nobody cannot be made."""
+    """A valid database passes; another kind of file and one that cannot be created fail."""
     home = tmp_path / "home"
     home.mkdir(0o700)
     sqlite3.connect(home / "ledger.sqlite3").close()
@@ -89,7 +89,7 @@ def test_databases(tmp_path):
 
 
 def test_open_files():
-    """What the settings speak of is compared with what the system allows."""
+    """The number of files that the settings need is compared with the system's limit."""
     assert system.check_limits(Config(max_client_connections=1, max_requests=1)).state == "ok"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
@@ -97,7 +97,7 @@ def test_open_files():
 
 
 async def test_the_port(tmp_path):
-    """A free one is well, one that something else uses is not."""
+    """A free port passes, one in use fails."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     taken = await system.check_port(Config(port=port), tmp_path)
@@ -107,20 +107,20 @@ async def test_the_port(tmp_path):
 
 
 async def test_tools():
-    """Without tools nothing is looked for; with them, the sandbox is, and what cannot run is named."""
+    """Without tools nothing is checked; otherwise the sandbox is, and unavailable tools are named."""
 
     async def nothing():
         return SandboxUnavailable("it is a test")
 
-    none = await tools.check_tools(build_tool_runtime(Config()), SystemSandbox(nothing), False)
-    assert [finding.state for finding in none] == ["skipped"]
+    skipped = await tools.check_tools(build_tool_runtime(Config()), SystemSandbox(nothing), False)
+    assert [finding.state for finding in skipped] == ["skipped"]
 
     def add(a: int, b: int) -> int:
         """The sum."""
         return a + b
 
-    shop = build_tool_runtime(Config(), [functions.as_tool(add)])
-    found = await tools.check_tools(shop, SystemSandbox(nothing), True)
+    runtime = build_tool_runtime(Config(), [functions.as_tool(add)])
+    found = await tools.check_tools(runtime, SystemSandbox(nothing), True)
     assert [(finding.name, finding.state) for finding in found] == [("sandbox", "failed"), ("tools", "ok")]
     assert "docs/security.md" in found[0].advice
     found = await tools.check_tools(
@@ -129,8 +129,8 @@ async def test_tools():
     assert found[0].state == "skipped"
 
 
-def test_folders_of_ours_are_private_all_the_way(tmp_path):
-    """With an open umask too, what is made above a folder is closed; what was there stays as it was."""
+def test_private_directories(tmp_path):
+    """Created directories and parents are private with any umask; existing ones keep their mode."""
     before = os.umask(0)
     try:
         tmp_path.chmod(0o755)

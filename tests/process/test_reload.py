@@ -1,4 +1,4 @@
-"""The end and the renewal of a running server: drain, second signal, and another configuration without a lost stream."""
+"""Shutdown and reload of a running server: drain, second signal, and a new configuration without a lost stream."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def body(stream):
     return json.dumps({**HELLO, "stream": stream}).encode()
 
 
-async def test_time_is_up():
+async def test_graceful_timeout_ends_requests():
     """After graceful_timeout a stream ends with an error frame, a plain request with a 503, over both versions of HTTP."""
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
@@ -82,8 +82,8 @@ async def listens(port):
     return True
 
 
-async def test_a_second_signal_ends_at_once():
-    """The first lets a request go on, the second does not, and the exit code says which signal it was."""
+async def test_a_second_signal_quits():
+    """The first signal lets requests finish, the second quits with the code of the signal."""
     emulator = Emulator()
     emulator.script(ScriptedReply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
@@ -112,7 +112,7 @@ base_url = "{url}"
 
 
 async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
-    """`qproxy reload` changes what requests meet without a dropped stream; a bad file changes nothing and says why."""
+    """`qproxy reload` applies a new configuration without a dropped stream; an invalid file changes nothing and is reported."""
     emulator, port = Emulator(), 0
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
@@ -161,11 +161,11 @@ async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
             assert await ended(child) == 0
         nursery.cancel_scope.cancel()
     code, said = await reload()
-    assert (code, "No server of yours" in said) == (1, True)
+    assert (code, "No qproxy server is running" in said) == (1, True)
 
 
 async def test_an_address_in_use(capsys, monkeypatch, tmp_path):
-    """It is said in a line, with the address, and the exit code is 1."""
+    """A used address ends the command with exit code 1."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
@@ -182,8 +182,8 @@ def settings(*names, **changes):
     return Config(accounts=tuple(entries), **changes)
 
 
-async def test_what_did_not_change_is_kept():
-    """Accounts keep what is known of them, and the pool its connections, unless their own settings changed."""
+async def test_keeps_unchanged_parts():
+    """Accounts keep their state, and the pool its connections, unless their own settings changed."""
     before = settings("one", "two", "three")
     server = build_server(before)
     one, two, _ = server.state.relay.accounts.accounts
@@ -221,8 +221,8 @@ async def test_what_did_not_change_is_kept():
     assert accounts.accounts[1] is one
 
 
-async def test_a_configuration_that_cannot_be_used(caplog):
-    """Whatever is wrong with it is found before anything is changed."""
+async def test_rejects_an_invalid_configuration(caplog):
+    """An invalid configuration is rejected before anything is changed."""
     before = settings("one")
     server = build_server(before)
     state = server.state
@@ -235,9 +235,9 @@ async def test_a_configuration_that_cannot_be_used(caplog):
         settings("one", trusted_proxies=["proxy.test"]),
     ):
         reloader = Reloader(server, before, partial(replace, bad))
-        taken_up, said = await reloader.reload()
-        assert not taken_up
-        assert said in caplog.text
+        applied, message = await reloader.reload()
+        assert not applied
+        assert message in caplog.text
     assert server.state is state
 
     def unreadable():
@@ -246,16 +246,16 @@ async def test_a_configuration_that_cannot_be_used(caplog):
     assert await Reloader(server, before, unreadable).reload() == (False, "qproxy.toml: gone")
 
 
-async def test_a_restart_is_asked_for():
-    """A setting that only counts at the start is named."""
+async def test_names_settings_that_require_a_restart():
+    """A changed setting that only applies at the start is named in the message."""
     before = settings("one")
     changed = settings("one", port=1, default_model="m")
-    _, said = await Reloader(build_server(before), before, lambda: changed).reload()
-    assert said == "reloaded; changed: default_model; a restart is required for port"
+    _, message = await Reloader(build_server(before), before, lambda: changed).reload()
+    assert message == "reloaded; changed: default_model; a restart is required for port"
 
 
-def test_the_file_of_a_server(tmp_path):
-    """It is there while the server is, one to a port; a file left behind by a killed one counts for nothing."""
+def test_the_pid_file(tmp_path):
+    """The file counts only while its server runs and holds the lock; there is one per port."""
     home = tmp_path / "home"
     with PidFile(home, 80) as held:
         state = pidfile._state(held.path)
@@ -265,15 +265,15 @@ def test_the_file_of_a_server(tmp_path):
         with PidFile(home, 80):
             pass
         state = pidfile._state(held.path)
-        assert (state or {})["said"] == "x"
+        assert (state or {})["message"] == "x"
     assert pidfile._state(home / "serving-80.json") is None
     (home / "serving-81.json").write_text('{"pid": 1, "reloads": 0}')
     assert pidfile.request_reload(home, 81)[0] is False
     (tmp_path / "file").write_text("")
     with PidFile(tmp_path / "file", 80) as held:
-        held.record_reload(True, "nowhere to say so")
+        held.record_reload(True, "no file")
 
 
-def test_only_settings_are_named():
-    """The table of what only a restart changes names settings that exist."""
+def test_restart_required_names_settings():
+    """RESTART_REQUIRED only names settings that exist."""
     assert set(Config.__dataclass_fields__) >= RESTART_REQUIRED

@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: the time until the first answer, and a supervisor's memory, are mostly that."""
+"""Imports of commands, which dominate the startup time and a supervisor's memory."""
 
 import subprocess
 import sys
@@ -45,8 +45,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("modules", "packages", "late"), COMMANDS.values(), ids=COMMANDS.keys())
-def test_what_is_imported(modules, packages, late):
-    """No package that only some need (jsonschema, mcp, keyring, segno, OpenTelemetry, …), and no part for something else."""
+def test_imports_only_what_is_needed(modules, packages, late):
+    """A command imports no optional package (jsonschema, mcp, keyring, segno, …) and no module of another command."""
     code = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
     found = set(
         subprocess.run(

@@ -1,4 +1,4 @@
-"""The supervisor's loop over workers that only pretend: small programs that say what workers say."""
+"""The supervisor's loop, with small programs in place of workers."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ import os, signal, socket, sys
 number, line, listener = map(int, sys.argv[-1].split(":"))
 line = socket.socket(fileno=line)
 def serve():
-    line.send(b'{"serves": "here"}\\n')
+    line.send(b'{"serving": "here"}\\n')
 def boss(number):
     os.kill(os.getppid(), number)
 def words():
@@ -27,53 +27,53 @@ def words():
 FOLLOW = "\nserve()\nfor word in words():\n    if word == 'stop\\n': sys.exit(0)\n"
 
 
-class Told:
-    """What a supervisor says."""
+class Reports:
+    """Records the callbacks of a supervisor."""
 
     def __init__(self):
-        self.begun, self.stopping, self.reloads = [], [], []
+        self.started, self.stopping, self.reloads = [], [], []
 
-    def reloaded(self, taken_up, said):
-        self.reloads.append((taken_up, said))
+    def reloaded(self, applied, message):
+        self.reloads.append((applied, message))
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def supervised(script, number=1, graceful=30.0):
-    """The exit code of a supervisor with workers that run a script, and what it said."""
-    told, listener = Told(), bound_listener("127.0.0.1", 0)
+    """Run a supervisor with workers that run a script; return its exit code and reports."""
+    reports, listener = Reports(), bound_listener("127.0.0.1", 0)
     command = [sys.executable, "-S", "-E", "-c", WORKER + script]
     supervisor = Supervisor(
         command,
         listener,
         number,
         graceful=graceful,
-        started=told.begun.append,
-        reloaded=told.reloaded,
-        stopping=told.stopping.append,
+        started=reports.started.append,
+        reloaded=reports.reloaded,
+        stopping=reports.stopping.append,
     )
     with listener:
-        return supervisor.run(), told
+        return supervisor.run(), reports
 
 
-def test_lives():
-    """The pause doubles with each short life, up to a bound; a long life makes it forgotten."""
-    one = RestartBackoff()
-    assert [one.delay_after(1.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, MAX_PAUSE, MAX_PAUSE]
-    assert [one.delay_after(HEALTHY_SECONDS), one.delay_after(1.0)] == [0.0, 0.5]
+def test_backoff_grows_with_short_runs():
+    """The delay doubles with each short run, up to a maximum; a long run resets it."""
+    backoff = RestartBackoff()
+    assert [backoff.delay_after(1.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, MAX_PAUSE, MAX_PAUSE]
+    assert [backoff.delay_after(HEALTHY_SECONDS), backoff.delay_after(1.0)] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize(
     ("script", "code"),
     [("sys.exit(2)", 2), ("boss_not_there", 1), ("sys.exit(0)", 1), ("os.kill(os.getpid(), 9)", 137)],
 )
-def test_a_first_worker_that_does_not_come(script, code, capfd):
-    """If it ends before it serves, nobody tries again, and its exit code is everybody's."""
-    ended, told = supervised(script)
-    assert (ended, told.begun) == (code, [])
+def test_a_failing_first_worker_ends_the_supervisor(script, code, capfd):
+    """If the first worker exits before it serves, it is not restarted and its code is the supervisor's."""
+    ended, reports = supervised(script)
+    assert (ended, reports.started) == (code, [])
 
 
 def test_a_crash_loop(caplog, monkeypatch, tmp_path):
-    """Each death in a row is followed by a longer pause, other workers go on, and a signal still ends it."""
+    """Each exit in a row is followed by a longer delay, other workers keep running, and a signal still stops all."""
     monkeypatch.setattr(backoff, "FIRST", 0.01)
     dying = f"""
 if number == 2:
@@ -84,33 +84,33 @@ if number == 2:
             boss(signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    code, told = supervised(dying + FOLLOW, number=2)
-    assert (code, told.begun) == (1, ["here"])  # 1: the last death fell into the end
-    pauses = [record.getMessage().rpartition(" begins ")[2] for record in caplog.records]
-    assert pauses == ["in 0.01 s", "in 0.02 s", "in 0.04 s"]
+    code, reports = supervised(dying + FOLLOW, number=2)
+    assert (code, reports.started) == (1, ["here"])  # 1: the last crash happened during the shutdown
+    pauses = [record.getMessage().rpartition(", ")[2] for record in caplog.records]
+    assert pauses == ["restarting in 0.01 s", "restarting in 0.02 s", "restarting in 0.04 s"]
     assert "worker 2 (process " in caplog.text
     assert "was killed by SIGKILL" in caplog.text
 
 
-def test_an_orderly_end():
-    """SIGTERM lets every worker end by itself; the exit code is 0, and the address is free again."""
-    code, told = supervised("\nif number == 2: boss(signal.SIGTERM)\n" + FOLLOW, number=2)
-    assert (code, len(told.stopping)) == (0, 1)
+def test_a_graceful_shutdown():
+    """SIGTERM lets every worker exit by itself; the exit code is 0."""
+    code, reports = supervised("\nif number == 2: boss(signal.SIGTERM)\n" + FOLLOW, number=2)
+    assert (code, len(reports.stopping)) == (0, 1)
 
 
-def test_a_second_signal():
-    """It ends workers that do not want to, at once."""
+def test_a_second_signal_quits():
+    """A second signal kills workers that do not exit."""
     stubborn = "\nserve()\nboss(signal.SIGINT)\nfor word in words(): boss(signal.SIGINT)"
-    code, told = supervised(stubborn)
-    assert (code, told.stopping[1]) == (128 + signal.SIGINT, "Stopping at once.")
+    code, reports = supervised(stubborn)
+    assert (code, reports.stopping[1]) == (128 + signal.SIGINT, "Quitting.")
 
 
-def test_a_worker_that_does_not_end(caplog, monkeypatch):
-    """When the time is up it is killed, and the exit code says that not all was well."""
+def test_kills_a_worker_that_does_not_exit(caplog, monkeypatch):
+    """A worker that outlives the graceful timeout is killed, and the exit code is 1."""
     monkeypatch.setattr("qproxy.process.supervisor.SHUTDOWN_MARGIN", 0.05)
     code, _ = supervised("\nserve()\nboss(signal.SIGTERM)\nwhile True: signal.pause()", graceful=0.0)
     assert code == 1
-    assert "does not end: it is killed" in caplog.text
+    assert "did not exit, sending SIGKILL" in caplog.text
 
 
 RELOADS = """
@@ -121,47 +121,47 @@ for word in words():
     ANSWER
 """
 ANSWERS = {
-    "all can": ('line.send(b\'{"taken_up": true, "said": "reloaded"}\\n\')', (True, "reloaded")),
+    "all can": ('line.send(b\'{"applied": true, "message": "reloaded"}\\n\')', (True, "reloaded")),
     "one cannot": (
-        "line.send(b'{\"taken_up\": %s, \"said\": \"%d\"}\\n' % (b'true' if number == 1 else b'false', number))",
+        "line.send(b'{\"applied\": %s, \"message\": \"%d\"}\\n' % (b'true' if number == 1 else b'false', number))",
         (False, "2"),
     ),
-    "all die of it": ("os._exit(3)", (False, "all workers ended meanwhile")),
+    "all die of it": ("os._exit(3)", (False, "all workers exited during the reload")),
 }
 
 
 @pytest.mark.parametrize(("answer", "outcome"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_reloading(answer, outcome):
-    """SIGHUP reaches all workers; the outcome is the first failure, or what all say, once all have said it."""
-    code, told = supervised(RELOADS.replace("ANSWER", answer), number=2)
-    assert told.reloads == [outcome]
+    """SIGHUP reloads all workers; once all have reported, the outcome is the first failure or the common result."""
+    code, reports = supervised(RELOADS.replace("ANSWER", answer), number=2)
+    assert reports.reloads == [outcome]
     assert code == 0
 
 
 def test_an_address_in_use():
-    """It is an error with the address in it."""
+    """Binding a used address raises OSError naming the address."""
     with (
         bound_listener("127.0.0.1", 0) as one,
-        pytest.raises(OSError, match=r"cannot serve on 127\.0\.0\.1, port"),
+        pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1, port"),
     ):
         bound_listener(*one.getsockname())
 
 
-def test_exit_codes_in_words():
-    """As people say them."""
-    assert describe_exit(3) == "ended with exit code 3"
+def test_describes_exit_codes():
+    """An exit code is described by its number or its signal."""
+    assert describe_exit(3) == "exited with code 3"
     assert describe_exit(-9) == "was killed by SIGKILL"
     assert describe_exit(-99) == "was killed by signal 99"
 
 
-def test_counting():
-    """0 is one for each core."""
+def test_worker_count():
+    """0 means one worker per CPU core."""
     assert process.worker_count(3) == 3
     assert process.worker_count(0) >= 1
 
 
-def test_signals_are_given_back():
-    """After the supervisor the process's handlers are what they were."""
+def test_restores_signal_handlers():
+    """After the supervisor, the process has its signal handlers back."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     supervised("sys.exit(2)")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before

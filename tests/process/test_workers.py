@@ -1,4 +1,4 @@
-"""`qproxy serve --workers 2` as a user runs it: real processes, signals, and what they share."""
+"""`qproxy serve --workers 2` with real processes: signals, reloads and shared state."""
 
 import json
 import os
@@ -41,12 +41,12 @@ base_url = "{url}"
 
 
 def children(pid):
-    """The workers of a supervisor."""
+    """Return the process IDs of a supervisor's workers."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def owner(client, pids):
-    """Which of these processes a client of theirs is connected to."""
+    """Return which of these processes a client is connected to."""
     port = client.stream.socket.getsockname()[1]
     for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = row.split()
@@ -61,7 +61,7 @@ def owner(client, pids):
 
 @asynccontextmanager
 async def notified(path):
-    """Wait for the words that systemd would hear."""
+    """Yield a function that waits for the next notification to systemd."""
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as listening:
         await listening.bind(str(path))
 
@@ -73,7 +73,7 @@ async def notified(path):
 
 
 async def rest(client):
-    """What is left of a stream."""
+    """Read the rest of a stream."""
     body = b""
     with trio.fail_after(PATIENCE):
         while data := getattr(await client.event(), "data", b""):
@@ -92,7 +92,7 @@ async def streaming(port):
 
 
 def complete(home, pid, without=()):
-    """The two workers of a supervisor, if both answer questions and none of them is one of `without`; else nothing."""
+    """Return the two workers of a supervisor if both are ready and neither is in `without`, otherwise []."""
     now = children(pid)
     sockets = {path.name for path in Path(home, "workers", str(pid)).glob("*")}
     listen = {str(one) for one in now} <= sockets
@@ -100,7 +100,7 @@ def complete(home, pid, without=()):
 
 
 async def until(condition, *arguments):
-    """What a condition of other processes gives, once it is true."""
+    """Wait until a condition of other processes is true and return its value."""
     with trio.fail_after(PATIENCE):
         while not (found := condition(*arguments)):  # noqa: ASYNC110 - other processes
             await trio.sleep(0.02)
@@ -111,9 +111,9 @@ def gone(pids):
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
-    """A killed worker is replaced while the other's stream goes on; any worker tells of all; a reload reaches all and a
-    bad one none; SIGTERM lets streams end, with exit code 0."""
+async def test_crash_reload_and_shutdown_of_two_workers(tmp_path, monkeypatch, capsys):
+    """A killed worker is replaced while the other's stream continues; metrics cover all workers; a reload reaches all,
+    an invalid one none; SIGTERM lets streams finish, with exit code 0."""
     emulator = Emulator()
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
@@ -153,8 +153,8 @@ async def test_a_life_of_two_workers(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "workers").iterdir())
 
 
-async def test_a_second_signal(tmp_path):
-    """It ends all workers at once, and the exit code says which signal it was."""
+async def test_a_second_signal_quits(tmp_path):
+    """A second signal kills all workers and sets the exit code."""
     emulator = Emulator()
     emulator.script(ScriptedReply((BEGUN, HANG)))
     async with trio.open_nursery() as nursery:
@@ -174,7 +174,7 @@ async def test_a_second_signal(tmp_path):
 
 
 async def connected_to(port, pid, pids):
-    """A client of one of the workers: the others do not move meanwhile."""
+    """Return a client of one worker, connected while the others are stopped."""
     others = set(pids) - {pid}
     for other in others:
         os.kill(other, signal.SIGSTOP)
@@ -187,9 +187,8 @@ async def connected_to(port, pid, pids):
     return client
 
 
-async def test_a_limit_for_all_and_no_orphans(tmp_path):
-    """A key's requests a minute are those of the machine, whichever worker is asked; and workers whose supervisor was
-    killed stop by themselves."""
+async def test_shared_rate_limits_and_no_orphans(tmp_path):
+    """A key's requests per minute are shared by all workers, and workers exit when their supervisor was killed."""
     emulator = Emulator()
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]
@@ -231,7 +230,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(("flags", "code", "words"), FAILURES.values(), ids=FAILURES.keys())
 def test_a_start_that_fails(flags, code, words, tmp_path):
-    """It is said in one line, once, with the exit code of a single process."""
+    """A failed start prints one line and has the exit code of a single process."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "qproxy", "serve", "--workers", "2", "--port", port, *flags]

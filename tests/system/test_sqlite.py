@@ -1,4 +1,4 @@
-"""Many who open one SQLite file at once."""
+"""Concurrent opening of one SQLite file."""
 
 import sqlite3
 import threading
@@ -9,8 +9,8 @@ import pytest
 from qproxy.system.sqlite import open_database
 
 
-def test_all_at_once(tmp_path):
-    """Each gets its connection in WAL mode; none is refused because another changes the mode."""
+def test_concurrent_opens(tmp_path):
+    """Each thread gets its connection in WAL mode; none fails because another changes the mode."""
     path, failed, start = tmp_path / "x.sqlite3", [], threading.Barrier(6)
 
     def use():
@@ -30,10 +30,10 @@ def test_all_at_once(tmp_path):
     assert not failed
 
 
-def test_a_lock_that_stays(tmp_path):
-    """The wait has an end."""
+def test_a_held_lock_times_out(tmp_path):
+    """Opening a locked file fails after the timeout."""
     path = tmp_path / "x.sqlite3"
-    with closing(sqlite3.connect(path, isolation_level=None)) as one:
-        one.execute("BEGIN EXCLUSIVE")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             open_database(path, patience=0.02)

@@ -150,7 +150,7 @@ FAULTY = {
     "a missing program": ({"argv": ["no-such-program"]}, "there is no program 'no-such-program'"),
     "a schema": ({"parameters": {"type": "strnig"}}, "parameters: "),
     "not an object": ({"parameters": {"type": "array"}}, "are an object"),
-    "no schema file": ({"parameters_file": "/nowhere.json"}, "cannot be read"),
+    "no schema file": ({"parameters_file": "/nowhere.json"}, "cannot read the file"),
     "a relative path": ({"read": ["etc"]}, "not an absolute path"),
     "a missing path": ({"read": ["/nowhere"]}, "there is no /nowhere"),
     "everything": ({"read": ["/"]}, "cannot be given"),
@@ -315,7 +315,7 @@ def test_paths_and_variables_of_a_declaration(tmp_path):
     assert entry.read == [str(tmp_path), str(tmp_path.parent / "up")]
     assert entry.env == {"TOKEN": "sekret", "A": "b"}
     assert "sekret" not in repr(config)
-    with pytest.raises(ConfigError, match="the variable TOKEN is not set"):
+    with pytest.raises(ConfigError, match="environment variable TOKEN is not set"):
         configuration.load(path=str(tmp_path / "x.toml"), environ={})
 
 
