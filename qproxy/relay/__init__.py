@@ -1,22 +1,22 @@
-"""One request from end to end: which account is asked, how often, and what becomes of the answer.
+"""One request from end to end: the choice of an account, attempts, and the response.
 
     relay            a turn to an account and back, once the first event of its response is there
     policy           the operator's decisions about it
-    chat_attempt     what one turn does with one account; here `wire` meets Trio
+    chat_attempt     one attempt of a turn with one account; here `wire` meets Trio
     retry            where and how often it is attempted
-    event_stream     the answer, pulled event by event
+    event_stream     the response, pulled event by event
     multi_prompt     several prompts of one request
-    embeddings       batches of texts; `fan_out` runs such things side by side
+    embeddings       batches of texts; `fan_out` runs them in parallel
     realtime         a realtime session between a client and an upstream
     model_directory  which models the accounts offer
 
-Answers in rounds, where the model calls this server's tools, reads their results, and goes on:
+Responses in rounds, where the model calls this server's tools, reads their results, and continues:
 
-    tool_loop        one answer over several rounds, pulled like an answer of one; the tools run between two of them
-    tool_rounds      the hidden calls of answers that ended with the client's own
-    tool_runtime     what a request is equipped with; put together anew by a reload
+    tool_loop        one response over several rounds, pulled like a response of one; the tools run in between
+    tool_rounds      the hidden calls of responses that ended with the client's own
+    tool_runtime     the tools of a request; rebuilt by a reload
 
-What of a round the client sees, and what the model is told next, is pure: `wire.tool_rounds`.
+The events of a round for the client, and the next messages for the model, are pure: `wire.tool_rounds`.
 """
 
 from qproxy.relay.tool_loop import ToolLoop

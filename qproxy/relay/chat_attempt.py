@@ -1,6 +1,6 @@
-"""What one turn does with one account: adapt, send, decode, until the first event of the response is there.
+"""One attempt of a turn with one account: adapt, send, decode, until the first event of the response.
 
-Here `wire` meets Trio.  Which account it gets, and whether another attempt follows an error, `retry` decides.
+Here `wire` meets Trio. `retry` chooses the account and decides whether another attempt follows an error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream
 
 
 class ChatAttempt(Attempt[UpstreamEventStream]):
-    """One conversation or prompt on its way to an account, as often as `RetryLoop` starts it."""
+    """The attempts of one conversation or prompt; `RetryLoop` starts each."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         return stream
 
     def amend(self, error: UpstreamError) -> bool:
-        """Leave out, once, what the error says that the server does not take."""
+        """Amend the turn, once, by the parameter that the error rejects."""
         policy = self._policy
         keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
         amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
@@ -161,7 +161,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         *,
         streamed: bool,
     ) -> UpstreamEventStream:
-        """Return the events of a response, read as its content type says rather than as it was requested."""
+        """Return the events of a response, decoded by its content type rather than by the request."""
         content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
         if content_type in STREAM_TYPES or (not content_type and streamed):
             decoder = Pipeline(sse.Decoder(), dialect.decoder(target))
@@ -174,7 +174,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
 
 async def check_status(response: UpstreamResponse, account: Account, record: RelayRecord) -> None:
-    """Record a response's status and id.  Raises the error that a status other than 200 means."""
+    """Record a response's status and id. Raises the error that a status other than 200 means."""
     record.upstream_status = response.status
     record.upstream_request_id = response.header(b"x-request-id")
     if response.status != 200:
@@ -191,7 +191,7 @@ def _feed_whole(
     except ValueError:
         if not sse.looks_like_events(body):
             raise error_mapping.invalid_response_error(status, body) from None
-        stages = Pipeline(sse.Decoder(), dialect.decoder(target))  # a stream under a wrong name
+        stages = Pipeline(sse.Decoder(), dialect.decoder(target))  # a stream with a wrong content type
         stream.feed([*stages.feed(body), *stages.close()], last=True)
     else:
         stream.feed(dialect.response(data, target), last=True)
@@ -201,5 +201,5 @@ def _check_content_encoding(response: UpstreamResponse) -> None:
     """Raise UpstreamError for a compressed response, which was not requested and cannot be read."""
     encoding = (response.header(b"content-encoding") or "identity").strip().lower()
     if encoding not in ("identity", ""):
-        message = f"The model's server compressed its answer ({encoding[:20]}) although it was asked not to."
+        message = f"The upstream compressed its response ({encoding[:20]}) despite accept-encoding: identity."
         raise UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.OTHER_ACCOUNT)

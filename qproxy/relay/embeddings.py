@@ -1,9 +1,9 @@
-"""One request for embeddings, start to end: batches to accounts, side by side, and the vectors in order.
+"""One request for embeddings: batches to accounts in parallel, and the vectors in order.
 
-An upstream takes a few texts at once (DashScope: ten), a client may send 2,048.  A bounded number of batches is
+An upstream accepts a few texts per request (DashScope: ten), a client may send 2,048. A bounded number of batches is
 in flight at a time (`fan_out`); each is an `Attempt` of its own, retried like a chat (`retry`).
 
-Writing the vectors down is work, not waiting: after each one others get their turn.
+Encoding the vectors is CPU work: a checkpoint follows each one.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from qproxy.wire.json_codec import LARGE
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """What became of the texts."""
+    """The embeddings of a request's texts."""
 
     vectors: list[bytes]
-    """In the order of the texts, each as the client wants it."""
+    """The encoded vectors in the order of the texts."""
     tokens: int
 
 
 async def create_embeddings(relay: Relay, request: EmbeddingInput, record: RelayRecord) -> EmbeddingResult:
-    """A vector for each text.  Raises QproxyError, the first one, when a batch could not be had."""
+    """Return a vector for each text. Raises the first QproxyError of a batch."""
     record.model, record.ignored = request.model, request.ignored
     if request.ignored and relay.policy.strict_params:
-        message = f"Unsupported parameter: '{request.ignored[0]}' has no meaning for this model's server."
+        message = f"Unsupported parameter '{request.ignored[0]}' for this model."
         raise RequestError(message, param=request.ignored[0], code="unsupported_parameter")
     route = relay.names.route(request.model)
     model, record.rule_notes = route.served, route.notes
@@ -91,7 +91,7 @@ class _EmbeddingJob:
 
 
 class _BatchAttempt(Attempt[EmbeddingOutput]):
-    """One batch on its way to an account."""
+    """The attempts of one batch."""
 
     def __init__(
         self, transport: UpstreamTransport, model: str, batch: EmbeddingInput, record: RelayRecord

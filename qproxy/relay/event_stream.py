@@ -1,9 +1,9 @@
-"""An answer under way: pulled by whoever writes it to the client, at the client's pace.
+"""A response in progress, pulled at the client's pace by the code that sends it to the client.
 
-Each `receive` reads once from the upstream and returns every event that became certain with it: no queue, no pump
-task, no nursery and no cancel scope across a `yield`.  `EventStream` is what the server asks of an answer; `UpstreamEventStream` is one
-upstream response.  Several of them are one answer in `multi_prompt.MultiPromptStream` (one to each prompt) and `tool_loop.ToolLoop` (with
-the server's own tools between).
+Each `receive` reads once from the upstream and returns every complete event: no queue, no pump task, no nursery and no
+cancel scope across a `yield`. `EventStream` is the interface for the server; `UpstreamEventStream` is one upstream
+response. `multi_prompt.MultiPromptStream` (one per prompt) and `tool_loop.ToolLoop` (with the server's own tools in
+between) combine several.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamResponse
 from qproxy.wire import sse
 from qproxy.wire.errors import RetryHint, UpstreamError
-from qproxy.wire.events import Event, SearchInfo, StreamDone, StreamFailed, Usage
+from qproxy.wire.events import Event, ExtraFields, SearchInfo, StreamDone, StreamFailed, Usage
 from qproxy.wire.pipeline import Pipeline
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
 
 
 SLICE = 16 * 1024
-"""Bytes of an answer that are worked on before other tasks get their turn; an event that is longer has a thread."""
+"""Bytes of a response that are processed between checkpoints; a longer event is processed in a thread."""
 MAX_EVENTS = 2000
-"""Of one read, that are given at once: more than those of a read of common size."""
+"""Maximum events returned at once: more than those of a usual read."""
 T = TypeVar("T")
 
 
 async def apart(work: Callable[..., T], *arguments: Any) -> T:
-    """What a long piece of work returns: done in a thread, so that other tasks go on."""
+    """Return the result of long work, done in a thread so that other tasks continue."""
     return await trio.to_thread.run_sync(work, *arguments)
 
 
 class EventStream(Protocol):
-    """An answer under way, whatever it is made of: `receive()` until it returns nothing.
+    """A response in progress: call `receive()` until it returns nothing.
 
-    A failure is the last event, a `StreamFailed`; nothing is raised but cancellation.
+    A failure is the last event, a `StreamFailed`; only cancellation is raised.
     """
 
     def interrupt(self) -> None: ...
@@ -50,12 +50,14 @@ class EventStream(Protocol):
 
 
 def is_content(event: Event) -> bool:
-    """Whether an event is part of an answer: after it has gone out, nothing is tried again."""
+    """Return whether an event is content: after it was sent, no attempt follows."""
+    if isinstance(event, ExtraFields):
+        return event.level == "delta"
     return not isinstance(event, SearchInfo | Usage | StreamDone | StreamFailed)
 
 
 class UpstreamEventStream:
-    """What one upstream response says."""
+    """The events of one upstream response."""
 
     def __init__(
         self, record: RelayRecord, *, source: UpstreamResponse | None, front: Pipeline, back: Pipeline
@@ -71,17 +73,17 @@ class UpstreamEventStream:
         self._event_count = 0
 
     def __repr__(self) -> str:
-        return f"<Answer of {self._record.account} {'over' if self._finished else 'under way'}>"
+        return f"<UpstreamEventStream of {self._record.account} {'finished' if self._finished else 'active'}>"
 
     def interrupt(self) -> None:
-        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        """Make the waiting `receive`, if any, raise ReceiveTimeout."""
         if self._source is not None:
             self._source.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """Every event that became certain with one read of the upstream; empty at the end.
+        """Return the events completed by one read of the upstream; empty at the end.
 
-        Raises `transport.ReceiveTimeout` at `until` (Trio's clock) when there is none yet: nothing is lost, ask again.
+        Raises `transport.ReceiveTimeout` at `until` (Trio's clock): nothing is lost, and `receive` may be called again.
         """
         while not self._pending and not self._finished:
             self._pending = await self._read(until)
@@ -94,21 +96,21 @@ class UpstreamEventStream:
         return events
 
     def tokens_used(self, prompt: int) -> int:
-        """How many it took: as the server says, else about so many as there are events, and the prompt's."""
+        """Return the tokens used: as reported, otherwise estimated from the events and the prompt."""
         return self._usage.total_tokens if self._usage else prompt + self._event_count
 
     async def read_all(self) -> list[Event]:
-        """The rest of the answer, up to a size that nobody's answer has."""
+        """Return the remaining events, of at most MAX_WHOLE_BODY bytes."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
             if self._bytes > MAX_WHOLE_BODY:
-                message = f"The model's server sent an answer of more than {MAX_WHOLE_BODY} bytes."
+                message = f"The upstream sent a response of more than {MAX_WHOLE_BODY} bytes."
                 return [*events, StreamFailed(UpstreamError(message, code="upstream_invalid_response"))]
         return events
 
     async def wait_started(self) -> None:
-        """Return when the first event of the answer is there; raise the error when it never comes."""
+        """Return when the first event is there. Raises the error of a stream that fails before."""
         events: list[Event] = []
         while not any(is_content(event) for event in events):
             piece = await self.receive()
@@ -119,19 +121,19 @@ class UpstreamEventStream:
                 error = piece[-1].error
                 raise (
                     self._is_empty_body() if error.retry is RetryHint.ONCE else error
-                )  # once: the end is all that came
+                )  # once: nothing but the end was received
         self._pending = [*events, *self._pending]
 
     def feed(self, events: Iterable[Event], *, last: bool = False) -> None:
-        """Events that are there already: a whole answer."""
+        """Add the events of a whole response."""
         self._pending = self._observe(self._normalizer.feed_many(list(events)))
         if last and not self._finished:
             self._pending += self._close()
 
     def _is_empty_body(self) -> UpstreamError:
-        """An answer without an answer, and what it consisted of, for whoever looks for the cause."""
-        came = f"{self._bytes} bytes without an event of an answer" if self._bytes else "an empty body"
-        return UpstreamError(f"The model's server answered with status 200 and {came}.", retry=RetryHint.ONCE)
+        """Return the error for a response without content, with a description of what was received."""
+        came = f"{self._bytes} bytes without content" if self._bytes else "an empty body"
+        return UpstreamError(f"The upstream returned 200 with {came}.", retry=RetryHint.ONCE)
 
     async def _read(self, until: float) -> list[Event]:
         assert self._source is not None
@@ -146,7 +148,7 @@ class UpstreamEventStream:
         if not data:
             return await self._worked(self._close)
         if len(data) <= SLICE and self._held() <= SLICE:
-            return self._taken(data)  # what nearly every read is
+            return self._taken(data)  # nearly every read
         events = []
         for start in range(0, len(data), SLICE):
             if start:
@@ -158,16 +160,16 @@ class UpstreamEventStream:
         return events
 
     async def _worked(self, work: Callable[..., list[Event]], *arguments: Any) -> list[Event]:
-        """What some work returns: with a long event before it, in a thread."""
+        """Return the result of some work, in a thread if a long event precedes it."""
         return await apart(work, *arguments) if self._held() > SLICE else work(*arguments)
 
     def _held(self) -> int:
-        """Characters that wait in front for the end of their event."""
+        """Characters buffered until their event is complete."""
         first = self._decoder.stages[0] if self._decoder.stages else None
         return first.held if isinstance(first, sse.Decoder) else 0
 
     def _taken(self, data: bytes) -> list[Event]:
-        """What becomes certain with some bytes."""
+        """Return the events completed by some bytes."""
         return self._observe(self._normalizer.feed_many(self._decoder.feed(data)))
 
     def _failed(self, error: UpstreamError) -> list[Event]:

@@ -1,7 +1,7 @@
-"""Several upstream requests for one request of a client: side by side, as one.
+"""Several upstream requests in parallel for one request of a client.
 
-The first that fails for good ends the others, and its error is the one that the client sees.  Cancelled, all are: their
-nursery is within the request's own, and does not outlive the call.
+The first final failure cancels the others, and the client gets its error. Their nursery is within the request's own and
+does not outlive the call, so a cancellation reaches all.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError
 
 
-async def run_bounded(work: Callable[[int], Awaitable[None]], count: int, at_once: int) -> None:
-    """Do `work(0)` to `work(count - 1)`, at most so many at once.  Raises the first QproxyError of any."""
+async def run_bounded(work: Callable[[int], Awaitable[None]], count: int, limit: int) -> None:
+    """Run `work(0)` to `work(count - 1)`, at most `limit` concurrently. Raises the first QproxyError."""
     numbers = iter(range(count))
     failures: list[QproxyError] = []
 
@@ -29,14 +29,14 @@ async def run_bounded(work: Callable[[int], Awaitable[None]], count: int, at_onc
                 return
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(count, at_once)):
+        for _ in range(min(count, limit)):
             nursery.start_soon(worker)
     if failures:
         raise failures[0]
 
 
 def merge_records(record: RelayRecord, part: RelayRecord) -> None:
-    """Let a request's story know of one of its parts: what the last one met, and the most tries that one took."""
+    """Merge the record of one upstream request into the client request's: its outcome, and the maximum of attempts."""
     record.account = part.account or record.account
     record.served_model = part.served_model or record.served_model
     record.upstream_status = part.upstream_status or record.upstream_status

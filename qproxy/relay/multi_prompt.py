@@ -1,8 +1,8 @@
-"""Several prompts in one request for completions: one answer, made of one to each.
+"""Several prompts in one request for completions: one response, combined from one per prompt.
 
-The choices are numbered on, the counts of tokens added up.  Whole answers are got side by side.  A stream has the
-answers one after the other, each opened when the one before is over: the client's pace is then the pace of all, and
-no model's server is kept waiting with an answer that nobody reads yet.
+The choices are numbered consecutively, the token counts summed. Whole responses are requested in parallel. A stream
+has the responses in sequence, each opened when the one before has finished: so the client's pace applies to all, and
+no upstream waits with a response that is not being read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qproxy.wire.events import (
     ChoiceFinished,
     EncryptedReasoning,
     Event,
+    ExtraFields,
     ReasoningDelta,
     RefusalDelta,
     StreamDone,
@@ -31,41 +32,41 @@ from qproxy.wire.events import (
 )
 
 MAX_CONCURRENT_PROMPTS = 4
-"""Whole answers that one request has under way."""
+"""Maximum concurrent whole responses of one request."""
 OpenStream: TypeAlias = Callable[[Turn, RelayRecord, AsyncExitStack], Awaitable[EventStream]]
 
 
 def split_prompts(turn: Turn) -> Iterator[Turn]:
-    """A turn for each prompt."""
+    """Return one turn per prompt."""
     assert turn.completion is not None
     for prompt, message in zip(turn.completion.prompts, turn.messages, strict=True):
         yield replace(turn, messages=[message], completion=replace(turn.completion, prompts=(prompt,)))
 
 
 class MultiPromptStream:
-    """The one answer."""
+    """The combined response."""
 
     def __init__(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack, open: OpenStream) -> None:
         self._turns = list(split_prompts(turn))
         self._choices = turn.params.get("n", 1)
-        """Of each prompt."""
+        """Choices per prompt."""
         self._record = record
         self._stack = stack
         self._open = open
         self._number = 0
         self._current: EventStream | None = None
         self._buffered = AsyncExitStack()
-        """What the current answer holds open."""
+        """The exit stack of the current response."""
         self._index = RelayRecord()
         self._usage_so_far = Usage()
-        """What the answers before the current one have used."""
+        """Usage of the responses before the current one."""
         self._pending: list[Event] = []
 
     def __repr__(self) -> str:
-        return f"<Series at {self._number + 1} of {len(self._turns)}>"
+        return f"<MultiPromptStream at {self._number + 1} of {len(self._turns)}>"
 
     async def start(self, *, stream: bool) -> None:
-        """Return when the answer has begun: a stream with its first event, a whole one with its last."""
+        """Return when the response has started: a stream with its first event, a whole one with its last."""
         self._record.model = self._turns[0].model
         if stream:
             await self._start_next(0)
@@ -88,7 +89,7 @@ class MultiPromptStream:
             self._usage_so_far = self._record.usage or self._usage_so_far
 
     async def _start_next(self, number: int) -> None:
-        """Open the answer to a prompt; the one before is over."""
+        """Open the response to a prompt, after the previous one has finished."""
         await self._buffered.aclose()
         self._usage_so_far = self._record.usage or self._usage_so_far
         self._buffered = await self._stack.enter_async_context(AsyncExitStack())
@@ -103,7 +104,7 @@ class MultiPromptStream:
             self._current.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """As `EventStream` says.  Between two answers `until` waits for the first event of the next."""
+        """Return events as `EventStream` does; between two responses `until` applies to the first event of the next."""
         if self._pending:
             events, self._pending = self._pending, []
             return events
@@ -120,23 +121,24 @@ class MultiPromptStream:
         return []
 
     async def read_all(self) -> list[Event]:
-        """The rest of the answer."""
+        """Return the remaining events."""
         events: list[Event] = []
         while piece := await self.receive():
             events += piece
         return events
 
     def _renumbered(self, events: Iterable[Event]) -> list[Event]:
-        """The events of the current answer as those of the whole one."""
+        """Renumber the events of the current response for the combined one."""
         ours: list[Event] = []
         for event in events:
             if isinstance(event, Usage):
                 event = self._record.usage = _sum(self._usage_so_far, event)
             elif isinstance(
-                event, TextDelta | ReasoningDelta | EncryptedReasoning | RefusalDelta | ChoiceFinished
+                event,
+                TextDelta | ReasoningDelta | EncryptedReasoning | RefusalDelta | ExtraFields | ChoiceFinished,
             ):
                 event.choice += self._number * self._choices
-            if not isinstance(event, StreamDone):  # the end of one is not the end of all
+            if not isinstance(event, StreamDone):  # the end of one is not the end of the combined response
                 ours.append(event)
         return ours
 
@@ -148,4 +150,5 @@ def _sum(before: Usage, more: Usage) -> Usage:
         before.total_tokens + more.total_tokens,
         more.prompt_details,
         more.completion_details,
+        more.extra,
     )

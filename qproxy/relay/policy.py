@@ -1,4 +1,4 @@
-"""How the operator wants requests relayed."""
+"""The operator's settings of relaying requests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qproxy.wire.models import ModelCatalog
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayPolicy:
-    """The operator's decisions about how requests are relayed."""
+    """The operator's settings of relaying requests."""
 
     aliases: ModelAliases
     rule_switches: Mapping[str, bool]
-    """Rules switched on or off by name."""
+    """Rules enabled or disabled by name."""
     strict_params: bool
     forced_tools: str
     stream_upstream: str
@@ -24,5 +24,5 @@ class RelayPolicy:
     """Response to requests for a retired model: an "error", or that of its "successor"."""
     catalog: ModelCatalog
     embedding_requests: int
-    """The most batches that one request for embeddings has in flight at once."""
+    """Maximum batches in flight per request for embeddings."""
     profile: Callable[[str], tool_calls.ModelProfile]

@@ -1,12 +1,12 @@
-"""One realtime session, start to end: a client's WebSocket and a model's server's, with a translation between.
+"""One realtime session: a client's WebSocket and an upstream's, with a translation between.
 
-The idea: both ends belong to one nursery.  Each has a task that waits for it and passes on what it says, and that waits
-again only when that has gone out: whoever does not listen makes the other wait, and nothing heaps up.  Whatever ends
-one end ends the session: it has an `SessionEnd`, and the client is told of it in a last `error` event and a close code.
-A client that leaves cancels everything, and the server's end is closed with it.
+Both ends belong to one nursery. Each has a task that receives a message, sends it to the other end, and receives
+again only when it was sent: a slow end makes the other one wait, and nothing accumulates. The end of either side ends
+the session with a `SessionEnd`, which the client gets as a last `error` event and a close code. The client's disconnect
+cancels everything, and the upstream's end is closed with it.
 
-Before the client is accepted the model's server has said its first word, so a refusal has its HTTP status and another
-account may be tried (`retry`), as with any other request.
+The client is accepted after the upstream's first event, so a rejection has its HTTP status and another account may be
+tried (`retry`), as with any other request.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ NORMAL, GOING_AWAY, MESSAGE_TOO_BIG, POLICY_VIOLATION, INTERNAL_ERROR, RESTART, 
 """RFC 6455 7.4.1 and IANA's registry of close codes."""
 MINUTE = 60.0
 FORWARDED_CODES = frozenset((NORMAL, GOING_AWAY, POLICY_VIOLATION, MESSAGE_TOO_BIG, TRY_AGAIN_LATER))
-"""Close codes of the server that mean the same to the client."""
+"""Close codes of the upstream that are passed on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """Limits of one session.  Seconds (`math.inf` for no limit) and bytes."""
+    """Limits of one session. Seconds (`math.inf` for no limit) and bytes."""
 
     timeout: float
     idle_timeout: float
@@ -64,13 +64,13 @@ class RealtimeConfig:
 
     bounds: SessionLimits
     voices: Mapping[str, str]
-    """Clients' names of voices, and Qwen's names for them."""
+    """Qwen's voice by the client's name."""
     transcriber: str
     """The model that transcribes the speech of clients."""
 
 
 class RealtimeClient(Protocol):
-    """The client's end.  When it has gone, who waits for it is cancelled."""
+    """The client's end; its disconnect cancels the tasks that wait for it."""
 
     async def receive(self) -> str | bytes: ...
 
@@ -79,14 +79,14 @@ class RealtimeClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """How a session ended."""
+    """The end of a session."""
 
     code: int
-    """For the close frame."""
+    """The code of the close frame."""
     error: QproxyError | None = None
-    """For a last event."""
+    """The error of a last event, if any."""
     outcome: str = "ok"
-    """For the record."""
+    """The outcome for the request's record."""
 
 
 async def connect_upstream(
@@ -97,7 +97,7 @@ async def connect_upstream(
     stack: AsyncExitStack,
     nursery: trio.Nursery,
 ) -> tuple[UpstreamWebSocket, str | bytes]:
-    """A model's server's end, and its first word.  Raises QproxyError when no account could have one."""
+    """Return an upstream's end and its first event. Raises QproxyError if no account could open one."""
     record.model = model
     record.served_model = served = relay.names.route(model).served
     attempt = _SessionAttempt(relay.transport, served, bounds, record, nursery)
@@ -110,7 +110,7 @@ async def connect_upstream(
 
 
 class _SessionAttempt(Attempt[tuple[UpstreamWebSocket, str | bytes]]):
-    """One session on its way to an account: its socket, and the first event that came over it."""
+    """The attempts of one session: its socket, and the first event received."""
 
     def __init__(
         self,
@@ -152,12 +152,12 @@ class _SessionAttempt(Attempt[tuple[UpstreamWebSocket, str | bytes]]):
 
 
 async def _first_event(socket: UpstreamWebSocket, limit: float | None, plan: str) -> str | bytes:
-    """The first event, when it is no error."""
+    """Return the first event. Raises UpstreamError if it is an error."""
     with trio.move_on_after(format_seconds(limit)):
         try:
             first = await socket.receive()
         except UpstreamClosed as ended:
-            text = f"The model's server closed the session at once ({ended.code}): {ended.reason or 'no reason given'}."
+            text = f"The upstream closed the session before its first event ({ended.code}): {ended.reason or 'no reason given'}."
             data = {"error": {"message": text, "code": ended.reason}}
             raise error_mapping.error_from_event(data, None, plan=plan) or UpstreamError(text) from None
         try:
@@ -170,11 +170,13 @@ async def _first_event(socket: UpstreamWebSocket, limit: float | None, plan: str
         if error is not None:
             raise error
         return first
-    raise timeout_error("The model's server did not begin the session", limit or 0)
+    raise timeout_error(
+        "The upstream sent no first event of the session", limit or 0, "upstream_first_byte_timeout"
+    )
 
 
 class RealtimeSession:
-    """A session under way."""
+    """A session in progress."""
 
     def __init__(
         self,
@@ -190,7 +192,7 @@ class RealtimeSession:
         self._translation = translation
         self._limits = bounds
         self._charge = pays
-        """Called with 1 every minute, with 0 after a response; raises QproxyError when the session may not go on."""
+        """Called with 1 every minute, with 0 after a response; raises QproxyError if the session must end."""
         self._responses = 0
         self._last_activity = 0.0
         self._end = SessionEnd(NORMAL)
@@ -199,7 +201,7 @@ class RealtimeSession:
         return f"<Session {self._translation!r}>"
 
     async def run(self, first: str | bytes) -> SessionEnd:
-        """Pass on what both ends say until one of them ends.  `first` is what the server has said already."""
+        """Relay the messages of both ends until one of them ends; `first` is the upstream's first event."""
         self._last_activity = trio.current_time()
         async with trio.open_nursery() as nursery:
             self._life = nursery.cancel_scope
@@ -210,11 +212,11 @@ class RealtimeSession:
         return self._end
 
     async def fail(self, error: QproxyError) -> None:
-        """Tell the client of an error that ends the session."""
+        """Send the client the error that ends the session."""
         await self._client.send(_text(self._translation.error(error)))
 
     async def _run_guarded(self, task: Callable[..., object], *args: object) -> None:
-        """The first task to end has the last word."""
+        """Run a task; the first one to end determines the session's end."""
         ending = SessionEnd(NORMAL)
         try:
             ending = await task(*args) or ending  # type: ignore[misc]
@@ -228,36 +230,36 @@ class RealtimeSession:
             )
         except Exception:
             log.exception("a realtime session failed")
-            fault = QproxyError(
-                "qproxy had an internal error; its log has the details.", code="internal_error"
-            )
+            fault = QproxyError("Internal server error; see the qproxy log.", code="internal_error")
             ending = SessionEnd(INTERNAL_ERROR, fault, "internal_error")
         if not self._life.cancel_called:
             self._end = ending
             self._life.cancel()
 
     def _outcome_of(self, ended: UpstreamClosed) -> SessionEnd:
-        """What the end of the server's side is to the client."""
+        """Return the session's end for an end of the upstream's side."""
         if self._translation.usage.finished:
             return SessionEnd(NORMAL)
         text = f": {ended.reason}" if ended.reason else "."
-        message = f"The model's server closed the session (code {ended.code}){text}"
+        message = f"The upstream closed the session (code {ended.code}){text}"
         error = UpstreamError(message, code="session_closed")
         if ended.code in FORWARDED_CODES or 3000 <= ended.code < 5000:
             return SessionEnd(ended.code, error, "upstream_truncated")
         return SessionEnd(INTERNAL_ERROR, error, "upstream_truncated")
 
     async def _from_client(self) -> SessionEnd:
-        """From the client to the server."""
+        """Relay messages from the client to the upstream."""
         while True:
             text = await self._client.receive()
             try:
                 await self._forward(self._translation.from_client(text))
             except UpstreamClosed:
-                await trio.sleep_forever()  # what the server said before its end is still to be told
+                await (
+                    trio.sleep_forever()
+                )  # events that the upstream sent before its end still have to be relayed
 
     async def _from_upstream(self, first: str | bytes) -> SessionEnd:
-        """From the server to the client."""
+        """Relay messages from the upstream to the client."""
         text = first
         while not self._translation.usage.finished:
             await self._forward(self._translation.from_upstream(text))
@@ -276,7 +278,7 @@ class RealtimeSession:
                 await self._server.send(_text(out.event))
             else:
                 await self._client.send(_text(out.event))
-            await trio.lowlevel.checkpoint()  # others have their turn between two pieces of sound
+            await trio.lowlevel.checkpoint()  # a checkpoint between two audio messages
 
     async def _charge_usage(self) -> SessionEnd:
         while True:
@@ -284,14 +286,14 @@ class RealtimeSession:
             await self._charge(1)
 
     async def _watch_idle(self) -> SessionEnd:
-        """Return when neither end has said anything for too long."""
+        """Return when neither end has sent anything within the idle timeout."""
         limit = self._limits.idle_timeout
         while True:
             until = self._last_activity + limit
             if trio.current_time() >= until:
                 break
             await trio.sleep_until(until)
-        message = f"Neither end of the session said anything for {limit:g} s."
+        message = f"Neither end of the session sent anything for {limit:g} s."
         return SessionEnd(NORMAL, QproxyError(message, status=504, code="session_idle"), "internal_error")
 
 
@@ -300,7 +302,7 @@ def _text(event: object) -> str:
 
 
 def end_for_error(error: QproxyError) -> SessionEnd:
-    """How a session ends that this server does not go on with: it stops, or the session's time is up."""
+    """Return the session's end for a shutdown, or for a session whose time is up."""
     if error.code == "shutting_down":
         return SessionEnd(RESTART, error, "shutting_down")
     return SessionEnd(POLICY_VIOLATION if error.status == 429 else NORMAL, error, "internal_error")

@@ -1,8 +1,8 @@
 """Requests to accounts and back: `Relay.open` returns a response once its first event is there.
 
-So an early error keeps its true status; from then on the response is pulled (`event_stream`).  All that was
-opened is entered on the exit stack of the request, which closes it whatever happens.  What one attempt does is in
-`chat_attempt`, when another one follows in `retry`.
+So an early error keeps its true status; from then on the response is pulled (`event_stream`). Everything opened is
+entered on the exit stack of the request, which closes it in any case. `chat_attempt` is one attempt, `retry` decides
+whether another one follows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Relay:
         )
 
     async def open(self, turn: Turn, record: RelayRecord, stack: AsyncExitStack) -> EventStream:
-        """Return the response to a turn, started.  What it holds open is closed by `stack`.
+        """Return the response to a turn, started. What it holds open is closed by `stack`.
 
         Raises QproxyError when no account could start one.
         """
@@ -65,13 +65,13 @@ class Relay:
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
         )
-        alone = len(self.accounts.accounts) == 1  # then there is nothing to choose
+        alone = len(self.accounts.accounts) == 1  # then there is no choice
         loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))
         return await loop.run(attempt, stack)
 
 
 def affinity_key(turn: Turn) -> str:
-    """A key that all turns of one conversation share: its first messages, up to the first of the user; "" for none."""
+    """Return a key shared by all turns of one conversation, from its messages up to the user's first; "" for none."""
     if not turn.messages:
         return ""
     digest = hashlib.blake2b(digest_size=8)
@@ -83,7 +83,7 @@ def affinity_key(turn: Turn) -> str:
 
 
 def _first_messages(content: JSON) -> str:
-    """The first characters of a message, of each of its parts; pictures in it may be megabytes."""
+    """Return the first characters of a message and of each of its parts; its images may be megabytes."""
     if isinstance(content, list):
         return "".join(
             _first_messages(value)

@@ -1,8 +1,8 @@
 """The attempts of one request: an account, and after an error the same or another one, while that can help.
 
-Here: how often, where and after what backoff.  Not here: what an attempt does (`chat_attempt`, `embeddings`,
-`realtime`), which account is chosen (`accounts`), what an error means (`wire.errors`).  The idea: `next_action`
-is pure, what to do after an error as a function of the error and of the attempts so far; `RetryLoop` acts on it.
+`next_action` decides, as a pure function of the error and of the attempts so far, and `RetryLoop` acts on it. An
+attempt is implemented in `chat_attempt`, `embeddings` and `realtime`, the choice of an account in `accounts`, the
+meaning of an error in `wire.errors`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from qproxy.wire.errors import QproxyError, RetryHint, UpstreamError
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 3
-"""The first and two quick ones: the client's own retries come on top."""
+"""The first attempt and two quick ones: the client's own retries come on top."""
 RETRY_BUDGET_SECONDS = 20.0
-"""After that no further try begins: the client has waited long enough to be told."""
+"""Seconds after which no further attempt starts: the client has waited long enough for its error."""
 MAX_BACKOFF = 2.0
 REJECTION_STATUSES = frozenset((RetryHint.OTHER_ACCOUNT, RetryHint.AFTER, RetryHint.REFRESH_TOKEN))
-"""The account will not, rather than the server cannot."""
+"""Statuses of an account's rejection, as opposed to a server's failure."""
 
 
 class Action(enum.Enum):
-    """What to do after an error before the first meaningful event."""
+    """The action after an error before the first content."""
 
     GIVE_UP = "give up"
     SAME_ACCOUNT = "again"
-    """The same account, after a moment."""
+    """Retry the same account after a backoff."""
     OTHER_ACCOUNT = "elsewhere"
-    """Another account, at once."""
+    """Retry another account at once."""
     REFRESH_TOKEN = "refresh"
-    """The same account with a newer token."""
+    """Retry the same account with a refreshed token."""
 
 
 def next_action(
@@ -49,10 +49,10 @@ def next_action(
 ) -> Action:
     """Return what to do after an error.
 
-    `attempts` counts those made in `seconds`, `others` says whether an account is left that is not excluded,
-    `refreshed` whether this request has refreshed the account's token already.  The client's own mistakes are
-    never retried.  A rejection goes round all accounts, for it comes at once and costs the upstream nothing;
-    whatever else fails is attempted `MAX_ATTEMPTS` times at most.
+    `attempts` counts those made in `seconds`, `others` is whether an account is left that is not excluded,
+    `refreshed` whether this request has refreshed the account's token already. The client's own mistakes are
+    never retried. A rejection is retried with all accounts, because it is immediate and costs the upstream nothing;
+    any other failure is attempted at most `MAX_ATTEMPTS` times.
     """
     if seconds >= RETRY_BUDGET_SECONDS or (error.retry is RetryHint.ONCE and attempts > 1):
         return Action.GIVE_UP
@@ -74,8 +74,8 @@ def backoff_delay(attempts: int, error: QproxyError) -> float:
 
 
 def most_actionable_error(failures: Sequence[UpstreamError]) -> UpstreamError:
-    """What to tell the client: the last word, but of several accounts' refusals rather one that it may wait for, and
-    rather one about an account than another account's "no such model"."""
+    """Return the error for the client: the last one, but of several accounts' rejections preferably one that it can wait
+    for, and one about an account rather than another account's "no such model"."""
     last = failures[-1]
     refusals = [failure for failure in failures if failure.retry in REJECTION_STATUSES]
     if last not in refusals:
@@ -87,17 +87,17 @@ def most_actionable_error(failures: Sequence[UpstreamError]) -> UpstreamError:
 
 @dataclass(slots=True)
 class _AccountState:
-    """What one request knows of one account that it has used."""
+    """The state of one account within a request."""
 
     failed: bool = False
     excluded: bool = False
-    """Not to be chosen again."""
+    """Whether the account is not chosen again."""
     refreshed: bool = False
-    """Its token was refreshed for this request."""
+    """Whether its token was refreshed for this request."""
 
 
 class Attempt(ABC, Generic[T]):
-    """What a request does with an account: started until it succeeds or the loop gives up."""
+    """A request to an account, started until it succeeds or the loop gives up."""
 
     tokens = 0
     """Tokens to reserve with an account whose tokens per minute are limited."""
@@ -190,7 +190,7 @@ class RetryLoop:
     async def _apply_action(
         self, failure: UpstreamError, account: Account, credential: Credential | None
     ) -> None:
-        """Return when another attempt may start.  Raises the error for the client when none may."""
+        """Return when another attempt may start. Raises the error for the client when none may."""
         self._failures.append(failure)
         now, state = trio.current_time(), self._states[account]
         others = has_alternative(

@@ -1,16 +1,15 @@
-"""An answer of several rounds, pulled like an answer of one.
+"""A response of several rounds, pulled like a response of one.
 
-`ToolLoop` is `EventStream` as any other answer, so what streams or assembles an answer does not know of it: `receive` gives
-the events of the round under way, and between two rounds what the tools say, in the order of their calls.
+`ToolLoop` is an `EventStream`, so the code that streams or assembles a response does not depend on it: `receive`
+returns the events of the current round, and between two rounds the tools' results in the order of their calls.
 
-Who owns what: the tools of a round run in parallel, together with the opening of the next round, in *one* task of the
-request's nursery, which the server opens around everything that is done for a request and cancels when the client
-has left or the answer is whole.  It is not a nursery of `receive`'s own: a pull may give up at its time (`ReceiveTimeout`), so
-that a comment can go out, and the tools must go on meanwhile.  Nor is it one on the request's exit stack: a nursery
-belongs to the task that opened it, and the stack outlives the request's handler.  The task is over before the stack
-closes what it opened.
+The tools of a round run in parallel, and then the next round is opened, in *one* task of the request's nursery, which
+the server opens around the whole request and cancels when the client has disconnected or the response is complete.
+`receive` has no nursery of its own: it may time out (`ReceiveTimeout`), so that a keep-alive comment can be sent, while
+the tools continue. Nor is there one on the request's exit stack: a nursery belongs to the task that opened it, and the
+stack outlives the request's handler. The task has finished before the stack closes what it opened.
 
-The connection and the lease of a round are given back before its tools run: a slow tool holds no account.
+The connection and the lease of a round are released before its tools run: a slow tool holds no account.
 """
 
 from __future__ import annotations
@@ -36,28 +35,28 @@ from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
 
 log = logging.getLogger("qproxy.relay")
 MAX_CALLS_PER_ROUND = 32
-"""That are run of one round."""
+"""Maximum calls that are run in one round."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTools:
-    """What a request has of this server's tools."""
+    """The tools of this server for one request."""
 
     tools: Mapping[str, Tool]
     limit: int
-    """Rounds in which tools may run; then one more, without."""
+    """Maximum rounds in which tools may run; one more follows without them."""
     store: ToolRoundStore | None = None
     conversation_key: ConversationKey = ""
-    """Under which the hidden part of this response is saved."""
+    """The key of the saved hidden part of this response."""
 
     def offered_tools(self, turn: Turn) -> Turn:
-        """The turn with these tools among its own."""
+        """Return the turn with these tools among its own."""
         declared = [tool.declaration() for tool in self.tools.values()]
         return replace(turn, tools=[*turn.tools, *declared])
 
 
 class ToolLoop:
-    """An answer under way, over as many rounds as it takes."""
+    """A response in progress, over several rounds."""
 
     def __init__(
         self,
@@ -85,25 +84,25 @@ class ToolLoop:
         self._has_events = trio.Event()
         self._waiter: trio.CancelScope | None = None
         self._results: dict[str, ServerToolResult | None] = {}
-        """Of the calls that run, in their order; one that has ended waits until those before it have."""
+        """Results of the running calls in order; a finished one waits for those before it."""
 
     def __repr__(self) -> str:
-        return f"<Rounds, in round {self._number} {'over' if self._finished else 'under way'}>"
+        return f"<ToolLoop in round {self._number}, {'finished' if self._finished else 'active'}>"
 
     async def start(self) -> None:
-        """Open the first round; raises QproxyError when it never comes."""
+        """Open the first round. Raises QproxyError if it fails before its first event."""
         self._held = await self._stack.enter_async_context(AsyncExitStack())
         self._stream = await self._relay.open(self._turn, self._record, self._held)
 
     def interrupt(self) -> None:
-        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        """Make the waiting `receive`, if any, raise ReceiveTimeout."""
         if self._stream is not None:
             self._stream.interrupt()
         elif self._waiter is not None:
             self._waiter.cancel()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """Every event that became certain; empty at the end.  Raises `ReceiveTimeout` at `until`, and loses nothing."""
+        """Return the next events; empty at the end. Raises `ReceiveTimeout` at `until`, and loses nothing."""
         while True:
             if self._pending_events:
                 events, self._pending_events = self._pending_events, []
@@ -116,7 +115,7 @@ class ToolLoop:
                 self._process(await self._stream.receive(until))
 
     async def read_all(self) -> list[Event]:
-        """The rest of the answer."""
+        """Return the remaining events."""
         events: list[Event] = []
         while piece := await self.receive():
             events.extend(piece)
@@ -146,7 +145,7 @@ class ToolLoop:
         return RoundStage(self._tools.tools.keys(), self._client_calls, our_id, before, last)
 
     def _process(self, events: list[Event]) -> None:
-        """Pass on what the client gets of some events of the round; at its end see what is next."""
+        """Return the client's events of some events of the round; at its end start the next step."""
         self._pending_events += [out for event in events for out in self._stage.feed(event)]
         if self._stage.usage is not None:
             self._record.usage = add_usage(self._stage.text_before, self._stage.usage)
@@ -163,7 +162,7 @@ class ToolLoop:
         self._pending_events += self._stage.close()
 
     async def _run_tools(self) -> None:
-        """Run the calls of the round that is over, and open the next one."""
+        """Run the calls of the finished round, and open the next one."""
         try:
             await self._held.aclose()
             began = trio.current_time()
@@ -183,9 +182,14 @@ class ToolLoop:
                 await self._next()
         except QproxyError as error:
             self._fail(error)
-        except Exception as error:  # ours: the client is told, as everywhere
+        except Exception as error:  # an internal error is reported to the client
             log.exception("a round of tools failed", exc_info=error)
-            self._fail(QproxyError("qproxy had an internal error between two rounds.", code="internal_error"))
+            self._fail(
+                QproxyError(
+                    "Internal server error between two rounds of tools; see the qproxy log.",
+                    code="internal_error",
+                )
+            )
         self._has_events.set()
 
     def _fail(self, error: QproxyError) -> None:
@@ -194,7 +198,7 @@ class ToolLoop:
 
     def _start(self, call: RoundCall, nursery: trio.Nursery) -> None:
         tool = self._tools.tools.get(call.name)
-        if tool is None:  # nothing runs, so nobody is told
+        if tool is None:  # nothing runs, so nothing is reported
             call.output = f"Error: {invoke.unknown_tool_message(self._tools.tools, call.name)}"
             return
         self._results[call.id] = None
@@ -220,11 +224,13 @@ class ToolLoop:
         self._record.rounds = self._number
         self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
         self._stage = self._start_round(before)
-        turn = replace(self._turn, id=f"{self._client_turn.id}/{self._number}")  # ids of calls are made of it
+        turn = replace(
+            self._turn, id=f"{self._client_turn.id}/{self._number}"
+        )  # ids of calls are derived from it
         self._stream = await self._relay.open(turn, self._record, self._held)
 
     async def _save_round(self) -> None:
-        """Save what the client does not see of this response, for its next request."""
+        """Save the hidden rounds of this response for the client's next request."""
         if self._tools.store is not None:
             hidden = [
                 *self._turn.messages[self._opening_messages :],

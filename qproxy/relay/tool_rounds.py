@@ -1,4 +1,4 @@
-"""What clients do not send back: the hidden rounds of responses that ended with calls for the client.
+"""The hidden rounds of responses that ended with calls for the client, which clients do not send back.
 
 `ToolRoundStore` keeps them for the client's next request. It is bounded, and nothing depends on it: after a loss the
 model sees the conversation as the client does. A conversation is identified by the client's key and its first user
@@ -24,7 +24,7 @@ class ToolRoundStore(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is certainly nothing to load."""
+        """Return whether there is certainly nothing to load."""
         ...
 
     async def save(self, key: ConversationKey, ids: CallIds, messages: Sequence[JSON]) -> None:
@@ -32,7 +32,7 @@ class ToolRoundStore(Protocol):
         ...
 
     async def load(self, key: ConversationKey, ids: Sequence[CallIds]) -> Mapping[CallIds, Sequence[JSON]]:
-        """Return what was saved for some calls of a conversation."""
+        """Return the saved messages for some calls of a conversation."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""Where tools and answers meet: what a request is equipped with, and its answer in as many rounds as it takes.
+"""The tools of a request, and its response over several rounds.
 
-`prepare` says which tools a request gets and puts the hidden part of its conversation back; `start` opens a plain
-answer, at no further cost, for a request without tools of this server.  A reload brings another workshop; the one
-before goes on for the requests that have it.
+`prepare` selects a request's tools and restores the hidden part of its conversation; `start` opens a plain response,
+at no further cost, for a request without tools of this server. A reload creates another runtime; requests in flight
+keep theirs.
 """
 
 from __future__ import annotations
@@ -39,29 +39,27 @@ class ToolRuntime:
         self.max_rounds = limit
 
     def __repr__(self) -> str:
-        return f"<Workshop with {self.registry!r} and {self.rounds!r}>"
+        return f"<ToolRuntime with {self.registry!r} and {self.rounds!r}>"
 
     async def open(self, nursery: trio.Nursery) -> None:
-        """Get ready: the sandbox is tried out, MCP servers are connected to in the nursery."""
+        """Test the sandbox, and connect to MCP servers in the nursery."""
         await self.registry.open(nursery)
 
     def drain(self) -> None:
-        """No new request will come."""
+        """Close: no new request will use this runtime."""
         self.registry.drain()
 
     async def prepare(
         self, turn: Turn, key: ApiKey | None, *, served_model: str | None = None, remembers: bool = True
     ) -> tuple[Turn, RequestTools]:
-        """The turn with its whole conversation, and its tools; RequestError names one that it cannot have.
+        """Return the turn with its whole conversation, and its tools. Raises RequestError naming an unavailable one.
 
-        `stands_for` is the model that an alias of the request means.
-        `remembers` is for clients that do not see the calls of our tools and cannot send them back.
+        `stands_for` is the model of the request's alias.
+        `remembers` is for clients that do not see the calls of this server's tools and cannot send them back.
         """
         name = (key.name or key.id) if key else ""
         tools: Mapping[str, Tool] = {}
-        if turn.completion is None and (
-            self.registry or turn.server_tools
-        ):  # who completes a text calls nothing
+        if turn.completion is None and (self.registry or turn.server_tools):  # a completion calls no tools
             tools = self.registry.select(turn, name, served_model)
         rounds = self.rounds if remembers else None
         if rounds is None or not (tools or not rounds.is_empty):
@@ -80,7 +78,7 @@ class ToolRuntime:
         stack: AsyncExitStack,
         nursery: Callable[[], trio.Nursery],
     ) -> EventStream:
-        """The answer, begun; tools run in the `nursery`.  Raises QproxyError when no account could begin one."""
+        """Return the started response; tools run in `nursery`. Raises QproxyError if no account could start one."""
         if not tools.tools:
             return await relay.open(turn, record, stack)
         rounds = ToolLoop(relay, turn, tools, record, stack, nursery())

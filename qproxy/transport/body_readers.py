@@ -1,10 +1,10 @@
-"""The body of a response, out of the bytes of its connection.
+"""Readers of a response's body from the bytes of its connection.
 
-`ContentLengthReader` and `ChunkedReader` (RFC 9112 6.2 and 7.1) are read by hand: a streamed answer is thousands of small chunks, and h11
-makes several objects for each.  `H11Reader` leaves to h11 what comes behind a head that was h11's to judge.
+`ContentLengthReader` and `ChunkedReader` (RFC 9112 6.2 and 7.1) do not use h11: a streamed response is thousands of
+small chunks, and h11 creates several objects for each. `H11Reader` follows a head that h11 parsed.
 
-Both are fed what the connection gives, b"" at its end, and drained of what has become body.  What breaks off behind
-good bytes is an error only when those have been taken: `raise_error`.
+All are fed the bytes of the connection, b"" at its end, and drained of body. An error after good bytes is raised
+only when those have been taken: `raise_error`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import h11
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16}+)[ \t]{0,256}+(?:;[^\r\n]{0,4096}+)?+\r\n")
 _DIGITS = [bytes([digit]) for digit in b"0123456789abcdefABCDEF"] + [b""]
 MAX_LINE = 4096
-"""Of what follows a chunk's size, and of one trailer field."""
+"""Maximum bytes after a chunk's size, and of one trailer field."""
 MAX_TRAILERS = 64 * 1024
-"""Bytes of all of them."""
+"""Maximum bytes of all trailers."""
 
 
 class IncompleteBody(Exception):
@@ -27,14 +27,14 @@ class IncompleteBody(Exception):
 
 
 class BodyReader(Protocol):
-    """Bytes in, body out."""
+    """A reader of a response's body."""
 
     finished: bool
-    """Whether all of the body has come."""
+    """Return whether the whole body was received."""
 
     @property
     def reusable(self) -> bool:
-        """Whether nothing came behind it."""
+        """Return whether no bytes follow the body."""
         ...
 
     def feed(self, data: bytes) -> None: ...
@@ -42,12 +42,12 @@ class BodyReader(Protocol):
     def take_buffered(self) -> bytes: ...
 
     def raise_error(self) -> None:
-        """Raise what was wrong with what came: `IncompleteBody` or an h11 error."""
+        """Raise the pending error: `IncompleteBody` or an h11 error."""
         ...
 
 
 def body_reader_for(http: h11.Connection, head: h11.Response) -> BodyReader:
-    """The body that follows a response's head; `http` may hold its beginning."""
+    """Return the reader of the body after a response's head; `http` may hold its beginning."""
     for name, value in head.headers:
         if name == b"transfer-encoding" and http.their_state is h11.SEND_BODY:
             return ChunkedReader(http.trailing_data[0]) if value.lower() == b"chunked" else H11Reader(http)
@@ -55,7 +55,7 @@ def body_reader_for(http: h11.Connection, head: h11.Response) -> BodyReader:
 
 
 class _BufferedReader:
-    """What both have: pieces to drain, and an error behind them."""
+    """The shared part of the readers: buffered data, and an error after it."""
 
     def __init__(self) -> None:
         self.finished = False
@@ -72,7 +72,7 @@ class _BufferedReader:
 
 
 class ContentLengthReader(_BufferedReader):
-    """By hand: of so many bytes."""
+    """A reader of a body of a known length."""
 
     def __init__(self, length: int, data: bytes = b"") -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class ContentLengthReader(_BufferedReader):
 
 
 class H11Reader(_BufferedReader):
-    """By h11."""
+    """A reader of a body that h11 parses."""
 
     def __init__(self, http: h11.Connection) -> None:
         super().__init__()
@@ -120,18 +120,18 @@ class H11Reader(_BufferedReader):
 
 
 class ChunkedReader(_BufferedReader):
-    """By hand."""
+    """A reader of a chunked body."""
 
     def __init__(self, data: bytes = b"") -> None:
         super().__init__()
         self._rest = b""
-        """Bytes that begin a size, the end of a chunk, or a trailer."""
+        """Bytes of an incomplete size, end of a chunk, or trailer."""
         self._remaining = 0
-        """Bytes of the chunk that are still to come."""
+        """Remaining bytes of the chunk."""
         self._ends_chunk = False
         self._in_trailers = False
         self._trailers = 0
-        """Bytes of them that have come."""
+        """Received bytes of trailers."""
         self.reusable = True
         if data:
             self.feed(data)
@@ -161,7 +161,7 @@ class ChunkedReader(_BufferedReader):
         self.reusable = not self._rest
 
     def _whole_chunks(self, data: bytes, position: int) -> int:
-        """Where those chunks end that are there from their size to their end: nearly all are."""
+        """Return the end of the chunks that are complete from size to end, as nearly all are."""
         while (size := _SIZE.match(data, position)) is not None:
             begin = size.end()
             end = begin + int(size[1], 16)
@@ -196,7 +196,7 @@ class ChunkedReader(_BufferedReader):
         return 0 if self._ends_chunk else 2
 
     def _trailer(self, data: bytes, position: int) -> int:
-        """Where the next trailer field ends, `position` while it has no end; an empty one ends the body."""
+        """Return the end of the next trailer field, or `position` if it is incomplete; an empty one ends the body."""
         end = data.find(b"\r\n", position)
         size = (len(data) if end < 0 else end) - position
         if size > MAX_LINE:

@@ -1,7 +1,7 @@
-"""The opening of a WebSocket to an upstream, within the bounds that all heads have.
+"""The opening handshake of a WebSocket to an upstream, within the limits of all heads.
 
-wsproto reads it by an h11 connection of its own, without bounds.  The same bytes are read here first: a head, or a line of
-a chunk's size in the body of a refusal, is parsed there only after it was whole and within bounds here.
+wsproto parses it with an h11 connection of its own, without limits. The same bytes are parsed here first: wsproto gets a
+head, or the line of a chunk's size in the body of a rejection, only when it is complete and within the limits.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ READ_SIZE = 64 * 1024
 UPGRADE = h11.Request(
     method="GET", target="/", headers=[("host", "x"), ("connection", "upgrade"), ("upgrade", "websocket")]
 )
-"""What is answered, as far as it matters to h11."""
+"""The request, as far as it matters to h11."""
 
 
 class BoundedHandshakeStream(trio.abc.Stream):
-    """A stream that breaks when the response to a WebSocket's request is beyond the bounds of heads."""
+    """A stream that breaks if the response to a WebSocket's request exceeds the limits of heads."""
 
     def __init__(self, stream: trio.abc.Stream, max_head: int) -> None:
         self.transport_stream = stream
         self._http: BoundedConnection | None = BoundedConnection(h11.CLIENT, max_head)
-        """None once the WebSocket is open."""
+        """The parser; The parser; The parser; The parser; The parser; None once the WebSocket is open."""
         self._http.send(UPGRADE)
         self._http.send(h11.EndOfMessage())
 

@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection and the exchange that it carries.
 
-A request's head, and a response's that is written as nearly all are, is written and read by `wire.http1`; for any
-other one h11 is told what was sent, and given what came.
+`wire.http1` writes a request's head and reads a response's in its common form; for any other one h11 gets the bytes
+sent and received.
 
-Every await here stands under a limit named in `TransportLimits`; what the limit, the network or the peer does becomes
-an `UpstreamError` at the line where it happens.  Messages name the host and nothing else of a request.
+Every await has a limit of `TransportLimits`; timeouts and errors of the network or the peer become an `UpstreamError` at
+the line where they occur. Messages name the host and nothing else of a request.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from qproxy.wire.http_request import Headers, HTTPRequest
 READ_SIZE = 64 * 1024
 T = TypeVar("T")
 MAX_INTERIM = 20
-"""1xx responses before the real one; more is a server gone wrong."""
+"""Maximum 1xx responses before the final one; more is a broken server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLimits:
-    """Limits of connections to upstreams.  Seconds (None for no limit), counts and bytes."""
+    """Limits of connections to upstreams. Seconds (None for no limit), counts and bytes."""
 
     connect_timeout: float
-    """Name look-up, TCP, the proxy's part (CONNECT, SOCKS) and TLS together."""
+    """DNS lookup, TCP, the proxy's handshake (CONNECT, SOCKS) and TLS together."""
     write_timeout: float
     """For one write of the request to make progress."""
     first_byte_timeout: float | None
@@ -58,27 +58,27 @@ class TransportLimits:
     pool_timeout: float
     """Waiting for a free connection to a host that is at `max_connections`."""
     pool_idle: float
-    """How long an unused connection is kept."""
+    """Seconds that an unused connection is kept."""
     max_connections: int
-    """At once, to one host."""
+    """Concurrent connections to one host."""
     max_head_bytes: int = 64 * 1024
-    """Of a response; not a setting."""
+    """Bytes of a response's head; not a setting."""
 
 
-def timeout_error(what: str, seconds: float) -> UpstreamError:
-    """A time limit has passed."""
-    message = f"{what} within {seconds:g} s."
+def timeout_error(failure: str, seconds: float, setting: str) -> UpstreamError:
+    """Return the error of a time limit that has passed, named by its setting."""
+    message = f"{failure} within {seconds:g} s ({setting})."
     return UpstreamError(message, status=504, code="upstream_timeout", retry=RetryHint.NEVER)
 
 
 class map_errors:
-    """Network and protocol errors become ours."""
+    """A context that turns network and protocol errors into UpstreamError."""
 
-    __slots__ = ("_retry", "_while_doing")
+    __slots__ = ("_failure", "_retry")
     NETWORK = (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError, UnicodeError)
 
-    def __init__(self, doing: str, *, retry: RetryHint) -> None:
-        self._while_doing = doing
+    def __init__(self, failure: str, *, retry: RetryHint) -> None:
+        self._failure = failure
         self._retry = retry
 
     def __enter__(self) -> None:
@@ -87,12 +87,12 @@ class map_errors:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, self.NETWORK):
             cause: BaseException = error.__cause__ or error
-            while isinstance(cause, BaseExceptionGroup):  # one error for each address that was tried
+            while isinstance(cause, BaseExceptionGroup):  # one error per address
                 cause = cause.exceptions[0]
             reason = str(cause) or type(cause).__name__
-            raise UpstreamError(f"{self._while_doing}: {reason[:200]}.", retry=self._retry) from error
+            raise UpstreamError(f"{self._failure}: {reason[:200]}.", retry=self._retry) from error
         if isinstance(error, h11.ProtocolError):
-            message = f"{self._while_doing}: it does not speak proper HTTP ({str(error)[:200]})."
+            message = f"{self._failure}: invalid HTTP ({str(error)[:200]})."
             raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
 
 
@@ -104,40 +104,40 @@ class ResponseHead(NamedTuple):
 
 
 class UpstreamConnection:
-    """An open stream, and the exchange that it carries."""
+    """An open stream, and its current exchange."""
 
     def __init__(
         self, stream: trio.abc.Stream, limits: TransportLimits, host: str, origin: bytes = b""
     ) -> None:
         self.stream = stream
         self._origin = origin
-        """What goes before a path: a proxy that forwards a request is told of its origin."""
+        """Prefix of a path: a forwarding proxy needs the origin of a request."""
         self.interruptible = _interruptible(stream)
         self.limits = limits
         self.host = host
         self.requests = 0
         self._http: h11.Connection | None = None
-        """For an exchange that is not plain."""
+        """h11's connection, for an exchange beyond the common case."""
         self._body: BodyReader | None = None
         self._keep_alive = True
-        """Nothing has been said or happened by which this exchange is the last one."""
+        """Whether another exchange may follow this one."""
         self.response_started = False
-        """Whether a byte of the current answer has come."""
+        """Whether a byte of the current response was received."""
         self.idle_since = 0.0
 
     def __repr__(self) -> str:
-        return f"<Connection to {self.host}, {self.requests} requests, {self._body or 'no answer yet'}>"
+        return f"<Connection to {self.host}, {self.requests} requests, {self._body or 'no response yet'}>"
 
     @property
     def is_stale(self) -> bool:
-        """Whether an idle connection cannot be used again: the peer has closed it or said something unasked."""
+        """Return whether an idle connection is unusable: the peer has closed it or sent unsolicited bytes."""
         socket = getattr(getattr(self.stream, "transport_stream", self.stream), "socket", None)
         if socket is None:
             return False
         return bool(_readable(socket))
 
     async def send_request(self, request: HTTPRequest, fields: Headers, deadline: float) -> ResponseHead:
-        """Send a request and return the head of its response; all of that until the deadline at most."""
+        """Send a request and return the head of its response, by the deadline."""
         self.requests += 1
         self.response_started = False
         self._http, self._body, self._keep_alive = None, None, True
@@ -147,11 +147,17 @@ class UpstreamConnection:
         with suppress(ReceiveTimeout):
             return await self.read_until(until, until, partial(self._read_head, request, fields))
         if trio.current_time() >= deadline:
-            raise timeout_error(f"{self.host} did not end its answer", self.limits.total_timeout or 0)
-        raise timeout_error(f"{self.host} did not begin to answer", limit or 0)
+            raise timeout_error(
+                f"Upstream {self.host} did not complete its response",
+                self.limits.total_timeout or 0,
+                "upstream_total_timeout",
+            )
+        raise timeout_error(
+            f"Upstream {self.host} sent no response", limit or 0, "upstream_first_byte_timeout"
+        )
 
     def _target(self, request: HTTPRequest) -> bytes:
-        """The request's target: its path, in absolute form for a proxy (RFC 9112 3.2)."""
+        """Return the request target: the path, in absolute form for a proxy (RFC 9112 3.2)."""
         return self._origin + b"/" + request.url.partition("://")[2].partition("/")[2].encode()
 
     async def _write(self, request: HTTPRequest, fields: Headers) -> None:
@@ -172,13 +178,14 @@ class UpstreamConnection:
                 with trio.fail_after(self.limits.write_timeout):
                     await self.stream.send_all(body[start : start + READ_SIZE])
         except trio.TooSlowError:
-            raise timeout_error(f"{self.host} did not take the request", self.limits.write_timeout) from None
+            failure, limit = f"Upstream {self.host} did not accept the request", self.limits.write_timeout
+            raise timeout_error(failure, limit, "upstream_write_timeout") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            # A server may answer (413, 401) without reading the body to its end: look before giving up.
+            # A server may respond (413, 401) without reading the whole body: read the response before failing.
             self._keep_alive = False
 
     def _send_with_h11(self, request: HTTPRequest, fields: Headers) -> bytes:
-        """Let h11 have the exchange from here on; the request's head as it writes it."""
+        """Hand the exchange over to h11, and return the request's head as h11 writes it."""
         http = self._http = BoundedConnection(h11.CLIENT, self.limits.max_head_bytes)
         head = http.send(
             h11.Request(method=request.method, target=self._target(request), headers=list(fields))
@@ -189,9 +196,9 @@ class UpstreamConnection:
         return head or b""
 
     async def _read_head(self, request: HTTPRequest, fields: Headers) -> ResponseHead:
-        doing = f"{self.host} broke off before it answered"
-        with map_errors(doing, retry=RetryHint.SOON):
-            data = await self._read_more(doing)
+        failure = f"Upstream {self.host} closed the connection without sending a response"
+        with map_errors(failure, retry=RetryHint.SOON):
+            data = await self._read_more(failure)
             by_hand, limit = self._http is None and request.method != "HEAD", self.limits.max_head_bytes
             plain = http1.parse_response(data, limit) if by_hand else None
             if plain is not None:
@@ -205,40 +212,40 @@ class UpstreamConnection:
                 return ResponseHead(plain.status, tuple(plain.headers))
             if self._http is None:
                 self._send_with_h11(request, fields)
-            return await self._read_head_with_h11(data, doing)
+            return await self._read_head_with_h11(data, failure)
 
-    async def _read_head_with_h11(self, data: bytes, doing: str) -> ResponseHead:
+    async def _read_head_with_h11(self, data: bytes, failure: str) -> ResponseHead:
         http = self._http
         assert http is not None
         http.receive_data(data)
         for _ in range(MAX_INTERIM):
             while (event := http.next_event()) is h11.NEED_DATA:
-                http.receive_data(await self._read_more(doing))
+                http.receive_data(await self._read_more(failure))
             if isinstance(event, h11.Response):
                 self._body = body_reader_for(http, event)
                 names = {name for name, _ in event.headers}
                 if {
                     b"content-length",
                     b"transfer-encoding",
-                } <= names:  # RFC 9112 6.3: not to be trusted with another
+                } <= names:  # RFC 9112 6.3: close it after the response
                     self._keep_alive = False
                 fields = tuple((bytes(name), bytes(value)) for name, value in event.headers)
                 return ResponseHead(event.status_code, fields)
             if not isinstance(event, h11.InformationalResponse):
                 break
-        message = f"{self.host} does not answer in HTTP."
+        message = f"Upstream {self.host} sent an invalid HTTP response."
         raise UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.SOON)
 
-    async def _read_more(self, doing: str) -> bytes:
-        """What comes next of the response's head."""
+    async def _read_more(self, failure: str) -> bytes:
+        """Return the next bytes of the response's head. Raises UpstreamError with `failure` at the end."""
         data = bytes(await self.stream.receive_some(READ_SIZE))
         self.response_started = self.response_started or bool(data)
         if not data:
-            raise UpstreamError(f"{doing}: it closed the connection.", retry=RetryHint.SOON)
+            raise UpstreamError(f"{failure}.", retry=RetryHint.SOON)
         return data
 
     def buffered(self) -> bytes | None:
-        """All of the body that needs no more reading; b"" at its end, None when that is nothing."""
+        """Return the body that is buffered; b"" at its end, None if nothing is."""
         body = self._body
         assert body is not None
         data = body.take_buffered()
@@ -248,22 +255,22 @@ class UpstreamConnection:
         """Read some more of the response's body; b"" at its end."""
         body = self._body
         assert body is not None
-        doing = f"{self.host} broke its answer off"
-        with map_errors(doing, retry=RetryHint.SOON):
+        failure = f"Upstream {self.host} closed the connection before the response was complete"
+        with map_errors(failure, retry=RetryHint.SOON):
             while True:
                 try:
                     body.raise_error()
                 except IncompleteBody:
-                    raise UpstreamError(f"{doing}: it closed the connection.", retry=RetryHint.SOON) from None
+                    raise UpstreamError(f"{failure}.", retry=RetryHint.SOON) from None
                 body.feed(bytes(await self.stream.receive_some(READ_SIZE)))
                 data = self.buffered()
                 if data is not None:
                     return data
 
     async def read_until(self, until: float, limit: float, read: Callable[[], Awaitable[T]]) -> T:
-        """What `read` reads; Quiet when nothing came until then.
+        """Return the result of `read`. Raises ReceiveTimeout at `until`.
 
-        `limit` is for all of it: over TLS a read may have to write too.
+        `limit` applies to the whole operation: over TLS a read may have to write too.
         """
         if self.interruptible is not None:
             self.interruptible.deadline = until
@@ -275,23 +282,23 @@ class UpstreamConnection:
 
     @property
     def reusable(self) -> bool:
-        """Whether both sides have ended this exchange and may begin another."""
+        """Return whether both sides have ended this exchange and may start another."""
         body, http = self._body, self._http
         over = body is not None and body.finished and body.reusable
         return over and self._keep_alive and (http is None or http.our_state is h11.DONE)
 
     async def aclose(self) -> None:
-        """Close the socket at once, without TLS's farewell (which could block)."""
+        """Close the socket at once, without TLS's close alert (which could block)."""
         await trio.aclose_forcefully(self.stream)
 
 
 def format_seconds(limit: float | None) -> float:
-    """A limit as a number."""
+    """Return a limit as a number, `math.inf` for none."""
     return math.inf if limit is None else limit
 
 
 def _interruptible(stream: trio.abc.Stream) -> InterruptibleStream | None:
-    """Where the stream waits for bytes, below TLS and proxies."""
+    """Return the interruptible stream below TLS and proxies."""
     while not isinstance(stream, InterruptibleStream):
         if not hasattr(stream, "transport_stream"):
             return None
@@ -308,11 +315,11 @@ def _readable(socket: trio.socket.SocketType) -> bool:
 def request_headers(
     request: HTTPRequest, origin: Origin, user_agent: str, proxy_authorization: str | None = None
 ) -> Headers:
-    """The request's header fields with those that are the transport's to add."""
+    """Return the request's header fields with those that the transport adds."""
     own: Headers = (
         (b"host", origin.host_header.encode()),
         (b"user-agent", user_agent.encode()),
-        (b"accept-encoding", b"identity"),  # one decoding less for every chunk, and nothing buffers
+        (b"accept-encoding", b"identity"),  # saves decoding every chunk, and prevents buffering
     )
     length = ((b"content-length", str(len(request.body)).encode()),) if request.body else ()
     if proxy_authorization is not None:

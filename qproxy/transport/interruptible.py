@@ -1,9 +1,8 @@
-"""Waiting for bytes in a way that can be given up without losing any.
+"""Reads of a stream that can be interrupted without losing bytes.
 
-A deadline around a whole read is not enough for that: over TLS it may strike after bytes were decrypted, while the
-answer to a key update is sent, and they would be gone.  So the deadline stands where bytes are still the kernel's,
-below TLS: there a read has either happened or it has not.  What gives up is an exception of its own, and TLS and
-h11 above are left as they were.
+A deadline around a whole read is not enough: over TLS it may expire after bytes were decrypted, while the response to a
+key update is sent, and they would be lost. So the deadline applies below TLS, where the bytes are still in the kernel:
+a read there has either happened or not. A timeout is an exception of its own, and TLS and h11 above stay intact.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from qproxy.system.sockets import raw_socket, recv, recv_nowait, send_nowait
 
 
 class ReceiveTimeout(Exception):
-    """Nothing came while one was ready to wait.  Nothing is lost: ask again."""
+    """No bytes were received by the deadline. Nothing is lost: read again."""
 
 
 class InterruptibleStream(trio.abc.Stream):
@@ -25,22 +24,22 @@ class InterruptibleStream(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream = stream
         self.deadline = math.inf
-        """Trio's clock."""
+        """The deadline of reads (Trio's clock)."""
         self._reading: trio.CancelScope | None = None
         self._raw_socket = raw_socket(stream)
         self._buffered = False
-        """The last read may have left something."""
+        """Whether the last read may have left bytes."""
 
     def __repr__(self) -> str:
-        return f"<Patient {self.transport_stream!r}>"
+        return f"<InterruptibleStream {self.transport_stream!r}>"
 
     @property
     def socket(self) -> trio.socket.SocketType | None:
-        """What the pool polls an idle connection by."""
+        """Return the file descriptor by which the pool polls an idle connection."""
         return getattr(self.transport_stream, "socket", None)
 
     def interrupt(self) -> None:
-        """Make the read that is waiting, if there is one, give up."""
+        """Make the waiting read, if any, raise ReceiveTimeout."""
         if self._reading is not None:
             self._reading.cancel()
 
@@ -65,7 +64,7 @@ class InterruptibleStream(trio.abc.Stream):
         return data
 
     def send_nowait(self, *pieces: bytes) -> int:
-        """How many bytes left without waiting; none is no error yet."""
+        """Send without waiting, and return the number of bytes sent; 0 is no error yet."""
         return 0 if self._raw_socket is None else send_nowait(self._raw_socket, *pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

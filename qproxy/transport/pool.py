@@ -1,7 +1,7 @@
-"""The pool: which connection carries a request, and what becomes of it afterwards.
+"""The connection pool: assigns connections to requests and reuses them.
 
-A slot of its host is taken before a connection is made and given back when it is released, whatever happened in
-between; idle connections hold no slot.  The last one used is used first, so the others can grow old and go.
+A slot of the host is acquired before a connection is made and released with it in any case; idle connections hold no
+slot. The last one used is reused first, so that the others expire.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PoolKey: TypeAlias = tuple[Origin, ProxyServer | None]
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """What the pool holds now."""
+    """The pool's current numbers."""
 
     open: int
     """Connections in use or idle."""
@@ -55,11 +55,11 @@ class _HostPool:
     def __init__(self, limits: TransportLimits) -> None:
         self.slots = trio.CapacityLimiter(limits.max_connections)
         self.idle: deque[UpstreamConnection] = deque()
-        """The one that was used last is the last."""
+        """Idle connections, the last used one last."""
 
 
 class UpstreamTransport:
-    """Sends requests; keeps connections for the next one."""
+    """A client of HTTP/1.1 upstreams that reuses its connections."""
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class UpstreamTransport:
         return PoolStatistics(open=busy + idle, idle=idle, created=self._created)
 
     async def send(self, request: HTTPRequest) -> UpstreamResponse:
-        """Send a request; the response is there when its head is.  Close it (it is a context manager).
+        """Send a request, and return the response with its head; the caller closes it (it is a context manager).
 
-        Raises UpstreamError: no connection, no answer in time, no HTTP.
+        Raises UpstreamError without a connection, a response in time, or valid HTTP.
         """
         key = origin, proxy = self.route(request.url)
         host = self._host(key)
@@ -115,15 +115,15 @@ class UpstreamTransport:
                 stale = reused and isinstance(error, UpstreamError) and error.status != 504
                 if not stale or connection is None or connection.response_started:
                     raise
-                for other in host.idle:  # those of the same age are no better
+                for other in host.idle:  # others of the same age are likely dead too
                     _drop(other)
                 host.idle.clear()
 
     @asynccontextmanager
     async def stream(self, url: str) -> AsyncIterator[trio.abc.Stream]:
-        """A connection for another protocol than HTTP, closed at the end.
+        """Open a connection for another protocol than HTTP, closed at the end.
 
-        It is made as all others are, by the same proxy and with the same limits, and takes one of its host's places.
+        It is made as all others are, through the same proxy and with the same limits, and holds one of its host's slots.
         """
         key = origin, _ = self.route(url)
         host = self._host(key)
@@ -142,7 +142,7 @@ class UpstreamTransport:
         return host
 
     def route(self, url: str) -> PoolKey:
-        """Where requests to a URL go, and through which proxy.  UpstreamError when it is no URL to send requests to."""
+        """Return the origin of a URL and its proxy. Raises UpstreamError for an invalid URL."""
         try:
             origin = Origin.of(url)
         except ValueError as error:
@@ -150,11 +150,11 @@ class UpstreamTransport:
         return origin, self._proxies.proxy_for(origin)
 
     async def connect(self, url: str) -> trio.abc.Stream:
-        """A connection of one's own the way that requests to a URL go, for who looks at that.  Raises as `send` does."""
+        """Return a new connection made like those of requests to a URL, for diagnostics. Raises as `send` does."""
         return (await self._open_new(self.route(url))).stream
 
     async def _slot(self, host: _HostPool, origin: Origin) -> object:
-        """One of the host's places for a connection; UpstreamError when none becomes free in time."""
+        """Acquire one of the host's slots. Raises UpstreamError if none becomes free in time."""
         slot = object()
         with suppress(trio.WouldBlock):
             host.slots.acquire_on_behalf_of_nowait(slot)
@@ -163,14 +163,14 @@ class UpstreamTransport:
             with trio.fail_after(self.limits.pool_timeout):
                 await host.slots.acquire_on_behalf_of(slot)
         except trio.TooSlowError:
-            message = f"All {self.limits.max_connections} connections to {origin.host} are in use."
+            message = f"All {self.limits.max_connections} connections to {origin.host} are in use (max_upstream_connections)."
             raise UpstreamError(
                 message, status=503, code="overloaded", retry=RetryHint.OTHER_ACCOUNT
             ) from None
         return slot
 
     def _pooled(self, host: _HostPool) -> UpstreamConnection | None:
-        """The most recently used idle connection that is alive."""
+        """Return the most recently used idle connection that is alive, or None."""
         now = trio.current_time()
         while host.idle and now - host.idle[0].idle_since >= self.limits.pool_idle:
             _drop(host.idle.popleft())
@@ -182,7 +182,7 @@ class UpstreamTransport:
         return None
 
     async def _open_new(self, key: PoolKey, *, tunnel: bool = False) -> UpstreamConnection:
-        """A new connection; with `tunnel` to the origin itself, also where a proxy would forward requests."""
+        """Return a new connection; with `tunnel` to the origin itself, even if a proxy would forward requests."""
         origin, proxy = key
         with trio.move_on_after(self.limits.connect_timeout):
             if proxy is None or tunnel or not proxy.is_forward_proxy_for(origin):
@@ -194,7 +194,9 @@ class UpstreamTransport:
                 )
             self._created += 1
             return UpstreamConnection(stream, self.limits, origin.host, prefix)
-        error = timeout_error(f"Cannot connect to {origin.host}", self.limits.connect_timeout)
+        error = timeout_error(
+            f"Cannot connect to {origin.host}", self.limits.connect_timeout, "upstream_connect_timeout"
+        )
         error.retry = RetryHint.SOON
         raise error
 
@@ -205,8 +207,8 @@ class UpstreamTransport:
             stream = await self._tunnel(origin, proxy)
         return await self._start_tls(stream, origin) if origin.scheme == "https" else stream
 
-    async def _tcp(self, origin: Origin, doing: str) -> trio.abc.Stream:
-        with map_errors(doing, retry=RetryHint.SOON):
+    async def _tcp(self, origin: Origin, failure: str) -> trio.abc.Stream:
+        with map_errors(failure, retry=RetryHint.SOON):
             return InterruptibleStream(await self._connect(origin.host, origin.port))
 
     async def _start_tls(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
@@ -222,12 +224,12 @@ class UpstreamTransport:
         return tls
 
     async def _open_proxied(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
-        """A connection to the proxy itself."""
+        """Open a connection to the proxy itself."""
         stream = await self._tcp(proxy.origin, f"Cannot connect to the proxy {proxy.origin.host}")
         return await self._start_tls(stream, proxy.origin) if proxy.origin.scheme == "https" else stream
 
     async def _tunnel(self, origin: Origin, proxy: ProxyServer) -> trio.abc.Stream:
-        """A connection to `origin` that the proxy makes."""
+        """Open a connection to `origin` through the proxy."""
         stream = await self._open_proxied(origin, proxy)
         try:
             await (self._socks_handshake if proxy.is_socks else self._request_tunnel)(stream, origin, proxy)
@@ -261,13 +263,13 @@ class UpstreamTransport:
                 if event is h11.NEED_DATA:
                     http.receive_data(bytes(await stream.receive_some(16 * 1024)))
         if not isinstance(event, h11.Response) or not 200 <= event.status_code < 300:
-            status = event.status_code if isinstance(event, h11.Response) else "no answer"
+            status = event.status_code if isinstance(event, h11.Response) else "no response"
             raise _proxy_error(proxy, origin, str(status))
 
     async def _release(
         self, host: _HostPool, slot: object, connection: UpstreamConnection | None, reusable: bool
     ) -> None:
-        """Give the slot back; keep the connection when it may carry another request."""
+        """Release the slot, and keep the connection if it is reusable."""
         host.slots.release_on_behalf_of(slot)
         if connection is None:
             return
@@ -286,18 +288,18 @@ class UpstreamTransport:
 
 
 def _proxy_error(proxy: ProxyServer, origin: Origin, reason: str) -> UpstreamError:
-    return UpstreamError(f"The proxy {proxy.origin.host} refuses to connect to {origin.host} ({reason}).")
+    return UpstreamError(f"The proxy {proxy.origin.host} refused to connect to {origin.host} ({reason}).")
 
 
 async def _resolve(host: str, port: int) -> str:
-    """An address of a host: IPv4 where it has one, which every proxy reaches."""
+    """Return an address of a host: IPv4 if it has one, which every proxy supports."""
     entries = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
     entries.sort(key=lambda entry: entry[0] != trio.socket.AF_INET)
     return str(entries[0][4][0])
 
 
 def _drop(connection: UpstreamConnection) -> None:
-    """Close a connection that nobody waits for: a socket's close does not block."""
+    """Close a connection without awaiting: a socket's close does not block."""
     stream = getattr(connection.stream, "transport_stream", connection.stream)
     while not isinstance(stream, trio.SocketStream) and hasattr(stream, "transport_stream"):
         stream = stream.transport_stream

@@ -1,4 +1,4 @@
-"""The outbound proxy: which one an URL goes through, by settings or by the customary variables.
+"""The outbound proxy of a URL, by settings or by the usual environment variables.
 
 `NO_PROXY` holds host names (with their subdomains), `.suffix`, `*`, IP addresses, networks (10.0.0.0/8), each
 perhaps with a port.
@@ -16,23 +16,23 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from qproxy.transport.socks import MAX_TEXT, Credentials
 
 SOCKS = ("socks5", "socks5h")
-"""Schemes; with the `h` the proxy looks names up."""
+"""Schemes; with the `h` the proxy resolves names."""
 SOCKS_PORT = 1080
 """RFC 1928 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port: what a connection is made to."""
+    """Scheme, host and port of a connection."""
 
     scheme: str
     host: str
     port: int
 
     @classmethod
-    @lru_cache(maxsize=256)  # each request asks for its account's
+    @lru_cache(maxsize=256)  # looked up for each request
     def of(cls, url: str) -> Origin:
-        """The origin of an absolute http or https URL; ValueError when it is none."""
+        """Return the origin of an absolute http or https URL. Raises ValueError for any other."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an absolute http or https URL")
@@ -40,12 +40,12 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """`host:port`, an IPv6 address in brackets."""
+        """Return Return Return Return Return `host:port`, an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def host_header(self) -> str:
-        """The Host header field's value."""
+        """Return the value of the Host header."""
         default = 443 if self.scheme == "https" else 80
         return self.authority.removesuffix(f":{self.port}") if self.port == default else self.authority
 
@@ -56,11 +56,11 @@ class ProxyServer:
 
     origin: Origin
     credentials: Credentials | None = field(default=None, repr=False)
-    """User name and password."""
+    """User name and password, if any."""
 
     @classmethod
     def parse(cls, url: str, source: str = "proxy") -> ProxyServer:
-        """A proxy from its URL; ValueError, which names `source` and no part of the URL, when it is none."""
+        """Parse a proxy's URL. Raises ValueError, which names `source` and no part of the URL, if it is invalid."""
         try:
             return cls._from_url(urlsplit(url if "://" in url else f"http://{url}"))
         except ValueError:
@@ -81,7 +81,7 @@ class ProxyServer:
 
     @property
     def authorization(self) -> str | None:
-        """The credentials as a field of HTTP (RFC 7617)."""
+        """Return the credentials as an HTTP header value (RFC 7617)."""
         if self.credentials is None:
             return None
         return "Basic " + base64.b64encode(":".join(self.credentials).encode()).decode()
@@ -92,17 +92,17 @@ class ProxyServer:
 
     @property
     def resolves_names(self) -> bool:
-        """Whether it looks names up; `socks5` leaves that to its client, as in curl."""
+        """Return whether the proxy resolves names; `socks5` leaves that to its client, as in curl."""
         return self.origin.scheme != "socks5"
 
     def is_forward_proxy_for(self, target: Origin) -> bool:
-        """Whether it takes requests to `target` itself, rather than making a connection (RFC 9112 3.2.2)."""
+        """Return whether the proxy forwards requests to `target` instead of connecting (RFC 9112 3.2.2)."""
         return target.scheme == "http" and not self.is_socks
 
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
-    """The proxies by scheme of the target, and the hosts that need none."""
+    """Proxies by the target's scheme, and the hosts that need none."""
 
     http: ProxyServer | None = None
     https: ProxyServer | None = None
@@ -111,15 +111,15 @@ class ProxySettings:
 
     @classmethod
     def for_all(cls, url: str, no_proxy: str) -> ProxySettings:
-        """One proxy for all targets but those in `no_proxy` (comma-separated); ValueError when it is none."""
+        """Return one proxy for all targets except `no_proxy` (comma-separated). Raises ValueError if it is invalid."""
         server = ProxyServer.parse(url)
         return cls(server, server, _hosts(no_proxy))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], no_proxy: str) -> ProxySettings:
-        """HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
+        """Read Read Read Read Read HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
 
-        `no_proxy` adds to the last.  ValueError, which names the variable, when one holds no proxy.
+        `no_proxy` extends the last. Raises ValueError naming a variable that is invalid.
         """
 
         def read(*names: str) -> ProxyServer | None:
@@ -130,7 +130,7 @@ class ProxySettings:
         return cls(read("http_proxy"), read("https_proxy", "HTTPS_PROXY"), _hosts(f"{exempt},{no_proxy}"))
 
     def proxy_for(self, target: Origin) -> ProxyServer | None:
-        """The proxy to reach `target` through; None for a direct connection."""
+        """Return the proxy for `target`; None for a direct connection."""
         server = self.https if target.scheme == "https" else self.http
         if server is None or any(_matches(pattern, target) for pattern in self.exempt):
             return None

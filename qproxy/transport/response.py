@@ -1,7 +1,7 @@
-"""The answer to one request: its head, and its body as it comes.
+"""The response to one request: its head, and its body as it is received.
 
-Waiting for the next piece has two ends that are no loss, silence that the caller is not ready to wait through (`ReceiveTimeout`)
-and an interruption, and two that are: the limits on silence and on the whole answer.
+A read that ends by the caller's deadline or an interruption (`ReceiveTimeout`) loses nothing; the limits on silence and
+on the whole response fail it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qproxy.wire.errors import UpstreamError
 
 
 class UpstreamResponse:
-    """The head of an answer, and its body as it comes."""
+    """The head of a response, and its body as it is received."""
 
     def __init__(
         self,
@@ -35,25 +35,27 @@ class UpstreamResponse:
         self._finished = False
         self._released = False
         self._read_timeout = 0.0
-        """Seconds waited since something last came."""
+        """Seconds waited since bytes were last received."""
 
     def __repr__(self) -> str:
-        return f"<Response {self.status} from {self._connection.host}{', over' if self._finished else ''}>"
+        return (
+            f"<Response {self.status} from {self._connection.host}{', finished' if self._finished else ''}>"
+        )
 
     def header(self, name: bytes) -> str | None:
-        """The first field of this (lower-case) name."""
+        """Return the first header of this (lower-case) name, or None."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
     def interrupt(self) -> None:
-        """Make the `receive` that is waiting, if there is one, raise Quiet."""
+        """Make the waiting `receive`, if any, raise ReceiveTimeout."""
         if self._connection.interruptible is not None:
             self._connection.interruptible.interrupt()
 
     async def receive(self, until: float = math.inf) -> bytes:
-        """Some of the body, everything that is there already in one piece; b"" at the end.
+        """Return some of the body, everything received already at once; b"" at the end.
 
-        Raises Quiet at `until` (Trio's clock): nothing is lost then, ask again.  Raises UpstreamError when the body
-        breaks off, pauses for longer than `idle_timeout`, or goes on past `total_timeout`.
+        Raises ReceiveTimeout at `until` (Trio's clock): nothing is lost, read again. Raises UpstreamError if the body
+        is truncated, pauses for longer than `idle_timeout`, or continues past `total_timeout`.
         """
         if self._finished:
             return b""
@@ -78,22 +80,28 @@ class UpstreamResponse:
     def _timeout_error(self) -> UpstreamError:
         limits, host = self._connection.limits, self._connection.host
         if trio.current_time() >= self._deadline:
-            return timeout_error(f"{host} did not end its answer", limits.total_timeout or 0)
-        return timeout_error(f"{host} went silent in its answer and said nothing", limits.idle_timeout or 0)
+            return timeout_error(
+                f"Upstream {host} did not complete its response",
+                limits.total_timeout or 0,
+                "upstream_total_timeout",
+            )
+        return timeout_error(
+            f"Upstream {host} sent no more of its response", limits.idle_timeout or 0, "upstream_read_timeout"
+        )
 
     async def read(self, limit: int) -> bytes:
-        """The whole rest of the body; UpstreamError when it is longer than `limit` bytes."""
+        """Return the rest of the body. Raises UpstreamError if it is longer than `limit` bytes."""
         pieces, size = [], 0
         while data := await self.receive():
             pieces.append(data)
             size += len(data)
             if size > limit:
-                message = f"{self._connection.host} sent an answer of more than {limit} bytes."
+                message = f"Upstream {self._connection.host} sent a response of more than {limit} bytes."
                 raise UpstreamError(message, code="upstream_invalid_response")
         return b"".join(pieces)
 
     async def aclose(self) -> None:
-        """Give the connection back if the body was read to its end, else close it at once.  Idempotent."""
+        """Release the connection if the body was read to its end, otherwise close it at once. Idempotent."""
         if not self._released:
             self._released = True
             await self._release(self._connection, self._connection.reusable)

@@ -1,6 +1,6 @@
-"""SOCKS 5, the client's side: a connection to a host by way of a proxy that does not look at what it carries.
+"""SOCKS 5, the client's side: a connection to a host via a proxy that does not inspect it.
 
-`handshake` is pure: it says what to send and how many bytes to receive next.  No byte of what follows is read.
+`handshake` is pure: it yields the bytes to send and the number of bytes to receive next. Nothing beyond is read.
 
 RFC 1928; user name and password: RFC 1929.
 """
@@ -31,18 +31,18 @@ REPLIES = {
     7: "command not supported",
     8: "address type not supported",
 }
-NOT_SOCKS5 = "it does not speak SOCKS 5"
+NOT_SOCKS5 = "it is not a SOCKS 5 proxy"
 Credentials: TypeAlias = tuple[str, str]
 Handshake: TypeAlias = Generator[tuple[bytes, int], bytes, None]
-"""Yields what to send and how many bytes to receive, is sent those, and returns when the connection is made."""
+"""Yields the bytes to send and the number to receive, is sent those, and returns when connected."""
 
 
 class SOCKSError(Exception):
-    """The proxy makes no connection; the message says why."""
+    """The proxy made no connection; the message is the reason."""
 
 
 def handshake(host: str, port: int, credentials: Credentials | None) -> Handshake:
-    """Ask for a connection to a name or an address.  Raises SOCKSError when there is none."""
+    """Request a connection to a name or an address. Raises SOCKSError if the proxy makes none."""
     methods = bytes([NO_AUTHENTICATION] if credentials is None else [NO_AUTHENTICATION, PASSWORD])
     version, method = yield bytes([VERSION, len(methods)]) + methods, 2
     if version != VERSION:
@@ -54,7 +54,7 @@ def handshake(host: str, port: int, credentials: Credentials | None) -> Handshak
             raise SOCKSError("it rejects the user name or the password")
     elif method != NO_AUTHENTICATION:
         wanted = "a user name and a password" if credentials is None else "other credentials"
-        raise SOCKSError(f"it wants {wanted}")
+        raise SOCKSError(f"it requires {wanted}")
     request = bytes([VERSION, CONNECT, 0]) + _encode_address(host) + port.to_bytes(2, "big")
     version, reply, _, kind = yield request, 4
     if version != VERSION:
@@ -66,29 +66,29 @@ def handshake(host: str, port: int, credentials: Credentials | None) -> Handshak
         (size,) = yield b"", 1
     if size is None:
         raise SOCKSError(NOT_SOCKS5)
-    yield b"", size + 2  # the address that the proxy connects from: nobody's concern
+    yield b"", size + 2  # the address that the proxy connects from, unused
 
 
 def _length_prefixed(text: str) -> bytes:
-    """A text behind its length."""
+    """Return a text after its length."""
     data = text.encode()
     return bytes([len(data)]) + data
 
 
 def _encode_address(host: str) -> bytes:
-    """A destination: an address as such, anything else as a name for the proxy to look up."""
+    """Return a destination: an address as such, anything else as a name for the proxy to resolve."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         name = host.encode("idna")
         if len(name) > MAX_TEXT:
-            raise SOCKSError("the host's name is too long for it") from None
+            raise SOCKSError("the host name is too long for SOCKS 5") from None
         return bytes([NAME, len(name)]) + name
     return bytes([IPV4 if address.version == 4 else IPV6]) + address.packed
 
 
 async def connect(stream: trio.abc.Stream, host: str, port: int, credentials: Credentials | None) -> None:
-    """Make of a stream to a proxy one to the host.  Raises SOCKSError, and what the stream raises."""
+    """Turn a stream to a proxy into one to the host. Raises SOCKSError, and the stream's errors."""
     steps = handshake(host, port, credentials)
     data, size = next(steps)
     while True:

@@ -1,11 +1,11 @@
 """A WebSocket to an upstream: trio-websocket over a connection of the transport.
 
-One task owns the connection and everything about it, and ends it when it is cancelled; others send, receive and wait.
-So its reader's faults (trio-websocket #184: a pong after the end) are caught in one place, its end is always the same,
-and no nursery is held open across what others do.
+One task owns the connection and closes it when cancelled; others send, receive and wait. So its reader's errors
+(trio-websocket #184: a pong after the end) are caught in one place, it always closes in the same way, and no nursery is
+held open across other tasks' work.
 
-Nothing is read ahead but one message: who does not ask for more makes the upstream wait.  Every wait has a limit; one
-that is quiet for `ping_interval` is asked whether it is there, once, and gone after as long again.
+At most one message is read ahead: a slow consumer makes the upstream wait. Every wait has a limit; an upstream that is
+silent for `ping_interval` gets one ping, and has failed after as long again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.http_request import Headers
 
 ABNORMAL = 1006
-"""RFC 6455 7.4.1: it ended without a close frame."""
+"""RFC 6455 7.4.1: closed without a close frame."""
 CLOSE_TIMEOUT = 0.05
-"""For the close frame: who leaves has left within a tenth of a second."""
+"""Seconds for the close frame: a disconnect takes less than a tenth of a second."""
 
 
 class HandshakeRejected(Exception):
-    """The server would not open it, and said so in HTTP."""
+    """The server rejected the handshake by an HTTP response."""
 
     def __init__(self, status: int, headers: Headers, body: bytes) -> None:
         super().__init__(status)
@@ -41,7 +41,7 @@ class HandshakeRejected(Exception):
 
 
 class UpstreamClosed(Exception):
-    """The other end has closed it."""
+    """The other end has closed the connection."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
@@ -50,7 +50,7 @@ class UpstreamClosed(Exception):
 
 
 class UpstreamWebSocket:
-    """One connection."""
+    """One WebSocket to an upstream."""
 
     def __init__(self, url: str, headers: Headers, *, ping_interval: float, max_message_bytes: int) -> None:
         self._url = url
@@ -65,12 +65,12 @@ class UpstreamWebSocket:
         """Whether a ping is unanswered."""
 
     def __repr__(self) -> str:
-        return f"<WebSocket to {self._host}{', gone' if self._closed.is_set() else ''}>"
+        return f"<WebSocket to {self._host}{', closed' if self._closed.is_set() else ''}>"
 
     async def run(self, transport: UpstreamTransport, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the connection until `aclose` or a cancellation; started when it is open.
+        """Own the connection until `aclose` or a cancellation; `started` when it is open.
 
-        Raises `HandshakeRejected`, or UpstreamError when there is no connection or no answer.
+        Raises `HandshakeRejected`, or UpstreamError without a connection or a response.
         """
         try:
             with self._cancel_scope:
@@ -109,12 +109,14 @@ class UpstreamWebSocket:
         if self._rejection is not None:
             raise self._rejection
         if trio.current_time() >= waiting.deadline:
-            raise timeout_error(f"{self._host} did not open the WebSocket", limit or 0)
-        message = f"{self._host} broke off before it opened the WebSocket."
+            raise timeout_error(
+                f"Upstream {self._host} did not open the WebSocket", limit or 0, "upstream_first_byte_timeout"
+            )
+        message = f"Upstream {self._host} closed the connection before it opened the WebSocket."
         raise UpstreamError(message, retry=RetryHint.SOON)
 
     async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
-        """Run trio-websocket's reader; whatever ends it ends the connection and nothing else."""
+        """Run trio-websocket's reader; its end, by any error, ends only the connection."""
         try:
             await reader()
         except ConnectionRejected as error:
@@ -127,7 +129,7 @@ class UpstreamWebSocket:
             return
 
     async def receive(self) -> str | bytes:
-        """The next message.  `ConnectionClosed` when the other end has closed it, UpstreamError when it is lost."""
+        """Return the next message. Raises UpstreamClosed if the other end has closed, UpstreamError if it is lost."""
         while True:
             try:
                 with trio.move_on_after(self._ping_interval):
@@ -138,7 +140,8 @@ class UpstreamWebSocket:
                 raise _closed_error(closed) from None
             if self._receive_requested:
                 raise UpstreamError(
-                    f"{self._host} is silent: it does not answer a ping.", code="upstream_ping_timeout"
+                    f"Upstream {self._host} did not respond to a ping (realtime_ping_interval).",
+                    code="upstream_ping_timeout",
                 )
             self._receive_requested = True
             self._nursery.start_soon(self._ping)
@@ -151,7 +154,7 @@ class UpstreamWebSocket:
         self._receive_requested = False
 
     async def send(self, text: str) -> None:
-        """Send a message; UpstreamError when the other end does not take it in time."""
+        """Send a message. Raises UpstreamError if the other end does not accept it in time."""
         limit = self._limits.write_timeout
         with trio.move_on_after(limit):
             try:
@@ -159,17 +162,19 @@ class UpstreamWebSocket:
             except (ConnectionClosed, ProtocolError) as error:
                 raise _closed_error(error) from None
             return
-        raise timeout_error(f"{self._host} did not take what was said", limit)
+        raise timeout_error(
+            f"Upstream {self._host} did not accept a message", limit, "upstream_write_timeout"
+        )
 
     async def aclose(self) -> None:
-        """End it, and return when it has ended."""
+        """Close the connection, and return when it is closed."""
         self._cancel_scope.cancel()
-        with trio.CancelScope(shield=True):  # bounded by the farewell
+        with trio.CancelScope(shield=True):  # bounded by CLOSE_TIMEOUT
             await self._closed.wait()
 
 
 class _WatchedNursery:
-    """What trio-websocket takes for a nursery: its reader's end is noticed, and cancels who waits for the handshake."""
+    """A nursery for trio-websocket that cancels the pending handshake when its reader ends."""
 
     def __init__(
         self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], waiting: trio.CancelScope
@@ -196,7 +201,7 @@ def _closed_error(error: Exception) -> UpstreamClosed:
 
 
 def _single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that a group holds, or the group."""
+    """Return the only error of a group, or the group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qproxy.wire.events import ChoiceFinished, Event, ReasoningDelta, TextDelta
+from qproxy.wire.events import ChoiceFinished, Event, ReasoningDelta, StreamFailed, TextDelta
 
 
 class CumulativeText:
@@ -118,7 +118,7 @@ class IncrementalOrCumulative:
             if text:
                 yield replace(item, text=text)
             return
-        if isinstance(item, ChoiceFinished):
+        if isinstance(item, ChoiceFinished | StreamFailed):
             yield from self.close()
         yield item
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from qproxy.wire.errors import QproxyError
 
@@ -228,6 +228,16 @@ class SearchInfo:
 
 
 @dataclass(slots=True)
+class ExtraFields:
+    """Fields of a response that no stage consumes; a chat client gets them unchanged."""
+
+    fields: dict[str, JSON]
+    level: Literal["delta", "choice", "chunk"]
+    """The object that they belong to: a delta (or message), a choice, or the chunk (or body)."""
+    choice: int = 0
+
+
+@dataclass(slots=True)
 class Usage:
     """Token counts of the whole response so far; a later one replaces an earlier one."""
 
@@ -236,6 +246,8 @@ class Usage:
     total_tokens: int = 0
     prompt_details: dict[str, JSON] = field(default_factory=dict)
     completion_details: dict[str, JSON] = field(default_factory=dict)
+    extra: dict[str, JSON] = field(default_factory=dict)
+    """The upstream's further fields."""
 
     @property
     def cached_tokens(self) -> int:
@@ -296,6 +308,7 @@ Event: TypeAlias = (
     | ServerToolCall
     | ServerToolResult
     | SearchInfo
+    | ExtraFields
     | Usage
     | ChoiceFinished
     | StreamDone

@@ -169,6 +169,7 @@ def add_usage(before: Usage, now: Usage) -> Usage:
         before.total_tokens + now.total_tokens,
         _added(before.prompt_details, now.prompt_details),
         _added(before.completion_details, now.completion_details),
+        {**before.extra, **now.extra},
     )
 
 

@@ -69,11 +69,11 @@ async def test_tries(reply, alone, two, status, should, others, autojump_clock):
 
 
 async def test_an_empty_answer_names_its_cause(autojump_clock):
-    """The 502 of an empty stream says what came, which is all there is to go by."""
+    """The 502 of an empty stream describes what was received."""
     async with world() as it:
         it.emulator.script(*[FAULTS["fault-empty"][1]] * 2, *[ScriptedReply((b": hi\n\n",))] * 2)
         assert "an empty body" in (await it.post(HELLO))[2]["error"]["message"]
-        assert "6 bytes without an event" in (await it.post(HELLO))[2]["error"]["message"]
+        assert "6 bytes without content" in (await it.post(HELLO))[2]["error"]["message"]
 
 
 async def test_no_try_begins_late(autojump_clock):

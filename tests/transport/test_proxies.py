@@ -173,7 +173,7 @@ async def test_a_proxy_that_refuses(nursery, url):
         proxies=ProxySettings.for_all("http://user:pass@proxy.test:3128", ""),
         connect=opener(nursery, proxy.handle, []),
     )
-    with pytest.raises(UpstreamError, match=r"proxy\.test refuses .* host\.test \(407\)") as caught:
+    with pytest.raises(UpstreamError, match=r"proxy\.test refused .* host\.test \(407\)") as caught:
         await fetch(transport, HTTPRequest("GET", url))
     assert "pass" not in caught.value.message
     assert transport.statistics().open == 0
@@ -254,31 +254,35 @@ SOCKS_REFUSALS = {
     "rules": ({"reply": 2}, "socks5h://p.test", "not allowed by its rules"),
     "the host's refusal": ({"reply": 5}, "socks5h://p.test", "connection refused"),
     "a reply to come": ({"reply": 99}, "socks5h://p.test", "reply 99"),
-    "no password": ({"credentials": ("u", "p")}, "socks5h://p.test", "it wants a user name and a password"),
+    "no password": (
+        {"credentials": ("u", "p")},
+        "socks5h://p.test",
+        "it requires a user name and a password",
+    ),
     "another password": ({"credentials": ("u", "p")}, "socks5h://u:secret@p.test", "it rejects"),
 }
 
 
 @pytest.mark.parametrize(("settings", "url", "words"), SOCKS_REFUSALS.values(), ids=SOCKS_REFUSALS.keys())
 async def test_socks_refusals(nursery, settings, url, words):
-    """A refusal is told with its reason, the proxy's name and the host's, and nothing stays open."""
+    """A rejection names its reason, the proxy and the host, and leaves nothing open."""
     server = SOCKSProxy(opener(nursery, answer, []), **settings)
     transport = UpstreamTransport(
         transport_limits(), proxies=ProxySettings.for_all(url, ""), connect=opener(nursery, server.handle, [])
     )
-    with pytest.raises(UpstreamError, match=rf"proxy p\.test refuses .* host\.test \({words}") as caught:
+    with pytest.raises(UpstreamError, match=rf"proxy p\.test refused .* host\.test \({words}") as caught:
         await fetch(transport)
     assert "secret" not in caught.value.message
     assert transport.statistics().open == 0
 
 
 NO_SOCKS = {
-    "HTTP": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it does not speak SOCKS 5"),
-    "SOCKS 4": (b"\x00\x5b\x00\x00\x00\x00\x00\x00", "it does not speak SOCKS 5"),
+    "HTTP": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it is not a SOCKS 5 proxy"),
+    "SOCKS 4": (b"\x00\x5b\x00\x00\x00\x00\x00\x00", "it is not a SOCKS 5 proxy"),
     "nothing": (b"", "it closed the connection"),
     "half a reply": (b"\x05\x00\x05\x00\x00", "it closed the connection"),
-    "a reply of another version": (b"\x05\x00\x04\x00\x00\x01", "it does not speak SOCKS 5"),
-    "an address of no kind": (b"\x05\x00\x05\x00\x00\x09", "it does not speak SOCKS 5"),
+    "a reply of another version": (b"\x05\x00\x04\x00\x00\x01", "it is not a SOCKS 5 proxy"),
+    "an address of no kind": (b"\x05\x00\x05\x00\x00\x09", "it is not a SOCKS 5 proxy"),
 }
 
 

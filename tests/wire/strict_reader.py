@@ -7,6 +7,7 @@ inserts calls by list position and takes a silent end for success, so that a sli
 import json
 
 REASONS = {"stop", "length", "tool_calls", "content_filter", "function_call"}
+CONTRACT = {"role", "content", "reasoning_content", "refusal", "tool_calls", "function_call"}
 ENVELOPE = ("id", "object", "created", "model")
 USAGE = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}  # fmt: skip
 
@@ -57,7 +58,7 @@ def read_stream(raw, *, usage=False, legacy=False):
         assert chunk.get("usage", None) is None
         assert ("usage" in chunk) == usage
         (choice,) = chunk["choices"]
-        assert choice.keys() == {"index", "delta", "finish_reason", "logprobs"}
+        assert choice.keys() >= {"index", "delta", "finish_reason", "logprobs"}
         first = choice["index"] not in choices
         _add(choices.setdefault(choice["index"], _choice()), choice, first, legacy)
     if error is None:
@@ -79,6 +80,8 @@ def _add(sofar, choice, first, legacy):
         assert reason in REASONS
         assert delta == {}
         sofar["reason"] = reason
+        return
+    if not delta.keys() & CONTRACT:  # fields that are passed on without being known
         return
     assert len(delta) == 1, "one thing a delta"
     ((key, value),) = delta.items()
@@ -137,7 +140,9 @@ def _ended(choices):
 
 
 def check_usage(usage):
-    assert usage.keys() == USAGE
+    if usage is None:  # the upstream reported none
+        return
+    assert usage.keys() >= USAGE
     counts = [usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")]
     assert all(isinstance(count, int) and count >= 0 for count in counts)
 
@@ -149,7 +154,7 @@ def read_whole(body, *, legacy=False):
     check_usage(body["usage"])
     choices: dict[int, dict] = {}
     for number, choice in enumerate(body["choices"]):
-        assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+        assert choice.keys() >= {"index", "message", "logprobs", "finish_reason"}
         assert choice["index"] == number
         assert choice["finish_reason"] in REASONS
         found = choices[number] = _choice()

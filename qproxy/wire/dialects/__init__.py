@@ -1,8 +1,8 @@
-"""What Qwen's servers speak.
+"""The APIs of Qwen's upstreams.
 
-One module a dialect, each with `request`, `Decoder` and `response` (the contract is in `qproxy.wire`).
-`error_mapping` maps every way of refusing to one tree; `request_rules` mends requests the way each family wants;
-`amendments` says what a refusal teaches.  `DIALECTS` is the table: a new dialect is one more row.
+One module per dialect, each with `request`, `Decoder` and `response` (the contract is in `qproxy.wire`).
+`error_mapping` maps every upstream error to one tree; `request_rules` adapts requests to each family of upstreams;
+`amendments` amends a rejected request. A new dialect is one more row of `DIALECTS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qproxy.wire.sse import ServerSentEvent
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One way to speak to a Qwen server."""
+    """One API of a Qwen upstream."""
 
     request: Callable[[Turn, UpstreamTarget], HTTPRequest]
     decoder: Callable[[UpstreamTarget], Stage[ServerSentEvent, Event]]

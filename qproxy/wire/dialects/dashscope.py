@@ -1,10 +1,10 @@
 """DashScope's native generation API: `POST /api/v1/services/aigc/{text,multimodal}-generation/generation`.
 
-The body is `{"model", "input": {"messages"}, "parameters"}`; an answer is `{"output": {"choices": [...]}, "usage"}`,
-or `output.text` in the older format.  What a search found is `output.search_info`, in the first events of a stream or in
-all of them.  A stream has no `[DONE]`: it just ends, so its end is good only after a finish
-reason (which is the *string* "null" until then).  Usage is in every event, cumulative.  A stream is made of
-increments where they were asked for, of everything so far elsewhere (`cumulative.IncrementalOrCumulative`).
+The body is `{"model", "input": {"messages"}, "parameters"}`; a response is `{"output": {"choices": [...]}, "usage"}`,
+or `output.text` in the older format. Search results are `output.search_info`, in the first events of a stream or in
+all of them. A stream has no `[DONE]`: it just ends, so its end is good only after a finish reason (which is the
+*string* "null" until then). Usage is in every event, cumulative. A stream consists of increments if requested,
+otherwise of everything so far (`cumulative.IncrementalOrCumulative`).
 
 Source: Model Studio's DashScope reference and the dashscope SDK.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from qproxy.wire import json_codec
 from qproxy.wire.cumulative import IncrementalOrCumulative
-from qproxy.wire.dialects import deltas, function_declarations
+from qproxy.wire.dialects import deltas, finish_reasons, function_declarations
 from qproxy.wire.dialects.error_mapping import error_from_event
 from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.errors import UpstreamError
@@ -30,7 +30,7 @@ _MEDIA = {"image_url": "image", "input_audio": "audio", "video_url": "video", "v
 
 
 def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
-    """The turn as a native request; a stream is asked for in a header, and as increments."""
+    """Return the turn as a native request; a stream is requested by a header, and as increments."""
     multimodal = target.spec.native_path == "multimodal" or any(map(_has_media, turn.messages))
     parameters: dict[str, JSON] = {**turn.params, "result_format": "message"}
     messages: Sequence[JSON] = [_message(message, multimodal) for message in turn.messages]
@@ -57,7 +57,7 @@ def _url(base_url: str, multimodal: bool) -> str:
 
 
 def api_root(base_url: str) -> str:
-    """The host's own part of an account's base URL, below which the native services are."""
+    """Return the part of an account's base URL below which the native services are."""
     suffix = next((suffix for suffix in _BASES if base_url.endswith(suffix)), "")
     return base_url.removesuffix(suffix)
 
@@ -68,7 +68,7 @@ def _has_media(message: JSON) -> bool:
 
 
 def _message(message: JSON, multimodal: bool) -> JSON:
-    """A message with native content parts (no `type`); text models want a string."""
+    """Return a message with native content parts (no `type`); text models require a string."""
     content = message.get("content")
     if not multimodal:
         return {**message, "content": deltas.parse_text(content)} if isinstance(content, list) else message
@@ -89,12 +89,13 @@ def _part(part: JSON) -> JSON:
 
 
 class Decoder:
-    """Server-sent events in, events out; `asked`: whether increments were asked for."""
+    """A decoder of server-sent events; `asked` is whether increments were requested."""
 
     def __init__(self, target: UpstreamTarget, *, asked: bool = True) -> None:
         self._plan = target.plan
         self._declared = function_declarations.normalizer_for(target)
         self._texts = IncrementalOrCumulative(request=asked)
+        self._extras = deltas.ChunkExtras(native=True)
         self._finished = False
         self._found: dict[str, JSON] = {}
 
@@ -106,26 +107,27 @@ class Decoder:
         except ValueError:
             data = None
         if not isinstance(data, dict):
-            message = "The model's server sent an event that is not JSON."
+            message = "The upstream sent an event that is not JSON."
             return [StreamFailed(UpstreamError(message, code="upstream_invalid_response"))]
         if item.event == "error" or not isinstance(data.get("output"), dict):
             error = error_from_event(data, item.status, plan=self._plan)
             return [StreamFailed(error)] if error is not None else []
         if self._declared is not None:
             data = self._declared.normalize(data)
-        events = [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
+        events = self._extras.feed(data["output"])
+        events += [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
         self._finished = self._finished or any(isinstance(event, ChoiceFinished) for event in events)
         return events
 
     def _is_new(self, event: Event) -> bool:
-        """Whether it is not what a search found, once more."""
+        """Return whether search results differ from those before."""
         if not isinstance(event, SearchInfo):
             return True
         before, self._found = self._found, event.info
         return event.info != before
 
     def close(self) -> list[Event]:
-        """The end of the bytes is the end of the answer, if it had finished."""
+        """Finish the stream: its end is good after a finish reason."""
         return [*self._texts.close(), *([StreamDone()] if self._finished else [])]
 
 
@@ -145,22 +147,25 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
         if isinstance(message, dict):
             yield from deltas.parse_delta(message, number, choice.get("logprobs"))
         reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason not in ("", "null"):
-            yield ChoiceFinished(reason, number)
+        yield from deltas.parse_choice_extras(choice, number)
+        if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
+            yield finish_reasons.finish_event(reason, number)
     if isinstance(data.get("usage"), dict):
         yield deltas.parse_usage(data["usage"])
 
 
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
-    """The events of a whole answer; a body that is an error (also with status 200) gives `StreamFailed`."""
+    """Return the events of a whole response; an error body (even with status 200) becomes `StreamFailed`."""
     if not isinstance(body, dict) or not isinstance(body.get("output"), dict):
         error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
-        message = "The model's server answered with something that is not a generation."
+        message = "The upstream returned something that is not a generation."
         return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
     if (declared := function_declarations.normalizer_for(target)) is not None:
         body = declared.normalize(body)
-    events = list(_events(body))
+    events = [*deltas.ChunkExtras(native=True).feed(body["output"]), *_events(body)]
     deltas.index_calls(events)
+    if any(isinstance(event, StreamFailed) for event in events):
+        return events
     if not any(isinstance(event, ChoiceFinished) for event in events):
         events.append(ChoiceFinished("stop"))
     return [*events, StreamDone()]

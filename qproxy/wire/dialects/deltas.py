@@ -1,6 +1,6 @@
-"""What a delta, or a whole message, carries: OpenAI's shape, in which DashScope's native answers come too.
+"""The content of a delta or a whole message in OpenAI's shape, which DashScope's native responses share.
 
-Everything that carries content is kept, in the order thoughts, text, calls; what carries none is dropped.
+Everything that carries content is kept, in the order reasoning, text, calls; empty fields are dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from qproxy.wire.events import (
     JSON,
     EncryptedReasoning,
     Event,
+    ExtraFields,
     RawToolCallDelta,
     ReasoningDelta,
     RefusalDelta,
@@ -19,12 +20,27 @@ from qproxy.wire.events import (
     Usage,
 )
 
+_DELTA_FIELDS = frozenset((
+    "role", "content", "reasoning_content", "reasoning", "encrypted_content", "refusal", "tool_calls",
+    "function_call",
+))  # fmt: skip
+CHOICE_FIELDS = frozenset((
+    "index", "delta", "message", "text", "finish_reason", "logprobs", "error", "content", "finishReason",
+))  # fmt: skip
+CHUNK_FIELDS = frozenset((
+    "id", "object", "created", "model", "choices", "usage", "error", "candidates", "usageMetadata", "qproxy",
+))  # fmt: skip
+_OUTPUT_FIELDS = frozenset(("choices", "text", "finish_reason", "search_info"))
+_USAGE_FIELDS = frozenset((
+    "prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "cached_tokens",
+    "prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details",
+))  # fmt: skip
 MAX_CHOICES = 128
-"""What a client may ask for, and so the most that there is an index for."""
+"""The maximum of `n`, and so of a choice's index."""
 
 
 def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> list[Event]:
-    """What a delta (or a whole message) carries: thoughts, then text, then calls."""
+    """Yield the events of a delta (or a whole message): reasoning, then text, then calls."""
     events: list[Event] = []
     thought = delta.get("reasoning_content") or delta.get("reasoning")
     if thought and isinstance(thought, str):
@@ -44,13 +60,46 @@ def parse_delta(delta: dict[str, JSON], choice: int, logprobs: JSON = None) -> l
             if isinstance(entry, dict):
                 events.append(_parse_call(entry, entry.get("function"), choice))
     legacy = delta.get("function_call")
-    if isinstance(legacy, dict) and not calls:  # beside calls it says the same again
+    if isinstance(legacy, dict) and not calls:  # beside calls it repeats them
         events.append(_parse_call({"index": 0}, legacy, choice))
+    if not _DELTA_FIELDS.issuperset(delta) and (extra := _unknown_fields(delta, _DELTA_FIELDS)):
+        events.append(ExtraFields(extra, "delta", choice))
     return events
 
 
+def parse_choice_extras(choice: dict[str, JSON], number: int) -> list[Event]:
+    """Return the unknown fields of a choice, apart from its delta."""
+    extra = _unknown_fields(choice, CHOICE_FIELDS)
+    return [ExtraFields(extra, "choice", number)] if extra else []
+
+
+class ChunkExtras:
+    """The unknown fields of a stream's chunks; those that every chunk repeats are passed on once."""
+
+    def __init__(self, *, native: bool = False) -> None:
+        self._known = _OUTPUT_FIELDS if native else CHUNK_FIELDS
+        self._sent: dict[str, JSON] = {}
+
+    def feed(self, chunk: dict[str, JSON]) -> list[Event]:
+        extra = _unknown_fields(chunk, self._known)
+        fields = {name: extra[name] for name in extra if self._sent.get(name) != extra[name]}
+        if not fields:
+            return []
+        self._sent.update(fields)
+        return [ExtraFields(fields, "chunk")]
+
+
+def _unknown_fields(data: dict[str, JSON], known: frozenset[str]) -> dict[str, JSON]:
+    """Return the fields that are not in `known` and carry something."""
+    return {
+        name: value
+        for name, value in data.items()
+        if name not in known and value is not None and value not in ("", [], {})
+    }
+
+
 def chat_logprobs(value: JSON) -> JSON:
-    """The probabilities of a completion in the shape that those of a chat have."""
+    """Return a completion's log probabilities in chat's shape."""
     if not isinstance(value, dict) or not isinstance(value.get("tokens"), list):
         return value
     count = len(value["tokens"])
@@ -73,13 +122,13 @@ def _entry(token: JSON, logprob: JSON, top: JSON) -> JSON:
 
 
 def choice_index(choice: dict[str, JSON], position: int) -> int:
-    """Which choice this is: its index, or its place where that is no index."""
+    """Return the index of a choice, or its position if it has no valid index."""
     index = choice.get("index")
     return index if type(index) is int and 0 <= index < MAX_CHOICES else position
 
 
 def parse_logprobs(logprobs: JSON) -> JSON:
-    """Log probabilities that have OpenAI's shape, entry by entry; None for what has another."""
+    """Return the log probabilities in OpenAI's shape, entry by entry; None for another shape."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list) or not all(map(_is_logprob, content)):
         return None
@@ -97,7 +146,7 @@ def _is_logprob(entry: JSON) -> bool:
 
 
 def parse_text(content: JSON) -> str:
-    """Content is a string, or (vision models) a list of `{"text": ...}` parts."""
+    """Return the text of a content: a string, or (vision models) a list of `{"text": ...}` parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -120,20 +169,20 @@ def _parse_call(entry: dict[str, JSON], function: JSON, choice: int) -> RawToolC
 
 
 def _parse_details(counts: dict[str, JSON], *names: str) -> dict[str, JSON]:
-    """The first of these that is an object, with counts for its numbers."""
+    """Return the first object of these, with counts for its numbers."""
     found = (counts.get(name) for name in names)
     details = next((value for value in found if value and isinstance(value, dict)), {})
     return {name: _detail(name, value) for name, value in details.items()}
 
 
 def _detail(name: str, value: JSON) -> JSON:
-    """A detail: what is named as a count, or is a number, is one; null stays, and what else Qwen tells."""
+    """Return a detail of usage: a count if it is a number or named as one, otherwise the value itself."""
     counts = name.endswith("_tokens") or (isinstance(value, int | float) and not isinstance(value, bool))
     return storable.parse_count(value) if counts and value is not None else value
 
 
 def parse_usage(counts: dict[str, JSON]) -> Usage:
-    """OpenAI's counts from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
+    """Return usage from OpenAI's or Qwen's names; null is 0; a missing total is the sum."""
     prompt = storable.parse_count(counts.get("prompt_tokens")) or storable.parse_count(
         counts.get("input_tokens")
     )
@@ -150,11 +199,12 @@ def parse_usage(counts: dict[str, JSON]) -> Usage:
         storable.parse_count(counts.get("total_tokens")) or prompt + completion,
         prompt_details,
         completion_details,
+        _unknown_fields(counts, _USAGE_FIELDS),
     )
 
 
 def index_calls(events: Iterable[Event]) -> None:
-    """In a whole answer every entry is a call of its own, whatever index it has, if any."""
+    """Return the calls of a whole message, where each entry is a call of its own, whatever its index."""
     counts: dict[int, int] = {}
     for event in events:
         if isinstance(event, RawToolCallDelta):

@@ -1,6 +1,6 @@
 """Words for how hard a model should think (`reasoning_effort`), in a model's own vocabulary.
 
-OpenAI's words and Qwen's are one scale; a model takes some of them.  What it takes is in the catalog, and where it
+OpenAI's words and Qwen's are one scale; a model takes some of them. What it takes is in the catalog, and where it
 refuses one, in its refusal.
 """
 

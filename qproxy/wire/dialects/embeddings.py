@@ -1,11 +1,11 @@
-"""Requests for embeddings and their answers, in both of DashScope's dialects.
+"""Requests for embeddings and their responses, in both of DashScope's dialects.
 
     compatible   `POST {base}/embeddings`, answer `{"data": [{"index", "embedding"}], "usage"}`
     dashscope    `POST /api/v1/services/embeddings/text-embedding/text-embedding`, answer
                  `{"output": {"embeddings": [{"text_index", "embedding"}]}, "usage"}`
 
-Numbers are always asked for as numbers: DashScope knows no base64.  The order of an answer is not promised, so it is
-sorted by its index; a vector too many or too few is an error, for it would be given to another text.
+Vectors are always requested as numbers: DashScope does not support base64. The order of a response is not guaranteed,
+so it is sorted by index; a wrong number of vectors is an error, for one would be assigned to another text.
 
 Source: Model Studio's embedding pages, the dashscope SDK.
 """
@@ -27,14 +27,14 @@ _ACCEPT = (b"accept", b"application/json")
 
 
 def openai_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRequest:
-    """A batch as OpenAI's embeddings."""
+    """Return the request for a batch in OpenAI's shape."""
     body = {**request.params, "model": target.model, "input": request.texts, "encoding_format": "float"}
     url = f"{target.base_url}/embeddings"
     return HTTPRequest("POST", url, target.with_authorization(_ACCEPT), json_codec.dumps(body))
 
 
 def dashscope_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRequest:
-    """A batch as DashScope's own text-embedding service takes it."""
+    """Return the request for a batch to DashScope's text-embedding service."""
     parameters = dict(request.params)
     if "dimensions" in parameters:
         parameters["dimension"] = parameters.pop("dimensions")
@@ -44,7 +44,7 @@ def dashscope_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRe
 
 
 def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget) -> EmbeddingOutput:
-    """The vectors in an answer of either dialect; UpstreamError when it does not hold one for each text."""
+    """Return the vectors of a response in either dialect. Raises UpstreamError unless there is one per text."""
     try:
         data, rows = extract_vectors(body)
     except ValueError:
@@ -59,7 +59,7 @@ def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget)
 
 
 def _order_rows(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> list[bytes]:
-    """The rows by the index that the items give them; where none is given they stand in order."""
+    """Return the rows sorted by the items' indices, or in their order if there are none."""
     found: dict[int, bytes] = {}
     for position, item in enumerate(items):
         if not isinstance(item, dict):
@@ -72,7 +72,7 @@ def _order_rows(items: Sequence[JSON], rows: Sequence[bytes], count: int) -> lis
 
 
 def _row(value: JSON, rows: Sequence[bytes]) -> bytes:
-    if isinstance(value, str):  # base64, unasked
+    if isinstance(value, str):  # base64, although not requested
         return json_codec.dumps(value)
     if isinstance(value, int) and 0 <= value < len(rows):
         return rows[value]

@@ -1,12 +1,12 @@
-"""Every way in which a Qwen server refuses, as one tree of errors.
+"""Every error of a Qwen upstream, as one tree of errors.
 
 One classification (`_classify`) serves error responses (`upstream_error`) and errors inside a 200
-(`error_from_event`); it reads the table `PATTERNS` from the top, and the first row that fits wins.  A row is chosen by
+(`error_from_event`); it reads the table `PATTERNS` from the top, and the first row that fits wins. A row is chosen by
 code, by words in the message and by plan, because the same code means different things: `insufficient_quota`
 is the tokens of this minute on pay-as-you-go and the end of the month on a plan.
 
-A refusal of *our* credential (401, no access) is never a 401 or 403 for the client, whose own key was fine.
-The upstream's words are kept, with a gloss in front where they are riddles.
+A rejection of *qproxy's* credential (401, no access) is never a 401 or 403 for the client, whose own key is valid.
+The upstream's message is kept, with an explanation in front where it is unclear.
 
 Sources: DashScope's error reference, its SDK's `error_mapping.py`, qwen-code's retry classification.
 """
@@ -25,17 +25,17 @@ from qproxy.wire.events import JSON
 from qproxy.wire.http_request import Headers
 
 MAX_RETRY_AFTER = 120.0
-"""Seconds; OpenAI's clients give up when told to wait for longer."""
+"""Seconds; OpenAI's clients give up if the wait is longer."""
 MAX_MESSAGE = 2000
 YEAR = 366 * 86400.0
 MAX_READ = 8000
-"""Characters of a field that are looked at."""
+"""Maximum characters of a field that are inspected."""
 CONTEXT_EXCEEDED = "context_length_exceeded"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorPattern:
-    """One kind of refusal: how it is recognised, and what a client is told."""
+    """One kind of error: how it is recognized, and how it is reported to the client."""
 
     text: str
     """A pattern for `code message`, in lower case."""
@@ -44,11 +44,11 @@ class ErrorPattern:
     code: str | None
     retry: RetryHint = RetryHint.NEVER
     wait: float | None = None
-    """Seconds to wait where the upstream names none."""
+    """Seconds to wait if the upstream names none."""
     message: str = ""
     param: str | None = None
     when: tuple[int, ...] = ()
-    """Upstream statuses that the row is for; none means any."""
+    """Upstream statuses of the row; empty for any."""
     plans: tuple[str, ...] = ()
     limit: LimitKind = LimitKind.NONE
 
@@ -65,7 +65,7 @@ _OVERDUE = "The upstream account has overdue payments or no credit"
 
 # fmt: off
 PATTERNS: tuple[ErrorPattern, ...] = (
-    # What the request did wrong
+    # Invalid requests
     ErrorPattern(r"range of input length|context_length_exceeded|(maximum|model'?s) (context|model) length|exceeds? the (model'?s )?context|context size|context length of|maximum allowed length|(input|prompt) (is )?too long", 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
     ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _INVALID_REQUEST, "invalid_value", param="max_tokens"),
     ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking"),
@@ -77,7 +77,7 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _INVALID_REQUEST, "model_not_found", RetryHint.OTHER_ACCOUNT, param="model", limit=LimitKind.MODEL, when=(400, 403, 404, 0, 200)),
     ErrorPattern(r"invalid_value", 400, _INVALID_REQUEST, "invalid_value", when=(400,)),
     ErrorPattern(r"throttling\.allocationquota", 400, _INVALID_REQUEST, None, when=(400,)),
-    # Quota that is gone, told apart from a minute's limit
+    # Exhausted quotas, as opposed to rate limits
     ErrorPattern(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.FREE),
     ErrorPattern(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.QUOTA),
     ErrorPattern(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=LimitKind.QUOTA),
@@ -89,13 +89,13 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, limit=LimitKind.BURST),
     ErrorPattern(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many requests for this minute", limit=LimitKind.MINUTE),
     ErrorPattern(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, when=(429, 0, 200, 503, 1302, 1305), limit=LimitKind.BURST),
-    # Who may
+    # Authentication and access
     ErrorPattern(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", RetryHint.OTHER_ACCOUNT, message="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=LimitKind.ACCESS),
     ErrorPattern(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", RetryHint.OTHER_ACCOUNT, limit=LimitKind.MODEL),
     ErrorPattern(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", RetryHint.OTHER_ACCOUNT, when=(401, 403), limit=LimitKind.ACCESS),
     ErrorPattern(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
-    ErrorPattern(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401, 403, 0), message="The upstream refuses this server's own key or token (it may belong to another region or plan)", limit=LimitKind.ACCESS),
-    # What broke on their side
+    ErrorPattern(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401, 403, 0), message="The upstream rejects this server's own key or token (it may belong to another region or plan)", limit=LimitKind.ACCESS),
+    # Upstream failures
     ErrorPattern(r"url error, please check url", 400, _INVALID_REQUEST, None, when=(400,)),
     ErrorPattern(r"internalerror\.algo\.invalidparameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400,)),
     ErrorPattern(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", RetryHint.NEVER),
@@ -103,7 +103,7 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 503, 0, 200)),
     ErrorPattern(r"invalid_?parameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400, 0, 200)),
     # By status alone
-    ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,), message="The upstream refuses this server's own key or token", limit=LimitKind.ACCESS),
+    ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,), message="The upstream rejects this server's own key or token", limit=LimitKind.ACCESS),
     ErrorPattern(r"", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, when=(402,), message="The upstream account has to be paid for", limit=LimitKind.QUOTA),
     ErrorPattern(r"", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
     ErrorPattern(r"", 404, _INVALID_REQUEST, "not_found", RetryHint.OTHER_ACCOUNT, when=(404,), limit=LimitKind.MODEL),
@@ -122,7 +122,7 @@ _SECRET = re.compile(r"\b(sk-[\w*-]{3})[\w*-]+|(?<=[Bb]earer )[\w.~+/-]{8,}")
 
 
 def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
-    """The error that a response other than 200 stands for."""
+    """Return the error of a response with another status than 200."""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(headers)}
     try:
         data = json_codec.loads(body)
@@ -139,7 +139,7 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
 
 
 def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
-    """The error that an object inside a 200 stands for; None when it is not an error.
+    """Return the error in an object inside a 200; None if it is not an error.
 
     Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}` (DashScope),
     `{"errorType", "status", "rid"}` (its gateway), and any object of an event named error (`status` given).
@@ -181,7 +181,7 @@ def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamErro
 
 
 def _text(value: JSON) -> str:
-    """What a field says, cut before any pattern looks at it."""
+    """Return a field's text, truncated before any pattern inspects it."""
     if isinstance(value, dict | list):
         try:
             value = json_codec.dumps(value).decode()
@@ -201,7 +201,7 @@ def _classify(status: int, text: str, plan: str) -> ErrorPattern:
 
 def _error(row: ErrorPattern, message: str, param: str | None = None) -> UpstreamError:
     message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
-    message = storable.storable_text(message)  # an account's state keeps it, and the dashboard shows it
+    message = storable.storable_text(message)  # stored in the account's state and shown by the dashboard
     error = UpstreamError(
         f"{row.message}: {message}" if row.message else message,
         status=row.status,
@@ -217,26 +217,24 @@ def _error(row: ErrorPattern, message: str, param: str | None = None) -> Upstrea
 
 
 def _error_from_text(status: int, body: bytes) -> UpstreamError:
-    """HTML from a firewall or a proxy, plain words, or nothing."""
+    """Return the error for a body that is no JSON: HTML of a firewall or a proxy, plain text, or nothing."""
     text = body[:500].decode("utf-8", "replace").strip()
     if not text.startswith("<") and status >= 400:
-        return _error(
-            _classify(status, text, ""), text or f"The model's server answered with status {status}."
-        )
+        return _error(_classify(status, text, ""), text or f"The upstream returned status {status}.")
     return invalid_response_error(status, body)
 
 
 def invalid_response_error(status: int, body: bytes) -> UpstreamError:
-    """The error for an answer that is no JSON; none of it is repeated, since it may be part of an answer."""
+    """Return the error for a body that is no JSON; it is not repeated, since it may be part of a response."""
     page = body[:500].lstrip().startswith(b"<")
     what = "a web page" if page else "something that is not JSON" if body.strip() else "an empty body"
     hint = ": a firewall or a proxy may be in the way" if page else ""
-    message = f"The model's server answered with {what} (status {status}){hint}."
+    message = f"The upstream returned {what} (status {status}){hint}."
     return UpstreamError(message, code="upstream_invalid_response", retry=RetryHint.ONCE)
 
 
 def _retry_after(fields: Mapping[str, str]) -> float | None:
-    """Seconds from retry-after-ms or retry-after; a date is measured against the response's own Date."""
+    """Return the seconds of retry-after-ms or retry-after; a date is relative to the response's own Date."""
     try:
         if "retry-after-ms" in fields:
             return _cap_at_year(float(fields["retry-after-ms"]) / 1000)
@@ -250,5 +248,5 @@ def _retry_after(fields: Mapping[str, str]) -> float | None:
 
 
 def _cap_at_year(seconds: float) -> float:
-    """The seconds from 0 to a year; 0 for a NaN."""
+    """Return the seconds clamped to 0 to one year; 0 for a NaN."""
     return min(max(0.0, seconds), YEAR)

@@ -1,6 +1,6 @@
-"""Function calling in Gemini's form, for a server that wants it (`tool_schema = "function_declarations"`).
+"""Function calling in Gemini's form, for a server that requires it (`tool_schema = "function_declarations"`).
 
-The envelope stays the dialect's; what it says about functions changes:
+The envelope stays the dialect's; its fields about functions change:
 
     tools         `[{"function_declarations": [{name, description, parameters}]}]`
     tool_choice   `tool_config`: `{"function_calling_config": {mode, allowed_function_names}}`
@@ -8,7 +8,7 @@ The envelope stays the dialect's; what it says about functions changes:
     calls         parts `{"functionCall": {id, name, args}}` of the assistant's message
     results       a part `{"functionResponse": {id, name, response}}` of the tool's message
 
-Answers are turned into OpenAI's chunks before anything else looks at them: `functionCall` in a delta, in parts or among
+Responses are converted to OpenAI's chunks first: `functionCall` in a delta, in parts or among
 `tool_calls`, and Gemini's own `candidates`.
 
 Gemini API reference: Content, Part, FunctionDeclaration, FunctionCallingConfig, GenerateContentResponse.
@@ -37,7 +37,7 @@ _FINISH_REASONS = {
 
 
 def request_fields(turn: Turn) -> dict[str, JSON]:
-    """The request's fields about functions."""
+    """Return the request's fields about functions."""
     found: dict[str, JSON] = {}
     if turn.tools:
         found["tools"] = [{TOOL_SCHEMA: [_declaration(tool["function"]) for tool in turn.tools]}]
@@ -55,7 +55,7 @@ def _declaration(function: Mapping[str, JSON]) -> JSON:
 
 
 def _with_nullable(schema: JSON) -> JSON:
-    """A schema whose types are words: one that may be null is `nullable` (OpenAPI 3.0)."""
+    """Return a schema whose types are strings: a type that may be null is `nullable` (OpenAPI 3.0)."""
     if isinstance(schema, list):
         return [_with_nullable(item) for item in schema]
     if not isinstance(schema, dict):
@@ -82,7 +82,7 @@ def _tool_config(turn: Turn) -> dict[str, JSON]:
 
 
 def convert_messages(said: Sequence[JSON]) -> Sequence[JSON]:
-    """A conversation with its calls and their results as parts; the very same one where it has none."""
+    """Return a conversation with its calls and results as parts; the same list if it has none."""
     names: dict[str, str] = {}
     changed = [_convert_message(message, names) for message in message_rules.function_to_tool(said)]
     same = all(new is old for new, old in zip(changed, said, strict=True))
@@ -90,7 +90,7 @@ def convert_messages(said: Sequence[JSON]) -> Sequence[JSON]:
 
 
 def _convert_message(message: JSON, names: dict[str, str]) -> JSON:
-    """One message; `names` holds the calls so far, by id."""
+    """Return one message; `names` holds the calls so far, by id."""
     if message.get("role") == "tool":
         return {
             **message,
@@ -127,7 +127,7 @@ def _function_response_part(message: JSON, names: Mapping[str, str]) -> JSON:
 
 
 def _as_object(text: JSON, key: str) -> JSON:
-    """What a text says as an object, or an object that holds it."""
+    """Return a text parsed as an object, or an object that contains it."""
     value = text
     if isinstance(text, str):
         try:
@@ -138,14 +138,14 @@ def _as_object(text: JSON, key: str) -> JSON:
 
 
 class ResponseNormalizer:
-    """One answer's chunks, or its whole body, in OpenAI's words."""
+    """A converter of one response's chunks, or its whole body, to OpenAI's shape."""
 
     def __init__(self) -> None:
         self._calls: dict[int, list[JSON]] = {}
-        """The calls so far of each choice."""
+        """Calls so far by choice."""
 
     def normalize(self, body: dict[str, JSON]) -> dict[str, JSON]:
-        if isinstance(body.get("output"), dict):  # DashScope's native answers
+        if isinstance(body.get("output"), dict):  # DashScope's native responses
             return {**body, "output": self._normalize_body(body["output"])}
         return self._normalize_body(body)
 
@@ -190,9 +190,9 @@ class ResponseNormalizer:
         return {**changed, "tool_calls": self._with_indices(entries, choice)}
 
     def _with_indices(self, entries: list[JSON], choice: int) -> list[JSON]:
-        """The entries as OpenAI's; calls that are whole get indices, and are left out where they repeat all so far.
+        """Return the entries as OpenAI's; whole calls get indices, and are left out if they repeat all so far.
 
-        Each whole call is one of its own, however alike; pieces of arguments are for `tool_calls` to join.
+        Each whole call is separate, even if equal; `tool_calls` joins fragments of arguments.
         """
         known = self._calls.setdefault(choice, [])
         whole = [entry for entry in entries if _is_complete(entry)]
@@ -210,12 +210,12 @@ class ResponseNormalizer:
 
 
 def normalizer_for(target: UpstreamTarget) -> ResponseNormalizer | None:
-    """What an answer of this target is read with first; None for one in OpenAI's words."""
+    """Return the converter for a target's responses; None for OpenAI's shape."""
     return ResponseNormalizer() if target.tool_schema == TOOL_SCHEMA else None
 
 
 def _parts(message: Mapping[str, JSON]) -> list[dict[str, Any]]:
-    """The parts of a message, wherever they stand."""
+    """Return the parts of a message from any of its fields."""
     content = message.get("content")
     if isinstance(content, dict):
         content = content.get("parts")
@@ -239,7 +239,7 @@ def _arguments_of(function: Mapping[str, JSON]) -> JSON:
 
 
 def _is_complete(entry: JSON) -> bool:
-    """Whether an entry is a whole call rather than a piece of one."""
+    """Return whether an entry is a whole call, not a fragment."""
     function = _function_of(entry)
     if function is None or "index" in entry:
         return False
@@ -247,7 +247,7 @@ def _is_complete(entry: JSON) -> bool:
 
 
 def _to_openai_call(entry: JSON) -> JSON:
-    """An entry of `tool_calls`, its arguments as JSON text."""
+    """Return an entry of `tool_calls`, its arguments as JSON text."""
     function = _function_of(entry)
     if function is None:
         return entry
@@ -260,7 +260,7 @@ def _to_openai_call(entry: JSON) -> JSON:
 
 
 def _openai_usage(counts: dict[str, JSON]) -> dict[str, JSON]:
-    """Gemini's `usageMetadata` in OpenAI's names; thoughts are part of the answer."""
+    """Return Gemini's `usageMetadata` under OpenAI's names; thoughts count as output."""
 
     def count(name: str) -> int:
         value = counts.get(name)

@@ -1,9 +1,9 @@
-"""Mending the messages of a conversation for Qwen: the functions behind the rules about messages.
+"""Repairs of a conversation's messages for Qwen: the functions behind the rules about messages.
 
-Each takes the messages and returns them changed, as a new list with new messages where one had to change, or
-the very same list where none had to.
+Each takes the messages and returns a new list with new messages for the changed ones, or the same list if nothing
+changed.
 
-`features` is one look at the messages for all of them: most have nothing to do for most conversations.
+`features` inspects the messages once for all rules: most do not apply to most conversations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXTRAS = frozenset(("refusal", "audio", "annotations", "function_call", "reasoni
 
 
 def features(messages: Messages) -> frozenset[Feature]:
-    """What occurs in the messages: keys, roles and types of content."""
+    """Return the features of the messages: keys, roles and types of content."""
     roles = [message.get("role") for message in messages]
     contents = [type(message.get("content")) for message in messages]
     return frozenset().union(roles, contents, *messages)
@@ -35,7 +35,7 @@ def _each(messages: Messages, change: Callable[[dict[str, JSON]], dict[str, JSON
 
 
 def text_of(message: dict[str, JSON]) -> str:
-    """The text of a message, its parts joined."""
+    """Return the text of a message, its parts joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "\n\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
@@ -65,7 +65,7 @@ def _parts(content: JSON) -> list[JSON]:
 
 
 def append_system(messages: Messages, text: str) -> Messages:
-    """The messages with `text` at the end of their system message, or as one."""
+    """Return the messages with `text` appended to their system message, or as a new one."""
     if messages and messages[0].get("role") == "system":
         first = messages[0]
         content = first.get("content")
@@ -79,7 +79,7 @@ def append_system(messages: Messages, text: str) -> Messages:
 
 
 def function_to_tool(messages: Messages) -> Messages:
-    """OpenAI's deprecated function calls as tool calls, each answer tied to the call before it."""
+    """Return deprecated function calls as tool calls, each result with the id of the call before it."""
     if not any(m.get("role") == "function" or m.get("function_call") for m in messages):
         return messages
     out, pending = [], "call_0"
@@ -103,7 +103,7 @@ def _repair_message_calls(message: dict[str, JSON]) -> dict[str, JSON]:
     calls = message.get("tool_calls")
     if calls is None or message.get("role") != "assistant":
         return message
-    if not calls:  # an empty list is refused everywhere
+    if not calls:  # an empty list is rejected everywhere
         return {key: value for key, value in message.items() if key != "tool_calls"}
     mended = [_repair_call(call) for call in calls]
     same = all(new is old for new, old in zip(mended, calls, strict=True))
@@ -177,7 +177,7 @@ def without_ciphertext(messages: Messages) -> Messages:
 
 
 def tool_content(messages: Messages) -> Messages:
-    """Text of tool results as one string; what is not text follows in a user message after the results."""
+    """Return tool results as strings; other parts follow in a user message after the results."""
     if not any(m.get("role") == "tool" and isinstance(m.get("content"), list) for m in messages):
         return messages
     out: list[Any] = []
@@ -264,6 +264,6 @@ _RANGE_PATTERN = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
 
 
 def allowed_maximum(message: str) -> int | None:
-    """N of an error's "[1, N]"."""
+    """Return Return Return Return Return N of an error's "[1, N]"."""
     match = _RANGE_PATTERN.search(message)
     return int(match[1]) if match else None

@@ -1,11 +1,11 @@
-"""OpenAI's chat completions, and its older completions, as Qwen's servers speak them: DashScope's compatible mode, vLLM, SGLang,
-llama.cpp, Ollama.
+"""OpenAI's chat completions and older completions as implemented by DashScope's compatible mode, vLLM, SGLang,
+llama.cpp and Ollama.
 
-Here: the request's bytes, and the answer's chunks as events.  Not here: what a chunk *means* for a
-tool call (`tool_calls`), nor which fields a server refuses (`request_rules`).
+This module encodes the request and decodes the response's chunks into events. `tool_calls` interprets tool calls,
+`request_rules` the fields that a server rejects.
 
-The idea: read every field with suspicion, keep everything that carries content, and drop what carries
-none (`content: ""`, `tool_calls: []`, `usage: null`).  A whole answer is one big delta per choice.
+Every field is validated; everything that carries content is kept, and empty fields are dropped (`content: ""`,
+`tool_calls: []`, `usage: null`). A whole response is one big delta per choice.
 
 Sources: Qwen's chat reference; quirks by number as in the tests' recorded streams (content and calls in
 one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 200).
@@ -16,7 +16,7 @@ from __future__ import annotations
 from copy import copy
 
 from qproxy.wire import json_codec, raw_json, storable
-from qproxy.wire.dialects import dashscope, deltas, function_declarations
+from qproxy.wire.dialects import dashscope, deltas, finish_reasons, function_declarations
 from qproxy.wire.dialects.error_mapping import error_from_event
 from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.errors import UpstreamError
@@ -37,10 +37,10 @@ from qproxy.wire.sse import ServerSentEvent
 
 
 def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
-    """`POST {base}/chat/completions` with the turn's fields; usage is always asked for.
+    """Return `POST {base}/chat/completions` with the turn's fields; usage is always requested.
 
-    Text to be continued goes to `/completions` where the server has that for the model: a chat model that is given it
-    as a user's message answers it, wrapped in its template, rather than going on.
+    A prompt is sent to `/completions` if the server supports that for the model: a chat model answers it as a user's
+    message, wrapped in its template, instead of continuing it.
     """
     if turn.completion is not None and target.supports_completions:
         return _completion(turn, turn.completion, target)
@@ -60,7 +60,7 @@ def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
 
 
 def _completion(turn: Turn, asked: CompletionPrompt, target: UpstreamTarget) -> HTTPRequest:
-    """`POST {base}/completions`; one prompt, and probabilities in the older spelling."""
+    """Return `POST {base}/completions`, with one prompt and log probabilities in the older shape."""
     body: dict[str, JSON] = {"model": target.model, "prompt": asked.prompts[0], **turn.params}
     if body.get("logprobs"):
         body["logprobs"] = body.pop("top_logprobs", 0)
@@ -77,23 +77,24 @@ def _post(path: str, body: dict[str, JSON], turn: Turn, target: UpstreamTarget) 
 
 
 class Decoder:
-    """Server-sent events in, events out."""
+    """A decoder from server-sent events to events."""
 
     def __init__(self, target: UpstreamTarget) -> None:
         self._target = target
         self._plan = target.plan
         self._native: dashscope.Decoder | None = None
+        """The decoder for a server that returns DashScope's native shape."""
         self._declared = function_declarations.normalizer_for(target)
-        """For a server that answers in DashScope's native shape all the same."""
         self._lone_surrogates: dict[tuple[type, int, int | None], Event] = {}
+        self._extras = deltas.ChunkExtras()
         self._escaped = True
-        """Characters of this chunk are `\\u` escapes, of which a surrogate pair takes two."""
+        """Whether this chunk contains `\\u` escapes, of which a surrogate pair takes two."""
         self._last_event: dict[int, bool] = {}
-        """Choices that have said, with a null for a finish reason, that they go on; False when they have an empty reason
-        then: that is an end where it is news, and where no more comes."""
+        """Choices that continue: True after a null finish reason, False after an empty one, which is an end if nothing
+        follows."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
-        """The events of one chunk."""
+        """Yield the events of one chunk."""
         data = item.data
         self._escaped = "\\u" in data
         if data == "[DONE]":
@@ -117,7 +118,7 @@ class Decoder:
         return self._chunk(chunk)
 
     def close(self) -> list[Event]:
-        """Nothing is held back but halves of characters, which a cut stream leaves behind."""
+        """Release the held surrogates, which only a truncated stream leaves behind."""
         native = self._native.close() if self._native is not None else []
         over = [
             ChoiceFinished("stop", number)
@@ -128,15 +129,15 @@ class Decoder:
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
-            return []  # a ping in words; nothing of an answer is lost
-        error = UpstreamError(
-            "The model's server sent a chunk that is not JSON.", code="upstream_invalid_response"
-        )
+            return []  # a ping as plain text; no content is lost
+        error = UpstreamError("The upstream sent a chunk that is not JSON.", code="upstream_invalid_response")
         return [StreamFailed(error)]
 
     def _chunk(self, chunk: JSON) -> list[Event]:
         events: list[Event] = []
         choices = chunk.get("choices")
+        if not deltas.CHUNK_FIELDS.issuperset(chunk):
+            events += self._extras.feed(chunk)
         for position, choice in enumerate(choices if isinstance(choices, list) else ()):
             if isinstance(choice, dict):
                 events.extend(self._choice(choice, position))
@@ -160,16 +161,24 @@ class Decoder:
             events = deltas.parse_delta(delta, number, logprobs)
             if self._lone_surrogates or (self._escaped and any(map(_ends_in_lone_surrogate, events))):
                 events = [whole for event in events if (whole := self._join_surrogates(event)) is not None]
-        if isinstance(reason, str) and reason not in ("", "null"):  # those say: going on
+        if not deltas.CHOICE_FIELDS.issuperset(choice):
+            events += deltas.parse_choice_extras(choice, number)
+        if choice.get("error"):  # OpenRouter's shape
+            error = error_from_event({"error": choice["error"]}, None, plan=self._plan)
+            if error is not None:
+                return [*events, *self._replace_unpaired(number), StreamFailed(error)]
+        if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
             events += self._replace_unpaired(number)
             matched = choice.get("stop_reason")  # vLLM and SGLang; a number is a token
-            events.append(ChoiceFinished(reason, number, matched if isinstance(matched, str) else None))
+            events.append(
+                finish_reasons.finish_event(reason, number, matched if isinstance(matched, str) else None)
+            )
         if reason is None or number in self._last_event:
             self._last_event[number] = reason != ""
         return events
 
     def _join_surrogates(self, event: Event) -> Event | None:
-        """A character outside the BMP may be cut into two `\\u` escapes, one in each of two deltas."""
+        """Join a character outside the BMP whose two `\\u` escapes were sent in two deltas."""
         if isinstance(event, RawToolCallDelta):
             name = "arguments"
             key: tuple[type, int, int | None] = (RawToolCallDelta, event.choice, event.index)
@@ -196,38 +205,42 @@ class Decoder:
 
 
 def _ends_in_lone_surrogate(event: Event) -> bool:
-    """Whether an event's text ends with the first half of a surrogate pair."""
+    """Return whether an event's text ends with a high surrogate."""
     text = event.arguments if isinstance(event, RawToolCallDelta) else getattr(event, "text", None)
     return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
 def _error_finish(delta: JSON, plan: str) -> UpstreamError:
-    """`finish_reason: "error_finish"`: the content is the error's text, often JSON."""
+    """Return the error of `finish_reason: "error_finish"`, whose content is the error's text, often JSON."""
     text = deltas.parse_text(delta.get("content")) if isinstance(delta, dict) else ""
     try:
         data = json_codec.loads(text)
     except ValueError:
-        data = {"error": {"message": text or "The model's server broke the answer off."}}
+        data = {"error": {"message": text or "The upstream aborted the response with an error."}}
     error = error_from_event(data, None, plan=plan)
-    return error or UpstreamError(storable.storable_text(text) or "The model's server broke the answer off.")
+    return error or UpstreamError(
+        storable.storable_text(text) or "The upstream aborted the response with an error."
+    )
 
 
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
-    """The events of a whole answer; a body that is an error gives `StreamFailed`."""
+    """Return the events of a whole response; an error body becomes `StreamFailed`."""
     if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
         return dashscope.response(body, target)
     if isinstance(body, dict) and (declared := function_declarations.normalizer_for(target)) is not None:
         body = declared.normalize(body)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
         error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
-        message = "The model's server answered with something that is not a chat completion."
+        message = "The upstream returned something that is not a chat completion."
         return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
     deltas.index_calls(events)
+    if any(isinstance(event, StreamFailed) for event in events):
+        return events
     finished = {event.choice for event in events if isinstance(event, ChoiceFinished)}
     for position, choice in enumerate(body["choices"]):
         number = deltas.choice_index(choice, position) if isinstance(choice, dict) else position
-        if number not in finished:  # some servers leave it out of whole answers
+        if number not in finished:  # some servers omit it from whole responses
             events.append(ChoiceFinished("stop", number))
     return [*events, StreamDone()]

@@ -1,8 +1,8 @@
-"""Tools written into the prompt, for a server that has no tool parser of its own.
+"""Tools rendered into the prompt, for a server without a tool parser.
 
-The tools go into the system message in the model's own spelling (`hermes` or `qwen_coder`), calls of the history become
-the text that the model wrote, results become `<tool_response>` in a user message; the request declares no tools.
-The answer's calls are then read from its text, as everywhere.
+The tools are added to the system message in the model's own format (`hermes` or `qwen_coder`), calls of the history
+become the text that the model wrote, results become `<tool_response>` in a user message; the request declares no tools.
+The response's calls are then parsed from its text as usual.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _DROPPED = ("parallel_tool_calls",)
 
 
 def tool_format(setting: str, spec: ModelSpec) -> ModuleType:
-    """The module of a spelling; "auto" is what the model is known for."""
+    """Return the module of a format; "auto" selects the model's own."""
     return TOOL_FORMATS[spec.tool_format or "hermes" if setting == "auto" else setting]
 
 
 def render_tools(turn: Turn, setting: str, spec: ModelSpec) -> Turn:
-    """The turn without declared tools: all about them stands in its messages."""
+    """Return the turn without declared tools, which are rendered into its messages."""
     form = tool_format(setting, spec)
     messages: list[Any] = []
     for message in turn.messages:
@@ -42,7 +42,7 @@ def render_tools(turn: Turn, setting: str, spec: ModelSpec) -> Turn:
 
 
 def _result(messages: list[Any], text: str) -> None:
-    """A tool's result, joined to those before it.  It cannot end itself and go on as something else."""
+    """Add a tool's result to those before it; its text cannot close the element."""
     text = text.replace("</tool_response>", "<\\/tool_response>")
     block = f"<tool_response>\n{text}\n</tool_response>"
     if messages and isinstance(messages[-1], _Results):
@@ -52,7 +52,7 @@ def _result(messages: list[Any], text: str) -> None:
 
 
 class _Results(dict[str, Any]):
-    """A user message that holds results."""
+    """A user message with results."""
 
 
 def _render_calls(message: JSON, form: ModuleType) -> JSON:

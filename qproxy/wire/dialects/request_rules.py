@@ -1,14 +1,14 @@
-"""The Qwen rules: what must change about an OpenAI request before a Qwen server takes it.
+"""The Qwen rules: changes that an OpenAI request needs before a Qwen server accepts it.
 
-Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count), a line that says what it does,
-where it is on by itself, and a function.  Rules for DashScope do not touch an `open` server unless they are
-switched on by name; those for "all" mend what every server refuses.
+Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count), a description, where it is on by
+default, and a function. Rules for DashScope do not apply to an `open` server unless they are enabled by name; those for
+"all" repair what every server rejects.
 
 A rule gets a `RequestDraft`, replaces what it changes (never edits a message in place: the client's objects are
-shared) and says whether it did.  A rule may drop a parameter (`draft.drop_param`), which is reported to the client in
+shared) and returns whether it did. A rule may drop a parameter (`draft.drop_param`), which is reported to the client in
 `x-qproxy-ignored-params`, or with `strict_params` refused.
 
-Sources: Qwen's chat reference; the threads that users of other proxies filed.
+Sources: Qwen's chat reference; issues that users of other proxies filed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class RequestRule:
 
 
 def _messages(change: message_rules.ChangeMessages, *about: message_rules.Feature) -> ApplyRule:
-    """A rule about messages that have one of these marks.
+    """Return a rule about messages that have one of these features.
 
-    A function that changes nothing returns the very list that it was given; without the marks it is not asked.
+    A function that changes nothing returns the same list; without the features it is not called.
     """
 
     def apply(draft: RequestDraft) -> bool:
@@ -67,7 +67,10 @@ def _tools_empty(draft: RequestDraft) -> bool:
 def _tool_choice_allowed(draft: RequestDraft) -> bool:
     if draft.tool_choice != "none":
         return False
-    draft.tools, draft.tool_choice = (), None  # not every server knows "none"; without tools there is no call
+    draft.tools, draft.tool_choice = (
+        (),
+        None,
+    )  # not every server supports "none"; without tools there is no call
     draft.params.pop("parallel_tool_calls", None)
     return True
 
@@ -92,7 +95,7 @@ def _json_schema(draft: RequestDraft) -> bool:
     wanted = draft.params.get("response_format") or {}
     if wanted.get("type") != "json_schema" or draft.spec.json_schema is not False:
         return False
-    message = f"The model {draft.model!r} cannot be held to a JSON schema; newer Qwen models can."
+    message = f"Model {draft.model!r} does not support json_schema; newer Qwen models do."
     raise RequestError(message, param="response_format", code="unsupported_value")
 
 
@@ -158,7 +161,7 @@ def _max_choices(draft: RequestDraft) -> bool:
         return False
     if count > 4 or draft.tools:
         message = (
-            f"n = {count} is not possible here: Qwen gives at most 4 choices, and 1 when tools are declared."
+            f"n = {count} is not supported: Qwen returns at most 4 choices, and 1 if tools are declared."
         )
         raise RequestError(message, param="n", code="unsupported_value")
     return False
@@ -166,7 +169,7 @@ def _max_choices(draft: RequestDraft) -> bool:
 
 def _audio_output(draft: RequestDraft) -> bool:
     if "audio" in (draft.params.get("modalities") or ()) and "audio" not in (draft.spec.outputs or ()):
-        message = f"The model {draft.model!r} does not speak: only text output is possible."
+        message = f"Model {draft.model!r} does not support audio output."
         raise RequestError(message, param="modalities", code="unsupported_value")
     return False
 
@@ -186,7 +189,7 @@ def _drop_unsupported(draft: RequestDraft) -> bool:
 
 
 RULES = (
-    RequestRule("developer_role", "role developer becomes system, which is the name Qwen knows", "dashscope", _messages(message_rules.developer_to_system, "developer")),
+    RequestRule("developer_role", "role developer becomes system, which Qwen expects", "dashscope", _messages(message_rules.developer_to_system, "developer")),
     RequestRule("merge_system_messages", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
     RequestRule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(message_rules.function_to_tool, "function", "function_call")),
     RequestRule("repair_tool_calls", "tool calls in the history get a type, and arguments that are the JSON text of an object", "all", _messages(message_rules.repair_calls, "tool_calls")),
@@ -196,16 +199,16 @@ RULES = (
     RequestRule("cache_marker", "the cache marker of a tool's result or an answer moves into its text", "dashscope", _messages(message_rules.place_cache_markers, "cache_control")),
     RequestRule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(message_rules.audio_uris, list)),
     RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
-    RequestRule("tools_forbidden", "tool_choice none takes the tools away", "dashscope", _tool_choice_allowed),
-    RequestRule("parallel_calls", "parallel_tool_calls is true unless said otherwise, as at OpenAI", "dashscope", _parallel_calls),
+    RequestRule("tools_forbidden", "tool_choice none removes the tools", "dashscope", _tool_choice_allowed),
+    RequestRule("parallel_calls", "parallel_tool_calls is true by default, as at OpenAI", "dashscope", _parallel_calls),
     RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", thinking_rules.reasoning_effort),
     RequestRule("thinking_kwargs", "thinking is also switched by chat_template_kwargs, where vLLM, SGLang and llama.cpp look", "open", thinking_rules.thinking_kwargs),
-    RequestRule("completion_thinking", "a completion is made without thinking, which it has no room for, unless thinking is asked for", "dashscope", thinking_rules.completion_thinking),
+    RequestRule("completion_thinking", "a completion is made without thinking, which it cannot return, unless thinking is requested", "dashscope", thinking_rules.completion_thinking),
     RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", thinking_rules.forced_tool),
-    RequestRule("json_schema", "json_schema is refused for models that would ignore it", "dashscope", _json_schema),
+    RequestRule("json_schema", "json_schema is rejected for models that would ignore it", "dashscope", _json_schema),
     RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", thinking_rules.json_mode),
     RequestRule("json_keyword", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
-    RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model knows", "dashscope", _one_output_limit),
+    RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model supports", "dashscope", _one_output_limit),
     RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
     RequestRule("thinking_summary", "a summary of the reasoning that a Responses request asks for becomes thinking_display for models that have it", "dashscope", thinking_rules.thinking_summary),
     RequestRule("foreign_ciphertext", "encrypted_content of earlier reasoning is left out for models that have none", "all", thinking_rules.foreign_ciphertext),
@@ -217,9 +220,9 @@ RULES = (
     RequestRule("top_p", "top_p 0 becomes 0.01: Qwen's range begins above 0", "dashscope", _top_p),
     RequestRule("seed", "a seed outside 31 bits is folded into them", "dashscope", _seed),
     RequestRule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
-    RequestRule("max_choices", "n above 4, or above 1 with tools, is refused", "dashscope", _max_choices),
-    RequestRule("audio_output", "audio output is refused for models that do not speak", "dashscope", _audio_output),
-    RequestRule("unsupported_params", "OpenAI's fields without a meaning for Qwen are left out and named in a header", "dashscope", _drop_unsupported),
+    RequestRule("max_choices", "n above 4, or above 1 with tools, is rejected", "dashscope", _max_choices),
+    RequestRule("audio_output", "audio output is rejected for models that do not support it", "dashscope", _audio_output),
+    RequestRule("unsupported_params", "OpenAI's fields that Qwen does not support are dropped and named in a header", "dashscope", _drop_unsupported),
 )  # fmt: skip
 
 RENAMED_RULES = {
@@ -230,12 +233,12 @@ RENAMED_RULES = {
     "choices": "max_choices",
     "meaningless": "unsupported_params",
 }
-"""Old names of rules: the configuration refuses them, the ledger replaces them."""
+"""Old names of rules: the configuration rejects them, the ledger replaces them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
-    """What the rules made of a turn."""
+    """The result of applying the rules to a turn."""
 
     turn: Turn
     applied: tuple[str, ...]
@@ -254,7 +257,7 @@ def apply_rules(
     strict_params: bool,
     forced_tools: str,
 ) -> RuleResult:
-    """The turn as a server of `family` wants it.  RequestError where ignoring would change the meaning."""
+    """Return the turn as a server of `family` requires it. Raises RequestError if dropping would change the meaning."""
     if strict_params and turn.ignored:
         raise unsupported_param(turn.ignored[0])
     draft = RequestDraft(turn, model=model, spec=spec, forced_tools=forced_tools, strict_params=strict_params)

@@ -1,8 +1,8 @@
 """The APIs that clients speak, as a table.
 
 The server makes a route of every row of `ENDPOINTS`, with and without `/v1`: an endpoint decodes a body into a
-`Turn` and encodes the events of its response, streamed or whole.  What it shares with the other endpoints of its
-vendor (errors, headers, keys, keep-alive) is its row's `Api`.  A new endpoint is a module here and a row in the
+`Turn` and encodes the events of its response, streamed or whole. The errors, headers, keys and
+keep-alive that it shares with its vendor's other endpoints are its row's `Api`. A new endpoint is a module here and a row in the
 table; the server, the relay, the metrics and the dialects do not change.
 
 A route that produces no turn (embeddings, the list of models) is no row: its `server.state.Route` has an `Api` too.
@@ -23,7 +23,7 @@ from qproxy.wire.events import JSON, Event, Turn
 
 
 class StreamEncoder(Protocol):
-    """A stage from events to the client's bytes.  `close` ends the stream as the API does, `error_event` fails it."""
+    """A stage from events to the client's bytes; `close` ends the stream, `error_event` reports a failure."""
 
     def feed(self, event: Event, /) -> Iterable[bytes]: ...
 
@@ -34,10 +34,10 @@ class StreamEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One way to ask for a turn."""
+    """One endpoint: how a request is decoded and its response encoded."""
 
     path: str
-    """Below `/v1`."""
+    """The path below `/v1`."""
     api: Api
     id_prefix: str
     decode: Callable[..., Turn]

@@ -1,6 +1,6 @@
-"""An API as its clients see it around the answers: errors, headers, keys, and what keeps a stream alive.
+"""An API as its clients see it apart from responses: errors, headers, keys and the keep-alive of a stream.
 
-`Api` is one record for all endpoints of one vendor's API; a row of `ENDPOINTS` names its own.  Errors stay
+`Api` is one record for all endpoints of one vendor's API; a row of `ENDPOINTS` names its own. Errors stay
 neutral (`wire.errors`: status, cause, retry hint) until they leave through one of these.
 """
 
@@ -17,12 +17,12 @@ from qproxy.wire.events import JSON
 
 
 class RateLimitStatus(NamedTuple):
-    """How much of one rate limit of an API key is left."""
+    """The state of one rate limit of an API key."""
 
     unit: str
-    """What is limited: `requests`, `tokens`."""
+    """The limited unit: `requests` or `tokens`."""
     limit: float
-    """Of one minute."""
+    """Units per minute."""
     remaining: int
     reset_seconds: float
     """Seconds until all of it is available again."""
@@ -30,19 +30,19 @@ class RateLimitStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Api:
-    """What the endpoints of one API have in common."""
+    """The properties shared by the endpoints of one API."""
 
     name: str
-    """For people: `OpenAI`."""
+    """The display name, such as `OpenAI`."""
     error_body: Callable[[QproxyError, str], dict[str, Any]]
-    """Makes the JSON of an error for a request's id; the id is empty where a request could not be read."""
+    """Returns the JSON of an error for a request id, which is empty if the request could not be read."""
     error_schema: JSON
     """JSON Schema of that body, for the OpenAPI document."""
     error_status: Callable[[QproxyError], int] = attrgetter("status")
     retry_headers: Callable[[QproxyError], dict[str, str]]
-    """Makes the headers of an error that say whether and when to retry."""
+    """Returns the headers of an error that describe whether and when to retry."""
     rate_limit_headers: Callable[[Iterable[RateLimitStatus], float], dict[str, str]]
-    """Makes the headers that report an API key's rate limits; the float is the wall clock in Unix seconds."""
+    """Returns the headers that report an API key's rate limits; the float is the wall clock in Unix seconds."""
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     processing_ms_header: str | None = None
     exposed_headers: tuple[str, ...]
@@ -50,12 +50,12 @@ class Api:
     api_key_headers: tuple[str, ...] = ("x-api-key",)
     """The headers that hold an API key beside `authorization: Bearer`; the first one is documented."""
     keep_alive: bytes = b": keep-alive\n\n"
-    """What a silent stream sends.  Server-sent events: every client skips a line that begins with a colon."""
+    """Bytes sent in a silent stream: SSE clients skip a line that begins with a colon."""
     model_list: Callable[[Iterable[Model], Mapping[str, str]], JSON]
     """Makes the list of models; the mapping is the request's query, for an API that lists them in pages."""
     model_object: Callable[[Model], JSON]
     path_prefixes: tuple[str, ...] = ()
-    """The paths below `/v1` that are this API's even where no route is."""
+    """The paths below `/v1` that belong to this API even without a route."""
     marker_headers: tuple[str, ...] = ()
     """Request headers that only clients of this API send: they decide where APIs share a path."""
 

@@ -1,16 +1,16 @@
-"""`POST /v1/chat/completions`: OpenAI's chat, in and out.
+"""`POST /v1/chat/completions`: OpenAI's chat requests and streamed responses.
 
-Here: the request's fields as a `Turn`; events as chunks.  The fold of the same events as a whole answer is in
-`chat_completion`.  Not here: anything about Qwen.
+This module decodes a request into a `Turn` and encodes events as chunks. `chat_completion` folds the same events
+into a whole response. Nothing here depends on Qwen.
 
-The idea of the encoder: what does not change between two chunks of one answer (id, created, model) is
-written once; a text chunk is then two joins and one string escape.
+The encoder serializes the fields that do not change between chunks (id, created, model) once; a text chunk is then
+two joins and one string escape.
 
 OpenAPI `CreateChatCompletionRequest`, `CreateChatCompletionStreamResponse`.
 The streaming contract: role only in a choice's first delta; a call's id, type and name only in its first
 entry (openai-python *concatenates* repeated ones); one chunk with `finish_reason` and an empty delta, last;
-usage in one last chunk without choices, only when asked for; then `data: [DONE]`.  Tools that this server ran are
-comments, and in the last chunk a `qproxy` object for who asks.
+usage in one last chunk without choices, only on request; then `data: [DONE]`. Tools that this server ran are
+comments, and on request a `qproxy` object in the last chunk.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any, TypeGuard
 from qproxy.wire import json_codec, sse, tool_schemas
 from qproxy.wire.endpoints import chat_messages, openai_errors, tool_reports, validation
 from qproxy.wire.endpoints.chat_completion import logprobs_object, response, usage_object
+from qproxy.wire.endpoints.extra_fields import fold_fields
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
     EncryptedReasoning,
     Event,
+    ExtraFields,
     ReasoningDelta,
     RefusalDelta,
     SearchInfo,
@@ -100,7 +102,7 @@ def decode(
     default_model: str | None,
     max_messages: int,
 ) -> Turn:
-    """The turn that a request body asks for; RequestError names the field that is wrong."""
+    """Return the turn of a request body. Raises RequestError naming the invalid field."""
     body = validation.body(body)
     model = validation.require_model(body, default_model)
     fields = validation.check_fields(body, FIELDS)
@@ -133,7 +135,7 @@ def decode(
 
 
 def _identity(message: JSON, read: list[JSON]) -> TypeGuard[list[JSON]]:
-    """Whether the client's array has just these entries."""
+    """Return whether the client's array has exactly these entries."""
     return isinstance(message, list) and len(message) == len(read) and all(map(operator.is_, message, read))
 
 
@@ -141,12 +143,12 @@ def _string(text: str) -> bytes:
     quoted: str = encode_basestring(text)
     try:
         return quoted.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return json_codec.dumps(text)
 
 
 class Encoder:
-    """Events in, server-sent events out; one `bytes` a chunk, the caller joins those of one read."""
+    """An encoder from events to server-sent events: one `bytes` per chunk, joined by the caller."""
 
     content_type = "text/event-stream"
 
@@ -164,18 +166,20 @@ class Encoder:
         self._announced: dict[int, bytes] = {}
         self._usage: Usage | None = None
         self._custom: set[tuple[int, int]] = set()
-        """Choices and numbers of the calls to custom tools."""
+        """Choice and call index of each call to a custom tool."""
         self._tool_report = tool_reports.ToolReport()
-        self._pending_search_info = b""
-        """What a search found, for the next chunk."""
+        self._chunk_fields: dict[str, JSON] = {}
+        """Further fields for the next chunk."""
+        self._choice_fields: dict[int, dict[str, JSON]] = {}
+        """Further fields for a choice's next chunk."""
         self._finished = False
 
     def feed(self, event: Event) -> list[bytes]:
-        """The chunks that say `event`."""
-        say = _DELTA_EVENTS.get(type(event))
-        chunks = [] if say is None else say(self, event)
-        if self._pending_search_info and chunks and chunks[-1].startswith(self._envelope):
-            chunks[-1] = self._with_search_info(chunks[-1])
+        """Return the chunks for an event."""
+        encode = _DELTA_EVENTS.get(type(event))
+        chunks = [] if encode is None else encode(self, event)
+        if self._chunk_fields and chunks and chunks[-1].startswith(self._envelope):
+            chunks[-1] = chunks[-1].removesuffix(self._closing) + self._take_chunk_fields() + self._closing
         return chunks
 
     def _text(self, event: TextDelta) -> list[bytes]:
@@ -206,23 +210,37 @@ class Encoder:
         return [tool_reports.sse_comment(event)]
 
     def _search_info(self, event: SearchInfo) -> list[bytes]:
-        self._pending_search_info = b',"search_info":' + json_codec.dumps(event.info)
+        self._chunk_fields["search_info"] = event.info
         return []
 
-    def _with_search_info(self, chunk: bytes) -> bytes:
-        """The chunk with what a search found; a chunk of its own would have no delta, and there are clients that want one."""
-        found, self._pending_search_info = self._pending_search_info, b""
-        return chunk.removesuffix(self._closing) + found + self._closing
+    def _extra_fields(self, event: ExtraFields) -> list[bytes]:
+        """Send the fields of a delta; others wait for a chunk, because some clients reject one without a delta."""
+        if event.level == "delta":
+            return self._delta(event.choice, json_codec.dumps(event.fields)[1:-1])
+        if event.level == "chunk":
+            self._chunk_fields |= event.fields
+        else:
+            before = self._choice_fields.get(event.choice, {})
+            self._choice_fields[event.choice] = fold_fields((before, event.fields))
+        return []
+
+    def _take_chunk_fields(self) -> bytes:
+        fields, self._chunk_fields = self._chunk_fields, {}
+        return b"," + json_codec.dumps(fields)[1:-1] if fields else b""
+
+    def _take_choice_fields(self, choice: int) -> bytes:
+        fields = self._choice_fields.pop(choice, None)
+        return b"," + json_codec.dumps(fields)[1:-1] if fields else b""
 
     def close(self) -> list[bytes]:
-        """The usage chunk when it was asked for, and the end; nothing after a failure."""
+        """Return the usage chunk, if requested, and the end of the stream; nothing after a failure."""
         if self._finished:
             return []
         self._finished = True
         out = []
         if self._turn.include_usage:
-            counts = json_codec.dumps(usage_object(self._usage or Usage()))
-            more = self._pending_search_info + self._reported()
+            counts = json_codec.dumps(usage_object(self._usage))
+            more = self._take_chunk_fields() + self._reported()
             out.append(b'%b,"choices":[],"usage":%b%b}\n\n' % (self._envelope, counts, more))
         return [*out, b"data: [DONE]\n\n"]
 
@@ -234,14 +252,14 @@ class Encoder:
         )
 
     def error_event(self, error: QproxyError) -> bytes:
-        """The one frame that says that a stream which has begun cannot go on."""
+        """Return the frame that reports a failure of a started stream."""
         self._finished = True
         return sse.encode(json_codec.dumps(openai_errors.error_body(error)))
 
     def _head(self, choice: int, content: bytes) -> list[bytes]:
-        """The choice's first chunk.  `content` is "" before text and null before anything else.
+        """Return the choice's first chunk: `content` is "" before text and null before anything else.
 
-        Choices begin in order, whichever speaks first: openai-python's stream helper keeps them in a list.
+        Choices start in order, whichever produces output first: openai-python's stream helper keeps them in a list.
         """
         before = range(choice if choice < (self._turn.params.get("n") or 1) else 0)
         out = [
@@ -251,10 +269,11 @@ class Encoder:
         return [*out, self._chunk(choice, b'"role":"assistant","content":' + content)]
 
     def _chunk(self, choice: int, delta: bytes, logprobs: bytes = b"null") -> bytes:
-        return b'%b%b},"logprobs":%b,"finish_reason":null}]%b' % (
+        return b'%b%b},"logprobs":%b,"finish_reason":null%b}]%b' % (
             self._announced[choice],
             delta,
             logprobs,
+            self._take_choice_fields(choice) if self._choice_fields else b"",
             self._closing,
         )
 
@@ -295,8 +314,14 @@ class Encoder:
             reason = "function_call"
         report = b"" if self._turn.include_usage else self._reported()
         out.append(
-            b'%b},"logprobs":null,"finish_reason":%b}]%b%b'
-            % (self._announced[choice], _string(reason), report, self._closing)
+            b'%b},"logprobs":null,"finish_reason":%b%b}]%b%b'
+            % (
+                self._announced[choice],
+                _string(reason),
+                self._take_choice_fields(choice),
+                report,
+                self._closing,
+            )
         )
         return out
 
@@ -314,5 +339,6 @@ _DELTA_EVENTS: dict[type, Callable[[Encoder, Any], list[bytes]]] = {
     ServerToolCall: Encoder._server_call,
     ServerToolResult: Encoder._server_result,
     SearchInfo: Encoder._search_info,
+    ExtraFields: Encoder._extra_fields,
 }
 _FUNCTION = b'"type":"function","function":{"name":%b,"arguments":""}'

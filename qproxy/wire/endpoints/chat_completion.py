@@ -1,4 +1,4 @@
-"""The `chat.completion` object: the fold of an answer's events, and the objects that chunks share with it.
+"""The `chat.completion` object as the fold of a response's events, and the objects that chunks share with it.
 
 OpenAPI `CreateChatCompletionResponse`, `CompletionUsage`.
 """
@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from qproxy.wire.endpoints import tool_reports
+from qproxy.wire.endpoints.extra_fields import fold_fields
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
     EncryptedReasoning,
     Event,
+    ExtraFields,
     ReasoningDelta,
     RefusalDelta,
     SearchInfo,
@@ -27,17 +29,20 @@ from qproxy.wire.events import (
 
 
 def logprobs_object(value: JSON) -> JSON:
-    """`choices[].logprobs` with both of its required keys."""
+    """Return `choices[].logprobs` with both required keys."""
     if not isinstance(value, dict):
         return None
     return {"content": value.get("content"), "refusal": value.get("refusal")}
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """OpenAI's `CompletionUsage`; Qwen's further details stay beside OpenAI's own."""
+def usage_object(usage: Usage | None) -> dict[str, Any] | None:
+    """Return OpenAI's `CompletionUsage` with the upstream's further fields; None if it reported no usage."""
+    if usage is None:
+        return None
     writes = sum(usage.cache_writes)
     written = {"cache_write_tokens": writes} if writes else {}
     return {
+        **usage.extra,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
@@ -51,7 +56,7 @@ def _without_nulls(details: dict[str, JSON]) -> dict[str, JSON]:
 
 
 class _Choice:
-    """What the events of one choice add up to."""
+    """The accumulated events of one choice."""
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -60,31 +65,38 @@ class _Choice:
         self.refusal: list[str] = []
         self.calls: list[tuple[ToolCallStart, list[str]]] = []
         self.logprobs: list[JSON] = []
+        self.message_fields: list[dict[str, JSON]] = []
+        """Further fields of the message, by delta."""
+        self.choice_fields: list[dict[str, JSON]] = []
+        """Further fields of the choice, by chunk."""
         self.reason = "stop"
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
-    """The `chat.completion` that the events add up to; raises the error of a `StreamFailed`."""
+    """Return the `chat.completion` of some events. Raises the error of a `StreamFailed`."""
     choices: dict[int, _Choice] = {}
-    usage, found = Usage(), None
+    usage: Usage | None = None
+    extra: dict[str, JSON] = {}
     events = list(events)
     for event in events:
         if isinstance(event, Usage):
             usage = event
         elif isinstance(event, SearchInfo):
-            found = event.info
+            extra["search_info"] = event.info
+        elif isinstance(event, ExtraFields) and event.level == "chunk":
+            extra |= event.fields
         elif isinstance(event, StreamFailed):
             raise event.error
         elif hasattr(event, "choice"):
             _add(choices.setdefault(event.choice, _Choice()), event)
     return {
+        **extra,
         "id": turn.id,
         "object": "chat.completion",
         "created": turn.created,
         "model": turn.model,
         "choices": [_choice_object(turn, number, choices[number]) for number in sorted(choices)],
         "usage": usage_object(usage),
-        **({} if found is None else {"search_info": found}),
         **({"qproxy": tool_reports.build_report(events)} if turn.include_tool_reports else {}),
     }
 
@@ -105,12 +117,15 @@ def _add(choice: _Choice, event: Event) -> None:
             choice.calls.append((event, []))
         case ToolCallArgumentsDelta(index, text):
             choice.calls[index][1].append(text)
+        case ExtraFields(fields, level):
+            (choice.message_fields if level == "delta" else choice.choice_fields).append(fields)
         case ChoiceFinished(reason):
             choice.reason = reason
 
 
 def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
     message: dict[str, Any] = {
+        **fold_fields(choice.message_fields),
         "role": "assistant",
         "content": "".join(choice.text) if choice.text or not choice.calls else None,
         "refusal": "".join(choice.refusal) or None,
@@ -127,7 +142,13 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
     elif choice.calls:
         message["tool_calls"] = [_call_object(call, "".join(pieces)) for call, pieces in choice.calls]
     logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
-    return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
+    return {
+        **fold_fields(choice.choice_fields),
+        "index": number,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": reason,
+    }
 
 
 def _call_object(call: ToolCallStart, arguments: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The shape of chat messages: roles, content parts, tool calls and their answers.
+"""Validation of chat messages: roles, content parts, tool calls and their results.
 
-Checked so that a slip is answered with its path (`messages[3].content[0].type`) instead of an upstream's
-riddle.  What a message *says* is left alone; what Qwen wants changed about it is in `dialects.request_rules`.
+An error names the path of the invalid value (`messages[3].content[0].type`), which an upstream's error often does not.
+The content of a message is unchanged; Qwen's requirements are in `dialects.request_rules`.
 OpenAPI: `ChatCompletionRequestMessage`.
 """
 
@@ -28,12 +28,12 @@ PARTS: dict[str, str] = {
 }
 _ROLE_CHECKS = ("user", "system", "developer")
 _role = validation.one_of(ROLES)
-# Clients that speak the Responses API elsewhere send its part names here too.
+# Clients of the Responses API send its part names here too.
 RESPONSES_TEXT = ("input_text", "output_text")
 
 
 def validate_messages(value: JSON, path: str = "messages", limit: int = 10_000) -> list[JSON]:
-    """The messages, checked; the same list unless a part had to be renamed."""
+    """Return the validated messages: the same list unless a part had to be renamed."""
     messages = validation.array(value, path)
     if not messages:
         message = f"Invalid '{path}': empty array. Expected an array with minimum length 1."
@@ -49,7 +49,7 @@ def validate_messages(value: JSON, path: str = "messages", limit: int = 10_000) 
 
 
 def _is_plain(message: JSON) -> bool:
-    """Whether it is right at a glance, before any path is made: a text, and for a tool's result what it answers."""
+    """Return whether a message is plainly valid, so that no path has to be built."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), str):
         return False
     role = message.get("role")
@@ -91,7 +91,7 @@ def _named(message: dict[str, JSON], key: str, path: str) -> None:
 
 
 def _part(value: JSON, path: str) -> Any:
-    if isinstance(value, str):  # a list of strings is a common slip with one meaning
+    if isinstance(value, str):  # a list of strings is a common mistake with one meaning
         return {"type": "text", "text": value}
     part = validation.object_(value, path)
     kind = part.get("type")
@@ -111,7 +111,7 @@ def _part(value: JSON, path: str) -> Any:
         validation.string(part[key], f"{path}.{key}")
     elif kind in ("image_url", "video_url"):
         url = part[key]
-        if isinstance(url, str):  # the same slip in many clients
+        if isinstance(url, str):  # the same mistake in many clients
             return {**part, key: {"url": url}}
         validation.string(validation.object_(url, f"{path}.{key}").get("url"), f"{path}.{key}.url")
     elif kind == "input_audio":

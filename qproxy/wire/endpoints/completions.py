@@ -1,12 +1,12 @@
 """`POST /v1/completions`: OpenAI's legacy completions, which editors and evaluation programs use.
 
-Here: the request's fields as a `Turn` with a `CompletionPrompt`; events as `text_completion` chunks; the fold of the same
-events as a whole answer.  Not here: which way a prompt goes to a model (`dialects.openai`).
+This module decodes a request into a `Turn` with a `CompletionPrompt`, encodes events as `text_completion` chunks and
+folds the same events into a whole response. `dialects.openai` decides how a prompt is sent to a model.
 
-A turn is made, and nothing else, so that accounts, rules, streams and errors are those of a chat.  The prompt is also
-the one user message of the turn: that is all a chat model can be given.  `suffix` becomes Qwen-coder's marker words in
-the prompt on either way, because the servers that have completions take them there and refuse the field.  `echo`,
-`best_of` and the running numbers of the choices are made here.
+The result is an ordinary turn, so accounts, rules, streams and errors are those of a chat. The prompt is also the only
+user message of the turn, for chat models. `suffix` becomes Qwen-coder's marker tokens in the prompt in both cases,
+because servers that support completions accept them there and reject the field. `echo`, `best_of` and the indices of
+the choices are implemented here.
 
 OpenAPI `CreateCompletionRequest`, `CreateCompletionResponse`; fill in the middle: the Qwen2.5-Coder report.
 """
@@ -66,7 +66,7 @@ def decode(
     default_model: str | None,
     max_messages: int,
 ) -> Turn:
-    """The turn that a request body asks for; RequestError names the field that is wrong."""
+    """Return the turn of a request body. Raises RequestError naming the invalid field."""
     body = validation.body(body)
     model = validation.require_model(body, default_model)
     fields = validation.check_fields(body, FIELDS)
@@ -96,7 +96,7 @@ def decode(
 
 
 def _prompts(value: JSON, *, may_be_empty: bool) -> tuple[str, ...]:
-    """The texts of `prompt`: one, or an array of them."""
+    """Return the texts of `prompt`, a string or an array of strings."""
     if isinstance(value, str):
         return (_prompt(value, "prompt", may_be_empty),)
     if not isinstance(value, list):
@@ -107,7 +107,7 @@ def _prompts(value: JSON, *, may_be_empty: bool) -> tuple[str, ...]:
         _token_ids()
     if len(value) > MAX_PROMPTS:
         validation.wrong_value(
-            "prompt", f"at most {MAX_PROMPTS} prompts in one request, but there are {len(value)}."
+            "prompt", f"expected at most {MAX_PROMPTS} prompts per request, but got {len(value)}."
         )
     return tuple(_prompt(item, f"prompt[{number}]", may_be_empty) for number, item in enumerate(value))
 
@@ -120,7 +120,7 @@ def _prompt(value: JSON, path: str, may_be_empty: bool) -> str:
 
 def _token_ids() -> NoReturn:
     raise RequestError(
-        "'prompt' holds token ids of a GPT model, which mean nothing to Qwen: send the text itself. "
+        "'prompt' holds token ids of a GPT model, which Qwen cannot read: send the text itself. "
         "(Evaluation programs call this tokenized_requests=False.)",
         param="prompt",
         code="unsupported_value",
@@ -128,23 +128,23 @@ def _token_ids() -> NoReturn:
 
 
 def _suffix(prefix: str, suffix: str) -> str:
-    """Fill in the middle, in the words that Qwen's coder models were trained on."""
+    """Return a fill-in-the-middle prompt with the tokens that Qwen's coder models were trained on."""
     return f"<|fim_prefix|>{prefix}<|fim_suffix|>{suffix}<|fim_middle|>"
 
 
 def _params(fields: dict[str, JSON]) -> dict[str, JSON]:
-    """What is passed on, in a chat's words."""
+    """Return the parameters that are passed on, under chat's names."""
     params = {name: value for name, value in fields.items() if name not in _NOT_PARAMS}
     count, best_of, probabilities = fields.get("n", 1), fields.get("best_of"), fields.get("logprobs")
     if best_of is not None and best_of < count:
-        validation.wrong_value("best_of", f"it must be at least n, which is {count}.")
+        validation.wrong_value("best_of", f"must be at least n ({count}).")
     if best_of is not None and best_of > count:
         if fields.get("stream"):
-            validation.wrong_value("best_of", "what is streamed cannot be chosen afterwards.")
+            validation.wrong_value("best_of", "best_of is not supported in a stream.")
         count, params["logprobs"] = best_of, True
     if probabilities is not None:
         if fields.get("echo"):
-            message = "The probabilities of the prompt itself are not to be had: leave out echo or logprobs."
+            message = "Log probabilities for the prompt are not available: leave out echo or logprobs."
             raise RequestError(message, param="logprobs", code="unsupported_value")
         params |= {"logprobs": True, "top_logprobs": probabilities}
     if "n" in fields or count > 1:
@@ -153,19 +153,19 @@ def _params(fields: dict[str, JSON]) -> dict[str, JSON]:
 
 
 class Encoder:
-    """Events in, server-sent events out."""
+    """An encoder from events to server-sent events."""
 
     content_type = "text/event-stream"
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._offsets: dict[int, int] = {}
-        """Of each choice that has begun, the characters said."""
+        """Characters sent of each started choice."""
         self._usage: Usage | None = None
         self._finished = False
 
     def feed(self, event: Event) -> list[bytes]:
-        """The chunks that say `event`."""
+        """Return the chunks for an event."""
         match event:
             case TextDelta(text, choice, logprobs):
                 return [*self._start_choice(choice), self._chunk(choice, text, logprobs=logprobs)]
@@ -180,23 +180,23 @@ class Encoder:
         return []
 
     def close(self) -> list[bytes]:
-        """The usage chunk when it was asked for, and the end; nothing after a failure."""
+        """Return the usage chunk, if requested, and the end of the stream; nothing after a failure."""
         if self._finished:
             return []
         self._finished = True
         out = []
         if self._turn.include_usage:
-            usage = usage_object(self._usage or Usage())
+            usage = usage_object(self._usage)
             out.append(sse.encode(json_codec.dumps({**_envelope(self._turn), "choices": [], "usage": usage})))
         return [*out, b"data: [DONE]\n\n"]
 
     def error_event(self, error: QproxyError) -> bytes:
-        """The one frame that says that a stream which has begun cannot go on."""
+        """Return the frame that reports a failure of a started stream."""
         self._finished = True
         return sse.encode(json_codec.dumps(openai_errors.error_body(error)))
 
     def _start_choice(self, choice: int) -> list[bytes]:
-        """With `echo` a choice begins with its prompt."""
+        """Start a choice: with `echo` it begins with its prompt."""
         if choice in self._offsets:
             return []
         self._offsets[choice] = 0
@@ -233,24 +233,24 @@ def _envelope(turn: Turn) -> dict[str, Any]:
 
 
 def _echoed(turn: Turn, choice: int) -> str:
-    """What `echo` puts in front of a choice."""
+    """Return the text that `echo` puts in front of a choice."""
     prompt = _completion_prompt(turn)
     return prompt.echo[choice // turn.params.get("n", 1)] if prompt.echo else ""
 
 
 def _reason(reason: str) -> str:
-    """A model that calls a tool although it was offered none has stopped, in the words of completions."""
+    """Return the finish reason of a completion: `stop` for a model that called a tool that was not offered."""
     return "stop" if reason == "tool_calls" else reason
 
 
 def _entries(logprobs: JSON) -> list[JSON]:
-    """The tokens of a chat's `logprobs`."""
+    """Return the tokens of a chat's `logprobs`."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
 
 
 def legacy_logprobs(entries: list[JSON], offset: int) -> JSON:
-    """A chat's probabilities in the older shape; null for none."""
+    """Return a chat's log probabilities in the older shape; null for none."""
     if not entries:
         return None
     tokens = [str(entry.get("token", "")) for entry in entries]
@@ -268,12 +268,12 @@ def legacy_logprobs(entries: list[JSON], offset: int) -> JSON:
 
 
 def _number(logprob: JSON) -> float:
-    """OpenAI's number for a token that is not among the likely ones stands in for none."""
+    """Return a log probability; OpenAI's number for an unlikely token replaces a missing one."""
     return logprob if isinstance(logprob, int | float) else -9999.0
 
 
 class _Choice:
-    """What the events of one choice add up to."""
+    """The accumulated events of one choice."""
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -282,15 +282,15 @@ class _Choice:
 
     @property
     def score(self) -> float:
-        """The mean log probability of a token, by which `best_of` chooses; without any, order decides."""
+        """Return the mean log probability per token, by which `best_of` chooses; without any, the order decides."""
         known = [entry["logprob"] for entry in self.entries if isinstance(entry.get("logprob"), int | float)]
         return sum(known) / len(known) if known else 0.0
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
-    """The `text_completion` that the events add up to; raises the error of a `StreamFailed`."""
+    """Return the `text_completion` of some events. Raises the error of a `StreamFailed`."""
     choices: dict[int, _Choice] = {}
-    usage = Usage()
+    usage: Usage | None = None
     for event in events:
         if isinstance(event, Usage):
             usage = event
@@ -307,7 +307,7 @@ def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
 
 
 def _best_choices(turn: Turn, choices: dict[int, _Choice]) -> Iterator[tuple[int, int, _Choice]]:
-    """(our number, its own number, choice): of each prompt's choices the best ones."""
+    """Return (index, original index, choice) of the best choices of each prompt."""
     completion, count = _completion_prompt(turn), turn.params.get("n", 1)
     for prompt in range(len(completion.prompts)):
         own = [number for number in sorted(choices) if number // count == prompt]

@@ -1,9 +1,9 @@
-"""`POST /v1/embeddings`: OpenAI's request as `EmbeddingInput`, and the vectors as its answer.
+"""`POST /v1/embeddings`: OpenAI's request as `EmbeddingInput`, and the vectors as its response.
 
-Here: the checks of the fields, and the body in pieces.  Not here: batches, accounts, Qwen's spellings.
+This module validates the fields and encodes the body in chunks, without batches, accounts or Qwen's field names.
 
-OpenAPI `CreateEmbeddingRequest`, `CreateEmbeddingResponse`.  Of the four kinds of `input` two are refused: token ids
-are numbers of a GPT model's vocabulary and mean other words, or none, to Qwen.
+OpenAPI `CreateEmbeddingRequest`, `CreateEmbeddingResponse`. Two of the four kinds of `input` are rejected: token ids
+belong to a GPT model's vocabulary and mean other words, or none, to Qwen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TEXTS = 2048
 
 def _check_encoding_format(value: JSON, path: str) -> JSON:
     if value != "dense":
-        validation.wrong_value(path, "OpenAI's answer has room for dense vectors only.")
+        validation.wrong_value(path, "OpenAI's response supports dense vectors only.")
     return value
 
 
@@ -38,9 +38,9 @@ _NOT_PARAMS = frozenset(("model", "input", "encoding_format", "user"))
 
 
 def decode(body: JSON) -> EmbeddingInput:
-    """What a request body asks for; RequestError names the field that is wrong."""
+    """Return the validated request. Raises RequestError naming the invalid field."""
     body = validation.body(body)
-    model = validation.require_model(body, None)  # the operator's default model chats
+    model = validation.require_model(body, None)  # the operator's default model is a chat model
     fields = validation.check_fields(body, FIELDS)
     if "input" not in fields:
         validation.missing("input")
@@ -54,7 +54,7 @@ def decode(body: JSON) -> EmbeddingInput:
 
 
 def _texts(value: JSON) -> list[str]:
-    """The texts of `input`: one, or an array of them."""
+    """Return the texts of `input`, a string or an array of strings."""
     if isinstance(value, str):
         return [_text(value, "input")]
     if not isinstance(value, list):
@@ -65,7 +65,7 @@ def _texts(value: JSON) -> list[str]:
         _token_ids()
     if len(value) > MAX_TEXTS:
         validation.wrong_value(
-            "input", f"at most {MAX_TEXTS} texts in one request, but there are {len(value)}."
+            "input", f"expected at most {MAX_TEXTS} texts per request, but got {len(value)}."
         )
     return [_text(item, f"input[{number}]") for number, item in enumerate(value)]
 
@@ -78,7 +78,7 @@ def _text(value: JSON, path: str) -> str:
 
 def _token_ids() -> NoReturn:
     raise RequestError(
-        "'input' holds token ids of a GPT model, which mean nothing to Qwen: send the texts themselves. "
+        "'input' holds token ids of a GPT model, which Qwen cannot read: send the texts themselves. "
         "(LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False).)",
         param="input",
         code="unsupported_value",
@@ -86,7 +86,7 @@ def _token_ids() -> NoReturn:
 
 
 def iter_body(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> Iterator[bytes]:
-    """The answer's body, a piece for each vector; those are as `embeddings.encode_vectors` wrote them."""
+    """Yield the response body, one chunk per vector as encoded by `embeddings.encode_vectors`."""
     opening = b'{"object":"list","data":['
     for number, vector in enumerate(vectors):
         yield b'%b{"object":"embedding","index":%d,"embedding":%b}' % (opening, number, vector)
@@ -98,6 +98,6 @@ def iter_body(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) ->
 
 
 def content_length(request: EmbeddingInput, vectors: Sequence[bytes], tokens: int) -> int:
-    """Of the whole body in bytes, without making it."""
+    """Return the size of the whole body in bytes without building it."""
     empty = iter_body(request, [b""] * len(vectors), tokens)
     return sum(map(len, empty)) + sum(map(len, vectors))

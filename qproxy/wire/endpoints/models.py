@@ -1,7 +1,7 @@
 """`GET /v1/models` and `/v1/models/{id}`: the models that upstreams list, and OpenAI's shape of them.
 
-Here: reading an upstream's list (OpenAI's shape, Ollama's and llama.cpp's extras ignored), dropping what
-cannot chat or embed, finding one, and our own list.  OpenAPI `ListModelsResponse`, `Model`.
+This module reads an upstream's list (OpenAI's shape; extras of Ollama and llama.cpp are ignored), drops models that
+can neither chat nor embed, finds one, and encodes qproxy's own list. OpenAPI `ListModelsResponse`, `Model`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from qproxy.wire.models import ModelCatalog
 _SERVED_TASKS = frozenset(
     ("chat", "completion", "embedding", "multimodal_embedding", "moderation", "decision")
 )
-"""DashScope lists pictures, speech and video beside text; none of them answers a chat or an embedding."""
+"""DashScope lists pictures, speech and video beside text; none of them supports chat or embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model a client may ask for."""
+    """One model that a client may request."""
 
     id: str
     created: int = 0
-    """Unix seconds; 0 where the upstream does not say."""
+    """Unix seconds; 0 if the upstream does not report it."""
     owned_by: str = "qwen"
     context: int | None = None
-    """Input and output tokens together, where known."""
+    """Input and output tokens together, if known."""
     max_output: int | None = None
     shutdown_date: str | None = None
     """When it is retired, where that is known."""
@@ -46,7 +46,7 @@ def is_text_model(name: str, catalog: ModelCatalog) -> bool:
 
 
 def parse_models(body: JSON, catalog: ModelCatalog) -> list[Model]:
-    """The text models in an upstream's answer to `GET /models`; ValueError when it is not such a list."""
+    """Return the text models of an upstream's `GET /models`. Raises ValueError if it is not such a list."""
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
         raise ValueError("not a list of models")
@@ -96,7 +96,7 @@ def model_list(models: Iterable[Model], query: Mapping[str, str]) -> dict[str, A
 
 
 def find_model(models: Iterable[Model], name: str, aliases: ModelAliases) -> Model:
-    """Return the model with this name or alias.  Raises RequestError 404 when there is none."""
+    """Return the model with this name or alias. Raises RequestError 404 for an unknown name."""
     known = {model.id: model for model in models}
     if name in known:
         return known[name]

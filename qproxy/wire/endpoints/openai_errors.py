@@ -1,4 +1,4 @@
-"""Errors as OpenAI spells them: in a body, in a stream's last frame, in headers.
+"""OpenAI's errors: in a body, in a stream's last frame, in headers.
 
 OpenAPI `Error`: all four keys are always there, and `code` is never a number.
 """
@@ -12,7 +12,7 @@ from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import JSON
 
 MAX_RETRY_AFTER = 120.0
-"""Seconds: clients that are told to wait longer often ignore the header."""
+"""Seconds: clients often ignore a longer retry-after."""
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 ERROR_SCHEMA: JSON = {
@@ -34,12 +34,12 @@ def error_object(error: QproxyError) -> dict[str, Any]:
 
 
 def error_body(error: QproxyError, request_id: str = "") -> dict[str, Any]:
-    """Return an error's body; OpenAI says the request's id in a header only."""
+    """Return an error's body; OpenAI sends the request id in a header only."""
     return {"error": error_object(error)}
 
 
 def retry_headers(error: QproxyError) -> dict[str, str]:
-    """Return the headers that tell OpenAI's clients whether and when to retry."""
+    """Return the headers by which OpenAI's clients decide whether and when to retry."""
     headers = {}
     if error.retry_after is not None:
         seconds = min(error.retry_after, MAX_RETRY_AFTER)

@@ -1,9 +1,8 @@
-"""What a request's body must look like, as JSON Schema, for the document that describes this server.
+"""JSON Schemas of request bodies for the OpenAPI document.
 
-The schemas of single fields come from the checks themselves (`validation.properties`), so the document cannot promise
-what the check refuses.  What is checked beyond that, field by field in code, is said here as far as JSON Schema can.
-A row of `ENDPOINTS`, or a route that is no endpoint, names its own.
-`model` may be missing where the operator has set `default_model`.
+The schemas of single fields come from the checks themselves (`validation.properties`), so the document and
+the checks agree. Checks made in code beyond that are described here as far as JSON Schema can express them.
+A row of `ENDPOINTS`, or another route, names its schema. `model` is optional if `default_model` is set.
 """
 
 from __future__ import annotations

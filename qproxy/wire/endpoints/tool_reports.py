@@ -1,6 +1,6 @@
-"""What a client is told of the tools that this server ran for it: a comment in a stream, an object when it asks.
+"""Reports about tools that this server ran: a comment in a stream, and an object on request.
 
-A chat client never sees the calls themselves; whoever wants to know writes `"qproxy": {"include": ["tools"]}`.
+A chat client never sees the calls themselves; it requests the object by `"qproxy": {"include": ["tools"]}`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from qproxy.wire.events import Event, ServerToolCall, ServerToolResult
 
 
 class ToolReport:
-    """The tools that ran in one answer."""
+    """The tools that ran in one response."""
 
     def __init__(self) -> None:
         self._arguments: dict[str, str] = {}
         self._tools: list[dict[str, Any]] = []
 
     def add(self, event: ServerToolCall | ServerToolResult) -> None:
-        """Take note of a call or of what came of it."""
+        """Record a call or its result."""
         if isinstance(event, ServerToolCall):
             self._arguments[event.id] = event.arguments
             return
@@ -35,12 +35,12 @@ class ToolReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The answer's `qproxy` object."""
+        """Return the response's `qproxy` object."""
         return {"tools": self._tools}
 
 
 def build_report(events: Iterable[Event]) -> dict[str, Any]:
-    """The `qproxy` object of a whole answer."""
+    """Return the `qproxy` object of a whole response."""
     report = ToolReport()
     for event in events:
         if isinstance(event, ServerToolCall | ServerToolResult):
@@ -49,7 +49,7 @@ def build_report(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def sse_comment(result: ServerToolResult) -> bytes:
-    """One line for people who read streams; clients skip it."""
+    """Return an SSE comment for people who read streams; clients skip it."""
     name = "".join(char if "!" <= char <= "~" else "_" for char in result.name[:80])
     return f": tool {name} {'ok' if result.ok else 'failed'} {to_milliseconds(result)} ms\n\n".encode()
 

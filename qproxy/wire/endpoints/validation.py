@@ -1,8 +1,8 @@
-"""Checks that every endpoint makes of its request's fields, with OpenAI's wording.
+"""Validators of request fields, shared by all endpoints, with OpenAI's wording.
 
-A wrong field is a `RequestError` that names the path of the value (`messages[3].content[0].type`) in its
-message and in `param`.  `null` means "not said", as it does at OpenAI.  A check also knows the JSON Schema of what it
-takes (`with_schema`, `properties`), for the document that describes this server.
+An invalid field is a `RequestError` with the path of the value (`messages[3].content[0].type`) in its message and in
+`param`. `null` means absent, as at OpenAI. A validator carries its JSON Schema (`with_schema`, `properties`) for the
+OpenAPI document.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Check = TypeVar("Check", bound=Callable[[JSON, str], JSON])
 
 
 def with_schema(check: Check, **schema: JSON) -> Check:
-    """The check, which takes what this JSON Schema describes."""
-    vars(check)["schema"] = schema  # with the check, so that it goes with it
+    """Return the validator with a JSON Schema of the values that it accepts."""
+    vars(check)["schema"] = schema  # an attribute, so that the schema stays with the validator
     return check
 
 
 def properties(table: Mapping[str, Callable[[JSON, str], JSON]]) -> dict[str, JSON]:
-    """A table of checks as JSON Schema's properties: each value, or null, which says nothing."""
+    """Return a table of validators as JSON Schema properties: each value, or null for absent."""
     found: dict[str, JSON] = {}
     for name, check in table.items():
         schema = dict(getattr(check, "schema", {}))
@@ -48,7 +48,7 @@ _KINDS = {
 
 
 def type_name(value: JSON) -> str:
-    """The JSON type of a value, in words."""
+    """Return the name of a value's JSON type."""
     return "null" if value is None else _KINDS.get(type(value), "something else")
 
 
@@ -80,15 +80,15 @@ def string(value: JSON, path: str) -> str:
 
 
 def identifier(value: JSON, path: str) -> str:
-    """A string that names something, or is its id: it will be compared, stored, or written into a header."""
+    """Return a name or an id: a string that can be compared, stored, or written into a header."""
     name = string(value, path)
     if not storable.is_storable_text(name):
-        wrong_value(path, "it holds a NUL or half of a surrogate pair, which no name has.")
+        wrong_value(path, "it contains a NUL or a lone surrogate.")
     return name
 
 
 def string_map(value: JSON, path: str) -> dict[str, JSON]:
-    """An object whose keys the client has chosen."""
+    """Return an object of strings with the client's own keys."""
     for name in object_(value, path):
         identifier(name, f"{path}.{name[:64]}")
     return value  # type: ignore[no-any-return]
@@ -107,7 +107,7 @@ with_schema(boolean, type="boolean")
 
 
 def number(low: float, high: float) -> Callable[[JSON, str], float]:
-    """A number within [low, high]."""
+    """Return a validator of numbers within [low, high]."""
 
     def check(value: JSON, path: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -120,7 +120,7 @@ def number(low: float, high: float) -> Callable[[JSON, str], float]:
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
-    """An integer within [low, high]; 5.0 is one (JavaScript and YAML write it so)."""
+    """Return a validator of integers within [low, high]; 5.0 is accepted (JavaScript and YAML write it so)."""
 
     def check(value: JSON, path: str) -> int:
         if isinstance(value, float) and value.is_integer():
@@ -144,7 +144,7 @@ def one_of(options: Collection[str]) -> Callable[[JSON, str], str]:
 
 
 def token_ids(items: list[JSON]) -> bool:
-    """Whether an array holds token ids, or arrays of them."""
+    """Return whether an array contains token ids, or arrays of them."""
 
     def ids(values: list[JSON]) -> bool:
         return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
@@ -153,7 +153,7 @@ def token_ids(items: list[JSON]) -> bool:
 
 
 def stop_sequences(value: JSON, path: str) -> JSON:
-    """A string or an array of strings."""
+    """Return a string or an array of strings."""
     if isinstance(value, list):
         for number, item in enumerate(value):
             string(item, f"{path}[{number}]")
@@ -165,7 +165,7 @@ with_schema(stop_sequences, type=["string", "array"], items={"type": "string"})
 
 
 def include_values(value: JSON, what: str) -> bool:
-    """Whether the request's `qproxy` object, if it has one, asks to see something of ours in the answer."""
+    """Return whether the request's `qproxy` object, if any, includes a name in its `include` list."""
     names = array((value or {}).get("include") or [], "qproxy.include")
     for number, name in enumerate(names):
         one_of(("tools",))(name, f"qproxy.include[{number}]")
@@ -173,7 +173,7 @@ def include_values(value: JSON, what: str) -> bool:
 
 
 def body(value: JSON) -> dict[str, JSON]:
-    """The whole body of a request, which has no path to be named by."""
+    """Return the request body. Raises RequestError if it is not an object."""
     if not isinstance(value, dict):
         raise RequestError(f"The request body must be a JSON object, but it is {type_name(value)}.")
     return value
@@ -182,7 +182,7 @@ def body(value: JSON) -> dict[str, JSON]:
 def check_fields(
     body: Mapping[str, JSON], table: Mapping[str, Callable[[JSON, str], JSON]]
 ) -> dict[str, JSON]:
-    """The body without its nulls, each field that has a check in `table` checked."""
+    """Return the body without nulls, each field with a validator in `table` validated."""
     checked = {}
     for name, value in body.items():
         if value is not None:
@@ -192,7 +192,7 @@ def check_fields(
 
 
 def require_model(body: Mapping[str, JSON], default: str | None) -> str:
-    """The request's model, else the operator's default."""
+    """Return the request's model, or the operator's default."""
     value = body.get("model")
     if value is None:
         value = default

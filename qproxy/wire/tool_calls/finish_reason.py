@@ -20,6 +20,7 @@ from qproxy.wire.events import (
     ChoiceFinished,
     EncryptedReasoning,
     Event,
+    ExtraFields,
     SearchInfo,
     ServerToolCall,
     ServerToolResult,
@@ -66,7 +67,8 @@ class FinishReasonStage:
                 yield item
                 return
             yield from self._release()
-        if isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
+        of_no_choice = isinstance(item, ExtraFields) and item.level != "delta"
+        if of_no_choice or isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
             yield item
         elif isinstance(item, StreamDone):
             yield from self._end()

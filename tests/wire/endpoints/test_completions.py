@@ -69,9 +69,9 @@ REFUSED = {
     "suffix": (ASKED | {"suffix": 7}, "suffix", "a string"),
     "logprobs": (ASKED | {"logprobs": True}, "logprobs", "an integer"),
     "logprobs above 5": (ASKED | {"logprobs": 6}, "logprobs", "from 0 to 5"),
-    "probabilities of the prompt": (ASKED | {"logprobs": 1, "echo": True}, "logprobs", "prompt itself"),
+    "probabilities of the prompt": (ASKED | {"logprobs": 1, "echo": True}, "logprobs", "for the prompt"),
     "best_of below n": (ASKED | {"n": 3, "best_of": 2}, "best_of", "at least n"),
-    "best_of in a stream": (ASKED | {"best_of": 2, "stream": True}, "best_of", "streamed"),
+    "best_of in a stream": (ASKED | {"best_of": 2, "stream": True}, "best_of", "in a stream"),
     "max_tokens": (ASKED | {"max_tokens": 0}, "max_tokens", "from 1"),
     "echo": (ASKED | {"echo": "yes"}, "echo", "a boolean"),
 }

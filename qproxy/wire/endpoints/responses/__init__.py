@@ -1,18 +1,18 @@
-"""`/v1/responses`: OpenAI's Responses API, in and out, for servers that have none.
+"""`/v1/responses`: OpenAI's Responses API for upstreams that do not implement it.
 
     body ─ input_items → items ─ conversation → Turn                events ─ output.ResponseOutput → items and happenings
            content_parts, tools, request                                     encoder.Encoder → bytes; response → object
 
-An *item* is the Responses API's unit of a conversation: a message, a call, a call's output, a thought.  What a client
-sends is first made *canonical* (every message typed, every content a list of parts, every item with an id): so it is
-stored, listed and sent to the model, and what a stored response says needs no second reader.
+An *item* is the Responses API's unit of a conversation: a message, a call, a call's output, a reasoning item. A
+client's items are first made *canonical* (every message typed, every content a list of parts, every item with an id):
+so they are stored, listed and sent to the model, and a stored response needs no second parser.
 
     content_parts  content parts: canonical, and as chat's content
     input_items    the items of an input: canonical
     conversation   canonical items as chat messages
     namespaces     tools in groups
     tools          tools and tool_choice
-    request        the fields, and the turn that they ask for (`decode`); what of it an answer repeats (`ResponsesRequest`)
+    request        the fields as a turn (`decode`), and those that the response repeats (`ResponsesRequest`)
     output_items   the kinds of output items while they grow
     output         events as output items, and what happens to them on the way
     objects        the response object, usage, errors, ids, pages of items

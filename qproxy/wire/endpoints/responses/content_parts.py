@@ -1,10 +1,9 @@
-"""Content parts: what the Responses API's messages and tool outputs consist of.
+"""Content parts of the Responses API's messages and tool outputs.
 
-`read` makes a content canonical: always a list, `input_text` for what goes in and `output_text` for what the model
-said.  `chat` gives the same as chat's content: a string where that says it all, else chat's own parts.
+`read` makes a content canonical: always a list, `input_text` for input and `output_text` for the model's text. `chat`
+returns the same as chat's content: a string if there is only text, otherwise chat's own parts.
 
-Files and pictures by `file_id` are refused: there is no file store here, and leaving them out would change the
-question.
+Files and images by `file_id` are rejected: there is no file store here, and leaving them out would change the request.
 
 OpenAPI `InputContent`, `OutputTextContent`, `RefusalContent`.
 """
@@ -21,11 +20,11 @@ from qproxy.wire.events import JSON
 TEXTS = ("input_text", "output_text", "text")
 KINDS = ("input_text", "input_image", "input_file", "input_audio")
 OUTPUT_KINDS = ("output_text", "refusal")
-"""What a message of the model consists of."""
+"""Part types of the model's messages."""
 
 
 def parse_content(value: JSON, role: str, path: str) -> list[JSON]:
-    """A message's content as canonical parts; RequestError names the part that is wrong."""
+    """Return a message's content as canonical parts. Raises RequestError naming the invalid part."""
     if isinstance(value, str):
         return [plain_text(value, role)]
     if value is None:
@@ -36,14 +35,14 @@ def parse_content(value: JSON, role: str, path: str) -> list[JSON]:
 
 
 def plain_text(value: str, role: str) -> JSON:
-    """A text part in the spelling of the one who says it."""
+    """Return a text part with the type of its role."""
     if role == "assistant":
         return {"type": "output_text", "text": value, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": value}
 
 
 def parse_tool_output(value: JSON, path: str) -> JSON:
-    """A tool's output: a string or canonical parts; another JSON value as its text."""
+    """Return a tool's output as a string or canonical parts; another JSON value as its text."""
     if value is None:
         validation.missing(path)
     if isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value):
@@ -52,7 +51,7 @@ def parse_tool_output(value: JSON, path: str) -> JSON:
 
 
 def _part(value: JSON, role: str, path: str) -> JSON:
-    if isinstance(value, str):  # a list of strings is a common slip with one meaning
+    if isinstance(value, str):  # a list of strings is a common mistake with one meaning
         return plain_text(value, role)
     part = validation.object_(value, path)
     kind = part.get("type")
@@ -111,7 +110,7 @@ def _reject_file_id(part: dict[str, JSON], path: str) -> None:
 
 
 def to_chat_content(parts: Sequence[JSON], role: str) -> JSON:
-    """Canonical parts as chat's content: one string where they are all text and it is one text, else a list."""
+    """Return canonical parts as chat's content: a string for a single text, otherwise a list."""
     texts = [part.get("text", part.get("refusal")) for part in parts]
     if all(isinstance(value, str) for value in texts) and (len(texts) <= 1 or role != "user"):
         return ("" if role == "assistant" else "\n\n").join(texts)

@@ -1,9 +1,9 @@
 """Canonical items as chat messages.
 
-What the model said in one go is several items here and one message there: a thought, its text and its calls are
-gathered until somebody else speaks.  A text after a text begins a new message, unless calls have been gathered,
-which must stand right before their results.  Thoughts travel as `reasoning_content`, where Qwen's
-`preserve_thinking` looks for them; a thought with nothing after it is left out, because no server takes it.
+One turn of the model is several items here and one message in chat: reasoning, text and calls are collected until
+another role follows. A text after a text begins a new message, unless calls have been collected, which must stand
+right before their results. Reasoning is sent as `reasoning_content`, where Qwen's `preserve_thinking` reads it;
+reasoning with nothing after it is left out, because servers reject it.
 A tool that this server ran (`mcp_call`) is a call and its result in one.
 """
 
@@ -18,7 +18,7 @@ from qproxy.wire.events import JSON
 
 
 def to_messages(items: Iterable[JSON]) -> list[JSON]:
-    """The chat messages that the items of a conversation amount to."""
+    """Return the chat messages of a conversation's items."""
     out: list[JSON] = []
     message = _AssistantMessage()
     for item in items:
@@ -32,7 +32,7 @@ def to_messages(items: Iterable[JSON]) -> list[JSON]:
 
 
 def _other_message(item: JSON) -> JSON:
-    """The message of an item that the model did not say."""
+    """Return the message of an item that is not the model's."""
     if item["type"] == "message":
         return {"role": item["role"], "content": content_parts.to_chat_content(item["content"], item["role"])}
     output = item["output"]
@@ -41,7 +41,7 @@ def _other_message(item: JSON) -> JSON:
 
 
 class _AssistantMessage:
-    """One message of the model, as it is gathered."""
+    """One message of the model while its items are collected."""
 
     def __init__(self) -> None:
         self._reasoning: list[str] = []
@@ -51,7 +51,7 @@ class _AssistantMessage:
         self._results: list[JSON] = []
 
     def accepts(self, item: JSON) -> bool:
-        """Add an item of the model; False for one that is not part of this message."""
+        """Add an item of the model; return False for one that is not part of this message."""
         kind = item["type"]
         full = bool(self._results or (self._texts and not self._calls))
         if kind == "reasoning" and (not full or self._is_own_ciphertext(item)):
@@ -73,7 +73,7 @@ class _AssistantMessage:
         return not item["summary"] and "encrypted_content" in item and not self._ciphertext
 
     def messages(self) -> list[JSON]:
-        """The message and the results of our own tools; none when nothing was said."""
+        """Return the message and the results of this server's tools; nothing if it is empty."""
         if not self._texts and not self._calls:
             return []
         message: dict[str, JSON] = {

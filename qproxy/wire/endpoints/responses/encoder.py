@@ -1,10 +1,10 @@
-"""The answer of `/v1/responses`: events in, server-sent events or one whole response out.
+"""Responses of `/v1/responses`: events as server-sent events or as one whole response.
 
-Both go through `ResponseBuilder`, which knows what happens; the stream writes it down, numbered without a gap, and the
-whole response is what it has come to.  A stream ends with `response.completed`, `response.incomplete` or
+Both use `ResponseBuilder`; the stream sends its events, numbered without a gap, and the whole response is its final
+state. A stream ends with `response.completed`, `response.incomplete` or
 `response.failed`; there is no `[DONE]`.
 
-After `response.failed` comes one `error` event.  Its fields stand in it flat, as OpenAI documents them, and once more
+After `response.failed` comes one `error` event. Its fields stand in it flat, as OpenAI documents them, and once more
 under `error`, as OpenAI sends them: that is what makes the official clients raise.
 
 OpenAPI `ResponseStreamEvent`.
@@ -21,11 +21,21 @@ from qproxy.wire.endpoints.responses.output import ResponseOutput
 from qproxy.wire.endpoints.responses.output_items import ItemEvent
 from qproxy.wire.endpoints.responses.request import request_of
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import JSON, ChoiceFinished, Event, SearchInfo, StreamDone, StreamFailed, Turn, Usage
+from qproxy.wire.events import (
+    JSON,
+    ChoiceFinished,
+    Event,
+    ExtraFields,
+    SearchInfo,
+    StreamDone,
+    StreamFailed,
+    Turn,
+    Usage,
+)
 
 
 class ResponseBuilder:
-    """How far the response to a turn has come."""
+    """The state of the response to a turn."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
@@ -34,7 +44,7 @@ class ResponseBuilder:
         self._usage = Usage()
         self._reason = "stop"
         self._found: dict[str, JSON] = {}
-        """`search_info`, where the model's server has searched."""
+        """The upstream's `search_info`, if it searched."""
 
     def start(self) -> list[ItemEvent]:
         response = objects.response_object(self._turn, self._request.echo, "in_progress")
@@ -44,14 +54,17 @@ class ResponseBuilder:
         ]
 
     def feed(self, event: Event) -> list[ItemEvent]:
-        """What happens because of an event; of further choices, which nobody can ask for here, nothing."""
+        """Return the stream events of an event; further choices, which cannot be requested here, are ignored."""
         if isinstance(event, Usage):
             self._usage = event
         elif isinstance(event, ChoiceFinished):
             self._reason = event.reason
         elif isinstance(event, SearchInfo):
             self._found = {"search_info": event.info}
-        elif not isinstance(event, StreamDone | StreamFailed) and getattr(event, "choice", 0) == 0:
+        elif (
+            not isinstance(event, StreamDone | StreamFailed | ExtraFields)
+            and getattr(event, "choice", 0) == 0
+        ):
             return self._output.feed(event)
         return []
 
@@ -69,7 +82,7 @@ class ResponseBuilder:
         return [("response.failed", {"response": response}), ("error", {**flat, "error": details})]
 
     def response(self) -> dict[str, JSON]:
-        """The response that is over."""
+        """Return the finished response."""
         status = "incomplete" if self._reason in objects.REASONS else "completed"
         response = objects.response_object(
             self._turn,
@@ -83,7 +96,7 @@ class ResponseBuilder:
 
 
 class Encoder:
-    """Events in, server-sent events out."""
+    """An encoder from events to server-sent events."""
 
     content_type = "text/event-stream"
 
@@ -92,16 +105,16 @@ class Encoder:
         self._number = 0
         self._finished = False
         self.response: dict[str, JSON] | None = None
-        """The response, once it has ended well."""
+        """The response, once it has completed."""
 
     def feed(self, event: Event) -> list[bytes]:
-        """The frames that say `event`."""
+        """Return the frames for an event."""
         if isinstance(event, StreamFailed):
             return [self.error_event(event.error)]
         return [*self._started(), *self._frames(self._builder.feed(event))]
 
     def close(self) -> list[bytes]:
-        """The end of what is open, and of the response; nothing after a failure."""
+        """Return the frames that close the open item and the response; nothing after a failure."""
         if self._finished:
             return []
         self._finished = True
@@ -110,7 +123,7 @@ class Encoder:
         return frames
 
     def error_event(self, error: QproxyError) -> bytes:
-        """The frames that say that a response which has begun cannot go on."""
+        """Return the frames that report a failure of a started response."""
         self._finished = True
         return b"".join([*self._started(), *self._frames(self._builder.fail(error))])
 
@@ -127,7 +140,7 @@ class Encoder:
 
 
 def response(turn: Turn, events: Iterable[Event]) -> dict[str, JSON]:
-    """The response that the events add up to; raises the error of a `StreamFailed`."""
+    """Return the response of some events. Raises the error of a `StreamFailed`."""
     progress = ResponseBuilder(turn)
     for event in events:
         if isinstance(event, StreamFailed):

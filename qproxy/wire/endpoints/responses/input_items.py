@@ -1,7 +1,7 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
-A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model.  Items of other kinds (agents replay
-everything they were once sent: `web_search_call`, `local_shell_call`, ...) are left out and named, never refused.
+A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model. Items of other kinds (agents replay
+whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named, never rejected.
 An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
 
 OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
@@ -22,15 +22,15 @@ from qproxy.wire.events import JSON
 
 ROLES = ("user", "assistant", "system", "developer")
 REASONING_PREFIX = "qproxy-1."
-"""How an `encrypted_content` of ours begins.  It is not a secret: it is the client's own answer's thought."""
+"""Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own response."""
 
 
 def parse_items(
     value: JSON, *, response: str, known: Mapping[str, JSON], before: Collection[str]
 ) -> tuple[list[JSON], list[str]]:
-    """The canonical items of an `input`, and the paths of those left out.
+    """Return the canonical items of an `input`, and the paths of those left out.
 
-    `known` has the items that references may mean, `before` the ids of those that the model gets anyhow.
+    `known` has the items that references may name, `before` the ids of those that the model gets anyway.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -57,7 +57,7 @@ def parse_items(
 
 
 def item_type(item: Mapping[str, JSON], path: str) -> str:
-    """An item's type; without one it is a message, or with nothing but an id a reference."""
+    """Return an item's type; without one it is a message, or a reference if it has nothing but an id."""
     kind = item.get("type")
     if kind is None:
         return "item_reference" if "id" in item and "role" not in item else "message"
@@ -83,7 +83,7 @@ def _message(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _check_name(item: Mapping[str, JSON], path: str, *keys: str) -> dict[str, JSON]:
-    """Those of an item's names and ids, which it must have."""
+    """Return an item's required names and ids."""
     return {key: validation.identifier(_text(item, key, path), f"{path}.{key}") for key in keys}
 
 
@@ -120,7 +120,7 @@ def _output(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    """A tool that this server ran in an earlier answer; what failed says why."""
+    """Return the canonical call of a tool that this server ran in an earlier response."""
     output, error = item.get("output"), item.get("error")
     return {
         **_check_name(item, path, "server_label", "name"),
@@ -147,12 +147,12 @@ def _joined_text(entries: JSON, separator: str) -> str:
 
 
 def encode_reasoning(text: str) -> str:
-    """A thought as `encrypted_content`, for clients that keep nothing else of it."""
+    """Return reasoning as `encrypted_content`, for clients that store nothing else of it."""
     return REASONING_PREFIX + b64encode(text.encode("utf-8", "surrogatepass")).decode()
 
 
 def decode_reasoning(value: JSON) -> str:
-    """The thought in an `encrypted_content` of ours; nothing for one of another server."""
+    """Return the reasoning in qproxy's `encrypted_content`; "" for another server's."""
     if not isinstance(value, str) or not value.startswith(REASONING_PREFIX):
         return ""
     try:

@@ -1,7 +1,7 @@
 """Tools that a client groups under a name (`namespace`), as codex does with those of its MCP servers.
 
-Qwen knows no groups: a tool is offered by the group's name and its own in one, `group__tool`, and what the model calls
-so comes back with the two apart.  A group that is none, and what is no tool in one, is left out and named.
+Qwen has no groups: a tool is offered under the joined name `group__tool`, and the model's call is returned with the
+two names apart. Invalid groups, and entries that are not tools, are left out and named.
 
 OpenAPI `NamespaceToolParam`, `FunctionToolCall.namespace`.
 """
@@ -23,16 +23,16 @@ class ToolNamespaces:
     """The grouped tools of a request."""
 
     tools: list[JSON] = field(default_factory=list)
-    """As they are offered, under their joined names."""
+    """The tools as offered, under their joined names."""
     names: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """By joined name, the group's and the tool's own."""
+    """Group and tool name by joined name."""
     paths: set[str] = field(default_factory=set)
-    """Where the groups stand in the request."""
+    """Paths of the groups in the request."""
     ignored: list[str] = field(default_factory=list)
 
 
 def qualified_name(namespace: str | None, name: str) -> str:
-    """The name by which the model knows a tool."""
+    """Return the name under which a tool is offered to the model."""
     return f"{namespace}__{name}" if namespace else name
 
 
@@ -46,14 +46,14 @@ def is_namespace(entry: JSON) -> bool:
 
 
 def namespace_tools(entry: JSON) -> Iterator[tuple[int, JSON]]:
-    """The tools of a group that can be offered, with their places."""
+    """Return the tools of a group that can be offered, with their paths."""
     for number, tool in enumerate(entry["tools"]):
         if isinstance(tool, dict) and tool.get("type") in KINDS and isinstance(tool.get("name"), str):
             yield number, tool
 
 
 def parse_namespace(entries: Iterable[JSON]) -> ToolNamespaces:
-    """The grouped tools among the tools of a request; RequestError names what is wrong with one."""
+    """Return the grouped tools of a request. Raises RequestError naming an invalid one."""
     groups = ToolNamespaces()
     for number, entry in enumerate(entries):
         if is_namespace(entry):
@@ -69,7 +69,7 @@ def parse_namespace(entries: Iterable[JSON]) -> ToolNamespaces:
 
 
 def _check(tool: JSON, path: str) -> None:
-    """RequestError, with the tool's own place, when it is not one."""
+    """Validate a tool. Raises RequestError with the tool's own path."""
     try:
         tool_schemas.parse_tools({"tools": [tool]})
     except RequestError as error:

@@ -1,6 +1,6 @@
-"""The response object and what belongs to it: usage, errors, ids, pages of items.
+"""The response object and its parts: usage, errors, ids, pages of items.
 
-An id of an item holds the id of the response that it came with (`msg_` and the response's digits and a number), so
+An item's id contains the id of its response (`msg_` and the response's digits and a number), so
 that a reference to an item leads to the stored response without an index of items.
 
 OpenAPI `Response`, `ResponseUsage`, `ResponseError`, `ResponseItemList`.
@@ -20,9 +20,9 @@ PREFIXES = {
     "function_call_output": "fco", "custom_tool_call_output": "ctco", "mcp_call": "mcp",
 }  # fmt: skip
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
-"""Why a response is incomplete, by the finish reason."""
+"""`incomplete_details.reason` by finish reason."""
 SERVER_TOOLS = "qproxy"
-"""The `server_label` of tools that this server runs and that no MCP server gives it."""
+"""The `server_label` of this server's tools that do not come from an MCP server."""
 MAX_PAGE = 100
 _ITEM = re.compile(r"[a-z]+_([0-9a-f]{24})i?[0-9]{4,}\Z")
 
@@ -36,7 +36,7 @@ def input_id(kind: str, response: str, number: int) -> str:
 
 
 def response_of(item: str) -> str | None:
-    """The id of the response that an item came with; None for an id that is not ours."""
+    """Return the id of an item's response; None for an id that qproxy did not create."""
     match = _ITEM.match(item)
     return f"resp_{match[1]}" if match else None
 
@@ -51,7 +51,7 @@ def response_object(
     reason: str | None = None,
     error: QproxyError | None = None,
 ) -> dict[str, JSON]:
-    """The response object; `reason` is the finish reason that left it incomplete."""
+    """Return the response object; `reason` is the finish reason of an incomplete one."""
     return {
         "id": turn.id,
         "object": "response",
@@ -68,7 +68,7 @@ def response_object(
 
 
 def usage_object(usage: Usage) -> dict[str, JSON]:
-    """`ResponseUsage`; of the details those that it knows."""
+    """Return `ResponseUsage`, with the details that it defines."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
@@ -88,7 +88,7 @@ def _count(value: JSON) -> int:
 
 
 def error_object(error: QproxyError) -> dict[str, JSON]:
-    """`ResponseError`: its codes are a closed list, so ours stands in `type`."""
+    """Return `ResponseError`: its codes are a closed list, so qproxy's code stands in `type`."""
     code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(error.status, "server_error")
     return {"code": code, "message": error.message, "type": error.code or error.type, "param": error.param}
 
@@ -96,14 +96,14 @@ def error_object(error: QproxyError) -> dict[str, JSON]:
 def list_page(
     items: Sequence[JSON], *, limit: str | None = None, after: str | None = None, order: str | None = None
 ) -> dict[str, JSON]:
-    """A page of items, the newest first unless asked otherwise; the parameters are those of the query."""
+    """Return a page of items, newest first by default; the parameters are those of the query."""
     size = _limit(limit)
     if validation.one_of(("asc", "desc"))(order or "desc", "order") == "desc":
         items = items[::-1]
     ids = [item["id"] for item in items]
     if after is not None:
         if after not in ids:
-            message = f"There is no item {after[:100]!r} here to list items after."
+            message = f"Unknown item {after[:100]!r} in 'after'."
             raise RequestError(message, param="after", code="invalid_value")
         items = items[ids.index(after) + 1 :]
     shown = list(items[:size])

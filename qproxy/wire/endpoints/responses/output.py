@@ -1,8 +1,8 @@
-"""The output items of a response, in their order, as the events of an answer make them grow.
+"""The output items of a response, in order, as its events extend them.
 
-One item is open at a time, and it is closed before the next one opens: clients act on `output_item.done`.  So a call
-is finished before anything else begins; where a server mixes the pieces of two calls, what is not the open one's
-waits.  An item that was cut short says `incomplete`.
+One item is open at a time, and it is closed before the next one opens: clients act on `output_item.done`. So a call
+is finished before anything else begins; if a server interleaves two calls, events of the other one wait. A truncated
+item is `incomplete`.
 
 OpenAPI `OutputItem`, `ResponseOutputItemAddedEvent`, `ResponseOutputItemDoneEvent`.
 """
@@ -34,12 +34,12 @@ from qproxy.wire.events import (
 
 
 class _OutputItem(Protocol):
-    """An output item that is open."""
+    """An open output item."""
 
     def accepts(self, event: Event) -> bool: ...
 
     def add_complete(self) -> bool:
-        """Whether something else may begin now."""
+        """Return whether another item may start now."""
         ...
 
     def add(self, event: Event) -> list[ItemEvent]: ...
@@ -54,14 +54,14 @@ class ResponseOutput:
 
     def __init__(self, response: str, request: ResponsesRequest) -> None:
         self.items: list[JSON] = []
-        """Those that are closed."""
+        """The closed items."""
         self._response = response
         self._asked = request
         self._open: _OutputItem | None = None
         self._pending: list[Event] = []
 
     def feed(self, event: Event) -> list[ItemEvent]:
-        """What happens because of an event of the answer."""
+        """Return the stream events of an event."""
         current = self._open
         if current is not None and current.accepts(event):
             out = current.add(event)
@@ -70,11 +70,11 @@ class ResponseOutput:
             self._pending.append(event)
             return []
         if isinstance(event, ToolCallArgumentsDelta | ServerToolResult):
-            return []  # blanks after a call that was whole
+            return []  # blanks after a complete call
         return [*self._close(), *self._open_item(event)]
 
     def end(self, *, cut: bool) -> list[ItemEvent]:
-        """Close what is open; an answer that is not `cut` short and said nothing gets one empty message."""
+        """Close the open item; an empty response that is not truncated (`cut`) gets one empty message."""
         out: list[ItemEvent] = []
         while self._pending:
             out += self._add_to_open()
@@ -84,11 +84,11 @@ class ResponseOutput:
         return [*out, *self._close("incomplete" if cut else "completed")]
 
     def snapshot(self) -> list[JSON]:
-        """The items with the open one, for a response that broke off."""
+        """Return the items with the open one, for a failed response."""
         return [*self.items, self._open.item("incomplete")] if self._open is not None else self.items
 
     def _add_to_open(self) -> list[ItemEvent]:
-        """Close the open item and take up what has waited for that."""
+        """Close the open item and process the events that waited for that."""
         waiting, self._pending = self._pending, []
         return [*self._close(), *(happening for event in waiting for happening in self.feed(event))]
 

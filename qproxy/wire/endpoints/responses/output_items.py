@@ -1,7 +1,7 @@
-"""The kinds of output items, each while it grows: a thought, a message, a call, a call of a tool of this server.
+"""The kinds of output items: reasoning, a message, a call, a call of a tool of this server.
 
-`add` and `close` give happenings, pairs of an event's type (`response.output_text.delta`) and its fields; `item` is
-the item as it looks now.  What a `done` event says is what the deltas before it added up to.
+`add` and `close` return pairs of an event's type (`response.output_text.delta`) and its fields; `item` is the
+current item. A `done` event contains the sum of the deltas before it.
 
 OpenAPI `OutputItem`, and the events between `ResponseOutputItemAddedEvent` and its `StreamDone`.
 """
@@ -77,7 +77,7 @@ class ReasoningItem:
 
 
 class MessageItem:
-    """A message item: parts of text and, where the model says no, of refusal."""
+    """A message item: parts of text and of refusal."""
 
     def __init__(self, id: str, index: int, logprobs: bool) -> None:
         self._index = {"item_id": id, "output_index": index}
@@ -149,7 +149,7 @@ class _ContentPart:
 
 
 def _logprob_objects(logprobs: JSON) -> list[JSON]:
-    """Chat's log probabilities of a piece of text, each with the keys that a response demands."""
+    """Return chat's log probabilities of a delta, each with the keys that a response requires."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [
         {
@@ -161,7 +161,7 @@ def _logprob_objects(logprobs: JSON) -> list[JSON]:
 
 
 def _without_top(chance: JSON) -> JSON:
-    """As the events of a text tell it: without bytes."""
+    """Return a log probability as the events of a text have it: without bytes."""
     top = [{"token": other["token"], "logprob": other["logprob"]} for other in chance["top_logprobs"]]
     return {"token": chance["token"], "logprob": chance["logprob"], "top_logprobs": top}
 
@@ -194,10 +194,10 @@ class FunctionCallItem:
         return isinstance(event, ToolCallArgumentsDelta) and event.index == self._call.index
 
     def add_complete(self) -> bool:
-        """Whether nothing more can come; of a free-form input nobody knows before the end."""
+        """Return whether the arguments are complete; for a free-form input that is unknown before the end."""
         if self._call.custom:
             return False
-        if self._json is None:  # only a call that something waits for is read as it comes
+        if self._json is None:  # only a call that other events wait for is scanned while it streams
             self._json = JSONState()
             self._json.feed("".join(self._pieces))
         return self._json.is_complete
@@ -225,7 +225,7 @@ class FunctionCallItem:
 
 
 class McpCallItem:
-    """A tool that this server runs: open until its result is there."""
+    """A call of a tool of this server: open until its result is there."""
 
     def __init__(self, id: str, index: int, call: ServerToolCall) -> None:
         self._index = {"item_id": id, "output_index": index}

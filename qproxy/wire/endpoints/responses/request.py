@@ -1,10 +1,9 @@
-"""`POST /v1/responses`, the request: its fields as a `Turn`, and what of it the answer repeats (`ResponsesRequest`).
+"""`POST /v1/responses`: the request's fields as a `Turn`, and those that the response repeats (`ResponsesRequest`).
 
-The turn has the whole conversation: what the store remembers of earlier responses (`before`), then this request's
-items.  Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
+The turn has the whole conversation: the stored items of earlier responses (`before`), then this request's items. Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
 
-Left out and named: whatever has no meaning for a Qwen model.  Refused: what would change the meaning by being left
-out (`background`, `conversation`, `prompt`).
+Fields that a Qwen model does not support are left out and named. Fields whose omission would change the meaning are
+rejected (`background`, `conversation`, `prompt`).
 
 OpenAPI `CreateResponse`.
 """
@@ -21,23 +20,23 @@ from qproxy.wire.endpoints.responses import input_items as items
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 
-# What a model's server may be told, by the same name in both APIs: OpenAI's fields and Qwen's own.
+# Fields that are passed on under the same name in both APIs: OpenAI's and Qwen's own.
 PASSED_PARAMS = (
     "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier", "prompt_cache_key",
     "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
     "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
     "vl_high_resolution_images", "chat_template_kwargs",
 )  # fmt: skip
-# What is ours to keep, or decides nothing here.
+# Fields that are kept here, or have no effect.
 READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
     "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs", "background",
     "truncation", "max_tool_calls",
 ))  # fmt: skip
 REJECTED_PARAMS = {
-    "background": "Responses are not made in the background here.",
-    "conversation": "There are no conversations here: use previous_response_id.",
-    "prompt": "There are no stored prompts here: send instructions and input.",
+    "background": "Background responses are not supported.",
+    "conversation": "Conversations are not supported: use previous_response_id.",
+    "prompt": "Stored prompts are not supported: send instructions and input.",
 }
 
 
@@ -91,7 +90,7 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class ResponsesRequest:
-    """What a request says beside its turn."""
+    """The fields of a request beside its turn."""
 
     echo: dict[str, JSON]
     """The fields of the response object that repeat the request."""
@@ -99,26 +98,26 @@ class ResponsesRequest:
     """The request's own input, canonical."""
     store: bool
     include_encrypted: bool
-    """The client wants each thought as `encrypted_content` too."""
+    """Whether the client requests reasoning as `encrypted_content` too."""
     logprobs: bool
     namespaces: dict[str, tuple[str, str]]
-    """By the name that the model knows, the group and the name of a tool in it."""
+    """Group and tool name by the name that is offered to the model."""
 
     @property
     def previous(self) -> str | None:
-        """The response that this one continues."""
+        """The id of the response that this one continues."""
         previous: str | None = self.echo["previous_response_id"]
         return previous
 
 
 def request_of(turn: Turn) -> ResponsesRequest:
-    """What this endpoint's `decode` has kept with the turn."""
+    """Return the `ResponsesRequest` that `decode` attached to the turn."""
     assert isinstance(turn.endpoint_state, ResponsesRequest)
     return turn.endpoint_state
 
 
 def referenced_ids(body: JSON) -> tuple[str | None, list[str]]:
-    """The response that a request continues, and the ids of the items it refers to: what to look up first."""
+    """Return the id of the response that a request continues, and the ids of the items it references."""
     if not isinstance(body, dict):
         return None, []
     previous, entries = body.get("previous_response_id"), body.get("input")
@@ -132,7 +131,7 @@ def referenced_ids(body: JSON) -> tuple[str | None, list[str]]:
 
 
 def _is_id(value: JSON) -> bool:
-    """Return whether the value can be looked up; what cannot be, `decode` refuses."""
+    """Return whether the value can be looked up; `decode` rejects any other."""
     return isinstance(value, str) and storable.is_storable_text(value)
 
 
@@ -148,10 +147,10 @@ def decode(
     known: Mapping[str, JSON] | None = None,
     keeps: bool = False,
 ) -> Turn:
-    """The turn that a request body asks for; RequestError names the field that is wrong.
+    """Return the turn of a request body. Raises RequestError naming the invalid field.
 
-    `before` are the items of the responses that it continues, `known` those that it may refer to; `keeps` says
-    whether there is a store.
+    `before` are the items of the responses that it continues, `known` those that it may reference; `keeps` is
+    whether responses are stored.
     """
     body = validation.body(body)
     model = validation.require_model(body, default_model)
@@ -211,7 +210,7 @@ def _reject(fields: Mapping[str, JSON]) -> None:
 
 def _check_length(messages: Sequence[JSON], limit: int) -> None:
     if not messages:
-        message = "Invalid 'input': there is nothing in it for the model."
+        message = "Invalid 'input': it contains no message for the model."
         raise RequestError(message, param="input", code="empty_array")
     if len(messages) > limit:
         message = f"Invalid 'input': {len(messages)} messages, the limit is {limit}."
@@ -232,7 +231,7 @@ def _ignored(fields: Mapping[str, JSON]) -> list[str]:
 
 
 def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Chat's parameters: what keeps its name, and what has another one there."""
+    """Return chat's parameters, renamed where chat has another name."""
     params = {name: fields[name] for name in PASSED_PARAMS if name in fields}
     if "max_output_tokens" in fields:
         params["max_completion_tokens"] = fields["max_output_tokens"]
@@ -253,7 +252,7 @@ def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:
 
 
 def _response_format(value: JSON) -> dict[str, JSON]:
-    """`text.format` as chat's `response_format`: the schema nested."""
+    """Return `text.format` as chat's `response_format`, the schema nested."""
     form = validation.object_(value, "text.format")
     kind = validation.one_of(("text", "json_object", "json_schema"))(form.get("type"), "text.format.type")
     if kind == "text":

@@ -1,9 +1,9 @@
 """The tools of a Responses request: flat where chat's are nested, and of many more kinds.
 
 A Qwen model can be offered functions and custom tools, alone or in a group (`namespace`), and the tools of MCP servers
-that this server is connected to (`mcp` with a `server_label`); `tool_schemas` reads them.  The other kinds run on OpenAI's
-side (`web_search`, `file_search`, ...): they are left out and named, because agents send them to everyone.  A
-`tool_choice` that wants one of those becomes `auto`, and is named too.
+that this server is connected to (`mcp` with a `server_label`); `tool_schemas` reads them. The other kinds run on OpenAI's
+side (`web_search`, `file_search`, ...): they are left out and named, because agents always send them. A
+`tool_choice` of one of those becomes `auto`, and is named too.
 
 OpenAPI `Tool`, `ToolChoiceParam`, `ToolChoiceAllowed`.
 """
@@ -18,30 +18,30 @@ from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.responses import namespaces
 from qproxy.wire.events import JSON
 
-# The kinds that are offered, each with the keys that a response shows of it.
+# The kinds that are offered, each with the keys that a response repeats.
 SERVED_TYPES = {
     "function": ("name", "description", "parameters", "strict"),
     "custom": ("name", "description", "format"),
     "mcp": ("server_label", "server_description", "allowed_tools", "require_approval"),
 }
 REQUIRED_CHOICES = ("parameters", "strict")
-"""Those that a function shows also when nothing was said."""
+"""Keys that a function repeats even if absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesTools:
-    """The tools for the turn, and as the answer repeats them."""
+    """The tools for the turn, and as the response repeats them."""
 
     declared: tool_schemas.DeclaredTools
     ignored: tuple[str, ...]
     namespaces: dict[str, tuple[str, str]]
-    """By the name that the model knows, the group and the name of a tool in it."""
+    """Group and tool name by the name that is offered to the model."""
     echo: list[JSON]
     choice_echo: JSON
 
 
 def parse_tools(fields: Mapping[str, JSON]) -> ResponsesTools:
-    """The tools that a request offers; RequestError names what is wrong with them."""
+    """Return the tools of a request. Raises RequestError naming an invalid one."""
     entries = validation.array(fields.get("tools", []), "tools")
     choice = fields.get("tool_choice")
     elsewhere = _is_hosted(choice)
@@ -63,7 +63,7 @@ def parse_tools(fields: Mapping[str, JSON]) -> ResponsesTools:
 
 
 def _echo_tool(entry: dict[str, JSON]) -> list[JSON]:
-    """A tool as a response shows it; nothing where it is not offered."""
+    """Return a tool as a response repeats it; None if it is not offered."""
     if namespaces.is_namespace(entry):
         group = {"type": "namespace", "name": entry["name"], "description": entry.get("description") or ""}
         return [{**group, "tools": [_flatten(tool) for _, tool in namespaces.namespace_tools(entry)]}]
@@ -76,17 +76,17 @@ def _kind(entry: dict[str, JSON]) -> str:
 
 
 def _is_hosted(choice: JSON) -> bool:
-    """Whether a choice wants a tool that is not run here."""
+    """Return whether a choice names a tool that is not run here."""
     if not isinstance(choice, dict):
         return False
     kind = validation.string(choice.get("type", "function"), "tool_choice.type")
-    if kind == "mcp":  # a server, but none of its tools: nothing that can be forced
+    if kind == "mcp":  # a server without a tool's name cannot be forced
         return choice.get("name") is None
     return kind not in SERVED_TYPES and kind != "allowed_tools"
 
 
 def _as_chat(choice: JSON) -> JSON:
-    """A choice in the shape that `tool_schemas` reads; a tool of an MCP server by the name that the model knows."""
+    """Return a choice in the shape that `tool_schemas` reads; a tool of an MCP server by its offered name."""
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         validation.array(choice.get("tools"), "tool_choice.tools")
         return {"allowed_tools": choice}
@@ -96,7 +96,7 @@ def _as_chat(choice: JSON) -> JSON:
 
 
 def _flatten(entry: dict[str, JSON]) -> JSON:
-    """A function, a custom tool or an MCP server as a response shows it."""
+    """Return a function, a custom tool or an MCP server as a response repeats it."""
     kind = _kind(entry)
     inner = entry[kind] if isinstance(entry.get(kind), dict) else entry
     shown = {key: inner[key] for key in SERVED_TYPES[kind] if inner.get(key) is not None}
@@ -106,7 +106,7 @@ def _flatten(entry: dict[str, JSON]) -> JSON:
 
 
 def _choice_echo(read: JSON, sent: JSON) -> JSON:
-    """The choice as a response shows it: flat."""
+    """Return the choice as a response repeats it: flat."""
     if isinstance(sent, dict) and sent.get("type") == "allowed_tools":
         return {"type": "allowed_tools", "mode": read, "tools": sent["tools"]}
     if isinstance(sent, dict) and sent.get("type") == "mcp" and isinstance(read, dict):
