@@ -1,8 +1,9 @@
 """An h11 connection that parses nothing before its size is known to be bounded.
 
-h11 bounds only the bytes of incomplete data: a header section that comes in one read is parsed however long it is,
-and its patterns for a header and for a chunk size are quadratic in a run of blanks. So a header section, a chunk
-size line and the trailers are held until they are complete, checked (`http1.check_head`), and then given to h11.
+h11 bounds only the bytes of incomplete data: a header section that comes in one read is parsed however long
+it is, and its patterns for a header and for a chunk size are quadratic in a run of blanks. So a header
+section, a chunk size line and the trailers are held until they are complete, checked (`http1.check_head`),
+and then given to h11.
 
 RFC 9112 2 and 7.1; a header section that is too large is a 431 (RFC 6585 5).
 """

@@ -5,11 +5,12 @@ This module has the record and its JSON; `auth.credential_file` locates and writ
 Fields that qproxy does not know are kept; a refresh replaces only what its response names (qwen-code loses
 `resource_url` if a response has none).
 
-A file without an access token holds no credentials. One without an expiry (old releases of qwen-code wrote such)
-counts as expired, so it is refreshed; one without a refresh token works until it expires.
+A file without an access token holds no credentials. One without an expiry (old releases of qwen-code wrote
+such) counts as expired, so it is refreshed; one without a refresh token works until it expires.
 
-The lifetime of a token is stored too, as `expires_in`: it decides how long before expiry the token is refreshed,
-which must not depend on when a process read the file. It is unknown if another program has written the file.
+The lifetime of a token is stored too, as `expires_in`: it decides how long before expiry the token is
+refreshed, which must not depend on when a process read the file. It is unknown if another program has written
+the file.
 """
 
 from __future__ import annotations

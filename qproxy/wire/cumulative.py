@@ -1,8 +1,9 @@
 """Servers that send everything so far in each event: pass on only the new end.
 
-`CumulativeText` is for a model that is known to do so, because a model may well repeat itself. `IncrementalOrCumulative`
-is for DashScope's native API, where a stream is all snapshots or all increments without announcing which: the first
-ambiguous text is held until the next one decides. Calls need no help here: `tool_calls.assembler` detects repetitions.
+`CumulativeText` is for a model that is known to do so, because a model may well repeat itself.
+`IncrementalOrCumulative` is for DashScope's native API, where a stream is all snapshots or all increments
+without announcing which: the first ambiguous text is held until the next one decides. Calls need no help
+here: `tool_calls.assembler` detects repetitions.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The vocabulary of embeddings: requests (`EmbeddingInput`) and responses (`EmbeddingOutput`).
 
-A vector is carried as the bytes that the server wrote. 2,048 vectors of 1,024 numbers are 45 MB of JSON, and parsing
-that at once would block every other request for a second. So a response's arrays are cut out by their brackets,
-which is cheap, and each is checked and written by itself (`encode_vectors`, well under a millisecond), so that
-callers can yield in between. The client also gets the server's own digits.
+A vector is carried as the bytes that the server wrote. 2,048 vectors of 1,024 numbers are 45 MB of JSON, and
+parsing that at once would block every other request for a second. So a response's arrays are cut out by their
+brackets, which is cheap, and each is checked and written by itself (`encode_vectors`, well under a
+millisecond), so that callers can yield in between. The client also gets the server's own digits.
 
 JSON: RFC 8259. base64: RFC 4648; OpenAI's holds little-endian IEEE 754 binary32.
 """

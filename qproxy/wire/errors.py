@@ -7,8 +7,8 @@
     ├── OverloadedError            the server's own concurrency limits: 503, retry-after 1
     └── UpstreamError              Qwen, or the connection to it, failed; `retry` is the hint
 
-A foreign error becomes one of these at the line of the foreign call, and nowhere else. An error knows no JSON: each
-API writes it in its own shape (`wire.endpoints.api.Api.error_body`).
+A foreign error becomes one of these at the line of the foreign call, and nowhere else. An error knows no
+JSON: each API writes it in its own shape (`wire.endpoints.api.Api.error_body`).
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 Every endpoint decodes into a `Turn`, every upstream decodes into events, every endpoint encodes events: N + M
 modules, never N x M.
 
-Messages and tools have the shape of OpenAI's chat JSON (plain dicts and lists), because Qwen's servers use it:
-wrapping each message in a class would copy every prompt twice and add nothing. Code that changes a message creates a
-new one; a `Turn` is never edited in place.
+Messages and tools have the shape of OpenAI's chat JSON (plain dicts and lists), because Qwen's servers use
+it: wrapping each message in a class would copy every prompt twice and add nothing. Code that changes a
+message creates a new one; a `Turn` is never edited in place.
 
 Events are plain slotted records, not frozen ones: one is made for every chunk of every stream, and a frozen
 dataclass costs three times as much to make. Treat them as immutable anyway.
 
-`RawToolCallDelta` is whatever an upstream sent. Only `tool_calls` may see it; what leaves `tool_calls` obeys the
-contract in `qproxy.wire` and uses `ToolCallStart` and `ToolCallArgumentsDelta`.
+`RawToolCallDelta` is whatever an upstream sent. Only `tool_calls` may see it; what leaves `tool_calls` obeys
+the contract in `qproxy.wire` and uses `ToolCallStart` and `ToolCallArgumentsDelta`.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class CompletionPrompt:
 class Turn:
     """One request for one response of a model, independent of any endpoint.
 
-    `id` and `created` (Unix seconds) are set by the server when the request arrives, so that everything below is a
-    pure function of the turn and the upstream's bytes.
+    `id` and `created` (Unix seconds) are set by the server when the request arrives, so that everything below
+    is a pure function of the turn and the upstream's bytes.
     """
 
     id: str
@@ -189,8 +189,8 @@ class ToolCallArgumentsDelta:
 class ServerToolCall:
     """The start of a server tool that the model called.
 
-    A chat client does not see it; in the Responses API it is an `mcp_call` item. Text and reasoning of the next round
-    follow after the results.
+    A chat client does not see it; in the Responses API it is an `mcp_call` item. Text and reasoning of the
+    next round follow after the results.
     """
 
     id: str

@@ -1,13 +1,14 @@
 """Header sections of HTTP/1.1 messages in their most common form.
 
-Parsing a header section is the costliest part of a short exchange, and nearly all of them are alike: a length or
-chunks, a connection that stays open. Those are read and written here, with one regular expression each. Anything
-longer, older, rarer or wrong (another method or version, line folding, bare line feeds, two lengths, a coding, an
-upgrade, `Expect`, `Connection: close` of a request) is not read: the functions return None, and h11 decides. Nothing
-is accepted that h11 rejects, and it is read as h11 reads it (`tests/wire/test_http1.py` compares them).
+Parsing a header section is the costliest part of a short exchange, and nearly all of them are alike: a length
+or chunks, a connection that stays open. Those are read and written here, with one regular expression each.
+Anything longer, older, rarer or wrong (another method or version, line folding, bare line feeds, two lengths,
+a coding, an upgrade, `Expect`, `Connection: close` of a request) is not read: the functions return None, and
+h11 decides. Nothing is accepted that h11 rejects, and it is read as h11 reads it (`tests/wire/test_http1.py`
+compares them).
 
-Every repeat here is possessive: a pattern never tries a byte twice, so its cost is linear. `check_head` bounds a
-header section of either side before any pattern, these or h11's, sees it.
+Every repeat here is possessive: a pattern never tries a byte twice, so its cost is linear. `check_head`
+bounds a header section of either side before any pattern, these or h11's, sees it.
 
 RFC 9112 2-6, RFC 9110 5.5 and 5.6.2.
 """

@@ -1,7 +1,8 @@
 """JSON text: one strict reader and one compact writer for all of `wire`.
 
-RFC 8259 with OpenAI's habits: no NaN or Infinity (nor a number that overflows to one), UTF-8 out. A lone surrogate
-(a model may split an emoji between two deltas) has no UTF-8 form, so text that holds one is written with `\\u` escapes.
+RFC 8259 with OpenAI's habits: no NaN or Infinity (nor a number that overflows to one), UTF-8 out. A lone
+surrogate (a model may split an emoji between two deltas) has no UTF-8 form, so text that holds one is written
+with `\\u` escapes.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def _reader(
 def loads(text: str | bytes, values: int | None = None) -> Any:
     """Parse JSON text.
 
-    A large text has at most `values` values, by default MAX_VALUES. Raises ValueError (with the position, if known) if
-    it is not JSON, and NestingTooDeep if it is nested too deeply.
+    A large text has at most `values` values, by default MAX_VALUES. Raises ValueError (with the position, if
+    known) if it is not JSON, and NestingTooDeep if it is nested too deeply.
     """
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8-sig")  # UnicodeDecodeError is a ValueError

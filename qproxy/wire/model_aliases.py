@@ -1,7 +1,8 @@
 """Model aliases: names that clients may use, and the models that they stand for.
 
-An alias is a name or a pattern (`gpt-*`, as in `fnmatch`). The exact name wins, then the longest matching pattern,
-the first one among equals. `*` is the catch-all: it matches every name that is not itself a model (`is_model`).
+An alias is a name or a pattern (`gpt-*`, as in `fnmatch`). The exact name wins, then the longest matching
+pattern, the first one among equals. `*` is the catch-all: it matches every name that is not itself a model
+(`is_model`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """OAuth 2.0's device flow as Qwen implements it: the three requests, and the meaning of their responses.
 
 Bytes in, one of a few records out. Waiting, clocks, randomness (the verifier's bytes are passed in), files
-(`wire.credential_format` has their format) and any decision to give up are in `auth.device_flow` and `auth.oauth_source`.
+(`wire.credential_format` has their format) and any decision to give up are in `auth.device_flow` and
+`auth.oauth_source`.
 
-A response is judged by what it proves. A rejection counts only if it is JSON. A web page (Qwen's firewall sends some,
-even with status 200), a 5xx and a timeout prove nothing and are `TransientError`. The server's own text may echo a
-secret, so only `error` and `error_description` of a body are kept, with the sent secrets removed.
+A response is judged by what it proves. A rejection counts only if it is JSON. A web page (Qwen's firewall
+sends some, even with status 200), a 5xx and a timeout prove nothing and are `TransientError`. The server's
+own text may echo a secret, so only `error` and `error_description` of a body are kept, with the sent secrets
+removed.
 
-RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations are noted in place.
+RFC 8628 (device flow), RFC 7636 (PKCE), RFC 6749 5.2 and 6 (errors, refresh); Qwen's deviations are noted in
+place.
 """
 
 from __future__ import annotations
@@ -301,11 +304,12 @@ def slow_down(interval: float) -> float:
 
 
 def base_url(resource_url: str, allowed: Iterable[str]) -> str:
-    """Return the API's base URL for a token's `resource_url`; raise ValueError if the token may not be sent there.
+    """Return the API's base URL for a token's `resource_url`; raise ValueError if the token may not be sent
+    there.
 
-    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest. A `*` in a host
-    stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain the deeper names
-    belong to its tenants, such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
+    `allowed` holds hosts, reached by https, and whole origins (`http://127.0.0.1:8090`) for the rest. A `*`
+    in a host stands for characters of one label, as in a certificate (RFC 9525 6.3): under a cloud's domain
+    the deeper names belong to its tenants, such as `BUCKET.oss-cn-beijing.aliyuncs.com`.
     """
     url = resource_url.strip().rstrip("/")
     if "://" not in url:

@@ -1,8 +1,8 @@
 """Stages: the shape of everything that streams.
 
-A stage turns items into items: `feed(item)` returns what has become certain, `close()` what was held, once, at the
-end. Stages know nothing of time or sockets, so a whole response and a streamed one take the same path, and every
-stage is tested on any split of its input.
+A stage turns items into items: `feed(item)` returns what has become certain, `close()` what was held, once,
+at the end. Stages know nothing of time or sockets, so a whole response and a streamed one take the same path,
+and every stage is tested on any split of its input.
 """
 
 from __future__ import annotations

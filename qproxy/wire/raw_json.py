@@ -1,9 +1,9 @@
 """The text of a client's request body, so that unchanged values are not encoded again.
 
-A prompt is most of a request, and nearly all of it is forwarded unchanged. `parse_body` parses a body once and
-stores the position of each field's text; `dumps` writes an object, and copies that text for every value that is
-still the parsed object. So a long conversation costs no second encoding and no extra copy, and reaches Qwen's
-prefix cache byte for byte as the client wrote it.
+A prompt is most of a request, and nearly all of it is forwarded unchanged. `parse_body` parses a body once
+and stores the position of each field's text; `dumps` writes an object, and copies that text for every value
+that is still the parsed object. So a long conversation costs no second encoding and no extra copy, and
+reaches Qwen's prefix cache byte for byte as the client wrote it.
 
 Values are compared by identity: code that changes one creates a new one (`events`), which is encoded.
 """

@@ -1,8 +1,8 @@
 """Server-sent events, both ways: bytes to events, incrementally, and events to bytes.
 
-WHATWG HTML 9.2: one byte-order mark is dropped; lines end with CRLF, LF or CR and nothing else (U+2028 is text); a
-line starting with a colon is a comment; one space after the colon of a field is dropped; several `data` lines join
-with LF; unknown fields are ignored. `id` and `retry` mean nothing to a proxy.
+WHATWG HTML 9.2: one byte-order mark is dropped; lines end with CRLF, LF or CR and nothing else (U+2028 is
+text); a line starting with a colon is a comment; one space after the colon of a field is dropped; several
+`data` lines join with LF; unknown fields are ignored. `id` and `retry` mean nothing to a proxy.
 
 Leniencies, each for a server that exists:
   * the last event needs no blank line if its data is complete (JSON or `[DONE]`);
@@ -11,8 +11,8 @@ Leniencies, each for a server that exists:
   * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
   * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
 
-Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as pieces, so a
-line of many megabytes costs no more than its length.
+Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as
+pieces, so a line of many megabytes costs no more than its length.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Decoder:
         return self._lines(self._text.decode(item))
 
     def close(self) -> list[ServerSentEvent]:
-        """Return an unfinished event whose data is complete, or a bare JSON body, at the end of the stream."""
+        """Return an unfinished event whose data is complete, or a bare JSON body, at the end of the
+        stream."""
         events = self._lines(self._text.decode(b"", True))
         if self._pieces:
             self._line("".join(self._pieces), events)

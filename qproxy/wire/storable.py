@@ -1,8 +1,9 @@
 """Foreign text and numbers, in a form that every store, header and sum accepts.
 
-JSON allows more than they do: text with a lone surrogate has no UTF-8 form, a NUL ends text in some databases, an
-integer may have any number of digits, and true is a number in Python. A name is rejected where it enters
-(`validation.identifier`), or replaced where no error can be sent; an upstream's count is read by `parse_count`.
+JSON allows more than they do: text with a lone surrogate has no UTF-8 form, a NUL ends text in some
+databases, an integer may have any number of digits, and true is a number in Python. A name is rejected where
+it enters (`validation.identifier`), or replaced where no error can be sent; an upstream's count is read by
+`parse_count`.
 """
 
 from __future__ import annotations

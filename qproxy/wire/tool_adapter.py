@@ -4,8 +4,9 @@
     custom     a tool with free-form input (a patch, a program) becomes a function with one string parameter
                `input`; the client gets the bare input out of the model's JSON, as it comes
 
-`adapt_tools` returns the changed turn and the `ToolNameRestorer` stage for the response's events, or None if nothing
-had to change. It changes tools, the tool choice, and the calls in the history alike, so that they stay consistent.
+`adapt_tools` returns the changed turn and the `ToolNameRestorer` stage for the response's events, or None if
+nothing had to change. It changes tools, the tool choice, and the calls in the history alike, so that they
+stay consistent.
 """
 
 from __future__ import annotations

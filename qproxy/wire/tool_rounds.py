@@ -1,11 +1,12 @@
 """One response of several rounds: the model calls tools, this server runs its own, the model continues.
 
-The pure part: what the client sees of a round (`RoundStage`), the next request (`next_turn`), and how the hidden part
-of an earlier response is restored in the history (`restore_history`). `qproxy.relay.tool_loop` waits, runs and stores.
+The pure part: what the client sees of a round (`RoundStage`), the next request (`next_turn`), and how the
+hidden part of an earlier response is restored in the history (`restore_history`). `qproxy.relay.tool_loop`
+waits, runs and stores.
 
-The client's own calls pass as they come, renumbered without gaps; a round with any of them is the last, because only
-the client can continue. Server tool calls are held, text and reasoning of all rounds pass, usage is summed, and one
-`ChoiceFinished` ends the response.
+The client's own calls pass as they come, renumbered without gaps; a round with any of them is the last,
+because only the client can continue. Server tool calls are held, text and reasoning of all rounds pass, usage
+is summed, and one `ChoiceFinished` ends the response.
 """
 
 from __future__ import annotations
@@ -197,8 +198,8 @@ def restore_history(
 ) -> list[JSON]:
     """Return the history with the hidden rounds of earlier responses in their places.
 
-    `recall` returns the messages before an assistant's message with calls of these ids. The client's own calls are
-    taken from its message, because it may have changed them.
+    `recall` returns the messages before an assistant's message with calls of these ids. The client's own
+    calls are taken from its message, because it may have changed them.
     """
     out: list[JSON] = []
     for message in messages:

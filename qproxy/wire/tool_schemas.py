@@ -1,14 +1,15 @@
 """Tool schemas between their shapes: whatever a client declares becomes OpenAI's nested `tools`.
 
 Accepted: OpenAI's nested functions, flat functions (the Responses shape), custom tools (free-form input), the
-deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its upper-case types.
-A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to read.
+deprecated `functions` with `function_call`, and Gemini's `{"function_declarations": [...]}` with its
+upper-case types. A schema itself passes untouched (`$defs`, `strict`, 2^53 bounds): it is the model's to
+read.
 
 Server tools are requested as `{"type": "qproxy", "name": ...}` or `{"type": "mcp", "server_label": ...}`;
 `qproxy.tools` knows which ones exist.
 
-Tool types that no Qwen server supports (`web_search`, `namespace`, ...) are dropped and named, never an error: agents
-send them to every server.
+Tool types that no Qwen server supports (`web_search`, `namespace`, ...) are dropped and named, never an
+error: agents send them to every server.
 
 OpenAPI `ChatCompletionTool`, `ChatCompletionToolChoiceOption`, `ChatCompletionFunctions`.
 """

@@ -30,7 +30,7 @@ from tests.wire.strategies import TOOLS, examples
 
 
 def encoded(endpoint, turn, events):
-    """What a client gets of the events, streamed and whole."""
+    """Return the client's bytes for the events, streamed and whole."""
     encoder = endpoint.encoder(turn)
     for event in copy.deepcopy(events):
         list(encoder.feed(event))

@@ -38,7 +38,7 @@ def test_attacks_end():
 
 
 def events(http, data, cuts=()):
-    """What h11 makes of bytes that come in pieces, up to the end of one message or an error."""
+    """Return h11's events for bytes that come in pieces, up to the end of one message or an error."""
     places = [0, *sorted({cut % len(data) for cut in cuts} - {0}), len(data)]
     seen: list[Any] = []
     try:

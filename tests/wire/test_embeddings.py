@@ -32,7 +32,7 @@ def test_rows_are_cut_out(rows, text, indent):
 
 @given(st.lists(FLOATS, min_size=1))
 def test_base64_is_little_endian_binary32(numbers):
-    """What openai-python decodes with numpy's float32 is what the server sent; and back again."""
+    """base64 decodes to the server's numbers as little-endian 32-bit floats, and back."""
     coded = encode_vectors(json.dumps(numbers).encode(), base64=True)
     packed = b64decode(json.loads(coded))
     assert packed == struct.pack(f"<{len(numbers)}f", *numbers)

@@ -48,7 +48,7 @@ NOT_PLAIN = {
 
 
 def by_h11(data):
-    """What h11 makes of a request: (target, fields)."""
+    """Return h11's reading of a request: (target, headers)."""
     http = h11.Connection(h11.SERVER)
     http.receive_data(data)
     request = http.next_event()
@@ -67,8 +67,8 @@ def test_a_plain_request(head):
 
 
 @pytest.mark.parametrize("head", NOT_PLAIN.values(), ids=NOT_PLAIN)
-def test_what_is_left_to_h11(head):
-    """What is longer, older, rarer or wrong."""
+def test_requests_that_are_left_to_h11(head):
+    """Longer, older, rarer or invalid requests are left to h11."""
     assert http1.parse_request(head + b"\r\n", LIMIT) is None
 
 
@@ -170,7 +170,7 @@ def answer_by_h11(data):
 
 @pytest.mark.parametrize("head", OTHER_ANSWERS.values(), ids=OTHER_ANSWERS)
 def test_responses_that_are_left_to_h11(head):
-    """What is older, rarer or wrong."""
+    """Older, rarer or invalid responses are left to h11."""
     assert http1.parse_response(head + b"\r\n", LIMIT) is None
 
 
@@ -230,5 +230,5 @@ def test_requests_written_as_h11_writes(method, target, fields):
     ids=["no host", "two hosts", "two lengths", "chunks"],
 )
 def test_requests_that_are_not_written(fields):
-    """How a request is framed is the transport's to say, once."""
+    """Requests with other framing than one host and at most one length are not written."""
     assert http1.write_request(b"POST", b"/", fields) is None

@@ -73,7 +73,7 @@ def test_forms_are_percent_encoded():
 
 @given(st.dictionaries(st.text(min_size=1), st.text(min_size=1)))
 def test_any_form_is_read_back(fields):
-    """What a form's reader understands is what was meant."""
+    """An encoded form is parsed back to the same fields."""
     fields = {
         k.encode("utf-8", "replace").decode(): v.encode("utf-8", "replace").decode()
         for k, v in fields.items()
@@ -230,8 +230,8 @@ def test_any_answer_has_a_meaning(status, answer):
         assert read(status, body(answer)) is not None
 
 
-def test_words_hold_no_secret_and_stay_short():
-    """What the server echoes of ours is struck out, and a long or odd text is one short line."""
+def test_messages_hold_no_secret_and_stay_short():
+    """Secrets are removed from the server's text, which becomes one short line."""
     echo = {"error": "bad", "error_description": "no device_code=dc-secret\r\n\x1b[31m" + "x" * 500}
     found = oauth.parse_poll(400, body(echo), secrets=("dc-secret",))
     assert isinstance(found, GrantError)
@@ -286,8 +286,8 @@ TENANTS = (
 
 
 @pytest.mark.parametrize("host", TENANTS)
-def test_no_token_goes_to_a_host_that_a_tenant_named(host):
-    """The default list has whole names only."""
+def test_rejects_hosts_of_tenants(host):
+    """A token is never sent to a host under a tenant's control."""
     assert not any("*" in name for name in Config().oauth_hosts)
     with pytest.raises(ValueError, match="not a host that may receive the token"):
         oauth.base_url(host, Config().oauth_hosts)
@@ -304,8 +304,8 @@ def test_no_token_goes_to_a_host_that_a_tenant_named(host):
         ("dashscope*.aliyuncs.com", "dashscope.oss-cn-hangzhou.aliyuncs.com", False),
     ],
 )
-def test_a_wildcard_stands_within_one_label(pattern, host, covered):
-    """An operator's pattern for a cloud's services does not cover the names below them."""
+def test_a_wildcard_matches_within_one_label(pattern, host, covered):
+    """A `*` in an allowed host matches within one label."""
     if covered:
         assert oauth.base_url(host, [pattern]) == f"https://{host}/v1"
     else:

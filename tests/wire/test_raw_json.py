@@ -44,8 +44,8 @@ def test_reads_what_json_reads(value, indent, ascii_only, blank):
 @pytest.mark.parametrize(
     "text", ["[1]", "1", '"a"', "null", "{}", ' {"a": {}} ', '{"a": 1, "a": 2}', '\ufeff{"a": 1}']
 )
-def test_reads_other_things_too(text):
-    """What is no object, or an odd one, is read as JSON reads it."""
+def test_parses_other_values(text):
+    """Values other than plain objects are parsed as usual."""
     assert raw_json.parse_body(text.encode()) == json.loads(text.removeprefix("\ufeff"))
 
 

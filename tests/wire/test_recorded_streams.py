@@ -40,7 +40,7 @@ def expected(path):
 
 
 def play(pieces):
-    """What the pieces of a stream mean: the folded first choice, with the status of a failure."""
+    """Return the folded first choice of a stream, with the status of a failure."""
     decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
     chain = Pipeline(sse.Decoder(), decoder, tool_calls.open(TURN))
     out = [event for piece in pieces for event in chain.feed(piece)] + chain.close()

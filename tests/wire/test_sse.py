@@ -96,7 +96,7 @@ def test_an_endless_event_is_refused(monkeypatch):
 
 
 def test_encoding_is_read_back():
-    """What encode writes, the decoder reads; a comment is no event."""
+    """The decoder reads what `encode` writes; a comment is not an event."""
     assert run(sse.encode(b"{}"), sse.comment("keep-alive"), sse.encode(b"1", "named")) == [
         E("{}"),
         E("1", "named"),

@@ -67,8 +67,8 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("path", "body", "param"), NAMES.values(), ids=NAMES)
-def test_a_name_that_no_store_takes(path, body, param):
-    """A name or an id with half of a surrogate pair, a NUL or another type is a 400 that names its field."""
+def test_rejects_a_name_that_no_store_accepts(path, body, param):
+    """A name or an id with a lone surrogate, a NUL or another type is a 400 that names its field."""
     with pytest.raises(RequestError) as refusal:
         DECODERS[path](json.loads(json.dumps(body)), id="x", created=0, **LIMITS)
     assert (refusal.value.status, refusal.value.param) == (400, param)
@@ -97,7 +97,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize(("path", "body"), CONTENTS.values(), ids=CONTENTS)
 def test_contents_pass(path, body):
-    """What is said may hold half of a character: it goes on as an escape."""
+    """Content may hold a lone surrogate: it is forwarded as an escape."""
     turn = DECODERS[path](json.loads(json.dumps(body)), id="x", created=0, **LIMITS)
     assert b"\\ud800" in json_codec.dumps([turn.messages, turn.tools, turn.params])
 
@@ -121,7 +121,7 @@ COUNTS: list[tuple[Any, int]] = [
 
 @pytest.mark.parametrize(("value", "expected"), COUNTS, ids=repr)
 def test_a_count(value, expected):
-    """What is not a count is none, and no count is more than can be stored and summed."""
+    """Values that are not counts become 0, and no count exceeds what can be stored and summed."""
     counted = storable.parse_count(value)
     assert (type(counted), counted) == (int, expected)
 
@@ -159,8 +159,8 @@ def test_a_wait_is_one_that_can_be_waited(name, value):
     assert error.retry_after_hint is None or 0 <= error.retry_after_hint <= error_mapping.YEAR
 
 
-def test_words_of_an_error_are_text():
-    """What a refusal says is kept, shown and logged, so it can be."""
+def test_error_messages_are_storable():
+    """The message of an error is storable, because it is logged and shown."""
     body = {"error": {"message": HALF, "param": HALF, "code": HALF}, "request_id": HALF}
     error = error_mapping.error_from_response(400, (), json.dumps(body).encode())
     assert (error.message, error.param, error.request_id) == ("a?", "a?", "a?")

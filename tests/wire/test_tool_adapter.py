@@ -106,7 +106,7 @@ def test_a_grammar_is_told():
 
 
 def unwrapped(text, cuts=()):
-    """What a client gets of a custom call whose arguments the model wrote as `text`."""
+    """Return the input of a custom call whose arguments the model wrote as `text`."""
     _, undo = adapted([PATCH])
     spots = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
     events: list[Any] = [ToolCallStart(0, "1", "patch")]

@@ -38,8 +38,8 @@ def test_a_property_of_any_name_is_lowered():
     assert {one["type"] for one in tool["function"]["parameters"]["properties"].values()} == {"string"}
 
 
-def test_legacy_is_remembered():
-    """Who declares functions is answered with function_call."""
+def test_legacy_functions_are_marked():
+    """A request with `functions` is marked, so that its response uses `function_call`."""
     declared = tool_schemas.parse_tools({"functions": [F], "function_call": {"name": "f"}})
     assert declared.legacy_functions
     assert declared.tool_choice == CHOSEN
@@ -93,8 +93,8 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize(("entry", "param"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-def test_bad_requests_for_tools(entry, param):
-    """What is wrong with a request for a tool of this server is named; a client never says where to connect to."""
+def test_invalid_requests_for_server_tools(entry, param):
+    """An invalid request for a server tool is rejected, as is a client's own server URL."""
     with pytest.raises(RequestError) as caught:
         tool_schemas.parse_tools({"tools": [entry]})
     assert caught.value.param == param

@@ -10,7 +10,7 @@ def check(events):
 
 
 def fold(events):
-    """What a client adds up: per choice (text, thoughts, [(name, arguments)], reason)."""
+    """Return what a client accumulates: per choice (text, reasoning, [(name, arguments)], reason)."""
     out: dict[int, dict] = {}
     for event in events:
         if not hasattr(event, "choice"):

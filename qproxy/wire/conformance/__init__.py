@@ -1,4 +1,5 @@
-"""A checker of OpenAI's contract and of Anthropic's: the rules that a response breaks, and the cost for a client.
+"""A checker of OpenAI's contract and of Anthropic's: the rules that a response breaks, and the cost for a
+client.
 
 rules     the rules of the contract by name, and a violation of one
 events    the rules for every stream of events (the contract in `qproxy.wire`)

@@ -1,7 +1,8 @@
 """Answers of `/v1/messages` as a client reads them: added up, with what is wrong noted on the way.
 
-Nothing is guessed and nothing is repaired: a block begins with its `content_block_start`, and only deltas of its own kind
-add to it, as in Anthropic's SDKs.  A stream that is right adds up to the very message that a whole answer is.
+Nothing is guessed and nothing is repaired: a block begins with its `content_block_start`, and only deltas of
+its own kind add to it, as in Anthropic's SDKs.  A stream that is right adds up to the very message that a
+whole answer is.
 
 Standard: Anthropic's API reference, the Message object and streaming messages.
 """

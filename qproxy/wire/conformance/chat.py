@@ -1,7 +1,7 @@
 """Responses of `/chat/completions` as a client reads them: into events, with violations noted on the way.
 
-Nothing is guessed or repaired: a call begins with the first entry of its index, a later entry adds to it, as in
-openai-python. The events are then held to the same rules as qproxy's own (`conformance.events`).
+Nothing is guessed or repaired: a call begins with the first entry of its index, a later entry adds to it, as
+in openai-python. The events are then held to the same rules as qproxy's own (`conformance.events`).
 
 OpenAI's API reference, the chat completion object and the chat completion chunk object.
 """

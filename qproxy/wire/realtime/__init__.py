@@ -11,8 +11,8 @@ Pure: the text of an event in, events out. Each difference has its module:
   translator.py      both directions
   urls.py            URLs
 
-Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, OpenAI's reference as typed by its own
-client (the judge of the tests), qwen-code and DashScope's SDK for what the pages omit.
+Sources: Alibaba's pages on client and server events of Qwen-Omni-Realtime, OpenAI's reference as typed by its
+own client (the judge of the tests), qwen-code and DashScope's SDK for what the pages omit.
 """
 
 from qproxy.wire.realtime.session import ToClient, ToUpstream, TranslatedEvent

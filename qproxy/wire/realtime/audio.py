@@ -1,9 +1,9 @@
 """PCM audio between sample rates: a polyphase low-pass filter that keeps its state between two chunks.
 
 OpenAI's clients send 24 kHz, Qwen accepts 16 kHz. Dropping samples would fold everything above 8 kHz into the
-speech; the filter removes it first. Its quality is measured by `scripts/resampling.py` and held by a test. One sample
-out costs one dot product of 70 floats, a second of speech 20 to 50 ms of a core, so small pieces (`MAX_CHUNK`) are
-filtered in place.
+speech; the filter removes it first. Its quality is measured by `scripts/resampling.py` and held by a test.
+One sample out costs one dot product of 70 floats, a second of speech 20 to 50 ms of a core, so small pieces
+(`MAX_CHUNK`) are filtered in place.
 
 Samples are 16 bits, signed, little-endian, one channel. A byte that is half a sample waits for the other one.
 """

@@ -1,7 +1,7 @@
 """Translate each client event for Qwen.
 
-Audio is filtered to Qwen's rate, tools are nested, images use a separate buffer. What Qwen does not support is an
-error if dropping it would change the meaning, and otherwise dropped and noted. Unknown events pass.
+Audio is filtered to Qwen's rate, tools are nested, images use a separate buffer. What Qwen does not support
+is an error if dropping it would change the meaning, and otherwise dropped and noted. Unknown events pass.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The names of server events, and the shapes inside them, in OpenAI's beta and current (GA) API.
 
-Qwen uses the beta's. Some of its servers use newer names already, so every event is converted to the beta first
-(`to_beta`), and from there with `to_ga` for any client that does not use the beta. Events are changed in place: they
-were parsed here and have no other user.
+Qwen uses the beta's. Some of its servers use newer names already, so every event is converted to the beta
+first (`to_beta`), and from there with `to_ga` for any client that does not use the beta. Events are changed
+in place: they were parsed here and have no other user.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Translate each of Qwen's events for the client.
 
-Token counts, transcriptions, items and errors get OpenAI's shape, and the client's own names for its model and voice;
-a repeated event is sent once. Unknown events pass.
+Token counts, transcriptions, items and errors get OpenAI's shape, and the client's own names for its model
+and voice; a repeated event is sent once. Unknown events pass.
 """
 
 from __future__ import annotations

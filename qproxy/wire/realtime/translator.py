@@ -1,7 +1,7 @@
 """One session, both ways: the text of one event in, the events to send out, one by one.
 
-Lazily, so that the sender may wait between two. A client's mistake is an `error` event for the client, never an
-exception.
+Lazily, so that the sender may wait between two. A client's mistake is an `error` event for the client, never
+an exception.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from qproxy.wire.realtime.session import EventIds, SessionUsage, ToClient, Trans
 
 MAX_DEPTH = 128
 MAX_VALUES = 20_000
-"""Maximum values of a large event: it is audio or an image, with little around it, and is read in one step."""
+"""Maximum values of a large event: it is audio or an image, with little around it, and is read in one
+step."""
 
 
 class SessionTranslator:

@@ -5,14 +5,14 @@
     cumulative     turn text that repeats everything so far into increments (a profile)
     think_tags     turn `<think>` at the start of the text into reasoning
     text_calls     turn calls written in the text into `RawToolCallDelta`s (when tools are declared)
-    json_in_reasoning  pass on JSON in the place of reasoning as content (when a `response_format` requests it)
+    json_in_reasoning  pass on JSON in the place of reasoning as content (if `response_format` requests it)
     assembler      turn any `RawToolCallDelta`s into `ToolCallStart` and `ToolCallArgumentsDelta`
                    (`arguments`: the new part of each delta)
     finish_reason  emit one finish reason per choice that matches what was sent; a cut stream is an error
 
-Parsers of written calls, one per dialect: `hermes` (JSON), `qwen_coder` (tags), `named_calls` (a name before JSON,
-Python), `marker_words` (marker words), `bare_json` (other envelopes; JSON without a marker, a profile). They read from
-a `text_buffer` and write to an `emitter`. `call_copies` finds calls that came twice.
+Parsers of written calls, one per dialect: `hermes` (JSON), `qwen_coder` (tags), `named_calls` (a name before
+JSON, Python), `marker_words` (marker words), `bare_json` (other envelopes; JSON without a marker, a profile).
+They read from a `text_buffer` and write to an `emitter`. `call_copies` finds calls that came twice.
 
 Every repair is counted by kind (`repairs`), because each one is an upstream bug.
 """

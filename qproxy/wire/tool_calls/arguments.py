@@ -1,11 +1,13 @@
 """The arguments of one structured call: accumulate deltas and return the new part of each.
 
-Servers send increments; some replay what they sent, some send everything so far each time, without announcing it.
-A delta is appended unless it repeats all that came before. A repeating delta is a repetition if appending it would
-be invalid (`{"a"` after `{"a"`), or if the server has repeated itself before; it is appended if only that makes
-JSON (`{"a": 1}}` after `{"a": `). An ambiguous delta is held until the next one, or the end, decides.
+Servers send increments; some replay what they sent, some send everything so far each time, without announcing
+it. A delta is appended unless it repeats all that came before. A repeating delta is a repetition if appending
+it would be invalid (`{"a"` after `{"a"`), or if the server has repeated itself before; it is appended if only
+that makes JSON (`{"a": 1}}` after `{"a": `). An ambiguous delta is held until the next one, or the end,
+decides.
 
-Everything after the end of the JSON text is a replay. Nothing is repaired: clients validate, and models learn.
+Everything after the end of the JSON text is a replay. Nothing is repaired: clients validate, and models
+learn.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class ArgumentsAccumulator:
 
     @property
     def truncate(self) -> bool:
-        """Return whether the arguments stop in the middle; text that is not JSON is judged by its brackets."""
+        """Return whether the arguments stop in the middle; text that is not JSON is judged by its
+        brackets."""
         if not self._json.is_broken:
             return not self._json.is_complete and not self._json.empty
         depth, in_string = 0, False

@@ -1,19 +1,19 @@
 """Structured tool-call deltas: turn whatever an upstream sent into calls that obey OpenAI's contract.
 
-Servers reuse indices, omit them, send empty, late, repeated and missing ids, repeat names, replay whole arguments,
-or send everything so far each time. The entry and the state of the calls decide which call an entry belongs to, in
-one step (`call_router`):
+Servers reuse indices, omit them, send empty, late, repeated and missing ids, repeat names, replay whole
+arguments, or send everything so far each time. The entry and the state of the calls decide which call an
+entry belongs to, in one step (`call_router`):
 
   * a known id selects its call, unless it comes with another index and a name, or with another name after the
     arguments (the id was used twice);
   * an unknown id opens a call, or is adopted by a waiting one that has none yet;
-  * without an id the index selects the *latest* call opened on it; without an index the latest call is selected;
-    a name that is not just repeated opens a new call.
+  * without an id the index selects the *latest* call opened on it; without an index the latest
+    call is selected; a name that is not just repeated opens a new call.
 
 `arguments` decides which part of a delta is new. Each entry costs the same, however many came before.
 
-A header is held until its name is settled, because a name may come in two deltas. Calls leave one after the other:
-clients, openai-python's stream helper among them, take a call for complete when the next one begins.
+A header is held until its name is settled, because a name may come in two deltas. Calls leave one after the
+other: clients, openai-python's stream helper among them, take a call for complete when the next one begins.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class _Choice:
             yield from self._compare(call, call.arguments.text)
 
     def _possible_originals(self, call: StructuredCall) -> list[StructuredCall]:
-        """Return the calls that a call may repeat: one with its id, or some in the other form (text, structured)."""
+        """Return the calls that a call may repeat: one with its id, or some in the other form (text,
+        structured)."""
         first = self.router.by_id.get(call.upstream_id) if call.upstream_id is not None else None
         same_id = [first] if first is not None and first.sent and first.name == call.name else []
         return [*same_id, *self.by_form.get((call.name, not call.from_text), [])[:MAX_ORIGINALS]]

@@ -1,8 +1,9 @@
 """Calls as bare JSON: Qwen2.5-Coder writes them without `<tool_call>`.
 
-Only for models with that profile. The call object (or a list, or several of them) is the whole response or a whole
-Markdown code block, and each names a declared function; anything else is text. Double braces around it, a bug in
-the model's own template, are removed once. Because only the end shows "the whole", the text is held until then.
+Only for models with that profile. The call object (or a list, or several of them) is the whole response or a
+whole Markdown code block, and each names a declared function; anything else is text. Double braces around it,
+a bug in the model's own template, are removed once. Because only the end shows "the whole", the text is held
+until then.
 """
 
 from __future__ import annotations

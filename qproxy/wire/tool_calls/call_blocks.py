@@ -1,7 +1,8 @@
 """Blocks of calls: an envelope such as `<tool_call>` around JSON, tags, Python or another envelope.
 
 The text after the envelope selects the dialect. `<tool_call>` may hold undeclared functions, because no prose
-continues it like a call; every other envelope is read only if all that it holds is calls of declared functions.
+continues it like a call; every other envelope is read only if all that it holds is calls of declared
+functions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def parse_block(
     *,
     declared: bool,
 ) -> ParseSteps[bool]:
-    """Read the calls at `offset`, right after an envelope; return False, with nothing consumed, if it is text."""
+    """Read the calls at `offset`, right after an envelope; return False, with nothing consumed, if it is
+    text."""
     start = yield from source.visible(offset)
     inner = yield from source.match_any((*function_tags.ENVELOPES, *function_tags.OPENERS), start)
     if inner in function_tags.OPENERS:
@@ -40,7 +42,8 @@ def parse_block(
 def parse_at(
     source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, offset: int
 ) -> ParseSteps[bool]:
-    """Read the calls at `offset` and drop what precedes them; return False, with nothing consumed, without one."""
+    """Read the calls at `offset` and drop what precedes them; return False, with nothing consumed, without
+    one."""
     opener = yield from source.match_any((*function_tags.ENVELOPES, *function_tags.OPENERS), offset)
     if opener in function_tags.OPENERS:
         return (yield from qwen_coder.parse_call(source, sink, tools, offset, wrapped=False, declared=True))
@@ -52,7 +55,7 @@ def parse_at(
 
 
 def may_begin(source: TextBuffer, tools: DeclaredFunctions, offset: int) -> ParseSteps[bool]:
-    """Return whether the text at `offset`, right after an envelope, can begin a call rather than go on with prose."""
+    """Return whether the text at `offset`, right after an envelope, can begin a call rather than prose."""
     start = yield from source.visible(offset)
     first = source.take_chunk(start, start + 1)
     return first != "" and (first in "{[<" or tools.is_prefix(first))

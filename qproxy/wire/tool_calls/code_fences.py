@@ -1,8 +1,8 @@
 """Track Markdown's code blocks: a call inside one is an example.
 
-CommonMark 4.5: a block's opener is up to three spaces and three or more backticks or tildes at the start of a line
-(the rest of a line of backticks has no backtick); its closer is of the same character, at least as long, and
-alone on its line. Inline code and indentation open nothing here.
+CommonMark 4.5: a block's opener is up to three spaces and three or more backticks or tildes at the start of a
+line (the rest of a line of backticks has no backtick); its closer is of the same character, at least as long,
+and alone on its line. Inline code and indentation open nothing here.
 """
 
 from __future__ import annotations

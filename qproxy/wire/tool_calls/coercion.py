@@ -1,11 +1,10 @@
 """Convert values that a model wrote as plain text by the declared JSON schema (Qwen3-Coder's parameters).
 
-string only, undeclared, no schema   the text unchanged
-integer, number                      if the text is one; 5.0 is the integer 5, 1e999 and nan stay text
-boolean                              true, false, True, False, 1, 0; never a guess
-object, array                        JSON, else a Python literal; models see Python's syntax in their prompts
-null allowed                         null and None, in any case
-several types                        the first that matches of null, integer, number, boolean, object, array, string
+string only, undeclared, no schema   the text unchanged integer, number                      if the text is
+one; 5.0 is the integer 5, 1e999 and nan stay text boolean                              true, false, True,
+False, 1, 0; never a guess object, array                        JSON, else a Python literal; models see
+Python's syntax in their prompts null allowed                         null and None, in any case several types
+the first that matches of null, integer, number, boolean, object, array, string
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The output of the parsers of written calls (`EventEmitter`), and the declared tools (`DeclaredFunctions`).
 
-The emitter makes the events: text as `TextDelta` or `ReasoningDelta`, a call as one `RawToolCallDelta` with its name
-and further ones with pieces of its arguments. It also drops whitespace next to a call.
+The emitter makes the events: text as `TextDelta` or `ReasoningDelta`, a call as one `RawToolCallDelta` with
+its name and further ones with pieces of its arguments. It also drops whitespace next to a call.
 """
 
 from __future__ import annotations

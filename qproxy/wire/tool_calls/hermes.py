@@ -1,12 +1,12 @@
 """Calls as JSON: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Qwen2.5, Qwen3, QwQ; "Hermes").
 
     block := "<tool_call>" WS? (call | "[" call ("," call)* "]") WS? "</tool_call>"
-    call  := an object with "name": string and "arguments" (or "parameters"): object | string | null, in any order
+    call  := an object with "name": string and "arguments" (or "parameters"): object | string | null
 
-A call ends where its object closes, not at the first closing tag: strings may hold any markup. Nothing is committed
-before the name is known; from then on the arguments are passed on as they come, verbatim except for raw control
-characters in strings. A missing or extra outer brace and a missing closing tag are accepted; invalid JSON inside the
-arguments is passed on up to the closing tag, for the client to see.
+A call ends where its object closes, not at the first closing tag: strings may hold any markup. Nothing is
+committed before the name is known; from then on the arguments are passed on as they come, verbatim except for
+raw control characters in strings. A missing or extra outer brace and a missing closing tag are accepted;
+invalid JSON inside the arguments is passed on up to the closing tag, for the client to see.
 
 Qwen-Agent's code mode: `<code>...</code>` after a call whose `code` argument is empty is that argument.
 """
@@ -63,7 +63,8 @@ def parse_call(
     declared: bool,
     spelling: str = "hermes",
 ) -> ParseSteps[bool]:
-    """Read the calls of a block whose JSON begins at `start`; return False, with nothing consumed, if it is text.
+    """Read the calls of a block whose JSON begins at `start`; return False, with nothing consumed, if it is
+    text.
 
     With `declared`, only calls of declared functions count.
     """
@@ -189,7 +190,8 @@ def arguments(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
 
 
 def as_call(source: TextBuffer, sink: EventEmitter) -> ParseSteps[str]:
-    """Pass on an object or array as it comes, except what follows an empty `code`: that waits for `<code>`."""
+    """Pass on an object or array as it comes, except what follows an empty `code`: that waits for
+    `<code>`."""
     state, escaper, held, waits = JSONState(), ControlCharEscaper(), "", False
     while True:
         text = source.consume(state.read_until_end(source.take_chunk(0, WINDOW)))

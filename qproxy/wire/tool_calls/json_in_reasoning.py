@@ -1,8 +1,9 @@
 """A stage that moves requested JSON out of the reasoning.
 
-Some servers apply a grammar (`response_format`) from the first token on, and their reasoning parser then takes all of
-the JSON for reasoning: the content stays empty. Reasoning that begins with a brace or a bracket is held; if it is one
-JSON value of the requested type and the response ends without anything else, it is the content.
+Some servers apply a grammar (`response_format`) from the first token on, and their reasoning parser then
+takes all of the JSON for reasoning: the content stays empty. Reasoning that begins with a brace or a bracket
+is held; if it is one JSON value of the requested type and the response ends without anything else, it is the
+content.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An incremental automaton over a JSON text: is it complete, and can a given text continue it?
 
 RFC 8259, with two exceptions for models that change no structure: raw control characters inside strings are
-accepted, and numbers are not validated. The inside of a string is skipped with one regular expression, so long
-arguments are cheap.
+accepted, and numbers are not validated. The inside of a string is skipped with one regular expression, so
+long arguments are cheap.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class JSONState:
     def read_until_end(self, text: str, position: int = 0) -> int:
         """Read on from `position` to the value's end; return where the reading stopped.
 
-        That is after the value's last character (`is_complete`), at a character that cannot follow (`is_broken`), or
-        at the end of the text.
+        That is after the value's last character (`is_complete`), at a character that cannot follow
+        (`is_broken`), or at the end of the text.
         """
         end = len(text)
         while position < end:

@@ -1,7 +1,7 @@
 """JSON in a `TextBuffer`: find the end of a string or a value, and decode strings as they come.
 
-Models write JSON with raw control characters in strings; those are read literally, and `ControlCharEscaper` makes
-valid JSON of them on the way out.
+Models write JSON with raw control characters in strings; those are read literally, and `ControlCharEscaper`
+makes valid JSON of them on the way out.
 """
 
 from __future__ import annotations

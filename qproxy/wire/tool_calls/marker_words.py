@@ -4,8 +4,8 @@
     "Action: " NAME NL "Action Input: " ARGS (NL "Observation:" ...)
 
 One FUNCTION may be followed by several ARGS. ARGS is JSON, or a code block for a tool that takes code. After
-RESULT, RETURN or Observation the model invents a tool's result, which is dropped. The flower words cannot be prose
-and are read whenever NAME is declared; "Action:" can, so ReAct is a model's profile.
+RESULT, RETURN or Observation the model invents a tool's result, which is dropped. The flower words cannot be
+prose and are read whenever NAME is declared; "Action:" can, so ReAct is a model's profile.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     "<tool_call>" ("<function>" NAME "</function>" | "<name>" NAME "</name>" | NAME) WS? OBJECT "</tool_call>"
     "<tool_call>" (PYTHON | "[" PYTHON ("," PYTHON)* "]") "</tool_call>", PYTHON := NAME "(" arguments ")"
 
-NAME must be declared: nothing else tells these from prose about `<tool_call>`. An object is passed on as it comes.
-Python can be judged only as a whole, so it is held until the closing tag (MAX_TEXT); its values must be literals.
+NAME must be declared: nothing else distinguishes these from prose about `<tool_call>`. An object is passed on
+as it comes. Python can be judged only as a whole, so it is held until the closing tag (MAX_TEXT); its values
+must be literals.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def parse_python(text: str, tools: DeclaredFunctions) -> Iterator[tuple[str, str
 
 
 def _call(node: ast.expr, tools: DeclaredFunctions) -> tuple[str, str]:
-    """Return the name and JSON arguments of a call; raise ValueError if it is not one of a declared function."""
+    """Return the name and JSON arguments of a call; raise ValueError if it is not one of a declared
+    function."""
     name = tools.resolve(ast.unparse(node.func)) if isinstance(node, ast.Call) else ""
     if not isinstance(node, ast.Call) or name not in tools:
         raise ValueError("not a call of a declared function")

@@ -1,19 +1,21 @@
-"""Calls as tags: `<function=NAME><parameter=KEY>VALUE</parameter></function>` (Qwen3-Coder, Qwen3.5 and later).
+"""Calls as tags: `<function=NAME><parameter=KEY>VALUE</parameter></function>` (Qwen3-Coder, Qwen3.5 and
+later).
 
     block := ["<tool_call>" WS?] func WS? ["</tool_call>"]
     func  := "<function=" NAME ">" WS? ("<parameter=" KEY ">" VALUE "</parameter>" WS?)* "</function>"
 
-`function_tags` reads the first tag in its variants. This is not XML: nothing is escaped, and a VALUE may hold HTML,
-or this very syntax. So a closing tag counts only with a legal successor:
+`function_tags` reads the first tag in its variants. This is not XML: nothing is escaped, and a VALUE may hold
+HTML, or this very syntax. So a closing tag counts only with a legal successor:
 
     </parameter>    before <parameter=, </function>, </tool_call> or the end
-    </function>     (in an unclosed value) at a line start, before </tool_call>, <tool_call>, <function= or the end
+    </function>     (in an unclosed value) at a line start, before </tool_call>, <tool_call>, <function=
+                    or the end
     <parameter=K>   (in an unclosed value) at a line start, for a declared K that has no value yet
     </tool_call>    (in an unclosed value) at a line start, before <tool_call> or the end
 
-At the end of the response the line start is not required. One newline on each side of VALUE belongs to the syntax,
-all other whitespace to the value. A value that can only be a string is passed on as it comes; any other waits for
-its end and is converted by the declared schema (`coercion`).
+At the end of the response the line start is not required. One newline on each side of VALUE belongs to the
+syntax, all other whitespace to the value. A value that can only be a string is passed on as it comes; any
+other waits for its end and is converted by the declared schema (`coercion`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kinds of repairs: what was wrong with an upstream's response, and how it was corrected.
 
-Each stage counts its repairs in a `Counter` by these names. No kind holds text of a response: kinds are in logs and
-metrics. `docs/tool-calls.md` has this table, and a test compares all three.
+Each stage counts its repairs in a `Counter` by these names. No kind holds text of a response: kinds are in
+logs and metrics. `docs/tool-calls.md` has this table, and a test compares all three.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPAIRS = {
     "written_react": "a call written as Action and Action Input becomes a call",
     "written_bare": "a call written as bare JSON or in a code block becomes a call",
     "written_element": "a call written as JSON in <tools>, <function_call> or the like becomes a call",
-    "written_named": "a call written in <tool_call> as NAME(...), NAME {...} or <function>NAME</function> becomes a call",
+    "written_named": "a call written as NAME(...), NAME {...} or <function>NAME</function> becomes a call",
     "call_in_thought": "a call within reasoning becomes a call",
     "opener_missing": "a call is read although its <tool_call> is missing",
     "closer_missing": "a call is read although its </tool_call> is missing",

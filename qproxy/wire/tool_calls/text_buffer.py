@@ -1,8 +1,8 @@
 """Text that arrives in pieces, for parsers written as generators.
 
-A parser yields whenever it cannot decide without more text. `TextBuffer` holds the text that has come and is not
-consumed; offsets are relative to its start. So a parser sees only *what the text is*, never how it was cut, and its
-result is the same for any cut.
+A parser yields whenever it cannot decide without more text. `TextBuffer` holds the text that has come and is
+not consumed; offsets are relative to its start. So a parser sees only *what the text is*, never how it was
+cut, and its result is the same for any cut.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A stage that turns calls written in a model's text or reasoning into calls.
 
-The parser of one choice is a generator over the text (`text_buffer`). At a marker it tries the dialect that the next
-characters select: a dialect belongs to a block, not to a stream (`hermes`, `qwen_coder`, `marker_words`; with a
-profile `bare_json` and ReAct). A dialect that finds no call consumes nothing, and the marker is text.
+The parser of one choice is a generator over the text (`text_buffer`). At a marker it tries the dialect that
+the next characters select: a dialect belongs to a block, not to a stream (`hermes`, `qwen_coder`,
+`marker_words`; with a profile `bare_json` and ReAct). A dialect that finds no call consumes nothing, and the
+marker is text.
 
 Text stays text, byte for byte:
   * unless tools are declared and allowed (otherwise this stage does not exist);
@@ -37,8 +38,8 @@ from qproxy.wire.tool_calls.finish_reason import KEPT_REASONS
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 _ORPHANS = (
-    *function_tags.CLOSERS, function_tags.END_FUNCTION, function_tags.END_PARAMETER, "</invoke>", "</function_invocation>",
-    "</arguments>", "</think>", "<|im_end|>", "<|endoftext|>",
+    *function_tags.CLOSERS, function_tags.END_FUNCTION, function_tags.END_PARAMETER, "</invoke>",
+    "</function_invocation>", "</arguments>", "</think>", "<|im_end|>", "<|endoftext|>",
 )  # fmt: skip
 """Closing tags and end tokens that servers leave beside calls."""
 _MARKERS = (

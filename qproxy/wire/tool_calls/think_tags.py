@@ -1,7 +1,8 @@
 """A stage that turns `<think>...</think>` at the start of the text into reasoning.
 
-Only there: a `<think>` later on is text about thinking. The bytes cannot show whether a response begins *inside*
-reasoning (its `<think>` was part of the prompt), so that is a model's profile. Whitespace around `</think>` is dropped.
+Only there: a `<think>` later on is text about thinking. The bytes cannot show whether a response begins
+*inside* reasoning (its `<think>` was part of the prompt), so that is a model's profile. Whitespace around
+`</think>` is dropped.
 """
 
 from __future__ import annotations
@@ -124,10 +125,11 @@ class _Choice:
         return text if self.structured else bare
 
     def _tail(self, text: str) -> tuple[str, str] | None:
-        """Split the end of interrupted reasoning, up to its closing tag, off the text; None while more may come.
+        """Split the end of interrupted reasoning, up to its closing tag, off the text; None while more may
+        come.
 
-        A server that enforces a reasoning budget writes the last sentence and the tag itself, and its parser may
-        take them for text.
+        A server that enforces a reasoning budget writes the last sentence and the tag itself, and its parser
+        may take them for text.
         """
         tail, closer, rest = text.partition(_CLOSE)
         if not closer:

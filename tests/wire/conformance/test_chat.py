@@ -153,8 +153,8 @@ def test_a_whole_answer_that_breaks_a_rule(rule, answer):
 
 
 @pytest.mark.parametrize("error", [{"error": {"message": "no"}}, {"error": "no"}], ids=["object", "words"])
-def test_an_error_is_not_an_answer(error):
-    """What the server says in place of an answer is kept in its words."""
+def test_keeps_the_message_of_an_error(error):
+    """The message of a server's error is kept."""
     assert chat.check_response(error).error == "no"
     assert chat.check_stream([chunk(FIRST), json.dumps(error)], usage=False).error == "no"
 
@@ -171,7 +171,7 @@ EVENTS = {
 
 @pytest.mark.parametrize(("events", "rule"), EVENTS.values(), ids=EVENTS.keys())
 def test_events_that_break_a_rule(events, rule):
-    """What only qproxy's own stages could do wrong is a breach too."""
+    """Streams of events that break a rule are reported."""
     assert [breach.rule for breach in violations(events)] == [rule]
 
 

@@ -68,8 +68,8 @@ def test_nothing_is_lost(rate):
     assert ear.feed(SOUND) + ear.flush() == first
 
 
-def test_it_holds_little():
-    """What has been filtered is let go."""
+def test_holds_few_samples():
+    """The filter drops samples that it no longer needs."""
     ear = Resampler(24_000)
     for _ in range(50):
         ear.feed(SOUND)

@@ -104,7 +104,7 @@ def translation(*, modern=True, **more):
 
 
 def heard(event, given=None):
-    """What Qwen hears of a client's event; an error fails the test."""
+    """Return the upstream events for a client event; an error fails the test."""
     outs = list((given or translation()).from_client(json.dumps(event)))
     assert all(isinstance(out, ToUpstream) for out in outs), outs
     return [out.event for out in outs]
@@ -181,8 +181,8 @@ def test_qwen_takes_them(wanted, expected):
     assert [told["type"] for told in RealtimeModel("m").handle(event)] == ["session.updated"]
 
 
-def test_what_is_left_out_is_noted():
-    """What has no meaning for Qwen is named, and refused where the operator wants that."""
+def test_unsupported_settings_are_named():
+    """Settings that Qwen does not support are named, and rejected in strict mode."""
     given = translation()
     heard(session(voice="alloy", tracing="auto", tool_choice="required", tools=[FLAT]), given)
     assert sorted(given.usage.ignored) == ["session.tool_choice", "session.tracing", "session.voice"]
@@ -310,7 +310,7 @@ def test_sound_at_qwens_own_rate_passes():
 
 
 def told_of(event, given=None):
-    """What a client is told of an event of Qwen's."""
+    """Return the client events for an upstream event."""
     text = event if isinstance(event, str | bytes) else json.dumps(event)
     return [out.event for out in (given or translation()).from_upstream(text)]
 

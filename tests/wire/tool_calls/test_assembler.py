@@ -277,7 +277,7 @@ def test_what_a_review_found(events, expected):
 
 
 def test_a_late_delta_of_a_finished_choice():
-    """What comes for a choice that has ended harms no other choice."""
+    """A delta for a finished choice does not affect the other choices."""
     late = d(0, "z", None, "{", 0)
     out = run(
         TextDelta("a", 1),
@@ -342,8 +342,8 @@ def test_the_automaton_agrees_with_json(value, cut):
 
 
 @pytest.mark.parametrize("text", ["}", "{]", '{"a" 1', '{"a":,', "[1 2", "tru}", '{"a":1}{', "{1"])
-def test_the_automaton_refuses(text):
-    """What is not JSON is said to be not."""
+def test_the_automaton_rejects(text):
+    """The automaton rejects text that is not JSON."""
     assert not JSONState().feed(text)
 
 

@@ -106,7 +106,7 @@ def test_each_kind_is_met(kind):
 
 
 def test_a_bare_call_is_of_one_kind():
-    """What has no tags is not said to miss them."""
+    """A call without tags is not counted as missing them."""
     found: Counter[str] = Counter()
     same(*MET["written_bare"], repairs=found, profile=ModelProfile(bare_json=True))
     assert found == {"written_bare": 1, "arguments_missing": 1}

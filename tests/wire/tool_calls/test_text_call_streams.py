@@ -29,7 +29,9 @@ def tags(name, *parameters, newline="\n", wrapped=True):
 
 
 def told(text, finish="stop", **options):
-    """What an answer of this text means, however it is cut into deltas, and however those say that it goes on."""
+    """Return the meaning of a response with this text, at any cut into deltas and with any in-progress
+    finish reason.
+    """
     found = meaning(*said(text), chunk(None, finish), DONE, **options)
     for size, going in ((1, None), (4, "null"), (3, "")):
         deltas = [chunk({"content": text[at : at + size]}, going) for at in range(0, len(text), size)]
@@ -47,8 +49,10 @@ H, HN, CITY = block(GET), block(TIME), ("city", "Paris")
 
 
 @pytest.mark.parametrize("newline", ["", "\n", " ", "\r\n", "\n\n\t"], ids=repr)
-def test_white_space_between_tags_is_nobodys(newline):
-    """Blocks are read with any white space in and between them; the text around them stays, blanks do not."""
+def test_whitespace_between_tags_is_dropped(newline):
+    """Blocks are read with any whitespace in and between them; the text around them stays, whitespace does
+    not.
+    """
     one, two = block(GET, newline), block(TIME, newline)
     assert told(one + newline + two + newline) == ("", "", [PARIS, NOW], "tool_calls")
     listed = block(f"[{newline}{GET}{newline},{newline}{TIME}{newline}]", newline)
@@ -204,8 +208,8 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("text", PLAIN, ids=repr)
-def test_what_stays_text(text):
-    """What only looks like a call stays, byte for byte; a real call after it is one."""
+def test_text_like_a_call_stays_text(text):
+    """Text that only resembles a call stays, byte for byte, and a real call after it is read."""
     assert told(text) == (text, "", [], "stop")
     inline = "Hello " if text[0] not in "`~" else "Hello\n"
     assert told(inline + text + "\n") == (inline + text + "\n", "", [], "stop")
@@ -247,8 +251,8 @@ CUT = {
 
 
 @pytest.mark.parametrize(("text", "expected"), CUT.values(), ids=CUT.keys())
-def test_cut_calls(text, expected):
-    """What was cut is left open, and the finish is length."""
+def test_truncated_calls(text, expected):
+    """A truncated call is left open, and the finish reason is length."""
     assert told(text, "length") == ("", "", expected, "length")
 
 

@@ -171,8 +171,8 @@ TEXT = {
 
 
 @pytest.mark.parametrize("text", TEXT.values(), ids=TEXT.keys())
-def test_what_is_no_call_stays_text(text):
-    """What only looks like a call is passed on, byte for byte."""
+def test_text_like_a_call_stays_text(text):
+    """Text that only resembles a call is passed on, byte for byte."""
     assert same(text) == (text, [], "stop")
 
 
