@@ -12,7 +12,7 @@ Nothing here reads a token or sends a byte: that is `auth` and `transport`.
 
 from qproxy.accounts.account import Account, Capability
 from qproxy.accounts.pool import AccountPool
-from qproxy.accounts.selection import CapacityWait, Unavailable, has_alternative, select_account
+from qproxy.accounts.selection import CapacityWait, Unavailable, can_recheck, has_alternative, select_account
 
 __all__ = [
     "Account",
@@ -20,6 +20,7 @@ __all__ = [
     "Capability",
     "CapacityWait",
     "Unavailable",
+    "can_recheck",
     "has_alternative",
     "select_account",
 ]

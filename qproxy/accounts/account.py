@@ -29,6 +29,10 @@ Capability: TypeAlias = Literal["chat", "embedding", "realtime"]
 """A task that an account may support."""
 MAX_COOLDOWNS = 200
 """Maximum number of cooldowns of single models: the names come from clients."""
+RECHECKED = frozenset(
+    kind.value for kind in (LimitKind.QUOTA, LimitKind.FREE, LimitKind.ACCESS, LimitKind.MODEL)
+)
+"""Reasons of cooldowns that an owner or an upstream may end early."""
 CONCURRENCY_BACKOFF_SECONDS = 60.0
 """Seconds for which a concurrency limit learned from the upstream is kept."""
 MAX_ERROR_CHARACTERS = 300
@@ -136,6 +140,18 @@ class Account:
         """Return the time until which other accounts are preferred for the model."""
         return max((self.cooldowns[key].until for key in ("", model) if key in self.cooldowns), default=0.0)
 
+    def recheck_order(self, model: str) -> tuple[bool, float] | None:
+        """Return the sort key for an early probe during a cooldown, None if it would be useless.
+
+        A quota may be topped up and a key replaced at any time; a rate limit ends by time alone, and a probe that is in
+        progress needs no second one. A missing model is the least likely to appear; the oldest knowledge comes first.
+        """
+        cooldowns = [self.cooldowns[key] for key in ("", model) if key in self.cooldowns]
+        if any(item.probing or item.reason not in RECHECKED for item in cooldowns):
+            return None
+        missing = any(item.reason == LimitKind.MODEL.value for item in cooldowns)
+        return missing, max((item.since for item in cooldowns), default=0.0)
+
     def state(self, now: float) -> str:
         """Return the state: ready, rate_limited, at_capacity, cooling_down or unavailable."""
         if self.circuit_breaker.wait(now):
@@ -181,6 +197,8 @@ class Account:
         if before is None or before.probing or cooldown.until > before.until:
             self.cooldowns[key] = cooldown
             self._drop_one_cooldown()
+        else:
+            self.cooldowns[key] = replace(before, since=cooldown.since)
         if limit is LimitKind.MINUTE and getattr(error, "retry_after_hint", None) is None:
             error.retry_after = cooldown.until - now  # for the client: the error itself knows no clock
         elif limit is LimitKind.CONCURRENCY:

@@ -23,6 +23,10 @@ MIN_RATE_LIMIT_SECONDS = 2.0
 """Minimum of a cooldown to the next minute, larger than the difference of two clocks."""
 
 
+MAX_RATE_LIMIT_SECONDS = 300.0
+"""Maximum cooldown after a rate limit: none of Alibaba's counts longer than a minute."""
+
+
 class BackoffRange(NamedTuple):
     """Seconds of the first and of the longest cooldown; each failed probe doubles it."""
 
@@ -47,6 +51,7 @@ class Cooldown:
 
     until: float
     since: float
+    """When the upstream last confirmed it."""
     reason: str
     reset_at: float | None = None
     """When the quota is expected to reset, if known."""
@@ -91,7 +96,7 @@ def cooldown_for(error: QproxyError, limit: LimitKind, failed_probes: int, wall_
     pause, reset = min(span.first * 2.0**failed_probes, span.max), None
     retry_after = error.retry_after_hint if isinstance(error, UpstreamError) else error.retry_after
     if retry_after is not None:
-        pause = min(retry_after, quota_resets.MAX_RESET)
+        pause = min(retry_after, _longest(limit, error.message))
         reset = wall_clock + pause
     elif limit is LimitKind.MINUTE:
         pause += max(MINUTE - wall_clock % MINUTE, MIN_RATE_LIMIT_SECONDS) - MINUTE
@@ -102,9 +107,16 @@ def cooldown_for(error: QproxyError, limit: LimitKind, failed_probes: int, wall_
     return Cooldown(wall_clock + pause, wall_clock, limit.value, reset, failed_probes)
 
 
+def _longest(limit: LimitKind, message: str) -> float:
+    """Return the maximum seconds that the cause of a cooldown can last, whatever time the upstream names."""
+    if limit in (LimitKind.QUOTA, LimitKind.FREE):
+        return quota_resets.period_seconds(message) or quota_resets.MAX_RESET
+    return max(MAX_RATE_LIMIT_SECONDS, BACKOFF[limit].max)
+
+
 def _quota_cooldown(message: str, pause: float, wall_clock: float) -> tuple[float, float | None]:
     reset = quota_resets.reset_time_in(message, wall_clock)
     if reset is not None:
-        return reset - wall_clock, reset
+        return min(reset - wall_clock, _longest(LimitKind.QUOTA, message)), reset
     reset = quota_resets.next_period_reset(message, wall_clock)  # estimated, so it is probed earlier
     return (pause, None) if reset is None else (min(BACKOFF[LimitKind.QUOTA].max, reset - wall_clock), reset)

@@ -29,6 +29,7 @@ _IN = re.compile(
 _EPOCH = re.compile(r"resets?(?: at|:)? *+(\d{10})(\d{3})?\b")
 _DURATION = re.compile(r"(?<![\d.])(\d++(?:\.\d++)?) *+([dhms])")
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+PERIOD_SECONDS = {"hour": 5 * 3600.0, "day": 86400.0, "week": 7 * 86400.0, "month": MAX_RESET}
 _PERIOD = re.compile(r"\b(?:5-)?(hour|day|week|month)(?:ly)? {1,16}(?:\w{1,64} {1,16})?quota|\b(dai)ly\b")
 
 
@@ -72,6 +73,12 @@ def _time_zone(parts: dict[str, str | None]) -> timezone:
         offset = timedelta(hours=int(parts["offset"]), minutes=int(parts["half"] or 0) % 60)
         return timezone(-offset if parts["sign"] == "-" else offset)
     return UTC if parts["zone"] in ("utc", "gmt", "z") else CHINA_TIME
+
+
+def period_seconds(text: str) -> float | None:
+    """Return the longest duration of the period that a message names, None without one."""
+    match = _PERIOD.search(text.lower())
+    return None if match is None else PERIOD_SECONDS[match[1] or "day"]
 
 
 def next_period_reset(text: str, wall_clock: float) -> float | None:

@@ -3,7 +3,8 @@
 Accounts are filtered in this order: supports the model; circuit closed; not cooling down; below its
 concurrency and rate limits; known to list the model. Among those, the conversation's account by rendezvous
 hashing, unless it is much busier than the others. If all accounts are cooling down, the one whose cooldown
-ends first is used: an upstream's response is more reliable than an estimate.
+ends first is used, then those whose cooldown may have ended early: an upstream's response is more reliable
+than an estimate.
 """
 
 from __future__ import annotations
@@ -89,9 +90,18 @@ def select_account(
             candidates, now, tokens, min((at for at in later if at > now), default=math.inf)
         )
     if not available:
-        return min(free, key=lambda account: account.cooldown_until(model))
+        return _next_cooling(free, model, is_recheck=bool(tried))
     listing = [account for account in free if account.known_models is None or model in account.known_models]
     return _by_affinity(listing or free, affinity)
+
+
+def _next_cooling(free: Sequence[Account], model: str, *, is_recheck: bool) -> Account:
+    """Return the account whose cooldown ends first; for a recheck the one whose cooldown is most likely obsolete."""
+    orders = {account: account.recheck_order(model) for account in free} if is_recheck else {}
+    rechecked = {account: order for account, order in orders.items() if order is not None}
+    if rechecked:
+        return min(rechecked, key=lambda account: rechecked[account])
+    return min(free, key=lambda account: account.cooldown_until(model))
 
 
 def _by_affinity(free: Sequence[Account], affinity: str) -> Account:
@@ -132,6 +142,26 @@ def _outage_error(account: Account, now: float) -> UpstreamError:
     )
     return UpstreamError(
         message, status=503, code="upstream_unavailable", retry=RetryHint.AFTER, retry_after=wait
+    )
+
+
+def can_recheck(
+    accounts: Sequence[Account],
+    model: str,
+    *,
+    now: float,
+    task: Capability = "chat",
+    without: Iterable[Account],
+) -> bool:
+    """Return whether an untried account is cooling down for a reason that may have ended early."""
+    tried = set(without)
+    return any(
+        a.supports(model, task)
+        and a not in tried
+        and not a.circuit_breaker.wait(now)
+        and not a.at_capacity(now)
+        and a.recheck_order(model) is not None
+        for a in accounts
     )
 
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from qproxy.accounts import Account, AccountPool, Capability, has_alternative
+from qproxy.accounts import Account, AccountPool, Capability, can_recheck, has_alternative
 from qproxy.auth import Credential
 from qproxy.telemetry import RelayRecord
 from qproxy.wire.errors import QproxyError, RetryHint, UpstreamError
@@ -28,6 +28,8 @@ MAX_ATTEMPTS = 3
 RETRY_BUDGET_SECONDS = 20.0
 """Seconds after which no further attempt starts: the client has waited long enough for its error."""
 MAX_BACKOFF = 2.0
+MAX_RECHECKS = 2
+"""Accounts in a cooldown that one request tries after a rejection, when no other account is left."""
 REJECTION_STATUSES = frozenset((RetryHint.OTHER_ACCOUNT, RetryHint.AFTER, RetryHint.REFRESH_TOKEN))
 """Statuses of an account's rejection, as opposed to a server's failure."""
 
@@ -134,6 +136,7 @@ class RetryLoop:
         self._affinity = affinity
         self._started_at = trio.current_time()
         self._count = 0
+        self._rechecks = 0
         self._failures: list[UpstreamError] = []
         self._states: dict[Account, _AccountState] = {}
 
@@ -178,6 +181,18 @@ class RetryLoop:
             used=attempt.tokens_used,
         )
 
+    def _has_alternative(self, failure: UpstreamError, account: Account, now: float) -> bool:
+        """Return whether another account may be tried, during its cooldown if there is no other and few were."""
+        without = [*self._excluded(), account]
+        pool, model = self._accounts.accounts, self._model
+        if has_alternative(pool, model, task=self._task, now=now, without=without):
+            return True
+        if failure.retry not in REJECTION_STATUSES or self._rechecks >= MAX_RECHECKS:
+            return False
+        found = can_recheck(pool, model, task=self._task, now=now, without=without)
+        self._rechecks += found
+        return found
+
     def _excluded(self) -> list[Account]:
         return [account for account, state in self._states.items() if state.excluded]
 
@@ -193,13 +208,7 @@ class RetryLoop:
         """Return when another attempt may start. Raises the error for the client when none may."""
         self._failures.append(failure)
         now, state = trio.current_time(), self._states[account]
-        others = has_alternative(
-            self._accounts.accounts,
-            self._model,
-            task=self._task,
-            now=now,
-            without=[*self._excluded(), account],
-        )
+        others = self._has_alternative(failure, account, now)
         action = next_action(
             failure,
             attempts=self._count,

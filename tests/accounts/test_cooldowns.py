@@ -87,7 +87,9 @@ def test_any_text(text, wall):
 SECONDS = {
     "a burst": (refusal(LimitKind.BURST), 2.0, None),
     "a header": (refusal(LimitKind.BURST, waits=17.0), 17.0, 17.0),
-    "a long header": (refusal(LimitKind.MINUTE, waits=7200.0), 7200.0, 7200.0),
+    "a header longer than a rate limit": (refusal(LimitKind.MINUTE, waits=7200.0), 300.0, 300.0),
+    "a header of a quota": (refusal(LimitKind.QUOTA, waits=7200.0), 7200.0, 7200.0),
+    "a reset after the end of the period": (refusal(LimitKind.QUOTA, "daily quota exceeded, resets at 2026-09-01 00:00 UTC"), 24 * HOUR, at(2026, 9, 1)),
     "a minute": (refusal(LimitKind.MINUTE), 55.0, None),
     "a quota": (refusal(LimitKind.QUOTA), 300.0, None),
     "a quota that names its reset": (refusal(LimitKind.QUOTA, "will reset at 08-14 09:18:00 UTC"), at(2026, 8, 14, 9, 18), at(2026, 8, 14, 9, 18)),

@@ -9,7 +9,8 @@ from qproxy.emulator import FAULTS, CloseConnection, Emulator, PauseStep, Script
 from qproxy.emulator.faults import event, json_reply
 from qproxy.limits.circuit_breaker import MAX_PAUSE, THRESHOLD, CircuitBreaker, is_outage
 from qproxy.relay.retry import REJECTION_STATUSES, Action, next_action
-from qproxy.wire.errors import OverloadedError, RequestError, RetryHint, UpstreamError
+from qproxy.wire.errors import LimitKind, OverloadedError, RequestError, RetryHint, UpstreamError
+from tests.accounts.factories import refusal as limit_error
 from tests.helpers import HELLO, accounts, world
 
 
@@ -286,3 +287,46 @@ async def test_a_probe_is_one(autojump_clock):
             nursery.start_soon(it.post, HELLO)
         await trio.sleep(0.2)
         assert len(it.emulator.requests) == asked + 1
+
+
+QUOTA = refusal(429, "insufficient_quota", "week allocated quota exceeded")
+
+
+async def test_a_topped_up_account_is_found_at_once(autojump_clock):
+    """While all accounts cool down, a request tries others after a rejection, and a success ends that cooldown."""
+    async with world(accounts=accounts("one", "two", plan="coding")) as it:
+        one, two = it.server.state.relay.accounts.accounts
+        for account in (one, two):
+            account.record_failure(limit_error(LimitKind.QUOTA), trio.current_time())
+        it.emulator.script(QUOTA)
+        assert (await it.post(HELLO))[0] == 200
+        calls = [seen.headers["host"] for seen in it.emulator.requests]
+        assert sorted(set(calls)) == sorted(calls)
+        assert len(calls) == 2
+        assert sorted(bool(account.cooldowns) for account in (one, two)) == [False, True]
+
+
+async def test_rechecks_are_bounded_and_reach_every_account(autojump_clock):
+    """A request tries at most three cooling accounts, and successive requests try all of them."""
+    names = [f"a{number}" for number in range(7)]
+    async with world(accounts=accounts(*names, plan="coding")) as it:
+        for account in it.server.state.relay.accounts.accounts:
+            account.record_failure(limit_error(LimitKind.QUOTA), trio.current_time())
+        it.emulator.script(*[QUOTA] * 100)
+        for _ in range(4):
+            before = len(it.emulator.requests)
+            assert (await it.post(HELLO))[0] == 429
+            assert len(it.emulator.requests) - before == 3
+            await trio.sleep(1)
+        assert len({seen.headers["host"] for seen in it.emulator.requests}) == len(names)
+
+
+@pytest.mark.parametrize("limit", [LimitKind.BURST, LimitKind.MINUTE, LimitKind.CONCURRENCY])
+async def test_rate_limited_accounts_are_not_rechecked(limit, autojump_clock):
+    """A rate limit ends by time alone, so no request is sent to such an account after a rejection."""
+    async with world(accounts=accounts("one", "two", plan="coding")) as it:
+        for account in it.server.state.relay.accounts.accounts:
+            account.record_failure(limit_error(limit), trio.current_time())
+        it.emulator.script(*[QUOTA] * 9)
+        assert (await it.post(HELLO))[0] == 429
+        assert len(it.emulator.requests) == 1
