@@ -20,7 +20,9 @@ from typing import Protocol, cast
 from qproxy.access.api_keys import ApiKeyStoreError
 from qproxy.cli.help import VARIABLES, HelpPage
 from qproxy.cli.output import print_error, print_result
+from qproxy.cli.shell_completion import describe_parser
 from qproxy.config.accounts import ConfigError
+from qproxy.config.parsing import suggestion
 from qproxy.version import VERSION
 
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = sys.argv[1:] if argv is None else argv
     known = command_line and command_line[0] in COMMANDS and command_line[0] != ALL
     top = build_parser(command_line[:1] if known else COMMANDS)
-    arguments = top.parse_args(command_line)
+    arguments = _parse(top, command_line)
     if arguments.command is None:
         print_result(top.format_help().rstrip())
         return 2
@@ -93,3 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print_error(str(error))
         return 1
+
+
+def _parse(top: argparse.ArgumentParser, command_line: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; exit with 2 and a suggestion for an unknown command or option."""
+    command = command_line[0] if command_line else ""
+    if command and not command.startswith("-") and command not in COMMANDS:
+        top.error(f"unknown command {command!r}.{suggestion(command, COMMANDS)}")
+    arguments, unknown = top.parse_known_args(command_line)
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        kind = "option" if option.startswith("-") else "argument"
+        flags = [flag for spec in describe_parser(top).all() for o in spec.options for flag in o.flags]
+        top.error(f"unknown {kind} {option!r}.{suggestion(option, flags) if kind == 'option' else ''}")
+    return arguments

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from qproxy import cli
+from qproxy import __main__, cli
 from qproxy.cli import serve
 from qproxy.cli.shell_completion import SHELLS, describe_parser
 from qproxy.config import SETTINGS, TYPES, setting_groups
@@ -142,3 +142,52 @@ def test_a_flag_switches_a_boolean_on_and_off(name, value):
     arguments = cli.build_parser(["serve"]).parse_args(["serve", flag])
     assert serve._flags(arguments) == {name: value}
     assert serve._command(arguments)[-1] == flag
+
+
+MISTAKES = {
+    "a command": (["chek"], "unknown command 'chek'. Did you mean 'check'?"),
+    "an option": (["serve", "--prot=1"], "unknown option '--prot'. Did you mean '--port'?"),
+    "an option of a subcommand": (
+        ["keys", "create", "--nmae", "x"],
+        "unknown option '--nmae'. Did you mean '--name'?",
+    ),
+    "an argument": (["accounts", "x"], "unknown argument 'x'."),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_suggests_commands_and_options(words, message, capsys):
+    """An unknown command or option exits with 2 and names the closest one."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"qproxy: error: {message}\n")
+
+
+INTERRUPTS = {
+    "plain": KeyboardInterrupt(),
+    "of a nursery": BaseExceptionGroup("nursery", [KeyboardInterrupt()]),
+}
+
+
+@pytest.mark.parametrize("error", INTERRUPTS.values(), ids=INTERRUPTS.keys())
+def test_ctrl_c_prints_one_line(error, capsys, monkeypatch):
+    """Ctrl+C ends any command with one line and exit code 130, without a traceback."""
+
+    def interrupt():
+        raise error
+
+    monkeypatch.setattr(cli, "main", interrupt)
+    assert __main__.main() == __main__.INTERRUPTED
+    assert capsys.readouterr().err == "qproxy: interrupted.\n"
+
+
+def test_ctrl_c_hides_no_other_error(monkeypatch):
+    """A group with another error besides the interrupt is raised."""
+
+    def fail():
+        raise BaseExceptionGroup("nursery", [KeyboardInterrupt(), ValueError("x")])
+
+    monkeypatch.setattr(cli, "main", fail)
+    with pytest.raises(BaseExceptionGroup):
+        __main__.main()
