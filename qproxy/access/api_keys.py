@@ -30,7 +30,7 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class ApiKeyStoreError(Exception):
-    """The keys cannot be read or changed; the message says why."""
+    """The keys cannot be read or changed; the message has the reason."""
 
 
 class ApiKeyStoreBusy(ApiKeyStoreError):

@@ -24,7 +24,7 @@ HEARTBEAT = 15.0
 
 
 class StateStoreError(Exception):
-    """The store cannot be read or written; the message says why."""
+    """The store cannot be read or written; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)

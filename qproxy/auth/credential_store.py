@@ -15,7 +15,7 @@ from qproxy.wire.credential_format import TokenSet
 
 
 class StorageError(Exception):
-    """The store cannot be used; the message says why and contains no token."""
+    """The store cannot be used; the message has the reason and no token."""
 
 
 class LockTimeout(StorageError):

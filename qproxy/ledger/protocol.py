@@ -11,7 +11,7 @@ from qproxy.telemetry.records import RequestRecord
 
 
 class LedgerError(Exception):
-    """The ledger cannot be used, or not in time; the message says why."""
+    """The ledger cannot be used, or not in time; the message has the reason."""
 
 
 class LedgerReader(Protocol):
