@@ -288,7 +288,7 @@ async def test_a_master_that_was_killed(way, tmp_path):
             assert await process.end() == -signal.SIGKILL
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
-    assert process.lines("the master process is gone")
+    assert process.lines("exited, shutting down this worker")
 
 
 @pytest.mark.parametrize("way", COMMANDS.values(), ids=COMMANDS.keys())

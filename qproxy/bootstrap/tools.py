@@ -97,7 +97,7 @@ def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.Capacit
         raise ConfigError(f"{where}: argv names no program.")
     fenced = entry.sandbox != "none"
     allowed = build_sandbox_policy(entry)
-    missing = missing_program(entry.argv[0], fenced=fenced)
+    missing = missing_program(entry.argv[0], sandboxed=fenced)
     if missing is not None:
         raise ConfigError(f"{where}: {missing}")
     accepted = parameters(entry)
@@ -112,7 +112,7 @@ def command_tool(entry: ToolConfig, sandbox: SystemSandbox, places: trio.Capacit
         description=entry.description,
         parameters=accepted,
         validate=check,
-        run=CommandTool(entry.argv, launcher, allowed, names=names, limit=entry.max_output, places=places),
+        run=CommandTool(entry.argv, launcher, allowed, names=names, limit=entry.max_output, limiter=places),
         kind="command",
         timeout=entry.timeout,
         policy=entry.policy,
@@ -137,7 +137,7 @@ def mcp_server(
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
         connect = mcp.http_connection(entry.url, entry.headers, transport)
     else:
-        missing = missing_program(entry.argv[0], fenced=fenced)
+        missing = missing_program(entry.argv[0], sandboxed=fenced)
         if missing is not None:
             raise ConfigError(f"{where}: {missing}")
         connect = stdio_connection(entry.argv, sandbox if fenced else UnsandboxedLauncher(), allowed)

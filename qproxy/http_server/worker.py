@@ -101,7 +101,7 @@ class Worker(Shutdown):
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master sets its shutdown event instead
         await trio.lowlevel.wait_readable(master.sentinel)
-        log.warning("the master process is gone, stopping this worker")
+        log.warning("master process exited, shutting down this worker")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._stop.set()
 

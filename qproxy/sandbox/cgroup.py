@@ -1,8 +1,8 @@
-"""One cgroup for each call, where this server was given a part of the tree: limits for all processes of a call together.
+"""One cgroup per call, if this server may create cgroups, which limits all processes of a call together.
 
-It needs cgroup v2 and a directory above this server's own that it may write and that holds no process, as systemd
-makes it with `Delegate=memory pids` and `DelegateSubgroup=server`.  In a cgroup of its own a call's memory counts as
-a whole: its processes', the kernel's for them (sockets, pipes, files in /tmp), and what /tmp holds.
+It requires cgroup v2 and a writable parent of this server's own cgroup without processes, as systemd creates it with
+`Delegate=memory pids` and `DelegateSubgroup=server`. The cgroup counts all memory of a call: that of its processes,
+the kernel's for them (sockets, pipes, files in /tmp), and the contents of /tmp.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, `systemd.resource-control(5)`.
 """
@@ -25,7 +25,7 @@ PROC = Path("/proc/self")
 
 
 class CgroupTree:
-    """Makes cgroups below a directory that belongs to this server."""
+    """A factory of cgroups below a directory that this server owns."""
 
     def __init__(self, root: Path, remove: Callable[[Path], None] = os.rmdir) -> None:
         self.root = root
@@ -36,10 +36,10 @@ class CgroupTree:
         return f"<CgroupTree below {self.root}>"
 
     def prepare(self) -> bool:
-        """Turn the controllers on, and remove what servers that were killed left; False where that may not be."""
+        """Enable the controllers, and remove cgroups of killed servers. Return False if that is not possible."""
         try:
             if not CONTROLLERS.issubset(self._read("cgroup.controllers")) or self._read("cgroup.procs"):
-                return False  # beside processes, no cgroup can have controllers
+                return False  # a cgroup with processes cannot enable controllers
             wanted = " ".join(f"+{name}" for name in sorted(CONTROLLERS))
             _write(self.root, "cgroup.subtree_control", wanted)
             self._remove_stale()
@@ -53,13 +53,13 @@ class CgroupTree:
 
     def _remove_stale(self) -> None:
         for left in self.root.glob(f"{PREFIX}*-*"):
-            if not Path("/proc", left.name.split("-")[2]).exists():  # else another worker's
+            if not Path("/proc", left.name.split("-")[2]).exists():  # otherwise another worker uses it
                 with suppress(OSError):
                     self._remove(left)
 
     @contextmanager
     def create(self, limits: ResourceLimits) -> Iterator[Callable[[int], None]]:
-        """Make a cgroup with limits; what is given moves a process into it.  At the end all processes in it are killed."""
+        """Create a cgroup with limits, and yield a function that moves a process into it. The exit kills them all."""
         path = self.root / f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         path.mkdir()
         try:
@@ -79,7 +79,7 @@ def _write(path: Path, name: str, value: str) -> None:
 
 
 def limit_values(limits: ResourceLimits) -> dict[str, str]:
-    """Return the files of a cgroup for the limits of a call; what is in /tmp is memory too."""
+    """Return a cgroup's files for the limits of a call, whose /tmp counts as memory."""
     return {
         "memory.max": str(limits.memory + limits.tmp_bytes),
         "memory.swap.max": "0",
@@ -89,7 +89,7 @@ def limit_values(limits: ResourceLimits) -> dict[str, str]:
 
 
 def find_cgroups(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -> CgroupTree | None:
-    """Return the cgroups below the directory above this server's own; None where it is not this server's to use."""
+    """Return the tree below the parent of this server's cgroup, or None if this server may not use it."""
     try:
         own = next(line[3:] for line in (proc / "cgroup").read_text().splitlines() if line.startswith("0::"))
         mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
@@ -99,7 +99,7 @@ def find_cgroups(proc: Path = PROC, remove: Callable[[Path], None] = os.rmdir) -
     if not Path(own).is_relative_to(mount[3]):
         return None
     here = Path(mount[4]) / Path(own).relative_to(mount[3])
-    if here == Path(mount[4]):  # the root of the tree, or of a container's part of it: nothing is above
+    if here == Path(mount[4]):  # the root of the tree, or of a container's part of it, has no parent
         return None
     cgroups = CgroupTree(here.parent, remove)
     return cgroups if cgroups.prepare() else None

@@ -1,4 +1,4 @@
-"""This machine's sandbox, looked for once, when it is first needed."""
+"""This machine's sandbox, detected once on first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qproxy.sandbox.process import ChildProcess, Launcher
 
 
 class SystemSandbox:
-    """A `Launcher` that is bubblewrap where it works, and a refusal where it does not."""
+    """A `Launcher` that uses bubblewrap if it works here, and raises SandboxUnavailable otherwise."""
 
     def __init__(
         self, look: Callable[[], Awaitable[Bubblewrap | SandboxUnavailable]] = find_bubblewrap
@@ -20,19 +20,19 @@ class SystemSandbox:
         self._launcher: Launcher | SandboxUnavailable | None = None
 
     def __repr__(self) -> str:
-        return f"<Site {self._launcher!r}>"
+        return f"<SystemSandbox {self._launcher!r}>"
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why there is no sandbox, once that is known."""
+        """The reason for which no sandbox is available, or None, also before the detection."""
         return (
-            f"no sandbox can be made: {self._launcher}"
+            f"no sandbox is available: {self._launcher}"
             if isinstance(self._launcher, SandboxUnavailable)
             else None
         )
 
     async def detect(self) -> Launcher | SandboxUnavailable:
-        """What was found, now or before."""
+        """Return the launcher, detecting it on first use."""
         if self._launcher is None:
             self._launcher = await self._detect()
         return self._launcher

@@ -1,7 +1,7 @@
-"""What a fenced program may see and use, and how bubblewrap is told so.
+"""The files and resources of a sandboxed program, and bubblewrap's arguments for them.
 
-Pure: paths are only named here.  The root is read-only and made of the system's programs and libraries, nothing of
-/etc but what they need to start, a /proc of its own, a /dev without devices, a small /tmp, and the declared paths.
+Pure: paths are only named here. The root is read-only and consists of the system's programs and libraries, the files
+of /etc that they need to start, a private /proc, a /dev without devices, a small /tmp, and the declared paths.
 `bwrap(1)`.
 """
 
@@ -18,7 +18,7 @@ NOBODY_UID = 65534
 MIN_INODES = 256
 PATH = "/usr/local/bin:/usr/bin:/bin"
 SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-"""Programs and libraries."""
+"""The system's programs and libraries."""
 SETTINGS = (
     "/etc/alternatives", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/pki/tls/certs",
     "/etc/ssl/certs",
@@ -28,47 +28,47 @@ NETWORK_SETTINGS = ("/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf")
 
 @dataclass(frozen=True, slots=True)
 class ResourceLimits:
-    """How much a fenced program may use; each is the kernel's, per process but for `processes`."""
+    """The resource limits of a sandboxed program, which the kernel enforces per process, except `processes`."""
 
     cpu_seconds: int = 10
     memory: int = 512 * MIB
-    """Address space of one process."""
+    """Bytes of address space of one process."""
     processes: int = 32
-    """Processes and threads at once, together."""
+    """Concurrent processes and threads in total."""
     file_size: int = 16 * MIB
     open_files: int = 64
     tmp_bytes: int = 64 * MIB
-    """All that is in /tmp."""
+    """Bytes in /tmp."""
 
     @property
     def tmp_options(self) -> str:
-        """Options of tmpfs for /tmp: with its size, a file, directory or link for each 4 KiB of it."""
+        """The tmpfs options of /tmp: its size, and an inode for each 4 KiB of it."""
         return f"size={self.tmp_bytes},nr_inodes={max(MIN_INODES, self.tmp_bytes // 4096)}"
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxPolicy:
-    """All that a program gets besides the system's programs."""
+    """The access of a program beyond the system's programs."""
 
     read: tuple[str, ...] = ()
-    """Files and folders that it may read, under their own names."""
+    """Files and directories that it may read, under their own paths."""
     write: tuple[str, ...] = ()
-    """Files and folders that it may change."""
+    """Files and directories that it may change."""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Its environment, besides PATH, HOME and LANG.  May hold secrets."""
+    """Its environment besides PATH, HOME and LANG, which may contain secrets."""
     network: bool = False
     limits: ResourceLimits = ResourceLimits()
 
 
 def environment(isolation: SandboxPolicy) -> dict[str, str]:
-    """Every variable that the program sees."""
+    """Return the environment of the program."""
     return {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **isolation.env}
 
 
 def bwrap_arguments(isolation: SandboxPolicy, *, gate: int, info: int, seccomp: int | None) -> list[str]:
-    """bubblewrap's words for a fence; the three are file descriptors that it inherits.
+    """Return bubblewrap's arguments for a policy; `gate`, `info` and `seccomp` are inherited file descriptors.
 
-    The environment is not among them: everyone on the machine can read a process's arguments.
+    They do not contain the environment, since any user of the machine can read a process's arguments.
     """
     arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
     arguments += [
@@ -96,7 +96,7 @@ def bwrap_arguments(isolation: SandboxPolicy, *, gate: int, info: int, seccomp: 
 
 
 def _system(path: str) -> list[str]:
-    """A folder of the system as it is here: a folder, or a link into /usr."""
+    """Return the arguments for a system directory, which may be a link into /usr."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
@@ -104,15 +104,15 @@ def _system(path: str) -> list[str]:
     return ["--symlink", os.readlink(path), path] if stat.S_ISLNK(mode) else ["--ro-bind", path, path]
 
 
-def policy_errors(fences: Iterable[tuple[str, SandboxPolicy]]) -> Iterator[str]:
-    """What is wrong with the declared paths of several tools, each with its name.
+def policy_errors(policies: Iterable[tuple[str, SandboxPolicy]]) -> Iterator[str]:
+    """Yield the errors in the declared paths of several tools, each with its name.
 
-    A path within a folder that some tool may change is refused: that tool could put a link there, and the next
-    program would be given what the link leads to.
+    A path inside a directory that a tool may change is an error: that tool could create a link there, which would
+    give the next program access to the link's target.
     """
-    fences = list(fences)
-    writable = [Path(path) for _, isolation in fences for path in isolation.write]
-    for name, isolation in fences:
+    policies = list(policies)
+    writable = [Path(path) for _, isolation in policies for path in isolation.write]
+    for name, isolation in policies:
         for path in (*isolation.read, *isolation.write):
             here = Path(path)
             if not here.is_absolute():

@@ -1,8 +1,8 @@
-"""A program that runs for us: its pipes, its end, and the end of everything it started.
+"""A child process: its pipes, its end, and the end of everything that it started.
 
-A child is started by a `Launcher` (`Bubblewrap`, or `UnsandboxedLauncher`), in the main thread: a process that asked the kernel
-to die with its parent dies with the *thread* that made it, and Trio's own way starts processes in a worker thread
-that ends when it has been idle for a while.
+A `Launcher` (`Bubblewrap`, or `UnsandboxedLauncher`) starts it in the main thread: a process that dies with its parent
+(PR_SET_PDEATHSIG) dies with the *thread* that started it, and Trio starts processes in a worker thread, which ends
+when it has been idle for a while.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Protocol
 
 import trio
 
-from qproxy.sandbox import policy as fence
+from qproxy.sandbox import policy
 from qproxy.sandbox.policy import SandboxPolicy
 
 READ_SIZE = 64 * 1024
 MAX_ERRORS = 4096
-"""The end of standard error that is kept."""
+"""Last bytes of standard error that are kept."""
 REAP_SECONDS = 2.0
 DRAIN_SECONDS = 1.0
 
 
 class Launcher(Protocol):
-    """What starts programs."""
+    """A starter of programs."""
 
     def __call__(
         self, argv: Sequence[str], fence: SandboxPolicy, /
@@ -36,16 +36,16 @@ class Launcher(Protocol):
 
 
 class ProcessTree(Protocol):
-    """How a program is ended with all it started."""
+    """A program with everything that it started."""
 
     def kill(self) -> None: ...
 
     async def wait(self) -> None:
-        """Return when none of them is left."""
+        """Wait until none of them is left."""
 
 
 class ChildProcess:
-    """A program under way."""
+    """A running program."""
 
     def __init__(self, popen: subprocess.Popen[bytes], end: ProcessTree) -> None:
         assert popen.stdin is not None
@@ -61,15 +61,15 @@ class ChildProcess:
         self._tree = end
 
     def __repr__(self) -> str:
-        return f"<Child {self._popen.pid}, {'running' if self._popen.poll() is None else 'over'}>"
+        return f"<ChildProcess {self._popen.pid}, {'running' if self._popen.poll() is None else 'exited'}>"
 
     def kill(self) -> None:
-        """End it and all it started."""
+        """Kill the program and everything that it started."""
         self._tree.kill()
 
     async def wait(self) -> int:
-        """Return the exit code when the program has ended."""
-        if self._popen.poll() is not None:  # its number may be another's by now
+        """Wait for the program's end, and return its exit code."""
+        if self._popen.poll() is not None:  # its ID may already belong to another process
             return self._popen.wait()
         if hasattr(os, "pidfd_open"):
             descriptor = os.pidfd_open(self._popen.pid)
@@ -77,11 +77,11 @@ class ChildProcess:
                 await trio.lowlevel.wait_readable(descriptor)
             finally:
                 os.close(descriptor)
-            return self._popen.wait()  # it has ended
+            return self._popen.wait()  # does not block
         return await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
 
     async def aclose(self) -> None:
-        """End it, whatever it is doing, and leave no zombie."""
+        """Kill the program, reap it, and close its pipes."""
         self.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + REAP_SECONDS):
             await self.wait()
@@ -92,25 +92,25 @@ class ChildProcess:
 
 @dataclass(frozen=True, slots=True)
 class CompletedProcess:
-    """What a program left behind."""
+    """The result of a program that has ended."""
 
     code: int
-    """Its exit code; negative: the signal that ended it."""
+    """The exit code; negative for the signal that killed it."""
     output: bytes
     errors: bytes
-    """The end of standard error."""
+    """The last bytes of standard error."""
     truncated: bool = False
-    """It said more than it may, and was ended."""
+    """Whether its output exceeded the limit, for which it was killed."""
 
 
-async def communicate(child: ChildProcess, given: bytes, *, limit: int) -> CompletedProcess:
-    """Give a program its input and take its output, to its end; at most `most` bytes of it."""
+async def communicate(child: ChildProcess, data: bytes, *, limit: int) -> CompletedProcess:
+    """Send a program its input, and return its result with at most `limit` bytes of output."""
     output, errors = bytearray(), bytearray()
-    ended = 0
+    code = 0
 
     async def write_stdin() -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it need not read it
-            await child.stdin.send_all(given)
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the program may ignore its input
+            await child.stdin.send_all(data)
         await child.stdin.aclose()
 
     async def read_stderr() -> None:
@@ -126,9 +126,9 @@ async def communicate(child: ChildProcess, given: bytes, *, limit: int) -> Compl
                 return
 
     async def end(scope: trio.CancelScope) -> None:
-        nonlocal ended
-        ended = await child.wait()
-        child.kill()  # what it left running
+        nonlocal code
+        code = await child.wait()
+        child.kill()  # its remaining children
         scope.deadline = trio.current_time() + DRAIN_SECONDS
 
     async with trio.open_nursery() as nursery:
@@ -136,17 +136,17 @@ async def communicate(child: ChildProcess, given: bytes, *, limit: int) -> Compl
         nursery.start_soon(write_stdin)
         nursery.start_soon(read_stderr)
         await read_stdout()
-    return CompletedProcess(ended, bytes(output[:limit]), bytes(errors), len(output) > limit)
+    return CompletedProcess(code, bytes(output[:limit]), bytes(errors), len(output) > limit)
 
 
 class UnsandboxedLauncher:
-    """Starts programs with all that this process may do: no sandbox, by the operator's own word.
+    """A launcher without a sandbox, for tools whose operator sets `sandbox = "none"`.
 
-    Left are the time limit, the bound on output and an environment of its own.
+    The timeout, the limit on output and a separate environment remain.
     """
 
     def __repr__(self) -> str:
-        return "<Unfenced>"
+        return "<UnsandboxedLauncher>"
 
     def __call__(
         self, argv: Sequence[str], fence: SandboxPolicy, /
@@ -156,7 +156,7 @@ class UnsandboxedLauncher:
 
 @asynccontextmanager
 async def _start_unsandboxed(argv: Sequence[str], allowed: SandboxPolicy) -> AsyncIterator[ChildProcess]:
-    popen = start(argv, fence.environment(allowed))
+    popen = start(argv, policy.environment(allowed))
     child = adopt(popen, _Group(popen.pid))
     try:
         yield child
@@ -165,7 +165,7 @@ async def _start_unsandboxed(argv: Sequence[str], allowed: SandboxPolicy) -> Asy
 
 
 def adopt(popen: subprocess.Popen[bytes], end: ProcessTree) -> ChildProcess:
-    """The child that a process is; one that cannot be looked after is ended."""
+    """Return the child for a process, which is killed if that fails."""
     try:
         return ChildProcess(popen, end)
     except BaseException:
@@ -175,7 +175,7 @@ def adopt(popen: subprocess.Popen[bytes], end: ProcessTree) -> ChildProcess:
 
 
 class _Group:
-    """The end of a process group: what has left it is not reached."""
+    """A process group, which does not include processes that have left it."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -191,7 +191,7 @@ class _Group:
 def start(
     argv: Sequence[str], env: dict[str, str], *, inherit: Sequence[int] = (), user: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """A process in a session of its own, with pipes for its three streams."""
+    """Start a process in a new session, with pipes for its three streams."""
     return subprocess.Popen(
         list(argv),
         stdin=subprocess.PIPE,

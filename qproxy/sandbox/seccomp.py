@@ -1,8 +1,8 @@
-"""A filter of system calls for fenced programs, as the kernel's classic BPF.
+"""A system-call filter for sandboxed programs, as the kernel's classic BPF.
 
-Namespaces, mounts and limits leave three ways open that this closes: memory that no limit counts (System V memory,
-memfd), address families that no namespace holds (vsock, netlink's kin, crypto), and the parts of the kernel that no
-tool needs and most holes are found in.  Everything else is allowed: this is the second wall, not the first.
+It closes three gaps of namespaces, mounts and limits: memory that no limit counts (System V memory, memfd), address
+families without a namespace (vsock, netlink's relatives, crypto), and parts of the kernel that no tool needs and that
+have the most vulnerabilities. Everything else is allowed: this is the second layer of isolation, not the first.
 
 `seccomp(2)`, `linux/filter.h`; numbers from `asm/unistd_64.h` and `asm-generic/unistd.h`.
 """
@@ -18,13 +18,13 @@ ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 X32 = 0x40000000
 NAMESPACES = 0x7E020000
-"""clone's flags for new namespaces."""
+"""The flags of clone for new namespaces."""
 FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (the C library asks it for addresses)."""
+"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (the C library uses it to list addresses)."""
 
 
 class SyscallNumbers(NamedTuple):
-    """One architecture's system calls."""
+    """The system call numbers of one architecture."""
 
     architecture: int
     socket: int
@@ -65,7 +65,7 @@ MACHINES = {
 
 
 def seccomp_program(machine: str) -> bytes | None:
-    """The filter for a machine (`os.uname().machine`); None for one whose numbers are not known here."""
+    """Return the filter for a machine (`os.uname().machine`), or None for an unknown architecture."""
     numbers = MACHINES.get(machine)
     if numbers is None:
         return None
@@ -73,7 +73,7 @@ def seccomp_program(machine: str) -> bytes | None:
     steps += [(LOAD, 0, 0, NUMBER)]
     if machine == "x86_64":
         steps += _jump_unless(AT_LEAST, X32, errno.ENOSYS)
-    # Its flags are out of a filter's sight; clone's are not.
+    # A filter cannot read the flags of clone3, which are in memory, unlike those of clone.
     steps += _jump_unless(EQUAL, numbers.clone3, errno.ENOSYS)
     for number in numbers.denied:
         steps += _jump_unless(EQUAL, number, errno.EPERM)
@@ -90,5 +90,5 @@ def seccomp_program(machine: str) -> bytes | None:
 
 
 def _jump_unless(test: int, value: int, error: int) -> list[tuple[int, int, int, int]]:
-    """Two steps: where the test holds, the call fails with `error`."""
+    """Return two instructions that make the call fail with `error` if the test holds."""
     return [(test, 0, 1, value), (RETURN, 0, 0, ERROR | error)]

@@ -1,15 +1,15 @@
-"""The tools that this server itself runs, for any client.
+"""The tools that this server runs for its clients.
 
 Three kinds, all declared by the operator and never by a client:
-    commands    programs, fenced by `qproxy.sandbox`; from `[[tools]]` in qproxy.toml
-    mcp         what MCP servers offer, as `server__tool`; from `[[mcp_servers]]`
+    commands    sandboxed programs (`qproxy.sandbox`); from `[[tools]]` in qproxy.toml
+    mcp         tools of MCP servers, as `server__tool`; from `[[mcp_servers]]`
     functions   Python functions of a program that embeds qproxy: `create_app(config, tools=[f])`
 
-Each becomes a `Tool`: a name, a schema and something to await.  `invoke.invoke` is the one place where a tool runs: it
-checks the arguments before the tool sees them, keeps the time, and turns whatever goes wrong into text that the
-model can read.  `ToolRegistry` says which request gets which tools.  Rounds of model and tools are `qproxy.relay.tool_loop`.
+Each becomes a `Tool`: a name, a schema and an async function. `invoke.invoke` is the only place where a tool runs: it
+validates the arguments, enforces the timeout, and turns every failure into text for the model. `ToolRegistry` selects
+the tools of a request. The loop of model calls and tool calls is `qproxy.relay.tool_loop`.
 
-Not here: HTTP, accounts, what a client sees of it (`wire.endpoints`).
+Not here: HTTP, accounts, and the client's view of tools (`wire.endpoints`).
 """
 
 from __future__ import annotations

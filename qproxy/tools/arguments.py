@@ -1,14 +1,14 @@
-"""A tool's arguments against its JSON Schema.
+"""Validation of a tool's arguments against its JSON Schema.
 
-The library is `jsonschema`: it interprets a schema instead of compiling it to code, because an MCP server's schemas
-are a stranger's; and with a registry of its own, because a `$ref` must never make this server fetch an address.
-It is imported when the first schema is used: a server without tools does without it.
+The library is `jsonschema`, which interprets a schema instead of compiling it to code: an MCP server's schemas are
+untrusted. It gets an empty registry, because a `$ref` must never make this server fetch an address. It is imported
+when the first schema is used, so a server without tools does not need it.
 
-What an evaluation costs is the schema's and the model's to say, so it happens here only where it is known to be
-short: the schema has none but PLAIN keywords, each of which looks at a part of the arguments once, and is small, and
-so are the arguments.  That is nearly every call.  Everything else goes to a process that can be killed
-(`schema_process`): patterns, references, `uniqueItems`, what is long, and the check of a stranger's schema itself,
-once while it is the same.  A schema that goes beyond the limits there makes its tool unavailable for COOLDOWN_SECONDS.
+The schema and the model determine the cost of an evaluation, so it runs in this process only if it is known to be
+cheap: the schema has only BOUNDED_KEYWORDS, each of which visits a part of the arguments once, and both schema and
+arguments are small. That is nearly every call. Everything else goes to a process that can be killed
+(`schema_process`): patterns, references, `uniqueItems`, long input, and the check of an untrusted schema itself, once
+per schema. A schema that exceeds the limits there makes its tool unavailable for COOLDOWN_SECONDS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qproxy.wire.events import JSON
 MAX_ARGUMENTS = 256 * 1024
 MAX_DEPTH = 64
 MAX_SCHEMA = 128 * 1024
-"""Bytes of a stranger's schema."""
+"""Bytes of an untrusted schema."""
 MAX_SHORT = 8 * 1024
 """Bytes of a schema, and characters of arguments, that may be evaluated in this process."""
 MAX_PAIRS = 2000
@@ -46,17 +46,17 @@ _ONE_SCHEMA, _NAMED_SCHEMAS, _SCHEMAS = (
     {"allOf", "anyOf", "oneOf"},
 )
 BOUNDED_KEYWORDS = _ANNOTATIONS | _ASSERTIONS | _ONE_SCHEMA | _NAMED_SCHEMAS | _SCHEMAS
-"""Keywords whose work is at most values of the schema times values of the arguments."""
+"""Keywords whose cost is at most the values of the schema times the values of the arguments."""
 
 _own: trio.lowlevel.RunVar[SchemaEvaluator] = trio.lowlevel.RunVar("qproxy.tools.schema")
 
 
 class SchemaError(ValueError):
-    """A schema that cannot be used, and why."""
+    """Raised for a schema that cannot be used, with the reason."""
 
 
 class ArgumentsValidator:
-    """Turns the model's JSON text into arguments that fit a schema; raises ToolError."""
+    """A parser of the model's JSON text into arguments that match a schema. Raises ToolError."""
 
     def __init__(
         self, schema: Mapping[str, JSON], text: bytes, evaluator: SchemaEvaluator | None = None
@@ -66,7 +66,7 @@ class ArgumentsValidator:
         self._values = count_values(schema) if self._short else 0
         self._validator = schema_worker.make_validator(schema) if self._short else None
         self._evaluator = evaluator
-        self._refusal = ""
+        self._failure = ""
         self._until = 0.0
 
     def __repr__(self) -> str:
@@ -74,35 +74,35 @@ class ArgumentsValidator:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why the schema is not evaluated now, where that is so."""
-        return self._refusal if self._refusal and trio.current_time() < self._until else None
+        """The reason for which the schema is not evaluated now, or None."""
+        return self._failure if self._failure and trio.current_time() < self._until else None
 
     async def __call__(self, arguments: str) -> dict[str, Any]:
-        given = parse(arguments)
-        if self._short and len(arguments) <= MAX_SHORT and self._values * count_values(given) <= MAX_PAIRS:
-            found = schema_worker.validate_arguments(self._validator, given)
+        values = parse(arguments)
+        if self._short and len(arguments) <= MAX_SHORT and self._values * count_values(values) <= MAX_PAIRS:
+            reply = schema_worker.validate_arguments(self._validator, values)
         else:
-            found = await self._evaluate_in_process(given)
-        if "fault" in found:
-            raise ToolError(f"The arguments cannot be checked: {found['fault']}.")
-        if found:
-            raise ToolError("Invalid arguments at {}: {}".format(*found["arguments"]))
-        return given
+            reply = await self._evaluate_in_process(values)
+        if "fault" in reply:
+            raise ToolError(f"Cannot validate the arguments: {reply['fault']}.")
+        if reply:
+            raise ToolError("Invalid arguments at {}: {}".format(*reply["arguments"]))
+        return values
 
-    async def _evaluate_in_process(self, given: JSON) -> dict[str, Any]:
+    async def _evaluate_in_process(self, values: JSON) -> dict[str, Any]:
         if self.unavailable_reason is None:
             try:
                 return await (self._evaluator or local_evaluator()).evaluate(
-                    self.text, json_codec.dumps(given)
+                    self.text, json_codec.dumps(values)
                 )
             except EvaluationLimitExceeded as error:
-                self._refusal = f"its schema cannot be checked: {error}"
+                self._failure = f"cannot evaluate its schema: {error}"
                 self._until = trio.current_time() + COOLDOWN_SECONDS
-        raise ToolError(f"This tool is not available now: {self._refusal}")
+        raise ToolError(f"This tool is currently unavailable: {self._failure}")
 
 
 def local_evaluator() -> SchemaEvaluator:
-    """Return the evaluator of this Trio program for tools of its operator."""
+    """Return the evaluator that this Trio program uses for the operator's tools."""
     try:
         return _own.get()
     except LookupError:
@@ -111,7 +111,7 @@ def local_evaluator() -> SchemaEvaluator:
 
 
 def make_validator(schema: Mapping[str, JSON]) -> ArgumentsValidator:
-    """Return the validator for a schema of the operator's, which is checked in this process; raises SchemaError."""
+    """Return the validator of an operator's schema, which is checked in this process. Raise SchemaError."""
     _require_jsonschema()
     _raise_for_reply(schema_worker.validate_schema(schema), schema)
     return ArgumentsValidator(schema, json_codec.dumps(schema))
@@ -120,32 +120,32 @@ def make_validator(schema: Mapping[str, JSON]) -> ArgumentsValidator:
 async def make_foreign_validator(
     schema: Mapping[str, JSON], text: bytes, evaluator: SchemaEvaluator
 ) -> ArgumentsValidator:
-    """Return the validator for a stranger's schema; raises SchemaError, and EvaluationLimitExceeded when that cannot be checked."""
+    """Return the validator of an untrusted schema. Raise SchemaError, or EvaluationLimitExceeded past the limits."""
     _require_jsonschema()
     _raise_for_reply(await evaluator.evaluate(text), schema)
     return ArgumentsValidator(schema, text, evaluator)
 
 
 def serialize_bounded(schema: Mapping[str, JSON]) -> bytes:
-    """Return the text of a stranger's schema; raises SchemaError when it has no usable one."""
+    """Return the text of an untrusted schema. Raise SchemaError if it is too deep, too long or not JSON."""
     if json_codec.exceeds_depth(schema, MAX_DEPTH):
-        raise SchemaError(f"it is nested more than {MAX_DEPTH} deep.")
+        raise SchemaError(f"it is nested more than {MAX_DEPTH} levels deep.")
     try:
         text = json_codec.dumps(schema)
     except ValueError as error:  # a number that JSON or Python cannot write
         raise SchemaError(f"{error}.") from None
     if len(text) > MAX_SCHEMA:
-        raise SchemaError(f"it has more than {MAX_SCHEMA} bytes.")
+        raise SchemaError(f"it is longer than {MAX_SCHEMA} bytes.")
     return text
 
 
-def _raise_for_reply(found: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
-    if "fault" in found:
-        raise SchemaError(f"it cannot be checked: {found['fault']}.")
-    if found:
-        raise SchemaError("{}: {}".format(*found["schema"]))
+def _raise_for_reply(reply: Mapping[str, Any], schema: Mapping[str, JSON]) -> None:
+    if "fault" in reply:
+        raise SchemaError(f"it cannot be checked: {reply['fault']}.")
+    if reply:
+        raise SchemaError("{}: {}".format(*reply["schema"]))
     if schema.get("type", "object") != "object":
-        raise SchemaError("the parameters of a tool are an object.")
+        raise SchemaError("the parameters of a tool must be an object.")
 
 
 def _require_jsonschema() -> None:
@@ -154,7 +154,7 @@ def _require_jsonschema() -> None:
 
 
 def is_cheap(schema: JSON, text: bytes) -> bool:
-    """Return whether a schema is small and has none but PLAIN keywords."""
+    """Return whether a schema is small and has only BOUNDED_KEYWORDS."""
     return len(text) <= MAX_SHORT and _has_bounded_keywords(schema) and count_values(schema) <= MAX_PAIRS
 
 
@@ -173,12 +173,12 @@ def _has_bounded_keywords(schema: JSON) -> bool:
 
 
 def _is_known_type(value: JSON) -> bool:
-    """Return whether a type is a name or names: in draft 3 it may hold schemas."""
-    return all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
+    """Return whether a type is a name or a list of names: in draft 3 it may hold schemas."""
+    return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))
 
 
 def _subschemas(key: str, value: JSON) -> list[JSON]:
-    """Return the schemas in a keyword's value; for a value of a wrong type one that is not plain."""
+    """Return the schemas in a keyword's value, or [None], which is not bounded, for a value of a wrong type."""
     if key in _ONE_SCHEMA:
         return [value]
     if key in _NAMED_SCHEMAS:
@@ -189,27 +189,29 @@ def _subschemas(key: str, value: JSON) -> list[JSON]:
 
 
 def count_values(value: JSON) -> int:
-    """Return how many values JSON has, containers included."""
+    """Return the number of values in JSON, including containers."""
     count, level = 0, [value]
     while level:
         count += len(level)
         inner = (
-            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+            node.values() if isinstance(node, dict) else node
+            for node in level
+            if isinstance(node, dict | list)
         )
-        level = [one for values in inner for one in values]
+        level = [node for nodes in inner for node in nodes]
     return count
 
 
 def parse(arguments: str) -> dict[str, Any]:
-    """The arguments that a model wrote, whatever the schema says of them."""
+    """Parse the model's arguments without validating them against the schema. Raise ToolError."""
     if len(arguments) > MAX_ARGUMENTS:
         raise ToolError(f"The arguments are longer than {MAX_ARGUMENTS} characters.")
     try:
-        given = json_codec.loads(arguments or "{}")
+        values = json_codec.loads(arguments or "{}")
     except ValueError as error:
-        raise ToolError(f"The arguments are not JSON: {error}.") from None
-    if not isinstance(given, dict):
+        raise ToolError(f"The arguments are not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
         raise ToolError("The arguments must be a JSON object.")
-    if json_codec.exceeds_depth(given, MAX_DEPTH):
-        raise ToolError(f"The arguments are nested more than {MAX_DEPTH} deep.")
-    return given
+    if json_codec.exceeds_depth(values, MAX_DEPTH):
+        raise ToolError(f"The arguments are nested more than {MAX_DEPTH} levels deep.")
+    return values

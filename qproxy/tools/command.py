@@ -1,9 +1,8 @@
-"""Commands: programs as tools.
+"""Programs as tools.
 
-The arguments arrive as JSON on standard input, and by name in argv where it says `{name}`: each stands for the
-value's text within its own word, never for more words, and no shell reads any of it.  A word that names an argument
-which was not given is left out.  The result is standard output; an exit code other than 0 is an error, which the
-model reads together with the end of standard error.
+The program receives its arguments as JSON on standard input, and in argv in place of `{name}`: each is substituted
+within its word, never adds words, and passes through no shell. A word with a missing argument is dropped. The result
+is standard output; an exit code other than 0 is an error, which the model receives with the end of standard error.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from qproxy.wire import json_codec
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MAX_STDERR_SHOWN = 2000
-"""Of the output of a program that failed or said too much."""
+"""Characters of output that are shown of a program that failed or exceeded the limit."""
 MAX_ARGUMENT_BYTES = 100_000
-"""Linux takes 131,072 bytes a word."""
+"""Bytes of one word of argv; Linux allows 131,072."""
 
 
 class CommandTool:
-    """What runs when the model calls a command: a program, started anew for each call."""
+    """A tool's function that runs a program, one process per call."""
 
     def __init__(
         self,
@@ -39,44 +38,44 @@ class CommandTool:
         *,
         names: frozenset[str],
         limit: int,
-        places: trio.CapacityLimiter,
+        limiter: trio.CapacityLimiter,
     ) -> None:
         self._argv = argv
         self._launcher = launcher
         self._policy = isolation
         self._names = names
         self._max_output = limit
-        self._placeholders = places
+        self._limiter = limiter
 
     def __repr__(self) -> str:
-        return f"<Command {self._argv[0]}>"
+        return f"<CommandTool {self._argv[0]}>"
 
     async def __call__(self, arguments: dict[str, Any]) -> str:
         argv = substitute_arguments(self._argv, arguments, self._names)
-        given = json_codec.dumps(arguments)
+        stdin = json_codec.dumps(arguments)
         try:
-            async with self._placeholders, self._launcher(argv, self._policy) as child:
-                finished = await communicate(child, given, limit=self._max_output)
-        except OSError as error:  # no such program, where there is no sandbox to say so
-            raise ToolError(f"The program cannot be started: {error.strerror}.") from None
+            async with self._limiter, self._launcher(argv, self._policy) as child:
+                finished = await communicate(child, stdin, limit=self._max_output)
+        except OSError as error:  # for example, a missing program without a sandbox
+            raise ToolError(f"Cannot start the program: {error.strerror}.") from None
         return format_result(finished, self._max_output)
 
 
 def substitute_arguments(
     argv: Sequence[str], arguments: Mapping[str, Any], names: frozenset[str]
 ) -> list[str]:
-    """argv with the arguments in their places; `names` are those that the schema knows, others stay as they are."""
-    placed = []
+    """Return argv with the arguments substituted; placeholders outside `names`, the schema's names, stay as they are."""
+    words = []
     for word in argv:
-        wanted = [name for name in _PLACEHOLDER.findall(word) if name in names]
-        if all(name in arguments for name in wanted):
-            placed.append(_PLACEHOLDER.sub(lambda match: _text(match, arguments, names), word))
-    for word in placed:
+        placeholders = [name for name in _PLACEHOLDER.findall(word) if name in names]
+        if all(name in arguments for name in placeholders):
+            words.append(_PLACEHOLDER.sub(lambda match: _text(match, arguments, names), word))
+    for word in words:
         if "\0" in word:
-            raise ToolError("An argument holds a NUL character, which a program cannot be given.")
+            raise ToolError("An argument contains a NUL character, which a program cannot receive.")
         if len(word.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT_BYTES:
             raise ToolError(f"An argument is longer than {MAX_ARGUMENT_BYTES} bytes.")
-    return placed
+    return words
 
 
 def _text(match: re.Match[str], arguments: Mapping[str, Any], names: frozenset[str]) -> str:
@@ -88,26 +87,29 @@ def _text(match: re.Match[str], arguments: Mapping[str, Any], names: frozenset[s
 
 
 def format_result(finished: CompletedProcess, limit: int) -> str:
-    """What the model reads of a program that ended; ToolError where it failed."""
+    """Return the result of a program for the model. Raise ToolError if it failed."""
     output = finished.output.decode("utf-8", "replace").rstrip("\n")
     if finished.truncated:
         raise ToolError(
-            f"The tool said more than {limit} bytes and was stopped. It began:\n{output[:MAX_STDERR_SHOWN]}"
+            f"The tool's output exceeded {limit} bytes and it was killed. Output so far:\n"
+            f"{output[:MAX_STDERR_SHOWN]}"
         )
     if finished.code != 0:
         errors = finished.errors.decode("utf-8", "replace").strip()
-        how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
+        status = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
         raise ToolError(
-            "\n".join(filter(None, [f"The tool failed ({how}).", output[:MAX_STDERR_SHOWN], errors]))
+            "\n".join(filter(None, [f"The tool failed ({status}).", output[:MAX_STDERR_SHOWN], errors]))
         )
     return output or "(no output)"
 
 
-def missing_program(program: str, *, fenced: bool) -> str | None:
-    """What is wrong with the name of a program, as far as can be seen from outside the sandbox."""
-    found = shutil.which(program, path=PATH) if "/" not in program else program
-    if found is None or not Path(found).exists():
+def missing_program(program: str, *, sandboxed: bool) -> str | None:
+    """Return the error for a program that does not exist, as seen from outside the sandbox, or None."""
+    path = shutil.which(program, path=PATH) if "/" not in program else program
+    if path is None or not Path(path).exists():
         elsewhere = shutil.which(program)
-        hint = f"; {elsewhere} is not in the sandbox unless `read` names its folder" if elsewhere else ""
-        return f"there is no program {program!r} in {PATH}{hint}." if fenced or not elsewhere else None
+        hint = (
+            f"; {elsewhere} is not in the sandbox unless `read` contains its directory" if elsewhere else ""
+        )
+        return f"no program {program!r} in {PATH}{hint}." if sandboxed or not elsewhere else None
     return None

@@ -11,8 +11,8 @@
 
     app = qproxy.create_app(config, tools=[lookup])
 
-The schema comes from the type hints, descriptions from the docstring.  An async function runs in the request's
-nursery and is cancelled with it; a plain one runs in a thread, which cannot be stopped, only left behind.
+The schema comes from the type hints, descriptions from the docstring. An async function runs in the request's
+nursery and is cancelled with it; a plain one runs in a thread, which is abandoned on cancellation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qproxy.wire.events import JSON
 
 F = TypeVar("F", bound=Callable[..., Any])
 _THREADS = trio.CapacityLimiter(40)
-"""Of its own: a function that hangs keeps its place, and must not take one that the server needs."""
+"""A separate limiter: a function that hangs keeps its thread, which must not be one that the server needs."""
 _PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _PARAMETER = re.compile(r"^\s*+(?::param\s++)?\*{0,2}(\w++)\s*+(?:\([^)]*+\)\s*+)?:\s*+(.+)$")
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*+:?\s*+$")
@@ -61,7 +61,7 @@ def function(
     timeout: float = 30.0,
     policy: ToolPolicy = "always",
 ) -> F | Callable[[F], F]:
-    """Mark a function as a tool; it stays the function that it was."""
+    """Mark a function as a tool, and return it unchanged."""
 
     def decorate(function: F) -> F:
         function.__qproxy_tool__ = tool(  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def function(
 
 
 def as_tool(value: Tool | Callable[..., Any]) -> Tool:
-    """The tool that a program means: a tool, a marked function, or any function."""
+    """Return the tool for a `Tool`, a marked function, or any function."""
     if isinstance(value, Tool):
         return value
     marked: Tool | None = getattr(value, "__qproxy_tool__", None)
@@ -88,17 +88,17 @@ def tool(
     timeout: float = 30.0,
     policy: ToolPolicy = "always",
 ) -> Tool:
-    """A function as a tool; TypeError where it cannot be one."""
+    """Return a tool that calls a function. Raise TypeError for an invalid name or an unsupported parameter."""
     name = name or function.__name__
     if not NAME_PATTERN.match(name):
-        raise TypeError(f"{name!r} cannot be a tool's name: letters, digits, _ and -, at most 64.")
-    about, parameters = _parse_docstring(inspect.getdoc(function) or "")
-    accepted = parameters_schema(function, parameters)
-    check = argument_schema.make_validator(accepted)
+        raise TypeError(f"invalid tool name {name!r}: use at most 64 letters, digits, _ and -.")
+    summary, parameters = _parse_docstring(inspect.getdoc(function) or "")
+    schema = parameters_schema(function, parameters)
+    check = argument_schema.make_validator(schema)
     return Tool(
         name=name,
-        description=description or about,
-        parameters=accepted,
+        description=description or summary,
+        parameters=schema,
         validate=check,
         run=_make_runner(function),
         kind="function",
@@ -125,13 +125,13 @@ def _text(value: Any) -> str:
 
 
 def parameters_schema(function: Callable[..., Any], about: Mapping[str, str]) -> dict[str, JSON]:
-    """The JSON Schema of a function's parameters."""
+    """Return the JSON Schema of a function's parameters. Raise TypeError if JSON cannot express one."""
     hints = typing.get_type_hints(function, include_extras=True)
     properties: dict[str, JSON] = {}
     required = []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{function.__name__}: a tool's parameters have names, but {name} has none.")
+            raise TypeError(f"{function.__name__}: parameter {name} cannot be passed by name.")
         properties[name] = _type_schema(hints.get(name, Any))
         if name in about:
             properties[name].setdefault("description", about[name])
@@ -148,7 +148,7 @@ def parameters_schema(function: Callable[..., Any], about: Mapping[str, str]) ->
 
 
 def _type_schema(hint: Any) -> dict[str, JSON]:
-    """A type hint as a schema; TypeError for one that JSON cannot say."""
+    """Return a type hint as a schema. Raise TypeError for a hint that JSON cannot express."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
         return {}
@@ -160,10 +160,10 @@ def _type_schema(hint: Any) -> dict[str, JSON]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_type_schema(one) for one in arguments]}
+        return {"anyOf": [_type_schema(inner) for inner in arguments]}
     if hint in (list, tuple) or origin in (list, tuple, typing.Sequence):
-        inner = [one for one in arguments if one is not ...]
-        return {"type": "array", **({"items": _type_schema(inner[0])} if len(set(inner)) == 1 else {})}
+        items = [argument for argument in arguments if argument is not ...]
+        return {"type": "array", **({"items": _type_schema(items[0])} if len(set(items)) == 1 else {})}
     if hint is dict or origin is dict:
         return {
             "type": "object",
@@ -173,11 +173,11 @@ def _type_schema(hint: Any) -> dict[str, JSON]:
         fields = typing.get_type_hints(hint, include_extras=True)
         properties = {name: _type_schema(inner) for name, inner in fields.items()}
         return {"type": "object", "properties": properties, "required": sorted(hint.__required_keys__)}
-    raise TypeError(f"{hint!r} has no JSON Schema here.")
+    raise TypeError(f"cannot convert type hint {hint!r} to a JSON Schema.")
 
 
 def _parse_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function, and of each parameter (`Args:` or `:param x:`)."""
+    """Return a docstring's description of the function, and of each parameter (`Args:` or `:param x:`)."""
     about: list[str] = []
     parameters: dict[str, str] = {}
     section = ""
@@ -186,9 +186,9 @@ def _parse_docstring(text: str) -> tuple[str, dict[str, str]]:
         if heading:
             section = heading[1]
             continue
-        found = _PARAMETER.match(line)
-        if found and (section.startswith(("Arg", "Param")) or line.lstrip().startswith(":param")):
-            parameters[found[1]] = found[2].strip()
+        match = _PARAMETER.match(line)
+        if match and (section.startswith(("Arg", "Param")) or line.lstrip().startswith(":param")):
+            parameters[match[1]] = match[2].strip()
         elif not section and not line.lstrip().startswith(":"):
             about.append(line)
     return "\n".join(about).strip(), parameters

@@ -1,13 +1,13 @@
-"""MCP servers: their tools as ours, and the connection to each, kept up.
+"""MCP servers: a persistent connection to each, and their tools as `Tool`s.
 
-A `McpServer` is connected by its own task, which lives as long as the workshop: it asks for the list of tools, asks
-again when the server says that it changed (and now and then, for a server that does not say), and after a loss
-connects anew, with growing pauses.  While a server is away it offers nothing.  Calls go over the one session, from
-whatever request's task; the SDK tells them apart, and tells the server when one is given up.
+A `McpServer` is connected by its own task, which runs as long as the `ToolRegistry`: it lists the tools, lists them
+again when the server reports a change (and periodically, for a server that does not), and reconnects after a failure
+with exponential backoff. A disconnected server offers no tools. Calls from all requests share one session; the SDK
+matches responses to calls, and notifies the server of a cancelled one.
 
-What a server says is a stranger's word: names are made sound, schemas are checked before they are used, and what does
-not fit is left out with a line in the log.  The SDK (the extra `qproxy[mcp]`) takes most of a second to import, so it
-is imported when the first server is connected to.  Model Context Protocol, revisions 2024-11-05 and later.
+A server's messages are untrusted: names are sanitized, schemas are checked before use, and invalid tools are skipped
+and logged. The SDK (the extra `qproxy[mcp]`) takes most of a second to import, so it is imported with the first
+connection. Model Context Protocol, revisions 2024-11-05 and later.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qproxy.tools")
 CONNECT_SECONDS = 30.0
-"""For a server to start, shake hands and tell its tools."""
+"""Seconds for a server to start, complete the handshake and list its tools."""
 REFRESH_SECONDS = 60.0
-"""Between two questions for the list, when nothing was heard."""
+"""Seconds between two listings without a notification."""
 CHANGE_SECONDS = 1.0
-"""Between two at the least, however often the server says that its list has changed."""
+"""Minimum seconds between two listings, even if notifications are more frequent."""
 SILENCE_SECONDS = 300.0
-"""Of a server over HTTP, within an answer."""
+"""Maximum seconds between two reads of a response over HTTP."""
 RETRY_DELAYS = (0.5, 60.0)
-"""Before the first and before any later attempt to connect anew; each is twice the one before."""
+"""Minimum and maximum seconds before a reconnection; the delay doubles after each attempt."""
 HEALTHY_SECONDS = 60.0
-"""After a connection of this length the pauses begin anew."""
+"""Seconds after which a connection resets the reconnection delay."""
 MAX_TOOLS = 200
 MAX_NAME = 64
 MAX_DECLARED = 1024 * 1024
-"""Bytes of all descriptions and schemas of one server: they go into the requests that get its tools."""
+"""Bytes of all descriptions and schemas of one server, which become part of requests."""
 MAX_EXCEEDED = 3
-"""Schemas of one list that may take too long to check; after them no new one is checked."""
+"""Schemas of one listing that may exceed the evaluation limits before no new schema is checked."""
 _INVALID_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class McpServer:
-    """One MCP server: a source of tools."""
+    """A connection to one MCP server, and its tools."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class McpServer:
         self._isolation = isolation
         self._evaluator = SchemaEvaluator()
         self._checkers: dict[bytes, argument_schema.ArgumentsValidator] = {}
-        """Of the tools there are, by schema: what was found out about one lasts while it is the same."""
+        """The validators of the current tools, by the text of the schema."""
         self._client: Client | None = None
         self._tools_changed = trio.Event()
         self._first_attempt_done = trio.Event()
@@ -87,25 +87,25 @@ class McpServer:
         return f"<MCP server {self.label}, {self.state}>"
 
     async def wait_ready(self) -> None:
-        """Return when the first attempt to connect is over."""
+        """Wait until the first connection attempt has finished."""
         await self._first_attempt_done.wait()
 
     async def run(self) -> None:
-        """Stay connected, for ever; where that can never be, return."""
-        pause = RETRY_DELAYS[0]
+        """Keep the connection open, and reconnect after failures; return only if no sandbox is available."""
+        delay = RETRY_DELAYS[0]
         while True:
-            began = trio.current_time()
+            started_at = trio.current_time()
             try:
-                why = await self._session()
-            except SandboxUnavailable as refusal:
-                self._on_disconnect(f"refused: no sandbox can be made: {refusal}")
+                reason = await self._session()
+            except SandboxUnavailable as error:
+                self._on_disconnect(f"unavailable: no sandbox is available: {error}")
                 return
             except Exception as error:
-                why = first_cause(error)
-            self._on_disconnect(f"not connected: {why}")
-            pause = RETRY_DELAYS[0] if trio.current_time() - began > HEALTHY_SECONDS else pause
-            await trio.sleep(pause)
-            pause = min(2 * pause, RETRY_DELAYS[1])
+                reason = first_cause(error)
+            self._on_disconnect(f"not connected: {reason}")
+            delay = RETRY_DELAYS[0] if trio.current_time() - started_at > HEALTHY_SECONDS else delay
+            await trio.sleep(delay)
+            delay = min(2 * delay, RETRY_DELAYS[1])
 
     def _on_disconnect(self, state: str) -> None:
         self._client, self.tools = None, ()
@@ -115,16 +115,16 @@ class McpServer:
         self._first_attempt_done.set()
 
     async def _session(self) -> str:
-        """One connection, from its beginning to its end; why it ended."""
+        """Run one connection, and return the reason for its end."""
         import mcp_types
         from mcp import Client
 
         with trio.CancelScope(deadline=trio.current_time() + CONNECT_SECONDS) as scope:
             async with self._connect() as streams:
-                about = mcp_types.Implementation(name="qproxy", version=VERSION)
+                info = mcp_types.Implementation(name="qproxy", version=VERSION)
                 client = Client(
                     _call_arguments(streams),
-                    client_info=about,
+                    client_info=info,
                     message_handler=self._on_notification,
                     cache=None,
                 )
@@ -140,16 +140,16 @@ class McpServer:
                         self._tools_changed = trio.Event()
                         await self._list(client)
                         listed = trio.current_time()
-        return f"it did not answer within {CONNECT_SECONDS:g} s"
+        return f"no response within {CONNECT_SECONDS:g} s"
 
     async def _on_notification(self, message: Any) -> None:
-        """A message that the server sent of itself, until 2025."""
+        """Handle a notification of changed tools (protocol revisions until 2025)."""
         if getattr(message, "method", None) == "notifications/tools/list_changed":
             self._tools_changed.set()
         await trio.lowlevel.checkpoint()
 
     async def _watch_tools(self, client: Client) -> None:
-        """The same in the protocol of 2026, where one has to ask for it."""
+        """Subscribe to notifications of changed tools (protocol revisions from 2026)."""
         from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
         from mcp.shared.exceptions import MCPError
 
@@ -161,13 +161,13 @@ class McpServer:
     async def _list(self, client: Client) -> None:
         listed: list[Any] = []
         cursor = None
-        for _ in range(MAX_TOOLS):  # a page may have no tool
+        for _ in range(MAX_TOOLS):  # bounded because a page may be empty
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
             if cursor is None or len(listed) >= MAX_TOOLS:
                 break
-        tools = await self._make_tools([one for one in listed[:MAX_TOOLS] if self._is_allowed(one.name)])
+        tools = await self._make_tools([item for item in listed[:MAX_TOOLS] if self._is_allowed(item.name)])
         self.tools = tuple({tool.name: tool for tool in tools}.values())
         self.state = f"connected, {len(self.tools)} tools"
         self._first_attempt_done.set()
@@ -176,39 +176,41 @@ class McpServer:
         return any(fnmatchcase(name, pattern) for pattern in self._allow)
 
     async def _make_tools(self, listed: Sequence[Any]) -> list[Tool]:
-        """Make a tool of each that was listed; leave out what cannot be used."""
+        """Return the tools of a listing, without those that cannot be used."""
         checkers, tools, declared, exceeded = self._checkers, [], 0, 0
         self._checkers = {}
-        for one in listed:
+        for item in listed:
             try:
                 check = await self._make_validator(
-                    one.input_schema, checkers, may_exceed=exceeded < MAX_EXCEEDED
+                    item.input_schema, checkers, may_exceed=exceeded < MAX_EXCEEDED
                 )
-                declared += len(check.text) + len(one.description or "")
+                declared += len(check.text) + len(item.description or "")
                 if declared > MAX_DECLARED:
-                    raise argument_schema.SchemaError(f"the tools before it have {MAX_DECLARED} bytes.")
+                    raise argument_schema.SchemaError(
+                        f"the server's declarations exceed {MAX_DECLARED} bytes."
+                    )
             except (argument_schema.SchemaError, EvaluationLimitExceeded) as error:
                 exceeded += isinstance(error, EvaluationLimitExceeded)
-                log.warning("MCP server %s: its tool %.64r is left out: %s", self.label, one.name, error)
+                log.warning("MCP server %s: skipping tool %.64r: %s", self.label, item.name, error)
             else:
                 self._checkers[check.text] = check
-                tools.append(self._tool(one, check))
+                tools.append(self._tool(item, check))
         return tools
 
     async def _make_validator(
         self,
-        given: Mapping[str, Any],
+        schema: Mapping[str, Any],
         known: Mapping[bytes, argument_schema.ArgumentsValidator],
         *,
         may_exceed: bool,
     ) -> argument_schema.ArgumentsValidator:
         await trio.lowlevel.checkpoint()
-        text = argument_schema.serialize_bounded(given)
+        text = argument_schema.serialize_bounded(schema)
         if text in known:
             return known[text]
         if not may_exceed:
-            raise argument_schema.SchemaError(f"{MAX_EXCEEDED} before it took too long to check.")
-        return await argument_schema.make_foreign_validator(given, text, self._evaluator)
+            raise argument_schema.SchemaError(f"{MAX_EXCEEDED} earlier schemas took too long to check.")
+        return await argument_schema.make_foreign_validator(schema, text, self._evaluator)
 
     def _tool(self, declared: Any, check: argument_schema.ArgumentsValidator) -> Tool:
         async def run(arguments: dict[str, Any]) -> str:
@@ -234,13 +236,13 @@ class McpServer:
 
         client = self._client
         if client is None:
-            raise ToolError(f"The server of this tool is {self.state}.")
+            raise ToolError(f"The MCP server of this tool is {self.state}.")
         try:
             result = await client.call_tool(name, arguments)
         except MCPError as error:
-            raise ToolError(f"The server of this tool says: {str(error)[:500]}") from None
+            raise ToolError(f"The MCP server of this tool returned an error: {str(error)[:500]}") from None
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            raise ToolError("The server of this tool has gone.") from None
+            raise ToolError("The MCP server of this tool disconnected.") from None
         text = result_text(result)
         if result.is_error:
             raise ToolError(text)
@@ -248,7 +250,7 @@ class McpServer:
 
 
 def result_text(result: Any) -> str:
-    """A result as text for the model: its texts, what else there is by name, else its structure."""
+    """Return a result as text for the model: its texts and labels of other content, or its structured content."""
     parts = [_content_text(part) for part in result.content]
     if not parts and result.structured_content is not None:
         return json_codec.dumps(result.structured_content).decode()
@@ -261,12 +263,12 @@ def _content_text(part: Any) -> str:
     resource = getattr(part, "resource", None)
     if resource is not None and getattr(resource, "text", None) is not None:
         return str(resource.text)
-    about = getattr(part, "mime_type", None) or getattr(part, "uri", None) or getattr(resource, "uri", None)
-    return f"[{part.type}: {about}]"
+    label = getattr(part, "mime_type", None) or getattr(part, "uri", None) or getattr(resource, "uri", None)
+    return f"[{part.type}: {label}]"
 
 
 def first_cause(error: BaseException) -> str:
-    """The first cause of a failed connection, in a line."""
+    """Return the first cause of a failed connection as one line."""
     while isinstance(error, BaseExceptionGroup):
         ended = [inner for inner in error.exceptions if isinstance(inner, ServerExited)]
         error = ended[0] if ended else error.exceptions[0]
@@ -285,7 +287,7 @@ async def _call_arguments(streams: Streams) -> AsyncIterator[Streams]:
 def http_connection(
     url: str, headers: Mapping[str, str], transport: Callable[[], UpstreamTransport]
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
-    """How to connect to a server that runs elsewhere, each time over a new `transport`."""
+    """Return a function that connects to a remote server, each time with a new `transport`."""
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Streams]:

@@ -1,8 +1,8 @@
-"""HTTP to MCP servers: this server's own transport, below the SDK's client.
+"""HTTP to MCP servers: qproxy's transport below the SDK's client.
 
-The SDK has httpx2, which parses a head however it is written, reads an answer however long it is and inflates what is
-deflated.  So its requests go the way of those to the models' servers (`transport`: bounded heads, time limits, the
-settings' proxy and certificates), and what comes back is checked (`messages`) before the SDK makes objects of it.
+The SDK uses httpx2, which has no limits on heads, response length and decompression. So its requests use the
+transport of upstream requests (`transport`: bounded heads, timeouts, the configured proxy and certificates), and
+responses are checked (`messages`) before the SDK parses them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from qproxy.transport import UpstreamResponse, UpstreamTransport
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 
-_OURS = frozenset(
+_EXCLUDED_HEADERS = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"accept-encoding", b"user-agent")
 )
-"""Fields of httpx2 that our transport writes, or that say what it does not do."""
+"""Headers of httpx2 that qproxy's transport writes itself or does not support."""
 _LINE_END = re.compile(rb"\r\n?|\n")
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
-    """The requests of an httpx2 client over a `Transport`, which is closed with it."""
+    """An httpx2 transport over an `UpstreamTransport`, which is closed with it."""
 
     def __init__(self, transport: UpstreamTransport) -> None:
         self._transport = transport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         fields = tuple(
-            (name.lower(), value) for name, value in request.headers.raw if name.lower() not in _OURS
+            (name.lower(), value)
+            for name, value in request.headers.raw
+            if name.lower() not in _EXCLUDED_HEADERS
         )
         body = await request.aread()
         try:
@@ -42,7 +44,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         coding = response.header(b"content-encoding")
         if coding not in (None, "identity"):
             await response.aclose()
-            raise httpx2.TransportError("It sent an answer in a content coding that nobody asked for.")
+            raise httpx2.TransportError("The response has an unsupported Content-Encoding.")
         return httpx2.Response(response.status, headers=list(response.headers), stream=_Body(response))
 
     async def aclose(self) -> None:
@@ -50,7 +52,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
 
 
 class _Body(httpx2.AsyncByteStream):
-    """An answer, checked: one message, or one in each event."""
+    """A checked response body: one message, or one in each event."""
 
     def __init__(self, response: UpstreamResponse) -> None:
         self._response = response
@@ -69,7 +71,10 @@ class _Body(httpx2.AsyncByteStream):
             raise httpx2.StreamError(str(error)) from None
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """The SDK bounds an event's bytes; its values are counted line by line, for no string of JSON has more than one."""
+        """Yield the response's data, counting the values of each event by line, since no JSON string spans lines.
+
+        The SDK limits the bytes of an event.
+        """
         line: list[bytes] = []
         values = 0
         while data := await self._response.receive():

@@ -1,7 +1,7 @@
-"""An MCP server that is started here, behind the fence, and its pipes as the SDK wants them.
+"""A sandboxed MCP server over standard input and output, with its pipes as the SDK's streams.
 
-The SDK's own way of starting a server knows of no fence, and starts it from a thread of its own (`sandbox.process` says
-why that must not be).  One JSON-RPC message is one line.  When the server ends, so does the block, with `ServerExited`.
+The SDK's own launcher supports no sandbox, and starts the server from a thread (see `sandbox.process` for why that is
+wrong). One JSON-RPC message is one line. When the server exits, the block raises `ServerExited`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from qproxy.sandbox import ChildProcess, Launcher, SandboxPolicy
 from qproxy.tools import messages
 
 Streams: TypeAlias = tuple[Any, Any]
-"""The SDK's: messages from the server, messages to it."""
+"""The SDK's pair of streams: messages from the server, messages to the server."""
 READ_SIZE = 64 * 1024
 MAX_STDERR = 200
 SHUTDOWN_TIMEOUT = 1.0
-"""For a server to end by itself when its input is closed."""
+"""Seconds for a server to exit after its standard input is closed."""
 log = logging.getLogger("qproxy.tools")
 
 
 class ServerExited(Exception):
-    """The server is no more; why."""
+    """Raised when the server exits, with the reason."""
 
 
 def stdio_connection(
     argv: Sequence[str], launcher: Launcher, isolation: SandboxPolicy
 ) -> Callable[[], AbstractAsyncContextManager[Streams]]:
-    """How to connect to a server that is to be started here."""
+    """Return a function that starts a server and connects to it."""
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Streams]:
@@ -54,19 +54,19 @@ def stdio_connection(
 
 
 async def _shut_down(child: ChildProcess) -> None:
-    """Let a server that wants to end do so."""
+    """Close a server's standard input, and give it time to exit."""
     with trio.move_on_after(SHUTDOWN_TIMEOUT):
         await child.stdin.aclose()
         await child.wait()
 
 
 class _StderrTail:
-    """The last line of standard error: often the only one who knows why."""
+    """The last line of standard error, often the only explanation of an exit."""
 
     def __init__(self) -> None:
         self.line = ""
         self.truncated = trio.Event()
-        """Nothing more will be said."""
+        """Set at the end of standard error."""
 
     async def listen(self, child: ChildProcess) -> None:
         rest = b""
@@ -79,7 +79,7 @@ class _StderrTail:
 
 
 def _message(line: bytes) -> Any:
-    """What a line says; None for nothing, and for what is no message."""
+    """Return the message of a line, or None for an empty or invalid line. Raise ServerExited past the limits."""
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 
@@ -91,15 +91,14 @@ def _message(line: bytes) -> Any:
     except messages.TooLarge as error:
         raise ServerExited(f"it sent {error}") from None
     except ValueError:
-        log.debug("an MCP server sent a line that is no message")
+        log.debug("ignoring an invalid message of an MCP server")
         return None
 
 
 async def _read(child: ChildProcess, incoming: Any, stderr_tail: _StderrTail) -> None:
-    """Messages from the server until it ends."""
+    """Receive messages until the server exits, then raise ServerExited."""
     line: list[bytes] = []
-    size = 0
-    """Of what there is of a line."""
+    size = 0  # bytes of the incomplete line
     while data := await child.stdout.receive_some(READ_SIZE):
         first, *others = bytes(data).split(b"\n")
         line.append(first)
@@ -113,13 +112,13 @@ async def _read(child: ChildProcess, incoming: Any, stderr_tail: _StderrTail) ->
         if size > messages.MAX_MESSAGE:
             raise ServerExited(f"it sent a line of more than {messages.MAX_MESSAGE} bytes")
     code = await child.wait()
-    with trio.move_on_after(SHUTDOWN_TIMEOUT):  # a program that it started may keep standard error open
+    with trio.move_on_after(SHUTDOWN_TIMEOUT):  # a child process of the server may keep standard error open
         await stderr_tail.truncated.wait()
-    raise ServerExited(f"it ended with exit code {code}{': ' if stderr_tail.line else ''}{stderr_tail.line}")
+    raise ServerExited(f"it exited with code {code}{': ' if stderr_tail.line else ''}{stderr_tail.line}")
 
 
 async def _write(child: ChildProcess, outgoing: Any) -> None:
-    """Messages to the server; what it does not take any more, its end will explain."""
+    """Send messages to the server until it closes its input, which its exit explains."""
     async for message in outgoing:
         text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
         try:

@@ -1,11 +1,11 @@
-"""Which request gets which tools.
+"""The selection of a request's tools.
 
-The operator says it for each tool (`policy`) and, before that, by rows of `[[tool_rules]]` with patterns for tools,
-client keys and models; the first row that fits decides.  *always*: the model is told of the tool, whatever the client
-asks.  *on request*: when the client names it.  *never*: not even then.
+The operator sets a policy for each tool (`policy`), which rows of `[[tool_rules]]` override with patterns for tools,
+API keys and models; the first matching row applies. *always*: the model gets the tool in every request. *on request*:
+when the client names it. *never*: not even then.
 
-A client that forces the choice of a tool, or wants several answers at once, gets only what it asks for by name; one
-that forbids tools gets none.  A client's own tool wins over one of the same name that it did not ask for.
+A client that forces a tool choice or requests several choices gets only the tools that it names; one that forbids
+tools gets none. A client's own tool takes precedence over a tool of the same name that it did not request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("qproxy.tools")
 
 
 class ToolProvider(Protocol):
-    """What tools come from, if they come and go: an MCP server."""
+    """A source of tools that may change, such as an MCP server."""
 
     @property
     def label(self) -> str: ...
@@ -40,10 +40,10 @@ class ToolProvider(Protocol):
     def state(self) -> str: ...
 
     async def run(self) -> None:
-        """Stay connected, for ever."""
+        """Keep the connection open, and reconnect after failures."""
 
     async def wait_ready(self) -> None:
-        """Return when the first attempt to connect is over."""
+        """Wait until the first connection attempt has finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ToolRule:
     models: Sequence[str] = ("*",)
 
     def matches(self, tool: Tool, key: str, names: Sequence[str]) -> bool:
-        """Whether the row is about this tool, this key and a model of one of these names."""
+        """Return whether the row applies to a tool, a key and a model with one of these names."""
         return all(
             any(fnmatchcase(value.lower(), pattern.lower()) for value in values for pattern in patterns)
             for values, patterns in (((tool.name,), self.tools), ((key,), self.keys), (names, self.models))
@@ -77,22 +77,22 @@ class ToolRegistry:
         self.sources = sources
         self._rules = rules
         self.sandbox = sandbox
-        """Where fenced ones run, if there are any."""
+        """The sandbox of the tools, or None if no tool has one."""
         self._connections = trio.CancelScope()
 
     def __repr__(self) -> str:
-        return f"<Toolbox {len(self.tools())} tools>"
+        return f"<ToolRegistry {len(self.tools())} tools>"
 
     def __bool__(self) -> bool:
         return bool(self._tools or self.sources)
 
     async def open(self, nursery: trio.Nursery) -> None:
-        """Try the sandbox out, say which tools cannot run, and keep the sources connected in the nursery."""
+        """Test the sandbox, log the unavailable tools, and connect the sources in the nursery."""
         if self.sandbox is not None:
             await self.sandbox.detect()
         for tool in self._tools:
             if tool.unavailable_reason is not None:
-                log.warning("the tool %s is not offered: %s", tool.name, tool.unavailable_reason)
+                log.warning("tool %s is unavailable: %s", tool.name, tool.unavailable_reason)
         if self.sources:
             nursery.start_soon(self._run_provider)
 
@@ -103,28 +103,28 @@ class ToolRegistry:
                     nursery.start_soon(source.run)
 
     async def wait_ready(self, seconds: float) -> None:
-        """Return when every source has told its tools or failed to, or when the time is over."""
+        """Wait, for at most these seconds, until every source has listed its tools or failed."""
         with trio.move_on_after(seconds):
             for source in self.sources:
                 await source.wait_ready()
 
     def drain(self) -> None:
-        """End the sources when the requests that may use them are over."""
+        """Disconnect the sources after `DRAIN_SECONDS`, which lets requests in flight finish."""
         self._connections.deadline = trio.current_time() + DRAIN_SECONDS
 
     def tools(self) -> dict[str, Tool]:
-        """The tools there are now, by name."""
-        found = {tool.name: tool for source in self.sources for tool in source.tools}
-        return found | {tool.name: tool for tool in self._tools}
+        """Return the current tools by name."""
+        provided = {tool.name: tool for source in self.sources for tool in source.tools}
+        return provided | {tool.name: tool for tool in self._tools}
 
     def policy_for(self, tool: Tool, key: str, names: Sequence[str]) -> ToolPolicy:
-        """Return whether a request of this key for the model of these names gets the tool."""
+        """Return a tool's policy for requests of a key for a model with these names."""
         return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
 
     def select(self, turn: Turn, key: str = "", served_model: str | None = None) -> dict[str, Tool]:
-        """The tools that this server runs for a request; RequestError names a request for one that it does not get.
+        """Return the tools that this server runs for a request. Raise RequestError for a tool that it may not use.
 
-        `served_model` is the model that an alias of the request means.
+        `served_model` is the target of the alias in the request, if it has one.
         """
         known = self.tools()
         names = (turn.model, served_model or turn.model)
@@ -132,16 +132,16 @@ class ToolRegistry:
         def policy_of(tool: Tool) -> ToolPolicy:
             return self.policy_for(tool, key, names)
 
-        asked: dict[str, Tool] = {}
+        requested: dict[str, Tool] = {}
         for request in turn.server_tools:
             for tool in self._requested(request, known, policy_of):
                 self._check(request, tool, turn)
-                asked[tool.name] = tool
-        if asked and turn.params.get("n", 1) != 1:
-            message = "This server runs tools for one answer at a time; 'n' must be 1."
+                requested[tool.name] = tool
+        if requested and turn.params.get("n", 1) != 1:
+            message = "'n' must be 1 when the server runs tools."
             raise RequestError(message, param="n", code="unsupported_value")
-        _check_choice(turn, asked)
-        return asked | self._offered_by_default(turn, policy_of, known, asked)
+        _check_choice(turn, requested)
+        return requested | self._offered_by_default(turn, policy_of, known, requested)
 
     def _offered_by_default(
         self,
@@ -162,35 +162,35 @@ class ToolRegistry:
     def _requested(
         self, request: ServerToolRequest, known: Mapping[str, Tool], policy_of: Callable[[Tool], ToolPolicy]
     ) -> list[Tool]:
-        """Those that a request means.  One that it may never have is as unknown as one that is not there."""
+        """Return the requested tools. A forbidden tool raises the same error as one that does not exist."""
 
-        def may(tool: Tool) -> bool:
+        def is_allowed(tool: Tool) -> bool:
             return policy_of(tool) != "never"
 
         if request.name is not None:
             tool = known.get(request.name)
-            if tool is None or not may(tool):
-                _unknown_tool_error(request, f"This server runs no tool named {request.name!r}.")
+            if tool is None or not is_allowed(tool):
+                _unknown_tool_error(request, f"Unknown tool {request.name!r} on this server.")
             return [tool]
         source = next((source for source in self.sources if source.label == request.server), None)
         if source is None:
             _unknown_tool_error(
-                request, f"This server is connected to no MCP server labelled {request.server!r}."
+                request, f"Unknown MCP server {request.server!r}: this server is not connected to it."
             )
         if not source.tools:
-            message = f"The MCP server {source.label!r} is not there now: {source.state}."
+            message = f"MCP server {source.label!r} is currently unavailable: {source.state}."
             raise RequestError(message, status=503, param=request.path, code="tool_unavailable")
         names = request.allowed
-        wanted = [
+        matches = [
             tool for tool in source.tools if names is None or tool.remote_name in names or tool.name in names
         ]
-        return [tool for tool in wanted if may(tool)] or _unknown_tool_error(
-            request, f"The MCP server {source.label!r} has no such tools for this request."
+        return [tool for tool in matches if is_allowed(tool)] or _unknown_tool_error(
+            request, f"MCP server {source.label!r} has no such tools for this request."
         )
 
     def _check(self, request: ServerToolRequest, tool: Tool, turn: Turn) -> None:
         if tool.unavailable_reason is not None:
-            message = f"The tool {tool.name!r} cannot run on this server: {tool.unavailable_reason}"
+            message = f"Tool {tool.name!r} is unavailable on this server: {tool.unavailable_reason}"
             raise RequestError(message, param=request.path, code="tool_unavailable")
         if tool.name in client_names(turn):
             message = f"Invalid value for '{request.path}': {tool.name!r} is declared twice."
@@ -198,7 +198,7 @@ class ToolRegistry:
 
 
 def client_names(turn: Turn) -> list[str]:
-    """The names of the client's own tools."""
+    """Return the names of the client's own tools."""
     return [str(tool[tool["type"]]["name"]) for tool in turn.tools]
 
 
@@ -207,7 +207,7 @@ def _unknown_tool_error(request: ServerToolRequest, message: str) -> NoReturn:
 
 
 def _check_choice(turn: Turn, requested: Mapping[str, Tool]) -> None:
-    """A choice that names a tool must name one that is there."""
+    """Raise RequestError for a choice of a tool that the request does not have."""
     choice = turn.tool_choice
     if isinstance(choice, dict):
         name = choice[choice["type"]]["name"]

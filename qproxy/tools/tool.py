@@ -1,4 +1,4 @@
-"""One tool: what the model is told of it, and what runs when the model calls it."""
+"""One tool: its declaration for the model, and the function that a call runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qproxy.wire.events import JSON
 ToolPolicy: TypeAlias = Literal["always", "on request", "never"]
 ToolFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[str]]
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
-"""What Qwen and OpenAI both take."""
+"""Tool names that both Qwen and OpenAI accept."""
 
 
 class ToolError(Exception):
-    """What the model is told of a call that failed."""
+    """Raised when a tool call fails, with the error message for the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +26,30 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, JSON]
-    """A JSON Schema of an object."""
+    """The JSON Schema of an object."""
     validate: Callable[[str], Awaitable[dict[str, Any]]] = field(repr=False)
-    """The model's JSON text as arguments that fit; raises ToolError."""
+    """Parses the model's JSON text into valid arguments. Raises ToolError."""
     run: ToolFunction = field(repr=False)
-    """Given checked arguments, the result as text; raises ToolError."""
+    """Runs the tool with valid arguments, and returns its result as text. Raises ToolError."""
     kind: str
-    """command, mcp or function."""
+    """The kind of the tool: command, mcp or function."""
     timeout: float = 30.0
     policy: ToolPolicy = "on request"
     server: str | None = None
     """The MCP server's label."""
     remote_name: str = ""
-    """The name that the MCP server gives it."""
+    """The tool's name at its MCP server."""
     unavailable: Callable[[], str | None] = field(default=lambda: None, repr=False)
-    """Why it cannot run here, where that is so."""
+    """Returns the reason for which the tool cannot run here, or None."""
     isolation: str = ""
-    """What holds it: sandbox, none, or nothing to say."""
+    """The isolation of the tool: sandbox, none, or empty if it does not apply."""
 
     @property
     def unavailable_reason(self) -> str | None:
+        """The reason for which the tool cannot run here, or None."""
         return self.unavailable()
 
     def declaration(self) -> JSON:
-        """The tool in OpenAI's nested shape."""
+        """Return the tool's declaration in OpenAI's nested shape."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}

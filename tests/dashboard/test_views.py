@@ -383,7 +383,7 @@ async def test_tools_and_their_sandbox(tmp_path):
     )
     async with shown(tmp_path, tools=tools, site=SystemSandbox(none)) as it:
         page = await (await entered(it)).get("/dashboard/tools")
-        assert "no sandbox can be made: there is no bubblewrap here" in page.text
+        assert "no sandbox is available: there is no bubblewrap here" in page.text
         assert "fenced Held unavailable" in page.text
         assert "free Not held available command without a sandbox always" in page.text
     async with shown(tmp_path) as it:

@@ -183,10 +183,10 @@ WRONG = {
     "an argument too few": ("add", {"a": 2}, "'b' is a required property"),
     "an argument too many": ("add", {"a": 2, "b": 3, "c": 4}, "Additional properties"),
     "not an object": ("add", "[1]", "must be a JSON object"),
-    "not JSON": ("add", "{'a': 1}", "not JSON"),
-    "nested too deeply": ("add", '{"a":' + "[" * 100 + "]" * 100 + "}", "nested more than 64 deep"),
+    "not JSON": ("add", "{'a': 1}", "not valid JSON"),
+    "nested too deeply": ("add", '{"a":' + "[" * 100 + "]" * 100 + "}", "nested more than 64 levels deep"),
     "huge": ("add", '{"a": "' + "x" * 300_000 + '"}', "longer than"),
-    "no such tool": ("subtract", {}, "There is no tool named 'subtract'; there are: add, broken"),
+    "no such tool": ("subtract", {}, "Unknown tool 'subtract'. Available tools: add, broken"),
     "a fault of the tool": ("broken", {}, "Error: the tool failed."),
 }
 
@@ -227,7 +227,7 @@ async def test_a_slow_tool_is_stopped_and_the_others_are_not_held_up(autojump_cl
         assert begun[0] == begun[1]
         assert ended == [began + 5, began + 10]
         results = [m["content"] for m in it.emulator.requests[1].body["messages"][-2:]]
-        assert results == ["done", "Error: The tool did not finish within 10 s and was stopped."]
+        assert results == ["done", "Error: The tool did not finish within 10 s (timeout) and was killed."]
 
 
 async def test_comments_go_out_while_a_tool_runs(autojump_clock):

@@ -47,7 +47,7 @@ def hostile(code, **given):
 
 @asynccontextmanager
 async def ran(tool, arguments=None):
-    """(world, what the model was told of the call, or None where no sandbox can be made), after a whole answer."""
+    """(world, what the model was told of the call, or None where no sandbox is available), after a whole answer."""
     site = SystemSandbox()
     await site.detect()
     async with world(tools=(tool,), site=site) as it:
@@ -55,7 +55,7 @@ async def ran(tool, arguments=None):
         status, _, body = await it.post(ASKED)
         if site.unavailable_reason is not None:
             assert (status, body["error"]["code"]) == (400, "tool_unavailable")
-            assert "no sandbox can be made" in body["error"]["message"]
+            assert "no sandbox is available" in body["error"]["message"]
             yield it, None
             return
         assert status == 200
@@ -275,7 +275,7 @@ async def test_without_a_limit_on_files_the_sandbox_says_so(monkeypatch, caplog)
     monkeypatch.setattr(remount, "__file__", "/nonexistent.py")
     found = await bubblewrap.find_bubblewrap()
     if isinstance(found, SandboxUnavailable):
-        assert "no sandbox can be made" not in caplog.text
+        assert "no sandbox is available" not in caplog.text
         return
     assert repr(found).endswith("no limit on files>")
     assert caplog.text.count("the files in a tool's /tmp have no limit") == 1
@@ -314,7 +314,7 @@ async def test_endless_output_is_cut_off(code):
     async with ran(hostile(code, max_output=20_000)) as (_, told):
         if told is not None:
             assert told.startswith(
-                "Error: The tool said more than 20000 bytes and was stopped. It began:\nxxx"
+                "Error: The tool's output exceeded 20000 bytes and it was killed. Output so far:\nxxx"
             )
             assert len(told) < 3000
 

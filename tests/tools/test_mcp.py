@@ -133,7 +133,7 @@ async def test_what_a_server_offers(caplog):
             "s__structure",
             "s__dies",
         ]
-        assert "'bad' is left out" in caplog.text
+        assert "skipping tool 'bad'" in caplog.text
         assert (await ask(one, "s__add", '{"a": 2}')).text == "{'a': 2}"
         assert (await ask(one, "s__add", '{"a": "x"}')).text.startswith("Error: Invalid arguments at $.a")
         assert (await ask(one, "s__fails")).text == "Error: no\nmore"
@@ -198,16 +198,16 @@ async def test_a_server_that_dies_is_started_anew():
         before = one.tools
         outcome = await ask(one, "s__dies")
         assert not outcome.ok
-        assert outcome.text.startswith("Error: The server of this tool")
+        assert outcome.text.startswith("Error: The MCP server of this tool")
         await until(lambda: one.tools and one.tools is not before)
         assert (await ask(one, "s__add", '{"a": 1}')).ok
 
 
 FAILING = {
-    "ends at once": ("print('bye', file=sys.stderr); sys.exit(7)", "it ended with exit code 7: bye"),
+    "ends at once": ("print('bye', file=sys.stderr); sys.exit(7)", "it exited with code 7: bye"),
     "speaks no protocol": (
         "print('hello'); print('[1]'); print('{'); sys.exit(0)",
-        "it ended with exit code 0",
+        "it exited with code 0",
     ),
     "talks without end": ("while True: sys.stdout.write('x' * 100_000)", "it sent a line of more than"),
 }
@@ -228,7 +228,7 @@ async def test_a_silent_server_is_given_up(monkeypatch):
     monkeypatch.setattr(mcp, "CONNECT_SECONDS", 0.5)
     one = server("time.sleep(1000)")
     async with connected(one):
-        assert one.state == "not connected: it did not answer within 0.5 s"
+        assert one.state == "not connected: no response within 0.5 s"
 
 
 async def test_pauses_grow(autojump_clock, caplog):
@@ -331,7 +331,7 @@ HOSTILE = {
     "a run of blanks": (b"HTTP/1.1 200 OK\r\nA:" + b" " * 60_000 + b"\0\r\n\r\n", "256 blanks"),
     "a long head": (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "max_header_bytes"),
     "many lines": (b"HTTP/1.1 200 OK\r\n" + b"A:\r\n" * 3000 + b"\r\n", "2048 lines"),
-    "a coding": (whole(b"x", more=b"content-encoding: gzip\r\n"), "content coding"),
+    "a coding": (whole(b"x", more=b"content-encoding: gzip\r\n"), "Content-Encoding"),
     "many values": (whole(MANY), "100000 values"),
     "an event of many values": (whole(b"data: " + MANY + b"\n\n", b"text/event-stream"), "100000 values"),
     "a long message": (
@@ -456,7 +456,7 @@ async def test_without_a_sandbox_a_server_is_not_started(autojump_clock):
     async with world(mcp_servers=(entry,), site=SystemSandbox(_nothing)) as it:
         (source,) = it.server.state.tool_runtime.registry.sources
         await source.wait_ready()
-        assert source.state == "refused: no sandbox can be made: this machine has no user namespaces."
+        assert source.state == "unavailable: no sandbox is available: this machine has no user namespaces."
         status, _, body = await it.post({**ASK, "tools": [{"type": "mcp", "server_label": "s"}]})
         assert (status, body["error"]["code"]) == (503, "tool_unavailable")
         assert "no user namespaces" in body["error"]["message"]
@@ -491,7 +491,7 @@ def test_the_example_searches_its_folder_and_nothing_else(capsys):
     main(["tools", "--config", str(EXAMPLES / "qproxy.toml"), "--json"])
     listed = json.loads(capsys.readouterr().out)
     if not listed["sandbox"]["available"]:
-        assert "no sandbox can be made" in listed["mcp_servers"][0]["state"]
+        assert "no sandbox is available" in listed["mcp_servers"][0]["state"]
         return
     code, out, _ = run("docs__search", words="no shell reads")
     assert code == 0

@@ -61,9 +61,9 @@ async def test_a_schema_that_runs_away_makes_its_tool_unavailable(hostile, argum
         hostile, argument_schema.serialize_bounded(hostile), evaluator
     )
     for _ in range(2):
-        with pytest.raises(ToolError, match=r"not available now: .* takes more than 0.2 s of CPU"):
+        with pytest.raises(ToolError, match=r"currently unavailable: .* takes more than 0.2 s of CPU"):
             await check(json.dumps(arguments))
-    assert check.unavailable_reason == "its schema cannot be checked: it takes more than 0.2 s of CPU."
+    assert check.unavailable_reason == "cannot evaluate its schema: it takes more than 0.2 s of CPU."
     another = {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}}
     check = await argument_schema.make_foreign_validator(
         another, argument_schema.serialize_bounded(another), evaluator
@@ -91,7 +91,7 @@ async def test_a_schema_that_cannot_be_evaluated_is_said_to_be(odd, why):
         odd, argument_schema.serialize_bounded(odd), evaluator
     )
     for _ in range(2):
-        with pytest.raises(ToolError, match=f"cannot be checked: {why}"):
+        with pytest.raises(ToolError, match=f"Cannot validate the arguments: {why}"):
             await check("{}")
     assert check.unavailable_reason is None
 
@@ -104,9 +104,9 @@ def nested(depth):
 
 
 REFUSED = {
-    "too deep": (nested(40), "nested more than 64 deep"),
-    "too deep for any stack": (None, "nested more than 64 deep"),
-    "too long": ({"enum": ["x" * 1000] * 1000}, "more than 131072 bytes"),
+    "too deep": (nested(40), "nested more than 64 levels deep"),
+    "too deep for any stack": (None, "nested more than 64 levels deep"),
+    "too long": ({"enum": ["x" * 1000] * 1000}, "longer than 131072 bytes"),
     "a number of too many digits": ({"maximum": 10**5000}, "limit"),
     "no number": ({"maximum": float("inf")}, "not JSON compliant"),
 }
@@ -365,7 +365,7 @@ def source():
 
 def slow_to_check(number):
     """A schema that is itself slow to check: draft 4 wants the items of an `enum` to be unique."""
-    draft = "http://json-argument_schema.org/draft-04/schema#"
+    draft = "http://json-schema.org/draft-04/schema#"
     return {"$schema": draft, "enum": [{"a": [n, number]} for n in range(6000)]}
 
 
@@ -377,7 +377,7 @@ async def test_a_list_of_tools_takes_a_bounded_time(caplog):
     tools = await server._make_tools([*hostile, Listed("good", PLAIN)])
     assert [tool.name for tool in tools] == ["s__good"]
     assert caplog.text.count("takes more than 0.1 s of CPU") == mcp.MAX_EXCEEDED
-    assert caplog.text.count("before it took too long to check") == 10 - mcp.MAX_EXCEEDED
+    assert caplog.text.count("earlier schemas took too long to check") == 10 - mcp.MAX_EXCEEDED
 
 
 async def test_what_is_declared_for_a_server_is_bounded(caplog):
@@ -385,7 +385,7 @@ async def test_what_is_declared_for_a_server_is_bounded(caplog):
     server = source()
     tools = await server._make_tools([Listed(f"t{n}", {"title": str(n)}, "x" * 100_000) for n in range(20)])
     assert len(tools) == mcp.MAX_DECLARED // 100_000
-    assert "the tools before it have 1048576 bytes" in caplog.text
+    assert "declarations exceed 1048576 bytes" in caplog.text
 
 
 async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
@@ -394,7 +394,7 @@ async def test_a_tool_stays_unavailable_when_the_list_is_read_again():
     (tool,) = await server._make_tools([Listed("t", PLAIN)])
     assert tool.unavailable_reason is None
     (check,) = server._checkers.values()
-    check._refusal, check._until = "too slow", trio.current_time() + argument_schema.COOLDOWN_SECONDS
+    check._failure, check._until = "too slow", trio.current_time() + argument_schema.COOLDOWN_SECONDS
     (tool,) = await server._make_tools([Listed("t", PLAIN)])
     assert tool.unavailable_reason == "too slow"
     check._until = trio.current_time()
@@ -414,5 +414,5 @@ async def test_the_model_reads_why_a_tool_is_unavailable():
     tool = Tool("t", "", hostile, check, run, "mcp", unavailable=lambda: check.unavailable_reason)
     outcome = await invoke.invoke(tool, json.dumps(arguments))
     assert not outcome.ok
-    assert outcome.text.startswith("Error: This tool is not available now: its schema cannot be checked")
+    assert outcome.text.startswith("Error: This tool is currently unavailable: cannot evaluate its schema")
     assert tool.unavailable_reason is not None

@@ -136,7 +136,7 @@ async def test_a_reference_in_a_schema_fetches_nothing():
     check = arguments.make_validator(
         {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}}
     )
-    with pytest.raises(ToolError, match="cannot be checked"):
+    with pytest.raises(ToolError, match="Cannot validate the arguments"):
         await check('{"a": 1}')
     check = arguments.make_validator(
         {"type": "object", "$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
@@ -147,9 +147,9 @@ async def test_a_reference_in_a_schema_fetches_nothing():
 FAULTY = {
     "a name": ({"name": "a b"}, "begins with a letter"),
     "no program": ({"argv": []}, "names no program"),
-    "a missing program": ({"argv": ["no-such-program"]}, "there is no program 'no-such-program'"),
+    "a missing program": ({"argv": ["no-such-program"]}, "no program 'no-such-program'"),
     "a schema": ({"parameters": {"type": "strnig"}}, "parameters: "),
-    "not an object": ({"parameters": {"type": "array"}}, "are an object"),
+    "not an object": ({"parameters": {"type": "array"}}, "must be an object"),
     "no schema file": ({"parameters_file": "/nowhere.json"}, "cannot read the file"),
     "a relative path": ({"read": ["etc"]}, "not an absolute path"),
     "a missing path": ({"read": ["/nowhere"]}, "there is no /nowhere"),
@@ -190,7 +190,7 @@ async def test_without_a_sandbox_commands_are_refused(caplog):
     """The log warns, the model is not told of the tool, and a request for it is a clear 400."""
     always = ToolConfig(name="always", argv=["true"], policy="always")
     async with world(tools=(always,), site=SystemSandbox(_nothing)) as it:
-        assert "the tool always is not offered: no sandbox can be made: this machine has no" in caplog.text
+        assert "tool always is unavailable: no sandbox is available: this machine has no" in caplog.text
         assert (await it.post(ASK))[0] == 200
         assert "tools" not in it.emulator.requests[0].body
         status, _, body = await it.post({**ASK, "tools": [{"type": "qproxy", "name": "always"}]})
@@ -202,7 +202,7 @@ async def test_without_a_sandbox_commands_are_refused(caplog):
 
 
 async def test_a_tool_without_a_sandbox_by_the_operators_word():
-    """`sandbox = "none"` runs a program where no sandbox can be made, in an environment of its own."""
+    """`sandbox = "none"` runs a program where no sandbox is available, in an environment of its own."""
     entry = ToolConfig(name="show", argv=["env"], env={"GIVEN": "yes"}, sandbox="none", policy="always")
     async with world(tools=(entry,), site=SystemSandbox(_nothing)) as it:
         it.emulator.script(model_calls(("show", {})), saying("Done."))
@@ -233,7 +233,7 @@ async def test_no_bubblewrap_is_said(monkeypatch):
     )
     assert "/nowhere/bwrap cannot be started" in str(await sandbox.find_bubblewrap())
     monkeypatch.setattr(sandbox.bubblewrap, "bubblewrap_candidates", lambda: iter(["/bin/false"]))
-    assert "/bin/false: bubblewrap ended without a word" in str(await sandbox.find_bubblewrap())
+    assert "/bin/false: bubblewrap exited without an error message" in str(await sandbox.find_bubblewrap())
 
 
 def test_the_fence_in_words():
@@ -275,7 +275,7 @@ def test_the_command_lists_and_tries(capsys):
     if shutil.which("python3", path=policy.PATH) is None:
         code, _, errors = run(capsys)
         assert code == 2
-        assert "there is no program 'python3'" in errors
+        assert "no program 'python3'" in errors
         return
     code, out, _ = run(capsys)
     assert code == 0
@@ -298,10 +298,10 @@ def test_the_command_lists_and_tries(capsys):
         assert run(capsys, "run", "calculate", "[]")[0] == 1
     else:
         assert code == 1
-        assert "no sandbox can be made" in errors
+        assert "no sandbox is available" in errors
     code, _, errors = run(capsys, "run", "nothing")
     assert code == 2
-    assert "there are: calculate, " in errors
+    assert "Available tools: calculate, " in errors
 
 
 def test_paths_and_variables_of_a_declaration(tmp_path):
