@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 HELP = "diagnose settings, accounts and servers, and suggest fixes"
 PAGE = HelpPage(
-    about="""Check this machine, the settings, the tools and every account, and print one line per check with a fix where it
-    failed. It uses the server's own code and changes nothing. Each account gets a few small requests, which cost a few hundred
-    tokens.
+    about="""Check this machine, the settings, the tools and every account, and print one line per check with
+    a fix where it failed. It uses the server's own code and changes nothing. Each account gets a few small
+    requests, which cost a few hundred tokens.
 
-    With a URL, check any OpenAI-compatible server instead: its responses are compared with OpenAI's contract, and each
-    violation is named by its rule (docs/check.md).""",
+    With a URL, check any OpenAI-compatible server instead: its responses are compared with OpenAI's contract,
+    and each violation is named by its rule (docs/check.md).""",
     examples={
         "qproxy check": "check everything",
         "qproxy check --offline": "make no connections",

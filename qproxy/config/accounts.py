@@ -1,7 +1,8 @@
 """Upstream accounts as the configuration declares them, and the base URLs that Alibaba publishes.
 
-`resolve_account` turns a preset into a base URL, a plan and a key; `key_warnings` detects keys that are likely wrong
-before the first request. Sources: Model Studio's region and plan pages, qwen-code's provider presets.
+`resolve_account` turns a preset into a base URL, a plan and a key; `key_warnings` detects keys that are
+likely wrong before the first request. Sources: Model Studio's region and plan pages, qwen-code's provider
+presets.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ PRESETS: dict[str, AccountPreset] = {
     "token-plan-sg": AccountPreset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
 EMBEDDING_BATCHES = {"payg": 10, "open": 32}
-"""Maximum texts per embeddings request, by plan: DashScope rejects more than 10; 32 suits other servers. Coding plans,
-token plans and logins have no embeddings."""
+"""Maximum texts per embeddings request, by plan: DashScope rejects more than 10; 32 suits other servers.
+Coding plans, token plans and logins have no embeddings."""
 COMPLETIONS: dict[str, list[str] | None] = {"payg": None, "open": ["*"]}
 """Models that the upstream's own `/completions` accepts, by plan; None: those marked so in the model catalog."""
 LOGIN_RPM = 60

@@ -106,8 +106,9 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _is_service_link(variable: str, text: str) -> bool:
     """Return whether Kubernetes set the variable, for a Service whose name starts with `qproxy`.
 
-    A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more, unless its
-    `enableServiceLinks` is false (kubernetes.io/docs/concepts/services-networking/service, "Environment variables").
+    A Pod gets QPROXY_PORT=tcp://10.0.0.1:8787, QPROXY_SERVICE_HOST, QPROXY_PORT_8787_TCP_ADDR and more,
+    unless its `enableServiceLinks` is false (kubernetes.io/docs/concepts/services-networking/service,
+    "Environment variables").
     """
     url = variable.endswith("_PORT") and text.startswith(_SERVICE_URLS)
     return url or _SERVICE_LINK.search(variable) is not None

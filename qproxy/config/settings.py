@@ -1,8 +1,9 @@
 """The table of settings: one frozen `Config`.
 
-The fields are the table: name, type, default and help. The flags of `qproxy serve`, the `QPROXY_*` variables, the
-keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`parsing`). A field of the type
-`tuple[Record, ...]` is an array of tables in the file, such as `[[accounts]]`; it has no flag and no variable.
+The fields are the table: name, type, default and help. The flags of `qproxy serve`, the `QPROXY_*` variables,
+the keys of `qproxy.toml` and `docs/configuration.md` are all derived from it (`parsing`). A field of the type
+`tuple[Record, ...]` is an array of tables in the file, such as `[[accounts]]`; it has no flag and no
+variable.
 """
 
 from __future__ import annotations

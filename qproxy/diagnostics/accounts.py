@@ -1,7 +1,7 @@
 """Checks of one account: its login, its upstream, chat, tool calls and embeddings.
 
-Requests go through the server's own relay, with its rules and repairs, so the results are what a client would get. The
-account is alone in its pool, so that no other one can serve the request.
+Requests go through the server's own relay, with its rules and repairs, so the results are what a client would
+get. The account is alone in its pool, so that no other one can serve the request.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Checks of any OpenAI-compatible server: requests as an SDK sends them, responses compared with OpenAI's contract.
+"""Checks of any OpenAI-compatible server against OpenAI's contract, with requests as an SDK sends them.
 
-Nothing is repaired: `wire.sse` and `wire.conformance` read the bytes as they are. Useful before a server becomes an
-account (vLLM, SGLang, llama.cpp, Ollama), and for qproxy itself.
+Nothing is repaired: `wire.sse` and `wire.conformance` read the bytes as they are. Useful before a server
+becomes an account (vLLM, SGLang, llama.cpp, Ollama), and for qproxy itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The small test requests, the choice of a model for them, and the check of tool calls. Pure.
 
-`max_tokens` bounds a response: that of a reasoning model may be truncated in its reasoning, which still counts.
+`max_tokens` bounds a response: that of a reasoning model may be truncated in its reasoning, which still
+counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Reloads the configuration of a running server: read, checked, and applied whole or not at all.
 
-A reload builds another `ServerState` from the new settings and the running one (`bootstrap.reload`), which the server
-swaps in between two requests.  Requests in flight keep the parts that they have: no stream is dropped.  If the settings
-are invalid, the error is logged and reported to `qproxy reload`, and the server keeps its configuration.
+A reload builds another `ServerState` from the new settings and the running one (`bootstrap.reload`), which
+the server swaps in between two requests.  Requests in flight keep the parts that they have: no stream is
+dropped.  If the settings are invalid, the error is logged and reported to `qproxy reload`, and the server
+keeps its configuration.
 """
 
 from __future__ import annotations

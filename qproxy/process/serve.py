@@ -1,6 +1,8 @@
-"""`qproxy serve` in this process, alone or as one of several workers: signals, limits, reloads and the exit code.
+"""`qproxy serve` in this process, alone or as one of several workers: signals, limits, reloads and the exit
+code.
 
-`bootstrap` builds the server and serves, also for programs that embed it; `process.supervisor` starts and stops workers.
+`bootstrap` builds the server and serves, also for programs that embed it; `process.supervisor` starts and
+stops workers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """SQLite files as every member of `backends.local` opens them.
 
-Here are the file and its directory, for their owner only; a connection's settings; a transaction. Tables, their
-versions, threads and the meaning of errors belong to the members.
+Here are the file and its directory, for their owner only; a connection's settings; a transaction. Tables,
+their versions, threads and the meaning of errors belong to the members.
 
-In WAL mode one process writes while others read, and one that is killed leaves whole transactions or none. With
-synchronous = NORMAL it loses nothing that was written either; a power failure may cost the last moments.
+In WAL mode one process writes while others read, and one that is killed leaves whole transactions or none.
+With synchronous = NORMAL it loses nothing that was written either; a power failure may cost the last moments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ READ_TIMEOUT = 2.0
 def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
     """Open the file, creating it if necessary; without a path, memory. Raises OSError, sqlite3.Error.
 
-    Any thread may use the connection, one at a time. `patience` is seconds for another process to finish its write.
+    Any thread may use the connection, one at a time. `patience` is seconds for another process to finish its
+    write.
     """
     if path is not None:
         make_private_directory(path.parent)
@@ -44,7 +45,8 @@ def open_database(path: Path | None, *, patience: float) -> sqlite3.Connection:
 def _write_ahead(connection: sqlite3.Connection, patience: float) -> None:
     """Put the file into WAL mode.
 
-    SQLite's own busy timeout does not apply here: of two processes that change the mode at once, one fails at once.
+    SQLite's own busy timeout does not apply here: of two processes that change the mode at once, one fails at
+    once.
     """
     limit = time.monotonic() + patience
     while True:
