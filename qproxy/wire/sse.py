@@ -136,6 +136,10 @@ class Decoder:
             self._fields_seen = True
         elif name in ("id", "retry"):
             self._fields_seen = True
+        elif name == "error" and value:  # llama.cpp, instead of an event named error
+            self._name, self._fields_seen = "error", True
+            self._data.append(value.removeprefix(" "))
+            self._size += len(value) + LINE
         elif not self._fields_seen and self._bare_size < MAX_BARE_TEXT:
             self._bare_text.append(line)
             self._bare_size += len(line)

@@ -94,7 +94,7 @@ MEANS = {
     "fault-chunking": Means(502, "upstream_invalid_response", begun=True),
     "fault-gzip": NO_HTTP,
     "fault-type": FINE,
-    "fault-page-error": NO_HTTP,
+    "fault-page-error": Means(502, "upstream_error"),
     "fault-json-cut": NO_HTTP,
     "fault-json-odd": NO_HTTP,
     "fault-flood": Means(502, "upstream_invalid_response", stream=200),

@@ -110,7 +110,8 @@ PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(r"", 502, _SERVER, "upstream_error", when=(405,), message="The upstream does not offer this at its base URL"),
     ErrorPattern(r"", 413, _INVALID_REQUEST, "request_too_large", when=(413,)),
     ErrorPattern(r"", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 5, when=(429,), limit=LimitKind.BURST),
-    ErrorPattern(r"", 400, _INVALID_REQUEST, None, when=(400, 422)),
+    ErrorPattern(r"", 400, _INVALID_REQUEST, None, when=(400,)),
+    ErrorPattern(r"", 422, _INVALID_REQUEST, None, when=(422,)),
     ErrorPattern(r"", 503, _SERVER, "overloaded", RetryHint.SOON, 2, when=(503, 529)),
     ErrorPattern(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
     ErrorPattern(r"", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 520, 521, 522, 523, 524)),
@@ -129,7 +130,7 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
     except ValueError:
         error = _error_from_text(status, body)
     else:
-        error = _from_json(data if isinstance(data, dict) else {}, status, plan)
+        error = _from_json(data if isinstance(data, dict) else {"errors": data}, status, plan)
     error.server_responded = status == 500
     error.request_id = error.request_id or fields.get("x-request-id")
     wait = _retry_after(fields)
@@ -146,7 +147,8 @@ def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> U
     """
     if not isinstance(data, dict):
         return None
-    named = data.get("error") or data.get("errorType") or (data.get("code") and "choices" not in data)
+    named = any(data.get(name) for name in ("error", "errorType", "error_msg", "error_message", "errors"))
+    named = named or ("choices" not in data and bool(data.get("code") or data.get("detail")))
     if not named and not (status or 0) >= 400:
         return None
     known = data.get("status") if isinstance(data.get("status"), int) else status
@@ -168,16 +170,60 @@ def _unwrap(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
 def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
     error = _unwrap(data)
     code = next((_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
-    message = _text(error.get("message") or error.get("msg") or error.get("error_description") or "")
+    message = (find_message(error) or find_message(data))[:MAX_READ]
     param = error.get("param")
     row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
     param = storable.storable_text(param) if isinstance(param, str) else None
-    ours = _error(row, message or code or f"status {status}", param)
+    ours = _error(row, message or code or _body_text(data) or f"status {status}", param)
     if ours.code == CONTEXT_EXCEEDED:
         ours.overflow = parse_overflow(message, error)  # llama.cpp has the numbers in fields
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
     ours.request_id = next((storable.storable_text(value) for value in ids if isinstance(value, str)), None)
     return ours
+
+
+_MESSAGE_FIELDS = (
+    "message", "msg", "error_msg", "error_message", "errorMessage", "error_description", "detail", "error",
+    "errors", "details", "title", "reason",
+)  # fmt: skip
+MAX_NESTING = 6
+MAX_LISTED = 5
+MAX_BODY_TEXT = 500
+
+
+def find_message(value: JSON, depth: int = MAX_NESTING) -> str:
+    """Return the message of an error of any known shape: nested, listed, or JSON or SSE within a text; "" for none."""
+    if isinstance(value, str):
+        text = value[:MAX_READ].strip()
+        inner = text.removeprefix("data:").strip()
+        if depth and inner.startswith(("{", "[")):
+            try:
+                return find_message(json_codec.loads(inner), depth - 1) or text
+            except ValueError:
+                return text
+        return text
+    if not depth:
+        return ""
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_listed_message(entry, depth - 1) for entry in value[:MAX_LISTED])))
+    if isinstance(value, dict):
+        found = (find_message(value.get(name), depth - 1) for name in _MESSAGE_FIELDS)
+        return next(filter(None, found), "")
+    return ""
+
+
+def _listed_message(entry: JSON, depth: int) -> str:
+    """Return the message of an entry, after its path in FastAPI's shape (`loc`, `msg`)."""
+    message = find_message(entry, depth)
+    path = entry.get("loc") if isinstance(entry, dict) else None
+    if message and path and isinstance(path, list):
+        return f"{'.'.join(_text(step)[:64] for step in path[:8])}: {message}"
+    return message
+
+
+def _body_text(data: Mapping[str, JSON]) -> str:
+    """Return a body without a known message, shortened; "" if it is empty."""
+    return _text(dict(data))[:MAX_BODY_TEXT] if any(data.values()) else ""
 
 
 def _text(value: JSON) -> str:
@@ -221,6 +267,11 @@ def _error_from_text(status: int, body: bytes) -> UpstreamError:
     text = body[:500].decode("utf-8", "replace").strip()
     if not text.startswith("<") and status >= 400:
         return _error(_classify(status, text, ""), text or f"The upstream returned status {status}.")
+    if (
+        text.startswith("<") and status >= 400 and status != 403
+    ):  # a JSON error of that status would be the same
+        row = _classify(status, "", "")
+        return _error(row, f"The upstream returned a web page (status {status}).")
     return invalid_response_error(status, body)
 
 

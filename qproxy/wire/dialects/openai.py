@@ -131,6 +131,8 @@ class Decoder:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
             return []  # a ping as plain text; no content is lost
         error = UpstreamError("The upstream sent a chunk that is not JSON.", code="upstream_invalid_response")
+        if item.event == "error":
+            error = error_from_event({"error": item.data}, item.status, plan=self._plan) or error
         return [StreamFailed(error)]
 
     def _chunk(self, chunk: JSON) -> list[Event]:
