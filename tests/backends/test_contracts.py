@@ -33,6 +33,7 @@ from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
+from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.response_store import ResponseNotFound, ResponseStore, StoredResponse
@@ -211,7 +212,7 @@ async def test_a_request_reserves_and_settles(usage_limiter, autojump_clock):
         await usage_limiter.reserve(limited, REQUEST)
     await trio.sleep(60)
     await usage_limiter.reserve(limited, REQUEST)
-    assert [(row.unit, row.limit) for row in usage_limiter.rate_limits(limited)][0] == ("requests", 2)
+    assert next(iter(usage_limiter.rate_limits(limited)))[:2] == ("requests", 2)
     assert list(usage_limiter.rate_limits(key())) == []
 
 
@@ -528,7 +529,7 @@ async def ledger(member, tmp_path, clock):
 
 def write(ledger: UsageLedger, clock: Clock) -> None:
     """Four requests: two of bob's, one of amy's an hour later, and one that reached no account."""
-    ledger.use_pricing(Pricing(listed_for=["one"]))
+    ledger.use_pricing(Pricing(listed_for=["one"], catalog=package_catalog()))
     for id, changes in (
         ("r1", {}),
         ("r2", {"outcome": "client_disconnected"}),
