@@ -39,8 +39,8 @@ def build_server(
     """Build a server.
 
     `connect(host, port)` opens streams to upstreams; `tools` are functions of the program that models may call;
-    `workers_directory` holds the sockets of the other workers behind the same address; `backends` are where shared state
-    lives, by default those of the settings; `endpoints` are the APIs that generate text.
+    `workers_directory` holds the sockets of the other workers at the same address; `backends` store the shared state,
+    by default those of the settings; `endpoints` are the APIs that generate text.
     """
     state = build_state(
         config,

@@ -1,4 +1,4 @@
-"""What is known of models, from the package's file and the operator's `[[models]]`."""
+"""The model catalog, from the package's file and the operator's `[[models]]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qproxy.wire.models import CatalogError, ModelCatalog, ModelRow
 
 
 def build_catalog(rows: Sequence[ModelRow] = ()) -> ModelCatalog:
-    """The package's catalog under these rows; ConfigError names a row that does not fit."""
+    """Return the package's catalog with these rows applied. Raise ConfigError for an invalid row."""
     if not rows:
         return package_catalog()
     for row in rows:
@@ -30,7 +30,7 @@ def build_catalog(rows: Sequence[ModelRow] = ()) -> ModelCatalog:
 
 
 def _check_row(row: ModelRow) -> None:
-    """ConfigError for what the types of the cells do not tell."""
+    """Raise ConfigError for errors that the types of the cells do not catch."""
     for tier in row.prices or ():
         unknown = tier.keys() - PRICE_CELLS
         if unknown:
@@ -44,7 +44,7 @@ def _check_row(row: ModelRow) -> None:
 
 @cache
 def package_catalog() -> ModelCatalog:
-    """What the package knows."""
+    """Return the package's catalog."""
     return ModelCatalog(_package_data())
 
 

@@ -1,7 +1,7 @@
-"""The state for other settings: most parts are built anew, live ones are handed on.
+"""The state for changed settings: most parts are rebuilt, those with live state are kept.
 
-Accounts whose settings are the same keep what is known of them; connections, tools and stored responses are kept if
-none of their settings changed.  Everything else that lives (counters, limiters, requests in flight) is kept as it is.
+Accounts with unchanged settings keep their state; connections, tools and stored responses are kept if none of their
+settings changed. All other live state (counters, limiters, requests in flight) is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What observes the requests of a server, from a `Config`: the usage ledger, traces, the body log."""
+"""Observers of a server's requests, from a `Config`: the usage ledger, traces, the body log."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ log = logging.getLogger("qproxy.server")
 
 
 class _Routes(QuartMap):
-    """The routes, which are the same for every host: a Host that is no name is `door`'s to judge, not werkzeug's."""
+    """The routes, which are the same for every host: `host_policy` checks an invalid Host, not werkzeug."""
 
     def bind_to_request(self, request: Any, subdomain: str | None, server_name: str | None) -> MapAdapter:
         query = request.query_string.decode("latin-1")

@@ -21,7 +21,7 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
 
 class Access(enum.Enum):
-    """Who may use a route."""
+    """The access that a route requires."""
 
     OPEN = "open"
     """Anyone: health, and the description of the server."""

@@ -27,7 +27,7 @@ from qproxy.wire.errors import QproxyError
 HTTP_STREAM = "qproxy.http_stream"
 """ASGI extension of our Hypercorn: it calls `on_disconnect` when the client disconnects, or at once if it already has."""
 LENGTH_DIGITS = 18
-"""Of a content-length: other ASGI servers may pass more digits than `int` accepts."""
+"""Digits of a Content-Length: other ASGI servers may pass more than `int` accepts."""
 
 
 class FastPath:

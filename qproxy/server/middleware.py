@@ -28,7 +28,7 @@ UNLOGGED_PATHS = (
 
 
 class RequestMiddleware:
-    """What every request of a server passes through."""
+    """The steps before and after every request of a server."""
 
     def __init__(self, server: StateHolder, apis: Sequence[Api], listeners: Sequence[Listener]) -> None:
         """`listeners` receive the record of every finished request.  They must be quick and must not wait."""

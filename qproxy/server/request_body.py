@@ -20,7 +20,7 @@ JSON_TYPE = "application/json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may take: bytes, depth, messages, and seconds (`math.inf` for no limit)."""
+    """The limits of one request: bytes, depth, messages, and seconds (`math.inf` for no limit)."""
 
     max_body_bytes: int
     max_json_depth: int

@@ -46,7 +46,7 @@ class Headers:
 
 @dataclass(eq=False, slots=True)
 class RequestContext:
-    """What is known of one request while it is served."""
+    """The data of one request while it is served."""
 
     scope: dict[str, Any]
     """The ASGI scope."""

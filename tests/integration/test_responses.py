@@ -264,7 +264,7 @@ async def test_a_server_without_a_store():
         assert status == 404
         status, _, body = await w.post(ASK | {"previous_response_id": first["id"]}, PATH)
         assert (status, body["error"]["code"]) == (400, "previous_response_not_found")
-        assert "keeps no responses" in body["error"]["message"]
+        assert "stores no responses" in body["error"]["message"]
 
 
 async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):

@@ -1,6 +1,6 @@
-"""This server in OpenAPI 3.1, at `/openapi.json`: written from the routes themselves, so that none can be missing.
+"""The OpenAPI 3.1 document at `/openapi.json`, generated from the routes themselves, so that none can be missing.
 
-Here: the document and its route.  Not here: what a body must look like (`wire.endpoints.request_schemas`).
+Here: the document and its route. Not here: the schemas of bodies (`wire.endpoints.request_schemas`).
 `document` is pure: the same routes give the same document.
 """
 
@@ -51,7 +51,7 @@ class OpenApiRoutes:
 
 
 def document(routes: Iterable[Route], apis: Sequence[Api], *, keys: bool) -> dict[str, Any]:
-    """Return the OpenAPI document of some routes; `keys` says whether clients must send one.
+    """Return the OpenAPI document of some routes; `keys` is whether clients must send one.
 
     A route that names no API is described with the first of `apis`.
     """
@@ -111,7 +111,7 @@ def _operation(route: Route, api: Api, path: str, method: str, keys: bool) -> di
 
 
 def _security(access: Access, api: Api, keys: bool) -> list[dict[str, list[str]]]:
-    """One of these suffices; the empty one is nobody in particular."""
+    """Return the alternative security requirements; the empty one allows anonymous requests."""
     if access is Access.OPEN:
         return []
     if access is Access.ADMIN:
@@ -123,6 +123,6 @@ def _security(access: Access, api: Api, keys: bool) -> list[dict[str, list[str]]
 def _answer(streams: bool) -> dict[str, Any]:
     if not streams:
         return {"description": "What was asked for."}
-    streamed = {"description": "Server-sent events, when the body says `stream: true`.", "type": "string"}
+    streamed = {"description": "Server-sent events, if the body has `stream: true`.", "type": "string"}
     content = {JSON_TYPE: {"schema": {"type": "object"}}, "text/event-stream": {"schema": streamed}}
     return {"description": "The model's answer.", "content": content}

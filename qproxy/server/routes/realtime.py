@@ -1,10 +1,10 @@
-"""The route of realtime sessions: a WebSocket that asks a model.
+"""The route of realtime sessions, which are WebSocket connections to a model.
 
-Here: who may have one, what it costs its key, and how it begins and ends for the client.  Not here: what is said in it
-(`wire.realtime`), how both ends are joined (`qproxy.relay.realtime`).
+Here: authorization, limits of the key, and the client's handshake and close. Not here: the events (`wire.realtime`)
+and the relay between client and upstream (`qproxy.relay.realtime`).
 
-Whether a session may begin is known before it is accepted, so a refusal is a response with its status.  A session
-counts as one request when it begins and as another for every further minute, and its tokens count as they are told.
+A session is checked before it is accepted, so a rejection is an HTTP response with its status. A session counts as one
+request when it starts and as another for every further minute; its tokens count as the upstream reports them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.realtime import SessionTranslator
 
 PROTOCOL = "realtime"
-"""OpenAI's sub-protocol, chosen where it is offered."""
+"""OpenAI's subprotocol, selected if the client offers it."""
 BETA_PROTOCOL, BETA_HEADER = "openai-beta.realtime-v1", "realtime=v1"
 SWITCHING_PROTOCOLS = 101
 MAX_REASON = 120
-"""Bytes of a close frame's words (RFC 6455 5.5)."""
+"""Bytes of a close frame's reason (RFC 6455 5.5)."""
 
 
 class _Client:
-    """The client's end, as Quart has it."""
+    """The client's WebSocket, through Quart."""
 
     async def receive(self) -> str | bytes:
         request_context.allow_receive()
@@ -45,7 +45,7 @@ class _Client:
 
 
 class RealtimeRoutes:
-    """The view and its route."""
+    """The view of realtime sessions and its route."""
 
     def __init__(self, server: StateHolder) -> None:
         self._server = server
@@ -55,8 +55,8 @@ class RealtimeRoutes:
         yield Route("/realtime", ("GET",), self._reject_http, api=OPENAI)
 
     async def _reject_http(self) -> HTTPResponse:
-        """For who asks without a WebSocket's handshake."""
-        message = "This path speaks WebSocket only (RFC 6455, or RFC 8441 over HTTP/2)."
+        """Raise RequestError for a request without a WebSocket handshake."""
+        message = "This endpoint requires a WebSocket connection (RFC 6455, or RFC 8441 over HTTP/2)."
         raise RequestError(message, status=426, code="websocket_required")
 
     async def _view(self) -> None:
@@ -109,7 +109,7 @@ def _wants_beta() -> bool:
 
 
 def _record_session(translation: SessionTranslator, overhead: float) -> None:
-    """What the log should know of a session; all but its beginning was waiting for one end or the other."""
+    """Record a session for the log; all time after its start was spent waiting for client or upstream."""
     record, seen = request_context.record(), translation.usage
     record.relay.upstream_seconds = record.seconds - overhead
     record.relay.usage = seen.usage
@@ -118,7 +118,7 @@ def _record_session(translation: SessionTranslator, overhead: float) -> None:
 
 
 async def _close_code(session: RealtimeSession, ending: SessionEnd) -> None:
-    """The last words, for a client that listens."""
+    """Close the client's WebSocket with the reason for the end."""
     record, reason = request_context.record(), ""
     record.outcome = ending.outcome
     if ending.error is not None:

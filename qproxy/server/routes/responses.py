@@ -1,11 +1,11 @@
-"""Stored responses: what `POST /v1/responses` remembers, and the routes that read, list and delete it.
+"""Stored responses: saved by `POST /v1/responses`, with routes that retrieve, list and delete them.
 
-Here: whose response it is, and what a missing one is answered with.  Not here: how items look (`wire.endpoints.
-responses`), where they are kept (`stored`).
+Here: the ownership of responses, and errors for missing ones. Not here: the shape of items (`wire.endpoints.responses`)
+and the storage (`backends`).
 
-A response is kept when it has ended well, `completed` or `incomplete`, before its last bytes go out: whoever reads
-`response.completed` can continue it at once.  One that failed, or whose client left, is not kept: nobody has all of
-it, and nothing sensible continues it.  A response is of its client's key, by the whole digest.
+A `completed` or `incomplete` response is saved before its last bytes are sent, so that a client can continue it as soon
+as it receives `response.completed`. A failed response, or one whose client disconnected, is not saved: it is truncated.
+A response belongs to its client's API key, by the full digest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Item = dict[str, Any]
 
 
 def _owner() -> str:
-    """Whose responses the current client may see."""
+    """Return the owner whose responses the current client may access."""
     key = request_context.api_key()
     return "" if key is None else key.digest
 
@@ -40,7 +40,7 @@ def _not_found(id: str) -> NoReturn:
 
 
 class ResponseHistory(NoHistory):
-    """The memory of one `POST /v1/responses`."""
+    """The stored state of one `POST /v1/responses`."""
 
     def __init__(self, state: ServerState) -> None:
         super().__init__(state)
@@ -49,7 +49,7 @@ class ResponseHistory(NoHistory):
         self._request = request_context.record().id
 
     async def load(self, body: Any) -> dict[str, Any]:
-        """The conversation that the request continues, and the items that it refers to."""
+        """Return the conversation that the request continues, and the items that it references."""
         previous, ids = responses.referenced_ids(body)
         before = [] if previous is None else await _previous_items(self._store, self._owner, previous)
         known = {} if self._store is None else await _items_by_id(self._store, self._owner, ids)
@@ -71,7 +71,7 @@ class ResponseHistory(NoHistory):
 
 
 async def _previous_items(store: ResponseStore | None, owner: str, previous: str) -> list[Item]:
-    """The items of a conversation; a RequestError, in OpenAI's words, when it is not there."""
+    """Return the items of a conversation. Raise RequestError with OpenAI's message if it does not exist."""
     try:
         if store is None:
             raise ResponseNotFound(previous)
@@ -79,7 +79,7 @@ async def _previous_items(store: ResponseStore | None, owner: str, previous: str
     except ResponseNotFound as missing:
         message = f"Previous response with id {missing.id[:100]!r} not found."
         if store is None:
-            message += " This server keeps no responses."
+            message += " This server stores no responses."
         raise RequestError(
             message, param="previous_response_id", code="previous_response_not_found"
         ) from None
@@ -87,7 +87,7 @@ async def _previous_items(store: ResponseStore | None, owner: str, previous: str
 
 
 async def _items_by_id(store: ResponseStore, owner: str, ids: list[str]) -> dict[str, Item]:
-    """Those of the items that are stored, by id."""
+    """Return the stored items among these, by ID."""
     known: dict[str, Item] = {}
     wanted = frozenset(ids)
     for response in dict.fromkeys(map(responses.response_of, ids)):
@@ -101,7 +101,7 @@ async def _items_by_id(store: ResponseStore, owner: str, ids: list[str]) -> dict
 
 
 class ResponseRoutes:
-    """The views of one stored response, and their routes."""
+    """The views of a stored response, and their routes."""
 
     def __init__(self, server: StateHolder) -> None:
         self._server = server
@@ -114,7 +114,7 @@ class ResponseRoutes:
 
     async def _get(self, id: str) -> HTTPResponse:
         if request.args.get("stream") in ("true", "1"):
-            message = "Only a response made in the background can be streamed again."
+            message = "'stream' is not supported: only background responses can be streamed again."
             raise RequestError(message, param="stream", code="unsupported_parameter")
         return json_response((await self._find(id)).response)
 
@@ -126,11 +126,11 @@ class ResponseRoutes:
         return json_response({"id": id, "object": "response", "deleted": True})
 
     async def _input_items(self, id: str) -> HTTPResponse:
-        """What the model was given: the conversation before the response, and the request's own items."""
+        """Return the model's input: the conversation before the response, and the request's own items."""
         stored = await self._find(id)
         try:
             chain = await self._store(id).conversation(_owner(), id)
-        except ResponseNotFound:  # its beginning has been deleted
+        except ResponseNotFound:  # an earlier response of the conversation was deleted
             chain = [stored]
         before = [item for earlier in chain[:-1] for item in earlier.conversation()]
         query = {name: request.args[name] for name in ("limit", "after", "order") if name in request.args}
