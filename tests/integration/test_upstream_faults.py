@@ -378,8 +378,8 @@ async def test_a_proxy_in_the_way(reply, status, caplog, autojump_clock):
 PROXY_FORWARDS = {
     "forwards": (None, 200),
     **{name: case for name, case in PROXY_REFUSES.items() if name not in ("forbids it", "cannot reach it")},
-    "cannot reach it": (ScriptedReply((b"<html>",), 503, "text/html"), 502),
-    "waits too long": (ScriptedReply((b"<html>",), 504, "text/html"), 502),
+    "cannot reach it": (ScriptedReply((b"<html>",), 503, "text/html"), 503),
+    "waits too long": (ScriptedReply((b"<html>",), 504, "text/html"), 504),
 }
 
 
