@@ -31,6 +31,7 @@ from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.backends.local.ledger_reader import SqliteLedgerReader
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
+from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
@@ -38,11 +39,14 @@ from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
 from qproxy.config.settings import NO_LEDGER
 from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
+from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.response_store import ResponseStore
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
 """Bytes of responses that are stored in memory, without a `responses_file`."""
+MAX_REASONING = 64 * 1024 * 1024
+"""Bytes of ciphertext of reasoning that one process keeps."""
 MAX_ADDRESSES = 20_000
 """Addresses with wrong secrets that one process counts, over all secrets."""
 OpenCredentials = Callable[[AccountConfig], CredentialStore]
@@ -66,6 +70,8 @@ class Backends:
     responses: ResponseStore | None
     """None if responses are not stored."""
     tool_rounds: ToolRoundStore
+    reasoning: ReasoningStore | None
+    """None if ciphertext of reasoning is not kept."""
     ledger: UsageLedger | None
     """None if usage is not recorded."""
 
@@ -83,6 +89,7 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         login_sessions=LocalLoginSessions,
         responses=open_responses(config),
         tool_rounds=open_tool_rounds(config),
+        reasoning=open_reasoning(config),
         ledger=ledger,
     )
 
@@ -134,6 +141,13 @@ def open_responses(config: Config) -> ResponseStore | None:
 def open_tool_rounds(config: Config) -> ToolRoundStore:
     """Return the store of hidden tool rounds."""
     return MemoryToolRounds(seconds=config.tool_round_cache_seconds)
+
+
+def open_reasoning(config: Config) -> ReasoningStore | None:
+    """Return the store of ciphertext of reasoning, None without one."""
+    if not config.reasoning_cache_seconds:
+        return None
+    return MemoryReasoning(seconds=config.reasoning_cache_seconds, max_bytes=MAX_REASONING)
 
 
 def open_ledger(config: Config, pricing: Pricing) -> UsageLedger | None:

@@ -26,7 +26,7 @@ RESTART_REQUIRED = frozenset({
     "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes", "client_idle_timeout", "max_client_connection_age",
     "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
-    "wrong_keys_file", "wrong_keys_per_minute", "access_file",
+    "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""
 CONCURRENCY_SETTINGS = ("max_requests", "max_queue_size", "queue_timeout")
@@ -77,7 +77,9 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         concurrency=previous.concurrency if same_concurrency else state.build_concurrency(config),
         default_model=config.default_model,
         pool_settings=limits.pool_settings(config, accounts, catalog),
-        relay=state.build_relay(config, accounts, previous.relay.accounts, connections, catalog),
+        relay=state.build_relay(
+            config, accounts, previous.relay.accounts, connections, catalog, previous.relay.reasoning
+        ),
         model_directory=state.build_model_directory(config, accounts, connections, catalog),
         realtime=state.build_realtime(config, catalog),
         tool_runtime=tool_runtime,

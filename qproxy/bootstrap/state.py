@@ -33,6 +33,7 @@ from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.realtime import RealtimeConfig
+from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.relay import Relay
 from qproxy.sandbox import SystemSandbox
 from qproxy.server import ServerState
@@ -94,7 +95,7 @@ def build_state(
         concurrency=build_concurrency(config),
         usage_limiter=backends.usage_limiter,
         endpoints=tuple(endpoints),
-        relay=build_relay(config, accounts, pool, transport, catalog),
+        relay=build_relay(config, accounts, pool, transport, catalog, backends.reasoning),
         pool_settings=limits.pool_settings(config, accounts, catalog),
         default_model=config.default_model,
         model_directory=build_model_directory(config, accounts, transport, catalog),
@@ -173,6 +174,7 @@ def build_relay(
     pool: AccountPool,
     transport: UpstreamTransport,
     catalog: ModelCatalog,
+    reasoning: ReasoningStore | None,
 ) -> Relay:
     """Return the relay to the accounts of a pool."""
     policy = RelayPolicy(
@@ -186,7 +188,7 @@ def build_relay(
         embedding_requests=config.max_embedding_requests,
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
-    return Relay(pool, transport, policy)
+    return Relay(pool, transport, policy, reasoning)
 
 
 def _model_profile(config: Config, catalog: ModelCatalog, model: str) -> ModelProfile:

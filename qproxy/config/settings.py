@@ -289,6 +289,7 @@ class Config:
         3600.0,
         "seconds to cache the hidden tool rounds of a response that ended with the client's own tool calls",
     )
+    reasoning_cache_seconds: float = setting(3600.0, "seconds to cache encrypted reasoning; 0 disables it")
     accounts: tuple[AccountConfig, ...] = setting((), "upstream accounts")
     tools: tuple[ToolConfig, ...] = setting((), "commands that models may call")
     mcp_servers: tuple[McpServerConfig, ...] = setting((), "MCP servers whose tools models may call")

@@ -290,4 +290,6 @@ def _cost(record: RelayRecord) -> int:
 def account_check(entry: AccountConfig, account: Account, relay: Relay, config: Config) -> AccountCheck:
     """Return the checks of one account, alone in a pool, with the server's transport and policy."""
     pool = AccountPool([account], queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size)
-    return AccountCheck(entry, account, Relay(pool, relay.transport, relay.policy), config.default_model)
+    return AccountCheck(
+        entry, account, Relay(pool, relay.transport, relay.policy, None), config.default_model
+    )

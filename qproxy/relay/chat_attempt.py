@@ -13,8 +13,10 @@ import trio
 
 from qproxy.accounts import Account
 from qproxy.auth import Credential
+from qproxy.relay.affinity import affinity_key
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream, apart
 from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
 from qproxy.relay.retry import Attempt
 from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamResponse, UpstreamTransport
@@ -49,6 +51,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         record: RelayRecord,
         transport: UpstreamTransport,
         policy: RelayPolicy,
+        reasoning: ReasoningStore | None,
         *,
         prompt_tokens: int,
         max_tokens: int,
@@ -59,6 +62,10 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._record = record
         self._transport = transport
         self._policy = policy
+        self._reasoning = reasoning if turn.store and turn.completion is None else None
+        self._restored = False
+        """Whether ciphertext was put back that the client did not send."""
+        self._restores = True
         self._prompt_tokens = prompt_tokens
         self._amended = False
         self._stream: UpstreamEventStream | None = None
@@ -86,7 +93,12 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
     ) -> UpstreamEventStream:
         target = account.target(credential, self._model, self._record.trace_headers)
         dialect = DIALECTS[account.dialect]
-        turn, restorer = tool_adapter.adapt_tools(self._turn, names=account.provider_family == "dashscope")
+        keeper = self._keeper(account, target)
+        turn = self._turn
+        if keeper is not None and self._restores:
+            turn = replace(turn, messages=await keeper.restore(turn.messages))
+            self._restored = turn.messages is not self._turn.messages
+        turn, restorer = tool_adapter.adapt_tools(turn, names=account.provider_family == "dashscope")
         turn = self._apply_rules(turn, target, account)
         rendered = (
             prompt_tools.render_tools(turn, account.render_tools, target.spec)
@@ -104,7 +116,12 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         )
         if restorer is not None:
             normalizer = Pipeline(normalizer, restorer)
+        recorder = None if keeper is None else keeper.recorder()
+        if recorder is not None:
+            normalizer = Pipeline(normalizer, recorder)
         stream = await self._decode(response, dialect, target, normalizer, streamed=turn.stream)
+        if recorder is not None:
+            stream.on_finished = recorder.save
         await stream.wait_started()
         self._stream = stream
         # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
@@ -116,6 +133,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         policy = self._policy
         keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
         amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
+        if self._restored and error.status == 400 and "encrypted_content" in error.message:
+            self._restores, amended = False, amended or self._turn
         if amended is None or self._amended:
             return False
         self._amended, self._turn = True, amended
@@ -124,6 +143,13 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
     def tokens_used(self) -> int:
         """Return the tokens of the response so far, none before it has started."""
         return 0 if self._stream is None else self._stream.tokens_used(self._prompt_tokens)
+
+    def _keeper(self, account: Account, target: UpstreamTarget) -> ReasoningKeeper | None:
+        """Return the keeper of the model's ciphertext, None for a model without one."""
+        if self._reasoning is None or not target.spec.encrypted_thinking:
+            return None
+        conversation = affinity_key(self._turn)
+        return ReasoningKeeper(self._reasoning, self._record.client, account.name, conversation)
 
     def _apply_rules(self, turn: Turn, target: UpstreamTarget, account: Account) -> Turn:
         """Return the turn as this account's server expects it."""

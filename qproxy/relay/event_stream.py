@@ -9,7 +9,7 @@ between) combine several.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -71,6 +71,8 @@ class UpstreamEventStream:
         self._bytes = 0
         self._usage: Usage | None = None
         self._event_count = 0
+        self.on_finished: Callable[[], Awaitable[None]] | None = None
+        """Called once, before the last events are returned."""
 
     def __repr__(self) -> str:
         return f"<UpstreamEventStream of {self._record.account} {'finished' if self._finished else 'active'}>"
@@ -87,6 +89,9 @@ class UpstreamEventStream:
         """
         while not self._pending and not self._finished:
             self._pending = await self._read(until)
+        if self._finished and self.on_finished is not None:
+            on_finished, self.on_finished = self.on_finished, None
+            await on_finished()
         if len(self._pending) <= MAX_EVENTS:
             events, self._pending = self._pending, []
         else:

@@ -7,31 +7,38 @@ whether another one follows.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AsyncExitStack
 
 from qproxy.access.rate_limits import estimate
 from qproxy.accounts import AccountPool
+from qproxy.relay.affinity import affinity_key
 from qproxy.relay.chat_attempt import ChatAttempt
 from qproxy.relay.event_stream import EventStream, UpstreamEventStream
 from qproxy.relay.model_names import ModelNames
 from qproxy.relay.multi_prompt import MultiPromptStream
 from qproxy.relay.policy import RelayPolicy
+from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.retry import RetryLoop
 from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamTransport
-from qproxy.wire.events import JSON, Turn
-
-AFFINITY_CHARACTERS = 2000
+from qproxy.wire.events import Turn
 
 
 class Relay:
     """Sends turns to accounts and returns their responses."""
 
-    def __init__(self, accounts: AccountPool, transport: UpstreamTransport, policy: RelayPolicy) -> None:
+    def __init__(
+        self,
+        accounts: AccountPool,
+        transport: UpstreamTransport,
+        policy: RelayPolicy,
+        reasoning: ReasoningStore | None,
+    ) -> None:
+        """`reasoning` keeps ciphertext of reasoning for clients that do not send it back."""
         self.accounts = accounts
         self.transport = transport
         self.policy = policy
+        self.reasoning = reasoning
         self.names = ModelNames(
             accounts,
             aliases=policy.aliases,
@@ -62,36 +69,10 @@ class Relay:
             record,
             self.transport,
             self.policy,
+            self.reasoning,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
         )
         alone = len(self.accounts.accounts) == 1  # then there is no choice
         loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))
         return await loop.run(attempt, stack)
-
-
-def affinity_key(turn: Turn) -> str:
-    """Return a key shared by all turns of one conversation, from its messages up to the user's first; "" for none."""
-    if not turn.messages:
-        return ""
-    digest = hashlib.blake2b(digest_size=8)
-    for message in turn.messages[:4]:
-        digest.update(_first_messages(message.get("content")).encode("utf-8", "surrogatepass"))
-        if message.get("role") == "user":
-            break
-    return digest.hexdigest()
-
-
-def _first_messages(content: JSON) -> str:
-    """Return the first characters of a message and of each of its parts; its images may be megabytes."""
-    if isinstance(content, list):
-        return "".join(
-            _first_messages(value)
-            for part in content[:4]
-            if isinstance(part, dict)
-            for key, value in part.items()
-            if key != "cache_control"  # it moves from turn to turn
-        )
-    if isinstance(content, dict):
-        return "".join(map(_first_messages, content.values()))
-    return content[:AFFINITY_CHARACTERS] if isinstance(content, str) else str(content)[:AFFINITY_CHARACTERS]

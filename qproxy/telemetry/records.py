@@ -68,6 +68,8 @@ class TracerProtocol(Protocol):
 class RelayRecord:
     """The relay's record of one request, for the log, the metrics and response headers."""
 
+    client: str = field(default="", repr=False)
+    """Digest of the client's key; "" without one."""
     model: str = ""
     served_model: str = ""
     account: str | None = None

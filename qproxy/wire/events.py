@@ -78,6 +78,8 @@ class Turn:
     """Every other field, under OpenAI's or Qwen's name, including zero values."""
     stream: bool = False
     include_usage: bool = False
+    store: bool = True
+    """Whether parts of the response may be kept for the next turn."""
     summarize_reasoning: bool = False
     """Whether the client wants a summary of the reasoning, and its ciphertext, where a model has them."""
     legacy_functions: bool = False

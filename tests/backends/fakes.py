@@ -353,6 +353,23 @@ class FakeToolRounds:
         return {each: self._rounds[key, each] for each in ids if (key, each) in self._rounds}
 
 
+class FakeReasoning:
+    """Ciphertexts in a dictionary, for ever; as a store elsewhere, it does not know that there are none."""
+
+    is_empty = False
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str, str], str] = {}
+
+    async def save(self, key: tuple[str, str, str], ciphertext: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._entries[key] = ciphertext
+
+    async def load(self, keys: Sequence[tuple[str, str, str]]) -> Mapping[tuple[str, str, str], str]:
+        await trio.lowlevel.checkpoint()
+        return {key: self._entries[key] for key in keys if key in self._entries}
+
+
 class FakeLedger:
     """Rows in a list, summed in Python."""
 
@@ -459,6 +476,7 @@ class Fakes:
     account_states: dict[str, AccountState] = field(default_factory=dict)
     responses: FakeResponses = field(default_factory=FakeResponses)
     tool_rounds: FakeToolRounds = field(default_factory=FakeToolRounds)
+    reasoning: FakeReasoning = field(default_factory=FakeReasoning)
     ledger: FakeLedger = field(default_factory=FakeLedger)
     credentials: dict[str, FakeCredentials] = field(default_factory=dict)
 
@@ -474,6 +492,7 @@ class Fakes:
             login_sessions=FakeLoginSessions,
             responses=self.responses,
             tool_rounds=self.tool_rounds,
+            reasoning=self.reasoning,
             ledger=self.ledger,
         )
 

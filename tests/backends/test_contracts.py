@@ -30,11 +30,13 @@ from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
+from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import Pricing, UsageLedger
+from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.response_store import ResponseNotFound, ResponseStore, StoredResponse
 from qproxy.wire.credential_format import TokenSet
@@ -496,6 +498,20 @@ async def test_a_deleted_response_ends_its_conversation(response_stores):
 
 
 # Tool rounds
+
+
+@pytest.fixture
+def reasoning(member) -> ReasoningStore:
+    return fakes.FakeReasoning() if member == "fake" else MemoryReasoning(seconds=60.0, max_bytes=10_000)
+
+
+async def test_ciphertext_is_found_by_client_account_and_message(reasoning, autojump_clock):
+    """The last one saved under a key is found, and by no other key."""
+    await reasoning.save(("client", "one", "hash"), "old")
+    await reasoning.save(("client", "one", "hash"), "new")
+    assert not reasoning.is_empty
+    others = [("client", "two", "hash"), ("other", "one", "hash"), ("client", "one", "another")]
+    assert await reasoning.load([("client", "one", "hash"), *others]) == {("client", "one", "hash"): "new"}
 
 
 @pytest.fixture

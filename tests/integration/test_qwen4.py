@@ -1,7 +1,10 @@
 """Qwen4 through every API, against the emulator: reasoning that is kept over the turns of a conversation."""
 
+import json
+
 import pytest
 
+from qproxy.backends.local.reasoning import MemoryReasoning
 from tests.helpers import world
 
 MODEL = "qwen4-max"
@@ -62,3 +65,80 @@ async def test_a_foreign_ciphertext_is_left_out_once_refused():
         assert status == 200
         first, second = [seen.body["messages"][1] for seen in it.emulator.requests if seen.method == "POST"]
         assert (first["encrypted_content"], "encrypted_content" in second) == ("gAAAA", False)
+
+
+def plain(message):
+    """The message as a client has it that drops unknown fields."""
+    return {key: message[key] for key in ("role", "content", "tool_calls") if key in message}
+
+
+async def ask_plain(it, history, question, **fields):
+    history.append({"role": "user", "content": question})
+    body = {"model": MODEL, "messages": history, "thinking_display": "summarized", **fields}
+    status, _, answer = await it.post(body)
+    assert status == 200, answer
+    history.append(plain(answer["choices"][0]["message"]))
+    return history[-1]["content"]
+
+
+async def test_thoughts_are_kept_for_clients_that_drop_them():
+    """The ciphertext that such a client has lost is put back on its message."""
+    async with world() as it:
+        history: list = []
+        texts = [await ask_plain(it, history, f"Question {number}?") for number in range(TURNS)]
+        for number in range(1, TURNS):
+            assert f"I remember {number} thoughts." in texts[number]
+
+
+@pytest.mark.parametrize("kept", [{"store": False}, None], ids=["store: false", "switched off"])
+async def test_nothing_is_kept_against_the_will(kept):
+    """Neither for a request that must not be stored, nor with a cache of 0 seconds."""
+    settings = {} if kept else {"reasoning_cache_seconds": 0.0}
+    async with world(**settings) as it:
+        history: list = []
+        texts = [await ask_plain(it, history, "Well?", **(kept or {})) for _ in range(2)]
+        assert not any("remember" in text for text in texts)
+
+
+async def test_a_kept_ciphertext_that_is_refused_is_left_out():
+    """The request is sent again as the client wrote it."""
+    async with world() as it:
+        history: list = []
+        await ask_plain(it, history, "Well?")
+        store = it.server.state.relay.reasoning
+        assert isinstance(store, MemoryReasoning)
+        entries = store._entries
+        (key,) = entries
+        entries[key] = entries[key][0], "changed"
+        assert "remember" not in await ask_plain(it, history, "So?")
+        sent = [seen.body["messages"] for seen in it.emulator.requests if seen.method == "POST"]
+        first, second = [messages[1] for messages in sent if len(messages) > 1]
+        assert (first["encrypted_content"], "encrypted_content" in second) == ("changed", False)
+
+
+async def test_conversations_and_clients_are_apart():
+    """The same answer in another conversation gets nothing of this one."""
+    async with world() as it:
+        history: list = []
+        await ask_plain(it, history, "Well?")
+        other = [{"role": "user", "content": "Other?"}, history[-1]]
+        assert "remember" not in await ask_plain(it, other, "So?")
+
+
+async def test_thoughts_of_streamed_calls_are_kept():
+    """A client that drops them sends the call and its result; the ciphertext is put back on the call's message."""
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    async with world() as it:
+        history = [{"role": "user", "content": "What is the weather?"}]
+        body = {"model": MODEL, "messages": history, "tools": tools, "thinking_display": "summarized"}
+        _, text = await it.stream(body)
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+        calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+        sent = "".join(delta.get("encrypted_content", "") for delta in deltas)
+        call = {"id": calls[0]["id"], "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
+        assert (await it.post({**body, "messages": [*history, said, result]}))[0] == 200
+        assert sent
+        assert it.emulator.requests[-1].body["messages"][1]["encrypted_content"] == sent

@@ -88,9 +88,11 @@ class GenerationRoutes:
             with in_flight.deadline_scope():
                 turn = await _decode_turn(endpoint, state, history)
                 record.stream = turn.stream
+                key = request_context.api_key()
+                record.relay.client = "" if key is None else key.digest
                 equipped, tools = await state.tool_runtime.prepare(
                     turn,
-                    request_context.api_key(),
+                    key,
                     served_model=state.relay.policy.aliases.resolve(turn.model),
                     remembers=not endpoint.exposes_server_tools,
                 )

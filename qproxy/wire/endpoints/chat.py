@@ -125,6 +125,7 @@ def decode(
         tool_choice=declared.tool_choice,
         params=params,
         stream=stream,
+        store=fields.get("store") is not False,
         include_usage=bool(options.get("include_usage")) and stream,
         legacy_functions=declared.legacy_functions,
         server_tools=declared.server_tools,

@@ -177,6 +177,7 @@ def decode(
         tool_choice=offered.declared.tool_choice,
         params=params,
         stream=fields.get("stream", False),
+        store=fields.get("store") is not False,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
         ignored=(*_ignored(fields), *dropped, *offered.ignored),
