@@ -185,7 +185,7 @@ def test_budgets_on_the_command_line(tmp_path, monkeypatch, capsys):
     for wrong in ("fortnight=3", "day=0", "day"):
         with pytest.raises(SystemExit):
             cli.main(["keys", "create", "--budget-tokens", wrong])
-    assert "does not begin with a window" in capsys.readouterr().err
+    assert "does not start with a window" in capsys.readouterr().err
 
 
 async def test_a_client_that_leaves_pays_for_what_it_got(tmp_path):

@@ -195,7 +195,7 @@ async def test_no_place_for_a_socket(tmp_path, caplog):
     """A path that is too long for a socket is a warning, and the worker serves on."""
     siblings = Peers(tmp_path / ("x" * 120))
     await siblings.listen({})
-    assert "one worker only" in caplog.text
+    assert "covers this worker only" in caplog.text
 
 
 SECRETS = ("sk-the-clients-key", "opaque-account-key", "admin-opaque-key")
