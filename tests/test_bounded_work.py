@@ -248,7 +248,7 @@ def steps(stream, profile):
         nonlocal calls
         calls += event == "call"
 
-    stage = tool_calls.open(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
+    stage = tool_calls.build_pipeline(Turn("x", 0, "m", [], tools=TOOLS), profile, Counter())
     events = [*stream, ChoiceFinished("stop", 0)]
     sys.setprofile(see)
     try:

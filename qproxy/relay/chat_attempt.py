@@ -109,7 +109,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         response = await self._send(dialect.request(rendered, target), stack)
         await check_status(response, account, self._record)
         _check_content_encoding(response)
-        normalizer = tool_calls.open(
+        normalizer = tool_calls.build_pipeline(
             turn.without_prompt() if turn.stream else turn,
             self._policy.profile(self._model),
             self._record.repairs,

@@ -96,7 +96,7 @@ class map_errors:
             raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
 
 
-class ResponseHead(NamedTuple):
+class UpstreamResponseHead(NamedTuple):
     """The head of a response."""
 
     status: int
@@ -136,7 +136,9 @@ class UpstreamConnection:
             return False
         return bool(_readable(socket))
 
-    async def send_request(self, request: HTTPRequest, fields: Headers, deadline: float) -> ResponseHead:
+    async def send_request(
+        self, request: HTTPRequest, fields: Headers, deadline: float
+    ) -> UpstreamResponseHead:
         """Send a request and return the head of its response, by the deadline."""
         self.requests += 1
         self.response_started = False
@@ -195,7 +197,7 @@ class UpstreamConnection:
         http.send(h11.EndOfMessage())
         return head or b""
 
-    async def _read_head(self, request: HTTPRequest, fields: Headers) -> ResponseHead:
+    async def _read_head(self, request: HTTPRequest, fields: Headers) -> UpstreamResponseHead:
         failure = f"Upstream {self.host} closed the connection without sending a response"
         with map_errors(failure, retry=RetryHint.SOON):
             data = await self._read_more(failure)
@@ -209,12 +211,12 @@ class UpstreamConnection:
                     else ContentLengthReader(plain.content_length, rest)
                 )
                 self._keep_alive = self._keep_alive and plain.keep_alive
-                return ResponseHead(plain.status, tuple(plain.headers))
+                return UpstreamResponseHead(plain.status, tuple(plain.headers))
             if self._http is None:
                 self._send_with_h11(request, fields)
             return await self._read_head_with_h11(data, failure)
 
-    async def _read_head_with_h11(self, data: bytes, failure: str) -> ResponseHead:
+    async def _read_head_with_h11(self, data: bytes, failure: str) -> UpstreamResponseHead:
         http = self._http
         assert http is not None
         http.receive_data(data)
@@ -230,7 +232,7 @@ class UpstreamConnection:
                 } <= names:  # RFC 9112 6.3: close it after the response
                     self._keep_alive = False
                 fields = tuple((bytes(name), bytes(value)) for name, value in event.headers)
-                return ResponseHead(event.status_code, fields)
+                return UpstreamResponseHead(event.status_code, fields)
             if not isinstance(event, h11.InformationalResponse):
                 break
         message = f"Upstream {self.host} sent an invalid HTTP response."

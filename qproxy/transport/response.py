@@ -12,7 +12,12 @@ from types import TracebackType
 
 import trio
 
-from qproxy.transport.connection import ResponseHead, UpstreamConnection, format_seconds, timeout_error
+from qproxy.transport.connection import (
+    UpstreamConnection,
+    UpstreamResponseHead,
+    format_seconds,
+    timeout_error,
+)
 from qproxy.transport.interruptible import ReceiveTimeout
 from qproxy.wire.errors import UpstreamError
 
@@ -23,7 +28,7 @@ class UpstreamResponse:
     def __init__(
         self,
         connection: UpstreamConnection,
-        head: ResponseHead,
+        head: UpstreamResponseHead,
         deadline: float,
         release: Callable[[UpstreamConnection, bool], Awaitable[None]],
     ) -> None:

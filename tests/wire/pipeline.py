@@ -111,7 +111,7 @@ def events(pieces, turn, *, profile=tool_calls.ModelProfile(), repairs=None, dia
     stages: list[Any] = [
         sse.Decoder(),
         DIALECTS[dialect].decoder(TARGET),
-        tool_calls.open(sent, profile, repairs),
+        tool_calls.build_pipeline(sent, profile, repairs),
     ]
     chain = Pipeline(*stages, *([undo] if undo is not None else []))
     out = [event for piece in pieces for event in chain.feed(piece)]

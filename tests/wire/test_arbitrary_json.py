@@ -61,7 +61,9 @@ def test_any_answer(dialect, kind):
         turn = Turn(id="c", created=0, model="m", messages=[], tools=TOOLS)
         target = UpstreamTarget("http://h/v1", "m")
         with suppress(QproxyError):
-            chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(target), tool_calls.open(turn))
+            chain = Pipeline(
+                sse.Decoder(), DIALECTS[dialect].decoder(target), tool_calls.build_pipeline(turn)
+            )
             data = b"event: error\n" * named + b"data: " + text + b"\n\n"
             events = [*chain.feed(data * 2), *chain.close()]
             for endpoint in ENDPOINTS:

@@ -42,7 +42,7 @@ def expected(path):
 def play(pieces):
     """Return the folded first choice of a stream, with the status of a failure."""
     decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
-    chain = Pipeline(sse.Decoder(), decoder, tool_calls.open(TURN))
+    chain = Pipeline(sse.Decoder(), decoder, tool_calls.build_pipeline(TURN))
     out = [event for piece in pieces for event in chain.feed(piece)] + chain.close()
     check(out)
     found = fold(out)[0]

@@ -193,7 +193,7 @@ def test_what_was_read_can_be_written(shape):
 def test_names_that_a_model_writes():
     """A model's call has a name and an id that can be stored, whatever it wrote."""
     turn = Turn(id="x", created=0, model="m", messages=[], tools=[tool()])
-    stage = tool_calls.open(turn)
+    stage = tool_calls.build_pipeline(turn)
     events = [
         event
         for item in (RawToolCallDelta(0, HALF, HALF, "{}"), ChoiceFinished("tool_calls"), StreamDone())

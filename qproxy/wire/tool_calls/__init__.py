@@ -46,7 +46,9 @@ class ModelProfile:
     """Whether calls are written as a JSON object that is the whole response, or a whole code block."""
 
 
-def open(turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[str] | None = None) -> Pipeline:
+def build_pipeline(
+    turn: Turn, profile: ModelProfile = ModelProfile(), repairs: Counter[str] | None = None
+) -> Pipeline:
     """Return the stage for one response to `turn`; repairs are counted in `repairs`."""
     repairs = Counter() if repairs is None else repairs
     stages: list[Stage[Event, Event]] = [CumulativeText(repairs)] if profile.cumulative else []

@@ -76,7 +76,7 @@ def play(text, dialect="dashscope", size=None):
     """The events of a stream, read whole or in pieces of `size` bytes."""
     raw = text.encode()
     decoder = DIALECTS[dialect].decoder(TARGET)
-    chain = Pipeline(sse.Decoder(), decoder, tool_calls.open(turn(tools=TOOLS)))
+    chain = Pipeline(sse.Decoder(), decoder, tool_calls.build_pipeline(turn(tools=TOOLS)))
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)] if size else [raw]
     out = [one for piece in pieces for one in chain.feed(piece)] + chain.close()
     check(out)
@@ -145,7 +145,7 @@ def test_errors(dialect):
 def test_whole(dialect):
     """A whole answer gives the same events; a code with status 200 is an error."""
     body = json.loads(event({"content": "ok", "tool_calls": [call("{}")]}, "tool_calls").split("data:")[1])
-    stage = tool_calls.open(turn(tools=TOOLS))
+    stage = tool_calls.build_pipeline(turn(tools=TOOLS))
     out = [one for item in DIALECTS[dialect].response(body, TARGET) for one in stage.feed(item)]
     assert fold(out)[0]["calls"] == [["call_1", "get", "{}"]]
     assert isinstance(

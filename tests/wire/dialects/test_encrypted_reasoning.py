@@ -59,7 +59,7 @@ def frames(dialect, chunks):
 
 def decode(dialect, chunks, wanted):
     """The events that leave `tool_calls`."""
-    stages = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.open(wanted))
+    stages = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(wanted))
     data = b"".join(sse.encode(json.dumps(frame).encode()) for frame in frames(dialect, chunks))
     data += b"" if dialect == "dashscope" else b"data: [DONE]\n\n"
     return [*stages.feed(data), *stages.close()]
@@ -146,7 +146,7 @@ def test_a_whole_answer_has_it(dialect):
     message = {"role": "assistant", "content": "Hi", "reasoning_content": "sum", "encrypted_content": CIPHER}
     body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     events = DIALECTS[dialect].response({"output": body} if dialect == "dashscope" else body, TARGET)
-    normalizer = tool_calls.open(turn())
+    normalizer = tool_calls.build_pipeline(turn())
     folded = [out for event in events for out in normalizer.feed(event)]
     assert chat.response(turn(), [*folded, *normalizer.close()])["choices"][0]["message"] == {
         **message,

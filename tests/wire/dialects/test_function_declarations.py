@@ -197,7 +197,7 @@ def chunks(dialect, messages, reason="STOP"):
 
 def play(dialect, raw, cuts=()):
     """The events of a stream, read in these pieces."""
-    chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.open(turn()))
+    chain = Pipeline(sse.Decoder(), DIALECTS[dialect].decoder(TARGET), tool_calls.build_pipeline(turn()))
     ends = [*cuts, len(raw)]
     pieces = [raw[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
     out = [one for piece in pieces for one in chain.feed(piece)] + chain.close()
@@ -239,7 +239,7 @@ def test_whole(dialect, messages, text, calls):
     """A whole answer gives the same events as a streamed one."""
     choice = {"message": messages[0], "finish_reason": "STOP"}
     body = {"choices": [choice]} if dialect == "compatible" else {"output": {"choices": [choice]}}
-    stage = tool_calls.open(turn())
+    stage = tool_calls.build_pipeline(turn())
     out = [one for item in DIALECTS[dialect].response(body, TARGET) for one in stage.feed(item)]
     check(out)
     assert summary(out) == (text, calls, "tool_calls" if calls else "stop")
@@ -273,7 +273,7 @@ def test_candidates(stream):
     if stream:
         out = play("compatible", f"data: {json.dumps(CANDIDATES)}\n\n".encode())
     else:
-        stage = tool_calls.open(turn())
+        stage = tool_calls.build_pipeline(turn())
         out = [
             one for item in DIALECTS["compatible"].response(CANDIDATES, TARGET) for one in stage.feed(item)
         ]

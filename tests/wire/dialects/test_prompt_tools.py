@@ -81,7 +81,7 @@ def test_a_result_cannot_end_itself():
 @pytest.mark.parametrize("form", [hermes, qwen_coder])
 def test_a_written_call_reads_back(form):
     """What is written for the history is what would be read from the model."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     text = form.render_call("get", CALL["function"]["arguments"])
     folded = fold([one for item in (TextDelta(text), ChoiceFinished("stop")) for one in stage.feed(item)])[0]
     assert folded["calls"][0][1:] == ["get", '{"city": "Paris", "n": 2}']
@@ -106,7 +106,7 @@ def test_a_forced_call_is_asked_for(choice, words):
 @examples(60)
 def test_any_call_of_the_history_reads_back(form, arguments):
     """Whatever a call's arguments were, the text of the history says the same."""
-    stage = tool_calls.open(Turn("i", 0, "m", [], tools=DECLARED))
+    stage = tool_calls.build_pipeline(Turn("i", 0, "m", [], tools=DECLARED))
     text = form.render_call("alpha", json.dumps(arguments, ensure_ascii=False))
     (call,) = fold([one for item in (TextDelta(text), ChoiceFinished("stop")) for one in stage.feed(item)])[
         0

@@ -36,7 +36,7 @@ def d(index=None, id=None, name=None, args=None, choice=0):
 
 
 def run(*events, profile=tool_calls.ModelProfile(), repairs=None):  # noqa: B008 - frozen
-    stage = tool_calls.open(TURN, profile, Counter() if repairs is None else repairs)
+    stage = tool_calls.build_pipeline(TURN, profile, Counter() if repairs is None else repairs)
     out = [result for event in events for result in stage.feed(event)]
     out += stage.close()
     check(out)
@@ -193,7 +193,7 @@ def test_repairs_are_counted():
 
 def test_a_header_leaves_at_once():
     """A declared name that is no other's beginning is sent without waiting; arguments follow piece by piece."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCallStart"]
     assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [ToolCallArgumentsDelta(0, '{"a": "long')]
 
@@ -349,7 +349,7 @@ def test_the_automaton_rejects(text):
 
 def test_a_nameless_call_is_not_held_for_ever():
     """Arguments that never get a name end the answer at a limit."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     out = [e for n in range(10) for e in stage.feed(d(0, "x", None, "y" * 1_000_000 if n else '{"a": "'))]
     assert isinstance(out[-1], StreamFailed)
     assert len(out) == 1
@@ -369,7 +369,7 @@ def test_a_cut_before_the_arguments_is_not_closed():
 def test_halves_of_a_character_in_arguments_are_joined():
     """A character that a server cut into two escapes, one in each delta, arrives whole."""
     decoder = DIALECTS["compatible"].decoder(UpstreamTarget("http://h/v1", "m"))
-    stage = Pipeline(decoder, tool_calls.open(TURN))
+    stage = Pipeline(decoder, tool_calls.build_pipeline(TURN))
     chunks = [
         r'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"x","function":{"name":"one","arguments":"{\"a\": \"\ud83c"}}]}}]}',
         r'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\udf0a\"}"}}]},"finish_reason":"stop"}]}',

@@ -160,7 +160,7 @@ def test_what_was_held_precedes_a_failure():
 
 def test_a_call_waits_for_the_one_before_it():
     """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing up."""
-    stage = tool_calls.open(decoded({}))
+    stage = tool_calls.build_pipeline(decoded({}))
     flow = [
         (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]), (1, "", None, 'ome"}', []),
         (2, "z", "now", "", []), (0, "", None, '"Paris"}', [0, 1, 1, 1, 2]), (2, "", None, "{}", [2]), (3, "w", "now", "{}", [3, 3]),
@@ -237,7 +237,7 @@ def test_whole_bodies(entries, expected, dialect):
     choices = [{"index": 0, "message": {"content": "", "tool_calls": entries}, "finish_reason": "stop"}]
     body = {"choices": choices} if dialect == "compatible" else {"output": {"choices": choices}}
     turn = decoded({})
-    stage = tool_calls.open(turn)
+    stage = tool_calls.build_pipeline(turn)
     out = [event for item in DIALECTS[dialect].response(body, TARGET) for event in stage.feed(item)]
     (choice,) = read_whole(chat.response(turn, out)).values()
     assert [tuple(one) for one in choice["calls"]] == expected

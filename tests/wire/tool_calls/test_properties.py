@@ -27,7 +27,7 @@ def cut(text, places):
 
 
 def play(pieces, finish="stop", profile=PROFILES[0], kind=TextDelta):
-    stage = tool_calls.open(TURN, profile)
+    stage = tool_calls.build_pipeline(TURN, profile)
     out = [event for piece in pieces for event in stage.feed(kind(piece))]
     for end in (ChoiceFinished(finish), StreamDone()):
         out += stage.feed(end)

@@ -29,7 +29,7 @@ LONGEST = len("get_weather")
 
 def lag(text, *, head="", kind=TextDelta, profile=ModelProfile()):  # noqa: B008 - frozen
     """The most characters that are held back at any time while `text` comes one by one after `head`."""
-    stage = tool_calls.open(TURN, profile)
+    stage = tool_calls.build_pipeline(TURN, profile)
     for _ in stage.feed(kind(head)):
         pass
     most = gone = 0
@@ -86,7 +86,7 @@ LIMITS = {
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_what_never_becomes_a_call_is_let_go(text, size):
     """At a limit of some 64 KiB unconfirmed text is passed on; none of it is lost, at any cut."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     gone = []
     for at in range(0, len(text), size):
         gone += [
@@ -167,7 +167,7 @@ def test_work_is_linear(make, size, monkeypatch):
     spent = []
     for length in (20_000, 40_000):
         text, work.done = make(length), 0
-        stage = tool_calls.open(TURN, profile)
+        stage = tool_calls.build_pipeline(TURN, profile)
         for at in range(0, len(text), size):
             for _ in stage.feed(TextDelta(text[at : at + size])):
                 pass
@@ -189,7 +189,7 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
             return super().text
 
     monkeypatch.setattr(call_router, "ArgumentsAccumulator", Watched)
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     count = 100_000
     pieces = ['{"content": "', *["eleven char"] * count, '"}']
     first, *rest = pieces
@@ -212,7 +212,7 @@ def test_calls_cost_the_same_however_many_there_are(monkeypatch):
         return plain(choice, index)
 
     monkeypatch.setattr(call_router.CallRouter, "call_for", addressed)
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     entries = [RawToolCallDelta(n % 7, f"id{n}", "now", "{}") for n in range(3000)]
     out = [event for entry in entries for event in stage.feed(entry)]
     assert len(out) == 2 * len(entries)

@@ -58,7 +58,7 @@ def pieces(text, size):
 
 def play(*parts, finish="stop", size=0, kind=TextDelta, turn=TURN, profile=PROFILE, repairs=None):
     """The folded answer to text (a string) and events, the text cut into pieces of `size`."""
-    stage = tool_calls.open(turn, profile, repairs)
+    stage = tool_calls.build_pipeline(turn, profile, repairs)
     sent = []
     for part in parts:
         if isinstance(part, str | ReasoningDelta | TextDelta):
@@ -359,7 +359,7 @@ def test_a_cut_within_the_closing_tag():
 
 def test_a_failure_passes_on_what_was_held():
     """A broken stream gives the text that was held back, and leaves the call open."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     out = [*stage.feed(TextDelta("a <tool")), *stage.feed(StreamFailed(UpstreamError("x")))]
     assert [type(e).__name__ for e in out] == ["TextDelta", "TextDelta", "StreamFailed"]
     assert fold(out)[0]["text"] == "a <tool"
@@ -381,7 +381,7 @@ THOUGHTS = {
 def test_calls_and_inline_thoughts(text, thought, said, calls):
     """A call ends a thought that forgot its closing tag, under strict rules; a late tag is nobody's."""
     assert same(text) == (said, calls, "tool_calls" if calls else "stop")
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     out = [e for piece in text for e in stage.feed(TextDelta(piece))] + list(
         stage.feed(ChoiceFinished("stop"))
     )
@@ -410,21 +410,21 @@ def texts(events):
 
 def test_text_is_not_held_back():
     """All but the beginning of a marker leaves at once; arguments flow as they come."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     (event,) = stage.feed(TextDelta("hello <"))
     assert event == TextDelta("hello ")
     (event,) = stage.feed(TextDelta("b>"))
     assert event == TextDelta("<b>")
     list(stage.feed(TextDelta('<tool_call>{"name": "write", "arguments": {"content": "')))
     assert texts(stage.feed(TextDelta("long text"))) == "long text"
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     list(stage.feed(TextDelta("<tool_call><function=write><parameter=content>a")))
     assert texts(stage.feed(TextDelta("long text"))) == "long text"
 
 
 def test_a_nameless_block_is_let_go():
     """Text that never becomes a call is held only up to a limit."""
-    stage = tool_calls.open(TURN)
+    stage = tool_calls.build_pipeline(TURN)
     text = '<tool_call>{"x": "' + "y" * 70_000
     assert "".join(texts(stage.feed(TextDelta(piece))) for piece in pieces(text, 1000)) == text
 
