@@ -1,8 +1,8 @@
-"""A Qwen look-alike, for people without an account, for tests, and for developing against.
+"""An emulated Qwen, for people without an account, for tests, and for developing against.
 
 server             `Emulator`: HTTP over any Trio stream
-chat               what it says (pure); `completions` and `embeddings` the same for those
-realtime_session   what it says in a realtime session (pure)
+chat               chat responses (pure); `completions` and `embeddings` the same for those
+realtime_session   realtime responses (pure)
 realtime           a realtime session, and what may go wrong with one
 schema_values      arguments that fit a tool's schema (pure)
 faults             what it does wrong on demand

@@ -1,7 +1,7 @@
-"""What the emulated Qwen says: a request's JSON in, an answer's chunks out.  Pure and deterministic.
+"""The chat responses of the emulated Qwen: a request's JSON in, chunks out. Pure and deterministic.
 
 The chunks have DashScope's documented shape, habits included: role and empty content first, `id: ""` on later
-pieces of a call, `usage: null` until the last chunk, which has no choices.  `refusal` says no in DashScope's words.
+pieces of a call, `usage: null` until the last chunk, which has no choices.  `refusal` rejects as DashScope does.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ async def send_chat(url: str, messages: list[Any], tool: Any, say: PrintFunction
 
 
 async def converse(url: str, say: PrintFunction) -> str:
-    """Ask, answer the tool call, and return the model's last words."""
+    """Ask, answer the tool call, and return the model's final text."""
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     say(f"> {QUESTION}    (with the tool get_weather)")
     with trio.fail_after(ANSWER_TIMEOUT):

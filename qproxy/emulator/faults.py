@@ -3,7 +3,7 @@
 Ask for the model `fault-cut` (through qproxy or directly) and the answer is cut in the middle.  Tests queue their
 own `ScriptedReply` instead (`Emulator.script`).  Here is only what is sent; `server` sends it.
 
-A reply is a list of steps.  One without a status has no head of ours: its steps are everything that is sent, and so
+A reply is a list of steps.  One without a status has no head: its steps are everything that is sent, and so
 it may be anything, HTTP or not.
 """
 

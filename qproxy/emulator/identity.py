@@ -1,7 +1,7 @@
 """The emulated identity server: device flow with a page in the browser, tokens that end, refresh tokens that rotate.
 
 Here: what it remembers and what it answers, without a socket.  It is as strict as the strictest real one: a verifier
-must fit its challenge, polls that come too fast are told to slow down, each refresh token works once, and one that is
+must fit its challenge, polls that come too fast get `slow_down`, each refresh token works once, and one that is
 used twice takes its whole family with it.  `FAULTS` is what it does wrong on demand: `script(...)` in a test, or
 `curl -d fault=html URL/emulator/next` by hand; `curl -X POST URL/emulator/expire` ends every access token.
 
@@ -55,7 +55,7 @@ TOKEN_REFUSED = json_reply(
     },
     401,
 )
-"""What chat says to a token that has ended."""
+"""The error of chat for an expired token."""
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """The emulated realtime API: a WebSocket, and what may go wrong with one, each under a model's name.
 
-`realtime_session` says what is said.  A model that is called `fault-rt-…` does what its name says at its first response.
+`realtime_session` makes the responses.  A model that is called `fault-rt-…` plays the fault of its name at its first response.
 """
 
 from __future__ import annotations

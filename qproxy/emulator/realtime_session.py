@@ -1,4 +1,4 @@
-"""What the emulated Qwen-Omni says in a realtime session: an event in, events out.  Pure and deterministic.
+"""The realtime responses of the emulated Qwen-Omni: an event in, events out. Pure and deterministic.
 
 Its words are those of Alibaba's pages on client and server events, its strictness too: tools are nested, sound is
 16 kHz, OpenAI's names are errors.  It answers text with text and, where sound is wanted, with a tone; sound with the
@@ -69,16 +69,16 @@ class RealtimeModel:
         self._speaking = False
         self._silence = 0.0
         self._pending_response: Any = ""
-        """The user's last words, or the sound of them."""
+        """The user's latest text, or its sound."""
         self._results: list[str] = []
         self._turns = 0
 
     def start(self) -> Iterator[Event]:
-        """What is said before anything is heard."""
+        """Return the events sent before the first client event."""
         yield self._event("session.created", session=self.session)
 
     def handle(self, event: Any) -> Iterator[Event]:
-        """What is said to an event, of whatever shape."""
+        """Return the events for a client event of any shape."""
         kind = event.get("type") if isinstance(event, dict) else None
         answer = getattr(self, f"_on_{kind.replace('.', '_')}", None) if isinstance(kind, str) else None
         if answer is None:

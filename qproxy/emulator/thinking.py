@@ -32,7 +32,7 @@ def validate(body: Any, spec: ModelSpec) -> None:
 
 
 def is_on(body: Any) -> bool:
-    """Return whether the model thinks: always when told to, and by default if it can summarize its thoughts."""
+    """Return whether the model thinks: always when asked to, and by default if it can summarize its thoughts."""
     if isinstance(body.get("enable_thinking"), bool):
         return bool(body["enable_thinking"])
     return _encrypts(body) and body.get("reasoning_effort") not in OFF

@@ -7,7 +7,7 @@ decides nothing, and another one may follow after the pause.
 
 No clock, no I/O. Any response counts as success, even a rejection or a 500: this is about servers that are down, not
 about quota, nor about a request that a server fails on (llama.cpp has a 500 for those), which would otherwise stop
-everybody's.
+every client's.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Clients time out on `/v1/models` after ten seconds, so lists are cached; they ar
 limit of 5 s and 1 MiB, and an unresponsive upstream does not affect the others.
 
 Only 404 and 405 mean that an upstream has no list; the configured names or Qwen's published models replace it. After
-any other failure the last list stays, and the next attempt follows within seconds: a failed fetch says nothing about
+any other failure the last list stays, and the next attempt follows within seconds: a failed fetch shows nothing about
 the models.
 """
 

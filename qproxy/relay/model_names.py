@@ -65,12 +65,12 @@ class ModelNames:
         )
 
     def is_retired(self, name: str) -> bool:
-        """Whether the catalog says that a name's model is gone."""
+        """Return whether a name's model is retired in the catalog."""
         spec = self.catalog.find(self.aliases.resolve(name))
         return spec is not None and spec.retires is not None and spec.retires <= self.today
 
     def is_listed(self, model: str) -> bool:
-        """Whether an account still has the model, whatever the catalog says."""
+        """Return whether an account still has the model, regardless of the catalog."""
         return any(account.lists(model) for account in self._accounts.accounts)
 
     def _warn(self, model: str) -> None:

@@ -6,7 +6,7 @@ The steps, each of which guards against a failure of the next:
        children inherit; and its /tmp gets a limit of files (`remount`);
     3. the gate opens, and only then does the program start.
 
-A server that runs as root starts the sandbox as `nobody`: the kernel exempts root from the limit on processes, and a
+A server that runs as root starts the sandbox as an unprivileged user: the kernel exempts root from the limit on processes, and a
 tool should read the declared paths because it is meant to, not because root reads everything.
 """
 

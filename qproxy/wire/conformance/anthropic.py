@@ -62,7 +62,7 @@ class ParsedMessage:
     message: dict[str, Any] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
     error: dict[str, Any] | None = None
-    """What the server said in place of an answer, or of its rest."""
+    """The error in place of a response, or of its rest."""
     pings: int = 0
 
     def note(self, rule: str, text: str) -> None:

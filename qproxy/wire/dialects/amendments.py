@@ -1,4 +1,4 @@
-"""What a 400 teaches: the request changed by what its server's refusal says, for one more attempt."""
+"""Requests amended after a 400, from the message of the upstream, for one more attempt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TTL = re.compile(r"\bttl\b")
 
 
 def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool = False) -> Turn | None:
-    """The turn amended by what a 400 says about it; None when it says nothing useful.
+    """Return the turn amended after a 400; None if its message is no help.
 
     `keep_thinking`: where a forced tool and thinking exclude each other, the force goes.
     """

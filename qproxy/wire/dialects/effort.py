@@ -24,7 +24,7 @@ def means_thinking(word: object, spec: ModelSpec) -> bool:
 
 
 def native_word(word: str, spec: ModelSpec) -> str:
-    """The model's word; one that nobody knows passes, for the server to judge."""
+    """Return the model's word; an unknown one passes, for the upstream to judge."""
     return word if word in (spec.efforts or ()) else (spec.effort_map or {}).get(word, word)
 
 

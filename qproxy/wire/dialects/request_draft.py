@@ -44,7 +44,7 @@ class RequestDraft:
 
     @property
     def thinking(self) -> bool:
-        """Whether the model will think, as far as can be told from here."""
+        """Return whether the model will think, as far as is known here."""
         if self.spec.thinking == "only":
             return True
         thinking = self.params.get("enable_thinking")

@@ -101,7 +101,7 @@ def _json_schema(draft: RequestDraft) -> bool:
 
 def _output_limit(draft: RequestDraft) -> bool:
     spec = draft.spec
-    if not spec.knows("output"):  # a newer model may give more, and says so itself where it does not
+    if not spec.knows("output"):  # a newer model may allow more, and rejects the request if it does not
         return False
     both = spec.max_tokens_counts == "all" and draft.thinking
     limit = max(spec.output or 0, spec.output_thinking or 0) if both else spec.output or 0

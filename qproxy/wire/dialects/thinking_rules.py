@@ -1,6 +1,6 @@
 """The rules about thinking: how hard, whether at all, and what does not go together with it.
 
-A model that always thinks (`thinking = "only"`) refuses to be switched off, so it is left on and the client is told.
+A model that always thinks (`thinking = "only"`) refuses to be switched off, so it is left on and the client is notified.
 Source: Model Studio's pages on deep thinking and on its chat interface.
 """
 
@@ -121,7 +121,7 @@ def thinking_summary(draft: RequestDraft) -> bool:
 
 
 def foreign_ciphertext(draft: RequestDraft) -> bool:
-    """Leave out ciphertext of reasoning for models that are not known to have any: nobody else can read it."""
+    """Leave out ciphertext of reasoning for models that are not known to have any: no other model can read it."""
     if "encrypted_content" not in draft.marks or draft.spec.encrypted_thinking:
         return False
     draft.set_messages(message_rules.without_ciphertext(draft.messages))

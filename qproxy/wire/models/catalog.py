@@ -79,7 +79,7 @@ class ModelCatalog:
         for row in rows:
             key = row.id.lower()
             base = self._models.get(key)
-            if base is None and key in other_names:  # what is said of one name is not said of the others
+            if base is None and key in other_names:  # a fact about one name does not hold for the others
                 known = self._models[other_names[key]]
                 base = replace(known, id=row.id, aliases=None, snapshots=None, listed=None)
             self._models[key] = made = override(base or ModelSpec(row.id), row)
@@ -174,7 +174,7 @@ class ModelCatalog:
                 return self._names[key]
         key = _base_name(name)
         family = self._names.get(_SNAPSHOT.sub("", key))
-        if family is not None:  # as its family, and gone with it; what it costs nobody said
+        if family is not None:  # as its family, and gone with it; its price is unknown
             return replace(
                 family, id=name, aliases=None, snapshots=None, prices=None, online=None, listed=None
             )

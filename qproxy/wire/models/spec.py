@@ -1,7 +1,7 @@
 """One row of the catalog: what is known of a model, every cell of which may be unknown (None).
 
-`ModelRow` is what a file says: the package's own, or a `[[models]]` table of qproxy.toml, where a cell that is left out
-keeps what the package says.  `ModelSpec` is what follows from all rows.  Sizes are in tokens, dates are ISO 8601.
+`ModelRow` is a row of a file: the package's own, or a `[[models]]` table of qproxy.toml, where a cell that is left out
+keeps the value of the package.  `ModelSpec` is what follows from all rows.  Sizes are in tokens, dates are ISO 8601.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Support: TypeAlias = Literal["no", "nonthinking", "yes", "unknown"]
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What a file says of a model."""
+    """A row of a file about a model."""
 
     id: str
     like: str | None = None
@@ -64,7 +64,7 @@ class ModelRow:
 
     # Thinking
     thinking: Literal["none", "off", "on", "only"] | None = None
-    """Whether it can think: never, when told to, unless told not to, always."""
+    """Whether it can think: never, if asked to, unless asked not to, always."""
     efforts: list[str] | None = None
     """Words of `reasoning_effort` that it takes as they are; an empty list where it does not read the field."""
     effort_map: dict[str, str] | None = None

@@ -6,7 +6,7 @@ from qproxy.wire.models.catalog import ModelCatalog
 from qproxy.wire.models.spec import ModelSpec
 
 _COLUMNS = ("model", "context", "output", "thinking", "reasoning_effort", "JSON", "input", "cache", "retired")
-_THINKING = {"on": "on", "off": "when told to", "only": "always", "none": "no", None: ""}
+_THINKING = {"on": "on", "off": "on request", "only": "always", "none": "no", None: ""}
 _CACHES = {
     "options": "OpenAI's options",
     "explicit": "`cache_control`",
