@@ -1,10 +1,10 @@
 """Run the real Claude Code through qproxy, in front of the emulator, and print what happened.
 
-    npm install --prefix /tmp/cc @anthropic-ai/claude-code
-    .venv/bin/python scripts/claude_code.py /tmp/cc/node_modules/@anthropic-ai/claude-code-linux-x64/claude
+    npm install --prefix FOLDER @anthropic-ai/claude-code
+    .venv/bin/python scripts/claude_code.py FOLDER/node_modules/@anthropic-ai/claude-code-linux-x64/claude
 
-Nothing leaves this machine: the model's words are scripted, Claude Code runs in a directory of its own with a home of
-its own.  Each scenario says what the client printed and what the model's server was asked; one that fails ends the run.
+Nothing leaves this machine: the responses of the model are scripted, Claude Code runs in a directory of its own with a home of
+its own.  Each scenario prints the client's output and the requests to the upstream; one that fails ends the run.
 """
 
 import json

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qproxy.accounts.account import Account, Capability
@@ -154,14 +154,9 @@ def can_recheck(
     without: Iterable[Account],
 ) -> bool:
     """Return whether an untried account is cooling down for a reason that may have ended early."""
-    tried = set(without)
     return any(
-        a.supports(model, task)
-        and a not in tried
-        and not a.circuit_breaker.wait(now)
-        and not a.at_capacity(now)
-        and a.recheck_order(model) is not None
-        for a in accounts
+        not account.at_capacity(now) and account.recheck_order(model) is not None
+        for account in _untried(accounts, model, now, task, without)
     )
 
 
@@ -174,11 +169,18 @@ def has_alternative(
     without: Iterable[Account],
 ) -> bool:
     """Return whether an untried account is available for the model."""
-    tried = set(without)
     return any(
-        a.supports(model, task)
-        and a not in tried
-        and now >= a.cooldown_until(model)
-        and not a.circuit_breaker.wait(now)
-        for a in accounts
+        now >= account.cooldown_until(model) for account in _untried(accounts, model, now, task, without)
+    )
+
+
+def _untried(
+    accounts: Sequence[Account], model: str, now: float, task: Capability, without: Iterable[Account]
+) -> Iterator[Account]:
+    """Yield the accounts for the model that are not excluded and whose upstream is not known to be down."""
+    tried = set(without)
+    return (
+        account
+        for account in accounts
+        if account.supports(model, task) and account not in tried and not account.circuit_breaker.wait(now)
     )
