@@ -1,23 +1,23 @@
 """An OpenAI-compatible server for Alibaba's Qwen models, with reliable function calling.
 
-    client bytes → endpoints.chat.decode → Turn ─┐                            ┌→ endpoints.chat.Encoder → client bytes
-                                                 │   relay  (where wire       │
-    dialects.X.request ← target, Turn ───────────┘   meets Trio)              └─ events ← tool_calls ← dialects.X.Decoder ← sse.Decoder ← bytes
+    request    client bytes → endpoints.chat.decode → Turn → dialects.X.request → upstream bytes
+    response   upstream bytes → sse.Decoder → dialects.X.Decoder → tool_calls → events
+                                                    → endpoints.chat.Encoder → client bytes
 
-A client's bytes become a `Turn`; the response bytes of a Qwen account become events; the events become the client's
-bytes. `wire` is pure; `relay` runs one request; `server` is the HTTP server for clients, `transport` the HTTP client
-for upstreams; `bootstrap` builds everything from the configuration.
+A client's bytes become a `Turn`; the response bytes of a Qwen account become events; the events become the
+client's bytes. `wire` is pure; `relay` runs one request; `server` is the HTTP server for clients, `transport`
+the HTTP client for upstreams; `bootstrap` builds everything from the configuration.
 
-If the model calls a tool of the server, `relay.tool_loop` runs it (`tools`, in a `sandbox`) and sends the result to
-the model.
+If the model calls a tool of the server, `relay.tool_loop` runs it (`tools`, in a `sandbox`) and sends the
+result to the model.
 
-Imports point one way: cli → diagnostics → {process, emulator} → bootstrap → {backends, dashboard} → server → relay →
-accounts → config → access → {auth, ledger} → {http_server, limits, telemetry, tools} → transport → {wire, sandbox, system}.
-Only `bootstrap`, `process`, `diagnostics`, `emulator.demo` and `cli` read the settings (`config`); the other packages
-get arguments.
+Imports point one way: cli → diagnostics → {process, emulator} → bootstrap → {backends, dashboard} → server →
+relay → accounts → config → access → {auth, ledger} → {http_server, limits, telemetry, tools} → transport →
+{wire, sandbox, system}. Only `bootstrap`, `process`, `diagnostics`, `emulator.demo` and `cli` read the
+settings (`config`); the other packages get arguments.
 
     qproxy serve                                        the command
-    hypercorn qproxy:app --worker-class trio            under Hypercorn; `app` reads qproxy.toml and the environment
+    hypercorn qproxy:app --worker-class trio            under Hypercorn: `app` reads qproxy.toml
     urls = await nursery.start(qproxy.serve, config)    in a Trio program
     async with qproxy.in_process(app) as client: ...    in a Trio program, without a socket
 """

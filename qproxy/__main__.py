@@ -7,7 +7,8 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command line and return its exit code; Ctrl+C prints one line, even while modules are imported."""
+    """Run the command line and return its exit code; Ctrl+C prints one line, even while modules are
+    imported."""
     try:
         from qproxy import cli
 

@@ -1,7 +1,7 @@
 """Measure what sharing the accounts' state costs: python scripts/bench_accounts.py
 
-A lease of an account without a pace is the unit.  Beside it: a paced account in one process, and with a shared file;
-and how long the event loop is held up while the file is exchanged once a second.
+A lease of an account without a pace is the unit. Beside it: a paced account in one process, and with a shared
+file; and how long the event loop is held up while the file is exchanged once a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ async def leases(all_of_them: AccountPool) -> float:
 
 
 async def held_up(work: Callable[[], Awaitable[None]]) -> tuple[float, float]:
-    """How long some work takes, and how long it lets nobody else run at worst, in microseconds (medians of 200)."""
+    """How long some work takes, and how long it lets nobody else run at worst, in microseconds (medians of
+    200)."""
     took, gaps = [], []
 
     async def ticks(done: trio.Event) -> None:
@@ -70,7 +71,8 @@ async def main() -> None:
         unit = await leases(accounts(None, AccountRateLimiter()))
         print(f"a lease without a pace: {unit:.0f} us, the unit")
         print(
-            f"with a pace, one process: {await leases(accounts(None, AccountRateLimiter(PACE, PACE))) / unit:.1f} times that"
+            "with a pace, one process: "
+            f"{await leases(accounts(None, AccountRateLimiter(PACE, PACE))) / unit:.1f} times that"
         )
         shared = accounts(board, AccountRateLimiter(PACE, PACE))
         print(f"with a pace and a shared file: {await leases(shared) / unit:.1f} times that")

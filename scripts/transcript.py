@@ -1,7 +1,8 @@
-"""The transcript of docs/accounts.md: sign in, chat, refresh, sign out, on the emulator, by the real commands.
+"""The transcript of docs/accounts.md: sign in, chat, refresh, sign out, on the emulator, by the real
+commands.
 
-Runs `qproxy emulator`, `login`, `serve` and `logout` as processes and prints what they say, with what differs from run
-to run (ports, codes, ids, paths) replaced.  A test compares it with the page.
+Runs `qproxy emulator`, `login`, `serve` and `logout` as processes and prints what they say, with what differs
+from run to run (ports, codes, ids, paths) replaced. A test compares it with the page.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The transcript of docs/check.md: a configuration and a server under examination, on the emulator, by the real command.
+"""The transcript of docs/check.md: a configuration and a server under examination, on the emulator, by the
+real command.
 
 As `transcript.py`: what differs from run to run is replaced, and a test compares the result with the page.
 """

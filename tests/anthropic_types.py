@@ -1,7 +1,7 @@
 """A judge of what we send to Anthropic's clients: the official SDK's own types, strictly.
 
-As `openai_types`: every value has exactly the declared type, every literal is a declared one, every key is declared.
-`frames` reads a stream as the SDK does, but refuses what it would skip.
+As `openai_types`: every value has exactly the declared type, every literal is a declared one, every key is
+declared. `frames` reads a stream as the SDK does, but refuses what it would skip.
 """
 
 import json

@@ -2,6 +2,6 @@
 
 from hypothesis import settings
 
-# The same examples in every run: what a change breaks, it breaks for everybody.  `scripts/fuzz` looks for new ones.
+# The same examples in every run; `scripts/fuzz` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")

@@ -37,7 +37,8 @@ def slow(*pieces):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the client has asked, what the server behind has said so far, and what the client has had of it."""
+    """What the client has asked, what the server behind has said so far, and what the client has had of
+    it."""
 
     reply: ScriptedReply
     stream: bool
@@ -106,7 +107,8 @@ async def until(holds):
 
 
 async def left(it, stream, ask, moment, caplog, *, within):
-    """Leave at a moment; the upstream is closed in time, everything is given back, and the log has no error."""
+    """Leave at a moment; the upstream is closed in time, everything is given back, and the log has no
+    error."""
     it.emulator.script(moment.reply)
     seen = len(it.emulator.requests)
     leave = await ask(stream, moment)
@@ -132,7 +134,8 @@ async def left(it, stream, ask, moment, caplog, *, within):
 
 @asynccontextmanager
 async def real_world():
-    """A world whose client's side and upstream's side are both real sockets on loopback; yields it and a connector."""
+    """A world whose client's side and upstream's side are both real sockets on loopback; yields it and a
+    connector."""
     http_server.patch_hypercorn()
     emulator = Emulator()
 

@@ -1,7 +1,8 @@
 """What several test files share: an app in front of an emulator, in memory, and real HTTP clients for it.
 
-`world()` gives a qproxy app whose upstream is an `Emulator` behind memory streams: no sockets, and Trio's clock can
-jump.  `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pair, with real HTTP bytes.
+`world()` gives a qproxy app whose upstream is an `Emulator` behind memory streams: no sockets, and Trio's
+clock can jump. `h1(app)` and `h2(app)` serve it by the mended Hypercorn over a memory pair, with real HTTP
+bytes.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Heads, sizes of chunks and trailers that are made to be costly, and what parses them: run as a child with a CPU limit.
+"""Heads, sizes of chunks and trailers that are made to be costly, and what parses them: run as a child with a
+CPU limit.
 
     python -m tests.hostile_heads SECONDS      # ends at once by SIGXCPU when the attacks take longer
 
@@ -18,7 +19,8 @@ from qproxy.wire.bounded_h11 import BoundedConnection
 
 LIMIT = 64 * 1024
 RUNS = [
-    b" ", b"\t", b" \t", b"x", b"x ", b" x", b"A", b"A:", b"A: ", b"A:\r\n", b"A: \r\n", b"A:\n", b"A: b\r\n", b"\r\n ",
+    b" ", b"\t", b" \t", b"x", b"x ", b" x", b"A", b"A:", b"A: ", b"A:\r\n", b"A: \r\n", b"A:\n", b"A: b\r\n",
+    b"\r\n ",
     b"\n ", b"\r", b"\n", b"\0", b":", b",", b";", b"0", b"9", b"f", b"\xff", b"\x0b", b"%", b"/", b"=", b'"',
 ]  # fmt: skip
 SIZES = (25, 257, 4096, LIMIT)
@@ -81,7 +83,8 @@ def parsers() -> list[tuple[Callable[[bytes], object], Iterator[bytes]]]:
         (lambda data: listen(BoundedConnection(h11.SERVER, LIMIT), CHUNKED + data), attacks(BODIES, b"\r\n")),
         (lambda data: listen(client(), data), attacks(ANSWERS, b"\r\n\r\nok")),
         (lambda data: ChunkedReader().feed(data), attacks(BODIES, b"\r\n")),
-        (lambda data: http1.write_response(200, [(b"a", data), (data, b"")]), attacks({"value": (b"", b"")}, b"")),
+        (lambda data: http1.write_response(200, [(b"a", data), (data, b"")]),
+            attacks({"value": (b"", b"")}, b"")),
     ]  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """A judge of what we send: OpenAI's own types, strictly.
 
-`judge(kind, value)` holds a body (as parsed JSON) against a model of the official SDK: every value has exactly the
-declared type (pydantic's strict mode: no "1" for 1), every literal is one of the declared ones, every required key is
-there, and every key that the model does not know stands in `EXTRAS`.  The SDK's own parsing is far more lenient, so
-that it works is no proof.
+`judge(kind, value)` holds a body (as parsed JSON) against a model of the official SDK: every value has
+exactly the declared type (pydantic's strict mode: no "1" for 1), every literal is one of the declared ones,
+every required key is there, and every key that the model does not know stands in `EXTRAS`. The SDK's own
+parsing is far more lenient, so that it works is no proof.
 
-`stream(kind, text)` does so for every chunk of a stream that ends with `[DONE]`; `refusal(value)` for an error's body.
+`stream(kind, text)` does so for every chunk of a stream that ends with `[DONE]`; `refusal(value)` for an
+error's body.
 """
 
 import json
@@ -40,7 +41,8 @@ def judge(kind, value):
 
 
 def unknown(value, path):
-    """Assert that no model in `value` holds a key that it does not declare and that `EXTRAS` does not list."""
+    """Assert that no model in `value` holds a key that it does not declare and that `EXTRAS` does not
+    list."""
     if isinstance(value, BaseModel):
         name = type(value).__name__
         strange = set(value.model_extra or ()) - EXTRAS.get(name, frozenset())
@@ -65,8 +67,8 @@ def stream(kind, text, *, done=True):
 
 
 def _said(chunk):
-    """The chunk in the words that the SDK declares, where OpenAI itself says what its SDK does not: null for a
-    completion that goes on, and streamed calls of custom tools (judged in a function's place)."""
+    """The chunk in the words that the SDK declares, where OpenAI itself says what its SDK does not: null for
+    a completion that goes on, and streamed calls of custom tools (judged in a function's place)."""
     for choice in chunk.get("choices", ()):
         if chunk["object"] == "text_completion" and choice["finish_reason"] is None:
             choice["finish_reason"] = "stop"

@@ -1,9 +1,10 @@
-"""Regular expressions of the package: where they are, whether they take linear time by their shape, and attacks on them.
+"""Regular expressions of the package: where they are, whether they take linear time by their shape, and
+attacks on them.
 
-`shape` reads the parse tree of `re` and names what can make a match slow: a repeat that may give back what a later one
-(or itself, in the next turn of a loop) takes up again; and for a search a repeat that every start in a run scans anew.
-A pump is a text that both can match: between two repeats each part that must match has to be matched by it as well.
-Possessive repeats and atomic groups give nothing back.
+`shape` reads the parse tree of `re` and names what can make a match slow: a repeat that may give back what a
+later one (or itself, in the next turn of a loop) takes up again; and for a search a repeat that every start
+in a run scans anew. A pump is a text that both can match: between two repeats each part that must match has
+to be matched by it as well. Possessive repeats and atomic groups give nothing back.
 """
 
 from __future__ import annotations
@@ -234,7 +235,8 @@ def _least(items: Any) -> int:
 
 @dataclass(frozen=True)
 class Pump:
-    """A repeat that may give characters back (or the start of a search), and what must match between it and here."""
+    """A repeat that may give characters back (or the start of a search), and what must match between it and
+    here."""
 
     name: str
     chars: frozenset[str]
@@ -379,7 +381,8 @@ FEW = 5
 
 
 def attacks(pattern: re.Pattern[Any], more: int) -> Iterator[str]:
-    """Texts that a pattern that backtracks is slow to refuse: many of 8 KiB, some of 64 KiB; `more` of them by chance."""
+    """Texts that a pattern that backtracks is slow to refuse: many of 8 KiB, some of 64 KiB; `more` of them
+    by chance."""
     tree = parser.parse(pattern.pattern, pattern.flags)
     flags = tree.state.flags | pattern.flags
     pumps: dict[tuple[str, str], None] = {}
@@ -395,7 +398,8 @@ def attacks(pattern: re.Pattern[Any], more: int) -> Iterator[str]:
 
 
 def _pumps(items: list[Any], before: str, flags: int, found: dict[tuple[str, str], None]) -> str:
-    """Collect what may be repeated: each class, and each beginning; returns a shortest match behind `before`."""
+    """Collect what may be repeated: each class, and each beginning; returns a shortest match behind
+    `before`."""
     begun = before
     for op, argument in items:
         if op in REPEATS:

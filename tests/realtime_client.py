@@ -1,4 +1,5 @@
-"""Realtime clients for tests: a WebSocket to an app, over a memory pair or a real socket, and what it hears."""
+"""Realtime clients for tests: a WebSocket to an app, over a memory pair or a real socket, and what it
+hears."""
 
 import json
 from contextlib import asynccontextmanager

@@ -1,4 +1,5 @@
-"""No event of a client or an upstream holds the loop: long work is done in slices, or in a thread, and grows with its input."""
+"""No event of a client or an upstream holds the loop: long work is done in slices, or in a thread, and grows
+with its input."""
 
 import json
 import sys
@@ -42,7 +43,8 @@ class Source:
 
 
 class Recorder:
-    """A stage that writes down what it is fed, in which thread, and how often other tasks have run till then."""
+    """A stage that writes down what it is fed, in which thread, and how often other tasks have run till
+    then."""
 
     def __init__(self):
         self.turns = 0
@@ -83,7 +85,7 @@ async def test_a_long_read_is_worked_on_in_slices():
     assert sum(size for _, size, _ in recorder.fed) == MIB
     assert max(size for _, size, _ in recorder.fed) <= SLICE
     turns = [turn for turn, _, _ in recorder.fed]
-    # Trio runs what is ready in any order: at the least, others ran between a slice and the one after the next.
+    # Trio runs ready tasks in any order: at least, others ran between a slice and the next but one.
     assert all(later > earlier for earlier, later in zip(turns, turns[2:], strict=False))
 
 
@@ -109,7 +111,8 @@ async def test_a_long_event_has_a_thread():
 
 
 async def test_many_events_are_given_some_at_a_time():
-    """However many events a read completes, whoever writes them gets a bounded number, and all of them in order."""
+    """However many events a read completes, whoever writes them gets a bounded number, and all of them in
+    order."""
     count = 2 * MAX_EVENTS + 1
     answer = UpstreamEventStream(RelayRecord(), source=None, front=Pipeline(), back=Pipeline())
     answer.feed([TextDelta(str(number)) for number in range(count)], last=True)
@@ -137,7 +140,8 @@ async def test_a_large_body_has_a_thread(monkeypatch):
 
 
 async def test_a_body_of_too_many_values(monkeypatch):
-    """A body may be as large as the setting says, but not consist of millions of values, in whatever field they are."""
+    """A body may be as large as the setting says, but not consist of millions of values, in whatever field
+    they are."""
     monkeypatch.setattr(json_codec, "MAX_VALUES", 50_000)
     many: list[Any] = [[]] * 50_001
     async with world() as it:
@@ -228,9 +232,11 @@ STREAMS = {
     "thoughts": lambda n: pieces(TextDelta, "<think>" + "</think" * (n // 7)),
     "blank thoughts": lambda n: pieces(ReasoningDelta, "\n" * n),
     "JSON in text": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * n),
-    "numbers in text": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": [' + "1," * (n // 2)),
+    "numbers in text": lambda n: pieces(TextDelta,
+        '<tool_call>{"name": "f", "arguments": [' + "1," * (n // 2)),
     "a value": lambda n: pieces(TextDelta, "<tool_call>\n<function=f>\n<parameter=a>\n" + "1" * n),
-    "tags in a value": lambda n: pieces(TextDelta, "<tool_call>\n<function=f>\n<parameter=a>\n" + "</parameter>" * (n // 12)),
+    "tags in a value": lambda n: pieces(TextDelta,
+        "<tool_call>\n<function=f>\n<parameter=a>\n" + "</parameter>" * (n // 12)),
     "no JSON": lambda n: pieces(TextDelta, '<tool_call>{"name": "f", "arguments": {x' + "}" * n),
     "arguments": lambda n: arguments('{"a": "' + "x" * n),
     "brackets": lambda n: arguments("[" * n),
@@ -267,7 +273,8 @@ def steps(stream, profile):
 )
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_work_of_the_stages_grows_with_the_text(name, profile):
-    """One character at a time: four times the text costs about four times the steps, whatever has come before."""
+    """One character at a time: four times the text costs about four times the steps, whatever has come
+    before."""
     short, _ = steps(STREAMS[name](1000), profile)
     long, size = steps(STREAMS[name](4000), profile)
     assert long <= 4.6 * short + 1000
@@ -295,7 +302,8 @@ UNITS = {
 
 @pytest.mark.parametrize(("head", "unit"), UNITS.values(), ids=UNITS)
 async def test_a_read_of_many_small_pieces_lets_others_run(head, unit, autojump_clock):
-    """What a client sends in small pieces is taken up some at a time, and the other tasks have their turn in between."""
+    """What a client sends in small pieces is taken up some at a time, and the other tasks have their turn in
+    between."""
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":

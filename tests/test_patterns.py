@@ -51,7 +51,8 @@ FAST_SEARCHES = {
 
 
 def test_every_pattern_is_linear_by_its_shape():
-    """No pattern gives back what a later repeat takes up again, and no search scans a run from each of its places."""
+    """No pattern gives back what a later repeat takes up again, and no search scans a run from each of its
+    places."""
     found = {str(used): faults for used in every() if (faults := shape(used.pattern, anchored=used.anchored))}
     assert found == {}
 
@@ -78,7 +79,8 @@ def test_the_check_sees_what_is_slow_anywhere(pattern):
 
 @pytest.mark.parametrize("pattern", SLOW_SEARCHES.values(), ids=SLOW_SEARCHES)
 def test_the_check_sees_what_is_slow_to_search_for(pattern):
-    """A pattern that scans a run from each of its places is refused where it is searched for, and only there."""
+    """A pattern that scans a run from each of its places is refused where it is searched for, and only
+    there."""
     assert shape(re.compile(pattern), anchored=False)
     assert not shape(re.compile(pattern), anchored=True)
 
@@ -96,7 +98,8 @@ def test_the_check_passes_what_is_fast_to_search_for(pattern):
 
 
 def test_attacks_end():
-    """Runs of what each part of each pattern matches, up to 64 KiB long with a near miss behind them, take their length's time."""
+    """Runs of what each part of each pattern matches, up to 64 KiB long with a near miss behind them, take
+    their length's time."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.patterns"],
         cwd=Path(__file__).parent.parent,

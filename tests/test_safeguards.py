@@ -1,6 +1,7 @@
 """Every way to serve is as safe as `qproxy serve`: real processes, each held to the same safeguards.
 
-`WAYS` are the columns and `SAFEGUARDS` the rows of the table in docs/operations.md, which is compared with them.
+`WAYS` are the columns and `SAFEGUARDS` the rows of the table in docs/operations.md, which is compared with
+them.
 """
 
 import json
@@ -215,7 +216,8 @@ def environment(emulator, home):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 async def test_a_public_address_without_keys(way, tmp_path):
-    """It does not start, and says what to do; with keys a server could, so it is the address that is refused."""
+    """It does not start, and says what to do; with keys a server could, so it is the address that is
+    refused."""
     settings = {"QPROXY_UPSTREAM": "http://127.0.0.1:9/v1"}
     with closing(socket.socket()) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")  # nobody outside reaches it
@@ -265,8 +267,9 @@ async def check_requests_at_the_end(way, number, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 async def test_requests_at_the_end(way, tmp_path):
-    """After SIGTERM and graceful_timeout streams end with an error frame and whole requests with a 503, over both versions of
-    HTTP; the ledger says why.  Hypercorn's lines come once a process, and a setting that it has itself is named once."""
+    """After SIGTERM and graceful_timeout streams end with an error frame and whole requests with a 503, over
+    both versions of HTTP; the ledger says why. Hypercorn's lines come once a process, and a setting that it
+    has itself is named once."""
     await check_requests_at_the_end(way, signal.SIGTERM, tmp_path)
 
 
@@ -319,9 +322,13 @@ async def test_a_second_signal(tmp_path):
 SAFEGUARDS = {
     "a public address without keys is not served": test_a_public_address_without_keys,
     "invalid settings are a one-line error, and the server does not start": test_settings_that_cannot_serve,
-    "SIGTERM and SIGINT end every request with its API's error, after `graceful_timeout`": test_requests_at_the_end,
+    "SIGTERM and SIGINT end every request with its API's error, after `graceful_timeout`": (
+        test_requests_at_the_end
+    ),
     "workers end when their master was killed": test_a_master_that_was_killed,
-    "a worker class other than Trio's is a one-line error, and the server does not start": test_another_worker_class,
+    "a worker class other than Trio's is a one-line error, and the server does not start": (
+        test_another_worker_class
+    ),
 }
 EXPECTED = {
     test_a_public_address_without_keys: WAYS,
@@ -333,7 +340,8 @@ EXPECTED = {
 
 
 def test_the_table_of_safeguards():
-    """docs/operations.md has a row for each safeguard, a column for each way, and a yes where a test here proves it."""
+    """docs/operations.md has a row for each safeguard, a column for each way, and a yes where a test here
+    proves it."""
     page = (EXAMPLES.parent / "operations.md").read_text().partition("\n## Safeguards in every server\n")[2]
     lines = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -349,7 +357,8 @@ def test_the_table_of_safeguards():
 
 
 async def test_without_a_socket(tmp_path):
-    """The example that speaks to the app in its own process prints an answer; without an account it says why it has none."""
+    """The example that speaks to the app in its own process prints an answer; without an account it says why
+    it has none."""
     way = Way((str(EXAMPLES / "trio_in_process.py"), "Hello there"))
     async with upstream() as emulator:
         settings = {"QPROXY_UPSTREAM": emulator.base_url}
@@ -410,8 +419,8 @@ class Server:
 
 
 async def test_no_lifespan_no_app():
-    """The app is built in its lifespan only: before, after a failed one and after the last one a request is a 503 in words,
-    also once the settings could be served."""
+    """The app is built in its lifespan only: before, after a failed one and after the last one a request is a
+    503 in words, also once the settings could be served."""
     found: list[Config] = [Config()]
     app = asgi.LazyApp(lambda: found[0])
     server = Server(app)

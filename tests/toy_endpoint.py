@@ -1,7 +1,7 @@
 """An endpoint of an API that is nobody's: all of it is in this module, and `TOY` is its row.
 
-Its requests are `{"ask", "live", "model"}`, its responses lines of text, its errors `{"fault": ...}`; it has its own
-headers, its own key header, its own keep-alive and its own way to end a stream.
+Its requests are `{"ask", "live", "model"}`, its responses lines of text, its errors `{"fault": ...}`; it has
+its own headers, its own key header, its own keep-alive and its own way to end a stream.
 """
 
 import json

@@ -2,8 +2,9 @@
 
     python3 file_search.py FOLDER
 
-It has two tools: `search` finds lines that hold some words, `read` shows a part of a file.  It does not keep anybody
-out of anything by itself; that is what the fence is for, in which it sees the folder and nothing else.
+It has two tools: `search` finds lines that hold some words, `read` shows a part of a file. It does not keep
+anybody out of anything by itself; that is what the fence is for, in which it sees the folder and nothing
+else.
 """
 
 import json

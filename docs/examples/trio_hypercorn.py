@@ -1,4 +1,5 @@
-"""`qproxy.app` in a Trio program that runs Hypercorn itself, with the settings of qproxy.toml and the environment.
+"""`qproxy.app` in a Trio program that runs Hypercorn itself, with the settings of qproxy.toml and the
+environment.
 
 The address is Hypercorn's to know; the limits, and how long requests have at the end, are qproxy's settings.
 

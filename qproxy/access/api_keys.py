@@ -1,10 +1,11 @@
 """API keys of clients: created here, shown once, stored as SHA-256.
 
-`ApiKeyStore` is the source of the keys that a server accepts; `backends.local` has one in a file. A store keeps a
-local copy, so that authenticating a request waits for nothing; a change applies within about a second everywhere.
+`ApiKeyStore` is the source of the keys that a server accepts; `backends.local` has one in a file. A store
+keeps a local copy, so that authenticating a request waits for nothing; a change applies within about a second
+everywhere.
 
-Once a key has been created keys are required, even when all of them are revoked: revoking every key does not make the
-server open. The digest needs no salt and no slow hash: a key is 256 random bits, not a password.
+Once a key has been created keys are required, even when all of them are revoked: revoking every key does not
+make the server open. The digest needs no salt and no slow hash: a key is 256 random bits, not a password.
 """
 
 from __future__ import annotations
@@ -124,11 +125,13 @@ class ApiKeyStore(Protocol):
         ...
 
     def authenticate(self, secret: str) -> ApiKey:
-        """Return the record of a key that is active. Raises AuthenticationError, InvalidKeyError for an unknown one."""
+        """Return the record of a key that is active. Raises AuthenticationError, InvalidKeyError for an
+        unknown one."""
         ...
 
     async def create(self, **fields: Any) -> tuple[ApiKey, str]:
-        """Create a key; return its record and its secret, which is stored nowhere. Raises ApiKeyStoreError."""
+        """Create a key; return its record and its secret, which is stored nowhere. Raises
+        ApiKeyStoreError."""
         ...
 
     async def revoke(self, id_or_name: str) -> ApiKey:
@@ -213,7 +216,8 @@ def with_revoked(keys: Sequence[ApiKey], id_or_name: str) -> tuple[list[ApiKey],
 
 
 def parse_expiry(text: str, now: float) -> int:
-    """Parse when a key expires: a time from now (30d, 12h) or a date in UTC (2027-01-31). Raises ValueError."""
+    """Parse when a key expires: a time from now (30d, 12h) or a date in UTC (2027-01-31). Raises
+    ValueError."""
     period = re.fullmatch(r"(\d{1,5})([mhdw])", text)
     if period:
         return int(now) + int(period[1]) * _UNITS[period[2]]

@@ -1,8 +1,9 @@
-"""Budgets of API keys: what a key may use within a window, compared with the usage ledger rather than with memory.
+"""Budgets of API keys: what a key may use within a window, compared with the usage ledger rather than with
+memory.
 
-The usage of a key is what the ledger reported a moment ago, what this process has used since, and what its requests in
-flight have reserved. The ledger is queried again every few seconds, which is how several workers learn of each other:
-at the very end of a budget, each may admit what it does not know of yet.
+The usage of a key is what the ledger reported a moment ago, what this process has used since, and what its
+requests in flight have reserved. The ledger is queried again every few seconds, which is how several workers
+learn of each other: at the very end of a budget, each may admit what it does not know of yet.
 
 Without a ledger that responds a budget cannot be enforced, and requests of a key that has one are rejected.
 """
@@ -57,7 +58,8 @@ class KeyUsage:
         return False
 
     def raise_if_exhausted(self, budget: Quota, now: float, *, running: bool = False) -> None:
-        """Raise a RequestError with status 429 if the budget is exhausted; a running request needs no other request."""
+        """Raise a RequestError with status 429 if the budget is exhausted; a running request needs no other
+        request."""
         usage = self.windows[budget.window]
         for unit, limit in budget.limits.items():
             total = usage.used.get(unit, 0) + self.used.get(unit, 0) + self.reserved.get(unit, 0)
@@ -113,7 +115,8 @@ class BudgetTracker:
         return f"<BudgetTracker {len(self._usage_by_key)} keys>"
 
     async def reserve(self, key: ApiKey, amounts: Amounts) -> BudgetReservation:
-        """Reserve the amounts of a request. Raises a RequestError with status 429 if a budget is exhausted."""
+        """Reserve the amounts of a request. Raises a RequestError with status 429 if a budget is
+        exhausted."""
         usage, now = await self._usage_of(key), self._wall_clock()
         for budget in key.budgets:
             usage.raise_if_exhausted(budget, now)

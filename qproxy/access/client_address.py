@@ -1,11 +1,12 @@
 """The address of a client: the socket's peer, or the one that a trusted proxy names.
 
-Any client can send an X-Forwarded-For or Forwarded header. So these are read only when the peer is one of the setting
-`trusted_proxies`, and from the right: each proxy appends the address of its peer, so the first address from the right
-that is no trusted proxy is the client's, and what is left of it was written by the client.
+Any client can send an X-Forwarded-For or Forwarded header. So these are read only when the peer is one of the
+setting `trusted_proxies`, and from the right: each proxy appends the address of its peer, so the first
+address from the right that is no trusted proxy is the client's, and what is left of it was written by the
+client.
 
-A proxy that writes one of the two headers passes the other one on as a client wrote it. If both are present and disagree,
-neither is believed, and the request counts as the proxy's own.
+A proxy that writes one of the two headers passes the other one on as a client wrote it. If both are present
+and disagree, neither is believed, and the request counts as the proxy's own.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _for_parameter(element: str) -> str:
 
 
 def parse_address(text: str) -> IPAddress | None:
-    """Parse an address as proxies write it: alone, with a port, in brackets. Return None for anything else."""
+    """Parse an address as proxies write it: alone, with a port, in brackets. Return None for anything
+    else."""
     return _parse_cached(text.strip()) if len(text) <= MAX_ADDRESS else None
 
 
@@ -103,7 +105,8 @@ def _parse_cached(text: str) -> IPAddress | None:
 
 @lru_cache(maxsize=4096)
 def subscriber_prefix(address: str) -> str:
-    """Return what counts as one address: an IPv4 address, the /64 of an IPv6 address, or the text if it is neither."""
+    """Return what counts as one address: an IPv4 address, the /64 of an IPv6 address, or the text if it is
+    neither."""
     ip = parse_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))

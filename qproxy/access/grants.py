@@ -1,7 +1,8 @@
-"""Grants: secrets that were accepted, and until when. Dashboard sessions, and keys from an address; digests only.
+"""Grants: secrets that were accepted, and until when. Dashboard sessions, and keys from an address; digests
+only.
 
-A grant is the digest of something of a kind. It is valid until it expires or is revoked, in every process that shares
-the store and after every restart. Reading the store reveals no secret.
+A grant is the digest of something of a kind. It is valid until it expires or is revoked, in every process
+that shares the store and after every restart. Reading the store reveals no secret.
 """
 
 from __future__ import annotations

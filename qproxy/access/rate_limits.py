@@ -1,10 +1,11 @@
 """Rate limits of API keys: requests and tokens per minute.
 
-A request reserves one request and an estimate of its tokens before it is sent. When it ends, the estimate is exchanged
-for what was used: a client that disconnected pays for what it received, and a request that reached no model is free.
+A request reserves one request and an estimate of its tokens before it is sent. When it ends, the estimate is
+exchanged for what was used: a client that disconnected pays for what it received, and a request that reached
+no model is free.
 
-`RateLimitStore` holds the buckets for all processes that serve the same keys; `backends.local` has one in memory and
-one in a file. A limiter keeps the levels of its last use for what the responses say of them.
+`RateLimitStore` holds the buckets for all processes that serve the same keys; `backends.local` has one in
+memory and one in a file. A limiter keeps the levels of its last use for what the responses say of them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ NOTHING: Amounts = {}
 class RateLimitStore(Protocol):
     """The levels of limits per minute, for all processes that share the store.
 
-    A subject is whatever is limited; `limits` are its amounts per minute. A store that fails costs accuracy and no
-    request: it then decides by what this process knows.
+    A subject is whatever is limited; `limits` are its amounts per minute. A store that fails costs accuracy
+    and no request: it then decides by what this process knows.
     """
 
     async def reserve(self, subject: bytes, limits: Amounts, amounts: Amounts) -> RateLimitGrant:
@@ -82,13 +83,15 @@ class KeyRateLimiter:
         self._levels = {unit: TokenBucket(limit, now) for unit, limit in self.limits.items()}
 
     async def reserve(self, tokens: float) -> RateLimitReservation:
-        """Take one request and the tokens. Raises a RequestError with status 429, and takes nothing, if that must wait."""
+        """Take one request and the tokens. Raises a RequestError with status 429, and takes nothing, if that
+        must wait."""
         amounts = {REQUESTS: 1, TOKENS: min(tokens, self.limits.get(TOKENS, tokens))}
         self._check(await self._store.reserve(self._subject, self.limits, amounts), amounts)
         return RateLimitReservation(self, amounts[TOKENS])
 
     async def extend(self, amounts: Amounts) -> None:
-        """Take what a running request has used since. Raises a RequestError with status 429 if that was too much."""
+        """Take what a running request has used since. Raises a RequestError with status 429 if that was too
+        much."""
         self.settle(amounts)
         self._check(await self._store.reserve(self._subject, self.limits, NOTHING), NOTHING)
 
@@ -147,7 +150,8 @@ class KeyRateLimiters:
 
 
 def estimate(turn: Turn) -> tuple[int, int]:
-    """Estimate the tokens of a turn's prompt, and return them with the maximum that was requested for its output."""
+    """Estimate the tokens of a turn's prompt, and return them with the maximum that was requested for its
+    output."""
     max_tokens = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
     limit = int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
     return estimate_prompt(turn), limit

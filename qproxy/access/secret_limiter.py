@@ -1,12 +1,13 @@
 """Limits on wrong secrets per address: one limiter for each secret, whichever route it is sent to.
 
-A wrong secret costs its address one request of its limit. An address at its limit is rejected before anything is
-compared, so the response reveals nothing about the secret. A secret that was accepted from an address always passes
-from there: a stranger behind the same proxy cannot lock its owner out, and guessing it from elsewhere gets no faster.
-Accepted secrets are remembered by this process, and in `grants` for other processes and the next start.
+A wrong secret costs its address one request of its limit. An address at its limit is rejected before anything
+is compared, so the response reveals nothing about the secret. A secret that was accepted from an address
+always passes from there: a stranger behind the same proxy cannot lock its owner out, and guessing it from
+elsewhere gets no faster. Accepted secrets are remembered by this process, and in `grants` for other processes
+and the next start.
 
-Addresses are many and cheap for some attackers, so all wrong secrets together share one more limit. It only delays
-responses: no client can exhaust it for another one.
+Addresses are many and cheap for some attackers, so all wrong secrets together share one more limit. It only
+delays responses: no client can exhaust it for another one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ log = logging.getLogger("qproxy.access")
 
 
 class SecretLimiter:
-    """Limits wrong values of one secret, such as the admin key, or of one kind of secrets, such as client keys."""
+    """Limits wrong values of one secret, such as the admin key, or of one kind of secrets, such as client
+    keys."""
 
     def __init__(
         self,
@@ -95,7 +97,8 @@ class SecretLimiter:
         return result
 
     async def _admit(self, network: str, digest: bytes) -> int:
-        """Charge the address in advance, so that concurrent guesses are no more guesses; return the charge."""
+        """Charge the address in advance, so that concurrent guesses are no more guesses; return the
+        charge."""
         self._accepted.pop(digest, None)
         grant = await self._store.reserve(self._subject(network), self._limits, ONE)
         if grant.granted:
@@ -103,7 +106,8 @@ class SecretLimiter:
         if not await self._is_granted(digest):
             wait = self._seconds_until_next(grant)
             raise RequestError(
-                f"Too many wrong keys from your address (wrong_keys_per_minute). Retry in {math.ceil(wait)} s.",
+                f"Too many wrong keys from your address (wrong_keys_per_minute). Retry in {math.ceil(wait)} "
+                "s.",
                 status=429,
                 type="rate_limit_error",
                 code="too_many_attempts",

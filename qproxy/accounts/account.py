@@ -143,8 +143,9 @@ class Account:
     def recheck_order(self, model: str) -> tuple[bool, float] | None:
         """Return the sort key for an early probe during a cooldown, None if it would be useless.
 
-        A quota may be topped up and a key replaced at any time; a rate limit ends by time alone, and a probe that is in
-        progress needs no second one. A missing model is the least likely to appear; the oldest knowledge comes first.
+        A quota may be topped up and a key replaced at any time; a rate limit ends by time alone, and a probe
+        that is in progress needs no second one. A missing model is the least likely to appear; the oldest
+        knowledge comes first.
         """
         cooldowns = [self.cooldowns[key] for key in ("", model) if key in self.cooldowns]
         if any(item.probing or item.reason not in RECHECKED for item in cooldowns):

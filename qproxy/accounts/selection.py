@@ -96,7 +96,8 @@ def select_account(
 
 
 def _next_cooling(free: Sequence[Account], model: str, *, is_recheck: bool) -> Account:
-    """Return the account whose cooldown ends first; for a recheck the one whose cooldown is most likely obsolete."""
+    """Return the account whose cooldown ends first; for a recheck the one whose cooldown is most likely
+    obsolete."""
     orders = {account: account.recheck_order(model) for account in free} if is_recheck else {}
     rechecked = {account: order for account, order in orders.items() if order is not None}
     if rechecked:

@@ -55,7 +55,8 @@ class CredentialStore(Protocol):
         ...
 
     async def prepare_write(self, refresh_token: str) -> PendingWrite:
-        """Make room for the tokens that this refresh token is about to be exchanged for, inside `exclusive`."""
+        """Make room for the tokens that this refresh token is about to be exchanged for, inside
+        `exclusive`."""
         ...
 
     async def save(self, tokens: TokenSet) -> None:

@@ -22,7 +22,8 @@ class CredentialSource(Protocol):
     """The source of an account's credentials, called once per request: they may change between requests."""
 
     async def credential(self) -> Credential:
-        """Return the current credential, after a refresh in progress. Raises UpstreamError if there is none."""
+        """Return the current credential, after a refresh in progress. Raises UpstreamError if there is
+        none."""
         ...
 
     async def report_rejected(self, credential: Credential, why: str = "") -> bool:

@@ -238,7 +238,8 @@ class TokenRefresher:
         self._record_failure(answer.message)
 
     async def _store_has_newer(self, sent: str) -> bool:
-        """Adopt the stored tokens if they have another refresh token than the one sent; return whether they do."""
+        """Adopt the stored tokens if they have another refresh token than the one sent; return whether they
+        do."""
         try:
             found = await self.store.load()
         except StorageError as error:

@@ -5,17 +5,17 @@
     local      members for the processes of one machine: files, SQLite, memory
 
     Protocol                              local member             what its callers share
-    access.api_keys.ApiKeyStore           FileApiKeys              API keys (`access.api_keys.StaticApiKeys` without a file)
+    access.api_keys.ApiKeyStore           FileApiKeys              API keys (`StaticApiKeys` without a file)
     access.usage_limiter.UsageLimiter     LocalUsageLimiter        rate limits and budgets of keys
     access.rate_limits.RateLimitStore     File-, MemoryRateLimits  levels of limits per minute; wrong secrets
     access.grants.GrantStore              SqliteGrants             dashboard sessions, accepted secrets
-    accounts.shared_state.AccountStateStore  SqliteAccountState    cooldowns, quotas and rate limits of accounts
+    accounts.shared_state.AccountStateStore  SqliteAccountState    accounts' cooldowns, quotas, rate limits
     auth.credential_store.CredentialStore FileCredentials          tokens of logged-in accounts
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress
     server.response_store.ResponseStore   SqliteResponseStore      stored responses
     relay.tool_rounds.ToolRoundStore      MemoryToolRounds         hidden tool rounds
     ledger.UsageLedger                    SqliteUsageLedger        usage
 
-SQL, the formats of these files and their locks are known in `local` alone. The embedded members of limits wait for
-nothing: `reserve` is asynchronous for members that are elsewhere, and costs no checkpoint here.
+SQL, the formats of these files and their locks are known in `local` alone. The embedded members of limits
+wait for nothing: `reserve` is asynchronous for members that are elsewhere, and costs no checkpoint here.
 """

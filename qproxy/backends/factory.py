@@ -1,7 +1,7 @@
 """From a `Config` to the members of shared state.
 
-`open_backends` makes one of each for a server; the other functions make one for a command, or for a reload that renews
-it. Nothing is opened before its first use, except that the keys are read.
+`open_backends` makes one of each for a server; the other functions make one for a command, or for a reload
+that renews it. Nothing is opened before its first use, except that the keys are read.
 """
 
 from __future__ import annotations

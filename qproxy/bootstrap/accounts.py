@@ -62,7 +62,8 @@ def build_account(
 
 
 def build_aliases(config: Config, accounts: Sequence[Account], catalog: ModelCatalog) -> ModelAliases:
-    """Return the aliases; `*` does not match models that the settings or an account name, or that are Qwen's own."""
+    """Return the aliases; `*` does not match models that the settings or an account name, or that are Qwen's
+    own."""
 
     def is_model(name: str) -> bool:
         return name in named or (dashscope and catalog.get(name).vendor == VENDOR)

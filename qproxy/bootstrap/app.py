@@ -1,8 +1,7 @@
 """A server from a `Config`: for `qproxy serve`, for other ASGI servers, and within a Trio program.
 
-build_server(config)  the server and all its parts
-create_app(config)    the ASGI app
-serve(config)         within a Trio program: `await nursery.start(qproxy.serve, config)` returns the bound URLs
+build_server(config) the server and all its parts create_app(config) the ASGI app serve(config) within a Trio
+program: `await nursery.start(qproxy.serve, config)` returns the bound URLs
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def build_server(
 ) -> Server:
     """Build a server.
 
-    `connect(host, port)` opens streams to upstreams; `tools` are functions of the program that models may call;
-    `workers_directory` holds the sockets of the other workers at the same address; `backends` store the shared state,
-    by default those of the settings; `endpoints` are the APIs that generate text.
+    `connect(host, port)` opens streams to upstreams; `tools` are functions of the program that models may
+    call; `workers_directory` holds the sockets of the other workers at the same address; `backends` store the
+    shared state, by default those of the settings; `endpoints` are the APIs that generate text.
     """
     state = build_state(
         config,
@@ -75,7 +74,8 @@ async def serve(
 ) -> None:
     """Serve until `shutdown_trigger` returns or the caller cancels; reports the bound URLs.
 
-    `tools` are functions of the program that models may call; `listener` is the descriptor of a listening socket.
+    `tools` are functions of the program that models may call; `listener` is the descriptor of a listening
+    socket.
     """
     config.check(has_api_keys)
     server = server or build_server(config, tools=tools)

@@ -30,8 +30,8 @@ def build_oauth_source(
 ) -> OAuthSource:
     """Return the account's credential source.
 
-    Its connections are not kept: the pool resends a request whose reused connection was closed, and a refresh token
-    must not be sent twice.
+    Its connections are not kept: the pool resends a request whose reused connection was closed, and a refresh
+    token must not be sent twice.
     """
     account = resolve_account(account)
     assert account.base_url is not None

@@ -1,4 +1,5 @@
-"""Groups of settings as the records that the parts take.  A setting of 0 that means "no limit" becomes None or inf."""
+"""Groups of settings as the records that the parts take. A setting of 0 that means "no limit" becomes None or
+inf."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The state for changed settings: most parts are rebuilt, those with live state are kept.
 
-Accounts with unchanged settings keep their state; connections, tools and stored responses are kept if none of their
-settings changed. All other live state (counters, limiters, requests in flight) is kept.
+Accounts with unchanged settings keep their state; connections, tools and stored responses are kept if none of
+their settings changed. All other live state (counters, limiters, requests in flight) is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from qproxy.server.cors import CorsPolicy
 from qproxy.wire.models import ModelCatalog
 
 RESTART_REQUIRED = frozenset({
-    "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes", "client_idle_timeout", "max_client_connection_age",
+    "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes",
+    "client_idle_timeout", "max_client_connection_age",
     "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file",
@@ -92,7 +93,8 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
 def _renew_accounts(
     config: Config, before: Config, previous: ServerState, *, same_login: bool, catalog: ModelCatalog
 ) -> tuple[Account, ...]:
-    """Return the accounts of the settings: the running one where its table is the same, otherwise a new one."""
+    """Return the accounts of the settings: the running one where its table is the same, otherwise a new
+    one."""
     known, open_credentials = before.all_accounts(), credential_opener(config)
     running = dict(zip((entry.name for entry in known), previous.pool_settings.accounts, strict=True))
     return tuple(

@@ -1,7 +1,7 @@
 """All parts of a server, wired together from a `Config`.
 
-`build_state` builds them once, when the server starts.  The other functions build single parts; `bootstrap.reload` uses
-them for the parts that a reload renews.
+`build_state` builds them once, when the server starts. The other functions build single parts;
+`bootstrap.reload` uses them for the parts that a reload renews.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def build_state(
     backends: Backends | None = None,
     endpoints: Sequence[Endpoint] = ENDPOINTS,
 ) -> ServerState:
-    """Build every part.  Raises ConfigError when the settings do not fit together; arguments as `build_server`."""
+    """Build every part.  Raises ConfigError when the settings do not fit together; arguments as
+    `build_server`."""
     check_rules(config)
     catalog = build_catalog(config.model_rows)
     pricing = telemetry.build_pricing(config, catalog)

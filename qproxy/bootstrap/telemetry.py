@@ -22,7 +22,8 @@ SINGAPORE = ("dashscope-intl.aliyuncs.com", ".ap-southeast-1.maas.aliyuncs.com")
 
 
 def build_pricing(config: Config, catalog: ModelCatalog) -> Pricing:
-    """Return the operator's prices, with the accounts that the package's list applies to: those of its region and plan."""
+    """Return the operator's prices, with the accounts that the package's list applies to: those of its region
+    and plan."""
     own = {
         price.model: ModelPrice((PriceTier(price.input, price.output, price.cached),), catalog.price_terms)
         for price in config.prices

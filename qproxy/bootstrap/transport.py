@@ -13,7 +13,8 @@ from qproxy.config.accounts import ConfigError
 from qproxy.transport import ConnectFunction, ProxySettings, TransportLimits, UpstreamTransport
 
 SETTINGS = (
-    "upstream_connect_timeout", "upstream_write_timeout", "upstream_first_byte_timeout", "upstream_read_timeout", "upstream_total_timeout", "pool_timeout",
+    "upstream_connect_timeout", "upstream_write_timeout", "upstream_first_byte_timeout",
+    "upstream_read_timeout", "upstream_total_timeout", "pool_timeout",
     "pool_idle_timeout", "max_upstream_connections", "proxy", "no_proxy", "ca_bundle",
 )  # fmt: skip
 """The settings of a transport: a reload builds a new one if any of them changed."""
@@ -28,8 +29,8 @@ def build_transport(
 ) -> UpstreamTransport:
     """Return a transport with the limits, proxy and certificates of the settings.
 
-    `connect(host, port)` opens the streams.  Without `keep_connections` every request has a connection of its own;
-    `limits` are those of the settings by default.
+    `connect(host, port)` opens the streams. Without `keep_connections` every request has a connection of its
+    own; `limits` are those of the settings by default.
     """
     limits = limits or transport_limits(config)
     if not keep_connections:

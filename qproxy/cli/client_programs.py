@@ -1,8 +1,8 @@
 """Programs that use this server, and the settings with which they do.
 
-A program is a row: the environment and the arguments that it needs for a server and a model.  Its command either prints
-them as lines for a shell, or starts the program with them.  Keys are read from QPROXY_KEY and never printed: the lines
-refer to the variable.
+A program is a row: the environment and the arguments that it needs for a server and a model. Its command
+either prints them as lines for a shell, or starts the program with them. Keys are read from QPROXY_KEY and
+never printed: the lines refer to the variable.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class ClientProgram:
 def page(program: ClientProgram, example: str) -> HelpPage:
     """Return the help page of a program's command; the example is arguments for the program."""
     return HelpPage(
-        about=f"""Print the variables and the command that start {program.title} with this server, as lines for a shell. With --run, start
-        it with them; what follows -- goes to the program.""",
+        about=f"""Print the variables and the command that start {program.title} with this server, as lines
+        for a shell. With --run, start it with them; what follows -- goes to the program.""",
         examples={
             f"qproxy {program.name}": "what to set",
             f"qproxy {program.name} --run -- {example}": "start it",
@@ -135,7 +135,8 @@ def _catalog_model() -> str:
 
 
 def local_url(config: Config) -> str:
-    """Return the URL of the server that these settings start on this machine. Raises ConfigError if its port is free."""
+    """Return the URL of the server that these settings start on this machine. Raises ConfigError if its port
+    is free."""
     if config.port == 0:
         raise ConfigError("port is 0, so the server's port is not known here: name the server with --url.")
     scheme = "http" if config.certfile is None else "https"

@@ -1,4 +1,8 @@
-"""`qproxy emulator`: serve the built-in Qwen emulator, and print the settings to use it."""
+"""`qproxy emulator`: serve the built-in Qwen emulator, and print the settings to use it.
+
+The emulator and the identity server of Qwen accounts share one port; the printed text shows how to sign in,
+to chat and to make either of them fail.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from qproxy.cli.output import print_result
 
 HELP = "serve the built-in Qwen emulator and identity server, to try logins"
 PAGE = HelpPage(
-    about="""Serve the built-in Qwen emulator with the identity server of Qwen accounts, to try logins, chat and faults without
-    an account. It prints the settings to use. The models fault-... and quirk-... reproduce faults of real servers.""",
+    about="""Serve the built-in Qwen emulator with the identity server of Qwen accounts, to try
+    logins, chat and faults without an account. It prints the settings to use. The models fault-...
+    and quirk-... reproduce faults of real servers.""",
     examples={
         "qproxy emulator": "serve it on port 8788",
         "qproxy emulator --token-lifetime 20": "with tokens that expire quickly",
@@ -32,7 +37,8 @@ and in a third, to chat: curl http://127.0.0.1:8787/v1/chat/completions -H 'cont
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
 Tokens expire after {lifetime:g} s; to expire them now: curl -X POST {origin}/emulator/expire
-To make the identity server fail once: curl -d fault=html {origin}/emulator/next (an unknown name lists the faults)."""
+To make the identity server fail once: curl -d fault=html {origin}/emulator/next
+(an unknown name lists the faults)."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

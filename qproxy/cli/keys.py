@@ -26,7 +26,7 @@ PAGE = HelpPage(
     --help.""",
     examples={
         "qproxy keys create --name bob --rpm 60 --models 'qwen-*' --expires 90d": "create a key with limits",
-        "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "create a key with budgets",
+        "qproxy keys create --budget-requests month=1000 --budget-tokens 5h=200000": "set budgets",
         "qproxy keys list": "show all keys, without their secrets",
         "qproxy keys revoke bob": "revoke a key",
     },

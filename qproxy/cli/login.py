@@ -35,7 +35,8 @@ PAGE = HelpPage(
     exits={**DONE, 130: "interrupted with Ctrl+C; nothing was saved"},
     files={
         **CONFIGURATION,
-        "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens, unless the account's credentials names another file",
+        "$QPROXY_HOME/accounts/NAME/oauth_creds.json": "the tokens, unless the account's credentials names "
+        "another file",
     },
 )
 DEFAULT_NAME = "qwen"

@@ -28,7 +28,8 @@ PAGE = HelpPage(
     The first signal rejects new requests and lets requests in flight finish (graceful_timeout); a second one
     quits immediately. SIGHUP, or `qproxy reload`, reloads the settings without dropping a stream.""",
     examples={
-        "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION selects another region",
+        "DASHSCOPE_API_KEY=sk-... qproxy serve": "Model Studio in Singapore; QPROXY_REGION selects another "
+        "region",
         "qproxy serve --upstream http://127.0.0.1:8080/v1": "your own Qwen server",
         "qproxy serve --workers 0": "one worker process per CPU core",
         "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "as a service (docs/deploy/)",

@@ -84,7 +84,8 @@ def bash(top: CommandSpec) -> str:
     known = " ".join(_quote(" ".join(command.names[1:])) for command in top.all() if command.names[1:])
     return f"""# bash completion for {top.names[0]}; eval it, or put it into /etc/bash_completion.d
 _{top.names[0]}() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} path='' word words='' files='' value='' known
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
+    local path='' word words='' files='' value='' known
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         for known in {known}; do
             [[ $known == "${{path:+$path }}$word" ]] && {{ path=$known; break; }}
@@ -96,7 +97,10 @@ _{top.names[0]}() {{
     [[ $value ]] || case "$path" in
 {chr(10).join(paths)}
     esac
-    if [[ $files ]]; then COMPREPLY=($(compgen -f -- "$current")); else COMPREPLY=($(compgen -W "$words" -- "$current")); fi
+    if [[ $files ]]
+    then COMPREPLY=($(compgen -f -- "$current"))
+    else COMPREPLY=($(compgen -W "$words" -- "$current"))
+    fi
 }}
 complete -F _{top.names[0]} {top.names[0]}
 """
@@ -132,7 +136,8 @@ def _zsh_function(command: CommandSpec) -> str:
             f"    local -a commands=({known})",
             f"    _arguments -C {' '.join(specs)} '1:command:->command' '*::argument:->rest'",
             "    case $state in",
-            f"    command) _describe command commands ;;\n    rest) case $line[1] in\n{cases}\n        esac ;;",
+            f"    command) _describe command commands ;;\n    rest) case $line[1] in\n{cases}\n        esac "
+            ";;",
             "    esac",
         ]
     else:

@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from qproxy.limits.windows import WINDOWS
 from qproxy.wire import realtime
 
-_TERMS = "is sold for interactive use in coding tools only; scripts and application back ends are against its terms."
+_TERMS = (
+    "is sold for interactive use in coding tools only; "
+    "scripts and application back ends are against its terms."
+)
 
 
 FREE_TIER_ENDED = (
@@ -45,16 +48,21 @@ PRESETS: dict[str, AccountPreset] = {
     "us": AccountPreset("https://dashscope-us.aliyuncs.com/compatible-mode/v1"),
     "hongkong": AccountPreset("https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1"),
     "workspace": AccountPreset("https://{workspace}.{region}.maas.aliyuncs.com/compatible-mode/v1"),
-    "coding-plan-cn": AccountPreset("https://coding.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
-    "coding-plan-intl": AccountPreset("https://coding-intl.dashscope.aliyuncs.com/v1", "coding", f"The Coding Plan {_TERMS}"),
-    "token-plan-cn": AccountPreset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
-    "token-plan-sg": AccountPreset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "token", f"The Token Plan {_TERMS}"),
+    "coding-plan-cn": AccountPreset("https://coding.dashscope.aliyuncs.com/v1", "coding",
+        f"The Coding Plan {_TERMS}"),
+    "coding-plan-intl": AccountPreset("https://coding-intl.dashscope.aliyuncs.com/v1", "coding",
+        f"The Coding Plan {_TERMS}"),
+    "token-plan-cn": AccountPreset("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1",
+        "token", f"The Token Plan {_TERMS}"),
+    "token-plan-sg": AccountPreset("https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1",
+        "token", f"The Token Plan {_TERMS}"),
 }  # fmt: skip
 EMBEDDING_BATCHES = {"payg": 10, "open": 32}
 """Maximum texts per embeddings request, by plan: DashScope rejects more than 10; 32 suits other servers.
 Coding plans, token plans and logins have no embeddings."""
 COMPLETIONS: dict[str, list[str] | None] = {"payg": None, "open": ["*"]}
-"""Models that the upstream's own `/completions` accepts, by plan; None: those marked so in the model catalog."""
+"""Models that the upstream's own `/completions` accepts, by plan; None: those marked so in the model
+catalog."""
 LOGIN_RPM = 60
 """Requests per minute that a login was allowed while there was a free tier."""
 WORKSPACE_REGIONS = (
@@ -107,7 +115,8 @@ class AccountConfig:
     embedding_batch: int | None = None
     """Maximum texts per embeddings request; 0 if the account has no embeddings."""
     realtime_url: str | None = None
-    """URL of its realtime models; None: Model Studio's on the same host for pay-as-you-go keys; "" for none."""
+    """URL of its realtime models; None: Model Studio's on the same host for pay-as-you-go keys; "" for
+    none."""
 
     @property
     def identity(self) -> str:

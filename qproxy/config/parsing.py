@@ -88,7 +88,8 @@ def _record(kind: Any, entry: Any, where: str) -> Any:
 
 
 OTHER_VARIABLES = ("config", "home", "key")
-"""Variables that are not settings: QPROXY_KEY is the API key of the clients that `qproxy claude` and others start."""
+"""Variables that are not settings: QPROXY_KEY is the API key of the clients that `qproxy claude` and others
+start."""
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:

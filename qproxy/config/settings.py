@@ -9,26 +9,20 @@ variable.
 from __future__ import annotations
 
 import dataclasses
-import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
+from qproxy.config import checks
 from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
 from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.system.exposure import exposed_without_keys_message, is_loopback
 from qproxy.wire.models import ModelRow
 
-MAX_WORKERS = 256
-MIN_ADMIN_KEY = 15
-"""Minimum length of a single-factor secret (NIST SP 800-63B-4 3.1.1.2)."""
-MIN_ADMIN_KEY_VARIETY = 6
 SERVER_SETTINGS = ("host", "port", "workers", "certfile", "keyfile")
 """Settings that only `qproxy serve`, and `qproxy.serve` in a program, apply."""
 NO_LEDGER = "none"
 """Value of the setting `ledger` that disables the ledger."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def setting(default: Any, help: str, *, secret: bool = False) -> Any:
@@ -307,27 +301,20 @@ class Config:
             accounts = (extra, *accounts)
         if not accounts:
             raise ConfigError(
-                "No account is configured. Set DASHSCOPE_API_KEY, pass --upstream URL for your own Qwen server, "
-                "or add an [[accounts]] table to qproxy.toml. To try qproxy without an account: qproxy demo"
+                "No account is configured. Set DASHSCOPE_API_KEY, pass --upstream URL for your own Qwen "
+                "server, or add an [[accounts]] table to qproxy.toml. To try qproxy without an account: "
+                "qproxy demo"
             )
         return tuple(resolve_account(account) for account in accounts)
 
     def check(self, has_keys: Callable[[Config], bool]) -> None:
         """Raise ConfigError if the settings conflict; `has_keys` reads whether there are API keys."""
-        if self.workers > MAX_WORKERS:
-            raise ConfigError(f"workers: must be at most {MAX_WORKERS}.")
-        if (self.certfile is None) != (self.keyfile is None):
-            raise ConfigError("certfile and keyfile must be set together.")
-        if self.certfile is not None:
-            self._check_certificate()
-        if self.port > 65535:
-            raise ConfigError("port: must be at most 65535.")
+        checks.check_server(self.workers, self.port)
+        checks.check_certificate(self.certfile, self.keyfile)
         self.check_address(self.host, has_keys)
-        self.check_admin_key()
+        checks.check_admin_key(self.admin_key)
         for name in ("oauth_device_url", "oauth_token_url"):
-            url = urlsplit(getattr(self, name))
-            if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
-                raise ConfigError(f"{name}: must be an https URL, or http on localhost.")
+            checks.check_identity_server(name, getattr(self, name))
         self.all_accounts()
 
     def for_app(self) -> Config:
@@ -339,24 +326,6 @@ class Config:
         """Raise ConfigError if listening on this name or address requires API keys and there are none."""
         if not is_loopback(host) and not self.insecure_no_auth and not has_keys(self):
             raise ConfigError(exposed_without_keys_message(host))
-
-    def check_admin_key(self) -> None:
-        """Raise ConfigError if the admin_key is guessable."""
-        key = self.admin_key
-        if key is None or (len(key) >= MIN_ADMIN_KEY and len(set(key)) >= MIN_ADMIN_KEY_VARIETY):
-            return
-        raise ConfigError(
-            f"admin_key: too easy to guess. Use at least {MIN_ADMIN_KEY} characters, "
-            f"{MIN_ADMIN_KEY_VARIETY} of them different, such as the output of: openssl rand -base64 24"
-        )
-
-    def _check_certificate(self) -> None:
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(str(self.certfile), self.keyfile, password="")
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"certfile {self.certfile}, keyfile {self.keyfile}: {reason}.") from None
 
     def secrets(self) -> set[str]:
         """Return every value that no log may show: those of the fields that a repr hides."""

@@ -59,7 +59,8 @@ class PageRenderer:
             auto_reload=False,
         )
         self._environment.filters.update(
-            number=formatting.format_number, span=formatting.format_duration, ms=formatting.format_milliseconds, moment=formatting.format_moment,
+            number=formatting.format_number, span=formatting.format_duration,
+            ms=formatting.format_milliseconds, moment=formatting.format_moment,
             money=formatting.format_money, ago=formatting.format_ago, ahead=formatting.format_ahead,
         )  # fmt: skip
         self._environment.globals.update(pages=PAGES, version=VERSION, mark=digest, plural=formatting.plural)

@@ -48,7 +48,8 @@ class DashboardRoutes:
         self._auth = DashboardAuth(server, wall_clock=wall_clock)
         self._pages = pages = PageRenderer()
         self._families: list[PageGroup] = [
-            OverviewPages(server, pages, wall_clock), RequestPages(server, pages, wall_clock), AccountPages(server, pages, wall_clock),
+            OverviewPages(server, pages, wall_clock), RequestPages(server, pages, wall_clock),
+            AccountPages(server, pages, wall_clock),
             KeyPages(server, pages, wall_clock), ToolPages(server, pages), ConnectPage(server, pages),
         ]  # fmt: skip
 

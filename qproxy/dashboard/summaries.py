@@ -108,4 +108,5 @@ def _describe_tokens(row: Mapping[str, Any]) -> str:
     reasoning = f" ({format_number(row['reasoning_tokens'])} reasoning)" if row["reasoning_tokens"] else ""
     estimated = " Estimated; the upstream reported no usage." if row["estimated"] else ""
     cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else ""
-    return f"{plural(row['prompt_tokens'], 'token')} in{cached}, {format_number(row['completion_tokens'])} out{reasoning}.{estimated}{cost}"
+    sent, received = plural(row["prompt_tokens"], "token"), format_number(row["completion_tokens"])
+    return f"{sent} in{cached}, {received} out{reasoning}.{estimated}{cost}"

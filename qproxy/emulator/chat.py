@@ -1,7 +1,8 @@
 """The chat responses of the emulated Qwen: a request's JSON in, chunks out. Pure and deterministic.
 
 The chunks have DashScope's documented shape, habits included: role and empty content first, `id: ""` on later
-pieces of a call, `usage: null` until the last chunk, which has no choices.  `refusal` rejects as DashScope does.
+pieces of a call, `usage: null` until the last chunk, which has no choices. `refusal` rejects as DashScope
+does.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def validate(body: Any) -> None:
     wants_json = (body.get("response_format") or {}).get("type") == "json_object"
     if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
         raise bad_request(
-            "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of type "
+            "'json_object'."
         )
     known = {call["id"] for m in messages for call in m.get("tool_calls") or ()}
     if any(m.get("role") == "tool" and m.get("tool_call_id") not in known for m in messages):
@@ -89,7 +91,8 @@ def validate(body: Any) -> None:
 
 
 def fill_in_middle(prompt: str) -> str | None:
-    """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is none."""
+    """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is
+    none."""
     _, found, gap = prompt.partition(_FIM_MARKERS[0])
     gap, middle, _ = gap.rpartition(_FIM_MARKERS[2])
     before, suffix, after = gap.rpartition(_FIM_MARKERS[1])

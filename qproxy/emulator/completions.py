@@ -1,7 +1,7 @@
 """The emulated Qwen's own `/completions`: text goes on, or fills the gap between a prefix and a suffix.
 
-Only coder models have it, as at DashScope, and what stands before and after the gap comes in the prompt between
-Qwen-coder's marker words; the field `suffix` is refused, as by DashScope and vLLM.
+Only coder models have it, as at DashScope, and what stands before and after the gap comes in the prompt
+between Qwen-coder's marker words; the field `suffix` is refused, as by DashScope and vLLM.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`qproxy demo`: the whole way on one machine, without an account.
 
 Starts the built-in emulator and qproxy in front of it, in one Trio program; asks one streamed question with a
-tool over HTTP, as any OpenAI client would; shows what comes back, chunk by chunk; asks another one for which the
-server itself runs a tool in the sandbox, where one can be made; and goes on serving.
+tool over HTTP, as any OpenAI client would; shows what comes back, chunk by chunk; asks another one for which
+the server itself runs a tool in the sandbox, where one can be made; and goes on serving.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ async def converse(url: str, say: PrintFunction) -> str:
         for call in reply.get("tool_calls", ()):
             function = call["function"]
             say(
-                f"\n< the model calls {function['name']}({function['arguments']}); it is told {json.dumps(WEATHER_REPORT)}\n"
+                f"\n< the model calls {function['name']}({function['arguments']}); it is told "
+                f"{json.dumps(WEATHER_REPORT)}\n"
             )
             result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(WEATHER_REPORT)}
             messages += [reply, result]
@@ -157,7 +158,8 @@ async def tool_support_missing() -> str | None:
 
 
 def run(port: int, once: bool, say: PrintFunction) -> int:
-    """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is there)."""
+    """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is
+    there)."""
     with tempfile.TemporaryDirectory(prefix="qproxy-demo-") as folder:  # its ledger, for the dashboard
         return trio.run(_main, port, once, say, f"{folder}/ledger.sqlite3")
 

@@ -1,7 +1,8 @@
-"""What the emulated Qwen makes of texts: unit vectors from a hash of each, so that equal texts are equal and others not.
+"""What the emulated Qwen makes of texts: unit vectors from a hash of each, so that equal texts are equal and
+others not.
 
-In both of DashScope's dialects, with its refusals: a batch above ten, dimensions that the model does not have, base64,
-token ids.  The native answer comes in reverse order, because its order is not promised.
+In both of DashScope's dialects, with its refusals: a batch above ten, dimensions that the model does not
+have, base64, token ids. The native answer comes in reverse order, because its order is not promised.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""The emulated identity server: device flow with a page in the browser, tokens that end, refresh tokens that rotate.
+"""The emulated identity server: device flow with a page in the browser, tokens that end, refresh tokens that
+rotate.
 
-Here: what it remembers and what it answers, without a socket.  It is as strict as the strictest real one: a verifier
-must fit its challenge, polls that come too fast get `slow_down`, each refresh token works once, and one that is
-used twice takes its whole family with it.  `FAULTS` is what it does wrong on demand: `script(...)` in a test, or
-`curl -d fault=html URL/emulator/next` by hand; `curl -X POST URL/emulator/expire` ends every access token.
+Here: what it remembers and what it answers, without a socket. It is as strict as the strictest real one: a
+verifier must fit its challenge, polls that come too fast get `slow_down`, each refresh token works once, and
+one that is used twice takes its whole family with it. `FAULTS` is what it does wrong on demand: `script(...)`
+in a test, or `curl -d fault=html URL/emulator/next` by hand; `curl -X POST URL/emulator/expire` ends every
+access token.
 
-RFC 8628, RFC 7636, RFC 6749 6, RFC 9700 4.14.2 (reuse detection); bodies and habits are Qwen's (slow_down with 429).
+RFC 8628, RFC 7636, RFC 6749 6, RFC 9700 4.14.2 (reuse detection); bodies and habits are Qwen's (slow_down
+with 429).
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ FAULTS: dict[str, ScriptedReply] = {
     "no-token": json_reply({"token_type": "Bearer", "expires_in": 3600}),
     "cut": ScriptedReply((b"{", CloseConnection()), 200, "application/json"),
     "hang": ScriptedReply((PauseStep(3600.0),), 200, "application/json"),
-    "refused": json_reply({"error": "invalid_request", "error_description": "Invalid refresh token or client_id"}, 400),
+    "refused": json_reply({"error": "invalid_request", "error_description": "Invalid refresh token or "
+                                                                            "client_id"}, 400),
     "denied": json_reply({"error": "access_denied"}, 400),
 }  # fmt: skip
 REFUSED = FAULTS["refused"]
@@ -254,7 +258,8 @@ def _page(user_code: str | None, message: str = "") -> ScriptedReply:
     form = f"<p>{escape(message)} You may close this page.</p>"
     if user_code is not None:
         form = (
-            f'<form method="post" action="{PAGE_PATH}"><p>A program wants to use your (emulated) Qwen account. Its code:</p>'
+            f'<form method="post" action="{PAGE_PATH}"><p>A program wants to use your (emulated) Qwen '
+            "account. Its code:</p>"
             f'<p><input name="user_code" value="{escape(user_code)}" size="10" autocomplete="off"></p>'
             '<p><button name="decision" value="approve">Approve</button> '
             '<button name="decision" value="deny">Deny</button></p></form>'

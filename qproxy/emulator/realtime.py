@@ -1,6 +1,7 @@
 """The emulated realtime API: a WebSocket, and what may go wrong with one, each under a model's name.
 
-`realtime_session` makes the responses.  A model that is called `fault-rt-…` plays the fault of its name at its first response.
+`realtime_session` makes the responses. A model that is called `fault-rt-…` plays the fault of its name at its
+first response.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ async def _hang(stream: _ReplayStream, socket: WebSocketConnection, heard: Recor
 
 
 def _parse_message(message: str | bytes) -> Any:
-    """The event in a message; None, which is no event, for what is not JSON or nests too deeply to be repeated."""
+    """The event in a message; None, which is no event, for what is not JSON or nests too deeply to be
+    repeated."""
     try:
         event = json_codec.loads(message)
     except ValueError:

@@ -1,8 +1,8 @@
 """The realtime responses of the emulated Qwen-Omni: an event in, events out. Pure and deterministic.
 
-Its words are those of Alibaba's pages on client and server events, its strictness too: tools are nested, sound is
-16 kHz, OpenAI's names are errors.  It answers text with text and, where sound is wanted, with a tone; sound with the
-same sound, at 24 kHz; and calls the first tool that it is given.
+Its words are those of Alibaba's pages on client and server events, its strictness too: tools are nested,
+sound is 16 kHz, OpenAI's names are errors. It answers text with text and, where sound is wanted, with a tone;
+sound with the same sound, at 24 kHz; and calls the first tool that it is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _MALFORMED_EVENT_ERRORS = (
 VOICES = ("Cherry", "Ethan", "Chelsie", "Serena", "Tina")
 SETTINGS = frozenset(
     (
-        "modalities", "voice", "input_audio_format", "output_audio_format", "instructions", "turn_detection", "tools",
+        "modalities", "voice", "input_audio_format", "output_audio_format", "instructions", "turn_detection",
+        "tools",
         "input_audio_transcription", "temperature", "top_p", "top_k", "max_tokens", "repetition_penalty",
         "presence_penalty", "seed", "enable_search", "search_options", "smooth_output",
     )

@@ -1,8 +1,8 @@
 """Arguments that fit a JSON schema, made from the words of a question: the same for the same input.
 
-Enough of JSON Schema for tool parameters: type (also a list), enum, const, default, properties, required, items,
-$ref into $defs, anyOf/oneOf/allOf, minimum and lengths.  A schema is a stranger's: one answer has at most MAX_VALUES
-values and a bounded length, whatever the schema unfolds to; beyond that everything is null.
+Enough of JSON Schema for tool parameters: type (also a list), enum, const, default, properties, required,
+items, $ref into $defs, anyOf/oneOf/allOf, minimum and lengths. A schema is a stranger's: one answer has at
+most MAX_VALUES values and a bounded length, whatever the schema unfolds to; beyond that everything is null.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The emulated server: HTTP/1.1 by h11 over any Trio stream.
 
-Written by hand rather than on a framework because its point is control of the bytes: it cuts, hangs, and sends
-what is not HTTP.  While it answers it watches for the client's end, and notes it in `ReceivedRequest.disconnected`.
+Written by hand rather than on a framework because its point is control of the bytes: it cuts, hangs, and
+sends what is not HTTP. While it answers it watches for the client's end, and notes it in
+`ReceivedRequest.disconnected`.
 """
 
 from __future__ import annotations
@@ -279,7 +280,8 @@ class Emulator:
         )
 
     def _authentication_error(self, seen: ReceivedRequest) -> ScriptedReply | None:
-        """The refusal of who has no right to a model, or of a realtime session that was asked for by a fault's name."""
+        """The refusal of who has no right to a model, or of a realtime session that was asked for by a
+        fault's name."""
         token = seen.headers.get("authorization", "").removeprefix("Bearer ")
         if self.identity.has_code(token):
             if not self.identity.accepts_token(token):

@@ -1,7 +1,7 @@
 """Reasoning of the emulated model: efforts, and summaries whose ciphertext must come back unchanged.
 
-Which of these a model has is known from the catalog. A ciphertext is the reasoning with a digest of it, so a changed one
-is recognized; with `preserve_thinking` the model answers how many earlier thoughts it has read.
+Which of these a model has is known from the catalog. A ciphertext is the reasoning with a digest of it, so a
+changed one is recognized; with `preserve_thinking` the model answers how many earlier thoughts it has read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def validate(body: Any, spec: ModelSpec) -> None:
 
 
 def is_on(body: Any) -> bool:
-    """Return whether the model thinks: always when asked to, and by default if it can summarize its thoughts."""
+    """Return whether the model thinks: always when asked to, and by default if it can summarize its
+    thoughts."""
     if isinstance(body.get("enable_thinking"), bool):
         return bool(body["enable_thinking"])
     return _encrypts(body) and body.get("reasoning_effort") not in OFF

@@ -1,20 +1,22 @@
 """Patches that make Hypercorn 0.18's Trio worker safe, and the server that runs on it.
 
-`patch_hypercorn` replaces one function and five classes (four by subclasses), so that plain
-`hypercorn qproxy:app --worker-class trio` is patched too. For each patch, `tests/http_server/test_patches.py` shows
-that stock Hypercorn fails; a patch can be removed once upstream has the fix.
+`patch_hypercorn` replaces one function and five classes (four by subclasses), so that plain `hypercorn
+qproxy:app --worker-class trio` is patched too. For each patch, `tests/http_server/test_patches.py` shows that
+stock Hypercorn fails; a patch can be removed once upstream has the fix.
 
   TCPServer  an error in one connection ends that connection, not all workers (#228, #329)
   TCPServer  a write without progress closes its connection, and the end of reading ends a blocked write:
              a client that stopped reading holds no memory and delays no shutdown
   TCPServer  the kernel detects a peer that vanished (no FIN, no RST): TCP_USER_TIMEOUT and keep-alive probes
   TCPServer  connections are limited; one over the limit receives a 503
-  H11        bytes after a request do not hide the client's disconnect from the reader (h11 PAUSED), within a bound
+  H11        bytes after a request do not hide the client's disconnect from the reader (h11 PAUSED), within a
+             bound
   H11        bytes that are not HTTP receive a JSON error
   H11        an upgrade to h2c with invalid settings is ignored: the request is served over HTTP/1.1
   H2         a connection whose last stream was reset is idle: the keep-alive timeout and shutdown close it
   H11, H2    the keep-alive timer is armed although Quart-Trio cancels the task that arms it
-  H2         a connection without a complete request is idle, even after half a preface, pings or a refused stream
+  H2         a connection without a complete request is idle, even after half a preface, pings or a refused
+             stream
   H11, H2    a connection of a certain age is closed gracefully
   H2         a response that ends during shutdown keeps its END_STREAM
   H2         DATA for a stream whose response is complete is acknowledged and dropped (#329, #312, #365)
@@ -28,16 +30,18 @@ that stock Hypercorn fails; a patch can be removed once upstream has the fix.
   H2 buffer  a client that opens no window within the write timeout has its stream reset
   H2 buffer  a full flow-control window stops the producer (stock: unbounded memory at 100 % CPU)
   WSStream   bytes before a WebSocket is accepted are buffered, and bytes after its end are dropped (#225)
-  WSStream   an invalid frame, invalid UTF-8 or an oversized message ends it, and the app, with the right close code
+  WSStream   an invalid frame, invalid UTF-8 or an oversized message ends it, and the app, with the right
+             close code
   WSStream   buffered messages are bounded in bytes and number; nothing is inflated; pings require a pong
-  WSStream   its close frame is not lost to a TCP reset; `on_disconnect` ends the app when its client disconnects
+  WSStream   its close frame is not lost to a TCP reset; `on_disconnect` ends the app when its client
+             disconnects
   Worker     the app is notified of the shutdown and sets the graceful timeout
   Worker     a failed startup of the app logs one line, not a traceback
-  Worker     workers leave SIGTERM to their master and exit when it is gone; a single process shuts down gracefully on
-             SIGTERM and SIGINT, even if its shell makes it ignore SIGINT
+  Worker     workers leave SIGTERM to their master and exit when it is gone; a single process shuts down
+             gracefully on SIGTERM and SIGINT, even if its shell makes it ignore SIGINT
 
-Not patched: the master's exit code 0 after a worker's failure (run it with Restart=always, or use `qproxy serve`),
-a client's GOAWAY ending its active streams, a half-close counting as a disconnect.
+Not patched: the master's exit code 0 after a worker's failure (run it with Restart=always, or use `qproxy
+serve`), a client's GOAWAY ending its active streams, a half-close counting as a disconnect.
 
   tcp_server.py       TCPServer: one connection of any protocol
   keep_alive.py       its keep-alive timer

@@ -1,9 +1,10 @@
 """HTTP/1.1 that keeps reading while it responds, and rejects invalid requests with a JSON error.
 
-A request with a plain head (`wire.http1`), as nearly all have, is read and answered without h11; every other request
-is h11's from the first byte on.
+A request with a plain head (`wire.http1`), as nearly all have, is read and answered without h11; every other
+request is h11's from the first byte on.
 
-Input that is rejected here never became a request, so its API is unknown: the error has the default shape, OpenAI's.
+Input that is rejected here never became a request, so its API is unknown: the error has the default shape,
+OpenAI's.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
             await self._read_with_h11(data)
 
     def _plain_head(self, data: bytes) -> http1.RequestHead | None:
-        """Return the head of a request to handle without h11, or None for h11's requests and while h11 is active."""
+        """Return the head of a request to handle without h11, or None for h11's requests and while h11 is
+        active."""
         connection = self._h11
         if connection is not None and (
             connection.our_state is not h11.IDLE
@@ -148,7 +150,8 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
 
     @property
     def in_last_exchange(self) -> bool:
-        """Whether the connection closes after this exchange, having reached its limit of requests or its age."""
+        """Whether the connection closes after this exchange, having reached its limit of requests or its
+        age."""
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
         return many or self._is_last or trio.current_time() >= self._retires_at
 
@@ -234,7 +237,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
                 self.task_group.spawn(self._handle_events)
         else:
             self._ended = True
-            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect queued here.
             with trio.CancelScope(shield=True):
                 await super()._maybe_recycle()
 
@@ -253,7 +256,8 @@ def _server_headers(config: Config, second: int) -> list[tuple[bytes, bytes]]:
 
 
 def _can_upgrade(request: h11.Request) -> bool:
-    """Return whether an upgrade is possible: h2c requires exactly one valid HTTP2-Settings (RFC 7540 3.2.1)."""
+    """Return whether an upgrade is possible: h2c requires exactly one valid HTTP2-Settings (RFC 7540
+    3.2.1)."""
     fields = dict(request.headers)
     if fields.get(b"upgrade", b"").strip().lower() != b"h2c":
         return True
@@ -266,7 +270,8 @@ def _can_upgrade(request: h11.Request) -> bool:
 
 
 def _split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Split a target in absolute form into its authority, and its path and query. Raise ValueError if it has none."""
+    """Split a target in absolute form into its authority, and its path and query. Raise ValueError if it has
+    none."""
     rest = target.partition(b"://")[2]
     authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
     if not authority:
@@ -276,7 +281,8 @@ def _split_target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_websocket(request: h11.Request) -> bool:
-    """Return whether a request is a WebSocket handshake (RFC 6455 4.1), even with an invalid version or key."""
+    """Return whether a request is a WebSocket handshake (RFC 6455 4.1), even with an invalid version or
+    key."""
     fields = dict(request.headers)
     options = {token.strip().lower() for token in fields.get(b"connection", b"").split(b",")}
     upgrade = fields.get(b"upgrade", b"").strip().lower()
@@ -287,7 +293,8 @@ def _is_websocket(request: h11.Request) -> bool:
 
 
 def _without_upgrade(request: h11.Request) -> h11.Request:
-    """Return the request without its Connection header, so that an unsupported upgrade is ignored (RFC 9110 7.8).
+    """Return the request without its Connection header, so that an unsupported upgrade is ignored (RFC 9110
+    7.8).
 
     The Upgrade header stays, so that the app can report it.
     """

@@ -37,7 +37,8 @@ PREFACE_SIZE, FRAME_HEAD = 24, 9
 FRAMES = 32
 """Frames that are processed before other tasks run. A read of 64 KiB may hold 7,281 of them."""
 FRAME_SIZE = 1024
-"""Bytes of a non-DATA frame that count as another frame: a header, a setting or a table resize takes a few each."""
+"""Bytes of a non-DATA frame that count as another frame: a header, a setting or a table resize takes a few
+each."""
 log = logging.getLogger("qproxy.http_server")
 
 
@@ -48,9 +49,9 @@ class FlowControlTimeout(Exception):
 class StreamBuffer(hypercorn.protocol.h2.StreamBuffer):
     """A stream buffer that blocks its producer at a closed window, and drains until END_STREAM is sent.
 
-    Stock `pop` decides by the bytes taken, so a closed window (none taken) does not stop the producer. Stock `drain`
-    returns before END_STREAM is sent, so a connection that closes then (during shutdown) loses it. Both wait without
-    a timeout for a client that reads nothing.
+    Stock `pop` decides by the bytes taken, so a closed window (none taken) does not stop the producer. Stock
+    `drain` returns before END_STREAM is sent, so a connection that closes then (during shutdown) loses it.
+    Both wait without a timeout for a client that reads nothing.
     """
 
     def __init__(self, event_class: Any) -> None:
@@ -99,7 +100,8 @@ _UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]{0,10}+[\x00-\x7f]){3}")
 
 
 class _Decoder(hpack.Decoder):
-    """An HPACK decoder with a limit on table size updates: each costs microseconds, and hpack accepts any number."""
+    """An HPACK decoder with a limit on table size updates: each costs microseconds, and hpack accepts any
+    number."""
 
     def decode(self, data: bytes, raw: bool = False) -> Any:
         if _UPDATES.match(data):
@@ -193,8 +195,8 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
     async def _retire(self) -> None:
         """Send GOAWAY on a connection that has reached its age (RFC 9113 6.8).
 
-        It is sent while no stream is active if possible, since some clients abort active streams. The frame is
-        serialized here because h2 would close the connection with its own GOAWAY.
+        It is sent while no stream is active if possible, since some clients abort active streams. The frame
+        is serialized here because h2 would close the connection with its own GOAWAY.
         """
         late = trio.current_time() - self._retires_at
         if self._refuses_at == math.inf and late >= (0 if self.idle else RETIREMENT_TIMEOUT):
@@ -202,7 +204,8 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             await self._send_goaway(MAX_STREAM)
 
     async def _reject_stream(self, stream_id: int) -> None:
-        """Refuse a stream after GOAWAY, so that the client retries on another connection; the last one closes this."""
+        """Refuse a stream after GOAWAY, so that the client retries on another connection; the last one closes
+        this."""
         if not self._refuses:
             self._refuses = True
             await self._send_goaway(self._last_stream)
@@ -241,7 +244,8 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
         await self.send(Closed())
 
     def _reject_too_large(self) -> bool:
-        """Return whether the current frame is too long, which h2 checks only when all of it (16 MiB) has arrived."""
+        """Return whether the current frame is too long, which h2 checks only when all of it (16 MiB) has
+        arrived."""
         preface = bytes(getattr(self.connection.incoming_buffer, "_data", b"")[:3])
         return len(preface) == 3 and int.from_bytes(preface, "big") > self.connection.max_inbound_frame_size
 
@@ -261,7 +265,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
             if buffer is not None and not buffer._complete:
                 await self._reset(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
                 await buffer.close()
-            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect that is queued here.
+            # This runs in the app's task, which Quart-Trio cancels at the http.disconnect queued here.
             with trio.CancelScope(shield=True):
                 await super().stream_send(event)
                 await self._retire()

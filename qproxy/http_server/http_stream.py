@@ -1,11 +1,11 @@
 """One request over HTTP/1.1 and its response, between the connection and the app.
 
-Stock Hypercorn creates an event object for every step, passes it through three objects, and sends the app its messages
-via a memory channel. Here a message from the app becomes bytes in one step (see `response_writer`) and leaves in one
-write: a head waits for the body that comes with it.
+Stock Hypercorn creates an event object for every step, passes it through three objects, and sends the app its
+messages via a memory channel. Here a message from the app becomes bytes in one step (see `response_writer`)
+and leaves in one write: a head waits for the body that comes with it.
 
-`on_disconnect` cancels an app when its client disconnects, without a task that waits for the disconnect message: the
-server invokes the callback once.
+`on_disconnect` cancels an app when its client disconnects, without a task that waits for the disconnect
+message: the server invokes the callback once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MAX_BUFFERED = 256 * 1024
 MAX_PIECES = 1024
 """Chunks of a body that are buffered for the app: each takes some hundred bytes, even if it is empty."""
 SLICE = 64
-"""Chunks that are processed before other tasks run. A read of 64 KiB may hold ten thousand chunks or frames."""
+"""Chunks that are processed before other tasks run. A read of 64 KiB may hold ten thousand chunks or
+frames."""
 EXTENSION = "qproxy.http_stream"
 """The name in the ASGI scope's extensions under which an app finds its `HTTPStream`."""
 

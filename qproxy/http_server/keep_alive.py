@@ -1,7 +1,7 @@
 """Keep-alive timers: one task per connection, where stock Hypercorn starts and cancels one per request.
 
-A request does not wake that task: it only records whether the connection is idle, and the task checks the record when
-the timeout would expire.
+A request does not wake that task: it only records whether the connection is idle, and the task checks the
+record when the timeout would expire.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class KeepAliveTimer:
         return f"<KeepAliveTimer{f' until {self._until:.0f}' if self._is_idle else ''}>"
 
     def set(self, idle: bool) -> None:
-        """Record whether the connection is idle; the timeout restarts only when it becomes idle after a request."""
+        """Record whether the connection is idle; the timeout restarts only when it becomes idle after a
+        request."""
         if idle and not self._is_idle:
             self._until = trio.current_time() + self._timeout
         self._is_idle = idle

@@ -1,7 +1,7 @@
 """Writers of HTTP/1.1 responses: through h11, or directly.
 
-Exchanges whose request head was plain (`wire.http1`) are written directly: h11's connection is idle before and after
-them. Both writers raise h11.LocalProtocolError for an invalid response.
+Exchanges whose request head was plain (`wire.http1`) are written directly: h11's connection is idle before
+and after them. Both writers raise h11.LocalProtocolError for an invalid response.
 """
 
 from __future__ import annotations

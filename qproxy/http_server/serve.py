@@ -30,7 +30,8 @@ log = logging.getLogger("qproxy.http_server")
 
 
 def patch_hypercorn() -> None:
-    """Patch Hypercorn in this process. Idempotent. Another minor version is left unpatched, with a warning."""
+    """Patch Hypercorn in this process. Idempotent. Another minor version is left unpatched, with a
+    warning."""
     if not version("hypercorn").startswith(PATCHED_VERSION + "."):
         log.warning(
             "unsupported Hypercorn version %s, not patched (supported: %s)",
@@ -61,8 +62,8 @@ async def serve(
     """Serve an ASGI app over HTTP/1.1 and HTTP/2 (h2c with prior knowledge; ALPN with a certificate).
 
     Reports the bound URLs. `listener`: the descriptor of a listening socket, instead of an address. When
-    `shutdown_trigger` returns, no new connection is accepted and requests in flight may complete. The limits are those
-    that the app sets in its lifespan (`HttpServerLimits.apply`).
+    `shutdown_trigger` returns, no new connection is accepted and requests in flight may complete. The limits
+    are those that the app sets in its lifespan (`HttpServerLimits.apply`).
     """
     patch_hypercorn()
     config = Config()

@@ -1,8 +1,9 @@
 """The shutdown of the server around the app, as the app sees it.
 
-The server (Hypercorn's worker, `in_process`) sets `current_shutdown` before it starts the app's lifespan: an event that
-is set when no new connection is accepted, and the seconds for which the server then waits for requests in flight.  The
-app sets these seconds, and ends the remaining requests shortly before they have passed.
+The server (Hypercorn's worker, `in_process`) sets `current_shutdown` before it starts the app's lifespan: an
+event that is set when no new connection is accepted, and the seconds for which the server then waits for
+requests in flight. The app sets these seconds, and ends the remaining requests shortly before they have
+passed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The number of connections is limited per process, not per listener.
 
-Two steps are cheaper than in stock Hypercorn, because they run for every chunk and every request: a write tries the
-socket first, and only the remainder waits (under a lock and a timeout); and one task per connection closes it when it
-is idle, where stock starts and cancels one per request.
+Two steps are cheaper than in stock Hypercorn, because they run for every chunk and every request: a write
+tries the socket first, and only the remainder waits (under a lock and a timeout); and one task per connection
+closes it when it is idle, where stock starts and cancels one per request.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ REJECT_RESPONSE = (
 WRITE_SIZE = 16 * 1024
 """Bytes that a client must accept within the write timeout."""
 PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
-"""Seconds of silence, seconds between two probes, and the number of unanswered probes before the connection ends."""
+"""Seconds of silence, seconds between two probes, and the number of unanswered probes before the connection
+ends."""
 log = logging.getLogger("qproxy.http_server")
 
 
@@ -116,8 +117,8 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
     async def _send_with_timeout(self, data: bytes) -> None:
         """Send the data, shielded from cancellation.
 
-        Bytes of a cancelled request belong to the connection; over HTTP/2 they are part of the state of all its
-        streams. Earlier writes in the queue have their own timeout.
+        Bytes of a cancelled request belong to the connection; over HTTP/2 they are part of the state of all
+        its streams. Earlier writes in the queue have their own timeout.
         """
         with trio.CancelScope(shield=True):
             async with self.send_lock:
@@ -157,7 +158,8 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
         return data
 
     async def _read_data(self) -> None:
-        """Read until the end. Stock times each read, which would count the client's silence during a response."""
+        """Read until the end. Stock times each read, which would count the client's silence during a
+        response."""
         try:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while not self._at_end:
@@ -171,7 +173,8 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
 
 
 def _enable_keepalive_probes(stream: Any, timeout: float) -> None:
-    """Have the kernel close a connection whose peer vanished, for example after a network or power failure."""
+    """Have the kernel close a connection whose peer vanished, for example after a network or power
+    failure."""
     tcp = getattr(getattr(stream, "transport_stream", stream), "socket", None)
     if not isinstance(tcp, trio.socket.SocketType):
         return

@@ -1,12 +1,13 @@
 """One run of Hypercorn's Trio worker, made visible to the app that it serves.
 
 Stock Hypercorn gives an app neither the server's addresses nor a shutdown notice. Here the stock function
-`worker_serve` runs inside a wrapper that gives the app a `Worker` (`shutdown.current_shutdown`), whose lifespan reads
-the addresses and sets the limits; every reason to stop passes through it: a signal, the program's trigger,
-`max_requests`, an interrupt.
+`worker_serve` runs inside a wrapper that gives the app a `Worker` (`shutdown.current_shutdown`), whose
+lifespan reads the addresses and sets the limits; every reason to stop passes through it: a signal, the
+program's trigger, `max_requests`, an interrupt.
 
-Under the `hypercorn` command, and only there, it also owns the process: its signals, the death of the master (whose
-workers would otherwise keep running, ignore SIGTERM and hold the port), and the one-line error of a failed startup.
+Under the `hypercorn` command, and only there, it also owns the process: its signals, the death of the master
+(whose workers would otherwise keep running, ignore SIGTERM and hold the port), and the one-line error of a
+failed startup.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Worker(Shutdown):
             setattr(self._config, name, value)
 
     def fail(self, reason: str) -> None:
-        """Record why the app does not start, and stop. Stock would listen first, and log so, before it stops."""
+        """Record why the app does not start, and stop. Stock would listen first, and log so, before it
+        stops."""
         self.failure = reason
         self.scope.cancel()
 

@@ -1,11 +1,12 @@
 """A WebSocket over HTTP/1.1 or over an HTTP/2 stream (RFC 6455, 8441), between its protocol and the app.
 
-Stock Hypercorn stops the whole server when a client sends a byte before the WebSocket is accepted (#225) or after its
-end. It counts buffered messages but not their size, inflates without a limit, accepts oversized and invalid messages
-without closing, and pings without requiring a pong.
+Stock Hypercorn stops the whole server when a client sends a byte before the WebSocket is accepted (#225) or
+after its end. It counts buffered messages but not their size, inflates without a limit, accepts oversized and
+invalid messages without closing, and pings without requiring a pong.
 
-Here input is buffered up to a bound until the app receives it; at that bound reading stops. There is no compression: a
-kilobyte could become a megabyte. `on_disconnect` is invoked when the client disconnects, as for an `HTTPStream`.
+Here input is buffered up to a bound until the app receives it; at that bound reading stops. There is no
+compression: a kilobyte could become a megabyte. `on_disconnect` is invoked when the client disconnects, as
+for an `HTTPStream`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MAX_EARLY_BYTES = 64 * 1024
 MAX_PARTS = 64 * 1024
 """Non-empty parts of a message: 16 MiB in reads of 256 bytes."""
 CLOSE_TIMEOUT = 1.0
-"""Seconds for the client to return a close frame: closing with unread data would reset the socket and lose ours."""
+"""Seconds for the client to return a close frame: closing with unread data would reset the socket and lose
+ours."""
 NORMAL, ABNORMAL, MESSAGE_TOO_BIG, INTERNAL_ERROR = 1000, 1006, 1009, 1011
 
 
@@ -69,7 +71,8 @@ class WSStream(DisconnectNotifier):
         self._received: deque[dict[str, Any]] = deque()
         self._buffered = 0
         self._changed = trio.lowlevel.ParkingLot()
-        """Unparked on a new message, for which the app waits, or on a consumed one, for which the reader waits."""
+        """Unparked on a new message, for which the app waits, or on a consumed one, for which the reader
+        waits."""
         self._blocked = False
         self._last_received = 0.0
         self._rejection: Any = None

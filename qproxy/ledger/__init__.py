@@ -5,8 +5,8 @@
     rows       a finished request as a row
     prices     what tokens cost, if known
 
-A row has names, numbers and codes of a request, and nothing of its content. `backends.local` has a member that keeps
-the rows in an SQLite file, which any SQLite tool, such as Datasette, reads while the server runs.
+A row has names, numbers and codes of a request, and nothing of its content. `backends.local` has a member
+that keeps the rows in an SQLite file, which any SQLite tool, such as Datasette, reads while the server runs.
 """
 
 from qproxy.ledger.prices import Pricing

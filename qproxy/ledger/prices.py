@@ -1,8 +1,9 @@
 """Prices of tokens, if known: an estimate, not a bill.
 
-The catalog holds Model Studio's international list prices with their date and sources. They apply to pay-as-you-go
-accounts outside China; plans are paid differently, and other regions and your own servers have no price here unless the
-setting `prices` (or a `[[models]]` table) has one. A model without a known price costs None, which is not 0.
+The catalog holds Model Studio's international list prices with their date and sources. They apply to
+pay-as-you-go accounts outside China; plans are paid differently, and other regions and your own servers have
+no price here unless the setting `prices` (or a `[[models]]` table) has one. A model without a known price
+costs None, which is not 0.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class ModelPrice:
 
 
 def token_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:
-    """Return the price of tokens of a row; None if it has none in the ledger's currency and the list's region."""
+    """Return the price of tokens of a row; None if it has none in the ledger's currency and the list's
+    region."""
     found = []
     for tier in tiers:
         cells = {**terms, **tier}
@@ -105,7 +107,8 @@ class Pricing:
                 self._listed[spec.id] = price
 
     def __repr__(self) -> str:
-        return f"<Pricing of {len(self._configured)} own prices, listed ones for {len(self._listed_for)} accounts>"
+        own, accounts = len(self._configured), len(self._listed_for)
+        return f"<Pricing of {own} own prices, listed ones for {accounts} accounts>"
 
     def cost(self, account: str, model: str, usage: Usage) -> float | None:
         """Return the cost in US dollars, None without a known price."""

@@ -1,6 +1,7 @@
 """Usage as the ledger reports it.
 
-Sums by key, account or model over a window; sums and latencies along time; single requests as mappings of columns.
+Sums by key, account or model over a window; sums and latencies along time; single requests as mappings of
+columns.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """A circuit breaker per account: a server that fails again and again is not used for a while.
 
-Closed, it counts consecutive requests that failed, each once, however often it was attempted. At `THRESHOLD` it opens:
-requests use other accounts, or fail at once with the reason instead of waiting for one more timeout. After a pause, which
-doubles, one request at a time may be sent (half-open): its success closes the circuit. A probe whose client disconnects
-decides nothing, and another one may follow after the pause.
+Closed, it counts consecutive requests that failed, each once, however often it was attempted. At `THRESHOLD`
+it opens: requests use other accounts, or fail at once with the reason instead of waiting for one more
+timeout. After a pause, which doubles, one request at a time may be sent (half-open): its success closes the
+circuit. A probe whose client disconnects decides nothing, and another one may follow after the pause.
 
-No clock, no I/O. Any response counts as success, even a rejection or a 500: this is about servers that are down, not
-about quota, nor about a request that a server fails on (llama.cpp has a 500 for those), which would otherwise stop
-every client's.
+No clock, no I/O. Any response counts as success, even a rejection or a 500: this is about servers that are
+down, not about quota, nor about a request that a server fails on (llama.cpp has a 500 for those), which would
+otherwise stop every client's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class CircuitBreaker:
             self._open_until = now + self._open_seconds()
 
     def record_result(self, error: QproxyError | None, now: float, *, again: bool = False) -> None:
-        """Record the result of a request: a response (None) or an error; `again` if it has failed here before."""
+        """Record the result of a request: a response (None) or an error; `again` if it has failed here
+        before."""
         if error is None or not is_outage(error):
             self.failures, self._probing = 0, False
         elif self._probing if self.failures >= THRESHOLD else not again:

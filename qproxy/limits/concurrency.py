@@ -1,8 +1,8 @@
 """Limits the requests that are served concurrently.
 
-A request acquires a slot before it is relayed and releases it with its last byte.  Without a free slot it waits in a
-bounded queue, briefly: a client that gets "overloaded" after a second can retry elsewhere, one that waits a minute
-cannot.  Health checks need no slot.
+A request acquires a slot before it is relayed and releases it with its last byte. Without a free slot it
+waits in a bounded queue, briefly: a client that gets "overloaded" after a second can retry elsewhere, one
+that waits a minute cannot. Health checks need no slot.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class ConcurrencyLimiter:
         return self._slots.statistics().tasks_waiting
 
     async def acquire(self) -> Callable[[], None]:
-        """Acquire a slot, and return the function that releases it.  Raises OverloadedError when none is free in time."""
+        """Acquire a slot, and return the function that releases it. Raises OverloadedError when none is free
+        in time."""
         borrower = object()
         if self._slots.available_tokens > 0 and not self.queue_size:
             self._slots.acquire_on_behalf_of_nowait(borrower)

@@ -1,7 +1,8 @@
 """Token buckets: amounts per minute, consumed at once and refilled evenly. Pure: callers pass the time.
 
-`Amounts` is the vocabulary of everything that is limited: numbers by unit (requests, tokens; money, seconds, characters
-and pictures need nothing but their names). A set of buckets grants all amounts of a reservation or none of them.
+`Amounts` is the vocabulary of everything that is limited: numbers by unit (requests, tokens; money, seconds,
+characters and pictures need nothing but their names). A set of buckets grants all amounts of a reservation or
+none of them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class TokenBucket:
         return min(self.capacity, self._tokens + self.capacity * max(0.0, now - self._updated_at) / MINUTE)
 
     def wait(self, count: float, now: float, ahead: float = 0.0) -> float:
-        """Return the seconds until `count` can be taken after `ahead` was; both count up to a minute's worth."""
+        """Return the seconds until `count` can be taken after `ahead` was; both count up to a minute's
+        worth."""
         return refill_seconds(self.capacity, self.available(now), count, ahead)
 
     def acquire(self, count: float, now: float) -> None:

@@ -1,8 +1,8 @@
 """Windows of time over which usage is counted and budgets are granted. Pure: callers pass the time.
 
-Qwen's plans count in rolling five hours, in weeks that start on Monday 00:00 in Beijing, and in months; people think in
-days, their own or the server's. Every window except the rolling one starts on a full hour of UTC, so that hourly sums
-are enough for it.
+Qwen's plans count in rolling five hours, in weeks that start on Monday 00:00 in Beijing, and in months;
+people think in days, their own or the server's. Every window except the rolling one starts on a full hour of
+UTC, so that hourly sums are enough for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class UsageWindow:
         return self._start_of(datetime.fromtimestamp(now, self.zone or UTC)).timestamp()
 
     def end(self, now: float) -> float:
-        """Return when the window that contains `now` ends; for a rolling one, when usage of `now` leaves it."""
+        """Return when the window that contains `now` ends; for a rolling one, when usage of `now` leaves
+        it."""
         return self._end_of(self._start_of(datetime.fromtimestamp(now, self.zone or UTC))).timestamp()
 
 

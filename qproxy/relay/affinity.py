@@ -10,7 +10,8 @@ AFFINITY_CHARACTERS = 2000
 
 
 def affinity_key(turn: Turn) -> str:
-    """Return a key shared by all turns of one conversation, from its messages up to the user's first; "" for none."""
+    """Return a key shared by all turns of one conversation, from its messages up to the user's first; "" for
+    none."""
     if not turn.messages:
         return ""
     digest = hashlib.blake2b(digest_size=8)

@@ -1,7 +1,7 @@
 """One request for embeddings: batches to accounts in parallel, and the vectors in order.
 
-An upstream accepts a few texts per request (DashScope: ten), a client may send 2,048. A bounded number of batches is
-in flight at a time (`fan_out`); each is an `Attempt` of its own, retried like a chat (`retry`).
+An upstream accepts a few texts per request (DashScope: ten), a client may send 2,048. A bounded number of
+batches is in flight at a time (`fan_out`); each is an `Attempt` of its own, retried like a chat (`retry`).
 
 Encoding the vectors is CPU work: a checkpoint follows each one.
 """

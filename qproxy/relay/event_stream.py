@@ -1,9 +1,9 @@
 """A response in progress, pulled at the client's pace by the code that sends it to the client.
 
-Each `receive` reads once from the upstream and returns every complete event: no queue, no pump task, no nursery and no
-cancel scope across a `yield`. `EventStream` is the interface for the server; `UpstreamEventStream` is one upstream
-response. `multi_prompt.MultiPromptStream` (one per prompt) and `tool_loop.ToolLoop` (with the server's own tools in
-between) combine several.
+Each `receive` reads once from the upstream and returns every complete event: no queue, no pump task, no
+nursery and no cancel scope across a `yield`. `EventStream` is the interface for the server;
+`UpstreamEventStream` is one upstream response. `multi_prompt.MultiPromptStream` (one per prompt) and
+`tool_loop.ToolLoop` (with the server's own tools in between) combine several.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class UpstreamEventStream:
     async def receive(self, until: float = math.inf) -> list[Event]:
         """Return the events completed by one read of the upstream; empty at the end.
 
-        Raises `transport.ReceiveTimeout` at `until` (Trio's clock): nothing is lost, and `receive` may be called again.
+        Raises `transport.ReceiveTimeout` at `until` (Trio's clock): nothing is lost, and `receive` may be
+        called again.
         """
         while not self._pending and not self._finished:
             self._pending = await self._read(until)

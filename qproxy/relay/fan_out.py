@@ -1,7 +1,7 @@
 """Several upstream requests in parallel for one request of a client.
 
-The first final failure cancels the others, and the client gets its error. Their nursery is within the request's own and
-does not outlive the call, so a cancellation reaches all.
+The first final failure cancels the others, and the client gets its error. Their nursery is within the
+request's own and does not outlive the call, so a cancellation reaches all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ async def run_bounded(work: Callable[[int], Awaitable[None]], count: int, limit:
 
 
 def merge_records(record: RelayRecord, part: RelayRecord) -> None:
-    """Merge the record of one upstream request into the client request's: its outcome, and the maximum of attempts."""
+    """Merge the record of one upstream request into the client request's: its outcome, and the maximum of
+    attempts."""
     record.account = part.account or record.account
     record.served_model = part.served_model or record.served_model
     record.upstream_status = part.upstream_status or record.upstream_status

@@ -1,11 +1,11 @@
 """The models of all accounts, from their upstreams' lists.
 
-Clients time out on `/v1/models` after ten seconds, so lists are cached; they are fetched concurrently, each with a
-limit of 5 s and 1 MiB, and an unresponsive upstream does not affect the others.
+Clients time out on `/v1/models` after ten seconds, so lists are cached; they are fetched concurrently, each
+with a limit of 5 s and 1 MiB, and an unresponsive upstream does not affect the others.
 
-Only 404 and 405 mean that an upstream has no list; the configured names or Qwen's published models replace it. After
-any other failure the last list stays, and the next attempt follows within seconds: a failed fetch shows nothing about
-the models.
+Only 404 and 405 mean that an upstream has no list; the configured names or Qwen's published models replace
+it. After any other failure the last list stays, and the next attempt follows within seconds: a failed fetch
+shows nothing about the models.
 """
 
 from __future__ import annotations

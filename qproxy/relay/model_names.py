@@ -1,6 +1,7 @@
 """What the models of requests are called on their way: aliases, and successors of retired models.
 
-Pure rules in `wire.models.retirement`; here they meet the accounts (does one still have the model?) and the calendar.
+Pure rules in `wire.models.retirement`; here they meet the accounts (does one still have the model?) and the
+calendar.
 """
 
 from __future__ import annotations

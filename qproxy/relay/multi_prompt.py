@@ -1,8 +1,8 @@
 """Several prompts in one request for completions: one response, combined from one per prompt.
 
-The choices are numbered consecutively, the token counts summed. Whole responses are requested in parallel. A stream
-has the responses in sequence, each opened when the one before has finished: so the client's pace applies to all, and
-no upstream waits with a response that is not being read.
+The choices are numbered consecutively, the token counts summed. Whole responses are requested in parallel. A
+stream has the responses in sequence, each opened when the one before has finished: so the client's pace
+applies to all, and no upstream waits with a response that is not being read.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class MultiPromptStream:
             self._current.interrupt()
 
     async def receive(self, until: float = math.inf) -> list[Event]:
-        """Return events as `EventStream` does; between two responses `until` applies to the first event of the next."""
+        """Return events as `EventStream` does; between two responses `until` applies to the first event of
+        the next."""
         if self._pending:
             events, self._pending = self._pending, []
             return events

@@ -1,12 +1,12 @@
 """One realtime session: a client's WebSocket and an upstream's, with a translation between.
 
-Both ends belong to one nursery. Each has a task that receives a message, sends it to the other end, and receives
-again only when it was sent: a slow end makes the other one wait, and nothing accumulates. The end of either side ends
-the session with a `SessionEnd`, which the client gets as a last `error` event and a close code. The client's disconnect
-cancels everything, and the upstream's end is closed with it.
+Both ends belong to one nursery. Each has a task that receives a message, sends it to the other end, and
+receives again only when it was sent: a slow end makes the other one wait, and nothing accumulates. The end of
+either side ends the session with a `SessionEnd`, which the client gets as a last `error` event and a close
+code. The client's disconnect cancels everything, and the upstream's end is closed with it.
 
-The client is accepted after the upstream's first event, so a rejection has its HTTP status and another account may be
-tried (`retry`), as with any other request.
+The client is accepted after the upstream's first event, so a rejection has its HTTP status and another
+account may be tried (`retry`), as with any other request.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ async def _first_event(socket: UpstreamWebSocket, limit: float | None, plan: str
         try:
             first = await socket.receive()
         except UpstreamClosed as ended:
-            text = f"The upstream closed the session before its first event ({ended.code}): {ended.reason or 'no reason given'}."
+            reason = ended.reason or "no reason given"
+            text = f"The upstream closed the session before its first event ({ended.code}): {reason}."
             data = {"error": {"message": text, "code": ended.reason}}
             raise error_mapping.error_from_event(data, None, plan=plan) or UpstreamError(text) from None
         try:

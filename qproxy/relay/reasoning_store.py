@@ -1,7 +1,9 @@
-"""Ciphertext of reasoning, kept for clients that drop unknown fields, and put back on its message in the next turn.
+"""Ciphertext of reasoning, kept for clients that drop unknown fields, and put back on its message in the next
+turn.
 
-A ciphertext is found by the client's key, the account that made it, and a hash of the assistant message that it belongs
-to, with the start of its conversation: the same short answer in another conversation has other thoughts.
+A ciphertext is found by the client's key, the account that made it, and a hash of the assistant message that
+it belongs to, with the start of its conversation: the same short answer in another conversation has other
+thoughts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Requests to accounts and back: `Relay.open` returns a response once its first event is there.
 
-So an early error keeps its true status; from then on the response is pulled (`event_stream`). Everything opened is
-entered on the exit stack of the request, which closes it in any case. `chat_attempt` is one attempt, `retry` decides
-whether another one follows.
+So an early error keeps its true status; from then on the response is pulled (`event_stream`). Everything
+opened is entered on the exit stack of the request, which closes it in any case. `chat_attempt` is one
+attempt, `retry` decides whether another one follows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The attempts of one request: an account, and after an error the same or another one, while that can help.
 
-`next_action` decides, as a pure function of the error and of the attempts so far, and `RetryLoop` acts on it. An
-attempt is implemented in `chat_attempt`, `embeddings` and `realtime`, the choice of an account in `accounts`, the
-meaning of an error in `wire.errors`.
+`next_action` decides, as a pure function of the error and of the attempts so far, and `RetryLoop` acts on it.
+An attempt is implemented in `chat_attempt`, `embeddings` and `realtime`, the choice of an account in
+`accounts`, the meaning of an error in `wire.errors`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def next_action(
 
     `attempts` counts those made in `seconds`, `others` is whether an account is left that is not excluded,
     `refreshed` whether this request has refreshed the account's token already. The client's own mistakes are
-    never retried. A rejection is retried with all accounts, because it is immediate and costs the upstream nothing;
-    any other failure is attempted at most `MAX_ATTEMPTS` times.
+    never retried. A rejection is retried with all accounts, because it is immediate and costs the upstream
+    nothing; any other failure is attempted at most `MAX_ATTEMPTS` times.
     """
     if seconds >= RETRY_BUDGET_SECONDS or (error.retry is RetryHint.ONCE and attempts > 1):
         return Action.GIVE_UP
@@ -76,8 +76,8 @@ def backoff_delay(attempts: int, error: QproxyError) -> float:
 
 
 def most_actionable_error(failures: Sequence[UpstreamError]) -> UpstreamError:
-    """Return the error for the client: the last one, but of several accounts' rejections preferably one that it can wait
-    for, and one about an account rather than another account's "no such model"."""
+    """Return the error for the client: the last one, but of several accounts' rejections preferably one that
+    it can wait for, and one about an account rather than another account's "no such model"."""
     last = failures[-1]
     refusals = [failure for failure in failures if failure.retry in REJECTION_STATUSES]
     if last not in refusals:
@@ -182,7 +182,8 @@ class RetryLoop:
         )
 
     def _has_alternative(self, failure: UpstreamError, account: Account, now: float) -> bool:
-        """Return whether another account may be tried, during its cooldown if there is no other and few were."""
+        """Return whether another account may be tried, during its cooldown if there is no other and few
+        were."""
         without = [*self._excluded(), account]
         pool, model = self._accounts.accounts, self._model
         if has_alternative(pool, model, task=self._task, now=now, without=without):

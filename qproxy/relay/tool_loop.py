@@ -1,13 +1,15 @@
 """A response of several rounds, pulled like a response of one.
 
-`ToolLoop` is an `EventStream`, so the code that streams or assembles a response does not depend on it: `receive`
-returns the events of the current round, and between two rounds the tools' results in the order of their calls.
+`ToolLoop` is an `EventStream`, so the code that streams or assembles a response does not depend on it:
+`receive` returns the events of the current round, and between two rounds the tools' results in the order of
+their calls.
 
-The tools of a round run in parallel, and then the next round is opened, in *one* task of the request's nursery, which
-the server opens around the whole request and cancels when the client has disconnected or the response is complete.
-`receive` has no nursery of its own: it may time out (`ReceiveTimeout`), so that a keep-alive comment can be sent, while
-the tools continue. Nor is there one on the request's exit stack: a nursery belongs to the task that opened it, and the
-stack outlives the request's handler. The task has finished before the stack closes what it opened.
+The tools of a round run in parallel, and then the next round is opened, in *one* task of the request's
+nursery, which the server opens around the whole request and cancels when the client has disconnected or the
+response is complete. `receive` has no nursery of its own: it may time out (`ReceiveTimeout`), so that a
+keep-alive comment can be sent, while the tools continue. Nor is there one on the request's exit stack: a
+nursery belongs to the task that opened it, and the stack outlives the request's handler. The task has
+finished before the stack closes what it opened.
 
 The connection and the lease of a round are released before its tools run: a slow tool holds no account.
 """

@@ -1,8 +1,9 @@
 """The hidden rounds of responses that ended with calls for the client, which clients do not send back.
 
-`ToolRoundStore` keeps them for the client's next request. It is bounded, and nothing depends on it: after a loss the
-model sees the conversation as the client does. A conversation is identified by the client's key and its first user
-message, so that no client can obtain the results of another one's tools, whatever call ids it makes up.
+`ToolRoundStore` keeps them for the client's next request. It is bounded, and nothing depends on it: after a
+loss the model sees the conversation as the client does. A conversation is identified by the client's key and
+its first user message, so that no client can obtain the results of another one's tools, whatever call ids it
+makes up.
 """
 
 from __future__ import annotations

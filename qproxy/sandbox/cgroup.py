@@ -1,8 +1,8 @@
 """One cgroup per call, if this server may create cgroups, which limits all processes of a call together.
 
-It requires cgroup v2 and a writable parent of this server's own cgroup without processes, as systemd creates it with
-`Delegate=memory pids` and `DelegateSubgroup=server`. The cgroup counts all memory of a call: that of its processes,
-the kernel's for them (sockets, pipes, files in /tmp), and the contents of /tmp.
+It requires cgroup v2 and a writable parent of this server's own cgroup without processes, as systemd creates
+it with `Delegate=memory pids` and `DelegateSubgroup=server`. The cgroup counts all memory of a call: that of
+its processes, the kernel's for them (sockets, pipes, files in /tmp), and the contents of /tmp.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html, `systemd.resource-control(5)`.
 """
@@ -36,7 +36,8 @@ class CgroupTree:
         return f"<CgroupTree below {self.root}>"
 
     def prepare(self) -> bool:
-        """Enable the controllers, and remove cgroups of killed servers. Return False if that is not possible."""
+        """Enable the controllers, and remove cgroups of killed servers. Return False if that is not
+        possible."""
         try:
             if not CONTROLLERS.issubset(self._read("cgroup.controllers")) or self._read("cgroup.procs"):
                 return False  # a cgroup with processes cannot enable controllers
@@ -59,7 +60,8 @@ class CgroupTree:
 
     @contextmanager
     def create(self, limits: ResourceLimits) -> Iterator[Callable[[int], None]]:
-        """Create a cgroup with limits, and yield a function that moves a process into it. The exit kills them all."""
+        """Create a cgroup with limits, and yield a function that moves a process into it. The exit kills them
+        all."""
         path = self.root / f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         path.mkdir()
         try:

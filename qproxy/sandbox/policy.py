@@ -1,8 +1,8 @@
 """The files and resources of a sandboxed program, and bubblewrap's arguments for them.
 
-Pure: paths are only named here. The root is read-only and consists of the system's programs and libraries, the files
-of /etc that they need to start, a private /proc, a /dev without devices, a small /tmp, and the declared paths.
-`bwrap(1)`.
+Pure: paths are only named here. The root is read-only and consists of the system's programs and libraries,
+the files of /etc that they need to start, a private /proc, a /dev without devices, a small /tmp, and the
+declared paths. `bwrap(1)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ NETWORK_SETTINGS = ("/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf")
 
 @dataclass(frozen=True, slots=True)
 class ResourceLimits:
-    """The resource limits of a sandboxed program, which the kernel enforces per process, except `processes`."""
+    """The resource limits of a sandboxed program, which the kernel enforces per process, except
+    `processes`."""
 
     cpu_seconds: int = 10
     memory: int = 512 * MIB
@@ -66,7 +67,8 @@ def environment(isolation: SandboxPolicy) -> dict[str, str]:
 
 
 def bwrap_arguments(isolation: SandboxPolicy, *, gate: int, info: int, seccomp: int | None) -> list[str]:
-    """Return bubblewrap's arguments for a policy; `gate`, `info` and `seccomp` are inherited file descriptors.
+    """Return bubblewrap's arguments for a policy; `gate`, `info` and `seccomp` are inherited file
+    descriptors.
 
     They do not contain the environment, since any user of the machine can read a process's arguments.
     """
@@ -107,8 +109,8 @@ def _system(path: str) -> list[str]:
 def policy_errors(policies: Iterable[tuple[str, SandboxPolicy]]) -> Iterator[str]:
     """Yield the errors in the declared paths of several tools, each with its name.
 
-    A path inside a directory that a tool may change is an error: that tool could create a link there, which would
-    give the next program access to the link's target.
+    A path inside a directory that a tool may change is an error: that tool could create a link there, which
+    would give the next program access to the link's target.
     """
     policies = list(policies)
     writable = [Path(path) for _, isolation in policies for path in isolation.write]

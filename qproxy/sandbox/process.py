@@ -1,8 +1,8 @@
 """A child process: its pipes, its end, and the end of everything that it started.
 
-A `Launcher` (`Bubblewrap`, or `UnsandboxedLauncher`) starts it in the main thread: a process that dies with its parent
-(PR_SET_PDEATHSIG) dies with the *thread* that started it, and Trio starts processes in a worker thread, which ends
-when it has been idle for a while.
+A `Launcher` (`Bubblewrap`, or `UnsandboxedLauncher`) starts it in the main thread: a process that dies with
+its parent (PR_SET_PDEATHSIG) dies with the *thread* that started it, and Trio starts processes in a worker
+thread, which ends when it has been idle for a while.
 """
 
 from __future__ import annotations

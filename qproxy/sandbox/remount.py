@@ -1,8 +1,9 @@
 """The program that sets the limits of a sandbox's /tmp from outside: `remount.py USER PID OPTIONS`.
 
-bubblewrap has no option for the number of files in a tmpfs, whose kernel memory its size does not count. So while the
-sandbox is blocked at its gate, this program waits for its mounts, enters their namespaces as the user who created
-them, and remounts /tmp. It is a separate program because only a single-threaded process can enter a user namespace.
+bubblewrap has no option for the number of files in a tmpfs, whose kernel memory its size does not count. So
+while the sandbox is blocked at its gate, this program waits for its mounts, enters their namespaces as the
+user who created them, and remounts /tmp. It is a separate program because only a single-threaded process can
+enter a user namespace.
 
 `setns(2)`, `ioctl_ns(2)`, `mount(2)`, `tmpfs(5)`.
 """
@@ -51,7 +52,8 @@ def enter_namespace(libc: ctypes.CDLL, namespace: int, kind: int) -> None:
 
 
 def is_tmp_mounted(pid: str) -> bool:
-    """Return whether a process has a sized tmpfs at /tmp, which exists only in the last root of bubblewrap."""
+    """Return whether a process has a sized tmpfs at /tmp, which exists only in the last root of
+    bubblewrap."""
     with open(f"/proc/{pid}/mountinfo") as mounts:
         lines = [line.split() for line in mounts]
     return any(line[4] == "/tmp" and "size=" in line[-1] for line in lines)

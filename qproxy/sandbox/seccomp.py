@@ -1,8 +1,9 @@
 """A system-call filter for sandboxed programs, as the kernel's classic BPF.
 
-It closes three gaps of namespaces, mounts and limits: memory that no limit counts (System V memory, memfd), address
-families without a namespace (vsock, netlink's relatives, crypto), and parts of the kernel that no tool needs and that
-have the most vulnerabilities. Everything else is allowed: this is the second layer of isolation, not the first.
+It closes three gaps of namespaces, mounts and limits: memory that no limit counts (System V memory, memfd),
+address families without a namespace (vsock, netlink's relatives, crypto), and parts of the kernel that no
+tool needs and that have the most vulnerabilities. Everything else is allowed: this is the second layer of
+isolation, not the first.
 
 `seccomp(2)`, `linux/filter.h`; numbers from `asm/unistd_64.h` and `asm-generic/unistd.h`.
 """
@@ -34,7 +35,8 @@ class SyscallNumbers(NamedTuple):
 
 
 _COMMON = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 442, 447)
-"""io_uring_*, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, mount_setattr, memfd_secret."""
+"""io_uring_*, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, mount_setattr,
+memfd_secret."""
 
 MACHINES = {
     "x86_64": SyscallNumbers(
@@ -43,8 +45,10 @@ MACHINES = {
             29, 30, 31, 67, 64, 65, 66, 220, 68, 69, 70, 71, 240,  # shm*, sem*, msg*, mq_open
             319, 101, 310, 311, 312, 248, 249, 250,  # memfd_create, ptrace, process_vm_*, kcmp, keys
             321, 298, 323, 300,  # bpf, perf_event_open, userfaultfd, fanotify_init
-            165, 166, 155, 161, 272, 308, 303, 304,  # mount, umount2, pivot_root, chroot, unshare, setns, *_handle_at
-            246, 320, 175, 313, 176, 103, 163, 167, 168, 169, 179,  # kexec, modules, syslog, acct, swap, reboot, quotactl
+            165, 166, 155, 161, 272, 308, 303, 304,
+            # mounts, roots, namespaces, *_handle_at
+            246, 320, 175, 313, 176, 103, 163, 167, 168, 169, 179,
+            # kexec, modules, syslog, swap, reboot
             164, 227, 159, 305, 170, 171, 154, 172, 173,  # clocks, names, modify_ldt, iopl, ioperm
             *_COMMON,
         ),

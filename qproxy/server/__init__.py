@@ -20,7 +20,8 @@ response_store   the interface of stored responses
 asgi_client      the app without a socket, for Trio programs
 routes/          one group of routes per module
 
-A new group of routes is a class with `routes()`, passed to `Server` as an extension; every route declares its `Access`.
+A new group of routes is a class with `routes()`, passed to `Server` as an extension; every route declares its
+`Access`.
 """
 
 from qproxy.server.app import Server

@@ -1,9 +1,10 @@
 """The Quart-Trio app: its routes, the middleware around them, and the swap of the server's state at a reload.
 
-Every request owns an exit stack and a nursery, whichever path serves it (`HTTPConnection`, `WebSocketConnection`,
-`fast_path.FastPath`).  Whatever is opened for the request is entered on the stack (leases, upstream responses); tasks
-beside its handler (tools) run in the nursery.  When the client disconnects, the handler and the nursery are cancelled,
-and the stack closes everything, in whatever state it was.
+Every request owns an exit stack and a nursery, whichever path serves it (`HTTPConnection`,
+`WebSocketConnection`, `fast_path.FastPath`). Whatever is opened for the request is entered on the stack
+(leases, upstream responses); tasks beside its handler (tools) run in the nursery. When the client
+disconnects, the handler and the nursery are cancelled, and the stack closes everything, in whatever state it
+was.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class _Quart(QuartTrio):
 
 
 class HTTPConnection(TrioASGIHTTPConnection):
-    """One request on Quart's path: its exit stack outlives everything done for it, and nothing outlives the stack."""
+    """One request on Quart's path: its exit stack outlives everything done for it, and nothing outlives the
+    stack."""
 
     async def __call__(self, receive: Any, send: Any) -> None:
         self.scope["path"] = normalize_path(self.scope["path"])
@@ -83,8 +85,8 @@ class HTTPConnection(TrioASGIHTTPConnection):
 class WebSocketConnection(TrioASGIWebsocketConnection):
     """A WebSocket, with a stack and a nursery like a request.
 
-    A message is read only when the handler requests it (`request_context.allow_receive`): Quart 0.23 would read ahead
-    without a limit.
+    A message is read only when the handler requests it (`request_context.allow_receive`): Quart 0.23 would
+    read ahead without a limit.
     """
 
     def __init__(self, app: QuartTrio, scope: Any) -> None:
@@ -178,7 +180,8 @@ class Server:
             app.add_url_rule(path, name, _as_quart_view(route.view), methods=list(route.methods))
 
     async def reconfigure(self, state: ServerState) -> None:
-        """Serve with another state from the next request on; requests in flight keep the parts that they have."""
+        """Serve with another state from the next request on; requests in flight keep the parts that they
+        have."""
         previous, self.state = self.state, state
         state.relay.accounts.reconfigure(state.pool_settings)
         self._set_refreshed_sources()
@@ -263,7 +266,8 @@ async def _body() -> bytes:
 def _has_no_hooks(app: QuartTrio) -> bool:
     """Return whether the app has no request hooks but the server's own."""
     tables = (
-        app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs, app.url_value_preprocessors,
+        app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs,
+        app.url_value_preprocessors,
     )  # fmt: skip
     added = sum(len(functions) for table in tables for functions in table.values())
     return added == len(("_before_request", "_after_request")) and not app.teardown_appcontext_funcs

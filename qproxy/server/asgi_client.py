@@ -1,7 +1,7 @@
 """The app without a socket, for Trio programs: ASGI called directly, in real time.
 
-Leaving a response early is a disconnect: the app receives it, and is cancelled if it does not finish within a second.
-A chunk of the response is passed on when it is received, so a slow reader slows the upstream.
+Leaving a response early is a disconnect: the app receives it, and is cancelled if it does not finish within a
+second. A chunk of the response is passed on when it is received, so a slow reader slows the upstream.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
 async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
     """Return a client for an ASGI app whose lifespan is the block.
 
-    At the end of the block the app shuts down like a server: requests of other tasks have its `graceful_timeout`.
+    At the end of the block the app shuts down like a server: requests of other tasks have its
+    `graceful_timeout`.
     """
     to_app, inbox = trio.open_memory_channel[Any](2)
     outbox, from_app = trio.open_memory_channel[Any](2)

@@ -30,7 +30,8 @@ class Access(enum.Enum):
     ADMIN = "admin"
     """The operator: by `admin_key` or, if none is set, from the same machine."""
     SESSION = "session"
-    """The operator in a browser.  The page checks that itself (`dashboard.auth`), because it answers with a form."""
+    """The operator in a browser.  The page checks that itself (`dashboard.auth`), because it answers with a
+    form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +49,16 @@ class Authentication:
         scope: Mapping[str, Any],
         key_headers: Sequence[str] = OPENAI.api_key_headers,
     ) -> ApiKey | None:
-        """Return the client's key, or None on a server without keys.  Raises RequestError for a rejected request."""
+        """Return the client's key, or None on a server without keys.  Raises RequestError for a rejected
+        request."""
         if not self.api_keys.required():
             self.hosts.check(headers, scope)
             return None
         key = api_key_from(headers, key_headers)
         if not key:
             raise AuthenticationError(
-                "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
+                "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer "
+                "KEY'."
             )
         return self.api_keys.authenticate(key)
 
@@ -75,7 +78,8 @@ class Authentication:
             raise InvalidKeyError("The key is not the server's admin_key.")
 
     def allows(self, key: ApiKey | None, model: str) -> bool:
-        """Return whether the key may use the model with this name or alias; an alias is allowed with its model."""
+        """Return whether the key may use the model with this name or alias; an alias is allowed with its
+        model."""
         return key is None or key.allows(self.aliases.resolve(model))
 
     def authorize_model(self, key: ApiKey | None, model: str) -> None:

@@ -1,4 +1,5 @@
-"""Which web pages may use the server: cross-origin requests (CORS), WebSockets, and headers against misuse in a browser."""
+"""Which web pages may use the server: cross-origin requests (CORS), WebSockets, and headers against misuse in
+a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class CorsPolicy:
         return "*" if "*" in self.origins else origin if origin in self.origins else None
 
     def preflight_headers(self, headers: ReadableHeaders) -> dict[str, str]:
-        """Return the headers of the response to a preflight request; none for an origin that is not allowed."""
+        """Return the headers of the response to a preflight request; none for an origin that is not
+        allowed."""
         if self.allowed_origin(headers.get("origin")) is None:
             return {}
         fields = {
@@ -60,7 +62,8 @@ class CorsPolicy:
         }
 
     def check_websocket(self, headers: ReadableHeaders) -> None:
-        """Raise RequestError for a page that is not allowed: browsers send no preflight before a WebSocket."""
+        """Raise RequestError for a page that is not allowed: browsers send no preflight before a
+        WebSocket."""
         origin = headers.get("origin")
         if origin and self.allowed_origin(origin) is None:
             raise RequestError(

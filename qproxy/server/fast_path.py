@@ -1,11 +1,12 @@
 """A fast path around Quart's router for requests to models: the same views, called directly from ASGI.
 
-For every request, Quart makes a request, two contexts, a session, a response, and a task that waits for the client to
-disconnect: as much work as everything else together.  Other requests, and apps with custom hooks, use Quart's router.
+For every request, Quart makes a request, two contexts, a session, a response, and a task that waits for the
+client to disconnect: as much work as everything else together. Other requests, and apps with custom hooks,
+use Quart's router.
 
-Every request has a nursery, which owns the tasks beside the handler (tools, the task that waits for the disconnect)
-and whose cancel scope ends the request when the client disconnects: called by our Hypercorn's HTTP stream if there is
-one, otherwise by that task at ASGI's message.
+Every request has a nursery, which owns the tasks beside the handler (tools, the task that waits for the
+disconnect) and whose cancel scope ends the request when the client disconnects: called by our Hypercorn's
+HTTP stream if there is one, otherwise by that task at ASGI's message.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError
 
 HTTP_STREAM = "qproxy.http_stream"
-"""ASGI extension of our Hypercorn: it calls `on_disconnect` when the client disconnects, or at once if it already has."""
+"""ASGI extension of our Hypercorn: it calls `on_disconnect` when the client disconnects, or at once if it
+already has."""
 LENGTH_DIGITS = 18
 """Digits of a Content-Length: other ASGI servers may pass more than `int` accepts."""
 

@@ -4,7 +4,8 @@
     unusable   no account would be tried now: all their upstreams are down
     draining   the server is shutting down; clients should not send new requests
 
-Pure: it derives the state from the accounts' states.  `/livez` depends on nothing: a process that responds is alive.
+Pure: it derives the state from the accounts' states. `/livez` depends on nothing: a process that responds is
+alive.
 """
 
 from __future__ import annotations

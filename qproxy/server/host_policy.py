@@ -1,7 +1,9 @@
-"""Which addresses and host names a server without API keys serves, and which requests come from its own machine.
+"""Which addresses and host names a server without API keys serves, and which requests come from its own
+machine.
 
-A server without keys serves loopback only (`insecure_no_auth` lifts that), however it was started.  There, a page whose
-name was made to resolve to this machine (DNS rebinding) is recognized by its Host header, which must name this machine.
+A server without keys serves loopback only (`insecure_no_auth` lifts that), however it was started. There, a
+page whose name was made to resolve to this machine (DNS rebinding) is recognized by its Host header, which
+must name this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class HostPolicy:
     """Addresses whose rejection has been logged."""
 
     def check(self, headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
-        """Raise RequestError unless the connection was made to this machine's own address, by one of its names.
+        """Raise RequestError unless the connection was made to this machine's own address, by one of its
+        names.
 
         A connection without an address (a Unix socket, a call within the process) is local, too.
         """
@@ -48,8 +51,8 @@ class HostPolicy:
         if not name or is_loopback(name) or name in self.allowed_hosts or "*" in self.allowed_hosts:
             return
         raise RequestError(
-            f"Host {name[:200]!r} is not allowed: a server on localhost without API keys only accepts localhost. "
-            "Add it to allowed_hosts.",
+            f"Host {name[:200]!r} is not allowed: a server on localhost without API keys only accepts "
+            "localhost. Add it to allowed_hosts.",
             status=403,
             type="permission_error",
             code="host_not_allowed",
@@ -64,7 +67,8 @@ class HostPolicy:
 
 
 def require_local(headers: ReadableHeaders, scope: Mapping[str, Any]) -> None:
-    """Raise RequestError unless the request comes directly from the server's own machine, not through a proxy on it."""
+    """Raise RequestError unless the request comes directly from the server's own machine, not through a proxy
+    on it."""
     server, peer = scope.get("server") or ("", 0), scope.get("client") or ("", 0)
     origin, name = headers.get("origin", ""), host_name(headers.get("host", ""))
     local = is_loopback(str(server[0])) and is_loopback(str(peer[0])) and (not name or is_loopback(name))

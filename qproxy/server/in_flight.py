@@ -1,8 +1,9 @@
-"""The requests in flight, so that each can be ended with an error: at its own time limit, or when the server stops.
+"""The requests in flight, so that each can be ended with an error: at its own time limit, or when the server
+stops.
 
-An `InFlightRequest` lasts from a request's first byte to its last.  Until the response's head is sent it is a cancel
-scope around the handler, which ends in an error response; after that it interrupts the pull that is waiting, which ends
-in an error event.  No response is cut off without one.
+An `InFlightRequest` lasts from a request's first byte to its last. Until the response's head is sent it is a
+cancel scope around the handler, which ends in an error response; after that it interrupts the pull that is
+waiting, which ends in an error event. No response is cut off without one.
 """
 
 from __future__ import annotations

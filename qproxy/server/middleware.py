@@ -37,7 +37,8 @@ class RequestMiddleware:
         self.listeners = tuple(listeners)
 
     def on_request(self, template: str, route: Route | None) -> None:
-        """Begin a request to the path with this template, "" for an unknown one, whose route may be a program's (None).
+        """Begin a request to the path with this template, "" for an unknown one, whose route may be a
+        program's (None).
 
         Raises RequestError for an unacceptable one.
         """

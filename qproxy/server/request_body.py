@@ -64,8 +64,8 @@ def check_encoding(headers: ReadableHeaders) -> None:
 def check_content_type(mimetype: str, *, from_page: bool) -> None:
     """Raise RequestError unless the body is declared as JSON.
 
-    Programs may omit the type.  Pages may not: without a preflight a page can send any type but JSON, so a request
-    with an Origin header must declare it.
+    Programs may omit the type. Pages may not: without a preflight a page can send any type but JSON, so a
+    request with an Origin header must declare it.
     """
     if not mimetype and not from_page:
         return

@@ -1,6 +1,7 @@
 """The request being served, found by a context variable.
 
-Each request has a task of its own, which binds the context before the request is handled; child tasks inherit it.
+Each request has a task of its own, which binds the context before the request is handled; child tasks inherit
+it.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def stack() -> AsyncExitStack:
 
 
 def nursery() -> trio.Nursery:
-    """Return the nursery of the tasks beside the handler; cancelled when the client disconnects or all is sent."""
+    """Return the nursery of the tasks beside the handler; cancelled when the client disconnects or all is
+    sent."""
     here = _current.get().nursery
     assert here is not None, "the request is finished"
     return here

@@ -1,8 +1,8 @@
 """The interface of stored responses, which clients may continue or read again.
 
-A store maps (owner, id) to a `StoredResponse`, bounded by age and size, and can follow a conversation back to its
-beginning.  With another owner nothing is found: one key's responses do not exist for another.  The members are in
-`backends`.
+A store maps (owner, id) to a `StoredResponse`, bounded by age and size, and can follow a conversation back to
+its beginning. With another owner nothing is found: one key's responses do not exist for another. The members
+are in `backends`.
 
 A store may fail; the response that it should save must not fail with it.
 """
@@ -75,7 +75,8 @@ class ResponseStore(Protocol):
         ...
 
     async def conversation(self, owner: str, id: str) -> list[StoredResponse]:
-        """Return the conversation that ends with a response, from its beginning.  Raises ResponseNotFound for a gap."""
+        """Return the conversation that ends with a response, from its beginning. Raises ResponseNotFound for
+        a gap."""
         ...
 
     async def delete(self, owner: str, id: str) -> None:

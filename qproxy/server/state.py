@@ -1,7 +1,7 @@
 """What a server is made of, as one frozen record, and how its routes are declared.
 
-`bootstrap` builds the record whole.  A reload builds another one from it and the server swaps the two in one assignment
-(`Server.reconfigure`), so routes read `server.state` once per request.
+`bootstrap` builds the record whole. A reload builds another one from it and the server swaps the two in one
+assignment (`Server.reconfigure`), so routes read `server.state` once per request.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Route:
     streams: bool = False
     """Whether its responses come whole or as a stream."""
     fast_path: bool = False
-    """Whether its view is independent of Quart and returns an `HTTPResponse`, so that the fast path can serve it."""
+    """Whether its view is independent of Quart and returns an `HTTPResponse`, so that the fast path can serve
+    it."""
 
     def paths(self) -> list[str]:
         """Return the paths that lead to it."""

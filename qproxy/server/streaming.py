@@ -1,8 +1,8 @@
 """A streamed response body, pulled at the client's pace.
 
-All events of one read are sent as one chunk.  There is no queue, no task and no generator: each pull reads the next
-events.  While the upstream is silent, the API's keep-alive is sent every `keep_alive_interval` seconds so that no proxy
-closes the connection; the interrupted read loses nothing (`transport.interruptible`).
+All events of one read are sent as one chunk. There is no queue, no task and no generator: each pull reads the
+next events. While the upstream is silent, the API's keep-alive is sent every `keep_alive_interval` seconds so
+that no proxy closes the connection; the interrupted read loses nothing (`transport.interruptible`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class SSEBody(StreamingBody):
         keep_alive_interval: float,
         on_finished: Callable[[], Awaitable[None]],
     ) -> None:
-        """`keep_alive` is sent to fill silence; `on_finished` runs after the last event, before its bytes are sent."""
+        """`keep_alive` is sent to fill silence; `on_finished` runs after the last event, before its bytes are
+        sent."""
         self._events = answer
         self._encoder = encoder
         self._record = record

@@ -1,4 +1,7 @@
-"""Rate limits and budgets of the client's API key: reserved before a request is relayed, settled when it is finished."""
+"""Rate limits and budgets of the client's API key.
+
+The amounts are reserved before a request is relayed, and settled when it is finished.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from qproxy.server.state import ServerState
 
 
 async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], tuple[int, int]]) -> None:
-    """Reserve the estimated usage of a request for `model`. Raises RequestError when its key does not allow it.
+    """Reserve the estimated usage of a request for `model`. Raises RequestError when its key does not allow
+    it.
 
     `estimate` returns the approximate tokens of the prompt, and the maximum tokens of the response.
     """
@@ -30,7 +34,8 @@ async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], t
 
 
 async def authorize_model(state: ServerState, key: ApiKey | None, model: str) -> None:
-    """Raise RequestError unless the key may use every model that the request may lead to, successors included."""
+    """Raise RequestError unless the key may use every model that the request may lead to, successors
+    included."""
     names = state.relay.names
     if names.is_retired(model) and any(a.known_models is None for a in state.relay.accounts.accounts):
         await state.model_directory.models()  # a server that still lists it knows better than the catalog
@@ -39,7 +44,8 @@ async def authorize_model(state: ServerState, key: ApiKey | None, model: str) ->
 
 
 async def reserve_request(state: ServerState, model: str) -> None:
-    """Count a request that calls no model against the rate limit. Raises RequestError when its key does not allow it."""
+    """Count a request that calls no model against the rate limit. Raises RequestError when its key does not
+    allow it."""
     key, context = request_context.api_key(), request_context.current()
     await authorize_model(state, key, model)
     if key is None or not key.is_limited:
@@ -50,7 +56,8 @@ async def reserve_request(state: ServerState, model: str) -> None:
 
 
 async def extend_usage(tokens: int, minutes: int) -> None:
-    """Charge a session for its tokens so far and for further minutes. Raises RequestError when its key is exhausted.
+    """Charge a session for its tokens so far and for further minutes. Raises RequestError when its key is
+    exhausted.
 
     A minute counts as another request against `rpm`; a budget counts the session once.
     """

@@ -13,7 +13,8 @@ CANNOT_SERVE = "qproxy cannot serve: {}"
 
 
 def is_hypercorn_command() -> bool:
-    """Return whether `hypercorn` or `python -m hypercorn` started this process, or it is a worker of either."""
+    """Return whether `hypercorn` or `python -m hypercorn` started this process, or it is a worker of
+    either."""
     processes = sys.modules.get("multiprocessing.process")
     target = getattr(processes and processes.current_process(), "_target", None)
     if getattr(target, "__module__", None) in (

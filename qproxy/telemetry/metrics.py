@@ -36,7 +36,8 @@ _TOKENS = tuple(4**power for power in range(14))
 Values: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
 """(label values, value) of each sample of a gauge."""
 Families: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
-"""(name, help, kind, samples) of each metric, and (name, labels, value) of each sample: plain enough for JSON."""
+"""(name, help, kind, samples) of each metric, and (name, labels, value) of each sample: plain enough for
+JSON."""
 KnownLabels: TypeAlias = Callable[[str], bool]
 
 
@@ -53,19 +54,28 @@ class MetricSpec(NamedTuple):
 
 # fmt: off
 COUNTED_METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"), "Finished requests; outcome client_disconnected counts cancellations"),
+    MetricSpec("qproxy_requests_total", "counter", ("endpoint", "model", "status", "outcome"),
+        "Finished requests; outcome client_disconnected counts cancellations"),
     MetricSpec("qproxy_key_requests_total", "counter", ("key", "outcome"), "Requests by client key"),
-    MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"), "Tokens by client key; kind is prompt or completion"),
-    MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"), "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
-    MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"), "Tokens of a request; type is input or output", _TOKENS),
-    MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"), "From a request's first byte to the last byte of its response", _DURATION),
-    MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "From a request's first byte to the model's first event", _FIRST_BYTE),
-    MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "Per output token after the first", _PER_TOKEN),
-    MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",), "Time spent in qproxy or by the client, not waiting for an upstream", _OVERHEAD),
+    MetricSpec("qproxy_key_tokens_total", "counter", ("key", "kind"),
+        "Tokens by client key; kind is prompt or completion"),
+    MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"),
+        "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
+    MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"),
+        "Tokens of a request; type is input or output", _TOKENS),
+    MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"),
+        "From a request's first byte to the last byte of its response", _DURATION),
+    MetricSpec("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI,
+        "From a request's first byte to the model's first event", _FIRST_BYTE),
+    MetricSpec("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI,
+        "Per output token after the first", _PER_TOKEN),
+    MetricSpec("qproxy_overhead_seconds", "histogram", ("endpoint",),
+        "Time spent in qproxy or by the client, not waiting for an upstream", _OVERHEAD),
     MetricSpec("qproxy_retries_total", "counter", ("endpoint",), "Attempts after a failed one"),
     MetricSpec("qproxy_upstream_errors_total", "counter", ("account", "code"), "Failed attempts"),
     MetricSpec("qproxy_repairs_total", "counter", ("kind",), "Repairs of tool calls and streams"),
-    MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"), "Tool runs by the server; outcome is ok or failed"),
+    MetricSpec("qproxy_tool_runs_total", "counter", ("tool", "outcome"),
+        "Tool runs by the server; outcome is ok or failed"),
     MetricSpec("qproxy_tool_run_seconds", "histogram", ("tool",), "Duration of tool runs", _DURATION),
     MetricSpec("qproxy_rules_total", "counter", ("rule",), "Requests changed by a Qwen rule"),
 )
@@ -73,17 +83,25 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
 READ_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("qproxy_requests_in_flight", "gauge", (), "Requests in flight"),
     MetricSpec("qproxy_requests_admitted", "gauge", (), "Requests that hold one of the max_requests slots"),
-    MetricSpec("qproxy_requests_waiting", "gauge", ("queue",), "Requests in a queue: for a request slot, or for an account"),
-    MetricSpec("qproxy_requests_rejected_total", "counter", (), "Requests rejected because the queue was full, or after queue_timeout"),
-    MetricSpec("qproxy_health", "gauge", ("state",), "1 for the state of /readyz: ready, unusable or draining; with several workers, the number in it"),
-    MetricSpec("qproxy_account_state", "gauge", ("account", "state"), "1 for the account's state; with several workers, the number that report it"),
+    MetricSpec("qproxy_requests_waiting", "gauge", ("queue",),
+        "Requests in a queue: for a request slot, or for an account"),
+    MetricSpec("qproxy_requests_rejected_total", "counter", (),
+        "Requests rejected because the queue was full, or after queue_timeout"),
+    MetricSpec("qproxy_health", "gauge", ("state",),
+        "1 for the state of /readyz: ready, unusable or draining; with several workers, the number in it"),
+    MetricSpec("qproxy_account_state", "gauge", ("account", "state"),
+        "1 for the account's state; with several workers, the number that report it"),
     MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests in flight by account"),
-    MetricSpec("qproxy_token_refreshes_total", "counter", ("account",), "Token refreshes of a logged-in account"),
+    MetricSpec("qproxy_token_refreshes_total", "counter", ("account",),
+        "Token refreshes of a logged-in account"),
     MetricSpec("qproxy_token_refresh_failures", "gauge", ("account",), "Consecutive failed refreshes"),
-    MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",), "Unix time at which the account's token expires; 0 without one"),
-    MetricSpec("qproxy_upstream_connections", "gauge", ("state",), "Open sockets to upstreams, busy or idle; busy ones beyond the requests in flight are leaks"),
+    MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",),
+        "Unix time at which the account's token expires; 0 without one"),
+    MetricSpec("qproxy_upstream_connections", "gauge", ("state",),
+        "Open sockets to upstreams, busy or idle; busy ones beyond the requests in flight are leaks"),
     MetricSpec("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
-    MetricSpec("qproxy_stored_responses_total", "counter", ("what",), "Responses stored and discarded (too old or too many), and failed operations of the store"),
+    MetricSpec("qproxy_stored_responses_total", "counter", ("what",),
+        "Responses stored and discarded (too old or too many), and failed operations of the store"),
 )
 # fmt: on
 """Read on each scrape."""

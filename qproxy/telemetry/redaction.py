@@ -40,7 +40,8 @@ _NAMED = re.compile(
         | (?: access|refresh|id|device|session|bearer|auth|api )[-_]?(?:token|code) | token ) \b
       (?: \\*+ ["'] )?+ [ \t\r\n]*+ [:=] [ \t\r\n]*+ )
     (?: (?P<open> (?P<slashes> (?: \\ (?:\\\\)*+ )?+ ) (?: (?P<double> " ) | ' ) )
-        (?: [^\\"'] | \\++ [^\\"'] | {_PAIRS} (?P=slashes) \\ (?P=slashes) ["'] | (?(double) \\*+ ' | (?!) ) )*+
+        (?: [^\\"'] | \\++ [^\\"'] | {_PAIRS} (?P=slashes) \\ (?P=slashes) ["']
+          | (?(double) \\*+ ' | (?!) ) )*+
         (?: {_PAIRS} (?P<close> (?P=open) ) )?+
       | (?: (?:bearer|basic) \s++ )? (?: [^\s,;"'}}\]\\] | \\++ (?!["']) )++ )
     """
@@ -72,11 +73,13 @@ _NAMES = (
 _VALUE_DELIMITERS = tuple("\\\"'=: \t\r\n")
 """Characters that may follow a name that has a value."""
 _SECRET_SHAPES = (
-    "sk-", "eyj", "bearer", "basic", "://", "akia", "asia", "ltai", "aiza", "ya29.", "xox", "xapp-", "k_live_", "k_test_",
+    "sk-", "eyj", "bearer", "basic", "://", "akia", "asia", "ltai", "aiza", "ya29.", "xox", "xapp-",
+    "k_live_", "k_test_",
     "hf_", "npm_", "pypi-", "private key",
 )  # fmt: skip
 _GIT = re.compile(r"gh[oprsu]_|github_pat_|gl[a-z]{2,4}-")
-"""The patterns match only texts with one of these words (in lower case); the check takes a tenth of the time."""
+"""The patterns match only texts with one of these words (in lower case); the check takes a tenth of the
+time."""
 _ESCAPED = re.compile(r"(?<!\\)(\\++)u00(2[0-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.IGNORECASE)
 """Escapes of ASCII characters that JSON need not escape; they could hide a secret."""
 _DATA_URI = re.compile(r"(data:[\w.+/-]*+(?:;[\w=.-]++)*+,)([A-Za-z0-9+/=_%-]{64,}+)")

@@ -149,7 +149,8 @@ def _usage_attributes(record: RequestRecord) -> dict[str, Any]:
 
 
 def exporting() -> OtelTracer:
-    """Return a tracer that exports over OTLP as configured by environment. Raises ImportError without the extra."""
+    """Return a tracer that exports over OTLP as configured by environment. Raises ImportError without the
+    extra."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -1,14 +1,15 @@
 """Validation of a tool's arguments against its JSON Schema.
 
-The library is `jsonschema`, which interprets a schema instead of compiling it to code: an MCP server's schemas are
-untrusted. It gets an empty registry, because a `$ref` must never make this server fetch an address. It is imported
-when the first schema is used, so a server without tools does not need it.
+The library is `jsonschema`, which interprets a schema instead of compiling it to code: an MCP server's
+schemas are untrusted. It gets an empty registry, because a `$ref` must never make this server fetch an
+address. It is imported when the first schema is used, so a server without tools does not need it.
 
-The schema and the model determine the cost of an evaluation, so it runs in this process only if it is known to be
-cheap: the schema has only BOUNDED_KEYWORDS, each of which visits a part of the arguments once, and both schema and
-arguments are small. That is nearly every call. Everything else goes to a process that can be killed
-(`schema_process`): patterns, references, `uniqueItems`, long input, and the check of an untrusted schema itself, once
-per schema. A schema that exceeds the limits there makes its tool unavailable for COOLDOWN_SECONDS.
+The schema and the model determine the cost of an evaluation, so it runs in this process only if it is known
+to be cheap: the schema has only BOUNDED_KEYWORDS, each of which visits a part of the arguments once, and both
+schema and arguments are small. That is nearly every call. Everything else goes to a process that can be
+killed (`schema_process`): patterns, references, `uniqueItems`, long input, and the check of an untrusted
+schema itself, once per schema. A schema that exceeds the limits there makes its tool unavailable for
+COOLDOWN_SECONDS.
 """
 
 from __future__ import annotations
@@ -32,14 +33,30 @@ MAX_SCHEMA = 128 * 1024
 MAX_SHORT = 8 * 1024
 """Bytes of a schema, and characters of arguments, that may be evaluated in this process."""
 MAX_PAIRS = 2000
-"""Values in the schema times values in the arguments that may be evaluated in this process: some milliseconds."""
+"""Values in the schema times values in the arguments that may be evaluated in this process: some
+milliseconds."""
 COOLDOWN_SECONDS = 60.0
 NOT_INSTALLED = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
 
-_ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly",
+_ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format",
+    "readOnly",
                 "title", "writeOnly"}  # fmt: skip
-_ASSERTIONS = {"const", "enum", "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength", "maxProperties",
-               "maximum", "minItems", "minLength", "minProperties", "minimum", "required", "type"}  # fmt: skip
+_ASSERTIONS = {
+    "const",
+    "enum",
+    "exclusiveMaximum",
+    "exclusiveMinimum",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
+    "minItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "required",
+    "type",
+}
 _ONE_SCHEMA, _NAMED_SCHEMAS, _SCHEMAS = (
     {"additionalProperties", "items", "not"},
     {"properties"},
@@ -120,7 +137,8 @@ def make_validator(schema: Mapping[str, JSON]) -> ArgumentsValidator:
 async def make_foreign_validator(
     schema: Mapping[str, JSON], text: bytes, evaluator: SchemaEvaluator
 ) -> ArgumentsValidator:
-    """Return the validator of an untrusted schema. Raise SchemaError, or EvaluationLimitExceeded past the limits."""
+    """Return the validator of an untrusted schema. Raise SchemaError, or EvaluationLimitExceeded past the
+    limits."""
     _require_jsonschema()
     _raise_for_reply(await evaluator.evaluate(text), schema)
     return ArgumentsValidator(schema, text, evaluator)
@@ -178,7 +196,8 @@ def _is_known_type(value: JSON) -> bool:
 
 
 def _subschemas(key: str, value: JSON) -> list[JSON]:
-    """Return the schemas in a keyword's value, or [None], which is not bounded, for a value of a wrong type."""
+    """Return the schemas in a keyword's value, or [None], which is not bounded, for a value of a wrong
+    type."""
     if key in _ONE_SCHEMA:
         return [value]
     if key in _NAMED_SCHEMAS:

@@ -1,8 +1,9 @@
 """Programs as tools.
 
-The program receives its arguments as JSON on standard input, and in argv in place of `{name}`: each is substituted
-within its word, never adds words, and passes through no shell. A word with a missing argument is dropped. The result
-is standard output; an exit code other than 0 is an error, which the model receives with the end of standard error.
+The program receives its arguments as JSON on standard input, and in argv in place of `{name}`: each is
+substituted within its word, never adds words, and passes through no shell. A word with a missing argument is
+dropped. The result is standard output; an exit code other than 0 is an error, which the model receives with
+the end of standard error.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class CommandTool:
 def substitute_arguments(
     argv: Sequence[str], arguments: Mapping[str, Any], names: frozenset[str]
 ) -> list[str]:
-    """Return argv with the arguments substituted; placeholders outside `names`, the schema's names, stay as they are."""
+    """Return argv with the arguments substituted; placeholders outside `names`, the schema's names, stay as
+    they are."""
     words = []
     for word in argv:
         placeholders = [name for name in _PLACEHOLDER.findall(word) if name in names]

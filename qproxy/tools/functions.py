@@ -88,7 +88,8 @@ def tool(
     timeout: float = 30.0,
     policy: ToolPolicy = "always",
 ) -> Tool:
-    """Return a tool that calls a function. Raise TypeError for an invalid name or an unsupported parameter."""
+    """Return a tool that calls a function. Raise TypeError for an invalid name or an unsupported
+    parameter."""
     name = name or function.__name__
     if not NAME_PATTERN.match(name):
         raise TypeError(f"invalid tool name {name!r}: use at most 64 letters, digits, _ and -.")

@@ -1,8 +1,8 @@
 """Tool calls: arguments as JSON in, text for the model out.
 
-The only place where a tool runs. Only cancellation is raised: invalid arguments, a program that fails, hangs or prints
-too much, and an exception in a function all become an error result, because the model can often correct its call. The
-log has only the type of an exception, since its message may contain a client's data.
+The only place where a tool runs. Only cancellation is raised: invalid arguments, a program that fails, hangs
+or prints too much, and an exception in a function all become an error result, because the model can often
+correct its call. The log has only the type of an exception, since its message may contain a client's data.
 """
 
 from __future__ import annotations

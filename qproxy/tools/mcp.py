@@ -1,13 +1,13 @@
 """MCP servers: a persistent connection to each, and their tools as `Tool`s.
 
-A `McpServer` is connected by its own task, which runs as long as the `ToolRegistry`: it lists the tools, lists them
-again when the server reports a change (and periodically, for a server that does not), and reconnects after a failure
-with exponential backoff. A disconnected server offers no tools. Calls from all requests share one session; the SDK
-matches responses to calls, and notifies the server of a cancelled one.
+A `McpServer` is connected by its own task, which runs as long as the `ToolRegistry`: it lists the tools,
+lists them again when the server reports a change (and periodically, for a server that does not), and
+reconnects after a failure with exponential backoff. A disconnected server offers no tools. Calls from all
+requests share one session; the SDK matches responses to calls, and notifies the server of a cancelled one.
 
-A server's messages are untrusted: names are sanitized, schemas are checked before use, and invalid tools are skipped
-and logged. The SDK (the extra `qproxy[mcp]`) takes most of a second to import, so it is imported with the first
-connection. Model Context Protocol, revisions 2024-11-05 and later.
+A server's messages are untrusted: names are sanitized, schemas are checked before use, and invalid tools are
+skipped and logged. The SDK (the extra `qproxy[mcp]`) takes most of a second to import, so it is imported with
+the first connection. Model Context Protocol, revisions 2024-11-05 and later.
 """
 
 from __future__ import annotations
@@ -250,7 +250,8 @@ class McpServer:
 
 
 def result_text(result: Any) -> str:
-    """Return a result as text for the model: its texts and labels of other content, or its structured content."""
+    """Return a result as text for the model: its texts and labels of other content, or its structured
+    content."""
     parts = [_content_text(part) for part in result.content]
     if not parts and result.structured_content is not None:
         return json_codec.dumps(result.structured_content).decode()

@@ -1,8 +1,8 @@
 """HTTP to MCP servers: qproxy's transport below the SDK's client.
 
 The SDK uses httpx2, which has no limits on heads, response length and decompression. So its requests use the
-transport of upstream requests (`transport`: bounded heads, timeouts, the configured proxy and certificates), and
-responses are checked (`messages`) before the SDK parses them.
+transport of upstream requests (`transport`: bounded heads, timeouts, the configured proxy and certificates),
+and responses are checked (`messages`) before the SDK parses them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class _Body(httpx2.AsyncByteStream):
             raise httpx2.StreamError(str(error)) from None
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """Yield the response's data, counting the values of each event by line, since no JSON string spans lines.
+        """Yield the response's data, counting the values of each event by line, since no JSON string spans
+        lines.
 
         The SDK limits the bytes of an event.
         """

@@ -1,7 +1,7 @@
 """A sandboxed MCP server over standard input and output, with its pipes as the SDK's streams.
 
-The SDK's own launcher supports no sandbox, and starts the server from a thread (see `sandbox.process` for why that is
-wrong). One JSON-RPC message is one line. When the server exits, the block raises `ServerExited`.
+The SDK's own launcher supports no sandbox, and starts the server from a thread (see `sandbox.process` for why
+that is wrong). One JSON-RPC message is one line. When the server exits, the block raises `ServerExited`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class _StderrTail:
 
 
 def _message(line: bytes) -> Any:
-    """Return the message of a line, or None for an empty or invalid line. Raise ServerExited past the limits."""
+    """Return the message of a line, or None for an empty or invalid line. Raise ServerExited past the
+    limits."""
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 

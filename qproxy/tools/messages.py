@@ -19,7 +19,8 @@ class TooLarge(ValueError):
 
 
 def values(text: bytes) -> int:
-    """Return the approximate number of values in JSON text, which may be a part that is split outside strings."""
+    """Return the approximate number of values in JSON text, which may be a part that is split outside
+    strings."""
     bare = _STRING.sub(b"", text)
     return bare.count(b",") + bare.count(b"[") + bare.count(b"{")
 

@@ -1,11 +1,12 @@
 """The selection of a request's tools.
 
-The operator sets a policy for each tool (`policy`), which rows of `[[tool_rules]]` override with patterns for tools,
-API keys and models; the first matching row applies. *always*: the model gets the tool in every request. *on request*:
-when the client names it. *never*: not even then.
+The operator sets a policy for each tool (`policy`), which rows of `[[tool_rules]]` override with patterns for
+tools, API keys and models; the first matching row applies. *always*: the model gets the tool in every
+request. *on request*: when the client names it. *never*: not even then.
 
-A client that forces a tool choice or requests several choices gets only the tools that it names; one that forbids
-tools gets none. A client's own tool takes precedence over a tool of the same name that it did not request.
+A client that forces a tool choice or requests several choices gets only the tools that it names; one that
+forbids tools gets none. A client's own tool takes precedence over a tool of the same name that it did not
+request.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class ToolRegistry:
         return next((rule.policy for rule in self._rules if rule.matches(tool, key, names)), tool.policy)
 
     def select(self, turn: Turn, key: str = "", served_model: str | None = None) -> dict[str, Tool]:
-        """Return the tools that this server runs for a request. Raise RequestError for a tool that it may not use.
+        """Return the tools that this server runs for a request. Raise RequestError for a tool that it may not
+        use.
 
         `served_model` is the target of the alias in the request, if it has one.
         """

@@ -1,8 +1,8 @@
 """A process that evaluates schemas, so that an expensive one blocks nothing else and can be killed.
 
-`SchemaEvaluator` owns at most one process: started on first use, ended by its own limits (`schema_worker`), by the
-timeout here, by a cancelled caller, when idle, or with the Trio program. Requests are serialized; each source of
-schemas has its own evaluator, so that it delays only itself.
+`SchemaEvaluator` owns at most one process: started on first use, ended by its own limits (`schema_worker`),
+by the timeout here, by a cancelled caller, when idle, or with the Trio program. Requests are serialized; each
+source of schemas has its own evaluator, so that it delays only itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SchemaEvaluator:
         return f"<SchemaEvaluator, {'idle' if self._process is None else f'process {self._process.pid}'}>"
 
     async def evaluate(self, schema: bytes, arguments: bytes = b"") -> dict[str, Any]:
-        """Return the reply of `schema_worker` to JSON texts. Raise EvaluationLimitExceeded past the limits."""
+        """Return the reply of `schema_worker` to JSON texts. Raise EvaluationLimitExceeded past the
+        limits."""
         request = b"%s\n%s\n" % (schema, arguments)
         async with self._lock:
             reply = await self._exchange(request) or await self._exchange(request)

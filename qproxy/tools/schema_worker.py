@@ -1,11 +1,13 @@
 """The program of the process that evaluates schemas: one reply per request, until it is killed or idle.
 
-A request is two lines: a schema, and arguments (both JSON) or an empty line to check the schema itself. A reply is one
-line, a JSON object: empty without an error, or with `schema`, `arguments` (each a path and a message) or `fault`.
+A request is two lines: a schema, and arguments (both JSON) or an empty line to check the schema itself. A
+reply is one line, a JSON object: empty without an error, or with `schema`, `arguments` (each a path and a
+message) or `fault`.
 
-The kernel enforces the limits: CPU time per request by a timer whose signal ends the process, even inside a regular
-expression, and memory by RLIMIT_AS. The process has neither the server's environment nor its files. It is run by path
-with the CPU limit in seconds (`schema_process`) and imports nothing of qproxy, so it starts in a tenth of a second.
+The kernel enforces the limits: CPU time per request by a timer whose signal ends the process, even inside a
+regular expression, and memory by RLIMIT_AS. The process has neither the server's environment nor its files.
+It is run by path with the CPU limit in seconds (`schema_process`) and imports nothing of qproxy, so it starts
+in a tenth of a second.
 """
 
 from __future__ import annotations

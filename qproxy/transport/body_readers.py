@@ -1,10 +1,11 @@
 """Readers of a response's body from the bytes of its connection.
 
-`ContentLengthReader` and `ChunkedReader` (RFC 9112 6.2 and 7.1) do not use h11: a streamed response is thousands of
-small chunks, and h11 creates several objects for each. `H11Reader` follows a head that h11 parsed.
+`ContentLengthReader` and `ChunkedReader` (RFC 9112 6.2 and 7.1) do not use h11: a streamed response is
+thousands of small chunks, and h11 creates several objects for each. `H11Reader` follows a head that h11
+parsed.
 
-All are fed the bytes of the connection, b"" at its end, and drained of body. An error after good bytes is raised
-only when those have been taken: `raise_error`.
+All are fed the bytes of the connection, b"" at its end, and drained of body. An error after good bytes is
+raised only when those have been taken: `raise_error`.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ class ChunkedReader(_BufferedReader):
         return 0 if self._ends_chunk else 2
 
     def _trailer(self, data: bytes, position: int) -> int:
-        """Return the end of the next trailer field, or `position` if it is incomplete; an empty one ends the body."""
+        """Return the end of the next trailer field, or `position` if it is incomplete; an empty one ends the
+        body."""
         end = data.find(b"\r\n", position)
         size = (len(data) if end < 0 else end) - position
         if size > MAX_LINE:

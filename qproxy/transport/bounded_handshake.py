@@ -1,7 +1,8 @@
 """The opening handshake of a WebSocket to an upstream, within the limits of all heads.
 
-wsproto parses it with an h11 connection of its own, without limits. The same bytes are parsed here first: wsproto gets a
-head, or the line of a chunk's size in the body of a rejection, only when it is complete and within the limits.
+wsproto parses it with an h11 connection of its own, without limits. The same bytes are parsed here first:
+wsproto gets a head, or the line of a chunk's size in the body of a rejection, only when it is complete and
+within the limits.
 """
 
 from __future__ import annotations

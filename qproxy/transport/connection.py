@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection and the exchange that it carries.
 
-`wire.http1` writes a request's head and reads a response's in its common form; for any other one h11 gets the bytes
-sent and received.
+`wire.http1` writes a request's head and reads a response's in its common form; for any other one h11 gets the
+bytes sent and received.
 
-Every await has a limit of `TransportLimits`; timeouts and errors of the network or the peer become an `UpstreamError` at
-the line where they occur. Messages name the host and nothing else of a request.
+Every await has a limit of `TransportLimits`; timeouts and errors of the network or the peer become an
+`UpstreamError` at the line where they occur. Messages name the host and nothing else of a request.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class UpstreamConnection:
             failure, limit = f"Upstream {self.host} did not accept the request", self.limits.write_timeout
             raise timeout_error(failure, limit, "upstream_write_timeout") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            # A server may respond (413, 401) without reading the whole body: read the response before failing.
+            # A server may respond (413, 401) without reading the whole body: read its response first.
             self._keep_alive = False
 
     def _send_with_h11(self, request: HTTPRequest, fields: Headers) -> bytes:

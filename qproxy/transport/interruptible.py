@@ -1,8 +1,9 @@
 """Reads of a stream that can be interrupted without losing bytes.
 
-A deadline around a whole read is not enough: over TLS it may expire after bytes were decrypted, while the response to a
-key update is sent, and they would be lost. So the deadline applies below TLS, where the bytes are still in the kernel:
-a read there has either happened or not. A timeout is an exception of its own, and TLS and h11 above stay intact.
+A deadline around a whole read is not enough: over TLS it may expire after bytes were decrypted, while the
+response to a key update is sent, and they would be lost. So the deadline applies below TLS, where the bytes
+are still in the kernel: a read there has either happened or not. A timeout is an exception of its own, and
+TLS and h11 above stay intact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The connection pool: assigns connections to requests and reuses them.
 
-A slot of the host is acquired before a connection is made and released with it in any case; idle connections hold no
-slot. The last one used is reused first, so that the others expire.
+A slot of the host is acquired before a connection is made and released with it in any case; idle connections
+hold no slot. The last one used is reused first, so that the others expire.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class UpstreamTransport:
         return PoolStatistics(open=busy + idle, idle=idle, created=self._created)
 
     async def send(self, request: HTTPRequest) -> UpstreamResponse:
-        """Send a request, and return the response with its head; the caller closes it (it is a context manager).
+        """Send a request, and return the response with its head; the caller closes it (it is a context
+        manager).
 
         Raises UpstreamError without a connection, a response in time, or valid HTTP.
         """
@@ -123,7 +124,8 @@ class UpstreamTransport:
     async def stream(self, url: str) -> AsyncIterator[trio.abc.Stream]:
         """Open a connection for another protocol than HTTP, closed at the end.
 
-        It is made as all others are, through the same proxy and with the same limits, and holds one of its host's slots.
+        It is made as all others are, through the same proxy and with the same limits, and holds one of its
+        host's slots.
         """
         key = origin, _ = self.route(url)
         host = self._host(key)
@@ -150,7 +152,8 @@ class UpstreamTransport:
         return origin, self._proxies.proxy_for(origin)
 
     async def connect(self, url: str) -> trio.abc.Stream:
-        """Return a new connection made like those of requests to a URL, for diagnostics. Raises as `send` does."""
+        """Return a new connection made like those of requests to a URL, for diagnostics. Raises as `send`
+        does."""
         return (await self._open_new(self.route(url))).stream
 
     async def _slot(self, host: _HostPool, origin: Origin) -> object:
@@ -163,7 +166,8 @@ class UpstreamTransport:
             with trio.fail_after(self.limits.pool_timeout):
                 await host.slots.acquire_on_behalf_of(slot)
         except trio.TooSlowError:
-            message = f"All {self.limits.max_connections} connections to {origin.host} are in use (max_upstream_connections)."
+            limit = self.limits.max_connections
+            message = f"All {limit} connections to {origin.host} are in use (max_upstream_connections)."
             raise UpstreamError(
                 message, status=503, code="overloaded", retry=RetryHint.OTHER_ACCOUNT
             ) from None
@@ -182,7 +186,8 @@ class UpstreamTransport:
         return None
 
     async def _open_new(self, key: PoolKey, *, tunnel: bool = False) -> UpstreamConnection:
-        """Return a new connection; with `tunnel` to the origin itself, even if a proxy would forward requests."""
+        """Return a new connection; with `tunnel` to the origin itself, even if a proxy would forward
+        requests."""
         origin, proxy = key
         with trio.move_on_after(self.limits.connect_timeout):
             if proxy is None or tunnel or not proxy.is_forward_proxy_for(origin):

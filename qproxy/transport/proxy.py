@@ -60,12 +60,14 @@ class ProxyServer:
 
     @classmethod
     def parse(cls, url: str, source: str = "proxy") -> ProxyServer:
-        """Parse a proxy's URL. Raises ValueError, which names `source` and no part of the URL, if it is invalid."""
+        """Parse a proxy's URL. Raises ValueError, which names `source` and no part of the URL, if it is
+        invalid."""
         try:
             return cls._from_url(urlsplit(url if "://" in url else f"http://{url}"))
         except ValueError:
             raise ValueError(
-                f"{source}: expected http[s]://[user:password@]host:port or socks5[h]://[user:password@]host:port."
+                f"{source}: expected http[s]://[user:password@]host:port or "
+                "socks5[h]://[user:password@]host:port."
             ) from None
 
     @classmethod
@@ -111,13 +113,15 @@ class ProxySettings:
 
     @classmethod
     def for_all(cls, url: str, no_proxy: str) -> ProxySettings:
-        """Return one proxy for all targets except `no_proxy` (comma-separated). Raises ValueError if it is invalid."""
+        """Return one proxy for all targets except `no_proxy` (comma-separated). Raises ValueError if it is
+        invalid."""
         server = ProxyServer.parse(url)
         return cls(server, server, _hosts(no_proxy))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], no_proxy: str) -> ProxySettings:
-        """Read Read Read Read Read HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set the other), ALL_PROXY, NO_PROXY.
+        """Read Read Read Read Read HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set
+        the other), ALL_PROXY, NO_PROXY.
 
         `no_proxy` extends the last. Raises ValueError naming a variable that is invalid.
         """

@@ -1,7 +1,7 @@
 """The response to one request: its head, and its body as it is received.
 
-A read that ends by the caller's deadline or an interruption (`ReceiveTimeout`) loses nothing; the limits on silence and
-on the whole response fail it.
+A read that ends by the caller's deadline or an interruption (`ReceiveTimeout`) loses nothing; the limits on
+silence and on the whole response fail it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class UpstreamResponse:
     async def receive(self, until: float = math.inf) -> bytes:
         """Return some of the body, everything received already at once; b"" at the end.
 
-        Raises ReceiveTimeout at `until` (Trio's clock): nothing is lost, read again. Raises UpstreamError if the body
-        is truncated, pauses for longer than `idle_timeout`, or continues past `total_timeout`.
+        Raises ReceiveTimeout at `until` (Trio's clock): nothing is lost, read again. Raises UpstreamError if
+        the body is truncated, pauses for longer than `idle_timeout`, or continues past `total_timeout`.
         """
         if self._finished:
             return b""

@@ -1,6 +1,7 @@
 """SOCKS 5, the client's side: a connection to a host via a proxy that does not inspect it.
 
-`handshake` is pure: it yields the bytes to send and the number of bytes to receive next. Nothing beyond is read.
+`handshake` is pure: it yields the bytes to send and the number of bytes to receive next. Nothing beyond is
+read.
 
 RFC 1928; user name and password: RFC 1929.
 """

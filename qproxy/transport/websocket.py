@@ -1,11 +1,11 @@
 """A WebSocket to an upstream: trio-websocket over a connection of the transport.
 
-One task owns the connection and closes it when cancelled; others send, receive and wait. So its reader's errors
-(trio-websocket #184: a pong after the end) are caught in one place, it always closes in the same way, and no nursery is
-held open across other tasks' work.
+One task owns the connection and closes it when cancelled; others send, receive and wait. So its reader's
+errors (trio-websocket #184: a pong after the end) are caught in one place, it always closes in the same way,
+and no nursery is held open across other tasks' work.
 
-At most one message is read ahead: a slow consumer makes the upstream wait. Every wait has a limit; an upstream that is
-silent for `ping_interval` gets one ping, and has failed after as long again.
+At most one message is read ahead: a slow consumer makes the upstream wait. Every wait has a limit; an
+upstream that is silent for `ping_interval` gets one ping, and has failed after as long again.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class UpstreamWebSocket:
             return
 
     async def receive(self) -> str | bytes:
-        """Return the next message. Raises UpstreamClosed if the other end has closed, UpstreamError if it is lost."""
+        """Return the next message. Raises UpstreamClosed if the other end has closed, UpstreamError if it is
+        lost."""
         while True:
             try:
                 with trio.move_on_after(self._ping_interval):

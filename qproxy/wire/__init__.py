@@ -30,7 +30,7 @@ What leaves `tool_calls` (and so what every Encoder may rely on), per choice:
     1. `ToolCallStart` comes before its `ToolCallArgumentsDelta`; indices are dense from 0 in order of
        appearance; ids are unique; a header is never sent without a name.
     2. Calls come one after the other: no `ToolCallArgumentsDelta` of a call after the next `ToolCallStart`.
-       The concatenated `ToolCallArgumentsDelta` of a call are what the model wrote; `{}` where it wrote nothing.
+       The concatenated `ToolCallArgumentsDelta` of a call are what the model wrote; `{}` if it wrote nothing.
     3. Exactly one `ChoiceFinished`, last, with stop, length, tool_calls or content_filter; `tool_calls`
        exactly when calls were sent and the model was not truncated.
     4. After `StreamFailed` nothing follows.

@@ -1,7 +1,7 @@
 """The numbers of a context overflow, read from the upstream's error message.
 
-Clients act on them: they compact the conversation or request a shorter answer. No server reports all three in fields, so
-each wording is one row of `WORDINGS`.
+Clients act on them: they compact the conversation or request a shorter answer. No server reports all three in
+fields, so each wording is one row of `WORDINGS`.
 
 Sources: DashScope's error reference; vLLM's `serving_engine.py` and `renderers/params.py`; SGLang's
 `tokenizer_manager.py`; llama.cpp's `server.cpp` (`exceed_context_size_error`); LM Studio; OpenAI's own words.
@@ -35,7 +35,8 @@ class ContextOverflow:
         return known and (self.prompt or 0) < (self.limit or 0)
 
     def completed(self, *, limit: int | None, prompt: int) -> ContextOverflow:
-        """Fill in a known limit and an estimate of the prompt, which is above the limit since it did not fit."""
+        """Fill in a known limit and an estimate of the prompt, which is above the limit since it did not
+        fit."""
         limit = self.limit or limit
         prompt = self.prompt or (prompt if limit is None else max(prompt, limit + 1))
         return ContextOverflow(limit, prompt, self.answer)
@@ -48,14 +49,19 @@ WORDINGS = tuple(
         # DashScope
         rf"range of input length should be \[[0-9]{{1,9}}, ?(?P<limit>{_N})\]",
         # vLLM, newest first
-        rf"passed (?P<prompt>{_N}) input tokens and requested (?P<answer>{_N}) output tokens.{{0,80}}?only (?P<limit>{_N})",
-        rf"too large: (?P<answer>{_N})\. this model's maximum context length is (?P<limit>{_N}) tokens and your request has (?P<prompt>{_N})",
-        rf"context length is (?P<limit>{_N}) tokens.{{0,40}}?requested {_N} tokens \((?P<prompt>{_N}) in the messages, (?P<answer>{_N})",
-        rf"context length is (?:only )?(?P<limit>{_N}) tokens.{{0,60}}?(?:request has|resulted in) (?P<prompt>{_N})",
+        rf"passed (?P<prompt>{_N}) input tokens and requested (?P<answer>{_N}) output "
+        rf"tokens.{{0,80}}?only (?P<limit>{_N})",
+        rf"too large: (?P<answer>{_N})\. this model's maximum context length is (?P<limit>{_N}) tokens "
+        rf"and your request has (?P<prompt>{_N})",
+        rf"context length is (?P<limit>{_N}) tokens.{{0,40}}?requested {_N} tokens \((?P<prompt>{_N}) "
+        rf"in the messages, (?P<answer>{_N})",
+        rf"context length is (?:only )?(?P<limit>{_N}) tokens.{{0,60}}?(?:request has|"
+        rf"resulted in) (?P<prompt>{_N})",
         rf"prompt \(length (?P<prompt>{_N})\) is longer than the maximum model length of (?P<limit>{_N})",
         # SGLang
         rf"input \((?P<prompt>{_N}) tokens\) is longer than the model's context length \((?P<limit>{_N})",
-        rf"context length of (?P<limit>{_N}) tokens.{{0,60}}?{_N} tokens: (?P<prompt>{_N}) tokens from.{{0,40}}?and (?P<answer>{_N})",
+        rf"context length of (?P<limit>{_N}) tokens.{{0,60}}?{_N} tokens: (?P<prompt>{_N}) tokens "
+        rf"from.{{0,40}}?and (?P<answer>{_N})",
         rf"input length \((?P<prompt>{_N}) tokens\) exceeds the maximum allowed length \((?P<limit>{_N})",
         # llama.cpp, LM Studio
         rf"request \((?P<prompt>{_N}) tokens\) exceeds the available context size \((?P<limit>{_N})",

@@ -38,7 +38,8 @@ class ModelAliases:
         return [name for name in self._exact if not is_pattern(name)]
 
     def covered(self, names: Iterable[str]) -> list[str]:
-        """Return those of the names that a pattern covers, other than `*`, and that are no aliases themselves."""
+        """Return those of the names that a pattern covers, other than `*`, and that are no aliases
+        themselves."""
         return [
             name
             for name in names

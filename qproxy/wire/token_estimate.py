@@ -1,10 +1,10 @@
 """Token counts of Qwen models without their vocabularies.
 
-`TokenCounter` reads every character. It splits a text as Qwen's tokenizer does before it merges bytes (runs of letters,
-single digits, punctuation, line ends), and gives each class of run a weight that was fitted to the vocabulary. It is
-within 15 % of both vocabularies on English, Chinese, Russian, source code and JSON (`scripts/token_estimate.py`), takes
-about 15 ms for a prompt of 77 kB, and caches counts by digest, since a conversation repeats itself. It includes what a chat
-template adds to each message and tool.
+`TokenCounter` reads every character. It splits a text as Qwen's tokenizer does before it merges bytes (runs
+of letters, single digits, punctuation, line ends), and gives each class of run a weight that was fitted to
+the vocabulary. It is within 15 % of both vocabularies on English, Chinese, Russian, source code and JSON
+(`scripts/token_estimate.py`), takes about 15 ms for a prompt of 77 kB, and caches counts by digest, since a
+conversation repeats itself. It includes what a chat template adds to each message and tool.
 
 `estimate_prompt` reads lengths only, for every request: limits, and usage that the upstream did not report.
 """
@@ -27,7 +27,8 @@ TOKENS_PER_MESSAGE = 4
 """`<|im_start|>`, the role, `<|im_end|>` and a line end."""
 TOKENS_PER_TOOL = 8
 MAX_CHARACTERS = 65_536
-"""A longer text is sampled: `SAMPLES` slices of this size together, so that one text takes at most some 15 ms."""
+"""A longer text is sampled: `SAMPLES` slices of this size together, so that one text takes at most some 15
+ms."""
 SAMPLES = 64
 MIN_CACHED_CHARACTERS = 256
 """Characters; a shorter text is counted as fast as it is looked up."""
@@ -71,7 +72,8 @@ _DIGIT = RunWeight(0, 0, 1)
 
 
 def _vocabulary(latin: float, punctuation: tuple[float, float], *rates: float) -> Vocabulary:
-    """Return weights for letters beyond a word's seventh, punctuation, and a character of each other script."""
+    """Return weights for letters beyond a word's seventh, punctuation, and a character of each other
+    script."""
     return (
         RunWeight(1, 7, latin),
         _DIGIT,

@@ -1,7 +1,7 @@
 """The floor: the least that a Trio program can do between a client and a server, and still be HTTP.
 
-It reads one request to its end, sends it on by a kept connection, and passes the answer's bytes as they come.  It
-checks nothing, changes nothing, limits nothing.  usage: forwarder.py PORT UPSTREAM-PORT
+It reads one request to its end, sends it on by a kept connection, and passes the answer's bytes as they come.
+It checks nothing, changes nothing, limits nothing. usage: forwarder.py PORT UPSTREAM-PORT
 """
 
 import re

@@ -55,7 +55,10 @@ CASES = {
     "prompt": Case("whole request, 64 KB prompt", "whole-1000", 16, "request", "word " * 13_000),
     "pictures": Case(
         "whole request, 2 MB of pictures", "whole-1000", 4, "request",
-        [{"type": "text", "text": "What is this?"}] + [{"type": "image_url", "image_url": {"url": PICTURE}}] * 3,
+        [
+            {"type": "text", "text": "What is this?"},
+            *[{"type": "image_url", "image_url": {"url": PICTURE}}] * 3,
+        ],
     ),
     "alone": Case("one at a time", "whole-1000", 1, "request"),
 }  # fmt: skip

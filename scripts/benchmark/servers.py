@@ -24,7 +24,9 @@ http {{
   upstream model {{ server 127.0.0.1:{upstream}; keepalive 256; }}
   server {{
     listen 127.0.0.1:{port}; keepalive_requests 1000000;
-    location / {{ proxy_pass http://model; proxy_http_version 1.1; proxy_set_header connection ""; proxy_buffering off; }}
+    location / {{
+      proxy_pass http://model; proxy_http_version 1.1; proxy_set_header connection ""; proxy_buffering off;
+    }}
   }}
 }}
 """
@@ -123,7 +125,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def started(here: Path, others: list[str]) -> Iterator[tuple[Path, list[Server], Callable[[], list[Server]]]]:
-    """The load generator, everything that is measured, and what starts qproxy with one worker and with two."""
+    """The load generator, everything that is measured, and what starts qproxy with one worker and with
+    two."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("The benchmark needs a C compiler for its upstream and its load generator.")

@@ -1,4 +1,5 @@
-"""Client keys: made once, kept as digests, demanded of every route that is not open, seen at once when they change."""
+"""Client keys: made once, kept as digests, demanded of every route that is not open, seen at once when they
+change."""
 
 import hashlib
 import io
@@ -121,7 +122,8 @@ def test_when_a_key_ends(text, expected):
 
 
 async def test_every_route_declares_who_may_use_it():
-    """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no admin."""
+    """Each route of the app is in the table; those that are not open refuse whoever has no key, or is no
+    admin."""
     async with world(api_keys=["secret"]) as it:
         rules = list(it.app.url_map.iter_rules())
         assert {rule.endpoint for rule in rules} == set(it.server.routes)

@@ -1,4 +1,5 @@
-"""What a key may use within a window: counted from the ledger, refused with a word about when, shared by workers."""
+"""What a key may use within a window: counted from the ledger, refused with a word about when, shared by
+workers."""
 
 import time
 
@@ -56,7 +57,8 @@ async def use(budgets, of, tokens):
 
 
 async def test_requests_of_a_day(budgets, wall):
-    """A day's requests can be used once; the refusal says when there are more, and that trying again does not help."""
+    """A day's requests can be used once; the refusal says when there are more, and that trying again does not
+    help."""
     bob = key(Quota("day", requests=2))
     await use(budgets, bob, 5)
     await use(budgets, bob, 5)
@@ -66,7 +68,8 @@ async def test_requests_of_a_day(budgets, wall):
     assert (error.status, error.type, error.code) == (429, "insufficient_quota", "insufficient_quota")
     assert error.should_retry is False
     assert error.message == (
-        "API key 'bob' has exhausted its budget of 2 requests per day (UTC). It resets at 2026-11-27 00:00 UTC."
+        "API key 'bob' has exhausted its budget of 2 requests per day (UTC). It resets at 2026-11-27 00:00 "
+        "UTC."
     )
     assert error.retry_after == pytest.approx((11 * 60 + 50) * 60)
     wall["now"] += DAY
@@ -74,7 +77,8 @@ async def test_requests_of_a_day(budgets, wall):
 
 
 async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
-    """What was used before this process began counts; of five rolling hours, the first comes back after them."""
+    """What was used before this process began counts; of five rolling hours, the first comes back after
+    them."""
     wall["now"] = NOON - 3600
     ledger.record(record(id="before"))
     wall["now"] = NOON
@@ -90,7 +94,8 @@ async def test_tokens_are_counted_from_the_ledger(budgets, ledger, wall):
 
 
 async def test_requests_under_way_are_held(budgets):
-    """Requests at once cannot together use more than is left; one that reached no model gives its share back."""
+    """Requests at once cannot together use more than is left; one that reached no model gives its share
+    back."""
     bob = key(Quota("month", requests=2))
     first, second = await budgets.reserve(bob, amounts(10)), await budgets.reserve(bob, amounts(10))
     with pytest.raises(RequestError):

@@ -57,7 +57,8 @@ async def test_requests_a_minute(clock):
 
 
 async def test_tokens_a_minute(clock):
-    """An estimate is exchanged for what was used, debts included; one above the limit waits for a full bucket."""
+    """An estimate is exchanged for what was used, debts included; one above the limit waits for a full
+    bucket."""
     limiter = limiter_of(key(tpm=600), clock)
     reservation = await limiter.reserve(500)
     with pytest.raises(RequestError, match="600 tokens per minute"):
@@ -127,7 +128,8 @@ def test_spans(seconds, text):
 
 
 def test_estimates():
-    """Text, reasoning and calls count by their bytes, an image a thousand, tools by their JSON, the answer as requested."""
+    """Text, reasoning and calls count by their bytes, an image a thousand, tools by their JSON, the answer as
+    requested."""
     parts = [
         {"type": "text", "text": "x" * 400},
         {"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}},
@@ -154,7 +156,8 @@ def spent(it, tmp_path):
 
 
 async def test_rate_limit_headers(tmp_path, autojump_clock):
-    """A key with limits sees them in every answer, a refusal says when to come back, and others see nothing."""
+    """A key with limits sees them in every answer, a refusal says when to come back, and others see
+    nothing."""
     headers, setting = made(tmp_path, rpm=2, tpm=1000)
     async with world(**setting) as it:
         _, fields, body = await it.post(HELLO, headers=headers)

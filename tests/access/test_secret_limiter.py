@@ -1,4 +1,5 @@
-"""A wrong secret costs its address, at every route that takes the secret, in every process; a right one passes."""
+"""A wrong secret costs its address, at every route that takes the secret, in every process; a right one
+passes."""
 
 import json
 import socket
@@ -50,7 +51,8 @@ async def shake(it, key, peer="192.0.2.1"):
         sent.append(message)
 
     scope = {
-        "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": "/v1/realtime",
+        "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws",
+        "path": "/v1/realtime",
         "raw_path": b"/v1/realtime", "query_string": b"", "root_path": "", "subprotocols": [], "state": {},
         "headers": [(b"host", b"in-process"), *bearer(key)], "client": (peer, 1), "server": ("in-process", 0),
         "extensions": {"websocket.http.response": {}},
@@ -112,7 +114,8 @@ async def test_the_admin_key_has_one_limit(autojump_clock):
 
 
 async def test_no_stranger_locks_out_who_was_in(autojump_clock):
-    """Behind one proxy: a key and a session that were accepted before pass, whatever others have guessed since."""
+    """Behind one proxy: a key and a session that were accepted before pass, whatever others have guessed
+    since."""
     async with world(**SETTINGS) as it:
         operator = Browser(it.app, peer="192.0.2.1")
         assert (await operator.login(ADMIN)).status == 200
@@ -217,7 +220,8 @@ async def test_a_server_without_keys_counts_nothing():
 
 @pytest.mark.parametrize("restart", [False, True])
 async def test_processes_share_what_they_know(tmp_path, restart):
-    """What was guessed at one worker is gone at another and after a restart; a key that was accepted passes at all."""
+    """What was guessed at one worker is gone at another and after a restart; a key that was accepted passes
+    at all."""
     files = {"wrong_keys_file": str(tmp_path / "wrong_keys"), "access_file": str(tmp_path / "access.sqlite3")}
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(world(**SETTINGS, **files))
@@ -241,7 +245,8 @@ def limiter():
 
 
 async def test_all_addresses_together_only_delay(autojump_clock, limiter):
-    """Beyond so many a minute wrong ones wait, a bounded number for a bounded time; a right one never does."""
+    """Beyond so many a minute wrong ones wait, a bounded number for a bounded time; a right one never
+    does."""
 
     async def wrong(number):
         with pytest.raises(InvalidKeyError):

@@ -21,7 +21,8 @@ def at(year, month, day, hour=0, minute=0):
 
 
 NAMED = {
-    "Token Plan": ("Your token-plan 1-week quota has been exhausted. The quota will reset at 08-14 09:18:00 UTC.", at(2026, 8, 14, 9, 18)),
+    "Token Plan": ("Your token-plan 1-week quota has been exhausted. The quota will reset at 08-14 09:18:00 "
+                   "UTC.", at(2026, 8, 14, 9, 18)),
     "a year, by China's clock": ("It will reset at 2026-08-13 00:00:00", at(2026, 8, 12, 16)),
     "an offset": ("reset at 2026-08-13T00:00:00+08:00", at(2026, 8, 12, 16)),
     "UTC and an offset": ("Resets at 2026-08-12 12:00 (UTC+8)", at(2026, 8, 12, 4)),
@@ -89,11 +90,14 @@ SECONDS = {
     "a header": (refusal(LimitKind.BURST, waits=17.0), 17.0, 17.0),
     "a header longer than a rate limit": (refusal(LimitKind.MINUTE, waits=7200.0), 300.0, 300.0),
     "a header of a quota": (refusal(LimitKind.QUOTA, waits=7200.0), 7200.0, 7200.0),
-    "a reset after the end of the period": (refusal(LimitKind.QUOTA, "daily quota exceeded, resets at 2026-09-01 00:00 UTC"), 24 * HOUR, at(2026, 9, 1)),
+    "a reset after the end of the period": (refusal(LimitKind.QUOTA,
+        "daily quota exceeded, resets at 2026-09-01 00:00 UTC"), 24 * HOUR, at(2026, 9, 1)),
     "a minute": (refusal(LimitKind.MINUTE), 55.0, None),
     "a quota": (refusal(LimitKind.QUOTA), 300.0, None),
-    "a quota that names its reset": (refusal(LimitKind.QUOTA, "will reset at 08-14 09:18:00 UTC"), at(2026, 8, 14, 9, 18), at(2026, 8, 14, 9, 18)),
-    "a quota of a week": (refusal(LimitKind.QUOTA, "week allocated quota exceeded"), HOUR, at(2026, 8, 16, 16)),
+    "a quota that names its reset": (refusal(LimitKind.QUOTA, "will reset at 08-14 09:18:00 UTC"),
+        at(2026, 8, 14, 9, 18), at(2026, 8, 14, 9, 18)),
+    "a quota of a week": (refusal(LimitKind.QUOTA, "week allocated quota exceeded"), HOUR,
+        at(2026, 8, 16, 16)),
     "overdue": (refusal(LimitKind.QUOTA, "overdue payments or no credit"), 300.0, None),
     "a model": (refusal(LimitKind.MODEL), 600.0, None),
     "access": (refusal(LimitKind.ACCESS), 60.0, None),

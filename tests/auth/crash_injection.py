@@ -1,10 +1,11 @@
-"""`kill -9` at every system call of a credential file's life, and what is left afterwards: run me, I print counts.
+"""`kill -9` at every system call of a credential file's life, and what is left afterwards: run me, I print
+counts.
 
     python -m tests.auth.crash_injection DIRECTORY
 
-A child does what the keeper or a sign-in does to the disk (lock, read, draft, publish, unlock) and kills itself at its
-nth call: before it, after it, or, for a write, in the middle.  Then the parent looks: is the file the old one or the
-new one, whole, for its owner only; can the next process lock and write.
+A child does what the keeper or a sign-in does to the disk (lock, read, draft, publish, unlock) and kills
+itself at its nth call: before it, after it, or, for a write, in the middle. Then the parent looks: is the
+file the old one or the new one, whole, for its owner only; can the next process lock and write.
 """
 
 import json
@@ -26,7 +27,8 @@ OLD = TokenSet("a1", "r1", "Bearer", 1_760_000_000_000, "portal.qwen.ai", {"note
 NEW = TokenSet("a2" * 500, "r2" * 500, "Bearer", 1_760_000_100_000, "portal.qwen.ai", {"note": "kept"})
 LAST = TokenSet("a3", "r3", "Bearer", 1_760_000_200_000)
 CALLS = (
-    "open", "write", "read", "close", "fsync", "ftruncate", "lseek", "rename", "unlink", "mkdir", "listdir", "lstat",
+    "open", "write", "read", "close", "fsync", "ftruncate", "lseek", "rename", "unlink", "mkdir", "listdir",
+    "lstat",
     "fstat", "link", "chmod",
 )  # fmt: skip
 POINTS = ("before", "after", "within")

@@ -1,7 +1,7 @@
 """What the tests of signing in share: an account in front of an emulated identity server, in memory.
 
-Files are real, in a temporary directory; their calls run in place (`in_place`), because Trio's test clock would jump
-while a thread works.  The wall clock follows Trio's, and a test may set it.
+Files are real, in a temporary directory; their calls run in place (`in_place`), because Trio's test clock
+would jump while a thread works. The wall clock follows Trio's, and a test may set it.
 """
 
 from contextlib import asynccontextmanager

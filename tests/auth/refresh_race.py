@@ -1,12 +1,15 @@
-"""Processes that refresh one account at once, against an identity server that punishes reuse: run me, I print counts.
+"""Processes that refresh one account at once, against an identity server that punishes reuse: run me, I print
+counts.
 
     python -m tests.auth.refresh_race --processes 8 --tokens 5
 
-The account's tokens last less than half a second, so every process finds them ended again and again, at the same
-moments.  The server runs in this process; the others are forked from it, each with its own keeper, locks and sockets.
+The account's tokens last less than half a second, so every process finds them ended again and again, at the
+same moments. The server runs in this process; the others are forked from it, each with its own keeper, locks
+and sockets.
 
-A process races until it has held so many tokens, and no time is set for that: how busy the machine is decides how long
-it takes, not what comes out.  Only when all have finished does each look at the file: nobody changes it any more.
+A process races until it has held so many tokens, and no time is set for that: how busy the machine is decides
+how long it takes, not what comes out. Only when all have finished does each look at the file: nobody changes
+it any more.
 """
 
 import argparse
@@ -77,7 +80,8 @@ async def last(path: Path) -> str | None:
 
 
 def child(ready: int, path: Path, enough: int) -> int:
-    """Fork a process that races once it is told the address, and looks once it is told that all have finished.
+    """Fork a process that races once it is told the address, and looks once it is told that all have
+    finished.
 
     Returns the end of a pipe from which its two reports come.
     """

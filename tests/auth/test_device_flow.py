@@ -102,7 +102,8 @@ async def test_denied_on_the_page(tmp_path, autojump_clock):
 
 
 async def test_a_code_has_an_end(tmp_path, autojump_clock):
-    """At expires_in, by the monotonic clock, the flow is over, whatever the wall clock says and the server hides."""
+    """At expires_in, by the monotonic clock, the flow is over, whatever the wall clock says and the server
+    hides."""
     async with signed(tmp_path, device_lifetime=60.0) as it:
         began = trio.current_time()
         flow = it.flow()

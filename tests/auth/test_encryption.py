@@ -66,7 +66,8 @@ def test_an_open_file_is_closed_with_the_next_write(ring, file):
 
 
 def test_without_the_key_nothing_is_read(ring, file):
-    """Another keyring, a locked one, and a file that was tampered with, each in words and without a secret."""
+    """Another keyring, a locked one, and a file that was tampered with, each in words and without a
+    secret."""
     file.save(TOKENS)
     ring.kept.clear()
     with pytest.raises(StorageError, match="does not decrypt"):

@@ -64,7 +64,8 @@ def refreshed_at(it):
 @pytest.mark.parametrize("ahead", [0.0, 30.0, 1200.0])
 @pytest.mark.parametrize("lifetime", [45.0, 120.0, 3601.3, LIFETIME])
 async def test_a_renewal_is_slept_to(lifetime, ahead, tmp_path, autojump_clock):
-    """It begins when it is due, wherever that is between two looks, and before requests would have to wait."""
+    """It begins when it is due, wherever that is between two looks, and before requests would have to
+    wait."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         times, ends = refreshed_at(it), (it.on_disk().expiry_date / 1000) - EPOCH
@@ -119,7 +120,8 @@ async def test_a_renewal_that_failed_is_tried_again_before_requests_wait(tmp_pat
 @pytest.mark.parametrize("left", [100.0, 29.0, 12.0, 1.0])
 @pytest.mark.parametrize("lifetime", [60.0, 120.0, LIFETIME])
 async def test_a_start_near_the_end_changes_no_margin(lifetime, left, tmp_path, autojump_clock):
-    """The margin is the token's own, whenever its file was read: the first request has more left, or waits."""
+    """The margin is the token's own, whenever its file was read: the first request has more left, or
+    waits."""
     async with signed(tmp_path, token_lifetime=lifetime) as it:
         await it.sign_in()
         first = it.on_disk()
@@ -213,7 +215,8 @@ async def test_requests_that_find_an_ended_token_wait_for_one_refresh(tmp_path, 
 
 
 async def test_a_request_that_leaves_does_not_tear_the_refresh(tmp_path, autojump_clock):
-    """The one request that asked is cancelled while the answer is on its way: the tokens are kept all the same."""
+    """The one request that asked is cancelled while the answer is on its way: the tokens are kept all the
+    same."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         await trio.sleep(LIFETIME + 60)
@@ -291,7 +294,8 @@ async def test_trouble_loses_nothing(fault, tmp_path, autojump_clock):
 
 
 async def test_trouble_that_outlasts_the_token_is_said_and_ends(tmp_path, autojump_clock):
-    """With an ended token requests are refused in words, without asking at their pace, until a refresh works."""
+    """With an ended token requests are refused in words, without asking at their pace, until a refresh
+    works."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -331,7 +335,8 @@ async def test_a_refusal_needs_a_new_sign_in_and_gets_one(tmp_path, autojump_clo
 
 
 async def test_a_refusal_is_believed_only_after_the_file_was_read_again(tmp_path, autojump_clock):
-    """Another program that knows no lock has rotated the token: its newer ones are used, and nobody must sign in."""
+    """Another program that knows no lock has rotated the token: its newer ones are used, and nobody must sign
+    in."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -391,7 +396,8 @@ async def test_signing_out_is_seen(tmp_path, autojump_clock):
 
 
 async def test_what_an_answer_leaves_out_stays(tmp_path, autojump_clock):
-    """A refresh that names neither a refresh token nor a resource keeps both; unknown fields stay in the file."""
+    """A refresh that names neither a refresh token nor a resource keeps both; unknown fields stay in the
+    file."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         before = it.on_disk()
@@ -431,7 +437,8 @@ async def test_the_base_follows_the_token(tmp_path, autojump_clock):
 
 @pytest.mark.parametrize("shift", [-1e7, -7200.0, 7200.0, 1e7], ids=["far back", "back", "on", "far on"])
 async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autojump_clock):
-    """Set back, a token does not last longer than it does; set on, it is renewed; never is one sent that has ended."""
+    """Set back, a token does not last longer than it does; set on, it is renewed; never is one sent that has
+    ended."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -451,7 +458,8 @@ async def test_a_clock_that_jumps_costs_at_most_a_refresh(shift, tmp_path, autoj
     "code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=["full", "read-only", "forbidden"]
 )
 async def test_a_disk_that_takes_nothing(code, tmp_path, autojump_clock, monkeypatch):
-    """The refresh waits while the old token is good, is then done in memory, and is saved once the disk is well."""
+    """The refresh waits while the old token is good, is then done in memory, and is saved once the disk is
+    well."""
     async with signed(tmp_path) as it:
         await it.sign_in()
         source = it.source()
@@ -554,7 +562,8 @@ async def test_a_lock_that_is_held_is_waited_for(tmp_path, autojump_clock):
     ],
 )
 def test_schedules(lifetime, ahead, spread, expected):
-    """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts minutes."""
+    """20 minutes ahead, spread; never later than 30 s before the end; the second half of what lasts
+    minutes."""
     found = plan_refresh(lifetime, ahead, spread)
     assert (found.refresh_margin, found.margin) == expected
 
@@ -572,7 +581,8 @@ async def test_a_source_shows_no_secret(tmp_path, autojump_clock):
         source = it.source()
         credential = await source.credential()
         tokens = it.on_disk()
-        shown = f"{source!r} {source.status()!r} {source.status().to_json()} {credential!r} {tokens!r} {source.refresher!r}"
+        status = source.status()
+        shown = f"{source!r} {status!r} {status.to_json()} {credential!r} {tokens!r} {source.refresher!r}"
         for secret in (tokens.access_token, tokens.refresh_token):
             assert secret not in shown
         assert "ready" in shown

@@ -1,4 +1,5 @@
-"""A supervised task comes back, ever later, and ends with nothing but its server; keepers follow the configuration."""
+"""A supervised task comes back, ever later, and ends with nothing but its server; keepers follow the
+configuration."""
 
 import logging
 
@@ -9,7 +10,8 @@ from qproxy.auth.supervised_task import SupervisedTask
 
 
 async def test_a_task_that_keeps_crashing_comes_back_ever_later(autojump_clock, caplog):
-    """After 1, 2, 4 s; a healthy run begins the count anew; each crash is logged with its traceback and counted."""
+    """After 1, 2, 4 s; a healthy run begins the count anew; each crash is logged with its traceback and
+    counted."""
     starts = []
 
     async def flaky():

@@ -1,7 +1,7 @@
 """A fake member of every Protocol of shared state, in memory: several processes may hold the same one.
 
-They are not the local members without their files: each is written anew, as simply as its Protocol allows, so that the
-contract tests compare two independent members, and a server that runs on them touches no file.
+They are not the local members without their files: each is written anew, as simply as its Protocol allows, so
+that the contract tests compare two independent members, and a server that runs on them touches no file.
 """
 
 from __future__ import annotations

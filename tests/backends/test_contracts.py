@@ -1,4 +1,5 @@
-"""What every member of a Protocol of shared state does: the fake and the local one; further members join the tables.
+"""What every member of a Protocol of shared state does: the fake and the local one; further members join the
+tables.
 
 Each test gets two views of one store, as two processes have them.
 """
@@ -82,7 +83,8 @@ def key_stores(member, tmp_path, clock) -> tuple[ApiKeyStore, ApiKeyStore]:
 
 
 async def test_a_key_is_known_everywhere_until_it_is_revoked(key_stores):
-    """A key created in one process is required and accepted in the other, and rejected once it is revoked there."""
+    """A key created in one process is required and accepted in the other, and rejected once it is revoked
+    there."""
     one, two = key_stores
     assert not one.required()
     key, secret = await one.create(name="bob", rpm=5, budgets=(Quota("day", 3),))
@@ -155,7 +157,8 @@ async def test_amounts_are_granted_together_or_not_at_all(rate_limits):
 
 
 async def test_settling_takes_and_returns(rate_limits, clock):
-    """More may be taken than there is, which must be refilled first; what is returned is available at once."""
+    """More may be taken than there is, which must be refilled first; what is returned is available at
+    once."""
     one, two = rate_limits
     one.settle(SUBJECT, LIMITS, {"tokens": 90})
     assert not (await two.reserve(SUBJECT, LIMITS, {})).granted
@@ -219,7 +222,8 @@ async def test_a_request_reserves_and_settles(usage_limiter, autojump_clock):
 
 
 async def test_a_running_request_takes_more(usage_limiter, autojump_clock):
-    """It is stopped when its minute, or the tokens of its budget, are exhausted; not by its budget of requests."""
+    """It is stopped when its minute, or the tokens of its budget, are exhausted; not by its budget of
+    requests."""
     fast = await usage_limiter.reserve(key(rpm=2), {"requests": 1, "tokens": 0})
     await fast.extend({"requests": 1, "tokens": 500})
     with pytest.raises(RequestError):
@@ -233,7 +237,8 @@ async def test_a_running_request_takes_more(usage_limiter, autojump_clock):
 
 
 async def test_a_budget_counts_what_is_in_flight(usage_limiter, autojump_clock):
-    """Concurrent requests cannot use more than is left together; one that was not answered returns its share."""
+    """Concurrent requests cannot use more than is left together; one that was not answered returns its
+    share."""
     limited = key(budgets=(Quota("month", requests=2),))
     first = await usage_limiter.reserve(limited, REQUEST)
     second = await usage_limiter.reserve(limited, REQUEST)
@@ -274,7 +279,8 @@ def grant_stores(member, tmp_path, clock) -> tuple[GrantStore, GrantStore]:
 
 
 async def test_a_grant_holds_until_it_expires_or_is_revoked(grant_stores, clock):
-    """Added in one process, found in the other under its kind alone; revoking one that is not there does nothing."""
+    """Added in one process, found in the other under its kind alone; revoking one that is not there does
+    nothing."""
     one, two = grant_stores
     await one.add("session", b"a", clock.now + 10)
     await one.add("session", b"b", clock.now + 10)
@@ -364,7 +370,8 @@ NEW = TokenSet("a2", "r2", "Bearer", 1_760_000_100_000, "portal.qwen.ai")
 
 
 async def test_tokens_are_saved_and_removed(credential_stores, autojump_clock):
-    """What one process saves the other loads; the version changes with the tokens, and is None without any."""
+    """What one process saves the other loads; the version changes with the tokens, and is None without
+    any."""
     one, two = credential_stores
     assert (await one.version(), await one.load(), await one.remove()) == (None, None, False)
     await one.save(OLD)
@@ -423,7 +430,8 @@ def open_logins(member):
 
 
 async def test_a_login_in_progress_is_shared(open_logins, tmp_path, autojump_clock):
-    """A second start attaches to it; it ends with saved tokens, or when it is cancelled, and can be read after that."""
+    """A second start attaches to it; it ends with saved tokens, or when it is cancelled, and can be read
+    after that."""
     tasks = RefreshTasks()
     logins: LoginSessions = open_logins(tasks)
     async with signed(tmp_path) as it:
@@ -470,7 +478,8 @@ def response(id: str, previous: str | None = None, owner: str = "bob") -> Stored
 
 
 async def test_a_conversation_is_found_by_its_owner_alone(response_stores):
-    """A response is found as soon as it was saved, with everything before it; nothing of it exists for others."""
+    """A response is found as soon as it was saved, with everything before it; nothing of it exists for
+    others."""
     one, two = response_stores
     for stored in (response("a"), response("b", "a"), response("c", "b")):
         await one.save(stored)
@@ -559,7 +568,8 @@ def write(ledger: UsageLedger, clock: Clock) -> None:
 
 
 async def test_usage_is_summed_by_key_account_and_model(ledger, clock):
-    """A query sees what was recorded before it; a request counts once, and for nothing where it reached no account."""
+    """A query sees what was recorded before it; a request counts once, and for nothing where it reached no
+    account."""
     write(ledger, clock)
     by_key = await ledger.usage_by("key", ("5h", "all"), clock.now + 1)
     for window in ("5h", "all"):
@@ -611,7 +621,8 @@ async def test_history_in_equal_parts(ledger, clock):
 
 
 def test_no_sql_path_or_lock_is_known_outside():
-    """Only `backends.local` imports SQLite's helpers and its own modules, except the factory and checks of files."""
+    """Only `backends.local` imports SQLite's helpers and its own modules, except the factory and checks of
+    files."""
     import qproxy
 
     root = Path(qproxy.__file__).parent

@@ -30,7 +30,8 @@ def mode(path):
 
 
 def test_only_the_owner_sees_it(file, monkeypatch):
-    """Directories 0700 and the file 0600 from its first byte, whatever the umask; a lax directory is mended."""
+    """Directories 0700 and the file 0600 from its first byte, whatever the umask; a lax directory is
+    mended."""
     seen = []
     wrote = os.write
 
@@ -156,7 +157,8 @@ def script(name, *arguments):
 
 
 def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
-    """`kill -9` before, after and in the middle of every system call of a sign-in and a refresh: old or new, whole."""
+    """`kill -9` before, after and in the middle of every system call of a sign-in and a refresh: old or new,
+    whole."""
     memory = Path("/dev/shm")  # a disk would take half a minute for a thousand fsyncs
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         found = script("crash_injection", folder)
@@ -167,7 +169,8 @@ def test_kill_at_any_point_leaves_a_loadable_file(tmp_path):
 
 
 def test_processes_at_once_spend_each_refresh_token_once():
-    """Eight processes on one account that ends again and again: no token is shown twice, all end with the newest."""
+    """Eight processes on one account that ends again and again: no token is shown twice, all end with the
+    newest."""
     found = script("refresh_race", "--processes", "8", "--tokens", "4")
     assert found["reused"] == 0
     assert found["refreshes"] >= 3

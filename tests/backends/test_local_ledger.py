@@ -74,10 +74,12 @@ def test_a_row_tells_of_its_request(path, reading):
         "id": "req_0", "ended": NOON, "key": "bob", "account": "one", "endpoint": "/chat/completions",
         "model": "qwen3.7-plus", "served_model": "qwen3.7-plus", "stream": 1, "status": 200, "outcome": "ok",
         "error": None, "finish_reason": "stop", "attempts": 2, "failures": "two:upstream_error",
-        "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5, "estimated": 0,
+        "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5,
+        "estimated": 0,
         "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),
         "first_byte_ms": 400.0, "total_ms": 1500.0, "overhead_ms": 100.0,
-        "rules": "merge_system_messages,reasoning_effort", "repairs": "closer_missing:2", "tools": "clock:1,clock!:1",
+        "rules": "merge_system_messages,reasoning_effort", "repairs": "closer_missing:2",
+        "tools": "clock:1,clock!:1",
         "upstream_request_id": "up-1",
     }  # fmt: skip
     assert path.stat().st_mode & 0o777 == 0o600
@@ -198,7 +200,8 @@ async def test_a_question_that_is_wrong(path):
 
 
 def test_old_rows_are_forgotten(path, reading):
-    """Rows older than the retention go; the sums of their hours stay, for a month's budget and the year's view."""
+    """Rows older than the retention go; the sums of their hours stay, for a month's budget and the year's
+    view."""
     kept(path, (-9 * 24 * HOUR, {}), (0, {}), keep_days=7)
     kept(path, (1, {"id": "late"}), keep_days=7)
     connection = reading()
@@ -260,7 +263,8 @@ OUTCOMES = {
 
 
 def test_names_of_the_first_version_are_replaced(path, reading):
-    """Outcomes, rules and columns of a first ledger have their new names; its counts stay, and so do unknown rules."""
+    """Outcomes, rules and columns of a first ledger have their new names; its counts stay, and so do unknown
+    rules."""
     path.parent.mkdir()
     whole, schema.MIGRATIONS = schema.MIGRATIONS, schema.MIGRATIONS[:1]
     rules = [
@@ -275,7 +279,8 @@ def test_names_of_the_first_version_are_replaced(path, reading):
         with closing(schema.open_for_writing(path)) as connection:
             for number, (outcome, applied) in enumerate(zip(OUTCOMES, rules, strict=True)):
                 connection.execute(
-                    "INSERT INTO requests VALUES (?, ?, 'bob', 'one', '/x', 'm', 'm', 1, 200, ?, NULL, 'stop', 2,"
+                    "INSERT INTO requests VALUES (?, ?, 'bob', 'one', '/x', 'm', 'm', 1, 200, ?, NULL, "
+                    "'stop', 2,"
                     " NULL, 100, 21, 0, 0, 0, 0.5, 1.0, 2.0, 0.1, ?, NULL, NULL, NULL)",
                     (f"old_{number}", NOON, outcome, applied),
                 )

@@ -33,7 +33,8 @@ def ledger(tmp_path):
 def test_sums_along_time(ledger):
     """Each request counts in the piece it ended in; those that the client left are not failures."""
     asked = ledger(
-        row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5), row(3, 109.9, "client_disconnected"),
+        row(1, 99.9), row(2, 100.0, prompt_tokens=5, completion_tokens=7, cost=0.5),
+        row(3, 109.9, "client_disconnected"),
         row(4, 119.9, "upstream_truncated"), row(5, 120.0),
     )  # fmt: skip
     found = history.time_slots(asked, 100.0, 120.0, 2)

@@ -1,4 +1,5 @@
-"""The file of keys' limits: several processes take from the same minute, and nothing that happens to it costs a request."""
+"""The file of keys' limits: several processes take from the same minute, and nothing that happens to it costs
+a request."""
 
 import fcntl
 import subprocess
@@ -80,7 +81,8 @@ async def test_two_processes_share_a_minute(processes):
 
 
 async def test_it_outlives_its_processes(processes):
-    """A restart, also of the machine, is not another minute; and a clock that was set back keeps nobody waiting."""
+    """A restart, also of the machine, is not another minute; and a clock that was set back keeps nobody
+    waiting."""
     one, two, wall = processes
     assert await one.granted(key(rpm=1))
     await one.store.aclose()
@@ -136,7 +138,8 @@ UNITS = {"requests": 10, "usd": 2.5, "seconds": 600, "characters": 1e6, "picture
 
 
 async def test_units_of_any_name(processes):
-    """Every unit of a subject has its level, all are granted together or none, and all processes share them."""
+    """Every unit of a subject has its level, all are granted together or none, and all processes share
+    them."""
     one, two, _ = processes
     subject = bytes(range(32))
     assert (await one.store.reserve(subject, UNITS, {"requests": 1, "usd": 2.0, "pictures": 1})).granted
@@ -148,7 +151,8 @@ async def test_units_of_any_name(processes):
 
 
 async def test_a_file_of_before(tmp_path):
-    """A record that 0.1.0's first file format holds is read: the format of requests and tokens has not changed."""
+    """A record that 0.1.0's first file format holds is read: the format of requests and tokens has not
+    changed."""
     wall, subject, path = Clock(), bytes(range(1, 33)), tmp_path / "meters"
     wall.now = 1e9
     begin = len(HEADER) + int.from_bytes(subject[:4], "little") % (SLOTS - PROBE_SLOTS) * RECORD.size

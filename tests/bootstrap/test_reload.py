@@ -17,7 +17,8 @@ BEFORE = Config(accounts=accounts("one"), log_bodies=True)
 LOGIN = AccountConfig("me", "oauth")
 
 RENEWED = {
-    "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings", "model_directory", "realtime",
+    "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings",
+    "model_directory", "realtime",
     "pricing", "body_logger",
 }  # fmt: skip
 """Parts that every reload builds anew."""
@@ -30,7 +31,8 @@ RENEWED_IF_CHANGED: dict[str, dict] = {
 }
 """Parts that are kept unless one of their settings changed."""
 KEPT = {
-    "http_limits", "endpoints", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter", "refresh_tasks",
+    "http_limits", "endpoints", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter",
+    "refresh_tasks",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
 }  # fmt: skip
 """Parts that live as long as the server."""
@@ -130,6 +132,7 @@ async def test_a_kept_part_depends_on_no_other_setting(build, names, tmp_path, m
 
 
 async def test_what_requires_a_restart_is_in_effect_until_then():
-    """The settings in effect are the new ones, with the running server's where only a restart changes them."""
+    """The settings in effect are the new ones, with the running server's where only a restart changes
+    them."""
     changed = replace(BEFORE, port=1, max_body_bytes=1, default_model="m")
     assert reload.effective_config(changed, BEFORE) == replace(BEFORE, default_model="m")

@@ -67,7 +67,8 @@ def test_a_report():
 WRONG = {
     "no account": ([], {}, "No account is configured"),
     "unknown setting": (["--offline"], {"QPROXY_PROT": "1"}, "Did you mean 'port'"),
-    "unknown rule": (["--offline"], {"QPROXY_UPSTREAM": "http://127.0.0.1:1", "QPROXY_RULES": "x=true"}, "unknown rule x"),
+    "unknown rule": (["--offline"], {"QPROXY_UPSTREAM": "http://127.0.0.1:1", "QPROXY_RULES": "x=true"},
+        "unknown rule x"),
     "no such file": (["--config", "none.toml"], {}, "none.toml"),
     "no url": (["127.0.0.1:8080"], {}, "must be http(s)"),
     "a key without a URL": (["--key", "sk-x"], {}, "requires the URL"),

@@ -1,4 +1,5 @@
-"""`qproxy claude`, `qproxy codex` and `qproxy opencode`: settings as lines for a shell, and programs started with them."""
+"""`qproxy claude`, `qproxy codex` and `qproxy opencode`: settings as lines for a shell, and programs started
+with them."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""`qproxy login`, `logout` and `emulator`: the account, the output, and the transcript in the documentation."""
+"""`qproxy login`, `logout` and `emulator`: the account, the output, and the transcript in the
+documentation."""
 
 import os
 import signal

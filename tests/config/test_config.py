@@ -208,7 +208,8 @@ def test_warns_only_about_likely_faults():
 
 
 def test_rejects_conflicting_settings():
-    """A certificate without its key, a missing one, an invalid port or exposure without keys, and no account are errors."""
+    """A certificate without its key, a missing one, an invalid port or exposure without keys, and no account
+    are errors."""
     account = AccountConfig("a", preset="us", key="sk-1")
     Config(accounts=(account,)).check(has_api_keys)
     Config(accounts=(account,), host="0.0.0.0", insecure_no_auth=True).check(has_api_keys)

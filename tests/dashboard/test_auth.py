@@ -106,7 +106,8 @@ async def test_the_cookie_is_for_this_server_alone(scheme):
 
 
 async def test_a_wrong_key_waits_and_few_may_guess(autojump_clock):
-    """Each wrong key takes half a second; after ten the address hears to wait, and after a while may go on."""
+    """Each wrong key takes half a second; after ten the address hears to wait, and after a while may go
+    on."""
     async with world(admin_key=ADMIN_KEY) as it:
         browser = Browser(it.app)
         for _ in range(Config().wrong_keys_per_minute):

@@ -1,7 +1,8 @@
-"""The dashboard in a real Chromium: what only a browser knows (focus, colours, widths, the script, the policy).
+"""The dashboard in a real Chromium: what only a browser knows (focus, colours, widths, the script, the
+policy).
 
-The server and the emulator run in the test's own Trio program, on real sockets; Selenium, which blocks, runs in a
-thread.  One browser serves all tests; each has a server, and so an origin, of its own.
+The server and the emulator run in the test's own Trio program, on real sockets; Selenium, which blocks, runs
+in a thread. One browser serves all tests; each has a server, and so an origin, of its own.
 """
 
 import os
@@ -178,8 +179,10 @@ async def test_what_moves_moves_by_itself(chromium, tmp_path):
         await by(chromium, chromium.logs_in)
         assert "0 requests in flight" in await trio.to_thread.run_sync(lambda: chromium.finds("main").text)
         ask = (
-            "fetch('/v1/chat/completions', {method: 'POST', headers: {'content-type': 'application/json'}, body:"
-            "JSON.stringify({model: 'qwen3.7-plus', stream: true, messages: [{role: 'user', content: 'Hello there'}]})})"
+            "fetch('/v1/chat/completions', {method: 'POST', headers: {'content-type': 'application/json'}, "
+            "body:"
+            "JSON.stringify({model: 'qwen3.7-plus', stream: true, messages: [{role: 'user', content: 'Hello "
+            "there'}]})})"
         )
         await by(chromium, partial(chromium.runs, ask), partial(chromium.reads, "1 request in flight"))
         emulator.delay = 0
@@ -281,7 +284,8 @@ return bad;
 
 
 async def test_every_page_is_readable_in_light_and_dark_and_on_a_phone(chromium, tmp_path):
-    """4.5:1 for all text, nothing wider than 360 points, nothing fetched from elsewhere, nothing that breaks the policy."""
+    """4.5:1 for all text, nothing wider than 360 points, nothing fetched from elsewhere, nothing that breaks
+    the policy."""
 
     def person():
         chromium.logs_in()

@@ -62,7 +62,8 @@ def record(number=1, **fields):
 
 
 async def test_every_page_is_whole_html_and_brings_its_own(tmp_path):
-    """Balanced elements, labels on every control, one h1, no inline script or style, nothing from elsewhere."""
+    """Balanced elements, labels on every control, one h1, no inline script or style, nothing from
+    elsewhere."""
     async with shown(tmp_path) as it:
         browser = await entered(it)
         assert (await it.post(HELLO))[0] == 200
@@ -119,7 +120,8 @@ async def test_a_live_request_and_its_end(tmp_path):
     """While it streams it is under way, with who asked for what; then it is in the list, with its story."""
     async with shown(tmp_path) as it:
         browser = await entered(it)
-        body = b'{"model": "qwen3.7-plus", "stream": true, "messages": [{"role": "user", "content": "my secret question"}]}'
+        body = b"""{"model": "qwen3.7-plus", "stream": true,
+            "messages": [{"role": "user", "content": "my secret question"}]}"""
         fields = [(b"content-type", b"application/json")]
         async with it.client.request("POST", "/v1/chat/completions", headers=fields, body=body) as response:
             await response.receive()

@@ -46,7 +46,8 @@ async def test_a_working_account():
     """Key, route, models, chat, tools and embeddings are checked, for a few tokens."""
     found = await check_account()
     assert states(found) == {
-        "key": "ok", "connection": "ok", "clock": "skipped", "models": "ok", "chat, non-streamed": "ok", "chat, streamed": "ok",
+        "key": "ok", "connection": "ok", "clock": "skipped", "models": "ok", "chat, non-streamed": "ok",
+        "chat, streamed": "ok",
         "tool call, non-streamed": "ok", "tool call, streamed": "ok", "embeddings": "ok",
     }  # fmt: skip
     assert 0 < sum(finding.tokens for finding in found) < 500
@@ -99,9 +100,11 @@ async def test_repaired_and_missing_tool_calls():
 MODELS = {
     "the default": (KEYED, {"default_model": "qwen-max"}, "qwen-max"),
     "an alias": (KEYED, {"default_model": "gpt", "aliases": {"gpt": "qwen-plus"}}, "qwen-plus"),
-    "its own": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["qwen3-max"]), {}, "qwen3-max"),
+    "its own": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["qwen3-max"]), {},
+        "qwen3-max"),
     "the cheapest": (KEYED, {}, "qwen-flash"),
-    "of a pattern": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["*-max"]), {}, "qwen4-max"),
+    "of a pattern": (AccountConfig("mine", "openai_compatible", base_url=BASE, models=["*-max"]), {},
+        "qwen4-max"),
 }  # fmt: skip
 
 

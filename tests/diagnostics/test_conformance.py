@@ -94,7 +94,8 @@ async def test_free_checks():
 FIRST = chunk({"role": "assistant", "content": ""})
 WRONG = {
     "no end": (ScriptedReply((FIRST, chunk({}, "stop"))), "done: the stream ends without data: [DONE]"),
-    "type": (ScriptedReply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"), "content-type: unexpected content type 'text/plain'"),
+    "type": (ScriptedReply((FIRST, chunk({}, "stop"), DONE), content_type="text/plain"),
+        "content-type: unexpected content type 'text/plain'"),
     "error": (ScriptedReply((FIRST, event({"error": {"message": "no more"}}))), "qwen-flash: no more"),
     "status": (json_reply({"message": "no"}, 503), "qwen-flash: status 503: no"),
     "page": (ScriptedReply((b"<html>",), 502, "text/html"), "qwen-flash: status 502: <html>"),
@@ -137,7 +138,14 @@ async def test_a_missing_tool_call():
         json_reply(WHOLE),
         ScriptedReply((FIRST, chunk({"content": "hi"}), chunk({}, "stop"), DONE)),
     )
-    counted = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": WHOLE["usage"]}  # fmt: skip
+    counted = {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [],
+        "usage": WHOLE["usage"],
+    }
     with_usage = ScriptedReply((FIRST, chunk({}, "stop"), event(counted), DONE))
     emulator.script(NOT_FOUND, NOT_FOUND, whole, streamed, with_usage, whole, streamed)
     async with probed(emulator.handle) as found:

@@ -19,7 +19,12 @@ from qproxy.tools import functions
 
 
 def config(tmp_path, **settings):
-    names = {"account_state_file": "accounts.db", "ledger": "ledger.sqlite3", "responses_file": "responses.sqlite3", "keys_file": "keys.json"}  # fmt: skip
+    names = {
+        "account_state_file": "accounts.db",
+        "ledger": "ledger.sqlite3",
+        "responses_file": "responses.sqlite3",
+        "keys_file": "keys.json",
+    }
     return Config(**{key: str(tmp_path / "home" / name) for key, name in names.items()} | settings)
 
 
@@ -32,7 +37,8 @@ def test_a_new_machine(tmp_path):
     """On a new machine every file can be created, and the checks create none."""
     found = findings(tmp_path)
     assert {name: finding.state for name, finding in found.items()} == {
-        "data directory": "ok", "keys of clients": "skipped", "accounts' state": "ok", "usage ledger": "ok", "responses": "ok",
+        "data directory": "ok", "keys of clients": "skipped", "accounts' state": "ok", "usage ledger": "ok",
+        "responses": "ok",
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -50,13 +56,19 @@ def test_the_data_directory(mode, state, tmp_path):
 def test_files_with_secrets(mode, state, tmp_path, monkeypatch):
     """Keys and tokens that others can read fail with advice."""
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path / "home"))
-    paths = [tmp_path / "home" / "keys.json", tmp_path / "key", tmp_path / "home/accounts/me/oauth_creds.json", tmp_path / "q.toml"]  # fmt: skip
+    paths = [
+        tmp_path / "home" / "keys.json",
+        tmp_path / "key",
+        tmp_path / "home/accounts/me/oauth_creds.json",
+        tmp_path / "q.toml",
+    ]
     for path in paths:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch()
         path.chmod(mode)
     accounts = (
-        AccountConfig("a", key="x", key_file=str(paths[1])), AccountConfig("me", kind="oauth"), AccountConfig("b", key="written"),
+        AccountConfig("a", key="x", key_file=str(paths[1])), AccountConfig("me", kind="oauth"),
+        AccountConfig("b", key="written"),
     )  # fmt: skip
     found = findings(tmp_path, str(paths[3]), accounts=accounts)
     names = ("keys of clients", "key of a", "tokens of me", "configuration file")

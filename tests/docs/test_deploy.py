@@ -1,4 +1,5 @@
-"""docs/deploy: what is copied onto machines names real settings, keeps its walls, and its health check tells the truth."""
+"""docs/deploy: what is copied onto machines names real settings, keeps its walls, and its health check tells
+the truth."""
 
 import configparser
 import json
@@ -22,9 +23,12 @@ DOCKERFILE, COMPOSE, UNIT, TOOLS = (
     (DEPLOY / name).read_text() for name in ("Dockerfile", "compose.yaml", "qproxy.service", "tools.conf")
 )
 WALLS = {
-    "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
-    "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes", "MemoryDenyWriteExecute": "yes",
-    "StateDirectory": "qproxy", "Type": "notify", "StateDirectoryMode": "0700", "UMask": "0077", "Restart": "always", "LimitNOFILE": "65536",
+    "DynamicUser": "yes", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "PrivateDevices": "yes", "CapabilityBoundingSet": "", "RestrictNamespaces": "yes",
+    "MemoryDenyWriteExecute": "yes",
+    "StateDirectory": "qproxy", "Type": "notify", "StateDirectoryMode": "0700", "UMask": "0077",
+    "Restart": "always", "LimitNOFILE": "65536",
 }  # fmt: skip
 
 
@@ -43,7 +47,8 @@ def test_variables_are_settings(name):
 
 
 def test_the_unit_keeps_its_walls():
-    """The unit runs as nobody, writes its own directory only, comes back always, and reloads by our own command."""
+    """The unit runs as nobody, writes its own directory only, comes back always, and reloads by our own
+    command."""
     service = unit(UNIT)
     assert {name: service.get(name) for name in WALLS} == WALLS
     for line in ("ExecStart", "ExecReload"):
@@ -67,7 +72,8 @@ def test_tools_take_away_no_more_than_they_need():
 
 
 def test_the_image_is_not_root_and_the_containers_can_do_little():
-    """The last user of the image is none of the machine's; compose takes away what a container has by default."""
+    """The last user of the image is none of the machine's; compose takes away what a container has by
+    default."""
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE)[-1] == "10001:10001"
     assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"python:3.13-slim"}
     for wall in ("read_only: true", "cap_drop: [ALL]", "no-new-privileges:true", '"127.0.0.1:8787:8787"'):

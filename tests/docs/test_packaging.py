@@ -1,4 +1,5 @@
-"""What is shipped: the wheel works by itself, in an environment that has never seen the source, and holds everything."""
+"""What is shipped: the wheel works by itself, in an environment that has never seen the source, and holds
+everything."""
 
 import os
 import re
@@ -69,7 +70,8 @@ def test_the_wheel_holds_the_package_and_its_data(wheel):
 
 
 def test_the_wheel_works_by_itself(wheel, tmp_path):
-    """Installed into a new environment, without the source, it tells its version and shows the README's transcript.
+    """Installed into a new environment, without the source, it tells its version and shows the README's
+    transcript.
 
     The environment borrows the dependencies of this one: what is tested is ours, and no index is asked.
     """

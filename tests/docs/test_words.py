@@ -1,4 +1,5 @@
-"""The project's prose is plain technical English: words that other words replace (docs/design.md, Glossary) do not come back."""
+"""The project's prose is plain technical English: words that other words replace (docs/design.md, Glossary)
+do not come back."""
 
 import ast
 import io
@@ -15,8 +16,10 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "docs" / "design.md"]
 
 BANNED = re.compile(
-    r"\b(?:told|said|says|hears|whoever|nobody|somebody|everybody|of ours|of yours|begins? anew|under way|is over|are over"
-    r"|mends?|mended|cures?|cured|the model's server|by way of|at most so many|last words|to be had|look-alike"
+    r"\b(?:told|said|says|hears|whoever|nobody|somebody|everybody|of ours|of yours|begins? anew|under way|"
+    r"is over|are over"
+    r"|mends?|mended|cures?|cured|the model's server|by way of|at most so many|last words|to be had|"
+    r"look-alike"
     r"|in the midst of|an orderly end)\b",
     re.IGNORECASE,
 )

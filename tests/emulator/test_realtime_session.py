@@ -1,4 +1,5 @@
-"""The emulated Qwen-Omni is as strict as Alibaba's pages: what OpenAI's clients say must be translated for it."""
+"""The emulated Qwen-Omni is as strict as Alibaba's pages: what OpenAI's clients say must be translated for
+it."""
 
 import base64
 from typing import Any
@@ -113,7 +114,8 @@ def test_any_event_is_answered(said):
 @given(st.lists(st.tuples(events, st.booleans()), max_size=6), st.booleans())
 @examples(100)
 def test_any_event_between_a_client_and_it(said, modern):
-    """Whatever JSON a client says goes out to the server or comes back as an error, and so does what the server says."""
+    """Whatever JSON a client says goes out to the server or comes back as an error, and so does what the
+    server says."""
     speaker, session = RealtimeModel("m"), SessionTranslator("m", modern=modern)
     for event, whose in said:
         text = json_codec.dumps(event).decode()

@@ -55,10 +55,13 @@ SCHEMAS = {
     "array": ({"type": "array", "items": {"type": "integer"}, "minItems": 2}, "1 and 2", [1, 2]),
     "nullable": ({"type": ["null", "boolean"]}, "", True),
     "union": ({"anyOf": [{"type": "null"}, {"type": "boolean"}]}, "", True),
-    "reference": ({"$defs": {"c": {"type": "boolean"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/c"}}}, "", {"a": True}),
-    "place": ({"type": "object", "properties": {"city": {"type": "string"}}}, "weather in New York", {"city": "New York"}),
+    "reference": ({"$defs": {"c": {"type": "boolean"}}, "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/c"}}}, "", {"a": True}),
+    "place": ({"type": "object", "properties": {"city": {"type": "string"}}}, "weather in New York",
+        {"city": "New York"}),
     "quoted": ({"type": "object", "properties": {"q": {"type": "string"}}}, "search 'x y'", {"q": "x y"}),
-    "only what is required": ({"type": "object", "properties": {"a": {}, "b": {"type": "boolean"}}, "required": ["b"]}, "", {"b": True}),
+    "only what is required": ({"type": "object", "properties": {"a": {}, "b": {"type": "boolean"}},
+        "required": ["b"]}, "", {"b": True}),
     "for ever": ({"$ref": "#"}, "", {}),
 }  # fmt: skip
 
@@ -179,8 +182,10 @@ async def test_over_a_socket(nursery):
 
 
 PATHS = (
-    "/v1/chat/completions", "/compatible-mode/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/authorize",
-    "/api/v1/services/embeddings/text-embedding/text-embedding", "/api/v1/oauth2/device/code", "/api/v1/oauth2/token",
+    "/v1/chat/completions", "/compatible-mode/v1/chat/completions", "/v1/completions", "/v1/embeddings",
+    "/authorize",
+    "/api/v1/services/embeddings/text-embedding/text-embedding", "/api/v1/oauth2/device/code",
+    "/api/v1/oauth2/token",
     "/emulator/next",
 )  # fmt: skip
 DEVICE = {

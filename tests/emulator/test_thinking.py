@@ -17,7 +17,8 @@ def body(**fields):
     [
         ({"reasoning_effort": "huge"}, "must be one of: 'none', 'off'"),
         ({"reasoning_effort": "high", "thinking_budget": 9}, "cannot be set together"),
-        ({"messages": [USER, {"role": "assistant", "content": "x", "encrypted_content": "emu4.x.y"}, USER]}, "is invalid"),
+        ({"messages": [USER, {"role": "assistant", "content": "x", "encrypted_content": "emu4.x.y"}, USER]},
+            "is invalid"),
     ],
 )  # fmt: skip
 def test_it_rejects_what_the_model_rejects(fields, reason):

@@ -1,4 +1,5 @@
-"""How long a client may hold a connection: without a whole request no longer than the idle time, and none for ever."""
+"""How long a client may hold a connection: without a whole request no longer than the idle time, and none for
+ever."""
 
 import math
 from contextlib import suppress
@@ -48,7 +49,8 @@ OPENINGS = {
     "half a frame": BEGIN + b"\0\0\x08\6",
     "a frame's head": BEGIN + frame(HEADERS, END_HEADERS, 1, b"", length=100),
     "HEADERS without END_HEADERS": BEGIN + frame(HEADERS, 0, 1, fields(GET)[:3]),
-    "HEADERS that go on": BEGIN + frame(HEADERS, 0, 1, fields(GET)[:3]) + frame(CONTINUATION, 0, 1, fields(GET)[3:5]),
+    "HEADERS that go on": BEGIN + frame(HEADERS, 0, 1, fields(GET)[:3]) + frame(CONTINUATION, 0, 1,
+        fields(GET)[3:5]),
     "PRIORITY": BEGIN + frame(PRIORITY, 0, 1, b"\0\0\0\0\x10"),
     "a window": BEGIN + frame(WINDOW_UPDATE, 0, 0, b"\0\0\1\0"),
     "an unknown frame": BEGIN + frame(0xBB, 0, 0, b"x"),
@@ -102,13 +104,16 @@ async def test_bytes_that_ask_nothing(opening, trickle, autojump_clock):
 
 
 IDLE_FRAMES = st.sampled_from([
-    PINGS, frame(SETTINGS), frame(SETTINGS, 1), frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"), frame(PRIORITY, 0, 3, b"\0\0\0\0\x10"),
-    frame(0xBB, 0xFF, 0, b"x" * 9), frame(HEADERS, 0, 1, fields(GET)), frame(CONTINUATION, 0, 1), BEGIN, b"\0", b"x",
+    PINGS, frame(SETTINGS), frame(SETTINGS, 1), frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
+    frame(PRIORITY, 0, 3, b"\0\0\0\0\x10"),
+    frame(0xBB, 0xFF, 0, b"x" * 9), frame(HEADERS, 0, 1, fields(GET)), frame(CONTINUATION, 0, 1), BEGIN,
+    b"\0", b"x",
 ])  # fmt: skip
 
 
 def test_openings_at_random():
-    """Frames that ask nothing, in any order, cut anywhere and sent at any pace, hold a connection no longer than the idle time."""
+    """Frames that ask nothing, in any order, cut anywhere and sent at any pace, hold a connection no longer
+    than the idle time."""
 
     @given(st.lists(IDLE_FRAMES, max_size=12), st.integers(0, 400), st.integers(1, 60), st.floats(0.1, 5))
     @settings(derandomize=not FACTOR, deadline=None, max_examples=100 * max(1, FACTOR))
@@ -135,7 +140,8 @@ def test_openings_at_random():
 REFUSED = {
     "CONNECT": ask(1, [(":method", "CONNECT"), (":authority", "x:1")]),
     "a path that is no text": ask(1, [GET[0], (":path", b"/\xff"), *GET[2:]]),
-    "a WebSocket of no version": ask(1, [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:]], END_HEADERS),
+    "a WebSocket of no version": ask(1, [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:]],
+        END_HEADERS),
     "a request": ask(),
     "a request that is reset": ask() + frame(3, 0, 1, b"\0\0\0\x08"),
 }  # fmt: skip
@@ -143,7 +149,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("request_frames", REFUSED.values(), ids=REFUSED)
 async def test_after_a_stream_that_is_over(request_frames, autojump_clock):
-    """The time begins anew when a stream is over, also one that was refused before it was one; pings do not extend it."""
+    """The time begins anew when a stream is over, also one that was refused before it was one; pings do not
+    extend it."""
     async with served(answer, keep_alive_timeout=TIMEOUT) as stream:
         await trio.sleep(3)
         await stream.send_all(BEGIN + request_frames)
@@ -163,7 +170,8 @@ async def test_an_upgrade_of_connect(caplog, autojump_clock):
     """A CONNECT that wants to go on in HTTP/2 is answered as it is, and is no error in the log."""
     async with served(answer) as stream:
         await stream.send_all(
-            b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n\r\n"
+            b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: "
+            b"h2c\r\nhttp2-settings: \r\n\r\n"
         )
         assert b" 401 " in await stream.receive_some(65536)
     assert not caplog.records
@@ -235,7 +243,8 @@ def request(stream, path="/"):
 
 
 async def test_the_age_of_http2(age, autojump_clock, caplog):
-    """A client is told by a GOAWAY behind its next response, is served for a moment more, and then refused."""
+    """A client is told by a GOAWAY behind its next response, is served for a moment more, and then
+    refused."""
     notice = [(http2.MAX_STREAM, b"\0\0\0\0")]
     async with served(Slow(), keep_alive_timeout=10_000) as stream:
         await stream.send_all(BEGIN + request(1))

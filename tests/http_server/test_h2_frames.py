@@ -1,7 +1,7 @@
 """HTTP/2 frames that are wrong, written by hand: they end their stream or their connection, and nothing else.
 
-In the way of h2spec: each row is what a client sends after its preface.  Another connection to the same app is served
-afterwards, and the log has no error: a client's mistakes are not the operator's.
+In the way of h2spec: each row is what a client sends after its preface. Another connection to the same app is
+served afterwards, and the log has no error: a client's mistakes are not the operator's.
 """
 
 import logging
@@ -168,7 +168,8 @@ async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
 )
 @settings(derandomize=True, deadline=None)
 def test_frames_are_split_at_any_cut(some, cuts):
-    """However the bytes come, they stay the same, and no piece has more than so many frames that end in it."""
+    """However the bytes come, they stay the same, and no piece has more than so many frames that end in
+    it."""
     data = PREFACE + b"".join(some * 40)
     frames, pieces, start = http2.Frames(), [], 0
     for end in [*sorted({cut for cut in cuts if cut < len(data)}), len(data)]:
@@ -186,7 +187,8 @@ def test_frames_are_split_at_any_cut(some, cuts):
 
 
 def test_long_frames_are_split_by_their_size():
-    """A frame of many fields, settings or changes of size is much work: few of them are one piece.  DATA is not."""
+    """A frame of many fields, settings or changes of size is much work: few of them are one piece.  DATA is
+    not."""
     frames = http2.Frames()
     assert list(frames.split(PREFACE)) == [PREFACE]
     long = frame(HEADERS, 0, 1, bytes(16_384))

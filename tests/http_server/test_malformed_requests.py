@@ -1,4 +1,5 @@
-"""Requests that are odd, over real HTTP/1.1 bytes: each gets a clear answer in OpenAI's shape, and never a 500."""
+"""Requests that are odd, over real HTTP/1.1 bytes: each gets a clear answer in OpenAI's shape, and never a
+500."""
 
 import gzip
 import json
@@ -154,7 +155,8 @@ async def test_expect_is_answered_before_the_body(autojump_clock):
 
 @pytest.mark.parametrize(
     ("target", "path"),
-    [("/a", "/a"), ("//a///b/", "/a/b/"), ("", "/"), ("*", "/*"), ("http://h", "/"), ("http://h//a", "/a"), ("a://", "/")],
+    [("/a", "/a"), ("//a///b/", "/a/b/"), ("", "/"), ("*", "/*"), ("http://h", "/"), ("http://h//a", "/a"),
+        ("a://", "/")],
 )  # fmt: skip
 def test_paths(target, path):
     """However it is written, there is one path."""

@@ -112,7 +112,8 @@ async def test_a_frame_announced_too_large(stock, monkeypatch, autojump_clock):
 
 @BOTH
 async def test_many_requests_over_one_connection(stock, monkeypatch, autojump_clock):
-    """An HTTP/2 connection serves on; stock closes it after so many, under the request that it has just taken."""
+    """An HTTP/2 connection serves on; stock closes it after so many, under the request that it has just
+    taken."""
     async with connection(answer, monkeypatch, stock=stock, keep_alive_max_requests=2) as stream:
         client = H2Client(stream)
         await client.begin()
@@ -179,9 +180,11 @@ async def test_a_peer_that_vanishes():
 
 
 async def test_a_reset_stream_takes_nothing_with_it(monkeypatch, autojump_clock):
-    """A request that is cancelled while its head waits to be written: the heads of the others are read aright.
+    """A request that is cancelled while its head waits to be written: the heads of the others are read
+    aright.
 
-    The fields of all streams are compressed with one state; stock loses those bytes, and with them the connection.
+    The fields of all streams are compressed with one state; stock loses those bytes, and with them the
+    connection.
     """
     begin, taken = trio.Event(), trio.Event()
 

@@ -122,7 +122,8 @@ async def test_h2_data_after_an_early_answer(stock, monkeypatch, autojump_clock)
 
 
 async def test_bytes_after_a_request(monkeypatch, autojump_clock):
-    """Bytes after the request do not hide that the client has left (stock misses it when they come while it answers)."""
+    """Bytes after the request do not hide that the client has left (stock misses it when they come while it
+    answers)."""
     app = Endless(b"")
     async with connection(app, monkeypatch) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
@@ -216,7 +217,8 @@ async def test_odd_pseudo_headers(fields, monkeypatch, autojump_clock):
 
 @pytest.mark.parametrize("stock", [True, False])
 async def test_the_keep_alive_timer(stock, monkeypatch, autojump_clock):
-    """An idle connection is closed after keep_alive_timeout, although Quart-Trio cancels who sets the timer."""
+    """An idle connection is closed after keep_alive_timeout, although Quart-Trio cancels who sets the
+    timer."""
     app = QuartTrio(__name__)
     app.add_url_rule("/", "hello", _hello)
     async with connection(app, monkeypatch, stock=stock, keep_alive_timeout=3) as stream:

@@ -37,7 +37,8 @@ class App:
 
 @pytest.mark.parametrize("framing", BOTH.values(), ids=BOTH)
 async def test_a_length_and_chunks(framing):
-    """RFC 9112 6.1: the chunks count, the app sees no length, and the connection ends, whatever was smuggled behind."""
+    """RFC 9112 6.1: the chunks count, the app sees no length, and the connection ends, whatever was smuggled
+    behind."""
     app = App()
     async with served(app) as stream:
         await stream.send_all(

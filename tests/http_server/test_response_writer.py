@@ -201,7 +201,8 @@ async def test_an_early_answer_reads_no_further(way):
 
 
 async def test_the_end_in_the_middle_of_a_request(way):
-    """A request that breaks off is told so, if nothing has been said to it, and its app is told that the client left."""
+    """A request that breaks off is told so, if nothing has been said to it, and its app is told that the
+    client left."""
     left = trio.Event()
 
     async def app(scope, receive, send):

@@ -1,4 +1,5 @@
-"""WebSockets of the mended Hypercorn: what a client may do wrong ends its own connection, with the right word."""
+"""WebSockets of the mended Hypercorn: what a client may do wrong ends its own connection, with the right
+word."""
 
 import logging
 import struct
@@ -80,7 +81,8 @@ def frame(text):
 
 @BOTH
 async def test_bytes_before_the_answer(stock, monkeypatch, autojump_clock, caplog):
-    """What a client sends ahead is heard once it is accepted; stock Hypercorn ends the server for a byte (#225)."""
+    """What a client sends ahead is heard once it is accepted; stock Hypercorn ends the server for a byte
+    (#225)."""
     if stock:
         with pytest.RaisesGroup(pytest.RaisesExc(Exception), flatten_subgroups=True, allow_unwrapped=True):
             async with connection(Echo(), monkeypatch, stock=True, errorlog=None) as stream:
@@ -120,7 +122,8 @@ WRONG = {
     "an unmasked frame": (b"\x81\x01x", 1002),
     "no UTF-8": (b"\x81\x81\x00\x00\x00\x00\xff", 1007),
     "a message that is too large": (b"\x82\xfe" + struct.pack(">H", 2000) + bytes(4) + bytes(2000), 1009),
-    "many pieces of one": (b"".join(bytes([0x02 if not n else 0x00, 0x80 | 100]) + bytes(104) for n in range(20)), 1009),
+    "many pieces of one": (b"".join(bytes([0x02 if not n else 0x00,
+        0x80 | 100]) + bytes(104) for n in range(20)), 1009),
 }  # fmt: skip
 
 
@@ -154,7 +157,8 @@ async def test_bytes_after_the_end(monkeypatch, autojump_clock, caplog):
 
 
 async def test_a_close_frame_is_waited_for(monkeypatch, autojump_clock):
-    """After its own close frame the server waits a moment for the client's; one that never comes is not waited for long."""
+    """After its own close frame the server waits a moment for the client's; one that never comes is not
+    waited for long."""
 
     async def app(scope, receive, send):
         await receive()

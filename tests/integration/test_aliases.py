@@ -22,7 +22,8 @@ ASKED = {
 
 @pytest.mark.parametrize(("path", "body", "model"), ASKED.values(), ids=ASKED.keys())
 async def test_a_pattern_is_resolved(path, body, model):
-    """Every endpoint asks the account for the model that the name stands for, and answers in the client's name."""
+    """Every endpoint asks the account for the model that the name stands for, and answers in the client's
+    name."""
     async with world(aliases=ALIASES) as it:
         status, _, answer = await it.post(body, path)
         assert (status, answer["model"]) == (200, body["model"])
@@ -52,7 +53,8 @@ async def test_models():
     "settings", [{"models": ["llama"]}, {"accounts": accounts("one", models=["llama", "*"])}]
 )
 async def test_the_catch_all_leaves_models_alone(settings):
-    """A model that the settings or an account name, or that is Qwen's own at DashScope, is asked for as it is."""
+    """A model that the settings or an account name, or that is Qwen's own at DashScope, is asked for as it
+    is."""
     async with world(aliases={"*": MODEL}, **settings) as it:
         for name in ("llama", "claude"):
             await it.post({"model": name, "messages": HELLO})

@@ -1,4 +1,5 @@
-"""A whole server on fake members of every Protocol of shared state: callers never know which member they have."""
+"""A whole server on fake members of every Protocol of shared state: callers never know which member they
+have."""
 
 import pytest
 import trio
@@ -25,7 +26,8 @@ def home(tmp_path, monkeypatch):
 
 
 def settings_of(home):
-    """The settings as `qproxy serve` has them, every file in the data directory, with two kinds of accounts."""
+    """The settings as `qproxy serve` has them, every file in the data directory, with two kinds of
+    accounts."""
     loaded = configuration.load(environ={"QPROXY_HOME": str(home)}, flags={"admin_key": ADMIN_KEY})
     names = [name for name in configuration.SETTINGS if name.endswith("_file") or name == "ledger"]
     entries = (AccountConfig("me", kind="oauth", models=["qwen-oauth"]), *accounts("keyed", rpm=100))
@@ -54,7 +56,8 @@ async def create_key(it, **fields):
 
 
 async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
-    """Keys, limits, budgets, responses, tool rounds, a login and usage: all through the fakes, none in a file."""
+    """Keys, limits, budgets, responses, tool rounds, a login and usage: all through the fakes, none in a
+    file."""
     emulator = Emulator(identity=IdentityServer(interval=0.01))
     emulator.identity.resource_url = HOST
     fakes = Fakes()

@@ -1,4 +1,5 @@
-"""The whole way in memory: a client's request, the app, the relay, the transport, an emulated Qwen, and back."""
+"""The whole way in memory: a client's request, the app, the relay, the transport, an emulated Qwen, and
+back."""
 
 import json
 import logging

@@ -1,4 +1,5 @@
-"""The ways to run qproxy, each as a user would: the command, Hypercorn's command, TLS with HTTP/2, a Trio program."""
+"""The ways to run qproxy, each as a user would: the command, Hypercorn's command, TLS with HTTP/2, a Trio
+program."""
 
 import atexit
 import json
@@ -145,8 +146,8 @@ async def everybody_counts(port, workers):
 
 @pytest.mark.parametrize("workers", ["0", "1", "2"])
 async def test_hypercorns_command(workers, tmp_path):
-    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one, and keep one
-    ledger; a request survives SIGTERM."""
+    """`hypercorn qproxy:app --worker-class trio` serves from the environment; workers count as one, and keep
+    one ledger; a request survives SIGTERM."""
     ledger = str(tmp_path / "ledger.sqlite3")
     emulator = Emulator(delay=0.1)
     async with trio.open_nursery() as nursery, listening() as (listener, port):

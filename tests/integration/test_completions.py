@@ -1,4 +1,5 @@
-"""Completions from end to end: the way a prompt takes, several prompts as one answer, failures, disconnects."""
+"""Completions from end to end: the way a prompt takes, several prompts as one answer, failures,
+disconnects."""
 
 import json
 
@@ -37,7 +38,8 @@ def texts(chunks):
 
 
 async def test_a_chat_model_is_asked_in_a_chat():
-    """Without an endpoint of its own the prompt is the one user message, without thinking and without a limit."""
+    """Without an endpoint of its own the prompt is the one user message, without thinking and without a
+    limit."""
     async with world() as it:
         status, _, body = await it.post(CHAT, PATH)
         assert status == 200

@@ -1,7 +1,8 @@
 """What a request and a chunk may cost, in things that can be counted: calls, tasks, writes, parses.
 
-A clock would tell of the machine; these tell of the code.  Each ceiling is about a tenth above what was counted when
-it was written (Python 3.11): raise one only with a reason, and lower it when you have made something cheaper.
+A clock would tell of the machine; these tell of the code. Each ceiling is about a tenth above what was
+counted when it was written (Python 3.11): raise one only with a reason, and lower it when you have made
+something cheaper.
 """
 
 import gc
@@ -231,7 +232,8 @@ LONG = {
     "1 KB": said("word " * 205),
     "64 KB": said("word " * 13_000),
     "many messages": said("word " * 280, 48),
-    "many tools": {**said("word "), "tools": [{"type": "function", "function": {"name": f"f{n}", "description": "word " * 50}} for n in range(40)]},
+    "many tools": {**said("word "), "tools": [{"type": "function",
+        "function": {"name": f"f{n}", "description": "word " * 50}} for n in range(40)]},
     "pictures": said([{"type": "text", "text": "What is this?"}, PICTURE, PICTURE, PICTURE]),
     "not ASCII": said("快速的棕色狐狸" * 3000),
 }  # fmt: skip

@@ -1,4 +1,5 @@
-"""Strict cancellation: whoever leaves, however and whenever, frees everything that was held for the request."""
+"""Strict cancellation: whoever leaves, however and whenever, frees everything that was held for the
+request."""
 
 import json
 
@@ -49,7 +50,8 @@ async def test_leaving_in_process(autojump_clock):
 
 
 async def test_clients_that_leave_at_once():
-    """Whoever asks and leaves in one breath has nothing done for it, however its server's tasks take turns."""
+    """Whoever asks and leaves in one breath has nothing done for it, however its server's tasks take
+    turns."""
     body = json.dumps({**HELLO, "model": "fault-silent"}).encode()
     async with real_world() as (it, dial):
         for _ in range(60):

@@ -1,4 +1,5 @@
-"""Embeddings from end to end: batches side by side, order, sums, failures, disconnects, and the event loop's pace."""
+"""Embeddings from end to end: batches side by side, order, sums, failures, disconnects, and the event loop's
+pace."""
 
 import json
 import struct
@@ -152,7 +153,8 @@ async def test_accounts_that_cannot_embed_are_never_asked(settings):
     ("settings", "listed"), [({}, True), ({"plan": "coding"}, False)], ids=["payg", "plan"]
 )
 async def test_a_server_without_a_list(settings, listed):
-    """Where Qwen's own names stand in for a list, those that embed are among them if the account can embed."""
+    """Where Qwen's own names stand in for a list, those that embed are among them if the account can
+    embed."""
     async with world(accounts=accounts("one", **settings)) as it:
         it.emulator._reply = lambda seen: ScriptedReply((b"no",), 404, "text/plain")  # type: ignore[method-assign]
         names = [model["id"] for model in (await it.get("/v1/models"))[1]["data"]]

@@ -1,4 +1,5 @@
-"""A server that speaks of functions as Gemini does, from a client's first question to the answer about the result."""
+"""A server that speaks of functions as Gemini does, from a client's first question to the answer about the
+result."""
 
 import json
 
@@ -41,7 +42,8 @@ def reply(dialect, message):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("dialect", PATHS)
 async def test_a_call_and_its_result(dialect, stream):
-    """The client speaks and hears OpenAI's form; its server speaks and hears Gemini's, by the names that it takes."""
+    """The client speaks and hears OpenAI's form; its server speaks and hears Gemini's, by the names that it
+    takes."""
     mine = accounts("one", tool_schema="function_declarations", dialect=dialect)
     part = {"functionCall": {"name": "get_weather", "args": {"city": "Rome"}}}
     server = Scripted(reply(dialect, {"parts": [part]}), reply(dialect, {"content": "Sunny."}))

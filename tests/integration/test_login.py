@@ -1,4 +1,5 @@
-"""A signed-in account in a whole server: its sign-in over HTTP, its tokens in requests, and what a reload does to it."""
+"""A signed-in account in a whole server: its sign-in over HTTP, its tokens in requests, and what a reload
+does to it."""
 
 import json
 import logging
@@ -60,7 +61,8 @@ async def sign_in(it, name="me"):
 
 
 async def test_sign_in_over_http_and_chat(tmp_path):
-    """Start, approve, chat: the first request after the sign-in is served, with the token and where it says."""
+    """Start, approve, chat: the first request after the sign-in is served, with the token and where it
+    says."""
     async with signing(tmp_path) as it:
         status, _, body = await it.post(HELLO)
         assert (status, body["error"]["code"]) == (502, "upstream_credentials_exhausted")
@@ -76,7 +78,8 @@ async def test_sign_in_over_http_and_chat(tmp_path):
 
 
 async def test_a_second_start_attaches(tmp_path):
-    """One sign-in at a time: the code is the same, the first answer is 201 and the second 200; cancelled it is over."""
+    """One sign-in at a time: the code is the same, the first answer is 201 and the second 200; cancelled it
+    is over."""
     async with signing(tmp_path) as it:
         first, second = await ask(it, "POST"), await ask(it, "POST")
         assert (first[0], second[0]) == (201, 200)
@@ -160,7 +163,8 @@ async def test_a_token_that_is_revoked_again_is_renewed_again(tmp_path):
 
 
 async def test_chat_that_refuses_every_token_is_said(tmp_path):
-    """Refreshing works and chat refuses: 502 for the client, one refresh in all, and the reason in the state."""
+    """Refreshing works and chat refuses: 502 for the client, one refresh in all, and the reason in the
+    state."""
     async with signing(tmp_path) as it:
         await sign_in(it)
         it.emulator.identity.chat_refuses = True
@@ -208,7 +212,8 @@ async def test_a_reload_keeps_who_stays(tmp_path):
 
 
 async def test_nothing_secret_is_said_in_a_whole_life(tmp_path, caplog, capfd, monkeypatch):
-    """Every log line, error, answer, repr and traceback of a sign-in, chats, refreshes and failures, searched for secrets."""
+    """Every log line, error, answer, repr and traceback of a sign-in, chats, refreshes and failures, searched
+    for secrets."""
     caplog.set_level(logging.DEBUG)
     heard: list[object] = []
     async with signing(tmp_path, log_level="debug") as it:

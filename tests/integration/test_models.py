@@ -41,7 +41,8 @@ async def test_a_retired_model_is_answered_with_what_to_use():
 
 
 async def test_a_retired_model_is_moved_by_the_setting():
-    """With retired_models = "successor" the successor answers, under the name that was asked for, and a note says so."""
+    """With retired_models = "successor" the successor answers, under the name that was asked for, and a note
+    says so."""
     async with world(retired_models="successor") as it:
         status, headers, body = await it.post(ask(OLD))
         assert (status, body["model"]) == (200, OLD)

@@ -158,7 +158,8 @@ async def test_leaving_a_stream_frees_the_upstream():
 
 
 async def test_embeddings_in_the_default_encoding():
-    """The client asks for base64 by itself and gets the numbers of the model's server, over several batches."""
+    """The client asks for base64 by itself and gets the numbers of the model's server, over several
+    batches."""
     texts = [f"text {number}" for number in range(25)]
     async with sdk() as (client, emulator):
         answer = await run(client.embeddings.create, model="text-embedding-v4", input=texts, dimensions=64)

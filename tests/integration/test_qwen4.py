@@ -126,7 +126,8 @@ async def test_conversations_and_clients_are_apart():
 
 
 async def test_thoughts_of_streamed_calls_are_kept():
-    """A client that drops them sends the call and its result; the ciphertext is put back on the call's message."""
+    """A client that drops them sends the call and its result; the ciphertext is put back on the call's
+    message."""
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
     async with world() as it:
         history = [{"role": "user", "content": "What is the weather?"}]

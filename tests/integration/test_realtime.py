@@ -83,7 +83,15 @@ async def test_text(autojump_clock):
                 "ignored",
             )
         }
-        assert told == {"path": "/v1/realtime", "status": 101, "account": "one", "model": MODEL, "prompt_tokens": 10, "completion_tokens": 5, "ignored": "session.tracing"}  # fmt: skip
+        assert told == {
+            "path": "/v1/realtime",
+            "status": 101,
+            "account": "one",
+            "model": MODEL,
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "ignored": "session.tracing",
+        }
 
 
 async def test_a_tool(autojump_clock):
@@ -137,11 +145,13 @@ async def test_a_key(way, autojump_clock):
 
 REFUSALS = {
     "no key": ({"api_keys": ["secret"]}, {}, 401, "invalid_api_key"),
-    "a wrong key": ({"api_keys": ["secret"]}, {"subprotocols": ["realtime", "openai-insecure-api-key.no"]}, 401, "invalid_api_key"),
+    "a wrong key": ({"api_keys": ["secret"]}, {"subprotocols": ["realtime", "openai-insecure-api-key.no"]},
+        401, "invalid_api_key"),
     "no model": ({}, {"model": ""}, 400, None),
     "a model that is none": ({}, {"model": "qwen-x"}, 404, "model_not_found"),
     "a page": ({}, {"headers": [(b"origin", b"https://evil.test")]}, 403, "origin_not_allowed"),
-    "no account for it": ({"accounts": accounts("one", kind="openai_compatible")}, {}, 404, "model_not_found"),
+    "no account for it": ({"accounts": accounts("one", kind="openai_compatible")}, {}, 404,
+        "model_not_found"),
     "another path": ({}, {"path": "/v1/chat/completions"}, 426, "websocket_not_supported"),
     "no path": ({}, {"path": "/v1/nothing"}, 426, "websocket_not_supported"),
     "the account's key": ({}, {"model": "fault-401"}, 502, "upstream_credentials_exhausted"),
@@ -169,7 +179,8 @@ async def test_a_page_that_may(autojump_clock):
 
 
 async def test_another_account_is_tried(autojump_clock):
-    """A refusal of one account is the next one's turn, as with any request; the client hears its own model's name."""
+    """A refusal of one account is the next one's turn, as with any request; the client hears its own model's
+    name."""
     async with world(accounts=accounts("one", "two"), aliases={"gpt-realtime": MODEL}) as it:
         it.emulator.script(json_reply({"error": {"code": "insufficient_quota", "message": "no"}}, 429))
         async with talk(it.app, "gpt-realtime") as client:
@@ -510,7 +521,8 @@ async def _minted(tmp_path, **limits):
 
 
 async def test_sessions_and_minutes_count(tmp_path, autojump_clock):
-    """A session takes a request of its key's minute when it begins, and one for every minute that it lasts."""
+    """A session takes a request of its key's minute when it begins, and one for every minute that it
+    lasts."""
     settings, headers = await _minted(tmp_path, rpm=2)
     async with world(**settings) as it:
         async with talk(it.app, headers=headers), talk(it.app, headers=headers):
@@ -539,7 +551,8 @@ async def _used_up(it, headers, code):
 
 
 async def test_tokens_count_while_a_session_goes_on(tmp_path, autojump_clock):
-    """A key that has used up its minute's tokens is told so after the answer that did it, and each counts once."""
+    """A key that has used up its minute's tokens is told so after the answer that did it, and each counts
+    once."""
     settings, headers = await _minted(tmp_path, tpm=20)
     async with world(**settings) as it:
         await _used_up(it, headers, "rate_limit_exceeded")

@@ -45,7 +45,8 @@ ASKED = {
     "instructions": ({"instructions": "Be brief."}, ["message"]),
     "thoughts": ({"reasoning": {"effort": "high", "summary": "auto"}}, ["reasoning", "message"]),
     "a call": ({"tools": [WEATHER], "tool_choice": "required"}, ["function_call"]),
-    "a custom call": ({"tools": [PATCH], "tool_choice": {"type": "custom", "name": "apply_patch"}}, ["custom_tool_call"]),
+    "a custom call": ({"tools": [PATCH], "tool_choice": {"type": "custom", "name": "apply_patch"}},
+        ["custom_tool_call"]),
     "JSON": (
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}}},
         ["message"],
@@ -268,7 +269,8 @@ async def test_a_server_without_a_store():
 
 
 async def test_a_store_that_fails_does_not_fail_the_answer(tmp_path, caplog):
-    """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and counted."""
+    """An answer goes out, streamed or whole, though it cannot be kept; that is logged, without its text, and
+    counted."""
     (tmp_path / "responses.sqlite3").mkdir()
     async with world(responses_file=str(tmp_path / "responses.sqlite3")) as w:
         for streamed in (False, True):

@@ -1,4 +1,5 @@
-"""Whatever JSON a client or a model's server sends: no 500, and a row in the ledger for every request that a model answered."""
+"""Whatever JSON a client or a model's server sends: no 500, and a row in the ledger for every request that a
+model answered."""
 
 import json
 import logging
@@ -98,7 +99,8 @@ ADMIN_KEY = "an admin's key of a sound length"
 
 
 class Server:
-    """An app with everything that a poisoned value could reach: a ledger, paced accounts, a key with limits, a store."""
+    """An app with everything that a poisoned value could reach: a ledger, paced accounts, a key with limits,
+    a store."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,7 +1,7 @@
 """Faults survived: what goes wrong behind us, one row each, driven by the emulator.
 
-Each row asks for a whole answer and for a stream, and then checks the same four things: the right error, in bounded
-time, with nothing left over (sockets, tasks, leases, files), and that the next request works.
+Each row asks for a whole answer and for a stream, and then checks the same four things: the right error, in
+bounded time, with nothing left over (sockets, tasks, leases, files), and that the next request works.
 """
 
 import json
@@ -445,7 +445,8 @@ STORIES = {"dashscope/payload-on-the-finish": True, "vllm/reasoning-field": Fals
 
 @pytest.mark.parametrize(("story", "stream"), STORIES.items(), ids=STORIES)
 async def test_cut_at_every_byte(story, stream, caplog, autojump_clock):
-    """Wherever an answer breaks off, the client has all of it or is told that it has not, and nothing is left."""
+    """Wherever an answer breaks off, the client has all of it or is told that it has not, and nothing is
+    left."""
     raw = (Path(__file__).parents[1] / "recorded" / f"{story}.sse").read_bytes()
     raw = raw[raw.index(b"\n\n") + 2 :] if raw.startswith(b":") else raw
     async with world() as it:

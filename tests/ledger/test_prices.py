@@ -1,4 +1,5 @@
-"""What tokens cost: the list's prices where they hold, the operator's where there are any, else nothing said."""
+"""What tokens cost: the list's prices where they hold, the operator's where there are any, else nothing
+said."""
 
 import re
 import tomllib

@@ -1,4 +1,5 @@
-"""Shutdown and reload of a running server: drain, second signal, and a new configuration without a lost stream."""
+"""Shutdown and reload of a running server: drain, second signal, and a new configuration without a lost
+stream."""
 
 import json
 import signal
@@ -32,7 +33,8 @@ def body(stream):
 
 
 async def test_graceful_timeout_ends_requests():
-    """After graceful_timeout a stream ends with an error frame, a plain request with a 503, over both versions of HTTP."""
+    """After graceful_timeout a stream ends with an error frame, a plain request with a 503, over both
+    versions of HTTP."""
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(emulator.serve)
@@ -112,7 +114,8 @@ base_url = "{url}"
 
 
 async def test_reloading_a_server(tmp_path, monkeypatch, capsys):
-    """`qproxy reload` applies a new configuration without a dropped stream; an invalid file changes nothing and is reported."""
+    """`qproxy reload` applies a new configuration without a dropped stream; an invalid file changes nothing
+    and is reported."""
     emulator, port = Emulator(), 0
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"

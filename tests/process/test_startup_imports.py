@@ -8,7 +8,8 @@ import pytest
 TRIO = {"trio", "trio_websocket", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna"}
 HYPERCORN = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "wsproto", "priority"}
 QUART = {
-    "quart", "quart_trio", "flask", "werkzeug", "jinja2", "markupsafe", "click", "itsdangerous", "blinker", "aiofiles",
+    "quart", "quart_trio", "flask", "werkzeug", "jinja2", "markupsafe", "click", "itsdangerous", "blinker",
+    "aiofiles",
 }  # fmt: skip
 OURS_FOR_OTHERS = {
     "qproxy.emulator",
@@ -46,7 +47,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize(("modules", "packages", "late"), COMMANDS.values(), ids=COMMANDS.keys())
 def test_imports_only_what_is_needed(modules, packages, late):
-    """A command imports no optional package (jsonschema, mcp, keyring, segno, …) and no module of another command."""
+    """A command imports no optional package (jsonschema, mcp, segno, …) and no module of another command."""
     code = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
     found = set(
         subprocess.run(

@@ -73,7 +73,8 @@ def test_a_failing_first_worker_ends_the_supervisor(script, code, capfd):
 
 
 def test_a_crash_loop(caplog, monkeypatch, tmp_path):
-    """Each exit in a row is followed by a longer delay, other workers keep running, and a signal still stops all."""
+    """Each exit in a row is followed by a longer delay, other workers keep running, and a signal still stops
+    all."""
     monkeypatch.setattr(backoff, "FIRST", 0.01)
     dying = f"""
 if number == 2:
@@ -123,7 +124,8 @@ for word in words():
 ANSWERS = {
     "all can": ('line.send(b\'{"applied": true, "message": "reloaded"}\\n\')', (True, "reloaded")),
     "one cannot": (
-        "line.send(b'{\"applied\": %s, \"message\": \"%d\"}\\n' % (b'true' if number == 1 else b'false', number))",
+        "line.send(b'{\"applied\": %s, \"message\": \"%d\"}\\n' % (b'true' if number == 1 else b'false', "
+        "number))",
         (False, "2"),
     ),
     "all die of it": ("os._exit(3)", (False, "all workers exited during the reload")),
@@ -132,7 +134,8 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("answer", "outcome"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_reloading(answer, outcome):
-    """SIGHUP reloads all workers; once all have reported, the outcome is the first failure or the common result."""
+    """SIGHUP reloads all workers; once all have reported, the outcome is the first failure or the common
+    result."""
     code, reports = supervised(RELOADS.replace("ANSWER", answer), number=2)
     assert reports.reloads == [outcome]
     assert code == 0

@@ -112,8 +112,8 @@ def gone(pids):
 
 
 async def test_crash_reload_and_shutdown_of_two_workers(tmp_path, monkeypatch, capsys):
-    """A killed worker is replaced while the other's stream continues; metrics cover all workers; a reload reaches all,
-    an invalid one none; SIGTERM lets streams finish, with exit code 0."""
+    """A killed worker is replaced while the other's stream continues; metrics cover all workers; a reload
+    reaches all, an invalid one none; SIGTERM lets streams finish, with exit code 0."""
     emulator = Emulator()
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     path = tmp_path / "qproxy.toml"
@@ -188,7 +188,8 @@ async def connected_to(port, pid, pids):
 
 
 async def test_shared_rate_limits_and_no_orphans(tmp_path):
-    """A key's requests per minute are shared by all workers, and workers exit when their supervisor was killed."""
+    """A key's requests per minute are shared by all workers, and workers exit when their supervisor was
+    killed."""
     emulator = Emulator()
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=5)
     fields = [JSON_HEADER, ("authorization", f"Bearer {secret}")]

@@ -1,4 +1,5 @@
-"""What is tried again, how often, for how long, and what the client is told: the upstream's table, row by row."""
+"""What is tried again, how often, for how long, and what the client is told: the upstream's table, row by
+row."""
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ def refusal(status, code, message="no", **headers):
     return json_reply({"error": {"message": message, "code": code, "type": code}}, status, **headers)
 
 
-# An upstream's answer; the calls it costs with one account and with two; the status and x-should-retry of ours.
+# An upstream's response; the calls with one account and with two; the client's status and x-should-retry.
 ROWS = {
     "bad parameter": (refusal(400, "invalid_parameter_error"), 1, 1, 400, None),
     "prompt too long": (refusal(400, "x", "Range of input length should be [1, 99]"), 1, 1, 400, None),
@@ -57,7 +58,8 @@ ROWS = {
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "with another"])
 @pytest.mark.parametrize(("reply", "alone", "two", "status", "should"), ROWS.values(), ids=ROWS.keys())
 async def test_tries(reply, alone, two, status, should, others, autojump_clock):
-    """The number of calls, the status and x-should-retry are those of the table, within seconds; two accounts take turns."""
+    """The number of calls, the status and x-should-retry are those of the table, within seconds; two accounts
+    take turns."""
     async with world(accounts=accounts(*(["one", "two"] if others else ["one"]))) as it:
         it.emulator.script(*[reply] * 9)
         got, headers, body = await it.post(HELLO)
@@ -109,7 +111,8 @@ async def test_retry_after_is_passed_on(waits, told, autojump_clock):
     wait=st.none() | st.floats(0, 100),
 )
 def test_decisions_are_bounded(retry, tries, others, refreshed, seconds, wait):
-    """Whatever happens: nothing after 20 s, no third retry but for a new token, no waiting for longer than 2 s."""
+    """Whatever happens: nothing after 20 s, no third retry but for a new token, no waiting for longer than 2
+    s."""
     error = UpstreamError("x", retry=retry, retry_after=wait)
     action = next_action(error, attempts=tries, others=others, refreshed=refreshed, seconds=seconds)
     if action is not Action.GIVE_UP:
@@ -168,7 +171,8 @@ def opened(now=0.0):
 
 
 def test_a_circuit_opens_half_opens_and_closes():
-    """Failures in a row open it, one probe at a time may try, failures double the pause, a success closes it."""
+    """Failures in a row open it, one probe at a time may try, failures double the pause, a success closes
+    it."""
     circuit = CircuitBreaker()
     for _ in range(THRESHOLD - 1):
         circuit.record_result(DOWN, 0.0)
@@ -246,7 +250,8 @@ async def _down(it):
 
 @pytest.mark.parametrize(
     "reply",
-    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500), ScriptedReply((event({"error": {"message": "x", "code": "InternalError"}}),))],
+    [json_reply({"error": {"message": "Failed to parse input", "code": 500}}, 500),
+        ScriptedReply((event({"error": {"message": "x", "code": "InternalError"}}),))],
     ids=["500", "in a 200"],
 )  # fmt: skip
 async def test_a_request_that_a_server_chokes_on_is_its_own_trouble(reply, autojump_clock):
@@ -293,7 +298,8 @@ QUOTA = refusal(429, "insufficient_quota", "week allocated quota exceeded")
 
 
 async def test_a_topped_up_account_is_found_at_once(autojump_clock):
-    """While all accounts cool down, a request tries others after a rejection, and a success ends that cooldown."""
+    """While all accounts cool down, a request tries others after a rejection, and a success ends that
+    cooldown."""
     async with world(accounts=accounts("one", "two", plan="coding")) as it:
         one, two = it.server.state.relay.accounts.accounts
         for account in (one, two):

@@ -94,7 +94,8 @@ def deltas(text, key):
 
 
 async def test_a_client_that_declares_nothing_sees_a_better_answer():
-    """The model calls our tool, reads its result, and the client gets the words of both rounds and no call."""
+    """The model calls our tool, reads its result, and the client gets the words of both rounds and no
+    call."""
     async with world(functions=[add]) as it:
         it.emulator.script(
             calling(("add", {"a": 2, "b": 3}), text="Let me see. ", thought="Sums."), saying("It is 5.")
@@ -120,7 +121,8 @@ async def test_a_client_that_declares_nothing_sees_a_better_answer():
 
 
 async def test_a_stream_stays_a_stream():
-    """Pieces of every round flow, calls of ours are comments, and one finish with the summed usage ends it."""
+    """Pieces of every round flow, calls of ours are comments, and one finish with the summed usage ends
+    it."""
     async with world(functions=[add, shout]) as it:
         it.emulator.script(
             calling(("add", {"a": 2, "b": 3}), ("shout", {"text": "hi"}), text="One"),
@@ -144,7 +146,8 @@ async def test_a_stream_stays_a_stream():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_who_asks_is_told_what_ran(stream):
-    """`"qproxy": {"include": ["tools"]}` brings the calls, with arguments and output, in the last chunk or the body."""
+    """`"qproxy": {"include": ["tools"]}` brings the calls, with arguments and output, in the last chunk or
+    the body."""
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 2, "b": 3})), saying("5"))
         ask = {**ASK, "qproxy": {"include": ["tools"]}}
@@ -349,7 +352,8 @@ async def test_a_call_that_was_cut_short_is_not_run():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_between_rounds_is_told(stream, autojump_clock):
-    """An upstream that fails in a later round gives a whole answer its status and a stream its error frame."""
+    """An upstream that fails in a later round gives a whole answer its status and a stream its error
+    frame."""
     refusal = json_reply({"error": {"message": "no", "code": "invalid_parameter_error"}}, 400)
     async with world(functions=[add]) as it:
         it.emulator.script(calling(("add", {"a": 1, "b": 1})), refusal)
@@ -540,7 +544,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("wanted", "fields", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
 async def test_a_request_for_a_tool_that_is_not_to_be_had(wanted, fields, param, code):
-    """It is a 400 that names the place; a tool that one may not use is as unknown as one that is not there."""
+    """It is a 400 that names the place; a tool that one may not use is as unknown as one that is not
+    there."""
     hidden = tools.function(name="hidden", policy="never")(lambda: "")
     async with world(functions=[add, hidden]) as it:
         status, _, body = await it.post({**ASK, "tools": wanted, **fields})
@@ -587,7 +592,8 @@ async def test_another_workshop_is_taken_up_between_two_requests(autojump_clock)
 
 
 async def test_memory_is_bounded():
-    """What was not used for the longest time goes when there are too many, or too large ones; an hour ends all."""
+    """What was not used for the longest time goes when there are too many, or too large ones; an hour ends
+    all."""
     now = [0.0]
     rounds = MemoryToolRounds(seconds=3600, max_entries=3, max_bytes=1000, clock=lambda: now[0])
 

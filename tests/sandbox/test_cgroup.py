@@ -1,4 +1,5 @@
-"""Cgroups of calls, on a tree of plain files: no machine of ours has a delegated one, so the kernel's part is not tested."""
+"""Cgroups of calls, on a tree of plain files: no machine of ours has a delegated one, so the kernel's part is
+not tested."""
 
 import os
 import shutil
@@ -31,7 +32,8 @@ def tree(
 
 
 def test_the_directory_above_the_servers_own_is_used(tmp_path):
-    """The controllers are turned on in it, and what a server that was killed left is removed, but no other worker's."""
+    """The controllers are turned on in it, and what a server that was killed left is removed, but no other
+    worker's."""
     proc, above = tree(tmp_path)
     (above / "qproxy-call-4194305-1").mkdir()  # no process has a number beyond 2**22
     (above / f"qproxy-call-{os.getpid()}-9").mkdir()

@@ -47,12 +47,14 @@ def test_names_of_this_machine(host):
 @pytest.mark.parametrize(
     "host",
     [
-        "evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1", "80", "2130706433",
+        "evil.test", "evil.test:8787", "127.0.0.1.evil.test", "localhost.evil.test", "10.0.0.1", "80",
+        "2130706433",
         ":80", ":", ".", "[]", "[", "a:1:2", "localhost:80:80", "x@localhost:80", "127.1",
     ],
 )  # fmt: skip
 def test_a_foreign_name_for_this_machine(host):
-    """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no loopback."""
+    """Another name for loopback is a page's trick, unless it is allowed or keys are demanded, or it is no
+    loopback."""
     with pytest.raises(RequestError, match="allowed_hosts") as refusal:
         authentication().authenticate({"host": host}, LOOPBACK)
     assert (refusal.value.status, refusal.value.code) == (403, "host_not_allowed")
@@ -67,8 +69,8 @@ def test_a_foreign_name_for_this_machine(host):
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "0.0.0.0", "2001:db8::1", "::ffff:192.0.2.7"])
 def test_another_machines_way_in_without_keys(address, caplog):
-    """An address that other machines reach is served with keys or on the operator's word only, whatever started the server;
-    the log says so once."""
+    """An address that other machines reach is served with keys or on the operator's word only, whatever
+    started the server; the log says so once."""
     door, scope = authentication(), {"server": (address, 8787)}
     for _ in range(2):
         with pytest.raises(RequestError, match="qproxy keys create") as refusal:
@@ -92,7 +94,8 @@ def test_an_origin_that_is_no_url(origin):
 
 
 async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
-    """HTTP/1.1, HTTP/2 and WebSocket on an address that other machines reach: refused in words; health stays open."""
+    """HTTP/1.1, HTTP/2 and WebSocket on an address that other machines reach: refused in words; health stays
+    open."""
     async with world(insecure_no_auth=False) as it:  # `served` gives connections a public address
         async with h1(it.app) as client:
             for path, status in ((PATH, 403), ("/v1/embeddings", 403), ("/v1/models", 403), ("/livez", 200)):
@@ -108,7 +111,8 @@ async def test_no_way_in_without_keys_over_any_protocol(autojump_clock):
             assert dict(head.headers)[b":status"] == b"403"
         async with h1(it.app) as client:
             await client.stream.send_all(
-                b"GET /v1/realtime?model=x HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                b"GET /v1/realtime?model=x HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: "
+                b"websocket\r\n"
                 b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             )
             assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 403 ")

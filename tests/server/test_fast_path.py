@@ -134,7 +134,8 @@ async def test_a_body_that_does_not_come(autojump_clock):
     async with world(client_body_timeout=5.0) as it, h1(it.app) as client:
         begun = trio.current_time()
         await client.stream.send_all(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: "
+            b"application/json\r\ncontent-length: 100\r\n\r\n{"
         )
         client.http.send(
             h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")])

@@ -62,7 +62,8 @@ ASKED = {
 
 @pytest.mark.parametrize("change", ASKED.values(), ids=ASKED)
 async def test_answers(change, prepare):
-    """Whole and streamed, at both paths and with any query, an answer is of the SDK's types and keeps the contract."""
+    """Whole and streamed, at both paths and with any query, an answer is of the SDK's types and keeps the
+    contract."""
     async with world() as it:
         prepare(it.app)
         for path in (PATH, "/messages", f"{PATH}?beta=true"):
@@ -177,8 +178,8 @@ OVERFLOWS = {
         "prompt is too long: 300 tokens > 100 maximum",
     ),
     "vLLM, the answer": (
-        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 8192 tokens and "
-        "your request has 5000 input tokens (4096 > 8192 - 5000).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length "
+        "is 8192 tokens and your request has 5000 input tokens (4096 > 8192 - 5000).",
         "input length and `max_tokens` exceed context limit: 5000 + 4096 > 8192, decrease",
     ),
     "no numbers": ("context_length_exceeded", "prompt is too long: 1000001 tokens > 1000000 maximum"),
@@ -187,7 +188,8 @@ OVERFLOWS = {
 
 @pytest.mark.parametrize(("said", "words"), OVERFLOWS.values(), ids=OVERFLOWS)
 async def test_context_overflow(said, words, prepare, autojump_clock):
-    """A prompt that is too long is said in the words that Claude Code compacts at, with the numbers that are known."""
+    """A prompt that is too long is said in the words that Claude Code compacts at, with the numbers that are
+    known."""
     async with world() as it:
         prepare(it.app)
         body = json.dumps({"error": {"message": said, "type": "invalid_request_error"}}).encode()
@@ -199,7 +201,8 @@ async def test_context_overflow(said, words, prepare, autojump_clock):
 
 
 async def test_rate_limits(prepare, tmp_path, autojump_clock):
-    """What a key has left, and that it has nothing left, is in Anthropic's headers; counting takes a request too."""
+    """What a key has left, and that it has nothing left, is in Anthropic's headers; counting takes a request
+    too."""
     _, secret = key_file.create(tmp_path / "keys.json", name="bob", rpm=2, tpm=5000)
     async with world(keys_file=str(tmp_path / "keys.json")) as it:
         prepare(it.app)
@@ -239,7 +242,8 @@ async def test_count_tokens(prepare):
 
 
 async def test_names_that_a_pattern_covers(prepare):
-    """Claude's names that patterns of aliases cover are listed with the model that serves each; without patterns, none."""
+    """Claude's names that patterns of aliases cover are listed with the model that serves each; without
+    patterns, none."""
     aliases = {"claude-*haiku*": "qwen3.8-flash", "claude-*": MODEL}
     for table, expected in ((aliases, set(aliases.values())), ({}, set()), ({"*": MODEL}, set())):
         async with world(aliases=table) as it:

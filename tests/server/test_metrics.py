@@ -1,4 +1,5 @@
-"""What may be seen of a running server: its metrics, its health, its log, by whom, and over several workers."""
+"""What may be seen of a running server: its metrics, its health, its log, by whom, and over several
+workers."""
 
 import json
 import logging
@@ -59,7 +60,8 @@ async def test_a_request_is_counted():
 
 
 async def test_requests_under_way_are_seen():
-    """A request that is being answered is in flight, holds an account and a socket, and gives all of it back."""
+    """A request that is being answered is in flight, holds an account and a socket, and gives all of it
+    back."""
     async with world(admin_key="the-admins") as it:
         it.emulator.script(ScriptedReply((BEGUN, PauseStep(1000))))
         body = json.dumps({**HELLO, "stream": True}).encode()
@@ -139,7 +141,8 @@ def test_health(states, draining, state):
 
 
 async def test_readyz_follows_the_accounts():
-    """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez asks nobody."""
+    """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez
+    asks nobody."""
     async with world(accounts=accounts("one", "two")) as it:
         assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}, "usable": 2})
         for account in it.server.state.relay.accounts.accounts:
@@ -161,7 +164,8 @@ async def test_readyz_follows_the_accounts():
 
 
 async def test_an_account_that_nobody_is_signed_in_to(tmp_path):
-    """Without a token that can be used an account does not count as usable, and /metrics tells of its renewals."""
+    """Without a token that can be used an account does not count as usable, and /metrics tells of its
+    renewals."""
     async with signed(tmp_path) as identity, world(admin_key="the-admins", accounts=accounts("me")) as it:
         (account,) = it.server.state.relay.accounts.accounts
         account.source = identity.source(keep=False)

@@ -1,4 +1,5 @@
-"""The document at /openapi.json is true: it has every route and no other, and its fields are those that are checked.
+"""The document at /openapi.json is true: it has every route and no other, and its fields are those that are
+checked.
 
 And what is made from it at random never gets a 500.
 """

@@ -47,7 +47,8 @@ def shown(tmp_path):
 
 
 async def test_every_route_asks_for_what_it_says(shown):
-    """Open routes ask nobody; the others refuse every key but the right one with a 401, before anything else."""
+    """Open routes ask nobody; the others refuse every key but the right one with a 401, before anything
+    else."""
     path, good, refused = shown
     async with world(keys_file=str(path), admin_key="the-admin", wrong_keys_per_minute=0) as it:
         asked = set()

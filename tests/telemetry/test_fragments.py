@@ -77,7 +77,8 @@ def _joined(text):
 
 
 def test_several_texts_at_once_are_not_mixed():
-    """Choices, calls, items and blocks are each read on their own, and what holds no secret stays as it was sent."""
+    """Choices, calls, items and blocks are each read on their own, and what holds no secret stays as it was
+    sent."""
     for kind in (
         lambda p, n: chat(p, choice=n),
         lambda p, n: {"choices": [{"index": 0, "delta": call_of(p, n)}]},

@@ -21,7 +21,8 @@ def _formatted(as_json, fields, worker=None):
 
 
 def test_for_machines():
-    """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was mended."""
+    """The JSON line has what was asked, who served it, what it cost in time and tokens, and what was
+    mended."""
     line = json.loads(_formatted(True, record().to_json()))
     assert line == {
         "time": "1970-01-01T00:00:00.000Z",
@@ -90,7 +91,8 @@ def test_a_workers_lines():
 
 
 def test_what_a_client_may_put_into_a_line():
-    """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones are cut."""
+    """A path or a model with control characters neither breaks the line nor reaches the terminal; long ones
+    are cut."""
     fields = record(path="/v1/\n[fake] \x1b[31m" + "x" * 1000, model="a\r\nb").to_json()
     line = _formatted(False, fields)
     assert line.isprintable()

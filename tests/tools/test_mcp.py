@@ -232,7 +232,8 @@ async def test_a_silent_server_is_given_up(monkeypatch):
 
 
 async def test_pauses_grow(autojump_clock, caplog):
-    """A server that cannot be reached is tried again after half a second, then twice as long, up to a minute."""
+    """A server that cannot be reached is tried again after half a second, then twice as long, up to a
+    minute."""
     times = []
 
     @asynccontextmanager

@@ -1,4 +1,5 @@
-"""Schemas of strangers: what they may cost, what is checked where, and what becomes of a tool whose schema costs more."""
+"""Schemas of strangers: what they may cost, what is checked where, and what becomes of a tool whose schema
+costs more."""
 
 import json
 import os
@@ -55,7 +56,8 @@ RUNAWAYS = {
 
 @pytest.mark.parametrize(("hostile", "arguments"), RUNAWAYS.values(), ids=RUNAWAYS.keys())
 async def test_a_schema_that_runs_away_makes_its_tool_unavailable(hostile, arguments):
-    """The process that evaluates it is killed, the model and the operator read why, and it is not tried again soon."""
+    """The process that evaluates it is killed, the model and the operator read why, and it is not tried again
+    soon."""
     evaluator = SchemaEvaluator(cpu_seconds=0.2)
     check = await argument_schema.make_foreign_validator(
         hostile, argument_schema.serialize_bounded(hostile), evaluator
@@ -187,7 +189,8 @@ SCHEMAS: st.SearchStrategy[Any] = st.recursive(st.booleans() | st.just({}), subs
     schemas=st.lists(subschemas(SCHEMAS), min_size=1, max_size=5), arguments=st.dictionaries(NAMES, VALUES)
 )
 def test_any_schema_ends(schemas, arguments):
-    """Whatever a stranger sends as a schema: it is used, refused with words, or makes its tool unavailable."""
+    """Whatever a stranger sends as a schema: it is used, refused with words, or makes its tool
+    unavailable."""
 
     words = []
 
@@ -207,7 +210,8 @@ def test_any_schema_ends(schemas, arguments):
 
 
 async def test_a_usual_call_needs_no_process():
-    """Arguments of a usual schema are checked without one; what is longer goes to it, with the same result."""
+    """Arguments of a usual schema are checked without one; what is longer goes to it, with the same
+    result."""
     check = await argument_schema.make_foreign_validator(
         PLAIN, argument_schema.serialize_bounded(PLAIN), SchemaEvaluator()
     )
@@ -241,7 +245,8 @@ def test_what_may_take_long_is_not_done_here(odd):
 
 
 def test_work_here_is_bounded_by_a_product():
-    """With plain keywords no value of the schema meets a value of the arguments twice: keyword calls are counted."""
+    """With plain keywords no value of the schema meets a value of the arguments twice: keyword calls are
+    counted."""
     rng = random.Random(1)
     calls = 0
 

@@ -1,4 +1,5 @@
-"""Tools by themselves: functions and their schemas, commands, what a declaration may say, and `qproxy tools`."""
+"""Tools by themselves: functions and their schemas, commands, what a declaration may say, and `qproxy
+tools`."""
 
 import dataclasses
 import json
@@ -155,7 +156,8 @@ FAULTY = {
     "a missing path": ({"read": ["/nowhere"]}, "there is no /nowhere"),
     "everything": ({"read": ["/"]}, "cannot be given"),
     "the kernel": ({"write": ["/proc"]}, "cannot be given"),
-    "a path that another tool may change": ({"read": ["/usr/bin"], "write": ["/usr"]}, "which a tool may change"),
+    "a path that another tool may change": ({"read": ["/usr/bin"], "write": ["/usr"]},
+        "which a tool may change"),
 }  # fmt: skip
 
 
@@ -253,7 +255,8 @@ def test_the_fence_in_words():
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_is_sound(machine):
-    """Whole steps, jumps that stay inside, and a return at the end; nothing for a machine that is not known."""
+    """Whole steps, jumps that stay inside, and a return at the end; nothing for a machine that is not
+    known."""
     data = seccomp.seccomp_program(machine)
     assert data is not None
     assert len(data) % 8 == 0
@@ -305,9 +308,11 @@ def test_the_command_lists_and_tries(capsys):
 
 
 def test_paths_and_variables_of_a_declaration(tmp_path):
-    """Paths are seen from the file's folder; variables are taken from the server's environment and kept out of repr."""
+    """Paths are seen from the file's folder; variables are taken from the server's environment and kept out
+    of repr."""
     (tmp_path / "x.toml").write_text(
-        '[[tools]]\nname = "x"\nargv = ["./run", "a/b"]\nread = [".", "../up"]\nenv_from = ["TOKEN"]\nenv = {A = "b"}\n'
+        '[[tools]]\nname = "x"\nargv = ["./run", "a/b"]\nread = [".", "../up"]\nenv_from = ["TOKEN"]\nenv = '
+        '{A = "b"}\n'
     )
     config = configuration.load(path=str(tmp_path / "x.toml"), environ={"TOKEN": "sekret"})
     (entry,) = config.tools

@@ -101,7 +101,8 @@ SIZED = {
 @pytest.mark.parametrize(("length", "data", "drained", "over", "error"), SIZED.values(), ids=SIZED)
 @pytest.mark.parametrize("size", [1, 2, 10_000])
 def test_sized(length, data, drained, over, error, size):
-    """A body with a length, whole and in small pieces, with its first bytes in the head's read and without."""
+    """A body with a length, whole and in small pieces, with its first bytes in the head's read and
+    without."""
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
     assert read(ContentLengthReader(length), pieces) == (drained, over, error)
     assert read(ContentLengthReader(length, data[:1]), [data[1:]] if data[1:] else []) == (

@@ -129,7 +129,8 @@ def test_no_proxy_of_the_settings_and_of_the_environment(monkeypatch):
 
 
 async def test_requests_in_absolute_form(nursery):
-    """A proxy forwards plain requests one after the other, knows their origin, and is shown its own credentials."""
+    """A proxy forwards plain requests one after the other, knows their origin, and is shown its own
+    credentials."""
     behind: list = []
     calls: list = []
     proxy = HTTPProxy(opener(nursery, answer, behind), authorization=b"Basic dXNlcjpwYXNz")
@@ -148,7 +149,8 @@ async def test_requests_in_absolute_form(nursery):
 
 
 async def test_a_tunnel_for_another_protocol(nursery):
-    """What is not HTTP, a WebSocket for one, gets a connection of its own also where it is not encrypted (RFC 6455 4.1)."""
+    """What is not HTTP, a WebSocket for one, gets a connection of its own also where it is not encrypted (RFC
+    6455 4.1)."""
     proxy = HTTPProxy(opener(nursery, answer, []), authorization=b"Basic dXNlcjpwYXNz")
     connect = opener(nursery, proxy.handle, [])
     transport = UpstreamTransport(
@@ -208,7 +210,8 @@ BOUND = {
 @pytest.mark.parametrize("bound", BOUND.values(), ids=BOUND.keys())
 @pytest.mark.parametrize(("proxy", "url", "destination"), SOCKS_CASES.values(), ids=SOCKS_CASES.keys())
 async def test_requests_through_socks(nursery, proxy, url, destination, bound):
-    """The proxy is asked for the host by name (socks5h) or by address (socks5), and the request is as without it."""
+    """The proxy is asked for the host by name (socks5h) or by address (socks5), and the request is as without
+    it."""
     trio.socket.set_custom_hostname_resolver(
         Names(**{"host.test": ["2001:db8::1", "192.0.2.7"], "six.test": ["2001:db8::7"]})
     )

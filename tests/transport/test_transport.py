@@ -166,7 +166,8 @@ FAULTS = {
     "interim without end": ([b"HTTP/1.1 100 Continue\r\n\r\n" * 50], "upstream_invalid_response"),
     "body cut": ([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", None], "upstream_error"),
     "chunk cut": ([b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhi", None], "upstream_error"),
-    "too long": ([b"HTTP/1.1 200 OK\r\ncontent-length: 20000\r\n\r\n" + b"x" * 20_000], "upstream_invalid_response"),
+    "too long": ([b"HTTP/1.1 200 OK\r\ncontent-length: 20000\r\n\r\n" + b"x" * 20_000],
+        "upstream_invalid_response"),
     "silent": ([1e6], "upstream_timeout"),
     "silent in the body": ([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", 1e6], "upstream_timeout"),
 }  # fmt: skip
@@ -367,7 +368,8 @@ OPENINGS = {
 @pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
 @pytest.mark.parametrize("size", [65_536, 1000])
 async def test_a_websockets_opening_has_the_bounds_of_heads(opening, size, nursery, autojump_clock):
-    """One that is beyond them, or no text, is an upstream's error; h11 in wsproto sees none of its long lines."""
+    """One that is beyond them, or no text, is an upstream's error; h11 in wsproto sees none of its long
+    lines."""
     seen: list[bytes] = []
 
     async def connect(host, port):

@@ -1,7 +1,8 @@
-"""Upstream bytes through the whole of `wire`, as a client sees them: decoded, mended, encoded, and read strictly.
+"""Upstream bytes through the whole of `wire`, as a client sees them: decoded, mended, encoded, and read
+strictly.
 
-`play` cuts the bytes as told; `same` plays an answer whole, byte by byte and at seeded cuts, streamed and as a whole
-answer, and fails unless all of it is one and the same.
+`play` cuts the bytes as told; `same` plays an answer whole, byte by byte and at seeded cuts, streamed and as
+a whole answer, and fails unless all of it is one and the same.
 """
 
 import json
@@ -59,7 +60,12 @@ def entry(index=None, id=None, name=None, args=None):
     """A `tool_calls` entry with only those keys that are given; "-" stands for null."""
     made: dict[str, Any] = {}
     inner: dict[str, Any] = {}
-    for target, key, value in ((made, "index", index), (made, "id", id), (inner, "name", name), (inner, "arguments", args)):  # fmt: skip
+    for target, key, value in (
+        (made, "index", index),
+        (made, "id", id),
+        (inner, "name", name),
+        (inner, "arguments", args),
+    ):
         if value is not None:
             target[key] = None if value == "-" else value
     if inner:

@@ -1,4 +1,5 @@
-"""Well-formed requests and answers, and whatever JSON a stranger may put in the place of any of their values."""
+"""Well-formed requests and answers, and whatever JSON a stranger may put in the place of any of their
+values."""
 
 import copy
 from contextlib import suppress
@@ -45,7 +46,8 @@ ASK = {
     "model": "qwen-plus",
     "messages": [
         {"role": "system", "content": "be kind"},
-        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}]},
+        {"role": "user", "content": [{"type": "text", "text": "hi"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}]},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ],
@@ -75,29 +77,38 @@ ASK = {
 }  # fmt: skip
 ITEMS = [
     {"role": "developer", "content": "be kind"},
-    {"role": "user", "content": [{"type": "input_text", "text": "hi"}, {"type": "input_image", "image_url": "data:x", "detail": "low"}]},
-    {"role": "user", "content": [{"type": "input_file", "file_data": "data:x", "filename": "f"}, {"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}]},
-    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}], "content": None, "encrypted_content": "qproxy-1.aA=="},
-    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "so"}, {"type": "refusal", "refusal": "no"}]},
+    {"role": "user", "content": [{"type": "input_text", "text": "hi"},
+        {"type": "input_image", "image_url": "data:x", "detail": "low"}]},
+    {"role": "user", "content": [{"type": "input_file", "file_data": "data:x", "filename": "f"},
+        {"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}]},
+    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}], "content": None,
+        "encrypted_content": "qproxy-1.aA=="},
+    {"type": "message", "role": "assistant",
+        "content": [{"type": "output_text", "text": "so"}, {"type": "refusal", "refusal": "no"}]},
     {"type": "function_call", "call_id": "c1", "name": "alpha", "arguments": '{"a": "x"}'},
     {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sunny"}]},
     {"type": "custom_tool_call", "call_id": "c2", "name": "free", "input": "x"},
     {"type": "custom_tool_call_output", "call_id": "c2", "output": "y"},
-    {"type": "mcp_call", "id": "mcp_1", "server_label": "w", "name": "get", "arguments": "{}", "output": "z", "error": None},
+    {"type": "mcp_call", "id": "mcp_1", "server_label": "w", "name": "get", "arguments": "{}", "output": "z",
+        "error": None},
 ]  # fmt: skip
 RESPONSES = {
     "model": "qwen-plus",
     "input": ITEMS,
     "instructions": "be kind",
     "tools": [
-        {"type": "function", "name": "alpha", "parameters": {"type": "object", "properties": {}}, "strict": True},
-        {"type": "custom", "name": "free", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}},
+        {"type": "function", "name": "alpha", "parameters": {"type": "object", "properties": {}},
+            "strict": True},
+        {"type": "custom", "name": "free",
+            "format": {"type": "grammar", "syntax": "lark", "definition": "x"}},
         {"type": "mcp", "server_label": "w", "allowed_tools": ["get"]},
         {"type": "web_search"},
         {"type": "namespace", "name": "g", "tools": [{"type": "function", "name": "beta", "parameters": {}}]},
     ],
-    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "alpha"}]},
-    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}, "verbosity": "low"},
+    "tool_choice": {"type": "allowed_tools", "mode": "auto",
+        "tools": [{"type": "function", "name": "alpha"}]},
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}},
+        "verbosity": "low"},
     "reasoning": {"effort": "low", "summary": "auto"},
     "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
     "metadata": {"a": "b"},
@@ -115,10 +126,14 @@ REFERENCE = {"type": "tool_reference", "name": "beta"}
 MESSAGES = {
     "model": "qwen-plus",
     "max_tokens": 4096,
-    "system": [{"type": "text", "text": "x-anthropic-billing-header: a"}, {"type": "text", "text": "be kind", "cache_control": MARKER}],
+    "system": [{"type": "text", "text": "x-anthropic-billing-header: a"},
+        {"type": "text", "text": "be kind", "cache_control": MARKER}],
     "messages": [
         {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": MARKER}, IMAGE]},
-        {"role": "system", "content": [{"type": "text", "text": "now"}, {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "gamma", "input_schema": {}}}}], "clear_at": "never"},
+        {"role": "system",
+            "content": [{"type": "text", "text": "now"},
+                {"type": "tool_addition", "tool": {"type": "tool_definition",
+                    "definition": {"name": "gamma", "input_schema": {}}}}], "clear_at": "never"},
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "", "signature": "qproxy-thinking.aG0="},
             {"type": "thinking", "thinking": "hm", "signature": "qwen-sealed.x"},
@@ -127,14 +142,19 @@ MESSAGES = {
             {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
         ]},
         {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "toolu_b64_Zjow", "is_error": True, "content": [{"type": "text", "text": "sunny"}, IMAGE]},
-            {"type": "document", "title": "t", "source": {"type": "content", "content": [{"type": "text", "text": "d"}]}},
-            {"type": "search_result", "title": "t", "source": "https://x", "content": [{"type": "text", "text": "s"}]},
+            {"type": "tool_result", "tool_use_id": "toolu_b64_Zjow", "is_error": True,
+                "content": [{"type": "text", "text": "sunny"}, IMAGE]},
+            {"type": "document", "title": "t",
+                "source": {"type": "content", "content": [{"type": "text", "text": "d"}]}},
+            {"type": "search_result", "title": "t", "source": "https://x",
+                "content": [{"type": "text", "text": "s"}]},
         ]},
-        {"role": "system", "content": [{"type": "tool_removal", "tool": REFERENCE}], "output_config": {"effort": "low"}},
+        {"role": "system", "content": [{"type": "tool_removal", "tool": REFERENCE}],
+            "output_config": {"effort": "low"}},
     ],
     "tools": [
-        {"name": "alpha", "description": "d", "input_schema": {"type": "object"}, "eager_input_streaming": True},
+        {"name": "alpha", "description": "d", "input_schema": {"type": "object"},
+            "eager_input_streaming": True},
         {"type": "custom", "name": "beta", "input_schema": {}, "strict": True, "cache_control": MARKER},
         {"type": "web_search_20250305", "name": "web_search"},
         {"type": "mcp", "server_label": "w", "allowed_tools": ["get"]},

@@ -24,8 +24,30 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": KEYS}}}
     for name in NAMES
 ]
-MARKUP = ["</p>", "<b>", "`", "```\n", "{", "}", '"', "\\", "\n", " ", "é", "🌊", "a", "<", "</", "<tool_call>x", "</parameter>x", "</function>y", "<parameter=zz>"]  # fmt: skip
-prose = st.lists(st.sampled_from(["word", " ", "\n", "é🌊", "a < b", "{x}", "<p>", "12", ". "]), min_size=1, max_size=6).map("".join)  # fmt: skip
+MARKUP = [
+    "</p>",
+    "<b>",
+    "`",
+    "```\n",
+    "{",
+    "}",
+    '"',
+    "\\",
+    "\n",
+    " ",
+    "é",
+    "🌊",
+    "a",
+    "<",
+    "</",
+    "<tool_call>x",
+    "</parameter>x",
+    "</function>y",
+    "<parameter=zz>",
+]
+prose = st.lists(
+    st.sampled_from(["word", " ", "\n", "é🌊", "a < b", "{x}", "<p>", "12", ". "]), min_size=1, max_size=6
+).map("".join)
 value_text = st.lists(st.sampled_from(MARKUP), max_size=8).map("".join)
 
 

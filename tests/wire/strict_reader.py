@@ -1,7 +1,8 @@
 """OpenAI's chat contract as a strict reader: what a client may be sent, and what it adds up to.
 
-Fed with the very bytes of an answer.  Stricter than any SDK on purpose: openai-python concatenates a repeated id,
-inserts calls by list position and takes a silent end for success, so that a slip here is a broken program there.
+Fed with the very bytes of an answer. Stricter than any SDK on purpose: openai-python concatenates a repeated
+id, inserts calls by list position and takes a silent end for success, so that a slip here is a broken program
+there.
 """
 
 import json
@@ -9,7 +10,13 @@ import json
 REASONS = {"stop", "length", "tool_calls", "content_filter", "function_call"}
 CONTRACT = {"role", "content", "reasoning_content", "refusal", "tool_calls", "function_call"}
 ENVELOPE = ("id", "object", "created", "model")
-USAGE = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}  # fmt: skip
+USAGE = {
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "prompt_tokens_details",
+    "completion_tokens_details",
+}
 
 
 def _choice():
@@ -32,7 +39,8 @@ def frames(raw):
 
 
 def read_stream(raw, *, usage=False, legacy=False):
-    """(choices, error): what a client adds up of a streamed answer, by choice number, and the error that ended it."""
+    """(choices, error): what a client adds up of a streamed answer, by choice number, and the error that
+    ended it."""
     items = frames(raw)
     error = None
     if items[-1] != "[DONE]":

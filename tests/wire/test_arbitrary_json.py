@@ -1,6 +1,8 @@
-"""Whatever JSON comes in, from a client or from a server, is read or refused with an error of ours: never a surprise.
+"""Whatever JSON comes in, from a client or from a server, is read or refused with an error of ours: never a
+surprise.
 
-A well-formed body is taken, any value in it is exchanged for any other JSON, and it goes the whole way through `wire`.
+A well-formed body is taken, any value in it is exchanged for any other JSON, and it goes the whole way
+through `wire`.
 """
 
 import copy
@@ -78,7 +80,8 @@ def test_any_answer(dialect, kind):
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_any_request(endpoint):
-    """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of 4xx."""
+    """Any JSON from a client is a turn that every dialect can send, or a refusal of ours with a status of
+    4xx."""
 
     asked = ASKS.get(endpoint.path, ASK)
 

@@ -32,7 +32,8 @@ POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n"
 
 
 def test_attacks_end():
-    """Runs of each kind of byte in each place of a head or a chunk's size, with a near miss behind them, cost no time."""
+    """Runs of each kind of byte in each place of a head or a chunk's size, with a near miss behind them, cost
+    no time."""
     command = [sys.executable, "-m", "tests.hostile_heads", str(CPU_SECONDS)]
     assert int(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout) > 25_000
 
@@ -113,7 +114,8 @@ KINDS = pytest.mark.parametrize("kind", ["bytes", "lines", "blanks", "blanks beh
 @KINDS
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"FROB", b"OPTIONS"])
 async def test_bounds_of_a_requests_head(method, kind, autojump_clock):
-    """As much as a head may have is served, one more is a 431 in words, whatever the method and however it comes."""
+    """As much as a head may have is served, one more is a 431 in words, whatever the method and however it
+    comes."""
     start = POST.replace(b"POST", method).replace(b": 2", b": 0")
     async with world() as it:
         for extra in (0, 1):
@@ -158,7 +160,8 @@ async def test_bounds_of_an_upstreams_head(start, kind, nursery, autojump_clock)
 
 
 BODIES = {
-    "extension": (b"1;" + b"x" * (MAX_CHUNK_LINE - 4) + b"\r\nx\r\n0\r\n\r\n", b"1;" + b"x" * MAX_CHUNK_LINE + b"\r\n"),
+    "extension": (b"1;" + b"x" * (MAX_CHUNK_LINE - 4) + b"\r\nx\r\n0\r\n\r\n",
+        b"1;" + b"x" * MAX_CHUNK_LINE + b"\r\n"),
     "no end of a size": (b"1\r\nx\r\n0\r\n\r\n", b"1" * MAX_CHUNK_LINE),
     "trailers": (b"0\r\n" + large("bytes", b"", 0), b"0\r\n" + large("bytes", b"", 1)),
     "lines of trailers": (b"0\r\n" + large("lines", b"", 0), b"0\r\n" + large("lines", b"", 1)),

@@ -1,4 +1,5 @@
-"""Errors about a context that is too small, in each server's own words: recognized, and their numbers read."""
+"""Errors about a context that is too small, in each server's own words: recognized, and their numbers
+read."""
 
 import json
 
@@ -14,23 +15,24 @@ WORDS = {
         (991808, None, None),
     ),
     "vLLM 0.6": (
-        "This model's maximum context length is 32768 tokens. However, you requested 40000 tokens (39000 in the messages, "
-        "1000 in the completion). Please reduce the length of the messages or completion.",
+        "This model's maximum context length is 32768 tokens. However, you requested 40000 tokens (39000 "
+        "in the messages, 1000 in the completion). Please reduce the length of the messages or completion.",
         (32768, 39000, 1000),
     ),
     "vLLM 0.9": (
-        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 8192 tokens and "
-        "your request has 5000 input tokens (4096 > 8192 - 5000).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length "
+        "is 8192 tokens and your request has 5000 input tokens (4096 > 8192 - 5000).",
         (8192, 5000, 4096),
     ),
     "vLLM 0.9, the prompt alone": (
-        "This model's maximum context length is 2048 tokens. However, your request has 3000 input tokens. Please reduce the "
-        "length of the input messages.",
+        "This model's maximum context length is 2048 tokens. However, your request has 3000 input tokens. "
+        "Please reduce the length of the input messages.",
         (2048, 3000, None),
     ),
     "vLLM 0.12": (
-        "You passed 33001 input tokens and requested 8 output tokens. However, the model's context length is only 32768 "
-        "tokens, resulting in a maximum input length of 32760 tokens. Please reduce the length of the input prompt.",
+        "You passed 33001 input tokens and requested 8 output tokens. However, the model's context length "
+        "is only 32768 tokens, resulting in a maximum input length of 32760 tokens. Please reduce the "
+        "length of the input prompt.",
         (32768, 33001, 8),
     ),
     "vLLM, decoder": (
@@ -42,13 +44,13 @@ WORDS = {
         (8192, 12345, None),
     ),
     "SGLang, with the answer": (
-        "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a total of 9000 "
-        "tokens: 8000 tokens from the input messages and 1000 tokens for the completion.",
+        "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a "
+        "total of 9000 tokens: 8000 tokens from the input messages and 1000 tokens for the completion.",
         (8192, 8000, 1000),
     ),
     "SGLang, truncation": (
-        "Input length (9000 tokens) exceeds the maximum allowed length (8186 tokens). Use a shorter input or enable "
-        "--allow-auto-truncate.",
+        "Input length (9000 tokens) exceeds the maximum allowed length (8186 tokens). Use a shorter input "
+        "or enable --allow-auto-truncate.",
         (8186, 9000, None),
     ),
     "llama.cpp": (
@@ -56,12 +58,13 @@ WORDS = {
         (8192, 9000, None),
     ),
     "LM Studio": (
-        "Trying to keep the first 13000 tokens when context the overflows. However, the model is loaded with context length "
-        "of only 4096 tokens, which is not enough.",
+        "Trying to keep the first 13000 tokens when context the overflows. However, the model is loaded "
+        "with context length of only 4096 tokens, which is not enough.",
         (4096, 13000, None),
     ),
     "OpenAI": (
-        "This model's maximum context length is 128000 tokens. However, your messages resulted in 130000 tokens.",
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in 130000 "
+        "tokens.",
         (128000, 130000, None),
     ),
     "OpenAI, newer": (
@@ -75,7 +78,8 @@ WORDS = {
 
 @pytest.mark.parametrize(("text", "numbers"), WORDS.values(), ids=WORDS)
 def test_words(text, numbers):
-    """The error is a context's, before and after the first byte, and carries the numbers that the server says."""
+    """The error is a context's, before and after the first byte, and carries the numbers that the server
+    says."""
     body = {"error": {"message": text, "type": "invalid_request_error", "code": None}}
     errors = [
         error_from_response(400, (), json.dumps(body).encode()),

@@ -18,7 +18,8 @@ STRANGE = st.text(st.sampled_from('"embedding":[]\\ ,1')) | st.text()
 
 @given(ROWS, STRANGE, st.sampled_from([None, 2]))
 def test_rows_are_cut_out(rows, text, indent):
-    """Every array called embedding is taken out as it was written, and nothing else changes, whatever strings say."""
+    """Every array called embedding is taken out as it was written, and nothing else changes, whatever strings
+    say."""
     text = f"{text} " if text == "embedding" else text
     body = {"text": text, text: [1], "data": [{"embedding": row, "note": text} for row in rows]}
     rest, found = extract_vectors(json.dumps(body, indent=indent).encode())

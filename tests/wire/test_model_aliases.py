@@ -29,7 +29,8 @@ CASES = {
 
 @pytest.mark.parametrize(("name", "model"), CASES.values(), ids=CASES.keys())
 def test_resolve(name, model):
-    """The exact name decides, then the longest pattern, then the catch-all, which leaves a model's own name alone."""
+    """The exact name decides, then the longest pattern, then the catch-all, which leaves a model's own name
+    alone."""
     assert ModelAliases(TABLE, lambda name: name.startswith("qwen")).resolve(name) == model
 
 

@@ -42,7 +42,8 @@ def body(value):
 
 def test_the_challenge_is_rfc_7636s():
     """Appendix B of RFC 7636, from its bytes."""
-    octets = [116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105, 214,
+    octets = [116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77,
+        105, 214,
               191, 240, 91, 88, 5, 88, 83, 132, 141, 121]  # fmt: skip
     proof = oauth.new_pkce(bytes(octets))
     assert proof.verifier == "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
@@ -278,7 +279,8 @@ def test_a_token_goes_only_where_it_may(resource, base):
 
 
 TENANTS = (
-    "mine.oss-cn-hangzhou.aliyuncs.com", "dashscope.oss-cn-beijing.aliyuncs.com", "oss-cn-beijing.aliyuncs.com",
+    "mine.oss-cn-hangzhou.aliyuncs.com", "dashscope.oss-cn-beijing.aliyuncs.com",
+    "oss-cn-beijing.aliyuncs.com",
     "1234567890.cn-beijing.fc.aliyuncs.com", "ws-1.cn-beijing.maas.aliyuncs.com", "x.dashscope.aliyuncs.com",
     "dashscope.aliyuncs.com.oss-cn-hangzhou.aliyuncs.com", "deploy.qwen.ai", "a.portal.qwen.ai",
 )  # fmt: skip

@@ -121,7 +121,8 @@ def test_what_is_large_is_copied_once():
 
 
 async def test_a_long_prompt_reaches_the_model_as_it_was_written(monkeypatch):
-    """Spaces, escapes and the order of keys are the client's own, so that Qwen's prefix cache finds what it knows."""
+    """Spaces, escapes and the order of keys are the client's own, so that Qwen's prefix cache finds what it
+    knows."""
     text = '[{"content" : "%s", "role":\n "user"}]' % ("\\u00e9" * MIN_RAW_BYTES)
     raw = f'{{"model": "{HELLO["model"]}", "messages": {text}}}'
     seen = []

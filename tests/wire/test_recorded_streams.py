@@ -1,4 +1,5 @@
-"""Streams in the manner of real servers, each a file whose first comment tells its story and whose second what it means.
+"""Streams in the manner of real servers, each a file whose first comment tells its story and whose second
+what it means.
 
 The files are server-sent events and play as they are; they are read at many cuts of their bytes.
 """

@@ -43,23 +43,33 @@ NAMES = {
     "a key of metadata": ("/chat/completions", {**CHAT, "metadata": {HALF: "x"}}, f"metadata.{HALF}"),
     "a tool": ("/chat/completions", {**CHAT, "tools": [tool(name=HALF)]}, "tools[0].function.name"),
     "a function": ("/chat/completions", {**CHAT, "functions": [{"name": HALF}]}, "functions[0].name"),
-    "a tool of this server": ("/chat/completions", {**CHAT, "tools": [{"type": "qproxy", "name": HALF}]}, "tools[0].name"),
-    "an MCP server": ("/chat/completions", {**CHAT, "tools": [{"type": "mcp", "server_label": HALF}]}, "tools[0].server_label"),
-    "an earlier call": ("/chat/completions", {**CHAT, "messages": [call(name=HALF)]}, "messages[0].tool_calls[0].function.name"),
+    "a tool of this server": ("/chat/completions", {**CHAT, "tools": [{"type": "qproxy", "name": HALF}]},
+        "tools[0].name"),
+    "an MCP server": ("/chat/completions", {**CHAT, "tools": [{"type": "mcp", "server_label": HALF}]},
+        "tools[0].server_label"),
+    "an earlier call": ("/chat/completions", {**CHAT, "messages": [call(name=HALF)]},
+        "messages[0].tool_calls[0].function.name"),
     "a result": ("/chat/completions", {**CHAT, "messages": [RESULT]}, "messages[0].tool_call_id"),
     "a NUL": ("/chat/completions", {**CHAT, "model": "a\0b"}, "model"),
     "a completion's model": ("/completions", {"model": HALF, "prompt": "x"}, "model"),
     "a completion's user": ("/completions", {"model": "m", "prompt": "x", "user": HALF}, "user"),
     "a response's model": ("/responses", {"model": HALF, "input": "x"}, "model"),
-    "a key of a response's metadata": ("/responses", {"model": "m", "input": "x", "metadata": {HALF: "x"}}, f"metadata.{HALF}"),
-    "the response before": ("/responses", {"model": "m", "input": "x", "previous_response_id": HALF}, "previous_response_id"),
-    "a cache's key": ("/responses", {"model": "m", "input": "x", "prompt_cache_key": HALF}, "prompt_cache_key"),
+    "a key of a response's metadata": ("/responses", {"model": "m", "input": "x", "metadata": {HALF: "x"}},
+        f"metadata.{HALF}"),
+    "the response before": ("/responses", {"model": "m", "input": "x", "previous_response_id": HALF},
+        "previous_response_id"),
+    "a cache's key": ("/responses", {"model": "m", "input": "x", "prompt_cache_key": HALF},
+        "prompt_cache_key"),
     "an item": ("/responses", {"model": "m", "input": [{**ITEM, "id": HALF}]}, "input[0].id"),
-    "an item's id of another type": ("/responses", {"model": "m", "input": [{**ITEM, "id": ["x"]}]}, "input[0].id"),
-    "a reference": ("/responses", {"model": "m", "input": [{"type": "item_reference", "id": HALF}]}, "input[0].id"),
-    "a reference of another type": ("/responses", {"model": "m", "input": [{"type": "item_reference", "id": [1]}]}, "input[0].id"),
+    "an item's id of another type": ("/responses", {"model": "m", "input": [{**ITEM, "id": ["x"]}]},
+        "input[0].id"),
+    "a reference": ("/responses", {"model": "m", "input": [{"type": "item_reference", "id": HALF}]},
+        "input[0].id"),
+    "a reference of another type": ("/responses",
+        {"model": "m", "input": [{"type": "item_reference", "id": [1]}]}, "input[0].id"),
     "a reference without a type": ("/responses", {"model": "m", "input": [{"id": {"x": 1}}]}, "input[0].id"),
-    "a reference to nothing": ("/responses", {"model": "m", "input": [{"type": "item_reference"}]}, "input[0].id"),
+    "a reference to nothing": ("/responses", {"model": "m", "input": [{"type": "item_reference"}]},
+        "input[0].id"),
     "a call": ("/responses", {"model": "m", "input": [{**ITEM, "name": HALF}]}, "input[0].name"),
     "a call's id": ("/responses", {"model": "m", "input": [{**ITEM, "call_id": HALF}]}, "input[0].call_id"),
     "a group": ("/responses", {"model": "m", "input": [{**ITEM, "namespace": HALF}]}, "input[0].namespace"),
@@ -84,7 +94,8 @@ def test_a_name_in_a_request_for_embeddings(name):
 
 CONTENTS = {
     "a message": ("/chat/completions", {**CHAT, "messages": [{"role": "user", "content": HALF}]}),
-    "a part": ("/chat/completions", {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}),
+    "a part": ("/chat/completions",
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}),
     "arguments": ("/chat/completions", {**CHAT, "messages": [call(arguments=HALF)]}),
     "a description": ("/chat/completions", {**CHAT, "tools": [tool(description=HALF)]}),
     "a value of metadata": ("/chat/completions", {**CHAT, "metadata": {"x": HALF}}),
@@ -104,7 +115,8 @@ def test_contents_pass(path, body):
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_a_text_is_one_that_every_store_takes(text):
-    """`is_storable_text` is what SQLite gives back as it was, and `storable_text` makes any text one of those."""
+    """`is_storable_text` is what SQLite gives back as it was, and `storable_text` makes any text one of
+    those."""
     stored = storable.storable_text(text)
     assert storable.is_storable_text(stored)
     assert (stored == text) is storable.is_storable_text(text)
@@ -114,7 +126,8 @@ def test_a_text_is_one_that_every_store_takes(text):
 
 COUNTS: list[tuple[Any, int]] = [
     (5, 5), (0, 0), (-1, 0), (10**300, storable.MAX_COUNT), (-(10**300), 0), (2**63, storable.MAX_COUNT),
-    (5.0, 5), (5.9, 5), (1e308, storable.MAX_COUNT), (-0.5, 0), (float("nan"), 0), (float("inf"), storable.MAX_COUNT),
+    (5.0, 5), (5.9, 5), (1e308, storable.MAX_COUNT), (-0.5, 0), (float("nan"), 0),
+    (float("inf"), storable.MAX_COUNT),
     (True, 0), (None, 0), ("5", 0), ([5], 0), ({}, 0),
 ]  # fmt: skip
 
@@ -126,7 +139,25 @@ def test_a_count(value, expected):
     assert (type(counted), counted) == (int, expected)
 
 
-@given(st.dictionaries(st.sampled_from(["prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens", "cached_tokens", "prompt_tokens_details", "completion_tokens_details"]), st.one_of(values, st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), values))))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "prompt_tokens",
+                "input_tokens",
+                "completion_tokens",
+                "output_tokens",
+                "total_tokens",
+                "cached_tokens",
+                "prompt_tokens_details",
+                "completion_tokens_details",
+            ]
+        ),
+        st.one_of(
+            values, st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), values)
+        ),
+    )
+)
 def test_any_usage_is_storable(counts):
     """Whatever an upstream says that an answer took, what is read fits where it is kept."""
     usage = deltas.parse_usage(counts)

@@ -1,4 +1,5 @@
-"""Token counts without a vocabulary: how near they come to both of Qwen's, what they cover, and what they cost."""
+"""Token counts without a vocabulary: how near they come to both of Qwen's, what they cover, and what they
+cost."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,8 @@ CORPUS = Path(__file__).parent / "token_corpus"
 COUNTS = json.loads((CORPUS / "counts.json").read_text())
 """The true counts of each text, by a model of each vocabulary (`scripts/token_estimate.py`)."""
 NEAR = {"german": 0.25}
-"""Texts for which the estimate may be further off than 15 %: a vocabulary splits words of few speakers into more pieces."""
+"""Texts for which the estimate may be further off than 15 %: a vocabulary splits words of few speakers into
+more pieces."""
 CATALOG = package_catalog()
 CASES = [(name, model, count) for name, counts in COUNTS.items() for model, count in counts.items()]
 
@@ -38,13 +40,41 @@ def test_near(name, model, count):
     assert abs(estimate / count - 1) <= NEAR.get(name, 0.15)
 
 
-@pytest.mark.parametrize("model", ["qwen2.5-72b-instruct", "qwen3-max", "Qwen/Qwen3-32B", "qwen3", "qwen-plus", "qwen-turbo-latest", "qwq-plus", "qwen3-coder-plus", "qwen3-vl-plus", "qwen1.5-7b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        "qwen2.5-72b-instruct",
+        "qwen3-max",
+        "Qwen/Qwen3-32B",
+        "qwen3",
+        "qwen-plus",
+        "qwen-turbo-latest",
+        "qwq-plus",
+        "qwen3-coder-plus",
+        "qwen3-vl-plus",
+        "qwen1.5-7b",
+    ],
+)
 def test_older_models(model):
     """Models before Qwen 3.5 have the older vocabulary."""
     assert vocabulary_of(CATALOG.get(model)) is QWEN2
 
 
-@pytest.mark.parametrize("model", ["qwen3.5-plus", "qwen3.6-27b", "qwen3.8-max", "qwen3.10-max", "qwen4-max", "qwen4.1-flash", "qwen10", "claude-opus-4-8", "", "deepseek-v4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        "qwen3.5-plus",
+        "qwen3.6-27b",
+        "qwen3.8-max",
+        "qwen3.10-max",
+        "qwen4-max",
+        "qwen4.1-flash",
+        "qwen10",
+        "claude-opus-4-8",
+        "",
+        "deepseek-v4",
+    ],
+)
 def test_newer_models(model):
     """Qwen 3.5 and later have the newer vocabulary, and so has whatever is not known."""
     assert vocabulary_of(CATALOG.get(model)) is QWEN3_5
@@ -55,7 +85,8 @@ EXACT = {"": 0, "a": 1, "hello": 1, "12345": 5, "hello world": 2, "a\n": 2, "1 2
 
 @pytest.mark.parametrize(("text", "count"), EXACT.items())
 def test_exact(text, count):
-    """What Qwen's tokenizer does for certain is counted exactly: digits, short words, line ends, a blank before a digit."""
+    """What Qwen's tokenizer does for certain is counted exactly: digits, short words, line ends, a blank
+    before a digit."""
     assert count_text(text) == count_text(text, QWEN2) == count
 
 
@@ -75,7 +106,10 @@ def test_any_text(before, after):
         assert 0 <= both <= count_text(before, vocabulary) + count_text(after, vocabulary) + 3
 
 
-@pytest.mark.parametrize("text", [" " * 50_000, "\t \n" * 20_000, "a" * 60_000, "A" * 60_000, "{" * 60_000, "é" * 60_000, "\x00" * 60_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [" " * 50_000, "\t \n" * 20_000, "a" * 60_000, "A" * 60_000, "{" * 60_000, "é" * 60_000, "\x00" * 60_000],
+)
 def test_hostile_texts(text):
     """Runs of anything are one match, however long: no text makes the pattern look twice."""
     assert count_text(text) >= 1
@@ -120,7 +154,8 @@ def test_everything_counts():
 
 
 def test_counts_are_remembered():
-    """A text that was counted before is looked up by its digest; the oldest are forgotten, and no text is kept."""
+    """A text that was counted before is looked up by its digest; the oldest are forgotten, and no text is
+    kept."""
     counter = TokenCounter()
     text = "word " * 100
     assert counter.count(text) == counter.count("word " * 100) == count_text(text)

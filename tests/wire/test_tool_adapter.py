@@ -69,7 +69,8 @@ def test_a_name_that_is_no_longer_declared():
 
 
 def test_stand_ins_do_not_collide():
-    """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same one."""
+    """Two names with one sound part, and a stand-in that is taken, stay apart; the same name gets the same
+    one."""
     used = {"a.b", "a/b", "c.d", "c_d", "x" * 65, "x" * 66}
     stand_ins = {alias_name(name, used) for name in used}
     assert len(stand_ins) == len(used)

@@ -1,4 +1,5 @@
-"""The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds up."""
+"""The contract of `qproxy.wire` for tests: the checker that `qproxy check` uses too, and what a client adds
+up."""
 
 from qproxy.wire.conformance import violations
 

@@ -1,8 +1,9 @@
 """Account states in an SQLite file, for all processes of a machine.
 
-One row per account with its state as JSON, changed in one transaction. SQLite because it survives a process that is
-killed in the middle, and because the kernel releases the lock of a killed process. All of it happens in a thread, one
-call at a time: the event loop waits for no disk. A power failure may cost the last seconds (`system.sqlite`).
+One row per account with its state as JSON, changed in one transaction. SQLite because it survives a process
+that is killed in the middle, and because the kernel releases the lock of a killed process. All of it happens
+in a thread, one call at a time: the event loop waits for no disk. A power failure may cost the last seconds
+(`system.sqlite`).
 
 A file that cannot be used raises StateStoreError, which its users survive.
 """
@@ -40,7 +41,9 @@ LOCK_SECONDS = 2.0
 """Seconds for another process to finish its write."""
 FORGET_AFTER_SECONDS = 90 * 86400.0
 """Age at which the state of an unused account is deleted."""
-_SCHEMA = "CREATE TABLE IF NOT EXISTS accounts (identity TEXT PRIMARY KEY, standing TEXT NOT NULL, at REAL NOT NULL)"
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS accounts (identity TEXT PRIMARY KEY, standing TEXT NOT NULL, at REAL NOT NULL)
+"""
 
 
 class SqliteAccountState:

@@ -1,7 +1,7 @@
 """API keys in a file (`key_file`), besides those of the settings.
 
-A running server applies a change to its next request. A file that cannot be read changes nothing: the keys read before
-stay in use.
+A running server applies a change to its next request. A file that cannot be read changes nothing: the keys
+read before stay in use.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The file that holds one account's tokens: read with suspicion, written so that no crash can damage it.
 
-Plain blocking calls of the operating system, which `credentials` runs in a thread. The format is `wire.credential_format`.
+Plain blocking calls of the operating system, which `credentials` runs in a thread. The format is
+`wire.credential_format`.
 
-A `PendingFile` is opened, filled and flushed to the disk *before* a refresh token is sent, so a full or read-only disk
-is found while the old tokens are still valid. Committing it is a rename: at every moment the path names either the
-old file or the new one, whole. It is readable by its owner only from its first byte, and what a killed process left
-behind is removed by the next one.
+A `PendingFile` is opened, filled and flushed to the disk *before* a refresh token is sent, so a full or
+read-only disk is found while the old tokens are still valid. Committing it is a rename: at every moment the
+path names either the old file or the new one, whole. It is readable by its owner only from its first byte,
+and what a killed process left behind is removed by the next one.
 
 A symbolic link is neither read nor written through: the tokens stay where the operator's settings say.
 """

@@ -1,11 +1,12 @@
 """Locks on an account's credential file: one process at a time refreshes or writes.
 
-Blocking calls that do not wait; waiting is `blocking`'s. There are two locks, because there are two kinds of other
-programs. Among processes of qproxy the kernel decides (`flock` on a file that stays): it releases the lock of a killed
-process at once, and no clock can fool it. qwen-code uses another one, a file `oauth_creds.lock` that exists while it is
-held; it is respected too where a directory is shared with qwen-code. By its rules a lock older than 35 s is stale and
-taken over by renaming it; and only our own is ever removed. (qwen-code itself removes it at its exit, even if another process holds it:
-among programs the lock is best effort.)
+Blocking calls that do not wait; waiting is `blocking`'s. There are two locks, because there are two kinds of
+other programs. Among processes of qproxy the kernel decides (`flock` on a file that stays): it releases the
+lock of a killed process at once, and no clock can fool it. qwen-code uses another one, a file
+`oauth_creds.lock` that exists while it is held; it is respected too where a directory is shared with
+qwen-code. By its rules a lock older than 35 s is stale and taken over by renaming it; and only our own is
+ever removed. (qwen-code itself removes it at its exit, even if another process holds it: among programs the
+lock is best effort.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The tokens of an account in a file, for all processes of a machine: the file and its locks, off the event loop."""
+"""The tokens of an account in a file, for all processes of a machine: the file and its locks, off the event
+loop."""
 
 from __future__ import annotations
 

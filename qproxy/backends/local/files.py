@@ -1,4 +1,5 @@
-"""The files that the members of a configuration use, for the factory and for checks of their modes and content."""
+"""The files that the members of a configuration use, for the factory and for checks of their modes and
+content."""
 
 from __future__ import annotations
 

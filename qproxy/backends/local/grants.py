@@ -1,7 +1,8 @@
 """Grants in SQLite: one file for all processes of a machine, or memory for one process.
 
-The database is used in a thread, one call at a time, under a time limit. Expired grants are deleted when one is added,
-and beyond `MAX_ROWS` of a kind those that expire first are dropped: every row takes a correct secret.
+The database is used in a thread, one call at a time, under a time limit. Expired grants are deleted when one
+is added, and beyond `MAX_ROWS` of a kind those that expire first are dropped: every row takes a correct
+secret.
 
 `PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
 """

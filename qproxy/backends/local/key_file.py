@@ -1,7 +1,7 @@
 """The key file (`keys.json` in the data directory): blocking calls of the operating system, and no Trio.
 
-The file holds what may be known: an id, a name, a digest, limits, an end. It is written whole, to a new file that
-replaces the old one, under a lock, readable by its owner only.
+The file holds what may be known: an id, a name, a digest, limits, an end. It is written whole, to a new file
+that replaces the old one, under a lock, readable by its owner only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The usage ledger in an SQLite file: the thread that writes it, and how the server hands it rows and queries.
+"""The usage ledger in an SQLite file: the thread that writes it, and how the server hands it rows and
+queries.
 
-Nothing waits for the disk: `record` puts a row into a queue. The thread writes what arrived within `BATCH_SECONDS` of
-the first row in one transaction, so a killed process loses at most that. Queries are in the same queue: when one is
-answered, every row recorded before it is in the file.
+Nothing waits for the disk: `record` puts a row into a queue. The thread writes what arrived within
+`BATCH_SECONDS` of the first row in one transaction, so a killed process loses at most that. Queries are in
+the same queue: when one is answered, every row recorded before it is in the file.
 
-A file that cannot be written (a full disk, a lock that stays) is logged once; rows are kept for a while and then counted
-as lost. A row that the file rejects is written as far as possible and never keeps another one out. Requests are never
-affected.
+A file that cannot be written (a full disk, a lock that stays) is logged once; rows are kept for a while and
+then counted as lost. A row that the file rejects is written as far as possible and never keeps another one
+out. Requests are never affected.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ class SqliteUsageLedger(LedgerQueries):
     def _next_batch(self) -> tuple[list[_Query], bool]:
         """Collect rows until it is time to write: after BATCH_SECONDS, or at once for a query or the stop.
 
-        Only the first row wakes the thread: waking it for each would cost the event loop more than recording them.
+        Only the first row wakes the thread: waking it for each would cost the event loop more than recording
+        them.
         """
         pending: list[_Query] = []
         try:
@@ -321,7 +323,8 @@ def _insert_one(connection: sqlite3.Connection, row: LedgerRow) -> None:
 
 
 def _insert_or_skip(connection: sqlite3.Connection, row: LedgerRow) -> bool:
-    """Write a row as it is, or with storable values, so that no budget misses it; return whether it was written."""
+    """Write a row as it is, or with storable values, so that no budget misses it; return whether it was
+    written."""
     for attempt in (row, storable_row(row)):
         connection.execute("SAVEPOINT one_row")
         try:

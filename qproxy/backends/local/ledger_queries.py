@@ -1,8 +1,9 @@
 """SQL queries of the ledger: usage within windows, sums along time, latencies, single requests.
 
-Each takes an open connection: the writing thread's, or a reader's. Calendar windows start on a full hour and are sums
-of `hours`; the rolling one is a sum of `requests`. A long history is queried by people who look at a page, and the
-thread that answers also writes: those queries run within `query_timeout`, and latencies come from a sample.
+Each takes an open connection: the writing thread's, or a reader's. Calendar windows start on a full hour and
+are sums of `hours`; the rolling one is a sum of `requests`. A long history is queried by people who look at a
+page, and the thread that answers also writes: those queries run within `query_timeout`, and latencies come
+from a sample.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ PROGRESS_STEPS = 20_000
 _COLUMNS = {"key": ("key", "key"), "account": ("account", "account"), "model": ("model", "served_model")}
 """The columns of `hours` and of `requests` by which usage is summed."""
 _OF_HOURS = """
-    SELECT {by}, sum(requests), sum(failed), sum(prompt_tokens), sum(completion_tokens), sum(cost), sum(unpriced)
+    SELECT {by}, sum(requests), sum(failed), sum(prompt_tokens), sum(completion_tokens), sum(cost),
+        sum(unpriced)
     FROM hours WHERE hour >= ? {only} GROUP BY {by}
 """
 _OF_REQUESTS = """
@@ -61,7 +63,8 @@ def usage_windows(
 def usage_by(
     connection: sqlite3.Connection, by: GroupBy, window: str, now: float, only: str | None = None
 ) -> list[UsageRow]:
-    """Return the usage within a window (none of `WINDOWS`: ever), largest first; `only` names one user of it."""
+    """Return the usage within a window (none of `WINDOWS`: ever), largest first; `only` names one user of
+    it."""
     of_hours, of_requests = _COLUMNS[by]
     rolling = window in WINDOWS and WINDOWS[window].rolling
     query, column = (_OF_REQUESTS, of_requests) if rolling else (_OF_HOURS, of_hours)

@@ -1,7 +1,7 @@
 """Queries of the ledger file: the methods, and a reader for commands, which needs no server.
 
-A running ledger answers them in its writing thread (`ledger`), where a page's query has a time limit; a reader has the
-file to itself and takes its time.
+A running ledger answers them in its writing thread (`ledger`), where a page's query has a time limit; a
+reader has the file to itself and takes its time.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The tables of the ledger file.
 
-`requests` has a row per request and is pruned; `hours` has the sums of every hour by key, account and model and is kept
-for over a year, because a month's budget cannot wait for a month's rows to be read. The views are for people: times as
-text, sums by day.
+`requests` has a row per request and is pruned; `hours` has the sums of every hour by key, account and model
+and is kept for over a year, because a month's budget cannot wait for a month's rows to be read. The views are
+for people: times as text, sums by day.
 
-The table `schema_version` has the version of a file; `MIGRATIONS` bring it up to date, each in one transaction. A file
-of a newer qproxy is rejected.
+The table `schema_version` has the version of a file; `MIGRATIONS` bring it up to date, each in one
+transaction. A file of a newer qproxy is rejected.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """
     CREATE VIEW usage_by_day AS
         SELECT date(hour, 'unixepoch') AS day_utc, key, account, model, sum(requests) AS requests,
-            sum(failed) AS failed, sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+            sum(failed) AS failed, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens,
             round(sum(cost), 6) AS cost_usd, sum(unpriced) AS unpriced
         FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
     """,
@@ -104,8 +105,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ),
         """
     CREATE VIEW recent_requests AS
-        SELECT datetime(ended, 'unixepoch') AS ended_utc, key, account, model, status, outcome, error, finish_reason,
-            prompt_tokens, completion_tokens, round(cost, 6) AS cost_usd, first_byte_ms, total_ms, attempts, id
+        SELECT datetime(ended, 'unixepoch') AS ended_utc, key, account, model, status, outcome, error,
+            finish_reason, prompt_tokens, completion_tokens, round(cost, 6) AS cost_usd, first_byte_ms,
+            total_ms, attempts, id
         FROM requests ORDER BY ended DESC
     """,
     ),

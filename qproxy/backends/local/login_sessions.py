@@ -36,7 +36,8 @@ class LocalLoginSessions:
         self._logins: dict[str, _Login] = {}
 
     def __repr__(self) -> str:
-        return f"<LocalLoginSessions {', '.join(f'{name}: {login.flow!r}' for name, login in self._logins.items())}>"
+        logins = ", ".join(f"{name}: {login.flow!r}" for name, login in self._logins.items())
+        return f"<LocalLoginSessions {logins}>"
 
     async def start(self, source: OAuthSource) -> tuple[LoginProgress, bool]:
         login = self._find(source.name)

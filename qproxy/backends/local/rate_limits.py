@@ -1,15 +1,16 @@
 """Limits per minute for one process in memory, and for all processes of a machine in a small file.
 
-The file is a table of fixed records, one per subject, read and written in place under `flock` on the event loop: a few
-microseconds, where a database in a thread would add a millisecond to every request. The kernel releases the lock of
-a process that is killed. Nothing is forced to the disk; a record of forty bytes is written in one piece. (The file is
-not mapped into memory: truncating a mapped file kills its readers.)
+The file is a table of fixed records, one per subject, read and written in place under `flock` on the event
+loop: a few microseconds, where a database in a thread would add a millisecond to every request. The kernel
+releases the lock of a process that is killed. Nothing is forced to the disk; a record of forty bytes is
+written in one piece. (The file is not mapped into memory: truncating a mapped file kills its readers.)
 
-A lock that is not free within `LOCK_TIMEOUT` (its holder was stopped while holding it), or a file that cannot be used,
-costs accuracy and no request: this process then continues with its own levels.
+A lock that is not free within `LOCK_TIMEOUT` (its holder was stopped while holding it), or a file that cannot
+be used, costs accuracy and no request: this process then continues with its own levels.
 
-A record holds two levels. Requests and tokens share the record of their subject; every other unit has one of its own.
-Times in the file are those of the wall clock; a clock that was set back makes no request wait for it.
+A record holds two levels. Requests and tokens share the record of their subject; every other unit has one of
+its own. Times in the file are those of the wall clock; a clock that was set back makes no request wait for
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ RECORD = Struct("<16sddd")
 SUBJECT_BYTES = 16
 SLOTS = 4096
 PROBE_SLOTS = 32
-"""Slots from the one given by the subject's digest in which its record may be; the least recently used is replaced."""
+"""Slots from the one given by the subject's digest in which its record may be; the least recently used is
+replaced."""
 LOCK_TIMEOUT = 0.002
 log = logging.getLogger("qproxy.backends")
 Buckets = Mapping[str, TokenBucket]
@@ -125,7 +127,8 @@ class FileRateLimits(MemoryRateLimits):
             self._fd = None
 
     def _read(self, subject: bytes, buckets: Buckets, now: float) -> list[_Record]:
-        """Lock the file and give the buckets its levels; return the records to be written, none if it cannot be used."""
+        """Lock the file and give the buckets its levels; return the records to be written, none if it cannot
+        be used."""
         try:
             fd = self._open()
             if not _acquire_lock(fd):

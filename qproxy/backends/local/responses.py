@@ -1,11 +1,12 @@
 """Stored responses in SQLite: one file for all processes of a machine, or memory for one process.
 
-The database is used in a thread, one call at a time, under a time limit. A write is one transaction, so a killed process
-leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers wait for each other at
-most as long as the limit.
+The database is used in a thread, one call at a time, under a time limit. A write is one transaction, so a
+killed process leaves whole responses or none; in WAL mode a reader never waits for a writer, and two writers
+wait for each other at most as long as the limit.
 
-Responses are bounded by the time since their last use and by their size. Continuing a conversation uses all of it, so a
-conversation in use is not discarded from its beginning. The file contains prompts and is readable by its owner only.
+Responses are bounded by the time since their last use and by their size. Continuing a conversation uses all
+of it, so a conversation in use is not discarded from its beginning. The file contains prompts and is readable
+by its owner only.
 
 `PRAGMA user_version` is the version of the schema; a file of a newer one is left alone.
 """
@@ -158,7 +159,8 @@ class SqliteResponseStore:
             raise OSError("the response is larger than responses_max_bytes")
         now, database = self._wall_clock(), self._open()
         database.execute(
-            "INSERT OR REPLACE INTO responses (owner, id, previous, used, size, body) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO responses (owner, id, previous, used, size, body) VALUES (?, ?, ?, ?, ?, "
+            "?)",
             (stored.owner, stored.id, stored.previous_id, now, len(body), body),
         )
         self._saved_count += 1
@@ -167,7 +169,8 @@ class SqliteResponseStore:
             self._trim(database, now)
 
     def _trim(self, database: sqlite3.Connection, now: float) -> None:
-        """Discard responses unused for too long, and then the least recently used ones beyond the size limit."""
+        """Discard responses unused for too long, and then the least recently used ones beyond the size
+        limit."""
         self._added, self._trim_at = 0, now + TRIM_SECONDS
         old = database.execute("DELETE FROM responses WHERE used < ?", (now - self._max_age,))
         self._discarded_count += old.rowcount
@@ -209,7 +212,8 @@ class SqliteResponseStore:
         return found[::-1]
 
     def _touch(self, owner: str, ids: list[str], now: float) -> None:
-        """Update the time of the last use; skipped if a writer holds the lock, since readers wait for no writer."""
+        """Update the time of the last use; skipped if a writer holds the lock, since readers wait for no
+        writer."""
         with suppress(sqlite3.OperationalError):
             for id_ in ids:
                 self._open().execute(

@@ -172,10 +172,12 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
 def _state_text(account: Account, state: str, status: AccountStatus | None, at: float) -> str:
     """Describe the state."""
     if state == "unavailable":
-        return f"The upstream is unavailable; next attempt in {formatting.format_duration(account.circuit_breaker.wait(at))}."
+        wait = formatting.format_duration(account.circuit_breaker.wait(at))
+        return f"The upstream is unavailable; next attempt in {wait}."
     if state == "cooling_down":
         why = account.cooldowns[""].reason if "" in account.cooldowns else "an error"
-        return f"Cooling down after {why}; available again in {formatting.format_duration(account.cooldown_until('') - at)}."
+        wait = formatting.format_duration(account.cooldown_until("") - at)
+        return f"Cooling down after {why}; available again in {wait}."
     if state == "at_capacity":
         return "At its limit of concurrent requests (max_in_flight)."
     if state == "rate_limited":
@@ -227,7 +229,8 @@ def qr_code(text: str) -> str:
     import segno  # imported late: only a login needs it
 
     segno.make(text, error="m", micro=False).save(
-        drawn, kind="svg", xmldecl=False, svgns=True, omitsize=True, border=3, dark="#000", light="#fff", svgclass="qr",
+        drawn, kind="svg", xmldecl=False, svgns=True, omitsize=True, border=3, dark="#000", light="#fff",
+        svgclass="qr",
         lineclass=None,
     )  # fmt: skip
     return drawn.getvalue().decode()

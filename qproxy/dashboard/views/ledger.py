@@ -1,4 +1,5 @@
-"""Queries of the ledger for a page, which is shown without their result, and with the reason, if there is none."""
+"""Queries of the ledger for a page, which is shown without their result, and with the reason, if there is
+none."""
 
 from __future__ import annotations
 

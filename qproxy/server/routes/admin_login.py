@@ -4,7 +4,8 @@
     GET    /admin/accounts/NAME/login   its progress; finished ones for five minutes
     DELETE /admin/accounts/NAME/login   cancel it
 
-A response holds what a person needs (the page, the code, their lifetime), never the device code or the verifier.
+A response holds what a person needs (the page, the code, their lifetime), never the device code or the
+verifier.
 """
 
 from __future__ import annotations

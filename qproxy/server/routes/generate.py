@@ -1,7 +1,7 @@
 """Routes that generate text: one for every `Endpoint`.
 
-Each reads the body, applies the key's limits and the concurrency limit, and returns the response, whole or streamed.
-The fields of bodies are known to `wire.endpoints`, accounts to `relay`.
+Each reads the body, applies the key's limits and the concurrency limit, and returns the response, whole or
+streamed. The fields of bodies are known to `wire.endpoints`, accounts to `relay`.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def _stream_response(
 
 
 def _estimate(turn: Turn) -> Callable[[], tuple[int, int]]:
-    """Return `estimate` of the turn; computed now for a stream, which does not keep its prompt while it lasts."""
+    """Return `estimate` of the turn; computed now for a stream, which does not keep its prompt while it
+    lasts."""
     if not turn.stream:
         return partial(estimate, turn)
     estimated = estimate(turn)

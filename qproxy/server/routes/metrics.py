@@ -66,7 +66,8 @@ class MetricsRoutes:
         return json.dumps(self._metrics.families()).encode()
 
     def known_labels(self, model: str) -> bool:
-        """Return whether the model is configured or listed by an upstream; other names do not become labels."""
+        """Return whether the model is configured or listed by an upstream; other names do not become
+        labels."""
         relay = self._server.state.relay
         return (
             model in relay.policy.catalog

@@ -1,4 +1,5 @@
-"""The OpenAPI 3.1 document at `/openapi.json`, generated from the routes themselves, so that none can be missing.
+"""The OpenAPI 3.1 document at `/openapi.json`, generated from the routes themselves, so that none can be
+missing.
 
 Here: the document and its route. Not here: the schemas of bodies (`wire.endpoints.request_schemas`).
 `document` is pure: the same routes give the same document.

@@ -1,10 +1,11 @@
 """The route of realtime sessions, which are WebSocket connections to a model.
 
-Here: authorization, limits of the key, and the client's handshake and close. Not here: the events (`wire.realtime`)
-and the relay between client and upstream (`qproxy.relay.realtime`).
+Here: authorization, limits of the key, and the client's handshake and close. Not here: the events
+(`wire.realtime`) and the relay between client and upstream (`qproxy.relay.realtime`).
 
-A session is checked before it is accepted, so a rejection is an HTTP response with its status. A session counts as one
-request when it starts and as another for every further minute; its tokens count as the upstream reports them.
+A session is checked before it is accepted, so a rejection is an HTTP response with its status. A session
+counts as one request when it starts and as another for every further minute; its tokens count as the upstream
+reports them.
 """
 
 from __future__ import annotations

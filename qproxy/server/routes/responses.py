@@ -1,11 +1,11 @@
 """Stored responses: saved by `POST /v1/responses`, with routes that retrieve, list and delete them.
 
-Here: the ownership of responses, and errors for missing ones. Not here: the shape of items (`wire.endpoints.responses`)
-and the storage (`backends`).
+Here: the ownership of responses, and errors for missing ones. Not here: the shape of items
+(`wire.endpoints.responses`) and the storage (`backends`).
 
-A `completed` or `incomplete` response is saved before its last bytes are sent, so that a client can continue it as soon
-as it receives `response.completed`. A failed response, or one whose client disconnected, is not saved: it is truncated.
-A response belongs to its client's API key, by the full digest.
+A `completed` or `incomplete` response is saved before its last bytes are sent, so that a client can continue
+it as soon as it receives `response.completed`. A failed response, or one whose client disconnected, is not
+saved: it is truncated. A response belongs to its client's API key, by the full digest.
 """
 
 from __future__ import annotations

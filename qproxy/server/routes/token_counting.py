@@ -1,7 +1,7 @@
 """The route that counts a prompt's tokens without a model.
 
-It is free and needs no account: Claude Code calls it by the dozen, and falls back to paid requests where it is missing.
-It counts as one request against a key's rate limit, and as no tokens.
+It is free and needs no account: Claude Code calls it by the dozen, and falls back to paid requests where it
+is missing. It counts as one request against a key's rate limit, and as no tokens.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ RULES: dict[str, str] = {
     "call-type": "clients ignore calls that are not of type function",
     "call-order": "openai-python's stream helper takes a call for complete when the next one begins",
     "arguments": "clients parse the complete arguments as a JSON object",
-    "usage": "clients that did not ask for usage take choices[0] of every chunk; those that did wait for the last one",
+    "usage": "clients that did not ask for usage take choices[0] of every chunk; those that did wait for the "
+    "last one",
     "message": "clients read choices[0].message with its role and content",
     "models": "clients choose a model from data[].id",
     "vectors": "openai-python requests base64 by default, and decodes it as 32-bit floats",

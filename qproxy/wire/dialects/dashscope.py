@@ -1,10 +1,10 @@
 """DashScope's native generation API: `POST /api/v1/services/aigc/{text,multimodal}-generation/generation`.
 
-The body is `{"model", "input": {"messages"}, "parameters"}`; a response is `{"output": {"choices": [...]}, "usage"}`,
-or `output.text` in the older format. Search results are `output.search_info`, in the first events of a stream or in
-all of them. A stream has no `[DONE]`: it just ends, so its end is good only after a finish reason (which is the
-*string* "null" until then). Usage is in every event, cumulative. A stream consists of increments if requested,
-otherwise of everything so far (`cumulative.IncrementalOrCumulative`).
+The body is `{"model", "input": {"messages"}, "parameters"}`; a response is `{"output": {"choices": [...]},
+"usage"}`, or `output.text` in the older format. Search results are `output.search_info`, in the first events
+of a stream or in all of them. A stream has no `[DONE]`: it just ends, so its end is good only after a finish
+reason (which is the *string* "null" until then). Usage is in every event, cumulative. A stream consists of
+increments if requested, otherwise of everything so far (`cumulative.IncrementalOrCumulative`).
 
 Source: Model Studio's DashScope reference and the dashscope SDK.
 """

@@ -1,7 +1,7 @@
 """Words for how hard a model should think (`reasoning_effort`), in a model's own vocabulary.
 
-OpenAI's words and Qwen's are one scale; a model takes some of them. What it takes is in the catalog, and where it
-refuses one, in its refusal.
+OpenAI's words and Qwen's are one scale; a model takes some of them. What it takes is in the catalog, and
+where it refuses one, in its refusal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def native_word(word: str, spec: ModelSpec) -> str:
 
 
 def nearest_word(word: object, message: str) -> str | None:
-    """Of the efforts that a refusal names in quotes the nearest to the one that was refused; None: it names none."""
+    """Of the efforts that a refusal names in quotes the nearest to the one that was refused; None: it names
+    none."""
     legal: list[str] = [name for name in _QUOTED.findall(message) if name in SCALE and name != word]
     if word not in SCALE or not legal:
         return None

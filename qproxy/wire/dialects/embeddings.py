@@ -4,8 +4,9 @@
     dashscope    `POST /api/v1/services/embeddings/text-embedding/text-embedding`, answer
                  `{"output": {"embeddings": [{"text_index", "embedding"}]}, "usage"}`
 
-Vectors are always requested as numbers: DashScope does not support base64. The order of a response is not guaranteed,
-so it is sorted by index; a wrong number of vectors is an error, for one would be assigned to another text.
+Vectors are always requested as numbers: DashScope does not support base64. The order of a response is not
+guaranteed, so it is sorted by index; a wrong number of vectors is an error, for one would be assigned to
+another text.
 
 Source: Model Studio's embedding pages, the dashscope SDK.
 """
@@ -44,7 +45,8 @@ def dashscope_request(request: EmbeddingInput, target: UpstreamTarget) -> HTTPRe
 
 
 def parse_response(body: bytes, request: EmbeddingInput, target: UpstreamTarget) -> EmbeddingOutput:
-    """Return the vectors of a response in either dialect. Raises UpstreamError unless there is one per text."""
+    """Return the vectors of a response in either dialect. Raises UpstreamError unless there is one per
+    text."""
     try:
         data, rows = extract_vectors(body)
     except ValueError:

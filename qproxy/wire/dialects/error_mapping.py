@@ -1,12 +1,12 @@
 """Every error of a Qwen upstream, as one tree of errors.
 
 One classification (`_classify`) serves error responses (`upstream_error`) and errors inside a 200
-(`error_from_event`); it reads the table `PATTERNS` from the top, and the first row that fits wins. A row is chosen by
-code, by words in the message and by plan, because the same code means different things: `insufficient_quota`
-is the tokens of this minute on pay-as-you-go and the end of the month on a plan.
+(`error_from_event`); it reads the table `PATTERNS` from the top, and the first row that fits wins. A row is
+chosen by code, by words in the message and by plan, because the same code means different things:
+`insufficient_quota` is the tokens of this minute on pay-as-you-go and the end of the month on a plan.
 
-A rejection of *qproxy's* credential (401, no access) is never a 401 or 403 for the client, whose own key is valid.
-The upstream's message is kept, with an explanation in front where it is unclear.
+A rejection of *qproxy's* credential (401, no access) is never a 401 or 403 for the client, whose own key is
+valid. The upstream's message is kept, with an explanation in front where it is unclear.
 
 Sources: DashScope's error reference, its SDK's `error_mapping.py`, qwen-code's retry classification.
 """
@@ -66,55 +66,109 @@ _OVERDUE = "The upstream account has overdue payments or no credit"
 # fmt: off
 PATTERNS: tuple[ErrorPattern, ...] = (
     # Invalid requests
-    ErrorPattern(r"range of input length|context_length_exceeded|(maximum|model'?s) (context|model) length|exceeds? the (model'?s )?context|context size|context length of|maximum allowed length|(input|prompt) (is )?too long", 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
-    ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400, _INVALID_REQUEST, "invalid_value", param="max_tokens"),
-    ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking"),
-    ErrorPattern(r"notsupportenablethinking|enable_thinking", 400, _INVALID_REQUEST, "unsupported_parameter", param="enable_thinking", when=(400,)),
-    ErrorPattern(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400, _INVALID_REQUEST, "content_filter", message="Refused by the upstream's content inspection"),
-    ErrorPattern(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message=_OVERDUE, limit=LimitKind.QUOTA),
-    ErrorPattern(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _INVALID_REQUEST, "invalid_image_url", when=(400,)),
-    ErrorPattern(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400, _INVALID_REQUEST, "invalid_image", when=(400,)),
-    ErrorPattern(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|(is )?not found)", 404, _INVALID_REQUEST, "model_not_found", RetryHint.OTHER_ACCOUNT, param="model", limit=LimitKind.MODEL, when=(400, 403, 404, 0, 200)),
+    ErrorPattern(r"range of input length|context_length_exceeded|(maximum|model'?s) (context|model) length|"
+                 r"exceeds? the (model'?s )?context|context size|context length of|maximum allowed length|"
+                 r"(input|prompt) (is )?too long", 400, _INVALID_REQUEST, CONTEXT_EXCEEDED),
+    ErrorPattern(r"range of max_(completion_)?tokens|max_tokens .{0,200}(too large|exceed)", 400,
+        _INVALID_REQUEST, "invalid_value", param="max_tokens"),
+    ErrorPattern(r"enable_thinking.{0,200}(must be (set to )?true|restricted to true)", 400, _INVALID_REQUEST,
+        "unsupported_parameter", param="enable_thinking"),
+    ErrorPattern(r"notsupportenablethinking|enable_thinking", 400, _INVALID_REQUEST, "unsupported_parameter",
+        param="enable_thinking", when=(400,)),
+    ErrorPattern(r"data_?inspection_?failed|invalidparameter\.datainspection|content_filter|"
+                 r"customroleblocked|faqruleblocked|ipinfringementsuspect|inappropriate content", 400,
+                 _INVALID_REQUEST, "content_filter", message="Refused by the upstream's content inspection"),
+    ErrorPattern(r"\barrearage\b|commoditynotpurchased|(prepaid|postpaid)billoverdue|not in good standing|"
+                 r"overdue[- ]payment|payment is overdue", 429, _QUOTA, "insufficient_quota",
+                     RetryHint.OTHER_ACCOUNT, message=_OVERDUE, limit=LimitKind.QUOTA),
+    ErrorPattern(r"inputdownloadfailed|invalidurl|resourcenotexist|failed to download", 400, _INVALID_REQUEST,
+        "invalid_image_url", when=(400,)),
+    ErrorPattern(r"unsupportedfileformat|badrequest\.toolarge|invalidfile|invalidimage", 400,
+        _INVALID_REQUEST, "invalid_image", when=(400,)),
+    ErrorPattern(r"model not exist|model_not_found|modelnotfound|model\.notexist|model_not_supported|"
+                 r"the model \S{1,100} (does not exist|(is )?not found)|^model \S{1,100} (does not exist|"
+                 r"(is )?not found)", 404, _INVALID_REQUEST, "model_not_found", RetryHint.OTHER_ACCOUNT,
+                     param="model", limit=LimitKind.MODEL, when=(400, 403, 404, 0, 200)),
     ErrorPattern(r"invalid_value", 400, _INVALID_REQUEST, "invalid_value", when=(400,)),
     ErrorPattern(r"throttling\.allocationquota", 400, _INVALID_REQUEST, None, when=(400,)),
     # Exhausted quotas, as opposed to rate limits
-    ErrorPattern(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.FREE),
-    ErrorPattern(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.QUOTA),
-    ErrorPattern(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, message="The account's plan is used up for this period", when=(400, 403, 429, 0, 200), limit=LimitKind.QUOTA),
-    ErrorPattern(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 2, limit=LimitKind.CONCURRENCY),
-    ErrorPattern(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, limit=LimitKind.MINUTE),
-    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, plans=("token",), message="The plan's credits are gone, or too many tokens for this minute", when=(429, 0), limit=LimitKind.MINUTE),
-    ErrorPattern(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, plans=_PLANS, when=(429, 403, 0), limit=LimitKind.QUOTA),
-    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many tokens for this minute", limit=LimitKind.MINUTE),
-    ErrorPattern(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, limit=LimitKind.BURST),
-    ErrorPattern(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many requests for this minute", limit=LimitKind.MINUTE),
-    ErrorPattern(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded", RetryHint.SOON, 2, when=(429, 0, 200, 503, 1302, 1305), limit=LimitKind.BURST),
+    ErrorPattern(r"freetieronly|free tier of the model has been exhausted", 429, _QUOTA, "insufficient_quota",
+        RetryHint.OTHER_ACCOUNT, message="The account's free quota is used up", limit=LimitKind.FREE),
+    ErrorPattern(r"free allocated quota exceeded", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT,
+        message="The account's free quota is used up", limit=LimitKind.QUOTA),
+    ErrorPattern(r"(hour|day|daily|week|month)\w{0,8} allocated quota exceeded|quota has been exhausted|"
+                 r"quota (is )?exhausted|quota_exceeded|(quota|limit|usage)\b.{0,200}(will reset|resets? at)",
+                 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT,
+                 message="The account's plan is used up for this period", when=(400, 403, 429, 0, 200),
+                 limit=LimitKind.QUOTA),
+    ErrorPattern(r"concurrency allocated quota exceeded|concurrency_limit", 429, _RATE, "rate_limit_exceeded",
+        RetryHint.AFTER, 2, limit=LimitKind.CONCURRENCY),
+    ErrorPattern(r"usage allocated quota exceeded", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60,
+        limit=LimitKind.MINUTE),
+    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota",
+        429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, plans=("token",),
+        message="The plan's credits are gone, or too many tokens for this minute", when=(429, 0),
+        limit=LimitKind.MINUTE),
+    ErrorPattern(r"insufficient_quota", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT,
+        plans=_PLANS, when=(429, 403, 0), limit=LimitKind.QUOTA),
+    ErrorPattern(r"insufficient_quota|allocationquota|allocated quota exceeded|exceeded your current quota",
+        429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 60, message="Too many tokens for this minute",
+        limit=LimitKind.MINUTE),
+    ErrorPattern(r"burstrate|limit_burst_rate|increased too quickly", 429, _RATE, "rate_limit_exceeded",
+        RetryHint.SOON, 2, limit=LimitKind.BURST),
+    ErrorPattern(r"ratequota|limitrequests|limit_requests|requests rate limit exceeded|"
+                 r"current requests list|userqpslimit", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER,
+                     60, message="Too many requests for this minute", limit=LimitKind.MINUTE),
+    ErrorPattern(r"throttling|rate.?limit|too many requests|^130[25]\b", 429, _RATE, "rate_limit_exceeded",
+        RetryHint.SOON, 2, when=(429, 0, 200, 503, 1302, 1305), limit=LimitKind.BURST),
     # Authentication and access
-    ErrorPattern(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed", RetryHint.OTHER_ACCOUNT, message="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go key for other programs", limit=LimitKind.ACCESS),
-    ErrorPattern(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied", RetryHint.OTHER_ACCOUNT, limit=LimitKind.MODEL),
-    ErrorPattern(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied", RetryHint.OTHER_ACCOUNT, when=(401, 403), limit=LimitKind.ACCESS),
-    ErrorPattern(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
-    ErrorPattern(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|authentication", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401, 403, 0), message="The upstream rejects this server's own key or token (it may belong to another region or plan)", limit=LimitKind.ACCESS),
+    ErrorPattern(r"currently only available for coding agents", 403, _PERMISSION, "client_not_allowed",
+        RetryHint.OTHER_ACCOUNT,
+        message="The Coding Plan serves only the coding agents that Alibaba has listed; use a pay-as-you-go "
+                "key for other programs", limit=LimitKind.ACCESS),
+    ErrorPattern(r"model\.accessdenied|model_access_denied", 403, _PERMISSION, "model_access_denied",
+        RetryHint.OTHER_ACCOUNT, limit=LimitKind.MODEL),
+    ErrorPattern(r"workspace\.accessdenied|not authorized", 403, _PERMISSION, "workspace_access_denied",
+        RetryHint.OTHER_ACCOUNT, when=(401, 403), limit=LimitKind.ACCESS),
+    ErrorPattern(r"access_?denied|unpurchased", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT,
+        when=(403,), limit=LimitKind.MODEL),
+    ErrorPattern(r"invalid_?api_?key|incorrect api key|invalid access token|token expired|unauthorized|"
+                 r"authentication", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN,
+                 when=(401, 403, 0),
+                 message="The upstream rejects this server's own key or token (it may belong to another "
+                         "region or plan)", limit=LimitKind.ACCESS),
     # Upstream failures
     ErrorPattern(r"url error, please check url", 400, _INVALID_REQUEST, None, when=(400,)),
-    ErrorPattern(r"internalerror\.algo\.invalidparameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400,)),
-    ErrorPattern(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER, "upstream_timeout", RetryHint.NEVER),
-    ErrorPattern(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503, _SERVER, "overloaded", RetryHint.SOON, 2, when=(500, 503, 529, 0, 200)),
-    ErrorPattern(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 503, 0, 200)),
+    ErrorPattern(r"internalerror\.algo\.invalidparameter", 400, _INVALID_REQUEST, "invalid_parameter",
+        when=(400,)),
+    ErrorPattern(r"internalerror\.timeout|requesttimeout|responsetimeout|gatewaytimeout", 504, _SERVER,
+        "upstream_timeout", RetryHint.NEVER),
+    ErrorPattern(r"modelservingerror|modelunavailable|serviceunavailable|engine_overloaded|overloaded", 503,
+        _SERVER, "overloaded", RetryHint.SOON, 2, when=(500, 503, 529, 0, 200)),
+    ErrorPattern(r"internal_?error|systemerror|modelservicefailed|invokepluginfailed|appprocessfailed|"
+                 r"rewritefailed|retrievalfailed", 502, _SERVER, "upstream_error", RetryHint.SOON,
+                     when=(500, 502, 503, 0, 200)),
     ErrorPattern(r"invalid_?parameter", 400, _INVALID_REQUEST, "invalid_parameter", when=(400, 0, 200)),
     # By status alone
-    ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,), message="The upstream rejects this server's own key or token", limit=LimitKind.ACCESS),
-    ErrorPattern(r"", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, when=(402,), message="The upstream account has to be paid for", limit=LimitKind.QUOTA),
-    ErrorPattern(r"", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,), limit=LimitKind.MODEL),
-    ErrorPattern(r"", 404, _INVALID_REQUEST, "not_found", RetryHint.OTHER_ACCOUNT, when=(404,), limit=LimitKind.MODEL),
-    ErrorPattern(r"", 502, _SERVER, "upstream_error", when=(405,), message="The upstream does not offer this at its base URL"),
+    ErrorPattern(r"", 502, _SERVER, "upstream_credentials_exhausted", RetryHint.REFRESH_TOKEN, when=(401,),
+        message="The upstream rejects this server's own key or token", limit=LimitKind.ACCESS),
+    ErrorPattern(r"", 429, _QUOTA, "insufficient_quota", RetryHint.OTHER_ACCOUNT, when=(402,),
+        message="The upstream account has to be paid for", limit=LimitKind.QUOTA),
+    ErrorPattern(r"", 403, _PERMISSION, "access_denied", RetryHint.OTHER_ACCOUNT, when=(403,),
+        limit=LimitKind.MODEL),
+    ErrorPattern(r"", 404, _INVALID_REQUEST, "not_found", RetryHint.OTHER_ACCOUNT, when=(404,),
+        limit=LimitKind.MODEL),
+    ErrorPattern(r"", 502, _SERVER, "upstream_error", when=(405,),
+        message="The upstream does not offer this at its base URL"),
     ErrorPattern(r"", 413, _INVALID_REQUEST, "request_too_large", when=(413,)),
-    ErrorPattern(r"", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 5, when=(429,), limit=LimitKind.BURST),
+    ErrorPattern(r"", 429, _RATE, "rate_limit_exceeded", RetryHint.AFTER, 5, when=(429,),
+        limit=LimitKind.BURST),
     ErrorPattern(r"", 400, _INVALID_REQUEST, None, when=(400,)),
     ErrorPattern(r"", 422, _INVALID_REQUEST, None, when=(422,)),
     ErrorPattern(r"", 503, _SERVER, "overloaded", RetryHint.SOON, 2, when=(503, 529)),
     ErrorPattern(r"", 504, _SERVER, "upstream_timeout", when=(408, 504)),
-    ErrorPattern(r"", 502, _SERVER, "upstream_error", RetryHint.SOON, when=(500, 502, 520, 521, 522, 523, 524)),
+    ErrorPattern(r"", 502, _SERVER, "upstream_error", RetryHint.SOON,
+        when=(500, 502, 520, 521, 522, 523, 524)),
     ErrorPattern(r"", 502, _SERVER, "upstream_error"),
 )
 # fmt: on
@@ -142,8 +196,9 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
 def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
     """Return the error in an object inside a 200; None if it is not an error.
 
-    Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}` (DashScope),
-    `{"errorType", "status", "rid"}` (its gateway), and any object of an event named error (`status` given).
+    Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}`
+    (DashScope), `{"errorType", "status", "rid"}` (its gateway), and any object of an event named error
+    (`status` given).
     """
     if not isinstance(data, dict):
         return None
@@ -192,7 +247,8 @@ MAX_BODY_TEXT = 500
 
 
 def find_message(value: JSON, depth: int = MAX_NESTING) -> str:
-    """Return the message of an error of any known shape: nested, listed, or JSON or SSE within a text; "" for none."""
+    """Return the message of an error of any known shape: nested, listed, or JSON or SSE within a text; "" for
+    none."""
     if isinstance(value, str):
         text = value[:MAX_READ].strip()
         inner = text.removeprefix("data:").strip()

@@ -52,7 +52,8 @@ UNFINISHED = ("", "null")
 
 
 def finish_event(reason: str, choice: int, matched: str | None = None) -> ChoiceFinished | StreamFailed:
-    """Return the end of a choice, by the stop sequence `matched` if any, or the error of a failing or unknown reason."""
+    """Return the end of a choice, by the stop sequence `matched` if any, or the error of a failing or unknown
+    reason."""
     name = reason.strip().lower()
     if name in FINISH_REASONS:
         return ChoiceFinished(FINISH_REASONS[name], choice, matched)

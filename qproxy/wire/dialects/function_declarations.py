@@ -30,7 +30,8 @@ _CALL_KEYS = ("functionCall", "function_call")
 _FINISH_REASONS = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
-    **dict.fromkeys(("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"), "content_filter"),
+    **dict.fromkeys(("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
+        "content_filter"),
     "MALFORMED_FUNCTION_CALL": "error_finish",
     "UNEXPECTED_TOOL_CALL": "error_finish",
 }  # fmt: skip
@@ -190,7 +191,8 @@ class ResponseNormalizer:
         return {**changed, "tool_calls": self._with_indices(entries, choice)}
 
     def _with_indices(self, entries: list[JSON], choice: int) -> list[JSON]:
-        """Return the entries as OpenAI's; whole calls get indices, and are left out if they repeat all so far.
+        """Return the entries as OpenAI's; whole calls get indices, and are left out if they repeat all so
+        far.
 
         Each whole call is separate, even if equal; `tool_calls` joins fragments of arguments.
         """

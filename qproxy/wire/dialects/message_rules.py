@@ -1,7 +1,7 @@
 """Repairs of a conversation's messages for Qwen: the functions behind the rules about messages.
 
-Each takes the messages and returns a new list with new messages for the changed ones, or the same list if nothing
-changed.
+Each takes the messages and returns a new list with new messages for the changed ones, or the same list if
+nothing changed.
 
 `features` inspects the messages once for all rules: most do not apply to most conversations.
 """

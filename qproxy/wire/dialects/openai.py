@@ -1,11 +1,11 @@
-"""OpenAI's chat completions and older completions as implemented by DashScope's compatible mode, vLLM, SGLang,
-llama.cpp and Ollama.
+"""OpenAI's chat completions and older completions as implemented by DashScope's compatible mode, vLLM,
+SGLang, llama.cpp and Ollama.
 
-This module encodes the request and decodes the response's chunks into events. `tool_calls` interprets tool calls,
-`request_rules` the fields that a server rejects.
+This module encodes the request and decodes the response's chunks into events. `tool_calls` interprets tool
+calls, `request_rules` the fields that a server rejects.
 
-Every field is validated; everything that carries content is kept, and empty fields are dropped (`content: ""`,
-`tool_calls: []`, `usage: null`). A whole response is one big delta per choice.
+Every field is validated; everything that carries content is kept, and empty fields are dropped (`content:
+""`, `tool_calls: []`, `usage: null`). A whole response is one big delta per choice.
 
 Sources: Qwen's chat reference; quirks by number as in the tests' recorded streams (content and calls in
 one chunk, `reasoning` for `reasoning_content`, `error_finish`, errors inside a 200).
@@ -39,8 +39,8 @@ from qproxy.wire.sse import ServerSentEvent
 def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
     """Return `POST {base}/chat/completions` with the turn's fields; usage is always requested.
 
-    A prompt is sent to `/completions` if the server supports that for the model: a chat model answers it as a user's
-    message, wrapped in its template, instead of continuing it.
+    A prompt is sent to `/completions` if the server supports that for the model: a chat model answers it as a
+    user's message, wrapped in its template, instead of continuing it.
     """
     if turn.completion is not None and target.supports_completions:
         return _completion(turn, turn.completion, target)
@@ -90,8 +90,8 @@ class Decoder:
         self._escaped = True
         """Whether this chunk contains `\\u` escapes, of which a surrogate pair takes two."""
         self._last_event: dict[int, bool] = {}
-        """Choices that continue: True after a null finish reason, False after an empty one, which is an end if nothing
-        follows."""
+        """Choices that continue: True after a null finish reason, False after an empty one, which is an end
+        if nothing follows."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         """Yield the events of one chunk."""

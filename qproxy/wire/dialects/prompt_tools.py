@@ -1,8 +1,8 @@
 """Tools rendered into the prompt, for a server without a tool parser.
 
-The tools are added to the system message in the model's own format (`hermes` or `qwen_coder`), calls of the history
-become the text that the model wrote, results become `<tool_response>` in a user message; the request declares no tools.
-The response's calls are then parsed from its text as usual.
+The tools are added to the system message in the model's own format (`hermes` or `qwen_coder`), calls of the
+history become the text that the model wrote, results become `<tool_response>` in a user message; the request
+declares no tools. The response's calls are then parsed from its text as usual.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The Qwen rules: changes that an OpenAI request needs before a Qwen server accepts it.
 
-Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count), a description, where it is on by
-default, and a function. Rules for DashScope do not apply to an `open` server unless they are enabled by name; those for
-"all" repair what every server rejects.
+Each rule is one row of `RULES`: a name (its switch in `[rules]` and its count), a description, where it is on
+by default, and a function. Rules for DashScope do not apply to an `open` server unless they are enabled by
+name; those for "all" repair what every server rejects.
 
-A rule gets a `RequestDraft`, replaces what it changes (never edits a message in place: the client's objects are
-shared) and returns whether it did. A rule may drop a parameter (`draft.drop_param`), which is reported to the client in
-`x-qproxy-ignored-params`, or with `strict_params` refused.
+A rule gets a `RequestDraft`, replaces what it changes (never edits a message in place: the client's objects
+are shared) and returns whether it did. A rule may drop a parameter (`draft.drop_param`), which is reported to
+the client in `x-qproxy-ignored-params`, or with `strict_params` refused.
 
 Sources: Qwen's chat reference; issues that users of other proxies filed.
 """
@@ -189,31 +189,55 @@ def _drop_unsupported(draft: RequestDraft) -> bool:
 
 
 RULES = (
-    RequestRule("developer_role", "role developer becomes system, which Qwen expects", "dashscope", _messages(message_rules.developer_to_system, "developer")),
-    RequestRule("merge_system_messages", "all system messages become one, at the start", "dashscope", _messages(message_rules.merge_system, "system")),
-    RequestRule("function_role", "deprecated function messages and function_call become tool messages and tool_calls", "dashscope", _messages(message_rules.function_to_tool, "function", "function_call")),
-    RequestRule("repair_tool_calls", "tool calls in the history get a type, and arguments that are the JSON text of an object", "all", _messages(message_rules.repair_calls, "tool_calls")),
-    RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope", _messages(message_rules.null_content, NoneType)),
-    RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; reasoning becomes reasoning_content", "all", _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
-    RequestRule("tool_content", "tool results become text; pictures in them move to a user message", "dashscope", _messages(message_rules.tool_content, list)),
-    RequestRule("cache_marker", "the cache marker of a tool's result or an answer moves into its text", "dashscope", _messages(message_rules.place_cache_markers, "cache_control")),
-    RequestRule("audio_input", "bare base64 audio becomes a data URI", "dashscope", _messages(message_rules.audio_uris, list)),
-    RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all", _tools_empty),
+    RequestRule("developer_role", "role developer becomes system, which Qwen expects", "dashscope",
+        _messages(message_rules.developer_to_system, "developer")),
+    RequestRule("merge_system_messages", "all system messages become one, at the start", "dashscope",
+        _messages(message_rules.merge_system, "system")),
+    RequestRule("function_role", "deprecated function messages and function_call become tool messages and "
+                                 "tool_calls", "dashscope",
+                                 _messages(message_rules.function_to_tool, "function", "function_call")),
+    RequestRule("repair_tool_calls", "tool calls in the history get a type, and arguments that are the JSON "
+                                     "text of an object", "all",
+                                     _messages(message_rules.repair_calls, "tool_calls")),
+    RequestRule("null_content", "null content of an assistant message becomes an empty string", "dashscope",
+        _messages(message_rules.null_content, NoneType)),
+    RequestRule("assistant_extras", "refusal, audio and annotations of earlier answers are left out; "
+                                    "reasoning becomes reasoning_content", "all",
+                                    _messages(message_rules.assistant_extras, *message_rules.EXTRAS)),
+    RequestRule("tool_content", "tool results become text; pictures in them move to a user message",
+        "dashscope", _messages(message_rules.tool_content, list)),
+    RequestRule("cache_marker", "the cache marker of a tool's result or an answer moves into its text",
+        "dashscope", _messages(message_rules.place_cache_markers, "cache_control")),
+    RequestRule("audio_input", "bare base64 audio becomes a data URI", "dashscope",
+        _messages(message_rules.audio_uris, list)),
+    RequestRule("tools_empty", "without tools there is no tool_choice and no parallel_tool_calls", "all",
+        _tools_empty),
     RequestRule("tools_forbidden", "tool_choice none removes the tools", "dashscope", _tool_choice_allowed),
-    RequestRule("parallel_calls", "parallel_tool_calls is true by default, as at OpenAI", "dashscope", _parallel_calls),
-    RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's own efforts", "dashscope", thinking_rules.reasoning_effort),
-    RequestRule("thinking_kwargs", "thinking is also switched by chat_template_kwargs, where vLLM, SGLang and llama.cpp look", "open", thinking_rules.thinking_kwargs),
-    RequestRule("completion_thinking", "a completion is made without thinking, which it cannot return, unless thinking is requested", "dashscope", thinking_rules.completion_thinking),
-    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)", "dashscope", thinking_rules.forced_tool),
+    RequestRule("parallel_calls", "parallel_tool_calls is true by default, as at OpenAI", "dashscope",
+        _parallel_calls),
+    RequestRule("reasoning_effort", "reasoning_effort becomes enable_thinking and thinking_budget, or Qwen's "
+                                    "own efforts", "dashscope", thinking_rules.reasoning_effort),
+    RequestRule("thinking_kwargs", "thinking is also switched by chat_template_kwargs, where vLLM, SGLang "
+                                   "and llama.cpp look", "open", thinking_rules.thinking_kwargs),
+    RequestRule("completion_thinking", "a completion is made without thinking, which it cannot return, "
+                                       "unless thinking is requested", "dashscope",
+                                       thinking_rules.completion_thinking),
+    RequestRule("forced_tool", "a forced tool switches thinking off (or becomes auto, see "
+                               "forced_tool_choice)", "dashscope", thinking_rules.forced_tool),
     RequestRule("json_schema", "json_schema is rejected for models that would ignore it", "dashscope", _json_schema),
     RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both", "dashscope", thinking_rules.json_mode),
     RequestRule("json_keyword", "JSON mode gets the word JSON into the messages", "dashscope", _json_keyword),
-    RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model supports", "dashscope", _one_output_limit),
+    RequestRule("one_output_limit", "max_tokens and max_completion_tokens become the one that the model "
+                                    "supports", "dashscope", _one_output_limit),
     RequestRule("output_limit", "an output limit above the model's own is lowered to it", "dashscope", _output_limit),
-    RequestRule("thinking_summary", "a summary of the reasoning that a Responses request asks for becomes thinking_display for models that have it", "dashscope", thinking_rules.thinking_summary),
-    RequestRule("foreign_ciphertext", "encrypted_content of earlier reasoning is left out for models that have none", "all", thinking_rules.foreign_ciphertext),
-    RequestRule("preserve_thinking", "encrypted thoughts in the history switch preserve_thinking on, without which they are not read", "dashscope", thinking_rules.preserve_thinking),
-    RequestRule("cache_breakpoints", "prompt_cache_breakpoint becomes the cache_control that older models know, or is left out", "dashscope", cache_rules.cache_breakpoints),
+    RequestRule("thinking_summary", "a summary of the reasoning that a Responses request asks for becomes "
+                                    "thinking_display for models that have it", "dashscope", thinking_rules.thinking_summary),
+    RequestRule("foreign_ciphertext", "encrypted_content of earlier reasoning is left out for models that "
+                                      "have none", "all", thinking_rules.foreign_ciphertext),
+    RequestRule("preserve_thinking", "encrypted thoughts in the history switch preserve_thinking on, without "
+                                     "which they are not read", "dashscope", thinking_rules.preserve_thinking),
+    RequestRule("cache_breakpoints", "prompt_cache_breakpoint becomes the cache_control that older models "
+                                     "know, or is left out", "dashscope", cache_rules.cache_breakpoints),
     RequestRule("cache_options", "prompt_cache_options is left out and named for models that do not know it", "dashscope", cache_rules.cache_options),
     RequestRule("cache_ttl", "OpenAI's times to live in prompt_cache_options become the model's own", "dashscope", cache_rules.cache_ttl),
     RequestRule("temperature", "temperature 2 becomes 1.99: Qwen's range ends below 2", "dashscope", _temperature),
@@ -222,7 +246,8 @@ RULES = (
     RequestRule("top_logprobs", "top_logprobs above 5 becomes 5", "dashscope", _logprobs),
     RequestRule("max_choices", "n above 4, or above 1 with tools, is rejected", "dashscope", _max_choices),
     RequestRule("audio_output", "audio output is rejected for models that do not support it", "dashscope", _audio_output),
-    RequestRule("unsupported_params", "OpenAI's fields that Qwen does not support are dropped and named in a header", "dashscope", _drop_unsupported),
+    RequestRule("unsupported_params", "OpenAI's fields that Qwen does not support are dropped and named in a "
+                                      "header", "dashscope", _drop_unsupported),
 )  # fmt: skip
 
 RENAMED_RULES = {
@@ -257,7 +282,8 @@ def apply_rules(
     strict_params: bool,
     forced_tools: str,
 ) -> RuleResult:
-    """Return the turn as a server of `family` requires it. Raises RequestError if dropping would change the meaning."""
+    """Return the turn as a server of `family` requires it. Raises RequestError if dropping would change the
+    meaning."""
     if strict_params and turn.ignored:
         raise unsupported_param(turn.ignored[0])
     draft = RequestDraft(turn, model=model, spec=spec, forced_tools=forced_tools, strict_params=strict_params)

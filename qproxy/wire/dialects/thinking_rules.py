@@ -1,7 +1,7 @@
 """The rules about thinking: how hard, whether at all, and what does not go together with it.
 
-A model that always thinks (`thinking = "only"`) refuses to be switched off, so it is left on and the client is notified.
-Source: Model Studio's pages on deep thinking and on its chat interface.
+A model that always thinks (`thinking = "only"`) refuses to be switched off, so it is left on and the client
+is notified. Source: Model Studio's pages on deep thinking and on its chat interface.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def completion_thinking(draft: RequestDraft) -> bool:
 
 
 def forced_tool(draft: RequestDraft) -> bool:
-    """A forced call and thoughts exclude each other for most models; where that is not known, the server is asked."""
+    """A forced call and thoughts exclude each other for most models; where that is not known, the server is
+    asked."""
     if not draft.forces_tool or draft.spec.forced_tool in ("yes", "unknown") or not draft.thinking:
         return False
     if draft.forced_tools == "auto" or not draft.can_stop_thinking:
@@ -109,7 +110,8 @@ def json_mode(draft: RequestDraft) -> bool:
 
 
 def thinking_summary(draft: RequestDraft) -> bool:
-    """Ask for a summary and ciphertext in place of the reasoning, where the client's API asks for a summary."""
+    """Ask for a summary and ciphertext in place of the reasoning, where the client's API asks for a
+    summary."""
     if (
         not draft.summarize_reasoning
         or not draft.spec.encrypted_thinking
@@ -121,7 +123,8 @@ def thinking_summary(draft: RequestDraft) -> bool:
 
 
 def foreign_ciphertext(draft: RequestDraft) -> bool:
-    """Leave out ciphertext of reasoning for models that are not known to have any: no other model can read it."""
+    """Leave out ciphertext of reasoning for models that are not known to have any: no other model can read
+    it."""
     if "encrypted_content" not in draft.marks or draft.spec.encrypted_thinking:
         return False
     draft.set_messages(message_rules.without_ciphertext(draft.messages))

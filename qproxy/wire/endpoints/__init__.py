@@ -1,11 +1,12 @@
 """The APIs that clients speak, as a table.
 
-The server makes a route of every row of `ENDPOINTS`, with and without `/v1`: an endpoint decodes a body into a
-`Turn` and encodes the events of its response, streamed or whole. The errors, headers, keys and
-keep-alive that it shares with its vendor's other endpoints are its row's `Api`. A new endpoint is a module here and a row in the
-table; the server, the relay, the metrics and the dialects do not change.
+The server makes a route of every row of `ENDPOINTS`, with and without `/v1`: an endpoint decodes a body into
+a `Turn` and encodes the events of its response, streamed or whole. The errors, headers, keys and keep-alive
+that it shares with its vendor's other endpoints are its row's `Api`. A new endpoint is a module here and a
+row in the table; the server, the relay, the metrics and the dialects do not change.
 
-A route that produces no turn (embeddings, the list of models) is no row: its `server.state.Route` has an `Api` too.
+A route that produces no turn (embeddings, the list of models) is no row: its `server.state.Route` has an
+`Api` too.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class Api:
     retry_headers: Callable[[QproxyError], dict[str, str]]
     """Returns the headers of an error that describe whether and when to retry."""
     rate_limit_headers: Callable[[Iterable[RateLimitStatus], float], dict[str, str]]
-    """Returns the headers that report an API key's rate limits; the float is the wall clock in Unix seconds."""
+    """Returns the headers that report an API key's rate limits; the float is the wall clock in Unix
+    seconds."""
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     processing_ms_header: str | None = None
     exposed_headers: tuple[str, ...]
@@ -61,7 +62,8 @@ class Api:
 
 
 def find_api(apis: Sequence[Api], path: str, has_header: Callable[[str], bool]) -> Api:
-    """Return the API of a request to a path that is no endpoint's own: the first one unless another matches."""
+    """Return the API of a request to a path that is no endpoint's own: the first one unless another
+    matches."""
     relative = path.removeprefix("/v1")
     for api in apis:
         if relative.startswith(api.path_prefixes) or any(map(has_header, api.marker_headers)):

@@ -1,10 +1,10 @@
 """`POST /v1/chat/completions`: OpenAI's chat requests and streamed responses.
 
-This module decodes a request into a `Turn` and encodes events as chunks. `chat_completion` folds the same events
-into a whole response. Nothing here depends on Qwen.
+This module decodes a request into a `Turn` and encodes events as chunks. `chat_completion` folds the same
+events into a whole response. Nothing here depends on Qwen.
 
-The encoder serializes the fields that do not change between chunks (id, created, model) once; a text chunk is then
-two joins and one string escape.
+The encoder serializes the fields that do not change between chunks (id, created, model) once; a text chunk is
+then two joins and one string escape.
 
 OpenAPI `CreateChatCompletionRequest`, `CreateChatCompletionStreamResponse`.
 The streaming contract: role only in a choice's first delta; a call's id, type and name only in its first
@@ -89,7 +89,8 @@ FIELDS = {
     "user": validation.identifier,
 }
 _NOT_PARAMS = frozenset((
-    "model", "messages", "tools", "tool_choice", "functions", "function_call", "stream", "stream_options", "qproxy",
+    "model", "messages", "tools", "tool_choice", "functions", "function_call", "stream", "stream_options",
+    "qproxy",
 ))  # fmt: skip
 
 
@@ -215,7 +216,8 @@ class Encoder:
         return []
 
     def _extra_fields(self, event: ExtraFields) -> list[bytes]:
-        """Send the fields of a delta; others wait for a chunk, because some clients reject one without a delta."""
+        """Send the fields of a delta; others wait for a chunk, because some clients reject one without a
+        delta."""
         if event.level == "delta":
             return self._delta(event.choice, json_codec.dumps(event.fields)[1:-1])
         if event.level == "chunk":
@@ -260,7 +262,8 @@ class Encoder:
     def _head(self, choice: int, content: bytes) -> list[bytes]:
         """Return the choice's first chunk: `content` is "" before text and null before anything else.
 
-        Choices start in order, whichever produces output first: openai-python's stream helper keeps them in a list.
+        Choices start in order, whichever produces output first: openai-python's stream helper keeps them in a
+        list.
         """
         before = range(choice if choice < (self._turn.params.get("n") or 1) else 0)
         out = [

@@ -1,8 +1,8 @@
 """Validation of chat messages: roles, content parts, tool calls and their results.
 
-An error names the path of the invalid value (`messages[3].content[0].type`), which an upstream's error often does not.
-The content of a message is unchanged; Qwen's requirements are in `dialects.request_rules`.
-OpenAPI: `ChatCompletionRequestMessage`.
+An error names the path of the invalid value (`messages[3].content[0].type`), which an upstream's error often
+does not. The content of a message is unchanged; Qwen's requirements are in `dialects.request_rules`. OpenAPI:
+`ChatCompletionRequestMessage`.
 """
 
 from __future__ import annotations

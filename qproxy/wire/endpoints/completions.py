@@ -1,12 +1,13 @@
 """`POST /v1/completions`: OpenAI's legacy completions, which editors and evaluation programs use.
 
-This module decodes a request into a `Turn` with a `CompletionPrompt`, encodes events as `text_completion` chunks and
-folds the same events into a whole response. `dialects.openai` decides how a prompt is sent to a model.
+This module decodes a request into a `Turn` with a `CompletionPrompt`, encodes events as `text_completion`
+chunks and folds the same events into a whole response. `dialects.openai` decides how a prompt is sent to a
+model.
 
-The result is an ordinary turn, so accounts, rules, streams and errors are those of a chat. The prompt is also the only
-user message of the turn, for chat models. `suffix` becomes Qwen-coder's marker tokens in the prompt in both cases,
-because servers that support completions accept them there and reject the field. `echo`, `best_of` and the indices of
-the choices are implemented here.
+The result is an ordinary turn, so accounts, rules, streams and errors are those of a chat. The prompt is also
+the only user message of the turn, for chat models. `suffix` becomes Qwen-coder's marker tokens in the prompt
+in both cases, because servers that support completions accept them there and reject the field. `echo`,
+`best_of` and the indices of the choices are implemented here.
 
 OpenAPI `CreateCompletionRequest`, `CreateCompletionResponse`; fill in the middle: the Qwen2.5-Coder report.
 """
@@ -239,7 +240,8 @@ def _echoed(turn: Turn, choice: int) -> str:
 
 
 def _reason(reason: str) -> str:
-    """Return the finish reason of a completion: `stop` for a model that called a tool that was not offered."""
+    """Return the finish reason of a completion: `stop` for a model that called a tool that was not
+    offered."""
     return "stop" if reason == "tool_calls" else reason
 
 
@@ -282,7 +284,8 @@ class _Choice:
 
     @property
     def score(self) -> float:
-        """Return the mean log probability per token, by which `best_of` chooses; without any, the order decides."""
+        """Return the mean log probability per token, by which `best_of` chooses; without any, the order
+        decides."""
         known = [entry["logprob"] for entry in self.entries if isinstance(entry.get("logprob"), int | float)]
         return sum(known) / len(known) if known else 0.0
 

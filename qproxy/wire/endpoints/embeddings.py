@@ -1,9 +1,10 @@
 """`POST /v1/embeddings`: OpenAI's request as `EmbeddingInput`, and the vectors as its response.
 
-This module validates the fields and encodes the body in chunks, without batches, accounts or Qwen's field names.
+This module validates the fields and encodes the body in chunks, without batches, accounts or Qwen's field
+names.
 
-OpenAPI `CreateEmbeddingRequest`, `CreateEmbeddingResponse`. Two of the four kinds of `input` are rejected: token ids
-belong to a GPT model's vocabulary and mean other words, or none, to Qwen.
+OpenAPI `CreateEmbeddingRequest`, `CreateEmbeddingResponse`. Two of the four kinds of `input` are rejected:
+token ids belong to a GPT model's vocabulary and mean other words, or none, to Qwen.
 """
 
 from __future__ import annotations

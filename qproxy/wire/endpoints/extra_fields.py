@@ -1,4 +1,5 @@
-"""Fold the fields that qproxy does not know, as the deltas of a stream add up to those of a whole response."""
+"""Fold the fields that qproxy does not know, as the deltas of a stream add up to those of a whole
+response."""
 
 from __future__ import annotations
 

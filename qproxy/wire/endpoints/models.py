@@ -1,7 +1,8 @@
 """`GET /v1/models` and `/v1/models/{id}`: the models that upstreams list, and OpenAI's shape of them.
 
-This module reads an upstream's list (OpenAI's shape; extras of Ollama and llama.cpp are ignored), drops models that
-can neither chat nor embed, finds one, and encodes qproxy's own list. OpenAPI `ListModelsResponse`, `Model`.
+This module reads an upstream's list (OpenAI's shape; extras of Ollama and llama.cpp are ignored), drops
+models that can neither chat nor embed, finds one, and encodes qproxy's own list. OpenAPI
+`ListModelsResponse`, `Model`.
 """
 
 from __future__ import annotations

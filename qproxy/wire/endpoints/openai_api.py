@@ -1,4 +1,5 @@
-"""OpenAI's API as a record: the errors and headers of chat completions, completions, responses and embeddings."""
+"""OpenAI's API as a record: the errors and headers of chat completions, completions, responses and
+embeddings."""
 
 from __future__ import annotations
 

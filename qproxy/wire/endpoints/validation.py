@@ -1,8 +1,8 @@
 """Validators of request fields, shared by all endpoints, with OpenAI's wording.
 
-An invalid field is a `RequestError` with the path of the value (`messages[3].content[0].type`) in its message and in
-`param`. `null` means absent, as at OpenAI. A validator carries its JSON Schema (`with_schema`, `properties`) for the
-OpenAPI document.
+An invalid field is a `RequestError` with the path of the value (`messages[3].content[0].type`) in its message
+and in `param`. `null` means absent, as at OpenAI. A validator carries its JSON Schema (`with_schema`,
+`properties`) for the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def number(low: float, high: float) -> Callable[[JSON, str], float]:
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Callable[[JSON, str], int]:
-    """Return a validator of integers within [low, high]; 5.0 is accepted (JavaScript and YAML write it so)."""
+    """Return a validator of integers within [low, high]; 5.0 is accepted (JavaScript and YAML write it
+    so)."""
 
     def check(value: JSON, path: str) -> int:
         if isinstance(value, float) and value.is_integer():

@@ -1,9 +1,10 @@
 """A model's name to what is known of it.
 
-The order of a lookup: the exact id, alias or listed snapshot; the name without a date (`-2025-07-28`, `-0902`,
-`-latest`); the line that the name's pattern belongs to, there the row of its version, else the newest known row before
-it, so that a version newer than all behaves as the newest known; at last what is known of the vendor.  A cell that a row
-does not know is that of the newest row of its line that does, then the line's, then the vendor's own.
+The order of a lookup: the exact id, alias or listed snapshot; the name without a date (`-2025-07-28`,
+`-0902`, `-latest`); the line that the name's pattern belongs to, there the row of its version, else the
+newest known row before it, so that a version newer than all behaves as the newest known; at last what is
+known of the vendor. A cell that a row does not know is that of the newest row of its line that does, then the
+line's, then the vendor's own.
 
 What is never another model's: prices and dates.  Cells from another row are named in `ModelSpec.guessed`.
 """
@@ -40,7 +41,8 @@ class _Group:
     common: ModelSpec
 
     def match(self, name: str) -> str | None:
-        """Return the version in the name, "" without one, or None if the name does not belong to the group."""
+        """Return the version in the name, "" without one, or None if the name does not belong to the
+        group."""
         versions = (pattern.match(name) for pattern in self.patterns)
         return next((version for version in versions if version is not None), None)
 
@@ -161,7 +163,8 @@ class ModelCatalog:
         return name in self._spelled
 
     def knows(self, name: str) -> bool:
-        """Whether the name is that of a row, in whatever case and of whichever publisher, not only like one."""
+        """Whether the name is that of a row, in whatever case and of whichever publisher, not only like
+        one."""
         return name.lower() in self._names or _base_name(name) in self._names
 
     def is_own(self, name: str) -> bool:

@@ -1,7 +1,8 @@
-"""Patterns of models' names: `*` for any characters, `#` for a digit, `{version}` for a version (`4`, `3.8`, `2_5`).
+"""Patterns of models' names: `*` for any characters, `#` for a digit, `{version}` for a version (`4`, `3.8`,
+`2_5`).
 
-Names come from clients, so matching takes linear time: between two `*` nothing repeats without a bound, and the leftmost
-match of a piece decides.
+Names come from clients, so matching takes linear time: between two `*` nothing repeats without a bound, and
+the leftmost match of a piece decides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The names that a request's model goes by: what the client asked for, what an alias stands for, a successor.
 
-The order is alias, then retirement.  A model that is retired by the catalog's date is served all the same where an
-account still has it: the servers know best.  Days are ISO 8601, so that they compare as text.
+The order is alias, then retirement. A model that is retired by the catalog's date is served all the same
+where an account still has it: the servers know best. Days are ISO 8601, so that they compare as text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One row of the catalog: what is known of a model, every cell of which may be unknown (None).
 
-`ModelRow` is a row of a file: the package's own, or a `[[models]]` table of qproxy.toml, where a cell that is left out
-keeps the value of the package.  `ModelSpec` is what follows from all rows.  Sizes are in tokens, dates are ISO 8601.
+`ModelRow` is a row of a file: the package's own, or a `[[models]]` table of qproxy.toml, where a cell that is
+left out keeps the value of the package. `ModelSpec` is what follows from all rows. Sizes are in tokens, dates
+are ISO 8601.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ModelRow:
 
     # What it is for
     tasks: list[str] | None = None
-    """chat, completion, embedding, multimodal_embedding, rerank, speech, transcription, image, video, realtime, ..."""
+    """chat, completion, embedding, multimodal_embedding, rerank, speech, transcription, image, video,
+    realtime, ..."""
     inputs: list[str] | None = None
     """text, image, video, audio, file."""
     outputs: list[str] | None = None
@@ -66,7 +68,8 @@ class ModelRow:
     thinking: Literal["none", "off", "on", "only"] | None = None
     """Whether it can think: never, if asked to, unless asked not to, always."""
     efforts: list[str] | None = None
-    """Words of `reasoning_effort` that it takes as they are; an empty list where it does not read the field."""
+    """Words of `reasoning_effort` that it takes as they are; an empty list where it does not read the
+    field."""
     effort_map: dict[str, str] | None = None
     """What it calls other words for efforts."""
     effort_default: str | None = None
@@ -119,7 +122,8 @@ class ModelRow:
     search: list[str] | None = None
     """Strategies of web search; an empty list where it cannot search."""
     cache: Literal["none", "implicit", "explicit", "options"] | None = None
-    """What clients can do about its context cache: nothing, nothing, `cache_control`, or OpenAI's options too."""
+    """What clients can do about its context cache: nothing, nothing, `cache_control`, or OpenAI's options
+    too."""
     cache_ttls: dict[str, str] | None = None
     """What OpenAI's words for a time to live are called."""
     batch: bool | None = None
@@ -161,7 +165,8 @@ def version_order(version: str) -> tuple[int, ...]:
 
 
 def inherit(model: ModelSpec, others: Iterable[ModelSpec], *, guess: bool = False) -> ModelSpec:
-    """The model with each unknown cell of the first of the others that knows it; `guess` marks those as guessed."""
+    """The model with each unknown cell of the first of the others that knows it; `guess` marks those as
+    guessed."""
     found: dict[str, Any] = {}
     missing = [cell for cell in CELLS if getattr(model, cell) is None]
     if model.context is not None and "input" in missing:

@@ -44,7 +44,8 @@ _ECHOES = frozenset(("id", "object", "type", "model", "expires_at", "client_secr
 """Settings that a client may echo without effect."""
 _UNSUPPORTED = frozenset(
     (
-        "include", "prompt", "reasoning", "tracing", "truncation", "parallel_tool_calls", "speed", "noise_reduction",
+        "include", "prompt", "reasoning", "tracing", "truncation", "parallel_tool_calls", "speed",
+        "noise_reduction",
         "input_audio_noise_reduction",
     )
 )  # fmt: skip

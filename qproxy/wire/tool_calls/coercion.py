@@ -22,9 +22,18 @@ from qproxy.wire.tool_calls.json_strings import ControlCharEscaper
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?\Z")
 _BOOLEANS = {"true": "true", "True": "true", "1": "true", "false": "false", "False": "false", "0": "false"}
-_PYTHON = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array", type(None): "null"}  # fmt: skip
+_PYTHON = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
 _PYTHON_WORDS = {
-    "str": "string", "text": "string", "bool": "boolean", "int": "integer", "float": "number", "dict": "object",
+    "str": "string", "text": "string", "bool": "boolean", "int": "integer", "float": "number",
+    "dict": "object",
     "list": "array", "tuple": "array", "none": "null",
 }  # fmt: skip
 """Names of types that hand-written schemas use in place of JSON Schema's."""
@@ -158,5 +167,6 @@ def _literal(text: str, kind: JSON) -> str | None:
 
 
 _READERS = {
-    "null": _null, "integer": _integer, "number": _number, "boolean": _boolean, "object": _object, "array": _array,
+    "null": _null, "integer": _integer, "number": _number, "boolean": _boolean, "object": _object,
+    "array": _array,
 }  # fmt: skip

@@ -43,7 +43,13 @@ class MarkerWords:
 FLOWER_MARKERS = MarkerWords(
     "legacy", "✿FUNCTION✿", "✿ARGS✿", ("✿RESULT✿", "✿RETURN✿"), re.compile(r"\n✿|✿(?=FUNC|ARGS|RES|RET)")
 )
-REACT = MarkerWords("react", "Action:", "Action Input:", ("Observation:", "Observation："), re.compile(r"\n(?=Observation|Action:|Thought:)"))  # fmt: skip
+REACT = MarkerWords(
+    "react",
+    "Action:",
+    "Action Input:",
+    ("Observation:", "Observation："),
+    re.compile(r"\n(?=Observation|Action:|Thought:)"),
+)
 
 
 def parse_call(

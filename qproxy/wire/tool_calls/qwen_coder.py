@@ -348,8 +348,9 @@ def render_call(name: str, arguments: str) -> str:
         given = json_codec.loads(arguments or "{}")
     except ValueError:
         given = {}
-    parameters = "".join(
-        f"{PARAMETER}{key}>\n{value if isinstance(value, str) else json_codec.dumps_spaced(value)}\n{END_PARAMETER}\n"
+    texts = {
+        key: value if isinstance(value, str) else json_codec.dumps_spaced(value)
         for key, value in (given.items() if isinstance(given, dict) else ())
-    )
+    }
+    parameters = "".join(f"{PARAMETER}{key}>\n{text}\n{END_PARAMETER}\n" for key, text in texts.items())
     return f"{OPENER}\n{FUNCTION}{name}>\n{parameters}{END_FUNCTION}\n{CLOSER}"

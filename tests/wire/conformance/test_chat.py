@@ -1,4 +1,5 @@
-"""The checker of OpenAI's contract: every rule has an answer that breaks it, and a right answer breaks none."""
+"""The checker of OpenAI's contract: every rule has an answer that breaks it, and a right answer breaks
+none."""
 
 import base64
 import json
@@ -75,7 +76,8 @@ STREAMS = {
     "an id again": ("call-id", [chunk(FIRST), call(), piece(id="call_1"), CALLED, DONE]),
     "an id for two": ("call-id", [chunk(FIRST), call(), piece(), call(index=1), CALLED, DONE]),
     "no name": ("call-name", [chunk(FIRST), call(function={"arguments": "{}"}), CALLED, DONE]),
-    "a name in pieces": ("call-name", [chunk(FIRST), call(), piece(function={"name": "f", "arguments": "{}"}), CALLED, DONE]),
+    "a name in pieces": ("call-name",
+        [chunk(FIRST), call(), piece(function={"name": "f", "arguments": "{}"}), CALLED, DONE]),
     "no type": ("call-type", [chunk(FIRST), call(type=None), piece(), CALLED, DONE]),
     "interleaved": ("call-order", [chunk(FIRST), call(), call(**SECOND), piece(), CALLED, DONE]),
     "arguments as an object": ("arguments", [chunk(FIRST), call(), piece({"a": 1}), CALLED, DONE]),
@@ -101,8 +103,10 @@ ASKED = {
     "absent": [chunk(FIRST), STOP, DONE],
     "not the last": [chunk(FIRST), COUNTED, STOP, DONE],
     "beside the finish": [chunk(FIRST), chunk({}, "stop", usage=USAGE), DONE],
-    "wrong sum": [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": [], "usage": {**USAGE, "total_tokens": 9}}), DONE],
-    "no counts": [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": [], "usage": {"total_tokens": "7"}}), DONE],
+    "wrong sum": [chunk(FIRST), STOP,
+        json.dumps({**HEAD, "choices": [], "usage": {**USAGE, "total_tokens": 9}}), DONE],
+    "no counts": [chunk(FIRST), STOP, json.dumps({**HEAD, "choices": [], "usage": {"total_tokens": "7"}}),
+        DONE],
 }  # fmt: skip
 
 
@@ -141,7 +145,8 @@ WHOLE = {
     "no usage": ("usage", body(usage=None)),
     "no function": ("call-type", body({**MESSAGE, "tool_calls": [{"id": "x"}]})),
     "odd type": ("call-type", body({**MESSAGE, "tool_calls": [{**CALL, "type": "tool"}]}, "tool_calls")),
-    "parsed arguments": ("arguments", body({**MESSAGE, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, "tool_calls")),
+    "parsed arguments": ("arguments", body({**MESSAGE,
+        "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, "tool_calls")),
     "a list": ("json", []),
 }  # fmt: skip
 
@@ -232,7 +237,8 @@ WORDS = (
     "object",
 )
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.floats(allow_nan=False) | st.sampled_from(("", "assistant", "{", *WORDS)),
+    st.none() | st.booleans() | st.integers(-2,
+        3) | st.floats(allow_nan=False) | st.sampled_from(("", "assistant", "{", *WORDS)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
     max_leaves=25,
 )  # fmt: skip

@@ -31,7 +31,8 @@ def test_request():
     assert json.loads(request.body) == {
         "model": "qwen-plus",
         "input": {"messages": HELLO},
-        "parameters": {"top_p": 0.5, "result_format": "message", "tools": TOOLS, "tool_choice": "auto", "incremental_output": True},
+        "parameters": {"top_p": 0.5, "result_format": "message", "tools": TOOLS, "tool_choice": "auto",
+            "incremental_output": True},
     }  # fmt: skip
     whole = NATIVE.request(turn(), TARGET)
     assert b"x-dashscope-sse" not in dict(whole.headers)
@@ -89,24 +90,30 @@ STREAMS = {
         ("Hello", "", [], "stop"),
     ),
     "snapshots": (
-        event({"content": "Hel"}) + event({"content": "Hello"}) + event({"content": "Hello you"}) + event({"content": "Hello you"}, "stop"),
+        event({"content": "Hel"}) + event(
+            {"content": "Hello"}) + event({"content": "Hello you"}) + event({"content": "Hello you"}, "stop"),
         ("Hello you", "", [], "stop"),
     ),
     "increments that look like snapshots": (
-        event({"content": "1"}) + event({"content": "10"}) + event({"content": "2"}) + event({"content": ""}, "stop"),
+        event({"content": "1"}) + event({"content": "10"}) + event({"content": "2"}) + event({"content": ""},
+            "stop"),
         ("1102", "", [], "stop"),
     ),
     "thoughts": (
-        event({"reasoning_content": "hm", "content": ""}) + event({"reasoning_content": "", "content": "ok"}) + event({"content": ""}, "stop"),
+        event({"reasoning_content": "hm", "content": ""}) + event({"reasoning_content": "",
+            "content": "ok"}) + event({"content": ""}, "stop"),
         ("ok", "hm", [], "stop"),
     ),
     "parts": (event({"content": [{"text": "ok"}]}) + event({"content": []}, "stop"), ("ok", "", [], "stop")),
     "a call in increments": (
-        event({"content": "", "tool_calls": [call('{"a"')]}) + event({"content": "", "tool_calls": [call(": 1}", "", "")]}) + event({"content": ""}, "tool_calls"),
+        event({"content": "", "tool_calls": [call('{"a"')]}) + event({"content": "",
+            "tool_calls": [call(": 1}", "", "")]}) + event({"content": ""}, "tool_calls"),
         ("", "", [["call_1", "get", '{"a": 1}']], "tool_calls"),
     ),
     "a call in snapshots": (
-        event({"content": "", "tool_calls": [call('{"a"')]}) + event({"content": "", "tool_calls": [call('{"a": 1}')]}) + event({"content": "", "tool_calls": [call('{"a": 1}')]}, "tool_calls"),
+        event({"content": "", "tool_calls": [call('{"a"')]}) + event({"content": "",
+            "tool_calls": [call('{"a": 1}')]}) + event({"content": "", "tool_calls": [call('{"a": 1}')]},
+            "tool_calls"),
         ("", "", [["call_1", "get", '{"a": 1}']], "tool_calls"),
     ),
     "the older format": (
@@ -119,7 +126,8 @@ STREAMS = {
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 @pytest.mark.parametrize(("text", "expected"), STREAMS.values(), ids=STREAMS.keys())
 def test_streams(text, expected, dialect):
-    """Increments and snapshots give the same events, whether the native dialect was configured or is recognised."""
+    """Increments and snapshots give the same events, whether the native dialect was configured or is
+    recognised."""
     folded = fold(play(text, dialect))[0]
     assert (folded["text"], folded["thought"], folded["calls"], folded["reason"]) == expected
     assert fold(play(text, dialect, 1))[0] == folded
@@ -134,7 +142,8 @@ def test_usage_is_the_last_one():
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_errors(dialect):
     """An error event, a code in a 200, and a stream that stops early are errors."""
-    error = 'event:error\n:HTTP_STATUS/429\ndata:{"code":"Throttling.RateQuota","message":"slow","request_id":"r"}\n\n'
+    data = '{"code":"Throttling.RateQuota","message":"slow","request_id":"r"}'
+    error = f"event:error\n:HTTP_STATUS/429\ndata:{data}\n\n"
     last = play(event({"content": "a"}) + error, dialect)[-1]
     assert isinstance(last, StreamFailed)
     assert last.error.status == 429

@@ -1,4 +1,5 @@
-"""DashScope's native answers and every way to spell server-sent events, from the upstream's bytes to the client's."""
+"""DashScope's native answers and every way to spell server-sent events, from the upstream's bytes to the
+client's."""
 
 import json
 
@@ -52,22 +53,41 @@ def growing(make, text, *sizes):
 
 NATIVE = {
     "increments": ([native("He"), native("llo"), native("", "stop")], ("Hello", "", [], "stop")),
-    "snapshots": ([*growing(native, "Hello you", 2, 5, 9), native("Hello you", "stop")], ("Hello you", "", [], "stop")),
+    "snapshots": ([*growing(native, "Hello you", 2, 5, 9), native("Hello you", "stop")],
+        ("Hello you", "", [], "stop")),
     "older, increments": ([older("He"), older("llo"), older("", "stop")], ("Hello", "", [], "stop")),
-    "older, snapshots": ([*growing(older, "Hello", 2, 5), older("Hello!", "stop")], ("Hello!", "", [], "stop")),
-    "thoughts, snapshots": ([native(reasoning_content="h"), native(reasoning_content="hm"), native("A", reasoning_content="hm"), native("AB", "stop", reasoning_content="hm")], ("AB", "hm", [], "stop")),
-    "a call": ([called(entry(0, "c1", NAME, "")), called(entry(0, "", None, '{"city": ')), called(entry(0, "", None, '"Paris"}')), called(entry(0, "", None, ""), finish="tool_calls")], ("", "", [PARIS], "tool_calls")),
-    "calls interleaved": ([called(entry(0, "c1", NAME, "")), called(entry(1, "c2", NAME, "")), called(entry(0, "", None, A)), called(entry(1, "", None, B)), native("", "tool_calls")], ("", "", [PARIS, ROME], "tool_calls")),
-    "calls, snapshots": ([*(called(entry(0, "c1", NAME, A[:k])) for k in (0, 5, 8, 17)), *(called(entry(0, "c1", NAME, A), entry(1, "c2", NAME, B[:k])) for k in (0, 9, 16)), called(entry(0, "c1", NAME, A), entry(1, "c2", NAME, B), finish="tool_calls")], ("", "", [PARIS, ROME], "tool_calls")),
-    "calls, snapshots without ids": ([*(called(entry(0, "", NAME, A[:k])) for k in (0, 5, 8, 17)), called(entry(0, "", NAME, A), entry(1, "", NAME, B[:9])), called(entry(0, "", NAME, A), entry(1, "", NAME, B), finish="tool_calls")], ("", "", [PARIS, ROME], "tool_calls")),
-    "arguments cut": ([called(entry(0, "c1", NAME, A[:8])), native("", "tool_calls")], ("", "", [(NAME, A[:8])], "length")),
-    "calls in text": ([native(HERMES[:20]), native(HERMES[20:50]), native(HERMES[50:], "stop")], ("", "", [PARIS], "tool_calls")),
-    "calls in text, snapshots": ([*growing(native, HERMES, 4, 20, 50), native(HERMES, "stop")], ("", "", [PARIS], "tool_calls")),
-    "content in parts": ([native([{"text": "He"}]), native([{"text": "llo"}, {"text": "!"}]), native([], "stop")], ("Hello!", "", [], "stop")),
+    "older, snapshots": ([*growing(older, "Hello", 2, 5), older("Hello!", "stop")],
+        ("Hello!", "", [], "stop")),
+    "thoughts, snapshots": ([native(reasoning_content="h"), native(reasoning_content="hm"), native("A",
+        reasoning_content="hm"), native("AB", "stop", reasoning_content="hm")], ("AB", "hm", [], "stop")),
+    "a call": ([called(entry(0, "c1", NAME, "")), called(entry(0, "", None, '{"city": ')),
+        called(entry(0, "", None, '"Paris"}')), called(entry(0, "", None, ""), finish="tool_calls")],
+        ("", "", [PARIS], "tool_calls")),
+    "calls interleaved": ([called(entry(0, "c1", NAME, "")), called(entry(1, "c2", NAME, "")),
+        called(entry(0, "", None, A)), called(entry(1, "", None, B)), native("", "tool_calls")],
+        ("", "", [PARIS, ROME], "tool_calls")),
+    "calls, snapshots": ([*(called(entry(0, "c1", NAME, A[:k])) for k in (0, 5, 8, 17)),
+        *(called(entry(0, "c1", NAME, A), entry(1, "c2", NAME, B[:k])) for k in (0, 9, 16)),
+        called(entry(0, "c1", NAME, A), entry(1, "c2", NAME, B), finish="tool_calls")],
+        ("", "", [PARIS, ROME], "tool_calls")),
+    "calls, snapshots without ids": ([*(called(entry(0, "", NAME, A[:k])) for k in (0, 5, 8, 17)),
+        called(entry(0, "", NAME, A), entry(1, "", NAME, B[:9])), called(entry(0, "", NAME, A),
+            entry(1, "", NAME, B), finish="tool_calls")], ("", "", [PARIS, ROME], "tool_calls")),
+    "arguments cut": ([called(entry(0, "c1", NAME, A[:8])), native("", "tool_calls")],
+        ("", "", [(NAME, A[:8])], "length")),
+    "calls in text": ([native(HERMES[:20]), native(HERMES[20:50]), native(HERMES[50:], "stop")],
+        ("", "", [PARIS], "tool_calls")),
+    "calls in text, snapshots": ([*growing(native, HERMES, 4, 20, 50), native(HERMES, "stop")],
+        ("", "", [PARIS], "tool_calls")),
+    "content in parts": ([native([{"text": "He"}]), native([{"text": "llo"}, {"text": "!"}]),
+        native([], "stop")], ("Hello!", "", [], "stop")),
     "finish with payload": ([native("a"), native("b", "length")], ("ab", "", [], "length")),
-    "no or empty reasons": ([native("a", None), native("b", ""), native("c", "stop")], ("abc", "", [], "stop")),
-    "heartbeats": ([b":heartbeat\n\n", native("a"), b": ping\n\nevent: done\ndata: {}\n\n", native("b", "stop"), b":\n\n"], ("ab", "", [], "stop")),
-    "an end mark": ([native("a"), native("b", "stop"), b"event: done\ndata: [DONE]\n\n"], ("ab", "", [], "stop")),
+    "no or empty reasons": ([native("a", None), native("b", ""), native("c", "stop")],
+        ("abc", "", [], "stop")),
+    "heartbeats": ([b":heartbeat\n\n", native("a"), b": ping\n\nevent: done\ndata: {}\n\n",
+        native("b", "stop"), b":\n\n"], ("ab", "", [], "stop")),
+    "an end mark": ([native("a"), native("b", "stop"), b"event: done\ndata: [DONE]\n\n"],
+        ("ab", "", [], "stop")),
 }  # fmt: skip
 
 
@@ -93,19 +113,23 @@ def searched(found, item):
 
 SEARCHES = {
     "in the first event": ([searched(FOUND, native()), native("a"), native("b", "stop")], [FOUND]),
-    "in every event": ([searched(FOUND, native(text)) for text in "ab"] + [searched(FOUND, native("", "stop"))], [FOUND]),
+    "in every event": ([searched(FOUND, native(text)) for text in "ab"] + [searched(FOUND,
+        native("", "stop"))], [FOUND]),
     "growing": ([searched(FOUND, native("a")), searched(MORE, native("b", "stop"))], [FOUND, MORE]),
     "behind the text": ([native("a"), native("b"), searched(FOUND, native("", "stop"))], [FOUND]),
-    "behind the end": ([native("a"), native("b", "stop"), {"output": {"choices": [], "search_info": FOUND}}], [FOUND]),
+    "behind the end": ([native("a"), native("b", "stop"), {"output": {"choices": [], "search_info": FOUND}}],
+        [FOUND]),
     "in the older format": ([searched(FOUND, older("a")), older("b", "stop")], [FOUND]),
-    "nothing": ([searched({}, native("a")), searched(None, native("b")), searched("x", native("", "stop"))], []),
+    "nothing": ([searched({}, native("a")), searched(None, native("b")), searched("x", native("", "stop"))],
+        []),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("items", "expected"), SEARCHES.values(), ids=SEARCHES.keys())
 @pytest.mark.parametrize("dialect", ["dashscope", "compatible"])
 def test_what_a_search_found_reaches_the_client(items, expected, dialect):
-    """Once, under its own name, in a chunk or an answer that keeps OpenAI's contract; the last word in a whole one."""
+    """Once, under its own name, in a chunk or an answer that keeps OpenAI's contract; the last word in a
+    whole one."""
     raw = events(*items)
     assert meaning(raw, dialect=dialect) == ("ab", "", [], "stop")
     turn = decoded({"stream_options": {"include_usage": True}}, stream=True)
@@ -136,8 +160,10 @@ def responses_of(answer):
 
 BROKEN = {
     "the end of the bytes": [native("a")],
-    "an error event": [native("a"), b'id:3\nevent:error\n:HTTP_STATUS/429\ndata:{"code":"Throttling","message":"slow","request_id":"r"}\n\n'],
-    "an error without a name": [native("a"), b'data:{"code":"Throttling","message":"slow","request_id":"r"}\n\n'],
+    "an error event": [native("a"),
+        b'id:3\nevent:error\n:HTTP_STATUS/429\ndata:{"code":"Throttling","message":"slow","request_id":"r"}\n\n'],
+    "an error without a name": [native("a"),
+        b'data:{"code":"Throttling","message":"slow","request_id":"r"}\n\n'],
 }  # fmt: skip
 
 
@@ -193,7 +219,8 @@ def test_framing(raw):
 
 
 def test_halves_of_a_character_in_text():
-    """A character cut into two escapes, one in each delta, arrives whole, also where each chunk has a reason."""
+    """A character cut into two escapes, one in each delta, arrives whole, also where each chunk has a
+    reason."""
     for reason in ("null", '""'):
         half = '{"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":%s}]}'
         items = [half % ("a\\ud83c", reason), half % ("\\udf0ab", reason), chunk(None, "stop"), DONE]

@@ -21,13 +21,15 @@ TEXT = ({"content": "Hi"}, None)
 END = ({"content": ""}, "stop")
 PLACES = {
     "alone": [SUMMARY, ({"content": None, "encrypted_content": CIPHER}, None), TEXT, END],
-    "in pieces": [SUMMARY, ({"encrypted_content": CIPHER[:4]}, None), ({"encrypted_content": CIPHER[4:]}, None), TEXT, END],
+    "in pieces": [SUMMARY, ({"encrypted_content": CIPHER[:4]}, None),
+        ({"encrypted_content": CIPHER[4:]}, None), TEXT, END],
     "with the summary": [({**SUMMARY[0], "encrypted_content": CIPHER}, None), TEXT, END],
     "with the text": [SUMMARY, ({"content": "Hi", "encrypted_content": CIPHER}, None), END],
     "after the text": [SUMMARY, TEXT, ({"content": "", "encrypted_content": CIPHER}, None), END],
     "with the finish reason": [SUMMARY, TEXT, ({"content": "", "encrypted_content": CIPHER}, "stop")],
     "after the finish reason": [SUMMARY, TEXT, END, ({"encrypted_content": CIPHER}, None)],
-    "before a call": [SUMMARY, ({"encrypted_content": CIPHER}, None), ({"tool_calls": [CALL]}, None), ({}, "tool_calls")],
+    "before a call": [SUMMARY, ({"encrypted_content": CIPHER}, None), ({"tool_calls": [CALL]}, None),
+        ({}, "tool_calls")],
     "with a call": [SUMMARY, ({"encrypted_content": CIPHER, "tool_calls": [CALL]}, None), ({}, "tool_calls")],
     "without a summary": [({"encrypted_content": CIPHER}, None), TEXT, END],
 }  # fmt: skip
@@ -83,7 +85,8 @@ def test_ciphertext_passes_from_any_delta(dialect, deltas):
 
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
 def test_ciphertext_returns_through_responses(deltas):
-    """The reasoning item has it, in a stream and whole, and the items of one turn bring it back on their message."""
+    """The reasoning item has it, in a stream and whole, and the items of one turn bring it back on their
+    message."""
     fields = {"model": "m", "input": "hi", "include": ["reasoning.encrypted_content"]}
     options: dict[str, Any] = {
         "id": "resp_" + "0" * 24,
@@ -111,7 +114,8 @@ def test_ciphertext_returns_through_responses(deltas):
 
 @pytest.mark.parametrize("deltas", PLACES.values(), ids=PLACES)
 def test_ciphertext_returns_through_messages(deltas):
-    """The signature of a thinking block carries it, in a stream and whole, and brings it back on its message."""
+    """The signature of a thinking block carries it, in a stream and whole, and brings it back on its
+    message."""
     hello = {"role": "user", "content": "hi"}
     fields = {"model": "m", "max_tokens": 9, "messages": [hello]}
     options: dict[str, Any] = {"id": "msg_1", "created": 0, "default_model": None, "max_messages": 100}
@@ -132,7 +136,8 @@ def test_ciphertext_returns_through_messages(deltas):
 def test_each_choice_has_its_own():
     """Ciphertext belongs to the choice that it came with."""
     chunks = [
-        [choice({"content": "a", "encrypted_content": "one"}, None), choice({"content": "b", "encrypted_content": "two"}, None, 1)],
+        [choice({"content": "a", "encrypted_content": "one"}, None),
+            choice({"content": "b", "encrypted_content": "two"}, None, 1)],
         [choice({}, "stop"), choice({}, "stop", 1)],
     ]  # fmt: skip
     wanted = turn(params={"n": 2})

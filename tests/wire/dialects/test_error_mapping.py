@@ -171,10 +171,14 @@ def test_a_named_wait_is_kept_whole():
 
 
 SHAPES = {
-    "error is a string": (405, {"error": "Coding Plan is currently only available for Coding Agents"}, "client_not_allowed"),
-    "code is a number": (400, {"error": {"code": 400, "message": "x", "type": "invalid_request_error"}}, None),
-    "gateway": (429, {"errorType": "THROTTLING.userQPSLimit", "rid": "r-1", "message": None, "status": 429}, "rate_limit_exceeded"),
-    "llama.cpp's context": (400, {"error": {"code": 400, "type": "exceed_context_size_error", "message": "the request exceeds the available context size"}}, "context_length_exceeded"),
+    "error is a string": (405, {"error": "Coding Plan is currently only available for Coding Agents"},
+        "client_not_allowed"),
+    "code is a number": (400, {"error": {"code": 400, "message": "x", "type": "invalid_request_error"}},
+        None),
+    "gateway": (429, {"errorType": "THROTTLING.userQPSLimit", "rid": "r-1", "message": None, "status": 429},
+        "rate_limit_exceeded"),
+    "llama.cpp's context": (400, {"error": {"code": 400, "type": "exceed_context_size_error",
+        "message": "the request exceeds the available context size"}}, "context_length_exceeded"),
     "a list": (500, [], "upstream_error"),
 }  # fmt: skip
 
@@ -254,10 +258,13 @@ def test_what_is_no_error(data):
 
 IN_STREAM = {
     "openai": ({"error": {"message": "m", "code": "data_inspection_failed"}}, None, "content_filter"),
-    "native": ({"code": "Throttling.AllocationQuota", "message": "m", "request_id": "r"}, None, "rate_limit_exceeded"),
-    "native, named": ({"request_id": "r", "code": "Throttling.AllocationQuota", "message": "m"}, 429, "rate_limit_exceeded"),
+    "native": ({"code": "Throttling.AllocationQuota", "message": "m", "request_id": "r"}, None,
+        "rate_limit_exceeded"),
+    "native, named": ({"request_id": "r", "code": "Throttling.AllocationQuota", "message": "m"}, 429,
+        "rate_limit_exceeded"),
     "gateway": ({"errorType": "THROTTLING.userQPSLimit", "status": 429}, None, "rate_limit_exceeded"),
-    "number as a string": ({"error": {"code": "429", "message": "Throttling: TPM(1/1)"}}, None, "rate_limit_exceeded"),
+    "number as a string": ({"error": {"code": "429", "message": "Throttling: TPM(1/1)"}}, None,
+        "rate_limit_exceeded"),
     "overload": ({"error": {"code": "engine_overloaded_error", "message": "m"}}, None, "overloaded"),
     "status alone": ({"message": "m"}, 500, "upstream_error"),
 }  # fmt: skip

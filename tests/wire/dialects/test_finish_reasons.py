@@ -1,4 +1,5 @@
-"""Finish reasons of upstreams: normal ones become OpenAI's, failing and unknown ones are errors that name them."""
+"""Finish reasons of upstreams: normal ones become OpenAI's, failing and unknown ones are errors that name
+them."""
 
 import json
 
@@ -31,7 +32,8 @@ def test_no_reason_before_the_end_mark_is_a_good_end(name):
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failing_or_unknown_reason_is_an_error(name):
-    """The text before it is passed on, the error follows and names the reason, and there is no finish reason."""
+    """The text before it is passed on, the error follows and names the reason, and there is no finish
+    reason."""
     choices, error = same(said(HALF), chunk(finish=name), DONE)
     assert choices[0]["text"] == HALF
     assert choices[0]["reason"] is None

@@ -105,33 +105,42 @@ def result_part(id, name, response):
 
 HISTORIES = {
     "a call and its result": (
-        [called(("c1", "weather", '{"city": "Rome", "id": 9007199254740993}'), content=None), result("c1", "sunny")],
+        [called(("c1", "weather", '{"city": "Rome", "id": 9007199254740993}'), content=None),
+            result("c1", "sunny")],
         [
-            {"role": "assistant", "content": [call_part("c1", "weather", {"city": "Rome", "id": 9007199254740993})]},
-            {"role": "tool", "tool_call_id": "c1", "content": [result_part("c1", "weather", {"output": "sunny"})]},
+            {"role": "assistant",
+                "content": [call_part("c1", "weather", {"city": "Rome", "id": 9007199254740993})]},
+            {"role": "tool", "tool_call_id": "c1",
+                "content": [result_part("c1", "weather", {"output": "sunny"})]},
         ],
     ),
     "two calls after a text": (
-        [called(("a", "now", "{}"), ("b", "now", ""), content="Let me see."), result("b", '{"hour": 7}'), result("a", "7")],
+        [called(("a", "now", "{}"), ("b", "now", ""), content="Let me see."), result("b", '{"hour": 7}'),
+            result("a", "7")],
         [
-            {"role": "assistant", "content": [{"text": "Let me see."}, call_part("a", "now", {}), call_part("b", "now", {})]},
+            {"role": "assistant",
+                "content": [{"text": "Let me see."}, call_part("a", "now", {}), call_part("b", "now", {})]},
             {"role": "tool", "tool_call_id": "b", "content": [result_part("b", "now", {"hour": 7})]},
             {"role": "tool", "tool_call_id": "a", "content": [result_part("a", "now", {"output": "7"})]},
         ],
     ),
     "arguments that are no object": (
         [called(("a", "now", "[1]"), ("b", "now", '{"cut'))],
-        [{"role": "assistant", "content": [call_part("a", "now", {"arguments": "[1]"}), call_part("b", "now", {"arguments": '{"cut'})]}],
+        [{"role": "assistant", "content": [call_part("a", "now", {"arguments": "[1]"}),
+            call_part("b", "now", {"arguments": '{"cut'})]}],
     ),
     "a result that nobody asked for": (
         [result("x", "7", name="now")],
-        [{"role": "tool", "tool_call_id": "x", "name": "now", "content": [result_part("x", "now", {"output": "7"})]}],
+        [{"role": "tool", "tool_call_id": "x", "name": "now",
+            "content": [result_part("x", "now", {"output": "7"})]}],
     ),
     "deprecated functions": (
-        [{"role": "assistant", "content": "", "function_call": {"name": "now", "arguments": "{}"}}, {"role": "function", "name": "now", "content": "7"}],
+        [{"role": "assistant", "content": "", "function_call": {"name": "now", "arguments": "{}"}},
+            {"role": "function", "name": "now", "content": "7"}],
         [
             {"role": "assistant", "content": [call_part("call_1", "now", {})]},
-            {"role": "tool", "tool_call_id": "call_1", "content": [result_part("call_1", "now", {"output": "7"})]},
+            {"role": "tool", "tool_call_id": "call_1",
+                "content": [result_part("call_1", "now", {"output": "7"})]},
         ],
     ),
 }  # fmt: skip
@@ -160,26 +169,38 @@ STREAMS: dict[str, tuple[list, str, list]] = {
     "a call in another case": ([{"function_call": ROME}], "", [ROMAN]),
     "a call in parts": ([{"parts": [{"text": "I look."}, {"functionCall": ROME}]}], "I look.", [ROMAN]),
     "a call in parts of the content": ([{"content": [{"functionCall": ROME}]}], "", [ROMAN]),
-    "a call in Gemini's content": ([{"content": {"role": "model", "parts": [{"functionCall": ROME}]}}], "", [ROMAN]),
+    "a call in Gemini's content": ([{"content": {"role": "model", "parts": [{"functionCall": ROME}]}}], "",
+        [ROMAN]),
     "a call among tool_calls": ([{"tool_calls": [{"functionCall": ROME}]}], "", [ROMAN]),
     "arguments under args": ([{"tool_calls": [{"type": "function", "function": ROME}]}], "", [ROMAN]),
     "text beside a call": ([{"content": "Hm. ", "functionCall": ROME}], "Hm. ", [ROMAN]),
-    "text, then a call": ([{"content": "Let "}, {"parts": [{"text": "me."}]}, {"functionCall": ROME}], "Let me.", [ROMAN]),
-    "two calls at once": ([{"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]}], "", [ROMAN, PARISIAN]),
+    "text, then a call": ([{"content": "Let "}, {"parts": [{"text": "me."}]}, {"functionCall": ROME}],
+        "Let me.", [ROMAN]),
+    "two calls at once": ([{"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]}], "",
+        [ROMAN, PARISIAN]),
     "one call after the other": ([{"functionCall": ROME}, {"functionCall": PARIS}], "", [ROMAN, PARISIAN]),
-    "two calls that are alike": ([{"parts": [{"functionCall": ROME}, {"functionCall": ROME}]}], "", [ROMAN, ROMAN]),
+    "two calls that are alike": ([{"parts": [{"functionCall": ROME}, {"functionCall": ROME}]}], "",
+        [ROMAN, ROMAN]),
     "everything so far, each time": (
-        [{"parts": [{"functionCall": ROME}]}, {"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]}, {"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]}],
+        [{"parts": [{"functionCall": ROME}]}, {"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]},
+            {"parts": [{"functionCall": ROME}, {"functionCall": PARIS}]}],
         "",
         [ROMAN, PARISIAN],
     ),
-    "the first again, after another": ([{"functionCall": ROME}, {"functionCall": PARIS}, {"functionCall": ROME}], "", [ROMAN, PARISIAN, ROMAN]),
-    "no arguments": ([{"parts": [{"functionCall": {"name": "now"}}, {"functionCall": {"name": "now", "args": {}}}]}], "", [["now", "{}"], ["now", "{}"]]),
-    "arguments in pieces": ([{"functionCall": {"name": "weather", "args": '{"city"'}}, {"functionCall": {"args": ':"Rome"}'}}], "", [ROMAN]),
-    "a name, then its arguments": ([{"functionCall": {"name": "weather"}}, {"functionCall": {"args": '{"city":"Rome"}'}}], "", [ROMAN]),
-    "OpenAI's own form": ([{"tool_calls": [{"index": 0, "id": "x", "function": {"name": "weather", "arguments": '{"city":'}}]}, {"tool_calls": [{"index": 0, "function": {"arguments": '"Rome"}'}}]}], "", [ROMAN]),
+    "the first again, after another": ([{"functionCall": ROME}, {"functionCall": PARIS},
+        {"functionCall": ROME}], "", [ROMAN, PARISIAN, ROMAN]),
+    "no arguments": ([{"parts": [{"functionCall": {"name": "now"}},
+        {"functionCall": {"name": "now", "args": {}}}]}], "", [["now", "{}"], ["now", "{}"]]),
+    "arguments in pieces": ([{"functionCall": {"name": "weather", "args": '{"city"'}},
+        {"functionCall": {"args": ':"Rome"}'}}], "", [ROMAN]),
+    "a name, then its arguments": ([{"functionCall": {"name": "weather"}},
+        {"functionCall": {"args": '{"city":"Rome"}'}}], "", [ROMAN]),
+    "OpenAI's own form": ([{"tool_calls": [{"index": 0, "id": "x",
+        "function": {"name": "weather", "arguments": '{"city":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Rome"}'}}]}], "", [ROMAN]),
     "no call": ([{"content": "a"}, {"parts": [{"text": "b"}]}, {"content": None}, {}], "ab", []),
-    "nonsense": ([{"functionCall": 1, "parts": [1, {"text": 2}], "tool_calls": [3, {}]}, {"content": "a", "parts": "b"}], "a", []),
+    "nonsense": ([{"functionCall": 1, "parts": [1, {"text": 2}], "tool_calls": [3, {}]},
+        {"content": "a", "parts": "b"}], "a", []),
 }  # fmt: skip
 
 
@@ -258,12 +279,14 @@ def test_ids_are_kept():
 CANDIDATES = {
     "candidates": [
         {
-            "content": {"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "I look."}, {"functionCall": ROME}]},
+            "content": {"role": "model",
+                "parts": [{"text": "hm", "thought": True}, {"text": "I look."}, {"functionCall": ROME}]},
             "finishReason": "STOP",
             "index": 0,
         }
     ],
-    "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 3, "totalTokenCount": 10, "cachedContentTokenCount": 4},
+    "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 3,
+        "totalTokenCount": 10, "cachedContentTokenCount": 4},
 }  # fmt: skip
 
 

@@ -88,13 +88,29 @@ def test_a_written_call_reads_back(form):
     assert form.render_call("get", "").count("get") == 1
 
 
-@pytest.mark.parametrize(("model", "form"), [("Qwen2.5-7B-Instruct", hermes), ("qwen3-32b", hermes), ("Qwen3-Coder-30B", qwen_coder), ("qwen3.6-plus", qwen_coder), ("qwen2.5-coder", hermes)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "form"),
+    [
+        ("Qwen2.5-7B-Instruct", hermes),
+        ("qwen3-32b", hermes),
+        ("Qwen3-Coder-30B", qwen_coder),
+        ("qwen3.6-plus", qwen_coder),
+        ("qwen2.5-coder", hermes),
+    ],
+)
 def test_auto(model, form):
     """The spelling follows the model's name."""
     assert prompt_tools.tool_format("auto", package_catalog().get(model)) is form
 
 
-@pytest.mark.parametrize(("choice", "words"), [("required", "Answer with a function call"), ({"type": "function", "function": {"name": "get"}}, "function get now"), ("auto", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("required", "Answer with a function call"),
+        ({"type": "function", "function": {"name": "get"}}, "function get now"),
+        ("auto", ""),
+    ],
+)
 def test_a_forced_call_is_asked_for(choice, words):
     """What cannot be forced is said."""
     turn = prompt_tools.render_tools(replace(TURN, tool_choice=choice), "coder", ModelSpec("m"))

@@ -50,7 +50,8 @@ def apply(given, model="qwen3.7-plus", family="dashscope", **changes):
 
 # name of the rule: (turn, model, what must be true of the changed turn)
 CASES = {
-    "developer_role": (turn([{"role": "developer", "content": "x"}, USER]), "qwen-plus", lambda t: t.messages[0]["role"] == "system"),
+    "developer_role": (turn([{"role": "developer", "content": "x"}, USER]), "qwen-plus",
+        lambda t: t.messages[0]["role"] == "system"),
     "merge_system_messages": (
         turn([{"role": "system", "content": "a"}, USER, {"role": "system", "content": [{"type": "text", "text": "b"}]}]),
         "qwen-plus",
@@ -222,9 +223,12 @@ def test_efforts(model, effort, params):
 
 
 CONTRADICTIONS = {
-    "effort and budget": ({"reasoning_effort": "high", "thinking_budget": 100}, {"reasoning_effort": "high"}, ("thinking_budget",)),
-    "effort and the switch": ({"reasoning_effort": "high", "enable_thinking": False}, {"reasoning_effort": "high"}, ("enable_thinking",)),
-    "the same twice": ({"reasoning_effort": "none", "enable_thinking": False}, {"reasoning_effort": "none"}, ()),
+    "effort and budget": ({"reasoning_effort": "high", "thinking_budget": 100}, {"reasoning_effort": "high"},
+        ("thinking_budget",)),
+    "effort and the switch": ({"reasoning_effort": "high", "enable_thinking": False},
+        {"reasoning_effort": "high"}, ("enable_thinking",)),
+    "the same twice": ({"reasoning_effort": "none", "enable_thinking": False}, {"reasoning_effort": "none"},
+        ()),
     "a budget alone": ({"thinking_budget": 100}, {"thinking_budget": 100}, ()),
     "the switch alone": ({"enable_thinking": False}, {"enable_thinking": False}, ()),
 }  # fmt: skip
@@ -232,7 +236,8 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize(("params", "sent", "ignored"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
 def test_nothing_contradicts_an_effort(params, sent, ignored):
-    """Qwen4 refuses an effort beside a budget or a switch: the effort stays, and what it replaces is named."""
+    """Qwen4 refuses an effort beside a budget or a switch: the effort stays, and what it replaces is
+    named."""
     applied = apply(turn(**params), "qwen4-max")
     assert (applied.turn.params, applied.ignored) == (sent, ignored)
 
@@ -241,7 +246,8 @@ OUTPUTS = {
     "both limits": ("qwen4-max", {"max_tokens": 9, "max_completion_tokens": 8}, {"max_completion_tokens": 8}),
     "the older limit, which is for all": ("qwen4-max", {"max_tokens": 9}, {"max_tokens": 9}),
     "thoughts count, and have more room": ("qwen4-max", {"max_tokens": 400_000}, {"max_tokens": 262_144}),
-    "no thoughts": ("qwen4-max", {"max_tokens": 400_000, "reasoning_effort": "none"}, {"max_tokens": 131_072, "reasoning_effort": "none"}),
+    "no thoughts": ("qwen4-max", {"max_tokens": 400_000, "reasoning_effort": "none"},
+        {"max_tokens": 131_072, "reasoning_effort": "none"}),
     "a newer model may give more": ("qwen5-max", {"max_tokens": 400_000}, {"max_tokens": 400_000}),
     "an older one": ("qwen3.8-max", {"max_tokens": 400_000}, {"max_tokens": 131_072}),
     "a stranger": ("llama-3", {"max_tokens": 400_000}, {"max_tokens": 400_000}),
@@ -250,7 +256,8 @@ OUTPUTS = {
 
 @pytest.mark.parametrize(("model", "params", "sent"), OUTPUTS.values(), ids=OUTPUTS.keys())
 def test_output_limits(model, params, sent):
-    """One limit goes out, and none above what the model is known to give, thoughts included where they count."""
+    """One limit goes out, and none above what the model is known to give, thoughts included where they
+    count."""
     assert apply(turn(**params), model).turn.params == sent
 
 
@@ -262,7 +269,8 @@ def test_forced_tools_of_qwen4_are_sent_as_asked(choice):
 
 
 def test_json_mode_of_a_model_that_nobody_tried():
-    """Where nothing is known, thinking goes only if it was asked for: by default the server's own word holds."""
+    """Where nothing is known, thinking goes only if it was asked for: by default the server's own word
+    holds."""
     given = turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"})
     assert apply(given, "glm-5.2").turn is given
     asked = turn(
@@ -288,7 +296,8 @@ PASSES = {
 
 
 def test_what_qwen4_knows_goes_to_it():
-    """Its own fields, and those that nobody here knows, go out as they came, marks on parts and ciphertext too."""
+    """Its own fields, and those that nobody here knows, go out as they came, marks on parts and ciphertext
+    too."""
     history = {"role": "assistant", "content": "x", "reasoning_content": "r", "encrypted_content": "c"}
     given = turn([{"role": "user", "content": [MARKED]}, history, USER], **PASSES)
     assert apply(given, "qwen4-max").turn is given
@@ -356,7 +365,8 @@ MESSAGES = st.fixed_dictionaries(
 
 @drawn(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_no_rule_is_passed_over_that_has_something_to_do(messages):
-    """A rule about messages is asked only where they have its marks; asking it always would come to the same."""
+    """A rule about messages is asked only where they have its marks; asking it always would come to the
+    same."""
     told = apply(turn(messages))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(message_rules, "features", lambda messages: Every())
@@ -373,17 +383,30 @@ def test_a_forced_tool_that_gives_way():
 
 
 LEARNT = {
-    "a limit": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 500}, {"max_tokens": 100}),
-    "a limit that is kept": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 50}, None),
-    "must think": ("enable_thinking must be True", "enable_thinking", {"enable_thinking": False}, {"enable_thinking": True}),
-    "cannot think": ("does not support enable_thinking", "enable_thinking", {"enable_thinking": True}, {"enable_thinking": False}),
+    "a limit": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 500},
+        {"max_tokens": 100}),
+    "a limit that is kept": ("Range of max_tokens should be [1, 100]", "max_tokens", {"max_tokens": 50},
+        None),
+    "must think": ("enable_thinking must be True", "enable_thinking", {"enable_thinking": False},
+        {"enable_thinking": True}),
+    "cannot think": ("does not support enable_thinking", "enable_thinking", {"enable_thinking": True},
+        {"enable_thinking": False}),
     "something else": ("no", None, {"a": 1}, None),
-    "a forced tool": ("The tool_choice parameter does not support being set to required or object in thinking mode", None, {"reasoning_effort": "max", "thinking_budget": 1}, {"enable_thinking": False}),
-    "an effort that is not legal": ("'reasoning_effort' must be one of: 'none','minimal','low','medium','high','xhigh'", None, {"reasoning_effort": "max"}, {"reasoning_effort": "xhigh"}),
-    "an effort that nobody knows": ("'reasoning_effort' must be one of: 'low','high'", None, {"reasoning_effort": "huge"}, {}),
-    "an effort beside a budget": ("reasoning_effort and thinking_budget cannot be used together", None, {"reasoning_effort": "low", "thinking_budget": 9}, {"reasoning_effort": "low"}),
-    "an effort that is not read": ("reasoning_effort is not supported by this model", None, {"reasoning_effort": "low"}, {}),
-    "a time to live": ("Invalid value for prompt_cache_options.ttl", None, {"prompt_cache_options": {"mode": "explicit", "ttl": "2h"}}, {"prompt_cache_options": {"mode": "explicit"}}),
+    "a forced tool": ("The tool_choice parameter does not support being set to required or object in "
+                      "thinking mode", None, {"reasoning_effort": "max", "thinking_budget": 1},
+                      {"enable_thinking": False}),
+    "an effort that is not legal": ("'reasoning_effort' must be one of: "
+                                    "'none','minimal','low','medium','high','xhigh'", None,
+                                    {"reasoning_effort": "max"}, {"reasoning_effort": "xhigh"}),
+    "an effort that nobody knows": ("'reasoning_effort' must be one of: 'low','high'", None,
+        {"reasoning_effort": "huge"}, {}),
+    "an effort beside a budget": ("reasoning_effort and thinking_budget cannot be used together", None,
+        {"reasoning_effort": "low", "thinking_budget": 9}, {"reasoning_effort": "low"}),
+    "an effort that is not read": ("reasoning_effort is not supported by this model", None,
+        {"reasoning_effort": "low"}, {}),
+    "a time to live": ("Invalid value for prompt_cache_options.ttl", None,
+        {"prompt_cache_options": {"mode": "explicit", "ttl": "2h"}},
+        {"prompt_cache_options": {"mode": "explicit"}}),
     "a word within a word": ("Throttling", None, {"prompt_cache_options": {"ttl": "2h"}}, None),
 }  # fmt: skip
 

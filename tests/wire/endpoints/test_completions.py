@@ -120,7 +120,8 @@ def streamed(turn, events):
     ],
 )
 def test_a_stream_adds_up_to_the_whole(change):
-    """Chunk by chunk or at once: the same texts, numbers, probabilities and reasons, as the SDK declares them."""
+    """Chunk by chunk or at once: the same texts, numbers, probabilities and reasons, as the SDK declares
+    them."""
     whole = judge(Completion, completions.response(decode(**change), EVENTS))
     chunks = stream(Completion, streamed(decode(**change, stream=True), EVENTS))
     assert len(whole.choices) == 2

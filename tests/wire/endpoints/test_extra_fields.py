@@ -1,4 +1,5 @@
-"""Fields that qproxy does not know reach a chat client, streamed and whole, and never replace the contract's."""
+"""Fields that qproxy does not know reach a chat client, streamed and whole, and never replace the
+contract's."""
 
 import base64
 import json

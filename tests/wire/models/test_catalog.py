@@ -85,7 +85,8 @@ def test_an_unknown_cell_is_that_of_the_newest_of_its_line():
 
 
 def test_operators_override_a_row():
-    """A cell that an operator gives holds for that name; the others stay, and so do the other names of the row."""
+    """A cell that an operator gives holds for that name; the others stay, and so do the other names of the
+    row."""
     rows = (ModelRow("qwen3.7-plus", output=1000), ModelRow("qwen3-32b", thinking="none"))
     catalog = build_catalog(rows)
     assert (catalog.get("qwen3.7-plus").output, catalog.get("qwen3.7-plus").thinking) == (1000, "on")
@@ -145,7 +146,8 @@ def test_names_of_clients_take_bounded_memory():
 
 
 def test_only_names_as_they_are_written_are_labels():
-    """What stands in metrics is a name of a row, letter by letter: there are as many as rows, whoever asks for what."""
+    """What stands in metrics is a name of a row, letter by letter: there are as many as rows, whoever asks
+    for what."""
     for name in ("qwen4-max", "qwen3.7-max-2026-05-20", "qwen3-32b"):
         assert name in CATALOG
     for name in ("Qwen4-Max", "x/qwen4-max", "qwen5-max", "qwen-plus-latest-1", "y" * 1000):

@@ -41,7 +41,8 @@ WAYS = {
     "on the day": ("gpt", {"today": "2026-10-10"}, ("gpt", "old", "newer")),
     "a model that an account still has": ("gpt", {"served": ["old"]}, ("gpt", "old")),
     "a successor that an account still has": ("gpt", {"served": ["newer"]}, ("gpt", "old", "newer")),
-    "served, though successors are not used": ("gpt", {"served": ["old"], "use_successor": False}, ("gpt", "old")),
+    "served, though successors are not used": ("gpt", {"served": ["old"], "use_successor": False},
+        ("gpt", "old")),
 }  # fmt: skip
 
 

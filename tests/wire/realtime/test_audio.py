@@ -37,9 +37,13 @@ def test_a_tone_stays_a_tone(rate):
     assert 10 * math.log10(line / max(power - line, 1e-9)) > 80
 
 
-@pytest.mark.parametrize(("hertz", "least", "most"), [(3_400, -0.01, 0.01), (7_000, -0.01, 0.01), (8_500, -200, -65), (11_000, -200, -65)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("hertz", "least", "most"),
+    [(3_400, -0.01, 0.01), (7_000, -0.01, 0.01), (8_500, -200, -65), (11_000, -200, -65)],
+)
 def test_what_is_kept_and_what_is_not(hertz, least, most):
-    """Speech up to 7 kHz is kept to 0.01 dB; what 16 kHz cannot hold is 65 dB down and does not come back as something else."""
+    """Speech up to 7 kHz is kept to 0.01 dB; what 16 kHz cannot hold is 65 dB down and does not come back as
+    something else."""
     out = steady(Resampler(24_000).feed(tone(hertz, 0.3)), 16_000)
     power = sum(value * value for value in struct.unpack(f"<{len(out) // 2}h", out)) / (len(out) // 2)
     assert least <= 10 * math.log10(max(power, 1e-9) / (16_000**2 / 2)) <= most

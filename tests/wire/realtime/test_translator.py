@@ -222,18 +222,22 @@ EVENTS = {
         [item({"type": "text", "text": "a"}, role="assistant")],
     ),
     "a picture": (item(PICTURE), [{"type": "input_image_buffer.append", "image": "QUJD"}]),
-    "a picture with words": (item(PICTURE, TEXT), [{"type": "input_image_buffer.append", "image": "QUJD"}, item(TEXT)]),
+    "a picture with words": (item(PICTURE, TEXT),
+        [{"type": "input_image_buffer.append", "image": "QUJD"}, item(TEXT)]),
     "a tool's result": (RESULT, [RESULT]),
     "a plain response": ({"type": "response.create"}, [{"type": "response.create"}]),
     "a response": (
-        {"type": "response.create", "event_id": "x", "response": {"instructions": "i", "output_modalities": ["text"], "metadata": {}}},
-        [{"type": "response.create", "event_id": "x", "response": {"instructions": "i", "modalities": ["text"]}}],
+        {"type": "response.create", "event_id": "x",
+            "response": {"instructions": "i", "output_modalities": ["text"], "metadata": {}}},
+        [{"type": "response.create", "event_id": "x",
+            "response": {"instructions": "i", "modalities": ["text"]}}],
     ),
     "cancel": ({"type": "response.cancel"}, [{"type": "response.cancel"}]),
     "clear": ({"type": "input_audio_buffer.clear"}, [{"type": "input_audio_buffer.clear"}]),
     "an empty commit": ({"type": "input_audio_buffer.commit"}, [{"type": "input_audio_buffer.commit"}]),
     "something new": ({"type": "new.thing", "a": [1]}, [{"type": "new.thing", "a": [1]}]),
-    "an odd item": ({"type": "conversation.item.create", "item": 1}, [{"type": "conversation.item.create", "item": 1}]),
+    "an odd item": ({"type": "conversation.item.create", "item": 1},
+        [{"type": "conversation.item.create", "item": 1}]),
 }  # fmt: skip
 
 
@@ -252,18 +256,25 @@ REFUSED = {
     "no session": (session() | {"session": 1}, "session", "invalid_value"),
     "another type": (session(type="transcription"), "session.type", "invalid_value"),
     "a format": (session(input_audio_format="g711_ulaw"), "session.input_audio_format", "invalid_value"),
-    "today's format": (session(audio={"output": {"format": {"type": "audio/pcmu"}}}), "session.audio.output.format", "invalid_value"),
-    "a rate": (session(audio={"input": {"format": {"type": "audio/pcm", "rate": 44100}}}), "session.audio.input.format.rate", "invalid_value"),
+    "today's format": (session(audio={"output": {"format": {"type": "audio/pcmu"}}}),
+        "session.audio.output.format", "invalid_value"),
+    "a rate": (session(audio={"input": {"format": {"type": "audio/pcm", "rate": 44100}}}),
+        "session.audio.input.format.rate", "invalid_value"),
     "modalities": (session(modalities=["video"]), "session.modalities", "invalid_value"),
     "a voice": (session(voice=1), "session.voice", "invalid_value"),
-    "a tool without a name": (session(tools=[{"type": "function"}]), "session.tools[0].name", "invalid_value"),
-    "a tool of this server": (session(tools=[{"type": "qproxy", "name": "f"}]), "session.tools[0]", "invalid_value"),
+    "a tool without a name": (session(tools=[{"type": "function"}]), "session.tools[0].name",
+        "invalid_value"),
+    "a tool of this server": (session(tools=[{"type": "qproxy", "name": "f"}]), "session.tools[0]",
+        "invalid_value"),
     "sound that is none": ({"type": "input_audio_buffer.append", "audio": "?"}, "audio", "invalid_value"),
     "no sound": ({"type": "input_audio_buffer.append"}, "audio", "invalid_value"),
     "sound in an item": (item({"type": "input_audio", "audio": ""}), "item.content[0].type", "invalid_value"),
-    "a picture from the web": (item({"type": "input_image", "image_url": "https://x.test/a.png"}), "item.content[0].image_url", "invalid_value"),
-    "outside of the conversation": ({"type": "response.create", "response": {"conversation": "none"}}, "response.conversation", "invalid_value"),
-    "with other items": ({"type": "response.create", "response": {"input": []}}, "response.input", "invalid_value"),
+    "a picture from the web": (item({"type": "input_image", "image_url": "https://x.test/a.png"}),
+        "item.content[0].image_url", "invalid_value"),
+    "outside of the conversation": ({"type": "response.create", "response": {"conversation": "none"}},
+        "response.conversation", "invalid_value"),
+    "with other items": ({"type": "response.create", "response": {"input": []}}, "response.input",
+        "invalid_value"),
     "a transcription session": ({"type": "transcription_session.update"}, "type", "unsupported_event"),
 }  # fmt: skip
 
@@ -283,7 +294,8 @@ def test_mistakes_of_the_client(event, param, code, modern):
 
 
 def test_sound_goes_in_at_16_khz_in_small_pieces():
-    """A second at 24 kHz is a second at 16 kHz, whatever its pieces, and a commit brings the filter's rest."""
+    """A second at 24 kHz is a second at 16 kHz, whatever its pieces, and a commit brings the filter's
+    rest."""
     given = translation()
     data = base64.b64encode(tone(440, 1.0)).decode()
     outs = heard({"type": "input_audio_buffer.append", "audio": data, "event_id": "x"}, given)
@@ -342,7 +354,8 @@ def conversation(**settings):
 
 @pytest.mark.parametrize("modern", [True, False])
 def test_whole_conversations_have_openais_types(modern):
-    """Every event of a session with text, sound and tools is one that OpenAI's client knows, with every field it wants."""
+    """Every event of a session with text, sound and tools is one that OpenAI's client knows, with every field
+    it wants."""
     given = translation(modern=modern)
     kinds = []
     for event in conversation():
@@ -412,7 +425,14 @@ def test_memory_is_bounded():
     """A session that never ends does not remember all of it."""
     given = translation()
     for number in range(2000):
-        told_of({"type": "conversation.item.created", "event_id": str(number), "item": {"id": str(number), "status": "in_progress", "type": "function_call", "name": "f"}}, given)  # fmt: skip
+        told_of(
+            {
+                "type": "conversation.item.created",
+                "event_id": str(number),
+                "item": {"id": str(number), "status": "in_progress", "type": "function_call", "name": "f"},
+            },
+            given,
+        )
         told_of(
             {"type": "conversation.item.input_audio_transcription.text", "item_id": str(number), "text": "a"},
             given,
@@ -482,8 +502,31 @@ def test_what_is_no_event(text):
     assert "nonsense" not in told["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["session.created", "response.done", "response.created", "conversation.item.created", "response.output_item.done", "error"])  # fmt: skip
-@pytest.mark.parametrize("value", [None, 1, "x", [], [1], {}, {"output": 1, "usage": 1, "content": 1}, {"output": [1], "usage": {"input_tokens": "x"}, "content": [1], "role": "assistant"}], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "session.created",
+        "response.done",
+        "response.created",
+        "conversation.item.created",
+        "response.output_item.done",
+        "error",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        1,
+        "x",
+        [],
+        [1],
+        {},
+        {"output": 1, "usage": 1, "content": 1},
+        {"output": [1], "usage": {"input_tokens": "x"}, "content": [1], "role": "assistant"},
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("modern", [True, False])
 def test_odd_shapes_pass(kind, value, modern):
     """An event whose parts have other shapes than they should still reaches the client."""
@@ -509,7 +552,15 @@ VALUES = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(KINDS), st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6)), max_size=4), st.booleans())  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.sampled_from(KINDS), st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6)
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
 def test_nothing_breaks_a_session(said, modern):
     """Whatever JSON either end says, something goes out for it or nothing does, and it is JSON."""
     given_one = translation(modern=modern)

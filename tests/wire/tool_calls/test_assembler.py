@@ -55,27 +55,40 @@ FIRST = TURN.call_id(0, 0)
 SECOND = TURN.call_id(0, 1)
 
 CASES = {
-    "1 empty ids on fragments": ((d(0, "x", "lookup", ""), d(0, "", None, '{"a"'), d(0, "", "", ": 1}"), *END), [("x", "lookup", A)]),
-    "3 index reused with a new id": ((d(0, "x", "one", A), d(0, "y", "two", A), *END), [("x", "one", A), ("y", "two", A)]),
+    "1 empty ids on fragments": ((d(0, "x", "lookup", ""), d(0, "", None, '{"a"'), d(0, "", "", ": 1}"),
+        *END), [("x", "lookup", A)]),
+    "3 index reused with a new id": ((d(0, "x", "one", A), d(0, "y", "two", A), *END),
+        [("x", "one", A), ("y", "two", A)]),
     "4 fragments after a collision go to the latest": (
         (d(0, "x", "one", A), d(0, "y", "two", '{"b"'), d(0, "", None, ": 2}"), *END),
         [("x", "one", A), ("y", "two", '{"b": 2}')],
     ),
-    "5 index missing": ((d(None, "x", "one", '{"a"'), d(None, None, None, ": 1}"), d(None, "y", "two", A), *END), [("x", "one", A), ("y", "two", A)]),
-    "6 indices with gaps": ((d(1, "x", "one", A), d(7, "y", "two", A), *END), [("x", "one", A), ("y", "two", A)]),
-    "7 ids never sent": ((d(0, None, "one", A), d(1, None, "two", A), *END), [(FIRST, "one", A), (SECOND, "two", A)]),
-    "7 id only for the first call": ((d(0, "x", "one", A), d(1, None, "two", A), *END), [("x", "one", A), (SECOND, "two", A)]),
-    "8 the same id on two calls": ((d(0, "x", "one", A), d(1, "x", "two", A), *END), [("x", "one", A), (SECOND, "two", A)]),
+    "5 index missing": ((d(None, "x", "one", '{"a"'), d(None, None, None, ": 1}"), d(None, "y", "two", A),
+        *END), [("x", "one", A), ("y", "two", A)]),
+    "6 indices with gaps": ((d(1, "x", "one", A), d(7, "y", "two", A), *END),
+        [("x", "one", A), ("y", "two", A)]),
+    "7 ids never sent": ((d(0, None, "one", A), d(1, None, "two", A), *END),
+        [(FIRST, "one", A), (SECOND, "two", A)]),
+    "7 id only for the first call": ((d(0, "x", "one", A), d(1, None, "two", A), *END),
+        [("x", "one", A), (SECOND, "two", A)]),
+    "8 the same id on two calls": ((d(0, "x", "one", A), d(1, "x", "two", A), *END),
+        [("x", "one", A), (SECOND, "two", A)]),
     "8 the same id on two calls without an index": (
-        (d(None, "x", "one", ""), d(None, None, None, A), d(None, "x", "two", A), d(None, "x", "lookup"), *END),
+        (d(None, "x", "one", ""), d(None, None, None, A), d(None, "x", "two", A), d(None, "x", "lookup"),
+            *END),
         [("x", "one", A), (SECOND, "two", A), (TURN.call_id(0, 2), "lookup", "{}")],
     ),
-    "8 the same id and index on two calls": ((d(0, "x", "one", A), d(0, "x", "two", A), *END), [("x", "one", A), (SECOND, "two", A)]),
+    "8 the same id and index on two calls": ((d(0, "x", "one", A), d(0, "x", "two", A), *END),
+        [("x", "one", A), (SECOND, "two", A)]),
     "9 id after name": ((d(0, None, "lookup"), d(0, "x"), d(0, None, None, A), *END), [(FIRST, "lookup", A)]),
-    "10 id, then name, then arguments": ((d(0, "x"), d(0, None, "lookup"), d(0, None, None, A), *END), [("x", "lookup", A)]),
-    "10 arguments before the name": ((d(0, "x", None, '{"a"'), d(0, None, "lookup", ": 1}"), *END), [("x", "lookup", A)]),
-    "11 name in every delta": ((d(0, "x", "lookup", '{"a"'), d(0, "x", "lookup", ": 1}"), *END), [("x", "lookup", A)]),
-    "11 name in every delta, no id": ((d(0, None, "lookup", '{"a"'), d(0, None, "lookup", ": 1}"), *END), [(FIRST, "lookup", A)]),
+    "10 id, then name, then arguments": ((d(0, "x"), d(0, None, "lookup"), d(0, None, None, A), *END),
+        [("x", "lookup", A)]),
+    "10 arguments before the name": ((d(0, "x", None, '{"a"'), d(0, None, "lookup", ": 1}"), *END),
+        [("x", "lookup", A)]),
+    "11 name in every delta": ((d(0, "x", "lookup", '{"a"'), d(0, "x", "lookup", ": 1}"), *END),
+        [("x", "lookup", A)]),
+    "11 name in every delta, no id": ((d(0, None, "lookup", '{"a"'), d(0, None, "lookup", ": 1}"), *END),
+        [(FIRST, "lookup", A)]),
     "13 arguments replayed": ((d(0, "x", "lookup", A), d(0, "", None, A), *END), [("x", "lookup", A)]),
     "13 arguments replayed, name in every delta": (
         (d(0, "x", "lookup", ""), d(0, "", "lookup", A[:4]), d(0, "", "lookup", A[4:]), d(0, "", "lookup", A), *END),
@@ -116,15 +129,18 @@ FINISHES = {
     "text but function_call": ((TextDelta("a"), ChoiceFinished("function_call"), StreamDone()), "stop"),
     "text without a finish": ((TextDelta("a"), StreamDone()), "stop"),
     "text and length": ((TextDelta("a"), ChoiceFinished("length"), StreamDone()), "length"),
-    "text and content_filter": ((TextDelta("a"), ChoiceFinished("content_filter"), StreamDone()), "content_filter"),
+    "text and content_filter": ((TextDelta("a"), ChoiceFinished("content_filter"), StreamDone()),
+        "content_filter"),
     "finish but no done": ((TextDelta("a"), ChoiceFinished("stop")), "stop"),
     "call cut, length": ((d(0, "x", "one", '{"a'), ChoiceFinished("length"), StreamDone()), "length"),
     "call cut, stop": ((d(0, "x", "one", '{"a'), ChoiceFinished("stop"), StreamDone()), "length"),
     "call cut, tool_calls": ((d(0, "x", "one", '{"a'), *END), "length"),
     "call cut, no finish": ((d(0, "x", "one", '{"a'), StreamDone()), "length"),
     "call and length": ((d(0, "x", "one", A), ChoiceFinished("length"), StreamDone()), "length"),
-    "call and content_filter": ((d(0, "x", "one", A), ChoiceFinished("content_filter"), StreamDone()), "content_filter"),
-    "finish twice": ((TextDelta("a"), ChoiceFinished("stop"), ChoiceFinished("length"), StreamDone()), "stop"),
+    "call and content_filter": ((d(0, "x", "one", A), ChoiceFinished("content_filter"), StreamDone()),
+        "content_filter"),
+    "finish twice": ((TextDelta("a"), ChoiceFinished("stop"), ChoiceFinished("length"), StreamDone()),
+        "stop"),
     "text after the finish": ((TextDelta("a"), ChoiceFinished("stop"), TextDelta("b"), StreamDone()), "stop"),
 }  # fmt: skip
 
@@ -192,7 +208,8 @@ def test_repairs_are_counted():
 
 
 def test_a_header_leaves_at_once():
-    """A declared name that is no other's beginning is sent without waiting; arguments follow piece by piece."""
+    """A declared name that is no other's beginning is sent without waiting; arguments follow piece by
+    piece."""
     stage = tool_calls.build_pipeline(TURN)
     assert [type(e).__name__ for e in stage.feed(d(0, "x", "lookup", ""))] == ["ToolCallStart"]
     assert list(stage.feed(d(0, "", None, '{"a": "long'))) == [ToolCallArgumentsDelta(0, '{"a": "long')]
@@ -218,7 +235,19 @@ def test_any_cut_of_the_arguments(texts, data):
     assert reason == "tool_calls"
 
 
-@given(st.lists(st.builds(d, st.sampled_from([None, 0, 1, -1, 5]), st.sampled_from([None, "", "x", "y"]), st.sampled_from([None, "", "one", "write", "?"]), st.sampled_from([None, "", "{", "}", A, '"', {}, 1])), max_size=12), st.sampled_from([(), END, (StreamDone(),)]))  # fmt: skip
+@given(
+    st.lists(
+        st.builds(
+            d,
+            st.sampled_from([None, 0, 1, -1, 5]),
+            st.sampled_from([None, "", "x", "y"]),
+            st.sampled_from([None, "", "one", "write", "?"]),
+            st.sampled_from([None, "", "{", "}", A, '"', {}, 1]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([(), END, (StreamDone(),)]),
+)
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_no_deltas_break_the_contract(deltas, end):
     """Random deltas never raise, and what comes out obeys the contract."""
@@ -247,13 +276,20 @@ def test_thoughts(texts, thought, text):
 
 
 FOUND = {
-    "error_finish in a call": ((d(0, "x", "one", '{"a": '), ChoiceFinished("error_finish"), StreamDone()), [("StreamFailed", None)]),
-    "blanks before a tag": ((TextDelta(" " * 70 + "<think>t</think>hi"), *END), [("TextDelta", " " * 70 + "<think>t</think>hi")]),
-    "second closer": ((TextDelta("<think>t</think></think>hi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
-    "closer after structured": ((ReasoningDelta("t"), TextDelta("</think>\n\nhi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
-    "blanks after structured": ((ReasoningDelta("t"), TextDelta("\n\n"), TextDelta("hi"), *END), [("ReasoningDelta", "t"), ("TextDelta", "\n\nhi")]),
-    "blanks before a call": ((ReasoningDelta("t"), TextDelta("\n\n"), d(0, "x", "one", "{}"), *END), [("ReasoningDelta", "t")]),
-    "tag after a call": ((d(0, "x", "one", "{}"), TextDelta("<think>a</think>b"), *END), [("TextDelta", "<think>a</think>b")]),
+    "error_finish in a call": ((d(0, "x", "one", '{"a": '), ChoiceFinished("error_finish"), StreamDone()),
+        [("StreamFailed", None)]),
+    "blanks before a tag": ((TextDelta(" " * 70 + "<think>t</think>hi"), *END),
+        [("TextDelta", " " * 70 + "<think>t</think>hi")]),
+    "second closer": ((TextDelta("<think>t</think></think>hi"), *END),
+        [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
+    "closer after structured": ((ReasoningDelta("t"), TextDelta("</think>\n\nhi"), *END),
+        [("ReasoningDelta", "t"), ("TextDelta", "hi")]),
+    "blanks after structured": ((ReasoningDelta("t"), TextDelta("\n\n"), TextDelta("hi"), *END),
+        [("ReasoningDelta", "t"), ("TextDelta", "\n\nhi")]),
+    "blanks before a call": ((ReasoningDelta("t"), TextDelta("\n\n"), d(0, "x", "one", "{}"), *END),
+        [("ReasoningDelta", "t")]),
+    "tag after a call": ((d(0, "x", "one", "{}"), TextDelta("<think>a</think>b"), *END),
+        [("TextDelta", "<think>a</think>b")]),
 }  # fmt: skip
 
 
@@ -328,7 +364,18 @@ def test_implied_thought():
     assert (folded["thought"], folded["text"]) == ("hm", "hi")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8), st.integers(0, 200))  # fmt: skip
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.integers(0, 200),
+)
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_the_automaton_agrees_with_json(value, cut):
     """A JSON text is accepted at any cut, and is complete exactly at its end."""

@@ -1,7 +1,8 @@
-"""Structured calls as servers mangle them, from the upstream's bytes to the client's: the quirks by their numbers.
+"""Structured calls as servers mangle them, from the upstream's bytes to the client's: the quirks by their
+numbers.
 
-Every case is played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and what a client gets is
-read by the strict reader of `conformance`.
+Every case is played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and what a client
+gets is read by the strict reader of `conformance`.
 """
 
 import pytest
@@ -29,28 +30,45 @@ def prefixes(text, *sizes):
 
 HEAD = {"index": 0, "id": "call_1", "type": "function", "function": {"name": NAME, "arguments": ""}}
 CASES = {
-    "1 keys repeated empty": ([calls(HEAD, content=""), calls(repeated('{"city": '), content="", role="assistant"), calls(repeated('"Paris"}'), content=None), calls(repeated(""), content="")], [PARIS]),
-    "2 empty lists and roles": ([chunk({"role": "assistant", "content": "", "tool_calls": []}), chunk({"role": "assistant", "content": "", "tool_calls": None}), call(0, "x", NAME, A)], [PARIS]),
+    "1 keys repeated empty": ([calls(HEAD, content=""),
+        calls(repeated('{"city": '), content="", role="assistant"), calls(repeated('"Paris"}'), content=None),
+        calls(repeated(""), content="")], [PARIS]),
+    "2 empty lists and roles": ([chunk({"role": "assistant", "content": "", "tool_calls": []}),
+        chunk({"role": "assistant", "content": "", "tool_calls": None}), call(0, "x", NAME, A)], [PARIS]),
     "3 index reused": ([call(0, "x", NAME, A), call(0, "y", NAME, ""), call(0, "", "-", B)], [PARIS, ROME]),
-    "4 fragments of the latest": ([call(0, "x", NAME, A), call(0, "y", NAME, '{"ci'), call(0, "", None, 'ty": '), call(0, "-", "-", '"Rome"}')], [PARIS, ROME]),
-    "5 no index": ([call(None, "x", NAME, '{"ci'), call(None, None, None, 'ty": "Paris"}'), call(None, None, NAME, B)], [PARIS, ROME]),
+    "4 fragments of the latest": ([call(0, "x", NAME, A), call(0, "y", NAME, '{"ci'),
+        call(0, "", None, 'ty": '), call(0, "-", "-", '"Rome"}')], [PARIS, ROME]),
+    "5 no index": ([call(None, "x", NAME, '{"ci'), call(None, None, None, 'ty": "Paris"}'),
+        call(None, None, NAME, B)], [PARIS, ROME]),
     "5 no index, one delta": ([calls(entry(None, None, NAME, A), entry(None, None, NAME, B))], [PARIS, ROME]),
-    "6 indices with gaps": ([call(1, "x", NAME, ""), call(1, "", "-", A), call(5, "y", NAME, ""), call(5, None, None, B)], [PARIS, ROME]),
-    "7 no ids": ([call(0, None, NAME, ""), call(0, None, None, A), call(1, "", NAME, ""), call(1, "-", None, B)], [PARIS, ROME]),
+    "6 indices with gaps": ([call(1, "x", NAME, ""), call(1, "", "-", A), call(5, "y", NAME, ""),
+        call(5, None, None, B)], [PARIS, ROME]),
+    "7 no ids": ([call(0, None, NAME, ""), call(0, None, None, A), call(1, "", NAME, ""),
+        call(1, "-", None, B)], [PARIS, ROME]),
     "8 one id twice": ([call(0, "x", NAME, A), call(1, "x", NAME, B)], [PARIS, ROME]),
-    "8 one id twice, in every fragment": ([call(0, "x", NAME, ""), call(0, "x", None, A), call(1, "x", NAME, ""), call(1, "x", None, B)], [PARIS, ROME]),
-    "8 one id twice, interleaved": ([call(0, "x", NAME, ""), call(1, "x", "now", ""), call(0, "", None, A), call(1, "", None, "{}")], [PARIS, NOW]),
-    "9 late id": ([call(0, None, NAME, '{"ci'), call(0, "late", None, 'ty": "Paris"}'), call(0, "late", None, "")], [PARIS]),
-    "9 late id with the name": ([call(0, None, NAME, '{"ci'), call(0, "late", NAME, 'ty": "Paris"}')], [PARIS]),
+    "8 one id twice, in every fragment": ([call(0, "x", NAME, ""), call(0, "x", None, A),
+        call(1, "x", NAME, ""), call(1, "x", None, B)], [PARIS, ROME]),
+    "8 one id twice, interleaved": ([call(0, "x", NAME, ""), call(1, "x", "now", ""), call(0, "", None, A),
+        call(1, "", None, "{}")], [PARIS, NOW]),
+    "9 late id": ([call(0, None, NAME, '{"ci'), call(0, "late", None, 'ty": "Paris"}'),
+        call(0, "late", None, "")], [PARIS]),
+    "9 late id with the name": ([call(0, None, NAME, '{"ci'), call(0, "late", NAME, 'ty": "Paris"}')],
+        [PARIS]),
     "10 id, name, arguments": ([call(0, "x"), call(0, None, NAME), call(0, None, None, A)], [PARIS]),
-    "10 parallel": ([call(0, "x"), call(1, "y"), call(0, None, NAME), call(1, None, "now"), call(1, None, None, "{}"), call(0, None, None, A)], [PARIS, NOW]),
-    "11 name every time": ([call(0, "x", NAME, '{"ci'), call(0, "x", NAME, 'ty": '), call(0, "", NAME, '"Paris"}')], [PARIS]),
+    "10 parallel": ([call(0, "x"), call(1, "y"), call(0, None, NAME), call(1, None, "now"),
+        call(1, None, None, "{}"), call(0, None, None, A)], [PARIS, NOW]),
+    "11 name every time": ([call(0, "x", NAME, '{"ci'), call(0, "x", NAME, 'ty": '),
+        call(0, "", NAME, '"Paris"}')], [PARIS]),
     "11 name once more at the end": ([call(0, "x", NAME, A), call(0, "", NAME, "")], [PARIS]),
-    "11 another call of that name": ([call(0, "x", NAME, A), call(0, "", NAME, ""), call(0, "", None, B)], [PARIS, ROME]),
-    "13 replays": ([call(0, "x", NAME, A), call(0, "", "-", A), call(0, "x", NAME, A), call(0, "", "-", "\n")], [PARIS]),
+    "11 another call of that name": ([call(0, "x", NAME, A), call(0, "", NAME, ""), call(0, "", None, B)],
+        [PARIS, ROME]),
+    "13 replays": ([call(0, "x", NAME, A), call(0, "", "-", A), call(0, "x", NAME, A),
+        call(0, "", "-", "\n")], [PARIS]),
     "14 snapshots": ([call(0, "x", NAME, piece) for piece in prefixes(A)], [PARIS]),
-    "14 snapshots, no names": ([call(0, "x", NAME, ""), *(call(0, "", "-", piece) for piece in prefixes(A, 1, 4, 9, 9, 13, 17, 17))], [PARIS]),
-    "14 snapshots that begin ambiguous": ([call(0, "x", NAME, piece) for piece in prefixes(A, 8, 17, 17)], [PARIS]),
+    "14 snapshots, no names": ([call(0, "x", NAME, ""),
+        *(call(0, "", "-", piece) for piece in prefixes(A, 1, 4, 9, 9, 13, 17, 17))], [PARIS]),
+    "14 snapshots that begin ambiguous": ([call(0, "x", NAME, piece) for piece in prefixes(A, 8, 17, 17)],
+        [PARIS]),
     "14 two ambiguous snapshots": ([call(0, "x", NAME, piece) for piece in prefixes(A, 8, 17)], [PARIS]),
     "14 parallel snapshots": ([calls(entry(0, "", NAME, A[:5])), calls(entry(0, "", NAME, A)), calls(entry(0, "", NAME, A), entry(1, "", NAME, B[:4])), calls(entry(0, "", NAME, A), entry(1, "", NAME, B))], [PARIS, ROME]),
     "14 a nested object": ([call(0, "x", NAME, '{"a": '), call(0, "", None, '{"a": 1}}')], [(NAME, '{"a": {"a": 1}}')]),
@@ -78,7 +96,8 @@ ENDS = {
     "missing": [DONE],
     "empty": [chunk(None, ""), DONE],
     "no done": [chunk(None, "tool_calls")],
-    "twice, late payload, usage": [chunk({"content": ""}, "tool_calls", usage=COUNTS), chunk({"content": "late"}, "stop"), {"choices": [], "usage": COUNTS}, DONE],
+    "twice, late payload, usage": [chunk({"content": ""}, "tool_calls", usage=COUNTS),
+        chunk({"content": "late"}, "stop"), {"choices": [], "usage": COUNTS}, DONE],
 }  # fmt: skip
 
 
@@ -101,13 +120,15 @@ CUT = {
 @pytest.mark.parametrize(("items", "expected"), CUT.values(), ids=CUT.keys())
 @pytest.mark.parametrize("reason", ["stop", "tool_calls", "", None, "length", "content_filter"])
 def test_cut_arguments(items, expected, reason):
-    """Arguments that stop in the middle are left as they are, and the finish says so, whatever the server says."""
+    """Arguments that stop in the middle are left as they are, and the finish says so, whatever the server
+    says."""
     said_so = reason if reason == "content_filter" else "length"
     assert meaning(*items, chunk(None, reason), DONE) == ("", "", expected, said_so)
 
 
 FINISHES = [
-    ("tool_calls", "stop"), ("function_call", "stop"), ("", "stop"), (None, "stop"), ("stop", "stop"), ("eos", "stop"),
+    ("tool_calls", "stop"), ("function_call", "stop"), ("", "stop"), (None, "stop"), ("stop", "stop"),
+    ("eos", "stop"),
     ("length", "length"), ("content_filter", "content_filter"),
 ]  # fmt: skip
 
@@ -128,7 +149,8 @@ def test_an_empty_reason_ends_an_answer_whose_others_were_null():
 
 FAILED = {
     "error_finish": [*said("a"), chunk({"content": "Throttled: slow down"}, "error_finish"), DONE],
-    "error_finish after a call": [call(0, "x", NAME, A), chunk({"content": '{"error": {"code": "x", "message": "y"}}'}, "error_finish")],
+    "error_finish after a call": [call(0, "x", NAME, A),
+        chunk({"content": '{"error": {"code": "x", "message": "y"}}'}, "error_finish")],
     "the end of the bytes": [*said("a")],
     "the end of the bytes in a call": [call(0, "x", NAME, A)],
     "one choice of two": [*said("a"), *said("b", index=1), chunk(None, "stop", index=1)],
@@ -159,11 +181,14 @@ def test_what_was_held_precedes_a_failure():
 
 
 def test_a_call_waits_for_the_one_before_it():
-    """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing up."""
+    """Calls leave one after the other; the first flows as it comes, and one that is complete holds nothing
+    up."""
     stage = tool_calls.build_pipeline(decoded({}))
     flow = [
-        (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]), (1, "", None, 'ome"}', []),
-        (2, "z", "now", "", []), (0, "", None, '"Paris"}', [0, 1, 1, 1, 2]), (2, "", None, "{}", [2]), (3, "w", "now", "{}", [3, 3]),
+        (0, "x", NAME, "", [0]), (1, "y", NAME, '{"city": "R', []), (0, "", None, '{"city": ', [0]),
+        (1, "", None, 'ome"}', []),
+        (2, "z", "now", "", []), (0, "", None, '"Paris"}', [0, 1, 1, 1, 2]), (2, "", None, "{}", [2]),
+        (3, "w", "now", "{}", [3, 3]),
     ]  # fmt: skip
     for index, id, name, arguments, left in flow:
         assert [event.index for event in stage.feed(RawToolCallDelta(index, id, name, arguments))] == left
@@ -177,7 +202,8 @@ def test_choices_are_apart(other):
     choices, _ = same(
         chunk({"role": "assistant", "content": ""}, index=one),
         chunk({"tool_calls": [entry(0, "x", NAME, A[:6])]}, index=one),
-        {"choices": [chunk({"content": "h"}, index=other)["choices"][0], chunk({"tool_calls": [entry(0, "", None, A[6:])]}, index=one)["choices"][0]]},
+        {"choices": [chunk({"content": "h"}, index=other)["choices"][0],
+            chunk({"tool_calls": [entry(0, "", None, A[6:])]}, index=one)["choices"][0]]},
         *said("i", index=other),
         chunk(None, "stop", index=other),
         chunk(None, "stop", index=one),
@@ -204,7 +230,10 @@ LEGACY = {"tools": None, "functions": [{"name": NAME, "parameters": {"type": "ob
 
 def test_the_deprecated_functions_are_answered_in_kind():
     """A client of `functions` gets `function_call`, streamed and whole."""
-    assert meaning(call(0, "x", NAME, A), chunk(None, "tool_calls"), DONE, body=LEGACY)[2:] == ([PARIS], "function_call")  # fmt: skip
+    assert meaning(call(0, "x", NAME, A), chunk(None, "tool_calls"), DONE, body=LEGACY)[2:] == (
+        [PARIS],
+        "function_call",
+    )
 
 
 def test_custom_tools_get_bare_input():
@@ -225,7 +254,8 @@ WHOLE = {
     "no index, no ids": ([entry(None, None, "now", "{}"), entry(None, None, "now", "{}")], [NOW, NOW]),
     "one index": ([entry(0, None, "now", ""), entry(0, None, "now", "")], [NOW, NOW]),
     "one id": ([entry(0, "x", NAME, A), entry(1, "x", NAME, B)], [PARIS, ROME]),
-    "objects": ([entry(None, "x", NAME, {"city": "Paris"}), entry(None, "y", "now", "-")], [(NAME, '{"city":"Paris"}'), NOW]),
+    "objects": ([entry(None, "x", NAME, {"city": "Paris"}), entry(None, "y", "now", "-")],
+        [(NAME, '{"city":"Paris"}'), NOW]),
     "bad JSON": ([entry(0, "x", NAME, "{'a': 1}")], [(NAME, "{'a': 1}")]),
 }  # fmt: skip
 

@@ -24,18 +24,25 @@ def tags(city):
 COPIES = {
     "the same id twice": ([call(0, "a", NAME, A), call(1, "a", NAME, A)], [PARIS]),
     "the same id three times": ([call(n, "a", NAME, A) for n in range(3)], [PARIS]),
-    "the same id in pieces": ([call(0, "a", NAME, A), call(1, "a", NAME, ""), call(1, None, None, A[:9]), call(1, None, None, A[9:])], [PARIS]),
-    "the same id, both in pieces": ([call(0, "a", NAME, A[:9]), call(1, "a", NAME, A[:9]), call(0, None, None, A[9:]), call(1, None, None, A[9:])], [PARIS]),
+    "the same id in pieces": ([call(0, "a", NAME, A), call(1, "a", NAME, ""), call(1, None, None, A[:9]),
+        call(1, None, None, A[9:])], [PARIS]),
+    "the same id, both in pieces": ([call(0, "a", NAME, A[:9]), call(1, "a", NAME, A[:9]),
+        call(0, None, None, A[9:]), call(1, None, None, A[9:])], [PARIS]),
     "the same id in another spelling": ([call(0, "a", NAME, A), call(1, "a", NAME, COMPACT)], [PARIS]),
     "the same id without arguments": ([call(0, "a", NAME, A), call(1, "a", NAME, "")], [PARIS]),
     "the same id, nothing to pass": ([call(0, "a", "now", ""), call(1, "a", "now", "{}")], [NOW]),
-    "a copy between calls": ([call(0, "a", NAME, A), call(1, "a", NAME, A), call(2, "b", NAME, B)], [PARIS, ROME]),
+    "a copy between calls": ([call(0, "a", NAME, A), call(1, "a", NAME, A), call(2, "b", NAME, B)],
+        [PARIS, ROME]),
     "written, then structured": ([*said(tags("Paris")), call(0, "a", NAME, A)], [PARIS]),
     "structured, then written": ([call(0, "a", NAME, A), *said(tags("Paris"))], [PARIS]),
-    "two in both forms": ([*said(tags("Paris") + tags("Rome")), call(0, "a", NAME, A), call(1, "b", NAME, B)], [PARIS, ROME]),
-    "two alike in both forms": ([*said(tags("Paris") * 2), call(0, "a", NAME, A), call(1, "b", NAME, A)], [PARIS, PARIS]),
-    "structured in pieces": ([*said(tags("Paris")), call(0, "a", NAME, ""), *(call(0, None, None, char) for char in A)], [PARIS]),
-    "with escapes": ([*said(tags("Zürich 🌊")), call(0, "a", NAME, json.dumps({"city": "Zürich 🌊"}))], [(NAME, '{"city": "Zürich 🌊"}')]),
+    "two in both forms": ([*said(tags("Paris") + tags("Rome")), call(0, "a", NAME, A), call(1, "b", NAME, B)],
+        [PARIS, ROME]),
+    "two alike in both forms": ([*said(tags("Paris") * 2), call(0, "a", NAME, A), call(1, "b", NAME, A)],
+        [PARIS, PARIS]),
+    "structured in pieces": ([*said(tags("Paris")), call(0, "a", NAME, ""),
+        *(call(0, None, None, char) for char in A)], [PARIS]),
+    "with escapes": ([*said(tags("Zürich 🌊")), call(0, "a", NAME, json.dumps({"city": "Zürich 🌊"}))],
+        [(NAME, '{"city": "Zürich 🌊"}')]),
     "with a prefixed name": ([*said(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
 }  # fmt: skip
 
@@ -50,15 +57,19 @@ def test_a_copy_is_dropped(items, calls):
 DIFFERENT = {
     "the same id, other arguments": ([call(0, "a", NAME, A), call(1, "a", NAME, B)], [PARIS, ROME]),
     "the same id, another name": ([call(0, "a", NAME, A), call(1, "a", "now", "{}")], [PARIS, NOW]),
-    "the same id, only the beginning": ([call(0, "a", NAME, A), call(1, "a", NAME, A), call(2, "a", NAME, '{"city": "Par"}')], [PARIS, (NAME, '{"city": "Par"}')]),
+    "the same id, only the beginning": ([call(0, "a", NAME, A), call(1, "a", NAME, A),
+        call(2, "a", NAME, '{"city": "Par"}')], [PARIS, (NAME, '{"city": "Par"}')]),
     "other ids": ([call(0, "a", NAME, A), call(1, "b", NAME, A)], [PARIS, PARIS]),
     "no ids": ([call(0, None, NAME, A), call(1, None, NAME, A)], [PARIS, PARIS]),
     "both written": (said(tags("Paris") * 2), [PARIS, PARIS]),
     "written and structured, other arguments": ([*said(tags("Paris")), call(0, "a", NAME, B)], [PARIS, ROME]),
     "structured and written, other arguments": ([call(0, "a", NAME, A), *said(tags("Rome"))], [PARIS, ROME]),
-    "one more in the other form": ([*said(tags("Paris")), call(0, "a", NAME, A), call(1, "b", NAME, A)], [PARIS, PARIS]),
-    "written with more": ([*said(tags("Paris")), call(0, "a", NAME, '{"city": "Paris", "days": 1}')], [PARIS, (NAME, '{"city": "Paris", "days": 1}')]),
-    "other types": ([call(0, "a", NAME, '{"days": 1}'), call(1, "a", NAME, '{"days": true}')], [(NAME, '{"days": 1}'), (NAME, '{"days": true}')]),
+    "one more in the other form": ([*said(tags("Paris")), call(0, "a", NAME, A), call(1, "b", NAME, A)],
+        [PARIS, PARIS]),
+    "written with more": ([*said(tags("Paris")), call(0, "a", NAME, '{"city": "Paris", "days": 1}')],
+        [PARIS, (NAME, '{"city": "Paris", "days": 1}')]),
+    "other types": ([call(0, "a", NAME, '{"days": 1}'), call(1, "a", NAME, '{"days": true}')],
+        [(NAME, '{"days": 1}'), (NAME, '{"days": true}')]),
 }  # fmt: skip
 
 
@@ -74,10 +85,20 @@ def test_a_copy_that_was_truncated_is_reported():
     assert meaning(*items)[2:] == ([PARIS, (NAME, A[:9])], "length")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)), st.integers(1, 5))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    ),
+    st.integers(1, 5),
+)
 def test_the_normal_form_is_of_the_value(value, size):
     """Whitespace and escapes change nothing, nor does any cut."""
-    texts = [json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1), json.dumps(value, separators=(",", ":"))]  # fmt: skip
+    texts = [
+        json.dumps(value),
+        json.dumps(value, ensure_ascii=False, indent=1),
+        json.dumps(value, separators=(",", ":")),
+    ]
     forms = set()
     for text in texts:
         forms.add(NormalForm().feed(text))

@@ -1,4 +1,5 @@
-"""Dialects in which Qwen models write calls beside the two of their templates, and the texts that only look alike.
+"""Dialects in which Qwen models write calls beside the two of their templates, and the texts that only look
+alike.
 
 Each case is played whole, one character at a time and three at a time, and must give the same.
 """
@@ -28,11 +29,15 @@ READ = {
     "invoke": (f'<invoke name="get">\n{PARAMETER}\n</invoke>', [PARIS]),
     "invoke in single quotes": (f"<invoke name='get'>{PARAMETER}</invoke>", [PARIS]),
     "invoke without parameters": ('<invoke name="now"></invoke>', [NOW]),
-    "two in function_calls": (f'<function_calls>\n<invoke name="get">\n{PARAMETER}\n</invoke>\n<invoke name="now">\n</invoke>\n</function_calls>', [PARIS, NOW]),
-    "invoke with more attributes": ('<invoke name="get">\n<parameter name="city" type="string">Paris</parameter>\n</invoke>', [PARIS]),
-    "name as an attribute": (f'<tool_call>\n<function name="get">\n{PARAMETER}\n</function>\n</tool_call>', [PARIS]),
+    "two in function_calls": (f'<function_calls>\n<invoke name="get">\n{PARAMETER}\n</invoke>\n<invoke '
+                              'name="now">\n</invoke>\n</function_calls>', [PARIS, NOW]),
+    "invoke with more attributes": ('<invoke name="get">\n<parameter name="city" '
+                                    'type="string">Paris</parameter>\n</invoke>', [PARIS]),
+    "name as an attribute": (f'<tool_call>\n<function name="get">\n{PARAMETER}\n</function>\n</tool_call>',
+        [PARIS]),
     "name as an attribute, bare": (f'<function name="get">\n{PARAMETER}\n</function>', [PARIS]),
-    "a key as an attribute": (f"<tool_call>\n<function=get>\n{PARAMETER}\n</function>\n</tool_call>", [PARIS]),
+    "a key as an attribute": (f"<tool_call>\n<function=get>\n{PARAMETER}\n</function>\n</tool_call>",
+        [PARIS]),
     "JSON in a function": (f"<tool_call>\n<function=get>\n{A}\n</function>\n</tool_call>", [PARIS]),
     "JSON in a bare function": (f"<function=get>{A}</function>", [PARIS]),
     "JSON in a named function": (f'<tool_call><function name="get">{A}</function></tool_call>', [PARIS]),
@@ -45,13 +50,16 @@ READ = {
     "Python lines": ('<tool_call>\nget(city="Paris")\nnow()\n</tool_call>', [COMPACT, NOW]),
     "Python by position": ('<tool_call>get("Paris")</tool_call>', [COMPACT]),
     "Python of an object": (f"<tool_call>get({A})</tool_call>", [COMPACT]),
-    "Python with JSON's constants": ("<tool_call>typed(on=true, maybe=null)</tool_call>", [("typed", '{"on":true,"maybe":null}')]),
-    "Python with a closing tag in a string": ('<tool_call>get(city="</tool_call>")</tool_call>', [("get", '{"city":"</tool_call>"}')]),
+    "Python with JSON's constants": ("<tool_call>typed(on=true, maybe=null)</tool_call>",
+        [("typed", '{"on":true,"maybe":null}')]),
+    "Python with a closing tag in a string": ('<tool_call>get(city="</tool_call>")</tool_call>',
+        [("get", '{"city":"</tool_call>"}')]),
     "functions. in JSON": (f'<tool_call>{{"name": "functions.get", "arguments": {A}}}</tool_call>', [PARIS]),
     "functions. in tags": ("<tool_call><function=functions.now></function></tool_call>", [NOW]),
     "functions. in bare tags": ("<function=functions.now></function>", [NOW]),
     "functions. in Python": ('<tool_call>functions.get(city="Paris")</tool_call>', [COMPACT]),
-    "bare text of a free-form tool": ("<tool_call><function=run>x = 1;\n</parameter></function></tool_call>", [("run", '{"code": "x = 1;"}')]),
+    "bare text of a free-form tool": ("<tool_call><function=run>x = 1;\n</parameter></function></tool_call>",
+        [("run", '{"code": "x = 1;"}')]),
     "bare text with tags in it": ("<tool_call>\n<function=run>\n<b>x</parameter>y</b>\n</function>\n</tool_call>", [("run", '{"code": "<b>x</parameter>y</b>"}')]),
     "more closing tags": ("<tool_call>\n<function=now>\n</function>\n</function>\n</function_invocation>\n</tool_call>", [NOW]),
     "an end token": ("<tool_call>\n<function=now>\n</function>\n</tool_call><|im_end|>", [NOW]),
@@ -83,9 +91,12 @@ def test_an_example_of_the_dialect_stays_text(text):
 
 
 TEXT = {
-    "a declaration in tools": '<tools>\n{"type": "function", "function": {"name": "get", "parameters": {}}}\n</tools>',
-    "a described declaration": '<tools>{"name": "get", "description": "d", "parameters": {"type": "object"}}</tools>',
-    "a flat declaration": '<tools>{"name": "get", "parameters": {"type": "object", "properties": {}}}</tools>',
+    "a declaration in tools": '<tools>\n{"type": "function", "function": {"name": "get", "parameters": '
+    "{}}}\n</tools>",
+    "a described declaration": '<tools>{"name": "get", "description": "d", "parameters": {"type": '
+    '"object"}}</tools>',
+    "a flat declaration": '<tools>{"name": "get", "parameters": {"type": "object", "properties": '
+    "{}}}</tools>",
     "an undeclared name in tools": '<tools>{"name": "other", "arguments": {}}</tools>',
     "one of two undeclared": f'<tools>{CALL}{{"name": "other", "arguments": {{}}}}</tools>',
     "prose about tools": "The <tools> element lists {them}.",
@@ -171,10 +182,14 @@ def test_a_call_within_a_line_of_reasoning_counts_only_at_the_end():
 
 
 MARKUP = [
-    "<tool_call>", "</tool_call>", "<tools>", "</tools>", "<function_call>", "</function_call>", "<tool_calls>", "</tool_calls>",
-    "<function=get>", "<function=run>", '<function name="get">', '<invoke name="get">', "</invoke>", "</function>", "<parameter=city>",
-    '<parameter name="city">', "</parameter>", "Paris", "\n", " ", CALL, A, 'get(city="x")', "now()", "{", "[", "}", "]", ",", '"', "\\",
-    "<function>get</function>", "<name>now</name>", "<|im_end|>", "`", "```\n", "functions.", "</func", "<", "x = 1;", "and so on. ",
+    "<tool_call>", "</tool_call>", "<tools>", "</tools>", "<function_call>", "</function_call>",
+    "<tool_calls>", "</tool_calls>",
+    "<function=get>", "<function=run>", '<function name="get">', '<invoke name="get">', "</invoke>",
+    "</function>", "<parameter=city>",
+    '<parameter name="city">', "</parameter>", "Paris", "\n", " ", CALL, A, 'get(city="x")', "now()", "{",
+    "[", "}", "]", ",", '"', "\\",
+    "<function>get</function>", "<name>now</name>", "<|im_end|>", "`", "```\n", "functions.", "</func", "<",
+    "x = 1;", "and so on. ",
 ]  # fmt: skip
 
 
@@ -183,7 +198,8 @@ MARKUP = [
     st.sampled_from([RawToolCallDelta(0, "a", "get", A), ""]),
 )
 def test_any_mixture_means_the_same_at_any_cut(text, then):
-    """Whatever markup stands beside whatever, a cut changes nothing, and without a call no character is lost."""
+    """Whatever markup stands beside whatever, a cut changes nothing, and without a call no character is
+    lost."""
     shown, calls, reason = same(*([text, then] if then else [text]))
     assert calls or (shown, reason) == (text, "stop")
 

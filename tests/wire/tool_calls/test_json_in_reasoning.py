@@ -52,7 +52,8 @@ def test_reasoning_before_a_call_stays():
 
 
 TAILS = {
-    "the end of a budget": ("First I count", " so time is up.\n</think>\n\nThe answer is 4.", "The answer is 4.", "First I count so time is up."),
+    "the end of a budget": ("First I count", " so time is up.\n</think>\n\nThe answer is 4.",
+        "The answer is 4.", "First I count so time is up."),
     "a word that goes on": ("First I count.", " Time is up.\n</think>4", "4", "First I count. Time is up."),
     "a new sentence": ("First I count", "I answer now.</think>4", "4", "First I countI answer now."),
     "a tag at once": ("First I count", "</think>\n\n4", "4", "First I count"),

@@ -1,4 +1,5 @@
-"""The types that a parameter's schema allows, for values that a model wrote as text: right, and cheap to find."""
+"""The types that a parameter's schema allows, for values that a model wrote as text: right, and cheap to
+find."""
 
 import pytest
 

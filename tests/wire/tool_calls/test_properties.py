@@ -62,13 +62,22 @@ def test_thoughts_before_a_reply(pieces, thought, places):
 
 
 FRAGMENTS = [
-    "<tool_call>", "</tool_call>", "<function=", "alpha", ">", "</function>", "<parameter=", "a>", "</parameter>", "\n", " ", "{", "}", "[", "]",
-    '"', ":", ",", '"name"', '"arguments"', '"alpha"', "\\", "```", "`", "<think>", "</think>", "✿FUNCTION✿", "✿ARGS✿", "✿RESULT✿", "word",
-    "Action:", "Action Input:", "Observation:", "<code>", "</code>", "\r", "\ud83c", "null", "1", '{"name": "alpha", "arguments": {"a": "b"}}', "<", "/", "=",
+    "<tool_call>", "</tool_call>", "<function=", "alpha", ">", "</function>", "<parameter=", "a>",
+    "</parameter>", "\n", " ", "{", "}", "[", "]",
+    '"', ":", ",", '"name"', '"arguments"', '"alpha"', "\\", "```", "`", "<think>", "</think>", "✿FUNCTION✿",
+    "✿ARGS✿", "✿RESULT✿", "word",
+    "Action:", "Action Input:", "Observation:", "<code>", "</code>", "\r", "\ud83c", "null", "1",
+    '{"name": "alpha", "arguments": {"a": "b"}}', "<", "/", "=",
 ]  # fmt: skip
 
 
-@given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join), cuts, st.sampled_from(["stop", "length", "tool_calls", ""]), st.sampled_from(PROFILES[:4]), st.sampled_from([TextDelta, ReasoningDelta]))  # fmt: skip
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join),
+    cuts,
+    st.sampled_from(["stop", "length", "tool_calls", ""]),
+    st.sampled_from(PROFILES[:4]),
+    st.sampled_from([TextDelta, ReasoningDelta]),
+)
 @examples(500)
 def test_no_text_breaks_it(text, places, finish, profile, kind):
     """Whatever a model writes: nothing raises, the contract holds, and the cut makes no difference."""
@@ -78,7 +87,8 @@ def test_no_text_breaks_it(text, places, finish, profile, kind):
 @given(replies(), st.data(), cuts)
 @examples(200)
 def test_mutated_replies(pieces, data, places):
-    """A reply with pieces deleted, doubled or inserted anywhere: the same at any cut, and no word of prose is lost."""
+    """A reply with pieces deleted, doubled or inserted anywhere: the same at any cut, and no word of prose is
+    lost."""
     written = joined(pieces)[0]
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(written)))

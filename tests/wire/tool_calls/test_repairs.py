@@ -79,7 +79,11 @@ MET = {
     "closer_missing": [*said('<tool_call>{"name": "now"}'), *END],
     "closer_stray": [*said("</tool_call>\n" + HERMES % "{}"), *END],
     "brace_extra": [*said('<tool_call>{"name": "now"}}</tool_call>'), *END],
-    "parameter_twice": [*said("<tool_call><function=now><parameter=a>1</parameter><parameter=a>2</parameter></function></tool_call>"), *END],
+    "parameter_twice": [
+        *said("<tool_call><function=now><parameter=a>1</parameter><parameter=a>2</parameter></function>"),
+        *said("</tool_call>"),
+        *END,
+    ],
     "result_invented": [*said("✿FUNCTION✿: now\n✿ARGS✿: {}\n✿RESULT✿: x"), *END],
     "think_tag": [*said("<think>a</think>b"), chunk(None, "stop"), DONE],
     "finish_missing": [*said("a"), DONE],

@@ -1,4 +1,5 @@
-"""What streaming owes: little is held back, held text is let go at its limit, and work grows with the answer's length.
+"""What streaming owes: little is held back, held text is let go at its limit, and work grows with the
+answer's length.
 
 Work is counted, not timed: the characters that the readers look at, and those that arguments are judged by.
 """
@@ -50,7 +51,8 @@ HELD = {
     "an opener, half a function": ("<tool_call>\n<functio is a tag", "a", TextDelta, 21),
     "a bare function": ("<function=get_weather> is a tag", "a", TextDelta, 10 + LONGEST + 2),
     "a bare function, undeclared": ("<function=" + "other" * 20 + "> is a tag", "a", TextDelta, 12),
-    "a bare function, half a parameter": ("<function=get_weather>\n<parameterx", "a", TextDelta, 10 + LONGEST + 1 + 1 + 11),
+    "a bare function, half a parameter": ("<function=get_weather>\n<parameterx", "a", TextDelta,
+        10 + LONGEST + 1 + 1 + 11),
     "marker words": ("\n✿FUNCTIO, \n✿ARGS✿", "a", TextDelta, 10),
     "marker words, undeclared": ("\n✿FUNCTION✿: " + "other" * 20, "a", TextDelta, 14),
     "the start of an answer": ("\n<thin air", "", TextDelta, 7),
@@ -178,7 +180,8 @@ def test_work_is_linear(make, size, monkeypatch):
 
 
 def test_structured_arguments_are_looked_at_once(monkeypatch):
-    """A megabyte of arguments in very many deltas is read at most once, and joined only where it is asked for."""
+    """A megabyte of arguments in very many deltas is read at most once, and joined only where it is asked
+    for."""
     work = Work(monkeypatch)
     joined = []
 

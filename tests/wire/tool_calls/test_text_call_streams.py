@@ -1,7 +1,7 @@
 """Calls, thoughts and markup in text, from the upstream's bytes to the client's: what is read and what stays.
 
-As in `test_structured_streams`: played whole, byte by byte and at seeded cuts, streamed and as a whole answer, and
-read by the strict reader of `conformance`.  `test_written` has more of the slips, on events.
+As in `test_structured_streams`: played whole, byte by byte and at seeded cuts, streamed and as a whole
+answer, and read by the strict reader of `conformance`. `test_written` has more of the slips, on events.
 """
 
 import json
@@ -71,7 +71,8 @@ ARGUMENTS = {
     "encoded, empty": ('"{}"', "{}"),
     "null": ("null", "{}"),
     "raw control characters": ('{"a": "x\n\ty\r\nz"}', '{"a": "x\\n\\ty\\r\\nz"}'),
-    "markers in a string": ('{"a": "x </tool_call> <tool_call> </think> ```"}', '{"a": "x </tool_call> <tool_call> </think> ```"}'),
+    "markers in a string": ('{"a": "x </tool_call> <tool_call> </think> ```"}',
+        '{"a": "x </tool_call> <tool_call> </think> ```"}'),
     "unicode": ('{"a": "東京 🗼 \\ud83d\\uddfc é"}', '{"a": "東京 🗼 \\ud83d\\uddfc é"}'),
     "bad JSON": ('{"city": Paris}', '{"city": Paris}'),
 }  # fmt: skip
@@ -117,12 +118,16 @@ SLIPS = {
     "closer missing before another": ("<tool_call>\n" + GET + "\n" + HN, [PARIS, NOW]),
     "stray closer": ("</tool_call>\n" + H + "\n</tool_call>\n" + HN, [PARIS, NOW]),
     "undeclared": (block('{"name": "nope", "arguments": {"a": 1}}'), [("nope", '{"a": 1}')]),
-    "spellings mixed": (H + "\n" + tags("now") + "\n" + tags(NAME, ("city", "Rome"), wrapped=False), [PARIS, NOW, ROME]),
+    "spellings mixed": (H + "\n" + tags("now") + "\n" + tags(NAME, ("city", "Rome"), wrapped=False),
+        [PARIS, NOW, ROME]),
     "parameter closer missing": ("<tool_call>\n<function=get_weather>\n<parameter=days>\n3\n<parameter=unit>\nC\n</function>\n</tool_call>", [(NAME, '{"days": 3, "unit": "C"}')]),
     "function closer missing": ("<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</tool_call>\n" + HN, [PARIS, NOW]),
-    "two closers missing": ("<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</tool_call>\n" + HN, [PARIS, NOW]),
-    "block closer missing": ("<tool_call>\n" + tags(NAME, CITY, wrapped=False) + "\n" + tags("now"), [PARIS, NOW]),
-    "two functions in a block": (block(tags(NAME, CITY, wrapped=False) + "\n" + tags("now", wrapped=False)), [PARIS, NOW]),
+    "two closers missing": (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</tool_call>\n" + HN, [PARIS, NOW]),
+    "block closer missing": ("<tool_call>\n" + tags(NAME, CITY, wrapped=False) + "\n" + tags("now"),
+        [PARIS, NOW]),
+    "two functions in a block": (block(tags(NAME, CITY, wrapped=False) + "\n" + tags("now", wrapped=False)),
+        [PARIS, NOW]),
     "opener missing": (tags(NAME, CITY, wrapped=False) + "\n</tool_call>", [PARIS]),
     "name not closed": ("<tool_call>\n<function=now</function>\n</tool_call>", [NOW]),
     "name ended by a newline": ("<tool_call>\n<function=get_weather\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>", [PARIS]),
@@ -153,10 +158,13 @@ def test_quotes_and_blanks_around_names(head, key):
 
 VALUES = [
     "<div>\n<p>a</p>\n</div>", "<A b={c}>{d}</A>\n<B/>", '<?xml version="1.0"?>\n<a/>', "```py\nx\n```",
-    "use <function=x> and <parameter=y>v</parameter> here", "a</parameter>b", "a\n</parameter>\nb", "a</function>b",
-    "a\n</function>\nb", "a</tool_call>b", "a\n</tool_call>\nb", "<tool_call>", "<think>x</think>", "a < b && c <", "</",
+    "use <function=x> and <parameter=y>v</parameter> here", "a</parameter>b", "a\n</parameter>\nb",
+    "a</function>b",
+    "a\n</function>\nb", "a</tool_call>b", "a\n</tool_call>\nb", "<tool_call>", "<think>x</think>",
+    "a < b && c <", "</",
     "x\n</par", '{"a": 1}', '"\\', "✿FUNCTION✿: now\n✿ARGS✿: {}", HN + " is how", "a\n<parameter=zz>\nb",
-    "a\n<parameter=path>\nb", "", "   ", "\n\n", "a\x01\tb", "a\u2028b", "🌊", "    def f():\n        pass", "#x\n", "null",
+    "a\n<parameter=path>\nb", "", "   ", "\n\n", "a\x01\tb", "a\u2028b", "🌊", "    def f():\n        pass",
+    "#x\n", "null",
 ]  # fmt: skip
 
 
@@ -171,16 +179,21 @@ def test_markup_in_values(value):
 
 
 KINDS = {
-    "object": {"type": "object"}, "array": {"type": "array"}, "either": {"oneOf": [{"type": "object"}, {"type": "array"}]},
+    "object": {"type": "object"}, "array": {"type": "array"},
+    "either": {"oneOf": [{"type": "object"}, {"type": "array"}]},
     "all": {"allOf": [{"type": "integer"}]}, "enum": {"enum": [1, 2]}, "enum_null": {"enum": ["a", None]},
     "nullable": {"type": "string", "nullable": True}, "int": {"type": "int"}, "dict": {"type": "dict"},
     "ref": {"$ref": "#/$defs/R"}, "switch": {"anyOf": [{"type": "boolean"}, {"type": "integer"}]},
 }  # fmt: skip
 TYPED = [
-    ("object", '{"a": "x\ny"}', '{"a": "x\\ny"}'), ("object", '{\n  "a": [1,\n 2]\n}', '{\n  "a": [1,\n 2]\n}'), ("object", "null", '"null"'),
-    ("array", '["<p>", "</parameter>x"]', '["<p>", "</parameter>x"]'), ("array", "(1, 2)", "[1,2]"), ("either", "{}", "{}"), ("either", "[1]", "[1]"),
-    ("all", "3", "3"), ("enum", "1", "1"), ("enum", "a", '"a"'), ("enum_null", "null", "null"), ("enum_null", "a", '"a"'),
-    ("nullable", "None", "null"), ("nullable", "8080", '"8080"'), ("int", "3", "3"), ("dict", '{"a": 1}', '{"a": 1}'), ("ref", "3", "3"),
+    ("object", '{"a": "x\ny"}', '{"a": "x\\ny"}'),
+    ("object", '{\n  "a": [1,\n 2]\n}', '{\n  "a": [1,\n 2]\n}'), ("object", "null", '"null"'),
+    ("array", '["<p>", "</parameter>x"]', '["<p>", "</parameter>x"]'), ("array", "(1, 2)", "[1,2]"),
+    ("either", "{}", "{}"), ("either", "[1]", "[1]"),
+    ("all", "3", "3"), ("enum", "1", "1"), ("enum", "a", '"a"'), ("enum_null", "null", "null"),
+    ("enum_null", "a", '"a"'),
+    ("nullable", "None", "null"), ("nullable", "8080", '"8080"'), ("int", "3", "3"),
+    ("dict", '{"a": 1}', '{"a": 1}'), ("ref", "3", "3"),
     ("switch", "1", "1"), ("switch", "true", "true"),
 ]  # fmt: skip
 
@@ -195,13 +208,20 @@ def test_types(key, value, expected):
 
 
 PLAIN = [
-    "<tool_call> is a tag", "<tool_call>x", "<tool_call>", "<tool_call>\n<b>", "<tool_call></tool_call>", '<tool_call>"a"</tool_call>',
-    '<tool_call>{"city": 1}</tool_call> end', '<tool_call>{"name": null}</tool_call>', "<tool_call>{}</tool_call>", "<tool_call>[]</tool_call>",
-    '<tool_call>\n{"arguments": {"a": 1}}\n</tool_call>', "a<tool_callx>", "<<tool_call", "<tool_call<tool_call>", '<tool_call>[{"a":1}]</tool_call>',
-    "<tool_call><function=>", "<tool_call><function=a b", "<tool_call>\n<function=get_weather>then prose", "<function=now> is cool",
-    "say <function=now>", "<function=no", tags("nope", ("a", "1"), wrapped=False), "```\n<function=now>\n</function>\n```\n",
-    f"Example:\n```\n{H}\n```\nok", f"~~~~ x\n{H}\n~~~~\nok", f"````\n{H}\n```\n{HN}\n````", f"```\n{H}\n~~~\n{HN}\n```", f"```\na\n``` x\n{H}\n```",
-    f"Use `{H}`", "a <think>b</think> c", "a</think>b", "</think>b", "✿", "✿FUNC", "✿ flower ✿\n✿FUNCTION", "✿RESULT✿: x",
+    "<tool_call> is a tag", "<tool_call>x", "<tool_call>", "<tool_call>\n<b>", "<tool_call></tool_call>",
+    '<tool_call>"a"</tool_call>',
+    '<tool_call>{"city": 1}</tool_call> end', '<tool_call>{"name": null}</tool_call>',
+    "<tool_call>{}</tool_call>", "<tool_call>[]</tool_call>",
+    '<tool_call>\n{"arguments": {"a": 1}}\n</tool_call>', "a<tool_callx>", "<<tool_call",
+    "<tool_call<tool_call>", '<tool_call>[{"a":1}]</tool_call>',
+    "<tool_call><function=>", "<tool_call><function=a b", "<tool_call>\n<function=get_weather>then prose",
+    "<function=now> is cool",
+    "say <function=now>", "<function=no", tags("nope", ("a", "1"), wrapped=False),
+    "```\n<function=now>\n</function>\n```\n",
+    f"Example:\n```\n{H}\n```\nok", f"~~~~ x\n{H}\n~~~~\nok", f"````\n{H}\n```\n{HN}\n````",
+    f"```\n{H}\n~~~\n{HN}\n```", f"```\na\n``` x\n{H}\n```",
+    f"Use `{H}`", "a <think>b</think> c", "a</think>b", "</think>b", "✿", "✿FUNC", "✿ flower ✿\n✿FUNCTION",
+    "✿RESULT✿: x",
     "✿FUNCTION✿: zz\n✿ARGS✿: {}", "a ✿FUNCTION✿: now\n✿ARGS✿: {}", "```\n✿FUNCTION✿: now\n✿ARGS✿: {}\n```",
     f'Thought: x\nAction: {NAME}\nAction Input: {A}\nObservation: y', GET, f"```json\n{GET}\n```",
 ]  # fmt: skip
@@ -241,8 +261,10 @@ def test_without_tools(body):
 
 
 CUT = {
-    "in arguments": (f'<tool_call>\n{{"name": "{NAME}", "arguments": {{"city": {{"a": [1', [(NAME, '{"city": {"a": [1')]),
-    "in the second": (H + f'\n<tool_call>\n{{"name": "{NAME}", "arguments": {{"city": "Pa', [PARIS, (NAME, '{"city": "Pa')]),
+    "in arguments": (f'<tool_call>\n{{"name": "{NAME}", "arguments": {{"city": {{"a": [1',
+        [(NAME, '{"city": {"a": [1')]),
+    "in the second": (H + f'\n<tool_call>\n{{"name": "{NAME}", "arguments": {{"city": "Pa',
+        [PARIS, (NAME, '{"city": "Pa')]),
     "in a value": ("<tool_call>\n<function=get_weather>\n<parameter=city>\nPar", [(NAME, '{"city": "Par')]),
     "in a typed value": ("<tool_call>\n<function=get_weather>\n<parameter=days>\n1", [(NAME, '{"days": 1')]),
     "after the name": ("<tool_call>\n<function=get_weather>\n", [(NAME, "")]),
@@ -293,15 +315,18 @@ INLINE = {
     "text and call": ("<think>hm</think>Let me see.\n" + H, "Let me see.\n", "hm", [PARIS]),
     "call, late closer": ("<think>hm\n\n" + H + "\n</think>\n\nAfter", "After", "hm\n\n", [PARIS]),
     "call, no closer": ("<think>hm\n" + tags(NAME, CITY), "", "hm\n", [PARIS]),
-    "a mention": ("<think>so\n<tool_call> is what I need</think>hi", "hi", "so\n<tool_call> is what I need", []),
+    "a mention": ("<think>so\n<tool_call> is what I need</think>hi", "hi", "so\n<tool_call> is what I need",
+        []),
     "a mention in the line": ("<think>say " + H + "</think>hi", "hi", "say " + H, []),
-    "undeclared": ('<think>\n<tool_call>{"name": "zz"}</tool_call></think>hi', "hi", '<tool_call>{"name": "zz"}</tool_call>', []),
+    "undeclared": ('<think>\n<tool_call>{"name": "zz"}</tool_call></think>hi', "hi",
+        '<tool_call>{"name": "zz"}</tool_call>', []),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "shown", "hidden", "expected"), INLINE.values(), ids=INLINE.keys())
 def test_inline_thoughts(text, shown, hidden, expected):
-    """A thought in the text is reasoning; a call ends it under strict rules.  Implied openers need a profile."""
+    """A thought in the text is reasoning; a call ends it under strict rules.  Implied openers need a
+    profile."""
     reason = "tool_calls" if expected else "stop"
     assert told(text) == (shown, hidden, expected, reason)
     implied = ModelProfile(implied_think=True)
@@ -327,7 +352,8 @@ SPLIT = {
 )
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
 def test_structured_thoughts(hidden, text, shown, reasoned, expected, key):
-    """Reasoning under either name is one field; calls left in it are found, tags leaked from it are dropped."""
+    """Reasoning under either name is one field; calls left in it are found, tags leaked from it are
+    dropped."""
     result = (shown, reasoned, expected, "tool_calls" if expected else "stop")
     assert meaning(*thought(hidden, key=key), *said(text), *END) == result
     assert meaning(*said("\n"), *thought(hidden, key=key), *said(text), *END)[1:] == result[1:]

@@ -20,8 +20,9 @@
     errors, models  in Anthropic's shape
     anthropic_api   all that its endpoints share, as a record
 
-The decisions: what Claude alone understands is left out and named, never refused; the prompt of a conversation stays the
-same from request to request, so that caches of prefixes hit; blocks leave one at a time, whatever order events come in.
+The decisions: what Claude alone understands is left out and named, never refused; the prompt of a
+conversation stays the same from request to request, so that caches of prefixes hit; blocks leave one at a
+time, whatever order events come in.
 """
 
 from qproxy.wire.endpoints.anthropic.anthropic_api import ANTHROPIC

@@ -33,7 +33,8 @@ ANTHROPIC = Api(
     request_id_headers=("request-id", "x-request-id"),
     exposed_headers=(
         "request-id", "x-request-id", "retry-after", "retry-after-ms", "x-should-retry",
-        *(f"anthropic-ratelimit-{unit}-{name}" for unit in ("requests", "tokens") for name in ("limit", "remaining", "reset")),
+        *(f"anthropic-ratelimit-{unit}-{name}" for unit in ("requests", "tokens") for name in ("limit",
+            "remaining", "reset")),
     ),
     keep_alive=PING,
     model_list=models.model_list,

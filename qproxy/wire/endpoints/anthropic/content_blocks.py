@@ -1,8 +1,9 @@
 """Content blocks as chat's content parts: text, images, documents, search results.
 
-A block that no Qwen model reads (a PDF, a block of a newer API) becomes a note in its place: clients keep it in the
-history, and an error would end the session. A file id is rejected: there is no file store, and a question without its
-image is a different question. `cache_control` stays on its part: DashScope takes the same marker, without a TTL.
+A block that no Qwen model reads (a PDF, a block of a newer API) becomes a note in its place: clients keep it
+in the history, and an error would end the session. A file id is rejected: there is no file store, and a
+question without its image is a different question. `cache_control` stays on its part: DashScope takes the
+same marker, without a TTL.
 
 Anthropic's API reference, `ContentBlockParam`.
 """
@@ -45,7 +46,8 @@ class BlockReader:
         return content
 
     def parts(self, blocks: Sequence[tuple[JSON, str]]) -> list[JSON]:
-        """Return blocks, each with its path, as content parts without the empty texts, which servers reject."""
+        """Return blocks, each with its path, as content parts without the empty texts, which servers
+        reject."""
         parts = []
         for block, path in blocks:
             part = self.part(block, path)
@@ -103,7 +105,8 @@ class BlockReader:
         return f"The tool {_tool_name(tool, f'{path}.tool')} is available now."
 
     def tool_removal(self, block: JSON, path: str) -> str:
-        """Return the news of a tool that is withdrawn; it stays declared, so that the prompt keeps its beginning."""
+        """Return the news of a tool that is withdrawn; it stays declared, so that the prompt keeps its
+        beginning."""
         tool = validation.object_(block.get("tool"), f"{path}.tool")
         return f"The tool {_tool_name(tool, f'{path}.tool')} is not available anymore."
 

@@ -4,9 +4,10 @@
     assistant    one message: text, `reasoning_content`, `tool_calls`
     system       before the first user message part of the system prompt, later a reminder (`system_prompt`)
 
-The shape of a message depends on that message alone, never on where a cache marker stands today: two requests of one
-conversation must begin with the same prompt, or no prefix cache hits. A list of blocks stays a list of parts; a marker
-on a tool result or an assistant message moves to the message, and a dialect's rule places it where its servers look.
+The shape of a message depends on that message alone, never on where a cache marker stands today: two requests
+of one conversation must begin with the same prompt, or no prefix cache hits. A list of blocks stays a list of
+parts; a marker on a tool result or an assistant message moves to the message, and a dialect's rule places it
+where its servers look.
 """
 
 from __future__ import annotations

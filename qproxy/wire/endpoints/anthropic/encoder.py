@@ -1,13 +1,15 @@
 """A streamed response: events in, Anthropic's server-sent events out.
 
-    message_start, ping, (content_block_start, content_block_delta*, content_block_stop)*, message_delta, message_stop
+    message_start, ping, (content_block_start, content_block_delta*, content_block_stop)*, message_delta,
+    message_stop
 
-Blocks come one at a time, with dense indices over all types: text, thinking, tool_use. The first delta opens a block, so
-none is empty; a delta of another type closes it. A thinking block ends with its signature. `message_delta` waits for the
-end, because usage comes last. An error after the first byte is one `error` event, and nothing follows.
+Blocks come one at a time, with dense indices over all types: text, thinking, tool_use. The first delta opens
+a block, so none is empty; a delta of another type closes it. A thinking block ends with its signature.
+`message_delta` waits for the end, because usage comes last. An error after the first byte is one `error`
+event, and nothing follows.
 
-The constant part of a block's deltas is encoded once. Every event has its name: SDKs skip one without. Tools that this
-server ran are comments; the text after them is a block of its own.
+The constant part of a block's deltas is encoded once. Every event has its name: SDKs skip one without. Tools
+that this server ran are comments; the text after them is a block of its own.
 
 Anthropic's API reference, streaming messages.
 """

@@ -13,8 +13,9 @@
     504                          504      timeout_error
     500, 502                     the same api_error
 
-Claude Code compacts a conversation at "prompt is too long: N tokens > M maximum", and lowers max_tokens at "input length
-and `max_tokens` exceed context limit: A + B > C". Whether to try again, the `retry-after` and `x-should-retry` headers say.
+Claude Code compacts a conversation at "prompt is too long: N tokens > M maximum", and lowers max_tokens at
+"input length and `max_tokens` exceed context limit: A + B > C". Whether to try again, the `retry-after` and
+`x-should-retry` headers say.
 
 Source: Anthropic's error reference; the error classes of its SDKs.
 """

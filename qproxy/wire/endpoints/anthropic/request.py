@@ -1,7 +1,8 @@
 """The fields of a request, decoded into a turn.
 
-A field that no Qwen server knows is dropped and named, never rejected: a client's next release must work. Qwen's own
-fields pass. Only what would change the meaning of a request (MCP servers that are not connected) is an error.
+A field that no Qwen server knows is dropped and named, never rejected: a client's next release must work.
+Qwen's own fields pass. Only what would change the meaning of a request (MCP servers that are not connected)
+is an error.
 
 Anthropic's API reference, `MessageCreateParams`.
 """
@@ -28,12 +29,14 @@ RENAMED = {
 }
 """Anthropic's parameters, by chat's names."""
 QWEN_PARAMS = (
-    "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options", "seed", "min_p",
+    "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options", "seed",
+    "min_p",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "parallel_tool_calls", "reasoning_effort",
     "response_format", "tool_stream", "vl_high_resolution_images", "chat_template_kwargs",
 )  # fmt: skip
 READ = frozenset((
-    "model", "messages", "system", "tools", "tool_choice", "stream", "thinking", "output_config", "output_format",
+    "model", "messages", "system", "tools", "tool_choice", "stream", "thinking", "output_config",
+    "output_format",
     "qproxy", "mcp_servers", *RENAMED, *QWEN_PARAMS,
 ))  # fmt: skip
 

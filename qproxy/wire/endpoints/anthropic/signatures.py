@@ -1,11 +1,13 @@
 """Signatures of thinking blocks: never empty, opaque to clients, and the same for the same text.
 
-Clients drop a thinking block without a signature, and send any signature back. So a signature carries what the history
-needs and the block does not show, each behind a prefix that tells it from Anthropic's own:
+Clients drop a thinking block without a signature, and send any signature back. So a signature carries what
+the history needs and the block does not show, each behind a prefix that tells it from Anthropic's own:
 
-    qwen-sealed.      the ciphertext of a model that withholds its reasoning (Qwen4's `encrypted_content`), unchanged
-    qproxy-thinking.  the reasoning itself in base64, for a client that wants thinking blocks without text (Claude Code
-                      with `display: omitted`): without it the next turn of a tool loop would have lost it
+    qwen-sealed.      the ciphertext of a model that withholds its reasoning (Qwen4's `encrypted_content`),
+                      unchanged
+    qproxy-thinking.  the reasoning itself in base64, for a client that wants thinking blocks without text
+                      (Claude Code with `display: omitted`): without it the next turn of a tool loop would
+                      have lost it
 
 Otherwise it is a digest. No signature is verified: reasoning from another server is valid history too.
 """

@@ -1,11 +1,11 @@
 """The system prompt, and system messages in mid-conversation.
 
-Claude Code's billing block is dropped: it stands first and differs between conversations, so that no prefix cache would
-ever hit.
+Claude Code's billing block is dropped: it stands first and differs between conversations, so that no prefix
+cache would ever hit.
 
-A system message after the first user message becomes a user message in `<system-reminder>`, as Claude Code itself writes
-it for older models: Qwen's servers want one system message, first, and moving it there would change the beginning of
-every later prompt.
+A system message after the first user message becomes a user message in `<system-reminder>`, as Claude Code
+itself writes it for older models: Qwen's servers want one system message, first, and moving it there would
+change the beginning of every later prompt.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     absent                            none (the model's default); an effort is passed
     disabled                          enable_thinking false; an effort is dropped
     enabled, budget_tokens N          enable_thinking true, thinking_budget N
-    adaptive, between_tools           the effort, which the dialect's rules translate; without one enable_thinking true
+    adaptive, between_tools           the effort, which the dialect's rules translate; without one
+                                      enable_thinking true
 
 Anthropic counts a budget within max_tokens: one that leaves no room for an answer is dropped.
 """
@@ -33,7 +34,8 @@ class Thinking:
 
 
 def parse_thinking(fields: Mapping[str, JSON], turn_effort: JSON = None) -> Thinking:
-    """Parse the thinking configuration; `turn_effort` overrides its effort. Raises RequestError that names the invalid field."""
+    """Parse the thinking configuration; `turn_effort` overrides its effort. Raises RequestError that names
+    the invalid field."""
     thinking = fields.get("thinking") or {}
     effort = turn_effort or (fields.get("output_config") or {}).get("effort")
     if effort is not None:

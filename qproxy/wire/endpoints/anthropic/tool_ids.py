@@ -1,7 +1,7 @@
 """Ids of tool calls as Anthropic's clients take them: 1 to 64 letters, digits, `_` and `-`.
 
-An upstream's id that fits is kept. Another one (`functions.get_weather:0`, which Kimi models expect back) is encoded in
-base64url, so that the history restores it; one that is too long for that becomes a digest.
+An upstream's id that fits is kept. Another one (`functions.get_weather:0`, which Kimi models expect back) is
+encoded in base64url, so that the history restores it; one that is too long for that becomes a digest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`tool_result` blocks as chat's tool messages.
 
-The content is one string, its blocks joined; images make it a list of parts, which a dialect's rule moves where its
-servers look. Chat has no flag for an error, so the text gets a prefix unless it mentions one itself.
+The content is one string, its blocks joined; images make it a list of parts, which a dialect's rule moves
+where its servers look. Chat has no flag for an error, so the text gets a prefix unless it mentions one
+itself.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """Anthropic's tools and `tool_choice` in the neutral shape.
 
     name, input_schema; type "custom" or none    a function; the schema untouched
-    web_search_*                                 Qwen's own search: `enable_search`, forced where the choice names it
+    web_search_*                                 Qwen's own search: `enable_search`, forced where the choice
+                                                 names it
     qproxy, mcp, function                        as on chat
-    any other type                               dropped and named: it runs at Anthropic, or only Claude knows its schema
+    any other type                               dropped and named: it runs at Anthropic, or only Claude knows
+                                                 its schema
 
 A cache marker is kept on the last tool only, where DashScope looks. Fields for Claude alone (`defer_loading`,
-`allowed_callers`, `input_examples`) are dropped. `tool_adapter` shortens names of up to 128 characters and restores them.
+`allowed_callers`, `input_examples`) are dropped. `tool_adapter` shortens names of up to 128 characters and
+restores them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ class AnthropicTools:
 
 
 def parse_tools(fields: Mapping[str, JSON], added: Sequence[JSON] = ()) -> AnthropicTools:
-    """Parse the tools of a request, and those `added` in its messages. Raises RequestError that names the invalid field."""
+    """Parse the tools of a request, and those `added` in its messages. Raises RequestError that names the
+    invalid field."""
     declared_tools = fields.get("tools") or []
     names = [tool.get("name") for tool in declared_tools if isinstance(tool, dict)]
     tools = [*declared_tools, *(tool for tool in added if tool.get("name") not in names)]

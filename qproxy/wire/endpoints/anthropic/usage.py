@@ -1,7 +1,7 @@
 """Usage in Anthropic's words: input tokens exclude those read from the cache or written to it.
 
-Qwen's `prompt_tokens` include both. Where the upstream reported nothing, an estimate stands in, since clients rely on a
-number (Cline and Roo read input tokens only in `message_start`).
+Qwen's `prompt_tokens` include both. Where the upstream reported nothing, an estimate stands in, since clients
+rely on a number (Cline and Roo read input tokens only in `message_start`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """`/v1/responses`: OpenAI's Responses API for upstreams that do not implement it.
 
-    body ─ input_items → items ─ conversation → Turn                events ─ output.ResponseOutput → items and happenings
-           content_parts, tools, request                                     encoder.Encoder → bytes; response → object
+    request    body → input_items, content_parts, tools, request → items → conversation → Turn
+    response   events → output.ResponseOutput → items and their changes → encoder.Encoder → bytes or an object
 
-An *item* is the Responses API's unit of a conversation: a message, a call, a call's output, a reasoning item. A
-client's items are first made *canonical* (every message typed, every content a list of parts, every item with an id):
-so they are stored, listed and sent to the model, and a stored response needs no second parser.
+An *item* is the Responses API's unit of a conversation: a message, a call, a call's output, a reasoning item.
+A client's items are first made *canonical* (every message typed, every content a list of parts, every item
+with an id): so they are stored, listed and sent to the model, and a stored response needs no second parser.
 
     content_parts  content parts: canonical, and as chat's content
     input_items    the items of an input: canonical

@@ -1,9 +1,10 @@
 """Content parts of the Responses API's messages and tool outputs.
 
-`read` makes a content canonical: always a list, `input_text` for input and `output_text` for the model's text. `chat`
-returns the same as chat's content: a string if there is only text, otherwise chat's own parts.
+`read` makes a content canonical: always a list, `input_text` for input and `output_text` for the model's
+text. `chat` returns the same as chat's content: a string if there is only text, otherwise chat's own parts.
 
-Files and images by `file_id` are rejected: there is no file store here, and leaving them out would change the request.
+Files and images by `file_id` are rejected: there is no file store here, and leaving them out would change the
+request.
 
 OpenAPI `InputContent`, `OutputTextContent`, `RefusalContent`.
 """

@@ -1,10 +1,10 @@
 """Canonical items as chat messages.
 
-One turn of the model is several items here and one message in chat: reasoning, text and calls are collected until
-another role follows. A text after a text begins a new message, unless calls have been collected, which must stand
-right before their results. Reasoning is sent as `reasoning_content`, where Qwen's `preserve_thinking` reads it;
-reasoning with nothing after it is left out, because servers reject it.
-A tool that this server ran (`mcp_call`) is a call and its result in one.
+One turn of the model is several items here and one message in chat: reasoning, text and calls are collected
+until another role follows. A text after a text begins a new message, unless calls have been collected, which
+must stand right before their results. Reasoning is sent as `reasoning_content`, where Qwen's
+`preserve_thinking` reads it; reasoning with nothing after it is left out, because servers reject it. A tool
+that this server ran (`mcp_call`) is a call and its result in one.
 """
 
 from __future__ import annotations

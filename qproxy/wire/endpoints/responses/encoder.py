@@ -1,11 +1,11 @@
 """Responses of `/v1/responses`: events as server-sent events or as one whole response.
 
-Both use `ResponseBuilder`; the stream sends its events, numbered without a gap, and the whole response is its final
-state. A stream ends with `response.completed`, `response.incomplete` or
-`response.failed`; there is no `[DONE]`.
+Both use `ResponseBuilder`; the stream sends its events, numbered without a gap, and the whole response is its
+final state. A stream ends with `response.completed`, `response.incomplete` or `response.failed`; there is no
+`[DONE]`.
 
-After `response.failed` comes one `error` event. Its fields stand in it flat, as OpenAI documents them, and once more
-under `error`, as OpenAI sends them: that is what makes the official clients raise.
+After `response.failed` comes one `error` event. Its fields stand in it flat, as OpenAI documents them, and
+once more under `error`, as OpenAI sends them: that is what makes the official clients raise.
 
 OpenAPI `ResponseStreamEvent`.
 """
@@ -54,7 +54,8 @@ class ResponseBuilder:
         ]
 
     def feed(self, event: Event) -> list[ItemEvent]:
-        """Return the stream events of an event; further choices, which cannot be requested here, are ignored."""
+        """Return the stream events of an event; further choices, which cannot be requested here, are
+        ignored."""
         if isinstance(event, Usage):
             self._usage = event
         elif isinstance(event, ChoiceFinished):

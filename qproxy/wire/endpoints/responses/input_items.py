@@ -1,8 +1,9 @@
 """The items of an input, made canonical: typed, with a list of parts, an id and a status.
 
-A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model. Items of other kinds (agents replay
-whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named, never rejected.
-An `item_reference` becomes the item that it refers to, out of those that the caller looked up in the store.
+A row of `ITEM_PARSERS` for each kind of item that means something to a Qwen model. Items of other kinds
+(agents replay whole responses: `web_search_call`, `local_shell_call`, ...) are left out and named, never
+rejected. An `item_reference` becomes the item that it refers to, out of those that the caller looked up in
+the store.
 
 OpenAPI `InputParam`, `InputItem`, `ItemReferenceParam`.
 """
@@ -22,7 +23,8 @@ from qproxy.wire.events import JSON
 
 ROLES = ("user", "assistant", "system", "developer")
 REASONING_PREFIX = "qproxy-1."
-"""Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own response."""
+"""Prefix of qproxy's `encrypted_content`. It is no secret: it contains the reasoning of the client's own
+response."""
 
 
 def parse_items(
@@ -66,8 +68,8 @@ def item_type(item: Mapping[str, JSON], path: str) -> str:
 
 def _missing_item_error(id_: str) -> NoReturn:
     message = (
-        f"Item with id {id_[:100]!r} not found. Items are not persisted when `store` is set to false. Try again with "
-        "`store` set to true, or remove this item from your input."
+        f"Item with id {id_[:100]!r} not found. Items are not persisted when `store` is set to false. Try "
+        "again with `store` set to true, or remove this item from your input."
     )
     raise RequestError(message, status=404, param="input")
 
@@ -131,7 +133,8 @@ def _mcp_call(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
 
 
 def _reasoning(item: Mapping[str, JSON], path: str) -> dict[str, JSON]:
-    """Return a thought's text, from its content, summary or our own seal, and another server's ciphertext as it is."""
+    """Return a thought's text, from its content, summary or our own seal, and another server's ciphertext as
+    it is."""
     text = _joined_text(item.get("content"), "") or _joined_text(item.get("summary"), "\n\n")
     sealed = item.get("encrypted_content")
     text = text or decode_reasoning(sealed)

@@ -1,7 +1,7 @@
 """Tools that a client groups under a name (`namespace`), as codex does with those of its MCP servers.
 
-Qwen has no groups: a tool is offered under the joined name `group__tool`, and the model's call is returned with the
-two names apart. Invalid groups, and entries that are not tools, are left out and named.
+Qwen has no groups: a tool is offered under the joined name `group__tool`, and the model's call is returned
+with the two names apart. Invalid groups, and entries that are not tools, are left out and named.
 
 OpenAPI `NamespaceToolParam`, `FunctionToolCall.namespace`.
 """

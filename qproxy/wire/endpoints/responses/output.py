@@ -1,8 +1,8 @@
 """The output items of a response, in order, as its events extend them.
 
-One item is open at a time, and it is closed before the next one opens: clients act on `output_item.done`. So a call
-is finished before anything else begins; if a server interleaves two calls, events of the other one wait. A truncated
-item is `incomplete`.
+One item is open at a time, and it is closed before the next one opens: clients act on `output_item.done`. So
+a call is finished before anything else begins; if a server interleaves two calls, events of the other one
+wait. A truncated item is `incomplete`.
 
 OpenAPI `OutputItem`, `ResponseOutputItemAddedEvent`, `ResponseOutputItemDoneEvent`.
 """

@@ -30,7 +30,8 @@ ItemEvent: TypeAlias = tuple[str, dict[str, JSON]]
 
 
 class ReasoningItem:
-    """A reasoning item: the summary is the reasoning itself, or the model's own summary beside its ciphertext."""
+    """A reasoning item: the summary is the reasoning itself, or the model's own summary beside its
+    ciphertext."""
 
     def __init__(self, id: str, index: int, sealed: bool) -> None:
         self._index = {"item_id": id, "output_index": index, "summary_index": 0}

@@ -1,9 +1,11 @@
-"""`POST /v1/responses`: the request's fields as a `Turn`, and those that the response repeats (`ResponsesRequest`).
+"""`POST /v1/responses`: the request's fields as a `Turn`, and those that the response repeats
+(`ResponsesRequest`).
 
-The turn has the whole conversation: the stored items of earlier responses (`before`), then this request's items. Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
+The turn has the whole conversation: the stored items of earlier responses (`before`), then this request's
+items. Instructions are this request's own; those of earlier ones are not carried over, as at OpenAI.
 
-Fields that a Qwen model does not support are left out and named. Fields whose omission would change the meaning are
-rejected (`background`, `conversation`, `prompt`).
+Fields that a Qwen model does not support are left out and named. Fields whose omission would change the
+meaning are rejected (`background`, `conversation`, `prompt`).
 
 OpenAPI `CreateResponse`.
 """
@@ -22,7 +24,8 @@ from qproxy.wire.events import JSON, Turn
 
 # Fields that are passed on under the same name in both APIs: OpenAI's and Qwen's own.
 PASSED_PARAMS = (
-    "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier", "prompt_cache_key",
+    "temperature", "top_p", "parallel_tool_calls", "user", "safety_identifier", "service_tier",
+    "prompt_cache_key",
     "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
     "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
     "vl_high_resolution_images", "chat_template_kwargs",
@@ -30,7 +33,8 @@ PASSED_PARAMS = (
 # Fields that are kept here, or have no effect.
 READ_PARAMS = frozenset((
     "model", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "store", "include",
-    "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs", "background",
+    "metadata", "previous_response_id", "text", "reasoning", "max_output_tokens", "top_logprobs",
+    "background",
     "truncation", "max_tool_calls",
 ))  # fmt: skip
 REJECTED_PARAMS = {

@@ -1,9 +1,9 @@
 """The tools of a Responses request: flat where chat's are nested, and of many more kinds.
 
-A Qwen model can be offered functions and custom tools, alone or in a group (`namespace`), and the tools of MCP servers
-that this server is connected to (`mcp` with a `server_label`); `tool_schemas` reads them. The other kinds run on OpenAI's
-side (`web_search`, `file_search`, ...): they are left out and named, because agents always send them. A
-`tool_choice` of one of those becomes `auto`, and is named too.
+A Qwen model can be offered functions and custom tools, alone or in a group (`namespace`), and the tools of
+MCP servers that this server is connected to (`mcp` with a `server_label`); `tool_schemas` reads them. The
+other kinds run on OpenAI's side (`web_search`, `file_search`, ...): they are left out and named, because
+agents always send them. A `tool_choice` of one of those becomes `auto`, and is named too.
 
 OpenAPI `Tool`, `ToolChoiceParam`, `ToolChoiceAllowed`.
 """

@@ -1,4 +1,5 @@
-"""Anthropic's messages as chat messages: every kind of block, the system prompt, and prompts that stay the same."""
+"""Anthropic's messages as chat messages: every kind of block, the system prompt, and prompts that stay the
+same."""
 
 import json
 
@@ -226,7 +227,16 @@ def test_assistant(message, expected):
     assert turn.ignored == ()
 
 
-DROPPED = ("redacted_thinking", "server_tool_use", "web_search_tool_result", "mcp_tool_result", "container_upload", "compaction", "mcp_tool_listing", "block_of_tomorrow")  # fmt: skip
+DROPPED = (
+    "redacted_thinking",
+    "server_tool_use",
+    "web_search_tool_result",
+    "mcp_tool_result",
+    "container_upload",
+    "compaction",
+    "mcp_tool_listing",
+    "block_of_tomorrow",
+)
 
 
 @pytest.mark.parametrize("kind", DROPPED)
@@ -345,7 +355,8 @@ def test_system_messages(messages, expected):
 
 
 def test_prompts_begin_alike():
-    """Each request of a conversation begins with the messages of the one before, but for the markers that move."""
+    """Each request of a conversation begins with the messages of the one before, but for the markers that
+    move."""
     blocks = [
         user("do it", text("please")),
         {"role": "system", "content": "S"},

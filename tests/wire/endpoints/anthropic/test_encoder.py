@@ -1,4 +1,5 @@
-"""Anthropic's answers: the grammar of a stream, the whole answer as the fold of the same events, and why it ends."""
+"""Anthropic's answers: the grammar of a stream, the whole answer as the fold of the same events, and why it
+ends."""
 
 import json
 
@@ -159,7 +160,8 @@ STOPS = {
 
 @pytest.mark.parametrize(("finish", "reason", "sequence"), STOPS.values(), ids=STOPS)
 def test_stop_reason(finish, reason, sequence):
-    """Why an answer ends, in Anthropic's words, and the stop sequence only where it is one of the client's."""
+    """Why an answer ends, in Anthropic's words, and the stop sequence only where it is one of the
+    client's."""
     body = play(TextDelta("a"), finish, USAGE, stop_sequences=["END", "\n"])
     assert (body["stop_reason"], body["stop_sequence"]) == (reason, sequence)
     assert ("stop_details" in body) == (reason == "refusal")
@@ -174,7 +176,8 @@ def test_refusal():
 
 
 def test_omitted_thinking():
-    """With `display: omitted` the block is empty, and its signature brings the reasoning back in the history."""
+    """With `display: omitted` the block is empty, and its signature brings the reasoning back in the
+    history."""
     body = play(
         ReasoningDelta("secret"), TextDelta("b"), ChoiceFinished("stop"), USAGE,
         thinking={"type": "adaptive", "display": "omitted"},

@@ -46,7 +46,8 @@ def test_statuses(error, status, kind):
 
 
 def test_too_large():
-    """A request that is too large has a type that Claude Code compacts at, though the SDK does not declare it."""
+    """A request that is too large has a type that Claude Code compacts at, though the SDK does not declare
+    it."""
     error = RequestError("m", status=413, code="request_too_large")
     assert ANTHROPIC.error_body(error, "")["error"]["type"] == "request_too_large"
     assert ANTHROPIC.error_body(error, "")["request_id"] is None

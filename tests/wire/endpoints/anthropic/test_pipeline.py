@@ -1,4 +1,5 @@
-"""Recorded answers of Qwen's servers as Anthropic's clients get them: the same at any cut, streamed and whole."""
+"""Recorded answers of Qwen's servers as Anthropic's clients get them: the same at any cut, streamed and
+whole."""
 
 import random
 from dataclasses import replace
@@ -32,7 +33,8 @@ def streamed(pieces):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recorded(path):
-    """A stream is one and the same whole, byte by byte and at seeded cuts, and the fold of its events is its message."""
+    """A stream is one and the same whole, byte by byte and at seeded cuts, and the fold of its events is its
+    message."""
     raw = path.read_bytes()
     first = streamed([raw])
     assert first.violations == []

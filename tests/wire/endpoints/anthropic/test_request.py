@@ -1,4 +1,5 @@
-"""The fields of a request to `/v1/messages`: what passes, under which name, what is left out, and what is refused."""
+"""The fields of a request to `/v1/messages`: what passes, under which name, what is left out, and what is
+refused."""
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_params(change, params):
     assert (turn.model, turn.stream, turn.id) == ("qwen3-max", False, "msg_1")
 
 
-IGNORED = ("metadata", "context_management", "container", "diagnostics", "inference_geo", "service_tier", "speed",
+IGNORED = ("metadata", "context_management", "container", "diagnostics", "inference_geo", "service_tier",
+    "speed",
            "betas", "thread", "fallbacks", "cache_control", "a_field_of_tomorrow")  # fmt: skip
 
 
@@ -134,7 +136,8 @@ def test_count():
 
 
 def test_prompt_estimate():
-    """The estimate covers thoughts, calls, results, pictures and tools, whether their text is known or not."""
+    """The estimate covers thoughts, calls, results, pictures and tools, whether their text is known or
+    not."""
     picture = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}
     history = [
         {"role": "user", "content": [{"type": "text", "text": "a" * 400}, picture]},

@@ -115,7 +115,8 @@ def test_tool_ids(id):
 
 
 def test_long_and_foreign_tool_ids():
-    """An id that is too long becomes a digest, the same each time; what only looks like ours stays as it is."""
+    """An id that is too long becomes a digest, the same each time; what only looks like ours stays as it
+    is."""
     assert tool_ids.client_id("x" * 65) == tool_ids.client_id("x" * 65) != tool_ids.client_id("y" * 65)
     assert tool_ids.client_id("x" * 65).startswith("toolu_")
     for id in ("toolu_b64_", "toolu_b64_!", "toolu_b64_gA", "toolu_01"):

@@ -48,8 +48,17 @@ def test_tools(tools, expected):
     assert turn.ignored == ()
 
 
-KINDS = ("web_fetch_20250910", "code_execution_20250825", "computer_20250124", "tool_search_tool_regex_20251119",
-         "mcp_toolset", "bash_20250124", "text_editor_20250728", "memory_20250818", "tool_of_tomorrow")  # fmt: skip
+KINDS = (
+    "web_fetch_20250910",
+    "code_execution_20250825",
+    "computer_20250124",
+    "tool_search_tool_regex_20251119",
+    "mcp_toolset",
+    "bash_20250124",
+    "text_editor_20250728",
+    "memory_20250818",
+    "tool_of_tomorrow",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,7 +83,8 @@ TEXT = [
     "output_item.done",
 ]
 THOUGHT = [
-    "output_item.added", "reasoning_summary_part.added", "reasoning_summary_text.delta", "reasoning_summary_text.done",
+    "output_item.added", "reasoning_summary_part.added", "reasoning_summary_text.delta",
+    "reasoning_summary_text.done",
     "reasoning_summary_part.done", "output_item.done",
 ]  # fmt: skip
 CALL = [
@@ -103,29 +104,39 @@ REFUSED = ["content_part.added", "refusal.delta", "refusal.done", "content_part.
 
 STORIES: dict[str, tuple[list[Event], list[str], str]] = {
     "text": ([TextDelta("a"), ChoiceFinished("stop"), Usage(1, 2, 3)], TEXT, "completed"),
-    "nothing": ([ChoiceFinished("stop")], [kind for kind in TEXT if kind != "output_text.delta"], "completed"),
-    "a thought and text": ([ReasoningDelta("h"), TextDelta("a"), ChoiceFinished("stop")], THOUGHT + TEXT, "completed"),
-    "only a thought": ([ReasoningDelta("h"), ChoiceFinished("stop")], [*THOUGHT, *(kind for kind in TEXT if kind != "output_text.delta")], "completed"),
-    "a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ChoiceFinished("tool_calls")], CALL, "completed"),
+    "nothing": ([ChoiceFinished("stop")], [kind for kind in TEXT if kind != "output_text.delta"],
+        "completed"),
+    "a thought and text": ([ReasoningDelta("h"), TextDelta("a"), ChoiceFinished("stop")], THOUGHT + TEXT,
+        "completed"),
+    "only a thought": ([ReasoningDelta("h"), ChoiceFinished("stop")],
+        [*THOUGHT, *(kind for kind in TEXT if kind != "output_text.delta")], "completed"),
+    "a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ChoiceFinished("tool_calls")],
+        CALL, "completed"),
     "text, calls, text": (
-        [TextDelta("a"), ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), TextDelta("b"), ChoiceFinished("tool_calls")],
+        [TextDelta("a"), ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, "{}"), ToolCallStart(1, "d",
+            "f"), ToolCallArgumentsDelta(1, "{}"), TextDelta("b"), ChoiceFinished("tool_calls")],
         TEXT + CALL + CALL + TEXT,
         "completed",
     ),
     "two calls in pieces": (
-        [ToolCallStart(0, "c", "f"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), ToolCallArgumentsDelta(0, "{}"), ToolCallArgumentsDelta(0, " "), TextDelta("b"), ChoiceFinished("tool_calls")],
+        [ToolCallStart(0, "c", "f"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"),
+            ToolCallArgumentsDelta(0, "{}"), ToolCallArgumentsDelta(0, " "), TextDelta("b"),
+            ChoiceFinished("tool_calls")],
         [*CALL, *CALL, *TEXT],
         "completed",
     ),
     "a custom call, then another": (
-        [ToolCallStart(0, "c", "sql", custom=True), ToolCallArgumentsDelta(0, "select 1"), ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), ChoiceFinished("tool_calls")],
+        [ToolCallStart(0, "c", "sql", custom=True), ToolCallArgumentsDelta(0, "select 1"),
+            ToolCallStart(1, "d", "f"), ToolCallArgumentsDelta(1, "{}"), ChoiceFinished("tool_calls")],
         CUSTOM + CALL,
         "completed",
     ),
-    "a refusal after a text": ([TextDelta("a"), RefusalDelta("no"), ChoiceFinished("stop")], [*TEXT[:5], *REFUSED, TEXT[5]], "completed"),
+    "a refusal after a text": ([TextDelta("a"), RefusalDelta("no"), ChoiceFinished("stop")],
+        [*TEXT[:5], *REFUSED, TEXT[5]], "completed"),
     "our own tools in parallel": (
         [
-            ServerToolCall("x", "w__get", "{}", "w", "get"), ServerToolCall("y", "run", "{}"), ServerToolResult("y", "run", "bad", False, 0.1),
+            ServerToolCall("x", "w__get", "{}", "w", "get"), ServerToolCall("y", "run", "{}"),
+            ServerToolResult("y", "run", "bad", False, 0.1),
             ServerToolResult("x", "w__get", "page", True, 0.1), TextDelta("a"), ChoiceFinished("stop"),
         ],
         [*OWN, "mcp_call.completed", "output_item.done", *OWN, "mcp_call.failed", "output_item.done", *TEXT],
@@ -133,7 +144,8 @@ STORIES: dict[str, tuple[list[Event], list[str], str]] = {
     ),
     "cut short": ([TextDelta("a"), ChoiceFinished("length")], TEXT, "incomplete"),
     "cut in a thought": ([ReasoningDelta("h"), ChoiceFinished("length")], THOUGHT, "incomplete"),
-    "cut in a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, '{"a'), ChoiceFinished("length")], CALL, "incomplete"),
+    "cut in a call": ([ToolCallStart(0, "c", "f"), ToolCallArgumentsDelta(0, '{"a'),
+        ChoiceFinished("length")], CALL, "incomplete"),
     "filtered": ([TextDelta("a"), ChoiceFinished("content_filter")], TEXT, "incomplete"),
 }  # fmt: skip
 
@@ -180,10 +192,14 @@ def test_usage():
 def test_the_response_repeats_the_request():
     """Every field that the request set stands in the response."""
     said = {
-        "instructions": "be brief", "max_output_tokens": 9, "metadata": {"a": "b"}, "temperature": 0.5, "top_p": 0.9,
-        "parallel_tool_calls": False, "previous_response_id": "resp_1", "prompt_cache_key": "k", "store": False,
-        "reasoning": {"effort": "low", "summary": "auto"}, "safety_identifier": "s", "user": "u", "truncation": "auto",
-        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}, "verbosity": "low"},
+        "instructions": "be brief", "max_output_tokens": 9, "metadata": {"a": "b"}, "temperature": 0.5,
+        "top_p": 0.9,
+        "parallel_tool_calls": False, "previous_response_id": "resp_1", "prompt_cache_key": "k",
+        "store": False,
+        "reasoning": {"effort": "low", "summary": "auto"}, "safety_identifier": "s", "user": "u",
+        "truncation": "auto",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True},
+            "verbosity": "low"},
         "top_logprobs": 1, "max_tool_calls": 2,
     }  # fmt: skip
     response = responses.response(turn(**said), [ChoiceFinished("stop")])

@@ -169,20 +169,25 @@ def test_ids_lead_back_to_the_response():
 
 
 PARAMS = {
-    "zero values": ({"temperature": 0, "top_p": 0.0, "enable_thinking": False}, {"temperature": 0, "top_p": 0.0, "enable_thinking": False}),
+    "zero values": ({"temperature": 0, "top_p": 0.0, "enable_thinking": False},
+        {"temperature": 0, "top_p": 0.0, "enable_thinking": False}),
     "output limit": ({"max_output_tokens": 9.0}, {"max_completion_tokens": 9}),
     "effort": ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
     "text": ({"text": {"format": {"type": "text"}}}, {}),
     "verbosity": ({"text": {"verbosity": "low"}}, {"verbosity": "low"}),
     "JSON": ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
     "schema": (
-        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}}},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"},
+            "strict": True}}},
+        {"response_format": {"type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}}},
     ),
     "log probabilities": ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
-    "log probabilities by include": ({"include": ["message.output_text.logprobs"]}, {"logprobs": True, "top_logprobs": 0}),
+    "log probabilities by include": ({"include": ["message.output_text.logprobs"]},
+        {"logprobs": True, "top_logprobs": 0}),
     "parallel": ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
-    "ours to keep": ({"store": False, "metadata": {"a": "b"}, "include": [], "stream_options": {}, "tools": []}, {}),
+    "ours to keep": ({"store": False, "metadata": {"a": "b"}, "include": [], "stream_options": {},
+        "tools": []}, {}),
 }  # fmt: skip
 
 
@@ -205,17 +210,21 @@ CUSTOM = {"type": "custom", "name": "p", "format": {"type": "grammar", "syntax":
 CHOICES = {
     "not said": (None, None, "auto"),
     "a word": ("required", "required", "required"),
-    "a function": ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}, {"type": "function", "name": "f"}),
-    "a custom tool": ({"type": "custom", "name": "p"}, {"type": "custom", "custom": {"name": "p"}}, {"type": "custom", "name": "p"}),
+    "a function": ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}},
+        {"type": "function", "name": "f"}),
+    "a custom tool": ({"type": "custom", "name": "p"}, {"type": "custom", "custom": {"name": "p"}},
+        {"type": "custom", "name": "p"}),
     "elsewhere": ({"type": "web_search_preview"}, "auto", "auto"),
-    "a tool of an MCP server": ({"type": "mcp", "server_label": "w", "name": "g"}, {"type": "function", "function": {"name": "w__g"}}, {"type": "mcp", "server_label": "w", "name": "g"}),
+    "a tool of an MCP server": ({"type": "mcp", "server_label": "w", "name": "g"}, {"type": "function",
+        "function": {"name": "w__g"}}, {"type": "mcp", "server_label": "w", "name": "g"}),
     "an MCP server": ({"type": "mcp", "server_label": "w"}, "auto", "auto"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("choice", "read", "echo"), CHOICES.values(), ids=CHOICES)
 def test_tools_and_choices(choice, read, echo):
-    """Functions, custom tools and MCP servers are offered, other kinds are named; the answer shows them flat."""
+    """Functions, custom tools and MCP servers are offered, other kinds are named; the answer shows them
+    flat."""
     offered = [FUNCTION, CUSTOM, {"type": "web_search"}, {"type": "mcp", "server_label": "w"}]
     turn = decode(tools=offered, tool_choice=choice)
     assert [tool["type"] for tool in turn.tools] == ["function", "custom"]
@@ -283,15 +292,22 @@ WRONG = {
     "part a number": (part(1), "input[0].content[0]", "an object"),
     "part without a type": (part({"text": "x"}), "input[0].content[0].type", "Missing"),
     "odd part": (part({"type": "smell"}), "input[0].content[0].type", "smell"),
-    "a picture said by the model": (part({"type": "input_image", "image_url": "u"}, "assistant"), "input[0].content[0].type", "output_text"),
+    "a picture said by the model": (part({"type": "input_image", "image_url": "u"}, "assistant"),
+        "input[0].content[0].type", "output_text"),
     "text a number": (part({"type": "input_text", "text": 1}), "input[0].content[0].text", "a string"),
-    "a picture by id": (part({"type": "input_image", "file_id": "f"}), "input[0].content[0].file_id", "no file store"),
+    "a picture by id": (part({"type": "input_image", "file_id": "f"}), "input[0].content[0].file_id",
+        "no file store"),
     "a picture without url": (part({"type": "input_image"}), "input[0].content[0].image_url", "Missing"),
-    "a file by id": (part({"type": "input_file", "file_id": "f"}), "input[0].content[0].file_id", "no file store"),
-    "a file by url": (part({"type": "input_file", "file_url": "f"}), "input[0].content[0].file_url", "not fetched"),
-    "audio without data": (part({"type": "input_audio", "input_audio": {}}), "input[0].content[0].input_audio.data", "a string"),
-    "call without id": ({"input": [{"type": "function_call", "name": "f", "arguments": ""}]}, "input[0].call_id", "Missing"),
-    "output without output": ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output", "Missing"),
+    "a file by id": (part({"type": "input_file", "file_id": "f"}), "input[0].content[0].file_id",
+        "no file store"),
+    "a file by url": (part({"type": "input_file", "file_url": "f"}), "input[0].content[0].file_url",
+        "not fetched"),
+    "audio without data": (part({"type": "input_audio", "input_audio": {}}),
+        "input[0].content[0].input_audio.data", "a string"),
+    "call without id": ({"input": [{"type": "function_call", "name": "f", "arguments": ""}]},
+        "input[0].call_id", "Missing"),
+    "output without output": ({"input": [{"type": "function_call_output", "call_id": "c"}]},
+        "input[0].output", "Missing"),
     "reference without id": ({"input": [{"type": "item_reference"}]}, "input[0].id", "a string"),
     "background": ({"background": True}, "background", "Background"),
     "conversation": ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
@@ -299,15 +315,19 @@ WRONG = {
     "odd effort": ({"reasoning": {"effort": "heroic"}}, "reasoning.effort", "heroic"),
     "odd summary": ({"reasoning": {"summary": "long"}}, "reasoning.summary", "long"),
     "odd format": ({"text": {"format": {"type": "xml"}}}, "text.format.type", "xml"),
-    "a schema without one": ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "an object"),
+    "a schema without one": ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema",
+        "an object"),
     "too much metadata": ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "16 pairs"),
     "a long key": ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 64, "64 characters"),
     "a long value": ({"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
     "metadata a number": ({"metadata": {"k": 1}}, "metadata.k", "a string"),
     "tool without a name": ({"tools": [{"type": "function"}]}, "tools[0].name", "needs a name"),
-    "a tool of a group": ({"tools": [{**GROUP, "tools": [{**FUNCTION, "parameters": 1}]}]}, "tools[0].tools[0].parameters", "a JSON schema"),
-    "an MCP server of the client's": ({"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://x"}]}, "tools[0].server_url", "declared"),
-    "a choice of an unknown function": ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "not among"),
+    "a tool of a group": ({"tools": [{**GROUP, "tools": [{**FUNCTION, "parameters": 1}]}]},
+        "tools[0].tools[0].parameters", "a JSON schema"),
+    "an MCP server of the client's": ({"tools": [{"type": "mcp", "server_label": "x",
+        "server_url": "http://x"}]}, "tools[0].server_url", "declared"),
+    "a choice of an unknown function": ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice",
+        "not among"),
     "max_output_tokens 0": ({"max_output_tokens": 0}, "max_output_tokens", "from 1"),
 }  # fmt: skip
 
@@ -348,7 +368,8 @@ def test_pages(query, ids, more):
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"after": "z"}, "after"), ({"order": "up"}, "order")]
+    ("query", "param"), [({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"after": "z"}, "after"),
+        ({"order": "up"}, "order")]
 )  # fmt: skip
 def test_wrong_pages(query, param):
     """A wrong query names its parameter."""

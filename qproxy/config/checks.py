@@ -1,0 +1,53 @@
+"""Checks of settings that `Config.check` makes: of the workers, the admin key, the certificate and URLs."""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import urlsplit
+
+from qproxy.config.accounts import ConfigError
+
+MAX_WORKERS = 256
+MIN_ADMIN_KEY = 15
+"""Minimum length of a single-factor secret (NIST SP 800-63B-4 3.1.1.2)."""
+MIN_ADMIN_KEY_VARIETY = 6
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def check_server(workers: int, port: int) -> None:
+    """Raise ConfigError for too many workers or an invalid port."""
+    if workers > MAX_WORKERS:
+        raise ConfigError(f"workers: must be at most {MAX_WORKERS}.")
+    if port > 65535:
+        raise ConfigError("port: must be at most 65535.")
+
+
+def check_admin_key(key: str | None) -> None:
+    """Raise ConfigError if the admin_key is guessable."""
+    if key is None or (len(key) >= MIN_ADMIN_KEY and len(set(key)) >= MIN_ADMIN_KEY_VARIETY):
+        return
+    raise ConfigError(
+        f"admin_key: too easy to guess. Use at least {MIN_ADMIN_KEY} characters, "
+        f"{MIN_ADMIN_KEY_VARIETY} of them different, such as the output of: openssl rand -base64 24"
+    )
+
+
+def check_certificate(certfile: str | None, keyfile: str | None) -> None:
+    """Raise ConfigError unless both files are set and load, or neither is set."""
+    if (certfile is None) != (keyfile is None):
+        raise ConfigError("certfile and keyfile must be set together.")
+    if certfile is None:
+        return
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certfile, keyfile, password="")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"certfile {certfile}, keyfile {keyfile}: {reason}.") from None
+
+
+def check_identity_server(name: str, url: str) -> None:
+    """Raise ConfigError unless the setting `name` is an https URL, or http on localhost."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in LOOPBACK):
+        raise ConfigError(f"{name}: must be an https URL, or http on localhost.")
