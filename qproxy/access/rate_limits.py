@@ -30,7 +30,8 @@ from qproxy.wire.embeddings import EmbeddingInput
 from qproxy.wire.endpoints.api import RateLimitStatus
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
-from qproxy.wire.token_estimate import BYTES_PER_TOKEN, estimate_prompt, text_bytes
+from qproxy.wire.token_estimate import text_bytes
+from qproxy.wire.token_ratios import PromptSize
 
 NOTHING: Amounts = {}
 
@@ -149,14 +150,12 @@ class KeyRateLimiters:
         return limiter
 
 
-def estimate(turn: Turn) -> tuple[int, int]:
-    """Estimate the tokens of a turn's prompt, and return them with the maximum that was requested for its
-    output."""
+def output_limit(turn: Turn) -> int:
+    """Return the maximum tokens that a turn requests for its response, 0 for none."""
     max_tokens = turn.params.get("max_completion_tokens") or turn.params.get("max_tokens") or 0
-    limit = int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
-    return estimate_prompt(turn), limit
+    return int(max_tokens) if isinstance(max_tokens, int | float) and max_tokens > 0 else 0
 
 
-def estimate_texts(request: EmbeddingInput) -> int:
-    """Estimate the tokens of the texts of an embedding request."""
-    return sum(text_bytes(text) // BYTES_PER_TOKEN for text in request.texts) + 1
+def size_of_texts(request: EmbeddingInput) -> PromptSize:
+    """Return the size of the texts of an embedding request."""
+    return PromptSize(sum(map(text_bytes, request.texts)))

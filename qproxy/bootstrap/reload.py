@@ -79,7 +79,13 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         default_model=config.default_model,
         pool_settings=limits.pool_settings(config, accounts, catalog),
         relay=state.build_relay(
-            config, accounts, previous.relay.accounts, connections, catalog, previous.relay.reasoning
+            config,
+            accounts,
+            previous.relay.accounts,
+            connections,
+            catalog,
+            previous.relay.reasoning,
+            previous.relay.token_ratios,
         ),
         model_directory=state.build_model_directory(config, accounts, connections, catalog),
         realtime=state.build_realtime(config, catalog),

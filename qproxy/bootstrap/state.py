@@ -48,6 +48,7 @@ from qproxy.transport import ConnectFunction, UpstreamTransport
 from qproxy.wire.dialects import request_rules
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint
 from qproxy.wire.models import ModelCatalog
+from qproxy.wire.token_ratios import TokenRatios
 from qproxy.wire.tool_calls import ModelProfile
 
 
@@ -96,7 +97,7 @@ def build_state(
         concurrency=build_concurrency(config),
         usage_limiter=backends.usage_limiter,
         endpoints=tuple(endpoints),
-        relay=build_relay(config, accounts, pool, transport, catalog, backends.reasoning),
+        relay=build_relay(config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios()),
         pool_settings=limits.pool_settings(config, accounts, catalog),
         default_model=config.default_model,
         model_directory=build_model_directory(config, accounts, transport, catalog),
@@ -176,6 +177,7 @@ def build_relay(
     transport: UpstreamTransport,
     catalog: ModelCatalog,
     reasoning: ReasoningStore | None,
+    token_ratios: TokenRatios,
 ) -> Relay:
     """Return the relay to the accounts of a pool."""
     policy = RelayPolicy(
@@ -189,7 +191,7 @@ def build_relay(
         embedding_requests=config.max_embedding_requests,
         profile=lru_cache(maxsize=256)(partial(_model_profile, config, catalog)),
     )
-    return Relay(pool, transport, policy, reasoning)
+    return Relay(pool, transport, policy, reasoning, token_ratios)
 
 
 def _model_profile(config: Config, catalog: ModelCatalog, model: str) -> ModelProfile:

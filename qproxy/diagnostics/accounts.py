@@ -291,5 +291,8 @@ def account_check(entry: AccountConfig, account: Account, relay: Relay, config: 
     """Return the checks of one account, alone in a pool, with the server's transport and policy."""
     pool = AccountPool([account], queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size)
     return AccountCheck(
-        entry, account, Relay(pool, relay.transport, relay.policy, None), config.default_model
+        entry,
+        account,
+        Relay(pool, relay.transport, relay.policy, None, relay.token_ratios),
+        config.default_model,
     )

@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from qproxy.access.rate_limits import output_limit
 from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.relay.affinity import affinity_key
@@ -35,7 +36,8 @@ from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Pipeline
-from qproxy.wire.token_estimate import estimate_prompt
+from qproxy.wire.token_estimate import prompt_size
+from qproxy.wire.token_ratios import TokenRatios
 
 MAX_ERROR_BODY = 64 * 1024
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
@@ -52,12 +54,13 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         transport: UpstreamTransport,
         policy: RelayPolicy,
         reasoning: ReasoningStore | None,
+        token_ratios: TokenRatios,
         *,
-        prompt_tokens: int,
-        max_tokens: int,
+        counts_tokens: bool,
     ) -> None:
-        self.tokens = prompt_tokens + max_tokens
+        """With `counts_tokens` an account limits them, and an attempt reserves what it may use."""
         self._turn = turn
+        self._token_ratios = token_ratios
         self._model = model
         self._record = record
         self._transport = transport
@@ -66,7 +69,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._restored = False
         """Whether ciphertext was put back that the client did not send."""
         self._restores = True
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens = self._estimate_prompt() if counts_tokens else 0
+        self.tokens = self._prompt_tokens + output_limit(turn) if counts_tokens else 0
         self._amended = False
         self._stream: UpstreamEventStream | None = None
         """The response, once it has started."""
@@ -84,9 +88,12 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             if error.code == error_mapping.CONTEXT_EXCEEDED:
                 spec = self._policy.catalog.get(self._model)
                 error.overflow = (error.overflow or ContextOverflow()).completed(
-                    limit=spec.context if spec.knows("context") else None, prompt=estimate_prompt(self._turn)
+                    limit=spec.context if spec.knows("context") else None, prompt=self._estimate_prompt()
                 )
             raise
+
+    def _estimate_prompt(self) -> int:
+        return self._token_ratios.estimate(self._model, prompt_size(self._turn)).prompt
 
     async def _start(
         self, account: Account, credential: Credential, stack: AsyncExitStack

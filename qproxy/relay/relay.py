@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from qproxy.access.rate_limits import estimate
 from qproxy.accounts import AccountPool
 from qproxy.relay.affinity import affinity_key
 from qproxy.relay.chat_attempt import ChatAttempt
@@ -22,6 +21,7 @@ from qproxy.relay.retry import RetryLoop
 from qproxy.telemetry import RelayRecord
 from qproxy.transport import UpstreamTransport
 from qproxy.wire.events import Turn
+from qproxy.wire.token_ratios import TokenRatios
 
 
 class Relay:
@@ -33,12 +33,14 @@ class Relay:
         transport: UpstreamTransport,
         policy: RelayPolicy,
         reasoning: ReasoningStore | None,
+        token_ratios: TokenRatios,
     ) -> None:
         """`reasoning` keeps ciphertext of reasoning for clients that do not send it back."""
         self.accounts = accounts
         self.transport = transport
         self.policy = policy
         self.reasoning = reasoning
+        self.token_ratios = token_ratios
         self.names = ModelNames(
             accounts,
             aliases=policy.aliases,
@@ -62,7 +64,6 @@ class Relay:
         record.model = turn.model
         route = self.names.route(turn.model)
         model, record.model_notes = route.served, route.notes
-        prompt_tokens, max_tokens = estimate(turn) if self.accounts.counts_tokens else (0, 0)
         attempt = ChatAttempt(
             turn,
             model,
@@ -70,8 +71,8 @@ class Relay:
             self.transport,
             self.policy,
             self.reasoning,
-            prompt_tokens=prompt_tokens,
-            max_tokens=max_tokens,
+            self.token_ratios,
+            counts_tokens=self.accounts.counts_tokens,
         )
         alone = len(self.accounts.accounts) == 1  # then there is no choice
         loop = RetryLoop(self.accounts, model, record, affinity="" if alone else affinity_key(turn))

@@ -1,46 +1,58 @@
 """Rate limits and budgets of the client's API key.
 
-The amounts are reserved before a request is relayed, and settled when it is finished.
+The amounts are reserved before a request is relayed, and settled when it is finished. What is reserved is an
+estimate by the prompt's length (`wire.token_ratios`). What the upstream reports in the end is settled, and
+improves the estimates of later requests to the same model.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from qproxy.access.api_keys import ApiKey
 from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.server import request_context
 from qproxy.server.state import ServerState
+from qproxy.wire.token_ratios import PromptSize, TokenEstimate
 
 
-async def reserve_usage(state: ServerState, model: str, estimate: Callable[[], tuple[int, int]]) -> None:
-    """Reserve the estimated usage of a request for `model`. Raises RequestError when its key does not allow
-    it.
+async def reserve_usage(
+    state: ServerState, model: str, size: PromptSize, max_tokens: int = 0
+) -> TokenEstimate:
+    """Reserve the estimated usage of a request for `model`, and return the estimate of its prompt.
 
-    `estimate` returns the approximate tokens of the prompt, and the maximum tokens of the response.
+    Raises RequestError when the client's key does not allow it.
     """
     key, record, stack = request_context.api_key(), request_context.record(), request_context.stack()
     record.relay.model = model
-    await authorize_model(state, key, model)
+    served = await authorize_model(state, key, model)
+    ratios = state.relay.token_ratios
+    estimate = ratios.estimate(served, size)
 
-    def record_estimate() -> None:
-        """Keep the estimate if the upstream reported no usage."""
-        if record.relay.usage is None and record.first_byte is not None:
-            record.prompt_estimate = estimate()[0]
+    def finish_estimate() -> None:
+        """Keep the estimate if the upstream reported no usage; otherwise improve the next one."""
+        usage = record.relay.usage
+        if usage is None:
+            record.prompt_estimate = estimate.prompt if record.first_byte is not None else 0
+        elif record.relay.rounds == 1:  # the prompts of further rounds are longer
+            ratios.learn(served, size, usage.prompt_tokens)
 
     if key is not None and key.is_limited:
-        await _reserve(state, key, sum(estimate()))
-    stack.callback(record_estimate)  # runs before the callback of _reserve, which settles the recorded tokens
+        await _reserve(state, key, estimate.prompt + max_tokens)
+    stack.callback(finish_estimate)  # runs before the callback of _reserve, which settles the recorded tokens
+    return estimate
 
 
-async def authorize_model(state: ServerState, key: ApiKey | None, model: str) -> None:
-    """Raise RequestError unless the key may use every model that the request may lead to, successors
-    included."""
+async def authorize_model(state: ServerState, key: ApiKey | None, model: str) -> str:
+    """Return the model that serves a request.
+
+    Raises RequestError unless the key may use every model that the request may lead to, successors included.
+    """
     names = state.relay.names
     if names.is_retired(model) and any(a.known_models is None for a in state.relay.accounts.accounts):
         await state.model_directory.models()  # a server that still lists it knows better than the catalog
-    for name in names.route(model).models:
+    route = names.route(model)
+    for name in route.models:
         state.authentication.authorize_model(key, name)
+    return route.served
 
 
 async def reserve_request(state: ServerState, model: str) -> None:

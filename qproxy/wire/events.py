@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from qproxy.wire.errors import QproxyError
+from qproxy.wire.token_ratios import TokenEstimate
 
 JSON: TypeAlias = Any
 """Any value that `json.loads` can return."""
@@ -92,6 +93,10 @@ class Turn:
     """The text to continue, if the client wants no message."""
     raw_fields: Any = field(default=None, repr=False, compare=False)
     """The text of the client's fields (`raw_json.RawFields`), if known."""
+    tools_bytes: int | None = None
+    """The length of the tools' text in the client's body, where it is known."""
+    token_estimate: TokenEstimate = TokenEstimate()
+    """The estimate of the prompt's tokens, for responses whose server reports none."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not forwarded, for `x-qproxy-ignored-params`."""
     request_id: str = ""

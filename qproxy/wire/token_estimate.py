@@ -6,7 +6,7 @@ the vocabulary. It is within 15 % of both vocabularies on English, Chinese, Russ
 (`scripts/token_estimate.py`), takes about 15 ms for a prompt of 77 kB, and caches counts by digest, since a
 conversation repeats itself. It includes what a chat template adds to each message and tool.
 
-`estimate_prompt` reads lengths only, for every request: limits, and usage that the upstream did not report.
+`prompt_size` reads lengths only, for the estimates of every request (`token_ratios`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON, Turn
 from qproxy.wire.models import ModelSpec
+from qproxy.wire.token_ratios import TOKENS_PER_IMAGE, PromptSize
 
-BYTES_PER_TOKEN = 4
-TOKENS_PER_IMAGE = 1000
 TOKENS_PER_MESSAGE = 4
 """`<|im_start|>`, the role, `<|im_end|>` and a line end."""
 TOKENS_PER_TOOL = 8
@@ -166,16 +165,16 @@ def message_texts(message: JSON) -> Iterator[str | None]:
             yield str(function.get("arguments") or "")
 
 
-def estimate_prompt(turn: Turn, tools_bytes: int | None = None) -> int:
-    """Return about how many tokens a turn's prompt has, by its length alone.
-
-    `tools_bytes` is the length of the tools as JSON, where it is known.
-    """
-    texts = (
-        text for message in turn.messages if isinstance(message, dict) for text in message_texts(message)
-    )
-    tokens = sum(TOKENS_PER_IMAGE if text is None else text_bytes(text) // BYTES_PER_TOKEN for text in texts)
-    return tokens + (_tools_bytes(turn) if tools_bytes is None else tools_bytes) // BYTES_PER_TOKEN + 1
+def prompt_size(turn: Turn) -> PromptSize:
+    """Return the size of a turn's prompt: its texts, its tools as JSON, and its images or other media."""
+    size, images = _tools_bytes(turn), 0
+    for message in turn.messages:
+        for text in message_texts(message) if isinstance(message, dict) else ():
+            if text is None:
+                images += 1
+            else:
+                size += text_bytes(text)
+    return PromptSize(size, images)
 
 
 def text_bytes(text: str) -> int:
@@ -185,7 +184,7 @@ def text_bytes(text: str) -> int:
 
 def _tools_bytes(turn: Turn) -> int:
     tools: Sequence[JSON] = turn.tools
-    if not tools:
-        return 0
+    if turn.tools_bytes is not None or not tools:
+        return turn.tools_bytes or 0
     text = None if turn.raw_fields is None else turn.raw_fields.text(tools)
     return len(json_codec.dumps(list(tools)) if text is None else text)

@@ -6,15 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.access.api_keys import ApiKey
-from qproxy.access.rate_limits import KeyRateLimiter, KeyRateLimiters, estimate
+from qproxy.access.rate_limits import KeyRateLimiter, KeyRateLimiters, output_limit
 from qproxy.backends.local import key_file
 from qproxy.backends.local.rate_limits import MemoryRateLimits
 from qproxy.emulator import FAULTS, PauseStep, ScriptedReply
 from qproxy.emulator.faults import DONE, chunk
 from qproxy.limits.token_bucket import TokenBucket
+from qproxy.wire import json_codec
 from qproxy.wire.endpoints.openai_api import format_duration, rate_limit_headers
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import Turn
+from qproxy.wire.token_estimate import prompt_size
+from qproxy.wire.token_ratios import PromptSize
 from tests.helpers import HELLO, frames, world
 
 
@@ -127,19 +130,27 @@ def test_spans(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_estimates():
-    """Text, reasoning and calls count by their bytes, an image a thousand, tools by their JSON, the answer as
-    requested."""
+def test_output_limit():
+    """The maximum of a response is what the turn requests, under either of its names."""
+    for params, limit in (({}, 0), ({"max_tokens": 50}, 50), ({"max_completion_tokens": 7.0}, 7)):
+        assert output_limit(Turn("", 0, "m", [], params=params)) == limit
+    assert output_limit(Turn("", 0, "m", [], params={"max_tokens": "many"})) == 0
+
+
+def test_prompt_sizes():
+    """Text, reasoning and calls count by their bytes, tools by their JSON, images by their number."""
     parts = [
         {"type": "text", "text": "x" * 400},
         {"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}},
     ]
     messages = [{"role": "user", "content": "y" * 40}, {"role": "user", "content": parts}, {"role": "user"}]
-    assert estimate(Turn("", 0, "m", messages)) == (1111, 0)
-    assert estimate(Turn("", 0, "m", messages, params={"max_tokens": 50})) == (1111, 50)
+    assert prompt_size(Turn("", 0, "m", messages)) == PromptSize(440, images=1)
     call = {"id": "c", "type": "function", "function": {"name": "", "arguments": "z" * 80}}
     answer = {"role": "assistant", "content": None, "reasoning_content": "r" * 120, "tool_calls": [call]}
-    assert estimate(Turn("", 0, "m", [answer])) == (51, 0)
+    assert prompt_size(Turn("", 0, "m", [answer])) == PromptSize(200)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert prompt_size(Turn("", 0, "m", [], tools=tools)) == PromptSize(len(json_codec.dumps(tools)))
+    assert prompt_size(Turn("", 0, "m", [], tools=tools, tools_bytes=9)) == PromptSize(9)
 
 
 def made(tmp_path, **limits):

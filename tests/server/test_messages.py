@@ -219,6 +219,27 @@ async def test_rate_limits(prepare, tmp_path, autojump_clock):
         assert_own_headers(third)
 
 
+async def test_estimates_follow_reports(prepare, tmp_path):
+    """What a server reports of its prompts decides the next estimates: those of a stream and of a limit."""
+    _, secret = key_file.create(tmp_path / "keys.json", name="bob", tpm=100_000)
+    usage = {"prompt_tokens": 40_000, "completion_tokens": 2, "total_tokens": 40_002}
+    reply = ScriptedReply((BEGUN + chunk({}, "stop", usage=usage) + DONE,))
+    body = {"messages": [{"role": "user", "content": "1" * 40_000}], "stream": True, "max_tokens": 1}
+    async with world(keys_file=str(tmp_path / "keys.json")) as it:
+        prepare(it.app)
+        it.emulator.script(reply, reply)
+        headers = [JSON, (b"x-api-key", secret.encode())]
+        estimates = []
+        for _ in range(2):
+            _, _, text = await ask(it, headers=headers, **body)
+            start = json.loads(frames(text.encode())[0][1])
+            estimates.append(start["message"]["usage"]["input_tokens"])
+        assert estimates[0] == 10_001
+        assert 35_000 <= estimates[1] <= 40_000
+        status, _, text = await ask(it, headers=headers, **body)  # 20,000 tokens are left
+        assert (status, judge_error(json.loads(text)).error.type) == (429, "rate_limit_error")
+
+
 async def test_count_tokens(prepare):
     """Counting needs no account, takes any field, and leaves no trace at the upstream."""
     async with world(accounts=accounts("one")) as it:

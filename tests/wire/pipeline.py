@@ -145,7 +145,7 @@ def play_whole(raw, *, body=None, **options):
 
 def as_message(raw, *, body=None, **options):
     """What a client of Anthropic's API adds up of the same answer; its stream keeps the grammar."""
-    turn = replace(decoded(body or {}, stream=True), endpoint_state=AnthropicRequest(0))
+    turn = replace(decoded(body or {}, stream=True), endpoint_state=AnthropicRequest())
     encoder = anthropic.Encoder(turn)
     out = [part for event in events([raw], turn, **options) for part in encoder.feed(event)]
     parsed = messages_contract.check_stream(frames(b"".join([*out, *encoder.close()])))

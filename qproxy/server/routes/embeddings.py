@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qproxy.access.rate_limits import estimate_texts
+from qproxy.access.rate_limits import size_of_texts
 from qproxy.relay.embeddings import create_embeddings
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse, StreamingBody
@@ -43,7 +43,7 @@ class EmbeddingRoutes:
         )
         with in_flight.deadline_scope():
             request = embeddings.decode(await read_json(state.request_limits, state.body_logger))
-            await reserve_usage(state, request.model, lambda: (estimate_texts(request), 0))
+            await reserve_usage(state, request.model, size_of_texts(request))
             stack.callback(await state.concurrency.acquire())
             found = await create_embeddings(state.relay, request, record.relay)
             record.first_byte = record.response_started = record.seconds

@@ -10,10 +10,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from qproxy.access.rate_limits import estimate
+from qproxy.access.rate_limits import output_limit
 from qproxy.relay.event_stream import MAX_EVENTS, EventStream, apart
 from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
@@ -26,6 +27,7 @@ from qproxy.wire import json_codec, raw_json
 from qproxy.wire.endpoints import Endpoint, StreamEncoder
 from qproxy.wire.events import Turn
 from qproxy.wire.json_codec import LARGE
+from qproxy.wire.token_estimate import prompt_size
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -96,7 +98,8 @@ class GenerationRoutes:
                     served_model=state.relay.policy.aliases.resolve(turn.model),
                     remembers=not endpoint.exposes_server_tools,
                 )
-                await reserve_usage(state, turn.model, _estimate(equipped))
+                estimate = await reserve_usage(state, turn.model, prompt_size(equipped), output_limit(turn))
+                turn = replace(turn, token_estimate=estimate)
                 stack.callback(await state.concurrency.acquire())
                 answer = await state.tool_runtime.start(
                     state.relay, equipped, tools, record.relay, stack, request_context.nursery
@@ -162,12 +165,3 @@ def _stream_response(
     if state.body_logger:
         body.log_to(request_context.stack().enter_context(closing(state.body_logger.streaming(record))))
     return HTTPResponse(body, content_type=STREAM_TYPE, headers=dict(STREAM_HEADERS))
-
-
-def _estimate(turn: Turn) -> Callable[[], tuple[int, int]]:
-    """Return `estimate` of the turn; computed now for a stream, which does not keep its prompt while it
-    lasts."""
-    if not turn.stream:
-        return partial(estimate, turn)
-    estimated = estimate(turn)
-    return lambda: estimated

@@ -24,6 +24,7 @@ from qproxy.server.usage_limits import extend_usage, reserve_usage
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.realtime import SessionTranslator
+from qproxy.wire.token_ratios import PromptSize
 
 PROTOCOL = "realtime"
 """OpenAI's subprotocol, selected if the client offers it."""
@@ -68,7 +69,7 @@ class RealtimeRoutes:
             model = websocket.args.get("model") or state.default_model
             if not model:
                 raise RequestError("you must provide a model parameter", param="model")
-            await reserve_usage(state, model, lambda: (0, 0))
+            await reserve_usage(state, model, PromptSize(0))
             stack.callback(await state.concurrency.acquire())
             server, first = await connect_upstream(
                 state.relay, model, bounds, record.relay, stack, request_context.nursery()

@@ -41,7 +41,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
-from qproxy.wire.token_estimate import BYTES_PER_TOKEN, text_bytes
+from qproxy.wire.token_estimate import text_bytes
 
 PING = sse.encode(b'{"type":"ping"}', "ping")
 _START = b'event: content_block_start\ndata: {"type":"content_block_start","index":%d,"content_block":%b}\n\n'
@@ -114,14 +114,14 @@ class Encoder:
 
     def _start(self) -> list[bytes]:
         self._started = True
-        estimate = usage.estimated_usage(self._request.prompt_estimate, 0)
+        estimate = usage.estimated_usage(self._turn.token_estimate, 0)
         body = {"type": "message_start", "message": message.message_object(self._turn, [], estimate)}
         return [sse.encode(json_codec.dumps(body), "message_start"), PING]
 
     def _final_usage(self) -> dict[str, Any]:
         if self._usage is not None:
             return usage.usage_object(self._usage)
-        return usage.estimated_usage(self._request.prompt_estimate, -(-self._sent_bytes // BYTES_PER_TOKEN))
+        return usage.estimated_usage(self._turn.token_estimate, self._sent_bytes)
 
     def _open_block(self, kind: type, block: bytes, delta: bytes) -> list[bytes]:
         """Close the open block and open another, whose deltas begin with `delta`."""

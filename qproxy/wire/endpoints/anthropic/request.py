@@ -10,7 +10,7 @@ Anthropic's API reference, `MessageCreateParams`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.anthropic import conversation, thinking, tools
@@ -18,7 +18,6 @@ from qproxy.wire.endpoints.anthropic.content_blocks import BlockReader
 from qproxy.wire.errors import RequestError
 from qproxy.wire.events import JSON, Turn
 from qproxy.wire.raw_json import RawBody
-from qproxy.wire.token_estimate import estimate_prompt
 
 RENAMED = {
     "max_tokens": "max_tokens",
@@ -85,8 +84,6 @@ def request_schema(*required: str) -> JSON:
 class AnthropicRequest:
     """The parts of a request that a turn has no field for."""
 
-    prompt_estimate: int
-    """Tokens of the prompt, for the start of a stream and for upstreams that report none."""
     stop_sequences: frozenset[str] = frozenset()
     omits_thinking: bool = False
     """The client wants thinking blocks without their text."""
@@ -140,7 +137,7 @@ def _decode(
     thinking_config = thinking.parse_thinking(fields, conversation.turn_effort(fields["messages"]))
     raw = body.raw_fields if isinstance(body, RawBody) else None
     tools_text = None if raw is None else raw.text(fields.get("tools"))
-    turn = Turn(
+    return Turn(
         id=id,
         created=created,
         request_id=request_id,
@@ -153,19 +150,17 @@ def _decode(
         summarize_reasoning=thinking_config.wants_summary,
         server_tools=declared.server_tools,
         include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
+        tools_bytes=None if tools_text is None else len(tools_text),
         ignored=(
             *(name for name in fields if name not in READ),
             *thinking_config.ignored,
             *declared.ignored,
             *reader.ignored,
         ),
+        endpoint_state=AnthropicRequest(
+            frozenset(fields.get("stop_sequences") or ()), thinking_config.omits_text
+        ),
     )
-    request = AnthropicRequest(
-        estimate_prompt(turn, None if tools_text is None else len(tools_text)),
-        frozenset(fields.get("stop_sequences") or ()),
-        thinking_config.omits_text,
-    )
-    return replace(turn, endpoint_state=request)
 
 
 def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -26,7 +26,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
-from qproxy.wire.token_estimate import BYTES_PER_TOKEN, text_bytes
+from qproxy.wire.token_estimate import text_bytes
 
 
 @dataclass(slots=True)
@@ -123,4 +123,4 @@ def _usage(turn: Turn, fold: _Message) -> dict[str, Any]:
     if fold.usage is not None:
         return usage.usage_object(fold.usage)
     sent = sum(text_bytes(piece) for block in fold.blocks for piece in block.pieces)
-    return usage.estimated_usage(request_of(turn).prompt_estimate, -(-sent // BYTES_PER_TOKEN))
+    return usage.estimated_usage(turn.token_estimate, sent)

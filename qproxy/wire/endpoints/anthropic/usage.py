@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qproxy.wire.events import Usage
+from qproxy.wire.token_ratios import TokenEstimate
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     return counts
 
 
-def estimated_usage(prompt: int, output: int) -> dict[str, Any]:
-    """Return the same for estimated counts."""
-    return usage_object(Usage(prompt_tokens=prompt, completion_tokens=output))
+def estimated_usage(estimate: TokenEstimate, sent_bytes: int) -> dict[str, Any]:
+    """Return the same, estimated, for a response with so many bytes of text."""
+    tokens = estimate.text_tokens(sent_bytes)
+    return usage_object(Usage(prompt_tokens=estimate.prompt, completion_tokens=tokens))

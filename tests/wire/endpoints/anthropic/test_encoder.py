@@ -2,6 +2,7 @@
 ends."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from qproxy.wire.events import (
     ToolCallStart,
     Usage,
 )
+from qproxy.wire.token_ratios import TokenEstimate
 from tests.anthropic_types import frames, judge_error, judge_message, judge_stream
 from tests.defaults import DECODE_LIMITS
 from tests.wire.strategies import examples
@@ -41,7 +43,9 @@ COUNTS = {
 
 
 def turn(**change):
-    return anthropic.decode({**ASKED, **change}, id="msg_1", created=1, request_id="req_1", **DECODE_LIMITS)
+    body = {**ASKED, **change}
+    decoded = anthropic.decode(body, id="msg_1", created=1, request_id="req_1", **DECODE_LIMITS)
+    return replace(decoded, token_estimate=TokenEstimate(prompt=3, ratio=0.25))
 
 
 def encode(events, **change):

@@ -19,7 +19,7 @@ FILES = sorted(path for path in FOLDER.rglob("*.sse") if path.parent.name != "da
 
 
 def turn():
-    return replace(pipeline.decoded({}, stream=True), endpoint_state=AnthropicRequest(0))
+    return replace(pipeline.decoded({}, stream=True), endpoint_state=AnthropicRequest())
 
 
 def streamed(pieces):
@@ -62,7 +62,7 @@ def test_stop_sequence():
         last = pipeline.chunk({}, "stop")
         last["choices"][0]["stop_reason"] = named
         raw = pipeline.stream(chunk, last, pipeline.DONE)
-        asked = replace(turn(), endpoint_state=AnthropicRequest(0, frozenset({"END"})))
+        asked = replace(turn(), endpoint_state=AnthropicRequest(frozenset({"END"})))
         body = anthropic.response(asked, pipeline.events([raw], asked))
         assert body["stop_reason"] == reason
         assert body["stop_sequence"] == ("END" if reason == "stop_sequence" else None)

@@ -4,9 +4,9 @@ refused."""
 import pytest
 
 from qproxy.wire.endpoints import anthropic
-from qproxy.wire.endpoints.anthropic.request import request_of
 from qproxy.wire.errors import RequestError
 from qproxy.wire.raw_json import parse_body
+from qproxy.wire.token_estimate import prompt_size
 from tests.defaults import DECODE_LIMITS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -135,9 +135,8 @@ def test_count():
         anthropic.decode_count({"model": "m"}, **DECODE_LIMITS)
 
 
-def test_prompt_estimate():
-    """The estimate covers thoughts, calls, results, pictures and tools, whether their text is known or
-    not."""
+def test_prompt_size():
+    """The size covers thoughts, calls, results, pictures and tools, whether their text is known or not."""
     picture = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}
     history = [
         {"role": "user", "content": [{"type": "text", "text": "a" * 400}, picture]},
@@ -152,9 +151,9 @@ def test_prompt_estimate():
     ]
     tools = [{"name": "f", "description": "e" * 400, "input_schema": {"type": "object"}}]
     asked = {"messages": history, "tools": tools}
-    estimate = request_of(decode(**asked)).prompt_estimate
-    assert 1500 <= estimate <= 1570
+    size = prompt_size(decode(**asked))
+    assert (size.images, 2000 <= size.text_bytes <= 2280) == (1, True)
     body = anthropic.decode(
         parse_body(str({**ASKED, **asked}).replace("'", '"').encode()), id="x", created=1, **DECODE_LIMITS
     )
-    assert abs(request_of(body).prompt_estimate - estimate) < 20
+    assert abs(prompt_size(body).text_bytes - size.text_bytes) < 80
