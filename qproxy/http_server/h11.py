@@ -163,6 +163,12 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         async with self._request_lock:
             await super()._handle_events()
 
+    async def _send_h11_event(self, event: Any) -> None:
+        if isinstance(event, h11.Response | h11.InformationalResponse) and not event.reason:
+            status, headers = event.status_code, event.headers
+            event = type(event)(status_code=status, headers=headers, reason=http1.reason_phrase(status))
+        await super()._send_h11_event(event)
+
     async def _send_error_response(self, status_code: int) -> None:
         message = _head_too_large_message(self.config) if status_code == 431 else "Invalid HTTP/1.1 request."
         error = RequestError(message, status=status_code)

@@ -41,7 +41,9 @@ class H11Writer:
         return f"<H11Writer {self._connection.our_state}>"
 
     def head(self, status: int, headers: http1.HeaderList) -> bytes:
-        head = self._sent(h11.Response(status_code=status, headers=headers))
+        head = self._sent(
+            h11.Response(status_code=status, headers=headers, reason=http1.reason_phrase(status))
+        )
         self._bodyless = suppress_body(self._method, status)
         has_length = any(name == b"content-length" for name, _ in headers)
         self._chunks = not has_length and self._connection.their_http_version != b"1.0"

@@ -100,12 +100,15 @@ def _bytes(key: str) -> bytes:
 
 
 def api_key_from(headers: ReadableHeaders, names: Sequence[str] = OPENAI.api_key_headers) -> str:
-    """Return the key: a bearer token, or in one of these headers, or in a subprotocol; "" without one."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        keys = (headers.get(name) for name in names)
-        key = next(filter(None, keys), "") or _key_from_subprotocol(headers)
-    return str(key).strip()
+    """Return the key: a bearer token, or in one of these headers, or in a subprotocol; "" without one.
+
+    An empty one counts as none, since clients send their unset variables too (`Authorization: Bearer `).
+    """
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and (key := token.strip()):
+        return str(key)
+    keys = (headers.get(name, "").strip() for name in names)
+    return next(filter(None, keys), "") or _key_from_subprotocol(headers)
 
 
 def _key_from_subprotocol(headers: ReadableHeaders) -> str:

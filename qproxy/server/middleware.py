@@ -87,6 +87,8 @@ class RequestMiddleware:
             headers[api.processing_ms_header] = str(round(record.seconds * 1000))
         for name, value in SECURITY_HEADERS.items():
             headers.setdefault(name, value)  # a page of the dashboard has its own
+        if status == 204:
+            headers.pop("content-length", None)  # RFC 9110 8.6 forbids it there
         headers.update(self._server.state.cors.response_headers(context.headers, api.exposed_headers))
         if context.limited_key is not None:
             limits = self._server.state.usage_limiter.rate_limits(context.limited_key)

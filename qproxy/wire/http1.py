@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
 
 HeaderList: TypeAlias = list[tuple[bytes, bytes]]
@@ -39,6 +40,10 @@ _LENGTH = re.compile(rb"[0-9]{1,18}+")
 _LONG_BLANK_RUN = b" " * (MAX_BLANK_RUN + 1)
 _LEFT_TO_H11 = (b"transfer-encoding", b"expect", b"upgrade")
 """Request headers that change what follows."""
+
+
+_REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+_REASONS |= {413: b"Content Too Large", 422: b"Unprocessable Content"}  # Python 3.11 and 3.12 have older ones
 
 
 class HeadTooLarge(ValueError):
@@ -165,9 +170,17 @@ def write_request(method: bytes, target: bytes, fields: Sequence[tuple[bytes, by
     return _join_head(b"%b %b HTTP/1.1" % (method, target), fields)
 
 
+def reason_phrase(status: int) -> bytes:
+    """Return the standard reason phrase (RFC 9110 15); empty for an unassigned status.
+
+    It is optional, but some programs (h2load) take a status line without one for a failure.
+    """
+    return _REASONS.get(status, b"")
+
+
 def write_response(status: int, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     """Return a response head; None if a header has an illegal character."""
-    return _join_head(b"HTTP/1.1 %d " % status, fields)
+    return _join_head(b"HTTP/1.1 %d %b" % (status, reason_phrase(status)), fields)
 
 
 def _join_head(first: bytes, fields: Sequence[tuple[bytes, bytes]]) -> bytes | None:

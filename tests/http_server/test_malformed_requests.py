@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from qproxy.server.app import normalize_path
+from qproxy.wire.http1 import reason_phrase
 from tests.helpers import HELLO, H1Client, served, world
 
 BODY = json.dumps(HELLO).encode()
@@ -121,7 +122,8 @@ async def test_an_odd_request(raw, status, code, caplog, autojump_clock):
         head = await client.event()
         while isinstance(head, h11.InformationalResponse):
             head = await client.event()
-        assert head.status_code == status
+        assert (head.status_code, head.reason) == (status, reason_phrase(status))
+        assert status != 204 or b"content-length" not in dict(head.headers)
         body = b""
         while isinstance(event := await client.event(), h11.Data):
             body += event.data

@@ -196,7 +196,7 @@ async def test_an_early_answer_reads_no_further(way):
             data += await everything(stream)
         except trio.BrokenResourceError:
             pass
-    assert heads_of(data) == [b"HTTP/1.1 413 "]
+    assert heads_of(data) == [b"HTTP/1.1 413 Content Too Large"]
     assert len(app.ways) == 1
 
 
@@ -220,7 +220,7 @@ async def test_the_end_in_the_middle_of_a_request(way):
         await stream.send_eof()
         data = await everything(stream)
         await left.wait()
-    assert heads_of(data) == [b"HTTP/1.1 400 "]
+    assert heads_of(data) == [b"HTTP/1.1 400 Bad Request"]
     assert b"Invalid HTTP/1.1 request." in data
 
 

@@ -91,7 +91,7 @@ async def test_bytes_before_the_answer(stock, monkeypatch, autojump_clock, caplo
     else:
         async with connection(Echo(), monkeypatch) as stream:
             client = await Client(stream).begin(frame("early"))
-            assert client.head.startswith(b"HTTP/1.1 101")
+            assert client.head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
             assert (await client.hear()).data == "early"
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

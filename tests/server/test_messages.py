@@ -148,7 +148,7 @@ async def test_refusals(sent, status, kind, prepare, autojump_clock):
 
 
 async def test_keys():
-    """A key is taken from x-api-key or as a bearer token; with both, the bearer token decides."""
+    """A key is taken from x-api-key or as a bearer token; with both, the bearer token decides unless it is empty."""
     async with world(api_keys=["secret"]) as it:
         bearer, wrong = (b"authorization", b"Bearer secret"), (b"authorization", b"Bearer no")
         for keys, status in (
@@ -156,6 +156,7 @@ async def test_keys():
             ([bearer], 200),
             ([(b"x-api-key", b"no"), bearer], 200),
             ([KEY, wrong], 401),
+            ([KEY, (b"authorization", b"Bearer ")], 200),
         ):
             assert (await ask(it, headers=[JSON, *keys]))[0] == status
 

@@ -73,6 +73,10 @@ async def test_the_other_ways_to_show_a_key(shown):
         for name in (b"x-api-key", b"api-key"):
             assert await status_of(it, "/v1/models", "GET", [(name, secret)]) == 200
             assert await status_of(it, "/v1/models", "GET", [(name, b"other")]) == 401
+            for empty in (b"Bearer", b"Bearer ", b"bearer   "):
+                headers = [(b"authorization", empty), (name, secret)]
+                assert await status_of(it, "/v1/models", "GET", headers) == 200
+                assert await status_of(it, "/v1/models", "GET", headers[:1]) == 401
 
 
 async def test_no_route_is_outside_the_table(shown):

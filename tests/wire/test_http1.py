@@ -202,7 +202,7 @@ def test_written_as_h11_writes(fields):
     http.receive_data(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     http.next_event()
     try:
-        theirs = http.send(h11.Response(status_code=200, headers=fields))
+        theirs = http.send(h11.Response(status_code=200, headers=fields, reason=b"OK"))
     except h11.LocalProtocolError:
         theirs = None
     assert http1.write_response(200, fields) == theirs
@@ -232,3 +232,11 @@ def test_requests_written_as_h11_writes(method, target, fields):
 def test_requests_that_are_not_written(fields):
     """Requests with other framing than one host and at most one length are not written."""
     assert http1.write_request(b"POST", b"/", fields) is None
+
+
+def test_reason_phrases():
+    """Assigned statuses carry their phrase (RFC 9110 15), whatever Python calls them; the others have none."""
+    expected = {200: b"OK", 413: b"Content Too Large", 422: b"Unprocessable Content", 529: b"", 599: b""}
+    assert {status: http1.reason_phrase(status) for status in expected} == expected
+    assert http1.write_response(404, []) == b"HTTP/1.1 404 Not Found\r\n\r\n"
+    assert http1.write_response(529, []) == b"HTTP/1.1 529 \r\n\r\n"
