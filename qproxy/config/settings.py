@@ -121,7 +121,7 @@ class Config:
     max_requests: int = setting(5000, "concurrent requests to models; further ones queue for queue_timeout")
     max_queue_size: int = setting(100, "queued requests; further ones are refused at once")
     max_header_bytes: int = setting(64 * 1024, "maximum bytes of a request head")
-    max_body_bytes: int = setting(64 * 1024 * 1024, "maximum bytes of a request body")
+    max_body_bytes: int = setting(64 * 1024 * 1024, "maximum bytes of a request body, also when decompressed")
     max_json_depth: int = setting(128, "maximum nesting of a request body, in levels")
     max_messages: int = setting(10_000, "maximum messages per request")
     api_keys: list[str] = setting(

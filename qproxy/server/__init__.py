@@ -10,6 +10,7 @@ authentication   API keys, the admin key; who may use a route (`Access`)
 host_policy      addresses and host names without keys; DNS rebinding
 cors             web pages of other origins
 request_body     limits of a request; its body as JSON
+content_codings  compressed request bodies
 usage_limits     rate limits and budgets of API keys
 in_flight        requests in flight, and how they are ended
 streaming        streamed response bodies

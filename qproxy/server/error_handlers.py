@@ -11,6 +11,7 @@ from quart import Response
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
 from qproxy.server import request_context
+from qproxy.server.content_codings import ACCEPT_ENCODING
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import body_timeout, body_too_large, websocket_not_supported
 from qproxy.server.state import StateHolder
@@ -27,6 +28,8 @@ def error_response(error: QproxyError) -> HTTPResponse:
     record.relay.upstream_request_id = error.request_id or record.relay.upstream_request_id
     reply = json_response(api.error_body(error, record.id), api.error_status(error))
     reply.headers.update(api.retry_headers(error))
+    if error.code == "unsupported_content_encoding":
+        reply.headers["accept-encoding"] = ACCEPT_ENCODING
     return reply
 
 

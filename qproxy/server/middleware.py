@@ -14,7 +14,7 @@ from qproxy.access.secret_limiter import SecretLimiter
 from qproxy.server import request_context
 from qproxy.server.authentication import Access, api_key_from
 from qproxy.server.cors import SECURITY_HEADERS
-from qproxy.server.request_body import check_encoding
+from qproxy.server.request_body import read_coding
 from qproxy.server.state import Route, StateHolder
 from qproxy.telemetry import RequestRecord, ToolRunRecord
 from qproxy.telemetry.counters import Listener, notify
@@ -55,7 +55,7 @@ class RequestMiddleware:
             if state.tracer is not None:
                 record.relay.trace = state.tracer.start(record, headers.get)
         if context.scope["type"] != "websocket":
-            check_encoding(headers)
+            context.coding = read_coding(headers, context.scope["headers"])
         elif not state.authentication.api_keys.required():
             state.cors.check_websocket(headers)
 

@@ -1,19 +1,21 @@
-"""The request's body: its encoding and type, its size and depth, and its JSON.
+"""The request's body: its type, its coding, its size and depth, and its JSON.
 
 The bytes themselves are received by `fast_path` or by Quart, within the same limits.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from qproxy.relay.event_stream import apart
-from qproxy.server import request_context
+from qproxy.server import content_codings, request_context
 from qproxy.server.host_policy import ReadableHeaders
 from qproxy.telemetry.body_log import BodyLogger
 from qproxy.wire import json_codec, raw_json
 from qproxy.wire.errors import RequestError
+from qproxy.wire.http1 import HeaderList
 
 JSON_TYPE = "application/json"
 
@@ -31,8 +33,8 @@ class RequestLimits:
     """Seconds without an event after which a stream sends its API's keep-alive."""
 
 
-def body_too_large(limits: RequestLimits) -> RequestError:
-    message = f"The request body is larger than {limits.max_body_bytes:,} bytes (max_body_bytes)."
+def body_too_large(limits: RequestLimits, what: str = "request body") -> RequestError:
+    message = f"The {what} is larger than {limits.max_body_bytes:,} bytes (max_body_bytes)."
     return RequestError(message, status=413, code="request_too_large")
 
 
@@ -48,17 +50,30 @@ def websocket_not_supported() -> RequestError:
     return RequestError(message, status=426, code="websocket_not_supported")
 
 
-def check_encoding(headers: ReadableHeaders) -> None:
-    """Raise RequestError for a compressed body and for a WebSocket handshake."""
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        raise RequestError(
-            f"Unsupported Content-Encoding '{encoding[:100]}': send the body uncompressed.",
-            status=415,
-            code="unsupported_content_encoding",
-        )
+def read_coding(headers: ReadableHeaders, raw: HeaderList) -> str:
+    """Return the coding of the body. Raises RequestError for an unsupported one and for a WebSocket
+    handshake."""
     if headers.get("upgrade", "").strip().lower() == "websocket":
         raise websocket_not_supported()
+    if not headers.get("content-encoding"):
+        return ""
+    values = (value.decode("latin-1") for name, value in raw if name.lower() == b"content-encoding")
+    return content_codings.parse_coding(values)
+
+
+async def _decode(data: bytes, coding: str, limits: RequestLimits) -> bytes:
+    """Return the decoded body. Raises RequestError when it is too large or corrupt."""
+    limit = limits.max_body_bytes
+    try:
+        if len(data) <= json_codec.LARGE:
+            with suppress(content_codings.DecodedBodyTooLarge):
+                return content_codings.decode(data, coding, min(json_codec.LARGE, limit))
+        return await apart(content_codings.decode, data, coding, limit)
+    except content_codings.DecodedBodyTooLarge:
+        raise body_too_large(limits, "decompressed request body") from None
+    except content_codings.CorruptBody as error:
+        message = f"The request body cannot be decompressed (Content-Encoding: {coding}): {error}."
+        raise RequestError(message, code="invalid_content_encoding") from None
 
 
 def check_content_type(mimetype: str, *, from_page: bool) -> None:
@@ -97,6 +112,8 @@ async def read_json(limits: RequestLimits, logger: BodyLogger | None) -> Any:
     mimetype = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     check_content_type(mimetype, from_page="origin" in headers)
     data = await request_context.body()
+    if coding := request_context.current().coding:
+        data = await _decode(data, coding, limits)
     if logger:
         logger.log_request(request_context.record(), data)
     if len(data) > json_codec.LARGE:

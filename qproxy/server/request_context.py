@@ -62,6 +62,8 @@ class RequestContext:
     """Lets the next message of a WebSocket be read."""
     api: Api = OPENAI
     """The API whose errors and headers the request gets; `RequestMiddleware.on_request` chooses it."""
+    coding: str = ""
+    """The content coding of the body; "" for none."""
     api_key: ApiKey | None = None
     """The client's key; None before authentication and on servers without keys."""
     limited_key: ApiKey | None = None

@@ -105,7 +105,7 @@ REFUSALS = {
     "too large": ({"body": b" " * 2000}, 413, "request_too_large"),
     "no JSON by its type": ({"headers": [KEY, (b"content-type", b"text/plain")]}, 415,
         "unsupported_media_type"),
-    "compressed": ({"headers": [KEY, JSON, (b"content-encoding", b"gzip")]}, 415,
+    "compressed": ({"headers": [KEY, JSON, (b"content-encoding", b"br")]}, 415,
         "unsupported_content_encoding"),
     "a failing upstream": ({"body": {**ASK, "model": "fault-500"}}, 502, "upstream_error"),
     "another method": ({"method": "DELETE"}, 405, "method_not_allowed"),

@@ -1,5 +1,6 @@
 """The lane beside Quart's router: both ways serve the same, and who adds to the app gets Quart's way."""
 
+import gzip
 import json
 import re
 
@@ -28,7 +29,13 @@ REQUESTS = {
     "nothing": (PATH, [KEY, JSON], b""),
     "a wrong field": (PATH, [KEY, JSON], {**HELLO, "messages": 1}),
     "too large": (PATH, [KEY, JSON], b" " * 2000),
-    "compressed": (PATH, [KEY, JSON, (b"content-encoding", b"gzip")], HELLO),
+    "compressed": (
+        PATH,
+        [KEY, JSON, (b"content-encoding", b"gzip")],
+        gzip.compress(json.dumps(HELLO).encode()),
+    ),
+    "not compressed as it says": (PATH, [KEY, JSON, (b"content-encoding", b"gzip")], HELLO),
+    "compressed in another way": (PATH, [KEY, JSON, (b"content-encoding", b"br")], HELLO),
     "from a page": (PATH, [KEY, JSON, (b"origin", b"https://app.test")], HELLO),
     "a model's server that fails": (PATH, [KEY, JSON], {**HELLO, "model": "fault-500"}),
     "a model's quota": (PATH, [KEY, JSON], {**HELLO, "model": "fault-quota"}),

@@ -119,7 +119,7 @@ REFUSALS = {
         415,
         "invalid_request_error",
     ),
-    "compressed": ({"headers": [KEY, JSON, (b"content-encoding", b"gzip")]}, 415, "invalid_request_error"),
+    "compressed": ({"headers": [KEY, JSON, (b"content-encoding", b"br")]}, 415, "invalid_request_error"),
     "a failing upstream": ({"body": {**ASK, "model": "fault-500"}}, 502, "api_error"),
     "a limited upstream": ({"body": {**ASK, "model": "fault-429"}}, 429, "rate_limit_error"),
     "another method": ({"method": "DELETE"}, 405, "invalid_request_error"),
@@ -148,7 +148,8 @@ async def test_refusals(sent, status, kind, prepare, autojump_clock):
 
 
 async def test_keys():
-    """A key is taken from x-api-key or as a bearer token; with both, the bearer token decides unless it is empty."""
+    """A key is taken from x-api-key or as a bearer token; with both, the bearer token decides unless it is
+    empty."""
     async with world(api_keys=["secret"]) as it:
         bearer, wrong = (b"authorization", b"Bearer secret"), (b"authorization", b"Bearer no")
         for keys, status in (

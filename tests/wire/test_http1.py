@@ -235,7 +235,8 @@ def test_requests_that_are_not_written(fields):
 
 
 def test_reason_phrases():
-    """Assigned statuses carry their phrase (RFC 9110 15), whatever Python calls them; the others have none."""
+    """Assigned statuses carry their phrase (RFC 9110 15), whatever Python calls them; the others have
+    none."""
     expected = {200: b"OK", 413: b"Content Too Large", 422: b"Unprocessable Content", 529: b"", 599: b""}
     assert {status: http1.reason_phrase(status) for status in expected} == expected
     assert http1.write_response(404, []) == b"HTTP/1.1 404 Not Found\r\n\r\n"
