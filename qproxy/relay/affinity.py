@@ -1,4 +1,8 @@
-"""A key shared by all turns of one conversation."""
+"""Keys shared by all turns of one conversation.
+
+`affinity_key` chooses the account, whose prompt cache the conversation has filled: by the client's own id of
+the session or of the cached prompt if it sends one, which holds even if a client rewrites its first messages.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,16 @@ AFFINITY_CHARACTERS = 2000
 
 
 def affinity_key(turn: Turn) -> str:
-    """Return a key shared by all turns of one conversation, from its messages up to the user's first; "" for
-    none."""
+    """Return the key of a turn's conversation for the choice of an account; "" for none."""
+    session = turn.session or turn.params.get("prompt_cache_key")
+    if isinstance(session, str) and session:
+        text = session[:AFFINITY_CHARACTERS].encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+    return prompt_key(turn)
+
+
+def prompt_key(turn: Turn) -> str:
+    """Return a key from a conversation's messages up to the user's first; "" for none."""
     if not turn.messages:
         return ""
     digest = hashlib.blake2b(digest_size=8)

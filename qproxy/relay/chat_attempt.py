@@ -14,7 +14,7 @@ import trio
 from qproxy.access.rate_limits import output_limit
 from qproxy.accounts import Account
 from qproxy.auth import Credential
-from qproxy.relay.affinity import affinity_key
+from qproxy.relay.affinity import prompt_key
 from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream, apart
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
@@ -155,7 +155,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         """Return the keeper of the model's ciphertext, None for a model without one."""
         if self._reasoning is None or not target.spec.encrypted_thinking:
             return None
-        conversation = affinity_key(self._turn)
+        conversation = prompt_key(self._turn)
         return ReasoningKeeper(self._reasoning, self._record.client, account.name, conversation)
 
     def _apply_rules(self, turn: Turn, target: UpstreamTarget, account: Account) -> Turn:

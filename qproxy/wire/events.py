@@ -99,6 +99,8 @@ class Turn:
     """The estimate of the prompt's tokens, for responses whose server reports none."""
     ignored: tuple[str, ...] = ()
     """Request fields (dotted paths) that are not forwarded, for `x-qproxy-ignored-params`."""
+    session: str = ""
+    """The client's own id of the conversation; "" if it sends none."""
     request_id: str = ""
     """The id of the client's request, for an API whose mid-stream errors name it."""
     endpoint_state: object = None

@@ -125,7 +125,16 @@ async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistor
         **await history.load(body),
     )
     is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
-    return await apart(decode) if is_large else decode()
+    turn = await apart(decode) if is_large else decode()
+    return turn if turn.session else _with_session(turn, endpoint.api.session_headers)
+
+
+def _with_session(turn: Turn, names: Sequence[str]) -> Turn:
+    """Return the turn with the session that a request header names."""
+    for name in names:
+        if session := request_context.headers().get(name):
+            return replace(turn, session=session)
+    return turn
 
 
 async def _whole_response(

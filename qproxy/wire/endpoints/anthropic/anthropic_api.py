@@ -36,6 +36,7 @@ ANTHROPIC = Api(
         *(f"anthropic-ratelimit-{unit}-{name}" for unit in ("requests", "tokens") for name in ("limit",
             "remaining", "reset")),
     ),
+    session_headers=("x-claude-code-session-id",),
     keep_alive=PING,
     model_list=models.model_list,
     model_object=models.model_object,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qproxy.wire import json_codec
 from qproxy.wire.endpoints import validation
 from qproxy.wire.endpoints.anthropic import conversation, thinking, tools
 from qproxy.wire.endpoints.anthropic.content_blocks import BlockReader
@@ -78,6 +79,10 @@ def request_schema(*required: str) -> JSON:
         "tool_choice": {"type": ["object", "string", "null"]},
     }
     return {"type": "object", "required": [*required], "properties": {**own, **validation.properties(FIELDS)}}
+
+
+MAX_USER_ID = 2000
+"""Characters of `metadata.user_id` that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ def _decode(
         server_tools=declared.server_tools,
         include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
         tools_bytes=None if tools_text is None else len(tools_text),
+        session=_session(fields.get("metadata")),
         ignored=(
             *(name for name in fields if name not in READ),
             *thinking_config.ignored,
@@ -161,6 +167,22 @@ def _decode(
             frozenset(fields.get("stop_sequences") or ()), thinking_config.omits_text
         ),
     )
+
+
+def _session(metadata: JSON) -> str:
+    """Return the session in Claude Code's `user_id`, JSON or `user_…_session_…`; "" for other ids."""
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    if not isinstance(user, str) or len(user) > MAX_USER_ID:
+        return ""
+    before, marker, session = user.rpartition("_session_")
+    if marker and before.startswith("user_"):
+        return session
+    try:
+        value = json_codec.loads(user) if user.startswith("{") else None
+    except ValueError:
+        return ""
+    session = value.get("session_id") if isinstance(value, dict) else None
+    return session if isinstance(session, str) else ""
 
 
 def _params(fields: Mapping[str, JSON]) -> dict[str, JSON]:

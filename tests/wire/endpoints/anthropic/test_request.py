@@ -125,6 +125,26 @@ def test_default_model():
     assert anthropic.decode(body, id="x", created=1, **{**DECODE_LIMITS, "default_model": "m"}).model == "m"
 
 
+SESSIONS = {
+    "of Claude Code": ('{"device_id":"d","account_uuid":"","session_id":"s-1"}', "s-1"),
+    "of Claude Code, older": ("user_0a1b_account__session_s-2", "s-2"),
+    "a user": ("somebody_session_x", ""),
+    "JSON without one": ('{"device_id":"d"}', ""),
+    "one of another type": ('{"session_id":7}', ""),
+    "broken JSON": ('{"session_id":"s', ""),
+    "an endless one": ('{"session_id":"' + "s" * 3000 + '"}', ""),
+    "no text": (7, ""),
+}
+
+
+@pytest.mark.parametrize(("user", "session"), SESSIONS.values(), ids=SESSIONS)
+def test_sessions(user, session):
+    """The session is read from `user_id`, which is not passed on; other metadata is no error."""
+    turn = decode(metadata={"user_id": user})
+    assert (turn.session, turn.ignored, "metadata" in turn.params) == (session, ("metadata",), False)
+    assert decode(metadata=[user]).session == ""
+
+
 def test_count():
     """What is to be counted needs no max_tokens, and may have every other field."""
     turn = anthropic.decode_count(
