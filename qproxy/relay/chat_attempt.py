@@ -165,6 +165,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             model=target.model,
             spec=target.spec,
             family=target.family,
+            native=account.dialect == "dashscope",
             switches={**self._policy.rule_switches, **account.rules},
             strict_params=self._policy.strict_params,
             forced_tools=self._policy.forced_tools,

@@ -72,6 +72,7 @@ async def test_an_open_server_is_asked_as_the_client_asked():
         status, _, body = await it.post(
             {
                 **HELLO,
+                "model": "llama-3",
                 "temperature": 2,
                 "user": "me",
                 "messages": [{"role": "developer", "content": "x"}, *HELLO["messages"]],

@@ -27,6 +27,7 @@ _SERVICE = "/api/v1/services/aigc/{}-generation/generation"
 _BASES = ("/compatible-mode/v1", "/api/v1", "/v1")
 _CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
 _MEDIA = {"image_url": "image", "input_audio": "audio", "video_url": "video", "video": "video"}
+_TEXTS = ("text", "refusal")
 
 
 def request(turn: Turn, target: UpstreamTarget) -> HTTPRequest:
@@ -64,7 +65,7 @@ def api_root(base_url: str) -> str:
 
 def _has_media(message: JSON) -> bool:
     content = message.get("content")
-    return isinstance(content, list) and any(part.get("type") in _MEDIA for part in content)
+    return isinstance(content, list) and any(part.get("type") not in _TEXTS for part in content)
 
 
 def _message(message: JSON, multimodal: bool) -> JSON:
@@ -80,8 +81,10 @@ def _message(message: JSON, multimodal: bool) -> JSON:
 
 
 def _part(part: JSON) -> JSON:
-    kind = part.get("type")
-    value = part.get(kind) if kind in _MEDIA else part.get("text", "")
+    kind = part.get("type", "text")
+    if kind not in _MEDIA and kind not in _TEXTS:
+        return {key: value for key, value in part.items() if key != "type"}  # named by its key there
+    value = part.get(kind, "")
     if isinstance(value, dict):
         value = value.get("url") or value.get("data")
     kept = {mark: part[mark] for mark in _CACHE_MARKS if mark in part}

@@ -18,7 +18,9 @@ from qproxy.wire.events import JSON
 Messages: TypeAlias = Sequence[Any]
 ChangeMessages: TypeAlias = Callable[[Messages], Messages]
 Feature: TypeAlias = str | type
-EXTRAS = frozenset(("refusal", "audio", "annotations", "function_call", "reasoning"))
+LOST = ("audio", "annotations")
+"""Keys of an earlier answer that no message to Qwen has a place for."""
+EXTRAS = frozenset(("refusal", "function_call", "reasoning", *LOST))
 
 
 def features(messages: Messages) -> frozenset[Feature]:
@@ -35,11 +37,19 @@ def _each(messages: Messages, change: Callable[[dict[str, JSON]], dict[str, JSON
 
 
 def text_of(message: dict[str, JSON]) -> str:
-    """Return the text of a message, its parts joined."""
+    """Return the text of a message, its parts joined; that of a refusal is text too."""
     content = message.get("content")
     if isinstance(content, list):
-        return "\n\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+        texts = (part.get("text") or part.get("refusal") for part in content)
+        return "\n\n".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
+
+
+def other_parts(message: dict[str, JSON]) -> list[JSON]:
+    """Return the parts of a message that are no text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else ()
+    return [part for part in parts if "text" not in part and part.get("type") != "refusal"]
 
 
 def developer_to_system(messages: Messages) -> Messages:
@@ -52,15 +62,19 @@ def merge_system(messages: Messages) -> Messages:
     if not places or places == [0]:
         return messages
     systems = [messages[number] for number in places]
-    if any(isinstance(message.get("content"), list) for message in systems):
-        content: JSON = [part for message in systems for part in _parts(message.get("content"))]
-    else:
-        content = "\n\n".join(text_of(message) for message in systems)
     rest = [message for message in messages if message.get("role") != "system"]
-    return [{**systems[0], "content": content}, *rest]
+    return [{**systems[0], "content": join_contents(systems)}, *rest]
 
 
-def _parts(content: JSON) -> list[JSON]:
+def join_contents(messages: Messages) -> JSON:
+    """Return the contents of some messages as one; parts (with their cache markers) stay parts."""
+    if any(isinstance(message.get("content"), list) for message in messages):
+        return [part for message in messages for part in parts_of(message.get("content"))]
+    return "\n\n".join(text_of(message) for message in messages)
+
+
+def parts_of(content: JSON) -> list[JSON]:
+    """Return a content as parts."""
     return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
 
 
@@ -164,14 +178,23 @@ def assistant_extras(messages: Messages) -> Messages:
     return _each(messages, change)
 
 
+def lost_extras(messages: Messages) -> list[str]:
+    """Return the keys of earlier answers that carry something and are left out."""
+    answers = [message for message in messages if message.get("role") == "assistant"]
+    return [name for name in LOST if any(answer.get(name) for answer in answers)]
+
+
 def without_ciphertext(messages: Messages) -> Messages:
     """Leave out the ciphertext of earlier reasoning."""
+    return without_key(messages, "encrypted_content")
+
+
+def without_key(messages: Messages, name: str) -> Messages:
+    """Leave a key out of all messages."""
     return _each(
         messages,
         lambda message: (
-            {key: value for key, value in message.items() if key != "encrypted_content"}
-            if "encrypted_content" in message
-            else message
+            {key: value for key, value in message.items() if key != name} if name in message else message
         ),
     )
 
@@ -187,7 +210,7 @@ def tool_content(messages: Messages) -> Messages:
             out.append({"role": "user", "content": moved})
             moved = []
         if message.get("role") == "tool" and isinstance(message.get("content"), list):
-            moved = moved + [part for part in message["content"] if part.get("type") != "text"]
+            moved = moved + other_parts(message)
             message = {**message, "content": _tool_text(message)}
         out.append(message)
     return [*out, {"role": "user", "content": moved}] if moved else out
@@ -211,7 +234,7 @@ def _place_cache_marker(message: dict[str, JSON]) -> dict[str, JSON]:
         return message
     placed = {key: value for key, value in message.items() if key != "cache_control"}
     if placed.get("content"):
-        *before, last = _parts(placed["content"])
+        *before, last = parts_of(placed["content"])
         placed["content"] = [*before, {**last, "cache_control": message["cache_control"]}]
     return placed
 
@@ -264,6 +287,6 @@ _RANGE_PATTERN = re.compile(r"\[\s*\d+\s*,\s*(\d+)\s*\]")
 
 
 def allowed_maximum(message: str) -> int | None:
-    """Return Return Return Return Return N of an error's "[1, N]"."""
+    """Return N of an error's "[1, N]"."""
     match = _RANGE_PATTERN.search(message)
     return int(match[1]) if match else None

@@ -31,7 +31,7 @@ def render_tools(turn: Turn, setting: str, spec: ModelSpec) -> Turn:
     messages: list[Any] = []
     for message in turn.messages:
         if message.get("role") == "tool":
-            _result(messages, message_rules.text_of(message))
+            _result(messages, message)
         else:
             messages.append(_render_calls(message, form))
     prompt = form.render(turn.tools) if turn.tools_enabled else ""
@@ -41,14 +41,18 @@ def render_tools(turn: Turn, setting: str, spec: ModelSpec) -> Turn:
     return replace(turn, messages=messages, tools=(), tool_choice=None, params=params)
 
 
-def _result(messages: list[Any], text: str) -> None:
-    """Add a tool's result to those before it; its text cannot close the element."""
-    text = text.replace("</tool_response>", "<\\/tool_response>")
+def _result(messages: list[Any], message: JSON) -> None:
+    """Add a tool's result to those before it; its text cannot close the element, and pictures follow it."""
+    text = message_rules.text_of(message).replace("</tool_response>", "<\\/tool_response>")
     block = f"<tool_response>\n{text}\n</tool_response>"
-    if messages and isinstance(messages[-1], _Results):
-        messages[-1] = _Results(role="user", content=f"{messages[-1]['content']}\n{block}")
+    others = message_rules.other_parts(message)
+    before = messages.pop() if messages and isinstance(messages[-1], _Results) else None
+    if others or (before and isinstance(before["content"], list)):
+        parts = [] if before is None else message_rules.parts_of(before["content"])
+        joined: JSON = [*parts, {"type": "text", "text": block}, *others]
     else:
-        messages.append(_Results(role="user", content=block))
+        joined = block if before is None else f"{before['content']}\n{block}"
+    messages.append(_Results(role="user", content=joined))
 
 
 class _Results(dict[str, Any]):

@@ -1,4 +1,7 @@
-"""A request while the rules are at it: what they read, and what they may change."""
+"""A request while the rules are at it: what they read, and what they may change.
+
+Whatever a rule leaves out is named (`ignored`), and refused where `strict_params` is set.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,21 @@ class RequestDraft:
     """A request while the rules are at it."""
 
     def __init__(
-        self, turn: Turn, *, model: str, spec: ModelSpec, forced_tools: str, strict_params: bool
+        self,
+        turn: Turn,
+        *,
+        model: str,
+        spec: ModelSpec,
+        family: str,
+        native: bool,
+        forced_tools: str,
+        strict_params: bool,
     ) -> None:
         self.model = model
         self.spec = spec
+        self.family = family
+        self.native = native
+        """Whether the request is for DashScope's native API."""
         self.set_messages(turn.messages)
         self.tools = turn.tools
         self.tool_choice = turn.tool_choice
@@ -41,6 +55,18 @@ class RequestDraft:
         del self.params[name]
         self.ignored.append(name)
         return True
+
+    def ignore(self, path: str) -> None:
+        """Name what is left out of a parameter, or of the messages."""
+        if self._strict:
+            raise unsupported_param(path)
+        if path not in self.ignored:
+            self.ignored.append(path)
+
+    def drop_message_key(self, name: str) -> None:
+        """Leave a key out of all messages, and name it."""
+        self.ignore(f"messages.{name}")
+        self.set_messages(message_rules.without_key(self.messages, name))
 
     @property
     def thinking(self) -> bool:

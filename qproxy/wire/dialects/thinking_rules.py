@@ -63,15 +63,18 @@ def _stop_thinking(draft: RequestDraft) -> None:
 
 
 def thinking_kwargs(draft: RequestDraft) -> bool:
-    """Chat templates read `enable_thinking` from `chat_template_kwargs` alone."""
+    """Chat templates read `enable_thinking` and `preserve_thinking` from `chat_template_kwargs` alone."""
     thinking, word = draft.params.get("enable_thinking"), draft.params.get("reasoning_effort")
     if isinstance(word, str) and not effort.means_thinking(word, draft.spec):
         thinking = False
     known = draft.params.get("chat_template_kwargs") or {}
-    if not isinstance(thinking, bool) or not isinstance(known, dict) or "enable_thinking" in known:
+    if not isinstance(known, dict):
         return False
-    draft.params["chat_template_kwargs"] = {**known, "enable_thinking": thinking}
-    return True
+    switches = {"enable_thinking": thinking, "preserve_thinking": draft.params.get("preserve_thinking")}
+    added = {name: on for name, on in switches.items() if isinstance(on, bool) and name not in known}
+    if added:
+        draft.params["chat_template_kwargs"] = {**known, **added}
+    return bool(added)
 
 
 def completion_thinking(draft: RequestDraft) -> bool:

@@ -1,8 +1,8 @@
 """Validation of chat messages: roles, content parts, tool calls and their results.
 
 An error names the path of the invalid value (`messages[3].content[0].type`), which an upstream's error often
-does not. The content of a message is unchanged; Qwen's requirements are in `dialects.request_rules`. OpenAPI:
-`ChatCompletionRequestMessage`.
+does not. The content of a message is unchanged; Qwen's requirements are in `dialects.request_rules`. Parts of
+an unknown type pass: the upstream may know it. OpenAPI: `ChatCompletionRequestMessage`.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def _part(value: JSON, path: str) -> Any:
         image = part.get("image_url")
         url = {"url": image, "detail": part.get("detail", "auto")} if isinstance(image, str) else image
         kind, part = "image_url", {"type": "image_url", "image_url": url}
+    if validation.string(kind, f"{path}.type") not in PARTS and len(part) > 1:
+        return part  # of a newer type, which the upstream may know
     validation.one_of(PARTS)(kind, f"{path}.type")
     key = PARTS[kind]
     if part.get(key) is None:

@@ -19,6 +19,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 MARKER = {"type": "ephemeral"}
 PNG = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
 MARKED = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
+OTHER_TOOL = {"type": "function", "function": {"name": "g"}}
 NAMED = {"type": "function", "function": {"name": "f"}}
 
 
@@ -57,6 +58,21 @@ CASES = {
         "qwen-plus",
         lambda t: t.messages == [{"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, USER],
     ),
+    "leading_system": (
+        turn([{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, USER]),
+        "qwen3.8-27b",
+        lambda t: t.messages == [{"role": "system", "content": "a\n\nb"}, USER],
+    ),
+    "system_reminder": (
+        turn([USER, {"role": "system", "content": "a"}]),
+        "qwen3.8-27b",
+        lambda t: t.messages == [USER, {"role": "user", "content": "<system-reminder>\na\n</system-reminder>"}],
+    ),
+    "user_message": (
+        turn([{"role": "system", "content": "a"}]),
+        "qwen3.8-27b",
+        lambda t: t.messages == [{"role": "system", "content": "a"}, {"role": "user", "content": "Continue."}],
+    ),
     "function_role": (
         turn([USER, {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}, {"role": "function", "name": "f", "content": "1"}]),
         "qwen-plus",
@@ -68,6 +84,12 @@ CASES = {
         turn([USER, {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "reasoning": "r"}]),
         "qwen-plus",
         lambda t: t.messages[1] == {"role": "assistant", "content": "x", "reasoning_content": "r"},
+    ),
+    "unanswered_calls": (turn([USER, call("{}", type="function"), USER]), "qwen-plus", lambda t: t.messages[2]["tool_call_id"] == "c" and t.messages[3] == USER),
+    "orphan_results": (
+        turn([USER, {"role": "tool", "tool_call_id": "c", "content": "sunny"}]),
+        "qwen-plus",
+        lambda t: t.messages[1]["role"] == "user" and t.messages[1]["content"].endswith("\nsunny"),
     ),
     "tool_content": (
         turn([USER, call("{}", type="function"), {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "a"}, PNG]}]),
@@ -86,7 +108,9 @@ CASES = {
     ),
     "tools_empty": (turn(tool_choice="auto", parallel_tool_calls=True), "qwen-plus", lambda t: t.tool_choice is None and not t.params),
     "tools_forbidden": (turn(tools=[TOOL], tool_choice="none"), "qwen-plus", lambda t: not t.tools and t.tool_choice is None),
+    "named_tool": (turn(tools=[TOOL, OTHER_TOOL], tool_choice=NAMED), "qwen3.8-27b", lambda t: (t.tools, t.tool_choice) == ([TOOL], "required")),
     "parallel_calls": (turn(tools=[TOOL]), "qwen-plus", lambda t: t.params == {"parallel_tool_calls": True}),
+    "thinking_params": (turn(think=False), "qwen-plus", lambda t: t.params == {"enable_thinking": False}),
     "reasoning_effort": (turn(reasoning_effort="low"), "qwen-plus", lambda t: t.params == {"enable_thinking": True, "thinking_budget": 4096}),
     "thinking_kwargs": (turn(enable_thinking=False), "qwen3-32b", lambda t: t.params == {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": False}}),
     "completion_thinking": (replace(turn(), completion=CompletionPrompt(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
@@ -108,6 +132,8 @@ CASES = {
     "top_logprobs": (turn(top_logprobs=20), "qwen-max", lambda t: t.params["top_logprobs"] == 5),
     "max_choices": (turn(n=5), "qwen-max", None),
     "audio_output": (turn(modalities=["text", "audio"]), "qwen-max", None),
+    "web_search": (turn(web_search_options={}), "qwen-plus", lambda t: t.params == {"enable_search": True}),
+    "hosted_params": (turn(enable_search=True, tool_stream=True), "qwen3.8-27b", lambda t: not t.params),
     "unsupported_params": (turn(user="u", store=True, prediction={}), "qwen-max", lambda t: not t.params),
 }  # fmt: skip
 
@@ -115,13 +141,14 @@ CASES = {
 def test_every_rule_has_a_case_and_a_line():
     """The table, the examples and the page name the same rules."""
     assert [rule.name for rule in request_rules.RULES] == list(CASES)
-    assert all(rule.doc and rule.where in ("all", "dashscope", "open") for rule in request_rules.RULES)
+    places = ("all", "dashscope", "qwen", "open", "open qwen")
+    assert all(rule.doc and rule.where in places for rule in request_rules.RULES)
     page = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
     for rule in request_rules.RULES:
         assert f"| `{rule.name}` | {rule.doc} | {rule.where} |" in page
 
 
-WHERE = {rule.name: "open" if rule.where == "open" else "dashscope" for rule in request_rules.RULES}
+WHERE = {rule.name: "open" if rule.where.startswith("open") else "dashscope" for rule in request_rules.RULES}
 """A family that each rule is for."""
 
 

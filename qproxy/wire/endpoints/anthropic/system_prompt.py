@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from qproxy.wire.endpoints.anthropic.content_blocks import MARKER, BlockReader, text_part
 from qproxy.wire.events import JSON
+from qproxy.wire.system_reminder import as_reminder
 
 BILLING = "x-anthropic-billing-"
-REMINDER = "<system-reminder>"
 
 
 def system_content(contents: Sequence[tuple[JSON, str]], reader: BlockReader) -> JSON:
@@ -43,9 +43,7 @@ def reminder(content: JSON, path: str, reader: BlockReader) -> dict[str, JSON] |
     blocks = reader.blocks(content, path)
     texts = [reader.text(block, f"{path}[{number}]") for number, block in enumerate(blocks)]
     text = "\n\n".join(text for text in texts if text)
-    if text and not text.lstrip().startswith(REMINDER):
-        text = f"{REMINDER}\n{text}\n</system-reminder>"
-    return {"role": "user", "content": text} if text else None
+    return {"role": "user", "content": as_reminder(text)} if text else None
 
 
 def _without_billing(text: str) -> str:
