@@ -7,6 +7,7 @@ to chat and to make either of them fail.
 from __future__ import annotations
 
 import argparse
+from functools import reduce
 
 import trio
 
@@ -21,6 +22,7 @@ PAGE = HelpPage(
     examples={
         "qproxy emulator": "serve it on port 8788",
         "qproxy emulator --token-lifetime 20": "with tokens that expire quickly",
+        "qproxy emulator --assume cache_ttls='30m 12h'": "with another guess about Qwen4 (docs/emulator.md)",
     },
     files={},
     environment={},
@@ -58,6 +60,25 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="polling interval to require (default: none, as Qwen)",
     )
+    parser.add_argument(
+        "--assume",
+        type=_assumption,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change what is assumed where Qwen's documentation is silent; an unknown name lists all",
+    )
+
+
+def _assumption(text: str) -> str:
+    """Return a valid assumption."""
+    from qproxy.emulator.unverified import NATURAL
+
+    try:
+        NATURAL.assume(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,9 +90,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from qproxy import http_server
     from qproxy.bootstrap.models import package_catalog
     from qproxy.emulator import Emulator, IdentityServer
+    from qproxy.emulator.unverified import NATURAL
 
+    facts = reduce(lambda known, text: known.assume(text), arguments.assume, NATURAL)
     identity = IdentityServer(token_lifetime=arguments.token_lifetime, interval=arguments.interval)
-    emulator, stop = Emulator(identity=identity), trio.Event()
+    emulator, stop = Emulator(identity=identity, facts=facts), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, print_result)
         await nursery.start(emulator.serve, arguments.port)

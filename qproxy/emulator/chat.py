@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import thinking
+from qproxy.emulator import prompt_cache, thinking
 from qproxy.emulator.errors import ApiError, bad_request
+from qproxy.emulator.prompt_cache import NOT_CACHED, CacheUse
 from qproxy.emulator.schema_values import example_arguments
+from qproxy.emulator.unverified import NATURAL, Unverified
 
 MAX_OUTPUT = 131_072
 """Of a model that the catalog does not know."""
@@ -41,7 +43,7 @@ def _is_known(model: str) -> bool:
     return model.startswith(FAULTS) or catalog.find(model) is not None or catalog.get(model).vendor == vendor
 
 
-def validate(body: Any) -> None:
+def validate(body: Any, facts: Unverified = NATURAL) -> None:
     """Raise the refusal that DashScope would answer with."""
     messages = body.get("messages")
     if not body.get("model"):
@@ -69,14 +71,11 @@ def validate(body: Any) -> None:
     if not 0 < body.get("top_p", 1) <= 1:
         raise ApiError(400, "top_p must be in the range (0, 1].", "invalid_parameter_error")
     spec = package_catalog().get(str(body["model"]))
-    thinking.validate(body, spec)
+    thinking.validate(body, spec, facts)
+    prompt_cache.validate(body, facts)
     limit = max(spec.output or 0, spec.output_thinking or 0) or MAX_OUTPUT
     if body.get("max_tokens", 1) > limit:
         raise bad_request(f"Range of max_tokens should be [1, {limit}]")
-    if body.get("tool_choice") not in (None, "auto", "none") and body.get("enable_thinking"):
-        raise bad_request(
-            "The tool_choice parameter does not support being set to required or object in thinking mode"
-        )
     wants_json = (body.get("response_format") or {}).get("type") == "json_object"
     if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
         raise bad_request(
@@ -151,16 +150,18 @@ def call_id(body: Any, number: int) -> str:
     return f"call_{digest[:24]}"
 
 
-def usage(body: Any, thought: str, text: str, calls: list[tuple[str, str]]) -> dict[str, Any]:
+def usage(
+    body: Any, thought: str, text: str, calls: list[tuple[str, str]], cached: CacheUse = NOT_CACHED
+) -> dict[str, Any]:
     """Counts of words, which is as good as tokens here."""
-    prompt = sum(len(_text(message).split()) + 4 for message in body["messages"])
+    prompt = [block.tokens for block in prompt_cache.prompt_blocks(body)][-1]
     reasoning = len(thought.split())
     completion = reasoning + len(text.split()) + sum(len(a) // 3 + 5 for _, a in calls)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": cached.details(),
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
@@ -169,19 +170,23 @@ def split_text(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
-    """The deltas of a streamed answer, in DashScope's shape."""
+def deltas(body: Any, size: int = 12, facts: Unverified = NATURAL) -> Iterator[dict[str, Any]]:
+    """The deltas of a streamed answer, in DashScope's shape; the last one goes with the finish reason."""
     thought, text, calls = reply(body)
+    shown, ciphertext = thinking.shown(body, thought)
+    return thinking.insert_ciphertext(_deltas(body, shown, text, calls, size), ciphertext, facts)
+
+
+def _deltas(
+    body: Any, thought: str, text: str, calls: list[tuple[str, str]], size: int
+) -> Iterator[dict[str, Any]]:
     yield {
         "role": "assistant",
         "content": "" if not thought else None,
         **({"reasoning_content": ""} if thought else {}),
     }
-    shown, ciphertext = thinking.shown(body, thought)
-    for piece in split_text(shown, size):
+    for piece in split_text(thought, size):
         yield {"content": None, "reasoning_content": piece}
-    if ciphertext:
-        yield {"content": None, "encrypted_content": ciphertext}
     for piece in split_text(text, size):
         yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
     for index, (name, text_) in enumerate(calls):
@@ -195,9 +200,12 @@ def deltas(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
         for piece in split_text(text_, size):
             entry = {"index": index, "id": "", "type": "function", "function": {"arguments": piece}}
             yield {"content": "", "tool_calls": [entry]}
+    yield {"content": ""}
 
 
-def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
+def chunks(
+    body: Any, size: int = 12, cached: CacheUse = NOT_CACHED, facts: Unverified = NATURAL
+) -> Iterator[dict[str, Any]]:
     """The chunks of a streamed answer."""
     thought, text, calls = reply(body)
     head = {
@@ -206,19 +214,16 @@ def chunks(body: Any, size: int = 12) -> Iterator[dict[str, Any]]:
         "created": CREATED,
         "model": body["model"],
     }
-    for delta in deltas(body, size):
+    *sent, last = deltas(body, size, facts)
+    for delta in sent:
         yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None}
     reason = "tool_calls" if calls else "stop"
-    yield {
-        **head,
-        "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": reason}],
-        "usage": None,
-    }
+    yield {**head, "choices": [{"index": 0, "delta": last, "finish_reason": reason}], "usage": None}
     if (body.get("stream_options") or {}).get("include_usage"):
-        yield {**head, "choices": [], "usage": usage(body, thought, text, calls)}
+        yield {**head, "choices": [], "usage": usage(body, thought, text, calls, cached)}
 
 
-def response(body: Any) -> dict[str, Any]:
+def response(body: Any, cached: CacheUse = NOT_CACHED) -> dict[str, Any]:
     """The answer in one piece."""
     thought, text, calls = reply(body)
     message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -238,5 +243,5 @@ def response(body: Any) -> dict[str, Any]:
         "created": CREATED,
         "model": body["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
-        "usage": usage(body, thought, text, calls),
+        "usage": usage(body, thought, text, calls, cached),
     }

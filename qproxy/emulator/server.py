@@ -21,8 +21,8 @@ import h11
 import trio
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import chat, completions, embeddings, realtime
-from qproxy.emulator.errors import ApiError
+from qproxy.emulator import chat, completions, embeddings, native, realtime
+from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.faults import (
     DONE,
     FAULTS,
@@ -36,6 +36,8 @@ from qproxy.emulator.faults import (
     json_reply,
 )
 from qproxy.emulator.identity import TOKEN_REFUSED, IdentityServer
+from qproxy.emulator.prompt_cache import PromptCache
+from qproxy.emulator.unverified import NATURAL, Unverified
 from qproxy.wire import json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 
@@ -64,6 +66,11 @@ class ReceivedRequest:
     disconnected: trio.Event = field(default_factory=trio.Event)
     """Set when the client closed before its answer was over."""
 
+    @property
+    def token(self) -> str:
+        """The bearer token."""
+        return self.headers.get("authorization", "").removeprefix("Bearer ")
+
 
 class Emulator:
     """A Qwen server in the same Trio program."""
@@ -75,6 +82,7 @@ class Emulator:
         delay: float = 0.0,
         piece: int = 12,
         identity: IdentityServer | None = None,
+        facts: Unverified = NATURAL,
     ) -> None:
         self.keys = keys
         """Accepted bearer tokens, besides those of the identity server; None accepts all others."""
@@ -89,11 +97,14 @@ class Emulator:
         self.open_connections = 0
         self.connections = 0
         self._script: deque[ScriptedReply] = deque()
-        self._models: dict[str, Callable[[Any], ScriptedReply]] = {
+        self._facts = facts
+        self._cache = PromptCache(trio.current_time, facts)
+        self._models: dict[str, Callable[[ReceivedRequest], ScriptedReply]] = {
             CHAT_PATH: self._chat,
             COMPLETIONS_PATH: self._complete,
-            EMBEDDINGS_PATH: lambda body: json_reply(embeddings.openai_response(body)),
-            NATIVE_EMBEDDINGS_PATH: lambda body: json_reply(embeddings.dashscope_response(body)),
+            EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.openai_response(seen.body)),
+            NATIVE_EMBEDDINGS_PATH: lambda seen: json_reply(embeddings.dashscope_response(seen.body)),
+            **dict.fromkeys(native.SERVICES, self._generate),
         }
         self._port = 0
 
@@ -250,11 +261,12 @@ class Emulator:
         if seen.method == "CONNECT":
             return self._script.popleft() if self._script else ScriptedReply(())
         origin = f"http://{seen.headers.get('host', '')}"
+        is_native = path.startswith(native.PREFIX)
         try:
             identity = self.identity.reply(seen.method, seen.path, seen.query, seen.body, origin)
             denied = identity or self._authentication_error(seen)
             if denied is not None:
-                return denied
+                return native.translate(denied) if is_native else denied
             if path == MODELS_PATH:
                 data = [
                     {"id": m, "object": "model", "created": chat.CREATED, "owned_by": "system"}
@@ -262,27 +274,18 @@ class Emulator:
                 ]
                 return json_reply({"object": "list", "data": data})
             if path in self._models and seen.method == "POST":
-                return self._scripted(seen.body) or self._models[path](seen.body)
+                return self._scripted(seen.body, is_native) or self._models[path](seen)
+            raise ApiError(404, f"not found: {seen.method} {seen.path}", "NotFound")
         except ApiError as refusal:
-            return json_reply(refusal.body, refusal.status)
-        except MALFORMED_REQUEST_ERRORS as error:
-            message = f"<400> InternalError.Algo.InvalidParameter: {type(error).__name__}"
-            return json_reply({"error": {"message": message, "code": "invalid_parameter_error"}}, 400)
-        return json_reply(
-            {
-                "error": {
-                    "message": f"not found: {seen.method} {seen.path}",
-                    "type": "invalid_request_error",
-                    "code": "NotFound",
-                }
-            },
-            404,
-        )
+            error = refusal
+        except MALFORMED_REQUEST_ERRORS as fault:
+            error = bad_request(type(fault).__name__)
+        return json_reply(native.error(error.body) if is_native else error.body, error.status)
 
     def _authentication_error(self, seen: ReceivedRequest) -> ScriptedReply | None:
         """The refusal of who has no right to a model, or of a realtime session that was asked for by a
         fault's name."""
-        token = seen.headers.get("authorization", "").removeprefix("Bearer ")
+        token = seen.token
         if self.identity.has_code(token):
             if not self.identity.accepts_token(token):
                 return TOKEN_REFUSED
@@ -292,19 +295,36 @@ class Emulator:
             return self._script.popleft() if self._script else realtime.rejection(seen.query.get("model", ""))
         return None
 
-    def _scripted(self, body: Any) -> ScriptedReply | None:
+    def _scripted(self, body: Any, is_native: bool) -> ScriptedReply | None:
         """The reply that was asked for beforehand, or by the model's name."""
         if self._script:
             return self._script.popleft()
-        return FAULTS[body["model"]][1] if body.get("model") in FAULTS else None
+        if body.get("model") not in FAULTS:
+            return None
+        reply = FAULTS[body["model"]][1]
+        return native.translate(reply) if is_native else reply
 
-    def _chat(self, body: Any) -> ScriptedReply:
-        chat.validate(body)
+    def _chat(self, seen: ReceivedRequest) -> ScriptedReply:
+        body = seen.body
+        chat.validate(body, self._facts)
+        cached = self._cache.use(seen.token, body)
         if not body.get("stream"):
-            return json_reply(chat.response(body))
-        return ScriptedReply((*(event(item) for item in chat.chunks(body, self.chunk_size)), DONE))
+            return json_reply(chat.response(body, cached))
+        chunks = chat.chunks(body, self.chunk_size, cached, self._facts)
+        return ScriptedReply((*map(event, chunks), DONE))
 
-    def _complete(self, body: Any) -> ScriptedReply:
+    def _generate(self, seen: ReceivedRequest) -> ScriptedReply:
+        """Answer in DashScope's native form."""
+        service = native.SERVICES[seen.path]
+        body = native.chat_request(seen.body, seen.headers.get("x-dashscope-sse") == "enable")
+        native.validate(body, service, self._facts)
+        cached = self._cache.use(seen.token, body)
+        if not body["stream"]:
+            return json_reply(native.response(body, service, cached))
+        return ScriptedReply(tuple(native.events(body, service, self.chunk_size, cached, self._facts)))
+
+    def _complete(self, seen: ReceivedRequest) -> ScriptedReply:
+        body = seen.body
         completions.validate(body)
         if not body.get("stream"):
             return json_reply(completions.response(body))

@@ -187,13 +187,17 @@ PATHS = (
     "/api/v1/services/embeddings/text-embedding/text-embedding", "/api/v1/oauth2/device/code",
     "/api/v1/oauth2/token",
     "/emulator/next",
+    "/api/v1/services/aigc/text-generation/generation",
+    "/api/v1/services/aigc/multimodal-generation/generation",
 )  # fmt: skip
 DEVICE = {
     "grant_type": "urn:ietf:params:oauth:grant-type:device_code",
     "device_code": "c",
     "code_verifier": "v",
 }
-SOUND = (ASK, CODER, {"model": "text-embedding-v4", "input": ["x"]}, DEVICE)
+NATIVE = {"model": "qwen3.8-max", "input": {"messages": [{"role": "user", "content": [{"text": "x"}]}]}}
+QWEN4 = {**ASK, "model": "qwen4-max", "prompt_cache_options": {"mode": "implicit", "ttl": "5m"}}
+SOUND = (ASK, QWEN4, CODER, {"model": "text-embedding-v4", "input": ["x"]}, NATIVE, DEVICE)
 odd_bodies = st.one_of(
     values.map(lambda value: json.dumps(value).encode()),
     st.sampled_from(SOUND).flatmap(

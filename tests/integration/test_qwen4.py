@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qproxy.backends.local.reasoning import MemoryReasoning
-from tests.helpers import world
+from tests.helpers import accounts, world
 
 MODEL = "qwen4-max"
 TURNS = 5
@@ -41,16 +41,18 @@ async def ask_messages(it, history, question):
     return answer["content"][-1]["text"]
 
 
+@pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
 @pytest.mark.parametrize("ask", [ask_chat, ask_responses, ask_messages])
-async def test_thoughts_are_kept_over_five_turns(ask):
+async def test_thoughts_are_kept_over_five_turns(ask, dialect):
     """The ciphertext of each turn comes back on its message, unchanged, and the model reads all of them."""
-    async with world() as it:
+    async with world(accounts=accounts("one", dialect=dialect)) as it:
         history: list = []
         texts = [await ask(it, history, f"Question {number}?") for number in range(TURNS)]
         assert "remember" not in texts[0]
         for number in range(1, TURNS):
             assert f"I remember {number} thoughts." in texts[number]
         sent = it.emulator.requests[-1].body
+        sent = sent if dialect == "compatible" else sent["parameters"]
         assert (sent["thinking_display"], sent["preserve_thinking"]) == ("summarized", True)
 
 
@@ -143,3 +145,20 @@ async def test_thoughts_of_streamed_calls_are_kept():
         assert (await it.post({**body, "messages": [*history, said, result]}))[0] == 200
         assert sent
         assert it.emulator.requests[-1].body["messages"][1]["encrypted_content"] == sent
+
+
+@pytest.mark.parametrize("dialect", ["compatible", "dashscope"])
+async def test_the_cache_is_written_and_read(dialect):
+    """OpenAI's breakpoints, options and times to live reach the model, and its usage comes back whole."""
+    long = {"type": "text", "text": "word " * 1100, "prompt_cache_breakpoint": {"mode": "explicit"}}
+    content = [long, {"type": "text", "text": "and?"}]
+    options = {"mode": "explicit", "ttl": "30m"}
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": content}],
+        "prompt_cache_options": options,
+    }
+    async with world(accounts=accounts("one", dialect=dialect)) as it:
+        found = [(await it.post(body))[2]["usage"]["prompt_tokens_details"] for _ in range(2)]
+        assert [details["cached_tokens"] for details in found] == [0, 1104]
+        assert found[0]["cache_creation"]["ephemeral_1h_input_tokens"] == 1104
