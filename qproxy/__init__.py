@@ -20,6 +20,7 @@ settings (`config`); the other packages get arguments.
     hypercorn qproxy:app --worker-class trio            under Hypercorn: `app` reads qproxy.toml
     urls = await nursery.start(qproxy.serve, config)    in a Trio program
     async with qproxy.in_process(app) as client: ...    in a Trio program, without a socket
+    httpx2.AsyncClient(transport=client.transport(httpx2))    for an SDK, without a socket
 """
 
 from __future__ import annotations
@@ -31,27 +32,54 @@ from qproxy.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from qproxy.bootstrap.app import create_app, serve
-    from qproxy.config import Config
+    from qproxy.config import Config, load
+    from qproxy.config.accounts import AccountConfig, ConfigError
     from qproxy.process.asgi import app
-    from qproxy.server.asgi_client import in_process
+    from qproxy.server.asgi_client import InProcessClient, in_process
+    from qproxy.server.in_process_response import InProcessError, InProcessResponse
 
-__all__ = ["Config", "__version__", "app", "create_app", "in_process", "serve"]
+__all__ = [
+    "AccountConfig",
+    "Config",
+    "ConfigError",
+    "InProcessClient",
+    "InProcessError",
+    "InProcessResponse",
+    "__version__",
+    "app",
+    "create_app",
+    "in_process",
+    "load",
+    "serve",
+]
+_MODULES = {
+    "app": "process.asgi",
+    "AccountConfig": "config.accounts",
+    "Config": "config",
+    "ConfigError": "config.accounts",
+    "InProcessClient": "server.asgi_client",
+    "InProcessError": "server.in_process_response",
+    "InProcessResponse": "server.in_process_response",
+    "create_app": "bootstrap.app",
+    "in_process": "server.asgi_client",
+    "load": "config",
+    "serve": "bootstrap.app",
+}
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on its first use, to keep `import qproxy` fast."""
     from importlib import import_module
 
-    modules = {
-        "app": "process.asgi",
-        "Config": "config",
-        "create_app": "bootstrap.app",
-        "serve": "bootstrap.app",
-        "in_process": "server.asgi_client",
-    }
-    if name not in modules:
+    if name not in _MODULES:
         raise AttributeError(f"module 'qproxy' has no attribute {name!r}")
-    return getattr(import_module(f"qproxy.{modules[name]}"), name)
+    return getattr(import_module(f"qproxy.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})
 
 
 if launch.is_hypercorn_command():

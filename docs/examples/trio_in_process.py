@@ -21,8 +21,8 @@ async def main(question):
         client.request(
             "POST",
             "/v1/chat/completions",
-            headers=[(b"content-type", b"application/json")],
-            body=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+            body=json.dumps(body),
         ) as response,
     ):
         if response.status != 200:

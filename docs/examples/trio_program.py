@@ -8,7 +8,6 @@ import signal
 import trio
 
 import qproxy
-from qproxy.config import load
 
 
 async def until_signal():
@@ -21,7 +20,7 @@ async def main():
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status):
-            await qproxy.serve(load(), shutdown_trigger=until_signal, task_status=task_status)
+            await qproxy.serve(qproxy.load(), shutdown_trigger=until_signal, task_status=task_status)
             nursery.cancel_scope.cancel()  # the rest of the program ends with the server
 
         (url,) = await nursery.start(serve)

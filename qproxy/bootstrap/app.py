@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -20,7 +19,7 @@ from qproxy.bootstrap.tools import ToolLike
 from qproxy.config import Config, load
 from qproxy.dashboard import DashboardRoutes
 from qproxy.sandbox import SystemSandbox
-from qproxy.server import Server
+from qproxy.server import App, Server
 from qproxy.transport import ConnectFunction
 from qproxy.wire.endpoints import ENDPOINTS, Endpoint
 
@@ -53,10 +52,11 @@ def build_server(
     return Server(state, [DashboardRoutes])
 
 
-def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> Any:
-    """Return the Quart-Trio app; without a config, from qproxy.toml and the environment.
+def create_app(config: Config | None = None, *, tools: Sequence[ToolLike] = ()) -> App:
+    """Return the Quart-Trio app; without a config, from qproxy.toml and the environment. Raises ConfigError.
 
-    `tools` are functions of the program that models may call.
+    `tools` are functions of the program that models may call. Routes added to the app require an API key,
+    once there are keys.
     """
     config = config or load()
     config.for_app().check(has_api_keys)

@@ -18,14 +18,15 @@ http_response    responses on either path
 error_handlers   errors as responses
 health           the state that `/readyz` reports
 response_store   the interface of stored responses
-asgi_client      the app without a socket, for Trio programs
+asgi_client      the app without a socket, for Trio programs (`in_process_response`: one request)
+httpx_transport  the same for SDKs, as a transport of `httpx2` or `httpx`
 routes/          one group of routes per module
 
 A new group of routes is a class with `routes()`, passed to `Server` as an extension; every route declares its
 `Access`.
 """
 
-from qproxy.server.app import Server
+from qproxy.server.app import App, Server
 from qproxy.server.state import Route, RouteGroup, ServerState
 
-__all__ = ["Route", "RouteGroup", "Server", "ServerState"]
+__all__ = ["App", "Route", "RouteGroup", "Server", "ServerState"]

@@ -43,6 +43,7 @@ from qproxy.server.state import BackgroundTask, Route, RouteGroup, ServerState, 
 from qproxy.wire.endpoints import OPENAI
 from qproxy.wire.errors import QproxyError
 
+App: TypeAlias = QuartTrio
 RouteGroupFactory: TypeAlias = Callable[[StateHolder], RouteGroup]
 log = logging.getLogger("qproxy.server")
 

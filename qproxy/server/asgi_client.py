@@ -6,55 +6,29 @@ second. A chunk of the response is passed on when it is received, so a slow read
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import trio
 
 from qproxy.http_server.shutdown import Shutdown, current_shutdown
+from qproxy.server.httpx_transport import make_transport
+from qproxy.server.in_process_response import DISCONNECT_TIMEOUT, AsgiApp, InProcessResponse
 
-DISCONNECT_TIMEOUT = 1.0
-
-
-class InProcessResponse:
-    """The head of a response, and its body chunk by chunk."""
-
-    def __init__(self, pieces: trio.MemoryReceiveChannel[Any]) -> None:
-        self._chunks = pieces
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    async def start(self) -> None:
-        head = await self._chunks.receive()
-        self.status, self.headers = head["status"], list(head.get("headers", ()))
-
-    async def receive(self) -> bytes:
-        """Return the next bytes of the body; b"" at the end."""
-        while True:
-            try:
-                message = await self._chunks.receive()
-            except trio.EndOfChannel:
-                return b""
-            if message.get("body"):
-                return bytes(message["body"])
-            if not message.get("more_body"):
-                return b""
-
-    async def read(self) -> bytes:
-        """Return the rest of the body."""
-        pieces = []
-        while piece := await self.receive():
-            pieces.append(piece)
-        return b"".join(pieces)
+Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
 
 class InProcessClient:
-    """Sends requests to one app."""
+    """Sends requests to one app, whose lifespan is running."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: AsgiApp, nursery: trio.Nursery | None = None) -> None:
+        """`nursery` runs the requests of `transport`; those of `request` run in the caller's task."""
         self._app = app
+        self._nursery = nursery
         self._running = 0
         self._ended = trio.lowlevel.ParkingLot()
 
@@ -65,46 +39,47 @@ class InProcessClient:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, *, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b""
+        self, method: str, path: str, *, headers: Headers = (), body: bytes | str = b""
     ) -> AsyncIterator[InProcessResponse]:
-        """Send a request and return its response; leaving the block ends the request."""
-        sender, receiver = trio.open_memory_channel[Any](0)
-        gone = trio.Event()
-        inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if inbox:
-                return inbox.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            with suppress(trio.BrokenResourceError):  # as in ASGI: messages after a disconnect are dropped
-                await sender.send(message)
-
-        async def run() -> None:
-            async with sender:
-                await self._app(_scope(method, path, headers), receive, send)
-
-        self._running += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run)
-                response = InProcessResponse(receiver)
+        """Send a request and return its response; leaving the block ends it. Raises InProcessError."""
+        async with trio.open_nursery() as nursery:
+            response = self.send(nursery, method, path, headers=headers, body=body)
+            try:
                 await response.start()
-                try:
-                    yield response
-                finally:
-                    gone.set()
-                    nursery.cancel_scope.deadline = trio.current_time() + DISCONNECT_TIMEOUT
-                    receiver.close()
+                yield response
+            finally:
+                response.disconnect()
+
+    def send(
+        self, nursery: trio.Nursery, method: str, path: str, *, headers: Headers = (), body: bytes | str = b""
+    ) -> InProcessResponse:
+        """Send a request that the nursery runs; the caller starts, reads and closes the response."""
+        raw = body.encode() if isinstance(body, str) else body
+        response = InProcessResponse(self._app, _scope(method, path, headers), raw)
+        nursery.start_soon(self._run, response)
+        self._running += 1
+        return response
+
+    def transport(self, library: ModuleType) -> Any:
+        """Return a transport for an `AsyncClient` of the library, which is `httpx2` or `httpx`."""
+        if self._nursery is None:
+            raise ValueError("this client has no nursery: use the client of qproxy.in_process")
+        return make_transport(library, partial(self.send, self._nursery))
+
+    async def _run(self, response: InProcessResponse) -> None:
+        try:
+            await response.run()
         finally:
             self._running -= 1
             self._ended.unpark_all()
 
 
-def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+def _scope(method: str, target: str, headers: Headers) -> dict[str, Any]:
     path, _, query = target.partition("?")
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    fields = [(_to_bytes(name).lower(), _to_bytes(value)) for name, value in pairs]
+    if all(name != b"host" for name, _ in fields):
+        fields.insert(0, (b"host", b"in-process"))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -115,7 +90,7 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(b"host", b"in-process"), *headers],
+        "headers": fields,
         "client": ("127.0.0.1", 0),
         "server": None,
         "state": {},
@@ -123,8 +98,12 @@ def _scope(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> 
     }
 
 
+def _to_bytes(text: str | bytes) -> bytes:
+    return text.encode("latin-1") if isinstance(text, str) else text
+
+
 @asynccontextmanager
-async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
+async def in_process(app: AsgiApp) -> AsyncIterator[InProcessClient]:
     """Return a client for an ASGI app whose lifespan is the block.
 
     At the end of the block the app shuts down like a server: requests of other tasks have its
@@ -132,7 +111,7 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
     """
     to_app, inbox = trio.open_memory_channel[Any](2)
     outbox, from_app = trio.open_memory_channel[Any](2)
-    shutdown, client = Shutdown(), InProcessClient(app)
+    shutdown = Shutdown()
     async with trio.open_nursery() as nursery:
         token = current_shutdown.set(shutdown)  # for the app's lifespan
         nursery.start_soon(
@@ -141,17 +120,19 @@ async def in_process(app: Any) -> AsyncIterator[InProcessClient]:
         current_shutdown.reset(token)
         await to_app.send({"type": "lifespan.startup"})
         started = await from_app.receive()
-        if started["type"] != "lifespan.startup.complete":
-            raise RuntimeError(f"the app did not start: {started.get('message', '')}")
-        try:
-            yield client
-            shutdown.started.set()
-            with trio.move_on_after(shutdown.timeout):
-                await client.wait_idle()
-        finally:
-            with trio.move_on_after(
-                DISCONNECT_TIMEOUT, shield=True
-            ):  # the app's own shutdown must run even if cancelled
-                await to_app.send({"type": "lifespan.shutdown"})
-                await from_app.receive()
-            nursery.cancel_scope.cancel()
+        if started["type"] == "lifespan.startup.complete":
+            client = InProcessClient(app, nursery)
+            try:
+                yield client
+                shutdown.started.set()
+                with trio.move_on_after(shutdown.timeout):
+                    await client.wait_idle()
+            finally:
+                # The app's own shutdown must run even if cancelled.
+                with trio.move_on_after(DISCONNECT_TIMEOUT, shield=True):
+                    await to_app.send({"type": "lifespan.shutdown"})
+                    await from_app.receive()
+                nursery.cancel_scope.cancel()
+            return
+        nursery.cancel_scope.cancel()
+    raise RuntimeError(f"the app did not start: {started.get('message', '')}")

@@ -110,6 +110,13 @@ def test_every_page_is_in_the_index():
     ] == []
 
 
+def test_every_example_is_named():
+    """A page of docs/ names each program in docs/examples."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    examples = [path.name for path in (ROOT / "docs" / "examples").glob("*_*.py")]
+    assert [name for name in examples if f"examples/{name}" not in pages] == []
+
+
 def test_the_design_names_what_is_there():
     """Every file, folder and table that docs/design.md speaks of exists."""
     page = (ROOT / "docs" / "design.md").read_text()
