@@ -25,12 +25,13 @@ settings (`config`); the other packages get arguments.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from qproxy.system import launch
 from qproxy.version import VERSION as __version__
 
+TYPE_CHECKING = False  # importing typing takes longer than all else here, before `__main__` handles Ctrl+C
 if TYPE_CHECKING:
+    from typing import Any
+
     from qproxy.bootstrap.app import create_app, serve
     from qproxy.config import Config, load
     from qproxy.config.accounts import AccountConfig, ConfigError

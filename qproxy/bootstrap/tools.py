@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 import trio
 
@@ -18,6 +17,7 @@ from qproxy.bootstrap.transport import build_transport
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.tools import McpServerConfig, SandboxConfig, ToolConfig, parameters
+from qproxy.config.urls import split_url
 from qproxy.relay import ToolRoundStore, ToolRuntime
 from qproxy.sandbox import Launcher, ResourceLimits, SandboxPolicy, SystemSandbox, UnsandboxedLauncher
 from qproxy.sandbox.policy import MIB, policy_errors
@@ -132,8 +132,7 @@ def mcp_server(
         raise ConfigError(f"{where}: set argv or url.")
     fenced, allowed = entry.sandbox != "none", build_sandbox_policy(entry)
     if entry.url is not None:
-        parts = urlsplit(entry.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if split_url(entry.url.partition("?")[0]) is None:
             raise ConfigError(f"{where}: url must be http(s)://host[:port]/path.")
         connect = mcp.http_connection(entry.url, entry.headers, transport)
     else:

@@ -47,5 +47,6 @@ def build_transport(
         try:
             context = ssl.create_default_context(cafile=config.ca_bundle)
         except OSError as error:
-            raise ConfigError(f"ca_bundle: cannot load {config.ca_bundle} ({error}).") from None
+            reason = "no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError(f"ca_bundle: cannot load {config.ca_bundle} ({reason}).") from None
     return UpstreamTransport(limits, proxies=proxy, ssl_context=context, connect=connect)

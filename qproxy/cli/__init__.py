@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from qproxy.access.api_keys import ApiKeyStoreError
+from qproxy.cli.errors import WRONG_USAGE, run_command
 from qproxy.cli.help import VARIABLES, HelpPage
-from qproxy.cli.output import print_error, print_result
+from qproxy.cli.output import print_result
 from qproxy.cli.shell_completion import describe_parser
-from qproxy.config.accounts import ConfigError
 from qproxy.config.parsing import suggestion
 from qproxy.version import VERSION
 
@@ -77,28 +76,27 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code. Raises SystemExit for wrong usage and after `--help`."""
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(command_line: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the locale cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
-    command_line = sys.argv[1:] if argv is None else argv
     known = command_line and command_line[0] in COMMANDS and command_line[0] != ALL
     top = build_parser(command_line[:1] if known else COMMANDS)
     arguments = _parse(top, command_line)
     if arguments.command is None:
         print_result(top.format_help().rstrip())
-        return 2
-    try:
-        return resolve_command(arguments.command).run(arguments)
-    except (ConfigError, ApiKeyStoreError) as error:
-        print_error(str(error))
-        return 2
-    except OSError as error:
-        print_error(str(error))
-        return 1
+        return WRONG_USAGE
+    return resolve_command(arguments.command).run(arguments)
 
 
 def _parse(top: argparse.ArgumentParser, command_line: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with 2 and a suggestion for an unknown command or option."""
+    for text in command_line:
+        if not _is_text(text):
+            top.error(f"argument {text!r} is not valid UTF-8.")
     command = command_line[0] if command_line else ""
     if command and not command.startswith("-") and command not in COMMANDS:
         top.error(f"unknown command {command!r}.{suggestion(command, COMMANDS)}")
@@ -109,3 +107,12 @@ def _parse(top: argparse.ArgumentParser, command_line: Sequence[str]) -> argpars
         flags = [flag for spec in describe_parser(top).all() for o in spec.options for flag in o.flags]
         top.error(f"unknown {kind} {option!r}.{suggestion(option, flags) if kind == 'option' else ''}")
     return arguments
+
+
+def _is_text(argument: str) -> bool:
+    """Return whether an argument can be encoded: bytes that are not UTF-8 are lone surrogates in it."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

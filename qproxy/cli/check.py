@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import trio
 
@@ -21,6 +20,7 @@ from qproxy.cli.help import HelpPage
 from qproxy.cli.output import print_note, print_result
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
+from qproxy.config.urls import split_url
 
 if TYPE_CHECKING:
     from qproxy.diagnostics import Finding
@@ -126,7 +126,7 @@ def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Findin
 
 def base_url(text: str) -> str:
     """Return the base URL with /v1 if it has no path. Raises ConfigError."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    parts = split_url(text)
+    if parts is None:
         raise ConfigError(f"{text!r}: must be http(s)://host[:port]/path, without a query or password.")
     return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"

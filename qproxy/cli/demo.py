@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qproxy.cli.arguments import port
 from qproxy.cli.help import HelpPage
 from qproxy.cli.output import print_result
 
@@ -23,7 +24,7 @@ PAGE = HelpPage(
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=int, default=8787, help="port to listen on (default: 8787; 0 selects a free one)"
+        "--port", type=port, default=8787, help="port to listen on (default: 8787; 0 selects a free one)"
     )
     parser.add_argument("--once", action="store_true", help="exit after the demo instead of serving")
 

@@ -11,6 +11,7 @@ from functools import reduce
 
 import trio
 
+from qproxy.cli.arguments import port, seconds
 from qproxy.cli.help import HelpPage
 from qproxy.cli.output import print_result
 
@@ -45,18 +46,18 @@ To make the identity server fail once: curl -d fault=html {origin}/emulator/next
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", type=int, default=8788, help="port to listen on (default: 8788; 0 selects a free one)"
+        "--port", type=port, default=8788, help="port to listen on (default: 8788; 0 selects a free one)"
     )
     parser.add_argument(
         "--token-lifetime",
-        type=float,
+        type=seconds,
         default=120.0,
         metavar="SECONDS",
         help="lifetime of its tokens (default: 120)",
     )
     parser.add_argument(
         "--interval",
-        type=float,
+        type=seconds,
         metavar="SECONDS",
         help="polling interval to require (default: none, as Qwen)",
     )

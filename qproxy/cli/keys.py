@@ -14,6 +14,7 @@ from typing import Any
 
 from qproxy import config as configuration
 from qproxy.access import api_keys
+from qproxy.cli.arguments import count
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_note, print_result
 from qproxy.config.accounts import ConfigError
@@ -42,8 +43,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="create a key; it is shown only once")
     create.add_argument("--name", default="", help="name of the key in lists and logs")
-    create.add_argument("--rpm", type=_count, help="requests per minute")
-    create.add_argument("--tpm", type=_count, help="tokens per minute, input and output")
+    create.add_argument("--rpm", type=count, help="requests per minute")
+    create.add_argument("--tpm", type=count, help="tokens per minute, input and output")
     create.add_argument(
         "--models", default="", help="patterns of the models that it may use, comma-separated"
     )
@@ -62,17 +63,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("key", help="ID or name of the key")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer greater than 0")
-    return int(text)
-
-
 def _budget(text: str) -> tuple[str, int]:
-    window, _, count = text.partition("=")
+    window, _, number = text.partition("=")
     if window not in WINDOWS:
         raise argparse.ArgumentTypeError(f"{text!r} does not start with a window ({', '.join(WINDOWS)})")
-    return window, _count(count)
+    return window, count(number)
 
 
 def _budgets(arguments: argparse.Namespace) -> tuple[api_keys.Quota, ...]:

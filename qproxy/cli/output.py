@@ -7,8 +7,11 @@ from collections.abc import Collection, Sequence
 
 
 def print_result(line: str) -> None:
-    """Print a line of a command's result to standard output."""
-    print(line, flush=True)
+    """Print a line of a command's result to standard output. Raises OSError."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def format_table(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qproxy import config as configuration
+from qproxy.cli.arguments import port
 from qproxy.cli.help import DONE, VARIABLES, HelpPage
 from qproxy.cli.output import print_error, print_result
 from qproxy.system import pidfile
@@ -25,7 +26,7 @@ PAGE = HelpPage(
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8787, help="port of the server (default: 8787)")
+    parser.add_argument("--port", type=port, default=8787, help="port of the server (default: 8787)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ accounts   accounts and their presets
 tools      the tables of tools
 parsing    values from TOML, variables and flags, validated
 renames    old names, rejected with the new one
+checks     checks of single settings
+urls       URLs in settings
 reference  the settings in groups, for `--help` and docs/configuration.md
 
 This is the only package that reads the environment.

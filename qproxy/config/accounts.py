@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from qproxy.config.urls import split_url
 from qproxy.limits.windows import WINDOWS
 from qproxy.wire import realtime
 
@@ -152,8 +153,7 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
         base_url, plan = base_url or PRESETS["beijing"].base_url, plan or "oauth"
     if base_url is None:
         raise ConfigError(f"{where}: set a preset or a base_url.")
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    if split_url(base_url) is None:
         raise ConfigError(
             f"{where}: base_url must be http(s)://host[:port]/path, without a query or password."
         )
@@ -180,7 +180,7 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
 def _capabilities(account: AccountConfig, plan: str, base_url: str) -> dict[str, Any]:
     """Return the fields that default by plan. Raises ConfigError for invalid ones."""
     realtime_url = account.realtime_url
-    if realtime_url and urlsplit(realtime_url).scheme not in ("http", "https", "ws", "wss"):
+    if realtime_url and split_url(realtime_url, ("http", "https", "ws", "wss")) is None:
         raise ConfigError(f"account {account.name!r}: realtime_url must be ws(s):// or http(s)://.")
     batch, completions = account.embedding_batch, account.completions
     if batch is not None and batch < 0:

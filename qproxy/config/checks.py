@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from urllib.parse import urlsplit
 
 from qproxy.config.accounts import ConfigError
+from qproxy.config.urls import split_url
 
 MAX_WORKERS = 256
 MIN_ADMIN_KEY = 15
@@ -20,6 +20,14 @@ def check_server(workers: int, port: int) -> None:
         raise ConfigError(f"workers: must be at most {MAX_WORKERS}.")
     if port > 65535:
         raise ConfigError("port: must be at most 65535.")
+
+
+def check_host(host: str) -> None:
+    """Raise ConfigError if text is no host name or address (RFC 5890)."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(f"host: {host!r:.80} is not a valid host name or address.") from None
 
 
 def check_admin_key(key: str | None) -> None:
@@ -42,12 +50,13 @@ def check_certificate(certfile: str | None, keyfile: str | None) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certfile, keyfile, password="")
     except OSError as error:
-        reason = error.strerror or error
+        is_read = isinstance(error, ssl.SSLError)
+        reason = "not a certificate and its key in PEM form" if is_read else error.strerror
         raise ConfigError(f"certfile {certfile}, keyfile {keyfile}: {reason}.") from None
 
 
 def check_identity_server(name: str, url: str) -> None:
     """Raise ConfigError unless the setting `name` is an https URL, or http on localhost."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in LOOPBACK):
+    parts = split_url(url)
+    if parts is None or (parts.scheme != "https" and parts.hostname not in LOOPBACK):
         raise ConfigError(f"{name}: must be an https URL, or http on localhost.")

@@ -27,12 +27,16 @@ _SERVICE_URLS = ("tcp://", "udp://", "sctp://")
 def load_toml(path: str) -> dict[str, Any]:
     """Return the validated values of a TOML file. Raises ConfigError."""
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
         table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not in UTF-8; save the file in this encoding.") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: invalid TOML: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: invalid TOML: nested too deeply.") from None
     values: dict[str, Any] = {}
     for name, value in table.items():
         where = f"{path}, line {_line_number(text, name)}"
@@ -122,6 +126,7 @@ def parse(name: str, text: str, where: str) -> Any:
     value: Any = text
     words = [word.strip() for word in text.split(",") if word.strip()]
     try:
+        text.encode()  # bytes of an argument or variable that are not UTF-8 are lone surrogates
         if kind is bool:
             value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
                 text.lower()
@@ -131,7 +136,7 @@ def parse(name: str, text: str, where: str) -> Any:
         elif origin is list:
             value = words
         elif origin is dict:
-            pairs = [word.partition("=")[::2] for word in words]
+            pairs = [word.split("=", 1) for word in words]  # a word without "=" is a ValueError
             value = {key: parse_bool(item) if kind == dict[str, bool] else item for key, item in pairs}
         check_value(name, value, where)
     except (ValueError, KeyError):

@@ -324,6 +324,7 @@ class Config:
 
     def check_address(self, host: str, has_keys: Callable[[Config], bool]) -> None:
         """Raise ConfigError if listening on this name or address requires API keys and there are none."""
+        checks.check_host(host)
         if not is_loopback(host) and not self.insecure_no_auth and not has_keys(self):
             raise ConfigError(exposed_without_keys_message(host))
 

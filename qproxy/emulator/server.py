@@ -38,6 +38,7 @@ from qproxy.emulator.faults import (
 from qproxy.emulator.identity import TOKEN_REFUSED, IdentityServer
 from qproxy.emulator.prompt_cache import PromptCache
 from qproxy.emulator.unverified import NATURAL, Unverified
+from qproxy.system.listener import address_error
 from qproxy.wire import json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 
@@ -135,8 +136,11 @@ class Emulator:
     async def serve(
         self, port: int = 0, *, task_status: trio.TaskStatus[Emulator] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve on loopback until cancelled."""
-        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        """Serve on loopback until cancelled. Raises OSError, which names the address."""
+        try:
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        except OSError as error:
+            raise OSError(address_error("127.0.0.1", port, error)) from None
         self._port = listeners[0].socket.getsockname()[1]
 
         async with trio.open_nursery() as nursery:

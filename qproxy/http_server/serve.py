@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +24,7 @@ from qproxy.http_server.h11 import H11Protocol
 from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import install_worker
 from qproxy.http_server.ws_stream import WSStream
+from qproxy.system.listener import bound_socket
 
 PATCHED_VERSION = "0.18"
 BACKLOG = 2048
@@ -48,6 +50,21 @@ def patch_hypercorn() -> None:
     setattr(hypercorn.protocol.h2, "WSStream", WSStream)  # noqa: B010
 
 
+class _Config(Config):
+    """Hypercorn's settings for one address, whose errors name it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__()
+        self._address = host, port
+
+    def _create_sockets(self, binds: list[str], type_: int = socket.SOCK_STREAM) -> list[socket.socket]:
+        if binds != self.bind or binds[0].startswith("fd://"):
+            return super()._create_sockets(binds, type_)
+        bound = bound_socket(*self._address)
+        bound.setblocking(False)
+        return [bound]
+
+
 async def serve(
     app: Any,
     *,
@@ -66,7 +83,7 @@ async def serve(
     are those that the app sets in its lifespan (`HttpServerLimits.apply`).
     """
     patch_hypercorn()
-    config = Config()
+    config = _Config(host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     config.bind = [address if listener is None else f"fd://{listener}"]
     config.certfile, config.keyfile = certfile, keyfile

@@ -26,7 +26,6 @@ from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
 from qproxy.server import ServerState
 from qproxy.system.directories import peer_directory
-from qproxy.system.exposure import address_error
 
 SPARE_FILES = 64
 log = logging.getLogger("qproxy")
@@ -40,7 +39,7 @@ def run(
 ) -> int:
     """Serve until a signal arrives and return the exit code; `read` loads the settings for a reload.
 
-    A worker (`spec`) prints nothing itself. Raises OSError if the address is unavailable.
+    A worker (`spec`) prints nothing itself. Raises a group with an OSError if the address is unavailable.
     """
     log_setup.configure_logging(config, worker=spec and spec.number)
     logging.getLogger("hypercorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -49,22 +48,8 @@ def run(
         for warning in [*config.warnings(), *notices]:
             log.warning("%s", warning)
     raise_file_limit(config)
-    try:
-        trio.run(_run_server, config, notify, read, spec)
-    except BaseExceptionGroup as group:
-        error = _single_error(group)
-        if isinstance(error, OSError):
-            reason = address_error(config.host, config.port, error)
-            raise OSError(reason) from None
-        raise
+    trio.run(_run_server, config, notify, read, spec)
     return 0
-
-
-def _single_error(group: BaseException) -> BaseException:
-    """Return the only error of a group, or the group."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group
 
 
 def file_limit(config: Config) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from qproxy.process.log_setup import configure_logging
 from qproxy.process.systemd import Notifier
 from qproxy.process.worker import RELOAD, STOP, WorkerProcess, describe_exit
 from qproxy.system.directories import peer_directory
-from qproxy.system.exposure import address_error
+from qproxy.system.listener import bound_socket
 from qproxy.system.pidfile import PidFile
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -249,16 +249,8 @@ def _pending_signals(wake: socket.socket) -> bytes:
 
 def bound_listener(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address. Raises OSError, which names the address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise OSError(address_error(host, port, error)) from None
+    listener = bound_socket(host, port)
+    listener.listen(BACKLOG)
     return listener
 
 

@@ -1,4 +1,4 @@
-"""Whether an address is reachable from other machines, and the errors for addresses."""
+"""Whether an address is reachable from other machines, and the error if it must not be."""
 
 from __future__ import annotations
 
@@ -39,8 +39,3 @@ def exposed_without_keys_message(address: str) -> str:
         f"Refusing to listen on {address} without API keys: anyone could use your accounts. Create one with "
         "`qproxy keys create`, set api_keys, or set insecure_no_auth = true (--insecure-no-auth)."
     )
-
-
-def address_error(host: str, port: int, error: OSError) -> str:
-    """Return the error for an address that cannot be bound."""
-    return f"cannot listen on {host}, port {port}: {error.strerror or error}"
