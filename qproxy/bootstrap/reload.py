@@ -18,6 +18,7 @@ from qproxy.bootstrap.accounts import build_account
 from qproxy.bootstrap.models import build_catalog
 from qproxy.bootstrap.tools import build_tool_runtime
 from qproxy.config import Config
+from qproxy.relay.tokenizers import Tokenizers
 from qproxy.server import ServerState
 from qproxy.server.cors import CorsPolicy
 from qproxy.wire.models import ModelCatalog
@@ -88,6 +89,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
             previous.relay.token_ratios,
         ),
         model_directory=state.build_model_directory(config, accounts, connections, catalog),
+        tokenizers=Tokenizers(accounts, connections, timeout=config.tokenize_timeout),
         realtime=state.build_realtime(config, catalog),
         tool_runtime=tool_runtime,
         responses=previous.responses if same_store else open_responses(config),

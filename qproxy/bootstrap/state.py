@@ -35,6 +35,7 @@ from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.relay import Relay
+from qproxy.relay.tokenizers import Tokenizers
 from qproxy.sandbox import SystemSandbox
 from qproxy.server import ServerState
 from qproxy.server.authentication import Access, Authentication
@@ -101,6 +102,7 @@ def build_state(
         pool_settings=limits.pool_settings(config, accounts, catalog),
         default_model=config.default_model,
         model_directory=build_model_directory(config, accounts, transport, catalog),
+        tokenizers=Tokenizers(accounts, transport, timeout=config.tokenize_timeout),
         realtime=build_realtime(config, catalog),
         tool_runtime=build_tool_runtime(config, tools, sandbox, backends.tool_rounds),
         responses=backends.responses,

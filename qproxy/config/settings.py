@@ -98,6 +98,11 @@ class Config:
     )
     pool_idle_timeout: float = setting(60.0, "seconds to keep an unused upstream connection open")
     max_upstream_connections: int = setting(5000, "concurrent connections to one upstream host")
+    tokenize_timeout: float = setting(
+        2.0,
+        "maximum seconds for your own server (vLLM, llama.cpp, SGLang) to count tokens, which are otherwise "
+        "estimated; 0 never asks one",
+    )
     queue_timeout: float = setting(
         1.0, "maximum seconds to queue for max_requests, or for an account at its limits"
     )

@@ -28,6 +28,7 @@ from qproxy.relay import ToolRuntime
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
+from qproxy.relay.tokenizers import Tokenizers
 from qproxy.server.authentication import Access, Authentication
 from qproxy.server.cors import CorsPolicy
 from qproxy.server.health import Health, health
@@ -109,6 +110,7 @@ class ServerState:
     default_model: str | None
     """The model of requests that name none."""
     model_directory: ModelDirectory
+    tokenizers: Tokenizers
     realtime: RealtimeConfig
     tool_runtime: ToolRuntime
     responses: ResponseStore | None

@@ -55,16 +55,17 @@ async def authorize_model(state: ServerState, key: ApiKey | None, model: str) ->
     return route.served
 
 
-async def reserve_request(state: ServerState, model: str) -> None:
+async def reserve_request(state: ServerState, model: str) -> str:
     """Count a request that calls no model against the rate limit. Raises RequestError when its key does not
     allow it."""
     key, context = request_context.api_key(), request_context.current()
-    await authorize_model(state, key, model)
+    served = await authorize_model(state, key, model)
     if key is None or not key.is_limited:
-        return
+        return served
     context.limited_key = key  # a rejection has the headers too
     reservation = await state.usage_limiter.reserve(key, {REQUESTS: 1})
     reservation.settle({}, attempted=True, answered=False)
+    return served
 
 
 async def extend_usage(tokens: int, minutes: int) -> None:

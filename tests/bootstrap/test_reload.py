@@ -18,7 +18,7 @@ LOGIN = AccountConfig("me", "oauth")
 
 RENEWED = {
     "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings",
-    "model_directory", "realtime",
+    "model_directory", "tokenizers", "realtime",
     "pricing", "body_logger",
 }  # fmt: skip
 """Parts that every reload builds anew."""

@@ -1,4 +1,4 @@
-"""The route that counts a prompt's tokens without a model.
+"""The route that counts a prompt's tokens: by an own server's tokenizer if it has one, otherwise without.
 
 It is free and needs no account: Claude Code calls it by the dozen, and falls back to paid requests where it
 is missing. It counts as one request against a key's rate limit, and as no tokens.
@@ -17,6 +17,8 @@ from qproxy.server.state import Route, StateHolder
 from qproxy.server.usage_limits import reserve_request
 from qproxy.wire import token_estimate
 from qproxy.wire.endpoints import ANTHROPIC, anthropic
+from qproxy.wire.events import Turn
+from qproxy.wire.models import ModelSpec
 
 TEXTS_PER_CHECKPOINT = 16
 """Texts counted between two checkpoints; each takes at most some 15 ms, nearly all far less."""
@@ -48,14 +50,19 @@ class TokenCountRoutes:
         turn = anthropic.decode_count(
             body, default_model=state.default_model, max_messages=state.request_limits.max_messages
         )
-        await reserve_request(state, turn.model)
+        served = await reserve_request(state, turn.model)
         request_context.record().relay.ignored = turn.ignored
-        policy = state.relay.policy
-        spec = policy.catalog.get(policy.aliases.resolve(turn.model))
+        tokens = await state.tokenizers.count(turn, served)
+        if tokens is None:
+            tokens = await self._estimate(turn, state.relay.policy.catalog.get(served))
+        return json_response({"input_tokens": tokens})
+
+    async def _estimate(self, turn: Turn, spec: ModelSpec) -> int:
+        """Return the tokens of a prompt by the classes of its words, with checkpoints."""
         counter = self._counters[token_estimate.vocabulary_of(spec)]
         tokens = 0
         for number, count in enumerate(counter.count_prompt(turn), 1):
             tokens += count
             if number % TEXTS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
-        return json_response({"input_tokens": tokens})
+        return tokens

@@ -174,9 +174,9 @@ def _session(metadata: JSON) -> str:
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user, str) or len(user) > MAX_USER_ID:
         return ""
-    before, marker, session = user.rpartition("_session_")
+    before, marker, after = user.rpartition("_session_")
     if marker and before.startswith("user_"):
-        return session
+        return after
     try:
         value = json_codec.loads(user) if user.startswith("{") else None
     except ValueError:

@@ -1,0 +1,87 @@
+"""The requests by which own servers count tokens, and what is read from their responses."""
+
+import pytest
+
+from qproxy.wire.dialects import tokenizers
+from qproxy.wire.events import Turn
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
+PROMPT = Turn(
+    "",
+    0,
+    "m",
+    [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [CALL], "name": "x"},
+        {"role": "tool", "tool_call_id": "c", "content": "ok", "cache_control": {"type": "ephemeral"}},
+    ],
+    tools=[TOOL],
+)
+MESSAGES = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "a\n\nb"},
+    {"role": "assistant", "reasoning_content": "r", "tool_calls": [CALL], "content": ""},
+    {"role": "tool", "tool_call_id": "c", "content": "ok"},
+]
+TEXTS = ["Be kind.", "a", "b", "r", "f", "{}", "ok", '{"type": "function", "function": {"name": "f"}}']
+
+
+def play(form, *responses):
+    """The requests of a form, and its result."""
+    requests, sent = form(PROMPT, "m"), []
+    try:
+        sent.append(next(requests))
+        for response in responses:
+            sent.append(requests.send(response))
+    except StopIteration as done:
+        return sent, done.value
+    raise AssertionError("it sends another request")
+
+
+def test_chat():
+    """vLLM gets messages of text and the tools, and its count is the template's; an image is a thousand."""
+    sent, count = play(tokenizers.chat, {"count": 40, "max_model_len": 9, "tokens": []})
+    body = {"model": "m", "messages": MESSAGES, "tools": [TOOL], "add_generation_prompt": True}
+    assert (sent, count) == ([("/tokenize", body)], 1040)
+
+
+def test_template():
+    """llama.cpp applies its template first, and its tokens are counted here."""
+    sent, count = play(tokenizers.template, {"prompt": "<|im_start|>"}, {"tokens": [1, 2, 3]})
+    assert sent == [
+        ("/apply-template", {"messages": MESSAGES, "tools": [TOOL]}),
+        ("/tokenize", {"content": "<|im_start|>", "parse_special": True}),
+    ]
+    assert count == 1003
+
+
+def test_text():
+    """SGLang counts each text; four tokens a message and eight a tool stand for the template."""
+    sent, count = play(tokenizers.text, {"count": [1] * len(TEXTS), "tokens": []})
+    body = {"model": "m", "prompt": TEXTS, "add_special_tokens": False}
+    assert (sent, count) == ([("/tokenize", body)], len(TEXTS) + 4 * 4 + 8 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("form", "responses"),
+    [
+        (tokenizers.chat, [{"tokens": []}]),  # llama.cpp, which finds no content
+        (tokenizers.chat, [{"count": True}]),
+        (tokenizers.chat, [{"count": -1}]),
+        (tokenizers.chat, [[1]]),
+        (tokenizers.chat, [None]),
+        (tokenizers.template, [None]),
+        (tokenizers.template, [{"prompt": 7}]),
+        (tokenizers.template, [{"prompt": "x"}, {"tokens": "x"}]),
+        (tokenizers.text, [{"count": 9}]),
+        (tokenizers.text, [{"count": [1]}]),
+        (tokenizers.text, [{"count": ["1"] * len(TEXTS)}]),
+        (tokenizers.text, ["x"]),
+    ],
+)
+def test_other_responses(form, responses):
+    """A response that is not of the form's server is no count."""
+    assert play(form, *responses)[1] is None
