@@ -1,4 +1,4 @@
-"""Who may use the server, and how much of it: API keys, rate limits, budgets, wrong secrets.
+"""Access to the server and its limits: API keys, rate limits, budgets, wrong secrets.
 
     api_keys        API keys, and the interface of their store
     usage_limiter   the interface of rate limits and budgets together, as the server uses it

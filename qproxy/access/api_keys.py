@@ -40,7 +40,7 @@ class ApiKeyStoreBusy(ApiKeyStoreError):
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a key may use within a window (`limits.windows`)."""
+    """The limit of a key within a window (`limits.windows`)."""
 
     window: str
     requests: int | None = None
@@ -62,7 +62,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of one client's key; times are Unix seconds."""
+    """The record of one client's key; times are Unix seconds."""
 
     id: str
     digest: str
@@ -90,7 +90,7 @@ class ApiKey:
 
     @property
     def is_limited(self) -> bool:
-        """Whether requests with it are counted."""
+        """Return whether requests with it are counted."""
         return bool(self.rpm or self.tpm or self.budgets)
 
     def allows(self, model: str) -> bool:
@@ -113,7 +113,7 @@ class ApiKeyStore(Protocol):
 
     @property
     def writable(self) -> bool:
-        """Whether keys can be created and revoked."""
+        """Return whether keys can be created and revoked."""
         ...
 
     def list_keys(self) -> tuple[ApiKey, ...]:

@@ -83,7 +83,7 @@ def _exhausted_error(
 
 @dataclass(eq=False, slots=True)
 class BudgetReservation:
-    """What one request has reserved of its key's budgets."""
+    """The amounts that one request has reserved of its key's budgets."""
 
     usage: KeyUsage
     amounts: dict[str, float]

@@ -56,7 +56,7 @@ class RateLimitStore(Protocol):
 
 @dataclass(eq=False, slots=True)
 class RateLimitReservation:
-    """What a request has taken and may get back."""
+    """The tokens that a request has taken and may get back."""
 
     limiter: KeyRateLimiter
     tokens: float

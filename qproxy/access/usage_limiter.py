@@ -17,7 +17,7 @@ from qproxy.wire.endpoints.api import RateLimitStatus
 
 
 class UsageReservation(Protocol):
-    """What one request has reserved."""
+    """The amounts that one request has reserved."""
 
     async def extend(self, amounts: Amounts) -> None:
         """Take more for a running request. Raises a RequestError with status 429 if its key may not use

@@ -14,7 +14,7 @@ from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts, TokenBucket
 
 
 class QueuedDemand(NamedTuple):
-    """What requests ahead in the queue will take."""
+    """The amounts that requests ahead in the queue will take."""
 
     requests: int = 0
     tokens: int = 0

@@ -33,7 +33,7 @@ log = logging.getLogger("qproxy.accounts")
 
 @dataclass(slots=True)
 class _LastSync:
-    """What was published and received of an account."""
+    """The states of an account that were published and received last."""
 
     requests: int = 0
     failures: int = 0

@@ -1,4 +1,4 @@
-"""Where the state lives that several processes share. Callers know Protocols only, each beside its callers.
+"""Storage of the state that several processes share. Callers import Protocols only, each beside its callers.
 
     factory    `open_backends(config)`: one member of each Protocol
     api_keys   whether there are API keys, for checks before anything is opened

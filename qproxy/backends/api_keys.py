@@ -1,4 +1,4 @@
-"""Whether there are API keys, for checks of the settings before anything is opened."""
+"""A check for API keys, for the validation of the settings before anything is opened."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerModel:
-    """What a program is set to use."""
+    """The server, key and models that a program is set to use."""
 
     base_url: str
     """With `/v1`."""
@@ -45,7 +45,7 @@ class ServerModel:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """What a program is started with."""
+    """The command and the environment that start a program."""
 
     environment: Mapping[str, str]
     arguments: tuple[str, ...] = ()

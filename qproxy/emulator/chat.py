@@ -37,7 +37,7 @@ def _text(message: Any) -> str:
 
 
 def _is_known(model: str) -> bool:
-    """Whether it is a model of the vendor that is emulated, or a name of a fault."""
+    """Return whether it is a model of the emulated vendor, or the name of a fault."""
     catalog = package_catalog()
     vendor = catalog.get(catalog.defaults["chat"]).vendor
     return model.startswith(FAULTS) or catalog.find(model) is not None or catalog.get(model).vendor == vendor
@@ -90,7 +90,7 @@ def validate(body: Any, facts: Unverified = NATURAL) -> None:
 
 
 def fill_in_middle(prompt: str) -> str | None:
-    """What the model writes into the gap that Qwen-coder's words mark in a prompt; None when there is
+    """Return the text for the gap that Qwen-coder's words mark in a prompt; None when there is
     none."""
     _, found, gap = prompt.partition(_FIM_MARKERS[0])
     gap, middle, _ = gap.rpartition(_FIM_MARKERS[2])

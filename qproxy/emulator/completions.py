@@ -31,7 +31,7 @@ def validate(body: Any) -> None:
 
 
 def continuation(prompt: str) -> str:
-    """What the model writes after a prompt, or into the gap of one."""
+    """Return the text after a prompt, or for its gap."""
     return fill_in_middle(prompt) or f" and so on, after {len(prompt)} characters."
 
 

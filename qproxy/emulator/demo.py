@@ -147,7 +147,7 @@ def calculator() -> ToolConfig:
 
 
 async def tool_support_missing() -> str | None:
-    """Why the server can run no tool here, where that is so."""
+    """Return the reason why the server cannot run a tool here, or None."""
     try:
         arguments.make_validator({})
     except arguments.SchemaError as error:

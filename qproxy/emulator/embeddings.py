@@ -1,4 +1,4 @@
-"""What the emulated Qwen makes of texts: unit vectors from a hash of each, so that equal texts are equal and
+"""Embeddings of the emulated Qwen: unit vectors from a hash of each, so that equal texts are equal and
 others not.
 
 In both of DashScope's dialects, with its refusals: a batch above ten, dimensions that the model does not

@@ -124,7 +124,7 @@ class IdentityServer:
         self._script[at].extend(replies)
 
     def decide(self, user_code: str, *, approve: bool = True) -> bool:
-        """What the person at the page decides; whether the code was waiting for that."""
+        """Apply the decision of the person at the page; return whether the code was pending."""
         for flow in self.flows.values():
             if (
                 flow.user_code == user_code.strip().upper()
@@ -136,11 +136,11 @@ class IdentityServer:
         return False
 
     def has_code(self, token: str) -> bool:
-        """Whether an access token was issued here."""
+        """Return whether an access token was issued here."""
         return token in self._access
 
     def accepts_token(self, token: str) -> bool:
-        """Whether chat takes an access token now."""
+        """Return whether chat accepts an access token now."""
         family = self._access[token]
         return not family.revoked and not self.chat_refuses and self.clock() < family.access[token]
 

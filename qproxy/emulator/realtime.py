@@ -40,7 +40,7 @@ ENDLESS = {
 
 
 class HandshakeRequest(Protocol):
-    """What `server.ReceivedRequest` is here."""
+    """A received session, the counterpart of `server.ReceivedRequest`."""
 
     method: str
     path: str
@@ -63,7 +63,7 @@ class RecordedSession:
 
 
 def is_realtime(seen: HandshakeRequest) -> bool:
-    """Whether a request wants a session."""
+    """Return whether a request opens a session."""
     upgrade = seen.headers.get("upgrade", "").lower()
     return seen.method == "GET" and seen.path == PATH and upgrade == "websocket"
 

@@ -308,7 +308,7 @@ def _validate_event(wanted: Event) -> tuple[str, str] | None:
 
 
 def _is_loud(sound: bytes) -> str:
-    """What there is to say of some sound: how long it is and how high, by its zero crossings."""
+    """Return a description of audio: its length, and its pitch by zero crossings."""
     samples = struct.unpack(f"<{len(sound) // 2}h", sound)
     loud = [place for place, value in enumerate(samples) if abs(value) > LOUD_THRESHOLD]
     rises = sum(samples[a] < 0 < samples[b] for a, b in itertools.pairwise(loud))

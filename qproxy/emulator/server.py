@@ -114,7 +114,7 @@ class Emulator:
 
     @property
     def port(self) -> int:
-        """Where it serves, once it does."""
+        """Return its base URL; available after the start."""
         return self._port
 
     @property

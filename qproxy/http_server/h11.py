@@ -150,8 +150,8 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
 
     @property
     def in_last_exchange(self) -> bool:
-        """Whether the connection closes after this exchange, having reached its limit of requests or its
-        age."""
+        """Return whether the connection closes after this exchange, having reached its limit of requests or
+        its age."""
         many = self.keep_alive_requests >= self.config.keep_alive_max_requests
         return many or self._is_last or trio.current_time() >= self._retires_at
 

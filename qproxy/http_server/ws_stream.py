@@ -87,7 +87,7 @@ class WSStream(DisconnectNotifier):
 
     @property
     def idle(self) -> bool:
-        """Whether the connection may be closed for idleness."""
+        """Return whether the connection may be closed as idle."""
         return self.closed or (self._handshake_done and self._connection is None)
 
     # From the client

@@ -37,7 +37,8 @@ class PriceTier:
     max_prompt_tokens: float = float("inf")
 
     def cost(self, usage: Usage, terms: Mapping[str, Any]) -> float:
-        """What the tokens of one request cost; a kind without a price has the terms' share of the input's."""
+        """Return the cost of one request's tokens; a kind without a price has the terms' share of the
+        input's."""
 
         def price(kind: str, share: str) -> float:
             known: float | None = getattr(self, kind)

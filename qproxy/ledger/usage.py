@@ -23,7 +23,7 @@ ALL_TIME = "all"
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What one key, account or model used within a window."""
+    """The usage of one key, account or model within a window."""
 
     name: str
     window: str
@@ -43,7 +43,7 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class WindowUsage:
-    """What one key used within a window; times are Unix seconds."""
+    """The usage of one key within a window; times are Unix seconds."""
 
     start: float
     used: Amounts

@@ -1,4 +1,4 @@
-"""What the models of requests are called on their way: aliases, and successors of retired models.
+"""The model names of a request on its way: aliases, and successors of retired models.
 
 Pure rules in `wire.models.retirement`; here they meet the accounts (does one still have the model?) and the
 calendar.

@@ -1,4 +1,4 @@
-"""Who sends a request: a client by its API key, or the operator by the admin key.
+"""Authentication of requests: a client by its API key, or the operator by the admin key.
 
 Every route declares its `Access`; a route that declares none requires a key.
 """

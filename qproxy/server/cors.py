@@ -1,4 +1,4 @@
-"""Which web pages may use the server: cross-origin requests (CORS), WebSockets, and headers against misuse in
+"""Access of web pages to the server: cross-origin requests (CORS), WebSockets, and headers against misuse in
 a browser."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the server can serve requests: one state, for `/readyz`, the metrics and the dashboard.
+"""The server's health: one state, for `/readyz`, the metrics and the dashboard.
 
     ready      an account can serve, or would be tried: one in cooldown is, if there is no other
     unusable   no account would be tried now: all their upstreams are down

@@ -1,4 +1,4 @@
-"""Which addresses and host names a server without API keys serves, and which requests come from its own
+"""The addresses and host names that a server without API keys serves, and the requests from its own
 machine.
 
 A server without keys serves loopback only (`insecure_no_auth` lifts that), however it was started. There, a

@@ -1,4 +1,4 @@
-"""What a server is made of, as one frozen record, and how its routes are declared.
+"""The parts of a server as one frozen record, and the declaration of its routes.
 
 `bootstrap` builds the record whole. A reload builds another one from it and the server swaps the two in one
 assignment (`Server.reconfigure`), so routes read `server.state` once per request.

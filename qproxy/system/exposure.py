@@ -1,4 +1,4 @@
-"""Whether an address is reachable from other machines, and the error if it must not be."""
+"""A check whether an address is reachable from other machines, and the error if it must not be."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ContextOverflow:
 
     @property
     def prompt_fits(self) -> bool:
-        """Whether a shorter answer would fit."""
+        """Return whether a shorter answer would fit."""
         known = self.limit is not None and self.prompt is not None and self.answer is not None
         return known and (self.prompt or 0) < (self.limit or 0)
 

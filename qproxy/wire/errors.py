@@ -19,7 +19,7 @@ from qproxy.wire.context_overflow import ContextOverflow
 
 
 class RetryHint(enum.Enum):
-    """How a retry before the first byte of the response can help."""
+    """The kind of retry before the first byte of the response that can help."""
 
     NEVER = "never"
     SOON = "quickly"

@@ -37,7 +37,7 @@ class LocalUsageLimiter:
 
 
 class LocalReservation:
-    """What one request has reserved."""
+    """The amounts that one request has reserved."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_cr
 
 @dataclass(slots=True)
 class ParsedMessage:
-    """What an answer adds up to, and what is wrong with it."""
+    """The content of a response, and its violations of the contract."""
 
     message: dict[str, Any] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)

@@ -17,7 +17,7 @@ _QUOTED = re.compile(r"""['"`]([a-z]{2,10})['"`]""")
 
 
 def means_thinking(word: object, spec: ModelSpec) -> bool:
-    """Whether an effort asks for thoughts; the lowest does only where the model has a word for it."""
+    """Return whether an effort asks for reasoning; the lowest does only if the model has a word for it."""
     if word == _LOWEST:
         return word in (spec.efforts or ()) or word in (spec.effort_map or ())
     return word not in NO_THINKING
@@ -29,7 +29,7 @@ def native_word(word: str, spec: ModelSpec) -> str:
 
 
 def nearest_word(word: object, message: str) -> str | None:
-    """Of the efforts that a refusal names in quotes the nearest to the one that was refused; None: it names
+    """Return the effort nearest to the rejected one among those that an error quotes; None if it quotes
     none."""
     legal: list[str] = [name for name in _QUOTED.findall(message) if name in SCALE and name != word]
     if word not in SCALE or not legal:

@@ -41,7 +41,7 @@ class Model:
 
 
 def is_text_model(name: str, catalog: ModelCatalog) -> bool:
-    """Whether a model of this name reads and writes text (or embeds it), as far as is known."""
+    """Return whether a model of this name reads and writes text (or embeds it), as far as is known."""
     spec = catalog.find(name)
     return spec is None or spec.tasks is None or not _SERVED_TASKS.isdisjoint(spec.tasks)
 

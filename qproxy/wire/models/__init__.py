@@ -1,4 +1,4 @@
-"""What is known of models: data with a date, and how a name finds its row.
+"""Data about models, with its date, and the lookup of a name's row.
 
 models.toml    the knowledge itself: families, prices, retirements, with an *as of* date and its sources
 spec           `ModelSpec`, one row; a cell that is not known is None

@@ -135,11 +135,11 @@ class ModelCatalog:
         return inherit(made, self._vendor(model.id))
 
     def _vendor(self, name: str) -> list[ModelSpec]:
-        """What holds for all models of the vendor of one."""
+        """Return the data that holds for all models of a model's vendor."""
         return [vendor.common for vendor in self._vendors if vendor.match(_base_name(name)) is not None][:1]
 
     def find(self, name: str) -> ModelSpec | None:
-        """What is known of a model of this name; None when it resembles none."""
+        """Return the data of a model of this name; None if it matches no row."""
         if name not in self._found:
             if len(name) > MAX_NAME:
                 return None
@@ -150,7 +150,7 @@ class ModelCatalog:
         return self._found[name]
 
     def get(self, name: str) -> ModelSpec:
-        """What is known of a model, be it nothing but its vendor."""
+        """Return the data of a model, at least that of its vendor."""
         found = self.find(name) or self._strangers.get(name)
         if found is None:
             found = inherit(ModelSpec(name), self._vendor(name))
@@ -159,16 +159,16 @@ class ModelCatalog:
         return found
 
     def __contains__(self, name: str) -> bool:
-        """Whether a row has exactly this name, letter by letter."""
+        """Return whether a row has exactly this name."""
         return name in self._spelled
 
     def knows(self, name: str) -> bool:
-        """Whether the name is that of a row, in whatever case and of whichever publisher, not only like
-        one."""
+        """Return whether the name is that of a row, in whatever case and of whichever publisher, not only
+        like one."""
         return name.lower() in self._names or _base_name(name) in self._names
 
     def is_own(self, name: str) -> bool:
-        """Whether the operator has a row for the name."""
+        """Return whether the operator has a row for the name."""
         return name.lower() in self._own
 
     def _look_up(self, name: str) -> ModelSpec | None:

@@ -36,7 +36,7 @@ class ModelRoute:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to tell the client about it."""
+        """Return the message for the client."""
         return tuple(
             f"model {spec.successor}: {spec.id} was retired on {spec.retires}" for spec in self.retired
         )

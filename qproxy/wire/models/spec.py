@@ -66,7 +66,7 @@ class ModelRow:
 
     # Thinking
     thinking: Literal["none", "off", "on", "only"] | None = None
-    """Whether it can think: never, if asked to, unless asked not to, always."""
+    """Whether it can think: never, on request, by default, always."""
     efforts: list[str] | None = None
     """Words of `reasoning_effort` that it takes as they are; an empty list where it does not read the
     field."""
@@ -107,7 +107,7 @@ class ModelRow:
     cumulative: bool | None = None
     logprobs: bool | None = None
     prefix: Support | None = None
-    """Whether it goes on from a `partial` assistant message."""
+    """Whether it continues a `partial` assistant message."""
     stream_only: Literal["never", "thinking", "always"] | None = None
     metadata: bool | None = None
     """It takes OpenAI's `metadata`."""
@@ -135,13 +135,13 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class ModelSpec(ModelRow):
-    """What is known of a model, from its own row and those that it follows."""
+    """The data of a model, from its own row and those that it inherits from."""
 
     guessed: frozenset[str] = frozenset()
     """Cells that are those of another model of its line."""
 
     def knows(self, cell: str) -> bool:
-        """Whether a cell is the model's own."""
+        """Return whether a cell is the model's own."""
         return getattr(self, cell) is not None and cell not in self.guessed
 
     def is_for(self, task: str) -> bool:

@@ -1,4 +1,4 @@
-"""What each model gets, as a Markdown table for docs/models.md."""
+"""A Markdown table of the features of each model, for docs/models.md."""
 
 from __future__ import annotations
 

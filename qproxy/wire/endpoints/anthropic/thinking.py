@@ -23,7 +23,7 @@ TYPES = ("enabled", "disabled", "adaptive", "between_tools")
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How much a model thinks, and whether the client gets the text."""
+    """The effort of a model's thinking, and whether the client gets the text."""
 
     params: dict[str, JSON]
     omits_text: bool = False

@@ -69,7 +69,7 @@ class _AssistantMessage:
         return True
 
     def _is_own_ciphertext(self, item: JSON) -> bool:
-        """Whether an item is the ciphertext of this message, which came after its text."""
+        """Return whether an item is the ciphertext of this message, which came after its text."""
         return not item["summary"] and "encrypted_content" in item and not self._ciphertext
 
     def messages(self) -> list[JSON]:
