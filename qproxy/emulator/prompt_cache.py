@@ -44,7 +44,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """What a request has read from the cache and written to it, in tokens."""
+    """The tokens that a request has read from the cache and written to it."""
 
     read: int = 0
     written: int = 0

@@ -1,4 +1,4 @@
-"""What the documentation of Qwen's servers leaves open, each point with a switch.
+"""Points that the documentation of Qwen's servers leaves open, each with a switch.
 
 The defaults are the natural reading of the documentation. `qproxy emulator --assume NAME=VALUE` changes one.
 """
