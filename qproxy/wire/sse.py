@@ -8,7 +8,8 @@ Leniencies, each for a server that exists:
   * the last event needs no blank line if its data is complete (JSON or `[DONE]`);
   * two `data` lines that are each complete JSON are two events (a gateway omits the blank line);
   * `data: data: {...}` is read as `data: {...}`;
-  * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
+  * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200; so does a
+    line that is a JSON object, between events;
   * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
 
 Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as
@@ -122,6 +123,8 @@ class Decoder:
             status = _STATUS.match(line)
             if status is not None:
                 self._status = int(status[1])
+        elif line[0] == "{" and self._fields_seen and _is_whole(line):
+            events.append(ServerSentEvent(line, "bare", self._status))
         else:
             self._field(line)
 

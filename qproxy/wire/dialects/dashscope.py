@@ -16,9 +16,8 @@ from collections.abc import Iterator, Sequence
 from qproxy.wire import json_codec
 from qproxy.wire.cumulative import IncrementalOrCumulative
 from qproxy.wire.dialects import deltas, finish_reasons, function_declarations
-from qproxy.wire.dialects.error_mapping import error_from_event
+from qproxy.wire.dialects.error_mapping import error_from_event, unknown_body_error
 from qproxy.wire.dialects.target import UpstreamTarget
-from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import JSON, ChoiceFinished, Event, SearchInfo, StreamDone, StreamFailed, Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.sse import ServerSentEvent
@@ -101,6 +100,8 @@ class Decoder:
         self._extras = deltas.ChunkExtras(native=True)
         self._finished = False
         self._found: dict[str, JSON] = {}
+        self._unread: JSON = None
+        """The last event, if it is no generation; its words explain a response that is cut after it."""
 
     def feed(self, item: ServerSentEvent) -> list[Event]:
         if item.data == "[DONE]":
@@ -108,17 +109,21 @@ class Decoder:
         try:
             data = json_codec.loads(item.data)
         except ValueError:
-            data = None
-        if not isinstance(data, dict):
-            message = "The upstream sent an event that is not JSON."
-            return [StreamFailed(UpstreamError(message, code="upstream_invalid_response"))]
-        if item.event == "error" or not isinstance(data.get("output"), dict):
-            error = error_from_event(data, item.status, plan=self._plan)
+            data = item.data
+        is_error = item.event == "error"
+        if is_error or not isinstance(data, dict) or not isinstance(data.get("output"), dict):
+            error = error_from_event(data, item.status, plan=self._plan, is_error=is_error)
+            if error is None and not isinstance(data, dict):
+                error = unknown_body_error(data, "a generation")
+            self._unread = data
             return [StreamFailed(error)] if error is not None else []
+        self._unread = None
         if self._declared is not None:
             data = self._declared.normalize(data)
         events = self._extras.feed(data["output"])
-        events += [event for one in _events(data) if self._is_new(one) for event in self._texts.feed(one)]
+        events += [
+            event for one in _events(data, self._plan) if self._is_new(one) for event in self._texts.feed(one)
+        ]
         self._finished = self._finished or any(isinstance(event, ChoiceFinished) for event in events)
         return events
 
@@ -131,10 +136,13 @@ class Decoder:
 
     def close(self) -> list[Event]:
         """Finish the stream: its end is good after a finish reason."""
-        return [*self._texts.close(), *([StreamDone()] if self._finished else [])]
+        end: list[Event] = [StreamDone()] if self._finished else []
+        if self._unread is not None and not self._finished:
+            end = [StreamFailed(unknown_body_error(self._unread, "a generation"))]
+        return [*self._texts.close(), *end]
 
 
-def _events(data: dict[str, JSON]) -> Iterator[Event]:
+def _events(data: dict[str, JSON], plan: str) -> Iterator[Event]:
     output = data["output"]
     found = output.get("search_info")
     if found and isinstance(found, dict):
@@ -147,10 +155,16 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
             continue
         number = deltas.choice_index(choice, position)
         message = choice.get("message") or choice.get("delta")
+        reason = choice.get("finish_reason")
+        if reason == "error_finish":
+            yield finish_reasons.error_finish(message, plan)
+            return
         if isinstance(message, dict):
             yield from deltas.parse_delta(message, number, choice.get("logprobs"))
-        reason = choice.get("finish_reason")
         yield from deltas.parse_choice_extras(choice, number)
+        if (failure := finish_reasons.choice_failure(choice, message, plan)) is not None:
+            yield failure
+            return
         if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
             yield finish_reasons.finish_event(reason, number)
     if isinstance(data.get("usage"), dict):
@@ -160,12 +174,11 @@ def _events(data: dict[str, JSON]) -> Iterator[Event]:
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
     """Return the events of a whole response; an error body (even with status 200) becomes `StreamFailed`."""
     if not isinstance(body, dict) or not isinstance(body.get("output"), dict):
-        error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
-        message = "The upstream returned something that is not a generation."
-        return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
+        error = error_from_event(body, None, plan=target.plan)
+        return [StreamFailed(error or unknown_body_error(body, "a generation"))]
     if (declared := function_declarations.normalizer_for(target)) is not None:
         body = declared.normalize(body)
-    events = [*deltas.ChunkExtras(native=True).feed(body["output"]), *_events(body)]
+    events = [*deltas.ChunkExtras(native=True).feed(body["output"]), *_events(body, target.plan)]
     deltas.index_calls(events)
     if any(isinstance(event, StreamFailed) for event in events):
         return events

@@ -179,11 +179,13 @@ _SECRET = re.compile(r"\b(sk-[\w*-]{3})[\w*-]+|(?<=[Bb]earer )[\w.~+/-]{8,}")
 def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
     """Return the error of a response with another status than 200."""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(headers)}
+    error: UpstreamError | None = None
     try:
         data = json_codec.loads(body)
     except ValueError:
-        error = _error_from_text(status, body)
-    else:
+        data = _parse_inner(body.decode("utf-8", "replace").strip())
+        error = _error_from_text(status, body) if data is None else None
+    if error is None:
         error = _from_json(data if isinstance(data, dict) else {"errors": data}, status, plan)
     error.server_responded = status == 500
     error.request_id = error.request_id or fields.get("x-request-id")
@@ -193,18 +195,21 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
     return error
 
 
-def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> UpstreamError | None:
-    """Return the error in an object inside a 200; None if it is not an error.
+def error_from_event(
+    data: JSON, status: int | None, *, plan: str = "payg", is_error: bool = False
+) -> UpstreamError | None:
+    """Return the error in a value inside a 200; None if it is not an error.
 
     Shapes: `{"error": {...}}` or `{"error": "..."}` (OpenAI), `{"code", "message", "request_id"}`
-    (DashScope), `{"errorType", "status", "rid"}` (its gateway), and any object of an event named error
-    (`status` given).
+    (DashScope), `{"errorType", "status", "rid"}` (its gateway), a list of such, and any value with a `status`
+    of 400 or more or of an event named error (`is_error`).
     """
+    is_error = is_error or (status or 0) >= 400
     if not isinstance(data, dict):
-        return None
-    named = any(data.get(name) for name in ("error", "errorType", "error_msg", "error_message", "errors"))
-    named = named or ("choices" not in data and bool(data.get("code") or data.get("detail")))
-    if not named and not (status or 0) >= 400:
+        if not is_error and not (isinstance(data, list) and any(map(_is_error, data[:MAX_LISTED]))):
+            return None
+        data = {"errors": data}
+    elif not is_error and not _is_error(data):
         return None
     known = data.get("status") if isinstance(data.get("status"), int) else status
     code = _unwrap(data).get("code")
@@ -213,6 +218,31 @@ def error_from_event(data: JSON, status: int | None, *, plan: str = "payg") -> U
     error = _from_json(data, known if known and known >= 400 else 0, plan)
     error.server_responded = True
     return error
+
+
+def _is_error(data: JSON) -> bool:
+    """Return whether an object says by its fields that it is an error."""
+    if not isinstance(data, dict):
+        return False
+    named = any(data.get(name) for name in ("error", "errorType", "error_msg", "error_message", "errors"))
+    return named or ("choices" not in data and bool(data.get("code") or data.get("detail")))
+
+
+def unknown_body_error(body: JSON, expected: str) -> UpstreamError:
+    """Return the error for JSON in a 200 that is neither a response nor an error; a part of a response is not
+    repeated.
+    """
+    text = "" if _may_be_content(body) else find_message(body) or _body_text(body)
+    message = f"The upstream returned something that is not {expected}{f': {text}' if text else '.'}"
+    return UpstreamError(_storable_message(message), code="upstream_invalid_response")
+
+
+def _may_be_content(body: JSON) -> bool:
+    """Return whether an object of an unknown shape may hold a part of a response."""
+    if not isinstance(body, dict):
+        return False
+    message = body.get("message")
+    return not _CONTENT_FIELDS.isdisjoint(body) or (isinstance(message, dict) and "content" in message)
 
 
 def _unwrap(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
@@ -229,7 +259,8 @@ def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamErro
     param = error.get("param")
     row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
     param = storable.storable_text(param) if isinstance(param, str) else None
-    ours = _error(row, message or code or _body_text(data) or f"status {status}", param)
+    words = message or ("" if code.isdecimal() else code) or _body_text(dict(data))
+    ours = _error(row, words or f"status {status}", param)
     if ours.code == CONTEXT_EXCEEDED:
         ours.overflow = parse_overflow(message, error)  # llama.cpp has the numbers in fields
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
@@ -241,6 +272,9 @@ _MESSAGE_FIELDS = (
     "message", "msg", "error_msg", "error_message", "errorMessage", "error_description", "detail", "error",
     "errors", "details", "title", "reason",
 )  # fmt: skip
+_EVENT_FIELDS = ("data:", "event:", "id:", ":HTTP_STATUS/")
+"""Beginnings of an event that a gateway passed on as text."""
+_CONTENT_FIELDS = frozenset(("messages", "content", "response", "output", "text", "choices", "candidates"))
 MAX_NESTING = 6
 MAX_LISTED = 5
 MAX_BODY_TEXT = 500
@@ -251,13 +285,8 @@ def find_message(value: JSON, depth: int = MAX_NESTING) -> str:
     none."""
     if isinstance(value, str):
         text = value[:MAX_READ].strip()
-        inner = text.removeprefix("data:").strip()
-        if depth and inner.startswith(("{", "[")):
-            try:
-                return find_message(json_codec.loads(inner), depth - 1) or text
-            except ValueError:
-                return text
-        return text
+        inner = _parse_inner(text) if depth else None
+        return text if inner is None else find_message(inner, depth - 1) or text
     if not depth:
         return ""
     if isinstance(value, list):
@@ -266,6 +295,18 @@ def find_message(value: JSON, depth: int = MAX_NESTING) -> str:
         found = (find_message(value.get(name), depth - 1) for name in _MESSAGE_FIELDS)
         return next(filter(None, found), "")
     return ""
+
+
+def _parse_inner(text: str) -> JSON:
+    """Return the JSON that a text is, by itself or as the data of an event; None for any other text."""
+    if text.startswith(_EVENT_FIELDS):
+        text = text.partition("data:")[2].strip()
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        return json_codec.loads(text)
+    except ValueError:
+        return None
 
 
 def _listed_message(entry: JSON, depth: int) -> str:
@@ -277,9 +318,10 @@ def _listed_message(entry: JSON, depth: int) -> str:
     return message
 
 
-def _body_text(data: Mapping[str, JSON]) -> str:
+def _body_text(data: JSON) -> str:
     """Return a body without a known message, shortened; "" if it is empty."""
-    return _text(dict(data))[:MAX_BODY_TEXT] if any(data.values()) else ""
+    is_empty = not any(data.values()) if isinstance(data, dict) else not data
+    return "" if is_empty else _text(data)[:MAX_BODY_TEXT]
 
 
 def _text(value: JSON) -> str:
@@ -302,8 +344,7 @@ def _classify(status: int, text: str, plan: str) -> ErrorPattern:
 
 
 def _error(row: ErrorPattern, message: str, param: str | None = None) -> UpstreamError:
-    message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
-    message = storable.storable_text(message)  # stored in the account's state and shown by the dashboard
+    message = _storable_message(message)
     error = UpstreamError(
         f"{row.message}: {message}" if row.message else message,
         status=row.status,
@@ -316,6 +357,12 @@ def _error(row: ErrorPattern, message: str, param: str | None = None) -> Upstrea
     if error.code == CONTEXT_EXCEEDED:
         error.overflow = parse_overflow(message)
     return error
+
+
+def _storable_message(message: str) -> str:
+    """Return a message without secrets, as the account's state stores it and the dashboard shows it."""
+    message = _SECRET.sub(lambda match: (match[1] or "") + "***", message.strip())[:MAX_MESSAGE]
+    return storable.storable_text(message)
 
 
 def _error_from_text(status: int, body: bytes) -> UpstreamError:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qproxy.wire import storable
+from qproxy.wire import json_codec, storable
+from qproxy.wire.dialects import deltas
+from qproxy.wire.dialects.error_mapping import error_from_event
 from qproxy.wire.errors import RetryHint, UpstreamError
-from qproxy.wire.events import ChoiceFinished, StreamFailed
+from qproxy.wire.events import JSON, ChoiceFinished, StreamFailed
 
 _GROUPS = {
     "stop": ("stop", "eos", "eos_token", "end_turn", "stop_sequence"),
@@ -65,3 +67,25 @@ def finish_event(reason: str, choice: int, matched: str | None = None) -> Choice
     message = f"The upstream aborted the response (finish_reason {shown!r})."
     error = UpstreamError(message, status=failure.status, code=failure.code, retry=failure.retry)
     return StreamFailed(error)
+
+
+def choice_failure(choice: dict[str, JSON], delta: JSON, plan: str) -> StreamFailed | None:
+    """Return the failure of a choice with an `error`, its own or (at its end) its delta's; None without one."""
+    failure = choice.get("error")
+    if failure is None and choice.get("finish_reason") is not None and isinstance(delta, dict):
+        failure = delta.get("error")
+    error = error_from_event({"error": failure}, None, plan=plan) if failure else None
+    return None if error is None else StreamFailed(error)
+
+
+def error_finish(delta: JSON, plan: str) -> StreamFailed:
+    """Return the failure of `finish_reason: "error_finish"`, whose content is the error's text, often JSON."""
+    text = deltas.parse_text(delta.get("content")) if isinstance(delta, dict) else ""
+    message = "The upstream aborted the response with an error."
+    try:
+        data = json_codec.loads(text)
+    except ValueError:
+        data = {"error": {"message": text or message}}
+    return StreamFailed(
+        error_from_event(data, None, plan=plan) or UpstreamError(storable.storable_text(text) or message)
+    )

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from copy import copy
 
-from qproxy.wire import json_codec, raw_json, storable
+from qproxy.wire import json_codec, raw_json
 from qproxy.wire.dialects import dashscope, deltas, finish_reasons, function_declarations
-from qproxy.wire.dialects.error_mapping import error_from_event
+from qproxy.wire.dialects.error_mapping import error_from_event, unknown_body_error
 from qproxy.wire.dialects.target import UpstreamTarget
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import (
@@ -87,6 +87,9 @@ class Decoder:
         self._declared = function_declarations.normalizer_for(target)
         self._lone_surrogates: dict[tuple[type, int, int | None], Event] = {}
         self._extras = deltas.ChunkExtras()
+        self._unread: JSON = None
+        """The last event, if it is no chunk; its words explain a response that is cut after it."""
+        self._has_ended = False
         self._escaped = True
         """Whether this chunk contains `\\u` escapes, of which a surrogate pair takes two."""
         self._last_event: dict[int, bool] = {}
@@ -99,22 +102,25 @@ class Decoder:
         self._escaped = "\\u" in data
         if data == "[DONE]":
             self._last_event = dict.fromkeys(self._last_event, True)
+            self._has_ended = True
             return [StreamDone()]
         try:
             chunk = json_codec.loads(data)
         except ValueError:
             return self._not_json(item)
         if not isinstance(chunk, dict):
-            return []
+            return self._not_an_object(chunk, item)
         if isinstance(chunk.get("output"), dict) and "choices" not in chunk:
             self._native = self._native or dashscope.Decoder(self._target, asked=False)
             return self._native.feed(item)
         if self._declared is not None:
             chunk = self._declared.normalize(chunk)
+        self._unread = None
         if "choices" not in chunk or "error" in chunk or item.event == "error":
-            error = error_from_event(chunk, item.status, plan=self._plan)
+            error = error_from_event(chunk, item.status, plan=self._plan, is_error=item.event == "error")
             if error is not None:
                 return [StreamFailed(error)]
+            self._unread = chunk if "choices" not in chunk and "usage" not in chunk else None
         return self._chunk(chunk)
 
     def close(self) -> list[Event]:
@@ -125,14 +131,21 @@ class Decoder:
             for number in sorted(self._last_event)
             if not self._last_event[number]
         ]
-        return [*self._replace_unpaired(), *native, *over]
+        unread = [] if self._unread is None or self._has_ended or over else [self._unread]
+        failed = [StreamFailed(unknown_body_error(value, "a chunk")) for value in unread]
+        return [*self._replace_unpaired(), *native, *over, *failed]
+
+    def _not_an_object(self, chunk: JSON, item: ServerSentEvent) -> list[Event]:
+        error = error_from_event(chunk, item.status, plan=self._plan, is_error=item.event == "error")
+        self._unread = chunk
+        return [] if error is None else [StreamFailed(error)]
 
     def _not_json(self, item: ServerSentEvent) -> list[Event]:
         if not item.data.lstrip().startswith(("{", "[", "<")) and item.event != "error":
             return []  # a ping as plain text; no content is lost
         error = UpstreamError("The upstream sent a chunk that is not JSON.", code="upstream_invalid_response")
         if item.event == "error":
-            error = error_from_event({"error": item.data}, item.status, plan=self._plan) or error
+            error = error_from_event(item.data, item.status, plan=self._plan, is_error=True) or error
         return [StreamFailed(error)]
 
     def _chunk(self, chunk: JSON) -> list[Event]:
@@ -157,7 +170,7 @@ class Decoder:
             delta, logprobs = {"content": choice["text"]}, deltas.chat_logprobs(logprobs)
         reason = choice.get("finish_reason")
         if reason == "error_finish":
-            return [StreamFailed(_error_finish(delta, self._plan))]
+            return [finish_reasons.error_finish(delta, self._plan)]
         events: list[Event] = []
         if isinstance(delta, dict):
             events = deltas.parse_delta(delta, number, logprobs)
@@ -165,11 +178,11 @@ class Decoder:
                 events = [whole for event in events if (whole := self._join_surrogates(event)) is not None]
         if not deltas.CHOICE_FIELDS.issuperset(choice):
             events += deltas.parse_choice_extras(choice, number)
-        if choice.get("error"):  # OpenRouter's shape
-            error = error_from_event({"error": choice["error"]}, None, plan=self._plan)
-            if error is not None:
-                return [*events, *self._replace_unpaired(number), StreamFailed(error)]
+        failure = finish_reasons.choice_failure(choice, delta, self._plan)
+        if failure is not None:
+            return [*events, *self._replace_unpaired(number), failure]
         if isinstance(reason, str) and reason not in finish_reasons.UNFINISHED:
+            self._has_ended = True
             events += self._replace_unpaired(number)
             matched = choice.get("stop_reason")  # vLLM and SGLang; a number is a token
             events.append(
@@ -212,19 +225,6 @@ def _ends_in_lone_surrogate(event: Event) -> bool:
     return isinstance(text, str) and "\ud800" <= text[-1:] <= "\udbff"
 
 
-def _error_finish(delta: JSON, plan: str) -> UpstreamError:
-    """Return the error of `finish_reason: "error_finish"`, whose content is the error's text, often JSON."""
-    text = deltas.parse_text(delta.get("content")) if isinstance(delta, dict) else ""
-    try:
-        data = json_codec.loads(text)
-    except ValueError:
-        data = {"error": {"message": text or "The upstream aborted the response with an error."}}
-    error = error_from_event(data, None, plan=plan)
-    return error or UpstreamError(
-        storable.storable_text(text) or "The upstream aborted the response with an error."
-    )
-
-
 def response(body: JSON, target: UpstreamTarget) -> list[Event]:
     """Return the events of a whole response; an error body becomes `StreamFailed`."""
     if isinstance(body, dict) and isinstance(body.get("output"), dict) and "choices" not in body:
@@ -232,9 +232,8 @@ def response(body: JSON, target: UpstreamTarget) -> list[Event]:
     if isinstance(body, dict) and (declared := function_declarations.normalizer_for(target)) is not None:
         body = declared.normalize(body)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-        error = error_from_event(body, None, plan=target.plan) if isinstance(body, dict) else None
-        message = "The upstream returned something that is not a chat completion."
-        return [StreamFailed(error or UpstreamError(message, code="upstream_invalid_response"))]
+        error = error_from_event(body, None, plan=target.plan)
+        return [StreamFailed(error or unknown_body_error(body, "a chat completion"))]
     decoder = Decoder(target)
     events = decoder._chunk(body)
     deltas.index_calls(events)
