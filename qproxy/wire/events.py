@@ -171,6 +171,8 @@ class RawToolCallDelta:
     choice: int = 0
     from_text: bool = False
     """Whether it was read from a call written as text: `id` is qproxy's, and the deltas are exact."""
+    in_reasoning: bool = False
+    """Whether that text was reasoning, where a model may write a call that it then makes."""
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ Leniencies, each for a server that exists:
   * the last event needs no blank line if its data is complete (JSON or `[DONE]`);
   * two `data` lines that are each complete JSON are two events (a gateway omits the blank line);
   * `data: data: {...}` is read as `data: {...}`;
-  * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200; so does a
-    line that is a JSON object, between events;
+  * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
+    so does a line that is a JSON object, between events;
   * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
 
 Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as

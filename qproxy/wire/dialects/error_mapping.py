@@ -221,7 +221,7 @@ def error_from_event(
 
 
 def _is_error(data: JSON) -> bool:
-    """Return whether an object says by its fields that it is an error."""
+    """Return whether an object has the fields of an error."""
     if not isinstance(data, dict):
         return False
     named = any(data.get(name) for name in ("error", "errorType", "error_msg", "error_message", "errors"))

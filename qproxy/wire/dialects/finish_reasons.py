@@ -70,7 +70,7 @@ def finish_event(reason: str, choice: int, matched: str | None = None) -> Choice
 
 
 def choice_failure(choice: dict[str, JSON], delta: JSON, plan: str) -> StreamFailed | None:
-    """Return the failure of a choice with an `error`, its own or (at its end) its delta's; None without one."""
+    """Return the failure of a choice with an `error`, its own or (at its end) its delta's; else None."""
     failure = choice.get("error")
     if failure is None and choice.get("finish_reason") is not None and isinstance(delta, dict):
         failure = delta.get("error")
@@ -79,7 +79,7 @@ def choice_failure(choice: dict[str, JSON], delta: JSON, plan: str) -> StreamFai
 
 
 def error_finish(delta: JSON, plan: str) -> StreamFailed:
-    """Return the failure of `finish_reason: "error_finish"`, whose content is the error's text, often JSON."""
+    """Return the failure of `finish_reason: "error_finish"`: its content is the error's text, or JSON."""
     text = deltas.parse_text(delta.get("content")) if isinstance(delta, dict) else ""
     message = "The upstream aborted the response with an error."
     try:

@@ -35,14 +35,15 @@ from qproxy.wire.events import (
     Turn,
 )
 from qproxy.wire.tool_calls.call_copies import CopyCheck
-from qproxy.wire.tool_calls.call_router import CallRouter, StructuredCall
+from qproxy.wire.tool_calls.call_router import CallForm, CallRouter, StructuredCall
 from qproxy.wire.tool_calls.finish_reason import KEPT_REASONS
 
 MAX_HELD = 8 * 1024 * 1024
 """Characters of arguments held for a call without a name, or until the call before it is complete."""
 
+FORMS: tuple[CallForm, ...] = ("structured", "text", "reasoning")
 MAX_ORIGINALS = 64
-"""Calls in the other form that a call is compared with."""
+"""Calls in each other form that a call is compared with."""
 
 
 class _Choice:
@@ -55,8 +56,8 @@ class _Choice:
         self.router = CallRouter(names, repairs)
         self.held: StructuredCall | None = None
         """The call whose name may not be settled; there is at most one."""
-        self.by_form: dict[tuple[str, bool], list[StructuredCall]] = {}
-        """The calls that were sent, by name and form (text, structured)."""
+        self.by_form: dict[tuple[str, CallForm], list[StructuredCall]] = {}
+        """The calls that were sent, by name and form."""
         self.copies = 0
         """Calls that were dropped as copies."""
         self.sent: list[StructuredCall] = []
@@ -128,6 +129,7 @@ class _Choice:
         if delta.name:
             call.name = delta.name
             call.from_text = True
+            call.form = "reasoning" if delta.in_reasoning else "text"
             yield from self._end_written_call()
             yield from self._header(call)
         if delta.arguments:
@@ -175,11 +177,14 @@ class _Choice:
             yield from self._compare(call, call.arguments.text)
 
     def _possible_originals(self, call: StructuredCall) -> list[StructuredCall]:
-        """Return the calls that a call may repeat: one with its id, or some in the other form (text,
-        structured)."""
+        """Return the calls that a call may repeat: one with its id, or some in another form."""
         first = self.router.by_id.get(call.upstream_id) if call.upstream_id is not None else None
         same_id = [first] if first is not None and first.sent and first.name == call.name else []
-        return [*same_id, *self.by_form.get((call.name, not call.from_text), [])[:MAX_ORIGINALS]]
+        forms = [form for form in FORMS if form != call.form]
+        others = [
+            other for form in forms for other in self.by_form.get((call.name, form), [])[:MAX_ORIGINALS]
+        ]
+        return [*same_id, *others]
 
     def _compare(self, call: StructuredCall, text: str) -> Iterator[Event]:
         """Send a held call once its arguments differ from those of every call that it may repeat."""
@@ -192,19 +197,19 @@ class _Choice:
         assert call.copy_check is not None
         call.copy_check.feed(call.arguments.close())
         equal = [call.originals[number] for number in call.copy_check.matches()]
-        original = next((o for o in equal if not o.has_copy or _same_id(call, o)), None)
+        original = next((o for o in equal if call.form not in o.copied_forms or _same_id(call, o)), None)
         if original is None and call.arguments.is_empty:  # its name and id came again, alone
             original = next((o for o in call.originals if _same_id(call, o)), None)
         if original is None:
             yield from self._send_header(call)
             return
-        original.has_copy = True
+        original.copied_forms.add(call.form)
         self.copies += 1
         self.repairs["call_copied"] += 1
 
     def _send_header(self, call: StructuredCall) -> Iterator[Event]:
         call.copy_check = None
-        self.by_form.setdefault((call.name, call.from_text), []).append(call)
+        self.by_form.setdefault((call.name, call.form), []).append(call)
         call.index = len(self.sent)
         self.sent.append(call)
         if call.upstream_index is not None and call.upstream_index != call.index:

@@ -13,6 +13,7 @@ import re
 from qproxy.wire import json_codec
 from qproxy.wire.events import JSON
 from qproxy.wire.tool_calls import hermes
+from qproxy.wire.tool_calls.code_fences import without_fence
 from qproxy.wire.tool_calls.emitter import DeclaredFunctions, EventEmitter
 from qproxy.wire.tool_calls.json_strings import value_end
 from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
@@ -35,8 +36,8 @@ def read_answer(
             break
     if len(source) > MAX_HELD:
         return False
-    body = source.take_chunk(0)
-    return _first_call(source, sink, tools, _forced_call(body, tools, forced) or body, len(source))
+    body = without_fence(source.take_chunk(0))
+    return read_calls(source, sink, tools, _forced_call(body, tools, forced) or body, len(source))
 
 
 def _forced_call(body: str, tools: DeclaredFunctions, forced: str | None) -> str | None:
@@ -49,14 +50,16 @@ def _forced_call(body: str, tools: DeclaredFunctions, forced: str | None) -> str
         return None
     required = tools.schema(forced).get("required") or []
     keys = tools.properties(forced).keys()
-    if not isinstance(value, dict) or not value or not value.keys() <= keys or not isinstance(required, list):
+    if not isinstance(value, dict) or not value.keys() <= keys or not isinstance(required, list):
+        return None
+    if not value and keys:  # of a function without parameters `{}` can be nothing but its arguments
         return None
     whole = all(isinstance(key, str) and key in value for key in required)
     return f'{{"name": {json_codec.quote(forced)}, "arguments": {body.strip()}}}' if whole else None
 
 
 def read_element(
-    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, start: int, end_tag: str
+    source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions, start: int, end_tags: tuple[str, ...]
 ) -> ParseSteps[bool]:
     """Read an element whose whole content, from `start` on, is calls; return False if it is text."""
     offset = start
@@ -70,11 +73,12 @@ def read_element(
             offset = yield from source.visible(offset + 1)
         if source.may_start_with("{", offset) or source.may_start_with("[", offset):
             continue
-        closed = yield from source.match_any((end_tag,), offset)
-        if closed is None and not (source.is_ended and end_tag.startswith(source.take_chunk(offset))):
+        closed = yield from source.match_any(end_tags, offset)
+        rest = source.take_chunk(offset) if closed is None and source.is_ended else "-"
+        if closed is None and not any(tag.startswith(rest) for tag in end_tags):
             return False
-        size = offset + len(end_tag) if closed else len(source)
-        return _first_call(source, sink, tools, source.take_chunk(start, end), size, "element")
+        size = offset + len(closed) if closed else len(source)
+        return read_calls(source, sink, tools, source.take_chunk(start, end), size, "element")
 
 
 def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions) -> ParseSteps[bool]:
@@ -94,14 +98,14 @@ def read_fence(source: TextBuffer, sink: EventEmitter, tools: DeclaredFunctions)
             return False
         stop = len(source) if end < 0 else end + 1
         if closer.match(source.take_chunk(started, stop)):
-            return _first_call(source, sink, tools, source.take_chunk(start, started), stop)
+            return read_calls(source, sink, tools, source.take_chunk(start, started), stop)
         if end < 0:
-            return _first_call(source, sink, tools, source.take_chunk(start), stop)
+            return read_calls(source, sink, tools, source.take_chunk(start), stop)
         started = stop
     return False
 
 
-def _first_call(
+def read_calls(
     source: TextBuffer,
     sink: EventEmitter,
     tools: DeclaredFunctions,
@@ -109,6 +113,7 @@ def _first_call(
     size: int,
     spelling: str = "bare",
 ) -> bool:
+    """Read a text of `size` characters that is nothing but the calls in `body`; return False if it is not."""
     calls = parse(body, tools)
     if not calls:
         return False
@@ -158,6 +163,8 @@ def _values(text: str) -> list[tuple[JSON, str]]:
 def _is_call(value: JSON, tools: DeclaredFunctions) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, dict) and _is_call(item, tools) for item in value)
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):  # as a response of OpenAI has it
+        value = value["function"] if "arguments" in value["function"] else None
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return False
     if tools.resolve(value["name"]) not in tools or "description" in value:

@@ -1,8 +1,8 @@
 """Calls that came twice: a second call is held while it may be a copy of the first, and dropped if it is.
 
-Two kinds exist. Some servers replay a structured call under its own id; some send a call as text and as a
-structured call. The two texts of the arguments may differ in whitespace and escapes, so they are compared in
-a normal form.
+Some servers replay a structured call under its own id; some send a call as text and as a structured call; and
+a model may write a call in its reasoning and then make it. The two texts of the arguments may differ in
+whitespace and escapes, so they are compared in a normal form.
 """
 
 from __future__ import annotations

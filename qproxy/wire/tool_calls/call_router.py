@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from qproxy.wire.tool_calls.arguments import ArgumentsAccumulator
 from qproxy.wire.tool_calls.call_copies import CopyCheck
-from qproxy.wire.tool_calls.emitter import NAMESPACE
+from qproxy.wire.tool_calls.emitter import declared_name
+
+CallForm: TypeAlias = Literal["structured", "text", "reasoning"]
 
 
 class StructuredCall:
@@ -36,7 +39,9 @@ class StructuredCall:
         self.originals: list[StructuredCall] = []
         """Earlier calls that it may be a copy of; while there are any, it is held."""
         self.copy_check: CopyCheck | None = None
-        self.has_copy = False
+        self.form: CallForm = "structured"
+        self.copied_forms: set[CallForm] = set()
+        """The forms in which the call came again."""
 
     @property
     def sent(self) -> bool:
@@ -160,8 +165,7 @@ class CallRouter:
 
     def declared_name(self, name: str) -> str:
         """Return the declared function that a name means; models may write it as `functions.NAME`."""
-        bare = name.removeprefix(NAMESPACE)
-        return bare if name not in self.names and bare in self.names else name
+        return declared_name(name, self.names)
 
     def is_final_name(self, name: str) -> bool:
         """Return whether a name is settled: it is declared, and no longer declared name begins with it."""

@@ -77,3 +77,12 @@ class CodeFenceTracker:
             elif self._char == self.is_open[0] and self._run >= self.is_open[1] and self._alone:
                 self.is_open = None
         self._line()
+
+
+def without_fence(text: str) -> str:
+    """Return a text without the whitespace, and without the Markdown code block, around it."""
+    text = text.strip()
+    if not text.startswith("```"):
+        return text
+    body = text.partition("\n")[2].rstrip()
+    return body.rstrip("`").strip() if body.endswith("```") else body

@@ -7,7 +7,7 @@ its name and further ones with pieces of its arguments. It also drops whitespace
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from qproxy.wire.events import JSON, Event, RawToolCallDelta, ReasoningDelta, TextDelta, Turn
 from qproxy.wire.tool_calls import coercion
@@ -19,6 +19,18 @@ NAMESPACE = "functions."
 def strip_quotes(text: str) -> str:
     """Return a name without the whitespace and quotes that models put around it."""
     return text.strip().strip("\"'").strip()
+
+
+def declared_name(name: str, declared: Collection[str]) -> str:
+    """Return the declared function that a name means; models may write it as `functions.NAME` or
+    `functions.NAME:0`.
+    """
+    if name in declared or not name.startswith(NAMESPACE):
+        return name
+    bare = name.removeprefix(NAMESPACE)
+    head, _, number = bare.rpartition(":")
+    candidates = (bare, head if number.isdecimal() else bare)
+    return next((candidate for candidate in candidates if candidate in declared), name)
 
 
 class DeclaredFunctions:
@@ -36,8 +48,7 @@ class DeclaredFunctions:
 
     def resolve(self, name: str) -> str:
         """Return the declared function that a name means; models may write it as `functions.NAME`."""
-        bare = name.removeprefix(NAMESPACE)
-        return bare if name not in self._schemas and bare in self._schemas else name
+        return declared_name(name, self._schemas)
 
     def is_prefix(self, text: str) -> bool:
         """Return whether a declared name begins with `text`, ignoring quotes and whitespace around it."""
@@ -86,6 +97,8 @@ class EventEmitter:
         """Whether whitespace at the end is next to a call."""
         self.after_call = False
         """Whether no text has come since the last call."""
+        self.string_parameter: str | None = None
+        """The one parameter of the open call's function, if it takes a string."""
         self.holds_whitespace = True
         self.logprobs: list[JSON] = []
         """Log probabilities of the text that has not been emitted."""
@@ -125,14 +138,15 @@ class EventEmitter:
         self._emit()
         self._write()
         self.repairs[f"written_{dialect}"] += 1
-        if self.reasoning:
+        in_reasoning = self.reasoning
+        if in_reasoning:
             self.repairs["call_in_thought"] += 1
             self.reasoning = not self.inline
         self.before_call()
         self._id = self._turn.call_id(self._choice, f"written/{self.calls}")
         self.calls += 1
         self.beside_calls = True
-        self.events.append(RawToolCallDelta(None, self._id, name, "", self._choice, True))
+        self.events.append(RawToolCallDelta(None, self._id, name, "", self._choice, True, in_reasoning))
 
     def emit_arguments(self, arguments: str) -> None:
         """Emit a piece of the open call's arguments."""

@@ -29,7 +29,7 @@ MAX_NAME = 512
 _NAME_END = re.compile(r"[>\n<]")
 _VALID_NAME = re.compile(r"[^\s<>\"'=]+\Z")
 _QUOTED = re.compile(r"""\s*(["'])([^"']*+)\1""")
-_TEXT_END = re.compile("</(?:parameter|function|invoke)>")
+_TEXT_END = re.compile("</(?:parameter|function|invoke)>|\n</tool_call>")
 MAX_TEXT = 1024 * 1024
 """Characters of a free-form tool's bare text held until its end; a longer one is no call."""
 
@@ -66,7 +66,7 @@ def read_head(
     marker = yield from source.match_any(legal, head.end)
     if marker is not None or (wrapped and source.is_ended and partial_marker(source, legal, head.end)):
         return head
-    if name in tools and (yield from _holds_object(source, head.end, wrapped)):
+    if name in tools and (yield from _holds_object(source, head.end, OPENERS[opener], wrapped)):
         return head
     if name in tools and wrapped and tools.only_string(name) is not None:
         return (yield from _free_text(source, head, end))
@@ -79,7 +79,7 @@ def attribute(text: str) -> str:
     return quoted[2].strip() if quoted else strip_quotes(text)
 
 
-def _holds_object(source: TextBuffer, offset: int, wrapped: bool) -> ParseSteps[bool]:
+def _holds_object(source: TextBuffer, offset: int, closer: str, wrapped: bool) -> ParseSteps[bool]:
     """Return whether a JSON object stands in place of parameters; without a wrapper it must be complete."""
     if not source.may_start_with("{", offset):
         return False
@@ -90,7 +90,7 @@ def _holds_object(source: TextBuffer, offset: int, wrapped: bool) -> ParseSteps[
     if end < 0:
         return False
     after = yield from source.visible(end)
-    return after == len(source) or (yield from source.match_any((END_FUNCTION, *CLOSERS), after)) is not None
+    return after == len(source) or (yield from source.match_any((closer, *CLOSERS), after)) is not None
 
 
 def _free_text(source: TextBuffer, head: FunctionHead, start: int) -> ParseSteps[FunctionHead | None]:
@@ -109,8 +109,20 @@ def _free_text(source: TextBuffer, head: FunctionHead, start: int) -> ParseSteps
         at_end = end == len(source) and source.is_ended
         if closers and (at_end or (yield from source.match_any(CLOSERS, end)) is not None):
             return FunctionHead(head.name, head.opener, position, start)
+        if source.may_start_with("\n", position) and (yield from _ends_block(source, position + 1)):
+            return FunctionHead(head.name, head.opener, position, start)
         position += 1
     return None
+
+
+def _ends_block(source: TextBuffer, offset: int) -> ParseSteps[bool]:
+    """Return whether the envelope's closing tag ends a text whose own one is missing: nothing or a call
+    follows."""
+    closer = yield from source.match_any(CLOSERS, offset)
+    after = (yield from source.visible(offset + len(closer))) if closer is not None else -1
+    if after < 0 or (after == len(source) and source.is_ended):
+        return after >= 0
+    return (yield from source.match_any(ENVELOPES, after)) is not None
 
 
 def text_argument(text: str, tools: DeclaredFunctions, name: str) -> str:

@@ -52,6 +52,8 @@ class _Head:
     arguments: str | None
     """The JSON text of the arguments if they came before the name."""
     end: int
+    nested: bool = False
+    """Whether the call is the `function` of another object, as in a response of OpenAI."""
 
 
 def parse_call(
@@ -78,14 +80,17 @@ def parse_call(
             return found
         found = True
         sink.begin_call(name, spelling)
+        sink.string_parameter = tools.only_string(name)
         source.consume(head.end)
         held = yield from _body(source, sink, head.arguments)
+        if head.nested and not held:
+            held = yield from _body(source, sink, None, written=True)
         offset, listed = yield from _after(source, sink, held, listed)
         if offset < 0:
             return True
 
 
-def _head(source: TextBuffer, start: int) -> ParseSteps[_Head | None]:
+def _head(source: TextBuffer, start: int, *, nested: bool = False) -> ParseSteps[_Head | None]:
     """Read an object's keys until its name is known."""
     if not (yield from source.starts_with(start + 1)) or not source.may_start_with("{", start):
         return None
@@ -103,7 +108,9 @@ def _head(source: TextBuffer, start: int) -> ParseSteps[_Head | None]:
         if key == "name":
             end = yield from string_end(source, offset)
             name = decode_string(source.take_chunk(offset, end)).strip() if end > 0 else ""
-            return _Head(name, arguments, end) if name else None
+            return _Head(name, arguments, end, nested) if name else None
+        if key == "function" and not nested and source.may_start_with("{", offset):
+            return (yield from _head(source, offset, nested=True))
         end = yield from value_end(source, offset)
         if end < 0:
             return None
@@ -116,9 +123,11 @@ def _head(source: TextBuffer, start: int) -> ParseSteps[_Head | None]:
     return None
 
 
-def _body(source: TextBuffer, sink: EventEmitter, before: str | None) -> ParseSteps[str]:
+def _body(
+    source: TextBuffer, sink: EventEmitter, before: str | None, *, written: bool = False
+) -> ParseSteps[str]:
     """Read the rest of a call's object; return arguments that wait for a `<code>` block."""
-    held, written = "", before is not None
+    held, written = "", written or before is not None
     if before is not None:
         sub = TextBuffer(before, ended=True)
         held = yield from arguments(sub, sink)
@@ -226,7 +235,9 @@ def _empty_code(text: str) -> tuple[bool, int]:
 
 
 def _encoded(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
-    """Pass on arguments written as a string: decoded once if they hold an object, unchanged otherwise."""
+    """Pass on arguments written as a string: decoded once if they hold an object; the one string that the
+    function takes; unchanged otherwise.
+    """
     if not (yield from _holds_object(source)):
         end = yield from string_end(source, 0)
         if end < 0:
@@ -234,6 +245,8 @@ def _encoded(source: TextBuffer, sink: EventEmitter) -> ParseSteps[None]:
             end = len(source)
         literal = source.consume(end)
         blank = end > 1 and literal.endswith('"') and not decode_string(literal).strip()
+        if sink.string_parameter is not None and not blank and not sink.truncated:
+            literal = f"{{{json_codec.quote(sink.string_parameter)}: {literal}}}"
         sink.emit_arguments("" if blank else literal)
         return
     sink.repairs["arguments_encoded"] += 1

@@ -2,8 +2,8 @@
 
 Some servers apply a grammar (`response_format`) from the first token on, and their reasoning parser then
 takes all of the JSON for reasoning: the content stays empty. Reasoning that begins with a brace or a bracket
-is held; if it is one JSON value of the requested type and the response ends without anything else, it is the
-content.
+(or a code block) is held, with blank text after it; if it is one JSON value of the requested type and the
+response ends without anything else, it is the content.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from qproxy.wire.events import (
     TextDelta,
     Turn,
 )
+from qproxy.wire.tool_calls.code_fences import without_fence
 from qproxy.wire.tool_calls.json_state import JSONState
 
 MAX_HELD = 1024 * 1024
@@ -39,19 +40,30 @@ class _Choice:
     """The held reasoning of one choice."""
 
     def __init__(self) -> None:
-        self.held: list[ReasoningDelta] = []
+        self.held: list[ReasoningDelta | TextDelta] = []
         self.is_holding = True
         self._state = JSONState()
+        self._start = ""
         self._size = 0
 
-    def hold(self, item: ReasoningDelta) -> bool:
-        """Hold more reasoning; return whether it may still be all of a response."""
+    def hold(self, item: ReasoningDelta | TextDelta) -> bool:
+        """Hold more reasoning, or blank text; return whether it may still be all of a response."""
         self.held.append(item)
         self._size += len(item.text)
-        starts = item.text.lstrip()[:1] if self._state.empty else "{"
-        return starts in ("", "{", "[") and self._state.feed(item.text) and self._size <= MAX_HELD
+        if isinstance(item, TextDelta):
+            return True
+        self._start = self._start or item.text.lstrip()[:1]
+        if self._start not in ("", "{", "[", "`") or self._size > MAX_HELD:
+            return False
+        self._state.read_until_end(item.text)
+        return self._start in ("", "`") or not self._state.is_broken
 
-    def release(self) -> list[ReasoningDelta]:
+    def text(self) -> str:
+        """Return the held reasoning without a code block or an end of reasoning around it."""
+        text = "".join(item.text for item in self.held if isinstance(item, ReasoningDelta))
+        return without_fence(text.strip().removesuffix("</think>"))
+
+    def release(self) -> list[ReasoningDelta | TextDelta]:
         """Return the held reasoning, and hold no more."""
         held, self.held, self.is_holding = self.held, [], False
         return held
@@ -72,9 +84,11 @@ class JSONInReasoningStage:
                 return (item,)
             return () if choice.hold(item) else choice.release()
         if isinstance(item, TextDelta | RawToolCallDelta):
-            if isinstance(item, TextDelta) and not item.text.strip():
-                return (item,)
-            return [*self._choices.setdefault(item.choice, _Choice()).release(), item]
+            choice = self._choices.setdefault(item.choice, _Choice())
+            if isinstance(item, TextDelta) and not item.text.strip() and choice.is_holding and choice.held:
+                choice.hold(item)
+                return ()
+            return [*choice.release(), item]
         if isinstance(item, ChoiceFinished) and item.reason not in ("", "null"):
             return [*self._end(item.choice), item]
         if isinstance(item, StreamDone):
@@ -86,11 +100,11 @@ class JSONInReasoningStage:
     def _end(self, number: int) -> Iterator[Event]:
         """Yield the held reasoning of a choice that ends, as content if it is the requested JSON."""
         choice = self._choices.get(number)
+        text = choice.text() if choice is not None and choice.is_holding else ""
         held = choice.release() if choice is not None else []
-        text = "".join(item.text for item in held)
-        if self._fits(text):
+        if held and self._fits(text):
             self._repairs["json_in_reasoning"] += 1
-            yield TextDelta(text.strip(), number)
+            yield TextDelta(text, number)
         else:
             yield from held
 

@@ -39,7 +39,7 @@ from qproxy.wire.tool_calls.text_buffer import ParseSteps, TextBuffer
 
 _ORPHANS = (
     *function_tags.CLOSERS, function_tags.END_FUNCTION, function_tags.END_PARAMETER, "</invoke>",
-    "</function_invocation>", "</arguments>", "</think>", "<|im_end|>", "<|endoftext|>",
+    "</function_invocation>", "</arguments>", "</parameters>", "</think>", "<|im_end|>", "<|endoftext|>",
 )  # fmt: skip
 """Closing tags and end tokens that servers leave beside calls."""
 _MARKERS = (
@@ -48,8 +48,6 @@ _MARKERS = (
     *_ORPHANS,
     marker_words.FLOWER_MARKERS.call,
 )
-_ENVELOPE_END = re.compile("</(?:tool_calls?|function_calls?|tools)>")
-_TAG_END = re.compile(">")
 MAX_ORPHANS = 16
 """Orphan tags in a row that are held before a call; more are text."""
 MAX_THOUGHT_CALL = 64 * 1024
@@ -86,6 +84,7 @@ class _ChoiceParser:
         """Whether a call has ended the inline reasoning; its closing tag is dropped."""
         self._call_follows = False
         """Whether a structured call ends the text, so that orphan tags at its end are dropped."""
+        self._blank: list[TextDelta] = []
         self._answer_ended = False
         """Whether the response has ended, rather than only this stretch of its text."""
         self._start()
@@ -102,6 +101,15 @@ class _ChoiceParser:
         return 0 <= self._calls_at_start < self.sink.calls
 
     def feed(self, item: TextDelta | ReasoningDelta) -> list[Event]:
+        """Return the events of more text. A blank text waits while it is open whether the reasoning ends in a
+        call."""
+        if self.sink.reasoning and not self._scan and isinstance(item, TextDelta) and not item.text.strip():
+            self._blank.append(item)
+            return []
+        blank, self._blank = self._blank, []
+        return [event for one in (*blank, item) for event in self._feed(one)] if blank else self._feed(item)
+
+    def _feed(self, item: TextDelta | ReasoningDelta) -> list[Event]:
         sink = self.sink
         inline = isinstance(item, ReasoningDelta) and item.inline
         thought = isinstance(item, ReasoningDelta) and not (inline and self._reasoning_ended)
@@ -146,7 +154,12 @@ class _ChoiceParser:
     def end(self, *, cut: bool) -> None:
         """End the response."""
         self._answer_ended = True
+        before = self.sink.calls
         self.finish(cut=cut)
+        if self._blank and self.sink.calls == before:
+            self.sink.switch_to(thought=False, inline=False)
+            self.sink.emit_text("".join(item.text for item in self._blank))
+            self.finish(cut=cut)
 
     def finish(self, *, cut: bool = False) -> None:
         """End this stretch of text: decide on held text; whitespace next to calls is dropped."""
@@ -184,7 +197,8 @@ class _ChoiceParser:
     def _bare_json(self) -> ParseSteps[bool]:
         source = self._source
         start = yield from source.visible()
-        if not (source.may_start_with("{", start) or source.may_start_with("[", start)):
+        firsts = ("{", "[", "`") if self._is_forced else ("{", "[")
+        if not any(source.may_start_with(first, start) for first in firsts):
             return False
         if self.sink.reasoning:  # a forced call that is all of a response may stand in its reasoning
             while (yield from source.has_more()):
@@ -200,8 +214,10 @@ class _ChoiceParser:
         strict = sink.reasoning
         if blocks.is_inside or blocks.last_char == "`":
             return False
-        if strict and not blocks.at_line_start and not (yield from self._ends_answer()):
-            return False
+        if strict and not blocks.at_line_start:
+            is_all = yield from call_blocks.is_all(source, tools, _ORPHANS, MAX_THOUGHT_CALL)
+            if not (is_all and self._answer_ended):
+                return False
         if source.may_start_with("`"):
             return (
                 blocks.at_line_start
@@ -236,22 +252,6 @@ class _ChoiceParser:
         self._legacy = self._legacy or found
         return found
 
-    def _ends_answer(self) -> ParseSteps[bool]:
-        """Return whether the call here, in the middle of a line of reasoning, ends the whole response."""
-        source = self._source
-        opener = yield from source.match_any(function_tags.ENVELOPES)
-        if opener is None or not (yield from call_blocks.may_begin(source, self._tools, len(opener))):
-            return False
-        end = yield from source.read_until(_ENVELOPE_END, 0, MAX_THOUGHT_CALL)
-        while end >= 0:
-            offset = yield from source.visible(source.find(_TAG_END, end) + 1)
-            if offset == len(source):
-                return self._answer_ended
-            if not (yield from source.match_any(_MARKERS, offset)):
-                return False
-            end = yield from source.read_until(_ENVELOPE_END, offset, MAX_THOUGHT_CALL)
-        return False
-
     def _orphans(self, marker: str) -> ParseSteps[bool]:
         """Drop tags that close nothing beside a call: after one at once, before one when it has come."""
         source, sink = self._source, self.sink
@@ -262,7 +262,8 @@ class _ChoiceParser:
         if marker == hermes.CLOSER and self._literal_openers:
             self._literal_openers -= 1
             return False
-        if sink.reasoning or not (self._blocks.at_line_start or sink.holds_whitespace):
+        on_its_own = self._blocks.at_line_start or sink.holds_whitespace or marker.startswith("<|")
+        if sink.reasoning or not on_its_own:
             return False
         offset = 0
         for _ in range(MAX_ORPHANS):

@@ -123,14 +123,16 @@ BEGINNINGS = {
 @pytest.mark.parametrize("dialect", BEGINNINGS)
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 def test_an_error_in_a_stream_keeps_its_words(frame, dialect):
-    """An error of whatever shape within a stream fails the response with its words, after the text before it."""
+    """An error of whatever shape within a stream fails the response with its words, after the text before
+    it."""
     choices, error = same(BEGINNINGS[dialect], frame, dialect=dialect)
     assert choices[0]["text"] == "I write"
     assert "too hot" in error["message"]
 
 
 def test_an_unknown_event_is_no_error_by_itself():
-    """A ping of an unknown shape changes nothing in a response that goes on, and explains none that is cut later."""
+    """A ping of an unknown shape changes nothing in a response that goes on, and explains none that is cut
+    later."""
     ping = b'data: {"type": "ping"}\n\n'
     choices, error = same(said("I "), ping, said("write"), chunk(None, "stop"), ping)
     assert (choices[0]["text"], error) == ("I write", None)
@@ -143,7 +145,8 @@ CHOICES = {
     "an error as text": {"delta": {}, "error": "too hot", "finish_reason": "stop"},
     "an error in the delta": {"delta": {"error": {"message": "too hot"}}, "finish_reason": "error"},
     "error_finish": {"delta": {"content": "too hot"}, "finish_reason": "error_finish"},
-    "error_finish with JSON": {"delta": {"content": '{"error": {"message": "too hot"}}'}, "finish_reason": "error_finish"},
+    "error_finish with JSON": {"delta": {"content": '{"error": {"message": "too hot"}}'},
+        "finish_reason": "error_finish"},
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire.tool_calls.call_copies import NormalForm
-from tests.wire.pipeline import DONE, call, chunk, meaning, said
+from tests.wire.pipeline import DONE, call, chunk, meaning, said, thought
 
 A, B = '{"city": "Paris"}', '{"city": "Rome"}'
 COMPACT = '{"city":"Paris"}'
@@ -43,6 +43,12 @@ COPIES = {
         *(call(0, None, None, char) for char in A)], [PARIS]),
     "with escapes": ([*said(tags("Zürich 🌊")), call(0, "a", NAME, json.dumps({"city": "Zürich 🌊"}))],
         [(NAME, '{"city": "Zürich 🌊"}')]),
+    "in reasoning, then structured": ([*thought(f"Go.\n{tags('Paris')}"), call(0, "a", NAME, A)], [PARIS]),
+    "in reasoning, then written": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Paris"))], [PARIS]),
+    "in reasoning, written and structured": ([*thought(f"Go.\n{tags('Paris')}\nSo."), *said(tags("Paris")),
+        call(0, "a", NAME, A)], [PARIS]),
+    "in reasoning, then twice": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Paris") * 2)],
+        [PARIS, PARIS]),
     "with a prefixed name": ([*said(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
 }  # fmt: skip
 
@@ -55,6 +61,8 @@ def test_a_copy_is_dropped(items, calls):
 
 
 DIFFERENT = {
+    "in reasoning, then another": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Rome"))], [PARIS, ROME]),
+    "twice in reasoning": ([*thought(f"Go.\n{tags('Paris')}\n{tags('Paris')}")], [PARIS, PARIS]),
     "the same id, other arguments": ([call(0, "a", NAME, A), call(1, "a", NAME, B)], [PARIS, ROME]),
     "the same id, another name": ([call(0, "a", NAME, A), call(1, "a", "now", "{}")], [PARIS, NOW]),
     "the same id, only the beginning": ([call(0, "a", NAME, A), call(1, "a", NAME, A),

@@ -64,6 +64,29 @@ READ = {
     "more closing tags": ("<tool_call>\n<function=now>\n</function>\n</function>\n</function_invocation>\n</tool_call>", [NOW]),
     "an end token": ("<tool_call>\n<function=now>\n</function>\n</tool_call><|im_end|>", [NOW]),
     "a late end of thinking": (f"<tool_call>{CALL}</tool_call>\n</think>\n", [PARIS]),
+    "tools closed as a tool_call": (f"<tools>\n{CALL}\n</tool_call>", [PARIS]),
+    "function_call closed as a tool_call": (f"<function_call>{CALL}</tool_call>", [PARIS]),
+    "an envelope in another": (f"<tool_call><function_call>{CALL}</function_call></tool_call>", [PARIS]),
+    "tools with parameters": (f'<tools>{{"name": "get", "parameters": {A}}}</tools>', [PARIS]),
+    "OpenAI's shape": (f'<tool_call>{{"id": "1", "type": "function", "function": {CALL}}}</tool_call>', [PARIS]),
+    "OpenAI's shape, keys after it": (f'<tool_call>{{"function": {CALL}, "type": "function"}}</tool_call>', [PARIS]),
+    "OpenAI's shape in tools": (f'<tools>{{"type": "function", "function": {CALL}}}</tools>', [PARIS]),
+    "JSON in an invoke": (f'<invoke name="get">{A}</invoke>', [PARIS]),
+    "JSON in two invokes": (f'<invoke name="get">{A}</invoke>\n<invoke name="now">{{}}</invoke>', [PARIS, NOW]),
+    "JSON in a function element": (f"<tool_call><function>{CALL}</function></tool_call>", [PARIS]),
+    "arguments in an element": (f"<tool_call><name>get</name><arguments>{A}</arguments></tool_call>", [PARIS]),
+    "parameters in an element": (f"<tool_call>\n<function>get</function>\n<parameters>\n{A}\n</parameters>\n</tool_call>", [PARIS]),
+    "JSON in a code block in a tool_call": (f"<tool_call>\n```json\n{CALL}\n```\n</tool_call>", [PARIS]),
+    "Python in a code block in a tool_call": ('<tool_call>\n```python\nget(city="Paris")\n```\n</tool_call>', [COMPACT]),
+    "Python in function_call": ('<function_call>get(city="Paris")</function_call>', [COMPACT]),
+    "a Python list in tool_calls": ('<tool_calls>[get(city="Paris"), now()]</tool_calls>', [COMPACT, NOW]),
+    "a Python dictionary": ("<tool_call>{'name': 'get', 'arguments': {'city': 'Paris'}}</tool_call>", [COMPACT]),
+    "Python dictionaries": ("<tool_call>[{'name': 'typed', 'arguments': {'on': True}}, {'name': "
+                            "'now'}]</tool_call>", [("typed", '{"on":true}'), NOW]),
+    "functions. with a number": (f'<tool_call>{{"name": "functions.get:0", "arguments": {A}}}</tool_call>', [PARIS]),
+    "a free-form tool's text as arguments": ('<tool_call>{"name": "run", "arguments": "x = 1;"}</tool_call>', [("run", '{"code": "x = 1;"}')]),
+    "bare text after an element": ("<tool_call>\n<function>run</function>\nx = 1;\n</tool_call>", [("run", '{"code": "x = 1;"}')]),
+    "bare text without its closing tag": ("<tool_call>\n<function=run>\nx = 1;\n</tool_call>", [("run", '{"code": "x = 1;"}')]),
     "half of a closing tag": (f"<tool_call>{CALL}</tool_call>\n</func", [PARIS]),
 }  # fmt: skip
 
@@ -123,6 +146,20 @@ TEXT = {
     "closing tags alone": "\n</parameter>\n</function>\n</tool_call>",
     "closing tags in prose": "Then write\n</parameter>\n</function>\nand so on",
     "an end token in prose": "The token <|im_end|> ends a message.\n<|im_end|>",
+    "a declaration in OpenAI's shape": '<tools>{"type": "function", "function": {"name": "get", "arguments": '
+    '{}, "description": "d"}}</tools>',
+    "an undeclared name in OpenAI's shape": '<tools>{"function": {"name": "other", "arguments": {}}}</tools>',
+    "Python in tools": '<tools>get(city="Paris")</tools>',
+    "other JSON in a code block": '<tool_call>\n```json\n{"city": "Paris"}\n```\n</tool_call>',
+    "a code block and prose": f"<tool_call>\n```json\n{CALL}\n```\nis how</tool_call>",
+    "an undeclared dictionary": "<tool_call>{'name': 'other', 'arguments': {}}</tool_call>",
+    "a dictionary without a name": "<tool_call>{'city': 'Paris'}</tool_call>",
+    "prose after an element": "<tool_call><function>run</function> is how calls begin.",
+    "bare text of an undeclared element": "<tool_call><function>other</function>\nx\n</tool_call>",
+    "JSON in an undeclared invoke": f'<invoke name="other">{A}</invoke>',
+    "JSON and prose in an invoke": f'<invoke name="get">{A} is how',
+    "an end token after prose": "It ends.<|im_end|>",
+    "the same opener twice": "<tools><tools>",
     "a bare prefix": "functions.get(city='Paris')",
 }
 
@@ -171,6 +208,34 @@ def test_closing_tags_before_a_written_call_are_dropped(closers, text):
     assert same(shown) == (shown, [], "stop")
 
 
+ENDS = {
+    "function tags": "<tool_call><function=get><parameter=city>Paris</parameter></function></tool_call>",
+    "without the envelope's end": "<tool_call><function=get><parameter=city>Paris</parameter></function>",
+    "without an envelope": "<function=get><parameter=city>Paris</parameter></function>",
+    "invoke": f'<invoke name="get">{PARAMETER}</invoke>',
+    "tools": f"<tools>{CALL}</tools>",
+    "closing tags behind it": f"<tool_call>{CALL}</tool_call>\n</think>\n<|im_end|>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
+def test_a_call_that_ends_the_response_within_a_line_of_reasoning_is_read(text):
+    """A call in whatever dialect counts at the very end, also before blank text, and is reasoning
+    otherwise."""
+    assert same(ReasoningDelta(f"I call {text}")) == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(f"I call {text}"), "\n\n") == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(f"I call {text} or not")) == ("", [], "stop")
+    assert same(ReasoningDelta(f"I call {text}"), "\n\nNo.")[1:] == ([], "stop")
+    assert same(ReasoningDelta(f"e.g. `{text}`"), "\n") == ("\n", [], "stop")
+    assert same(ReasoningDelta(f"I call {text}".replace("get", "other"))) == ("", [], "stop")
+
+
+def test_end_tokens_before_a_call_are_dropped():
+    """An end token in the middle of a line is dropped right before a call."""
+    assert same(f"Yes.<|im_end|>\n<tool_call>{CALL}</tool_call>") == ("Yes.", [PARIS], "tool_calls")
+    assert same("Yes.<|im_end|>", STRUCTURED) == ("Yes.", [PARIS], "tool_calls")
+
+
 def test_a_call_within_a_line_of_reasoning_counts_only_at_the_end():
     """In the middle of a line of reasoning a call is read only if it ends the whole response."""
     thought = f"I should call it: <tool_call>{CALL}</tool_call>"
@@ -205,7 +270,13 @@ def test_any_mixture_means_the_same_at_any_cut(text, then):
 
 
 REQUIRED = replace(TURN, tool_choice="required")
-NAMED = replace(TURN, tool_choice={"type": "function", "function": {"name": "get"}})
+
+
+def choice(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+NAMED = replace(TURN, tool_choice=choice("get"))
 
 
 @pytest.mark.parametrize(
@@ -216,14 +287,16 @@ def test_reads_a_forced_call_that_is_all_of_the_content(text):
     assert same(text, turn=REQUIRED) == ("", [PARIS], "tool_calls")
     assert same(text, turn=NAMED) == ("", [PARIS], "tool_calls")
     assert same(text) == (text, [], "stop")
-    if not text.startswith("`"):
-        assert same(ReasoningDelta(text), turn=REQUIRED) == ("", [PARIS], "tool_calls")
-        assert same(ReasoningDelta(text), "No.", turn=REQUIRED) == ("No.", [], "stop")
+    assert same(ReasoningDelta(text), turn=REQUIRED) == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(text), "\n", turn=REQUIRED) == ("", [PARIS], "tool_calls")
+    assert same(ReasoningDelta(text), "No.", turn=REQUIRED) == ("No.", [], "stop")
 
 
 def test_reads_the_arguments_of_a_named_choice():
     """An object of the named function's parameters is its arguments; any other object is text."""
     assert same(A, turn=NAMED) == ("", [PARIS], "tool_calls")
+    assert same(f"```json\n{A}\n```", turn=NAMED) == ("", [PARIS], "tool_calls")
+    assert same("{}", turn=replace(TURN, tool_choice=choice("now"))) == ("", [NOW], "tool_calls")
     assert same(ReasoningDelta(A), turn=NAMED) == ("", [PARIS], "tool_calls")
     required = replace(
         NAMED, tools=[function("get", {"city": {"type": "string"}}, required=["city"]), *TOOLS[1:]]

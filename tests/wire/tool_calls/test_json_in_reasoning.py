@@ -22,6 +22,15 @@ def test_json_that_is_all_of_the_reasoning_is_content(text, request_format):
     assert meaning(*thought(*text), *END, body=body(request_format)) == (CAT, "", [], "stop")
 
 
+@pytest.mark.parametrize("text", [f"```json\n{CAT}\n```", f"{CAT}\n</think>\n", f"```\n{CAT}\n```\n</think>"])
+def test_what_stands_around_the_json_is_dropped(text):
+    """A code block around it, a late end of reasoning and blank text behind it are no part of the content."""
+    assert meaning(*thought(text), *said("\n\n"), *END, body=body()) == (CAT, "", [], "stop")
+    assert meaning(*thought(*text), *END, body=body()) == (CAT, "", [], "stop")
+    prose = text.replace(CAT, "A cat.")
+    assert meaning(*thought(*prose), *said("\n"), *END, body=body())[:2] == ("\n", prose)
+
+
 KEPT = {
     "not requested": ([*thought(CAT), *END], {"type": "text"}, ("", CAT)),
     "content follows": ([*thought(CAT), *said(CAT), *END], REQUEST, (CAT, CAT)),
