@@ -1,8 +1,9 @@
 """The APIs of Qwen's upstreams.
 
 One module per dialect, each with `request`, `Decoder` and `response` (the contract is in `qproxy.wire`).
-`error_mapping` maps every upstream error to one tree; `request_rules` adapts requests to each family of
-upstreams; `amendments` amends a rejected request. A new dialect is one more row of `DIALECTS`.
+`error_mapping` maps every upstream error to one tree (`error_text` finds its words); `request_rules` adapts
+requests to each family of upstreams; `amendments` amends a rejected request. A new dialect is one more row of
+`DIALECTS`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,14 @@ from email.utils import parsedate_to_datetime
 
 from qproxy.wire import json_codec, storable
 from qproxy.wire.context_overflow import parse_overflow
+from qproxy.wire.dialects.error_text import (
+    MAX_LISTED,
+    MAX_READ,
+    as_text,
+    body_text,
+    find_message,
+    parse_inner,
+)
 from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import Headers
@@ -28,9 +36,9 @@ MAX_RETRY_AFTER = 120.0
 """Seconds; OpenAI's clients give up if the wait is longer."""
 MAX_MESSAGE = 2000
 YEAR = 366 * 86400.0
-MAX_READ = 8000
-"""Maximum characters of a field that are inspected."""
 CONTEXT_EXCEEDED = "context_length_exceeded"
+_CONTENT_FIELDS = frozenset(("messages", "content", "response", "output", "text", "choices", "candidates"))
+"""Fields that hold a part of a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,7 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
     try:
         data = json_codec.loads(body)
     except ValueError:
-        data = _parse_inner(body.decode("utf-8", "replace").strip())
+        data = parse_inner(body.decode("utf-8", "replace").strip())
         error = _error_from_text(status, body) if data is None else None
     if error is None:
         error = _from_json(data if isinstance(data, dict) else {"errors": data}, status, plan)
@@ -232,7 +240,7 @@ def unknown_body_error(body: JSON, expected: str) -> UpstreamError:
     """Return the error for JSON in a 200 that is neither a response nor an error; a part of a response is not
     repeated.
     """
-    text = "" if _may_be_content(body) else find_message(body) or _body_text(body)
+    text = "" if _may_be_content(body) else find_message(body) or body_text(body)
     message = f"The upstream returned something that is not {expected}{f': {text}' if text else '.'}"
     return UpstreamError(_storable_message(message), code="upstream_invalid_response")
 
@@ -254,84 +262,18 @@ def _unwrap(data: Mapping[str, JSON]) -> Mapping[str, JSON]:
 
 def _from_json(data: Mapping[str, JSON], status: int, plan: str) -> UpstreamError:
     error = _unwrap(data)
-    code = next((_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
+    code = next((as_text(error[key]) for key in ("code", "errorType", "type") if error.get(key)), "")
     message = (find_message(error) or find_message(data))[:MAX_READ]
     param = error.get("param")
-    row = _classify(status, f"{code} {_text(error.get('type') or '')} {message}", plan)
+    row = _classify(status, f"{code} {as_text(error.get('type') or '')} {message}", plan)
     param = storable.storable_text(param) if isinstance(param, str) else None
-    words = message or ("" if code.isdecimal() else code) or _body_text(dict(data))
+    words = message or ("" if code.isdecimal() else code) or body_text(dict(data))
     ours = _error(row, words or f"status {status}", param)
     if ours.code == CONTEXT_EXCEEDED:
         ours.overflow = parse_overflow(message, error)  # llama.cpp has the numbers in fields
     ids = (data.get(key) or error.get(key) for key in ("request_id", "requestId", "rid"))
     ours.request_id = next((storable.storable_text(value) for value in ids if isinstance(value, str)), None)
     return ours
-
-
-_MESSAGE_FIELDS = (
-    "message", "msg", "error_msg", "error_message", "errorMessage", "error_description", "detail", "error",
-    "errors", "details", "title", "reason",
-)  # fmt: skip
-_EVENT_FIELDS = ("data:", "event:", "id:", ":HTTP_STATUS/")
-"""Beginnings of an event that a gateway passed on as text."""
-_CONTENT_FIELDS = frozenset(("messages", "content", "response", "output", "text", "choices", "candidates"))
-MAX_NESTING = 6
-MAX_LISTED = 5
-MAX_BODY_TEXT = 500
-
-
-def find_message(value: JSON, depth: int = MAX_NESTING) -> str:
-    """Return the message of an error of any known shape: nested, listed, or JSON or SSE within a text; "" for
-    none."""
-    if isinstance(value, str):
-        text = value[:MAX_READ].strip()
-        inner = _parse_inner(text) if depth else None
-        return text if inner is None else find_message(inner, depth - 1) or text
-    if not depth:
-        return ""
-    if isinstance(value, list):
-        return "; ".join(filter(None, (_listed_message(entry, depth - 1) for entry in value[:MAX_LISTED])))
-    if isinstance(value, dict):
-        found = (find_message(value.get(name), depth - 1) for name in _MESSAGE_FIELDS)
-        return next(filter(None, found), "")
-    return ""
-
-
-def _parse_inner(text: str) -> JSON:
-    """Return the JSON that a text is, by itself or as the data of an event; None for any other text."""
-    if text.startswith(_EVENT_FIELDS):
-        text = text.partition("data:")[2].strip()
-    if not text.startswith(("{", "[")):
-        return None
-    try:
-        return json_codec.loads(text)
-    except ValueError:
-        return None
-
-
-def _listed_message(entry: JSON, depth: int) -> str:
-    """Return the message of an entry, after its path in FastAPI's shape (`loc`, `msg`)."""
-    message = find_message(entry, depth)
-    path = entry.get("loc") if isinstance(entry, dict) else None
-    if message and path and isinstance(path, list):
-        return f"{'.'.join(_text(step)[:64] for step in path[:8])}: {message}"
-    return message
-
-
-def _body_text(data: JSON) -> str:
-    """Return a body without a known message, shortened; "" if it is empty."""
-    is_empty = not any(data.values()) if isinstance(data, dict) else not data
-    return "" if is_empty else _text(data)[:MAX_BODY_TEXT]
-
-
-def _text(value: JSON) -> str:
-    """Return a field's text, truncated before any pattern inspects it."""
-    if isinstance(value, dict | list):
-        try:
-            value = json_codec.dumps(value).decode()
-        except RecursionError:
-            return ""
-    return str(value)[:MAX_READ]
 
 
 def _classify(status: int, text: str, plan: str) -> ErrorPattern:

@@ -4,7 +4,7 @@
     "<tool_call>" "<function>" JSON "</function>" "</tool_call>"
     "<tool_call>" (PYTHON | "[" PYTHON ("," PYTHON)* "]" | a code block of JSON or PYTHON) "</tool_call>"
 
-    BODY := OBJECT | ("<arguments>" | "<parameters>") OBJECT | after an element the one string that a tool takes
+    BODY := OBJECT | ("<arguments>" | "<parameters>") OBJECT | after an element, a tool's one string
     PYTHON := NAME "(" arguments ")" | a dictionary with "name" and "arguments"
 
 NAME must be declared: nothing else distinguishes these from prose about `<tool_call>`. An object is passed on
