@@ -117,6 +117,7 @@ async def world(
     """
     emulator = emulator or Emulator()
     settings.setdefault("accounts", accounts("one"))
+    settings.setdefault("probe_interval", 0)  # an emulator gets the requests of its test only
     settings.setdefault("insecure_no_auth", True)  # the connections of `served` come to a public address
     async with trio.open_nursery() as nursery:
 

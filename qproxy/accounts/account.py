@@ -8,6 +8,7 @@ because upstreams name calendar times.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,20 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from qproxy.accounts import cooldowns as cooldown_rules
+from qproxy.accounts.condition import (
+    FAILED,
+    MAX_RESULTS,
+    SUCCEEDED,
+    AccountCondition,
+    AccountHistory,
+    LoginState,
+    condition_of,
+)
 from qproxy.accounts.cooldowns import PROBE_SECONDS, Cooldown
 from qproxy.accounts.rate_limit import AccountRateLimiter
-from qproxy.auth import Credential, CredentialSource
+from qproxy.auth import Credential, CredentialSource, OAuthSource
 from qproxy.limits.circuit_breaker import CircuitBreaker
+from qproxy.telemetry.redaction import Redactor
 from qproxy.wire.dialects import UpstreamTarget
 from qproxy.wire.errors import LimitKind, QproxyError
 from qproxy.wire.http_request import Headers
@@ -36,6 +47,8 @@ RECHECKED = frozenset(
 CONCURRENCY_BACKOFF_SECONDS = 60.0
 """Seconds for which a concurrency limit learned from the upstream is kept."""
 MAX_ERROR_CHARACTERS = 300
+MAX_SERVED_MODELS = 200
+"""Maximum number of names that an account is known to have served: clients choose them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,15 +83,34 @@ class Account:
     """Name in the shared state: another key under the same account name is another account."""
     rate_limiter: AccountRateLimiter = field(default_factory=AccountRateLimiter)
     wall_clock: Callable[[], float] = field(default=time.time, repr=False)
+    redact: Callable[[str], str] = field(default=Redactor().text, repr=False)
+    """Hides secrets in the upstream's messages, which are stored and shown."""
 
     known_models: frozenset[str] | None = field(default=None, repr=False)
     """Models that the upstream lists; None until they are known."""
+    served_models: set[str] = field(default_factory=set, repr=False)
+    """Models with a successful request, whether they are listed or not."""
     in_flight: int = 0
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     """By model; "" is the cooldown of the whole account."""
     last_error: str | None = None
     last_error_at: float | None = None
     """Unix time."""
+    last_message: str | None = None
+    """The redacted message of the last error."""
+    last_success_at: float | None = None
+    last_fault_at: float | None = None
+    """When a failure of the account itself, rather than of a request or a model, was last seen."""
+    failed_model: str | None = None
+    """The model of that failure, with which the account is probed."""
+    results: str = ""
+    """The last results (`condition.AccountHistory`)."""
+    result_count: int = 0
+    """Number of results so far."""
+    successes: dict[str, float] = field(default_factory=dict, repr=False)
+    """When the last request was sent whose success ended a cooldown, by the cooldown's key."""
+    woken_at: float | None = None
+    """When an operator last ended the cooldowns; Unix time."""
     quota: str | None = None
     """The upstream's last message about the quota."""
     requests: int = 0
@@ -153,18 +185,31 @@ class Account:
         missing = any(item.reason == LimitKind.MODEL.value for item in cooldowns)
         return missing, max((item.since for item in cooldowns), default=0.0)
 
-    def state(self, now: float) -> str:
-        """Return the state: ready, rate_limited, at_capacity, cooling_down or unavailable."""
-        if self.circuit_breaker.wait(now):
-            return "unavailable"
-        if now < self.cooldown_until(""):
-            return "cooling_down"
-        return (
-            "at_capacity"
-            if self.at_capacity(now)
-            else "rate_limited"
-            if self.rate_limiter.wait(1, now)
-            else "ready"
+    def login_state(self) -> LoginState | None:
+        """Return the state of the account's tokens, None for a key."""
+        if not isinstance(self.source, OAuthSource):
+            return None
+        status = self.source.status()
+        return LoginState(status.state, status.message, status.usable, status.expires_at)
+
+    @property
+    def history(self) -> AccountHistory:
+        """Return what is known from the results of requests."""
+        cause = f"{self.last_error}: {self.last_message}" if self.last_message else self.last_error
+        return AccountHistory(self.last_success_at, self.last_fault_at, cause, self.results)
+
+    def condition(self, now: float) -> AccountCondition:
+        """Return the account's state and its cause."""
+        wall_clock = self.wall_clock()
+        cooldown, pause = self.cooldowns.get(""), self.circuit_breaker.wait(now)
+        return condition_of(
+            self.history,
+            wall_clock,
+            login=self.login_state(),
+            cooldown=None if cooldown is None else cooldown.with_clock_offset(wall_clock - now),
+            retry_at=wall_clock + pause if pause else 0.0,
+            at_capacity=self.at_capacity(now),
+            rate_limited=bool(self.rate_limiter.wait(1, now)),
         )
 
     def before_request(self, model: str, now: float) -> None:
@@ -186,7 +231,9 @@ class Account:
         self.failures += 1
         wall_clock = self.wall_clock()
         self.last_error, self.last_error_at = f"{error.status} {error.code or error.type}", wall_clock
+        self.last_message = self.redact(error.message)[:MAX_ERROR_CHARACTERS]
         limit = cooldown_rules.classify(error)
+        self._record_result(error, limit, model, wall_clock)
         if limit is LimitKind.NONE:
             return
         key = cooldown_rules.cooldown_scope(limit, self.plan, model)
@@ -205,15 +252,41 @@ class Account:
         elif limit is LimitKind.CONCURRENCY:
             self._learned_concurrency = max(1, self.in_flight - 1), now + CONCURRENCY_BACKOFF_SECONDS
         elif limit in (LimitKind.QUOTA, LimitKind.FREE):
-            self.quota = error.message[:MAX_ERROR_CHARACTERS]
+            self.quota = self.last_message
+
+    def _record_result(self, error: QproxyError, limit: LimitKind, model: str, wall_clock: float) -> None:
+        """Record a failure, unless it may be the request's own, and whether the account is at fault."""
+        is_fault = cooldown_rules.is_fault(error, limit)
+        if is_fault or limit is not LimitKind.NONE:
+            self.results = (self.results + FAILED)[-MAX_RESULTS:]
+            self.result_count += 1
+        if is_fault:
+            self.failed_model = model
+        elif (
+            limit not in (LimitKind.MODEL, LimitKind.FREE)
+            or self.last_success_at is not None
+            or self.cooldowns
+        ):
+            return  # otherwise nothing shows that another model would be served
+        self.last_fault_at = wall_clock
+        if self.last_success_at is not None and wall_clock <= self.last_success_at:  # the clock was set back
+            self.last_fault_at = math.nextafter(self.last_success_at, math.inf)
 
     def record_success(self, model: str = "", since: float | None = None) -> None:
         """End the cooldowns that started before a request, sent at `since`, that now has a response."""
         self.circuit_breaker.record_result(None, 0.0)
+        self.last_success_at = now = self.wall_clock()
+        if self.last_fault_at is not None and self.last_fault_at > now:  # the clock was set back
+            self.last_success_at = self.last_fault_at
+        self.results = (self.results + SUCCEEDED)[-MAX_RESULTS:]
+        self.result_count += 1
+        if model not in self.served_models and len(self.served_models) < MAX_SERVED_MODELS:
+            self.served_models.add(model)
         for key in ("", model):
             cooldown = self.cooldowns.get(key)
             if cooldown is not None and (since is None or since >= cooldown.since):
                 del self.cooldowns[key]
+                self.successes[key] = math.inf if since is None else since
                 if cooldown.reason in (LimitKind.QUOTA.value, LimitKind.FREE.value):
                     self.quota = None
 
@@ -222,6 +295,19 @@ class Account:
         cooldown = self.cooldowns.get("")
         if cooldown is not None and cooldown.reason == LimitKind.ACCESS.value:
             del self.cooldowns[""]
+
+    def wake(self, at: float, clock_offset: float) -> None:
+        """End the cooldowns that started before `at`, and close the circuit: the operator removed the cause.
+
+        `at` is Unix time, `clock_offset` what Unix time is ahead of Trio's clock.
+        """
+        self.woken_at = at
+        for key, cooldown in list(self.cooldowns.items()):
+            if cooldown.since + clock_offset <= at:
+                del self.cooldowns[key]
+        self.circuit_breaker = CircuitBreaker()
+        self._learned_concurrency = (0, 0.0)
+        self.quota = None
 
     def _drop_one_cooldown(self) -> None:
         """Drop the cooldown that ends first if there are too many."""

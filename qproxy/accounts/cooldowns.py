@@ -10,7 +10,7 @@ with exponential backoff: such messages have been wrong, and the owner may have 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qproxy.accounts import quota_resets
@@ -43,6 +43,14 @@ BACKOFF = {
     LimitKind.MODEL: BackoffRange(600.0, 3600.0),
     LimitKind.ACCESS: BackoffRange(60.0, 600.0),
 }
+
+
+MAX_SECONDS = {
+    **{limit.value: max(MAX_RATE_LIMIT_SECONDS, span.max) for limit, span in BACKOFF.items()},
+    LimitKind.QUOTA.value: quota_resets.MAX_RESET,
+    LimitKind.FREE.value: quota_resets.MAX_RESET,
+}
+"""Maximum seconds of a cooldown, by its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,18 @@ def classify(error: QproxyError) -> LimitKind:
     return LimitKind.BURST if later else LimitKind.NONE
 
 
+def is_fault(error: QproxyError, limit: LimitKind) -> bool:
+    """Return whether an error shows that the account itself does not work, with any model and request."""
+    return limit is LimitKind.ACCESS or (limit is LimitKind.NONE and error.status >= 500)
+
+
+def bounded(cooldown: Cooldown, now: float) -> Cooldown:
+    """Return a stored cooldown that ends when its reason must have, whatever clock and version wrote it."""
+    since = min(cooldown.since, now)
+    until = now + PROBE_SECONDS if cooldown.probing else since + MAX_SECONDS.get(cooldown.reason, MINUTE)
+    return replace(cooldown, since=since, until=min(cooldown.until, until))
+
+
 def cooldown_scope(limit: LimitKind, plan: str, model: str) -> str:
     """Return the model that a limit covers, or "" for all models of the account."""
     is_model_limit = limit in (LimitKind.MODEL, LimitKind.FREE)
@@ -109,9 +129,8 @@ def cooldown_for(error: QproxyError, limit: LimitKind, failed_probes: int, wall_
 
 def _longest(limit: LimitKind, message: str) -> float:
     """Return the maximum seconds that the cause of a cooldown can last, whatever time the upstream names."""
-    if limit in (LimitKind.QUOTA, LimitKind.FREE):
-        return quota_resets.period_seconds(message) or quota_resets.MAX_RESET
-    return max(MAX_RATE_LIMIT_SECONDS, BACKOFF[limit].max)
+    period = quota_resets.period_seconds(message) if limit in (LimitKind.QUOTA, LimitKind.FREE) else None
+    return period or MAX_SECONDS[limit.value]
 
 
 def _quota_cooldown(message: str, pause: float, wall_clock: float) -> tuple[float, float | None]:

@@ -5,12 +5,13 @@ Nothing here is secret: names, hosts, states, times, counts, and upstreams' mess
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from qproxy.accounts.condition import condition_of
+from qproxy.accounts.cooldowns import bounded
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import AccountState, remaining
 from qproxy.config.accounts import AccountConfig
@@ -25,7 +26,7 @@ class AccountRow:
     plan: str | None
     host: str | None
     state: str
-    """ready, rate_limited, cooling_down, unused (no request yet), or the state of an unusable login."""
+    """One of `condition.STATES`, or the state of an unusable login."""
     message: str
     """A description of the state."""
     expires_at: float | None
@@ -42,6 +43,9 @@ class AccountRow:
     failures: int
     last_error: str | None
     last_error_at: float | None
+    last_message: str | None
+    """The redacted message of the last error."""
+    last_success_at: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,24 +60,22 @@ def account_rows(
 
 def _account_row(account: AccountConfig, stored: AccountState | None, wall_clock: float) -> AccountRow:
     known = stored or AccountState()
-    cooldown = known.cooldowns.get("")
-    cooling_down = cooldown is not None and cooldown.until > wall_clock
+    cooldowns = {key: bounded(item, wall_clock) for key, item in known.cooldowns.items()}
+    cooldown = cooldowns.get("")
     limits = AccountRateLimiter(account.rpm, account.tpm).limits
-    refused = {
-        model: item.until for model, item in known.cooldowns.items() if model and item.until > wall_clock
-    }
-    login = known.login
-    if login is not None and not login.usable:
-        state, text = login.state, login.message
-    elif cooldown is not None and cooling_down:
-        until = format_time(cooldown.until, wall_clock)
-        state, text = "cooling_down", f"cooling down until {until}: {cooldown.reason}"
-    elif stored is None:
-        state, text = "unused", "not used yet"
-    elif any(remaining(known, what, limit, wall_clock).wait(1, wall_clock) for what, limit in limits.items()):
-        state, text = "rate_limited", "at its requests or tokens per minute"
-    else:
-        state, text = "ready", "ready"
+    refused = {key: item.until for key, item in cooldowns.items() if key and item.until > wall_clock}
+    condition = condition_of(
+        known.history,
+        wall_clock,
+        login=known.login,
+        cooldown=cooldown,
+        at_capacity=account.max_in_flight is not None
+        and known.active_requests(wall_clock) >= account.max_in_flight,
+        rate_limited=any(
+            remaining(known, unit, limit, wall_clock).wait(1, wall_clock) for unit, limit in limits.items()
+        ),
+    )
+    text = condition.message
     if refused:
         text += f"; not for {', '.join(sorted(refused)[:5])}"
     return AccountRow(
@@ -81,10 +83,10 @@ def _account_row(account: AccountConfig, stored: AccountState | None, wall_clock
         kind=account.kind,
         plan=account.plan,
         host=urlsplit(account.base_url or "").hostname,
-        state=state,
+        state=condition.state,
         message=text,
-        expires_at=login.expires_at if login is not None else None,
-        cooldown_until=cooldown.until if cooldown is not None and cooling_down else None,
+        expires_at=known.login.expires_at if known.login is not None else None,
+        cooldown_until=cooldown.until if cooldown is not None and cooldown.until > wall_clock else None,
         models_refused=refused,
         quota=known.quota,
         quota_reset_at=cooldown.reset_at if cooldown is not None else None,
@@ -94,11 +96,6 @@ def _account_row(account: AccountConfig, stored: AccountState | None, wall_clock
         failures=known.failures,
         last_error=known.last_error,
         last_error_at=known.last_error_at,
+        last_message=known.last_message,
+        last_success_at=known.last_success_at,
     )
-
-
-def format_time(when: float, wall_clock: float) -> str:
-    """Return a time in UTC as text, without the date if it is today."""
-    when = round(when)  # it was converted between two clocks
-    day = "" if int(when // 86400) == int(wall_clock // 86400) else "%Y-%m-%d "
-    return time.strftime(f"{day}%H:%M:%S UTC", time.gmtime(when))

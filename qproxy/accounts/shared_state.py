@@ -10,10 +10,12 @@ Times in a store are those of the wall clock. `merge` and `acquire_rate` are pur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from qproxy.accounts.condition import MAX_RESULTS, AccountHistory, LoginState
 from qproxy.accounts.cooldowns import Cooldown
 from qproxy.limits.token_bucket import MINUTE, Amounts, RateLimitGrant, TokenBucket, try_acquire
 
@@ -25,16 +27,6 @@ HEARTBEAT = 15.0
 
 class StateStoreError(Exception):
     """The store cannot be read or written; the message has the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoginState:
-    """The state of a logged-in account's tokens (`auth.status`)."""
-
-    state: str
-    message: str
-    usable: bool
-    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +47,25 @@ class AccountState:
     """Requests by time slot."""
     in_flight: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Requests by process, and when it reported them."""
+    last_message: str | None = None
+    last_success_at: float | None = None
+    last_fault_at: float | None = None
+    failed_model: str | None = None
+    results: str = ""
+    successes: Mapping[str, float] = field(default_factory=dict)
+    """When requests were sent whose success ended a cooldown, by its key: of the last `HEARTBEAT` seconds."""
+    woken_at: float | None = None
+
+    @property
+    def history(self) -> AccountHistory:
+        """Return what is known from the results of requests."""
+        cause = f"{self.last_error}: {self.last_message}" if self.last_message else self.last_error
+        return AccountHistory(self.last_success_at, self.last_fault_at, cause, self.results)
+
+    def ended_at(self, key: str) -> float:
+        """Return the time up to which cooldowns with this key are known to be over."""
+        woken_at = -math.inf if self.woken_at is None else self.woken_at
+        return max(self.successes.get(key, -math.inf), woken_at)
 
     def last_minute(self, wall_clock: float) -> int:
         first = int((wall_clock - MINUTE) // SLOT_SECONDS) + 1
@@ -70,12 +81,20 @@ class AccountStateDelta:
 
     name: str
     cooldowns: Mapping[str, Cooldown | None] = field(default_factory=dict)
-    """Those that started and, as None, those that ended."""
+    """Those that started and, as None, those that were dropped; those that a success ended are not here."""
     requests: int = 0
     failures: int = 0
     in_flight: int = 0
     last_error: str | None = None
     last_error_at: float | None = None
+    last_message: str | None = None
+    last_success_at: float | None = None
+    last_fault_at: float | None = None
+    failed_model: str | None = None
+    results: str = ""
+    """Those since the last exchange."""
+    successes: Mapping[str, float] = field(default_factory=dict)
+    woken_at: float | None = None
     quota: tuple[str | None] | None = None
     """In a tuple if it has changed."""
     login: LoginState | None = None
@@ -89,7 +108,8 @@ class AccountStateDelta:
     def is_empty(self) -> bool:
         """Return whether nothing has changed."""
         counts = self.requests or self.failures or self.in_flight or any(self.released.values())
-        return not (counts or self.cooldowns or self.quota or self.login)
+        happened = self.results or self.successes or self.woken_at
+        return not (counts or happened or self.cooldowns or self.quota or self.login)
 
 
 class AccountStateStore(Protocol):
@@ -132,12 +152,24 @@ def acquire_rate(
 
 
 def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_clock: float) -> AccountState:
-    """Return the state after what happened in one process."""
+    """Return the state after what happened in one process.
+
+    A success ends the cooldowns that started before its request was sent, also those that other processes
+    publish afterwards: a probe's success is never undone by a process that does not know of it yet.
+    """
+    ends = AccountState(
+        successes={
+            key: at
+            for key, at in _latest_of(state.successes, delta.successes).items()
+            if abs(wall_clock - at) <= HEARTBEAT or key in delta.successes
+        },
+        woken_at=_not_ahead(latest(state.woken_at, delta.woken_at), wall_clock),
+    )
     cooldowns = {
-        **state.cooldowns,
-        **{key: cooldown for key, cooldown in delta.cooldowns.items() if cooldown is not None},
+        key: cooldown
+        for key, cooldown in {**state.cooldowns, **delta.cooldowns}.items()
+        if cooldown is not None and cooldown.since > ends.ended_at(key)
     }
-    ended = [key for key, cooldown in delta.cooldowns.items() if cooldown is None]
     slot = str(int(wall_clock // SLOT_SECONDS))
     slots = {**state.slots, slot: state.slots.get(slot, 0) + delta.requests}
     in_flight = {**state.in_flight, process: (delta.in_flight, wall_clock)}
@@ -149,11 +181,18 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
             levels[unit] = bucket.available(wall_clock), wall_clock
     return AccountState(
         name=delta.name,
-        cooldowns={key: cooldown for key, cooldown in cooldowns.items() if key not in ended},
+        cooldowns=cooldowns,
         requests=state.requests + delta.requests,
         failures=state.failures + delta.failures,
         last_error=delta.last_error or state.last_error,
         last_error_at=delta.last_error_at or state.last_error_at,
+        last_message=delta.last_message if delta.last_error else state.last_message,
+        last_success_at=latest(state.last_success_at, delta.last_success_at),
+        last_fault_at=latest(state.last_fault_at, delta.last_fault_at),
+        failed_model=delta.failed_model or state.failed_model,
+        results=(state.results + delta.results)[-MAX_RESULTS:],
+        successes=ends.successes,
+        woken_at=ends.woken_at,
         quota=state.quota if delta.quota is None else delta.quota[0],
         login=delta.login or state.login,
         bucket_levels=levels,
@@ -166,6 +205,20 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
             if count and wall_clock - at <= HEARTBEAT
         },
     )
+
+
+def latest(one: float | None, other: float | None) -> float | None:
+    """Return the later of two times, either of which may be unknown."""
+    return max((at for at in (one, other) if at is not None), default=None)
+
+
+def _not_ahead(at: float | None, wall_clock: float) -> float | None:
+    """Return a stored time, None if the clock was set back since."""
+    return None if at is None or at > wall_clock + HEARTBEAT else at
+
+
+def _latest_of(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {key: max(one.get(key, -math.inf), other.get(key, -math.inf)) for key in (*one, *other)}
 
 
 RENAMED_KEYS: Mapping[str, str] = {"rests": "cooldowns", "pace": "bucket_levels"}

@@ -8,6 +8,7 @@ what it knows.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,16 @@ from dataclasses import dataclass, field
 import trio
 
 from qproxy.accounts.account import Account
-from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.condition import MAX_RESULTS, LoginState
+from qproxy.accounts.cooldowns import Cooldown, bounded
 from qproxy.accounts.shared_state import (
     AccountState,
     AccountStateDelta,
     AccountStateStore,
-    LoginState,
     StateStoreError,
+    latest,
     remaining,
 )
-from qproxy.auth.oauth_source import OAuthSource
 from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts
 
 SYNC_INTERVAL = 1.0
@@ -40,6 +41,12 @@ class _LastSync:
     released: Amounts = field(default_factory=dict)
     quota: str | None = None
     last_error_at: float | None = None
+    last_success_at: float | None = None
+    last_fault_at: float | None = None
+    result_count: int = 0
+    successes: Mapping[str, float] = field(default_factory=dict)
+    """By Trio's clock, those that are not published yet."""
+    woken_at: float | None = None
     login: LoginState | None = None
     local_cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     """The account's cooldowns, by Trio's clock."""
@@ -111,17 +118,28 @@ class AccountStateSync:
             for key, cooldown in account.cooldowns.items()
             if posted.local_cooldowns.get(key) != cooldown
         }
-        ended = dict.fromkeys(key for key in posted.local_cooldowns if key not in account.cooldowns)
-        login = _login_state(account)
+        gone = (key for key in posted.local_cooldowns if key not in account.cooldowns)
+        dropped = dict.fromkeys(key for key in gone if key not in account.successes)
+        login = account.login_state()
         fresh_error = account.last_error_at != posted.last_error_at
         return AccountStateDelta(
             account.name,
-            cooldowns={**began, **ended},
+            cooldowns={**began, **dropped},
             requests=account.requests - posted.requests,
             failures=account.failures - posted.failures,
             in_flight=account.in_flight,
             last_error=account.last_error if fresh_error else None,
             last_error_at=account.last_error_at if fresh_error else None,
+            last_message=account.last_message if fresh_error else None,
+            last_success_at=_change(account.last_success_at, posted.last_success_at),
+            last_fault_at=_change(account.last_fault_at, posted.last_fault_at),
+            failed_model=account.failed_model if account.last_fault_at != posted.last_fault_at else None,
+            results=_last_results(account, posted.result_count),
+            successes={
+                key: self._wall_clock() if sent == math.inf else sent + ahead
+                for key, sent in account.successes.items()
+            },
+            woken_at=_change(account.woken_at, posted.woken_at),
             quota=None if account.quota == posted.quota else (account.quota,),
             login=None if login == posted.login else login,
             released=_difference(account.rate_limiter.released, posted.released),
@@ -135,7 +153,12 @@ class AccountStateSync:
             dict(account.rate_limiter.released),
             account.quota,
             account.last_error_at,
-            _login_state(account),
+            account.last_success_at,
+            account.last_fault_at,
+            account.result_count,
+            dict(account.successes),
+            account.woken_at,
+            account.login_state(),
             dict(account.cooldowns),
         )
 
@@ -144,19 +167,30 @@ class AccountStateSync:
         now, wall_clock = trio.current_time(), self._wall_clock()
         before = self._last_synced[account.identity]
         here = now_posted.local_cooldowns
-        for key in {*here, *state.cooldowns}:
+        self._apply_history(account, now_posted, state)
+        for key in {*here, *account.cooldowns, *state.cooldowns}:
+            if (
+                key in account.cooldowns
+                and account.cooldowns[key].since <= state.ended_at(key) + now - wall_clock
+            ):
+                del account.cooldowns[key]  # before anything else: it has ended, even if it has changed here
+                here.pop(key, None)
+                continue
             mine, theirs = here.get(key), state.cooldowns.get(key)
             since_posted, just_posted = (
                 account.cooldowns.get(key) != mine,
                 before.local_cooldowns.get(key) != mine,
             )
+            just_posted = (
+                just_posted and mine is not None
+            )  # where one ended here, a newer one may have started
             if since_posted or just_posted or theirs == before.remote_cooldowns.get(key):
                 continue
             if theirs is None:
                 here.pop(key, None)
                 account.cooldowns.pop(key, None)
             else:
-                here[key] = account.cooldowns[key] = theirs.with_clock_offset(now - wall_clock)
+                here[key] = account.cooldowns[key] = bounded(theirs.with_clock_offset(now - wall_clock), now)
         if account.quota == now_posted.quota:
             now_posted.quota = account.quota = state.quota
         limiter = account.rate_limiter
@@ -169,12 +203,33 @@ class AccountStateSync:
         now_posted.remote_cooldowns = state.cooldowns
         self._last_synced[account.identity] = now_posted
 
+    def _apply_history(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
+        """Apply the results that other processes had, and what an operator ended."""
+        for key, sent in now_posted.successes.items():
+            if account.successes.get(key) == sent:
+                del account.successes[key]
+        account.results = (state.results + _last_results(account, now_posted.result_count))[-MAX_RESULTS:]
+        if state.last_error_at is not None and state.last_error_at > (account.last_error_at or -math.inf):
+            account.last_error, account.last_message = state.last_error, state.last_message
+            account.last_error_at = now_posted.last_error_at = state.last_error_at
+        if latest(account.last_success_at, state.last_success_at) != account.last_success_at:
+            account.last_success_at = now_posted.last_success_at = state.last_success_at
+        if latest(account.last_fault_at, state.last_fault_at) != account.last_fault_at:
+            account.last_fault_at = now_posted.last_fault_at = state.last_fault_at
+            account.failed_model = state.failed_model
+        if state.woken_at is not None and latest(account.woken_at, state.woken_at) != account.woken_at:
+            now_posted.woken_at = state.woken_at
+            account.wake(state.woken_at, self._wall_clock() - trio.current_time())
 
-def _login_state(account: Account) -> LoginState | None:
-    if not isinstance(account.source, OAuthSource):
-        return None
-    status = account.source.status()
-    return LoginState(status.state, status.message, status.usable, status.expires_at)
+
+def _change(now: float | None, before: float | None) -> float | None:
+    return None if now == before else now
+
+
+def _last_results(account: Account, since: int) -> str:
+    """Return the results after the first `since` ones, as far as they are kept."""
+    count = min(account.result_count - since, len(account.results))
+    return account.results[-count:] if count else ""
 
 
 def _difference(now: Amounts, before: Amounts) -> Amounts:

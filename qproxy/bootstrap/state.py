@@ -30,6 +30,7 @@ from qproxy.config import Config, data_dir
 from qproxy.config.accounts import ConfigError
 from qproxy.dashboard import end_stale_sessions
 from qproxy.limits.concurrency import ConcurrencyLimiter
+from qproxy.relay.account_probe import AccountProber
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.realtime import RealtimeConfig
@@ -77,8 +78,13 @@ def build_state(
     def limit_secrets(name: str) -> SecretLimiter:
         return SecretLimiter(name, config.wrong_keys_per_minute, grants, backends.wrong_secrets)
 
+    relay = build_relay(config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios())
+    prober = AccountProber(relay, max_delay=config.probe_interval)
     refresh_tasks = RefreshTasks()
-    background: list[BackgroundTask] = [partial(end_stale_sessions, grants, config.admin_key)]
+    background: list[BackgroundTask] = [
+        partial(end_stale_sessions, grants, config.admin_key),
+        prober.run,
+    ]
     if ledger is not None:
         background.append(ledger.run)
     if tracer is not None:
@@ -98,8 +104,9 @@ def build_state(
         concurrency=build_concurrency(config),
         usage_limiter=backends.usage_limiter,
         endpoints=tuple(endpoints),
-        relay=build_relay(config, accounts, pool, transport, catalog, backends.reasoning, TokenRatios()),
+        relay=relay,
         pool_settings=limits.pool_settings(config, accounts, catalog),
+        prober=prober,
         default_model=config.default_model,
         model_directory=build_model_directory(config, accounts, transport, catalog),
         tokenizers=Tokenizers(accounts, transport, timeout=config.tokenize_timeout),

@@ -1,4 +1,4 @@
-"""`qproxy accounts`: show the states of the accounts.
+"""`qproxy accounts`: show the states of the accounts, and end their cooldowns.
 
 The states are those that the servers of this data directory last stored; no upstream is contacted.
 """
@@ -14,19 +14,26 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.accounts import report
-from qproxy.accounts.shared_state import AccountState, StateStoreError
+from qproxy.accounts.condition import format_time
+from qproxy.accounts.shared_state import AccountState, AccountStateDelta, StateStoreError
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_error, print_result
+from qproxy.config.accounts import ConfigError
+from qproxy.config.parsing import suggestion
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
-HELP = "show the accounts and their states"
+HELP = "show the accounts and their states, end a cooldown"
 PAGE = HelpPage(
     about="""Show every configured account with the state that the servers of this data directory last stored:
     the reason, cooldowns, quotas, requests and failures. No upstream is contacted; `qproxy check` does
-    that.""",
+    that.
+
+    `qproxy accounts wake NAME` ends an account's cooldowns, once its quota was topped up or its key was
+    replaced: running servers use it again within a second.""",
     examples={
         "qproxy accounts": "a table",
-        "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "unavailable ones",
+        "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "those that do not work",
+        "qproxy accounts wake one": "use the account `one` again at once",
     },
     files={**CONFIGURATION, "$QPROXY_HOME/accounts.db": "the states of the accounts"},
 )
@@ -35,10 +42,15 @@ PAGE = HelpPage(
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="PATH", help="configuration file with the accounts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    wake = actions.add_parser("wake", help="end the cooldowns of an account")
+    wake.add_argument("name", metavar="NAME", help="name of the account")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config, wall_clock = configuration.load(path=arguments.config), time.time()
+    if arguments.action == "wake":
+        return _wake(config, arguments.name, wall_clock)
     try:
         states = trio.run(_load, config)
     except StateStoreError as error:
@@ -51,6 +63,41 @@ def run(arguments: argparse.Namespace) -> int:
         for line in accounts_table(rows, wall_clock):
             print_result(line)
     return 0
+
+
+def _wake(config: configuration.Config, name: str, now: float) -> int:
+    """End an account's cooldowns for all servers of the data directory."""
+    known = {account.name: account for account in config.all_accounts()}
+    if name not in known:
+        raise ConfigError(f"unknown account {name!r}.{suggestion(name, known)}")
+    try:
+        is_shared = trio.run(
+            _publish, config, known[name].identity, AccountStateDelta(name, woken_at=now, quota=(None,))
+        )
+    except StateStoreError as error:
+        print_error(str(error))
+        return 1
+    if not is_shared:
+        print_error(
+            "account states are not stored (account_state_file): use the button of the dashboard instead."
+        )
+        return 1
+    print_result(f"Ended the cooldowns of {name}. Running servers use it again within a second.")
+    return 0
+
+
+async def _publish(config: configuration.Config, identity: str, delta: AccountStateDelta) -> bool:
+    """Publish what happened to an account; return whether there is a store for it."""
+    from qproxy.backends.factory import open_account_state
+
+    store = open_account_state(config)
+    if store is None:
+        return False
+    try:
+        await store.exchange({identity: delta})
+    finally:
+        await store.aclose()
+    return True
 
 
 async def _load(config: configuration.Config) -> Mapping[str, AccountState]:
@@ -69,7 +116,7 @@ def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list
     """Return the rows as lines of a table, followed by remarks about single accounts."""
     cells = [COLUMNS] + [
         (
-            row.name, row.kind, row.plan or "-", row.host or "-", row.message,
+            row.name, row.kind, row.plan or "-", row.host or "-", row.state.replace("_", " "),
             str(row.requests), str(row.failures), str(row.last_minute), str(row.in_flight),
         )
         for row in rows
@@ -78,15 +125,15 @@ def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list
 
 
 def _notes(row: report.AccountRow, wall_clock: float) -> list[str]:
-    remarks = []
+    remarks = [] if row.message == row.state else [f"{row.name}: {row.message}"]
     if row.expires_at is not None:
-        remarks.append(f"{row.name}: token expires {report.format_time(row.expires_at, wall_clock)}")
+        remarks.append(f"{row.name}: token expires {format_time(row.expires_at, wall_clock)}")
     if row.quota_reset_at is not None and row.quota is not None:
-        remarks.append(f"{row.name}: quota resets {report.format_time(row.quota_reset_at, wall_clock)}")
+        remarks.append(f"{row.name}: quota resets {format_time(row.quota_reset_at, wall_clock)}")
     if row.quota is not None:
         remarks.append(f"{row.name}: {row.quota}")
     if row.last_error is not None and row.last_error_at is not None:
         remarks.append(
-            f"{row.name}: last error {row.last_error}, {report.format_time(row.last_error_at, wall_clock)}"
+            f"{row.name}: last error {row.last_error}, {format_time(row.last_error_at, wall_clock)}"
         )
     return remarks

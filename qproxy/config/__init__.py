@@ -7,6 +7,7 @@ parsing    values from TOML, variables and flags, validated
 renames    old names, rejected with the new one
 checks     checks of single settings
 urls       URLs in settings
+secret_values   the secrets among them
 reference  the settings in groups, for `--help` and docs/configuration.md
 
 This is the only package that reads the environment.

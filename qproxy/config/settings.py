@@ -9,12 +9,13 @@ variable.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qproxy.config import checks
 from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
+from qproxy.config.secret_values import secret_values
 from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.system.exposure import exposed_without_keys_message, is_loopback
 from qproxy.wire.models import ModelRow
@@ -124,6 +125,9 @@ class Config:
     )
     max_client_connections: int = setting(6000, "concurrent client connections; further ones are refused")
     max_requests: int = setting(5000, "concurrent requests to models; further ones queue for queue_timeout")
+    probe_interval: float = setting(
+        60.0, "maximum seconds between two probes (small requests) of a failing account; 0 sends none"
+    )
     max_queue_size: int = setting(100, "queued requests; further ones are refused at once")
     max_header_bytes: int = setting(64 * 1024, "maximum bytes of a request head")
     max_body_bytes: int = setting(64 * 1024 * 1024, "maximum bytes of a request body, also when decompressed")
@@ -335,7 +339,7 @@ class Config:
 
     def secrets(self) -> set[str]:
         """Return every value that no log may show: those of the fields that a repr hides."""
-        return set(_secret(self))
+        return set(secret_values(self))
 
     def warnings(self) -> list[str]:
         """Return warnings to log at startup."""
@@ -343,19 +347,6 @@ class Config:
         if self.log_bodies:
             warnings.append("log_bodies is on: the log contains everyone's conversations.")
         return warnings
-
-
-def _secret(record: Any) -> Iterator[str]:
-    for item in dataclasses.fields(record):
-        value = getattr(record, item.name)
-        values = value if isinstance(value, list | tuple) else [value]
-        for entry in values:
-            if dataclasses.is_dataclass(entry):
-                yield from _secret(entry)
-            elif not item.repr and isinstance(entry, dict):
-                yield from entry.values()
-            elif not item.repr and isinstance(entry, str):
-                yield entry
 
 
 TYPES: dict[str, Any] = get_type_hints(Config)

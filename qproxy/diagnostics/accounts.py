@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from qproxy.accounts import Account, AccountPool
-from qproxy.accounts.report import format_time
+from qproxy.accounts.condition import format_time
 from qproxy.auth import Credential, OAuthSource
 from qproxy.auth.credential_store import StorageError
 from qproxy.config import Config

@@ -3,6 +3,7 @@
     relay            a turn to an account and back, once the first event of its response is there
     policy           the operator's decisions about it
     chat_attempt     one attempt of a turn with one account; here `wire` meets Trio
+    account_probe    small requests to failing accounts, until one succeeds
     retry            where and how often it is attempted
     event_stream     the response, pulled event by event
     multi_prompt     several prompts of one request

@@ -75,7 +75,7 @@ class _EmbeddingJob:
 
     async def _batch(self, number: int) -> None:
         batch, record = self._batches[number], RelayRecord(served_model=self._model)
-        attempt = _BatchAttempt(self._relay.transport, self._model, batch, record)
+        attempt = EmbeddingAttempt(self._relay.transport, self._model, batch, record)
         loop = RetryLoop(self._relay.accounts, self._model, record, task="embedding")
         try:
             async with AsyncExitStack() as stack:
@@ -90,7 +90,7 @@ class _EmbeddingJob:
             await trio.lowlevel.checkpoint()
 
 
-class _BatchAttempt(Attempt[EmbeddingOutput]):
+class EmbeddingAttempt(Attempt[EmbeddingOutput]):
     """The attempts of one batch."""
 
     def __init__(

@@ -185,6 +185,7 @@ class Server:
         have."""
         previous, self.state = self.state, state
         state.relay.accounts.reconfigure(state.pool_settings)
+        state.prober.relay = state.relay
         self._set_refreshed_sources()
         if state.ledger is not None:
             state.ledger.use_pricing(state.pricing)

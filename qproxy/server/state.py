@@ -16,15 +16,15 @@ from qproxy.access.client_address import TrustedProxies
 from qproxy.access.grants import GrantStore
 from qproxy.access.secret_limiter import SecretLimiter
 from qproxy.access.usage_limiter import UsageLimiter
-from qproxy.accounts import Account
+from qproxy.accounts.condition import AccountCondition
 from qproxy.accounts.pool import PoolSettings
 from qproxy.auth.background import RefreshTasks
 from qproxy.auth.login_sessions import LoginSessions
-from qproxy.auth.oauth_source import OAuthSource
 from qproxy.http_server.limits import HttpServerLimits
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.limits.concurrency import ConcurrencyLimiter
 from qproxy.relay import ToolRuntime
+from qproxy.relay.account_probe import AccountProber
 from qproxy.relay.model_directory import ModelDirectory
 from qproxy.relay.realtime import RealtimeConfig
 from qproxy.relay.relay import Relay
@@ -107,6 +107,8 @@ class ServerState:
     relay: Relay
     pool_settings: PoolSettings
     """The accounts and limits that the pool (`relay.accounts`) uses from the swap on."""
+    prober: AccountProber
+    """Probes failing accounts, and tells which are down."""
     default_model: str | None
     """The model of requests that name none."""
     model_directory: ModelDirectory
@@ -134,12 +136,22 @@ class ServerState:
 
     def health(self) -> Health:
         """Return whether the server can serve requests."""
-        return health(self.account_states().values(), draining=self.in_flight.draining)
+        now = trio.current_time()
+        failing = [account for account in self.relay.accounts.accounts if account.history.is_failing]
+        return health(
+            self.account_states().values(),
+            draining=self.in_flight.draining,
+            failing_are_down=all(self.prober.is_down(account, now) for account in failing),
+        )
 
     def account_states(self) -> dict[str, str]:
         """Return the state of every account, by name."""
+        return {name: condition.state for name, condition in self.account_conditions().items()}
+
+    def account_conditions(self) -> dict[str, AccountCondition]:
+        """Return the state of every account and its cause, by name."""
         now = trio.current_time()
-        return {account.name: _state(account, now) for account in self.relay.accounts.accounts}
+        return {account.name: account.condition(now) for account in self.relay.accounts.accounts}
 
 
 class StateHolder(Protocol):
@@ -147,11 +159,3 @@ class StateHolder(Protocol):
 
     state: ServerState
     """The current state; a reload replaces it between two requests."""
-
-
-def _state(account: Account, now: float) -> str:
-    if isinstance(account.source, OAuthSource):
-        status = account.source.status()
-        if not status.usable:
-            return status.state
-    return account.state(now)

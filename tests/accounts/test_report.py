@@ -2,47 +2,97 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import trio
 
 from qproxy import cli
 from qproxy.accounts import report
+from qproxy.accounts.condition import LoginState
 from qproxy.accounts.cooldowns import Cooldown
-from qproxy.accounts.shared_state import AccountState, LoginState
+from qproxy.accounts.shared_state import AccountState
 from qproxy.backends.local.account_state import read
 from qproxy.cli.accounts import accounts_table
 from qproxy.config.accounts import AccountConfig, resolve_account
 from qproxy.emulator.faults import json_reply
-from tests.helpers import HELLO, accounts, world
+from qproxy.limits.circuit_breaker import THRESHOLD
+from qproxy.wire.errors import RetryHint, UpstreamError
+from tests.helpers import HELLO, MODEL, accounts, world
 
 WALL = datetime(2026, 8, 12, 11, 4, 5, tzinfo=UTC).timestamp()
-ONE = resolve_account(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-secret", rpm=2))
+ONE = resolve_account(
+    AccountConfig("one", preset="coding-plan-intl", key="sk-sp-secret", rpm=2, max_in_flight=4)
+)
 QUOTA = Cooldown(WALL + 100, WALL, "quota", WALL + 86400)
+WORKED: dict[str, Any] = {"last_success_at": WALL - 9.0, "results": "-++"}
+FAULT: dict[str, Any] = {
+    "last_fault_at": WALL - 5.0,
+    "last_error": "502 upstream_error",
+    "last_message": "connection refused",
+}
+CAUSE = "502 upstream_error: connection refused"
+LOGIN = LoginState("ready", "logged in", True, WALL + 9)
 STANDINGS = {
-    "not used": (None, "unused", "not used yet"),
-    "ready": (AccountState("one", requests=3), "ready", "ready"),
+    "not used": (None, "unknown", "no request has succeeded yet"),
+    "requests without a result": (AccountState("one", requests=3), "unknown", "no request has succeeded yet"),
+    "ready": (AccountState("one", requests=3, **WORKED), "ready", "ready"),
+    "never worked": (
+        AccountState("one", results="-", **FAULT),
+        "failing",
+        f"1 of the last 1 request failed: {CAUSE}",
+    ),
+    "failed since it worked": (
+        AccountState("one", **{**WORKED, **FAULT, "results": "++-"}),
+        "failing",
+        f"1 of the last 3 requests failed: {CAUSE}",
+    ),
+    "rejected key": (
+        AccountState("one", {"": Cooldown(WALL + 60, WALL, "access")}, results="--", **FAULT),
+        "failing",
+        f"2 of the last 2 requests failed: {CAUSE}; next attempt 11:05:05 UTC",
+    ),
+    "worked since it failed": (
+        AccountState("one", **{**FAULT, **WORKED, "last_fault_at": WALL - 10.0}),
+        "ready",
+        "ready",
+    ),
     "cooling down": (
-        AccountState("one", {"": QUOTA}),
+        AccountState("one", {"": QUOTA}, **WORKED),
         "cooling_down",
         "cooling down until 11:05:45 UTC: quota",
     ),
-    "rested": (AccountState("one", {"": QUOTA.with_clock_offset(-200)}), "ready", "ready"),
-    "a model": (AccountState("one", {"m": QUOTA}), "ready", "ready; not for m"),
-    "signed out": (
-        AccountState("one", {"": QUOTA}, login=LoginState("login_needed", "nobody is signed in", False)),
-        "login_needed",
-        "nobody is signed in",
+    "exhausted, and not used since": (
+        AccountState("one", {"": QUOTA.with_clock_offset(-200)}, **WORKED),
+        "unknown",
+        "its quota was exhausted, and it was not used since",
     ),
-    "signed in": (
-        AccountState("one", login=LoginState("ready", "signed in", True, WALL + 9)),
+    "a rate limit that is over": (
+        AccountState("one", {"": Cooldown(WALL - 1, WALL - 61, "a minute's limit")}, **WORKED),
         "ready",
         "ready",
+    ),
+    "a model": (AccountState("one", {"m": QUOTA}, **WORKED), "ready", "ready; not for m"),
+    "logged out": (
+        AccountState("one", {"": QUOTA}, login=LoginState("login_needed", "nobody is logged in", False)),
+        "login_needed",
+        "nobody is logged in",
+    ),
+    "logged in": (AccountState("one", login=LOGIN, **WORKED), "ready", "ready"),
+    "logged in and not used": (
+        AccountState("one", login=LOGIN),
+        "unknown",
+        "no request has succeeded yet",
     ),
     "rate limited": (
-        AccountState("one", bucket_levels={"requests": (0.5, WALL)}),
+        AccountState("one", bucket_levels={"requests": (0.5, WALL)}, **WORKED),
         "rate_limited",
         "at its requests or tokens per minute",
+    ),
+    "at capacity": (
+        AccountState("one", in_flight={"1": (4, WALL)}, **WORKED),
+        "at_capacity",
+        "at its limit of concurrent requests (max_in_flight)",
     ),
 }
 
@@ -115,13 +165,42 @@ async def test_cooldowns_survive_a_restart(tmp_path, monkeypatch, capsys):
     assert "sk-test" not in out + table + repr(read(tmp_path / "accounts.db"))
 
 
+async def test_wake_ends_the_cooldowns_of_a_running_server(tmp_path, monkeypatch, capsys):
+    """`qproxy accounts wake` ends what makes an account wait in every server; an unknown name is an error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
+    file = tmp_path / "accounts.db"
+    table = '[[accounts]]\nname = "one"\nkey = "sk-test-key"\nbase_url = "http://one.test/v1"\n'
+    (tmp_path / "qproxy.toml").write_text(table)
+    async with world(accounts=accounts("one"), account_state_file=str(file)) as it:
+        pool = it.server.state.relay.accounts
+        (account,) = pool.accounts
+        account.record_failure(UpstreamError("x", code="insufficient_quota"), trio.current_time(), MODEL)
+        for _ in range(THRESHOLD):
+            account.record_failure(UpstreamError("x", retry=RetryHint.SOON), trio.current_time(), MODEL)
+        await pool.start_sync()
+        assert account.cooldowns
+        assert await trio.to_thread.run_sync(cli.main, ["accounts", "wake", "one"]) == 0
+        await pool.start_sync()
+        assert (account.cooldowns, account.quota) == ({}, None)
+        assert not account.circuit_breaker.wait(trio.current_time())
+        assert read(file)[account.identity].cooldowns == {}
+        assert account.condition(trio.current_time()).state == "failing", "only a success shows that it works"
+        assert (await it.post(HELLO))[0] == 200
+        assert account.condition(trio.current_time()).state == "ready"
+    assert await trio.to_thread.run_sync(cli.main, ["accounts", "wake", "on"]) == 2
+    assert "did you mean" in capsys.readouterr().err.lower()
+    (tmp_path / "qproxy.toml").write_text('account_state_file = ""\n' + table)
+    assert await trio.to_thread.run_sync(cli.main, ["accounts", "wake", "one"]) == 1
+
+
 def test_accounts_without_a_state_file(tmp_path, monkeypatch, capsys):
     """Without a state file every account is unused; an invalid file is an error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QPROXY_HOME", str(tmp_path))
     monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-x")
     assert cli.main(["accounts"]) == 0
-    assert "not used yet" in capsys.readouterr().out
+    assert "unknown" in capsys.readouterr().out
     (tmp_path / "accounts.db").write_text("not a database")
     assert cli.main(["accounts"]) == 1
     assert "accounts.db" in capsys.readouterr().err

@@ -43,15 +43,16 @@ def test_full_cooling_and_tried_accounts():
     a, b = account("a", max_in_flight=1), account("b")
     a.in_flight = 1
     assert isinstance(select_account([a], "m", now=0), CapacityWait)
-    assert a.state(0) == "at_capacity"
+    a.record_success()
+    assert a.condition(0).state == "at_capacity"
     b.record_failure(UpstreamError("x", code="insufficient_quota"), 0)
-    assert b.state(1) == "cooling_down"
+    assert b.condition(1).state == "cooling_down"
     assert select_account([b], "m", now=1) is b
     assert not has_alternative([b], "m", now=1, without=[])
     assert has_alternative([b], "m", now=1000, without=[])
     assert isinstance(select_account([b], "m", now=1000, without=[b]), Unavailable)
     b.record_success()
-    assert b.state(1) == "ready"
+    assert b.condition(1).state == "ready"
 
 
 def test_a_cooling_account_is_preferred_to_an_outage_error():
@@ -60,7 +61,7 @@ def test_a_cooling_account_is_preferred_to_an_outage_error():
     for _ in range(THRESHOLD):
         a.record_failure(UpstreamError("x", retry=RetryHint.SOON), 0)
     b.record_failure(refusal(LimitKind.MINUTE), 0)
-    assert (a.state(0.5), b.cooldown_until("") > 0.5) == ("unavailable", True)
+    assert (a.condition(0.5).state, b.cooldown_until("") > 0.5) == ("failing", True)
     assert select_account([a, b], "m", now=0.5) is b
 
 

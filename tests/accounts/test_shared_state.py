@@ -1,5 +1,6 @@
 """Shared account state: pure merging, the file, and rate limits across processes."""
 
+import itertools
 import json
 import os
 import sqlite3
@@ -15,14 +16,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.accounts import Account, AccountPool
+from qproxy.accounts import Account, AccountPool, quota_resets
+from qproxy.accounts.condition import LoginState
 from qproxy.accounts.cooldowns import Cooldown
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import (
     HEARTBEAT,
     AccountState,
     AccountStateDelta,
-    LoginState,
     StateStoreError,
     acquire_rate,
     from_json,
@@ -31,7 +32,7 @@ from qproxy.accounts.shared_state import (
 )
 from qproxy.accounts.sync import AccountStateSync
 from qproxy.backends.local.account_state import SqliteAccountState, read
-from qproxy.wire.errors import LimitKind, RequestError
+from qproxy.wire.errors import LimitKind, RequestError, UpstreamError
 from tests.accounts.factories import account, refusal
 from tests.auth.helpers import signed
 
@@ -249,6 +250,86 @@ async def test_cooldowns_are_shared(tmp_path):
         await it.share(1, 0)
         assert resting(one) == {"m": 600}
         assert one.quota is None
+
+
+ORDERS = list(itertools.permutations((0, 1, 0, 1)))
+
+
+@pytest.mark.parametrize("order", sorted(set(ORDERS)), ids=str)
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+async def test_a_probes_success_reaches_every_process(tmp_path, order, moment):
+    """In whatever order processes exchange, and whatever the other one does with the cooldown meanwhile."""
+    async with Pair(tmp_path / "b.db", dict) as it:
+        one, two = it.ones
+        one.record_failure(refusal(LimitKind.QUOTA, "gone", waits=100.0), trio.current_time())
+        await it.share(0, 1, 0)
+
+        def change():
+            """The other process has a probe of its own: its client leaves, and no result follows."""
+            two.cooldowns[""] = replace(two.cooldowns[""], until=trio.current_time() + 15.0, probing=True)
+
+        if moment == "before":
+            change()
+        one.record_success("", trio.current_time())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.share, *order)
+            await trio.lowlevel.checkpoint()
+            if moment == "during":
+                change()
+        if moment == "after" and two.cooldowns:
+            change()
+        await it.share(0, 1, 0, 1)
+        assert resting(one) == resting(two) == {}
+        assert [each.condition(trio.current_time()).state for each in it.ones] == ["ready", "ready"]
+
+
+async def test_a_rejection_after_a_success_is_kept(tmp_path):
+    """A success ends only cooldowns that started before its request was sent, in any process."""
+    async with Pair(tmp_path / "b.db", dict) as it:
+        one, two = it.ones
+        one.record_failure(refusal(LimitKind.QUOTA, waits=100.0), trio.current_time())
+        await it.share(0, 1)
+        sent = trio.current_time()
+        await trio.sleep(0.01)
+        two.record_failure(refusal(LimitKind.QUOTA, waits=200.0), trio.current_time())
+        await it.share(1)
+        one.record_success("", sent)
+        await it.share(0, 1, 0)
+        assert resting(one) == resting(two) == {"": 200}
+
+
+async def test_results_are_shared(tmp_path):
+    """A fault, its cause, the share of failures and the success that ends it hold for all processes."""
+    async with Pair(tmp_path / "b.db", dict) as it:
+        one, two = it.ones
+        one.record_success("m")
+        two.record_failure(UpstreamError("no route to sk-secret12345", status=502), trio.current_time(), "m")
+        await it.share(0, 1, 0)
+        for each in it.ones:
+            found = each.condition(trio.current_time())
+            assert found.state == "failing"
+            assert (
+                found.message == "1 of the last 2 requests failed: 502 upstream_error: no route to [hidden]"
+            )
+            assert each.failed_model == "m"
+        one.record_success("m")
+        await it.share(0, 1)
+        assert [each.condition(trio.current_time()).state for each in it.ones] == ["ready", "ready"]
+        assert [each.results for each in it.ones] == ["+-+", "+-+"]
+
+
+async def test_a_stored_cooldown_ends_when_its_reason_must_have(tmp_path):
+    """Whatever another version wrote, and wherever its clock stood: a rate limit never lasts for days."""
+    async with Pair(tmp_path / "b.db", dict) as it:
+        one, two = it.ones
+        now = trio.current_time()
+        one.cooldowns = {
+            "": Cooldown(now + 1e7, now + 1e6, "a minute's limit"),
+            "m": Cooldown(now + 1e7, now, "quota"),
+            "x": Cooldown(now + 1e7, now, "a reason of another version"),
+        }
+        await it.share(0, 1)
+        assert resting(two) == {"": 300, "m": round(quota_resets.MAX_RESET), "x": 60}
 
 
 async def test_changes_during_an_exchange_are_kept(tmp_path):

@@ -266,6 +266,7 @@ async def test_accounts_in_words(tmp_path):
         now = trio.current_time()
         for number in range(9):
             it.server.state.ledger.record(record(number))
+        one.record_success("m")
         two.record_failure(refusal(LimitKind.QUOTA, "Your plan is used up."), now)
         two.record_failure(refusal(LimitKind.MODEL, "No such model."), now, "qwen-x")
         page = await browser.get("/dashboard/accounts")
@@ -274,13 +275,34 @@ async def test_accounts_in_words(tmp_path):
         bars = [v for v in page.all("svg") if "bar" in v.get("class", "")]
         assert {"bar near", "bar calm"} == {v["class"] for v in bars}
         assert any(v["aria-label"] == "90.0 % used" for v in bars)
-        assert one.state(now) == "ready"
-        assert "Ready to serve." in page.text
-        assert "Cooling down after quota; available again in 5 min." in page.text
+        assert [v.condition(now).state for v in (one, two)] == ["ready", "cooling_down"]
+        assert "Ready." in page.text
+        assert re.search(r"Cooling down until (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d UTC: quota\.", page.text)
         assert "cools down until" in page.text
         assert "quota message Your plan is used up." in page.text
         assert "last error 429" in page.text
         assert "not for qwen-x this model; available in 10 min" in page.text
+
+
+async def test_an_account_is_woken_by_a_button(tmp_path):
+    """The button, with the session's token, ends what makes an account wait."""
+    async with shown(tmp_path, accounts=accounts("one")) as it:
+        browser = await entered(it)
+        (one,) = it.server.state.relay.accounts.accounts
+        page = await browser.get("/dashboard/accounts")
+        assert "unknown" in page.text
+        assert "last success unknown" in page.text
+        assert "End cooldowns now" not in page.text
+        one.record_failure(refusal(LimitKind.QUOTA, "Your plan is used up."), trio.current_time())
+        page = await browser.get("/dashboard/accounts")
+        assert "End cooldowns now" in page.text
+        action = "/dashboard/accounts/one/wake"
+        refused = await browser.post(action, {"token": "guessed"})
+        assert (refused.status, list(one.cooldowns)) == (403, [""])
+        await browser.fill(page, action)
+        assert (one.cooldowns, one.quota) == ({}, None)
+        gone = await browser.post("/dashboard/accounts/nobody/wake", {"token": page.token})
+        assert gone.status == 404
 
 
 def test_an_allowance_is_for_a_window_that_there_is():

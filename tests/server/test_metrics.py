@@ -127,9 +127,11 @@ async def test_who_may_read_the_metrics(access, headers, status):
     [
         (["ready", "cooling_down"], False, "ready"),
         (["at_capacity"], False, "ready"),
-        (["cooling_down", "unavailable"], False, "ready"),
+        (["cooling_down", "failing"], False, "ready"),
         (["rate_limited"], False, "ready"),
-        (["unavailable", "unavailable"], False, "unusable"),
+        (["unknown", "failing"], False, "ready"),
+        (["failing", "failing"], False, "unusable"),
+        (["login_needed"], False, "unusable"),
         ([], False, "unusable"),
         (["ready"], True, "draining"),
     ],
@@ -140,11 +142,18 @@ def test_health(states, draining, state):
     assert (found.state, found.ready) == (state, state == "ready")
 
 
+def test_without_a_probe_no_server_locks_itself_out():
+    """Failing accounts make a server unready only if something but a client will find out that they work."""
+    assert health(["failing"], draining=False, failing_are_down=False).ready
+    assert not health(["failing", "login_needed"], draining=False, failing_are_down=True).ready
+    assert not health([], draining=False, failing_are_down=False).ready
+
+
 async def test_readyz_follows_the_accounts():
     """/readyz is 503 while every server is down, not because accounts rest, and says how many are how; /livez
     asks nobody."""
-    async with world(accounts=accounts("one", "two")) as it:
-        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"ready": 2}, "usable": 2})
+    async with world(accounts=accounts("one", "two"), probe_interval=60) as it:
+        assert await it.get("/readyz") == (200, {"status": "ok", "accounts": {"unknown": 2}, "usable": 0})
         for account in it.server.state.relay.accounts.accounts:
             account.record_failure(UpstreamError("x", code="insufficient_quota"), trio.current_time())
         assert await it.get("/readyz") == (
@@ -153,10 +162,10 @@ async def test_readyz_follows_the_accounts():
         )
         for account in it.server.state.relay.accounts.accounts:
             for _ in range(THRESHOLD):
-                account.record_failure(UpstreamError("x", retry=RetryHint.SOON), trio.current_time())
+                account.record_failure(UpstreamError("x", retry=RetryHint.SOON), trio.current_time(), "m")
         assert await it.get("/readyz") == (
             503,
-            {"status": "unusable", "accounts": {"unavailable": 2}, "usable": 0},
+            {"status": "unusable", "accounts": {"failing": 2}, "usable": 0},
         )
         assert await it.get("/livez") == (200, {"status": "ok"})
         it.server.state.in_flight.draining = True

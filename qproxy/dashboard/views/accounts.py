@@ -8,6 +8,7 @@ in the admin routes.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,6 @@ from qproxy.accounts import Account
 from qproxy.auth.credentials import StaticKey
 from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
-from qproxy.auth.status import AccountStatus
 from qproxy.dashboard import charts, formatting
 from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.charts import Bar
@@ -31,12 +31,10 @@ from qproxy.limits.windows import WINDOWS
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.routes.admin_login import oauth_source
 from qproxy.server.state import StateHolder
+from qproxy.wire.errors import RequestError
 
-HEALTHY_STATES, BUSY_STATES = (
-    ("ready", "refreshing"),
-    ("at_capacity", "rate_limited", "retrying", "ending", "not_saved", "cooling_down"),
-)
 MAX_MODELS = 20
+log = logging.getLogger("qproxy.dashboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class AccountCard:
     state: str
     message: str
     severity: str
-    """ok, warning or error."""
+    """ok, unknown, warning or error."""
     in_flight: int
     requests: int
     failures: int
@@ -62,9 +60,13 @@ class AccountCard:
     quota_reset_at: float | None
     last_error: str | None
     last_error_at: float | None
+    last_message: str | None
+    last_success_at: float | None
     uses_login: bool
     rate: tuple[Bar, ...]
     path: str
+    """Of its login."""
+    wake_path: str
     allowance: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -82,14 +84,12 @@ class AccountPages:
         yield "GET", "/accounts/<name>/login/progress", self._progress
         yield "POST", "/accounts/<name>/login", self._start
         yield "POST", "/accounts/<name>/login/cancel", self._cancel
+        yield "POST", "/accounts/<name>/wake", self._wake
 
     def cards(self, now: float) -> list[AccountCard]:
         """Return the accounts in the state of this process."""
-        states, at = self._server.state.account_states(), trio.current_time()
-        return [
-            account_card(account, states[account.name], at, now - at)
-            for account in self._server.state.relay.accounts.accounts
-        ]
+        at = trio.current_time()
+        return [account_card(account, at, now - at) for account in self._server.state.relay.accounts.accounts]
 
     async def _list(self, visit: PageRequest) -> HTTPResponse:
         now = self._wall_clock()
@@ -134,11 +134,22 @@ class AccountPages:
         await self._server.state.login_sessions.cancel(name)
         return redirect(_path(name))
 
+    async def _wake(self, visit: PageRequest, name: str) -> HTTPResponse:
+        """End an account's cooldowns here; the next exchange of states ends them for all processes."""
+        pool, now = self._server.state.relay.accounts, self._wall_clock()
+        account = next((account for account in pool.accounts if account.name == name), None)
+        if account is None:
+            raise RequestError(f"Unknown account {name[:100]!r}.", status=404, code="account_not_found")
+        account.wake(now, now - trio.current_time())
+        await pool.start_sync()
+        log.info("account %s: its cooldowns were ended from the dashboard", name)
+        return redirect("/dashboard/accounts")
 
-def account_card(account: Account, state: str, at: float, ahead: float) -> AccountCard:
+
+def account_card(account: Account, at: float, ahead: float) -> AccountCard:
     """Return an account's card at a time of Trio's clock; the wall clock is `ahead` of it."""
     status = account.source.status() if isinstance(account.source, OAuthSource) else None
-    cooldown = account.cooldowns.get("")
+    condition, cooldown = account.condition(at), account.cooldowns.get("")
     cooldown_until = cooldown.until + ahead if cooldown is not None and cooldown.until > at else None
     refused = sorted(
         (m, r.until + ahead, r.reason) for m, r in account.cooldowns.items() if m and r.until > at
@@ -149,9 +160,9 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
         kind="Qwen account" if status else "own server" if account.provider_family == "open" else "key",
         plan=account.plan,
         host=urlsplit(url).hostname or "",
-        state=state,
-        message=_state_text(account, state, status, at),
-        severity="ok" if state in HEALTHY_STATES else "warning" if state in BUSY_STATES else "error",
+        state=condition.state,
+        message=_sentence(status.message if status and condition.state == "ready" else condition.message),
+        severity=condition.severity,
         in_flight=account.in_flight,
         requests=account.requests,
         failures=account.failures,
@@ -162,29 +173,18 @@ def account_card(account: Account, state: str, at: float, ahead: float) -> Accou
         quota_reset_at=None if cooldown is None or cooldown.reset_at is None else cooldown.reset_at + ahead,
         last_error=account.last_error,
         last_error_at=account.last_error_at,
+        last_message=account.last_message,
+        last_success_at=account.last_success_at,
         uses_login=status is not None,
         rate=tuple(_rate_text(account, at)),
         path=_path(account.name),
+        wake_path=f"/dashboard/accounts/{quote(account.name, safe='')}/wake",
         allowance=account.allowance,
     )
 
 
-def _state_text(account: Account, state: str, status: AccountStatus | None, at: float) -> str:
-    """Describe the state."""
-    if state == "unavailable":
-        wait = formatting.format_duration(account.circuit_breaker.wait(at))
-        return f"The upstream is unavailable; next attempt in {wait}."
-    if state == "cooling_down":
-        why = account.cooldowns[""].reason if "" in account.cooldowns else "an error"
-        wait = formatting.format_duration(account.cooldown_until("") - at)
-        return f"Cooling down after {why}; available again in {wait}."
-    if state == "at_capacity":
-        return "At its limit of concurrent requests (max_in_flight)."
-    if state == "rate_limited":
-        return "At its limit of requests or tokens per minute."
-    if status is not None:
-        return f"{status.message[:1].upper()}{status.message[1:].rstrip('.')}."
-    return "Ready to serve."
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _rate_text(account: Account, at: float) -> Iterator[Bar]:

@@ -117,8 +117,8 @@ class OverviewPages:
             "waiting": self._server.state.concurrency.queue_size
             + self._server.state.relay.accounts.queue_size,
             "health": STATES[health.state],
-            "well": health.ready,
-            "usable": health.usable,
+            "health_level": ("ok" if health.usable else "unknown") if health.ready else "error",
+            "account_states": sorted(health.accounts.items()),
             "account_count": sum(health.accounts.values()),
         }
 
