@@ -45,7 +45,7 @@ class LoginState:
 
 @dataclass(frozen=True, slots=True)
 class AccountHistory:
-    """What is known of an account from the results of its requests."""
+    """The knowledge about an account from the results of its requests."""
 
     last_success_at: float | None = None
     last_fault_at: float | None = None
