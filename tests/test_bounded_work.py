@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.relay.event_stream import MAX_EVENTS, SLICE, UpstreamEventStream
-from qproxy.telemetry import RelayRecord
+from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.wire import json_codec, raw_json, sse, tool_calls
 from qproxy.wire.events import ChoiceFinished, RawToolCallDelta, ReasoningDelta, TextDelta, Turn
 from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.realtime.translator import MAX_VALUES, SessionTranslator
+from qproxy.wire.token_ratios import TokenEstimate
 from qproxy.wire.tool_calls import ModelProfile
 from tests.helpers import HELLO, served, world
 from tests.realtime_client import UPGRADE
@@ -69,7 +70,11 @@ class Recorder:
 async def received(recorder, front, *reads):
     """All events of an answer that comes in these reads, while another task is ready."""
     answer = UpstreamEventStream(
-        RelayRecord(), source=cast("Any", Source(*reads)), front=front, back=Pipeline()
+        RelayRecord(),
+        ResponseTokens(TokenEstimate()),
+        source=cast("Any", Source(*reads)),
+        front=front,
+        back=Pipeline(),
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(recorder.others)
@@ -114,7 +119,9 @@ async def test_many_events_are_given_some_at_a_time():
     """However many events a read completes, whoever writes them gets a bounded number, and all of them in
     order."""
     count = 2 * MAX_EVENTS + 1
-    answer = UpstreamEventStream(RelayRecord(), source=None, front=Pipeline(), back=Pipeline())
+    answer = UpstreamEventStream(
+        RelayRecord(), ResponseTokens(TokenEstimate()), source=None, front=Pipeline(), back=Pipeline()
+    )
     answer.feed([TextDelta(str(number)) for number in range(count)], last=True)
     await answer.wait_started()
     given: list[Any] = [await answer.receive() for _ in range(4)]

@@ -1,4 +1,7 @@
-"""A finished request as a row of the ledger, and as what it adds to its hour. Pure."""
+"""A finished request as a row of the ledger, and as what it adds to its hour. Pure.
+
+Tokens that no upstream reported are estimates (`telemetry.response_tokens`), and so are their costs.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
     story, usage = record.relay, record.relay.usage or Usage()
     prompt, completion = record.tokens()
     account, model = story.account or "", story.served_model or story.model
+    priced = usage if story.usage is not None and not record.is_estimated else Usage(prompt, completion)
     return {
         "id": record.id,
         "ended": round(ended, 3),
@@ -38,8 +42,8 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "completion_tokens": completion,
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
-        "estimated": int(story.usage is None and prompt + completion > 0),
-        "cost": pricing.cost(account, model, story.usage or Usage(prompt, completion)) if account else None,
+        "estimated": int(record.is_estimated),
+        "cost": pricing.cost(account, model, priced) if account else None,
         "first_byte_ms": to_milliseconds(record.first_byte),
         "total_ms": to_milliseconds(record.seconds),
         "overhead_ms": to_milliseconds(record.overhead_seconds) if story.attempts else None,

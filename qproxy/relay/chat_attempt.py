@@ -19,7 +19,7 @@ from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
 from qproxy.relay.retry import Attempt
-from qproxy.telemetry import RelayRecord
+from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.transport import UpstreamResponse, UpstreamTransport
 from qproxy.wire import json_codec, sse, tool_adapter, tool_calls
 from qproxy.wire.context_overflow import ContextOverflow
@@ -37,7 +37,7 @@ from qproxy.wire.events import Turn
 from qproxy.wire.http_request import HTTPRequest
 from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.token_estimate import prompt_size
-from qproxy.wire.token_ratios import TokenRatios
+from qproxy.wire.token_ratios import TokenEstimate, TokenRatios
 
 MAX_ERROR_BODY = 64 * 1024
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/stream+json")
@@ -69,8 +69,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._restored = False
         """Whether ciphertext was put back that the client did not send."""
         self._restores = True
-        self._prompt_tokens = self._estimate_prompt() if counts_tokens else 0
-        self.tokens = self._prompt_tokens + output_limit(turn) if counts_tokens else 0
+        self._estimate = self._estimate_prompt() if counts_tokens else turn.token_estimate
+        self.tokens = self._estimate.prompt + output_limit(turn) if counts_tokens else 0
         self._amended = False
         self._stream: UpstreamEventStream | None = None
         """The response, once it has started."""
@@ -88,12 +88,13 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             if error.code == error_mapping.CONTEXT_EXCEEDED:
                 spec = self._policy.catalog.get(self._model)
                 error.overflow = (error.overflow or ContextOverflow()).completed(
-                    limit=spec.context if spec.knows("context") else None, prompt=self._estimate_prompt()
+                    limit=spec.context if spec.knows("context") else None,
+                    prompt=self._estimate_prompt().prompt,
                 )
             raise
 
-    def _estimate_prompt(self) -> int:
-        return self._token_ratios.estimate(self._model, prompt_size(self._turn)).prompt
+    def _estimate_prompt(self) -> TokenEstimate:
+        return self._token_ratios.estimate(self._model, prompt_size(self._turn))
 
     async def _start(
         self, account: Account, credential: Credential, stack: AsyncExitStack
@@ -131,6 +132,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             stream.on_finished = recorder.save
         await stream.wait_started()
         self._stream = stream
+        self._record.responses.append(stream.tokens)
         # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
         del self._turn
         return stream
@@ -149,7 +151,9 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
     def tokens_used(self) -> int:
         """Return the tokens of the response so far, none before it has started."""
-        return 0 if self._stream is None else self._stream.tokens_used(self._prompt_tokens)
+        if self._stream is None:
+            return 0
+        return self._stream.tokens.prompt + self._stream.tokens.completion
 
     def _keeper(self, account: Account, target: UpstreamTarget) -> ReasoningKeeper | None:
         """Return the keeper of the model's ciphertext, None for a model without one."""
@@ -196,11 +200,12 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         streamed: bool,
     ) -> UpstreamEventStream:
         """Return the events of a response, decoded by its content type rather than by the request."""
+        tokens = ResponseTokens(self._estimate)
         content_type = (response.header(b"content-type") or "").partition(";")[0].strip().lower()
         if content_type in STREAM_TYPES or (not content_type and streamed):
             decoder = Pipeline(sse.Decoder(), dialect.decoder(target))
-            return UpstreamEventStream(self._record, source=response, front=decoder, back=normalizer)
-        stream = UpstreamEventStream(self._record, source=None, front=Pipeline(), back=normalizer)
+            return UpstreamEventStream(self._record, tokens, source=response, front=decoder, back=normalizer)
+        stream = UpstreamEventStream(self._record, tokens, source=None, front=Pipeline(), back=normalizer)
         body = await response.read(MAX_WHOLE_BODY)
         feed = partial(_feed_whole, stream, body, response.status, dialect, target)
         await apart(feed) if len(body) > SLICE else feed()

@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from qproxy.access.rate_limits import size_of_texts
 from qproxy.accounts import Account
 from qproxy.auth import Credential
 from qproxy.relay.chat_attempt import check_status
@@ -21,7 +22,7 @@ from qproxy.relay.event_stream import MAX_WHOLE_BODY, apart
 from qproxy.relay.fan_out import merge_records, run_bounded
 from qproxy.relay.relay import Relay
 from qproxy.relay.retry import Attempt, RetryLoop
-from qproxy.telemetry import RelayRecord
+from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import embeddings as vectors
 from qproxy.wire.dialects import DIALECTS, embeddings
@@ -70,11 +71,11 @@ class _EmbeddingJob:
 
     async def done(self, at_once: int) -> EmbeddingResult:
         await run_bounded(self._batch, len(self._batches), at_once)
-        self._record.usage = Usage(self._tokens, 0, self._tokens)
         return EmbeddingResult([vector for batch in self._written for vector in batch], self._tokens)
 
     async def _batch(self, number: int) -> None:
         batch, record = self._batches[number], RelayRecord(served_model=self._model)
+        estimate = self._relay.token_ratios.estimate(self._model, size_of_texts(batch))
         attempt = EmbeddingAttempt(self._relay.transport, self._model, batch, record)
         loop = RetryLoop(self._relay.accounts, self._model, record, task="embedding")
         try:
@@ -83,7 +84,10 @@ class _EmbeddingJob:
         finally:
             merge_records(self._record, record)
             self._record.upstream_seconds = trio.current_time() - self._started_at
+        usage = Usage(found.tokens, 0, found.tokens) if found.tokens else None
+        self._record.responses.append(ResponseTokens(estimate, usage=usage))
         self._tokens += found.tokens
+        self._record.usage = Usage(self._tokens, 0, self._tokens) if self._tokens else None
         for row in found.rows:
             encode = partial(vectors.encode_vectors, row, base64=batch.base64)
             self._written[number].append(await apart(encode) if len(row) > LARGE else encode())

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from qproxy.telemetry import RelayRecord
+from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.transport import UpstreamResponse
 from qproxy.wire import sse
 from qproxy.wire.errors import RetryHint, UpstreamError
@@ -60,8 +60,15 @@ class UpstreamEventStream:
     """The events of one upstream response."""
 
     def __init__(
-        self, record: RelayRecord, *, source: UpstreamResponse | None, front: Pipeline, back: Pipeline
+        self,
+        record: RelayRecord,
+        tokens: ResponseTokens,
+        *,
+        source: UpstreamResponse | None,
+        front: Pipeline,
+        back: Pipeline,
     ) -> None:
+        """`tokens` counts those of this response as it arrives."""
         self._source = source
         self._decoder = front
         self._normalizer = back
@@ -69,8 +76,7 @@ class UpstreamEventStream:
         self._pending: list[Event] = []
         self._finished = False
         self._bytes = 0
-        self._usage: Usage | None = None
-        self._event_count = 0
+        self.tokens = tokens
         self.on_finished: Callable[[], Awaitable[None]] | None = None
         """Called once, before the last events are returned."""
 
@@ -100,10 +106,6 @@ class UpstreamEventStream:
             del self._pending[:MAX_EVENTS]
             await trio.lowlevel.checkpoint()
         return events
-
-    def tokens_used(self, prompt: int) -> int:
-        """Return the tokens used: as reported, otherwise estimated from the events and the prompt."""
-        return self._usage.total_tokens if self._usage else prompt + self._event_count
 
     async def read_all(self) -> list[Event]:
         """Return the remaining events, of at most MAX_WHOLE_BODY bytes."""
@@ -191,10 +193,10 @@ class UpstreamEventStream:
         seen = []
         for event in events:
             seen.append(event)
-            self._event_count += 1
             if isinstance(event, Usage):
-                self._record.usage = self._usage = event
+                self._record.usage = event
             elif isinstance(event, StreamFailed):
                 self._finished = True
                 break
+        self.tokens.add(seen)
         return seen

@@ -44,6 +44,7 @@ def merge_records(record: RelayRecord, part: RelayRecord) -> None:
     record.upstream_request_id = part.upstream_request_id or record.upstream_request_id
     record.attempts = max(record.attempts, part.attempts)
     record.failures += part.failures
+    record.responses += part.responses
     record.rules, record.rule_notes = part.rules or record.rules, part.rule_notes or record.rule_notes
     record.ignored = part.ignored or record.ignored
     record.repairs.update(part.repairs)

@@ -30,6 +30,7 @@ from qproxy.wire.events import (
     Turn,
     Usage,
 )
+from qproxy.wire.token_estimate import prompt_size
 
 MAX_CONCURRENT_PROMPTS = 4
 """Maximum concurrent whole responses of one request."""
@@ -40,7 +41,8 @@ def split_prompts(turn: Turn) -> Iterator[Turn]:
     """Return one turn per prompt."""
     assert turn.completion is not None
     for prompt, message in zip(turn.completion.prompts, turn.messages, strict=True):
-        yield replace(turn, messages=[message], completion=replace(turn.completion, prompts=(prompt,)))
+        part = replace(turn, messages=[message], completion=replace(turn.completion, prompts=(prompt,)))
+        yield replace(part, token_estimate=turn.token_estimate.resized(prompt_size(part)))
 
 
 class MultiPromptStream:

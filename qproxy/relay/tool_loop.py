@@ -33,6 +33,7 @@ from qproxy.tools.tool import Tool
 from qproxy.transport import ReceiveTimeout
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Event, ServerToolCall, ServerToolResult, StreamFailed, Turn, Usage
+from qproxy.wire.token_estimate import prompt_size
 from qproxy.wire.tool_rounds import RoundCall, RoundStage, add_usage, next_turn
 
 log = logging.getLogger("qproxy.relay")
@@ -227,7 +228,9 @@ class ToolLoop:
         self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
         self._stage = self._start_round(before)
         turn = replace(
-            self._turn, id=f"{self._client_turn.id}/{self._number}"
+            self._turn,
+            id=f"{self._client_turn.id}/{self._number}",
+            token_estimate=self._turn.token_estimate.resized(prompt_size(self._turn)),
         )  # ids of calls are derived from it
         self._stream = await self._relay.open(turn, self._record, self._held)
 

@@ -27,17 +27,15 @@ async def reserve_usage(
     ratios = state.relay.token_ratios
     estimate = ratios.estimate(served, size)
 
-    def finish_estimate() -> None:
-        """Keep the estimate if the upstream reported no usage; otherwise improve the next one."""
+    def improve_estimate() -> None:
+        """Learn from the reported tokens of the prompt."""
         usage = record.relay.usage
-        if usage is None:
-            record.prompt_estimate = estimate.prompt if record.first_byte is not None else 0
-        elif record.relay.rounds == 1:  # the prompts of further rounds are longer
+        if usage is not None and record.relay.rounds == 1:  # the prompts of further rounds are longer
             ratios.learn(served, size, usage.prompt_tokens)
 
     if key is not None and key.is_limited:
         await _reserve(state, key, estimate.prompt + max_tokens)
-    stack.callback(finish_estimate)  # runs before the callback of _reserve, which settles the recorded tokens
+    stack.callback(improve_estimate)
     return estimate
 
 

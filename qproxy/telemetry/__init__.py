@@ -3,6 +3,7 @@
     records    the facts of one request: names, numbers and codes
     counters   requests in flight and counts of finished ones; notifies listeners
     log_format a record as a log line
+    response_tokens  the tokens of an upstream response, reported or estimated
     redaction  removes secrets from logged text
     fragments  redacts secrets split across the events of a stream
     body_log   request and response bodies in the log (setting log_bodies)
@@ -23,6 +24,7 @@ from qproxy.telemetry.records import (
     TraceProtocol,
     TracerProtocol,
 )
+from qproxy.telemetry.response_tokens import ResponseTokens
 
 __all__ = [
     "FailedAttempt",
@@ -30,6 +32,7 @@ __all__ = [
     "RelayRecord",
     "RequestCounters",
     "RequestRecord",
+    "ResponseTokens",
     "ToolRunRecord",
     "TraceProtocol",
     "TracerProtocol",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from qproxy.telemetry.response_tokens import ResponseTokens
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Usage
 from qproxy.wire.http_request import Headers
@@ -86,6 +87,9 @@ class RelayRecord:
     """Which retired model another one stands for."""
     repairs: Counter[str] = field(default_factory=Counter)
     usage: Usage | None = None
+    """The tokens of the whole response that upstreams reported."""
+    responses: list[ResponseTokens] = field(default_factory=list)
+    """The upstream responses that have started, one for each round or prompt."""
     upstream_seconds: float = 0.0
     """Seconds spent waiting for upstreams, including backoff."""
     tool_seconds: float = 0.0
@@ -142,9 +146,7 @@ class RequestRecord:
     """Seconds from the start to the end of the response."""
     finish_reason: str | None = None
     chunks: int = 0
-    """Events of the response so far, about one per token."""
-    prompt_estimate: int = 0
-    """Estimated tokens of the prompt, used if the upstream reports none."""
+    """Events of the response so far."""
     tools: list[ToolRunRecord] = field(default_factory=list)
     relay: RelayRecord = field(default_factory=RelayRecord)
 
@@ -163,11 +165,17 @@ class RequestRecord:
         return max(0.0, self.seconds - self.relay.upstream_seconds - self.relay.tool_seconds)
 
     def tokens(self) -> tuple[int, int]:
-        """Return tokens in and out, as reported or else estimated from what was sent."""
+        """Return tokens in and out, as reported or else estimated from the text."""
+        if self.is_estimated:
+            responses = self.relay.responses
+            return sum(part.prompt for part in responses), sum(part.completion for part in responses)
         usage = self.relay.usage
-        if usage is not None:
-            return usage.prompt_tokens, usage.completion_tokens
-        return (self.prompt_estimate, self.chunks) if self.first_byte is not None else (0, 0)
+        return (0, 0) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Return whether an upstream did not report its tokens, or not all of them."""
+        return any(part.is_estimated for part in self.relay.responses)
 
     def seconds_per_token(self) -> float | None:
         """Return the seconds per output token after the first, None if unknown."""
@@ -189,7 +197,9 @@ class RequestRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as flat values, without unknown ones."""
-        record, usage = self.relay, self.relay.usage
+        record = self.relay
+        prompt, completion = self.tokens()
+        counted = record.usage is not None or bool(record.responses)
         values: dict[str, Any] = {
             "request_id": self.id,
             "method": self.method,
@@ -209,8 +219,9 @@ class RequestRecord:
             "attempts": record.attempts if record.retries else None,
             "rounds": record.rounds if record.rounds > 1 else None,
             "failures": ",".join(f"{account}:{code}" for account, code in record.failures) or None,
-            "prompt_tokens": usage.prompt_tokens if usage else None,
-            "completion_tokens": usage.completion_tokens if usage else None,
+            "prompt_tokens": prompt if counted else None,
+            "completion_tokens": completion if counted else None,
+            "tokens_estimated": self.is_estimated or None,
             "first_byte_ms": to_milliseconds(self.first_byte),
             "total_ms": to_milliseconds(self.seconds),
             "overhead_ms": to_milliseconds(self.overhead_seconds) if record.attempts else None,

@@ -41,6 +41,11 @@ class TokenEstimate:
     ratio: float = TOKENS_PER_BYTE
     """Tokens per byte of text."""
 
+    def resized(self, size: PromptSize) -> TokenEstimate:
+        """Return the estimate for another prompt of the same model."""
+        text = int(size.text_bytes * self.ratio) + 1 if size.text_bytes else 0
+        return TokenEstimate(size.images * TOKENS_PER_IMAGE + text, self.ratio)
+
     def text_tokens(self, text_bytes: int) -> int:
         """Return about how many tokens a text of this length has."""
         return ceil(text_bytes * self.ratio)
@@ -65,9 +70,7 @@ class TokenRatios:
 
     def estimate(self, model: str, size: PromptSize) -> TokenEstimate:
         """Return the estimate for a prompt of this size."""
-        ratio = self.ratio(model)
-        text = int(size.text_bytes * ratio) + 1 if size.text_bytes else 0
-        return TokenEstimate(size.images * TOKENS_PER_IMAGE + text, ratio)
+        return TokenEstimate(0, self.ratio(model)).resized(size)
 
     def learn(self, model: str, size: PromptSize, prompt_tokens: int) -> None:
         """Adjust a model's ratio by the tokens that its server reported for a prompt of text."""

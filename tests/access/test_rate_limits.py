@@ -1,5 +1,7 @@
 """Requests and tokens a minute: reserved, settled, given back, and told in headers."""
 
+import json
+
 import pytest
 import trio
 from hypothesis import given
@@ -186,9 +188,34 @@ async def test_rate_limit_headers(tmp_path, autojump_clock):
 
 
 BEGUN = chunk({"role": "assistant", "content": ""}) + chunk({"content": "Hel"})
+CALL = {"index": 0, "id": "call_1", "type": "function",
+        "function": {"name": "f", "arguments": json.dumps({"a": "word " * 1000})}}  # fmt: skip
+ZEROS = b'data: {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}\n\n'
 USED = {
     "a refused request": (FAULTS["fault-filter"][1], False, 0),
     "a server without tokens to tell": (ScriptedReply((BEGUN, chunk({}, "stop"), DONE)), False, range(2, 20)),
+    "a long text in one event, without tokens to tell": (
+        ScriptedReply((chunk({"content": "word " * 5000}), chunk({}, "stop"), DONE)),
+        False,
+        range(6250, 6290),
+    ),
+    "long reasoning and arguments": (
+        ScriptedReply(
+            (
+                chunk({"reasoning_content": "word " * 1000}),
+                chunk({"tool_calls": [CALL]}),
+                chunk({}, "tool_calls"),
+                DONE,
+            )
+        ),
+        False,
+        range(2500, 2550),
+    ),
+    "a report of no tokens": (
+        ScriptedReply((chunk({"content": "word " * 1000}), chunk({}, "stop"), ZEROS, DONE)),
+        False,
+        range(1250, 1290),
+    ),
     "a client that leaves before the answer": (ScriptedReply((PauseStep(1000),)), True, 0),
     "a client that leaves in mid-answer": (ScriptedReply((BEGUN, PauseStep(1000))), True, range(2, 20)),
 }

@@ -21,8 +21,10 @@ from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.usage import UsageRow
 from qproxy.limits.windows import WINDOWS
+from qproxy.telemetry import ResponseTokens
 from qproxy.wire import storable
 from qproxy.wire.events import Usage
+from qproxy.wire.token_ratios import TokenEstimate
 from tests.telemetry.factories import record
 
 NOON = datetime.fromisoformat("2026-11-26T12:10:00+00:00").timestamp()
@@ -117,7 +119,8 @@ def test_counts_beyond_measure_can_be_summed(path, reading):
 
 def test_a_client_that_left(path, reading):
     """Where the upstream told no tokens the row has a guess, and says so."""
-    kept(path, (0, {"usage": None, "outcome": "client_disconnected", "prompt_estimate": 50, "chunks": 7}))
+    started = [ResponseTokens(TokenEstimate(50), text_bytes=28)]
+    kept(path, (0, {"usage": None, "outcome": "client_disconnected", "responses": started}))
     connection = reading()
     found = connection.execute("SELECT prompt_tokens, completion_tokens, estimated FROM requests").fetchone()
     assert found == (50, 7, 1)

@@ -99,7 +99,7 @@ class GenerationRoutes:
                     remembers=not endpoint.exposes_server_tools,
                 )
                 estimate = await reserve_usage(state, turn.model, prompt_size(equipped), output_limit(turn))
-                turn = replace(turn, token_estimate=estimate)
+                equipped, turn = (replace(each, token_estimate=estimate) for each in (equipped, turn))
                 stack.callback(await state.concurrency.acquire())
                 answer = await state.tool_runtime.start(
                     state.relay, equipped, tools, record.relay, stack, request_context.nursery
