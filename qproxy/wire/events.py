@@ -83,6 +83,8 @@ class Turn:
     """Whether parts of the response may be kept for the next turn."""
     summarize_reasoning: bool = False
     """Whether the client wants a summary of the reasoning, and its ciphertext, where a model has them."""
+    preserve_reasoning: bool = False
+    """Whether the client's API keeps the reasoning of earlier responses in the prompt."""
     legacy_functions: bool = False
     """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()

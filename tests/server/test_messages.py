@@ -202,6 +202,29 @@ async def test_context_overflow(said, words, prepare, autojump_clock):
         assert error["message"].startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", HELLO),
+        ("/v1/completions", {"model": MODEL, "prompt": "hi"}),
+        ("/v1/responses", {"model": MODEL, "input": "hi"}),
+    ],
+)
+async def test_context_overflow_at_openais_endpoints(path, body, autojump_clock):
+    """Other endpoints have the numbers too, in OpenAI's words."""
+    said = {"message": "Range of input length should be [1, 8]", "type": "invalid_request_error"}
+    raw = json.dumps({"error": said}).encode()
+    refusal = ScriptedReply((raw,), status=400, content_type="application/json")
+    words = "This model's maximum context length is 8 tokens. However, your messages resulted in 9 "
+    async with world() as it:
+        for streamed in (False, True):
+            it.emulator.script(refusal)
+            status, _, answer = await it.post({**body, "stream": streamed}, path)
+            error = answer["error"]
+            assert (status, error["code"]) == (400, "context_length_exceeded")
+            assert error["message"].startswith(words)
+
+
 async def test_rate_limits(prepare, tmp_path, autojump_clock):
     """What a key has left, and that it has nothing left, is in Anthropic's headers; counting takes a request
     too."""

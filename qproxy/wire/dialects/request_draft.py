@@ -36,6 +36,7 @@ class RequestDraft:
         self.params = dict(turn.params)
         self.stream = turn.stream
         self.summarize_reasoning = turn.summarize_reasoning
+        self.preserve_reasoning = turn.preserve_reasoning
         self.is_completion = turn.completion
         self.forced_tools = forced_tools
         self.ignored: list[str] = []

@@ -298,7 +298,7 @@ RULES = (
         "encrypted_content of earlier reasoning is left out for models that have none",
         "all", thinking_rules.foreign_ciphertext),
     RequestRule("preserve_thinking",
-        "encrypted thoughts in the history switch preserve_thinking on, without which they are not read",
+        "encrypted thoughts in the history, and those of /v1/messages, switch preserve_thinking on",
         "dashscope", thinking_rules.preserve_thinking),
     RequestRule("cache_breakpoints",
         "prompt_cache_breakpoint becomes the cache_control that older models know, or is left out",

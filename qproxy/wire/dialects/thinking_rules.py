@@ -136,10 +136,14 @@ def foreign_ciphertext(draft: RequestDraft) -> bool:
 
 
 def preserve_thinking(draft: RequestDraft) -> bool:
-    """Without it the server leaves the ciphertext of earlier thoughts unread."""
-    if "encrypted_content" not in draft.marks or not draft.spec.encrypted_thinking:
-        return False
+    """Have the server read earlier thoughts: their ciphertext, and their text for APIs that keep it."""
     if "preserve_thinking" in draft.params:
+        return False
+    spec = draft.spec
+    is_encrypted = "encrypted_content" in draft.marks and bool(spec.encrypted_thinking)
+    has_text = draft.preserve_reasoning and "reasoning_content" in draft.marks
+    is_read_on_request = spec.preserve_thinking == "off" and spec.knows("preserve_thinking")
+    if not is_encrypted and not (has_text and is_read_on_request):
         return False
     draft.params["preserve_thinking"] = True
     return True

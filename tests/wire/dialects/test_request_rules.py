@@ -312,6 +312,30 @@ def test_a_model_that_always_thinks_cannot_be_forced():
     assert (applied.turn.tool_choice, "enable_thinking" in applied.turn.params) == ("auto", False)
 
 
+PRESERVED = {
+    "a model that reads them on request": ("qwen3.7-plus", True, {}, {"preserve_thinking": True}),
+    "a model that reads them anyway": ("qwen3.8-max", True, {}, {}),
+    "a model that does not": ("qwen-plus", True, {}, {}),
+    "an unknown model": ("llama-3", True, {}, {}),
+    "an API that does not keep them": ("qwen3.7-plus", False, {}, {}),
+    "a client that says so": (
+        "qwen3.7-plus",
+        True,
+        {"preserve_thinking": False},
+        {"preserve_thinking": False},
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "keeps", "params", "expected"), PRESERVED.values(), ids=PRESERVED)
+def test_thoughts_of_earlier_answers(model, keeps, params, expected):
+    """An API that keeps reasoning in the prompt gets it read by models that can, if its client agrees."""
+    history = [USER, {"role": "assistant", "content": "x", "reasoning_content": "r"}, USER]
+    for messages, wanted in ((history, expected), ([USER], params)):
+        given = replace(turn(messages, **params), preserve_reasoning=keeps)
+        assert apply(given, model).turn.params == wanted
+
+
 PASSES = {
     "thinking_display": "summarized",
     "preserve_thinking": True,

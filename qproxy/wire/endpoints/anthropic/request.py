@@ -153,6 +153,7 @@ def _decode(
         params={**_params(fields), **thinking_config.params, **declared.params},
         stream=fields.get("stream", False),
         summarize_reasoning=thinking_config.wants_summary,
+        preserve_reasoning=True,
         server_tools=declared.server_tools,
         include_tool_reports=validation.include_values(fields.get("qproxy"), "tools"),
         tools_bytes=None if tools_text is None else len(tools_text),
