@@ -20,7 +20,7 @@ from qproxy.cli.help import HelpPage
 from qproxy.cli.output import print_note, print_result
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.config.urls import split_url
+from qproxy.config.urls import complete_base_url, split_url
 
 if TYPE_CHECKING:
     from qproxy.diagnostics import Finding
@@ -110,13 +110,16 @@ def _check_server(config: Config, arguments: argparse.Namespace) -> Sequence[Fin
 def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Finding]:
     from qproxy import diagnostics
 
+    url = base_url(arguments.url)
+    if url != arguments.url.rstrip("/"):
+        print_note(f"The URL has no path; checking {url}.")
     key = sys.stdin.readline().strip() if arguments.key == "-" else arguments.key
     if not arguments.offline:
         print_note("Sending a few small requests (a few hundred tokens); --offline sends only free ones.")
     check = partial(
         diagnostics.check_url,
         config,
-        base_url(arguments.url),
+        url,
         key=key,
         model=arguments.model,
         costs=not arguments.offline,
@@ -126,7 +129,6 @@ def _check_url(config: Config, arguments: argparse.Namespace) -> Sequence[Findin
 
 def base_url(text: str) -> str:
     """Return the base URL with /v1 if it has no path. Raises ConfigError."""
-    parts = split_url(text)
-    if parts is None:
+    if split_url(text) is None:
         raise ConfigError(f"{text!r}: must be http(s)://host[:port]/path, without a query or password.")
-    return f"{text.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"
+    return complete_base_url(text)

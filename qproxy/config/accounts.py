@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from qproxy.config.urls import split_url
+from qproxy.config.urls import complete_base_url, split_url
 from qproxy.limits.windows import WINDOWS
 from qproxy.wire import realtime
 
@@ -172,6 +172,8 @@ def resolve_account(account: AccountConfig) -> AccountConfig:
     if account.kind == "key" and not key:
         raise ConfigError(f"{where}: set key, key_env or key_file.")
     plan = plan or ("open" if account.kind == "openai_compatible" else "payg")
+    if account.kind == "openai_compatible":
+        base_url = complete_base_url(base_url)
     return replace(
         account, base_url=base_url.rstrip("/"), plan=plan, key=key, **_capabilities(account, plan, base_url)
     )

@@ -341,9 +341,19 @@ class Config:
         """Return every value that no log may show: those of the fields that a repr hides."""
         return set(secret_values(self))
 
+    def base_url_notices(self) -> list[str]:
+        """Return a notice for each account whose base_url was completed with /v1."""
+        given = {"upstream": self.upstream, **{account.name: account.base_url for account in self.accounts}}
+        return [
+            f"account {account.name!r}: base_url has no path; using {account.base_url}."
+            for account in self.all_accounts()
+            if (url := given.get(account.name)) is not None and url.rstrip("/") != account.base_url
+        ]
+
     def warnings(self) -> list[str]:
         """Return warnings to log at startup."""
         warnings = [warning for account in self.all_accounts() for warning in key_warnings(account)]
+        warnings += self.base_url_notices()
         if self.log_bodies:
             warnings.append("log_bodies is on: the log contains everyone's conversations.")
         return warnings

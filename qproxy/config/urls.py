@@ -22,3 +22,9 @@ def split_url(url: str, schemes: Collection[str] = HTTP) -> SplitResult | None:
     if parts.scheme not in schemes or not parts.hostname or not has_valid_port or " " in url:
         return None
     return None if parts.query or parts.fragment or "@" in parts.netloc else parts
+
+
+def complete_base_url(url: str) -> str:
+    """Return a valid base URL without a trailing slash, and with /v1 if it has no path."""
+    parts = urlsplit(url)
+    return f"{url.rstrip('/')}{'' if parts.path.strip('/') else '/v1'}"

@@ -20,7 +20,7 @@ from qproxy.auth.credential_store import StorageError
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, key_warnings
 from qproxy.diagnostics import network, probes
-from qproxy.diagnostics.http_probe import HttpReply, fetch
+from qproxy.diagnostics.http_probe import HttpReply, fetch, versioned_base_url
 from qproxy.diagnostics.probes import PARSER
 from qproxy.diagnostics.report import Finding, State, last_failed
 from qproxy.relay import embeddings
@@ -85,8 +85,12 @@ class AccountCheck:
         if last_failed(found):
             return
         names = await self._models(credential, found)
+        if last_failed(found):
+            return
         model = self._model(names)
-        if model is None:
+        if model is None and found[-1].state == "warning":  # the list is the cause
+            found.append(self.finding("chat", "failed", "no model to test"))
+        elif model is None:
             found.append(self.finding("chat", "skipped", "no model to test", "set default_model"))
         else:
             for stream in (False, True):
@@ -96,7 +100,10 @@ class AccountCheck:
             else:
                 found.append(await self._tool_call(model, stream=False))
                 found.append(await self._tool_call(model, stream=True))
-        found.append(await self._embeddings(names))
+        if last_failed(found):
+            found.append(self.finding("embeddings", "skipped", "not tested, because chat failed"))
+        else:
+            found.append(await self._embeddings(names))
 
     def _key(self) -> list[Finding]:
         warnings = key_warnings(self.entry)
@@ -143,13 +150,16 @@ class AccountCheck:
             found.append(self.finding("models", "warning", error.message))
             return []
         found.append(network.check_clock(reply.header(b"date"), self.area, self.wall_clock()))
+        names, violations_found = bodies.check_models(reply.json())
+        if (reply.status != 200 or violations_found) and (finding := await self._missing_version(credential)):
+            found.append(finding)
+            return []
         if reply.status != 200:
             failure = error_mapping.error_from_response(
                 reply.status, reply.headers, reply.body, plan=self.account.plan
             )
             found.append(self._model_list_failed(failure))
             return []
-        names, violations_found = bodies.check_models(reply.json())
         offered = [name for name in names if self.account.supports(name)]
         text = f"{len(names)} listed, {len(offered)} enabled for this account"
         if violations_found:
@@ -157,6 +167,15 @@ class AccountCheck:
         else:
             found.append(self.finding("models", "ok", text))
         return names
+
+    async def _missing_version(self, credential: Credential) -> Finding | None:
+        """Return a failed finding if the base URL lacks /v1."""
+        target = self.account.target(credential, "")
+        url = await versioned_base_url(self.relay.transport, target.base_url, target.with_authorization())
+        if url is None:
+            return None
+        text = f"{target.base_url} has no model list, {url} has one"
+        return self.finding("models", "failed", text, f"set base_url to {url}")
 
     async def _list(self, credential: Credential) -> HttpReply:
         target = self.account.target(credential, "")

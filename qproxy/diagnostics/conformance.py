@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qproxy.diagnostics import network, probes
-from qproxy.diagnostics.http_probe import HttpReply, fetch
+from qproxy.diagnostics.http_probe import HttpReply, fetch, versioned_base_url
 from qproxy.diagnostics.probes import PARSER
 from qproxy.diagnostics.report import Finding, State, last_failed
 from qproxy.relay.chat_attempt import STREAM_TYPES
@@ -20,7 +20,7 @@ from qproxy.wire import json_codec, sse
 from qproxy.wire.conformance import RULES, Violation, bodies, chat
 from qproxy.wire.conformance.chat import ParsedResponse
 from qproxy.wire.errors import UpstreamError
-from qproxy.wire.http_request import HTTPRequest
+from qproxy.wire.http_request import Headers, HTTPRequest
 from qproxy.wire.models import ModelCatalog
 from qproxy.wire.models.catalog import EMPTY
 
@@ -44,6 +44,8 @@ class ConformanceCheck:
             return
         try:
             names = await self._models(found)
+            if names is None:
+                return
             await self._error_shapes(found)
             if costs:
                 await self._chat(names, found)
@@ -66,14 +68,24 @@ class ConformanceCheck:
             for (rule, message), cost in zip(distinct, costs, strict=True)
         ]
 
-    async def _models(self, found: list[Finding]) -> list[str]:
+    async def _models(self, found: list[Finding]) -> list[str] | None:
+        """Return the listed models; None if no other check can pass either."""
         reply = await self._send("GET", "/models")
         found.append(network.check_clock(reply.header(b"date"), self.url, self.wall_clock()))
-        if reply.status != 200:
-            advice = "pass the key with --key" if reply.status in (401, 403) else ""
+        if reply.status in (401, 403):
+            advice = "check the key" if self.key else "pass the key with --key"
             found.append(self._finding("models", "failed", reply.message, advice))
-            return []
+            return None
         names, violations = bodies.check_models(reply.json())
+        if reply.status != 200 or violations:
+            url = await versioned_base_url(self.transport, self.url, self._headers())
+            if url is not None:
+                text = f"{self.url} has no model list, {url} has one"
+                found.append(self._finding("models", "failed", text, f"use {url}"))
+                return None
+        if reply.status != 200:
+            found.append(self._finding("models", "failed", reply.message))
+            return []
         found += self._violation_finding("models", violations, f"{len(names)} listed")
         return names
 
@@ -161,14 +173,15 @@ class ConformanceCheck:
                     name, violations, f"{model} returned {len(probes.TEXTS)} vectors"
                 )
 
+    def _headers(self) -> Headers:
+        authorization = [(b"authorization", b"Bearer " + self.key.encode())] if self.key else []
+        return ((b"content-type", b"application/json"), *authorization)
+
     async def _send(
         self, method: str, path: str, body: dict[str, Any] | None = None, raw: bytes | None = None
     ) -> HttpReply:
-        headers = [(b"content-type", b"application/json")]
-        if self.key:
-            headers.append((b"authorization", b"Bearer " + self.key.encode()))
         data = raw if raw is not None else json_codec.dumps(body) if body is not None else b""
-        request = HTTPRequest(method, f"{self.url}{path}", tuple(headers), data)
+        request = HTTPRequest(method, f"{self.url}{path}", self._headers(), data)
         return await fetch(self.transport, request)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec
+from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import Headers, HTTPRequest
 
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
@@ -39,6 +40,18 @@ class HttpReply:
         error = body.get("error", body.get("message")) if isinstance(body, dict) else None
         text = error.get("message") if isinstance(error, dict) else error
         return f"status {self.status}: {str(text or self.body[:200].decode(errors='replace'))[:300]}"
+
+
+async def versioned_base_url(transport: UpstreamTransport, base_url: str, headers: Headers) -> str | None:
+    """Return a base URL with /v1 added if that one has a model list, or None."""
+    if base_url.endswith("/v1"):
+        return None
+    try:
+        reply = await fetch(transport, HTTPRequest("GET", f"{base_url}/v1/models", headers))
+    except UpstreamError:
+        return None
+    has_list = reply.status in (401, 403) or (reply.status == 200 and isinstance(reply.json(), dict))
+    return f"{base_url}/v1" if has_list else None
 
 
 async def fetch(transport: UpstreamTransport, request: HTTPRequest) -> HttpReply:

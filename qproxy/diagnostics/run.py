@@ -60,13 +60,17 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
             Finding(CONFIGURATION, "models", "warning", notice)
             for notice in retirement_notices(config, state.relay.policy.catalog)
         ]
+        found += [
+            Finding(CONFIGURATION, "base URL", "warning", notice) for notice in config.base_url_notices()
+        ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
         accounts = zip(entries, state.relay.accounts.accounts, strict=True)
         checks = [account_check(entry, account, state.relay, config) for entry, account in accounts]
-        if offline:
-            return [*found, *[finding for check in checks for finding in await check.offline()]]
         needs_sandbox = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
+        if offline:
+            found += await tool_checks.check_sandbox(state.tool_runtime, sandbox, needs_sandbox)
+            return [*found, *[finding for check in checks for finding in await check.offline()]]
         return found + await _run_concurrently(
             checks, partial(tool_checks.check_tools, state.tool_runtime, sandbox, needs_sandbox)
         )

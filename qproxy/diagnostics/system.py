@@ -51,6 +51,8 @@ def _directory(home: Path) -> Finding:
         text = f"{home} will be created" if writable else f"{home} does not exist and cannot be created"
         advice = "" if writable else "set QPROXY_HOME to a directory that this user can write"
         return Finding(FILES, name, "ok" if writable else "failed", text, advice)
+    if not home.is_dir():
+        return Finding(FILES, name, "failed", f"{home} is not a directory", "set QPROXY_HOME to a directory")
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         return Finding(FILES, name, "failed", f"{home} is not accessible", "check its owner and mode")
     mode = stat.S_IMODE(home.stat().st_mode)
@@ -86,6 +88,8 @@ def _database(name: str, path: Path) -> Finding:
         if _is_creatable(path):
             return Finding(FILES, name, "ok", f"{path} will be created")
         return Finding(FILES, name, "failed", f"{path} cannot be created", "check the owner of its directory")
+    if path.is_dir():
+        return Finding(FILES, name, "failed", f"{path} is a directory", "name a file in it")
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK):
         text = f"{path} is not writable"
         return Finding(FILES, name, "failed", text, "check the owner and mode of the file and its directory")

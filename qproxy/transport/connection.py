@@ -10,6 +10,7 @@ Every await has a limit of `TransportLimits`; timeouts and errors of the network
 from __future__ import annotations
 
 import math
+import os
 import select
 import ssl
 from collections.abc import Awaitable, Callable
@@ -89,11 +90,20 @@ class map_errors:
             cause: BaseException = error.__cause__ or error
             while isinstance(cause, BaseExceptionGroup):  # one error per address
                 cause = cause.exceptions[0]
-            reason = str(cause) or type(cause).__name__
-            raise UpstreamError(f"{self._failure}: {reason[:200]}.", retry=self._retry) from error
+            raise UpstreamError(f"{self._failure}: {_reason(cause)[:200]}.", retry=self._retry) from error
         if isinstance(error, h11.ProtocolError):
             message = f"{self._failure}: invalid HTTP ({str(error)[:200]})."
             raise UpstreamError(message, code="upstream_invalid_response", retry=self._retry) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the reason of a network error, without its number and its place in OpenSSL's source."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        reason = os.strerror(error.errno) if error.errno > 0 else error.strerror  # getaddrinfo's are negative
+        return (reason or str(error)).rstrip(".")
+    return str(error) or type(error).__name__
 
 
 class UpstreamResponseHead(NamedTuple):

@@ -96,6 +96,19 @@ def test_offline(monkeypatch, capsys):
     assert "secret" not in output.out + output.err
 
 
+TOOL = '[[tools]]\nname = "x"\ndescription = "d"\nargv = ["true"]\n'
+
+
+def test_offline_tests_the_sandbox(monkeypatch, capsys, tmp_path):
+    """--offline tests the sandbox that the tools need."""
+    (tmp_path / "qproxy.toml").write_text(f'upstream = "http://127.0.0.1:1"\nport = 0\n{TOOL}')
+    monkeypatch.chdir(tmp_path)
+    cli.main(["check", "--offline", "--json"])
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["sandbox"]["state"] in ("ok", "failed")
+    assert "using http://127.0.0.1:1/v1" in findings["base URL"]["message"]
+
+
 def test_a_key_from_standard_input(monkeypatch, capsys):
     """`--key -` reads the key from standard input; an unreachable server is a failed check."""
     monkeypatch.setattr("sys.stdin", io.StringIO("sk-very-secret\n"))

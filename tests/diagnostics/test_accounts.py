@@ -83,6 +83,36 @@ async def test_a_rejected_key():
     assert "region and plan" in next(finding for finding in found if finding.failed).advice
 
 
+async def test_a_rejected_key_is_the_only_failure():
+    """What follows from a rejected key is neither tested nor reported with advice of its own."""
+    found = await check_account(Emulator(keys={"sk-other"}))
+    assert [finding.name for finding in found if finding.advice] == ["models"]
+    assert found[-1].name == "models"
+
+
+async def test_a_failed_chat_is_the_only_failure(autojump_clock):
+    """Embeddings are not tested after a failed chat, whose cause they share."""
+    found = await check_account(default_model="fault-quota")
+    assert [finding.name for finding in found if finding.failed] == ["chat, non-streamed"]
+    assert states(found)["embeddings"] == "skipped"
+
+
+async def test_no_model_list_and_no_model():
+    """An account of which nothing could be tested has failed; the advice is that of the missing list."""
+    entry = AccountConfig("mine", "openai_compatible", base_url="http://127.0.0.1:1/nowhere")
+    found = await check_account(Emulator(), entry)
+    assert (states(found)["models"], states(found)["chat"]) == ("warning", "failed")
+    assert [finding.name for finding in found if finding.advice] == ["models"]
+
+
+async def test_a_base_url_without_its_version():
+    """A base URL that lacks /v1 is named, and nothing else is tested."""
+    entry = AccountConfig("mine", "openai_compatible", base_url="http://127.0.0.1:1/compatible-mode")
+    found = await check_account(Emulator(), entry)
+    assert (found[-1].name, found[-1].state) == ("models", "failed")
+    assert found[-1].advice == "set base_url to http://127.0.0.1:1/compatible-mode/v1"
+
+
 async def test_repaired_and_missing_tool_calls():
     """Repairs are named, and a server without a tool parser gets advice."""
     emulator = Emulator()

@@ -50,6 +50,23 @@ async def probed(handle, **settings):
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("key", [None, "sk-y"])
+async def test_a_rejected_key_ends_the_checks(key):
+    """Without a valid key nothing else is tested, and the only advice is about the key."""
+    emulator = Emulator(keys={"sk-x"})
+    async with probed(emulator.handle, key=key) as found:
+        assert [finding.name for finding in found if finding.failed] == ["models"]
+        assert found[-1].advice == ("check the key" if key else "pass the key with --key")
+
+
+async def test_a_base_url_without_its_version(monkeypatch):
+    """A URL that lacks /v1 is named, as for an account, and nothing else is tested."""
+    monkeypatch.setattr("tests.diagnostics.test_conformance.URL", "http://127.0.0.1:1/compatible-mode")
+    async with probed(Emulator().handle) as found:
+        assert [finding.name for finding in found] == ["connection", "clock", "models"]
+        assert (found[-1].state, found[-1].advice) == ("failed", "use http://127.0.0.1:1/compatible-mode/v1")
+
+
 async def test_a_conforming_server():
     """Every check passes, with the tokens that it used; the key is sent."""
     emulator = Emulator(keys={"sk-x"})
