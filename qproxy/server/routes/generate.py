@@ -126,15 +126,8 @@ async def _decode_turn(endpoint: Endpoint, state: ServerState, history: NoHistor
     )
     is_large = isinstance(body, raw_json.RawBody) and body.raw_fields.size > LARGE
     turn = await apart(decode) if is_large else decode()
-    return turn if turn.session else _with_session(turn, endpoint.api.session_headers)
-
-
-def _with_session(turn: Turn, names: Sequence[str]) -> Turn:
-    """Return the turn with the session that a request header names."""
-    for name in names:
-        if session := request_context.headers().get(name):
-            return replace(turn, session=session)
-    return turn
+    apply_headers = endpoint.api.apply_headers
+    return turn if apply_headers is None else apply_headers(turn, request_context.headers().get)
 
 
 async def _whole_response(

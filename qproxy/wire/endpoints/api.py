@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from qproxy.wire.endpoints.models import Model
 from qproxy.wire.errors import QproxyError
-from qproxy.wire.events import JSON
+from qproxy.wire.events import JSON, Turn
 
 
 class RateLimitStatus(NamedTuple):
@@ -50,8 +50,8 @@ class Api:
     """The response headers of this API that a page's script may read (CORS)."""
     api_key_headers: tuple[str, ...] = ("x-api-key",)
     """The headers that hold an API key beside `authorization: Bearer`; the first one is documented."""
-    session_headers: tuple[str, ...] = ()
-    """Request headers with the client's own id of the conversation."""
+    apply_headers: Callable[[Turn, Callable[[str], str | None]], Turn] | None = None
+    """Adds to a decoded turn what the request's headers, looked up by name, say beyond its body."""
     keep_alive: bytes = b": keep-alive\n\n"
     """Bytes sent in a silent stream: SSE clients skip a line that begins with a colon."""
     model_list: Callable[[Iterable[Model], Mapping[str, str]], JSON]

@@ -5,6 +5,7 @@
            tool_results, tools, thinking
 
     request         the fields, and the turn that they ask for (`decode`; `decode_count` for counting)
+    request_headers  what headers add to it
     conversation    messages as chat messages
     content_blocks  text, pictures, documents as content parts; notes for what was left out
     system_prompt   the system prompt, and reminders in mid-conversation

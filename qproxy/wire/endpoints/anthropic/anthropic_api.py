@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from qproxy.wire.endpoints import openai_errors
-from qproxy.wire.endpoints.anthropic import errors, models
+from qproxy.wire.endpoints.anthropic import errors, models, request_headers
 from qproxy.wire.endpoints.anthropic.encoder import PING
 from qproxy.wire.endpoints.api import Api, RateLimitStatus
 
@@ -36,7 +36,7 @@ ANTHROPIC = Api(
         *(f"anthropic-ratelimit-{unit}-{name}" for unit in ("requests", "tokens") for name in ("limit",
             "remaining", "reset")),
     ),
-    session_headers=("x-claude-code-session-id",),
+    apply_headers=request_headers.apply_headers,
     keep_alive=PING,
     model_list=models.model_list,
     model_object=models.model_object,
