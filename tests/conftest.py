@@ -2,6 +2,7 @@
 
 from hypothesis import settings
 
-# The same examples in every run; `scripts/fuzz` looks for new ones.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.load_profile("same")
+from tests.examples import examples
+
+settings.register_profile("qproxy", examples(100))
+settings.load_profile("qproxy")

@@ -8,8 +8,8 @@ from qproxy.access.client_address import MAX_HOPS, UNIX, TrustedProxies, parse_a
 from qproxy.bootstrap.app import build_server
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
+from tests.examples import examples
 from tests.helpers import accounts
-from tests.wire.strategies import examples
 
 XFF, FORWARDED = b"X-Forwarded-For", b"Forwarded"
 PROXIES = TrustedProxies(["10.0.0.0/8", "2001:db8:1::/48", "unix"])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from qproxy.emulator.realtime_session import RealtimeModel, tone
 from qproxy.wire import json_codec
 from qproxy.wire.realtime import SessionTranslator
+from tests.examples import examples
 from tests.wire.strangers import mutated, mutations, values
-from tests.wire.strategies import examples
 
 FUNCTION = {"name": "f", "parameters": {}}
 WRONG = {

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from qproxy.emulator import FAULTS, Emulator, IdentityServer, chat, completions, embeddings
 from qproxy.emulator.errors import ApiError
 from qproxy.emulator.schema_values import example_arguments
+from tests.examples import examples
 from tests.helpers import H1Client
 from tests.wire.strangers import ASK, mutated, mutations, values
-from tests.wire.strategies import examples
 
 USER = {"role": "user", "content": "hi"}
 TOOL: dict = {"type": "function", "function": {"name": "get_weather", "description": "weather"}}

@@ -9,13 +9,14 @@ import hpack
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy import http_server
 from qproxy.bootstrap.app import serve
 from qproxy.config import Config
 from qproxy.http_server import h2 as http2
+from tests.examples import examples
 from tests.helpers import H1Client, H2Client, accounts, served, world
 from tests.http_server.test_h2_frames import (
     CONTINUATION,
@@ -33,7 +34,6 @@ from tests.http_server.test_h2_frames import (
     frame,
 )
 from tests.http_server.test_patches import answer
-from tests.wire.strategies import FACTOR
 
 TIMEOUT = 7.0
 BEGIN = PREFACE + frame(SETTINGS)
@@ -116,7 +116,7 @@ def test_openings_at_random():
     than the idle time."""
 
     @given(st.lists(IDLE_FRAMES, max_size=12), st.integers(0, 400), st.integers(1, 60), st.floats(0.1, 5))
-    @settings(derandomize=not FACTOR, deadline=None, max_examples=100 * max(1, FACTOR))
+    @examples(100)
     def check(sequence, end, size, pause):
         data = (BEGIN + b"".join(sequence))[:end]
         trio.run(play, data, size, pause, clock=trio.testing.MockClock(autojump_threshold=0))

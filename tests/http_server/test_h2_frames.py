@@ -11,12 +11,12 @@ import hpack
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.http_server import h2 as http2
+from tests.examples import examples
 from tests.helpers import H2Client, served, world
-from tests.wire.strategies import FACTOR
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -166,7 +166,6 @@ async def test_a_preface_that_goes_wrong(caplog, autojump_clock):
     ),
     st.lists(st.integers(1, 4000), max_size=10),
 )
-@settings(derandomize=True, deadline=None)
 def test_frames_are_split_at_any_cut(some, cuts):
     """However the bytes come, they stay the same, and no piece has more than so many frames that end in
     it."""
@@ -241,7 +240,7 @@ def test_frames_at_random(caplog):
     """Any sequence of such frames is taken just so."""
 
     @given(st.lists(frames_at_random, min_size=10, max_size=10))
-    @settings(derandomize=not FACTOR, deadline=None, max_examples=15 * max(1, FACTOR))
+    @examples(15)
     def check(sequences):
         trio.run(play, sequences, clock=trio.testing.MockClock(autojump_threshold=0))
 

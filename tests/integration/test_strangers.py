@@ -21,10 +21,10 @@ from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.emulator import ScriptedReply
 from qproxy.wire import storable
 from qproxy.wire.endpoints import ENDPOINTS
+from tests.examples import examples
 from tests.helpers import HELLO, MODEL, accounts, world
 from tests.telemetry.factories import record
 from tests.wire.strangers import ANSWERS, ASK, ASKS, mutated, mutations
-from tests.wire.strategies import examples
 
 VECTORS: Any = {
     "object": "list",

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from qproxy.server.authentication import Access
 from qproxy.wire.endpoints import ENDPOINTS
 from qproxy.wire.errors import RequestError
+from tests.examples import examples
 from tests.helpers import HELLO, MODEL, world
-from tests.wire.strategies import examples
 
 METHODS = ("get", "post", "put", "patch", "delete")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qproxy.telemetry.fragments import redact_stream
 from qproxy.telemetry.redaction import REDACTED, Redactor
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 REDACT = Redactor(["opaque-secret"]).text
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qproxy.telemetry.log_format import LogFormatter
 from qproxy.telemetry.redaction import _NAMED, _SHAPED, MAX_BODY_LENGTH, REDACTED, Redactor, _hide_value
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dozjgNryP4J3jVmNHl0w5N"
 

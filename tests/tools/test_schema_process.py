@@ -18,7 +18,7 @@ from qproxy.tools import invoke, mcp, schema_worker
 from qproxy.tools.mcp_stdio import stdio_connection
 from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
 from qproxy.tools.tool import Tool, ToolError
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 DOUBLING = {
     **{f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]} for n in range(22)},

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.transport import ReceiveTimeout, UpstreamTransport
@@ -17,6 +17,7 @@ from qproxy.transport.interruptible import InterruptibleStream
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import HTTPRequest
 from tests.defaults import transport_limits
+from tests.examples import examples
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 BODY = b"".join(b"data: %d of a stream\n\n" % n for n in range(12))
@@ -57,7 +58,7 @@ async def served(stream, cuts, pauses, tls):
     pauses=st.lists(st.sampled_from([0.0, 0.4, 1.0, 1.5, 3.0]), min_size=1, max_size=6),
     tls=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_no_byte_is_lost(cuts, pauses, tls):
     """A reader that gives up every second reads the same bytes as one that waits."""
     clock = trio.testing.MockClock(autojump_threshold=0)

@@ -1,22 +1,9 @@
 """Random replies of a model: text, fences and calls in any spelling, and what must be read from them."""
 
 import json
-import os
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-
-FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
-"""Set by `scripts/fuzz`: that many times more examples, and others each time."""
-
-
-def examples(count):
-    """So many examples: always the same ones, but when fuzzing."""
-    many = max(1, FACTOR) * count
-    slow = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(derandomize=not FACTOR, deadline=None, max_examples=many, suppress_health_check=slow)
-
 
 KEYS = {"a": {"type": "string"}, "b": {"type": "string"}, "n": {"type": "integer"}, "o": {"type": "object"}}
 NAMES = ("alpha", "beta_two")

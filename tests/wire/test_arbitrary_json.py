@@ -27,8 +27,9 @@ from qproxy.wire.endpoints.openai_errors import error_body
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Turn
 from qproxy.wire.pipeline import Pipeline
+from tests.examples import examples
 from tests.wire.strangers import ANSWERS, ASK, ASKS, mutated, mutations
-from tests.wire.strategies import TOOLS, examples
+from tests.wire.strategies import TOOLS
 
 
 def encoded(endpoint, turn, events):

@@ -8,7 +8,7 @@ from typing import Any
 
 import h11
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.transport import UpstreamTransport
@@ -18,10 +18,10 @@ from qproxy.wire.bounded_h11 import MAX_CHUNK_LINE, BoundedConnection
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http1 import MAX_BLANK_RUN, MAX_LINES
 from tests.defaults import transport_limits
+from tests.examples import examples
 from tests.helpers import H1Client, served, world
 from tests.hostile_heads import CHUNKED
 from tests.transport.test_transport import Net, fetch
-from tests.wire.strategies import FACTOR
 
 LIMIT = 64 * 1024
 CPU_SECONDS = 30
@@ -76,7 +76,7 @@ MESSAGES = [
 ]
 
 
-@settings(derandomize=not FACTOR, deadline=None, max_examples=500 * max(1, FACTOR))
+@examples(500)
 @given(
     st.sampled_from(MESSAGES),
     st.lists(st.integers(0, 500), max_size=6),

@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import sse, tool_calls
 from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.events import StreamFailed, Turn
 from qproxy.wire.pipeline import Pipeline
+from tests.examples import examples
 from tests.wire.tool_call_contract import check, fold
 
 FILES = sorted((Path(__file__).parents[1] / "recorded").rglob("*.sse"))
@@ -62,7 +63,7 @@ def test_recorded(path):
 
 
 @given(st.sampled_from(FILES), st.lists(st.integers(0, 5000), max_size=20))
-@settings(derandomize=True, deadline=None, max_examples=150)
+@examples(150)
 def test_any_cut_of_the_bytes(path, cuts):
     """No cut of the bytes makes a difference."""
     raw = path.read_bytes()

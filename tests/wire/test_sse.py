@@ -1,12 +1,13 @@
 """Server-sent events: the standard, and the servers that bend it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import sse
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.sse import ServerSentEvent
+from tests.examples import examples
 
 E = ServerSentEvent
 CASES: dict[str, tuple[bytes, list[ServerSentEvent]]] = {
@@ -66,7 +67,7 @@ def test_whole_and_byte_by_byte(data, events):
 
 
 @given(st.lists(st.sampled_from([data for data, _ in CASES.values()]), min_size=1, max_size=3), st.data())
-@settings(derandomize=True, deadline=None, max_examples=150)
+@examples(150)
 def test_any_split(parts, data):
     """Any cut gives what the whole gives."""
     body = b"".join(parts)

@@ -13,7 +13,7 @@ from qproxy.wire import token_estimate
 from qproxy.wire.endpoints import anthropic
 from qproxy.wire.token_estimate import QWEN2, QWEN3_5, TokenCounter, count_text, vocabulary_of
 from tests.defaults import DECODE_LIMITS
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 CORPUS = Path(__file__).parent / "token_corpus"
 COUNTS = json.loads((CORPUS / "counts.json").read_text())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from qproxy.wire import token_ratios
 from qproxy.wire.token_ratios import PromptSize, TokenEstimate, TokenRatios
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 
 def test_initial_estimate():

@@ -5,12 +5,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import tool_schemas
 from qproxy.wire.events import ChoiceFinished, ToolCallArgumentsDelta, ToolCallStart, Turn
 from qproxy.wire.tool_adapter import adapt_tools, alias_name
+from tests.examples import examples
 
 
 def named(*names):
@@ -139,7 +140,7 @@ def test_inputs(text, expected):
 
 
 @given(st.text(), st.lists(st.integers(0, 200), max_size=6), st.booleans())
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(200)
 def test_any_input(text, cuts, ascii):
     """Any text goes through as it was, wherever the stream was cut."""
     assert unwrapped(json.dumps({"input": text}, ensure_ascii=ascii), cuts) == text

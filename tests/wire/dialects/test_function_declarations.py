@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import sse, tool_calls
 from qproxy.wire.dialects import DIALECTS, UpstreamTarget
 from qproxy.wire.events import StreamFailed, Turn, Usage
 from qproxy.wire.pipeline import Pipeline
+from tests.examples import examples
 from tests.wire.tool_call_contract import check, fold
 
 TARGET = UpstreamTarget("https://h/v1", "m", "sk-1", "open", "open", tool_schema="function_declarations")
@@ -242,7 +243,7 @@ def test_streams(dialect, messages, text, calls):
 
 
 @given(st.data(), st.sampled_from(sorted(STREAMS)), st.sampled_from(sorted(DIALECTS)))
-@settings(derandomize=True, deadline=None, max_examples=100)
+@examples(100)
 def test_any_cut(data, name, dialect):
     """A stream says the same wherever it was cut."""
     messages, text, calls = STREAMS[name]

@@ -13,9 +13,10 @@ from qproxy.wire.dialects import prompt_tools
 from qproxy.wire.events import ChoiceFinished, TextDelta, Turn
 from qproxy.wire.models import ModelSpec
 from qproxy.wire.tool_calls import hermes, qwen_coder
+from tests.examples import examples
 from tests.wire.strategies import TOOLS as DECLARED
 from tests.wire.strategies import arguments as given_arguments
-from tests.wire.strategies import examples, value_text
+from tests.wire.strategies import value_text
 from tests.wire.tool_call_contract import fold
 
 TOOLS = [

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qproxy.wire import tool_calls
@@ -24,6 +24,7 @@ from qproxy.wire.events import (
 from qproxy.wire.pipeline import Pipeline
 from qproxy.wire.sse import ServerSentEvent
 from qproxy.wire.tool_calls.json_state import JSONState
+from tests.examples import examples
 from tests.wire.tool_call_contract import check, fold
 
 NAMES = ("lookup", "write", "write_note", "one", "two")
@@ -221,7 +222,7 @@ def test_a_header_leaves_at_once():
     ),
     st.data(),
 )
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(200)
 def test_any_cut_of_the_arguments(texts, data):
     """However arguments are cut into deltas, they add up to what was written."""
     events = []
@@ -248,7 +249,7 @@ def test_any_cut_of_the_arguments(texts, data):
     ),
     st.sampled_from([(), END, (StreamDone(),)]),
 )
-@settings(derandomize=True, deadline=None, max_examples=300)
+@examples(300)
 def test_no_deltas_break_the_contract(deltas, end):
     """Random deltas never raise, and what comes out obeys the contract."""
     run(*deltas, *end)
@@ -376,7 +377,7 @@ def test_implied_thought():
     ),
     st.integers(0, 200),
 )
-@settings(derandomize=True, deadline=None, max_examples=200)
+@examples(200)
 def test_the_automaton_agrees_with_json(value, cut):
     """A JSON text is accepted at any cut, and is complete exactly at its end."""
     text = json.dumps([value])

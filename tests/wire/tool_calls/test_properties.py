@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from qproxy.wire import tool_calls
 from qproxy.wire.events import ChoiceFinished, ReasoningDelta, StreamDone, TextDelta, Turn
-from tests.wire.strategies import TOOLS, examples, joined, prose, replies
+from tests.examples import examples
+from tests.wire.strategies import TOOLS, joined, prose, replies
 from tests.wire.tool_call_contract import check, fold
 
 TURN = Turn(id="chatcmpl-1", created=0, model="m", messages=[], tools=TOOLS)

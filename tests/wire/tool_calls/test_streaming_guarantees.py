@@ -85,7 +85,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("text", LIMITS.values(), ids=LIMITS.keys())
-@pytest.mark.parametrize("size", [1, 1000, 100_000])
+@pytest.mark.parametrize("size", [7, 1000, 100_000])
 def test_what_never_becomes_a_call_is_let_go(text, size):
     """At a limit of some 64 KiB unconfirmed text is passed on; none of it is lost, at any cut."""
     stage = tool_calls.build_pipeline(TURN)
@@ -167,7 +167,7 @@ def test_work_is_linear(make, size, monkeypatch):
     work = Work(monkeypatch)
     profile = ModelProfile(bare_json=make in BARE.values())
     spent = []
-    for length in (20_000, 40_000):
+    for length in (8_000, 16_000):
         text, work.done = make(length), 0
         stage = tool_calls.build_pipeline(TURN, profile)
         for at in range(0, len(text), size):
@@ -176,12 +176,11 @@ def test_work_is_linear(make, size, monkeypatch):
         for _ in (*stage.feed(ChoiceFinished("stop")), *stage.feed(StreamDone())):
             pass
         spent.append(work.done)
-    assert spent[1] < 2.3 * spent[0] + 10_000
+    assert spent[1] < 2.3 * spent[0] + 4_000
 
 
 def test_structured_arguments_are_looked_at_once(monkeypatch):
-    """A megabyte of arguments in very many deltas is read at most once, and joined only where it is asked
-    for."""
+    """Arguments in very many deltas are read at most once, and joined only on demand."""
     work = Work(monkeypatch)
     joined = []
 
@@ -193,7 +192,7 @@ def test_structured_arguments_are_looked_at_once(monkeypatch):
 
     monkeypatch.setattr(call_router, "ArgumentsAccumulator", Watched)
     stage = tool_calls.build_pipeline(TURN)
-    count = 100_000
+    count = 10_000
     pieces = ['{"content": "', *["eleven char"] * count, '"}']
     first, *rest = pieces
     deltas = [RawToolCallDelta(0, "x", "write_file", first)] + [

@@ -29,7 +29,7 @@ from qproxy.wire.events import (
 from qproxy.wire.token_ratios import TokenEstimate
 from tests.anthropic_types import frames, judge_error, judge_message, judge_stream
 from tests.defaults import DECODE_LIMITS
-from tests.wire.strategies import examples
+from tests.examples import examples
 
 ASKED_MESSAGES = [{"role": "user", "content": "hello there"}]
 ASKED = {"model": "m", "max_tokens": 9, "messages": ASKED_MESSAGES}
