@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -12,16 +13,22 @@ from typing import Any
 
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
-from qproxy.ledger.prices import PRICE_CELLS
+from qproxy.ledger.prices import CURRENCY, PRICE_CELLS
 from qproxy.relay import model_names
+from qproxy.wire import storable
 from qproxy.wire.models import CatalogError, ModelCatalog, ModelRow
+from qproxy.wire.models.spec import version_order
 
 
 def build_catalog(rows: Sequence[ModelRow] = ()) -> ModelCatalog:
     """Return the package's catalog with these rows applied. Raise ConfigError for an invalid row."""
     if not rows:
         return package_catalog()
+    ids: set[str] = set()
     for row in rows:
+        if row.id.lower() in ids:
+            raise ConfigError(f"[[models]]: there are two rows with the id {row.id!r}.")
+        ids.add(row.id.lower())
         _check_row(row)
     try:
         return ModelCatalog(_package_data(), rows)
@@ -31,15 +38,43 @@ def build_catalog(rows: Sequence[ModelRow] = ()) -> ModelCatalog:
 
 def _check_row(row: ModelRow) -> None:
     """Raise ConfigError for errors that the types of the cells do not catch."""
-    for tier in row.prices or ():
-        unknown = tier.keys() - PRICE_CELLS
-        if unknown:
-            raise ConfigError(f"[[models]]: model {row.id!r}: there is no price {min(unknown)!r}.")
-    for cell in ("online", "retires"):
+    faults = [*_price_faults(row.prices or ()), *_cell_faults(row)]
+    if faults:
+        raise ConfigError(f"[[models]]: model {row.id!r}: {faults[0]}")
+
+
+def _price_faults(tiers: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a sentence for each cell of a price that cannot be."""
+    for tier in tiers:
+        for cell, value in tier.items():
+            if cell not in PRICE_CELLS:
+                yield f"there is no price {cell!r}."
+            elif cell in ("currency", "region"):
+                if not isinstance(value, str):
+                    yield f"prices, {cell}: expected a string, got {value!r}."
+            elif not storable.is_finite_number(value) or value < 0:
+                yield f"prices, {cell}: expected a number of at least 0, got {value!r}."
+        if "input" in tier and "output" not in tier and tier.get("currency", CURRENCY) == CURRENCY:
+            yield "prices: a price of tokens has an input and an output."
+
+
+def _cell_faults(row: ModelRow) -> Iterator[str]:
+    """Yield a sentence for each cell with a value that cannot be."""
+    if not row.id.strip():
+        yield "id: expected a name."
+    for cell in fields(row):
+        value = getattr(row, cell.name)
+        if type(value) is int and value < 1:
+            yield f"{cell.name}: expected a number of at least 1, got {value}."
+    for name in ("online", "retires"):
         try:
-            date.fromisoformat(getattr(row, cell) or "2000-01-01")
+            date.fromisoformat(getattr(row, name) or "2000-01-01")
         except ValueError:
-            raise ConfigError(f"[[models]]: model {row.id!r}: {cell} is no date (YYYY-MM-DD).") from None
+            yield f"{name} is no date (YYYY-MM-DD)."
+    if row.successor is not None and row.successor.lower() == row.id.lower():
+        yield "successor: expected another model."
+    if row.version is not None and not version_order(row.version):
+        yield f"version: expected a number such as 3.8, got {row.version!r}."
 
 
 @cache

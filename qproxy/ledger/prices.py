@@ -73,8 +73,8 @@ class ModelPrice:
 
     def cost(self, usage: Usage) -> float:
         """Return the cost of one request."""
-        tier = next(tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
-        return tier.cost(usage, self.terms)
+        fitting = (tier for tier in self.tiers if usage.prompt_tokens <= tier.max_prompt_tokens)
+        return next(fitting, self.tiers[-1]).cost(usage, self.terms)
 
 
 def token_price(tiers: Iterable[Mapping[str, JSON]], terms: Mapping[str, Any]) -> ModelPrice | None:

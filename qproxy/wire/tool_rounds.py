@@ -175,11 +175,13 @@ def add_usage(before: Usage, now: Usage) -> Usage:
 
 
 def _added(before: dict[str, JSON], now: dict[str, JSON]) -> dict[str, JSON]:
-    """Return summed counts; other values are taken from the later usage."""
+    """Return summed counts, also of kinds within them; other values are taken from the later usage."""
     added = {**before, **now}
     for name in before.keys() & now.keys():
         if isinstance(before[name], int) and isinstance(now[name], int):
             added[name] = before[name] + now[name]
+        elif isinstance(before[name], dict) and isinstance(now[name], dict):
+            added[name] = _added(before[name], now[name])
     return added
 
 

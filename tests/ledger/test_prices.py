@@ -75,6 +75,13 @@ def test_a_price_of_an_operators_row():
     assert Pricing(listed_for=["intl"], catalog=build_catalog((row,))).cost("intl", "qwen5-max", USAGE) == 3.0
 
 
+def test_the_last_tier_holds_for_any_longer_prompt():
+    """A prompt beyond the last tier's bound costs what that tier says."""
+    price = token_price([{"input": 1.0, "output": 0.0, "max_prompt_tokens": 10}], package_catalog().price_terms)
+    assert price is not None
+    assert price.cost(Usage(1_000_000)) == 1.0
+
+
 def test_an_operators_row_holds_for_every_account():
     """As a [[prices]] table does; where both speak of a model, the latter."""
     rows = (

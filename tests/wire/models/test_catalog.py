@@ -127,14 +127,36 @@ def test_a_cell_that_there_is_not(entry):
 SLIPS = {
     "a price": (ModelRow("a", prices=[{"inputs": 1}]), "no price 'inputs'"),
     "a date": (ModelRow("a", retires="10.10.2026"), "retires is no date"),
+    "a price as text": (ModelRow("a", prices=[{"input": "1"}]), "prices, input: expected a number"),
+    "a price below 0": (
+        ModelRow("a", prices=[{"input": 1, "output": -1}]),
+        "prices, output: expected a number",
+    ),
+    "a price of NaN": (ModelRow("a", prices=[{"input": float("nan")}]), "prices, input: expected a number"),
+    "half of a price": (ModelRow("a", prices=[{"input": 1.0}]), "an input and an output"),
+    "a tier as text": (ModelRow("a", prices=[{"max_prompt_tokens": "x"}]), "prices, max_prompt_tokens"),
+    "a currency": (ModelRow("a", prices=[{"currency": 1}]), "prices, currency: expected a string"),
+    "a size": (ModelRow("a", context=-1), "context: expected a number of at least 1, got -1"),
+    "no name": (ModelRow(" "), "id: expected a name"),
+    "itself as its successor": (
+        ModelRow("a", retires="2026-10-10", successor="A"),
+        "successor: expected another",
+    ),
+    "a version": (ModelRow("a", version="new"), "version: expected a number such as 3.8, got 'new'"),
 }
 
 
 @pytest.mark.parametrize(("row", "words"), SLIPS.values(), ids=SLIPS)
 def test_slips_of_operators(row, words):
-    """A price or a date that cannot be is refused before the start."""
+    """A cell that cannot be is refused before the start, by its name."""
     with pytest.raises(ConfigError, match=words):
         build_catalog((row,))
+
+
+def test_two_rows_with_one_id():
+    """Of two rows with the same id neither would win, so they are refused."""
+    with pytest.raises(ConfigError, match="two rows with the id 'A'"):
+        build_catalog((ModelRow("a", context=5), ModelRow("A", context=6)))
 
 
 def test_names_of_clients_take_bounded_memory():
