@@ -53,9 +53,9 @@ class ReasoningKeeper:
             for number, message in enumerate(messages)
         ]
 
-    def recorder(self) -> ReasoningRecorder:
-        """Return a stage that saves the ciphertext of a response."""
-        return ReasoningRecorder(self._save)
+    def recorder(self, prior_text: str) -> ReasoningRecorder:
+        """Return a stage that saves the ciphertext of a response, whose message begins with `prior_text`."""
+        return ReasoningRecorder(self._save, prior_text)
 
     async def _save(self, text: str, call_ids: Sequence[str], ciphertext: str) -> None:
         await self._store.save(self._key(text, call_ids), ciphertext)
@@ -68,9 +68,9 @@ class ReasoningKeeper:
 class ReasoningRecorder:
     """A stage that gathers a response's text, calls and ciphertext; of further choices nothing."""
 
-    def __init__(self, save: Callable[[str, Sequence[str], str], Awaitable[None]]) -> None:
+    def __init__(self, save: Callable[[str, Sequence[str], str], Awaitable[None]], prior_text: str) -> None:
         self._save = save
-        self._text: list[str] = []
+        self._text = [prior_text]
         self._call_ids: list[str] = []
         self._ciphertext: list[str] = []
         self._failed = False

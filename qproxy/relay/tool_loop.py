@@ -145,7 +145,14 @@ class ToolLoop:
             return self._client_turn.call_id(0, f"{number}/{place}")
 
         last = number > self._tools.limit
-        return RoundStage(self._tools.tools.keys(), self._client_calls, our_id, before, last)
+        return RoundStage(
+            self._tools.tools.keys(),
+            self._client_calls,
+            our_id,
+            before,
+            separates_rounds=self._client_turn.separates_rounds,
+            is_last=last,
+        )
 
     def _process(self, events: list[Event]) -> None:
         """Return the client's events of some events of the round; at its end start the next step."""
@@ -226,6 +233,7 @@ class ToolLoop:
         self._number += 1
         self._record.rounds = self._number
         self._turn = next_turn(self._turn, done, last=self._number > self._tools.limit)
+        self._turn = replace(self._turn, prior_text=self._turn.prior_text + done.text)
         self._stage = self._start_round(before)
         turn = replace(
             self._turn,
@@ -236,7 +244,7 @@ class ToolLoop:
 
     async def _save_round(self) -> None:
         """Save the hidden rounds of this response for the client's next request."""
-        if self._tools.store is not None:
+        if self._tools.store is not None and self._client_turn.store:
             hidden = [
                 *self._turn.messages[self._opening_messages :],
                 self._stage.message(),

@@ -89,6 +89,10 @@ class Turn:
     """Whether the client used the deprecated `functions`/`function_call` and expects it back."""
     server_tools: tuple[ServerToolRequest, ...] = ()
     """The server tools that the client requests."""
+    prior_text: str = ""
+    """Text of earlier rounds of the same response, with which the client's message begins."""
+    separates_rounds: bool = False
+    """Whether the client gets the reasoning of each round of server tools apart."""
     include_tool_reports: bool = False
     """Whether the client wants reports of server tools (`"qproxy": {"include": ["tools"]}`)."""
     completion: CompletionPrompt | None = None

@@ -55,6 +55,8 @@ class RoundStage:
     call_ids: Callable[[int], str]
     """Returns an id for server call number n: the model's ids may repeat between rounds."""
     text_before: Usage = field(default_factory=Usage)
+    separates_rounds: bool = False
+    """Whether the ciphertext of each round is for the client; otherwise that of the last one."""
     is_last: bool = False
     """Whether server tools are no longer offered."""
     calls: list[RoundCall] = field(default_factory=list)
@@ -80,7 +82,8 @@ class RoundStage:
                 self._reasoning.append(text)
             case EncryptedReasoning():
                 self._ciphertext.append(event.text)
-                return []  # of an earlier round it belongs to a message that the client does not get
+                if not self.separates_rounds:
+                    return []  # of an earlier round it belongs to a message that the client does not get
             case ToolCallStart():
                 return self._call(event)
             case ToolCallArgumentsDelta(index, text):
@@ -104,7 +107,8 @@ class RoundStage:
         reason = self.reason or "stop"
         if reason not in TRUNCATED:
             reason = "tool_calls" if self.sent else "stop" if reason == "tool_calls" else reason
-        ciphertext = [EncryptedReasoning("".join(self._ciphertext))] if self._ciphertext else []
+        held = [] if self.separates_rounds else self._ciphertext
+        ciphertext = [EncryptedReasoning("".join(held))] if held else []
         return [*ciphertext, ChoiceFinished(reason, matched=self.matched), StreamDone()]
 
     @property
@@ -114,9 +118,14 @@ class RoundStage:
             return []
         return [call for call in self.calls if call not in self.sent]
 
+    @property
+    def text(self) -> str:
+        """Return the text of this round."""
+        return "".join(self._text)
+
     def message(self) -> JSON:
         """Return the assistant's message of this round, as the model wrote it."""
-        message: JSON = {"role": "assistant", "content": "".join(self._text) or None}
+        message: JSON = {"role": "assistant", "content": self.text or None}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
         if self._ciphertext:

@@ -77,7 +77,8 @@ def test_a_price_of_an_operators_row():
 
 def test_the_last_tier_holds_for_any_longer_prompt():
     """A prompt beyond the last tier's bound costs what that tier says."""
-    price = token_price([{"input": 1.0, "output": 0.0, "max_prompt_tokens": 10}], package_catalog().price_terms)
+    tier = {"input": 1.0, "output": 0.0, "max_prompt_tokens": 10}
+    price = token_price([tier], package_catalog().price_terms)
     assert price is not None
     assert price.cost(Usage(1_000_000)) == 1.0
 

@@ -20,6 +20,7 @@ ChangeMessages: TypeAlias = Callable[[Messages], Messages]
 Feature: TypeAlias = str | type
 LOST = ("audio", "annotations")
 """Keys of an earlier answer that no message to Qwen has a place for."""
+CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
 EXTRAS = frozenset(("refusal", "function_call", "reasoning", *LOST))
 
 
@@ -219,9 +220,8 @@ def tool_content(messages: Messages) -> Messages:
 def _tool_text(message: dict[str, JSON]) -> JSON:
     """The text of a tool's result; one part of it where a cache marker stands."""
     text = text_of(message)
-    markers = (part.get("cache_control") for part in message["content"])
-    marker = next(filter(None, markers), None)
-    return text if marker is None or not text else [{"type": "text", "text": text, "cache_control": marker}]
+    marks = {mark: part[mark] for part in message["content"] for mark in CACHE_MARKS if part.get(mark)}
+    return [{"type": "text", "text": text, **marks}] if marks and text else text
 
 
 def place_cache_markers(messages: Messages) -> Messages:

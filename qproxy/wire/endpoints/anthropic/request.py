@@ -152,6 +152,7 @@ def _decode(
         tool_choice=declared.tool_choice,
         params={**_params(fields), **thinking_config.params, **declared.params},
         stream=fields.get("stream", False),
+        separates_rounds=True,
         summarize_reasoning=thinking_config.wants_summary,
         preserve_reasoning=True,
         server_tools=declared.server_tools,

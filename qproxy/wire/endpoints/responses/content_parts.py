@@ -20,6 +20,8 @@ from qproxy.wire.events import JSON
 
 TEXTS = ("input_text", "output_text", "text")
 KINDS = ("input_text", "input_image", "input_file", "input_audio")
+CACHE_MARKS = ("prompt_cache_breakpoint", "cache_control")
+"""Where a part ends a prefix to cache: OpenAI's mark, and Qwen's older one."""
 OUTPUT_KINDS = ("output_text", "refusal")
 """Part types of the model's messages."""
 
@@ -55,6 +57,12 @@ def _part(value: JSON, role: str, path: str) -> JSON:
     if isinstance(value, str):  # a list of strings is a common mistake with one meaning
         return plain_text(value, role)
     part = validation.object_(value, path)
+    marks = {mark: part[mark] for mark in CACHE_MARKS if part.get(mark) is not None}
+    return {**_unmarked(part, role, path), **marks}
+
+
+def _unmarked(part: dict[str, JSON], role: str, path: str) -> JSON:
+    """Return a canonical part without the marks of a context cache."""
     kind = part.get("type")
     if kind is None:
         validation.missing(f"{path}.type")
@@ -113,12 +121,16 @@ def _reject_file_id(part: dict[str, JSON], path: str) -> None:
 def to_chat_content(parts: Sequence[JSON], role: str) -> JSON:
     """Return canonical parts as chat's content: a string for a single text, otherwise a list."""
     texts = [part.get("text", part.get("refusal")) for part in parts]
-    if all(isinstance(value, str) for value in texts) and (len(texts) <= 1 or role != "user"):
+    marked = any(mark in part for part in parts for mark in CACHE_MARKS)
+    if not marked and all(isinstance(value, str) for value in texts) and (len(texts) <= 1 or role != "user"):
         return ("" if role == "assistant" else "\n\n").join(texts)
     return [_to_chat_part(part) for part in parts]
 
 
 def _to_chat_part(part: JSON) -> JSON:
+    marks = {mark: part[mark] for mark in CACHE_MARKS if mark in part}
+    if marks:
+        return {**_to_chat_part({key: part[key] for key in part if key not in marks}), **marks}
     kind = part["type"]
     if kind == "input_image":
         url = {"url": part["image_url"]}

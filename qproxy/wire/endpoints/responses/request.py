@@ -28,7 +28,7 @@ PASSED_PARAMS = (
     "prompt_cache_key",
     "presence_penalty", "frequency_penalty", "seed", "stop", "top_k", "min_p", "repetition_penalty",
     "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options",
-    "vl_high_resolution_images", "chat_template_kwargs",
+    "vl_high_resolution_images", "chat_template_kwargs", "prompt_cache_options", "thinking_display",
 )  # fmt: skip
 # Fields that are kept here, or have no effect.
 READ_PARAMS = frozenset((
@@ -182,6 +182,7 @@ def decode(
         params=params,
         stream=fields.get("stream", False),
         store=fields.get("store") is not False,
+        separates_rounds=True,
         summarize_reasoning=(fields.get("reasoning") or {}).get("summary") is not None,
         server_tools=offered.declared.server_tools,
         ignored=(*_ignored(fields), *dropped, *offered.ignored),
