@@ -26,6 +26,7 @@ from qproxy.accounts.condition import (
     condition_of,
 )
 from qproxy.accounts.cooldowns import PROBE_SECONDS, Cooldown
+from qproxy.accounts.learned_rules import LearnedRules
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.auth import Credential, CredentialSource, OAuthSource
 from qproxy.limits.circuit_breaker import CircuitBreaker
@@ -115,6 +116,8 @@ class Account:
     """The upstream's last message about the quota."""
     requests: int = 0
     failures: int = 0
+    learned_rules: LearnedRules = field(default_factory=LearnedRules, repr=False)
+    """Request rules that rejections have taught."""
     circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     _learned_concurrency: tuple[int, float] = (0, 0.0)
 
@@ -211,6 +214,10 @@ class Account:
             at_capacity=self.at_capacity(now),
             rate_limited=bool(self.rate_limiter.wait(1, now)),
         )
+
+    def rule_switches(self, model: str, defaults: Mapping[str, bool]) -> Mapping[str, bool]:
+        """Return the switches of request rules: learned ones, `defaults`, and the account's own."""
+        return {**self.learned_rules.for_model(model, self.wall_clock()), **defaults, **self.rules}
 
     def before_request(self, model: str, now: float) -> None:
         """Count a request; after an expired cooldown it is the probe, and others wait for its result."""

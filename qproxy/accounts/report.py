@@ -5,13 +5,14 @@ Nothing here is secret: names, hosts, states, times, counts, and upstreams' mess
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from qproxy.accounts.condition import condition_of
 from qproxy.accounts.cooldowns import bounded
+from qproxy.accounts.learned_rules import LearnedRule, learned_rules
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import AccountState, remaining
 from qproxy.config.accounts import AccountConfig
@@ -46,6 +47,8 @@ class AccountRow:
     last_message: str | None
     """The redacted message of the last error."""
     last_success_at: float | None
+    learned_rules: Mapping[str, Sequence[str]]
+    """Request rules that the upstream's rejections have taught, by model."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,4 +101,13 @@ def _account_row(account: AccountConfig, stored: AccountState | None, wall_clock
         last_error_at=known.last_error_at,
         last_message=known.last_message,
         last_success_at=known.last_success_at,
+        learned_rules=rules_by_model(learned_rules(known.learned_rules)),
     )
+
+
+def rules_by_model(learned: Iterable[LearnedRule]) -> dict[str, list[str]]:
+    """Return the names of learned rules by model."""
+    found: dict[str, list[str]] = {}
+    for model, rule, _ in learned:
+        found.setdefault(model, []).append(rule)
+    return found

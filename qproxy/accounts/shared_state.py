@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from qproxy.accounts.condition import MAX_RESULTS, AccountHistory, LoginState
 from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.learned_rules import newest
 from qproxy.limits.token_bucket import MINUTE, Amounts, RateLimitGrant, TokenBucket, try_acquire
 
 SLOT_SECONDS = 10.0
@@ -55,6 +56,8 @@ class AccountState:
     successes: Mapping[str, float] = field(default_factory=dict)
     """When requests were sent whose success ended a cooldown, by its key: of the last `HEARTBEAT` seconds."""
     woken_at: float | None = None
+    learned_rules: Mapping[str, float] = field(default_factory=dict)
+    """When each request rule was learned, by rule and model (`learned_rules`)."""
 
     @property
     def history(self) -> AccountHistory:
@@ -103,12 +106,14 @@ class AccountStateDelta:
     """Amounts that were taken and not used."""
     limits: Amounts = field(default_factory=dict)
     """The account's limits per minute."""
+    learned_rules: Mapping[str, float | None] = field(default_factory=dict)
+    """Those that were learned and, as None, those that were forgotten."""
 
     @property
     def is_empty(self) -> bool:
         """Return whether nothing has changed."""
         counts = self.requests or self.failures or self.in_flight or any(self.released.values())
-        happened = self.results or self.successes or self.woken_at
+        happened = self.results or self.successes or self.woken_at or self.learned_rules
         return not (counts or happened or self.cooldowns or self.quota or self.login)
 
 
@@ -204,6 +209,7 @@ def merge(state: AccountState, delta: AccountStateDelta, process: str, wall_cloc
             for key, (count, at) in in_flight.items()
             if count and wall_clock - at <= HEARTBEAT
         },
+        learned_rules=_merge_learned(state.learned_rules, delta.learned_rules, wall_clock),
     )
 
 
@@ -219,6 +225,15 @@ def _not_ahead(at: float | None, wall_clock: float) -> float | None:
 
 def _latest_of(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {key: max(one.get(key, -math.inf), other.get(key, -math.inf)) for key in (*one, *other)}
+
+
+def _merge_learned(
+    learned: Mapping[str, float], changes: Mapping[str, float | None], wall_clock: float
+) -> Mapping[str, float]:
+    if not changes:
+        return learned
+    kept = {key: at for key, at in learned.items() if key not in changes}
+    return newest({**kept, **{key: at for key, at in changes.items() if at is not None}}, wall_clock)
 
 
 RENAMED_KEYS: Mapping[str, str] = {"rests": "cooldowns", "pace": "bucket_levels"}
@@ -244,6 +259,7 @@ def from_json(data: Mapping[str, Any]) -> AccountState:
         for name in ("bucket_levels", "in_flight"):
             pairs: Sequence[tuple[str, Any]] = list(known.get(name, {}).items())
             known[name] = {key: (first, second) for key, (first, second) in pairs}
+        known["learned_rules"] = {key: float(at) for key, at in known.get("learned_rules", {}).items()}
         login = known.pop("login", None)
         if login is not None:
             login = LoginState(**_with_current_keys(login, RENAMED_LOGIN_KEYS))

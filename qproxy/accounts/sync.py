@@ -52,6 +52,8 @@ class _LastSync:
     """The account's cooldowns, by Trio's clock."""
     remote_cooldowns: Mapping[str, Cooldown] = field(default_factory=dict)
     """Those of the store, by the wall clock."""
+    learned_rules: Mapping[str, float] = field(default_factory=dict)
+    """The account's learned rules, as the store had them."""
 
 
 class AccountStateSync:
@@ -144,6 +146,7 @@ class AccountStateSync:
             login=None if login == posted.login else login,
             released=_difference(account.rate_limiter.released, posted.released),
             limits=account.rate_limiter.limits,
+            learned_rules=_changes(account.learned_rules.entries(), posted.learned_rules),
         )
 
     def _snapshot(self, account: Account) -> _LastSync:
@@ -160,6 +163,7 @@ class AccountStateSync:
             account.woken_at,
             account.login_state(),
             dict(account.cooldowns),
+            learned_rules=account.learned_rules.entries(),
         )
 
     def _apply(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
@@ -201,6 +205,10 @@ class AccountStateSync:
         }
         limiter.set_levels(levels, now)
         now_posted.remote_cooldowns = state.cooldowns
+        since_rules = _changes(account.learned_rules.entries(), now_posted.learned_rules)
+        rules = {**state.learned_rules, **since_rules}
+        account.learned_rules.replace({key: at for key, at in rules.items() if at is not None})
+        now_posted.learned_rules = state.learned_rules
         self._last_synced[account.identity] = now_posted
 
     def _apply_history(self, account: Account, now_posted: _LastSync, state: AccountState) -> None:
@@ -230,6 +238,13 @@ def _last_results(account: Account, since: int) -> str:
     """Return the results after the first `since` ones, as far as they are kept."""
     count = min(account.result_count - since, len(account.results))
     return account.results[-count:] if count else ""
+
+
+def _changes(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float | None]:
+    """Return what was added or changed and, as None, what was removed."""
+    if now == before:
+        return {}
+    return {key: now.get(key) for key in {*now, *before} if now.get(key) != before.get(key)}
 
 
 def _difference(now: Amounts, before: Amounts) -> Amounts:

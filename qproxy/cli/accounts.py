@@ -1,4 +1,4 @@
-"""`qproxy accounts`: show the states of the accounts, and end their cooldowns.
+"""`qproxy accounts`: show the states of the accounts, end their cooldowns, forget learned rules.
 
 The states are those that the servers of this data directory last stored; no upstream is contacted.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -22,18 +22,22 @@ from qproxy.config.accounts import ConfigError
 from qproxy.config.parsing import suggestion
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
-HELP = "show the accounts and their states, end a cooldown"
+HELP = "show the accounts and their states, end a cooldown, forget learned rules"
 PAGE = HelpPage(
     about="""Show every configured account with the state that the servers of this data directory last stored:
-    the reason, cooldowns, quotas, requests and failures. No upstream is contacted; `qproxy check` does
-    that.
+    the reason, cooldowns, quotas, requests, failures and learned rules. No upstream is contacted;
+    `qproxy check` does that.
 
     `qproxy accounts wake NAME` ends an account's cooldowns, once its quota was topped up or its key was
-    replaced: running servers use it again within a second.""",
+    replaced: running servers use it again within a second.
+
+    `qproxy accounts forget-rules NAME` forgets the request rules that an account's rejections have taught:
+    after an update of its server they may be unnecessary.""",
     examples={
         "qproxy accounts": "a table",
         "qproxy accounts --json | jq '.accounts[] | select(.state != \"ready\")'": "those that do not work",
         "qproxy accounts wake one": "use the account `one` again at once",
+        "qproxy accounts forget-rules vllm": "send requests to `vllm` without learned rules again",
     },
     files={**CONFIGURATION, "$QPROXY_HOME/accounts.db": "the states of the accounts"},
 )
@@ -45,12 +49,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     wake = actions.add_parser("wake", help="end the cooldowns of an account")
     wake.add_argument("name", metavar="NAME", help="name of the account")
+    forget = actions.add_parser("forget-rules", help="forget the learned request rules of an account")
+    forget.add_argument("name", metavar="NAME", help="name of the account")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config, wall_clock = configuration.load(path=arguments.config), time.time()
     if arguments.action == "wake":
         return _wake(config, arguments.name, wall_clock)
+    if arguments.action == "forget-rules":
+        return _forget_rules(config, arguments.name)
     try:
         states = trio.run(_load, config)
     except StateStoreError as error:
@@ -67,13 +75,33 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wake(config: configuration.Config, name: str, now: float) -> int:
     """End an account's cooldowns for all servers of the data directory."""
+    delta = AccountStateDelta(name, woken_at=now, quota=(None,))
+    done = f"Ended the cooldowns of {name}. Running servers use it again within a second."
+    return _change(config, name, lambda _: delta, done)
+
+
+def _forget_rules(config: configuration.Config, name: str) -> int:
+    """Forget an account's learned rules for all servers of the data directory."""
+
+    def forget(state: AccountState) -> AccountStateDelta:
+        return AccountStateDelta(name, learned_rules=dict.fromkeys(state.learned_rules))
+
+    done = f"Forgot the learned rules of {name}. Running servers follow within a second."
+    return _change(config, name, forget, done)
+
+
+def _change(
+    config: configuration.Config,
+    name: str,
+    change: Callable[[AccountState], AccountStateDelta],
+    done: str,
+) -> int:
+    """Publish a change of an account's state, and print that it is done."""
     known = {account.name: account for account in config.all_accounts()}
     if name not in known:
         raise ConfigError(f"unknown account {name!r}.{suggestion(name, known)}")
     try:
-        is_shared = trio.run(
-            _publish, config, known[name].identity, AccountStateDelta(name, woken_at=now, quota=(None,))
-        )
+        is_shared = trio.run(_publish, config, known[name].identity, change)
     except StateStoreError as error:
         print_error(str(error))
         return 1
@@ -82,11 +110,13 @@ def _wake(config: configuration.Config, name: str, now: float) -> int:
             "account states are not stored (account_state_file): use the button of the dashboard instead."
         )
         return 1
-    print_result(f"Ended the cooldowns of {name}. Running servers use it again within a second.")
+    print_result(done)
     return 0
 
 
-async def _publish(config: configuration.Config, identity: str, delta: AccountStateDelta) -> bool:
+async def _publish(
+    config: configuration.Config, identity: str, change: Callable[[AccountState], AccountStateDelta]
+) -> bool:
     """Publish what happened to an account; return whether there is a store for it."""
     from qproxy.backends.factory import open_account_state
 
@@ -94,7 +124,8 @@ async def _publish(config: configuration.Config, identity: str, delta: AccountSt
     if store is None:
         return False
     try:
-        await store.exchange({identity: delta})
+        state = (await store.load()).get(identity, AccountState())
+        await store.exchange({identity: change(state)})
     finally:
         await store.aclose()
     return True
@@ -132,6 +163,8 @@ def _notes(row: report.AccountRow, wall_clock: float) -> list[str]:
         remarks.append(f"{row.name}: quota resets {format_time(row.quota_reset_at, wall_clock)}")
     if row.quota is not None:
         remarks.append(f"{row.name}: {row.quota}")
+    for model, rules in row.learned_rules.items():
+        remarks.append(f"{row.name}: learned for {model}: {', '.join(rules)}")
     if row.last_error is not None and row.last_error_at is not None:
         remarks.append(
             f"{row.name}: last error {row.last_error}, {format_time(row.last_error_at, wall_clock)}"

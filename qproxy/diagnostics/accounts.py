@@ -15,6 +15,7 @@ import trio
 
 from qproxy.accounts import Account, AccountPool
 from qproxy.accounts.condition import format_time
+from qproxy.accounts.report import rules_by_model
 from qproxy.auth import Credential, OAuthSource
 from qproxy.auth.credential_store import StorageError
 from qproxy.config import Config
@@ -61,11 +62,11 @@ class AccountCheck:
 
     async def offline(self) -> list[Finding]:
         """Run the checks that need no connection."""
-        return [*self._key(), *(await self._tokens())]
+        return [*self._key(), *self._rules(), *(await self._tokens())]
 
     async def online(self, found: list[Finding]) -> None:
         """Run all checks and add the findings to `found`."""
-        found += self._key()
+        found += [*self._key(), *self._rules()]
         async with trio.open_nursery() as nursery:
             if isinstance(self.account.source, OAuthSource):
                 nursery.start_soon(self.account.source.run)
@@ -113,6 +114,14 @@ class AccountCheck:
         if not found and self.entry.key:
             found = [self.finding("key", "ok", "format matches this server")]
         return found
+
+    def _rules(self) -> list[Finding]:
+        """Show the rules that the upstream's rejections have taught."""
+        advice = f"after an update of the server: qproxy accounts forget-rules {self.entry.name}"
+        return [
+            self.finding("learned rules", "ok", f"{model}: {', '.join(rules)}", advice)
+            for model, rules in rules_by_model(self.account.learned_rules).items()
+        ]
 
     async def _tokens(self) -> list[Finding]:
         """Check the stored tokens of an oauth account."""

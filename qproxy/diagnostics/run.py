@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from qproxy.accounts import Account
+from qproxy.accounts.shared_state import StateStoreError
 from qproxy.backends.api_keys import has_api_keys
+from qproxy.backends.factory import open_account_state
 from qproxy.bootstrap import transport as transport_setup
 from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.state import build_state
@@ -65,6 +68,7 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
+        await _load_learned_rules(config, state.relay.accounts.accounts)
         accounts = zip(entries, state.relay.accounts.accounts, strict=True)
         checks = [account_check(entry, account, state.relay, config) for entry, account in accounts]
         needs_sandbox = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
@@ -77,6 +81,22 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
     finally:
         with trio.CancelScope(shield=True):  # closing idle sockets cannot block
             await state.relay.transport.aclose()
+
+
+async def _load_learned_rules(config: Config, accounts: Sequence[Account]) -> None:
+    """Give the accounts the rules that the servers of this data directory have learned."""
+    store = open_account_state(config)
+    if store is None:
+        return
+    try:
+        states = await store.load()
+    except StateStoreError:  # reported with the other files
+        return
+    finally:
+        await store.aclose()
+    for account in accounts:
+        if account.identity in states:
+            account.learned_rules.replace(states[account.identity].learned_rules)
 
 
 async def _run_concurrently(

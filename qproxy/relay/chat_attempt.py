@@ -19,6 +19,7 @@ from qproxy.relay.event_stream import MAX_WHOLE_BODY, SLICE, UpstreamEventStream
 from qproxy.relay.policy import RelayPolicy
 from qproxy.relay.reasoning_store import ReasoningKeeper, ReasoningStore
 from qproxy.relay.retry import Attempt
+from qproxy.relay.rule_learning import RuleLearning
 from qproxy.telemetry import RelayRecord, ResponseTokens
 from qproxy.transport import UpstreamResponse, UpstreamTransport
 from qproxy.wire import json_codec, sse, tool_adapter, tool_calls
@@ -30,7 +31,6 @@ from qproxy.wire.dialects import (
     amendments,
     error_mapping,
     prompt_tools,
-    request_rules,
 )
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import Turn
@@ -72,6 +72,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._estimate = self._estimate_prompt() if counts_tokens else turn.token_estimate
         self.tokens = self._estimate.prompt + output_limit(turn) if counts_tokens else 0
         self._amended = False
+        self._rules = RuleLearning(policy)
         self._stream: UpstreamEventStream | None = None
         """The response, once it has started."""
 
@@ -133,19 +134,20 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         await stream.wait_started()
         self._stream = stream
         self._record.responses.append(stream.tokens)
+        self._rules.record_accepted(account, self._model)
         # The lease holds this object for as long as the response lasts, and a prompt may be megabytes.
         del self._turn
         return stream
 
     def amend(self, error: UpstreamError) -> bool:
-        """Amend the turn, once, by the parameter that the error rejects."""
+        """Amend the turn, once, by the parameter that the error rejects, or apply rules that it suggests."""
         policy = self._policy
         keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
         amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
         if self._restored and error.status == 400 and "encrypted_content" in error.message:
             self._restores, amended = False, amended or self._turn
         if amended is None or self._amended:
-            return False
+            return self._rules.try_rules(error, self._turn)
         self._amended, self._turn = True, amended
         return True
 
@@ -164,16 +166,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
     def _apply_rules(self, turn: Turn, target: UpstreamTarget, account: Account) -> Turn:
         """Return the turn as this account's server expects it."""
-        applied = request_rules.apply_rules(
-            turn,
-            model=target.model,
-            spec=target.spec,
-            family=target.family,
-            native=account.dialect == "dashscope",
-            switches={**self._policy.rule_switches, **account.rules},
-            strict_params=self._policy.strict_params,
-            forced_tools=self._policy.forced_tools,
-        )
+        applied = self._rules.apply(turn, target, account)
         self._record.rules = applied.applied
         self._record.rule_notes = (*self._record.model_notes, *applied.notes)
         self._record.ignored = (*turn.ignored, *applied.ignored)

@@ -118,6 +118,14 @@ def test_the_expiry_of_a_token_is_shown():
     assert "one: token expires 11:04:14 UTC" in accounts_table(rows, WALL)
 
 
+def test_learned_rules_are_shown():
+    """The rules that rejections have taught are listed by model."""
+    stored = AccountState("one", learned_rules={"top_p m": WALL, "temperature m": WALL})
+    rows = report.account_rows([ONE], {ONE.identity: stored}, WALL)
+    assert rows[0].learned_rules == {"m": ["temperature", "top_p"]}
+    assert "one: learned for m: temperature, top_p" in accounts_table(rows, WALL)
+
+
 def test_another_key_is_another_account():
     """A new key does not inherit the cooldown of the key it replaces."""
     other = resolve_account(AccountConfig("one", preset="coding-plan-intl", key="sk-sp-other"))
@@ -204,3 +212,37 @@ def test_accounts_without_a_state_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "accounts.db").write_text("not a database")
     assert cli.main(["accounts"]) == 1
     assert "accounts.db" in capsys.readouterr().err
+
+
+async def test_learned_rules_survive_a_restart_and_can_be_forgotten(tmp_path, capsys):
+    """Another server applies what one learned; the check and the list show it, and a command forgets it."""
+    file = str(tmp_path / "accounts.db")
+    own = accounts("one", kind="openai_compatible", models=["my-model"])
+    settings = {"accounts": own, "account_state_file": file}
+    later = [{"role": "user", "content": "go"}, {"role": "system", "content": "be brief"}]
+    body = {**HELLO, "model": "my-model", "messages": later}
+    rejection = json_reply({"error": {"message": "System message must be at the beginning."}}, 400)
+    choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    accepted = json_reply({"id": "x", "object": "chat.completion", "choices": [choice]})
+    async with world(**settings) as it:
+        it.emulator.script(rejection, accepted)
+        assert (await it.post(body))[0] == 200
+    async with world(**settings) as it:
+        it.emulator.script(accepted)
+        assert (await it.post(body))[0] == 200
+        (sent,) = it.emulator.requests
+        assert [message["role"] for message in sent.body["messages"]] == ["user", "user"]
+    toml = tmp_path / "q.toml"
+    toml.write_text(
+        f'port = 0\naccount_state_file = "{file}"\n[[accounts]]\nname = "one"\nkind = "openai_compatible"\n'
+        'key = "sk-test-key"\nbase_url = "http://one.test/v1"\nmodels = ["my-model"]\n'
+    )
+    line = "learned for my-model: system_reminder"
+    for options, shown in (([], True), (["forget-rules", "one"], False), ([], False)):
+        arguments = ["accounts", "--config", str(toml), *options]
+        assert await trio.to_thread.run_sync(cli.main, arguments) == 0
+        assert (line in capsys.readouterr().out) == shown
+        if not options and shown:
+            check = ["check", "--offline", "--config", str(toml)]
+            await trio.to_thread.run_sync(cli.main, check)
+            assert "my-model: system_reminder" in capsys.readouterr().out

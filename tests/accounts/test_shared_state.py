@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from qproxy.accounts import Account, AccountPool, quota_resets
 from qproxy.accounts.condition import LoginState
 from qproxy.accounts.cooldowns import Cooldown
+from qproxy.accounts.learned_rules import LEARNED_SECONDS, MAX_LEARNED, LearnedRules
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.accounts.shared_state import (
     HEARTBEAT,
@@ -53,6 +54,7 @@ def test_states_survive_json():
         {"tokens": (1.5, 2.0)},
         {"7": 2},
         {"p": (1, 70.0)},
+        learned_rules={"system_reminder m": 7.0},
     )
     data = json.loads(json.dumps(to_json(standing)))
     assert from_json(data) == standing
@@ -429,3 +431,40 @@ def test_an_empty_delta_is_recognized():
     """A delta without changes is empty."""
     assert AccountStateDelta("a").is_empty
     assert not replace(AccountStateDelta("a"), quota=(None,)).is_empty
+
+
+def test_learned_rules_are_bounded():
+    """The newest rules stay, and none for longer than a month, in an account and in the store."""
+    rules = LearnedRules()
+    for number in range(MAX_LEARNED + 5):
+        rules.add(f"m{number}", ["temperature"], float(number))
+    assert len(list(rules)) == MAX_LEARNED
+    assert rules.for_model("m0", 0.0) == {}
+    assert rules.for_model("m200", 300.0) == {"temperature": True}
+    assert rules.for_model("m200", 300.0 + LEARNED_SECONDS) == {}
+    many = {f"temperature m{number}": float(number) for number in range(MAX_LEARNED + 5)}
+    merged = merge(AccountState(), AccountStateDelta("a", learned_rules=many), "p", 300.0)
+    assert len(merged.learned_rules) == MAX_LEARNED
+
+
+async def test_learned_rules_are_shared_and_forgotten(tmp_path):
+    """What one process learns holds for the other and after a restart, until either forgets it."""
+    async with Pair(tmp_path / "b.db", dict) as two:
+        one, other = two.ones
+        one.learned_rules.add("m", ["system_reminder"], two.now())
+        other.learned_rules.add("m", ["developer_role"], two.now())
+        await two.share(0, 1, 0)
+        both = {"developer_role": True, "system_reminder": True}
+        assert one.rule_switches("m", {}) == other.rule_switches("m", {}) == both
+        assert set(read(tmp_path / "b.db")["id"].learned_rules) == {"developer_role m", "system_reminder m"}
+        other.learned_rules.forget()
+        await two.share(1, 0, 1)
+        assert one.rule_switches("m", {}) == other.rule_switches("m", {}) == {}
+        assert not read(tmp_path / "b.db")["id"].learned_rules
+
+
+def test_a_configured_switch_outweighs_a_learned_one():
+    """The operator's word holds, for all accounts or for one."""
+    one = account("a", rules={"temperature": False}, wall_clock=lambda: 1.0)
+    one.learned_rules.add("m", ["temperature", "top_p", "seed"], 1.0)
+    assert one.rule_switches("m", {"top_p": False}) == {"temperature": False, "top_p": False, "seed": True}

@@ -305,6 +305,19 @@ async def test_an_account_is_woken_by_a_button(tmp_path):
         assert gone.status == 404
 
 
+async def test_learned_rules_are_shown_and_forgotten(tmp_path):
+    """What rejections have taught is on the account's card, with a button that forgets it."""
+    async with shown(tmp_path, accounts=accounts("one")) as it:
+        browser = await entered(it)
+        (one,) = it.server.state.relay.accounts.accounts
+        one.learned_rules.add("m", ["temperature"], one.wall_clock())
+        page = await browser.get("/dashboard/accounts")
+        assert "learned for m temperature" in page.text
+        await browser.fill(page, "/dashboard/accounts/one/rules/forget")
+        assert "learned for" not in (await browser.get("/dashboard/accounts")).text
+        assert not list(one.learned_rules)
+
+
 def test_an_allowance_is_for_a_window_that_there_is():
     """A misspelled window is a configuration error that names it."""
     with pytest.raises(ConfigError, match="'fortnight'"):

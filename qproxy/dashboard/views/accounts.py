@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from qproxy.accounts import Account
+from qproxy.accounts.report import rules_by_model
 from qproxy.auth.credentials import StaticKey
 from qproxy.auth.device_flow import LoginProgress
 from qproxy.auth.oauth_source import OAuthSource
@@ -67,6 +68,9 @@ class AccountCard:
     path: str
     """Of its login."""
     wake_path: str
+    learned_rules: Mapping[str, list[str]] = field(default_factory=dict)
+    """Request rules that rejections have taught, by model."""
+    forget_path: str = ""
     allowance: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -85,6 +89,7 @@ class AccountPages:
         yield "POST", "/accounts/<name>/login", self._start
         yield "POST", "/accounts/<name>/login/cancel", self._cancel
         yield "POST", "/accounts/<name>/wake", self._wake
+        yield "POST", "/accounts/<name>/rules/forget", self._forget_rules
 
     def cards(self, now: float) -> list[AccountCard]:
         """Return the accounts in the state of this process."""
@@ -136,14 +141,26 @@ class AccountPages:
 
     async def _wake(self, visit: PageRequest, name: str) -> HTTPResponse:
         """End an account's cooldowns here; the next exchange of states ends them for all processes."""
-        pool, now = self._server.state.relay.accounts, self._wall_clock()
-        account = next((account for account in pool.accounts if account.name == name), None)
-        if account is None:
-            raise RequestError(f"Unknown account {name[:100]!r}.", status=404, code="account_not_found")
-        account.wake(now, now - trio.current_time())
-        await pool.start_sync()
+        now = self._wall_clock()
+        self._account(name).wake(now, now - trio.current_time())
+        await self._server.state.relay.accounts.start_sync()
         log.info("account %s: its cooldowns were ended from the dashboard", name)
         return redirect("/dashboard/accounts")
+
+    async def _forget_rules(self, visit: PageRequest, name: str) -> HTTPResponse:
+        """Forget what an account's rejections have taught, likewise for all processes."""
+        self._account(name).learned_rules.forget()
+        await self._server.state.relay.accounts.start_sync()
+        log.info("account %s: its learned rules were forgotten from the dashboard", name)
+        return redirect("/dashboard/accounts")
+
+    def _account(self, name: str) -> Account:
+        """Return an account by its name. Raises RequestError 404 if there is none."""
+        accounts = self._server.state.relay.accounts.accounts
+        account = next((account for account in accounts if account.name == name), None)
+        if account is None:
+            raise RequestError(f"Unknown account {name[:100]!r}.", status=404, code="account_not_found")
+        return account
 
 
 def account_card(account: Account, at: float, ahead: float) -> AccountCard:
@@ -179,6 +196,8 @@ def account_card(account: Account, at: float, ahead: float) -> AccountCard:
         rate=tuple(_rate_text(account, at)),
         path=_path(account.name),
         wake_path=f"/dashboard/accounts/{quote(account.name, safe='')}/wake",
+        learned_rules=rules_by_model(account.learned_rules),
+        forget_path=f"/dashboard/accounts/{quote(account.name, safe='')}/rules/forget",
         allowance=account.allowance,
     )
 
