@@ -8,7 +8,7 @@ from qproxy.accounts import Account
 from qproxy.accounts.rate_limit import AccountRateLimiter
 from qproxy.auth import CredentialSource, StaticKey
 from qproxy.backends.factory import OpenCredentials
-from qproxy.bootstrap import auth
+from qproxy.bootstrap import auth, telemetry
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig
 from qproxy.transport import ConnectFunction
@@ -56,6 +56,7 @@ def build_account(
         render_tools=entry.render_tools,
         completions=None if entry.completions is None else tuple(entry.completions),
         embedding_batch=entry.embedding_batch or 0,
+        redact=telemetry.build_redact(config),
         realtime_url=entry.realtime_url or "",
         catalog=catalog,
     )

@@ -94,6 +94,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
         tool_runtime=tool_runtime,
         responses=previous.responses if same_store else open_responses(config),
         pricing=telemetry.build_pricing(config, catalog),
+        redact=telemetry.build_redact(config),
         body_logger=telemetry.build_body_logger(config),
     )
 

@@ -120,6 +120,7 @@ def build_state(
         listeners=telemetry.build_listeners(ledger, tracer),
         pricing=pricing,
         ledger=ledger,
+        redact=telemetry.build_redact(config),
         body_logger=telemetry.build_body_logger(config),
         tracer=tracer,
         peers=Peers(workers_directory or find_peer_directory(data_dir())),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -64,6 +66,12 @@ def build_listeners(ledger: UsageLedger | None, tracer: OtelTracer | None) -> tu
 
         found.append(tracing.end_span)
     return tuple(found)
+
+
+def build_redact(config: Config) -> Callable[[str], str]:
+    """Return a function that hides secrets in messages that are stored; built at the first failure."""
+    redactor = cache(lambda: Redactor(config.secrets()))
+    return lambda text: redactor().text(text)
 
 
 def build_body_logger(config: Config) -> BodyLogger | None:

@@ -70,10 +70,13 @@ def summarize(row: Mapping[str, Any]) -> list[str]:
 def _describe_request(row: Mapping[str, Any]) -> str:
     client = f"API key {row['key']}" if row["key"] else "A client without an API key"
     mode = "streamed" if row["stream"] else "not streamed"
-    return f"{client} requested {row['model']} from {row['endpoint']}, {mode}."
+    return f"{client} requested {row['model'] or 'no model'} from {row['endpoint']}, {mode}."
 
 
 def _describe_attempts(row: Mapping[str, Any]) -> list[str]:
+    if row["causes"]:
+        causes = (line.partition(": ") for line in row["causes"].split("\n"))
+        return [f"Account {account} failed: {cause.rstrip('.')}." for account, _, cause in causes]
     return [f"Account {account} failed: {code}." for account, code in parse_counts(row["failures"])]
 
 
@@ -81,7 +84,8 @@ def _describe_upstream(row: Mapping[str, Any]) -> str:
     if not row["account"]:
         return "The request reached no account."
     attempts = f" on attempt {row['attempts']}" if row["attempts"] > 1 else ""
-    return f"Account {row['account']} was used for {row['served_model']}{attempts}."
+    rounds = f", in {plural(row['rounds'], 'round')} of tools" if row["rounds"] > 1 else ""
+    return f"Account {row['account']} was used for {row['served_model']}{attempts}{rounds}."
 
 
 def _describe_outcome(row: Mapping[str, Any]) -> str:
@@ -92,6 +96,7 @@ def _describe_outcome(row: Mapping[str, Any]) -> str:
     )
     reason = f", finish reason {row['finish_reason']}" if row["finish_reason"] else ""
     error = f", error {row['error']}" if row["error"] else ""
+    error += f": {row['message'].rstrip('.')}" if row["message"] else ""
     overhead = (
         f" ({format_milliseconds(row['overhead_ms'])} in qproxy)" if row["overhead_ms"] is not None else ""
     )

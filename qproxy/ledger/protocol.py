@@ -56,7 +56,7 @@ class UsageLedger(LedgerReader, Protocol):
         ...
 
     def record(self, record: RequestRecord) -> None:
-        """Record a finished request if it named a model. Never waits."""
+        """Record a finished request if it named a model, or was rejected before it could. Never waits."""
         ...
 
     async def run(self) -> None:

@@ -47,6 +47,7 @@ class RequestMiddleware:
         api = None if route is None else route.api
         context.api = api or find_api(self._apis, context.scope["path"], headers.__contains__)
         record.endpoint = template.removeprefix("/v1")
+        record.uses_model = route is not None and (bool(route.operation) or route.websocket)
         record.operation = (route is not None and route.operation) or record.endpoint
         record.client = state.trusted_proxies.client_address(*request_context.peer())
         if template not in UNLOGGED_PATHS:
@@ -105,6 +106,7 @@ class RequestMiddleware:
             headers["x-qproxy-tools"] = _header_text(", ".join(map(_tool_item, record.tools)))
 
     def _on_finished(self, record: RequestRecord) -> None:
+        record.redact(self._server.state.redact)
         self._server.state.counters.request_finished(record)
         notify(self.listeners, record)
 

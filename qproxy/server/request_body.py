@@ -13,6 +13,7 @@ from qproxy.relay.event_stream import apart
 from qproxy.server import content_codings, request_context
 from qproxy.server.host_policy import ReadableHeaders
 from qproxy.telemetry.body_log import BodyLogger
+from qproxy.telemetry.records import MAX_NAME_LENGTH
 from qproxy.wire import json_codec, raw_json
 from qproxy.wire.errors import RequestError
 from qproxy.wire.http1 import HeaderList
@@ -116,6 +117,9 @@ async def read_json(limits: RequestLimits, logger: BodyLogger | None) -> Any:
         data = await _decode(data, coding, limits)
     if logger:
         logger.log_request(request_context.record(), data)
-    if len(data) > json_codec.LARGE:
-        return await apart(parse_json, data, limits.max_json_depth)
-    return parse_json(data, limits.max_json_depth)
+    large = len(data) > json_codec.LARGE
+    depth = limits.max_json_depth
+    body = await apart(parse_json, data, depth) if large else parse_json(data, depth)
+    if isinstance(body, dict) and isinstance(model := body.get("model"), str):
+        request_context.record().requested_model = model[:MAX_NAME_LENGTH]
+    return body

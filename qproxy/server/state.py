@@ -127,6 +127,8 @@ class ServerState:
     """Receive every finished request's record, after the metrics."""
     pricing: Pricing
     ledger: UsageLedger | None
+    redact: Callable[[str], str]
+    """Hides the secrets of the settings, and what looks like one, in messages that are logged and stored."""
     body_logger: BodyLogger | None
     tracer: TracerProtocol | None
     peers: Peers

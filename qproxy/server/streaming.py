@@ -99,7 +99,7 @@ def record_events(record: RequestRecord, events: list[Event]) -> None:
     record.chunks += len(events)
     last: Any = events[-1]
     if isinstance(last, StreamFailed):
-        record.error = last.error.code or last.error.type
+        record.note_error(last.error)
     for event in events:
         if isinstance(event, ChoiceFinished):
             record.finish_reason = event.reason

@@ -18,6 +18,8 @@ from qproxy.wire.tool_calls.repairs import REPAIRS
 
 log = logging.getLogger("qproxy.request")
 repairs_log = logging.getLogger("qproxy.repairs")
+FAILED_OUTCOMES = frozenset(("internal_error", "upstream_truncated"))
+"""Outcomes of a response that had started, with status 200, and failed then."""
 Listener: TypeAlias = Callable[[RequestRecord], None]
 
 
@@ -49,8 +51,9 @@ class RequestCounters:
             self.rules.update(record.relay.rules)
         if record.relay.repairs:
             self.repairs.update(record.relay.repairs)
-        if log.isEnabledFor(logging.INFO):
-            _write_line(record)
+        level = _level(record)
+        if log.isEnabledFor(level):
+            _write_line(record, level)
         if repairs_log.isEnabledFor(logging.DEBUG):
             _log_repairs(record)
 
@@ -68,7 +71,13 @@ _LINE = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None)
 """Source location in every request's log record."""
 
 
-def _write_line(record: RequestRecord) -> None:
+def _level(record: RequestRecord) -> int:
+    """Return the level of the request's line: a warning for every failure of the server or an upstream."""
+    failed = record.status >= 500 or record.outcome in FAILED_OUTCOMES
+    return logging.WARNING if failed else logging.INFO
+
+
+def _write_line(record: RequestRecord, level: int) -> None:
     """Write the request's log line, without looking up caller, process and thread."""
     line, now = logging.LogRecord.__new__(logging.LogRecord), time.time()
     line.__dict__.update(
@@ -77,6 +86,8 @@ def _write_line(record: RequestRecord) -> None:
         created=now,
         msecs=now % 1 * 1000,
         relativeCreated=_LINE.relativeCreated + (now - _LINE.created) * 1000,
+        levelno=level,
+        levelname=logging.getLevelName(level),
         msg=record.path,
         fields=record.to_json(),
     )

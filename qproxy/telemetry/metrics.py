@@ -184,8 +184,8 @@ class Metrics:
         child("qproxy_overhead_seconds", record.endpoint).observe(record.overhead_seconds)
         if story.retries:
             child("qproxy_retries_total", record.endpoint).inc(story.retries)
-        for account, code in story.failures:
-            child("qproxy_upstream_errors_total", account, code).inc()
+        for failed in story.failures:
+            child("qproxy_upstream_errors_total", failed.account, failed.code).inc()
         for rule in story.rules:
             child("qproxy_rules_total", rule).inc()
         for kind, count in story.repairs.items():

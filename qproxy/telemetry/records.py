@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from qproxy.telemetry.response_tokens import ResponseTokens
+from qproxy.wire import storable
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import Usage
 from qproxy.wire.http_request import Headers
 
 MAX_NAME_LENGTH = 200
 """Maximum characters of a path or a model's name in a record: clients choose them."""
+MAX_MESSAGE_LENGTH = 500
+"""Maximum characters of an error's message in a record: upstreams write them."""
 SHUTTING_DOWN = "shutting_down"
 """Error code of requests that are still running at the shutdown timeout."""
 
@@ -31,6 +34,7 @@ class FailedAttempt(NamedTuple):
     account: str
     code: str
     """The error's code, or its type if there is none."""
+    message: str = ""
 
 
 class ToolRunRecord(NamedTuple):
@@ -103,6 +107,11 @@ class RelayRecord:
         """Return the number of attempts after a failed one."""
         return max(0, self.attempts - self.rounds)
 
+    @property
+    def reported_attempts(self) -> int:
+        """Return 1 and the retries: the attempts without those that further rounds of tools took."""
+        return self.retries + 1 if self.attempts else 0
+
     def attempt_started(self, account: str, model: str, url: str) -> None:
         """Record the start of an attempt."""
         if self.trace is not None:
@@ -111,7 +120,7 @@ class RelayRecord:
     def attempt_failed(self, account: str, error: QproxyError) -> None:
         """Record a failed attempt."""
         code = error.code or error.type
-        self.failures.append(FailedAttempt(account, code))
+        self.failures.append(FailedAttempt(account, code, error.message[:MAX_MESSAGE_LENGTH]))
         if self.trace is not None:
             self.trace.end_attempt(code)
 
@@ -136,6 +145,12 @@ class RequestRecord:
     status: int = 0
     error: str | None = None
     """The code (or type) of the error that was returned."""
+    message: str | None = None
+    """The message of that error, redacted once the request has finished."""
+    uses_model: bool = False
+    """Whether the route sends requests to a model."""
+    requested_model: str = ""
+    """The model that the body names, before anything is checked."""
     stream: bool = False
     outcome: str = "client_disconnected"
     """ok, error, internal_error or upstream_truncated (after the first byte, by qproxy or the upstream),
@@ -152,8 +167,34 @@ class RequestRecord:
 
     def fail(self, error: QproxyError, outcome: str) -> None:
         """Record the final error; a shutdown is an outcome of its own."""
-        self.error = error.code or error.type
+        self.note_error(error)
         self.outcome = SHUTTING_DOWN if error.code == SHUTTING_DOWN else outcome
+
+    def note_error(self, error: QproxyError) -> None:
+        """Record an error, and the model that a request which was rejected early has named."""
+        self.error, self.message = error.code or error.type, error.message[:MAX_MESSAGE_LENGTH]
+        self.relay.model = self.relay.model or storable.storable_text(self.requested_model)
+
+    def redact(self, hide: Callable[[str], str]) -> None:
+        """Hide the secrets in the messages of errors."""
+        if self.message is not None:
+            self.message = hide(self.message)
+        if self.relay.failures:
+            self.relay.failures = [
+                failure._replace(message=hide(failure.message)) for failure in self.relay.failures
+            ]
+
+    @property
+    def is_rejected(self) -> bool:
+        """Return whether a request to a model was rejected before it reached one, other than for its key."""
+        return self.uses_model and self.error is not None and self.status != 401
+
+    def causes(self) -> str | None:
+        """Return each failed attempt with its message, one a line; None without a message."""
+        if not any(failure.message for failure in self.relay.failures):
+            return None
+        lines = (": ".join(filter(None, failure)) for failure in self.relay.failures)
+        return "\n".join(" ".join(line.split()) for line in lines)
 
     @property
     def seconds(self) -> float:
@@ -207,6 +248,7 @@ class RequestRecord:
             "status": self.status,
             "outcome": self.outcome,
             "error": self.error,
+            "message": self.message,
             "client": self.client,
             "key": self.key,
             "model": record.model[:MAX_NAME_LENGTH] or None,
@@ -216,9 +258,10 @@ class RequestRecord:
             "account": record.account,
             "stream": self.stream,
             "finish_reason": self.finish_reason,
-            "attempts": record.attempts if record.retries else None,
+            "attempts": record.reported_attempts if record.retries else None,
             "rounds": record.rounds if record.rounds > 1 else None,
-            "failures": ",".join(f"{account}:{code}" for account, code in record.failures) or None,
+            "failures": ",".join(f"{failed.account}:{failed.code}" for failed in record.failures) or None,
+            "causes": self.causes(),
             "prompt_tokens": prompt if counted else None,
             "completion_tokens": completion if counted else None,
             "tokens_estimated": self.is_estimated or None,

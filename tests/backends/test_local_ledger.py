@@ -75,7 +75,8 @@ def test_a_row_tells_of_its_request(path, reading):
     assert row == {
         "id": "req_0", "ended": NOON, "key": "bob", "account": "one", "endpoint": "/chat/completions",
         "model": "qwen3.7-plus", "served_model": "qwen3.7-plus", "stream": 1, "status": 200, "outcome": "ok",
-        "error": None, "finish_reason": "stop", "attempts": 2, "failures": "two:upstream_error",
+        "error": None, "message": None, "causes": None, "rounds": 1,
+        "finish_reason": "stop", "attempts": 2, "failures": "two:upstream_error",
         "prompt_tokens": 100, "completion_tokens": 21, "cached_tokens": 40, "reasoning_tokens": 5,
         "estimated": 0,
         "cost": pytest.approx((60 * 0.4 + 40 * 0.08 + 21 * 1.6) / 1e6),

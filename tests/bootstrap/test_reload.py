@@ -19,7 +19,7 @@ LOGIN = AccountConfig("me", "oauth")
 RENEWED = {
     "authentication", "cors", "trusted_proxies", "request_limits", "relay", "pool_settings",
     "model_directory", "tokenizers", "realtime",
-    "pricing", "body_logger",
+    "pricing", "body_logger", "redact",
 }  # fmt: skip
 """Parts that every reload builds anew."""
 VALUES = {"default_model"}

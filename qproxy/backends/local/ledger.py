@@ -101,8 +101,8 @@ class SqliteUsageLedger(LedgerQueries):
         self._pricing = pricing
 
     def record(self, record: RequestRecord) -> None:
-        """Record a finished request if it named a model."""
-        if record.relay.model:
+        """Record a finished request if it named a model, or was rejected before it could."""
+        if record.relay.model or record.is_rejected:
             self._enqueue(to_row(record, self._wall_clock(), self._pricing))
 
     async def aclose(self) -> None:

@@ -111,6 +111,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM requests ORDER BY ended DESC
     """,
     ),
+    (
+        "ALTER TABLE requests ADD COLUMN message TEXT",
+        "ALTER TABLE requests ADD COLUMN rounds INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE requests ADD COLUMN causes TEXT",
+        "DROP VIEW recent_requests",
+        """
+    CREATE VIEW recent_requests AS
+        SELECT datetime(ended, 'unixepoch') AS ended_utc, key, account, model, status, outcome, error,
+            finish_reason, prompt_tokens, completion_tokens, round(cost, 6) AS cost_usd, first_byte_ms,
+            total_ms, attempts, rounds, id
+        FROM requests ORDER BY ended DESC
+    """,
+    ),
 )
 
 

@@ -124,7 +124,7 @@ async def _close_code(session: RealtimeSession, ending: SessionEnd) -> None:
     record, reason = request_context.record(), ""
     record.outcome = ending.outcome
     if ending.error is not None:
-        record.error = ending.error.code or ending.error.type
+        record.note_error(ending.error)
         reason = ending.error.message.encode()[:MAX_REASON].decode(errors="ignore")
         await session.fail(ending.error)
     await websocket.close(ending.code, reason)
