@@ -61,7 +61,13 @@ def dashscope_response(body: Any) -> dict[str, Any]:
     parameters = body.get("parameters") or {}
     texts = _validate(body.get("model"), (body.get("input") or {}).get("texts"), parameters.get("dimension"))
     size = parameters.get("dimension") or DEFAULT_DIMENSIONS
-    rows = [{"text_index": n, "embedding": vector(text, size)} for n, text in enumerate(texts)]
+    wanted = str(parameters.get("output_type") or "dense").split("&")
+    if not {"dense", "sparse"}.issuperset(wanted):
+        raise _bad_request("Value error, output_type is not one of dense, sparse, dense&sparse: parameters")
+    rows: list[dict[str, Any]] = [{"text_index": n} for n in range(len(texts))]
+    for row, text in zip(rows, texts, strict=True):
+        row |= {"embedding": vector(text, size)} if "dense" in wanted else {}
+        row |= {"sparse_embedding": sparse_vector(text)} if "sparse" in wanted else {}
     output = {"embeddings": rows[::-1]}
     return {"output": output, "usage": {"total_tokens": tokens(texts)}, "request_id": "emu-1"}
 
@@ -70,9 +76,26 @@ def tokens(texts: list[str]) -> int:
     return sum(len(text.split()) for text in texts)
 
 
+def sparse_vector(text: str) -> list[dict[str, Any]]:
+    """The text's distinct words, each with its share of all."""
+    words = text.split()
+    return [
+        {
+            "index": int.from_bytes(_hash(word, 3), "big"),
+            "value": words.count(word) / len(words),
+            "token": word,
+        }
+        for word in dict.fromkeys(words)
+    ]
+
+
 def vector(text: str, size: int) -> list[float]:
     """The text's vector, of length one."""
-    raw = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(size * 2)
+    raw = _hash(text, size * 2)
     values = [int.from_bytes(raw[n : n + 2], "big") / 32767.5 - 1 for n in range(0, size * 2, 2)]
     length = sum(value * value for value in values) ** 0.5 or 1.0
     return [value / length for value in values]
+
+
+def _hash(text: str, size: int) -> bytes:
+    return hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(size)

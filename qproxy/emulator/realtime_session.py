@@ -1,8 +1,9 @@
 """The realtime responses of the emulated Qwen-Omni: an event in, events out. Pure and deterministic.
 
 Its words are those of Alibaba's pages on client and server events, its strictness too: tools are nested,
-sound is 16 kHz, OpenAI's names are errors. It answers text with text and, where sound is wanted, with a tone;
-sound with the same sound, at 24 kHz; and calls the first tool that it is given.
+sound is 16 kHz unless `audio.input.format` has another rate, OpenAI's names are errors.
+It answers text with text and, where sound is wanted, with a tone; sound with the same sound, at 24 kHz; and
+calls the first tool that it is given.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
 from qproxy.emulator.schema_values import example_arguments
-from qproxy.wire.realtime.audio import Resampler
+from qproxy.wire.realtime.audio import RATES, Resampler
 
 Event: TypeAlias = dict[str, Any]
 _MALFORMED_EVENT_ERRORS = (
@@ -36,9 +37,12 @@ SETTINGS = frozenset(
         "tools",
         "input_audio_transcription", "temperature", "top_p", "top_k", "max_tokens", "repetition_penalty",
         "presence_penalty", "seed", "enable_search", "search_options", "smooth_output",
+        "audio", "video", "translation", "sample_rate",
     )
 )  # fmt: skip
-TRANSCRIPT, REPLY_TEXT = 16_000, 24_000
+INPUT_RATE, OUTPUT_RATE = 16_000, 24_000
+FORMATS = ("pcm", "pcm16", "pcm24")
+"""The words for raw sound, old and new; the dashscope SDK sends `pcm16` for both ways."""
 LOUD_THRESHOLD = 500
 """From here on sound is speech."""
 CHUNK_SECONDS = 0.1
@@ -105,6 +109,7 @@ class RealtimeModel:
         if problem is not None:
             yield self._error("invalid_value", problem[1], f"session.{problem[0]}")
             return
+        wanted = {name: value for name, value in wanted.items() if value is not None or name != "voice"}
         self.session = {**self.session, **wanted}
         yield self._event("session.updated", session=self.session)
 
@@ -115,7 +120,7 @@ class RealtimeModel:
             return
         samples = struct.unpack(f"<{len(data) // 2}h", data)
         loud = max(map(abs, samples), default=0) > LOUD_THRESHOLD
-        self._silence = 0.0 if loud else self._silence + len(samples) / TRANSCRIPT
+        self._silence = 0.0 if loud else self._silence + len(samples) / self._input_rate
         if loud and not self._speaking:
             self._speaking = True
             yield self._event("input_audio_buffer.speech_started", audio_start_ms=0, item_id=self._item_id())
@@ -140,7 +145,7 @@ class RealtimeModel:
         content = [{"type": "input_audio", "transcript": None}]
         yield self._created({"id": item_id, "type": "message", "role": "user", "content": content})
         if self.session["input_audio_transcription"] is not None:
-            text = _is_loud(self._pending_response)
+            text = describe_sound(self._pending_response, self._input_rate)
             about = {"item_id": item_id, "content_index": 0}
             kind = "conversation.item.input_audio_transcription"
             for end in (len(text) // 2, len(text)):
@@ -223,7 +228,7 @@ class RealtimeModel:
         question = (
             self._pending_response
             if isinstance(self._pending_response, str)
-            else _is_loud(self._pending_response)
+            else describe_sound(self._pending_response, self._input_rate)
         )
         text = json.dumps(example_arguments(function.get("parameters"), question))
         call = {"call_id": f"call_emu{self._turns}", "name": function["name"]}
@@ -264,7 +269,7 @@ class RealtimeModel:
         for start in range(0, len(text), CHUNK_BYTES):
             yield self._event(f"{words_in}.delta", **where, delta=text[start : start + CHUNK_BYTES])
         if audio:
-            size = int(REPLY_TEXT * CHUNK_SECONDS) * 2
+            size = int(self._output_rate * CHUNK_SECONDS) * 2
             for start in range(0, len(sound), size):
                 delta = base64.b64encode(sound[start : start + size]).decode()
                 yield self._event("response.audio.delta", **where, delta=delta)
@@ -277,17 +282,23 @@ class RealtimeModel:
         return item
 
     def _respond(self) -> tuple[str, bytes]:
-        """Words, and their sound at 24 kHz."""
+        """Words, and their sound at the rate of the output."""
+        heard, rate = self._pending_response, self._output_rate
         if self._results:
             text, self._results = f"The tool says: {'; '.join(self._results)}", []
-            return text, tone(440, 0.3)
-        if isinstance(self._pending_response, bytes):
-            return f"I heard {_is_loud(self._pending_response)}.", Resampler(TRANSCRIPT, REPLY_TEXT).feed(
-                self._pending_response
-            )
-        return f"This is the emulator's {self.session['model']}. You said: {self._pending_response}", tone(
-            440, 0.3
-        )
+            return text, tone(440, 0.3, rate)
+        if isinstance(heard, bytes):
+            text = f"I heard {describe_sound(heard, self._input_rate)}."
+            return text, Resampler(self._input_rate, rate).feed(heard)
+        return f"This is the emulator's {self.session['model']}. You said: {heard}", tone(440, 0.3, rate)
+
+    @property
+    def _input_rate(self) -> int:
+        return _rate(self.session, "input", INPUT_RATE)
+
+    @property
+    def _output_rate(self) -> int:
+        return _rate(self.session, "output", OUTPUT_RATE)
 
 
 def _validate_event(wanted: Event) -> tuple[str, str] | None:
@@ -295,11 +306,13 @@ def _validate_event(wanted: Event) -> tuple[str, str] | None:
     unknown = sorted(set(wanted) - SETTINGS)
     if unknown:
         return unknown[0], f"Unknown parameter: 'session.{unknown[0]}'."
-    if wanted.get("voice", "Cherry") not in VOICES:
+    if wanted.get("voice") not in (None, *VOICES):
         return "voice", f"Voice '{wanted['voice']}' is not supported."
     for name in ("input_audio_format", "output_audio_format"):
-        if wanted.get(name, "pcm") != "pcm":
+        if wanted.get(name, "pcm") not in FORMATS:
             return name, f"Invalid value: '{wanted[name]}'. Supported values are: 'pcm'."
+    if "audio" in wanted and not _is_audio(wanted["audio"]):
+        return "audio", "Invalid value: 'session.audio' has formats of input and output, 'pcm' or 'wav'."
     if any("function" not in tool for tool in wanted.get("tools") or ()):
         return "tools", "Missing required parameter: 'session.tools[0].function'."
     if wanted.get("modalities", ["text"]) not in (["text"], ["text", "audio"]):
@@ -307,16 +320,28 @@ def _validate_event(wanted: Event) -> tuple[str, str] | None:
     return None
 
 
-def _is_loud(sound: bytes) -> str:
+def _is_audio(audio: Event) -> bool:
+    """Return whether these are formats of sound, and nothing else."""
+    formats = [side["format"] for side in audio.values() if side.keys() == {"format"}]
+    known = all(item["type"] in ("pcm", "wav") and item.get("sample_rate", 8000) in RATES for item in formats)
+    return bool(audio) and audio.keys() <= {"input", "output"} and len(formats) == len(audio) and known
+
+
+def _rate(session: Event, side: str, default: int) -> int:
+    found = session.get("audio", {}).get(side, {}).get("format", {})
+    return int(found.get("sample_rate", default))
+
+
+def describe_sound(sound: bytes, rate: int = INPUT_RATE) -> str:
     """Return a description of audio: its length, and its pitch by zero crossings."""
     samples = struct.unpack(f"<{len(sound) // 2}h", sound)
     loud = [place for place, value in enumerate(samples) if abs(value) > LOUD_THRESHOLD]
     rises = sum(samples[a] < 0 < samples[b] for a, b in itertools.pairwise(loud))
-    hertz = rises * TRANSCRIPT / (loud[-1] - loud[0] + 1) if loud else 0
-    return f"{len(samples) / TRANSCRIPT:.2f} s of sound at about {round(hertz, -1):.0f} Hz"
+    hertz = rises * rate / (loud[-1] - loud[0] + 1) if loud else 0
+    return f"{len(samples) / rate:.2f} s of sound at about {round(hertz, -1):.0f} Hz"
 
 
-def tone(hertz: float, seconds: float, rate: int = REPLY_TEXT) -> bytes:
+def tone(hertz: float, seconds: float, rate: int = OUTPUT_RATE) -> bytes:
     """A sine, half as loud as can be."""
     count = int(seconds * rate)
     step = math.tau * hertz / rate

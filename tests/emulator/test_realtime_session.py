@@ -21,7 +21,9 @@ WRONG = {
     "a tool choice": ({"tool_choice": "auto"}, "session.tool_choice"),
     "flat tools": ({"tools": [{"type": "function", **FUNCTION}]}, "session.tools"),
     "a voice of OpenAI's": ({"voice": "alloy"}, "session.voice"),
-    "a format of OpenAI's": ({"input_audio_format": "pcm16"}, "session.input_audio_format"),
+    "OpenAI's nested settings": ({"audio": {"output": {"voice": "Cherry"}}}, "session.audio"),
+    "a rate": ({"audio": {"input": {"format": {"type": "pcm", "sample_rate": 44_100}}}}, "session.audio"),
+    "a format of OpenAI's": ({"input_audio_format": "g711_ulaw"}, "session.input_audio_format"),
     "sound alone": ({"modalities": ["audio"]}, "session.modalities"),
 }
 
