@@ -89,7 +89,7 @@ def _package_data() -> dict[str, Any]:
 
 
 def retirement_notices(config: Config, catalog: ModelCatalog) -> list[str]:
-    """A line for each model that the settings name and that is retired, or soon will be."""
+    """Return a line for each model that the settings name and that is retired, or soon will be."""
     plain = [name for account in config.accounts for name in account.models if not set(name) & set("*?[")]
     named = [config.default_model, *config.aliases.values(), *config.models, *plain]
     return model_names.retirement_notices(filter(None, named), catalog, time.time())

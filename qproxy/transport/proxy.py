@@ -40,7 +40,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """Return Return Return Return Return `host:port`, an IPv6 address in brackets."""
+        """Return `host:port`, an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property

@@ -47,7 +47,7 @@ def _stop_thinking(params: dict[str, JSON]) -> None:
 
 
 def _amend_effort(text: str, params: dict[str, JSON]) -> None:
-    """The effort without a budget beside it, or the nearest of those that the server names."""
+    """Drop the budget beside an effort, or set the nearest of the efforts that the server names."""
     if "thinking_budget" in text and "thinking_budget" in params:
         del params["thinking_budget"]
         return

@@ -218,7 +218,7 @@ def tool_content(messages: Messages) -> Messages:
 
 
 def _tool_text(message: dict[str, JSON]) -> JSON:
-    """The text of a tool's result; one part of it where a cache marker stands."""
+    """Return the text of a tool's result; as one part if it has cache markers."""
     text = text_of(message)
     marks = {mark: part[mark] for part in message["content"] for mark in CACHE_MARKS if part.get(mark)}
     return [{"type": "text", "text": text, **marks}] if marks and text else text
@@ -263,7 +263,7 @@ def _audio_part(part: JSON) -> JSON:
 
 
 def cache_breakpoints(messages: Messages, *, explicit: bool) -> Messages:
-    """OpenAI's cache breakpoints as the older `cache_control`, or away where there is no explicit cache."""
+    """Return OpenAI's cache breakpoints as the older `cache_control`, or without them."""
 
     def change(message: dict[str, JSON]) -> dict[str, JSON]:
         content = message.get("content")

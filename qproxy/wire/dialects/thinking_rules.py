@@ -11,7 +11,7 @@ from qproxy.wire.dialects.request_draft import RequestDraft
 
 
 def reasoning_effort(draft: RequestDraft) -> bool:
-    """An effort in the model's own words; unknown vendors get it as it is."""
+    """Translate an effort into the model's own words; unknown vendors get it as it is."""
     word = draft.params.get("reasoning_effort")
     if not isinstance(word, str) or draft.spec.efforts is None:
         return False
@@ -24,7 +24,7 @@ def reasoning_effort(draft: RequestDraft) -> bool:
 
 
 def _native_effort(draft: RequestDraft, word: str) -> None:
-    """For a model that reads efforts: its own word, and nothing beside it that would contradict it."""
+    """Set the word of a model that reads efforts, and drop what would contradict it."""
     thinks = effort.means_thinking(word, draft.spec)
     if not thinks and word not in (draft.spec.efforts or ()):
         _stop_thinking(draft)
@@ -38,7 +38,7 @@ def _native_effort(draft: RequestDraft, word: str) -> None:
 
 
 def _effort_as_budget(draft: RequestDraft, word: str) -> None:
-    """For a model that does not read efforts: thinking on or off, and the budget that the word stands for."""
+    """Switch thinking and set the word's budget for a model that does not read efforts."""
     if draft.spec.thinking == "none":
         del draft.params["reasoning_effort"]
         draft.ignored.append("reasoning_effort")

@@ -54,11 +54,11 @@ class ModelCatalog:
         self.as_of: str = data.get("as_of", "")
         """The date of the knowledge."""
         self.client_names: Sequence[str] = data.get("client_names", ())
-        """Names of other models that programs ask for."""
+        """Names of other vendors' models that programs request."""
         self.defaults: Mapping[str, Any] = data.get("defaults", {})
-        """Models for what needs one by default, by purpose."""
+        """Default models, by purpose."""
         self.price_terms: Mapping[str, Any] = data.get("prices", {})
-        """What holds for every price: currency, region, shares of the input's price."""
+        """Terms of every price: currency, region, shares of the input's price."""
         self.listed = tuple(row.id for row in rows if row.listed)
         """The operator's additions to the list of models."""
         self._own = frozenset(row.id.lower() for row in rows)
@@ -104,21 +104,21 @@ class ModelCatalog:
         )
 
     def _place(self, model: ModelSpec) -> ModelSpec:
-        """The row with its line and version, as its id tells them where the row does not."""
+        """Return the row with its line and version, taken from its id where the row has none."""
         line, version = self._match(_base_name(model.id))
         if line is None:
             return model
         return replace(model, line=model.line or line.name, version=model.version or version or None)
 
     def _match(self, name: str) -> tuple[_Group | None, str]:
-        """The line that a name belongs to, and the version in it."""
+        """Return the line that a name belongs to, and the version in it."""
         for line in self._lines:
             if (version := line.match(name)) is not None:
                 return line, version
         return None, ""
 
     def _follow(self, key: str, before: tuple[str, ...]) -> ModelSpec:
-        """The row `key` with the cells of the row that it is `like`."""
+        """Return the row `key` with the cells of the row that it is `like`."""
         model = self._models[key]
         if model.like is None:
             return model
@@ -129,7 +129,7 @@ class ModelCatalog:
         return made
 
     def _complete(self, model: ModelSpec) -> ModelSpec:
-        """The row with what its line and its vendor say of cells that it does not know."""
+        """Return the row with its unknown cells taken from its line, its newest row and its vendor."""
         lines = [line.common for line in self._lines if line.name == model.line]
         made = inherit(inherit(model, lines), self._rows[model.line] if model.line else (), guess=True)
         return inherit(made, self._vendor(model.id))
@@ -192,16 +192,16 @@ class ModelCatalog:
         return None if row is None else replace(row, id=name, guessed=frozenset(CELLS), **_NOTHING_OWN)
 
     def names(self, task: str) -> list[str]:
-        """The models to list for a task where a server has no list."""
+        """Return the models to list for a task where a server has no list."""
         return [model.id for model in self._models.values() if model.listed and model.is_for(task)]
 
     def models(self) -> list[ModelSpec]:
-        """Every row."""
+        """Return every row."""
         return list(self._models.values())
 
 
 def _base_name(name: str) -> str:
-    """The name in lower case, without who published it (`Qwen/`)."""
+    """Return the name in lower case, without its publisher (`Qwen/`)."""
     return name[-MAX_NAME:].lower().rpartition("/")[2]
 
 
@@ -217,11 +217,11 @@ def _row(entry: Mapping[str, Any]) -> ModelRow:
 
 
 def _group(entry: Mapping[str, Any]) -> _Group:
-    """A line or a vendor of the file: `name`, `names` as patterns, and common cells."""
+    """Return a line or a vendor of the file: `name`, `names` as patterns, and common cells."""
     cells = {cell: value for cell, value in entry.items() if cell not in ("name", "names")}
     patterns = tuple(map(NamePattern, entry["names"]))
     return _Group(entry["name"], patterns, ModelSpec(entry["name"], **cells))
 
 
 EMPTY = ModelCatalog({})
-"""Knows nothing."""
+"""A catalog without rows."""

@@ -23,7 +23,7 @@ class ModelRoute:
     is_alias: bool = False
     """Whether the first name is an alias of the second one."""
     retired: tuple[ModelSpec, ...] = ()
-    """The models that its successors stand for."""
+    """The retired models that successors replace."""
 
     @property
     def served(self) -> str:
@@ -31,7 +31,7 @@ class ModelRoute:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models among the names: all but an alias."""
+        """Return the models among the names: all but an alias."""
         return self.names[self.is_alias :]
 
     @property
@@ -51,7 +51,8 @@ def find_route(
     is_served: Callable[[str], bool],
     use_successor: bool,
 ) -> ModelRoute:
-    """The way of a request for `name`; RequestError 404 for a retired model that nothing may stand for."""
+    """Return the route of a request for `name`. Raise RequestError 404 for a retired model without a
+    successor."""
     model = aliases.lookup(name)
     names = [name] if model is None else [name, model]
     retired: list[ModelSpec] = []
@@ -64,13 +65,13 @@ def find_route(
 
 
 def retired_spec(name: str, catalog: ModelCatalog, today: str) -> ModelSpec | None:
-    """The row of a model that is retired by now; None for any other."""
+    """Return the row of a model that is retired by now; None for any other."""
     spec = catalog.find(name)
     return spec if spec is not None and spec.retires is not None and spec.retires <= today else None
 
 
 def retired_error(name: str, spec: ModelSpec, *, catalog: ModelCatalog, today: str) -> RequestError:
-    """The 404 for a retired model, which names the one to use."""
+    """Return the 404 for a retired model, which names the one to use."""
     last = spec
     while last.successor and (following := retired_spec(last.successor, catalog, today)) not in (None, last):
         assert following is not None
@@ -81,7 +82,7 @@ def retired_error(name: str, spec: ModelSpec, *, catalog: ModelCatalog, today: s
 
 
 def retirement_warnings(names: Iterable[str], catalog: ModelCatalog, today: str, until: str) -> list[str]:
-    """A line for each of the models that is retired, or will be until a day."""
+    """Return a line for each of the models that is retired, or will be until a day."""
     found = []
     for name in dict.fromkeys(names):
         spec = catalog.find(name)

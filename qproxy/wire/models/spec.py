@@ -16,7 +16,7 @@ Support: TypeAlias = Literal["no", "nonthinking", "yes", "unknown"]
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A row of a file about a model."""
+    """A row of the data file, or of the operator's, about one model."""
 
     id: str
     like: str | None = None
@@ -149,7 +149,7 @@ class ModelSpec(ModelRow):
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The version as numbers, to compare: 3.10 follows 3.8."""
+        """Return the version as numbers, to compare: 3.10 follows 3.8."""
         return version_order(self.version or "")
 
 
@@ -160,13 +160,13 @@ CELLS = tuple(name for name in NAMES if name not in OWN)
 
 
 def version_order(version: str) -> tuple[int, ...]:
-    """`3.8` (or `3_8`) as numbers; an empty tuple for none."""
+    """Return `3.8` (or `3_8`) as numbers; an empty tuple for none."""
     return tuple(int(part) for part in version.replace("_", ".").split(".") if part.isdecimal())
 
 
 def inherit(model: ModelSpec, others: Iterable[ModelSpec], *, guess: bool = False) -> ModelSpec:
-    """The model with each unknown cell of the first of the others that knows it; `guess` marks those as
-    guessed."""
+    """Return the model with each unknown cell taken from the first of the others that knows it; `guess` marks
+    those as guessed."""
     found: dict[str, Any] = {}
     missing = [cell for cell in CELLS if getattr(model, cell) is None]
     if model.context is not None and "input" in missing:
@@ -178,6 +178,6 @@ def inherit(model: ModelSpec, others: Iterable[ModelSpec], *, guess: bool = Fals
 
 
 def override(model: ModelSpec, row: ModelRow) -> ModelSpec:
-    """The model with every cell that the row gives."""
+    """Return the model with every cell that the row gives."""
     given = {name: value for name in NAMES if name != "id" and (value := getattr(row, name)) is not None}
     return replace(model, guessed=model.guessed.difference(given), **given)

@@ -17,8 +17,7 @@ _CACHES = {
 
 
 def models_table(catalog: ModelCatalog) -> str:
-    """A row for each model that answers chats; what is not known is left out, what is guessed stands in
-    brackets."""
+    """Return a row for each chat model; unknown cells are left out, guessed ones stand in brackets."""
     rows = [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
     chats = [spec for spec in catalog.models() if spec.is_for("chat")]
     rows += [f"| {' | '.join(_cells(spec))} |" for spec in chats]
