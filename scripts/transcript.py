@@ -102,9 +102,14 @@ def story(session: Session) -> None:
     sign_in(session, origin)
     server = session.start("serve", "--port", "0", "--log-format", "text")
     session.show("$ qproxy serve &")
-    line = session.until(server, r"(qproxy listening on (http://\S+?)/v1 .*)")
+    line = session.until(server, r"(qproxy \S+ listening on (http://\S+?)/v1)")
     session.same[line[2]] = "http://127.0.0.1:8787"
     session.show(line[1])
+    assert server.stdout is not None
+    for row in server.stdout:
+        session.show(row)
+        if row.startswith("  stop"):
+            break
     chat(session, f"{line[2]}/v1")
     session.show(
         session.post(

@@ -66,6 +66,8 @@ class TokenRefresher:
         self._stored_version: Hashable | None = None
         self._requests: list[RefreshRequest] = []
         self._wake = trio.Event()
+        self.loaded = trio.Event()
+        """Set once the stored tokens have been read, or could not be."""
         self._logged_state: LoginStatus | None = None
 
     def __repr__(self) -> str:
@@ -130,6 +132,7 @@ class TokenRefresher:
                 self._token_state.storage_error = None
         except StorageError as error:
             self._token_state.storage_error = str(error)
+        self.loaded.set()
         if trio.current_time() >= self._token_state.not_before and self._refresh_due(forced):
             await self._refresh(forced)
             if forced is not None and self._token_state.generation != forced:

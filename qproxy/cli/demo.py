@@ -16,6 +16,7 @@ PAGE = HelpPage(
     examples={
         "qproxy demo": "run it, then serve the emulator's models on port 8787",
         "qproxy demo --once --port 0": "run it on a free port and exit",
+        "qproxy demo --once --raw": "print the bytes of the responses, too",
     },
     files={},
     environment={},
@@ -26,10 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=port, default=8787, help="port to listen on (default: 8787; 0 selects a free one)"
     )
+    parser.add_argument("--raw", action="store_true", help="print the lines of the responses, too")
     parser.add_argument("--once", action="store_true", help="exit after the demo instead of serving")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from qproxy.emulator import demo
 
-    return demo.run(arguments.port, arguments.once, print_result)
+    return demo.run(arguments.port, arguments.once, print_result, raw=arguments.raw)

@@ -129,7 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     gc.freeze()
     gc.enable()
-    return serve.run(config, print_result, read, arguments.worker and WorkerSpec.parse(arguments.worker))
+    spec = arguments.worker and WorkerSpec.parse(arguments.worker)
+    return serve.run(config, print_result, read, spec, configuration.config_file(arguments.config))
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:

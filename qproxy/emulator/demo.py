@@ -1,8 +1,8 @@
-"""`qproxy demo`: the whole way on one machine, without an account.
+"""`qproxy demo`: an end-to-end demo on one machine, without an account.
 
-Starts the built-in emulator and qproxy in front of it, in one Trio program; asks one streamed question with a
-tool over HTTP, as any OpenAI client would; shows what comes back, chunk by chunk; asks another one for which
-the server itself runs a tool in the sandbox, where one can be made; and goes on serving.
+Starts the built-in emulator and qproxy in front of it, in one Trio program; sends a streamed request with a
+tool over HTTP, as any OpenAI client would, and prints the response and the call; sends another one for which
+the server itself runs a tool in the sandbox, if that is available; and keeps serving.
 """
 
 from __future__ import annotations
@@ -54,34 +54,42 @@ CALCULATION_QUESTION = "What is '2**64 / 3'?"
 CALCULATE = {"expression": {"type": "string", "description": "In Python's notation"}}
 ANSWER_TIMEOUT = 30.0
 HOW_TO = """
-Serving until Ctrl-C. Point any OpenAI client at it, with any key:
+Serving until Ctrl+C. Point any OpenAI client at it, with any key:
 
     export OPENAI_BASE_URL={url} OPENAI_API_KEY=any
     curl {url}/chat/completions -H 'content-type: application/json' \\
          -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-See it in a browser: {origin}/dashboard
+Dashboard:        {origin}/dashboard
+Your own account: qproxy init
 """
+NO_TOOL = "A tool that the server runs is not shown: "
 PrintFunction = Callable[[str], None]
 
 
-async def send_chat(url: str, messages: list[Any], tool: Any, say: PrintFunction) -> dict[str, Any]:
-    """Stream one answer, saying each piece; returns the assistant's message that the pieces add up to."""
+async def send_chat(
+    url: str, messages: list[Any], tool: Any, raw: PrintFunction
+) -> tuple[dict[str, Any], list[str]]:
+    """Send a streamed request; return the message that its chunks add up to, and the notes on the server's
+    tools.
+
+    `raw` prints the lines of the response as they arrive.
+    """
     body = {"model": MODEL, "messages": messages, "tools": [tool], "stream": True}
     headers = ((b"content-type", b"application/json"), (b"authorization", b"Bearer any-key"))
     request = HTTPRequest("POST", f"{url}/chat/completions", headers, json_codec.dumps(body))
-    text = ""
+    text, notes = "", list[str]()
     calls: dict[int, Any] = {}
     transport, decoder = UpstreamTransport(transport_limits(Config())), sse.Decoder()
     async with await transport.send(request) as response:
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {(await response.read(10_000)).decode()}")
         while data := await response.receive():
-            for line in data.decode(errors="replace").splitlines():
+            for line in filter(None, data.decode(errors="replace").splitlines()):
+                raw(f"  {line}")
                 if line.startswith(": tool"):
-                    say(f"  {line}")
+                    notes.append(line.removeprefix(": "))
             for event in decoder.feed(data):
-                say(f"  data: {event.data}")
                 chunk = {"choices": []} if event.data == "[DONE]" else json.loads(event.data)
                 for choice in chunk["choices"]:
                     text += choice["delta"].get("content") or ""
@@ -91,41 +99,36 @@ async def send_chat(url: str, messages: list[Any], tool: Any, say: PrintFunction
                         call["function"]["name"] = function.get("name") or call["function"]["name"]
                         call["function"]["arguments"] += function.get("arguments") or ""
     await transport.aclose()
-    return {
-        "role": "assistant",
-        "content": text or None,
-        **({"tool_calls": list(calls.values())} if calls else {}),
-    }
+    message = {"role": "assistant", "content": text or None}
+    return {**message, **({"tool_calls": list(calls.values())} if calls else {})}, notes
 
 
-async def converse(url: str, say: PrintFunction) -> str:
-    """Ask, answer the tool call, and return the model's final text."""
+async def converse(url: str, say: PrintFunction, raw: PrintFunction) -> None:
+    """Send a request, run the tool that the model calls, and print the response and how it came about."""
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    say(f"> {QUESTION}    (with the tool get_weather)")
+    say(f"> {QUESTION}")
     with trio.fail_after(ANSWER_TIMEOUT):
-        reply = await send_chat(url, messages, WEATHER, say)
+        reply, _ = await send_chat(url, messages, WEATHER, raw)
+        calls = [call["function"] for call in reply.get("tool_calls", ())]
         for call in reply.get("tool_calls", ()):
-            function = call["function"]
-            say(
-                f"\n< the model calls {function['name']}({function['arguments']}); it is told "
-                f"{json.dumps(WEATHER_REPORT)}\n"
-            )
             result = {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(WEATHER_REPORT)}
             messages += [reply, result]
-        if len(messages) > 1:
-            reply = await send_chat(url, messages, WEATHER, say)
-    say(f"\n< {reply['content']}")
-    return str(reply["content"])
+        if calls:
+            reply, _ = await send_chat(url, messages, WEATHER, raw)
+    say(f"< {reply['content']}")
+    for function in calls:
+        say(f"  The model called {function['name']}({function['arguments']}), a tool of the client.\n")
 
 
-async def calculate(url: str, say: PrintFunction) -> str:
-    """Ask what the server's own tool is needed for, and return the model's words."""
-    say(f"\n> {CALCULATION_QUESTION}    (with the tool calculate, which the server runs in its sandbox)")
+async def calculate(url: str, say: PrintFunction, raw: PrintFunction) -> None:
+    """Send a request for which the server runs its own tool, and print the response."""
+    say(f"> {CALCULATION_QUESTION}")
     with trio.fail_after(ANSWER_TIMEOUT):
         messages = [{"role": "user", "content": CALCULATION_QUESTION}]
-        reply = await send_chat(url, messages, {"type": "qproxy", "name": "calculate"}, say)
-    say(f"\n< {reply['content']}")
-    return str(reply["content"])
+        reply, notes = await send_chat(url, messages, {"type": "qproxy", "name": "calculate"}, raw)
+    say(f"< {reply['content']}")
+    for note in notes:
+        say(f"  The server ran a tool in its sandbox: {note.removeprefix('tool ')}.")
 
 
 def calculator() -> ToolConfig:
@@ -157,14 +160,20 @@ async def tool_support_missing() -> str | None:
     return sandbox.unavailable_reason
 
 
-def run(port: int, once: bool, say: PrintFunction) -> int:
-    """Serve the emulator's Qwen on `port` until a signal comes (or, with `once`, until the answer is
-    there)."""
+def run(port: int, once: bool, say: PrintFunction, *, raw: bool = False) -> int:
+    """Serve the emulator's Qwen on `port` until a signal arrives, or with `once` until the demo has ended.
+
+    `raw` prints the lines of the responses, too.
+    """
     with tempfile.TemporaryDirectory(prefix="qproxy-demo-") as folder:  # its ledger, for the dashboard
-        return trio.run(_main, port, once, say, f"{folder}/ledger.sqlite3")
+        return trio.run(_main, port, once, say, say if raw else _discard, f"{folder}/ledger.sqlite3")
 
 
-async def _main(port: int, once: bool, say: PrintFunction, ledger: str) -> int:
+def _discard(line: str) -> None:
+    """Print nothing."""
+
+
+async def _main(port: int, once: bool, say: PrintFunction, raw: PrintFunction, ledger: str) -> int:
     emulator, stop = Emulator(), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, say)
@@ -179,12 +188,12 @@ async def _main(port: int, once: bool, say: PrintFunction, ledger: str) -> int:
             nursery.cancel_scope.cancel()
 
         url = f"{(await nursery.start(serve))[0]}/v1"
-        say(f"qproxy serves {url} from the built-in emulator.\n")
-        await converse(url, say)
+        say(f"qproxy listening on {url} (accounts: the built-in emulator)")
+        await converse(url, say, raw)
         if missing:
-            say(f"\nA tool that the server runs is not shown: {missing}")
+            say(f"{NO_TOOL}{missing}")
         else:
-            await calculate(url, say)
+            await calculate(url, say, raw)
         if once:
             stop.set()
         else:

@@ -23,6 +23,7 @@ gracefully.
   asgi        `qproxy.app`, for other ASGI servers
   log_setup   the log's destination and format
   systemd     notifications to systemd
+  banner      the text of a started server
 """
 
 from __future__ import annotations

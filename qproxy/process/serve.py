@@ -15,12 +15,14 @@ from collections.abc import Callable
 import trio
 
 from qproxy import http_server
+from qproxy.auth import OAuthSource
+from qproxy.backends.api_keys import has_api_keys
 from qproxy.bootstrap.app import build_server, serve
 from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.reload import rebuild_state
 from qproxy.config import Config, data_dir, load
-from qproxy.config.accounts import AccountConfig
 from qproxy.process import log_setup
+from qproxy.process.banner import banner
 from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
@@ -28,6 +30,8 @@ from qproxy.server import ServerState
 from qproxy.system.directories import peer_directory
 
 SPARE_FILES = 64
+TOKEN_SECONDS = 2.0
+"""Seconds to read the stored tokens; the server accepts requests meanwhile."""
 log = logging.getLogger("qproxy")
 
 
@@ -36,8 +40,10 @@ def run(
     notify: Callable[[str], None],
     read: Callable[[], Config] = load,
     spec: WorkerSpec | None = None,
+    file: str | None = None,
 ) -> int:
-    """Serve until a signal arrives and return the exit code; `read` loads the settings for a reload.
+    """Serve until a signal arrives and return the exit code; `read` loads the settings for a reload;
+    `file` is the configuration file.
 
     A worker (`spec`) prints nothing itself. Raises a group with an OSError if the address is unavailable.
     """
@@ -48,7 +54,7 @@ def run(
         for warning in [*config.warnings(), *notices]:
             log.warning("%s", warning)
     raise_file_limit(config)
-    trio.run(_run_server, config, notify, read, spec)
+    trio.run(_run_server, config, notify, read, spec, file)
     return 0
 
 
@@ -69,13 +75,12 @@ def raise_file_limit(config: Config) -> None:
         log.warning("open file limit is %d; max_client_connections + max_requests need %d", allowed, wanted)
 
 
-def _describe_address(account: AccountConfig) -> str:
-    """Return the base URL of an account; that of a login follows from its token."""
-    return "logged in" if account.kind == "oauth" else str(account.base_url)
-
-
 async def _run_server(
-    config: Config, notify: Callable[[str], None], read: Callable[[], Config], spec: WorkerSpec | None
+    config: Config,
+    notify: Callable[[str], None],
+    read: Callable[[], Config],
+    spec: WorkerSpec | None,
+    file: str | None,
 ) -> None:
     stop, channel = trio.Event(), None if spec is None else SupervisorChannel(spec)
     server = build_server(config, workers_directory=spec and peer_directory(data_dir(), os.getppid()))
@@ -97,21 +102,28 @@ async def _run_server(
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
-        accounts = ", ".join(
-            f"{account.name} → {_describe_address(account)}" for account in config.all_accounts()
-        )
-        summary = f"{urls[0]}/v1 (accounts: {accounts})"
+        await _wait_for_tokens(server.state)
+        conditions, has_keys = server.state.account_conditions(), has_api_keys(config)
+        text = banner(config, urls[0], file, conditions, has_keys=has_keys)
         if channel is not None:
             nursery.start_soon(reloader.on_sighup)
             nursery.start_soon(channel.run, stop, reloader.reload)
-            await channel.send(serving=summary)
+            await channel.send(serving=text)
             return
         nursery.start_soon(reloader.serve_reloads, data_dir(), int(urls[0].rpartition(":")[2]))
-        notify(f"qproxy listening on {summary}")
+        notify(text)
         notifier = Notifier()
         notifier.ready()
         await stop.wait()
         notifier.stopping()
+
+
+async def _wait_for_tokens(state: ServerState) -> None:
+    """Wait until the stored tokens of the logged-in accounts have been read, on which their states depend."""
+    with trio.move_on_after(TOKEN_SECONDS):
+        for account in state.relay.accounts.accounts:
+            if isinstance(account.source, OAuthSource):
+                await account.source.refresher.loaded.wait()
 
 
 def _discard(line: str) -> None:

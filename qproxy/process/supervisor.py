@@ -266,7 +266,7 @@ def run(config: Config, command: Sequence[str], notify: Callable[[str], None]) -
 
         def started(summary: str) -> None:
             stack.enter_context(running)
-            notify(f"qproxy listening on {summary} with {number} workers")
+            notify(f"{summary}\n  workers    {number}")
             notifier.ready()
 
         def stopping(text: str) -> None:

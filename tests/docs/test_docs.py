@@ -37,14 +37,22 @@ def test_the_readmes_transcript_is_what_the_demo_prints():
     """All of it, but for ports and times; where no tool can run, up to what the demo says instead."""
     said: list[str] = []
     assert demo.run(0, True, said.append) == 0
-    lines = [
-        line for line in "\n".join(said).splitlines() if line and "data:" not in line
-    ]  # as its grep does
-    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(lines))
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8787", "\n".join(said))
     printed = re.sub(r"\b\d+ ms\b", "30 ms", printed)
-    shown = README.partition("$ qproxy demo --once | grep -v -e data: -e '^$'\n")[2].partition("\n```")[0]
-    printed, _, missing = printed.partition("\nA tool that the server runs is not shown: ")
+    shown = README.partition("$ qproxy demo --once\n")[2].partition("\n```")[0]
+    printed, _, missing = printed.partition(f"\n{demo.NO_TOOL}")
+    assert shown
     assert printed == (shown.partition("\n> What is '")[0] if missing else shown)
+
+
+def test_the_demo_prints_the_bytes_of_the_responses():
+    """With `raw` the lines of the streams are printed, too; without it they are not."""
+    lines: dict[bool, list[str]] = {False: [], True: []}
+    for raw, printed in lines.items():
+        assert demo.run(0, True, printed.append, raw=raw) == 0
+    assert not any("data:" in line for line in lines[False])
+    assert sum(line.startswith("  data: {") for line in lines[True]) > 5
+    assert [line for line in lines[True] if line.startswith("  data: [DONE]")]
 
 
 def test_every_command_is_in_the_readme():
