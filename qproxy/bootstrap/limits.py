@@ -24,6 +24,8 @@ def http_server_limits(config: Config) -> HttpServerLimits:
         max_connections=config.max_client_connections,
         max_connection_age=config.max_client_connection_age or math.inf,
         max_header_bytes=config.max_header_bytes,
+        linger_bytes=config.linger_bytes,
+        linger_timeout=config.linger_timeout,
         ping_interval=config.realtime_ping_interval or None,
         max_message_bytes=config.realtime_max_message_bytes,
     )
@@ -46,6 +48,7 @@ def request_limits(config: Config) -> RequestLimits:
         max_json_depth=config.max_json_depth,
         max_messages=config.max_messages,
         client_body_timeout=config.client_body_timeout,
+        client_min_body_rate=config.client_min_body_rate,
         client_request_timeout=config.client_request_timeout or math.inf,
         keep_alive_interval=config.keep_alive_interval or math.inf,
     )

@@ -25,7 +25,7 @@ from qproxy.wire.models import ModelCatalog
 
 RESTART_REQUIRED = frozenset({
     "host", "port", "certfile", "keyfile", "max_client_connections", "max_header_bytes",
-    "client_idle_timeout", "max_client_connection_age", "probe_interval",
+    "client_idle_timeout", "linger_bytes", "linger_timeout", "max_client_connection_age", "probe_interval",
     "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file",

@@ -108,7 +108,18 @@ class Config:
         1.0, "maximum seconds to queue for max_requests, or for an account at its limits"
     )
     client_write_timeout: float = setting(30.0, "maximum seconds for a client to accept more of its response")
-    client_body_timeout: float = setting(60.0, "maximum seconds for a client to send its request body")
+    client_body_timeout: float = setting(
+        60.0, "maximum seconds of silence within a request body, and for its first part"
+    )
+    client_min_body_rate: int = setting(
+        1024, "minimum bytes per second of a request body after client_body_timeout; 0 is no limit"
+    )
+    linger_bytes: int = setting(
+        128 * 1024 * 1024,
+        "bytes of a request that are discarded after its response, so that the client can read it; 0 closes "
+        "the connection at once, as do servers that run out of connections",
+    )
+    linger_timeout: float = setting(30.0, "maximum seconds to discard them")
     client_request_timeout: float = setting(
         3600.0,
         "maximum seconds for a whole request, from its first byte to the last of its response; 0 is no limit",

@@ -8,6 +8,7 @@ stock Hypercorn fails; a patch can be removed once upstream has the fix.
   TCPServer  a write without progress closes its connection, and the end of reading ends a blocked write:
              a client that stopped reading holds no memory and delays no shutdown
   TCPServer  the kernel detects a peer that vanished (no FIN, no RST): TCP_USER_TIMEOUT and keep-alive probes
+  TCPServer  a response before the end of its request is read: what is left is discarded before the close
   TCPServer  connections are limited; one over the limit receives a 503
   H11        bytes after a request do not hide the client's disconnect from the reader (h11 PAUSED), within a
              bound

@@ -9,6 +9,7 @@ OpenAI's.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from functools import cached_property, lru_cache
@@ -28,7 +29,7 @@ from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from qproxy.http_server.http_stream import HTTPStream
 from qproxy.http_server.keep_alive import retirement_time
 from qproxy.http_server.response_writer import FastWriter, H11Writer
-from qproxy.http_server.tcp_server import TCPServer
+from qproxy.http_server.tcp_server import Linger, TCPServer
 from qproxy.wire import http1, json_codec
 from qproxy.wire.bounded_h11 import BoundedConnection
 from qproxy.wire.endpoints.openai_api import OPENAI
@@ -159,6 +160,15 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         """Start the next request after a complete response, or close the connection."""
         await self._maybe_recycle()
 
+    async def _linger(self, stream: HTTPStream) -> None:
+        """Let the client send the rest of a request whose response is complete."""
+        if isinstance(stream.writer, FastWriter):
+            remaining: float = stream.writer.upcoming
+        else:
+            remaining = math.inf if self.connection.their_state is h11.SEND_BODY else 0
+        if remaining:
+            await self.send(Linger(remaining))
+
     async def _handle_events(self) -> None:
         async with self._request_lock:
             await super()._handle_events()
@@ -182,6 +192,7 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         framing = H11Writer(self.connection, "")
         data = framing.head(status_code, headers) + framing.data(body) + framing.end()
         await self.send(RawData(data=data))
+        await self.send(Linger(math.inf))
 
     async def _create_stream(self, request: h11.Request) -> None:
         try:
@@ -243,6 +254,8 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
                 self.task_group.spawn(self._handle_events)
         else:
             self._ended = True
+            if isinstance(stream, HTTPStream) and stream.complete:
+                await self._linger(stream)
             # This runs in the app's task, which Quart-Trio cancels at the http.disconnect queued here.
             with trio.CancelScope(shield=True):
                 await super()._maybe_recycle()

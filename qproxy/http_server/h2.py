@@ -163,6 +163,8 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
         """The ID of the last accepted stream."""
         self._refuses = False
         self._frames = Frames()
+        self._discarded = 0
+        """Bytes of requests received after their responses, since the last reset for that."""
 
     def _is_flood(self) -> bool:
         """Count a reset, and return whether it exceeds `MAX_RESETS`."""
@@ -175,11 +177,7 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
     async def _handle_events(self, events: list[Any]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
-                try:
-                    self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                except h2.exceptions.ProtocolError:
-                    continue  # the stream is closed on both sides
-                await self._flush()
+                await self._discard(event)
             elif isinstance(event, h2.events.StreamReset) and self._is_flood():
                 await self._end(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return
@@ -191,6 +189,18 @@ class H2Protocol(hypercorn.protocol.h2.H2Protocol):
                     # Stock updates idleness only after responses, and counts each request as active.
                     await self.send(Updated(idle=self.idle))
                     await self._retire()
+
+    async def _discard(self, event: h2.events.DataReceived) -> None:
+        """Drop a part of a request whose response is complete, up to the connection's linger budget."""
+        try:
+            self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        except h2.exceptions.ProtocolError:
+            return  # the stream is closed on both sides
+        await self._flush()
+        self._discarded += event.flow_controlled_length
+        if self._discarded > TCPServer.linger_budget():
+            self._discarded = 0
+            await self._reset(event.stream_id, h2.errors.ErrorCodes.NO_ERROR)  # RFC 9113 8.1
 
     async def _retire(self) -> None:
         """Send GOAWAY on a connection that has reached its age (RFC 9113 6.8).

@@ -93,6 +93,11 @@ class HTTPStream(DisconnectNotifier):
         started, closed = " started" if self.began else "", " closed" if self.closed else ""
         return f"<HTTPStream {self._method}{started}{closed}>"
 
+    @property
+    def complete(self) -> bool:
+        """Return whether the response is written to its end."""
+        return self._ended
+
     def scope(self) -> dict[str, Any]:
         """Return the ASGI scope. The stream holds no reference to it, which would be a cycle."""
         protocol = self._protocol
@@ -201,7 +206,7 @@ class HTTPStream(DisconnectNotifier):
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
         headers += protocol.server_headers()
-        if protocol.in_last_exchange:
+        if protocol.in_last_exchange or not self.whole:  # what is left of the request is discarded
             headers.append((b"connection", b"close"))
         self.began = True
         head = self.writer.head(int(message["status"]), headers)

@@ -23,6 +23,8 @@ class HttpServerLimits:
     max_connections: int
     max_connection_age: float
     max_header_bytes: int
+    linger_bytes: int
+    linger_timeout: float
     ping_interval: float | None
     """Seconds between pings to a WebSocket client; None sends none."""
     max_message_bytes: int
@@ -39,6 +41,7 @@ class HttpServerLimits:
         TCPServer.write_timeout = self.write_timeout
         TCPServer.max_connections = self.max_connections
         TCPServer.max_age = self.max_connection_age
+        TCPServer.max_linger_bytes, TCPServer.linger_seconds = self.linger_bytes, self.linger_timeout
         shutdown.configure(
             graceful_timeout=shutdown.timeout,
             keep_alive_timeout=self.keep_alive_timeout,

@@ -13,11 +13,12 @@ import logging
 import math
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import hypercorn.trio.tcp_server
 import trio
-from hypercorn.events import Closed, RawData, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 
 from qproxy.http_server.keep_alive import KeepAliveTimer
 from qproxy.system.sockets import raw_socket, recv, recv_nowait, send_nowait
@@ -37,7 +38,20 @@ WRITE_SIZE = 16 * 1024
 PROBE_AFTER, PROBE_EVERY, PROBES = 30, 10, 3
 """Seconds of silence, seconds between two probes, and the number of unanswered probes before the connection
 ends."""
+LINGER_SHARE = 0.75
+"""The share of max_connections above which no connection lingers."""
 log = logging.getLogger("qproxy.http_server")
+
+
+@dataclass(frozen=True)
+class Linger(Event):
+    """The last response is sent, but not all of its request is read: discard the rest before closing.
+
+    Closing with unread data resets the connection, and the client loses the response (RFC 9112 9.6).
+    """
+
+    remaining: float
+    """Bytes of the request that have not been read; `math.inf` if unknown."""
 
 
 class TCPServer(hypercorn.trio.tcp_server.TCPServer):
@@ -47,6 +61,9 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
     max_connections = 6000
     max_age = math.inf
     """Seconds after which a connection carries no further request, ± 10 %."""
+    max_linger_bytes = 128 * 1024 * 1024
+    """Bytes of a request that are discarded after its response; 0 closes at once."""
+    linger_seconds = 30.0
     connections = 0
     """Open connections in this process."""
     _write: trio.CancelScope | None = None
@@ -56,10 +73,13 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
     """Whether the last read may have left data in the socket. Other tasks run after the next read."""
     _at_end = False
     """Whether the client has finished sending."""
+    _to_discard: float | None = None
+    """Bytes to discard before the connection closes; None until its last response is sent."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._raw_socket = raw_socket(self.stream)
+        self._reading = trio.CancelScope()
         self.idle_task: KeepAliveTimer = KeepAliveTimer(self.context, self.config.keep_alive_timeout)  # type: ignore[assignment]
 
     async def run(self) -> None:
@@ -105,8 +125,33 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
                 await self._send_with_timeout(rest)
         elif isinstance(event, Updated):
             self.idle_task.set(event.idle)
-        else:
+        elif isinstance(event, Linger):
+            await self._linger(event.remaining)
+        elif self._to_discard is None:
             await super().protocol_send(event)
+
+    @classmethod
+    def linger_budget(cls) -> int:
+        """Return the bytes to discard for one connection, 0 while connections run short."""
+        return cls.max_linger_bytes if cls.connections <= LINGER_SHARE * cls.max_connections else 0
+
+    async def _linger(self, remaining: float) -> None:
+        """Close the sending side, and the connection once the client has sent the rest, or closes it."""
+        budget = min(remaining, self.linger_budget())
+        if budget <= 0 or self._to_discard is not None:
+            return
+        self._to_discard = budget
+        self._reading.deadline = trio.current_time() + self.linger_seconds
+        self.idle_task.set(True)  # a shutdown does not wait for it
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            if hasattr(self.stream, "send_eof"):  # TLS cannot close one side
+                await self.stream.send_eof()
+
+    def _discard(self, size: int) -> bool:
+        """Discard some bytes of the last request, and return whether more may come."""
+        assert self._to_discard is not None
+        self._to_discard -= size
+        return self._to_discard > 0
 
     def _sent_immediately(self, data: bytes) -> bytes:
         """Send without blocking, and return the bytes that the kernel did not accept."""
@@ -161,9 +206,14 @@ class TCPServer(hypercorn.trio.tcp_server.TCPServer):
         """Read until the end. Stock times each read, which would count the client's silence during a
         response."""
         try:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError), self._reading:
                 while not self._at_end:
-                    await self.protocol.handle(RawData(await self._read_some()))
+                    data = await self._read_some()
+                    if self._to_discard is None:
+                        await self.protocol.handle(RawData(data))
+                    elif not self._discard(len(data)):
+                        break
+                    del data  # the next read may take long
             await self.protocol.handle(Closed())
         finally:
             self._peer_closed = True

@@ -30,6 +30,7 @@ from qproxy.server.authentication import Access
 from qproxy.server.fast_path import HTTP_STREAM, FastPath
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
+from qproxy.server.request_body import BodyDeadline, body_timeout, body_too_large
 from qproxy.server.routes.admin_login import AdminLoginRoutes
 from qproxy.server.routes.embeddings import EmbeddingRoutes
 from qproxy.server.routes.generate import GenerationRoutes
@@ -62,6 +63,24 @@ class _Quart(QuartTrio):
     url_map_class = _Routes
     _was_served = False
 
+    def __init__(self, server: StateHolder) -> None:
+        super().__init__("qproxy", static_folder=None)
+        self._server = server
+
+    async def read_body(self) -> bytes:
+        """Return the body of the current request. Raises RequestError when it is too large or too slow."""
+        limits, pieces, size = self._server.state.request_limits, [], 0
+        deadline = BodyDeadline(limits)
+        with deadline.scope:
+            async for piece in request.body:
+                pieces.append(piece)
+                size += len(piece)
+                if size > limits.max_body_bytes:
+                    raise body_too_large(limits)
+                deadline.extend(size)
+            return b"".join(pieces)
+        raise body_timeout(limits)
+
     async def check_unserved(self) -> None:
         """RuntimeError when the app was served before: what its parts held open is closed."""
         if self._was_served:
@@ -75,10 +94,12 @@ class HTTPConnection(TrioASGIHTTPConnection):
     """One request on Quart's path: its exit stack outlives everything done for it, and nothing outlives the
     stack."""
 
+    app: _Quart
+
     async def __call__(self, receive: Any, send: Any) -> None:
         self.scope["path"] = normalize_path(self.scope["path"])
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-            request_context.bind(self.scope, stack, nursery, _body)
+            request_context.bind(self.scope, stack, nursery, self.app.read_body)
             await super().__call__(receive, send)
             nursery.cancel_scope.cancel()  # the response is complete, or the client has disconnected
 
@@ -90,6 +111,8 @@ class WebSocketConnection(TrioASGIWebsocketConnection):
     read ahead without a limit.
     """
 
+    app: _Quart
+
     def __init__(self, app: QuartTrio, scope: Any) -> None:
         super().__init__(app, scope)
         self._receive_requested = trio.Event()
@@ -100,7 +123,7 @@ class WebSocketConnection(TrioASGIWebsocketConnection):
             http_stream: Any = self.scope["extensions"].get(HTTP_STREAM)
             if http_stream is not None:
                 http_stream.on_disconnect = nursery.cancel_scope.cancel
-            context = request_context.bind(self.scope, stack, nursery, _body)
+            context = request_context.bind(self.scope, stack, nursery, self.app.read_body)
             context.allow_receive = self._allow_receive
             self._allow_receive()  # the handshake
             await super().__call__(partial(self._receive_one, receive), send)
@@ -145,7 +168,7 @@ class Server:
 
     def app(self) -> QuartTrio:
         """Return a new Quart-Trio app with every route."""
-        app = _Quart("qproxy", static_folder=None)
+        app = _Quart(self)
         app.asgi_http_class = HTTPConnection
         app.asgi_websocket_class = WebSocketConnection
         app.config["RESPONSE_TIMEOUT"] = None  # Quart's default of 60 s would truncate streams
@@ -256,13 +279,6 @@ class Server:
         if response is not None:  # the handshake was rejected
             self.middleware.on_response(response.status_code, response.headers)
         return response
-
-
-async def _body() -> bytes:
-    """Return the body of a request on Quart's path."""
-    data = await request.get_data(cache=False)
-    assert isinstance(data, bytes)
-    return data
 
 
 def _has_no_hooks(app: QuartTrio) -> bool:

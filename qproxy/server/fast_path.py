@@ -21,7 +21,7 @@ import trio
 from qproxy.server import error_handlers, request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
-from qproxy.server.request_body import RequestLimits, body_timeout, body_too_large
+from qproxy.server.request_body import BodyDeadline, RequestLimits, body_timeout, body_too_large
 from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError
 
@@ -111,8 +111,9 @@ class FastPath:
             raise body_too_large(limits)
         if incoming.is_complete():
             return await incoming.body(limits)
-        with trio.move_on_after(limits.client_body_timeout):
-            return await incoming.body(limits)
+        deadline = BodyDeadline(limits)
+        with deadline.scope:
+            return await incoming.body(limits, deadline)
         raise body_timeout(limits)
 
 
@@ -130,7 +131,7 @@ class _RequestReader:
         """Return whether the whole body has arrived, so that reading it cannot wait."""
         return self._http_stream is not None and self._http_stream.whole
 
-    async def body(self, limits: RequestLimits) -> bytes:
+    async def body(self, limits: RequestLimits, deadline: BodyDeadline | None = None) -> bytes:
         """Return the whole body.  Raises RequestError when it is too large."""
         pieces, size = [], 0
         while (message := await self._receive())["type"] == "http.request":
@@ -138,6 +139,8 @@ class _RequestReader:
             size += len(pieces[-1])
             if size > limits.max_body_bytes:
                 raise body_too_large(limits)
+            if deadline is not None:
+                deadline.extend(size)
             if not message.get("more_body", False):
                 if self._http_stream is None:
                     request_context.nursery().start_soon(self._watch)

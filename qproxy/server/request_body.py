@@ -5,9 +5,12 @@ The bytes themselves are received by `fast_path` or by Quart, within the same li
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import trio
 
 from qproxy.relay.event_stream import apart
 from qproxy.server import content_codings, request_context
@@ -29,6 +32,8 @@ class RequestLimits:
     max_json_depth: int
     max_messages: int
     client_body_timeout: float
+    client_min_body_rate: int
+    """Bytes per second; 0 for no limit."""
     client_request_timeout: float
     keep_alive_interval: float
     """Seconds without an event after which a stream sends its API's keep-alive."""
@@ -39,9 +44,26 @@ def body_too_large(limits: RequestLimits, what: str = "request body") -> Request
     return RequestError(message, status=413, code="request_too_large")
 
 
+class BodyDeadline:
+    """The time limit of a body that keeps arriving: on silence, and by a minimum rate on the whole of it."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+        self._started_at = trio.current_time()
+        self.scope = trio.CancelScope(deadline=self._started_at + limits.client_body_timeout)
+
+    def extend(self, size: int) -> None:
+        """Move the deadline, now that `size` bytes have arrived since the start."""
+        timeout, rate = self._limits.client_body_timeout, self._limits.client_min_body_rate
+        earned = size / rate if rate else math.inf
+        self.scope.deadline = min(trio.current_time(), self._started_at + earned) + timeout
+
+
 def body_timeout(limits: RequestLimits) -> RequestError:
+    timeout, rate = limits.client_body_timeout, limits.client_min_body_rate
     message = (
-        f"The request body did not arrive within {limits.client_body_timeout:g} s (client_body_timeout)."
+        f"The request body paused for {timeout:g} s (client_body_timeout) or arrived at less than {rate:,} "
+        "bytes per second (client_min_body_rate)."
     )
     return RequestError(message, status=408, code="request_timeout")
 

@@ -152,6 +152,37 @@ async def test_a_body_that_does_not_come(autojump_clock):
         assert trio.current_time() - begun == pytest.approx(5.0, abs=0.5)
 
 
+PACES = {
+    "a steady upload longer than the timeout": (2.0, 600, 200),
+    "slower than the minimum": (1.0, 50, 408),
+    "a byte before each timeout": (4.9, 1, 408),
+    "a pause": (5.1, 10_000, 408),
+}
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["lane", "quart"])
+@pytest.mark.parametrize(("pause", "size", "status"), PACES.values(), ids=PACES)
+async def test_the_pace_of_a_body(pause, size, status, hooked, autojump_clock):
+    """A body may take any time that its minimum rate allows; silence and drips end it."""
+    body = json.dumps({**HELLO, "messages": [{"role": "user", "content": "a" * 30_000}]}).encode()
+    async with world(client_body_timeout=5.0, client_min_body_rate=100) as it, h1(it.app) as client:
+        if hooked:
+            it.app.before_request(_nothing)
+        head = [(b"host", b"localhost"), JSON, (b"content-length", b"%d" % len(body))]
+        data = client.http.send(h11.Request(method="POST", target=PATH, headers=head))
+        await client.stream.send_all(data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_drip, client.stream, body, pause, size)
+            assert (await client.event()).status_code == status
+            nursery.cancel_scope.cancel()
+
+
+async def _drip(stream, body, pause, size):
+    for start in range(0, len(body), size):
+        await stream.send_all(body[start : start + size])
+        await trio.sleep(pause)
+
+
 async def test_a_client_that_leaves_before_its_body_is_whole(autojump_clock):
     """Nothing is held for it, and nothing is logged as a fault."""
     async with world() as it:
