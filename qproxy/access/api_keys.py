@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from qproxy.limits.token_bucket import REQUESTS, TOKENS, Amounts
 from qproxy.limits.windows import WINDOWS
+from qproxy.telemetry.audit import AuditEntry
 from qproxy.wire.errors import AuthenticationError, InvalidKeyError
 
 PREFIX = "sk-qproxy-"
@@ -95,6 +96,14 @@ class ApiKey:
 
     def allows(self, model: str) -> bool:
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def describe_limits(self) -> str:
+        """Return its limits as text, for the audit log."""
+        parts = [f"{name} {limit}" for name, limit in (("rpm", self.rpm), ("tpm", self.tpm)) if limit]
+        parts += [f"models {','.join(self.models)}"] if self.models else []
+        if self.expires is not None:
+            parts.append(time.strftime("expires %Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires)))
+        return "; ".join([*parts, *(f"budget {budget.label_text()}" for budget in self.budgets)])
 
     def status(self, now: float) -> str:
         """Return active, expired or revoked."""
@@ -180,6 +189,12 @@ class StaticApiKeys:
         if status != "active":
             raise AuthenticationError(f"The API key provided is {status}.")
         return key
+
+
+def audit_entry(actor: str, action: str, key: ApiKey) -> AuditEntry:
+    """Return the audit entry of a key that was changed."""
+    subject = f"{key.id} {key.name}".strip()
+    return AuditEntry(actor, action, subject, key.describe_limits() if action == "key.create" else "")
 
 
 def hash_key(key: str) -> str:

@@ -22,6 +22,7 @@ from qproxy.auth.encryption import KeyringCipher
 from qproxy.auth.login_sessions import LoginSessions
 from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
+from qproxy.backends.local.audit import FileAuditLog
 from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
@@ -42,6 +43,7 @@ from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.response_store import ResponseStore
+from qproxy.telemetry.audit import AuditLog
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
 """Bytes of responses that are stored in memory, without a `responses_file`."""
@@ -74,6 +76,7 @@ class Backends:
     """None if ciphertext of reasoning is not kept."""
     ledger: UsageLedger | None
     """None if usage is not recorded."""
+    audit: AuditLog
 
 
 def open_backends(config: Config, pricing: Pricing) -> Backends:
@@ -91,7 +94,13 @@ def open_backends(config: Config, pricing: Pricing) -> Backends:
         tool_rounds=open_tool_rounds(config),
         reasoning=open_reasoning(config),
         ledger=ledger,
+        audit=open_audit(config),
     )
+
+
+def open_audit(config: Config) -> AuditLog:
+    """Return the audit log."""
+    return FileAuditLog(_path(config.audit_file), secrets=config.secrets())
 
 
 def open_api_keys(config: Config) -> ApiKeyStore:

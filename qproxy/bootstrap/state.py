@@ -121,6 +121,7 @@ def build_state(
         pricing=pricing,
         ledger=ledger,
         redact=telemetry.build_redact(config),
+        audit=backends.audit,
         body_logger=telemetry.build_body_logger(config),
         tracer=tracer,
         peers=Peers(workers_directory or find_peer_directory(data_dir())),

@@ -16,10 +16,12 @@ from qproxy import config as configuration
 from qproxy.accounts import report
 from qproxy.accounts.condition import format_time
 from qproxy.accounts.shared_state import AccountState, AccountStateDelta, StateStoreError
+from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_error, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.config.parsing import suggestion
+from qproxy.telemetry.audit import AuditEntry
 
 COLUMNS = ("name", "kind", "plan", "host", "state", "requests", "failed", "last minute", "now")
 HELP = "show the accounts and their states, end a cooldown, forget learned rules"
@@ -77,7 +79,7 @@ def _wake(config: configuration.Config, name: str, now: float) -> int:
     """End an account's cooldowns for all servers of the data directory."""
     delta = AccountStateDelta(name, woken_at=now, quota=(None,))
     done = f"Ended the cooldowns of {name}. Running servers use it again within a second."
-    return _change(config, name, lambda _: delta, done)
+    return _change(config, name, "account.wake", lambda _: delta, done)
 
 
 def _forget_rules(config: configuration.Config, name: str) -> int:
@@ -87,16 +89,17 @@ def _forget_rules(config: configuration.Config, name: str) -> int:
         return AccountStateDelta(name, learned_rules=dict.fromkeys(state.learned_rules))
 
     done = f"Forgot the learned rules of {name}. Running servers follow within a second."
-    return _change(config, name, forget, done)
+    return _change(config, name, "account.forget_rules", forget, done)
 
 
 def _change(
     config: configuration.Config,
     name: str,
+    action: str,
     change: Callable[[AccountState], AccountStateDelta],
     done: str,
 ) -> int:
-    """Publish a change of an account's state, and print that it is done."""
+    """Publish a change of an account's state (`action` in the audit log), and print that it is done."""
     known = {account.name: account for account in config.all_accounts()}
     if name not in known:
         raise ConfigError(f"unknown account {name!r}.{suggestion(name, known)}")
@@ -110,6 +113,7 @@ def _change(
             "account states are not stored (account_state_file): use the button of the dashboard instead."
         )
         return 1
+    record_change(config, AuditEntry(current_actor(), action, name))
     print_result(done)
     return 0
 

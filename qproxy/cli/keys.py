@@ -15,6 +15,7 @@ from typing import Any
 from qproxy import config as configuration
 from qproxy.access import api_keys
 from qproxy.cli.arguments import count
+from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
 from qproxy.cli.output import format_table, print_note, print_result
 from qproxy.config.accounts import ConfigError
@@ -88,9 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
             print_result(line)
     elif arguments.action == "revoke":
         revoked = trio.run(store.revoke, arguments.key)
+        record_change(config, api_keys.audit_entry(current_actor(), "key.revoke", revoked))
         print_result(f"Revoked {revoked.id}. A running server rejects it from its next request.")
     else:
         key, secret = trio.run(partial(store.create, **_key_fields(arguments, now)))
+        record_change(config, api_keys.audit_entry(current_actor(), "key.create", key))
         print_note(f"Created {key.id} in {config.keys_file}. Save the key now; it is not shown again:")
         print_result(secret)
     return 0

@@ -17,9 +17,11 @@ import trio
 from qproxy import config as configuration
 from qproxy.auth import OAuthSource
 from qproxy.auth.device_flow import DeviceFlow, LoginProgress
+from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.output import print_error, print_note, print_progress, print_result
 from qproxy.config.accounts import FREE_TIER_ENDED, AccountConfig, ConfigError
+from qproxy.telemetry.audit import AuditEntry
 
 HELP = "log in to a Qwen account"
 PAGE = HelpPage(
@@ -69,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if progress.state != "signed_in":
         print_error(progress.message)
         return 1
+    record_change(config, AuditEntry(current_actor(), "account.login", account.name, "tokens saved"))
     print_result(f"Logged in to account {account.name}; tokens saved in {source.refresher.store.location}.")
     if config.accounts and account not in config.accounts:
         print_note(

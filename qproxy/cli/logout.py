@@ -7,9 +7,11 @@ import argparse
 import trio
 
 from qproxy import config as configuration
+from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, DONE, HelpPage
 from qproxy.cli.login import select_account
 from qproxy.cli.output import print_error, print_note, print_result
+from qproxy.telemetry.audit import AuditEntry
 
 HELP = "log out of a Qwen account: delete its tokens from this machine"
 PAGE = HelpPage(
@@ -42,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not trio.run(store.remove):
         print_error(f"account {account.name} is not logged in (no {store.location}).")
         return 1
+    record_change(config, AuditEntry(current_actor(), "account.logout", account.name, "tokens deleted"))
     print_result(f"Logged out of account {account.name}; deleted {store.location}.")
     if account.credentials is not None:
         print_note("Other programs that use this file are logged out as well.")

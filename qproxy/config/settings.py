@@ -182,6 +182,11 @@ class Config:
         "file of the digests of dashboard sessions and accepted keys, shared by all processes; default "
         "access.sqlite3 in the data directory",
     )
+    audit_file: str | None = setting(
+        None,
+        "file of changes of keys, accounts and settings, with who made them; default audit.jsonl in the data "
+        "directory",
+    )
     trusted_proxies: list[str] = setting(
         [],
         "addresses and networks (10.0.0.0/8) of reverse proxies whose X-Forwarded-For and Forwarded headers "

@@ -59,6 +59,8 @@ class PageRequest:
     """The requested path."""
     origin: str = ""
     """The server's origin as the browser knows it."""
+    actor: str = "dashboard"
+    """Who it is in the audit log."""
 
 
 class DashboardAuth:
@@ -87,7 +89,8 @@ class DashboardAuth:
         query = _fields(scope["query_string"])
         origin = f"{'https' if secure else 'http'}://{host}"
         session = await self._load_session(headers.get("cookie") or "")
-        return PageRequest(session, secure, query, {}, scope["path"], origin)
+        actor = f"dashboard {request_context.record().client or 'in process'}"
+        return PageRequest(session, secure, query, {}, scope["path"], origin, actor)
 
     def require_login(self, visit: PageRequest) -> None:
         """Raise LoginRequired or a RequestError unless the visitor may administer the server."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.server import Server, ServerState
 from qproxy.system.pidfile import PidFile
+from qproxy.telemetry.audit import AuditEntry
 
 log = logging.getLogger("qproxy")
 
@@ -35,12 +36,16 @@ class Reloader:
         config: Config,
         load: Callable[[], Config],
         rebuild: Callable[[Config, Config, ServerState], ServerState] = rebuild_state,
+        *,
+        audited: bool = True,
     ) -> None:
+        """`audited` records changes in the audit log: of several workers, one does."""
         self._server = server
         self._config = config
         """The settings in effect."""
         self._load = load
         self._rebuild = rebuild
+        self._audited = audited
         self._lock = trio.Lock()
 
     async def reload(self) -> tuple[bool, str]:
@@ -58,8 +63,11 @@ class Reloader:
             log.error("reload failed, keeping the current configuration: %s", error)
             return False, str(error)
         changed = {f.name for f in fields(Config) if getattr(config, f.name) != getattr(self._config, f.name)}
+        entries = list(audit_entries(self._config, effective)) if self._audited else []
         self._config = effective
         await self._server.reconfigure(state)
+        for entry in entries:
+            await state.audit.record(entry)
         message = f"reloaded; changed: {', '.join(sorted(changed - RESTART_REQUIRED)) or 'nothing'}"
         if changed & RESTART_REQUIRED:
             message += f"; a restart is required for {', '.join(sorted(changed & RESTART_REQUIRED))}"
@@ -77,3 +85,18 @@ class Reloader:
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             async for _ in signals:
                 await self.reload()
+
+
+def audit_entries(before: Config, after: Config) -> Iterator[AuditEntry]:
+    """Yield what changed: the names of settings, and each account; values may be secrets."""
+    names = [f.name for f in fields(Config) if getattr(before, f.name) != getattr(after, f.name)]
+    if names:
+        yield AuditEntry("reload", "settings.change", ", ".join(sorted(names)))
+    old, new = ({account.name: account for account in config.all_accounts()} for config in (before, after))
+    for name in sorted(old.keys() | new.keys()):
+        if name not in new:
+            yield AuditEntry("reload", "account.remove", name)
+        elif name not in old:
+            yield AuditEntry("reload", "account.add", name)
+        elif old[name] != new[name]:
+            yield AuditEntry("reload", "account.change", name)

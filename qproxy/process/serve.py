@@ -90,7 +90,7 @@ async def _run_server(
         log_setup.configure_logging(config, worker=spec and spec.number)  # other secrets, level or format
         return state
 
-    reloader = Reloader(server, config, read, rebuild)
+    reloader = Reloader(server, config, read, rebuild, audited=spec is None or spec.number == 1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http_server.wait_for_signal, stop, notify if channel is None else _discard)
 

@@ -36,6 +36,7 @@ from qproxy.server.in_flight import InFlightRequests
 from qproxy.server.request_body import RequestLimits
 from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry import RequestCounters, TracerProtocol
+from qproxy.telemetry.audit import AuditLog
 from qproxy.telemetry.body_log import BodyLogger
 from qproxy.telemetry.counters import Listener
 from qproxy.telemetry.peers import Peers
@@ -130,6 +131,8 @@ class ServerState:
     redact: Callable[[str], str]
     """Hides the secrets of the settings, and what looks like one, in messages that are logged and stored."""
     body_logger: BodyLogger | None
+    audit: AuditLog
+    """Records changes of keys, accounts and settings."""
     tracer: TracerProtocol | None
     peers: Peers
 

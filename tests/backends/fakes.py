@@ -28,6 +28,7 @@ from qproxy.ledger.usage import GroupBy, History, LatencySlot, TimeSlot, UsageRo
 from qproxy.limits.token_bucket import Amounts, RateLimitGrant, TokenBucket, refill_seconds
 from qproxy.limits.windows import WINDOWS
 from qproxy.server.response_store import ResponseNotFound, StoredResponse, StoreStatistics
+from qproxy.telemetry.audit import AuditEntry
 from qproxy.telemetry.records import RequestRecord
 from qproxy.wire.credential_format import TokenSet
 from qproxy.wire.endpoints.api import RateLimitStatus
@@ -370,6 +371,17 @@ class FakeReasoning:
         return {key: self._entries[key] for key in keys if key in self._entries}
 
 
+class FakeAuditLog:
+    """Entries in a list."""
+
+    def __init__(self) -> None:
+        self.entries: list[AuditEntry] = []
+
+    async def record(self, entry: AuditEntry) -> None:
+        await trio.lowlevel.checkpoint()
+        self.entries.append(entry)
+
+
 class FakeLedger:
     """Rows in a list, summed in Python."""
 
@@ -479,6 +491,7 @@ class Fakes:
     reasoning: FakeReasoning = field(default_factory=FakeReasoning)
     ledger: FakeLedger = field(default_factory=FakeLedger)
     credentials: dict[str, FakeCredentials] = field(default_factory=dict)
+    audit: FakeAuditLog = field(default_factory=FakeAuditLog)
 
     def backends(self) -> Backends:
         """What a server is built on."""
@@ -494,6 +507,7 @@ class Fakes:
             tool_rounds=self.tool_rounds,
             reasoning=self.reasoning,
             ledger=self.ledger,
+            audit=self.audit,
         )
 
     def _open_credentials(self, account: AccountConfig) -> FakeCredentials:

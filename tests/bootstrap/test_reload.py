@@ -32,7 +32,7 @@ RENEWED_IF_CHANGED: dict[str, dict] = {
 """Parts that are kept unless one of their settings changed."""
 KEPT = {
     "http_limits", "endpoints", "grants", "client_keys", "admin_keys", "metrics_access", "usage_limiter",
-    "refresh_tasks", "prober",
+    "refresh_tasks", "prober", "audit",
     "login_sessions", "in_flight", "counters", "listeners", "ledger", "tracer", "peers", "background",
 }  # fmt: skip
 """Parts that live as long as the server."""

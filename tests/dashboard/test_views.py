@@ -1,6 +1,7 @@
 """What the pages show, and what their forms do: HTML through the app in memory, read by a parser."""
 
 import fcntl
+import json
 import re
 import time
 from pathlib import Path
@@ -43,6 +44,7 @@ EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 def shown(tmp_path, **settings):
     """A server with everything that a page can show on disk."""
     files = {"ledger": str(tmp_path / "ledger.sqlite3"), "keys_file": str(tmp_path / "keys.json")}
+    files["audit_file"] = str(tmp_path / "audit.jsonl")
     return world(**{"admin_key": ADMIN_KEY, **files, **settings})
 
 
@@ -353,6 +355,12 @@ async def test_a_key_is_made_shown_once_and_revoked(tmp_path):
         assert revoked.status == 303
         assert (await it.post(HELLO, headers=[(b"authorization", b"Bearer " + secret.encode())]))[0] == 401
         assert "revoked" in (await browser.get("/dashboard/keys")).text
+    audit = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(entry["actor"], entry["action"], entry["subject"]) for entry in audit] == [
+        ("dashboard 127.0.0.1", "key.create", f"{key.id} bob"),
+        ("dashboard 127.0.0.1", "key.revoke", f"{key.id} bob"),
+    ]
+    assert secret not in json.dumps(audit)
 
 
 WRONG = {

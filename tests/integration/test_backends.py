@@ -119,6 +119,9 @@ async def test_a_server_on_fakes_touches_no_file(home, autojump_clock):
         await browser.login()
         for page in ("", "/requests", "/accounts", "/keys"):
             assert (await browser.get(f"/dashboard{page}")).status == 200
+    started = [entry for entry in fakes.audit.entries if entry.action == "account.login"]
+    assert [(entry.subject, entry.detail) for entry in started] == [("me", "started")]
+    assert started[0].actor == "admin API 127.0.0.1"
     usage = await fakes.ledger.usage_by("key", ("all",), 1e12)
     assert [(row.name, row.requests) for row in usage["all"]] != []
     assert {row.name for row in usage["all"]} == {"amy", "bob", "carl"}

@@ -8,7 +8,6 @@ in the admin routes.
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,10 +31,10 @@ from qproxy.limits.windows import WINDOWS
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.routes.admin_login import oauth_source
 from qproxy.server.state import StateHolder
+from qproxy.telemetry.audit import AuditEntry
 from qproxy.wire.errors import RequestError
 
 MAX_MODELS = 20
-log = logging.getLogger("qproxy.dashboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +130,17 @@ class AccountPages:
         )
 
     async def _start(self, visit: PageRequest, name: str) -> HTTPResponse:
-        await self._server.state.login_sessions.start(oauth_source(self._server.state, name))
+        state = self._server.state
+        _, new = await state.login_sessions.start(oauth_source(state, name))
+        if new:
+            await state.audit.record(AuditEntry(visit.actor, "account.login", name, "started"))
         return redirect(_path(name))
 
     async def _cancel(self, visit: PageRequest, name: str) -> HTTPResponse:
         oauth_source(self._server.state, name)
-        await self._server.state.login_sessions.cancel(name)
+        if await self._server.state.login_sessions.cancel(name) is not None:
+            entry = AuditEntry(visit.actor, "account.login", name, "cancelled")
+            await self._server.state.audit.record(entry)
         return redirect(_path(name))
 
     async def _wake(self, visit: PageRequest, name: str) -> HTTPResponse:
@@ -144,14 +148,14 @@ class AccountPages:
         now = self._wall_clock()
         self._account(name).wake(now, now - trio.current_time())
         await self._server.state.relay.accounts.start_sync()
-        log.info("account %s: its cooldowns were ended from the dashboard", name)
+        await self._server.state.audit.record(AuditEntry(visit.actor, "account.wake", name))
         return redirect("/dashboard/accounts")
 
     async def _forget_rules(self, visit: PageRequest, name: str) -> HTTPResponse:
         """Forget what an account's rejections have taught, likewise for all processes."""
         self._account(name).learned_rules.forget()
         await self._server.state.relay.accounts.start_sync()
-        log.info("account %s: its learned rules were forgotten from the dashboard", name)
+        await self._server.state.audit.record(AuditEntry(visit.actor, "account.forget_rules", name))
         return redirect("/dashboard/accounts")
 
     def _account(self, name: str) -> Account:

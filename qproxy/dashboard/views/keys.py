@@ -49,6 +49,7 @@ class KeyPages:
         try:
             wanted = key_form_fields(visit.form, self._wall_clock())
             key, secret = await store.create(**wanted)
+            await self._record(visit, "key.create", key)
         except ValueError as error:
             return await self._page(visit, 400, complaint=str(error))
         except ApiKeyStoreBusy as error:
@@ -59,12 +60,16 @@ class KeyPages:
 
     async def _revoke(self, visit: PageRequest) -> HTTPResponse:
         try:
-            await self._writable_store().revoke(visit.form.get("id", ""))
+            revoked = await self._writable_store().revoke(visit.form.get("id", ""))
+            await self._record(visit, "key.revoke", revoked)
         except ApiKeyStoreBusy as error:
             raise _busy(error) from None
         except ApiKeyStoreError as error:
             return await self._page(visit, 409, complaint=str(error))
         return redirect("/dashboard/keys")
+
+    async def _record(self, visit: PageRequest, action: str, key: ApiKey) -> None:
+        await self._server.state.audit.record(api_keys.audit_entry(visit.actor, action, key))
 
     def _writable_store(self) -> ApiKeyStore:
         store = self._server.state.authentication.api_keys

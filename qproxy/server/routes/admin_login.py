@@ -14,9 +14,11 @@ from collections.abc import Iterator
 
 from qproxy.auth import OAuthSource
 from qproxy.auth.device_flow import LoginProgress
+from qproxy.server import request_context
 from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.state import Route, ServerState, StateHolder
+from qproxy.telemetry.audit import AuditEntry
 from qproxy.wire.errors import RequestError
 
 PATH = "/admin/accounts/<name>/login"
@@ -33,7 +35,10 @@ class AdminLoginRoutes:
             yield Route(PATH, (method,), view, Access.ADMIN, versioned=False)
 
     async def _start(self, name: str) -> HTTPResponse:
-        progress, new = await self._server.state.login_sessions.start(oauth_source(self._server.state, name))
+        state = self._server.state
+        progress, new = await state.login_sessions.start(oauth_source(state, name))
+        if new:
+            await state.audit.record(AuditEntry(_actor(), "account.login", name, "started"))
         return _answer(name, progress, 201 if new else 200)
 
     async def _progress(self, name: str) -> HTTPResponse:
@@ -42,7 +47,14 @@ class AdminLoginRoutes:
 
     async def _cancel(self, name: str) -> HTTPResponse:
         oauth_source(self._server.state, name)
-        return _answer(name, await self._server.state.login_sessions.cancel(name))
+        progress = await self._server.state.login_sessions.cancel(name)
+        if progress is not None:
+            await self._server.state.audit.record(AuditEntry(_actor(), "account.login", name, "cancelled"))
+        return _answer(name, progress)
+
+
+def _actor() -> str:
+    return f"admin API {request_context.record().client or 'in process'}"
 
 
 def oauth_source(state: ServerState, name: str) -> OAuthSource:
