@@ -50,7 +50,7 @@ PAGE = HelpPage(
 )
 COMMANDS = (
     "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check",
-    "claude", "codex", "opencode", "completion",
+    "claude", "codex", "opencode", "qwen", "completion",
 )  # fmt: skip
 ALL = "completion"
 """The command that needs the parsers of all others."""

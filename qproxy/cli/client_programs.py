@@ -187,6 +187,12 @@ def _opencode(server: ServerModel) -> ClientSettings:
     return ClientSettings({"OPENCODE_CONFIG_CONTENT": text})
 
 
+def _qwen(server: ServerModel) -> ClientSettings:
+    environment = {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY, "OPENAI_MODEL": server.model}
+    return ClientSettings(environment, ("--auth-type", "openai"))
+
+
 CLAUDE = ClientProgram("claude", "Claude Code", _claude)
 CODEX = ClientProgram("codex", "Codex", _codex)
 OPENCODE = ClientProgram("opencode", "opencode", _opencode)
+QWEN = ClientProgram("qwen", "Qwen Code", _qwen)

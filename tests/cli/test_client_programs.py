@@ -1,5 +1,5 @@
-"""`qproxy claude`, `qproxy codex` and `qproxy opencode`: settings as lines for a shell, and programs started
-with them."""
+"""`qproxy claude`, `codex`, `opencode` and `qwen`: settings as lines for a shell, and programs started with
+them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from qproxy import cli
 
-PROGRAMS = ["claude", "codex", "opencode"]
+PROGRAMS = ["claude", "codex", "opencode", "qwen"]
 SCRIPT = '#!/bin/sh\nfor word in "$@"; do printf "argument %s\\n" "$word"; done\nenv\n'
 
 
@@ -73,7 +73,15 @@ def check_opencode(environment, words, key):
     assert (content["model"], content["small_model"]) == ("qproxy/big one", "qproxy/small")
 
 
-CHECKS = {"claude": check_claude, "codex": check_codex, "opencode": check_opencode}
+def check_qwen(environment, words, key):
+    """Qwen Code gets the server as its OpenAI provider; it has one model."""
+    names = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
+    values = ["https://qproxy.example.com/v1", key, "big one"]
+    assert [environment[name] for name in names] == values
+    assert words[:2] == ["--auth-type", "openai"]
+
+
+CHECKS = {"claude": check_claude, "codex": check_codex, "opencode": check_opencode, "qwen": check_qwen}
 ARGUMENTS = ["--url", "https://qproxy.example.com", "--model", "big one", "--fast-model", "small"]
 
 

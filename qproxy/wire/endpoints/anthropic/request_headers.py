@@ -1,4 +1,4 @@
-"""What a request's headers say beyond its body: its session, and betas with an equivalent at Qwen's servers.
+"""The headers of a request that add to its body: its session, and betas with an equivalent at Qwen's servers.
 
     x-claude-code-session-id                 the session, where `metadata.user_id` has none
     anthropic-beta: fine-grained-tool-…      `tool_stream`: arguments are streamed as the model writes them
