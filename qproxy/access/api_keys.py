@@ -52,7 +52,7 @@ class Quota:
         """The limits by unit."""
         return _limits(self.requests, self.tokens)
 
-    def label_text(self) -> str:
+    def describe(self) -> str:
         """Return it for a table: `day: 100 requests`."""
         limits = (
             f"{self.requests} requests" if self.requests else "",

@@ -103,7 +103,7 @@ def keys_table(known: Sequence[api_keys.ApiKey], now: float) -> list[str]:
     """Return the keys as lines of a table, without their secrets (which are not stored)."""
     rows = [("id", "name", "state", "created", "expires", "rpm", "tpm", "models", "budgets")]
     for key in known:
-        budgets = ", ".join(budget.label_text() for budget in key.budgets) or "-"
+        budgets = ", ".join(budget.describe() for budget in key.budgets) or "-"
         limits = (str(key.rpm or "-"), str(key.tpm or "-"), ",".join(key.models) or "all", budgets)
         rows.append(
             (

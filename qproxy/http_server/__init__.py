@@ -60,7 +60,7 @@ serve`), a client's GOAWAY ending its active streams, a half-close counting as a
 from qproxy.http_server.h2 import H2Protocol, StreamBuffer
 from qproxy.http_server.h11 import H11Protocol
 from qproxy.http_server.limits import HttpServerLimits
-from qproxy.http_server.serve import patch_hypercorn, serve
+from qproxy.http_server.server import patch_hypercorn, serve
 from qproxy.http_server.signals import wait_for_signal
 from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import Worker, install_worker

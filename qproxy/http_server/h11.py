@@ -125,15 +125,15 @@ class H11Protocol(hypercorn.protocol.h11.H11Protocol):
         body, ahead = data[: framing.upcoming], data[framing.upcoming :]
         framing.upcoming -= len(body)
         self._pipelined += ahead
-        if body or not exchange.whole:
-            await exchange.has_more(body, whole=not framing.upcoming)
+        if body or not exchange.request_complete:
+            await exchange.has_more(body, complete=not framing.upcoming)
         if len(self._pipelined) > MAX_PIPELINED:
             await self.send(Closed())
 
     async def _end_body(self, exchange: HTTPStream, framing: FastWriter) -> None:
         """Handle the end of the client's input, which is an error inside a request body."""
         if framing.upcoming:
-            if not exchange.began:
+            if not exchange.response_started:
                 await self._send_error_response(400)
             await self.send(Closed())
 

@@ -79,18 +79,18 @@ class HTTPStream(DisconnectNotifier):
         self._pieces = 0
         self._changed: trio.Event | None = None
         """Set on a new message, for which the app waits, or on a consumed one, for which the reader waits."""
-        self._response_started = b""
+        self._held_head = b""
         """The head of a response with a length, held back to leave in one write with the body."""
-        self.began = False
+        self.response_started = False
         """Whether the response head is written."""
         self._ended = False
-        self.whole = False
+        self.request_complete = False
         """Whether the request is complete."""
         self._method, self._version = method, version
         self._target, self._headers = target, headers
 
     def __repr__(self) -> str:
-        started, closed = " started" if self.began else "", " closed" if self.closed else ""
+        started, closed = " started" if self.response_started else "", " closed" if self.closed else ""
         return f"<HTTPStream {self._method}{started}{closed}>"
 
     @property
@@ -130,22 +130,22 @@ class HTTPStream(DisconnectNotifier):
     async def handle(self, event: Any) -> None:
         """Process an event from h11: part of the request, or the client's disconnect."""
         if isinstance(event, Body):
-            await self.has_more(bytes(event.data), whole=False)
+            await self.has_more(bytes(event.data), complete=False)
             self._pieces += 1
             if not self._pieces % SLICE:
                 await trio.lowlevel.checkpoint()
         elif isinstance(event, EndBody):
-            await self.has_more(b"", whole=True)
+            await self.has_more(b"", complete=True)
         elif isinstance(event, StreamClosed):
             self.disconnected()
 
-    async def has_more(self, data: bytes, *, whole: bool) -> None:
+    async def has_more(self, data: bytes, *, complete: bool) -> None:
         """Buffer part of the request body, and wait while the buffer for the app is full."""
         if self.closed:
             return
-        self._received.append({"type": "http.request", "body": data, "more_body": not whole})
+        self._received.append({"type": "http.request", "body": data, "more_body": not complete})
         self._buffered += len(data)
-        self.whole = whole
+        self.request_complete = complete
         self._write_trace()
         while (self._buffered > MAX_BUFFERED or len(self._received) > MAX_PIECES) and not self.closed:
             await self._wait()
@@ -189,15 +189,15 @@ class HTTPStream(DisconnectNotifier):
         """Send a message of the app, as ASGI's `send`; None means that the app has returned."""
         if message is None:
             await self._on_app_finished()
-        elif message["type"] == "http.response.start" and not self.began:
+        elif message["type"] == "http.response.start" and not self.response_started:
             await self._start(message)
-        elif message["type"] == "http.response.body" and self.began and not self._ended:
+        elif message["type"] == "http.response.body" and self.response_started and not self._ended:
             await self._body(message)
         elif not self.closed:
             raise UnexpectedMessageError(self._state(), message["type"])
 
     def _state(self) -> Any:
-        return "complete" if self._ended else "started" if self.began else "not started"
+        return "complete" if self._ended else "started" if self.response_started else "not started"
 
     async def _start(self, message: Any) -> None:
         protocol = self._protocol
@@ -208,10 +208,10 @@ class HTTPStream(DisconnectNotifier):
         headers += protocol.server_headers()
         if protocol.in_last_exchange or not self.whole:  # what is left of the request is discarded
             headers.append((b"connection", b"close"))
-        self.began = True
+        self.response_started = True
         head = self.writer.head(int(message["status"]), headers)
         if has_length:
-            self._response_started = head
+            self._held_head = head
         else:
             await protocol.send(RawData(data=head))
 
@@ -222,7 +222,7 @@ class HTTPStream(DisconnectNotifier):
             self._ended = True
             framed += self.writer.end()
         if framed or not more:
-            framed, self._response_started = self._response_started + framed, b""
+            framed, self._held_head = self._held_head + framed, b""
         if framed:
             await self._protocol.send(RawData(data=framed))
         if not more:
@@ -231,7 +231,7 @@ class HTTPStream(DisconnectNotifier):
     async def _on_app_finished(self) -> None:
         if self.closed:
             return
-        if not self.began:
+        if not self.response_started:
             await self._start(
                 {"status": 500, "headers": [(b"content-length", b"0"), (b"connection", b"close")]}
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qproxy.http_server.serve import patch_hypercorn
+from qproxy.http_server.server import patch_hypercorn
 from qproxy.http_server.shutdown import ERROR_DELIVERY_SECONDS, current_shutdown
 from qproxy.http_server.tcp_server import TCPServer
 from qproxy.http_server.worker import Worker

@@ -129,7 +129,7 @@ class _RequestReader:
 
     def is_complete(self) -> bool:
         """Return whether the whole body has arrived, so that reading it cannot wait."""
-        return self._http_stream is not None and self._http_stream.whole
+        return self._http_stream is not None and self._http_stream.request_complete
 
     async def body(self, limits: RequestLimits, deadline: BodyDeadline | None = None) -> bytes:
         """Return the whole body.  Raises RequestError when it is too large."""
