@@ -306,6 +306,9 @@ class ChoiceFinished:
 class StreamDone:
     """The upstream reported that its stream is complete (`data: [DONE]`, or the end of a whole body)."""
 
+    started: tuple[int, ...] = ()
+    """Choices that the stream started, where it started several: one of them may have sent nothing."""
+
 
 @dataclass(slots=True)
 class StreamFailed:

@@ -27,6 +27,8 @@ _DELTA_FIELDS = frozenset((
 CHOICE_FIELDS = frozenset((
     "index", "delta", "message", "text", "finish_reason", "logprobs", "error", "content", "finishReason",
 ))  # fmt: skip
+ANSWER_FIELDS = frozenset(("delta", "message", "text", "finish_reason", "content"))
+"""Fields of a choice of which at least one is there, unless it is no choice."""
 CHUNK_FIELDS = frozenset((
     "id", "object", "created", "model", "choices", "usage", "error", "candidates", "usageMetadata", "qproxy",
 ))  # fmt: skip

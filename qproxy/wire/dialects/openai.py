@@ -103,7 +103,7 @@ class Decoder:
         if data == "[DONE]":
             self._last_event = dict.fromkeys(self._last_event, True)
             self._has_ended = True
-            return [StreamDone()]
+            return [StreamDone(tuple(self._last_event) if len(self._last_event) > 1 else ())]
         try:
             chunk = json_codec.loads(data)
         except ValueError:
@@ -241,7 +241,9 @@ def response(body: JSON, target: UpstreamTarget) -> list[Event]:
         return events
     finished = {event.choice for event in events if isinstance(event, ChoiceFinished)}
     for position, choice in enumerate(body["choices"]):
-        number = deltas.choice_index(choice, position) if isinstance(choice, dict) else position
+        if not isinstance(choice, dict) or not deltas.ANSWER_FIELDS.intersection(choice):
+            return [StreamFailed(unknown_body_error(body, "a chat completion"))]
+        number = deltas.choice_index(choice, position)
         if number not in finished:  # some servers omit it from whole responses
             events.append(ChoiceFinished("stop", number))
     return [*events, StreamDone()]

@@ -24,6 +24,7 @@ from qproxy.wire import json_codec, sse, tool_schemas
 from qproxy.wire.endpoints import chat_messages, openai_errors, tool_reports, validation
 from qproxy.wire.endpoints.chat_completion import logprobs_object, response, usage_object
 from qproxy.wire.endpoints.extra_fields import fold_fields
+from qproxy.wire.endpoints.search_sources import source_annotations
 from qproxy.wire.errors import QproxyError
 from qproxy.wire.events import (
     JSON,
@@ -170,6 +171,9 @@ class Encoder:
         self._custom: set[tuple[int, int]] = set()
         """Choice and call index of each call to a custom tool."""
         self._tool_report = tool_reports.ToolReport()
+        self._annotated = 0
+        """Sources that were sent."""
+        self._ended: set[int] = set()
         self._chunk_fields: dict[str, JSON] = {}
         """Further fields for the next chunk."""
         self._choice_fields: dict[int, dict[str, JSON]] = {}
@@ -213,7 +217,10 @@ class Encoder:
 
     def _search_info(self, event: SearchInfo) -> list[bytes]:
         self._chunk_fields["search_info"] = event.info
-        return []
+        found = source_annotations(self._turn, event)
+        new, self._annotated = found[self._annotated :], max(len(found), self._annotated)
+        has_ended = 0 in self._ended  # nothing follows a finish reason
+        return [] if has_ended or not new else self._delta(0, b'"annotations":' + json_codec.dumps(new))
 
     def _extra_fields(self, event: ExtraFields) -> list[bytes]:
         """Send the fields of a delta; others wait for a chunk, because some clients reject one without a
@@ -313,6 +320,7 @@ class Encoder:
 
     def _finish(self, event: ChoiceFinished) -> list[bytes]:
         reason, choice = event.reason, event.choice
+        self._ended.add(choice)
         out = [] if choice in self._announced else self._head(choice, b'""')
         if self._legacy and reason == "tool_calls":
             reason = "function_call"

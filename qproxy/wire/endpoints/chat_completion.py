@@ -10,6 +10,7 @@ from typing import Any
 
 from qproxy.wire.endpoints import tool_reports
 from qproxy.wire.endpoints.extra_fields import fold_fields
+from qproxy.wire.endpoints.search_sources import source_annotations
 from qproxy.wire.events import (
     JSON,
     ChoiceFinished,
@@ -69,6 +70,8 @@ class _Choice:
         """Further fields of the message, by delta."""
         self.choice_fields: list[dict[str, JSON]] = []
         """Further fields of the choice, by chunk."""
+        self.sources: list[dict[str, Any]] = []
+        """The sources of a web search, as annotations."""
         self.reason = "stop"
 
 
@@ -83,6 +86,8 @@ def response(turn: Turn, events: Iterable[Event]) -> dict[str, Any]:
             usage = event
         elif isinstance(event, SearchInfo):
             extra["search_info"] = event.info
+            if sources := source_annotations(turn, event):
+                choices.setdefault(0, _Choice()).sources = sources
         elif isinstance(event, ExtraFields) and event.level == "chunk":
             extra |= event.fields
         elif isinstance(event, StreamFailed):
@@ -130,6 +135,8 @@ def _choice_object(turn: Turn, number: int, choice: _Choice) -> dict[str, Any]:
         "content": "".join(choice.text) if choice.text or not choice.calls else None,
         "refusal": "".join(choice.refusal) or None,
     }
+    if choice.sources:
+        message["annotations"] = choice.sources
     if choice.reasoning:
         message["reasoning_content"] = "".join(choice.reasoning)
     if choice.ciphertext:

@@ -57,5 +57,6 @@ def build_pipeline(
         stages.append(TextCallParser(turn, repairs, react=profile.react, bare_json=profile.bare_json))
     if requests_json(turn):
         stages.append(JSONInReasoningStage(turn, repairs))
-    finish = FinishReasonStage(repairs, wait="thinking_display" in turn.params)
+    wait, choices = "thinking_display" in turn.params, turn.params.get("n") or 1
+    finish = FinishReasonStage(repairs, wait=wait, choices=choices)
     return Pipeline(*stages, ToolCallAssembler(turn, repairs), finish)

@@ -38,9 +38,13 @@ KEPT_REASONS = ("length", "content_filter")
 class FinishReasonStage:
     """A stage that ends each choice once, with the reason that matches what was sent."""
 
-    def __init__(self, repairs: Counter[str], *, wait: bool = False) -> None:
-        """Set `wait` if ciphertext of the reasoning may follow a choice's finish reason."""
+    def __init__(self, repairs: Counter[str], *, wait: bool = False, choices: int = 1) -> None:
+        """Set `wait` if ciphertext of the reasoning may follow a choice's finish reason.
+
+        `choices` is how many were requested.
+        """
         self._repairs = repairs
+        self._choices = choices
         self._wait = wait
         self._waiting: dict[int, ChoiceFinished] = {}
         """Finishes that the next event other than ciphertext releases."""
@@ -71,10 +75,10 @@ class FinishReasonStage:
         if of_no_choice or isinstance(item, Usage | ServerToolCall | ServerToolResult | SearchInfo):
             yield item
         elif isinstance(item, StreamDone):
-            yield from self._end()
+            yield from self._end(item)
             yield item
         elif isinstance(item, StreamFailed):
-            if self._open or not self._finished:  # after the end of every choice it changes nothing
+            if self._is_incomplete():  # after the end of every choice it changes nothing
                 self._failed = True
                 yield item
         elif isinstance(item, ChoiceFinished):
@@ -110,17 +114,23 @@ class FinishReasonStage:
         waiting, self._waiting = self._waiting, {}
         yield from waiting.values()
 
-    def _end(self) -> Iterator[Event]:
-        """End all unfinished choices because `[DONE]` came."""
+    def _is_incomplete(self) -> bool:
+        """Return whether a choice has not ended; one that is missing is complete once `[DONE]` came."""
+        missing = not self._done and len(self._finished) < self._choices
+        return bool(self._open) or not self._finished or missing
+
+    def _end(self, item: StreamDone) -> Iterator[Event]:
+        """End all unfinished choices because `[DONE]` came, those too that sent nothing beside others."""
         self._done = True
-        for choice in list(self._open):
+        silent = set(item.started).difference(self._finished) if self._open or self._finished else set()
+        for choice in sorted(silent.union(self._open)):
             self._repairs["finish_missing"] += 1
             yield from self._finish(ChoiceFinished("", choice))
 
     def close(self) -> Iterator[Event]:
         """Yield an error at the end of the bytes unless everything had ended."""
         yield from self._release()
-        if not self._failed and not self._done and (self._open or not self._finished):
+        if not self._failed and not self._done and self._is_incomplete():
             self._failed = True
             message = "The upstream closed the connection before the response was complete."
             yield StreamFailed(UpstreamError(message, retry=RetryHint.ONCE))

@@ -53,6 +53,15 @@ def test_multimodal_models_have_their_own_path(model):
     assert message["content"] == [{"image": "https://x/y.png"}, {"text": "what?"}]
 
 
+def test_parts_of_an_unknown_type_stay():
+    """A part of a type that is not known here goes to the multimodal path under its own name."""
+    content = [{"type": "hologram", "hologram": {"url": "x"}}, {"type": "refusal", "refusal": "no"}]
+    request = NATIVE.request(turn(messages=[{"role": "user", "content": content}]), TARGET)
+    assert "/multimodal-generation/" in request.url
+    (message,) = json.loads(request.body)["input"]["messages"]
+    assert message["content"] == [{"hologram": {"url": "x"}}, {"text": "no"}]
+
+
 def test_text_models_get_strings():
     """Text parts become one string where a model takes no parts."""
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]

@@ -143,3 +143,17 @@ def test_the_prompt_is_the_templates():
     text = qwen_coder.render(TOOLS)
     assert text.partition("<tools>\n")[2].partition("\n</tools>")[0] == json.dumps(TOOLS[0])
     assert "<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>" in text
+
+
+def test_pictures_in_results_stay():
+    """A result's pictures follow its text, in one user message with the other results."""
+    picture = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+    results = [
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": [{"type": "text", "text": "2"}, picture]},
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+    ]
+    (message,) = prompt_tools.render_tools(Turn("i", 0, "m", results), "hermes", ModelSpec("m")).messages
+    texts = [f"<tool_response>\n{number}\n</tool_response>" for number in (1, 2, 3)]
+    parts = [{"type": "text", "text": text} for text in texts]
+    assert message == {"role": "user", "content": [*parts[:2], picture, parts[2]]}

@@ -1,6 +1,7 @@
 """OpenAI's chat endpoint: requests in, chunks and whole answers out."""
 
 import json
+from typing import Any
 
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
@@ -13,6 +14,7 @@ from qproxy.wire.events import (
     Event,
     ReasoningDelta,
     RefusalDelta,
+    SearchInfo,
     ServerToolCall,
     ServerToolResult,
     StreamDone,
@@ -439,3 +441,36 @@ def test_what_to_include_is_checked():
     with pytest.raises(RequestError) as caught:
         decode(qproxy={"include": ["secrets"]})
     assert caught.value.param == "qproxy.include[0]"
+
+
+FOUND: dict[str, Any] = {"search_results": [{"index": 1, "title": "T", "url": "http://a"}, {"url": 5}, None]}
+CITATION = {"start_index": 0, "end_index": 0, "title": "T", "url": "http://a"}
+
+
+def test_sources_become_annotations():
+    """A client that asked with OpenAI's options gets the sources as annotations, streamed once and whole."""
+    more = {"search_results": [*FOUND["search_results"], {"url": "http://b"}]}
+    events: list[Event] = [
+        SearchInfo(FOUND),
+        TextDelta("x"),
+        SearchInfo(more),
+        ChoiceFinished("stop"),
+        SearchInfo(more),
+    ]
+    asked = turn(params={"web_search_options": {}})
+    second = {"type": "url_citation", "url_citation": {**CITATION, "title": "", "url": "http://b"}}
+    expected = [{"type": "url_citation", "url_citation": CITATION}, second]
+    assert chat.response(asked, events)["choices"][0]["message"]["annotations"] == expected
+    sent = [found for delta in deltas(encode(asked, *events)) for found in delta.get("annotations", ())]
+    assert sent == expected
+    assert "annotations" not in encode(turn(), *events)
+    assert "annotations" not in chat.response(turn(), events)["choices"][0]["message"]
+
+
+PARTS_OF_TOMORROW = [{"type": "hologram", "hologram": {"url": "x"}}, {"type": "text", "text": "hi"}]
+
+
+def test_unknown_parts_pass():
+    """A content part of a type that is not known here goes to the upstream as it came."""
+    body = {"messages": [{"role": "user", "content": PARTS_OF_TOMORROW}]}
+    assert decode(**body).messages[0]["content"] == PARTS_OF_TOMORROW

@@ -1,0 +1,81 @@
+"""The ends of several choices, when a stream ends, and when it is cut."""
+
+import json
+
+import pytest
+
+from qproxy.wire import sse, tool_calls
+from qproxy.wire.dialects import UpstreamTarget, openai
+from qproxy.wire.errors import UpstreamError
+from qproxy.wire.events import ChoiceFinished, StreamDone, StreamFailed, TextDelta, Turn
+from qproxy.wire.pipeline import Pipeline
+
+TARGET = UpstreamTarget("http://x/v1", "m")
+
+
+def chunk(choice, reason=None, **delta):
+    return {"choices": [{"index": choice, "delta": delta, "finish_reason": reason}]}
+
+
+ROLES = [chunk(0, role="assistant"), chunk(1, role="assistant", content="")]
+FIRST = [chunk(0, content="a"), chunk(0, "stop")]
+SECOND = [chunk(1, content="b"), chunk(1, "length")]
+
+
+def events(chunks, *, done, n=2):
+    turn = Turn(id="i", created=0, model="m", messages=[], params={"n": n})
+    stages = Pipeline(sse.Decoder(), openai.Decoder(TARGET), tool_calls.build_pipeline(turn))
+    data = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + ("data: [DONE]\n\n" if done else "")
+    return [*stages.feed(data.encode()), *stages.close()]
+
+
+ENDS = {
+    "both end": ([*ROLES, *FIRST, *SECOND], [(0, "stop"), (1, "length")]),
+    "one sends nothing": ([*ROLES, *FIRST], [(0, "stop"), (1, "stop")]),
+    "one sends nothing, and the other has no reason": ([*ROLES, FIRST[0]], [(0, "stop"), (1, "stop")]),
+    "a server that knows no n": (FIRST, [(0, "stop")]),
+}
+
+
+@pytest.mark.parametrize(("chunks", "expected"), ENDS.values(), ids=ENDS.keys())
+def test_choices_that_end_with_done(chunks, expected):
+    """[DONE] ends every choice that was started, also one that sent nothing beside others."""
+    found = events(chunks, done=True)
+    assert [(end.choice, end.reason) for end in found if isinstance(end, ChoiceFinished)] == expected
+    assert found[-1].__class__ is StreamDone
+
+
+CUTS = {"one was started": [*ROLES, *FIRST], "one never came": FIRST, "none has ended": [*ROLES, FIRST[0]]}
+
+
+@pytest.mark.parametrize("chunks", CUTS.values(), ids=CUTS.keys())
+def test_choices_of_a_cut_stream(chunks):
+    """A choice that sent nothing until a stream is cut is no success: the end is an error after what came."""
+    found = events(chunks, done=False)
+    assert TextDelta("a") in found
+    assert isinstance(found[-1], StreamFailed)
+    assert not any(isinstance(event, ChoiceFinished) and event.choice == 1 for event in found)
+
+
+def test_an_error_before_the_last_choice_ends():
+    """An error that the stream reports is passed on until every requested choice has ended."""
+    error = {"error": {"message": "gone"}}
+    assert isinstance(events([*FIRST, error], done=False)[-1], StreamFailed)
+    assert not any(isinstance(event, StreamFailed) for event in events([*FIRST, error], done=False, n=1))
+
+
+BODIES = {
+    "null": {"choices": None},
+    "absent": {"id": "x"},
+    "a null choice": {"choices": [None]},
+    "an empty choice": {"choices": [{"index": 0}]},
+    "a choice with an error": {"choices": [{"index": 0, "error": {"message": "gone"}}]},
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_a_body_without_a_choice(body):
+    """A whole response without a choice is an error, not an empty answer."""
+    (found,) = openai.response(body, TARGET)
+    assert isinstance(found, StreamFailed)
+    assert isinstance(found.error, UpstreamError)
