@@ -4,6 +4,7 @@ server             `Emulator`: HTTP over any Trio stream
 chat               chat responses (pure); `completions` and `embeddings` the same for those
 native             the same chat responses in DashScope's native form (pure)
 thinking           efforts, summaries, and ciphertext that must come back unchanged (pure)
+omni_audio         audio of omni models in a chat: input and output (pure)
 prompt_cache       the context cache: prefixes that are written and read
 unverified         what the documentation leaves open, each point with a switch
 realtime_session   realtime responses (pure)

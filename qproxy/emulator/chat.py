@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import prompt_cache, thinking
+from qproxy.emulator import omni_audio, prompt_cache, thinking
 from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.prompt_cache import NOT_CACHED, CacheUse
 from qproxy.emulator.schema_values import example_arguments
@@ -73,6 +73,7 @@ def validate(body: Any, facts: Unverified = NATURAL) -> None:
     spec = package_catalog().get(str(body["model"]))
     thinking.validate(body, spec, facts)
     prompt_cache.validate(body, facts)
+    omni_audio.validate(body)
     limit = max(spec.output or 0, spec.output_thinking or 0) or MAX_OUTPUT
     if body.get("max_tokens", 1) > limit:
         raise bad_request(f"Range of max_tokens should be [1, {limit}]")
@@ -119,7 +120,8 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
         value = example_arguments(schema, question) if schema else {"answer": question}
         return thought, json.dumps(value, ensure_ascii=False), []
     memory = thinking.memory(body)
-    return thought, f"This is the emulator's {body['model']}.{memory} You said: {question}", []
+    heard = f" I heard {sound}." if (sound := omni_audio.hear(last)) else ""
+    return thought, f"This is the emulator's {body['model']}.{memory}{heard} You said: {question}", []
 
 
 def _called_tools(tools: list[Any], choice: Any, question: str) -> list[Any]:
@@ -156,13 +158,15 @@ def usage(
     """Counts of words, which is as good as tokens here."""
     prompt = [block.tokens for block in prompt_cache.prompt_blocks(body)][-1]
     reasoning = len(thought.split())
-    completion = reasoning + len(text.split()) + sum(len(a) // 3 + 5 for _, a in calls)
+    audio = omni_audio.count_tokens(body) if text else 0
+    completion = reasoning + len(text.split()) + sum(len(a) // 3 + 5 for _, a in calls) + audio
+    details = {"audio_tokens": audio, "text_tokens": completion - audio} if audio else {}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": cached.details(),
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "completion_tokens_details": {"reasoning_tokens": reasoning, **details},
     }
 
 
@@ -174,11 +178,11 @@ def deltas(body: Any, size: int = 12, facts: Unverified = NATURAL) -> Iterator[d
     """The deltas of a streamed answer, in DashScope's shape; the last one goes with the finish reason."""
     thought, text, calls = reply(body)
     shown, ciphertext = thinking.shown(body, thought)
-    return thinking.insert_ciphertext(_deltas(body, shown, text, calls, size), ciphertext, facts)
+    return thinking.insert_ciphertext(_deltas(body, shown, text, calls, size, facts), ciphertext, facts)
 
 
 def _deltas(
-    body: Any, thought: str, text: str, calls: list[tuple[str, str]], size: int
+    body: Any, thought: str, text: str, calls: list[tuple[str, str]], size: int, facts: Unverified
 ) -> Iterator[dict[str, Any]]:
     yield {
         "role": "assistant",
@@ -187,6 +191,9 @@ def _deltas(
     }
     for piece in split_text(thought, size):
         yield {"content": None, "reasoning_content": piece}
+    if text and omni_audio.is_spoken(body):
+        yield from omni_audio.deltas(body, text, size, facts)
+        text = ""
     for piece in split_text(text, size):
         yield {"content": piece, "reasoning_content": None} if thought else {"content": piece}
     for index, (name, text_) in enumerate(calls):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
-from qproxy.emulator import chat, prompt_cache, thinking
+from qproxy.emulator import chat, omni_audio, prompt_cache, thinking
 from qproxy.emulator.errors import ApiError, bad_request
 from qproxy.emulator.faults import DONE, SSE, RepeatSteps, ScriptedReply, Step
 from qproxy.emulator.prompt_cache import NOT_CACHED, CacheUse
@@ -75,6 +75,8 @@ def validate(body: Any, service: str, facts: Unverified = NATURAL) -> None:
     path = package_catalog().get(str(body["model"])).native_path
     if path not in (None, service) and not str(body["model"]).startswith(chat.FAULTS):
         raise ApiError(400, "url error, please check url!", "invalid_parameter_error")
+    if omni_audio.is_spoken(body):
+        raise bad_request("Audio output is supported in the compatible mode only.")
     if service == "text" and any(not isinstance(m["content"], str | None) for m in body["messages"]):
         raise bad_request("Input should be a valid string: input.messages.content")
     if body["stream"] and thinking.is_on(body) and not body.get("incremental_output"):

@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-CIPHERTEXT_DELTAS = ("alone", "next", "finish", "pieces")
+CHOICES = {
+    "ciphertext_delta": ("alone", "next", "finish", "pieces"),
+    "spoken_text": ("content", "transcript", "both"),
+}
+"""The values of those that are words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,10 @@ class Unverified:
     """Whether Qwen4 takes a forced tool while it thinks."""
     budget: bool = True
     """Whether Qwen4 takes `thinking_budget` without an effort."""
+    wav_header: bool = False
+    """Whether the audio of a chat begins with the header of a WAV file."""
+    spoken_text: str = "both"
+    """Where the text of a spoken answer is: `content`, `transcript` (of `audio`), or `both`."""
     effort_against_switch: bool = True
     """Whether Qwen4 takes an effort beside a contradictory `enable_thinking`, which then decides."""
 
@@ -49,8 +57,8 @@ class Unverified:
             value = text == "yes"
         elif kinds[name] is int:
             value = int(text)
-        elif name == "ciphertext_delta" and text not in CIPHERTEXT_DELTAS:
-            raise ValueError(f"{name} is one of {', '.join(CIPHERTEXT_DELTAS)}, not {text!r}")
+        elif text not in CHOICES.get(name, (text,)):
+            raise ValueError(f"{name} is one of {', '.join(CHOICES[name])}, not {text!r}")
         return replace(self, **{name: value})
 
 

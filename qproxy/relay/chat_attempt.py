@@ -170,7 +170,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._record.rules = applied.applied
         self._record.rule_notes = (*self._record.model_notes, *applied.notes)
         self._record.ignored = (*turn.ignored, *applied.ignored)
-        if self._policy.stream_upstream == "always" and target.family == "dashscope":
+        must_stream = self._policy.stream_upstream == "always" or target.spec.stream_only == "always"
+        if must_stream and target.family == "dashscope":
             return replace(applied.turn, stream=True)
         return applied.turn
 
