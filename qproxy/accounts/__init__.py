@@ -12,7 +12,14 @@ Nothing here reads a token or sends a byte: that is `auth` and `transport`.
 
 from qproxy.accounts.account import Account, Capability
 from qproxy.accounts.pool import AccountPool
-from qproxy.accounts.selection import CapacityWait, Unavailable, can_recheck, has_alternative, select_account
+from qproxy.accounts.selection import (
+    CapacityWait,
+    Unavailable,
+    can_recheck,
+    has_alternative,
+    named_outage,
+    select_account,
+)
 
 __all__ = [
     "Account",
@@ -22,5 +29,6 @@ __all__ = [
     "Unavailable",
     "can_recheck",
     "has_alternative",
+    "named_outage",
     "select_account",
 ]

@@ -160,6 +160,12 @@ class Account:
             return model in self.known_models
         return self.provider_family == "open" and self.supports(model)
 
+    def names(self, model: str) -> bool:
+        """Return whether the settings or the upstream's list name the model, rather than any model."""
+        if self.known_models is not None and model in self.known_models:
+            return True
+        return any(pattern.strip("*?") and fnmatchcase(model, pattern) for pattern in self.models)
+
     def at_capacity(self, now: float) -> bool:
         """Return whether the account is at its concurrency limit."""
         limit, until = self._learned_concurrency

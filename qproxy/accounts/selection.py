@@ -98,6 +98,7 @@ def select_account(
 def _next_cooling(free: Sequence[Account], model: str, *, is_recheck: bool) -> Account:
     """Return the account whose cooldown ends first; for a recheck the one whose cooldown is most likely
     obsolete."""
+    free = [account for account in free if account.names(model)] or free
     orders = {account: account.recheck_order(model) for account in free} if is_recheck else {}
     rechecked = {account: order for account, order in orders.items() if order is not None}
     if rechecked:
@@ -135,6 +136,16 @@ def _unknown_model_error(accounts: Sequence[Account], model: str) -> RequestErro
     return RequestError(message, status=404, param="model", code="model_not_found")
 
 
+def named_outage(
+    accounts: Sequence[Account], model: str, *, now: float, task: Capability = "chat"
+) -> UpstreamError | None:
+    """Return the outage of the accounts that name the model, None unless there are such and all are down."""
+    named = [account for account in accounts if account.supports(model, task) and account.names(model)]
+    if not named or not all(account.circuit_breaker.wait(now) for account in named):
+        return None
+    return _outage_error(min(named, key=lambda account: account.circuit_breaker.wait(now)), now)
+
+
 def _outage_error(account: Account, now: float) -> UpstreamError:
     wait = max(1.0, account.circuit_breaker.wait(now))
     message = (
@@ -153,10 +164,15 @@ def can_recheck(
     now: float,
     task: Capability = "chat",
     without: Iterable[Account],
+    lacks_model: bool = False,
 ) -> bool:
-    """Return whether an untried account is cooling down for a reason that may have ended early."""
+    """Return whether an untried account is cooling down for a reason that may have ended early.
+
+    With `lacks_model`, those tried do not have the model, so any account that names it is worth an attempt.
+    """
     return any(
-        not account.at_capacity(now) and account.recheck_order(model) is not None
+        not account.at_capacity(now)
+        and (account.recheck_order(model) is not None or (lacks_model and account.names(model)))
         for account in _untried(accounts, model, now, task, without)
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from qproxy.transport import UpstreamTransport
 from qproxy.wire import json_codec
+from qproxy.wire.dialects.error_mapping import error_from_response
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.http_request import Headers, HTTPRequest
 
@@ -36,6 +37,8 @@ class HttpReply:
     @property
     def message(self) -> str:
         """Return the status and the error message of the body."""
+        if 300 <= self.status < 400:
+            return error_from_response(self.status, self.headers, self.body).message
         body = self.json()
         error = body.get("error", body.get("message")) if isinstance(body, dict) else None
         text = error.get("message") if isinstance(error, dict) else error

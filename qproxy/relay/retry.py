@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
-from qproxy.accounts import Account, AccountPool, Capability, can_recheck, has_alternative
+from qproxy.accounts import Account, AccountPool, Capability, can_recheck, has_alternative, named_outage
 from qproxy.auth import Credential
 from qproxy.telemetry import RelayRecord
-from qproxy.wire.errors import QproxyError, RetryHint, UpstreamError
+from qproxy.wire.errors import LimitKind, QproxyError, RetryHint, UpstreamError
 
 T = TypeVar("T")
 
@@ -75,11 +75,26 @@ def backoff_delay(attempts: int, error: QproxyError) -> float:
     return max(0.2 * 2.0 ** (attempts - 1), error.retry_after or 0.0)
 
 
-def most_actionable_error(failures: Sequence[UpstreamError]) -> UpstreamError:
+class Failure(NamedTuple):
+    """An attempt's error, for the choice of the one that the client gets."""
+
+    error: UpstreamError
+    names_model: bool = False
+    """Whether the account names the model, so that its "no such model" is about the model."""
+
+    @property
+    def lacks_model(self) -> bool:
+        """Return whether an account for any model reports that it does not have this one."""
+        return self.error.limit is LimitKind.MODEL and not self.names_model
+
+
+def most_actionable_error(failures: Sequence[Failure]) -> UpstreamError:
     """Return the error for the client: the last one, but of several accounts' rejections preferably one that
     it can wait for, and one about an account rather than another account's "no such model"."""
-    last = failures[-1]
-    refusals = [failure for failure in failures if failure.retry in REJECTION_STATUSES]
+    errors = [failure.error for failure in failures if not failure.lacks_model]
+    errors = errors or [failure.error for failure in failures]
+    last = errors[-1]
+    refusals = [error for error in errors if error.retry in REJECTION_STATUSES]
     if last not in refusals:
         return last
     return max(
@@ -137,7 +152,7 @@ class RetryLoop:
         self._started_at = trio.current_time()
         self._count = 0
         self._rechecks = 0
-        self._failures: list[UpstreamError] = []
+        self._failures: list[Failure] = []
         self._states: dict[Account, _AccountState] = {}
 
     def __repr__(self) -> str:
@@ -153,7 +168,12 @@ class RetryLoop:
             self._record.attempts += 1
             opened = AsyncExitStack()
             stack.push_async_exit(opened)
-            account = await opened.enter_async_context(self._lease(attempt))
+            try:
+                account = await opened.enter_async_context(self._lease(attempt))
+            except UpstreamError as error:
+                if self._failures and error.retry is not RetryHint.AFTER:  # no account is left to try
+                    raise self._final_error() from None
+                raise
             credential, started_at = None, trio.current_time()
             try:
                 credential = await account.source.credential()
@@ -190,9 +210,19 @@ class RetryLoop:
             return True
         if failure.retry not in REJECTION_STATUSES or self._rechecks >= MAX_RECHECKS:
             return False
-        found = can_recheck(pool, model, task=self._task, now=now, without=without)
+        lacks_model = all(earlier.lacks_model for earlier in self._failures)
+        found = can_recheck(pool, model, task=self._task, now=now, without=without, lacks_model=lacks_model)
         self._rechecks += found
         return found
+
+    def _final_error(self) -> UpstreamError:
+        """Return the error for the client; an outage of the accounts that name the model outranks the "no
+        such model" of others."""
+        outage = None
+        if all(failure.lacks_model for failure in self._failures):
+            pool, now = self._accounts.accounts, trio.current_time()
+            outage = named_outage(pool, self._model, now=now, task=self._task)
+        return outage or most_actionable_error(self._failures)
 
     def _excluded(self) -> list[Account]:
         return [account for account, state in self._states.items() if state.excluded]
@@ -207,7 +237,7 @@ class RetryLoop:
         self, failure: UpstreamError, account: Account, credential: Credential | None
     ) -> None:
         """Return when another attempt may start. Raises the error for the client when none may."""
-        self._failures.append(failure)
+        self._failures.append(Failure(failure, account.names(self._model)))
         now, state = trio.current_time(), self._states[account]
         others = self._has_alternative(failure, account, now)
         action = next_action(
@@ -226,7 +256,7 @@ class RetryLoop:
                     return
                 action = Action.OTHER_ACCOUNT if others else Action.GIVE_UP
         if action is Action.GIVE_UP:
-            raise most_actionable_error(self._failures)
+            raise self._final_error()
         if action is Action.OTHER_ACCOUNT:
             state.excluded = True
         else:

@@ -6,8 +6,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qproxy.config.accounts import AccountConfig
 from qproxy.emulator import FAULTS, CloseConnection, Emulator, PauseStep, ScriptedReply
 from qproxy.emulator.faults import event, json_reply
+from qproxy.emulator.server import CHAT_PATH
 from qproxy.limits.circuit_breaker import MAX_PAUSE, THRESHOLD, CircuitBreaker, is_outage
 from qproxy.relay.retry import REJECTION_STATUSES, Action, next_action
 from qproxy.wire.errors import LimitKind, OverloadedError, RequestError, RetryHint, UpstreamError
@@ -336,3 +338,83 @@ async def test_rate_limited_accounts_are_not_rechecked(limit, autojump_clock):
         it.emulator.script(*[QUOTA] * 9)
         assert (await it.post(HELLO))[0] == 429
         assert len(it.emulator.requests) == 1
+
+
+NAMED = AccountConfig("named", base_url="http://named.test/v1", key="sk-test-key", models=["qwen3.7-*"])
+CATCH_ALL = AccountConfig("any", base_url="http://any.test/v1", key="sk-test-key")
+NO_MODEL = refusal(404, "model_not_found")
+CAUSES = {
+    "a failure": (refusal(500, "internal_error"), 502),
+    "an overload": (refusal(503, "overloaded"), 503),
+    "no access": (refusal(403, "access_denied", "unpurchased"), 403),
+    "a minute's limit": (refusal(429, "limit_requests"), 429),
+    "a wrong key": (refusal(401, "invalid_api_key"), 502),
+}
+
+
+def answer_by_host(emulator, **replies):
+    """Let the servers behind the accounts answer differently."""
+    emulator._models[CHAT_PATH] = lambda seen: replies[seen.headers["host"].removesuffix(".test")]
+
+
+@pytest.mark.parametrize(("reply", "status"), CAUSES.values(), ids=CAUSES)
+async def test_the_account_that_names_the_model_decides(reply, status, autojump_clock):
+    """The client gets the error of the account that names the model, whichever was tried first."""
+    orders = set()
+    for number in range(5):
+        async with world(accounts=(NAMED, CATCH_ALL)) as it:
+            answer_by_host(it.emulator, named=reply, any=NO_MODEL)
+            found, _, body = await it.post({**HELLO, "messages": [{"role": "user", "content": str(number)}]})
+            assert (found, body["error"]["code"] == "model_not_found") == (status, False)
+            orders.add(it.emulator.requests[0].headers["host"])
+    assert orders == {"named.test", "any.test"}
+
+
+async def test_a_cooling_account_that_names_the_model_is_tried(autojump_clock):
+    """A catch-all's "no such model" does not hide a rate limit of the account that names the model."""
+    async with world(accounts=(NAMED, CATCH_ALL)) as it:
+        named = it.server.state.relay.accounts.accounts[0]
+        named.record_failure(limit_error(LimitKind.MINUTE), trio.current_time())
+        answer_by_host(it.emulator, named=refusal(429, "limit_requests"), any=NO_MODEL)
+        status, headers, _ = await it.post(HELLO)
+        assert (status, headers["x-should-retry"]) == (429, "true")
+
+
+async def test_an_outage_of_the_account_that_names_the_model(autojump_clock):
+    """A catch-all's "no such model" does not hide that the account that names the model is down."""
+    async with world(accounts=(NAMED, CATCH_ALL)) as it:
+        named = it.server.state.relay.accounts.accounts[0]
+        for _ in range(THRESHOLD):
+            named.record_failure(DOWN, trio.current_time())
+        answer_by_host(it.emulator, any=NO_MODEL)
+        status, headers, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (503, "upstream_unavailable")
+        assert "retry-after" in headers
+
+
+async def test_a_model_that_no_account_has(autojump_clock):
+    """Where every account reports that it lacks the model, the client gets that."""
+    async with world(accounts=(NAMED, CATCH_ALL)) as it:
+        answer_by_host(it.emulator, named=NO_MODEL, any=NO_MODEL)
+        status, _, body = await it.post(HELLO)
+        assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+REDIRECTS = {
+    "with a Location": ("https://me:pw@new.test/v1/chat/completions?key=1", "new.test/v1/chat/completions "),
+    "relative": ("/v2/", "redirects to /v2/ "),
+    "without one": ("", "another address"),
+}
+
+
+@pytest.mark.parametrize(("location", "message"), REDIRECTS.values(), ids=REDIRECTS)
+async def test_a_redirect_is_named(location, message, autojump_clock):
+    """A redirect is not followed, as it would send the key elsewhere: its target is in the error."""
+    async with world() as it:
+        it.emulator.script(ScriptedReply((b"<html>moved</html>",), 301, headers=(("location", location),)))
+        status, headers, body = await it.post(HELLO)
+        assert (status, headers["x-should-retry"]) == (502, "false")
+        assert message in body["error"]["message"]
+        assert "base_url" in body["error"]["message"]
+        assert "key=1" not in body["error"]["message"]
+        assert "pw" not in body["error"]["message"]

@@ -32,6 +32,8 @@ from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from qproxy.wire.events import JSON
 from qproxy.wire.http_request import Headers
 
+MAX_LOCATION = 200
+"""Characters of a redirect's target that an error repeats."""
 MAX_RETRY_AFTER = 120.0
 """Seconds; OpenAI's clients give up if the wait is longer."""
 MAX_MESSAGE = 2000
@@ -187,6 +189,8 @@ _SECRET = re.compile(r"\b(sk-[\w*-]{3})[\w*-]+|(?<=[Bb]earer )[\w.~+/-]{8,}")
 def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str = "payg") -> UpstreamError:
     """Return the error of a response with another status than 200."""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(headers)}
+    if 300 <= status < 400:
+        return _redirect_error(status, fields.get("location", ""))
     error: UpstreamError | None = None
     try:
         data = json_codec.loads(body)
@@ -201,6 +205,13 @@ def error_from_response(status: int, headers: Headers, body: bytes, *, plan: str
     if wait is not None:
         error.retry_after, error.retry_after_hint = min(wait, MAX_RETRY_AFTER), wait
     return error
+
+
+def _redirect_error(status: int, location: str) -> UpstreamError:
+    """Return the error of a redirect, which is not followed: it would send the key elsewhere."""
+    target = storable.storable_text(location.partition("?")[0].rpartition("@")[2])[:MAX_LOCATION]
+    message = f"The upstream redirects to {target or 'another address'} (status {status})"
+    return UpstreamError(f"{message}: set the account's base_url to it.", retry=RetryHint.OTHER_ACCOUNT)
 
 
 def error_from_event(
