@@ -209,6 +209,9 @@ class ThinkTagParser:
                 yield from self._flush(number)
         elif isinstance(item, ReasoningDelta):
             choice = self._choices.setdefault(item.choice, _Choice(False))
+            if choice.state == "tail" and item.text:  # the server separates again: what is held was text
+                yield from self._flush(item.choice)
+                choice.started = True
             if choice.state in ("start", "text"):
                 choice.state, choice.structured = "after", True
             if bare := item.text.rstrip():

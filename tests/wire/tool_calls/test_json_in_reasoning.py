@@ -1,8 +1,11 @@
 """Requested JSON that a server took for reasoning, and the end of reasoning that it took for text."""
 
+from itertools import groupby
+
 import pytest
 
-from tests.wire.pipeline import BODY, DONE, call, chunk, meaning, said, thought
+from qproxy.wire.events import ReasoningDelta, TextDelta
+from tests.wire.pipeline import BODY, DONE, call, chunk, decoded, events, meaning, said, stream, thought
 
 END = [chunk(None, "stop"), DONE]
 SCHEMA = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
@@ -92,3 +95,13 @@ def test_text_after_reasoning_stays(reasoning, text):
     """Without the signs of an interruption, text that mentions the tag is passed on as it is."""
     assert meaning(*thought(reasoning), *said(text), *END)[:2] == (text, reasoning)
     assert meaning(*thought(reasoning), *said(*text), *END)[:2] == (text, reasoning)
+
+
+@pytest.mark.parametrize("pieces", [["It is 4."], list(" and it is 4")])
+def test_text_between_reasoning_keeps_its_place(pieces):
+    """Text between two pieces of separated reasoning is passed on before the second, held or not."""
+    items = [*thought("I count"), *said(*pieces), *thought("I check", ""), *said(" Yes, 4."), *END]
+    passed = [type(event) for event in events([stream(*items)], decoded(BODY))]
+    order = [kind for kind, _ in groupby(kind for kind in passed if kind in (TextDelta, ReasoningDelta))]
+    assert order == [ReasoningDelta, TextDelta, ReasoningDelta, TextDelta]
+    assert meaning(*items)[:2] == ("".join(pieces) + " Yes, 4.", "I countI check")
