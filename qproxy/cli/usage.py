@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         for line in _table(rows, arguments.by):
             print_result(line)
         print_note(
-            f"Costs are estimates in US dollars (list prices of {date}); ? marks requests without a price."
+            f"Costs are estimates in US dollars (list prices of {date}); unknown: requests without a price."
         )
     return 0
 
@@ -115,7 +115,7 @@ def _window_rows(usage: Sequence[Any], window: str, now: float) -> list[dict[str
             "failed": use.failed,
             "prompt_tokens": use.prompt_tokens,
             "completion_tokens": use.completion_tokens,
-            "cost_usd": round(use.cost, 6),
+            "cost_usd": None if use.known_cost is None else round(use.known_cost, 6),
             "unpriced": use.unpriced,
         }
         for use in usage
@@ -142,7 +142,7 @@ def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
 
 
 def _cost(row: dict[str, Any]) -> str:
+    if row["cost_usd"] is None:
+        return "unknown"
     known = f"{row['cost_usd']:.4f}"
-    if not row["unpriced"]:
-        return known
-    return "?" if not row["cost_usd"] else f"{known} + ?"
+    return f"{known} + unknown" if row["unpriced"] else known

@@ -69,6 +69,13 @@ def format_money(dollars: float | None) -> str:
     return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.4f}"
 
 
+def format_cost(dollars: float | None, unpriced: int = 0) -> str:
+    """Return the cost of requests, of which `unpriced` have no known price."""
+    if dollars is None or (unpriced and not dollars):
+        return "unknown"
+    return f"{format_money(dollars)} + unknown" if unpriced else format_money(dollars)
+
+
 def plural(count: int, one: str, many: str | None = None) -> str:
     """Return `1 request` or `2 requests`."""
     return f"{format_number(count)} {one if count == 1 else many or one + 's'}"

@@ -112,6 +112,6 @@ def _describe_tokens(row: Mapping[str, Any]) -> str:
     cached = f" ({format_number(row['cached_tokens'])} cached)" if row["cached_tokens"] else ""
     reasoning = f" ({format_number(row['reasoning_tokens'])} reasoning)" if row["reasoning_tokens"] else ""
     estimated = " Estimated; the upstream reported no usage." if row["estimated"] else ""
-    cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else ""
+    cost = f" About {format_money(row['cost'])}." if row["cost"] is not None else " Its cost is unknown."
     sent, received = plural(row["prompt_tokens"], "token"), format_number(row["completion_tokens"])
     return f"{sent} in{cached}, {received} out{reasoning}.{estimated}{cost}"

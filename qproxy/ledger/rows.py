@@ -22,7 +22,6 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
     story, usage = record.relay, record.relay.usage or Usage()
     prompt, completion = record.tokens()
     account, model = story.account or "", story.served_model or story.model
-    priced = usage if story.usage is not None and not record.is_estimated else Usage(prompt, completion)
     return {
         "id": record.id,
         "ended": round(ended, 3),
@@ -46,7 +45,7 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
         "estimated": int(record.is_estimated),
-        "cost": pricing.cost(account, model, priced) if account else None,
+        "cost": cost_of(record, pricing),
         "first_byte_ms": to_milliseconds(record.first_byte),
         "total_ms": to_milliseconds(record.seconds),
         "overhead_ms": to_milliseconds(record.overhead_seconds) if story.attempts else None,
@@ -55,6 +54,16 @@ def to_row(record: RequestRecord, ended: float, pricing: Pricing) -> LedgerRow:
         "tools": record.tool_counts(),
         "upstream_request_id": story.upstream_request_id,
     }
+
+
+def cost_of(record: RequestRecord, pricing: Pricing) -> float | None:
+    """Return a request's cost in US dollars; None without a known price, or if it reached no account."""
+    story = record.relay
+    if story.account is None:
+        return None
+    reported = story.usage is not None and not record.is_estimated
+    usage = story.usage if reported and story.usage is not None else Usage(*record.tokens())
+    return pricing.cost(story.account, story.served_model or story.model, usage)
 
 
 def storable_row(row: LedgerRow) -> LedgerRow:

@@ -37,6 +37,11 @@ class UsageRow:
     """Requests without a known price, which `cost` does not include."""
 
     @property
+    def known_cost(self) -> float | None:
+        """Return the cost, None if no request's price is known."""
+        return None if self.unpriced and not self.cost else self.cost
+
+    @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
@@ -63,6 +68,8 @@ class TimeSlot:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    unpriced: int = 0
+    """Requests without a known price, which `cost` does not include."""
 
     @property
     def ok(self) -> int:

@@ -75,6 +75,10 @@ class ModelDirectory:
     def __repr__(self) -> str:
         return f"<ModelDirectory {sum(len(each.models) for each in self._lists.values())} models>"
 
+    def is_configured(self, name: str) -> bool:
+        """Return whether the settings or the catalog name the model, whatever the upstreams list."""
+        return name in self._extra
+
     async def models(self) -> list[Model]:
         """Return the models of the settings, of the upstreams, and the aliases."""
         async with self._lock:

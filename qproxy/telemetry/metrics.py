@@ -3,8 +3,8 @@
 `TABLE` has every metric; docs/operations.md has the same table, and a test compares them. Counters and
 histograms are updated from finished records; gauges are read on each scrape and cost nothing otherwise.
 
-Every label is bounded: endpoints are routes, models are those that are configured or listed by an upstream
-(any other is "other"), keys and accounts are the operator's, codes come from tables in the code.
+Every label is bounded: endpoints are routes, models are those that are configured, listed by an upstream or
+served by one (another is "other"), keys and accounts are the operator's, codes come from tables in the code.
 OpenTelemetry's names for generative AI are used where they exist, in Prometheus's spelling.
 
 The registry is separate from the default one, so an embedding program's metrics are not exposed.
@@ -12,10 +12,11 @@ The registry is separate from the default one, so an embedding program's metrics
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +24,8 @@ from qproxy.telemetry.records import RequestRecord, ToolRunRecord
 from qproxy.wire.events import Usage
 
 OTHER = "other"
+MAX_SERVED_MODELS = 200
+"""Maximum number of models that become labels because a response came: some servers take any name."""
 MAX_TOOLS = 200
 """Maximum number of tool names used as labels: an MCP server may have any number of tools."""
 PROVIDER = "qwen"
@@ -38,6 +41,7 @@ Values: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
 Families: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
 """(name, help, kind, samples) of each metric, and (name, labels, value) of each sample: plain enough for
 JSON."""
+Merge: TypeAlias = Callable[[float, float], float]
 KnownLabels: TypeAlias = Callable[[str], bool]
 
 
@@ -50,6 +54,8 @@ class MetricSpec(NamedTuple):
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
+    merge: Merge = operator.add
+    """Combines the values of two workers."""
 
 
 # fmt: off
@@ -61,6 +67,11 @@ COUNTED_METRICS: tuple[MetricSpec, ...] = (
         "Tokens by client key; kind is prompt or completion"),
     MetricSpec("qproxy_tokens_total", "counter", ("model", "kind"),
         "Tokens; kind is prompt, completion, cached (part of prompt) or reasoning (part of completion)"),
+    MetricSpec("qproxy_cost_dollars_total", "counter", ("model",),
+        "Estimated cost in US dollars of requests whose price is known"),
+    MetricSpec("qproxy_key_cost_dollars_total", "counter", ("key",), "The same by client key"),
+    MetricSpec("qproxy_unpriced_requests_total", "counter", ("model",),
+        "Requests to accounts without a known price, whose cost is missing"),
     MetricSpec("gen_ai_client_token_usage", "histogram", (*_GENAI, "gen_ai_token_type"),
         "Tokens of a request; type is input or output", _TOKENS),
     MetricSpec("gen_ai_server_request_duration_seconds", "histogram", (*_GENAI, "error_type"),
@@ -91,21 +102,33 @@ READ_METRICS: tuple[MetricSpec, ...] = (
         "1 for the state of /readyz: ready, unusable or draining; with several workers, the number in it"),
     MetricSpec("qproxy_account_state", "gauge", ("account", "state"),
         "1 for the account's state; with several workers, the number that report it"),
+    MetricSpec("qproxy_account_last_success_timestamp_seconds", "gauge", ("account",),
+        "Unix time of the account's last successful request; absent before the first", merge=max),
     MetricSpec("qproxy_account_requests_in_flight", "gauge", ("account",), "Requests in flight by account"),
     MetricSpec("qproxy_token_refreshes_total", "counter", ("account",),
         "Token refreshes of a logged-in account"),
     MetricSpec("qproxy_token_refresh_failures", "gauge", ("account",), "Consecutive failed refreshes"),
     MetricSpec("qproxy_token_expiry_timestamp_seconds", "gauge", ("account",),
-        "Unix time at which the account's token expires; 0 without one"),
+        "Unix time at which the account's token expires; absent without one", merge=max),
     MetricSpec("qproxy_upstream_connections", "gauge", ("state",),
         "Open sockets to upstreams, busy or idle; busy ones beyond the requests in flight are leaks"),
     MetricSpec("qproxy_upstream_connections_made_total", "counter", (), "Connections made to upstreams"),
+    MetricSpec("qproxy_key_budget_remaining", "gauge", ("key", "window", "unit"),
+        "Requests or tokens that a key's budget has left; absent while the ledger cannot be read", merge=min),
+    MetricSpec("qproxy_build_info", "gauge", ("version", "python"),
+        "1, with the versions of qproxy and Python", merge=max),
     MetricSpec("qproxy_stored_responses_total", "counter", ("what",),
         "Responses stored and discarded (too old or too many), and failed operations of the store"),
 )
 # fmt: on
 """Read on each scrape."""
 TABLE = (*COUNTED_METRICS, *READ_METRICS)
+PROCESS_MERGES: dict[str, Merge] = {"process_start_time_seconds": min, "process_max_fds": min}
+_MERGES: dict[str, Merge] = {
+    **{row.name: row.merge for row in TABLE},
+    **PROCESS_MERGES,
+}
+"""Other metrics of the process (`prometheus_client.ProcessCollector`) are sums."""
 _KINDS: dict[str, Any] = {"counter": Counter, "histogram": Histogram}
 
 
@@ -120,6 +143,8 @@ class Metrics:
         self._children: dict[tuple[str, ...], Any] = {}
         self._readers: dict[str, Callable[[], Values]] = {}
         self._tools: set[str] = set()
+        self._served_models: set[str] = set()
+        ProcessCollector(registry=self._registry)  # of /proc: nothing elsewhere
         for row in COUNTED_METRICS:
             extra = {"buckets": row.buckets} if row.buckets else {}
             self._metrics[row.name] = _KINDS[row.kind](
@@ -157,13 +182,18 @@ class Metrics:
             found.append((row.name.removesuffix("_total"), row.help, row.kind, samples))
         return found
 
-    def record(self, record: RequestRecord) -> None:
-        """Count a finished request."""
+    def record(self, record: RequestRecord, cost: float | None = None) -> None:
+        """Count a finished request with its cost in US dollars, None if it is not known."""
         story, child, key = record.relay, self.child, record.key or ""
-        model = story.model if not story.model or self.known(story.model) else OTHER
+        model = self._model_label(record)
         child("qproxy_requests_total", record.endpoint, model, str(record.status), record.outcome).inc()
         child("qproxy_key_requests_total", key, record.outcome).inc()
         self._record_tools(record.tools)
+        if cost is not None:
+            child("qproxy_cost_dollars_total", model).inc(cost)
+            child("qproxy_key_cost_dollars_total", key).inc(cost)
+        elif story.account is not None and any(record.tokens()):
+            child("qproxy_unpriced_requests_total", model).inc()
         if story.attempts:
             self._record_attempts(record, model)
         if record.first_byte is not None:
@@ -174,6 +204,16 @@ class Metrics:
                 child("gen_ai_server_time_per_output_token_seconds", *genai).observe(each)
             if story.usage is not None:
                 self._record_usage(story.usage, model, key, genai)
+
+    def _model_label(self, record: RequestRecord) -> str:
+        """Return the model's name if it is known to be one, or was served; otherwise `OTHER`."""
+        model, served = record.relay.model, self._served_models
+        if not model or model in served or self.known(model):
+            return model
+        if record.first_byte is None or len(served) >= MAX_SERVED_MODELS:
+            return OTHER
+        served.add(model)
+        return model
 
     def _record_attempts(self, record: RequestRecord, model: str) -> None:
         story, child = record.relay, self.child
@@ -220,7 +260,8 @@ def exposition(processes: Iterable[Families]) -> bytes:
             total = sums.setdefault(name, {})
             for sample, labels, value in samples:
                 mark = (sample, tuple(labels.items()))
-                total[mark] = total.get(mark, 0.0) + value
+                merge: Merge = _MERGES.get(sample, operator.add)
+                total[mark] = merge(total[mark], value) if mark in total else value
     merged = []
     for name, (help_, kind) in heads.items():
         family = Metric(name, help_, kind)

@@ -49,8 +49,8 @@ def test_as_a_table(capsys):
         "out",
         "cost",
     ]
-    assert lines[1] == ["all", "ever", "bob", "2", "1", "200", "42", "0.0001", "+", "?"]
-    assert lines[2] == ["all", "ever", "-", "1", "0", "100", "21", "?"]
+    assert lines[1] == ["all", "ever", "bob", "2", "1", "200", "42", "0.0001", "+", "unknown"]
+    assert lines[2] == ["all", "ever", "-", "1", "0", "100", "21", "unknown"]
     assert [line[0] for line in lines[3:]] == ["5h", "5h"]
     assert "list prices of 20" in shown.err
 
@@ -67,7 +67,10 @@ def test_for_programs(capsys):
     assert found[0]["since"] == time.strftime("%Y-%m-01T00:00:00Z", time.gmtime())
     assert cli.main(["usage", "--by", "model", "--window", "month", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert rows == [{name: str(value) for name, value in row.items()} for row in found]
+    assert found[1]["cost_usd"] is None, "a cost that is not known is not 0"
+    assert rows == [
+        {name: "" if value is None else str(value) for name, value in row.items()} for row in found
+    ]
 
 
 def test_without_a_ledger(home, capsys):

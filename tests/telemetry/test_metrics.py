@@ -6,10 +6,19 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from qproxy.telemetry import ToolRunRecord
-from qproxy.telemetry.metrics import MAX_TOOLS, READ_METRICS, TABLE, Metrics, exposition, table
+from qproxy.telemetry.metrics import (
+    MAX_SERVED_MODELS,
+    MAX_TOOLS,
+    READ_METRICS,
+    TABLE,
+    Metrics,
+    exposition,
+    table,
+)
 from tests.telemetry.factories import record
 
 
@@ -65,13 +74,18 @@ def test_a_request():
 
 
 def test_labels_have_bounds():
-    """A name that a client made up becomes "other", however often and however many."""
+    """A name that a client made up becomes "other", unless an upstream served it, and only so many do."""
     metrics = Metrics(lambda model: model == "qwen3.7-plus")
     for number in range(500):
         tools = [ToolRunRecord(f"tool{number}", True, 0.1)]
-        metrics.record(record(model=f"made-up-{number}", tools=tools))
+        metrics.record(record(model=f"made-up-{number}", tools=tools, first_byte=None))
     models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
     assert models == {"other"}
+    for number in range(500):
+        metrics.record(record(model=f"served-{number}"))
+    models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
+    assert len(models) == MAX_SERVED_MODELS + 1
+    assert {"served-0", "other"} < models
     names = {labels["tool"] for labels in _labels(metrics, "qproxy_tool_runs_total")}
     assert len(names) == MAX_TOOLS + 1
 
@@ -83,6 +97,7 @@ def _labels(metrics, name):
 def test_every_metric_is_there():
     """A registry that has seen everything shows every row of the table, and nothing else."""
     metrics = Metrics(lambda model: True)
+    metrics.record(record(), 0.5)
     metrics.record(record())
     metrics.read({row.name: partial(list, [(row.labels, 1.0)]) for row in READ_METRICS})
     names = set()
@@ -91,7 +106,44 @@ def test_every_metric_is_there():
         for suffix in ("_bucket", "_sum", "_count"):
             name = name.removesuffix(suffix)
         names.add(name)
-    assert names == {row.name for row in TABLE}
+    process = {name for name in names if name.startswith("process_")}
+    assert {"process_resident_memory_bytes", "process_start_time_seconds"} <= process
+    assert names - process == {row.name for row in TABLE}
+
+
+def test_costs_are_counted_where_a_price_is_known():
+    """A known cost is summed by model and key; a request without one is counted as unpriced, never as 0."""
+    metrics = Metrics(lambda model: True)
+    for cost in (0.5, 0.25, None):
+        metrics.record(record(), cost)
+    found = shown(metrics)
+    assert value(found, "qproxy_cost_dollars_total", model="qwen3.7-plus") == 0.75
+    assert value(found, "qproxy_key_cost_dollars_total", key="bob") == 0.75
+    assert value(found, "qproxy_unpriced_requests_total", model="qwen3.7-plus") == 1
+
+
+MERGED = {
+    "qproxy_account_last_success_timestamp_seconds": (("one",), (7.0, 9.0), 9.0),
+    "qproxy_token_expiry_timestamp_seconds": (("one",), (7.0, 9.0), 9.0),
+    "qproxy_key_budget_remaining": (("bob", "day", "tokens"), (7.0, 9.0), 7.0),
+    "qproxy_build_info": (("1", "3"), (1.0, 1.0), 1.0),
+    "qproxy_requests_in_flight": ((), (7.0, 9.0), 16.0),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_workers_are_merged_by_the_meaning_of_a_metric(name):
+    """Counts of several workers are added; times, versions and what is left are not."""
+    labels, values, merged = MERGED[name]
+    parts = []
+    for one in values:
+        metrics = Metrics()
+        metrics.read({name: partial(list, [(labels, one)])})
+        parts.append(metrics.families())
+    found = samples(exposition(parts))
+    assert [sample for mark, sample in found.items() if mark[0] == name] == [merged]
+    starts = [sample for mark, sample in found.items() if mark[0] == "process_start_time_seconds"]
+    assert 1e9 < starts[0] < 3e9, "a sum of two would be in the next century"
 
 
 def test_the_table_in_the_docs():

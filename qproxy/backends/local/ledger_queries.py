@@ -101,7 +101,8 @@ def oldest_request(connection: sqlite3.Connection, key: str, window: UsageWindow
 _SUMS = """
     SELECT min(?, cast((ended - ?) / ? AS INTEGER)) AS slot, count(*),
         sum(outcome NOT IN ('ok', 'client_disconnected')), sum(outcome = 'client_disconnected'),
-        sum(prompt_tokens), sum(completion_tokens), total(cost)
+        sum(prompt_tokens), sum(completion_tokens), total(cost),
+        sum(cost IS NULL AND prompt_tokens + completion_tokens > 0)
     FROM requests WHERE ended >= ? AND ended < ? GROUP BY slot
 """
 

@@ -124,6 +124,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM requests ORDER BY ended DESC
     """,
     ),
+    (
+        "DROP VIEW usage_by_day",
+        """
+    CREATE VIEW usage_by_day AS
+        SELECT date(hour, 'unixepoch') AS day_utc, key, account, model, sum(requests) AS requests,
+            sum(failed) AS failed, sum(prompt_tokens) AS prompt_tokens,
+            sum(completion_tokens) AS completion_tokens,
+            CASE WHEN sum(cost) > 0 OR sum(unpriced) = 0 THEN round(sum(cost), 6) END AS cost_usd,
+            sum(unpriced) AS unpriced
+        FROM hours GROUP BY day_utc, key, account, model ORDER BY day_utc DESC
+    """,
+    ),
 )
 
 

@@ -234,7 +234,14 @@ def windows_of(
             window.label, use.requests, card.allowance.get(name), formatting.format_number, "requests"
         )
         ends = None if window.rolling else window.end(now)
-        found.append({"bar": bar, "tokens": use.tokens, "cost": use.cost, "ends": ends})
+        found.append(
+            {
+                "bar": bar,
+                "tokens": use.tokens,
+                "cost": formatting.format_cost(use.cost, use.unpriced),
+                "ends": ends,
+            }
+        )
     return found
 
 

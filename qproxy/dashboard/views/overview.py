@@ -152,7 +152,9 @@ def _totals(slots: list[TimeSlot], whole: LatencySlot) -> dict[str, Any]:
         "left": sum(slot.disconnected for slot in slots),
         "prompt_tokens": sum(slot.prompt_tokens for slot in slots),
         "completion_tokens": sum(slot.completion_tokens for slot in slots),
-        "cost": sum(slot.cost for slot in slots),
+        "cost": formatting.format_cost(
+            sum(slot.cost for slot in slots), sum(slot.unpriced for slot in slots)
+        ),
         "first_byte": whole.first_byte[0] if whole.first_byte else None,
     }
 

@@ -7,17 +7,24 @@ Gauges are read here from the server's parts on request; counters are fed from f
 from __future__ import annotations
 
 import json
+import platform
+import time
 from collections.abc import Iterator
 
 from qproxy.auth.oauth_source import OAuthSource
 from qproxy.auth.status import AccountStatus
+from qproxy.ledger import LedgerError
+from qproxy.ledger.rows import cost_of
+from qproxy.limits.token_bucket import REQUESTS, TOKENS
 from qproxy.server import health
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.state import Route, StateHolder
 from qproxy.telemetry import RequestRecord
 from qproxy.telemetry.metrics import Metrics, Values, exposition
+from qproxy.version import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DASHBOARD = "/dashboard"
 METRICS_QUERY = "metrics"
 
 
@@ -38,6 +45,8 @@ class MetricsRoutes:
                 "qproxy_requests_rejected_total": lambda: [((), server.state.concurrency.rejected)],
                 "qproxy_health": self._health,
                 "qproxy_account_state": self._account_states,
+                "qproxy_account_last_success_timestamp_seconds": self._last_successes,
+                "qproxy_build_info": lambda: [((VERSION, platform.python_version()), 1.0)],
                 "qproxy_account_requests_in_flight": self._account_requests,
                 "qproxy_token_refreshes_total": self._refreshes,
                 "qproxy_token_refresh_failures": self._refresh_failures,
@@ -55,11 +64,14 @@ class MetricsRoutes:
         others = [
             json.loads(answer) for answer in await self._server.state.peers.query(METRICS_QUERY) if answer
         ]
+        budgets = await self._budgets()
+        self._metrics.read({"qproxy_key_budget_remaining": lambda: budgets})
         return HTTPResponse(exposition([self._metrics.families(), *others]), content_type=CONTENT_TYPE)
 
     def record(self, record: RequestRecord) -> None:
-        """Count a finished request."""
-        self._metrics.record(record)
+        """Count a finished request, unless it is the dashboard's own."""
+        if not record.endpoint.startswith(DASHBOARD):
+            self._metrics.record(record, cost_of(record, self._server.state.pricing))
 
     def answer(self) -> bytes:
         """Return this process's metrics for another worker."""
@@ -71,6 +83,8 @@ class MetricsRoutes:
         relay = self._server.state.relay
         return (
             model in relay.policy.catalog
+            or model == self._server.state.default_model
+            or self._server.state.model_directory.is_configured(model)
             or model in relay.policy.aliases.names
             or any(
                 model in (a.known_models or a.models) or model in a.models for a in relay.accounts.accounts
@@ -101,7 +115,39 @@ class MetricsRoutes:
         return [((name,), status.failures) for name, status in self._login_states().items()]
 
     def _expiries(self) -> Values:
-        return [((name,), status.expires_at or 0.0) for name, status in self._login_states().items()]
+        expiries = {name: status.expires_at for name, status in self._login_states().items()}
+        return [((name,), expiry) for name, expiry in expiries.items() if expiry is not None]
+
+    def _last_successes(self) -> Values:
+        accounts = self._server.state.relay.accounts.accounts
+        return [((a.name,), a.last_success_at) for a in accounts if a.last_success_at is not None]
+
+    async def _budgets(self) -> Values:
+        """Return the rest of every key's budgets, by the ledger, which all workers share."""
+        ledger, now = self._server.state.ledger, time.time()
+        keys = [key for key in self._server.state.authentication.api_keys.list_keys() if key.budgets]
+        windows = sorted({budget.window for key in keys for budget in key.budgets})
+        if ledger is None or not keys:
+            return []
+        try:
+            rows = await ledger.usage_by("key", windows, now)
+        except LedgerError:
+            return []
+        used = {
+            (row.name, window): {REQUESTS: row.requests, TOKENS: row.tokens}
+            for window, found in rows.items()
+            for row in found
+        }
+        return [
+            (
+                (key.label, budget.window, unit),
+                max(0.0, limit - used.get((key.label, budget.window), {}).get(unit, 0)),
+            )
+            for key in keys
+            if key.status(now) == "active"
+            for budget in key.budgets
+            for unit, limit in budget.limits.items()
+        ]
 
     def _connections(self) -> Values:
         pool = self._server.state.relay.transport.statistics()
