@@ -1,4 +1,7 @@
-"""Numbers and times as text. Pure; times are Unix seconds, shown in UTC."""
+"""Numbers, times and costs as text. Pure.
+
+Times are Unix seconds, shown in UTC. What is not known is a dash, and of a cost the word `unknown`: never 0.
+"""
 
 from __future__ import annotations
 
