@@ -206,7 +206,7 @@ class HTTPStream(DisconnectNotifier):
         ]
         has_length = any(name == b"content-length" for name, _ in headers)
         headers += protocol.server_headers()
-        if protocol.in_last_exchange or not self.whole:  # what is left of the request is discarded
+        if protocol.in_last_exchange or not self.request_complete:  # what is left of the request is discarded
             headers.append((b"connection", b"close"))
         self.response_started = True
         head = self.writer.head(int(message["status"]), headers)
