@@ -179,6 +179,7 @@ class _Choice:
     def _possible_originals(self, call: StructuredCall) -> list[StructuredCall]:
         """Return the calls that a call may repeat: one with its id, or some in another form."""
         first = self.router.by_id.get(call.upstream_id) if call.upstream_id is not None else None
+        first = first.copy_of or first if first is not None else None
         same_id = [first] if first is not None and first.sent and first.name == call.name else []
         forms = [form for form in FORMS if form != call.form]
         others = [
@@ -203,7 +204,9 @@ class _Choice:
         if original is None:
             yield from self._send_header(call)
             return
+        call.copy_of = original
         original.copied_forms.add(call.form)
+        original.copied_ids.add(call.upstream_id)
         self.copies += 1
         self.repairs["call_copied"] += 1
 
@@ -255,7 +258,7 @@ class _Choice:
 
 
 def _same_id(call: StructuredCall, other: StructuredCall) -> bool:
-    return call.upstream_id is not None and call.upstream_id == other.upstream_id
+    return call.upstream_id is not None and call.upstream_id in (other.upstream_id, *other.copied_ids)
 
 
 def _unnamed_error() -> StreamFailed:

@@ -42,6 +42,10 @@ class StructuredCall:
         self.form: CallForm = "structured"
         self.copied_forms: set[CallForm] = set()
         """The forms in which the call came again."""
+        self.copied_ids: set[str | None] = set()
+        """The ids under which it came again."""
+        self.copy_of: StructuredCall | None = None
+        """The call that this one repeats, and for which it was dropped."""
 
     @property
     def sent(self) -> bool:

@@ -49,6 +49,8 @@ COPIES = {
         call(0, "a", NAME, A)], [PARIS]),
     "in reasoning, then twice": ([*thought(f"Go.\n{tags('Paris')}"), *said(tags("Paris") * 2)],
         [PARIS, PARIS]),
+    "written, then the same id twice": ([*said(tags("Paris")), call(0, "a", NAME, A), call(1, "a", NAME, A)],
+        [PARIS]),
     "with a prefixed name": ([*said(tags("Paris")), call(0, "a", f"functions.{NAME}", A)], [PARIS]),
 }  # fmt: skip
 
