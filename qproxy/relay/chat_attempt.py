@@ -31,6 +31,7 @@ from qproxy.wire.dialects import (
     amendments,
     error_mapping,
     prompt_tools,
+    rejections,
 )
 from qproxy.wire.errors import RetryHint, UpstreamError
 from qproxy.wire.events import Turn
@@ -72,6 +73,8 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         self._estimate = self._estimate_prompt() if counts_tokens else turn.token_estimate
         self.tokens = self._estimate.prompt + output_limit(turn) if counts_tokens else 0
         self._amended = False
+        self._notes: tuple[str, ...] = ()
+        """What was amended, for the client."""
         self._rules = RuleLearning(policy)
         self._stream: UpstreamEventStream | None = None
         """The response, once it has started."""
@@ -141,6 +144,10 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
 
     def amend(self, error: UpstreamError) -> bool:
         """Amend the turn, once, by the parameter that the error rejects, or apply rules that it suggests."""
+        if rejections.FORCED_TOOL in rejections.rules_after(error) and self._rules.try_rules(
+            error, self._turn
+        ):
+            return True  # this one is remembered for the account
         policy = self._policy
         keep_thinking = policy.forced_tools == "auto" or policy.catalog.get(self._model).thinking == "only"
         amended = amendments.amend_after_error(error, self._turn, keep_thinking=keep_thinking)
@@ -148,6 +155,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
             self._restores, amended = False, amended or self._turn
         if amended is None or self._amended:
             return self._rules.try_rules(error, self._turn)
+        self._notes = amendments.changes(self._turn, amended)
         self._amended, self._turn = True, amended
         return True
 
@@ -168,7 +176,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         """Return the turn as this account's server expects it."""
         applied = self._rules.apply(turn, target, account)
         self._record.rules = applied.applied
-        self._record.rule_notes = (*self._record.model_notes, *applied.notes)
+        self._record.rule_notes = (*self._record.model_notes, *applied.notes, *self._notes)
         self._record.ignored = (*turn.ignored, *applied.ignored)
         must_stream = self._policy.stream_upstream == "always" or target.spec.stream_only == "always"
         if must_stream and target.family == "dashscope":

@@ -5,12 +5,15 @@ docs/qwen4.md names these tests.
 
 import json
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 import openai
 import pytest
 
 from qproxy import tools
+from qproxy.emulator import Emulator
+from qproxy.emulator.unverified import Unverified
 from tests.helpers import accounts, world
 from tests.relay.test_tool_loop import calling
 from tests.server.test_in_process import sdk
@@ -137,6 +140,53 @@ async def test_a_cache_breakpoint_of_a_tool_result_stays():
         status, _, answer = await it.post({**body, "input": [*body["input"], *items]}, PATHS["responses"])
         assert status == 200, answer
         assert sent(it)["messages"][-1]["content"] == [{"type": "text", "text": "sunny", **PART}]
+
+
+FORCED: dict[str, dict[str, Any]] = {
+    "chat": {"tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required"},
+    "responses": {"tools": [{"type": "function", **WEATHER}], "tool_choice": "required"},
+    "messages": {
+        "tools": [{"name": "weather", "input_schema": WEATHER["parameters"]}],
+        "tool_choice": {"type": "any"},
+    },
+}
+CALLED = {
+    "chat": lambda answer: answer["choices"][0]["message"]["tool_calls"],
+    "responses": lambda answer: [item for item in answer["output"] if item["type"] == "function_call"],
+    "messages": lambda answer: [block for block in answer["content"] if block["type"] == "tool_use"],
+}
+
+
+@DIALECTS
+@APIS
+async def test_a_refused_forced_tool_is_learned_once(api, dialect):
+    """A forced tool goes out as asked; a server that refuses it while it thinks is believed from then on."""
+    emulator = Emulator(facts=Unverified(forced_tool_while_thinking=False))
+    body = body_of(api, "Hi", **FORCED[api], **EFFORTS[api]("high"))
+    async with world(emulator=emulator, accounts=accounts("one", dialect=dialect)) as it:
+        for count in (2, 3):
+            status, headers, answer = await it.post(body, PATHS[api])
+            assert (status, len(emulator.requests)) == (200, count), answer
+            assert CALLED[api](answer)
+            assert "thinking off" in headers["x-qproxy-notes"]
+        assert (sent(it, 0)["reasoning_effort"], sent(it, 0)["tool_choice"]) == ("high", "required")
+        assert (sent(it)["enable_thinking"], sent(it)["tool_choice"]) == (False, "required")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "name"),
+    [
+        (Unverified(budget=False), {"thinking_budget": 100}, "thinking_budget"),
+        (Unverified(cache_ttls="300s 3600s"), OPTIONS, "prompt_cache_options"),
+    ],
+    ids=["a budget", "a time to live"],
+)
+async def test_what_a_refusal_changed_is_named(facts, fields, name):
+    """A parameter that the server refuses is amended once, and the client is told which one."""
+    async with world(emulator=Emulator(facts=facts)) as it:
+        status, headers, answer = await it.post(body_of("chat", "Hi", **fields))
+        assert status == 200, answer
+        assert headers["x-qproxy-notes"] == f"changed after the upstream refused it: {name}"
 
 
 def ciphertexts(it):

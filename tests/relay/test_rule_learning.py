@@ -104,6 +104,8 @@ MESSAGES = {
     "an orphan": (ORPHAN, CALL_RULES),
     "null": (NULL, {"null_content", "tool_content"}),
     "LM Studio": (CHOICE, {"named_tool"}),
+    "a forced tool": ("tool_choice is not supported in thinking mode", {"forced_tool_refused"}),
+    "a forced tool, vLLM": ("Thinking must be off for a tool_choice of this kind", {"forced_tool_refused"}),
     "an unknown field": ("Extra inputs are not permitted: enable_search", {"hosted_params"}),
     "something else": ("The model is not loaded.", set()),
 }

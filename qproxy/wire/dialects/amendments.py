@@ -30,6 +30,8 @@ def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool =
         _stop_thinking(params)
     elif "reasoning_effort" in text and "reasoning_effort" in params:
         _amend_effort(text, params)
+    elif "thinking_budget" in text and "thinking_budget" in params:
+        del params["thinking_budget"]
     elif _TTL.search(text) and isinstance(params.get("prompt_cache_options"), dict):
         options = params["prompt_cache_options"]
         params["prompt_cache_options"] = {name: options[name] for name in options if name != "ttl"}
@@ -38,6 +40,15 @@ def amend_after_error(error: UpstreamError, turn: Turn, *, keep_thinking: bool =
     elif error.param == "enable_thinking":
         _amend_switch("true" in text, params)
     return None if params == turn.params else replace(turn, params=params)
+
+
+def changes(before: Turn, after: Turn) -> tuple[str, ...]:
+    """Return a note for the client that names what was amended."""
+    params = {*before.params, *after.params}
+    names = sorted(name for name in params if before.params.get(name) != after.params.get(name))
+    names += ["tool_choice"] if before.tool_choice != after.tool_choice else []
+    names += ["encrypted_content"] if before.messages is not after.messages else []
+    return (f"changed after the upstream refused it: {' '.join(names)}",) if names else ()
 
 
 def _stop_thinking(params: dict[str, JSON]) -> None:

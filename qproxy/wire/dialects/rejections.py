@@ -14,6 +14,9 @@ from typing import NamedTuple
 from qproxy.wire.dialects.error_mapping import CONTEXT_EXCEEDED
 from qproxy.wire.errors import UpstreamError
 
+FORCED_TOOL = "forced_tool_refused"
+"""The rule for a server that does not force a tool while the model thinks."""
+
 
 class Rejection(NamedTuple):
     """One row of the table."""
@@ -48,7 +51,8 @@ REJECTIONS = (
         ("null_content", "tool_content"),
     ),
     Rejection(r"(image|multimodal|part).{0,80}\btool\b|\btool\b.{0,80}(image|multimodal)", ("tool_content",)),
-    Rejection(r"tool_choice", ("named_tool",)),
+    Rejection(r"\A(?!.*thinking).*tool_choice", ("named_tool",)),
+    Rejection(r"\A(?=.*tool_choice).*thinking", (FORCED_TOOL,)),
     Rejection(r"max_completion_tokens", ("one_output_limit",)),
     Rejection(r"temperature", ("temperature",)),
     Rejection(r"\btop_p\b", ("top_p",)),

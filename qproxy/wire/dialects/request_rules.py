@@ -41,8 +41,8 @@ class RequestRule:
     name: str
     doc: str
     where: str
-    """"dashscope", "open", "open qwen" (Qwen models on other servers), "qwen" (DashScope and those) or
-    "all"."""
+    """"dashscope", "open", "open qwen" (Qwen models on other servers), "qwen" (DashScope and those),
+    "all", or "learned" (off until a rejection suggests it)."""
     apply: ApplyRule
 
 
@@ -280,6 +280,11 @@ RULES = (
     RequestRule("forced_tool",
         "a forced tool switches thinking off (or becomes auto, see forced_tool_choice)",
         "dashscope", thinking_rules.forced_tool),
+    RequestRule("forced_tool_refused",
+        "the same for a model that is not known to refuse a forced tool while it thinks",
+        "learned", thinking_rules.forced_tool_refused),
+    RequestRule("prefix_thinking", "an answer that begins with a given text (partial) is made without thinking",
+        "dashscope", thinking_rules.prefix_thinking),
     RequestRule("json_schema", "json_schema is rejected for models that would ignore it",
         "dashscope", _json_schema),
     RequestRule("json_thinking", "JSON mode switches thinking off for models that cannot do both",

@@ -88,7 +88,14 @@ def completion_thinking(draft: RequestDraft) -> bool:
 def forced_tool(draft: RequestDraft) -> bool:
     """A forced call and thoughts exclude each other for most models; where that is not known, the server is
     asked."""
-    if not draft.forces_tool or draft.spec.forced_tool in ("yes", "unknown") or not draft.thinking:
+    if draft.spec.forced_tool in ("yes", "unknown"):
+        return False
+    return forced_tool_refused(draft)
+
+
+def forced_tool_refused(draft: RequestDraft) -> bool:
+    """Separate a forced call from thinking, whatever is known of the model: its server refuses both."""
+    if not draft.forces_tool or not draft.thinking:
         return False
     if draft.forced_tools == "auto" or not draft.can_stop_thinking:
         draft.tool_choice = "auto"
@@ -96,6 +103,17 @@ def forced_tool(draft: RequestDraft) -> bool:
     else:
         draft.set_thinking(False)
         draft.notes.append("thinking off: this model cannot be forced to call a tool while it thinks")
+    return True
+
+
+def prefix_thinking(draft: RequestDraft) -> bool:
+    """Switch thinking off where the answer begins with a text of the client (`partial`)."""
+    if "partial" not in draft.marks or draft.messages[-1].get("partial") is not True:
+        return False
+    if draft.spec.prefix != "nonthinking" or not draft.thinking or not draft.can_stop_thinking:
+        return False
+    draft.set_thinking(False)
+    draft.notes.append("thinking off: this model cannot think before it continues a text")
     return True
 
 

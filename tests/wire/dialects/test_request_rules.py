@@ -115,6 +115,8 @@ CASES = {
     "thinking_kwargs": (turn(enable_thinking=False), "qwen3-32b", lambda t: t.params == {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": False}}),
     "completion_thinking": (replace(turn(), completion=CompletionPrompt(("hi",))), "qwen3.7-plus", lambda t: t.params == {"enable_thinking": False}),
     "forced_tool": (turn(tools=[TOOL], tool_choice="required"), "qwen3.7-plus", lambda t: t.params["enable_thinking"] is False and t.tool_choice == "required"),
+    "forced_tool_refused": (turn(tools=[TOOL], tool_choice="required", reasoning_effort="high"), "qwen4-max", lambda t: t.params["enable_thinking"] is False and "reasoning_effort" not in t.params),
+    "prefix_thinking": (turn([USER, {"role": "assistant", "content": "{", "partial": True}]), "qwen4-max", lambda t: t.params == {"enable_thinking": False}),
     "json_schema": (turn(response_format={"type": "json_schema", "json_schema": {}}), "qwen-max", None),
     "json_thinking": (turn([{"role": "user", "content": "json"}], response_format={"type": "json_object"}), "qwen3.5-plus", lambda t: t.params["enable_thinking"] is False),
     "json_keyword": (turn(response_format={"type": "json_object"}), "qwen-max", lambda t: "JSON" in t.messages[0]["content"]),
@@ -141,7 +143,7 @@ CASES = {
 def test_every_rule_has_a_case_and_a_line():
     """The table, the examples and the page name the same rules."""
     assert [rule.name for rule in request_rules.RULES] == list(CASES)
-    places = ("all", "dashscope", "qwen", "open", "open qwen")
+    places = ("all", "dashscope", "qwen", "open", "open qwen", "learned")
     assert all(rule.doc and rule.where in places for rule in request_rules.RULES)
     page = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
     for rule in request_rules.RULES:
@@ -150,6 +152,8 @@ def test_every_rule_has_a_case_and_a_line():
 
 WHERE = {rule.name: "open" if rule.where.startswith("open") else "dashscope" for rule in request_rules.RULES}
 """A family that each rule is for."""
+LEARNED = {rule.name for rule in request_rules.RULES if rule.where == "learned"}
+"""Rules that are off by themselves."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -162,11 +166,12 @@ def test_a_rule_does_what_it_says(name):
             apply(given, model)
         return
     family = WHERE[name]
-    applied = apply(given, model, family=family)
+    switches = {name: True} if name in LEARNED else {}
+    applied = apply(given, model, family=family, switches=switches)
     assert name in applied.applied
     assert holds(applied.turn)
     assert given == before
-    assert apply(applied.turn, model, family=family).turn == applied.turn
+    assert apply(applied.turn, model, family=family, switches=switches).turn == applied.turn
 
 
 @pytest.mark.parametrize("name", CASES)
