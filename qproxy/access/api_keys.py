@@ -31,6 +31,10 @@ MAX_KEY = 1000
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
+MAX_KEY_NAME = 60
+"""Characters: the name stands in lists, log lines and metrics."""
+
+
 class ApiKeyStoreError(Exception):
     """The keys cannot be read or changed; the message has the reason."""
 
@@ -214,8 +218,20 @@ def generate(**fields: Any) -> tuple[ApiKey, str]:
     return ApiKey("key_" + secrets.token_hex(4), hash_key(secret), created=int(time.time()), **fields), secret
 
 
+def check_key_name(name: str) -> None:
+    """Raise ValueError unless a name is one line of text."""
+    if len(name) > MAX_KEY_NAME or not name.isprintable() or name != name.strip():
+        raise ValueError(
+            f"A key's name is one line of at most {MAX_KEY_NAME} printable characters, not {name[:80]!a}."
+        )
+
+
 def with_key(keys: Sequence[ApiKey], key: ApiKey) -> list[ApiKey]:
-    """Return the keys with a new one. Raises ApiKeyStoreError if its name is in use."""
+    """Return the keys with a new one. Raises ApiKeyStoreError if its name is in use or no line of text."""
+    try:
+        check_key_name(key.name)
+    except ValueError as error:
+        raise ApiKeyStoreError(str(error)) from None
     if key.name and any(other.name == key.name and other.revoked is None for other in keys):
         raise ApiKeyStoreError(f"a key named {key.name!r} already exists: revoke it or choose another name.")
     return [*keys, key]

@@ -55,6 +55,18 @@ def test_names_are_unique_among_keys_in_use(path):
     assert [key.status(0) for key in key_file.read(path)] == ["revoked", "active"]
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\r", "\x1b[31mred", "a\u2028b", " a", "a ", "\ud800", "\u202eevil", "a" * 61]
+)
+def test_a_name_is_one_line(name, path):
+    """A name stands in lists, log lines and metrics: line ends, controls and invisible characters are
+    rejected."""
+    with pytest.raises(ApiKeyStoreError, match="one line of at most 60"):
+        key_file.create(path, name=name)
+    assert key_file.read(path) == []
+    key_file.create(path, name="Ünïcode 团队 1")
+
+
 def test_a_ring_follows_its_file(path):
     """New, revoked and expired keys count from the next request on; a broken file changes nothing."""
     now = 1000.0

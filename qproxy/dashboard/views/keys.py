@@ -5,7 +5,6 @@ The keys are those of `qproxy keys`. A new key is shown once, in the response to
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -24,7 +23,6 @@ from qproxy.server.http_response import HTTPResponse
 from qproxy.server.state import StateHolder
 from qproxy.wire.errors import RequestError
 
-NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,60}\Z")
 FIELDS = ("name", "expires", "rpm", "tpm", "models", "window", "requests", "tokens")
 
 
@@ -112,8 +110,9 @@ def _busy(error: ApiKeyStoreBusy) -> RequestError:
 def key_form_fields(form: Mapping[str, str], now: float) -> dict[str, Any]:
     """Parse a new key's fields from a form. Raises ValueError."""
     given = {name: form.get(name, "").strip() for name in FIELDS}
-    if not NAME_PATTERN.match(given["name"]):
-        raise ValueError("A name of at most 60 characters is required.")
+    if not given["name"]:
+        raise ValueError("A name is required.")
+    api_keys.check_key_name(given["name"])
     if given["window"] and given["window"] not in WINDOWS:
         raise ValueError("Unknown budget window.")
     numbers = {name: _count(given[name], name) for name in ("rpm", "tpm", "requests", "tokens")}
