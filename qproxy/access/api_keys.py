@@ -107,7 +107,7 @@ class ApiKey:
         parts += [f"models {','.join(self.models)}"] if self.models else []
         if self.expires is not None:
             parts.append(time.strftime("expires %Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires)))
-        return "; ".join([*parts, *(f"budget {budget.label_text()}" for budget in self.budgets)])
+        return "; ".join([*parts, *(f"budget {budget.describe()}" for budget in self.budgets)])
 
     def status(self, now: float) -> str:
         """Return active, expired or revoked."""
