@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from qproxy.auth.credential_store import StorageError
+from qproxy.system.extras import install_command
 from qproxy.wire import json_codec
 
 SERVICE, KEY_NAME = "qproxy", "credentials"
@@ -25,7 +26,7 @@ class KeyringCipher:
             import keyring
             from cryptography.fernet import Fernet
         except ImportError:
-            raise StorageError("encrypt_credentials needs: pip install 'qproxy[keyring]'") from None
+            raise StorageError(f"encrypt_credentials requires: {install_command('keyring')}") from None
         self._keyring: Any = keyring
         self._fernet: Any = Fernet
         self._load_fernet: Any = None

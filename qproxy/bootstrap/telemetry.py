@@ -11,6 +11,7 @@ from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.ledger.prices import ModelPrice, PriceTier, token_price
+from qproxy.system.extras import install_command
 from qproxy.telemetry.body_log import BodyLogger
 from qproxy.telemetry.counters import Listener
 from qproxy.telemetry.redaction import Redactor
@@ -53,7 +54,7 @@ def build_tracer(config: Config) -> OtelTracer | None:
 
         return tracing.exporting()
     except ImportError:
-        raise ConfigError("tracing needs OpenTelemetry: pip install 'qproxy[otel]'") from None
+        raise ConfigError(f"tracing requires OpenTelemetry: {install_command('otel')}") from None
 
 
 def build_listeners(ledger: UsageLedger | None, tracer: OtelTracer | None) -> tuple[Listener, ...]:

@@ -44,21 +44,25 @@ PAGE = HelpPage(
     examples={
         "qproxy demo": "try it without an account",
         "DASHSCOPE_API_KEY=sk-... qproxy serve": "serve a Model Studio key on http://127.0.0.1:8787/v1",
+        "qproxy init": "write a configuration file",
         "qproxy check": "diagnose problems",
+        "qproxy help configuration": "read the documentation of the settings",
     },
     environment=VARIABLES,
 )
 COMMANDS = (
-    "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage", "check",
-    "claude", "codex", "opencode", "qwen", "completion",
+    "init", "serve", "demo", "login", "logout", "emulator", "reload", "keys", "accounts", "tools", "usage",
+    "check", "claude", "codex", "opencode", "qwen", "help", "completion",
 )  # fmt: skip
+MODULES = {"help": "topics"}
+"""Modules that have another name than their command."""
 ALL = "completion"
 """The command that needs the parsers of all others."""
 
 
 def resolve_command(name: str) -> CommandModule:
     """Return the module of a command, imported by name to keep the start of the others fast."""
-    return cast(CommandModule, import_module(f"qproxy.cli.{name}"))
+    return cast(CommandModule, import_module(f"qproxy.cli.{MODULES.get(name, name)}"))
 
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:

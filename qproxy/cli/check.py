@@ -32,7 +32,7 @@ PAGE = HelpPage(
     requests, which cost a few hundred tokens.
 
     With a URL, check any OpenAI-compatible server instead: its responses are compared with OpenAI's contract,
-    and each violation is named by its rule (docs/check.md).""",
+    and each violation is named by its rule (qproxy help check).""",
     examples={
         "qproxy check": "check everything",
         "qproxy check --offline": "make no connections",
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         findings = [
             diagnostics.Finding(
-                "configuration", "settings", "failed", str(error), "see docs/configuration.md"
+                "configuration", "settings", "failed", str(error), "see: qproxy help configuration"
             )
         ]
     if arguments.json:

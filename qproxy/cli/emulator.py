@@ -23,7 +23,7 @@ PAGE = HelpPage(
     examples={
         "qproxy emulator": "serve it on port 8788",
         "qproxy emulator --token-lifetime 20": "with tokens that expire quickly",
-        "qproxy emulator --assume cache_ttls='30m 12h'": "with another assumption (docs/emulator.md)",
+        "qproxy emulator --assume cache_ttls='30m 12h'": "with another assumption (qproxy help emulator)",
     },
     files={},
     environment={},

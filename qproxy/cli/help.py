@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 MAX_WIDTH = 100
 DONE = {0: "success", 1: "failure; the reason is on standard error", 2: "wrong usage or configuration"}
-CONFIGURATION = {"qproxy.toml": "settings, in the working directory or at --config (docs/configuration.md)"}
+CONFIGURATION = {
+    "qproxy.toml": "settings, in the working directory or at --config (qproxy help configuration)"
+}
 VARIABLES = {
     "QPROXY_CONFIG": "configuration file, overridden by --config",
     "QPROXY_HOME": "data directory (default: $XDG_DATA_HOME/qproxy or ~/.local/share/qproxy)",

@@ -32,7 +32,7 @@ PAGE = HelpPage(
         "region",
         "qproxy serve --upstream http://127.0.0.1:8080/v1": "your own Qwen server",
         "qproxy serve --workers 0": "one worker process per CPU core",
-        "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "as a service (docs/deploy/)",
+        "qproxy serve --config /etc/qproxy/qproxy.toml --log-format json": "a service (qproxy help deploy)",
     },
     exits={
         0: "stopped by a signal",

@@ -25,7 +25,7 @@ HELP = "list the server's tools, or call one"
 PAGE = HelpPage(
     about="""List the tools that the server runs for models, with the sandbox and the MCP servers, or call one
     as a model would. The tool's output goes to standard output, the outcome to standard error
-    (docs/tools.md).""",
+    (qproxy help tools).""",
     examples={
         "qproxy tools": "list the tools",
         'qproxy tools run run_python \'{"code": "print(2**64)"}\'': "call a tool",
@@ -107,7 +107,7 @@ def _list(tool_runtime: ToolRuntime, sandbox: SystemSandbox, *, as_json: bool) -
         )
         print_result(f"{tool.name}  ({tool.kind}, {tool.policy}, {state})  {about}")
     if not tools:
-        print_note("No tools are configured; declare them in qproxy.toml (docs/tools.md).")
+        print_note("No tools are configured; declare them in qproxy.toml (qproxy help tools).")
     return 0
 
 

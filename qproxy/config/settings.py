@@ -248,7 +248,7 @@ class Config:
         "before",
     )
     encrypt_credentials: bool = setting(
-        False, "encrypt the tokens on disk with a key in the system keyring (pip install 'qproxy[keyring]')"
+        False, "encrypt the tokens on disk with a key in the system keyring (requires the extra `keyring`)"
     )
     store_responses: bool = setting(
         True, "store responses, for previous_response_id and GET /v1/responses/{id}"
@@ -296,7 +296,7 @@ class Config:
         90, "days to keep requests in the usage ledger; 0 keeps them forever"
     )
     tracing: bool = setting(
-        False, "export OpenTelemetry traces as the OTEL_* variables say; requires qproxy[otel]"
+        False, "export OpenTelemetry traces as the OTEL_* variables say; requires the extra `otel`"
     )
     max_tool_rounds: int = setting(
         8, "maximum rounds of server-side tool calls per response, before a final one without tools"

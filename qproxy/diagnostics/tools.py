@@ -9,7 +9,7 @@ from qproxy.relay import ToolRuntime
 from qproxy.sandbox import SystemSandbox
 
 AREA = "tools"
-SANDBOX_ADVICE = 'see docs/security.md for the requirements of the sandbox, or set `sandbox = "none"`'
+SANDBOX_ADVICE = 'for its requirements see: qproxy help security, or set `sandbox = "none"`'
 TOOL_ADVICE = "try it with `qproxy tools run NAME`"
 CONNECT_SECONDS = 10.0
 """Seconds for MCP servers to list their tools."""

@@ -70,7 +70,10 @@ def raise_file_limit(config: Config) -> None:
     wanted, allowed = file_limit(config)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        except (OSError, ValueError):  # macOS: kern.maxfilesperproc is below the hard limit
+            allowed = soft
     if allowed < wanted:
         log.warning("open file limit is %d; max_client_connections + max_requests need %d", allowed, wanted)
 

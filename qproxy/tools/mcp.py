@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from qproxy.sandbox import SandboxUnavailable
+from qproxy.system.extras import install_command
 from qproxy.tools import arguments as argument_schema
 from qproxy.tools.mcp_stdio import ServerExited, Streams
 from qproxy.tools.schema_process import EvaluationLimitExceeded, SchemaEvaluator
@@ -276,7 +277,7 @@ def first_cause(error: BaseException) -> str:
     if isinstance(error, ServerExited):
         return str(error)
     if isinstance(error, ImportError):
-        return "MCP servers need the package `mcp`: pip install 'qproxy[mcp]'"
+        return f"MCP servers require the package `mcp`: {install_command('mcp')}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 

@@ -65,7 +65,12 @@ def test_the_wheel_holds_the_package_and_its_data(wheel):
     files = [
         path for path in (ROOT / "qproxy").rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
-    assert names == {str(path.relative_to(ROOT)) for path in files}
+    pages = [
+        path for path in (ROOT / "docs").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert names == {str(path.relative_to(ROOT)) for path in files} | {
+        f"qproxy/{path.relative_to(ROOT)}" for path in pages
+    }
     assert {"qproxy/py.typed", "qproxy/wire/models/models.toml"} <= names
 
 
@@ -98,6 +103,7 @@ def test_the_wheel_works_by_itself(wheel, tmp_path):
     assert Path(where.strip()).is_relative_to(home)
     command = str(home / "bin" / "qproxy")
     assert ran(command, "--version", **settings) == f"qproxy {VERSION}\n"
+    assert ran(command, "help", "errors", **settings) == (ROOT / "docs" / "errors.md").read_text()
     printed = ran(command, "demo", "--once", "--port", "0", **settings)
     shown = (
         (ROOT / "README.md").read_text().partition("$ qproxy demo --once\n")[2].partition("\n> What is '")[0]

@@ -32,7 +32,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         served_model TEXT NOT NULL,   -- as the account was asked for it
         stream INTEGER NOT NULL,
         status INTEGER NOT NULL,
-        outcome TEXT NOT NULL,        -- see docs/operations.md
+        outcome TEXT NOT NULL,        -- as in docs/operations.md
         error TEXT,
         finish TEXT,
         tries INTEGER NOT NULL,
