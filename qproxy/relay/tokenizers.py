@@ -47,48 +47,55 @@ class Tokenizers:
         self._forms: dict[Account, TokenizerForm] = {}
         self._retry_at: dict[Account, float] = {}
         """When servers may be asked again; Trio's clock."""
+        self._lock = trio.Lock()
 
     def __repr__(self) -> str:
         return f"<Tokenizers of {len(self._forms)} of {len(self._accounts)} servers>"
 
     async def count(self, turn: Turn, model: str) -> int | None:
         """Return the tokens of a turn's prompt for a model; None if no server counts them."""
-        now = trio.current_time()
         for account in self._accounts:
-            lists = account.supports(model) and (
-                account.known_models is None or model in account.known_models
-            )
-            if lists and now >= self._retry_at.get(account, -math.inf):
+            lists = account.known_models is None or model in account.known_models
+            if account.supports(model) and lists and not self._is_resting(account):
                 return await self._count(account, turn, model)
         return None
 
     async def _count(self, account: Account, turn: Turn, model: str) -> int | None:
-        """Return the count of one account's server, and remember what it can do."""
-        wait = FAILURE_SECONDS
+        """Return the count of one account's server, None if it has no tokenizer or fails."""
         try:
             with trio.fail_after(self._timeout):
-                if account not in self._forms:
-                    form = await self._probe(account, model)
-                    if form is None:
-                        wait = ABSENT_SECONDS
-                        raise ValueError("it has no tokenizer")
-                    self._forms[account] = form
-                count = await self._run(account, self._forms[account](turn, model))
+                form = await self._form(account, model)
+                if form is None:
+                    return None
+                count = await self._run(account, form(turn, model))
                 if count is not None:
                     return count
                 raise ValueError("it does not take this prompt")
         except (trio.TooSlowError, QproxyError, ValueError) as error:
             log.info("account %s does not count tokens (%s)", account.name, error)
-        self._forms.pop(account, None)
-        self._retry_at[account] = trio.current_time() + wait
-        return None
+            self._forms.pop(account, None)
+            self._retry_at[account] = trio.current_time() + FAILURE_SECONDS
+            return None
 
-    async def _probe(self, account: Account, model: str) -> TokenizerForm | None:
-        """Return the form that a server takes; the probe is no client's prompt, which could be at fault."""
-        for form in FORMS:
-            if await self._run(account, form(PROBE, model)):
-                return form
-        return None
+    async def _form(self, account: Account, model: str) -> TokenizerForm | None:
+        """Return the form that a server takes, None for a server without a tokenizer.
+
+        One request at a time probes, and the probe is no client's prompt, which could be at fault.
+        """
+        async with self._lock:
+            if account in self._forms or self._is_resting(account):
+                return self._forms.get(account)
+            for form in FORMS:
+                if await self._run(account, form(PROBE, model)):
+                    self._forms[account] = form
+                    return form
+            log.info("account %s does not count tokens (it has no tokenizer)", account.name)
+            self._retry_at[account] = trio.current_time() + ABSENT_SECONDS
+            return None
+
+    def _is_resting(self, account: Account) -> bool:
+        """Return whether a server is not to be asked yet."""
+        return trio.current_time() < self._retry_at.get(account, -math.inf)
 
     async def _run(self, account: Account, requests: TokenizerRequests) -> int | None:
         """Send the requests of a form, and return its result."""

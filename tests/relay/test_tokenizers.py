@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from qproxy.emulator import Emulator, PauseStep, ScriptedReply
 from qproxy.wire.dialects.tokenizers import FORMS
@@ -70,6 +71,22 @@ async def test_a_server_with_a_tokenizer(name, tokens):
         assert "Hello there" in str(it.emulator.requests[-1].body)
         earlier = it.emulator.requests[: -2 * len(SERVERS[name])]
         assert "Hello there" not in str([seen.body for seen in earlier])
+
+
+async def test_many_counts_at_once(autojump_clock):
+    """Counts that come together, as Claude Code does them, share one probe, whatever it finds."""
+    for name, tokens, requests in (("vLLM", 21, 1 + 14), ("none", ESTIMATE, len(FORMS))):
+        found = []
+        async with server(TokenizerServer(name, seconds=0.1)) as it:
+
+            async def one(it=it, found=found):
+                found.append(await count(it))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(14):
+                    nursery.start_soon(one)
+            assert found == [tokens] * 14
+            assert len(it.emulator.requests) == requests
 
 
 async def test_a_server_without_a_tokenizer(autojump_clock, monkeypatch):

@@ -32,7 +32,8 @@ QWEN_PARAMS = (
     "enable_thinking", "thinking_budget", "preserve_thinking", "enable_search", "search_options", "seed",
     "min_p",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "parallel_tool_calls", "reasoning_effort",
-    "response_format", "tool_stream", "vl_high_resolution_images", "chat_template_kwargs",
+    "response_format", "tool_stream", "vl_high_resolution_images", "chat_template_kwargs", "thinking_display",
+    "prompt_cache_options", "enable_code_interpreter", "clear_thinking", "translation_options", "asr_options",
 )  # fmt: skip
 READ = frozenset((
     "model", "messages", "system", "tools", "tool_choice", "stream", "thinking", "output_config",

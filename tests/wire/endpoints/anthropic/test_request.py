@@ -37,8 +37,8 @@ PARAMS = {
     "a format": ({"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, FORMAT),
     "a format of the beta": ({"output_format": {"type": "json_schema", "schema": SCHEMA}}, FORMAT),
     "Qwen's own": (
-        {"enable_search": True, "seed": 7, "repetition_penalty": 1.1},
-        {"enable_search": True, "seed": 7, "repetition_penalty": 1.1},
+        {"enable_search": True, "seed": 7, "repetition_penalty": 1.1, "prompt_cache_options": {"ttl": "1h"}},
+        {"enable_search": True, "seed": 7, "repetition_penalty": 1.1, "prompt_cache_options": {"ttl": "1h"}},
     ),
 }
 
