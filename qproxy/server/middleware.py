@@ -100,8 +100,11 @@ class RequestMiddleware:
             headers["x-qproxy-upstream-request-id"] = _header_text(relayed.upstream_request_id)
         if relayed.ignored:
             headers["x-qproxy-ignored-params"] = _header_text(", ".join(relayed.ignored))
-        if relayed.rule_notes:
-            headers["x-qproxy-notes"] = _header_text("; ".join(relayed.rule_notes))
+        notes = relayed.rule_notes
+        if not record.stream and status == 200 and record.is_estimated:
+            notes = (*notes, ESTIMATED_USAGE)
+        if notes:
+            headers["x-qproxy-notes"] = _header_text("; ".join(notes))
         if record.tools and not record.stream:
             headers["x-qproxy-tools"] = _header_text(", ".join(map(_tool_item, record.tools)))
 
@@ -109,6 +112,10 @@ class RequestMiddleware:
         record.redact(self._server.state.redact)
         self._server.state.counters.request_finished(record)
         notify(self.listeners, record)
+
+
+ESTIMATED_USAGE = "usage estimated: the upstream reported none"
+"""The mark of numbers that are not the upstream's, in the APIs that have no null for them."""
 
 
 async def _verify(limiter: SecretLimiter, secret: str, check: Callable[[], T]) -> T:

@@ -452,3 +452,29 @@ async def test_an_app_is_served_once(monkeypatch, tmp_path):
     await serve("startup")
     assert [kind for kind, _ in said] == ["startup.complete", "shutdown.complete", "startup.failed"]
     assert "served before" in said[-1][1]
+
+
+MESSAGE = {"role": "assistant", "content": "Hello, how are you?"}
+UNREPORTED = {"id": "x", "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}]}
+APIS = {
+    "/v1/chat/completions": (HELLO, None),
+    "/v1/responses": ({"model": MODEL, "input": "Hello there"}, "output_tokens"),
+    "/v1/messages": ({**HELLO, "max_tokens": 9}, "output_tokens"),
+}
+
+
+@pytest.mark.parametrize("path", APIS)
+async def test_usage_that_no_upstream_reported(path):
+    """Chat has null for it; the other APIs get an estimate that a header marks."""
+    body, field = APIS[path]
+    async with world(accounts=accounts("own", kind="openai_compatible"), emulator=Emulator()) as it:
+        it.emulator.script(json_reply(UNREPORTED))
+        status, headers, response = await it.post(body, path)
+        assert status == 200
+        assert headers["x-qproxy-notes"] == "usage estimated: the upstream reported none"
+        if field is None:
+            assert response["usage"] is None
+        else:
+            assert response["usage"]["input_tokens"] > 0
+            assert response["usage"][field] == 5
+        assert "x-qproxy-notes" not in (await it.post(body, path))[1]

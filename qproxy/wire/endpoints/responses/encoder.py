@@ -41,7 +41,7 @@ class ResponseBuilder:
         self._turn = turn
         self._request = request_of(turn)
         self._output = ResponseOutput(turn.id, self._request)
-        self._usage = Usage()
+        self._usage: Usage | None = None
         self._reason = "stop"
         self._found: dict[str, JSON] = {}
         """The upstream's `search_info`, if it searched."""
@@ -85,12 +85,15 @@ class ResponseBuilder:
     def response(self) -> dict[str, JSON]:
         """Return the finished response."""
         status = "incomplete" if self._reason in objects.REASONS else "completed"
+        usage = self._usage
+        if usage is None:  # clients need numbers; the ledger and a whole response's header mark them
+            usage = objects.estimated_usage(self._turn.token_estimate, self._output.items)
         response = objects.response_object(
             self._turn,
             self._request.echo,
             status,
             self._output.items,
-            usage=self._usage,
+            usage=usage,
             reason=self._reason,
         )
         return {**response, **self._found}

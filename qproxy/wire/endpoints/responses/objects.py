@@ -9,11 +9,13 @@ OpenAPI `Response`, `ResponseUsage`, `ResponseError`, `ResponseItemList`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qproxy.wire.endpoints import validation
 from qproxy.wire.errors import QproxyError, RequestError
 from qproxy.wire.events import JSON, Turn, Usage
+from qproxy.wire.token_estimate import text_bytes
+from qproxy.wire.token_ratios import TokenEstimate
 
 PREFIXES = {
     "message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc",
@@ -81,6 +83,19 @@ def usage_object(usage: Usage) -> dict[str, JSON]:
         },
         "total_tokens": usage.total_tokens,
     }
+
+
+def estimated_usage(estimate: TokenEstimate, output: Sequence[JSON]) -> Usage:
+    """Return the estimated usage of a response with these items, for an upstream that reports none."""
+    answered = estimate.text_tokens(sum(text_bytes(text) for item in output for text in _texts(item)))
+    return Usage(estimate.prompt, answered, estimate.prompt + answered)
+
+
+def _texts(item: dict[str, JSON]) -> Iterator[str]:
+    """Yield the texts of an output item that the model wrote."""
+    yield item.get("arguments") or item.get("input") or ""
+    for part in (*item.get("content", ()), *item.get("summary", ())):
+        yield part.get("text") or part.get("refusal") or ""
 
 
 def _count(value: JSON) -> int:

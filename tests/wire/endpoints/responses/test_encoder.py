@@ -1,6 +1,7 @@
 """The Responses API's answers: events as a stream and as a whole, held against the SDK's types."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from qproxy.wire.events import (
     ToolCallStart,
     Usage,
 )
+from qproxy.wire.token_ratios import TokenEstimate
 from tests.openai_types import judge
 
 ID = "resp_" + "0" * 24
@@ -187,6 +189,20 @@ def test_usage():
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 15,
     }
+
+
+def test_usage_that_no_upstream_reported():
+    """It is an estimate of the prompt and of what the model wrote, in any kind of item."""
+    estimated = replace(turn(), token_estimate=TokenEstimate(20))
+    events: list[Event] = [
+        ReasoningDelta("abcd"),
+        TextDelta("efghij"),
+        ToolCallStart(0, "c", "f"),
+        ToolCallArgumentsDelta(0, "{}"),
+        ChoiceFinished("tool_calls"),
+    ]
+    usage = responses.response(estimated, events)["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (20, 3, 23)
 
 
 def test_the_response_repeats_the_request():
