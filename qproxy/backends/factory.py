@@ -7,7 +7,7 @@ that renews it. Nothing is opened before its first use, except that the keys are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,15 @@ from qproxy.auth.background import RefreshTasks
 from qproxy.auth.credential_store import CredentialStore, StorageError
 from qproxy.auth.encryption import KeyringCipher
 from qproxy.auth.login_sessions import LoginSessions
+from qproxy.backends.backup import Backup
 from qproxy.backends.local.account_state import SqliteAccountState
 from qproxy.backends.local.api_keys import FileApiKeys
 from qproxy.backends.local.audit import FileAuditLog
+from qproxy.backends.local.backup import restore_backup, write_backup
 from qproxy.backends.local.credential_file import CredentialFile
 from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
-from qproxy.backends.local.files import credential_path
+from qproxy.backends.local.files import credential_path, databases, secret_files
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.backends.local.ledger_reader import SqliteLedgerReader
@@ -171,6 +173,22 @@ def open_ledger_reader(config: Config) -> LedgerReader:
     if config.ledger in (None, NO_LEDGER):
         raise LedgerError("the usage ledger is off (setting ledger).")
     return SqliteLedgerReader(Path(config.ledger))
+
+
+def back_up(home: Path, archive: Path, *, force: bool, now: float) -> Backup:
+    """Back up a data directory to a file. Raises BackupError."""
+    return write_backup(home, archive, force=force, now=now)
+
+
+def restore(archive: Path, home: Path, *, force: bool, now: float) -> tuple[Backup, Path | None]:
+    """Restore a data directory; also return where its former content is. Raises BackupError."""
+    return restore_backup(archive, home, force=force, now=now)
+
+
+def files_of_settings(config: Config) -> Iterator[Path]:
+    """Yield the files with secrets and the databases that the settings name."""
+    for _, path in (*secret_files(config), *databases(config)):
+        yield path
 
 
 def _rate_limits(path: str | None, max_subjects: float) -> RateLimitStore:

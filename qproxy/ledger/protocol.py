@@ -59,6 +59,10 @@ class UsageLedger(LedgerReader, Protocol):
         """Record a finished request if it named a model, or was rejected before it could. Never waits."""
         ...
 
+    async def delete_key(self, key: str) -> int:
+        """Delete the rows and sums of a client's key; return the number of requests. Raises LedgerError."""
+        ...
+
     async def run(self) -> None:
         """Write what was recorded until cancelled, and then the rest."""
         ...

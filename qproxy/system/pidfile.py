@@ -71,6 +71,12 @@ def is_serving(home: Path, port: int) -> bool:
     return _state(home / f"serving-{port}.json") is not None
 
 
+def serving_ports(home: Path) -> list[str]:
+    """Return the ports of the running `qproxy serve` processes of this data directory."""
+    files = sorted(home.glob("serving-*.json"))
+    return [path.stem.partition("-")[2] for path in files if _state(path) is not None]
+
+
 def request_reload(home: Path, port: int) -> tuple[bool, str]:
     """Make the server of a port reload; return whether it applied the configuration, and its message."""
     path = home / f"serving-{port}.json"

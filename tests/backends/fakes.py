@@ -330,6 +330,13 @@ class FakeResponses:
         await self.get(owner, id)
         del self._responses[owner, id]
 
+    async def delete_owner(self, owner: str) -> int:
+        gone = [key for key in self._responses if key[0] == owner]
+        await trio.lowlevel.checkpoint()
+        for key in gone:
+            del self._responses[key]
+        return len(gone)
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(len(self._responses), 0, 0)
 
@@ -396,6 +403,11 @@ class FakeLedger:
     def record(self, record: RequestRecord) -> None:
         if record.relay.model and not any(row["id"] == record.id for row in self.rows):
             self.rows.append(to_row(record, self._wall_clock(), self._pricing))
+
+    async def delete_key(self, key: str) -> int:
+        await trio.lowlevel.checkpoint()
+        before, self.rows = self.rows, [row for row in self.rows if row["key"] != key]
+        return len(before) - len(self.rows)
 
     async def run(self) -> None:
         await trio.sleep_forever()

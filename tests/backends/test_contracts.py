@@ -506,6 +506,18 @@ async def test_a_deleted_response_ends_its_conversation(response_stores):
     assert missing.value.id == "a"
 
 
+async def test_all_responses_of_an_owner_are_deleted(response_stores):
+    """Their number is returned; those of others stay."""
+    one, two = response_stores
+    for stored in (response("a"), response("b", "a"), response("c", owner="amy")):
+        await one.save(stored)
+    assert await two.delete_owner("bob") == 2
+    assert await two.delete_owner("bob") == 0
+    with pytest.raises(ResponseNotFound):
+        await one.get("bob", "b")
+    assert (await one.get("amy", "c")).id == "c"
+
+
 # Tool rounds
 
 
@@ -593,6 +605,18 @@ async def test_what_a_key_has_used_of_its_windows(ledger, clock):
     assert usage["5h"].resets_at == pytest.approx(began + 5 * 3600, abs=1)
     assert usage["5h"].start == pytest.approx(clock.now + 1 - 5 * 3600)
     assert (await ledger.key_usage("carl", {"month"}, clock.now))["month"].used == {}
+
+
+async def test_a_key_is_deleted_from_the_ledger(ledger, clock):
+    """Rows and sums of the key are gone, of others not; the number of requests is returned."""
+    write(ledger, clock)
+    rows = len(await ledger.recent_requests(100, only={"key": "bob"}))
+    assert await ledger.delete_key("bob") == rows > 0
+    usage = (await ledger.usage_by("key", ("all",), clock.now + 1))["all"]
+    assert "bob" not in {row.name for row in usage}
+    assert "amy" in {row.name for row in usage}
+    assert (await ledger.key_usage("bob", {"month"}, clock.now + 1))["month"].used == {}
+    assert await ledger.delete_key("bob") == 0
 
 
 async def test_requests_are_listed_and_found(ledger, clock):

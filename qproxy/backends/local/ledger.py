@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -30,7 +31,7 @@ from qproxy.backends.local.ledger_reader import LedgerQueries
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.rows import LedgerRow, storable_row, to_hourly_row, to_row
-from qproxy.system.sqlite import transaction
+from qproxy.system.sqlite import erasing, transaction
 from qproxy.telemetry.records import RequestRecord
 
 T = TypeVar("T")
@@ -104,6 +105,9 @@ class SqliteUsageLedger(LedgerQueries):
         """Record a finished request if it named a model, or was rejected before it could."""
         if record.relay.model or record.is_rejected:
             self._enqueue(to_row(record, self._wall_clock(), self._pricing))
+
+    async def delete_key(self, key: str) -> int:
+        return await self.query(partial(_delete_key, key=key))
 
     async def aclose(self) -> None:
         """Write what is left. A row recorded later starts the thread again."""
@@ -266,6 +270,12 @@ class SqliteUsageLedger(LedgerQueries):
             query.result(query.run(self._connection), None)
         except Exception as error:  # the waiting task gets the error, whatever it is
             query.result(None, error)
+
+
+def _delete_key(connection: sqlite3.Connection, key: str) -> int:
+    with erasing(connection), transaction(connection):
+        connection.execute("DELETE FROM hours WHERE key = ?", (key,))
+        return connection.execute("DELETE FROM requests WHERE key = ?", (key,)).rowcount
 
 
 _ROW = tuple(to_row(RequestRecord("", "", ""), 0.0, Pricing()))

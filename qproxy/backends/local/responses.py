@@ -23,7 +23,7 @@ from typing import TypeVar
 import trio
 
 from qproxy.server.response_store import ResponseNotFound, ResponseStoreError, StoredResponse, StoreStatistics
-from qproxy.system.sqlite import open_database
+from qproxy.system.sqlite import erasing, open_database
 from qproxy.wire import json_codec
 from qproxy.wire.errors import RequestError
 
@@ -100,6 +100,9 @@ class SqliteResponseStore:
 
     async def delete(self, owner: str, id: str) -> None:
         await self._run(lambda: self._delete(owner, id))
+
+    async def delete_owner(self, owner: str) -> int:
+        return await self._run(lambda: self._delete_owner(owner))
 
     async def aclose(self) -> None:
         """Close the file until the next use; responses in memory are lost."""
@@ -223,6 +226,11 @@ class SqliteResponseStore:
     def _delete(self, owner: str, id: str) -> None:
         if not self._open().execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, id)).rowcount:
             raise ResponseNotFound(id)
+
+    def _delete_owner(self, owner: str) -> int:
+        database = self._open()
+        with erasing(database):
+            return database.execute("DELETE FROM responses WHERE owner = ?", (owner,)).rowcount
 
 
 def _response_of_row(owner: str, id: str, previous: str | None, body: bytes) -> StoredResponse:
