@@ -76,7 +76,7 @@ async def test_a_server_with_a_tokenizer(name, tokens):
 async def test_many_counts_at_once(autojump_clock):
     """Counts that come together, as Claude Code does them, share one probe, whatever it finds."""
     for name, tokens, requests in (("vLLM", 21, 1 + 14), ("none", ESTIMATE, len(FORMS))):
-        found = []
+        found: list[int] = []
         async with server(TokenizerServer(name, seconds=0.1)) as it:
 
             async def one(it=it, found=found):
