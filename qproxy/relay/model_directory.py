@@ -97,7 +97,8 @@ class ModelDirectory:
     async def model(self, name: str) -> Model:
         """Return the model with this name or alias. Raises RequestError 404 if no account can have it.
 
-        An account whose upstream has not listed its models may have any model that its settings allow.
+        An account whose upstream has not listed its models may have any model that its settings allow; some
+        upstreams serve more than they list, so a model that was served, or that the settings name, is there too.
         """
         listed = await self.models()
         possible = [
@@ -105,7 +106,7 @@ class ModelDirectory:
             for account in self._accounts
             if self._aliases.lookup(name) is None
             and account.supports(name)
-            and not self._lists[account.name].is_fetched
+            and (not self._lists[account.name].is_fetched or _is_beyond_list(account, name))
         ]
         return models.find_model([*possible[:1], *listed], name, self._aliases)
 
@@ -166,3 +167,8 @@ class ModelDirectory:
             return model
         output = max(spec.output or 0, spec.output_thinking or 0) or None
         return replace(model, context=spec.context, max_output=output, shutdown_date=spec.retires)
+
+
+def _is_beyond_list(account: Account, name: str) -> bool:
+    """Return whether an account is known to serve a model that its upstream may not list."""
+    return name in account.served_models or name in account.models

@@ -111,6 +111,19 @@ async def test_the_first_list_is_fetched_again_soon(failure, autojump_clock):
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
+async def test_a_model_that_chat_serves_is_not_missing(autojump_clock):
+    """A model that an upstream serves without listing it, or that the settings name, is no 404."""
+    one = account("one", provider_family="open", models=("*", "named"))
+    models = directory(ListServer(LIST), one)
+    assert await ids(models) == ["qwen-a"]
+    assert (await models.model("named")).id == "named"
+    for _ in range(2):
+        with pytest.raises(RequestError):
+            await models.model("lora-7")
+    one.record_success("lora-7")
+    assert (await models.model("lora-7")).id == "lora-7"
+
+
 @pytest.mark.parametrize("status", [404, 405])
 async def test_an_upstream_without_a_list(status, autojump_clock):
     """404 and 405 are cached as an answer: configured names are listed, and patterns decide what exists."""
