@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import trio
 
 from qproxy.accounts import Account, AccountPool
-from qproxy.accounts.condition import format_time
-from qproxy.accounts.report import rules_by_model
+from qproxy.accounts.condition import SEVERITIES, format_time
+from qproxy.accounts.report import account_rows, rules_by_model
+from qproxy.accounts.shared_state import AccountState
 from qproxy.auth import Credential, OAuthSource
 from qproxy.auth.credential_store import StorageError
 from qproxy.config import Config
@@ -46,6 +47,8 @@ class AccountCheck:
     account: Account
     relay: Relay
     default_model: str | None
+    stored: AccountState | None = None
+    """The state that the servers of this data directory have stored."""
     wall_clock: Callable[[], float] = time.time
 
     @property
@@ -62,11 +65,11 @@ class AccountCheck:
 
     async def offline(self) -> list[Finding]:
         """Run the checks that need no connection."""
-        return [*self._key(), *self._rules(), *(await self._tokens())]
+        return [*self._key(), *self._state(), *self._rules(), *(await self._tokens())]
 
     async def online(self, found: list[Finding]) -> None:
         """Run all checks and add the findings to `found`."""
-        found += [*self._key(), *self._rules()]
+        found += [*self._key(), *self._state(), *self._rules()]
         async with trio.open_nursery() as nursery:
             if isinstance(self.account.source, OAuthSource):
                 nursery.start_soon(self.account.source.run)
@@ -105,6 +108,15 @@ class AccountCheck:
             found.append(self.finding("embeddings", "skipped", "not tested, because chat failed"))
         else:
             found.append(await self._embeddings(names))
+
+    def _state(self) -> list[Finding]:
+        """Return the state that `qproxy accounts` shows, if a server has used the account."""
+        if self.stored is None:
+            return []
+        (row,) = account_rows([self.entry], {self.entry.identity: self.stored}, self.wall_clock())
+        text = row.message if row.message == row.state else f"{row.state.replace('_', ' ')}: {row.message}"
+        levels: dict[str, State] = {"ok": "ok", "unknown": "skipped"}
+        return [self.finding("state", levels.get(SEVERITIES.get(row.state, "error"), "warning"), text)]
 
     def _key(self) -> list[Finding]:
         warnings = key_warnings(self.entry)
@@ -315,7 +327,9 @@ def _cost(record: RelayRecord) -> int:
     return record.usage.total_tokens if record.usage is not None else 0
 
 
-def account_check(entry: AccountConfig, account: Account, relay: Relay, config: Config) -> AccountCheck:
+def account_check(
+    entry: AccountConfig, account: Account, relay: Relay, config: Config, stored: AccountState | None = None
+) -> AccountCheck:
     """Return the checks of one account, alone in a pool, with the server's transport and policy."""
     pool = AccountPool([account], queue_timeout=config.queue_timeout, max_queue_size=config.max_queue_size)
     return AccountCheck(
@@ -323,4 +337,5 @@ def account_check(entry: AccountConfig, account: Account, relay: Relay, config: 
         account,
         Relay(pool, relay.transport, relay.policy, None, relay.token_ratios),
         config.default_model,
+        stored,
     )

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from qproxy.accounts import Account
-from qproxy.accounts.shared_state import StateStoreError
+from qproxy.accounts.shared_state import AccountState, StateStoreError
 from qproxy.backends.api_keys import has_api_keys
 from qproxy.backends.factory import open_account_state
 from qproxy.bootstrap import transport as transport_setup
@@ -68,9 +67,15 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
         ]
         found += await trio.to_thread.run_sync(system.check_files, config, home, file)
         found += [system.check_limits(config), await system.check_port(config, home)]
-        await _load_learned_rules(config, state.relay.accounts.accounts)
+        states = await _load_states(config)
+        for account in state.relay.accounts.accounts:
+            if account.identity in states:
+                account.learned_rules.replace(states[account.identity].learned_rules)
         accounts = zip(entries, state.relay.accounts.accounts, strict=True)
-        checks = [account_check(entry, account, state.relay, config) for entry, account in accounts]
+        checks = [
+            account_check(entry, account, state.relay, config, states.get(account.identity))
+            for entry, account in accounts
+        ]
         needs_sandbox = any(entry.sandbox != "none" for entry in (*config.tools, *config.mcp_servers))
         if offline:
             found += await tool_checks.check_sandbox(state.tool_runtime, sandbox, needs_sandbox)
@@ -83,20 +88,17 @@ async def run_checks(config: Config, home: Path, file: str | None, *, offline: b
             await state.relay.transport.aclose()
 
 
-async def _load_learned_rules(config: Config, accounts: Sequence[Account]) -> None:
-    """Give the accounts the rules that the servers of this data directory have learned."""
+async def _load_states(config: Config) -> Mapping[str, AccountState]:
+    """Return the states of accounts that the servers of this data directory have stored."""
     store = open_account_state(config)
     if store is None:
-        return
+        return {}
     try:
-        states = await store.load()
+        return await store.load()
     except StateStoreError:  # reported with the other files
-        return
+        return {}
     finally:
         await store.aclose()
-    for account in accounts:
-        if account.identity in states:
-            account.learned_rules.replace(states[account.identity].learned_rules)
 
 
 async def _run_concurrently(

@@ -97,8 +97,8 @@ class ModelDirectory:
     async def model(self, name: str) -> Model:
         """Return the model with this name or alias. Raises RequestError 404 if no account can have it.
 
-        An account whose upstream has not listed its models may have any model that its settings allow; some
-        upstreams serve more than they list, so a model that was served, or that the settings name, is there too.
+        An account whose upstream has not listed its models may have any model that its settings allow. Some
+        upstreams serve more than they list, so a model that was served, or that the settings name, is found.
         """
         listed = await self.models()
         possible = [

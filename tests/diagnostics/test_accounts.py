@@ -9,6 +9,7 @@ import trio
 import trio.testing
 import trustme
 
+from qproxy.accounts.shared_state import AccountState
 from qproxy.bootstrap.models import package_catalog
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, resolve_account
@@ -152,6 +153,22 @@ async def test_skips_an_account_without_models():
     )
     assert states(found)["chat"] == "skipped"
     assert package_catalog().find("llama-3") is None
+
+
+async def test_the_state_is_that_of_other_commands():
+    """A check begins with the state that `qproxy accounts` shows, if a server has used the account."""
+    entry = resolve_account(KEYED)
+    failing = AccountState("mine", last_error="502 upstream_error", last_fault_at=1.0, results="-")
+    async with world(accounts=(KEYED,)) as it:
+        relay = it.server.state.relay
+        for stored, state, message in (
+            (failing, "warning", "failing: 1 of the last 1 request failed: 502 upstream_error"),
+            (AccountState("mine"), "skipped", "unknown: no request has succeeded yet"),
+            (AccountState("mine", last_success_at=1.0), "ok", "ready"),
+        ):
+            check = account_check(entry, relay.accounts.accounts[0], relay, Config(), stored)
+            (found,) = [finding for finding in await check.offline() if finding.name == "state"]
+            assert (found.state, found.message) == (state, message)
 
 
 async def test_a_login(tmp_path, autojump_clock):
