@@ -106,8 +106,10 @@ class _ChoiceParser:
         if self.sink.reasoning and not self._scan and isinstance(item, TextDelta) and not item.text.strip():
             self._blank.append(item)
             return []
+        if not self._blank:
+            return self._feed(item)
         blank, self._blank = self._blank, []
-        return [event for one in (*blank, item) for event in self._feed(one)] if blank else self._feed(item)
+        return [event for one in (*blank, item) for event in self._feed(one)]
 
     def _feed(self, item: TextDelta | ReasoningDelta) -> list[Event]:
         sink = self.sink
