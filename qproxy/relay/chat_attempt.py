@@ -128,7 +128,7 @@ class ChatAttempt(Attempt[UpstreamEventStream]):
         )
         if restorer is not None:
             normalizer = Pipeline(normalizer, restorer)
-        recorder = None if keeper is None else keeper.recorder(self._turn.prior_text)
+        recorder = None if keeper is None else keeper.recorder(self._turn)
         if recorder is not None:
             normalizer = Pipeline(normalizer, recorder)
         stream = await self._decode(response, dialect, target, normalizer, streamed=turn.stream)

@@ -2,19 +2,20 @@
 turn.
 
 A ciphertext is found by the client's key, the account that made it, and a hash of the assistant message that
-it belongs to, with the start of its conversation: the same short answer in another conversation has other
-thoughts.
+it belongs to, with the question before it and the start of its conversation: the same short answer to another
+question, or in another conversation, has other thoughts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from qproxy.wire import json_codec
 from qproxy.wire.dialects import message_rules
-from qproxy.wire.events import JSON, EncryptedReasoning, Event, StreamFailed, TextDelta, ToolCallStart
+from qproxy.wire.events import JSON, EncryptedReasoning, Event, StreamFailed, TextDelta, ToolCallStart, Turn
 
 ReasoningKey: TypeAlias = tuple[str, str, str]
 """Digest of the client's key, the account, and the hash of the message."""
@@ -44,7 +45,7 @@ class ReasoningKeeper:
         """Return the messages, with the ciphertext of those that have lost it."""
         if self._store.is_empty:
             return messages
-        keys = {number: self._key(*_content(messages[number])) for number in _without(messages)}
+        keys = {number: self._key(question, *content) for number, question, content in _without(messages)}
         known = await self._store.load(list(keys.values()))
         if not known:
             return messages
@@ -53,15 +54,16 @@ class ReasoningKeeper:
             for number, message in enumerate(messages)
         ]
 
-    def recorder(self, prior_text: str) -> ReasoningRecorder:
-        """Return a stage that saves the ciphertext of a response, whose message begins with `prior_text`."""
-        return ReasoningRecorder(self._save, prior_text)
+    def recorder(self, turn: Turn) -> ReasoningRecorder:
+        """Return a stage that saves the ciphertext of the response to a turn."""
+        questions = (message_rules.text_of(m) for m in reversed(turn.messages) if m.get("role") == "user")
+        return ReasoningRecorder(partial(self._save, next(questions, "")), turn.prior_text)
 
-    async def _save(self, text: str, call_ids: Sequence[str], ciphertext: str) -> None:
-        await self._store.save(self._key(text, call_ids), ciphertext)
+    async def _save(self, question: str, text: str, call_ids: Sequence[str], ciphertext: str) -> None:
+        await self._store.save(self._key(question, text, call_ids), ciphertext)
 
-    def _key(self, text: str, call_ids: Sequence[str]) -> ReasoningKey:
-        data = json_codec.dumps([self._conversation, text.strip(), list(call_ids)])
+    def _key(self, question: str, text: str, call_ids: Sequence[str]) -> ReasoningKey:
+        data = json_codec.dumps([self._conversation, question, text.strip(), list(call_ids)])
         return self._client, self._account, hashlib.sha256(data).hexdigest()
 
 
@@ -97,13 +99,14 @@ class ReasoningRecorder:
             await self._save("".join(self._text), self._call_ids, "".join(self._ciphertext))
 
 
-def _without(messages: Sequence[JSON]) -> list[int]:
-    """Return the numbers of the assistant messages that have no ciphertext."""
-    return [
-        number
-        for number, message in enumerate(messages)
-        if message.get("role") == "assistant" and "encrypted_content" not in message
-    ]
+def _without(messages: Sequence[JSON]) -> Iterator[tuple[int, str, tuple[str, list[str]]]]:
+    """Yield number, question and content of the assistant messages that have no ciphertext."""
+    question = ""
+    for number, message in enumerate(messages):
+        if message.get("role") == "user":
+            question = message_rules.text_of(message)
+        elif message.get("role") == "assistant" and "encrypted_content" not in message:
+            yield number, question, _content(message)
 
 
 def _content(message: JSON) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from qproxy.backends.local.reasoning import MemoryReasoning
+from qproxy.emulator.faults import json_reply
 from tests.helpers import accounts, world
 
 MODEL = "qwen4-max"
@@ -125,6 +126,23 @@ async def test_conversations_and_clients_are_apart():
         await ask_plain(it, history, "Well?")
         other = [{"role": "user", "content": "Other?"}, history[-1]]
         assert "remember" not in await ask_plain(it, other, "So?")
+
+
+def short_answer(ciphertext):
+    message = {"role": "assistant", "content": "OK", "encrypted_content": ciphertext}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return json_reply({"id": "x", "object": "chat.completion", "choices": [choice]})
+
+
+async def test_the_same_answer_to_another_question_has_its_own():
+    """Of two answers with the same text in one conversation each gets its own ciphertext back."""
+    async with world() as it:
+        it.emulator.script(*map(short_answer, ("one", "two", "three")))
+        history: list = []
+        for question in ("Do this", "Do that", "And now?"):
+            assert await ask_plain(it, history, question) == "OK"
+        sent = it.emulator.requests[-1].body["messages"]
+        assert [message.get("encrypted_content") for message in sent] == [None, "one", None, "two", None]
 
 
 async def test_thoughts_of_streamed_calls_are_kept():
