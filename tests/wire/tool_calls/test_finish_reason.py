@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qproxy.wire import sse, tool_calls
-from qproxy.wire.dialects import UpstreamTarget, openai
+from qproxy.wire.dialects import UpstreamTarget, dashscope, openai
 from qproxy.wire.errors import UpstreamError
 from qproxy.wire.events import ChoiceFinished, StreamDone, StreamFailed, TextDelta, Turn
 from qproxy.wire.pipeline import Pipeline
@@ -55,6 +55,21 @@ def test_choices_of_a_cut_stream(chunks):
     assert TextDelta("a") in found
     assert isinstance(found[-1], StreamFailed)
     assert not any(isinstance(event, ChoiceFinished) and event.choice == 1 for event in found)
+
+
+def native(choice, reason, content):
+    message = {"role": "assistant", "content": content}
+    return {"output": {"choices": [{"index": choice, "message": message, "finish_reason": reason}]}}
+
+
+@pytest.mark.parametrize(("last", "end"), [("null", StreamFailed), ("stop", StreamDone)])
+def test_choices_of_the_native_api(last, end):
+    """A native stream just ends: that is good only if every choice had a finish reason."""
+    turn = Turn(id="i", created=0, model="m", messages=[], params={"n": 2})
+    stages = Pipeline(sse.Decoder(), dashscope.Decoder(TARGET), tool_calls.build_pipeline(turn))
+    chunks = [native(0, "stop", "a"), native(1, "null", "b"), native(1, last, "b")]
+    data = "".join(f"data:{json.dumps(each)}\n\n" for each in chunks)
+    assert isinstance([*stages.feed(data.encode()), *stages.close()][-1], end)
 
 
 def test_an_error_before_the_last_choice_ends():
