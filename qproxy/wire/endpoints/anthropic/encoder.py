@@ -114,14 +114,12 @@ class Encoder:
 
     def _start(self) -> list[bytes]:
         self._started = True
-        estimate = usage.estimated_usage(self._turn.token_estimate, 0)
+        estimate = usage.final_usage(None, self._turn.token_estimate, 0)
         body = {"type": "message_start", "message": message.message_object(self._turn, [], estimate)}
         return [sse.encode(json_codec.dumps(body), "message_start"), PING]
 
     def _final_usage(self) -> dict[str, Any]:
-        if self._usage is not None:
-            return usage.usage_object(self._usage)
-        return usage.estimated_usage(self._turn.token_estimate, self._sent_bytes)
+        return usage.final_usage(self._usage, self._turn.token_estimate, self._sent_bytes)
 
     def _open_block(self, kind: type, block: bytes, delta: bytes) -> list[bytes]:
         """Close the open block and open another, whose deltas begin with `delta`."""

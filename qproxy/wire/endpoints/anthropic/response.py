@@ -120,7 +120,5 @@ def _block_object(turn: Turn, block: _Block, truncated: bool) -> dict[str, Any]:
 
 
 def _usage(turn: Turn, fold: _Message) -> dict[str, Any]:
-    if fold.usage is not None:
-        return usage.usage_object(fold.usage)
     sent = sum(text_bytes(piece) for block in fold.blocks for piece in block.pieces)
-    return usage.estimated_usage(turn.token_estimate, sent)
+    return usage.final_usage(fold.usage, turn.token_estimate, sent)

@@ -6,6 +6,7 @@ rely on a number (Cline and Roo read input tokens only in `message_start`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qproxy.wire.events import Usage
@@ -26,7 +27,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     return counts
 
 
-def estimated_usage(estimate: TokenEstimate, sent_bytes: int) -> dict[str, Any]:
-    """Return the same, estimated, for a response with so many bytes of text."""
-    tokens = estimate.text_tokens(sent_bytes)
-    return usage_object(Usage(prompt_tokens=estimate.prompt, completion_tokens=tokens))
+def final_usage(usage: Usage | None, estimate: TokenEstimate, sent_bytes: int) -> dict[str, Any]:
+    """Return the usage at the end of a response with so many bytes of text.
+
+    What its server did not report, or reported as nothing although there was some, is estimated.
+    """
+    reported = usage or Usage()
+    prompt = reported.prompt_tokens or estimate.prompt
+    completion = reported.completion_tokens or estimate.text_tokens(sent_bytes)
+    return usage_object(replace(reported, prompt_tokens=prompt, completion_tokens=completion))

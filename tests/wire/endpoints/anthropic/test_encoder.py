@@ -226,6 +226,10 @@ def test_usage_that_nobody_reported():
     """It is an estimate, of the prompt at the start and of all that was sent at the end."""
     body = play(ReasoningDelta("abcd"), TextDelta("efgh"), ChoiceFinished("stop"))
     assert body["usage"] == {**COUNTS, "input_tokens": 3, "output_tokens": 2}
+    zeros = play(ReasoningDelta("abcd"), TextDelta("efgh"), ChoiceFinished("stop"), Usage())
+    assert zeros["usage"] == body["usage"]
+    part = play(TextDelta("abcd"), ChoiceFinished("stop"), Usage(prompt_tokens=50))
+    assert part["usage"] == {**COUNTS, "input_tokens": 50, "output_tokens": 1}
     start = json.loads(frames(encode([TextDelta("x"), USAGE]))[0][1])
     assert start["message"]["usage"] == {**COUNTS, "input_tokens": 3, "output_tokens": 0}
 
