@@ -1,4 +1,4 @@
-"""What a backup of the data directory is: its files, and its manifest. No I/O.
+"""A backup of the data directory: its files and its manifest. No I/O.
 
 A manifest is read from an archive that anyone may have made: its names stay below the directory.
 """
@@ -29,7 +29,7 @@ class BackupFile:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What a backup holds."""
+    """The content of a backup."""
 
     version: str
     """The qproxy that wrote it."""
