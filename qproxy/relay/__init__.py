@@ -10,6 +10,8 @@
     embeddings       batches of texts; `fan_out` runs them in parallel
     realtime         a realtime session between a client and an upstream
     model_directory  which models the accounts offer
+    affinity         which conversation a turn belongs to, so that it keeps its account
+    tokenizers       tokens of a prompt, counted by an own server
 
 Responses in rounds, where the model calls this server's tools, reads their results, and continues:
 

@@ -21,6 +21,8 @@ Contracts
     realtime   separate too: one protocol in three variants (OpenAI's two, Qwen's), event by event
                (`SessionTranslator`).
     models     what is known of models, as data: a `ModelCatalog` passed to the code that needs it (`models`).
+    tokens     of a text: by classes of words (`token_estimate`), by its length (`token_ratios`), or by a
+               server (`dialects.tokenizers`).
     tool calls the ways in which Qwen models write calls and reasoning: one stage from events to events.
 
 A new member of a family is one file, one row in its table, and tests with recorded bytes. No module

@@ -29,14 +29,14 @@ KEPT = ("role", "reasoning_content", "tool_calls", "tool_call_id")
 """Fields of a message that chat templates read, beside its content."""
 
 
-def chat(turn: Turn, model: str) -> TokenizerRequests:
-    """vLLM's form: the server applies the template."""
+def count_chat(turn: Turn, model: str) -> TokenizerRequests:
+    """Have vLLM apply the template and count."""
     response = yield "/tokenize", {"model": model, **_prompt(turn), "add_generation_prompt": True}
     return _with_images(turn, _count(_field(response, "count")))
 
 
-def template(turn: Turn, model: str) -> TokenizerRequests:
-    """llama.cpp's form: the template first, then the text that it makes."""
+def count_template(turn: Turn, model: str) -> TokenizerRequests:
+    """Have llama.cpp apply the template, then tokenize the text that it makes."""
     prompt = _field((yield "/apply-template", _prompt(turn)), "prompt")
     if not isinstance(prompt, str):
         return None
@@ -44,8 +44,8 @@ def template(turn: Turn, model: str) -> TokenizerRequests:
     return _with_images(turn, len(tokens) if isinstance(tokens, list) else None)
 
 
-def text(turn: Turn, model: str) -> TokenizerRequests:
-    """SGLang's form: plain texts."""
+def count_texts(turn: Turn, model: str) -> TokenizerRequests:
+    """Have SGLang count each text, and estimate the template."""
     texts = [text for message in turn.messages for text in message_texts(message) if text]
     texts += [json_codec.dumps_spaced(tool) for tool in turn.tools]
     response = yield "/tokenize", {"model": model, "prompt": texts, "add_special_tokens": False}
@@ -59,7 +59,7 @@ def text(turn: Turn, model: str) -> TokenizerRequests:
     return _with_images(turn, around + sum(number or 0 for number in numbers))
 
 
-FORMS: tuple[TokenizerForm, ...] = (chat, template, text)
+FORMS: tuple[TokenizerForm, ...] = (count_chat, count_template, count_texts)
 """In the order in which an unknown server is probed."""
 
 

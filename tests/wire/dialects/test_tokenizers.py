@@ -43,14 +43,14 @@ def play(form, *responses):
 
 def test_chat():
     """vLLM gets messages of text and the tools, and its count is the template's; an image is a thousand."""
-    sent, count = play(tokenizers.chat, {"count": 40, "max_model_len": 9, "tokens": []})
+    sent, count = play(tokenizers.count_chat, {"count": 40, "max_model_len": 9, "tokens": []})
     body = {"model": "m", "messages": MESSAGES, "tools": [TOOL], "add_generation_prompt": True}
     assert (sent, count) == ([("/tokenize", body)], 1040)
 
 
 def test_template():
     """llama.cpp applies its template first, and its tokens are counted here."""
-    sent, count = play(tokenizers.template, {"prompt": "<|im_start|>"}, {"tokens": [1, 2, 3]})
+    sent, count = play(tokenizers.count_template, {"prompt": "<|im_start|>"}, {"tokens": [1, 2, 3]})
     assert sent == [
         ("/apply-template", {"messages": MESSAGES, "tools": [TOOL]}),
         ("/tokenize", {"content": "<|im_start|>", "parse_special": True}),
@@ -60,7 +60,7 @@ def test_template():
 
 def test_text():
     """SGLang counts each text; four tokens a message and eight a tool stand for the template."""
-    sent, count = play(tokenizers.text, {"count": [1] * len(TEXTS), "tokens": []})
+    sent, count = play(tokenizers.count_texts, {"count": [1] * len(TEXTS), "tokens": []})
     body = {"model": "m", "prompt": TEXTS, "add_special_tokens": False}
     assert (sent, count) == ([("/tokenize", body)], len(TEXTS) + 4 * 4 + 8 + 1000)
 
@@ -68,18 +68,18 @@ def test_text():
 @pytest.mark.parametrize(
     ("form", "responses"),
     [
-        (tokenizers.chat, [{"tokens": []}]),  # llama.cpp, which finds no content
-        (tokenizers.chat, [{"count": True}]),
-        (tokenizers.chat, [{"count": -1}]),
-        (tokenizers.chat, [[1]]),
-        (tokenizers.chat, [None]),
-        (tokenizers.template, [None]),
-        (tokenizers.template, [{"prompt": 7}]),
-        (tokenizers.template, [{"prompt": "x"}, {"tokens": "x"}]),
-        (tokenizers.text, [{"count": 9}]),
-        (tokenizers.text, [{"count": [1]}]),
-        (tokenizers.text, [{"count": ["1"] * len(TEXTS)}]),
-        (tokenizers.text, ["x"]),
+        (tokenizers.count_chat, [{"tokens": []}]),  # llama.cpp, which finds no content
+        (tokenizers.count_chat, [{"count": True}]),
+        (tokenizers.count_chat, [{"count": -1}]),
+        (tokenizers.count_chat, [[1]]),
+        (tokenizers.count_chat, [None]),
+        (tokenizers.count_template, [None]),
+        (tokenizers.count_template, [{"prompt": 7}]),
+        (tokenizers.count_template, [{"prompt": "x"}, {"tokens": "x"}]),
+        (tokenizers.count_texts, [{"count": 9}]),
+        (tokenizers.count_texts, [{"count": [1]}]),
+        (tokenizers.count_texts, [{"count": ["1"] * len(TEXTS)}]),
+        (tokenizers.count_texts, ["x"]),
     ],
 )
 def test_other_responses(form, responses):
