@@ -1,4 +1,8 @@
-"""The model catalog, from the package's file and the operator's `[[models]]`."""
+"""The model catalog, from the package's file and the operator's `[[models]]`.
+
+The types of a row's cells are checked where the configuration is parsed; here its values are, so that no
+request fails later for a price, a size or a date that cannot be.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Leniencies, each for a server that exists:
   * two `data` lines that are each complete JSON are two events (a gateway omits the blank line);
   * `data: data: {...}` is read as `data: {...}`;
   * a body with no `data` line at all that is JSON becomes one event named "bare": a plain error in a 200;
-    so does a line that is a JSON object, between events;
+    so does a line that is a JSON object, between events, and any number of lines at the end;
   * DashScope's comment `:HTTP_STATUS/429` sets the event's `status`.
 
 Any cut of the bytes gives the same events. A read is split into lines once; an incomplete line waits as
@@ -80,7 +80,7 @@ class Decoder:
             self._pieces = []
         if self._data and _is_whole("\n".join(self._data)):
             self._dispatch(events)
-        if not self._fields_seen and self._bare_text:
+        if self._bare_text:
             body = "\n".join(self._bare_text)
             if _is_whole(body):
                 events.append(ServerSentEvent(body, "bare", self._status))
@@ -143,12 +143,16 @@ class Decoder:
             self._name, self._fields_seen = "error", True
             self._data.append(value.removeprefix(" "))
             self._size += len(value) + LINE
-        elif not self._fields_seen and self._bare_size < MAX_BARE_TEXT:
+        elif self._bare_size < MAX_BARE_TEXT and (
+            not self._fields_seen or self._bare_text or line.startswith("{")
+        ):
             self._bare_text.append(line)
             self._bare_size += len(line)
 
     def _add(self, value: str, events: list[ServerSentEvent]) -> None:
         self._fields_seen = True
+        if self._bare_text:  # it was no body of its own
+            self._bare_text = []
         if len(self._data) == 1 and _is_whole(value) and _is_whole(self._data[0]):
             self._dispatch(events, keep_name=True)
         self._data.append(value)

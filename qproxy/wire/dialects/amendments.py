@@ -1,4 +1,8 @@
-"""Requests amended after a 400, from the message of the upstream, for one more attempt."""
+"""Requests amended after a 400, from the message of the upstream, for one more attempt.
+
+An amendment holds for one request; what an account keeps is a rule (`rejections`). The client is told by a
+note what was changed.
+"""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from qproxy.wire.dialects.error_text import (
     body_text,
     find_message,
     parse_inner,
+    xml_message,
 )
 from qproxy.wire.errors import LimitKind, RetryHint, UpstreamError
 from qproxy.wire.events import JSON
@@ -321,6 +322,7 @@ def _storable_message(message: str) -> str:
 def _error_from_text(status: int, body: bytes) -> UpstreamError:
     """Return the error for a body that is no JSON: HTML of a firewall or a proxy, plain text, or nothing."""
     text = body[:500].decode("utf-8", "replace").strip()
+    text = xml_message(text) or text
     if not text.startswith("<") and status >= 400:
         return _error(_classify(status, text, ""), text or f"The upstream returned status {status}.")
     if (

@@ -51,6 +51,16 @@ def parse_inner(text: str) -> JSON:
         return None
 
 
+def xml_message(text: str) -> str:
+    """Return the message of an error in XML, as object storage sends it; "" for any other text."""
+    if not text.startswith(("<?xml", "<Error")):
+        return ""
+    code, message = (
+        text.partition(f"<{name}>")[2].partition(f"</{name}>")[0] for name in ("Code", "Message")
+    )
+    return f"{code} {message}".strip() if message and "<" not in message else ""
+
+
 def _listed_message(entry: JSON, depth: int) -> str:
     """Return the message of an entry, after its path in FastAPI's shape (`loc`, `msg`)."""
     message = find_message(entry, depth)

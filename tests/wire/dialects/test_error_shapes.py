@@ -98,6 +98,15 @@ def test_a_web_page_is_classified_by_its_status(status):
     assert error.retry_after == (7 if status == 429 else None)
 
 
+def test_an_error_in_xml_keeps_its_words():
+    """The code and message of an error in XML pass; a page in XHTML does not."""
+    body = b'<?xml version="1.0"?><Error><Code>BadRange</Code><Message>too hot</Message></Error>'
+    error = error_mapping.error_from_response(422, (), body)
+    assert (error.status, error.message) == (422, "BadRange too hot")
+    page = b'<?xml version="1.0"?><html><p>too hot</p></html>'
+    assert "hot" not in error_mapping.error_from_response(422, (), page).message
+
+
 FRAMES = {
     "an error": b'data: {"error": {"message": "too hot"}}\n\n',
     "a list": b'data: [{"error": {"message": "too hot"}}]\n\n',
@@ -110,6 +119,7 @@ FRAMES = {
     "an error event with a list": b'event: error\ndata: [{"message": "too hot"}]\n\n',
     "a field without a space": b'error:{"message":"too hot"}\n\n',
     "a line without a field": b'{"error":{"message":"too hot"}}\n',
+    "lines without a field": b'{\n  "error": {\n    "message": "too hot"\n  }\n}\n',
     "a message alone": b'data: {"message": "too hot"}\n\n',
     "a status": b'data: {"id": "x", "status": "failed", "reason": "too hot"}\n\n',
     "a string": b'data: "too hot"\n\n',
