@@ -18,7 +18,7 @@ from qproxy.accounts.condition import format_time
 from qproxy.accounts.shared_state import AccountState, AccountStateDelta, StateStoreError
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
-from qproxy.cli.output import format_table, print_error, print_result
+from qproxy.cli.output import format_table, output_width, print_error, print_result, wrap
 from qproxy.config.accounts import ConfigError
 from qproxy.config.parsing import suggestion
 from qproxy.telemetry.audit import AuditEntry
@@ -156,7 +156,9 @@ def accounts_table(rows: Sequence[report.AccountRow], wall_clock: float) -> list
         )
         for row in rows
     ]  # fmt: skip
-    return format_table(cells) + [line for row in rows for line in _notes(row, wall_clock)]
+    width = output_width()
+    notes = [line for row in rows for note in _notes(row, wall_clock) for line in wrap(note, width)]
+    return format_table(cells, width=width) + notes
 
 
 def _notes(row: report.AccountRow, wall_clock: float) -> list[str]:

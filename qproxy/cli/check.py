@@ -17,7 +17,7 @@ import trio
 
 from qproxy import config as configuration
 from qproxy.cli.help import HelpPage
-from qproxy.cli.output import print_note, print_result
+from qproxy.cli.output import Color, colored, output_width, print_note, print_result
 from qproxy.config import Config
 from qproxy.config.accounts import ConfigError
 from qproxy.config.urls import complete_base_url, split_url
@@ -78,9 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_result(json.dumps(diagnostics.fields(findings), indent=1, ensure_ascii=False))
     else:
-        for line in diagnostics.lines(findings):
+        for line in diagnostics.lines(findings, output_width(), _colored_state):
             print_result(line)
     return diagnostics.exit_code(findings)
+
+
+def _colored_state(text: str, state: str) -> str:
+    colors: dict[str, Color] = {"ok": "green", "warning": "yellow", "failed": "red"}
+    return colored(text, colors.get(state))
 
 
 def _findings(arguments: argparse.Namespace) -> Sequence[Finding]:

@@ -17,7 +17,7 @@ from qproxy.access import api_keys
 from qproxy.cli.arguments import count
 from qproxy.cli.audit import current_actor, record_change
 from qproxy.cli.help import CONFIGURATION, HelpPage
-from qproxy.cli.output import format_table, print_note, print_result
+from qproxy.cli.output import format_table, output_width, print_note, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.limits.windows import WINDOWS
 
@@ -115,7 +115,7 @@ def keys_table(known: Sequence[api_keys.ApiKey], now: float) -> list[str]:
                 *limits,
             )
         )
-    return format_table(rows)
+    return format_table(rows, width=output_width())
 
 
 def _format_date(when: int | None) -> str:

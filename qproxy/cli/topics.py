@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qproxy.cli.help import HelpPage
-from qproxy.cli.output import format_table, print_result
+from qproxy.cli.output import format_table, output_width, print_result
 from qproxy.config.accounts import ConfigError
 from qproxy.config.parsing import suggestion
 
@@ -77,5 +77,5 @@ def _topic_list() -> list[str]:
     known = pages()
     index = (known["configuration"].parent / INDEX).read_text("utf-8")
     described = {match[1]: match[2].strip() for match in _ROW.finditer(index)}
-    rows = [(topic, re.sub(r"[`*]", "", described.get(topic, ""))) for topic in known]
-    return ["Topics, for qproxy help TOPIC:", *(f"  {line}" for line in format_table(rows))]
+    rows = [(f"  {topic}", re.sub(r"[`*]", "", described.get(topic, ""))) for topic in known]
+    return ["Topics, for qproxy help TOPIC:", *format_table(rows, width=output_width())]

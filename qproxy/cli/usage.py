@@ -15,7 +15,7 @@ from typing import Any
 
 from qproxy import config as configuration
 from qproxy.cli.help import CONFIGURATION, HelpPage
-from qproxy.cli.output import format_table, print_error, print_note, print_result
+from qproxy.cli.output import format_table, output_width, print_error, print_note, print_result
 from qproxy.limits.windows import WINDOWS
 
 HELP = "show requests, tokens and estimated cost by key, account or model"
@@ -138,7 +138,7 @@ def _table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
         lines.append(
             (row["window"], since, row["name"] or "-", *(f"{count:,}" for count in counts), _cost(row))
         )
-    return format_table(lines, numbers=range(3, len(lines[0])))
+    return format_table(lines, numbers=range(3, len(lines[0])), width=output_width())
 
 
 def _cost(row: dict[str, Any]) -> str:

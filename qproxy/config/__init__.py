@@ -104,6 +104,11 @@ def program_environment(values: Mapping[str, str]) -> Mapping[str, str]:
     return {**os.environ, **values}
 
 
+def shows_colors(*, is_terminal: bool) -> bool:
+    """Return whether output has colors: on a terminal, unless NO_COLOR (no-color.org) is set."""
+    return is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def notify_socket() -> str | None:
     """Return the address of systemd's notification socket, or None."""
     return os.environ.get("NOTIFY_SOCKET")

@@ -1,9 +1,13 @@
-"""Findings of checks, and the report of them as text, as JSON and as an exit code."""
+"""Findings of checks, and the report of them as text, as JSON and as an exit code.
+
+The text fits a width and shows colors if its caller prints to a terminal; this module knows of neither.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -53,17 +57,41 @@ def fields(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the lines of the report: the findings of each area below its name, and a summary."""
+def _plain(text: str, state: State) -> str:
+    return text
+
+
+def lines(
+    findings: Sequence[Finding],
+    columns: int | None = None,
+    color: Callable[[str, State], str] = _plain,
+) -> Iterator[str]:
+    """Yield the lines of the report: the findings of each area below its name, and a summary.
+
+    `columns` is the width to fit, None for one line per text; `color` colors the state of a finding.
+    """
     width, area = max((len(finding.name) for finding in findings), default=0), ""
     for finding in findings:
         if finding.area != area:
             area = finding.area
             yield area
-        yield f"  {SHOWN[finding.state]:<8} {finding.name:<{width}}  {finding.message}".rstrip()
+        indent = " " * (13 + width)
+        first, *rest = _wrap(finding.message, columns and columns - len(indent)) or [""]
+        state = color(f"{SHOWN[finding.state]:<8}", finding.state)
+        yield f"  {state} {finding.name:<{width}}  {first}".rstrip()
+        yield from (f"{indent}{line}" for line in rest)
         if finding.advice:
-            yield f"  {'':<8} {'':<{width}}  → {finding.advice}"
+            first, *rest = _wrap(finding.advice, columns and columns - len(indent) - 2)
+            yield f"{indent}→ {first}"
+            yield from (f"{indent}  {line}" for line in rest)
     yield summary(findings)
+
+
+def _wrap(text: str, columns: int | None) -> list[str]:
+    """Return a text in lines of at most `columns`, but of 20 at least."""
+    if columns is None:
+        return [text]
+    return textwrap.wrap(text, max(20, columns), break_long_words=False, break_on_hyphens=False)
 
 
 def summary(findings: Sequence[Finding]) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -24,20 +25,51 @@ IN_COLUMNS = frozenset((
 ))  # fmt: skip
 """Fields of a request that have a column in a text line."""
 
+COLORS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
+"""Parameters of SGR (ECMA-48 8.3.117), by the level of a record."""
+MIN_WIDTH = 40
 _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class LogFormatter(logging.Formatter):
-    """Formats a record as one line."""
+    """Formats a record as one line; in text, as several that fit `width` columns, with its level
+    `colored`."""
 
-    def __init__(self, *, as_json: bool, redactor: Redactor | None = None, worker: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        redactor: Redactor | None = None,
+        worker: int | None = None,
+        width: int | None = None,
+        colored: bool = False,
+    ) -> None:
         super().__init__()
+        self._width, self._colored = width, colored
         self._as_json = as_json
         self._worker_label = {} if worker is None else {"worker": worker}
         self._redactor = redactor or Redactor()
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.text(self._json(record) if self._as_json else self._text(record))
+        if self._as_json:
+            return self._redactor.text(self._json(record))
+        text = self._redactor.text(self._text(record))
+        if self._width is not None:
+            text = "\n".join(self._wrap(text))
+        color = COLORS.get(record.levelno) if self._colored else None
+        return text if color is None else f"\x1b[{color}m{text}\x1b[0m"
+
+    def _wrap(self, text: str) -> Iterator[str]:
+        """Yield the lines of a text; those that continue a line are indented, so that none imitates a
+        record."""
+        for line in text.split("\n"):
+            yield from textwrap.wrap(
+                line,
+                self._width or MIN_WIDTH,
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [""]
 
     def _json(self, record: logging.LogRecord) -> str:
         head: dict[str, Any] = {
