@@ -73,6 +73,7 @@ def rebuild_state(config: Config, before: Config, previous: ServerState) -> Serv
     return replace(
         previous,
         authentication=state.build_authentication(config, accounts, open_api_keys(config), catalog),
+        root_path=config.root_path,
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=state.build_trusted_proxies(config),
         request_limits=limits.request_limits(config),

@@ -94,6 +94,7 @@ def build_state(
     return ServerState(
         http_limits=limits.http_server_limits(config),
         authentication=build_authentication(config, accounts, backends.api_keys, catalog),
+        root_path=config.root_path,
         cors=CorsPolicy(tuple(config.cors_origins)),
         trusted_proxies=build_trusted_proxies(config),
         grants=grants,

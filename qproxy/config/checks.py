@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 from qproxy.config.accounts import ConfigError
@@ -28,6 +29,12 @@ def check_host(host: str) -> None:
         host.encode("idna")
     except UnicodeError:
         raise ConfigError(f"host: {host!r:.80} is not a valid host name or address.") from None
+
+
+def check_root_path(path: str) -> None:
+    """Raise ConfigError unless text is a path without a slash at its end, or empty."""
+    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]++)*+", path):
+        raise ConfigError(f"root_path: {path!r:.80} is not a path such as /qproxy.")
 
 
 def check_admin_key(key: str | None) -> None:

@@ -55,6 +55,9 @@ class Config:
         None, "TLS certificate chain (PEM file); enables HTTPS and, by ALPN, HTTP/2"
     )
     keyfile: str | None = setting(None, "private key of certfile (PEM file)")
+    root_path: str = setting(
+        "", "path under which a reverse proxy serves this server (`/qproxy`), whether or not it removes it"
+    )
     upstream: str | None = setting(
         None, "base URL of an OpenAI-compatible Qwen server, added as the account `upstream`"
     )
@@ -335,6 +338,7 @@ class Config:
     def check(self, has_keys: Callable[[Config], bool]) -> None:
         """Raise ConfigError if the settings conflict; `has_keys` reads whether there are API keys."""
         checks.check_server(self.workers, self.port)
+        checks.check_root_path(self.root_path)
         checks.check_certificate(self.certfile, self.keyfile)
         self.check_address(self.host, has_keys)
         checks.check_admin_key(self.admin_key)

@@ -204,7 +204,7 @@ def expired_cookie(*, secure: bool) -> str:
 
 
 def _cookie(value: str, left: int, *, secure: bool) -> str:
-    flags = f"; Path={PATH}; Max-Age={left}; HttpOnly; SameSite=Strict"
+    flags = f"; Path={request_context.root_path()}{PATH}; Max-Age={left}; HttpOnly; SameSite=Strict"
     return f"{COOKIE}={value}{flags}{'; Secure' if secure else ''}"
 
 

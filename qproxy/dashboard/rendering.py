@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qproxy.dashboard import formatting
 from qproxy.dashboard.auth import PageRequest
+from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.version import VERSION
 
@@ -63,7 +64,13 @@ class PageRenderer:
             ms=formatting.format_milliseconds, moment=formatting.format_moment,
             money=formatting.format_money, ago=formatting.format_ago, ahead=formatting.format_ahead,
         )  # fmt: skip
-        self._environment.globals.update(pages=PAGES, version=VERSION, mark=digest, plural=formatting.plural)
+        self._environment.globals.update(
+            root=request_context.root_path,
+            pages=PAGES,
+            version=VERSION,
+            mark=digest,
+            plural=formatting.plural,
+        )
 
     def page(
         self, visit: PageRequest, template: str, status: int = 200, /, *, known: bool = True, **values: Any
@@ -82,4 +89,5 @@ class PageRenderer:
 
 def redirect(path: str, fields: Mapping[str, str] | None = None) -> HTTPResponse:
     """Redirect to another page of the dashboard, by GET."""
-    return HTTPResponse(b"", 303, HTML, {**PAGE_HEADERS, "location": path, **(fields or {})})
+    location = request_context.root_path() + path
+    return HTTPResponse(b"", 303, HTML, {**PAGE_HEADERS, "location": location, **(fields or {})})

@@ -22,6 +22,7 @@ from qproxy.server import error_handlers, request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.middleware import RequestMiddleware
 from qproxy.server.request_body import BodyDeadline, RequestLimits, body_timeout, body_too_large
+from qproxy.server.request_context import ROOT_PATH
 from qproxy.server.state import Route, StateHolder
 from qproxy.wire.errors import QproxyError
 
@@ -50,6 +51,8 @@ class FastPath:
         self._is_eligible = is_eligible
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if "path" in scope and (root := self._server.state.root_path or scope.get("root_path", "")):
+            scope = _below_root(scope, root)
         route = None
         if scope["type"] == "http" and scope["method"] == "POST" and self._is_eligible():
             route = self._routes.get(scope["path"])
@@ -115,6 +118,13 @@ class FastPath:
         with deadline.scope:
             return await incoming.body(limits, deadline)
         raise body_timeout(limits)
+
+
+def _below_root(scope: Any, root: str) -> Any:
+    """Return the scope with its path below `root`, which a reverse proxy may have removed already."""
+    path = scope["path"]
+    below = path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
+    return {**scope, "path": below or "/", "root_path": "", ROOT_PATH: root}  # Quart would remove it again
 
 
 class _RequestReader:

@@ -21,6 +21,8 @@ from qproxy.telemetry import RequestRecord
 from qproxy.wire.endpoints import OPENAI, Api
 
 Default = TypeVar("Default")
+ROOT_PATH = "qproxy.root_path"
+"""Key of the ASGI scope."""
 MAX_LOGGED_PATH = 200
 """Characters of a client's path that log lines and errors repeat."""
 
@@ -98,6 +100,11 @@ def bind(
 def scope() -> dict[str, Any]:
     """Return the request's ASGI scope."""
     return _current.get().scope
+
+
+def root_path() -> str:
+    """Return the path under which the client sees this server, "" without a prefix."""
+    return str(_current.get().scope.get(ROOT_PATH, ""))
 
 
 def headers() -> Headers:

@@ -87,6 +87,8 @@ class ServerState:
     """The parts of a running server."""
 
     http_limits: HttpServerLimits
+    root_path: str
+    """Path under which a reverse proxy serves the app, "" for none."""
 
     # Who may use the server.
     authentication: Authentication

@@ -22,7 +22,7 @@ RENEWED = {
     "pricing", "body_logger", "redact",
 }  # fmt: skip
 """Parts that every reload builds anew."""
-VALUES = {"default_model"}
+VALUES = {"default_model", "root_path"}
 """Plain settings."""
 RENEWED_IF_CHANGED: dict[str, dict] = {
     "concurrency": {"max_requests": 7},

@@ -85,7 +85,7 @@ function trying(form) {
       model: find("model").value, stream: true, stream_options: { include_usage: true },
       messages: [{ role: "user", content: find("text").value }],
     };
-    const response = await fetch("/v1/chat/completions", {
+    const response = await fetch(document.getElementById("try-form").dataset.url, {
       method: "POST", headers, body: JSON.stringify(body), signal: control.signal,
     });
     if (!response.ok) throw new Error((await response.json()).error.message);

@@ -15,6 +15,7 @@ import trio
 
 from qproxy.dashboard.auth import PageRequest
 from qproxy.dashboard.rendering import PageRenderer
+from qproxy.server import request_context
 from qproxy.server.http_response import HTTPResponse
 from qproxy.server.state import StateHolder
 from qproxy.wire.errors import QproxyError
@@ -70,7 +71,7 @@ class ConnectPage:
 
     async def _view(self, visit: PageRequest) -> HTTPResponse:
         demanded = self._server.state.authentication.api_keys.required()
-        base_url, models = f"{visit.origin}/v1", await self._models()
+        base_url, models = f"{visit.origin}{request_context.root_path()}/v1", await self._models()
         model = self._server.state.default_model or (models[0] if models else self._recipes[0].model)
         key = KEY_PLACEHOLDER if demanded else "any"
         return self._pages.page(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from qproxy.server import request_context
 from qproxy.server.authentication import Access
 from qproxy.server.http_response import HTTPResponse, json_response
 from qproxy.server.request_body import JSON_TYPE
@@ -48,7 +49,9 @@ class OpenApiRoutes:
             if route.access is not Access.SESSION  # pages for people are no part of an API
         )
         keys = self._server.state.authentication.api_keys.required()
-        return json_response(document(routes, self._apis, keys=keys))
+        described = document(routes, self._apis, keys=keys)
+        described["servers"] = [{"url": request_context.root_path() or "/"}]
+        return json_response(described)
 
 
 def document(routes: Iterable[Route], apis: Sequence[Api], *, keys: bool) -> dict[str, Any]:
