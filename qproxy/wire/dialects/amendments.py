@@ -1,7 +1,7 @@
 """Requests amended after a 400, from the message of the upstream, for one more attempt.
 
-An amendment holds for one request; what an account keeps is a rule (`rejections`). The client is told by a
-note what was changed.
+An amendment applies to one request; an account remembers rules instead (`rejections`). The client
+gets a note of the change.
 """
 
 from __future__ import annotations
