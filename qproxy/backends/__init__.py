@@ -2,6 +2,7 @@
 
     factory    `open_backends(config)`: one member of each Protocol
     api_keys   whether there are API keys, for checks before anything is opened
+    backup     a backup of the data directory: its files and its manifest
     local      members for the processes of one machine: files, SQLite, memory
 
     Protocol                              local member             what its callers share
@@ -15,6 +16,7 @@
     server.response_store.ResponseStore   SqliteResponseStore      stored responses
     relay.tool_rounds.ToolRoundStore      MemoryToolRounds         hidden tool rounds
     ledger.UsageLedger                    SqliteUsageLedger        usage
+    telemetry.audit.AuditLog              FileAuditLog             changes of keys, accounts and settings
 
 SQL, the formats of these files and their locks are known in `local` alone. The embedded members of limits
 wait for nothing: `reserve` is asynchronous for members that are elsewhere, and costs no checkpoint here.

@@ -9,6 +9,7 @@
     body_log   request and response bodies in the log (setting log_bodies)
     metrics    /metrics
     tracing    OpenTelemetry spans (the extra `qproxy[otel]`)
+    audit      who changed keys, accounts, settings and stored data
     peers      queries between the workers of one server
 
 Data flows one way: server and relay fill in the record, `RequestCounters.request_finished` passes it on.

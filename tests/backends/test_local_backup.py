@@ -209,3 +209,12 @@ def test_the_commands(home, tmp_path, monkeypatch, capsys):
     assert "keys.json  12 bytes" in capsys.readouterr().out
     (entry,) = (tmp_path / "new" / "audit.jsonl").read_text().splitlines()
     assert json.loads(entry)["action"] == "data.restore"
+
+
+def test_a_restore_that_cannot_move_files_names_where_they_are(home, tmp_path):
+    """The former content is never overwritten, and the error names its place."""
+    save(home, tmp_path / "a")
+    (home / "before-restore-20010909T014640Z").mkdir()
+    with pytest.raises(BackupError, match=r"not all of it was restored.*before-restore-20010909T014640Z"):
+        load(tmp_path / "a", home, force=True)
+    assert (home / "keys.json").exists()

@@ -73,7 +73,7 @@ def write_backup(home: Path, archive: Path, *, force: bool, now: float) -> Backu
 def restore_backup(archive: Path, home: Path, *, force: bool, now: float) -> tuple[Backup, Path | None]:
     """Restore the data directory; return what was restored, and where `force` put the former content.
 
-    Raises BackupError, after which the data directory is as it was.
+    Raises BackupError, after which the data directory is as it was, unless a file could not be moved.
     """
     ports = serving_ports(home)
     if ports:
@@ -86,12 +86,15 @@ def restore_backup(archive: Path, home: Path, *, force: bool, now: float) -> tup
     aside = home / f"before-restore-{stamp}"
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=home) as staging:
         backup = _extract(archive, Path(staging))
-        if former:
-            aside.mkdir(mode=0o700)
-        for path in former:
-            path.rename(aside / path.name)
-        for path in Path(staging).iterdir():
-            path.rename(home / path.name)
+        try:
+            if former:
+                aside.mkdir(mode=0o700)
+            for path in former:
+                path.rename(aside / path.name)
+            for path in Path(staging).iterdir():
+                path.rename(home / path.name)
+        except OSError as error:
+            raise BackupError(f"{home}: not all of it was restored ({error}). See {aside}.") from None
     return backup, aside if former else None
 
 
