@@ -4,6 +4,7 @@ import ast
 import re
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,3 +170,36 @@ def test_every_error_code_is_documented():
     told = set(re.findall(r"`(\w+)`", " ".join(cells)))
     assert len(there) > 30
     assert told == there
+
+
+def statuses():
+    """Each error code in the source with the status that it is raised with, where both stand in one call."""
+    defaults = {"RequestError": 400, "OverloadedError": 503, "UpstreamError": 502, "QproxyError": 500}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in ("emulator", "cli", "diagnostics"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, given = ast.unparse(node.func), {item.arg: item.value for item in node.keywords}
+            code: Any = node.args[3] if name == "ErrorPattern" and len(node.args) > 3 else given.get("code")
+            status: Any = node.args[1] if name == "ErrorPattern" else given.get("status")
+            value = defaults.get(name) if status is None else getattr(status, "value", None)
+            if isinstance(code, ast.Constant) and isinstance(code.value, str) and value is not None:
+                yield code.value, value
+
+
+def test_statuses_of_error_codes():
+    """docs/errors.md has the statuses with which each code is raised."""
+    raised: dict[str, set[int]] = {}
+    for code, status in statuses():
+        raised.setdefault(code, set()).add(status)
+    assert len(raised) > 40
+    documented: dict[str, set[int]] = {}
+    for line in (ROOT / "docs" / "errors.md").read_text().splitlines():
+        if line.startswith("| `"):
+            names, numbers = (re.findall(r"\w+", cell) for cell in line.strip("|").split(" | ")[:2])
+            each = zip(names, numbers, strict=True) if len(names) == len(numbers) else ()
+            documented.update({name: set(map(int, numbers)) for name in names})
+            documented.update({name: {int(number)} for name, number in each})
+    assert {code: documented[code] for code in raised} == raised
