@@ -64,7 +64,7 @@ class LearnedRules:
         self._by_model.clear()
 
     def entries(self) -> dict[str, float]:
-        """Return the time of each rule, by rule and model in one text, which has no order to agree on."""
+        """Return when each rule was learned, by rule and model in one text, as the shared state has it."""
         return {
             f"{rule} {model}": at for model, rules in self._by_model.items() for rule, at in rules.items()
         }
