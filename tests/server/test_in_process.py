@@ -7,6 +7,7 @@ import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anthropic
 import httpx
 import httpx2
 import openai
@@ -21,7 +22,7 @@ from tests.helpers import HELLO, MODEL, world
 
 EXAMPLES = Path(qproxy.__file__).parent.parent / "docs" / "examples"
 PATH = "/v1/chat/completions"
-SDK = pytest.mark.filterwarnings(r"ignore:Async generator '(openai|httpx2?)\.")
+SDK = pytest.mark.filterwarnings(r"ignore:Async generator '(openai|anthropic|httpx2?)\.")
 """The SDK and its HTTP client leave their own generators to the garbage collector, of which Trio warns."""
 LIBRARIES = pytest.mark.parametrize("library", [httpx2, httpx], ids=lambda library: library.__name__)
 
@@ -82,6 +83,21 @@ async def test_the_sdk_in_process(library, autojump_clock):
         with pytest.raises(openai.BadRequestError, match="temperature"):
             await client.chat.completions.create(**HELLO, temperature="hot")
         assert it.sound()
+
+
+@SDK
+async def test_anthropics_sdk_in_process(autojump_clock):
+    """AsyncAnthropic with the transport gets messages, whole and streamed."""
+    async with world() as it, httpx2.AsyncClient(transport=it.client.transport(httpx2)) as http_client:
+        client = anthropic.AsyncAnthropic(
+            http_client=http_client, base_url="http://in-process", api_key="any", max_retries=0
+        )
+        message: dict = {**HELLO, "max_tokens": 100}
+        block = (await client.messages.create(**message)).content[-1]
+        assert block.type == "text"
+        assert "You said: Hello there" in block.text
+        async with client.messages.stream(**message) as stream:
+            assert await stream.get_final_text() == block.text
 
 
 @SDK
