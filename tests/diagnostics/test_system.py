@@ -52,6 +52,23 @@ def test_the_data_directory(mode, state, tmp_path):
     assert (found.state, "chmod 700" in found.advice) == (state, state == "warning")
 
 
+def test_a_data_directory_that_is_a_file(tmp_path):
+    """The directory has failed with advice; the databases in it are not tested."""
+    (tmp_path / "home").write_text("a file")
+    found = system.check_files(config(tmp_path, keys_file=None), tmp_path / "home", None)
+    assert [finding.name for finding in found if finding.advice] == ["data directory"]
+    assert {finding.state for finding in found if finding.name != "data directory"} == {"skipped"}
+
+
+@pytest.mark.parametrize("name", ["usage ledger", "responses", "accounts' state"])
+def test_a_database_that_is_a_directory(name, tmp_path):
+    """A directory in place of a database is named."""
+    for file in ("ledger.sqlite3", "responses.sqlite3", "accounts.db"):
+        (tmp_path / "home" / file).mkdir(parents=True)
+    found = findings(tmp_path)[name]
+    assert (found.state, found.message.endswith("is a directory")) == ("failed", True)
+
+
 @pytest.mark.parametrize(("mode", "state"), [(0o600, "ok"), (0o640, "failed"), (0o604, "failed")])
 def test_files_with_secrets(mode, state, tmp_path, monkeypatch):
     """Keys and tokens that others can read fail with advice."""
@@ -134,7 +151,7 @@ async def test_tools():
     runtime = build_tool_runtime(Config(), [functions.as_tool(add)])
     found = await tools.check_tools(runtime, SystemSandbox(nothing), True)
     assert [(finding.name, finding.state) for finding in found] == [("sandbox", "failed"), ("tools", "ok")]
-    assert "docs/security.md" in found[0].advice
+    assert "qproxy help security" in found[0].advice
     found = await tools.check_tools(
         build_tool_runtime(Config(), [functions.as_tool(add)]), SystemSandbox(nothing), False
     )
