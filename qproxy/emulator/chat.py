@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from qproxy.bootstrap.models import package_catalog
@@ -22,10 +23,13 @@ from qproxy.emulator.unverified import NATURAL, Unverified
 
 MAX_OUTPUT = 131_072
 """Of a model that the catalog does not know."""
+NAME_TOKENS = 5
+"""What a call costs besides its arguments."""
 FAULTS = ("fault-", "quirk-")
 CREATED = 1_760_000_000
 GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
+_WORD = re.compile(r"\s*+\S++")
 _FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
@@ -75,7 +79,7 @@ def validate(body: Any, facts: Unverified = NATURAL) -> None:
     prompt_cache.validate(body, facts)
     omni_audio.validate(body)
     limit = max(spec.output or 0, spec.output_thinking or 0) or MAX_OUTPUT
-    if body.get("max_tokens", 1) > limit:
+    if not 1 <= body.get("max_tokens", 1) <= limit:
         raise bad_request(f"Range of max_tokens should be [1, {limit}]")
     wants_json = (body.get("response_format") or {}).get("type") == "json_object"
     if wants_json and "json" not in " ".join(_text(message) for message in messages).lower():
@@ -124,6 +128,48 @@ def reply(body: Any) -> tuple[str, str, list[tuple[str, str]]]:
     return thought, f"This is the emulator's {body['model']}.{memory}{heard} You said: {question}", []
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply within the output limit of its request."""
+
+    thought: str
+    text: str
+    calls: list[tuple[str, str]]
+    finish_reason: str
+
+
+def answer(body: Any) -> Answer:
+    """Return the reply, truncated to `max_completion_tokens` or `max_tokens`."""
+    thought, text, calls = reply(body)
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if limit is None:
+        return Answer(thought, text, calls, "tool_calls" if calls else "stop")
+    spec = package_catalog().get(str(body["model"]))
+    if body.get("max_completion_tokens") or spec.max_tokens_counts == "all":
+        words = _WORD.findall(thought)
+        thought, limit = "".join(words[:limit]), max(0, limit - len(words))
+    words = _WORD.findall(text)
+    cost = len(words) + sum(map(_call_tokens, calls))
+    if cost <= limit:
+        return Answer(thought, text, calls, "tool_calls" if calls else "stop")
+    return Answer(thought, "".join(words[:limit]), _truncate_calls(calls, limit), "length")
+
+
+def _call_tokens(call: tuple[str, str]) -> int:
+    return len(call[1]) // 3 + NAME_TOKENS
+
+
+def _truncate_calls(calls: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
+    """Return the calls of which at least the name is within the limit, the last one's arguments truncated."""
+    found = []
+    for call in calls:
+        if limit >= NAME_TOKENS:
+            fits = _call_tokens(call) <= limit
+            found.append(call if fits else (call[0], call[1][: (limit - NAME_TOKENS) * 3]))
+        limit -= _call_tokens(call)
+    return found
+
+
 def _called_tools(tools: list[Any], choice: Any, question: str) -> list[Any]:
     if isinstance(choice, dict):
         name = choice.get("function", {}).get("name")
@@ -152,14 +198,12 @@ def call_id(body: Any, number: int) -> str:
     return f"call_{digest[:24]}"
 
 
-def usage(
-    body: Any, thought: str, text: str, calls: list[tuple[str, str]], cached: CacheUse = NOT_CACHED
-) -> dict[str, Any]:
+def usage(body: Any, answer: Answer, cached: CacheUse = NOT_CACHED) -> dict[str, Any]:
     """Counts of words, which is as good as tokens here."""
     prompt = [block.tokens for block in prompt_cache.prompt_blocks(body)][-1]
-    reasoning = len(thought.split())
-    audio = omni_audio.count_tokens(body) if text else 0
-    completion = reasoning + len(text.split()) + sum(len(a) // 3 + 5 for _, a in calls) + audio
+    reasoning = len(answer.thought.split())
+    audio = omni_audio.count_tokens(body) if answer.text else 0
+    completion = reasoning + len(answer.text.split()) + sum(map(_call_tokens, answer.calls)) + audio
     details = {"audio_tokens": audio, "text_tokens": completion - audio} if audio else {}
     return {
         "prompt_tokens": prompt,
@@ -176,9 +220,10 @@ def split_text(text: str, size: int) -> list[str]:
 
 def deltas(body: Any, size: int = 12, facts: Unverified = NATURAL) -> Iterator[dict[str, Any]]:
     """The deltas of a streamed answer, in DashScope's shape; the last one goes with the finish reason."""
-    thought, text, calls = reply(body)
-    shown, ciphertext = thinking.shown(body, thought)
-    return thinking.insert_ciphertext(_deltas(body, shown, text, calls, size, facts), ciphertext, facts)
+    given = answer(body)
+    shown, ciphertext = thinking.shown(body, given.thought)
+    found = _deltas(body, shown, given.text, given.calls, size, facts)
+    return thinking.insert_ciphertext(found, ciphertext, facts)
 
 
 def _deltas(
@@ -214,7 +259,7 @@ def chunks(
     body: Any, size: int = 12, cached: CacheUse = NOT_CACHED, facts: Unverified = NATURAL
 ) -> Iterator[dict[str, Any]]:
     """The chunks of a streamed answer."""
-    thought, text, calls = reply(body)
+    given = answer(body)
     head = {
         "id": "chatcmpl-emulator",
         "object": "chat.completion.chunk",
@@ -224,31 +269,34 @@ def chunks(
     *sent, last = deltas(body, size, facts)
     for delta in sent:
         yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None}
-    reason = "tool_calls" if calls else "stop"
-    yield {**head, "choices": [{"index": 0, "delta": last, "finish_reason": reason}], "usage": None}
+    yield {
+        **head,
+        "choices": [{"index": 0, "delta": last, "finish_reason": given.finish_reason}],
+        "usage": None,
+    }
     if (body.get("stream_options") or {}).get("include_usage"):
-        yield {**head, "choices": [], "usage": usage(body, thought, text, calls, cached)}
+        yield {**head, "choices": [], "usage": usage(body, given, cached)}
 
 
 def response(body: Any, cached: CacheUse = NOT_CACHED) -> dict[str, Any]:
     """The answer in one piece."""
-    thought, text, calls = reply(body)
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if thought:
-        shown, ciphertext = thinking.shown(body, thought)
+    given = answer(body)
+    message: dict[str, Any] = {"role": "assistant", "content": given.text}
+    if given.thought:
+        shown, ciphertext = thinking.shown(body, given.thought)
         message["reasoning_content"] = shown
         if ciphertext:
             message["encrypted_content"] = ciphertext
-    if calls:
+    if given.calls:
         message["tool_calls"] = [
             {"id": call_id(body, n), "type": "function", "function": {"name": name, "arguments": text_}}
-            for n, (name, text_) in enumerate(calls)
+            for n, (name, text_) in enumerate(given.calls)
         ]
     return {
         "id": "chatcmpl-emulator",
         "object": "chat.completion",
         "created": CREATED,
         "model": body["model"],
-        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
-        "usage": usage(body, thought, text, calls, cached),
+        "choices": [{"index": 0, "message": message, "finish_reason": given.finish_reason}],
+        "usage": usage(body, given, cached),
     }

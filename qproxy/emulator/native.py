@@ -97,7 +97,7 @@ def events(
     body: Any, service: str, size: int = 12, cached: CacheUse = NOT_CACHED, facts: Unverified = NATURAL
 ) -> Iterator[bytes]:
     """The events of a streamed answer, with the usage in each of them."""
-    usage = _usage(chat.usage(body, *chat.reply(body), cached))
+    usage = _usage(chat.usage(body, chat.answer(body), cached))
     message: dict[str, Any] = {"role": "assistant", "content": ""}
     chunks = [chunk for chunk in chat.chunks(body, size, cached, facts) if chunk["choices"]]
     for number, chunk in enumerate(chunks, 1):

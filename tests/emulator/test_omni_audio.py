@@ -50,7 +50,7 @@ def test_an_answer_is_spoken_and_written():
     assert {(one["id"], one["expires_at"]) for one in sounds if "data" in one} == {
         ("audio_emu1", 1_760_003_600)
     }
-    usage = chat.usage(body(**SPOKEN), *chat.reply(body(**SPOKEN)))
+    usage = chat.usage(body(**SPOKEN), chat.answer(body(**SPOKEN)))
     details = usage["completion_tokens_details"]
     assert details["audio_tokens"] + details["text_tokens"] == usage["completion_tokens"]
     assert details["audio_tokens"] == 7
