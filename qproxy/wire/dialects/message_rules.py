@@ -164,6 +164,7 @@ def null_content(messages: Messages) -> Messages:
 
 def assistant_extras(messages: Messages) -> Messages:
     def change(message: dict[str, JSON]) -> dict[str, JSON]:
+        message = _with_refusals_as_text(message)
         extra = message.keys() & EXTRAS
         if message.get("role") != "assistant" or not extra:
             return message
@@ -177,6 +178,20 @@ def assistant_extras(messages: Messages) -> Messages:
         return kept if kept != message else message
 
     return _each(messages, change)
+
+
+def _with_refusals_as_text(message: dict[str, JSON]) -> dict[str, JSON]:
+    """Return an answer with its refusal parts as text parts, which every server reads."""
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, list):
+        return message
+    if not any(part.get("type") == "refusal" for part in content):
+        return message
+    parts = [
+        {"type": "text", "text": part.get("refusal") or ""} if part.get("type") == "refusal" else part
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def lost_extras(messages: Messages) -> list[str]:

@@ -64,7 +64,7 @@ def _messages(change: message_rules.ChangeMessages, *about: message_rules.Featur
     return apply
 
 
-_extras = _messages(message_rules.assistant_extras, *message_rules.EXTRAS)
+_extras = _messages(message_rules.assistant_extras, list, *message_rules.EXTRAS)
 
 
 def _assistant_extras(draft: RequestDraft) -> bool:

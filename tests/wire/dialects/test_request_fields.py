@@ -224,6 +224,14 @@ def test_a_prefix_is_for_hosted_models():
     assert apply(hosted, "qwen-plus", family="open").turn is hosted
 
 
+@pytest.mark.parametrize("family", ["dashscope", "open"])
+def test_a_refusal_part_becomes_text(family):
+    """No server of Qwen models has refusals: one in an earlier answer is text."""
+    answer = {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
+    sent = apply(turn([PARTIAL[0], answer]), "qwen3.8-27b", family=family).turn.messages[1]
+    assert sent == {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
+
+
 def test_earlier_sound_is_named():
     """A reference to earlier sound, and annotations, have no place in a message to Qwen; empty ones are not
     named."""
