@@ -140,7 +140,9 @@ class Config:
     max_client_connections: int = setting(6000, "concurrent client connections; further ones are refused")
     max_requests: int = setting(5000, "concurrent requests to models; further ones queue for queue_timeout")
     probe_interval: float = setting(
-        60.0, "maximum seconds between two probes (small requests) of a failing account; 0 sends none"
+        60.0,
+        "maximum seconds between two probes (small requests) of a failing account; 0 sends none, and nothing "
+        "else but for clients",
     )
     max_queue_size: int = setting(100, "queued requests; further ones are refused at once")
     max_header_bytes: int = setting(64 * 1024, "maximum bytes of a request head")

@@ -26,7 +26,7 @@ from qproxy.process.banner import banner
 from qproxy.process.channel import SupervisorChannel, WorkerSpec
 from qproxy.process.reload import Reloader
 from qproxy.process.systemd import Notifier
-from qproxy.server import ServerState
+from qproxy.server import Server, ServerState
 from qproxy.system.directories import peer_directory
 
 SPARE_FILES = 64
@@ -105,6 +105,8 @@ async def _run_server(
             nursery.cancel_scope.cancel()
 
         urls = await nursery.start(serving)
+        if config.probe_interval:  # otherwise nothing is sent but for clients
+            nursery.start_soon(_fetch_lists, server)
         await _wait_for_tokens(server.state)
         conditions, has_keys = server.state.account_conditions(), has_api_keys(config)
         text = banner(config, urls[0], file, conditions, has_keys=has_keys)
@@ -131,3 +133,11 @@ async def _wait_for_tokens(state: ServerState) -> None:
 
 def _discard(line: str) -> None:
     """Drop a line of a worker; its supervisor prints it."""
+
+
+async def _fetch_lists(server: Server) -> None:
+    """Fetch the lists of models, so that names in metrics and the choice of accounts wait for no client."""
+    try:
+        await server.state.model_directory.models()
+    except Exception:  # a client that asks for the list gets the error
+        log.exception("cannot fetch the lists of models")
