@@ -15,7 +15,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from qproxy.cli.errors import WRONG_USAGE, run_command
 from qproxy.cli.help import VARIABLES, HelpPage
@@ -60,6 +60,13 @@ ALL = "completion"
 """The command that needs the parsers of all others."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; its subcommands have the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: error: {message}\n")
+
+
 def resolve_command(name: str) -> CommandModule:
     """Return the module of a command, imported by name to keep the start of the others fast."""
     return cast(CommandModule, import_module(f"qproxy.cli.{MODULES.get(name, name)}"))
@@ -67,7 +74,7 @@ def resolve_command(name: str) -> CommandModule:
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Build the parser for these commands."""
-    top = argparse.ArgumentParser(prog="qproxy")
+    top = Parser(prog="qproxy")
     top.add_argument("--version", action="version", version=f"qproxy {VERSION}")
     PAGE.apply_to(top)
     top.set_defaults(parser=top)  # for `qproxy completion`

@@ -149,6 +149,30 @@ def test_an_argument_that_is_not_utf_8(home, capsys):
     assert "is not valid UTF-8" in capsys.readouterr().err
 
 
+USAGE = {
+    "a missing argument": (["backup"], "qproxy backup: error: the following arguments are required: FILE"),
+    "a missing value": (["check", "--model"], "qproxy check: error: argument --model: expected one argument"),
+    "a missing action": (["keys"], "qproxy keys: error: the following arguments are required: ACTION"),
+    "a value of a subcommand": (
+        ["keys", "create", "--rpm", "0"],
+        "qproxy keys create: error: argument --rpm: expected an integer greater than 0, got '0'",
+    ),
+    "an unknown command": (["srve"], "qproxy: error: unknown command 'srve'. Did you mean 'serve'?"),
+    "an unknown flag": (
+        ["serve", "--wrkers=2"],
+        "qproxy: error: unknown option '--wrkers'. Did you mean '--workers'?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "line"), USAGE.values(), ids=USAGE.keys())
+def test_wrong_usage(words, line, home, capsys):
+    """Wrong usage is one line and exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"{line}\n")
+
+
 PORTS = ["-1", "65536", "x", "", "٣", "1" * 5000]
 
 
