@@ -203,6 +203,19 @@ def test_a_data_directory_that_is_a_file(words, code, home, capsys, monkeypatch)
     assert failure(capsys, *words)[0] == code
 
 
+def test_a_full_disk(home, capsys, monkeypatch):
+    """A key that cannot be stored is not printed; the file is named, and nothing of it remains."""
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert cli.main(["keys", "create"]) == 1
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", f"qproxy: {home}/data/keys.json: No space left on device.\n")
+    assert [path.name for path in (home / "data").iterdir()] == ["keys.lock"]
+
+
 class FullDevice(io.StringIO):
     """Standard output on a device without space, or of a reader that has left."""
 

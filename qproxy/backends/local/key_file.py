@@ -55,8 +55,12 @@ def _locked(path: Path) -> Iterator[list[ApiKey]]:
         keys = read(path)
         yield keys
         new = path.with_suffix(f".{os.getpid()}.new")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump({"keys": [api_keys.to_json(key) for key in keys]}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump({"keys": [api_keys.to_json(key) for key in keys]}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except OSError as error:  # a full disk; the old file stays
+            new.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from None
