@@ -7,6 +7,7 @@ that renews it. Nothing is opened before its first use, except that the keys are
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ MAX_REASONING = 64 * 1024 * 1024
 """Bytes of ciphertext of reasoning that one process keeps."""
 MAX_ADDRESSES = 20_000
 """Addresses with wrong secrets that one process counts, over all secrets."""
+DATABASE_ERROR: type[Exception] = sqlite3.Error
+"""Raised for a broken or locked database."""
 OpenCredentials = Callable[[AccountConfig], CredentialStore]
 
 

@@ -80,14 +80,13 @@ def _describe(error: BaseException) -> tuple[int, str] | None:
 
 def _store_errors() -> tuple[type[Exception], ...]:
     """Return the errors of stores and upstreams; imported late, since most commands need none of them."""
-    import sqlite3
-
     from qproxy.accounts.shared_state import StateStoreError
     from qproxy.auth.credential_store import StorageError
+    from qproxy.backends.factory import DATABASE_ERROR
     from qproxy.ledger import LedgerError
     from qproxy.wire.errors import QproxyError
 
-    return StateStoreError, StorageError, LedgerError, QproxyError, sqlite3.Error
+    return StateStoreError, StorageError, LedgerError, QproxyError, DATABASE_ERROR
 
 
 def describe_os_error(error: OSError) -> str:

@@ -206,14 +206,20 @@ class Metrics:
                 self._record_usage(story.usage, model, key, genai)
 
     def _model_label(self, record: RequestRecord) -> str:
-        """Return the model's name if it is known to be one, or was served; otherwise `OTHER`."""
-        model, served = record.relay.model, self._served_models
-        if not model or model in served or self.known(model):
+        """Return the requested name if it is known, else the served one, if known or served; else `OTHER`.
+
+        A client can invent a name that an alias's pattern covers, but not the name of the model behind it.
+        """
+        model = record.relay.model
+        if not model or self.known(model):
             return model
+        name, served = record.relay.served_model or model, self._served_models
+        if name in served or self.known(name):
+            return name
         if record.first_byte is None or len(served) >= MAX_SERVED_MODELS:
             return OTHER
-        served.add(model)
-        return model
+        served.add(name)
+        return name
 
     def _record_attempts(self, record: RequestRecord, model: str) -> None:
         story, child = record.relay, self.child

@@ -120,7 +120,7 @@ class ProxySettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], no_proxy: str) -> ProxySettings:
-        """Read Read Read Read Read HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set
+        """Read HTTPS_PROXY, HTTP_PROXY (lower case only, as a request header could set
         the other), ALL_PROXY, NO_PROXY.
 
         `no_proxy` extends the last. Raises ValueError naming a variable that is invalid.

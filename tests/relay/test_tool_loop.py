@@ -377,7 +377,7 @@ async def test_retries_begin_anew_in_each_round(autojump_clock, caplog):
             status, _, body = await it.post(ASK)
         assert (status, message(body)["content"]) == (200, "done")
         fields = caplog.records[-1].fields
-        assert (fields["attempts"], fields["rounds"], fields["tools"]) == (5, 4, "add:3")
+        assert (fields["attempts"], fields["rounds"], fields["tools"]) == (2, 4, "add:3")
 
 
 MIXED = calling(

@@ -78,11 +78,12 @@ def test_labels_have_bounds():
     metrics = Metrics(lambda model: model == "qwen3.7-plus")
     for number in range(500):
         tools = [ToolRunRecord(f"tool{number}", True, 0.1)]
-        metrics.record(record(model=f"made-up-{number}", tools=tools, first_byte=None))
+        name = f"made-up-{number}"
+        metrics.record(record(model=name, served_model=name, tools=tools, first_byte=None))
     models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
     assert models == {"other"}
     for number in range(500):
-        metrics.record(record(model=f"served-{number}"))
+        metrics.record(record(model=f"served-{number}", served_model=f"served-{number}"))
     models = {labels["model"] for labels in _labels(metrics, "qproxy_requests_total")}
     assert len(models) == MAX_SERVED_MODELS + 1
     assert {"served-0", "other"} < models

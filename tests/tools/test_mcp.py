@@ -494,7 +494,7 @@ def test_the_example_searches_its_folder_and_nothing_else(capsys):
     if not listed["sandbox"]["available"]:
         assert "no sandbox is available" in listed["mcp_servers"][0]["state"]
         return
-    code, out, _ = run("docs__search", words="no shell reads")
+    code, out, _ = run("docs__search", words="no shell is involved")
     assert code == 0
     assert "tools.md:" in out
     code, out, _ = run("docs__read", file="tools.md", lines=1)
