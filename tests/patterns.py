@@ -15,6 +15,7 @@ import os
 import pkgutil
 import random
 import re
+import signal
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -375,14 +376,17 @@ def shape(pattern: re.Pattern[Any], *, anchored: bool) -> list[str]:
 
 # Attacks
 
-SHORT, LONG = 8 * 1024, 64 * 1024
-FEW = 5
-"""Attacks by chance on one pattern, in the suite; with more, all are long."""
+FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
+SIZE = 64 * 1024 if FACTOR else 8 * 1024
+"""Characters of an attack: a pattern that is quadratic takes seconds, or a third of one in the suite."""
+CPU_SECONDS = 4.0 if FACTOR else 0.2
+"""CPU time of one attack, of which a linear pattern needs some milliseconds; more ends the process."""
+BY_CHANCE = 5 * max(1, FACTOR)
+"""Random attacks on one pattern."""
 
 
 def attacks(pattern: re.Pattern[Any], more: int) -> Iterator[str]:
-    """Texts that a pattern that backtracks is slow to refuse: many of 8 KiB, some of 64 KiB; `more` of them
-    by chance."""
+    """Yield texts that a pattern that backtracks is slow to refuse; `more` of them are random."""
     tree = parser.parse(pattern.pattern, pattern.flags)
     flags = tree.state.flags | pattern.flags
     pumps: dict[tuple[str, str], None] = {}
@@ -391,10 +395,9 @@ def attacks(pattern: re.Pattern[Any], more: int) -> Iterator[str]:
     for _ in range(more if samples else 0):
         begun, *repeated = chance.choices(samples, k=chance.randint(2, 4))
         pumps[begun, "".join(repeated)] = None
-    for number, (prefix, pump) in enumerate(pumps):
-        for turn, miss in enumerate(("", "\0", "x!")):
-            size = LONG if (number + turn) % 4 == 0 or more > FEW else SHORT
-            yield prefix + pump * (size // len(pump)) + miss
+    for prefix, pump in pumps:
+        for miss in ("", "\0", "x!"):
+            yield prefix + pump * (SIZE // len(pump)) + miss
 
 
 def _pumps(items: list[Any], before: str, flags: int, found: dict[tuple[str, str], None]) -> str:
@@ -455,16 +458,21 @@ def every() -> Iterator[Used]:
 
 
 def attack_all(more: int) -> int:
-    """Match every pattern against its attacks, as it is used; returns how many there were."""
+    """Match every pattern against its attacks, as it is used; return how many there were.
+
+    The default action of SIGVTALRM ends a process whose attack takes too long, even inside the matcher.
+    """
     count = 0
     for used in every():
         uses = [used.pattern.match, used.pattern.fullmatch] if used.anchored else [used.pattern.search]
         for text in attacks(used.pattern, more):
             for use in uses:
+                signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
                 use(text if isinstance(used.pattern.pattern, str) else text.encode("utf-8"))
                 count += 1
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return count
 
 
 if __name__ == "__main__":
-    print(attack_all(FEW * int(os.environ.get("FUZZ_FACTOR", "1"))))
+    print(attack_all(BY_CHANCE))

@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "docs", PACKAGE.parent / "docs")
 """Where the pages are: in an installed package, in a checkout."""
 INDEX = "README.md"
-_ROW = re.compile(r"^\| \[[^]]++\]\(([a-z0-9-]++)(?:\.md|/README\.md)\) \| ([^|\n]++)\|", re.MULTILINE)
+_ROW = re.compile(r"^\| \[[^]\n]++\]\(([a-z0-9-]++)(?:\.md|/README\.md)\) \| ([^|\n]++)\|", re.MULTILINE)
 """A row of the index: the topic and its description."""
 
 

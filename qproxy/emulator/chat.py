@@ -29,7 +29,7 @@ FAULTS = ("fault-", "quirk-")
 CREATED = 1_760_000_000
 GREETING_REPLY = re.compile(r"^\s*(hi|hello|hey|good (morning|evening)|thanks|你好)\b", re.IGNORECASE)
 
-_WORD = re.compile(r"\s*+\S++")
+_WORD = re.compile(r"(?<!\s)\s*+\S++")
 _FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
