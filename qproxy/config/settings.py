@@ -10,38 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qproxy.config import checks
 from qproxy.config.accounts import AccountConfig, ConfigError, key_warnings, resolve_account
+from qproxy.config.ledger import check_ledger
+from qproxy.config.prices import PriceConfig
 from qproxy.config.secret_values import secret_values
+from qproxy.config.setting import setting
 from qproxy.config.tools import McpServerConfig, ToolConfig, ToolRuleConfig
 from qproxy.system.exposure import exposed_without_keys_message, is_loopback
 from qproxy.wire.models import ModelRow
 
 SERVER_SETTINGS = ("host", "port", "workers", "certfile", "keyfile")
 """Settings that only `qproxy serve`, and `qproxy.serve` in a program, apply."""
-NO_LEDGER = "none"
-"""Value of the setting `ledger` that disables the ledger."""
-
-
-def setting(default: Any, help: str, *, secret: bool = False) -> Any:
-    """Declare a setting; a secret one is hidden from reprs and logs."""
-    metadata = {"help": help}
-    if isinstance(default, dict | list | tuple):
-        return field(default_factory=lambda: default, metadata=metadata, repr=not secret)
-    return field(default=default, metadata=metadata, repr=not secret)
-
-
-@dataclass(frozen=True)
-class PriceConfig:
-    """A `[[prices]]` table: US dollars for a million tokens of one model."""
-
-    model: str
-    input: float
-    output: float
-    cached: float | None = None
 
 
 @dataclass(frozen=True)
@@ -295,7 +278,21 @@ class Config:
         "admin", "who may read /metrics: the admin (see admin_key), any API key, or anyone"
     )
     ledger: str | None = setting(
-        None, "file of the usage ledger; default ledger.sqlite3 in the data directory, `none` disables it"
+        None,
+        "file of the usage ledger, or the postgresql:// URL of one for several machines; default "
+        "ledger.sqlite3 in the data directory, `none` disables it",
+        secret="url",
+    )
+    ledger_password_file: str | None = setting(
+        None, "file with the password for the ledger's database, instead of a password in the URL"
+    )
+    ledger_spool_file: str | None = setting(
+        None,
+        "file of the requests that the ledger's database has not taken yet; default ledger-spool.sqlite3 in "
+        "the data directory",
+    )
+    ledger_timeout: float = setting(
+        3.0, "maximum seconds to connect to the ledger's database, and for a statement there"
     )
     ledger_retention_days: int = setting(
         90, "days to keep requests in the usage ledger; 0 keeps them forever"
@@ -344,6 +341,7 @@ class Config:
         checks.check_certificate(self.certfile, self.keyfile)
         self.check_address(self.host, has_keys)
         checks.check_admin_key(self.admin_key)
+        check_ledger(self.ledger)
         for name in ("oauth_device_url", "oauth_token_url"):
             checks.check_identity_server(name, getattr(self, name))
         self.all_accounts()

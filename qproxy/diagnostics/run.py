@@ -20,7 +20,7 @@ from qproxy.bootstrap import transport as transport_setup
 from qproxy.bootstrap.models import build_catalog, retirement_notices
 from qproxy.bootstrap.state import build_state
 from qproxy.config import Config
-from qproxy.config.settings import NO_LEDGER
+from qproxy.config.ledger import NO_LEDGER
 from qproxy.diagnostics import system
 from qproxy.diagnostics import tools as tool_checks
 from qproxy.diagnostics.accounts import AccountCheck, account_check

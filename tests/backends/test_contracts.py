@@ -29,12 +29,15 @@ from qproxy.backends.local.credential_lock import FileLock
 from qproxy.backends.local.credentials import FileCredentials
 from qproxy.backends.local.grants import SqliteGrants
 from qproxy.backends.local.ledger import SqliteUsageLedger
+from qproxy.backends.local.ledger_spool import LedgerSpool
 from qproxy.backends.local.login_sessions import LocalLoginSessions
 from qproxy.backends.local.rate_limits import FileRateLimits, MemoryRateLimits
 from qproxy.backends.local.reasoning import MemoryReasoning
 from qproxy.backends.local.responses import SqliteResponseStore
 from qproxy.backends.local.tool_rounds import MemoryToolRounds
 from qproxy.backends.local.usage_limiter import LocalUsageLimiter
+from qproxy.backends.postgres.connection import PostgresAddress
+from qproxy.backends.postgres.ledger import PostgresUsageLedger
 from qproxy.bootstrap.models import package_catalog
 from qproxy.ledger import Pricing, UsageLedger
 from qproxy.relay.reasoning_store import ReasoningStore
@@ -553,15 +556,21 @@ async def test_rounds_are_found_by_conversation_and_calls(tool_rounds, autojump_
 # Usage
 
 
+@pytest.fixture(params=["fake", "local", "postgres"])
+def opened_ledger(request, tmp_path, clock) -> UsageLedger:
+    if request.param == "fake":
+        return fakes.FakeLedger(clock)
+    if request.param == "local":
+        return SqliteUsageLedger(tmp_path / "ledger.sqlite3", Pricing(), keep_days=90, wall_clock=clock)
+    address = PostgresAddress(request.getfixturevalue("postgres").create_schema(), timeout=5.0)
+    spool = LedgerSpool(tmp_path / "ledger-spool.sqlite3")
+    return PostgresUsageLedger(address, Pricing(), keep_days=90, spool=spool, wall_clock=clock)
+
+
 @pytest.fixture
-async def ledger(member, tmp_path, clock):
-    made: UsageLedger = (
-        fakes.FakeLedger(clock)
-        if member == "fake"
-        else SqliteUsageLedger(tmp_path / "ledger.sqlite3", Pricing(), keep_days=90, wall_clock=clock)
-    )
-    yield made
-    await made.aclose()
+async def ledger(opened_ledger):
+    yield opened_ledger
+    await opened_ledger.aclose()
 
 
 def write(ledger: UsageLedger, clock: Clock) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from qproxy.backends.local import ledger_queries as history
 from qproxy.backends.local import ledger_schema as schema
-from qproxy.backends.local.ledger import _insert
+from qproxy.backends.local.ledger import insert_rows
 from qproxy.ledger import LedgerError
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.rows import to_row
@@ -23,7 +23,7 @@ def ledger(tmp_path):
     connection = schema.open_for_writing(tmp_path / "ledger.sqlite3")
 
     def with_rows(*rows):
-        _insert(connection, list(rows))
+        insert_rows(connection, list(rows))
         return connection
 
     yield with_rows

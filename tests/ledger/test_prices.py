@@ -10,7 +10,7 @@ import pytest
 from qproxy.bootstrap.models import build_catalog, package_catalog
 from qproxy.bootstrap.telemetry import build_pricing
 from qproxy.config import Config
-from qproxy.config.settings import PriceConfig
+from qproxy.config.prices import PriceConfig
 from qproxy.ledger.prices import ModelPrice, PriceTier, Pricing, token_price
 from qproxy.wire.events import Usage
 from qproxy.wire.models import ModelRow

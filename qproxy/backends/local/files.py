@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qproxy.config import Config, data_dir
 from qproxy.config.accounts import AccountConfig
-from qproxy.config.settings import NO_LEDGER
+from qproxy.config.ledger import is_database_url, ledger_file
 
 CREDENTIAL_FILE = "oauth_creds.json"
 """qwen-code's name for it."""
@@ -26,6 +26,8 @@ def secret_files(config: Config) -> Iterator[tuple[str, Path]]:
     """Give the files with secrets or their digests, by what they are."""
     if config.keys_file:
         yield "keys of clients", Path(config.keys_file)
+    if config.ledger_password_file:
+        yield "password of the ledger", Path(config.ledger_password_file)
     for account in config.accounts:
         if account.kind == "oauth":
             yield f"tokens of {account.name}", credential_path(account)
@@ -35,7 +37,9 @@ def databases(config: Config) -> Iterator[tuple[str, Path]]:
     """Give the SQLite files, by what they are."""
     if config.account_state_file:
         yield "accounts' state", Path(config.account_state_file)
-    if config.ledger not in (None, NO_LEDGER):
-        yield "usage ledger", Path(str(config.ledger))
+    if (ledger := ledger_file(config.ledger)) is not None:
+        yield "usage ledger", ledger
+    if is_database_url(config.ledger) and config.ledger_spool_file:
+        yield "spool of the usage ledger", Path(config.ledger_spool_file)
     if config.store_responses and config.responses_file:
         yield "responses", Path(config.responses_file)

@@ -1,9 +1,4 @@
-"""The usage ledger in an SQLite file: the thread that writes it, and how the server hands it rows and
-queries.
-
-Nothing waits for the disk: `record` puts a row into a queue. The thread writes what arrived within
-`BATCH_SECONDS` of the first row in one transaction, so a killed process loses at most that. Queries are in
-the same queue: when one is answered, every row recorded before it is in the file.
+"""The usage ledger in an SQLite file: what its thread (`backends.ledger_thread`) does with rows and queries.
 
 A file that cannot be written (a full disk, a lock that stays) is logged once; rows are kept for a while and
 then counted as lost. A row that the file rejects is written as far as possible and never keeps another one
@@ -12,22 +7,17 @@ out. Requests are never affected.
 
 from __future__ import annotations
 
-import logging
-import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TypeVar
 
-import trio
-
+from qproxy.backends.ledger_thread import LedgerThread, log
+from qproxy.backends.local import ledger_queries as queries
 from qproxy.backends.local import ledger_schema as schema
 from qproxy.backends.local.ledger_queries import query_timeout
-from qproxy.backends.local.ledger_reader import LedgerQueries
 from qproxy.ledger.prices import Pricing
 from qproxy.ledger.protocol import LedgerError
 from qproxy.ledger.rows import LedgerRow, storable_row, to_hourly_row, to_row
@@ -35,39 +25,17 @@ from qproxy.system.sqlite import erasing, transaction
 from qproxy.telemetry.records import RequestRecord
 
 T = TypeVar("T")
-BATCH_SECONDS = 0.25
-RETRY_SECONDS = 0.5
-MAX_BATCH = 1000
-MAX_WAITING = 20_000
-"""Rows kept while the file cannot be written."""
-QUERY_TIMEOUT = 5.0
-STOP_TIMEOUT = 3.0
 PRUNE_SECONDS = 3600.0
 HOURS_DAYS = 400
 """Days for which the sums of hours are kept: a year and a month."""
 DAY = 86400.0
-log = logging.getLogger("qproxy.ledger")
 _ALL_TIME = float("inf")
 
 
-class _Query(NamedTuple):
-    run: Callable[[sqlite3.Connection], Any]
-    result: Callable[[Any, Exception | None], None]
-
-
-class _Stop(NamedTuple):
-    pass
-
-
-class _Stopping(Exception):
-    """The thread is to stop."""
-
-
-_Item: TypeAlias = LedgerRow | _Query | _Stop
-
-
-class SqliteUsageLedger(LedgerQueries):
+class SqliteUsageLedger(LedgerThread[sqlite3.Connection]):
     """The ledger of this process; others may write to the same file."""
+
+    functions = queries
 
     def __init__(
         self,
@@ -77,43 +45,13 @@ class SqliteUsageLedger(LedgerQueries):
         keep_days: int,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(str(path), pricing, wall_clock=wall_clock)
         self.path = path
-        self._pricing = pricing
         self.keep_days = keep_days
-        self.written = self.lost = 0
-        """Rows since the start."""
-        self._wall_clock = wall_clock
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._flush = threading.Event()
-        """Set if a task waits for the queue."""
-        self._thread: threading.Thread | None = None
-        self._connection: sqlite3.Connection | None = None
-        self._rows: list[LedgerRow] = []
         self._last_pruned = -_ALL_TIME
-        self._healthy = True
-
-    def __repr__(self) -> str:
-        return f"<SqliteUsageLedger {self.path}: {self.written} rows written, {self.lost} lost>"
-
-    # Called on the event loop
-
-    def use_pricing(self, pricing: Pricing) -> None:
-        """Compute the costs of further requests with these prices."""
-        self._pricing = pricing
-
-    def record(self, record: RequestRecord) -> None:
-        """Record a finished request if it named a model, or was rejected before it could."""
-        if record.relay.model or record.is_rejected:
-            self._enqueue(to_row(record, self._wall_clock(), self._pricing))
 
     async def delete_key(self, key: str) -> int:
         return await self.query(partial(_delete_key, key=key))
-
-    async def aclose(self) -> None:
-        """Write what is left. A row recorded later starts the thread again."""
-        if self._thread is not None:
-            with trio.CancelScope(shield=True):  # `close` waits for STOP_TIMEOUT at most
-                await trio.to_thread.run_sync(self.close)
 
     async def _page(self, query: Callable[[sqlite3.Connection], T]) -> T:
         def run(connection: sqlite3.Connection) -> T:
@@ -122,120 +60,23 @@ class SqliteUsageLedger(LedgerQueries):
 
         return await self.query(run)
 
-    async def query(self, run: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a query in the thread, after writing every row recorded before it. Raises LedgerError."""
-        token, done = trio.lowlevel.current_trio_token(), trio.Event()
-        answers: list[tuple[Any, Exception | None]] = []
-
-        def answer(*outcome: Any) -> None:
-            answers.append(outcome)
-            done.set()
-
-        def from_thread(result: Any, error: Exception | None) -> None:
-            with suppress(trio.RunFinishedError):  # no task waits any more
-                token.run_sync_soon(answer, result, error)
-
-        self._enqueue(_Query(run, from_thread))
-        self._flush.set()
-        with trio.move_on_after(QUERY_TIMEOUT):
-            await done.wait()
-        if not answers:
-            raise LedgerError(f"{self.path}: no result within {QUERY_TIMEOUT:.0f} s.")
-        result, error = answers[0]
-        if error is not None:
-            raise LedgerError(f"{self.path}: {error}.")
-        return result  # type: ignore[no-any-return]
-
-    async def run(self) -> None:
-        """Wait until cancelled, then write what is left."""
-        try:
-            await trio.sleep_forever()
-        finally:
-            await self.aclose()
-
-    def close(self) -> None:
-        """Write what is left and end the thread; a row recorded later starts another one."""
-        while self._thread is not None:
-            self._queue.put(_Stop())
-            self._flush.set()
-            self._thread.join(STOP_TIMEOUT)
-            if self._thread.is_alive():
-                log.error("usage ledger: the last rows were not written within %g s", STOP_TIMEOUT)
-                return
-            self._thread = None
-            if not self._queue.empty():  # recorded while it was ending
-                self._start()
-
-    def _enqueue(self, item: _Item) -> None:
-        self._queue.put(item)
-        if self._thread is None:
-            self._start()
-
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._write_loop, name="qproxy-ledger", daemon=True)
-        self._thread.start()
-
     # Called in the thread
 
-    def _write_loop(self) -> None:
-        stopping = False
-        while not stopping:
-            pending, stopping = self._next_batch()
-            try:
-                self._write()
-            except Exception:  # rows that no file accepts: drop them, so that the next ones are written
-                log.exception("usage ledger: %d rows lost", len(self._rows))
-                self.lost += len(self._rows)
-                self._rows = []
-            for query in pending:
-                self._run_query(query)
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = schema.open_for_writing(self.path)
+        return self._connection
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _next_batch(self) -> tuple[list[_Query], bool]:
-        """Collect rows until it is time to write: after BATCH_SECONDS, or at once for a query or the stop.
-
-        Only the first row wakes the thread: waking it for each would cost the event loop more than recording
-        them.
-        """
-        pending: list[_Query] = []
-        try:
-            self._sort(self._queue.get(timeout=RETRY_SECONDS if self._rows else None), pending)
-            if not pending:
-                self._flush.wait(BATCH_SECONDS)
-            while len(self._rows) < MAX_BATCH or not self._healthy:
-                self._sort(self._queue.get_nowait(), pending)
-        except queue.Empty:
-            pass
-        except _Stopping:
-            return pending, True
-        if self._queue.empty():
-            self._flush.clear()
-        return pending, False
-
-    def _sort(self, item: _Item, pending: list[_Query]) -> None:
-        if isinstance(item, _Stop):
-            raise _Stopping
-        if isinstance(item, _Query):
-            pending.append(item)
-        else:
-            self._try_write(item)
-
-    def _try_write(self, row: LedgerRow) -> None:
-        if len(self._rows) < MAX_WAITING:
-            self._rows.append(row)
-        else:
-            self.lost += 1
-
     def _write(self) -> None:
-        """Write the waiting rows; if that fails they stay."""
         if not self._rows:
             return
         try:
-            if self._connection is None:
-                self._connection = schema.open_for_writing(self.path)
-            written = _insert(self._connection, self._rows)
+            written = insert_rows(self._connect(), self._rows)
         except (sqlite3.Error, LedgerError) as error:
             if self._healthy:
                 log.error("cannot write usage ledger, retrying: %s", error)
@@ -247,7 +88,7 @@ class SqliteUsageLedger(LedgerQueries):
         self.written += written
         self.lost += len(self._rows) - written
         self._rows = []
-        self._prune(self._connection)
+        self._prune(self._connect())
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         """Delete rows older than the retention, once an hour."""
@@ -260,16 +101,6 @@ class SqliteUsageLedger(LedgerQueries):
             connection.execute("DELETE FROM hours WHERE hour < ?", (now - HOURS_DAYS * DAY,))
         except sqlite3.Error as error:  # retried in an hour
             log.warning("cannot prune usage ledger: %s", error)
-
-    def _run_query(self, query: _Query) -> None:
-        try:
-            if self._rows:
-                raise LedgerError("the ledger file cannot be written")
-            if self._connection is None:
-                self._connection = schema.open_for_writing(self.path)
-            query.result(query.run(self._connection), None)
-        except Exception as error:  # the waiting task gets the error, whatever it is
-            query.result(None, error)
 
 
 def _delete_key(connection: sqlite3.Connection, key: str) -> int:
@@ -305,7 +136,7 @@ REJECTED_ROW = (
 """Errors caused by a row's own values: UnicodeEncodeError, an integer too large, NULL, a wrong type."""
 
 
-def _insert(connection: sqlite3.Connection, rows: list[LedgerRow]) -> int:
+def insert_rows(connection: sqlite3.Connection, rows: list[LedgerRow]) -> int:
     """Write rows and add them to their hours, in one transaction; return how many were written."""
     try:
         with transaction(connection):

@@ -139,8 +139,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def open_for_writing(path: Path) -> sqlite3.Connection:
-    """Open the ledger, created or brought up to date. Raises LedgerError."""
+def open_for_writing(path: Path | None) -> sqlite3.Connection:
+    """Open the ledger, created or brought up to date; without a path, memory. Raises LedgerError."""
     try:
         connection = open_database(path, patience=BUSY_SECONDS)
         try:
@@ -175,7 +175,7 @@ def version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()[0])
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path | None) -> None:
     """Bring the file up to date; several processes may try at once."""
     with transaction(connection):
         known = version(connection)

@@ -1,0 +1,45 @@
+"""A reader of the ledger in PostgreSQL for commands, which needs no server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+
+from qproxy.backends.ledger_queries import LedgerQueries
+from qproxy.backends.postgres import queries, schema
+from qproxy.backends.postgres.connection import Connection, PostgresAddress, transaction
+from qproxy.ledger.protocol import LedgerError
+
+T = TypeVar("T")
+QUERY_SECONDS = 60.0
+
+
+class PostgresLedgerReader(LedgerQueries[Connection]):
+    """The ledger of all machines. Queries block: a command has nothing else to do."""
+
+    functions = queries
+
+    def __init__(self, address: PostgresAddress) -> None:
+        """Raises LedgerError if there is no ledger."""
+        self._address = address
+        self._connection = address.connect()
+        try:
+            schema.check_version(self._connection)
+        except (psycopg.Error, LedgerError) as error:
+            self._connection.close()
+            raise LedgerError(f"{address}: {address.reason(error)}.") from None
+
+    def __repr__(self) -> str:
+        return f"<PostgresLedgerReader {self._address}>"
+
+    async def aclose(self) -> None:
+        self._connection.close()
+
+    async def query(self, run: Callable[[Connection], T]) -> T:
+        try:
+            with transaction(self._connection, QUERY_SECONDS):
+                return run(self._connection)
+        except psycopg.Error as error:
+            raise LedgerError(f"{self._address}: {self._address.reason(error)}.") from None
